@@ -1,0 +1,16 @@
+"""proav: train and serve models that make video with sound, on Ray.
+
+`SoundingVideoPipeline` is the way in for notebooks; jobs are in `ray_jobs/`. Importing proav loads nothing heavy: names come when asked for.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+_HOMES = {"SoundingVideoPipeline": "proav.pipeline", "Clip": "proav.media.container", "Config": "proav.config", "load_config": "proav.settings"}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'proav' has no attribute {name!r}")

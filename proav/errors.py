@@ -1,0 +1,27 @@
+"""The one exception that means "the user can fix this".
+
+Jobs print its message on stderr in one or two lines and exit with status 2; everything else is a defect and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: the message says what was given, what was expected and what to type."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run: an unknown key, a value out of range, or two settings that contradict each other."""
+
+
+class MediaError(UserError):
+    """A file that cannot become a clip; `reason` is a short stable word for tables, the message is for people."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):  # two arguments, so that the error survives the way home from a Ray worker
+        return MediaError, (self.reason, str(self))
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, incomplete, damaged or made for another configuration."""

@@ -1,0 +1,184 @@
+"""Every derived size of a run, as values with methods: frames, samples, mel columns, patches, planes, tokens, seconds.
+
+Letters used through the package: B clips, T frames, C channels, H and W rows and columns, M mel bins, S mel columns within a frame,
+P planes, N rows and columns of a plane, L tokens, D latent channels. FLOPs and parameters are counted in `proav/costs.py`.
+"""
+
+from dataclasses import dataclass
+
+PLANE_NAMES = ("v_HW", "v_WT", "v_HT", "a_HW", "a_WT", "a_HT")
+"""The order of the six planes in the stack (SPEC 1.9); T is always the first axis of WT and HT."""
+
+
+@dataclass(frozen=True)
+class ClipGeometry:
+    """Shape and rates of one clip, picture and sound on one clock."""
+
+    num_frames: int
+    fps: int
+    height: int
+    width: int
+    sample_rate: int
+    mel_bins: int
+    n_fft: int
+    hop: int
+
+    @classmethod
+    def from_config(cls, config) -> "ClipGeometry":
+        clip, mel = config.clip, config.mel
+        return cls(clip.num_frames, clip.fps, clip.height, clip.width, clip.sample_rate, mel.num_bins, mel.n_fft, mel.hop)
+
+    @property
+    def seconds(self) -> float:
+        return self.num_frames / self.fps
+
+    @property
+    def samples_per_frame(self) -> int:
+        return self.sample_rate // self.fps
+
+    @property
+    def num_samples(self) -> int:
+        """Sound samples of a clip."""
+        return self.num_frames * self.samples_per_frame
+
+    @property
+    def mel_steps(self) -> int:
+        """Mel columns of a frame, S."""
+        return self.samples_per_frame // self.hop
+
+    @property
+    def mel_shape(self) -> tuple[int, int, int]:
+        """Native mel grid of a clip, (T, M, S)."""
+        return self.num_frames, self.mel_bins, self.mel_steps
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Times that a mel value is repeated along (H, W) in the mel image."""
+        return self.height // self.mel_bins, self.width // self.mel_steps
+
+
+@dataclass(frozen=True)
+class LatentGeometry:
+    """Shape of MDSA's planes, of their stack, and of ST-DiT's tokens."""
+
+    num_frames: int
+    plane_size: int
+    latent_channels: int
+    token_patch: int
+
+    @classmethod
+    def from_config(cls, config) -> "LatentGeometry":
+        return cls(config.clip.num_frames, config.mdsa.plane_size, config.mdsa.latent_channels, config.stdit.patch_size)
+
+    @property
+    def plane_shapes(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of each plane of one modality, as MDSA makes it."""
+        n, t = self.plane_size, self.num_frames
+        return {"HW": (n, n), "WT": (t, n), "HT": (t, n)}
+
+    @property
+    def stack_shape(self) -> tuple[int, int, int, int]:
+        """(D, 6, N, N): the six planes of both modalities, the time axis resized to N where T is smaller."""
+        return self.latent_channels, len(PLANE_NAMES), self.plane_size, self.plane_size
+
+    @property
+    def tokens_per_plane(self) -> int:
+        return (self.plane_size // self.token_patch) ** 2
+
+    @property
+    def num_tokens(self) -> int:
+        return len(PLANE_NAMES) * self.tokens_per_plane
+
+    @property
+    def values_per_clip(self) -> int:
+        """Numbers that MDSA keeps of a clip, both modalities."""
+        return 2 * self.latent_channels * sum(rows * columns for rows, columns in self.plane_shapes.values())
+
+
+@dataclass(frozen=True)
+class StreamGeometry:
+    """What one modality's encoder reads: a clip of images, cut into N x N patches."""
+
+    channels: int
+    num_frames: int
+    rows: int
+    columns: int
+    plane_size: int
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Rows and columns of a patch."""
+        return self.rows // self.plane_size, self.columns // self.plane_size
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(C, T, rows, columns)."""
+        return self.channels, self.num_frames, self.rows, self.columns
+
+
+def stream_geometries(config) -> dict[str, StreamGeometry]:
+    """{"video": ..., "audio": ...}: what the two encoders read; the audio stream is the mel grid, native or tiled to H x W."""
+    clip, mdsa = ClipGeometry.from_config(config), config.mdsa
+    video = StreamGeometry(3, clip.num_frames, clip.height, clip.width, mdsa.plane_size)
+    if mdsa.audio_input == "native":
+        audio = StreamGeometry(1, clip.num_frames, clip.mel_bins, clip.mel_steps, mdsa.plane_size)
+    else:
+        audio = StreamGeometry(mdsa.audio_channels, clip.num_frames, clip.height, clip.width, mdsa.plane_size)
+    return {"video": video, "audio": audio}
+
+
+def check_geometry(config) -> None:
+    """Raises ValueError, naming the keys, where sizes do not fit together."""
+    clip, mel, mdsa = config.clip, config.mel, config.mdsa
+    frames, n = clip.num_frames, mdsa.plane_size
+
+    def require(fits: bool, message: str) -> None:
+        if not fits:
+            raise ValueError(message)
+
+    require(
+        clip.sample_rate % clip.fps == 0,
+        f"clip.sample_rate={clip.sample_rate} is not a whole number of samples per frame at clip.fps={clip.fps}; expected a multiple of clip.fps",
+    )
+    per_frame = clip.sample_rate // clip.fps
+    require(
+        per_frame % mel.hop == 0,
+        f"mel.hop={mel.hop} does not divide the {per_frame} samples of a frame (clip.sample_rate / clip.fps); expected a divisor, such as {_divisor_near(per_frame, mel.hop)}",
+    )
+    steps = per_frame // mel.hop
+    require(
+        clip.width % steps == 0,
+        f"mel.hop={mel.hop} gives {steps} mel columns a frame, which do not tile clip.width={clip.width}; choose mel.hop so that the columns divide the width",
+    )
+    require(clip.height % mel.num_bins == 0, f"mel.num_bins={mel.num_bins} does not divide clip.height={clip.height}")
+    require(mel.hop <= mel.n_fft, f"mel.hop={mel.hop} skips samples of mel.n_fft={mel.n_fft}; expected mel.hop of at most mel.n_fft")
+    require(
+        mel.min_hz < mel.max_hz <= clip.sample_rate / 2,
+        f"mel.min_hz={mel.min_hz}, mel.max_hz={mel.max_hz}: expected min_hz < max_hz <= {clip.sample_rate / 2} (half of clip.sample_rate)",
+    )
+    require(mel.floor_log10 < mel.ceiling_log10, f"mel.floor_log10={mel.floor_log10} must be below mel.ceiling_log10={mel.ceiling_log10}")
+    for key in ("height", "width"):
+        require(getattr(clip, key) % n == 0, f"mdsa.plane_size={n} does not divide clip.{key}={getattr(clip, key)}")
+        require(getattr(clip, key) % 2 == 0, f"clip.{key}={getattr(clip, key)} must be even (H.264 video)")
+    require(frames <= n, f"clip.num_frames={frames} does not fit mdsa.plane_size={n}: planes keep every frame; expected mdsa.plane_size of at least {frames}")
+    if mdsa.audio_input == "native":
+        require(
+            mel.num_bins % n == 0 and steps % n == 0,
+            f"mel images of {mel.num_bins} bins x {steps} columns do not split into mdsa.plane_size={n} patches a side; write mdsa.audio_input=tiled",
+        )
+    scales = [scale for scale in mdsa.multi_scale.scales if frames % scale]
+    require(not scales, f"mdsa.multi_scale.scales={list(mdsa.multi_scale.scales)}: {scales} do not divide clip.num_frames={frames}")
+    require(frames % mdsa.group_cross.num_groups == 0, f"mdsa.group_cross.num_groups={mdsa.group_cross.num_groups} does not divide clip.num_frames={frames}")
+    block = mdsa.bi_block.block_size
+    sides = {n} if mdsa.bi_block.apply_to == "HW" else {n, frames}
+    require(all(side % block == 0 for side in sides), f"mdsa.bi_block.block_size={block} does not divide the plane sides {sorted(sides)}")
+    require(n % config.stdit.patch_size == 0, f"stdit.patch_size={config.stdit.patch_size} does not divide mdsa.plane_size={n}")
+    segment_frames = int(config.data.segment_seconds * clip.fps)
+    require(
+        segment_frames >= frames,
+        f"data.segment_seconds={config.data.segment_seconds} holds {segment_frames} frames at clip.fps={clip.fps}, less than a clip of {frames}; expected at least {frames / clip.fps:g}",
+    )
+
+
+def _divisor_near(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))

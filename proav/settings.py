@@ -1,0 +1,153 @@
+"""From YAML files and `key=value` words to a checked `Config`, and back to YAML.
+
+Errors name the key, what was given, what was expected, and the nearest known key.
+"""
+
+import difflib
+from pathlib import Path
+from typing import get_args
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from proav.config import Config, Section
+from proav.errors import ConfigError
+
+TRAINED_STAGES = ("mdsa", "stdit")
+
+
+def load_config(path: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The configuration in the YAML file `path` (defaults where None), with `section.key=value` words laid over it.
+
+    `train.KEY` means the training section of the chosen stage, or of both where no stage is chosen.
+    Raises ConfigError.
+    """
+    file_values = _read_yaml(path) if path else {}
+    settings = _merge(file_values, [], path)
+    words = [word for word in overrides]
+    for word in words:
+        if "=" not in word or word.startswith("="):
+            raise ConfigError(f"cannot read the override {word!r}; expected section.key=value, such as train.batch_size=8")
+    stage = next((word.split("=", 1)[1] for word in reversed(words) if word.startswith("stage=")), settings.get("stage"))
+    settings = _merge(settings, _name_stage(words, stage), path)
+    if "train" in settings:  # a `train:` section in the YAML file itself
+        section = settings.pop("train")
+        for name in [stage] if stage in TRAINED_STAGES else TRAINED_STAGES:
+            settings.setdefault(name, {}).setdefault("train", {}).update(section or {})
+    return config_from_dict(settings, origin=path)
+
+
+def config_from_dict(settings: dict, *, origin: str | None = None) -> Config:
+    """Checks nested settings and fills in defaults. Raises ConfigError."""
+    _check_keys(settings, Config, "", origin)
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and "[" in part))
+        where = f" (in {origin})" if origin else ""
+        if first["type"] == "value_error":  # a rule of ours: the message already names the keys
+            raise ConfigError(first["msg"].removeprefix("Value error, ") + where) from None
+        hint = _field_doc(key)
+        raise ConfigError(f"{key}={first['input']!r}{where}: {first['msg'][:1].lower() + first['msg'][1:]}" + (f". {key}: {hint}" if hint else "")) from None
+
+
+def config_to_dict(config: Config) -> dict:
+    """Plain nested values: what is stored with every checkpoint and sample."""
+    return config.model_dump(mode="json")
+
+
+def config_to_yaml(config: Config) -> str:
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def describe_settings(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Every setting as (dotted key, default, one line of documentation), in file order."""
+    rows = []
+    for name, field in section.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, Section):
+            rows += describe_settings(type(default), f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, str(default), field.description or ""))
+    return rows
+
+
+def _read_yaml(path: str) -> dict:
+    file = Path(path)
+    if not file.is_file():
+        near = difflib.get_close_matches(str(file), [str(p) for p in Path("configs").rglob("*.yaml")], n=1, cutoff=0.4)
+        raise ConfigError(f"no configuration file {path}; expected a YAML file" + (f", such as {near[0]}" if near else " such as configs/demo.yaml"))
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, expected sections of keys such as `clip:`")
+    return values
+
+
+def _merge(settings: dict, words: list[str], path: str | None) -> dict:
+    """Lays dotted words over nested settings; mappings merge, everything else (lists, diffusion.task_weights) is replaced."""
+    try:
+        merged = OmegaConf.create(settings)
+        for word in words:
+            key, value = word.split("=", 1)
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]
+            OmegaConf.update(merged, key, parsed, merge=False, force_add=True)
+        return OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"cannot read the override {words[-1] if words else path}: {' '.join(str(error).split())}; quote values with special characters") from None
+
+
+def _name_stage(words: list[str], stage: str | None) -> list[str]:
+    stages = [stage] if stage in TRAINED_STAGES else list(TRAINED_STAGES)
+    named = []
+    for word in words:
+        named += [f"{name}.{word}" for name in stages] if word.startswith("train.") else [word]
+    return named
+
+
+def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: str | None) -> None:
+    for key, value in settings.items():
+        if key not in section.model_fields:
+            near = _nearest_key(prefix + str(key))
+            where = f" in {origin}" if origin else ""
+            raise ConfigError(f"unknown key {prefix}{key}{where}" + (f"; did you mean {near}?" if near else "; --help lists all keys"))
+        inner = section.model_fields[key].annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{prefix}{key}={value!r} is a section, expected keys below it, such as {prefix}{key}.{next(iter(inner.model_fields))}")
+            _check_keys(value, inner, f"{prefix}{key}.", origin)
+
+
+def _nearest_key(key: str) -> str | None:
+    known = _all_keys(Config, "")
+    same_name = [other for other in known if other.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or difflib.get_close_matches(key, same_name, n=1, cutoff=0.0)
+    return near[0] if near else None
+
+
+def _all_keys(section: type[BaseModel], prefix: str) -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += _all_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _field_doc(key: str) -> str | None:
+    section: type[BaseModel] = Config
+    for part in key.split("."):
+        field = section.model_fields.get(part)
+        if field is None:
+            return None
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            values = get_args(field.annotation)
+            choices = f" One of {', '.join(map(str, values))}." if values and all(isinstance(value, str) for value in values) else ""
+            return (field.description or "") + choices
+        section = field.annotation
+    return None

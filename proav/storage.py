@@ -1,0 +1,169 @@
+"""Files, local or remote, behind one set of functions: every path in proav may be a folder on this machine or a URI.
+
+pyarrow's own file systems open local paths, s3://, gs://, hdfs://; fsspec opens the rest. A file that is being written never
+carries its final name, so that a reader sees a whole file or none (STYLE: nothing half written).
+"""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from proav.errors import UserError
+
+
+def is_remote(path: str) -> bool:
+    """True for URIs such as s3://bucket/key; a local path, file:// included, is not remote."""
+    return "://" in str(path) and not str(path).startswith("file://")
+
+
+def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The file system that holds `path`, and the path within it.
+
+    Raises UserError for a scheme that neither pyarrow nor fsspec knows.
+    """
+    path = str(path)
+    if not is_remote(path):
+        return pafs.LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
+    try:
+        return pafs.FileSystem.from_uri(path)
+    except (ValueError, OSError):  # pyarrow does not know this scheme, or was built without it
+        import fsspec
+
+        try:
+            filesystem, inner = fsspec.core.url_to_fs(path)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"cannot open {path}: {error}; expected a local path, s3://, gs:// or a scheme that fsspec knows") from error
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+
+
+def join(root: str, *parts: str) -> str:
+    """`root/part/part` for folders and URIs alike."""
+    return "/".join([str(root).rstrip("/"), *(str(part).strip("/") for part in parts)])
+
+
+def file_info(path: str) -> pafs.FileInfo:
+    """Type, size in bytes and modification time of `path`; type NotFound where there is nothing."""
+    filesystem, inner = open_filesystem(path)
+    return filesystem.get_file_info(inner)
+
+
+def exists(path: str) -> bool:
+    return file_info(path).type != pafs.FileType.NotFound
+
+
+def is_folder(path: str) -> bool:
+    return file_info(path).type == pafs.FileType.Directory
+
+
+def make_folder(path: str) -> str:
+    """Creates the folder and its parents; returns `path`. Raises UserError where a file stands in the way or writing is refused."""
+    filesystem, inner = open_filesystem(path)
+    try:
+        filesystem.create_dir(inner, recursive=True)
+    except OSError as error:
+        raise UserError(f"cannot create the folder {path}: {error}; choose another with run_dir=DIR") from error
+    return path
+
+
+def list_files(path: str, *, recursive: bool = True) -> list[str]:
+    """Every file below the folder `path`, sorted by name; empty where there is no such folder. Hidden and temporary names are left out."""
+    filesystem, inner = open_filesystem(path)
+    selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
+    prefix = path.split("://", 1)[0] + "://" if is_remote(path) else ""
+    files = (info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
+    relative_start = len(inner.rstrip("/")) + 1
+    return sorted(prefix + file for file in files if not any(part.startswith(".") for part in file[relative_start:].split("/")))
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file. Raises FileNotFoundError."""
+    filesystem, inner = open_filesystem(path)
+    with filesystem.open_input_stream(inner) as stream:
+        return stream.read()
+
+
+def read_text(path: str) -> str:
+    return read_bytes(path).decode("utf-8")
+
+
+@contextlib.contextmanager
+def write_folder(path: str) -> Iterator[str]:
+    """A local folder to fill, which becomes `path` when the block ends without an error; an older `path` is replaced.
+
+    Local: a hidden sibling, renamed. Remote: a temporary local folder, uploaded file by file, the JSON files last: they mark
+    a folder as complete.
+    """
+    import tempfile
+
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="proav-") as local:
+            yield local
+            files = sorted((file for file in Path(local).rglob("*") if file.is_file()), key=lambda file: (file.suffix == ".json", str(file)))
+            for file in files:
+                write_bytes(join(path, file.relative_to(local).as_posix()), file.read_bytes())
+        return
+    target = Path(path)
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary.mkdir(parents=True)
+    try:
+        yield str(temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes the whole file or nothing: a hidden temporary name, then a move (object stores publish a file only when it is closed)."""
+    filesystem, inner = open_filesystem(path)
+    if is_remote(path):
+        with filesystem.open_output_stream(inner) as stream:
+            stream.write(data)
+        return
+    folder, name = os.path.split(inner)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, inner)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with run_dir=DIR") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def write_text(path: str, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def delete_folder(path: str) -> None:
+    """Removes the folder with all it holds; nothing happens where there is none."""
+    filesystem, inner = open_filesystem(path)
+    if filesystem.get_file_info(inner).type == pafs.FileType.Directory:
+        filesystem.delete_dir(inner)
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """A local folder with the files of `path`: the folder itself where it is local, else a temporary download."""
+    import tempfile
+
+    if not is_remote(path):
+        yield open_filesystem(path)[1]
+        return
+    with tempfile.TemporaryDirectory(prefix="proav-") as local:
+        inner = open_filesystem(path)[1]
+        for file in list_files(path):
+            relative = open_filesystem(file)[1][len(inner.rstrip("/")) + 1 :]
+            target = Path(local) / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(read_bytes(file))
+        yield local

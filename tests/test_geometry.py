@@ -1,0 +1,35 @@
+"""Derived sizes against numbers worked out by hand from the paper's scale."""
+
+from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry, stream_geometries
+from proav.settings import load_config
+
+
+def test_landscape_sizes():
+    config = load_config()
+    clip, latents = ClipGeometry.from_config(config), LatentGeometry.from_config(config)
+    assert (clip.seconds, clip.num_samples, clip.samples_per_frame) == (1.6, 25_600, 1_600)
+    assert clip.mel_shape == (16, 128, 16) and clip.tile == (2, 16)
+    assert latents.plane_shapes == {"HW": (16, 16), "WT": (16, 16), "HT": (16, 16)}
+    assert latents.stack_shape == (16, 6, 16, 16) and len(PLANE_NAMES) == 6
+    assert (latents.num_tokens, latents.values_per_clip) == (384, 24_576)
+
+
+def test_audioset_sizes():
+    clip = ClipGeometry.from_config(load_config(None, ["clip.fps=4", "mel.hop=125"]))
+    assert (clip.seconds, clip.num_samples, clip.mel_shape, clip.tile) == (4.0, 64_000, (16, 128, 32), (2, 8))
+
+
+def test_pvdm_layout():
+    config = load_config(None, ["mdsa.plane_size=32", "mdsa.latent_channels=4", "mdsa.audio_input=tiled"])
+    latents, streams = LatentGeometry.from_config(config), stream_geometries(config)
+    assert latents.plane_shapes == {"HW": (32, 32), "WT": (16, 32), "HT": (16, 32)}
+    assert latents.stack_shape == (4, 6, 32, 32)
+    assert latents.values_per_clip == 2 * 8_192  # PVDM's 8,192 numbers a clip, for each modality
+    assert latents.num_tokens == 1_536
+    assert streams["video"].patch == (8, 8) and streams["audio"].patch == (8, 8)
+
+
+def test_patches_of_both_streams_fill_the_plane():
+    for words in ([], ["clip.fps=4", "mel.hop=125"], ["mdsa.audio_input=tiled", "mdsa.audio_channels=3"]):
+        for stream in stream_geometries(load_config(None, words)).values():
+            assert stream.patch[0] * stream.plane_size == stream.rows and stream.patch[1] * stream.plane_size == stream.columns

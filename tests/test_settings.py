@@ -1,0 +1,90 @@
+"""Configuration: what is read, what is refused, and what the refusal says."""
+
+from pathlib import Path
+
+import pytest
+
+from proav.config import Config
+from proav.errors import ConfigError
+from proav.settings import config_from_dict, config_to_dict, describe_settings, load_config
+
+SHIPPED = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
+
+
+def write(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_survive_a_round_trip(path):
+    config = load_config(str(path))
+    assert config_from_dict(config_to_dict(config)) == config
+    assert path.read_text().startswith("#") and "command" in path.read_text().split("name:")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mdsa.witdh=96"], "unknown key mdsa.witdh; did you mean mdsa.width?"),
+        (["train.batch=3"], "did you mean mdsa.train.batch_size?"),
+        (["colour=red"], "unknown key colour"),
+        (["mdsa.train.batch_size=0"], "mdsa.train.batch_size=0"),
+        (["stage=vae"], "'mdsa', 'stdit' or 'distill'"),
+        (["mdsa=3"], "mdsa=3 is a section"),
+        (["seed"], "expected section.key=value"),
+        (["clip.fps=7"], "clip.sample_rate=16000 is not a whole number of samples per frame at clip.fps=7"),
+        (["mel.hop=99"], "such as 100"),
+        (["mdsa.multi_scale.scales=[1,3]"], "[3] do not divide clip.num_frames=16"),
+        (["mdsa.group_cross.num_groups=5"], "mdsa.group_cross.num_groups=5 does not divide"),
+        (["mdsa.bi_block.block_size=5"], "mdsa.bi_block.block_size=5"),
+        (["mdsa.plane_size=8"], "planes keep every frame"),
+        (["mdsa.plane_size=32"], "write mdsa.audio_input=tiled"),
+        (["stdit.width=64"], "write stdit.size=custom"),
+        (["stage=mdsa", "train.batch_size=6", "train.num_workers=[2,4]"], "a multiple of 12"),
+        (["data.segment_seconds=1"], "expected at least 1.6"),
+        (["mel.max_hz=9000"], "8000.0 (half of clip.sample_rate)"),
+        (["diffusion.task_weights={joint: 0}"], "all zero"),
+        (["stdit.train.learning_rate=.nan"], "stdit.train.learning_rate"),
+        (["a.b={c"], "cannot read the override"),
+    ],
+)
+def test_a_wrong_setting_is_told_with_its_key(words, said):
+    with pytest.raises(ConfigError) as error:
+        load_config(None, words)
+    assert said in str(error.value)
+
+
+def test_train_means_the_chosen_stage():
+    both = load_config(None, ["train.batch_size=48"])
+    assert (both.mdsa.train.batch_size, both.stdit.train.batch_size) == (48, 48)
+    one = load_config(None, ["train.batch_size=48", "stage=mdsa"])
+    assert (one.mdsa.train.batch_size, one.stdit.train.batch_size) == (48, Config().stdit.train.batch_size)
+
+
+def test_overrides_win_over_the_file_and_leave_its_neighbours(tmp_path):
+    path = write(tmp_path, "name: mine\nmdsa:\n  width: 96\n  train: {batch_size: 12}\n")
+    config = load_config(path, ["mdsa.train.num_clips=1200"])
+    assert (config.mdsa.width, config.mdsa.train.batch_size, config.mdsa.train.num_clips) == (96, 12, 1200)
+    assert config.mdsa.train.betas == Config().mdsa.train.betas
+    assert config.run_folder == "runs/mine"
+
+
+def test_lists_and_strings_with_odd_characters_come_through():
+    config = load_config(None, ["data.sources=[/a b/c,s3://bucket/x]", "data.labels=[rain,fire]"])
+    assert config.data.sources == ("/a b/c", "s3://bucket/x") and config.data.labels == ("rain", "fire")
+
+
+def test_a_file_that_is_no_configuration(tmp_path):
+    with pytest.raises(ConfigError, match="no configuration file"):
+        load_config(str(tmp_path / "absent.yaml"))
+    with pytest.raises(ConfigError, match="not readable as YAML"):
+        load_config(write(tmp_path, "clip: [1, 2\nmel: }"))
+    with pytest.raises(ConfigError, match="unknown key clip.frames in .*run.yaml"):
+        load_config(write(tmp_path, "clip: {frames: 3}"))
+
+
+def test_every_setting_is_documented():
+    undocumented = [key for key, _, text in describe_settings() if len(text) < 3]
+    assert not undocumented
