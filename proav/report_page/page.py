@@ -1,0 +1,178 @@
+"""HTML pieces of the report pages: escaping elements, tables of numbers, players, and the whole page in one file.
+
+Not a template language: everything that is not `Markup` is escaped, so that a label or file name can never become code.
+Templates lie beside this file (page.html, page.css, page.js). Reports are ours, not the paper's.
+"""
+
+import base64
+import hashlib
+import math
+import string
+from collections.abc import Iterable
+from html import escape
+from importlib.resources import files
+
+UNITS = {"db": "dB", "seconds": "s", "minutes": "min", "hz": "Hz", "bytes": "bytes", "percent": "%", "ms": "ms"}
+"""Last words of a metric's key that are its unit, and how the unit is written."""
+ACRONYMS = {name: name.upper() for name in ("psnr", "ssim", "lpips", "fvd", "fad", "kvd", "kid", "mdsa", "ema", "rms", "fps")} | {"stdit": "ST-DiT"}
+VOID_ELEMENTS = {"input", "img", "br", "hr", "meta", "link"}
+
+
+class Markup(str):
+    """Text that is HTML already; every other text is escaped where it enters an element."""
+
+
+def render(child) -> str:
+    """HTML of one child: Markup as it is, None as nothing, lists one after the other, all else escaped."""
+    if child is None:
+        return ""
+    if isinstance(child, Markup):
+        return str(child)
+    if isinstance(child, Iterable) and not isinstance(child, str):
+        return "".join(render(item) for item in child)
+    return escape(str(child), quote=True)
+
+
+def element(name: str, *children, **attributes) -> Markup:
+    """`<name attributes>children</name>`; `class_` is class, `data_left` is data-left, True is a bare attribute, None and False are left out."""
+    words = [name]
+    for key, value in attributes.items():
+        key = key.rstrip("_").replace("_", "-")
+        if value is True:
+            words.append(key)
+        elif value is not None and value is not False:
+            words.append(f'{key}="{escape(str(value), quote=True)}"')
+    opening = f"<{' '.join(words)}>"
+    return Markup(opening if name in VOID_ELEMENTS else opening + render(children) + f"</{name}>")
+
+
+def data_uri(content: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def section(identity: str, title: str, *children) -> Markup:
+    return element("section", element("h2", title, id=f"{identity}-title"), *children, id=identity, aria_labelledby=f"{identity}-title")
+
+
+def todo(what: str, command: str) -> Markup:
+    """The line that stands where a section's inputs do not exist yet."""
+    return element("p", what, " ", element("code", command), class_="todo")
+
+
+def warning(text: str) -> Markup:
+    return element("p", text, class_="warning", role="note")
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
+    """A list of terms and values; pairs whose value is None are left out."""
+    return element("dl", [element("div", element("dt", term), element("dd", value)) for term, value in pairs if value is not None], class_="facts")
+
+
+def table(heads: list[str], rows: Iterable[Iterable], *, caption: str) -> Markup:
+    """A table whose first column names the row; numbers are set to the right."""
+    rows = [list(row) for row in rows]
+    numeric = [bool(rows) and all(is_number(row[column]) for row in rows) for column in range(len(heads))]
+    head = element("tr", [element("th", text, scope="col", class_="number" if numeric[i] else None) for i, text in enumerate(heads)])
+    body = []
+    for first, *rest in rows:
+        cells = [element("td", number(value) if is_number(value) else value, class_="number" if is_number(value) else None) for value in rest]
+        body.append(element("tr", element("th", first, scope="row"), cells))
+    whole = element("table", element("thead", head), element("tbody", body), aria_label=caption)
+    return element("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def number(value: float) -> str:
+    """A number for people: whole numbers with thousands commas, others with four digits that count."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def counted(count: int, noun: str, nouns: str | None = None) -> str:
+    """`1 clip`, `2 clips`, `1,200 clips`."""
+    return f"{number(count)} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """`40 seconds`, `12 minutes`, `3.5 hours`, whatever suits the length."""
+    for size, noun in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {noun}s" if seconds < 10 * size else f"{seconds / size:,.0f} {noun}s"
+    return f"{seconds:.2g} seconds" if seconds < 10 else f"{seconds:.0f} seconds"
+
+
+def metric_name(key: str) -> tuple[str, str]:
+    """Words and unit of a key: psnr_mean_colour_db -> ("PSNR mean colour", "dB"). A dotted key is a setting's name and stays as it is."""
+    if "." in str(key):
+        return str(key), ""
+    words = str(key).split("_")
+    unit = UNITS[words.pop()] if len(words) > 1 and words[-1] in UNITS else ""
+    words = [ACRONYMS.get(word, word) for word in words]
+    return (words[0][:1].upper() + words[0][1:] + "".join(f" {word}" for word in words[1:]), unit)
+
+
+def metrics_card(title: str, values, *, level: int = 3, wide: bool = False) -> Markup:
+    """A card with every number and text of a nested dict; `protocol` and other long texts stand below their numbers. `wide`: over the whole page."""
+    if not isinstance(values, dict):
+        values = {title: values}
+    rows, texts, inner = [], [], []
+    for key, value in values.items():
+        name, unit = metric_name(key)
+        label = [name, element("span", f" {unit}", class_="unit") if unit else None]
+        if isinstance(value, dict):
+            inner.append(metrics_card(name, value, level=level + 1))
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            heads = list(dict.fromkeys(head for item in value for head in item))
+            cells = [[item.get(head, "") for head in heads] for item in value]
+            inner += [element("h4", name), table([" ".join(metric_name(head)).strip() for head in heads], cells, caption=name)]
+        elif is_number(value):
+            rows.append(element("tr", element("th", label, scope="row"), element("td", number(value), class_="number")))
+        else:
+            items = (value or ["none"]) if isinstance(value, list) else ["none" if value is None else value]
+            text = ", ".join(number(item) if is_number(item) else str(item) for item in items)
+            if len(text) <= 24 and key != "protocol":
+                rows.append(element("tr", element("th", label, scope="row"), element("td", text, class_="number")))
+            else:
+                texts.append(element("p", None if key == "protocol" else element("strong", f"{name}: "), text, class_="protocol"))
+    heading = element("h3" if level == 3 else "h4", title)
+    content = [heading, element("table", element("tbody", rows), aria_label=title) if rows else None, inner, texts]
+    if level > 3:
+        return element("div", content)
+    wide = wide or any(isinstance(value, list) and value and isinstance(value[0], dict) for value in values.values())
+    return element("div", element("div", content, class_="text"), class_="card metric wide" if wide else "card metric")
+
+
+def player(video: bytes, strip: Markup | None, *, description: str, pixel_width: int) -> list[Markup]:
+    """A looping video with its strip of frames and spectrogram; clips of few pixels are enlarged without smoothing."""
+    tag = element(
+        "video",
+        "This browser cannot play H.264 video.",
+        src=data_uri(video, "video/mp4"),
+        controls=True,
+        loop=True,
+        playsinline=True,
+        preload="auto",
+        class_="pixels" if pixel_width < 160 else None,
+        aria_label=description,
+    )
+    return [tag, strip] if strip else [tag]
+
+
+def build_page(title: str, header: list[Markup], sections: list[tuple[str, str, list]]) -> str:
+    """The whole HTML file; `sections` are (id, title, children). Nothing in it is fetched: a content policy forbids it."""
+    folder = files("proav.report_page")
+    style, script, template = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js", "page.html"))
+    links = [element("li", element("a", name, href=f"#{identity}")) for identity, name, _ in sections]
+    navigation = element("nav", element("ul", links), aria_label="Sections")
+    main = element("main", [section(identity, name, children) for identity, name, children in sections], id="content")
+    promise = "Written by proav. Everything on this page, videos included, is in this one file: it opens without a network."
+    footer = element("footer", element("p", promise))
+    script_hash = "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    body = element("header", header, navigation) + "\n" + main + "\n" + footer
+    return string.Template(template).substitute(title=escape(title), style=style, script=script, script_hash=script_hash, body=body)
