@@ -151,7 +151,7 @@ def check_geometry(config) -> None:
         f"mel.hop={mel.hop} gives {steps} mel columns a frame, which do not tile clip.width={clip.width}; choose mel.hop so that the columns divide the width",
     )
     require(clip.height % mel.num_bins == 0, f"mel.num_bins={mel.num_bins} does not divide clip.height={clip.height}")
-    require(mel.hop <= mel.n_fft, f"mel.hop={mel.hop} skips samples of mel.n_fft={mel.n_fft}; expected mel.hop of at most mel.n_fft")
+    require(2 * mel.hop <= mel.n_fft, f"mel.hop={mel.hop}: windows of mel.n_fft={mel.n_fft} overlap too little to be inverted; expected mel.hop of at most {mel.n_fft // 2}")
     require(
         mel.min_hz < mel.max_hz <= clip.sample_rate / 2,
         f"mel.min_hz={mel.min_hz}, mel.max_hz={mel.max_hz}: expected min_hz < max_hz <= {clip.sample_rate / 2} (half of clip.sample_rate)",

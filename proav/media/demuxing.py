@@ -1,0 +1,213 @@
+"""An opened media file as decoded frames in file order: choosing streams, seeking, counting damage, keeping a deadline.
+
+Knows nothing of clips. Private to `proav/media/container.py`.
+"""
+
+import itertools
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import BinaryIO
+
+import av
+
+from proav import storage
+from proav.errors import MediaError
+
+FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,asf,ogg,mxf,nut,dv,rm,gif,"
+    "wav,w64,aiff,mp3,aac,flac,ac3,eac3,amr,amrnb,amrwb"
+)
+"""Formats that are opened: files that hold media, never playlists that name other files or addresses."""
+REMOTE_BUFFER_BYTES = 1 << 20
+SEEK_MARGIN_SECONDS = 0.2
+"""Reading a span starts this much earlier: the first sound after a seek lacks the overlap with what came before."""
+MAX_DAMAGE = 0.1
+"""A stretch of which more than this share of a stream's packets cannot be decoded is refused."""
+MAX_PIXEL_ASPECT = 4
+"""Pixels said to be more than so many times as wide as high, or as high as wide, are a writer's mistake and taken as square."""
+
+
+@contextmanager
+def opened(source: str | BinaryIO) -> Iterator[tuple[av.container.InputContainer, str]]:
+    """(container, name for messages). Raises MediaError not_found, empty_file or unreadable."""
+    with _byte_source(source) as (target, name, buffer_bytes):
+        try:
+            container = av.open(
+                target, "r", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}, metadata_errors="replace", buffer_size=buffer_bytes
+            )
+        except (av.FFmpegError, OSError) as error:
+            raise MediaError("unreadable", f"{name} cannot be opened as a media file ({_words(error)})") from error
+        with container:
+            yield container, name
+
+
+@contextmanager
+def _byte_source(source: str | BinaryIO) -> Iterator[tuple[str | BinaryIO, str, int]]:
+    """(what PyAV opens, name, buffer size)."""
+    if hasattr(source, "read"):
+        name = str(getattr(source, "name", "the given file"))
+        if source.seekable():
+            position = source.tell()
+            if source.seek(0, os.SEEK_END) == position:
+                raise MediaError("empty_file", f"{name} is empty")
+            source.seek(position)
+        yield source, name, REMOTE_BUFFER_BYTES
+        return
+    name = str(source)
+    try:
+        if storage.is_remote(name):
+            filesystem, inner = storage.open_filesystem(name)
+            with filesystem.open_input_file(inner) as file:
+                if not file.size():
+                    raise MediaError("empty_file", f"{name} is empty")
+                yield file, name, REMOTE_BUFFER_BYTES
+            return
+        path = storage.open_filesystem(name)[1]
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        raise MediaError("not_found", f"there is no file {name}") from error
+    except OSError as error:
+        raise MediaError("unreadable", f"{name} cannot be read ({_words(error)})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError("unreadable", f"{name} is not a file")
+    if not status.st_size:
+        raise MediaError("empty_file", f"{name} is empty")
+    yield "file:" + path, name, 32768  # the prefix keeps FFmpeg from reading a colon or percent sign in the name as something else
+
+
+def choose_stream(container: av.container.InputContainer, kind: str, name: str):
+    """The container's main stream of `kind` ("video", "audio"), no cover picture. Raises MediaError no_KIND or unsupported_codec."""
+    usable = [stream for stream in container.streams if stream.type == kind and not stream.disposition & av.stream.Disposition.attached_pic]
+    what = "pictures" if kind == "video" else "sound"
+    if not usable:
+        raise MediaError(f"no_{kind}", f"{name} has no {what}")
+    best = container.streams.best(kind)
+    decodable = [stream for stream in [best, *usable] if stream in usable and stream.codec_context is not None]
+    if not decodable:
+        raise MediaError("unsupported_codec", f"{name} has {what} in a format for which there is no decoder")
+    return decodable[0]
+
+
+def start_time(stream) -> Fraction | None:
+    """When the stream starts, in seconds of the file's clock, if its header says."""
+    return None if stream.start_time is None else stream.start_time * stream.time_base
+
+
+def origin(video, audio, frame_seconds: Fraction) -> Fraction:
+    """Time 0 of a clip on the file's clock: where pictures start, or sound where that starts at least `frame_seconds` earlier."""
+    video_start = start_time(video)
+    audio_start = None if audio is None else start_time(audio)
+    if video_start is None or audio_start is None:
+        return video_start if video_start is not None else audio_start or Fraction(0)
+    return audio_start if video_start - audio_start >= frame_seconds else video_start
+
+
+def pixel_aspect(video) -> Fraction:
+    """Width over height of a pixel; 1 where the file gives nothing sensible."""
+    aspect = Fraction(video.sample_aspect_ratio or 1)
+    return aspect if 1 <= aspect * MAX_PIXEL_ASPECT <= MAX_PIXEL_ASPECT**2 else Fraction(1)
+
+
+class Decoder:
+    """Decodes chosen streams of a container on one thread, in file order, within a time limit."""
+
+    def __init__(self, container, streams: list, name: str, deadline_seconds: float | None) -> None:
+        self._container, self._streams, self._name = container, streams, name
+        self._deadline_seconds = deadline_seconds
+        self._deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
+        self.stopped_by: str | None = None
+        self.num_frames = dict.fromkeys((stream.type for stream in streams), 0)
+        self.num_packets = dict.fromkeys(self.num_frames, 0)
+        self._recent = {kind: [0, 0] for kind in self.num_frames}  # packets, packets that failed, since the last check
+        self._unplaced = set(self.num_frames)  # streams of which no frame has come since the file was opened or sought in
+        for stream in streams:
+            stream.thread_type = "NONE"
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Time spent inside does not count towards the deadline."""
+        begun = time.monotonic()
+        yield
+        if self._deadline is not None:
+            self._deadline += time.monotonic() - begun
+
+    def check_damage(self) -> None:
+        """Raises MediaError("decode_error") where too much failed since the last check."""
+        for kind, (packets, failed) in self._recent.items():
+            if failed > MAX_DAMAGE * packets:
+                raise MediaError("decode_error", f"{self._name} is damaged: {failed} of {packets} {kind} packets in a row cannot be decoded")
+        self._recent = {kind: [0, 0] for kind in self._recent}
+
+    def frames(self) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame]]:
+        """("video" or "audio", frame) to the end of the file, or of what is readable of it. Raises MediaError("timeout")."""
+        packets = self._container.demux(*self._streams)
+        while True:
+            self._check_deadline()
+            try:
+                packet = next(packets, None)
+            except (av.FFmpegError, OSError) as error:
+                self.stopped_by = _words(error)
+                break
+            if packet is None:
+                break
+            if packet.size:
+                yield from self._decode(packet.stream, packet)
+        for stream in self._streams:
+            yield from self._decode(stream, None)
+
+    def frames_from(self, start: float | None, file_start: float) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame]]:
+        """As `frames`, from the key frame before `start`; from the beginning where None or where the file cannot be sought in."""
+        if start is None or not self._seek(start - SEEK_MARGIN_SECONDS):
+            return self.frames()
+        ahead = []
+        frames = self.frames()
+        for kind, frame in frames:
+            ahead.append((kind, frame))
+            if kind == "video":
+                if frame.time is not None and frame.time <= start:
+                    return itertools.chain(ahead, frames)
+                break
+        if not self._seek(file_start - 1):
+            raise MediaError("unreadable", f"{self._name} cannot be read from {start - file_start:g} s on: it has no usable index")
+        return self.frames()
+
+    def _seek(self, seconds: float) -> bool:
+        try:
+            self._container.seek(int(seconds * av.time_base), backward=True)
+        except (av.FFmpegError, OSError):
+            return False
+        self._unplaced = set(self.num_frames)
+        return True
+
+    def _decode(self, stream, packet) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame]]:
+        kind = stream.type
+        self._recent[kind][0] += packet is not None
+        self.num_packets[kind] += packet is not None
+        try:
+            frames = stream.codec_context.decode(packet)
+        except (av.FFmpegError, OSError):
+            # before the first good frame this is a stream cut open between key frames, not damage
+            self._recent[kind][1] += bool(self.num_frames[kind])
+            return
+        for frame in frames:
+            if kind == "video" and frame.is_corrupt:
+                self._recent[kind][1] += bool(self.num_frames[kind])
+                continue
+            self.num_frames[kind] += 1
+            frame.time_base = stream.time_base  # frames let out at the end of the file come without
+            if kind in self._unplaced and frame.pts is None and packet is not None:
+                frame.pts = packet.pts  # WMA names no time for its first frames: after a seek they would land anywhere
+            self._unplaced.discard(kind)
+            yield kind, frame
+
+    def _check_deadline(self) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise MediaError("timeout", f"{self._name} took longer than {self._deadline_seconds:g} s to decode")
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
