@@ -1,0 +1,258 @@
+"""Parquet files of rows with bulky bytes: a writer that publishes whole files only, and a reader that fetches single rows.
+
+Bulky columns are large_binary with shape and dtype beside them: nested lists cost more to read than decoding the video does. One row is
+one row group, so that a row can be read without its neighbours and a writer never holds more than one. What the columns mean is `shards`.
+"""
+
+import errno
+import hashlib
+import os
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from proav import storage
+from proav.errors import UserError
+
+FULL_DISK = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than allowed",
+}
+
+
+class DamagedShard(UserError):
+    """A Parquet file that cannot be read, or whose content is not what was written."""
+
+
+class ShardWriter:
+    """Streams rows into one Parquet file; the file gets its name when it is complete, or never.
+
+        with ShardWriter(path, schema) as writer:
+            writer.write({"id": ..., ...})
+        writer.result        # {"name", "rows", "bytes", "sha256"}
+
+    The same rows give the same bytes. An error inside the block leaves nothing behind. Raises UserError where the disk is full.
+    """
+
+    def __init__(self, path: str, schema: pa.Schema, *, rows_per_group: int = 1, compression: str | dict = "none") -> None:
+        self.path, self.schema, self.rows_per_group = path, schema, rows_per_group
+        self.result: dict | None = None
+        self.num_rows = 0
+        self._pending: list[dict] = []
+        # A remote shard is written on this machine first: an object store would publish a half-written file when it is closed.
+        self._folder = _spool_folder() if storage.is_remote(path) else os.path.dirname(storage.open_filesystem(path)[1])
+        name = path.rstrip("/").rsplit("/", 1)[-1]
+        self._temporary = os.path.join(self._folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            os.makedirs(self._folder, exist_ok=True)
+            for leftover in Path(self._folder).glob(f".{name}.*.tmp"):  # of a killed run
+                leftover.unlink(missing_ok=True)
+            self._sink = _HashedFile(self._temporary)
+            self._writer = pq.ParquetWriter(self._sink, schema, use_dictionary=False, write_statistics=False, compression=compression)
+        except OSError as error:
+            Path(self._temporary).unlink(missing_ok=True)
+            raise _write_error(path, error) from error
+
+    def write(self, row: dict) -> None:
+        """Appends one row; all columns of the schema must be there, and no others."""
+        assert set(row) == set(self.schema.names), f"columns {sorted(set(row) ^ set(self.schema.names))} are missing or unknown"
+        self._pending.append(row)
+        if len(self._pending) == self.rows_per_group:
+            self._flush()
+
+    def close(self) -> dict:
+        """Publishes the file and returns {"name", "rows", "bytes", "sha256"}."""
+        try:
+            self._flush()
+            self._writer.close()
+            self._sink.close()
+            self._publish()
+        except OSError as error:
+            self.abort()
+            raise _write_error(self.path, error) from error
+        self.result = {"name": self.path.rsplit("/", 1)[-1], "rows": self.num_rows, "bytes": self._sink.size, "sha256": self._sink.hash.hexdigest()}
+        return self.result
+
+    def abort(self) -> None:
+        """Removes what was written."""
+        self._sink.discarding = True
+        self._writer.close()  # else it would write its footer when it is collected
+        self._sink.close()
+        Path(self._temporary).unlink(missing_ok=True)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        try:
+            self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self.schema), row_group_size=self.rows_per_group)
+        except OSError as error:
+            self.abort()
+            raise _write_error(self.path, error) from error
+        self.num_rows += len(self._pending)
+        self._pending = []
+
+    def _publish(self) -> None:
+        if storage.is_remote(self.path):
+            filesystem, inner = storage.open_filesystem(self.path)
+            pafs.copy_files(self._temporary, inner, destination_filesystem=filesystem)
+            os.remove(self._temporary)
+        else:
+            os.replace(self._temporary, storage.open_filesystem(self.path)[1])
+
+
+def write_shard(path: str, rows: Iterable[dict], schema: pa.Schema, *, rows_per_group: int = 1, compression: str | dict = "none") -> dict:
+    """Writes all rows as one file, whole or not at all; returns {"name", "rows", "bytes", "sha256"}."""
+    with ShardWriter(path, schema, rows_per_group=rows_per_group, compression=compression) as writer:
+        for row in rows:
+            writer.write(row)
+    return writer.result
+
+
+class RowReader:
+    """Single rows out of many Parquet files in one folder, by (file name, row number).
+
+    Keeps a few files open and up to `cache_bytes` of the values read last. Pickles as the folder's name: each worker process opens its own files.
+    """
+
+    def __init__(self, folder: str, *, cache_bytes: int = 256 << 20, open_files: int = 32) -> None:
+        self.folder, self.cache_bytes, self.open_files = folder, cache_bytes, open_files
+        self._files: OrderedDict[str, tuple[pq.ParquetFile, np.ndarray]] = OrderedDict()
+        self._groups: OrderedDict[tuple, pa.Table] = OrderedDict()
+        self._cached = 0
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder, "cache_bytes": self.cache_bytes, "open_files": self.open_files}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["folder"], cache_bytes=state["cache_bytes"], open_files=state["open_files"])
+
+    def read(self, name: str, row: int, columns: Sequence[str]) -> dict:
+        """The values of one row: bytes columns as zero-copy memoryviews, the others as Python values. Raises DamagedShard."""
+        file, starts = self._open(name)
+        if not 0 <= row < starts[-1]:
+            raise DamagedShard(f"{storage.join(self.folder, name)} has {starts[-1]} rows, but row {row} is looked for; {_REPAIR}")
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        table = self._read_group(file, name, group, tuple(columns))
+        return {column: _value(table.column(column)[row - int(starts[group])]) for column in columns}
+
+    def _open(self, name: str) -> tuple[pq.ParquetFile, np.ndarray]:
+        if name in self._files:
+            self._files.move_to_end(name)
+            return self._files[name]
+        file = open_parquet(storage.join(self.folder, name))
+        counts = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        self._files[name] = file, np.cumsum([0, *counts])
+        if len(self._files) > self.open_files:
+            self._files.popitem(last=False)[1][0].close()
+        return self._files[name]
+
+    def _read_group(self, file: pq.ParquetFile, name: str, group: int, columns: tuple[str, ...]) -> pa.Table:
+        key = (name, group, columns)
+        if key in self._groups:
+            self._groups.move_to_end(key)
+            return self._groups[key]
+        try:
+            table = file.read_row_group(group, columns=list(columns), use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedShard(f"{storage.join(self.folder, name)} is damaged: {' '.join(str(error).split())}; {_REPAIR}") from error
+        self._cached += table.nbytes
+        self._groups[key] = table
+        while self._cached > self.cache_bytes and len(self._groups) > 1:
+            self._cached -= self._groups.popitem(last=False)[1].nbytes
+        return table
+
+
+_REPAIR = "delete that file and run the same job again: it makes what is missing"
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """Opens a local or remote Parquet file. Raises DamagedShard where it is missing or is none."""
+    filesystem, inner = storage.open_filesystem(path)
+    try:
+        source = filesystem.open_input_file(inner) if storage.is_remote(path) else pa.memory_map(inner)
+        return pq.ParquetFile(source, pre_buffer=storage.is_remote(path))
+    except FileNotFoundError as error:
+        raise DamagedShard(f"{path} is missing; run the same job again: it makes what is missing") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedShard(f"{path} is damaged: {' '.join(str(error).split())}; {_REPAIR}") from error
+
+
+def file_sha256(path: str) -> tuple[str, int]:
+    """(SHA-256 in hexadecimal, bytes) of a local or remote file."""
+    filesystem, inner = storage.open_filesystem(path)
+    digest, size = hashlib.sha256(), 0
+    with filesystem.open_input_stream(inner) as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def _value(scalar: pa.Scalar):
+    if pa.types.is_large_binary(scalar.type) or pa.types.is_binary(scalar.type):
+        buffer = scalar.as_buffer()
+        return None if buffer is None else memoryview(buffer)
+    return scalar.as_py()
+
+
+class _HashedFile:
+    """A file for writing that hashes and counts what passes; what pyarrow's Parquet writer needs of a file and no more."""
+
+    def __init__(self, path: str) -> None:
+        self.file, self.hash, self.size = open(path, "wb", buffering=0), hashlib.sha256(), 0
+        self.discarding = False
+
+    def write(self, data) -> int:
+        if self.discarding:
+            return len(data)
+        view = memoryview(data).cast("B")
+        while view:  # unbuffered files may take less than all; the rest then fails with the reason
+            view = view[self.file.write(view) :]
+        self.hash.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def tell(self) -> int:
+        return self.size
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def closed(self) -> bool:
+        return self.file.closed
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _spool_folder() -> str:
+    import tempfile
+
+    return os.path.join(tempfile.gettempdir(), "proav-spool")
+
+
+def _write_error(path: str, error: OSError) -> UserError:
+    why = FULL_DISK.get(error.errno) or error.strerror or str(error)
+    return UserError(
+        f"cannot write {path}: {why}; what was finished is kept: make room or choose another run_dir=DIR, then run the same command again"
+    )

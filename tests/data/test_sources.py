@@ -1,0 +1,137 @@
+import hashlib
+
+import pytest
+
+from proav.config import Config, DataConfig
+from proav.data.sources import find_sources, segment_id, source_id
+from proav.errors import UserError
+
+
+def find(**data):
+    return find_sources(Config(data=DataConfig(**data)))
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def test_ids_follow_the_documented_format():
+    assert source_id("clips/a.mp4") == hashlib.sha256(b"clips/a.mp4").hexdigest()[:16]
+    assert segment_id("clips/a.mp4", 10.0004) == hashlib.sha256(b"clips/a.mp4@10000").hexdigest()[:16]
+
+
+def test_folder_is_searched_with_labels_from_its_first_level(tmp_path):
+    touch(tmp_path / "videos", "rain/deep/b.MP4", "rain/a.webm", "c.mkv", "notes.txt", ".hidden/d.mp4")
+    rows = find(sources=(str(tmp_path / "videos"),))
+    assert [(row.key, row.label) for row in rows] == [("videos/c.mkv", ""), ("videos/rain/a.webm", "rain"), ("videos/rain/deep/b.MP4", "rain")]
+
+
+def test_moving_the_root_keeps_ids_and_splits(tmp_path):
+    names = [f"{label}/{number}.mp4" for label in ("x", "y") for number in range(10)]
+    touch(tmp_path / "here" / "set", *names)
+    touch(tmp_path / "there" / "set", *names)
+    here, there = (find(sources=(str(tmp_path / place / "set"),)) for place in ("here", "there"))
+    assert [(row.id, row.split, row.digest) for row in here] == [(row.id, row.split, row.digest) for row in there]
+
+
+def test_globs_and_single_files(tmp_path):
+    touch(tmp_path / "set", "x/a.mp4", "x/deep/b.mp4", "y/c.mp4", "y/c.txt", "odd.bin")
+    assert [row.key for row in find(sources=(f"{tmp_path}/set/*/*.mp4",))] == ["set/x/a.mp4", "set/y/c.mp4"]
+    assert [row.key for row in find(sources=(f"{tmp_path}/set/**/*.mp4",))] == ["set/x/a.mp4", "set/x/deep/b.mp4", "set/y/c.mp4"]
+    assert [row.key for row in find(sources=(f"{tmp_path}/set/[!x]/?.mp4",))] == ["set/y/c.mp4"]
+    assert [row.key for row in find(sources=(f"{tmp_path}/set/odd.bin",))] == ["set/odd.bin"]
+
+
+def test_the_same_file_below_two_roots_appears_once(tmp_path):
+    touch(tmp_path / "set", "x/a.mp4", "x/b.mp4")
+    rows = find(sources=(str(tmp_path / "set"), str(tmp_path / "set" / "x"), f"{tmp_path}/set/x/*.mp4"))
+    assert [row.key for row in rows] == ["set/x/a.mp4", "set/x/b.mp4"]
+
+
+def test_order_does_not_depend_on_the_order_of_sources(tmp_path):
+    touch(tmp_path, "one/a.mp4", "two/b.mp4")
+    assert find(sources=(str(tmp_path / "one"), str(tmp_path / "two"))) == find(sources=(str(tmp_path / "two"), str(tmp_path / "one")))
+
+
+def test_split_is_by_hash_and_both_sides_get_a_source(tmp_path):
+    touch(tmp_path / "set", *[f"{number}.mp4" for number in range(40)])
+    rows = find(sources=(str(tmp_path / "set"),), validation_fraction=0.25)
+    assert all((row.split == "validation") == (int(row.id, 16) / 16**16 < 0.25) for row in rows)
+    few = find(sources=tuple(row.path for row in rows if row.split == "train")[:3], validation_fraction=0.01)
+    assert [row.split for row in sorted(few, key=lambda row: row.id)] == ["validation", "train", "train"]
+    assert {row.split for row in find(sources=(str(tmp_path / "set"),), validation_fraction=0.0)} == {"train"}
+
+
+def test_listing_with_every_column(tmp_path):
+    listing = tmp_path / "set" / "clips.csv"
+    touch(tmp_path / "set", "a.mp4", "b.mp4")
+    listing.write_text(
+        "path,start_seconds,end_seconds,labels,split,licence\na.mp4,0,10,rain;wind,train,CC0\na.mp4,10,20.5,wind,,CC0\nb.mp4,,,,validation,\n/else/c.mp4,,,wind,,\n"
+    )
+    rows = find(listing=str(listing))
+    assert [(row.key, row.start_seconds, row.end_seconds, row.label, row.split) for row in rows] == [
+        ("/else/c.mp4", 0.0, None, "wind", "train"),
+        ("set/a.mp4", 0.0, 10.0, "rain", "train"),
+        ("set/a.mp4", 10.0, 20.5, "wind", "train"),
+        ("set/b.mp4", 0.0, None, "", "validation"),
+    ]
+    assert rows[1].id == rows[2].id == source_id("set/a.mp4")
+
+
+def test_vocabulary_chooses_among_labels(tmp_path):
+    listing = tmp_path / "clips.csv"
+    listing.write_text("path,labels\na.mp4,speech;rain\nb.mp4,speech\n")
+    assert [row.label for row in find(listing=str(listing), labels=("rain",))] == ["rain", ""]
+    with pytest.raises(UserError, match=r"found: rain, speech"):
+        find(listing=str(listing), labels=("piano",))
+
+
+def test_parquet_listing(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"path": ["a.mp4"], "labels": [["rain", "wind"]], "end_seconds": [4.0]}), tmp_path / "clips.parquet")
+    (row,) = find(listing=str(tmp_path / "clips.parquet"))
+    assert (row.label, row.labels, row.end_seconds) == ("rain", ("rain", "wind"), 4.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,labels\na.mp4,x\n", "no column path; found file, labels"),
+        ("path,split\na.mp4,valid\n", "did you mean validation"),
+        ("path,start_seconds\na.mp4,soon\n", "row 1: start_seconds='soon'"),
+        ("path,start_seconds,end_seconds\na.mp4,3,2\n", "end_seconds=2 is not after start_seconds=3"),
+        ("path\n\n", "has no rows"),
+        ("path,start_seconds,end_seconds\na.mp4,0,10\na.mp4,5,\n", "do not overlap"),
+        ("path,start_seconds,end_seconds,split\na.mp4,0,10,train\na.mp4,10,20,validation\n", "one side only"),
+    ],
+)
+def test_mistakes_in_a_listing_are_named(tmp_path, text, message):
+    (tmp_path / "clips.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        find(listing=str(tmp_path / "clips.csv"))
+
+
+def test_mistakes_in_sources_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    touch(tmp_path / "texts", "a.txt", "b.txt")
+    touch(tmp_path, "one/set/a.mp4", "two/set/a.mp4")
+    for sources, message in [
+        ((), r"data.sources=\[FOLDER\]"),
+        ((str(tmp_path / "absent"),), "no such file or folder"),
+        ((str(tmp_path / "empty"),), "the folder is empty"),
+        ((str(tmp_path / "texts"),), "2 other files are there; looked for .*mp4"),
+        ((f"{tmp_path}/texts/*",), "no videos match"),
+        ((f"{tmp_path}/absent/*.mp4",), "no such folder"),
+        ((str(tmp_path / "one/set"), str(tmp_path / "two/set")), "would both be called set/a.mp4"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            find(sources=sources)
+    with pytest.raises(UserError, match="both given"):
+        find(sources=(str(tmp_path),), listing="clips.csv")
+    with pytest.raises(UserError, match="no such file"):
+        find(listing=str(tmp_path / "absent.csv"))
