@@ -6,7 +6,7 @@ Rules between fields are checked here, at construction, before any work starts.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -39,7 +39,7 @@ class ClipConfig(Section):
 
 
 class MelConfig(Section):
-    """How sound becomes mel images with the video's own T x H x W, and back (SPEC 1.3)."""
+    """How sound becomes mel images with the video's own T x H x W, and back."""
 
     num_bins: PositiveInt = 128
     """Mel bands, M; must divide clip.height."""
@@ -138,6 +138,12 @@ class TrainConfig(Section):
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Restarts from the last checkpoint after a worker or node is lost; -1: no limit."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_zero(cls, values: Any) -> Any:
+        """engine=torch alone means zero_stage=0, so that a resolved configuration can be read again."""
+        return {"zero_stage": 0, **values} if isinstance(values, dict) and values.get("engine") == "torch" else values
+
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         most = self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
@@ -154,13 +160,13 @@ class TrainConfig(Section):
             )
         if self.num_clips < self.batch_size:
             raise ValueError(f"train.num_clips={self.num_clips} is less than one batch; expected at least train.batch_size={self.batch_size}")
-        if self.engine == "torch" and self.zero_stage > 0 and "zero_stage" in self.model_fields_set:
+        if self.engine == "torch" and self.zero_stage > 0:
             raise ValueError(f"train.engine=torch shards nothing, but train.zero_stage={self.zero_stage}; write train.zero_stage=0 or train.engine=deepspeed")
         return self
 
 
 class MDSATrainConfig(TrainConfig):
-    """MDSA's training: the same settings, with PVDM's values (SPEC 1.8)."""
+    """MDSA's training: the same settings, with PVDM's values."""
 
     num_clips: PositiveInt = 1_200_000
     """How long to train, in clips seen."""
@@ -236,7 +242,7 @@ class BiBlockConfig(Section):
 
 
 class MDSALossConfig(Section):
-    """The autoencoder's objective (SPEC 1.8)."""
+    """The autoencoder's objective."""
 
     pixel: Weight = 4.0
     """L1 on all frames."""
@@ -267,7 +273,7 @@ class MDSALossConfig(Section):
 
 
 class MDSAConfig(Section):
-    """The Multi-scale Dual-stream Spatio-temporal Autoencoder (SPEC 1.4 to 1.8)."""
+    """The Multi-scale Dual-stream Spatio-temporal Autoencoder."""
 
     plane_size: PositiveInt = 16
     """Rows and columns N of the HW plane and of the stacked latent; the patch follows, P = H / N. At least clip.num_frames."""
@@ -304,7 +310,7 @@ class MDSAConfig(Section):
     bi_block: BiBlockConfig = BiBlockConfig()
     """Bi-Block CrossAttn."""
     modality_dropout: Probability = 0.1
-    """Training probability, each, of dropping what flows toward audio, toward video, or both (SPEC 1.6)."""
+    """Training probability, each, of dropping what flows toward audio, toward video, or both."""
     loss: MDSALossConfig = MDSALossConfig()
     """The objective."""
     train: MDSATrainConfig = MDSATrainConfig()
@@ -341,7 +347,7 @@ class EncodeConfig(Section):
 
 
 class STDiTConfig(Section):
-    """The spatio-temporal diffusion transformer over the stacked planes (SPEC 1.10)."""
+    """The spatio-temporal diffusion transformer over the stacked planes."""
 
     size: Literal["S", "B", "L", "XL", "custom"] = "B"
     """S 12x384, B 12x768, L 24x1024, XL 28x1152 (layers x width); custom: depth, width and num_heads."""
@@ -382,7 +388,7 @@ class STDiTConfig(Section):
 
 
 class DiffusionConfig(Section):
-    """The noise process and its training objective (SPEC 1.11)."""
+    """The noise process and its training objective."""
 
     objective: Literal["flow", "ddpm"] = "flow"
     """flow: rectified flow, velocity target, Euler sampler. ddpm: noise target, DDIM sampler (PVDM's settings)."""

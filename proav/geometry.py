@@ -7,7 +7,7 @@ P planes, N rows and columns of a plane, L tokens, D latent channels. FLOPs and 
 from dataclasses import dataclass
 
 PLANE_NAMES = ("v_HW", "v_WT", "v_HT", "a_HW", "a_WT", "a_HT")
-"""The order of the six planes in the stack (SPEC 1.9); T is always the first axis of WT and HT."""
+"""The order of the six planes in the stack; T is always the first axis of WT and HT."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,177 @@
+"""The parts that every network here is made of: norms, rotary positions, attention, and the divided space-time transformer.
+
+Not here: anything that knows planes or modalities (`planes.py`, `fusion.py`). The backbone is that of the ancestor PVDM (Yu et al., 2023),
+a TimeSformer with rotary positions. B clips, T frames, H W rows and columns, L tokens, D width, N heads, K head width.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+ROTARY_BASE = 100.0
+"""Wavelengths run from 2 pi to 200 pi cells: our grids have 8 to 32 cells a side. RoPE-ViT (Heo et al., 2024) found this base best on such grids."""
+
+MAX_ATTENTION_BATCH = 65535
+"""CUDA's fused attention kernels put sequences on a grid axis that holds no more."""
+
+
+class Norm(nn.LayerNorm):
+    """Layer norm over the last axis with statistics in float32, whatever the precision of the input; the result has the input's precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Switches autocast off inside; devices without autocast, such as meta, have nothing to switch."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 even under autocast or with bf16 weights: for values that leave the network."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with full_precision(x.device):
+            return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+class ClosedLinear(nn.Linear):
+    """A linear layer that starts at zero: the output gate of a residual update. From zero it opens as fast as any other weight learns."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def linear_resize_matrix(num_from: int, num_to: int, device: torch.device | None = None) -> Tensor:
+    """The float64 matrix [num_to, num_from] of linear interpolation between the centres of equal cells, edges held.
+
+    R[i, j] = max(0, 1 - |p_i - j|),  p_i = (i + 1/2) num_from / num_to - 1/2, clamped to [0, num_from - 1].
+    Rows sum to 1; its rank is num_from wherever num_to >= num_from. As a matrix its gradient is deterministic on every device.
+    """
+    centres = (torch.arange(num_to, dtype=torch.float64, device=device) + 0.5) * num_from / num_to - 0.5
+    cells = torch.arange(num_from, dtype=torch.float64, device=device)
+    return (1 - (centres.clamp(0, num_from - 1)[:, None] - cells).abs()).clamp(min=0)
+
+
+def rotary_angles(positions_LA: Tensor, head_width: int) -> Tensor:
+    """Angles [L, K'/2] that turn pairs of channels by token position, the channels shared equally among the A axes.
+
+    angle = position * ROTARY_BASE^(-i / n), i = 0 .. n-1, n = head_width // (2 A) pairs per axis. Where 2 A does not divide head_width,
+    K' < head_width and the remaining channels are not turned. positions_LA: float, in cells, [L, A] or [B, L, A].
+    """
+    axes = positions_LA.shape[-1]
+    pairs = head_width // (2 * axes)
+    frequencies = ROTARY_BASE ** -(torch.arange(pairs, dtype=torch.float32, device=positions_LA.device) / max(pairs, 1))
+    return (positions_LA[..., None] * frequencies).flatten(-2)
+
+
+def axis_positions(length: int, device: torch.device) -> Tensor:
+    """Positions [L, 1] of the cells of one axis."""
+    return torch.arange(length, dtype=torch.float32, device=device)[:, None]
+
+
+def grid_positions(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Positions [rows * columns, 2] of the cells of a grid, row by row."""
+    return torch.cartesian_prod(*(torch.arange(side, dtype=torch.float32, device=device) for side in (rows, columns)))
+
+
+def rotate(x_BNLK: Tensor, angles_LK2: Tensor) -> Tensor:
+    """Turns channel pairs (i, i + K'/2) of each token by its angles, in float32; channels beyond K' pass unchanged.
+
+    Inner products of turned vectors depend on differences of positions only (RoFormer, Su et al., 2021).
+    angles_LK2: [L, K'/2], or [B, L, K'/2] where positions differ between sequences.
+    """
+    half = angles_LK2.shape[-1]
+    first, second, rest = x_BNLK.float().split([half, half, x_BNLK.shape[-1] - 2 * half], dim=-1)
+    cos, sin = angles_LK2.cos().unsqueeze(-3), angles_LK2.sin().unsqueeze(-3)  # one set of angles for all heads
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1).to(x_BNLK.dtype)
+
+
+def attend(q_BNLK: Tensor, k_BNMK: Tensor, v_BNMK: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(K)) v, never materializing the L x M matrix; splits batches that the fused kernels cannot index."""
+    if len(q_BNLK) <= MAX_ATTENTION_BATCH:
+        return F.scaled_dot_product_attention(q_BNLK, k_BNMK, v_BNMK)
+    parts = zip(*(tensor.split(MAX_ATTENTION_BATCH) for tensor in (q_BNLK, k_BNMK, v_BNMK)))
+    return torch.cat([F.scaled_dot_product_attention(q, k, v) for q, k, v in parts])
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens over themselves, or over a context; `closed` starts the output projection at zero."""
+
+    def __init__(self, width: int, num_heads: int, head_width: int, *, closed: bool = False) -> None:
+        super().__init__()
+        self.num_heads, self.head_width = num_heads, head_width
+        self.to_query = nn.Linear(width, num_heads * head_width, bias=False)
+        self.to_key_value = nn.Linear(width, 2 * num_heads * head_width, bias=False)
+        self.to_output = (ClosedLinear if closed else nn.Linear)(num_heads * head_width, width)
+
+    def forward(
+        self, x_BLD: Tensor, context_BMD: Tensor | None = None, *, positions_LA: Tensor | None = None, context_positions_MA: Tensor | None = None
+    ) -> Tensor:
+        """[B, L, D] -> [B, L, D]. Positions in cells turn queries and keys, the context's default to the tokens'; else order plays no part."""
+        context_BMD = x_BLD if context_BMD is None else context_BMD
+        q_BNLK = rearrange(self.to_query(x_BLD), "b l (n k) -> b n l k", n=self.num_heads)
+        k_BNMK, v_BNMK = rearrange(self.to_key_value(context_BMD), "b m (two n k) -> two b n m k", two=2, n=self.num_heads)
+        if positions_LA is not None:
+            context_positions_MA = positions_LA if context_positions_MA is None else context_positions_MA
+            q_BNLK = rotate(q_BNLK, rotary_angles(positions_LA, self.head_width))
+            k_BNMK = rotate(k_BNMK, rotary_angles(context_positions_MA, self.head_width))
+        return self.to_output(rearrange(attend(q_BNLK, k_BNMK, v_BNMK), "b n l k -> b l (n k)"))
+
+
+class GatedMLP(nn.Module):
+    """GEGLU (Shazeer, 2020): W2 ((W1 x) * gelu(Wg x)), hidden width ratio * width."""
+
+    def __init__(self, width: int, ratio: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 2 * ratio * width)
+        self.contract = nn.Linear(ratio * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, gate = self.expand(x).chunk(2, dim=-1)
+        return self.contract(hidden * F.gelu(gate))
+
+
+class SpaceTimeBlock(nn.Module):
+    """TimeSformer's divided attention: over time at each cell, then over the grid in each frame, then a gated MLP; each pre-norm and residual."""
+
+    def __init__(self, width: int, num_heads: int, head_width: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.time_norm, self.time_attention = Norm(width), Attention(width, num_heads, head_width)
+        self.space_norm, self.space_attention = Norm(width), Attention(width, num_heads, head_width)
+        self.mlp_norm, self.mlp = Norm(width), GatedMLP(width, mlp_ratio)
+
+    def forward(self, x_BTHWD: Tensor) -> Tensor:
+        b, t, h, w, _ = x_BTHWD.shape
+        columns = rearrange(self.time_norm(x_BTHWD), "b t h w d -> (b h w) t d")
+        update = self.time_attention(columns, positions_LA=axis_positions(t, columns.device))
+        x_BTHWD = x_BTHWD + rearrange(update, "(b h w) t d -> b t h w d", b=b, h=h)
+        frames = rearrange(self.space_norm(x_BTHWD), "b t h w d -> (b t) (h w) d")
+        update = self.space_attention(frames, positions_LA=grid_positions(h, w, frames.device))
+        x_BTHWD = x_BTHWD + rearrange(update, "(b t) (h w) d -> b t h w d", b=b, h=h)
+        return x_BTHWD + self.mlp(self.mlp_norm(x_BTHWD))
+
+
+def run_layer(layer: nn.Module, *inputs, recompute: bool) -> Tensor:
+    """layer(*inputs), keeping only the inputs for the backward pass where `recompute`: less memory, one more forward pass, equal gradients."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)  # no layer of ours draws random numbers
+    return layer(*inputs)
+
+
+class SpaceTimeTransformer(nn.Module):
+    """`depth` space-time blocks on a volume of features [B, T, H, W, D]."""
+
+    def __init__(self, depth: int, width: int, num_heads: int, head_width: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(SpaceTimeBlock(width, num_heads, head_width, mlp_ratio) for _ in range(depth))
+
+    def forward(self, x_BTHWD: Tensor, *, recompute: bool = False) -> Tensor:
+        for block in self.blocks:
+            x_BTHWD = run_layer(block, x_BTHWD, recompute=recompute)
+        return x_BTHWD

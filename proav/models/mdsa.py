@@ -1,0 +1,170 @@
+"""MDSA, the Multi-scale Dual-stream Spatio-temporal Autoencoder: picture and sound to six planes of latents, and back (ProAV-DiT, Figure 2 (a)).
+
+encode: two stream encoders -> MT-SelfAttn on HT and WT, SelfAttn on HW -> GCM-Attn on HT and WT -> 1x1 convolution and tanh.
+decode: 1x1 convolution -> Bi-Block CrossAttn -> two stream decoders. Not here: losses (`proav/train/autoencoder.py`), waveforms (`proav/media`).
+B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame, P planes, N plane side, D latent channels.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from proav.config import Config, MDSAConfig, Section
+from proav.geometry import stream_geometries
+from proav.models.fusion import BiBlockCrossAttention, GroupCrossAttention, MultiScaleTemporalAttention, SpatialAttention
+from proav.models.planes import PLANES
+from proav.models.streams import FromLatents, StreamDecoder, StreamEncoder, ToLatents, tile_mel, untile_mel
+
+MODALITIES = ("video", "audio")
+TIME_PLANES = ("WT", "HT")
+
+Features = dict[str, dict[str, Tensor]]
+"""Planes by modality and name: features["video"]["HW"]."""
+
+
+@dataclass(frozen=True)
+class CrossFlow:
+    """Which clips of a batch let the other modality in; None: all of them. Clips with a flow off are coded as if that modality had come alone."""
+
+    to_video_B: Tensor | None = None
+    to_audio_B: Tensor | None = None
+
+    @classmethod
+    def draw(cls, batch: int, probability: float, generator: torch.Generator) -> "CrossFlow":
+        """Modality dropout for a batch, from a CPU generator."""
+        return cls.from_uniform(torch.rand(batch, generator=generator, dtype=torch.float64), probability)
+
+    @classmethod
+    def from_uniform(cls, uniform_B: Tensor, probability: float) -> "CrossFlow":
+        """Modality dropout: each clip loses the flow toward audio, toward video, or both, with `probability` each (at most 1/3).
+
+        uniform_B: one number in [0, 1) per clip, which decides.
+        """
+        assert 0 <= probability <= 1 / 3, f"three cases of probability {probability} exceed 1"
+        audio_off_B = (uniform_B < probability) | ((uniform_B >= 2 * probability) & (uniform_B < 3 * probability))
+        video_off_B = (uniform_B >= probability) & (uniform_B < 3 * probability)
+        return cls(to_video_B=~video_off_B, to_audio_B=~audio_off_B)
+
+    @classmethod
+    def off(cls, batch: int) -> "CrossFlow":
+        """No flow in either direction."""
+        nothing_B = torch.zeros(batch, dtype=torch.bool)
+        return cls(to_video_B=nothing_B, to_audio_B=nothing_B)
+
+
+class MDSA(nn.Module):
+    """The autoencoder. Untrained, it equals two independent projected autoencoders bit for bit: every fusion module's output starts at zero.
+
+    The same torch seed gives the same weights to a part whichever other parts are switched on.
+    `activation_checkpointing`: keep only the inputs of transformer layers for the backward pass.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        mdsa = config.mdsa
+        self.geometry = stream_geometries(config)
+        self.tiled_audio = mdsa.audio_input == "tiled"
+        self.mel_bins, self.mel_steps = config.mel.num_bins, config.clip.sample_rate // config.clip.fps // config.mel.hop
+        self.activation_checkpointing = False
+        self.encoder = nn.ModuleDict({name: StreamEncoder(self.geometry[name], mdsa) for name in MODALITIES})
+        self.to_latents = nn.ModuleDict({name: ToLatents(mdsa.width, mdsa.latent_channels) for name in MODALITIES})
+        self.from_latents = nn.ModuleDict({name: FromLatents(mdsa.width, mdsa.latent_channels) for name in MODALITIES})
+        self.decoder = nn.ModuleDict({name: StreamDecoder(self.geometry[name], mdsa) for name in MODALITIES})
+        self._build_fusion(mdsa)
+
+    def _build_fusion(self, config: MDSAConfig) -> None:
+        """The fusion modules by plane, those within a modality by modality before that; a set that is switched off is empty."""
+        width, scale, spatial, group, block = config.width, config.multi_scale, config.spatial, config.group_cross, config.bi_block
+        seed = int(torch.randint(2**62, (), device="cpu"))
+        time_attention = partial(MultiScaleTemporalAttention, width, scale.num_heads, scale.scales, share_scales=scale.share_scales)
+        space_attention = partial(SpatialAttention, width, spatial.num_heads)
+        group_attention = partial(GroupCrossAttention, width, group.num_heads, group.num_groups)
+        block_attention = partial(BiBlockCrossAttention, width, block.num_heads, block.block_size, global_tokens=block.global_tokens)
+        block_planes = ("HW",) if block.apply_to == "HW" else PLANES
+
+        def build(name: str, section: Section, planes: tuple[str, ...], module: Callable[[], nn.Module]) -> nn.ModuleDict:
+            with _own_random_stream(seed, name):
+                return nn.ModuleDict({plane: nn.ModuleList(module() for _ in range(section.repeats)) for plane in planes if section.enabled})
+
+        self.multi_scale = nn.ModuleDict({name: build(f"multi_scale {name}", scale, TIME_PLANES, time_attention) for name in MODALITIES})
+        self.spatial = nn.ModuleDict({name: build(f"spatial {name}", spatial, ("HW",), space_attention) for name in MODALITIES})
+        self.group_cross = build("group_cross", group, TIME_PLANES, group_attention)
+        self.bi_block = build("bi_block", block, block_planes, block_attention)
+
+    def encode(self, video_BCTHW: Tensor | None, mel_BTMS: Tensor | None, *, flow: CrossFlow = CrossFlow()) -> dict[str, Tensor]:
+        """Latent planes {"v_HW": [B, D, rows, columns], ...} in [-1, 1], float32; T is the first axis of WT and HT planes.
+
+        Args:
+            video_BCTHW: pictures in [-1, 1], or None.
+            mel_BTMS: mel frames in [-1, 1], or None. Where one modality is None the other is encoded alone ("lone planes"): nothing of it can leak.
+            flow: which clips exchange information in GCM-Attn.
+        """
+        assert video_BCTHW is not None or mel_BTMS is not None, "encode needs pictures, mel frames, or both"
+        features = {}
+        if video_BCTHW is not None:
+            features["video"] = self._encode_stream("video", video_BCTHW)
+        if mel_BTMS is not None:
+            features["audio"] = self._encode_stream("audio", tile_mel(mel_BTMS, self.geometry["audio"]) if self.tiled_audio else mel_BTMS[:, None])
+        if len(features) == 2:
+            features = _cross(self.group_cross, features, flow)
+        return {f"{modality[0]}_{name}": plane for modality, planes in features.items() for name, plane in self.to_latents[modality](planes).items()}
+
+    def decode(self, planes: dict[str, Tensor], *, flow: CrossFlow = CrossFlow()) -> tuple[Tensor | None, Tensor | None]:
+        """(video_BCTHW, mel_BTMS) in [-1, 1], float32, of latent planes as `encode` gives them.
+
+        A modality whose planes are not given is None, and the other is decoded alone. flow: which clips exchange information in Bi-Block CrossAttn.
+        """
+        given = [modality for modality in MODALITIES if f"{modality[0]}_HW" in planes]
+        assert given and len(planes) == len(PLANES) * len(given), f"expected all three planes of one or both modalities, got {tuple(planes)}"
+        features = {modality: self.from_latents[modality]({name: planes[f"{modality[0]}_{name}"] for name in PLANES}) for modality in given}
+        if len(features) == 2:
+            features = _cross(self.bi_block, features, flow)
+        images = {modality: self.decoder[modality](features[modality], recompute=self.activation_checkpointing) for modality in given}
+        mel_image = images.get("audio")
+        if mel_image is None:
+            return images["video"], None
+        return images.get("video"), untile_mel(mel_image, self.mel_bins, self.mel_steps) if self.tiled_audio else mel_image[:, 0]
+
+    def forward(self, video_BCTHW: Tensor, mel_BTMS: Tensor, *, flow: CrossFlow = CrossFlow()) -> tuple[Tensor, Tensor]:
+        """Encodes and decodes both modalities with the same flow."""
+        return self.decode(self.encode(video_BCTHW, mel_BTMS, flow=flow), flow=flow)
+
+    def encode_lone(self, video_BCTHW: Tensor, mel_BTMS: Tensor) -> dict[str, Tensor]:
+        """All six planes, each modality encoded without the other: what may stand for a given stream."""
+        return self.encode(video_BCTHW, None) | self.encode(None, mel_BTMS)
+
+    def _encode_stream(self, modality: str, images_BCTHW: Tensor) -> dict[str, Tensor]:
+        expected, given = self.geometry[modality].input_shape, tuple(images_BCTHW.shape[1:])
+        assert given == expected, f"the {modality} encoder reads (C, T, rows, columns) = {expected}, got {given}"
+        planes = self.encoder[modality](images_BCTHW, recompute=self.activation_checkpointing)
+        for name, module in [*_by_plane(self.multi_scale[modality]), *_by_plane(self.spatial[modality])]:
+            planes = planes | {name: module(planes[name])}
+        return planes
+
+
+def _cross(modules: nn.ModuleDict, features: Features, flow: CrossFlow) -> Features:
+    """Both modalities' planes after a set of cross-modal modules; neither dict given is changed."""
+    video, audio = dict(features["video"]), dict(features["audio"])
+    for name, module in _by_plane(modules):
+        video[name], audio[name] = module(video[name], audio[name], flow.to_video_B, flow.to_audio_B)
+    return {"video": video, "audio": audio}
+
+
+def _by_plane(modules: nn.ModuleDict) -> Iterator[tuple[str, nn.Module]]:
+    """(plane, module) for all repeats, in order."""
+    for name, repeats in modules.items():
+        for module in repeats:
+            yield name, module
+
+
+@contextmanager
+def _own_random_stream(seed: int, name: str) -> Iterator[None]:
+    """Random numbers that depend on (seed, name) alone and leave the stream outside as it was: a switched-off module shifts nobody's weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed ^ zlib.crc32(name.encode()))
+        yield

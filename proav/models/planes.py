@@ -1,0 +1,108 @@
+"""Orthogonal decomposition: a volume of features is collapsed along height, width or time into planes, and planes are broadcast back to a volume.
+
+Not here: what happens between planes (`fusion.py`). ProAV-DiT, Section 3 and Figure 2 (a); the collapse operator is the ancestor PVDM's.
+B clips, T frames, H W rows and columns, C channels, D latent channels, P=6 planes of N x N cells, L tokens.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from proav.geometry import PLANE_NAMES
+from proav.models.layers import Attention, Norm, linear_resize_matrix, run_layer
+
+PLANES = ("HW", "WT", "HT")
+"""One modality's planes, named by the axes they keep; T is always the first axis of WT and HT."""
+
+
+class CollapseLayer(nn.Module):
+    """One pre-norm transformer layer over the collapsed axis; with num_queries, only the last tokens are computed (they still see all)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = Norm(width), Attention(width, num_heads, width // 8)
+        self.mlp_norm, self.mlp = Norm(width), nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
+
+    def forward(self, x_BLC: Tensor, num_queries: int) -> Tensor:
+        normed_BLC = self.attention_norm(x_BLC)
+        x_BLC = x_BLC[:, -num_queries:] + self.attention(normed_BLC[:, -num_queries:], normed_BLC)
+        return x_BLC + self.mlp(self.mlp_norm(x_BLC))
+
+
+class AxisCollapse(nn.Module):
+    """Pools the n tokens of an axis into one vector: a learned token is appended, read by `depth` transformer layers, and returned.
+
+    PVDM appends the token too but returns position 0, the first real token; reading the learned token is our choice: no cell is privileged.
+    The last layer computes this token alone, since nothing else is read.
+    """
+
+    def __init__(self, length: int, width: int, *, depth: int, num_heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(length + 1, width) * 0.02)
+        self.layers = nn.ModuleList(CollapseLayer(width, num_heads, mlp_width) for _ in range(depth))
+
+    def forward(self, x_BLC: Tensor, *, recompute: bool = False) -> Tensor:
+        """[B, n, C] -> [B, C]."""
+        token = self.token.to(x_BLC.dtype).expand(len(x_BLC), 1, -1)
+        x_BLC = torch.cat([x_BLC, token], dim=1) + self.positions.to(x_BLC.dtype)
+        for layer in self.layers[:-1]:
+            x_BLC = run_layer(layer, x_BLC, x_BLC.shape[1], recompute=recompute)
+        return run_layer(self.layers[-1], x_BLC, 1, recompute=recompute)[:, 0]
+
+
+class Projection(nn.Module):
+    """The volume's three planes, each collapsed by an operator of its own: HW from time, WT from height, HT from width."""
+
+    def __init__(self, num_frames: int, rows: int, columns: int, width: int, *, depth: int, num_heads: int, mlp_width: int) -> None:
+        super().__init__()
+        collapsed = {"HW": num_frames, "WT": rows, "HT": columns}
+        self.collapse = nn.ModuleDict(
+            {name: AxisCollapse(collapsed[name], width, depth=depth, num_heads=num_heads, mlp_width=mlp_width) for name in PLANES}
+        )
+
+    def forward(self, volume_BTHWC: Tensor, *, recompute: bool = False) -> dict[str, Tensor]:
+        """{"HW": [B, H, W, C], "WT": [B, T, W, C], "HT": [B, T, H, C]}."""
+        b, t, h, _, _ = volume_BTHWC.shape
+        hw = self.collapse["HW"](rearrange(volume_BTHWC, "b t h w c -> (b h w) t c"), recompute=recompute)
+        wt = self.collapse["WT"](rearrange(volume_BTHWC, "b t h w c -> (b t w) h c"), recompute=recompute)
+        ht = self.collapse["HT"](rearrange(volume_BTHWC, "b t h w c -> (b t h) w c"), recompute=recompute)
+        return {
+            "HW": rearrange(hw, "(b h w) c -> b h w c", b=b, h=h),
+            "WT": rearrange(wt, "(b t w) c -> b t w c", b=b, t=t),
+            "HT": rearrange(ht, "(b t h) c -> b t h c", b=b, t=t),
+        }
+
+
+def broadcast_planes(planes: dict[str, Tensor]) -> Tensor:
+    """volume[t, h, w] = HW[h, w] + WT[t, w] + HT[t, h]: each plane repeated along its missing axis. Returns [B, T, H, W, C]."""
+    return planes["HW"][:, None, :, :] + planes["WT"][:, :, None, :] + planes["HT"][:, :, :, None]
+
+
+def stack_planes(planes: dict[str, Tensor], plane_size: int) -> Tensor:
+    """The six planes [B, D, rows, columns] of both modalities as ST-DiT's stack [B, D, 6, N, N], in the order of `PLANE_NAMES`.
+
+    The time axis of WT and HT is interpolated linearly from T to N where T < N.
+    """
+    assert set(planes) == set(PLANE_NAMES), f"expected the planes {PLANE_NAMES}, got {tuple(planes)}"
+    return torch.stack([_resize_rows(planes[name], plane_size, inverse=False) for name in PLANE_NAMES], dim=2)
+
+
+def unstack_planes(stack_BDPNN: Tensor, num_frames: int) -> dict[str, Tensor]:
+    """The six planes of a stack: the exact inverse of `stack_planes`.
+
+    Where T < N the time axis returns by the pseudo-inverse of the interpolation, which is also the least-squares answer for generated stacks.
+    """
+    return {
+        name: _resize_rows(plane_BDNN, num_frames, inverse=True) if "T" in name else plane_BDNN
+        for name, plane_BDNN in zip(PLANE_NAMES, stack_BDPNN.unbind(dim=2), strict=True)
+    }
+
+
+def _resize_rows(plane_BDRC: Tensor, rows: int, *, inverse: bool) -> Tensor:
+    given = plane_BDRC.shape[2]
+    if given == rows:
+        return plane_BDRC
+    assert (given > rows) == inverse, f"planes grow on the way into the stack and shrink on the way out, not from {given} to {rows} rows"
+    matrix = torch.linalg.pinv(linear_resize_matrix(rows, given)) if inverse else linear_resize_matrix(given, rows)
+    return torch.einsum("rg,bdgc->bdrc", matrix.to(plane_BDRC.device), plane_BDRC.double()).to(plane_BDRC.dtype)

@@ -1,0 +1,215 @@
+"""ST-DiT: zero at the start, positions shared by axis, who attends to whom, which time reaches which planes."""
+
+import pytest
+import torch
+
+from proav.config import Config
+from proav.geometry import LatentGeometry
+from proav.models.embeddings import AXES, axis_positions, sinusoids
+from proav.models.stdit import Block, SelfAttention, STDiT
+from proav.settings import config_from_dict
+
+NUM_LABELS, BATCH = 3, 2
+CUSTOM = {"size": "custom", "depth": 2, "width": 32, "num_heads": 4}
+
+
+def small_config(**stdit) -> Config:
+    return config_from_dict({"mdsa": {"latent_channels": 4}, "stdit": {**CUSTOM, **stdit}})
+
+
+def trained_looking(model: STDiT) -> STDiT:
+    """Every parameter away from its zero, in float64: as training would leave it."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.double().eval()
+
+
+def inputs(config: Config, seed: int = 1, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    noisy = torch.randn(BATCH, *LatentGeometry.from_config(config).stack_shape, generator=generator, dtype=dtype)
+    return noisy, torch.tensor([[0.3, 0.7], [0.9, 0.0]], dtype=dtype), torch.tensor([0, NUM_LABELS])
+
+
+@pytest.mark.parametrize("attention", ["divided", "full"])
+def test_prediction_is_exactly_zero_at_initialization(attention):
+    config = small_config(attention=attention)
+    noisy, times, labels = inputs(config, dtype=torch.float32)
+    prediction = STDiT(config, NUM_LABELS)(noisy, times, labels)
+    assert prediction.shape == noisy.shape and prediction.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("attention", ["divided", "full"])
+def test_a_block_is_the_identity_at_initialization(attention):
+    block = Block(32, 4, 4, attention)
+    tokens = torch.randn(BATCH, 6, 9, 32)
+    assert torch.equal(block(tokens, torch.zeros(BATCH, 2, 6, 32)), tokens)
+
+
+@pytest.mark.parametrize("attention", ["divided", "full"])
+def test_a_few_optimizer_steps_reach_every_parameter(attention):
+    """Zero-initialized factors must not block a branch for good: step by step all gradients become nonzero."""
+    config = small_config(attention=attention)
+    model = STDiT(config, NUM_LABELS)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    noisy, times, labels = inputs(config, dtype=torch.float32)
+    for _ in range(4):
+        optimizer.zero_grad()
+        (model(noisy, times, labels) - noisy.flip(0)).square().mean().backward()
+        optimizer.step()
+    untouched = [name for name, parameter in model.named_parameters() if parameter.grad is None or parameter.grad.count_nonzero() == 0]
+    assert untouched == []
+
+
+def test_no_condition_is_a_condition_of_zeros():
+    config = small_config()
+    model = trained_looking(STDiT(config, NUM_LABELS))
+    noisy, times, labels = inputs(config)
+    zeros = torch.zeros(BATCH, noisy.shape[1] + 1, *noisy.shape[2:], dtype=noisy.dtype)
+    assert torch.equal(model(noisy, times, labels), model(noisy, times, labels, zeros))
+    assert not torch.allclose(model(noisy, times, labels), model(noisy, times, labels, zeros + 1))
+
+
+@pytest.mark.parametrize("attention", ["divided", "full"])
+def test_a_clip_does_not_depend_on_its_batch(attention):
+    config = small_config(attention=attention)
+    model = trained_looking(STDiT(config, NUM_LABELS))
+    noisy, times, labels = inputs(config)
+    together = model(noisy, times, labels)
+    alone = torch.cat([model(noisy[i : i + 1], times[i : i + 1], labels[i : i + 1]) for i in range(BATCH)])
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)  # the last map is float32
+
+
+def test_labels_and_null_label_are_told_apart_and_a_model_may_have_none():
+    config = small_config()
+    model = trained_looking(STDiT(config, NUM_LABELS))
+    noisy, times, _ = inputs(config)
+    results = [model(noisy, times, torch.full((BATCH,), label)) for label in range(NUM_LABELS + 1)]
+    assert all(not torch.allclose(a, b) for i, a in enumerate(results) for b in results[:i])
+    unlabelled = STDiT(config, 0)
+    assert unlabelled.null_label == 0 and unlabelled(noisy.float(), times.float(), torch.zeros(BATCH, dtype=torch.long)).shape == noisy.shape
+
+
+def test_patches_go_back_to_their_places():
+    """With identities as first and last maps and blocks as at initialization, the output is the input's tokens, normalized, in their places."""
+    config = config_from_dict({"mdsa": {"latent_channels": 4}, "stdit": {"size": "custom", "depth": 1, "width": 48, "num_heads": 4}})
+    model = STDiT(config, 0).double()
+    noisy, times, _ = inputs(config)
+    channels, cells = 4, 4
+    with torch.no_grad():
+        model.embed.weight.zero_()[: channels * cells, : channels * cells] = torch.eye(channels * cells, dtype=torch.float64)
+        for table in model.positions.parameters():
+            table.zero_()
+        model.positions.axes.zero_()
+        model.final.weight[:, : channels * cells] = torch.eye(channels * cells, dtype=torch.float64)
+    # LN turns x into (x - mean) / std of its token, mean and std taken over the width of which the last two thirds are zero.
+    prediction = model(noisy, times, torch.zeros(BATCH, dtype=torch.long))
+    tokens = noisy.unfold(3, 2, 2).unfold(4, 2, 2).permute(0, 2, 3, 4, 1, 5, 6).flatten(4)  # b p n m (c i j)
+    padded = torch.cat([tokens, tokens.new_zeros(*tokens.shape[:-1], 48 - channels * cells)], dim=-1)
+    normed = (tokens - padded.mean(-1, keepdim=True)) / (padded.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    expected = normed.unflatten(-1, (channels, 2, 2)).permute(0, 4, 1, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+    torch.testing.assert_close(prediction, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_axes_share_coordinates_between_planes():
+    side, width = 5, 26
+    share = 2 * (width // 6)
+    hw, wt, ht = axis_positions(side, width).unflatten(1, (side, side))
+    t, h, w = (slice(share * AXES.index(axis), share * (AXES.index(axis) + 1)) for axis in "THW")
+    along = sinusoids(torch.arange(side), share // 2)
+    for i in range(side):
+        for j in range(side):
+            torch.testing.assert_close(wt[i, j, t], along[i]), torch.testing.assert_close(ht[i, j, t], along[i])
+            torch.testing.assert_close(hw[i, j, h], along[i]), torch.testing.assert_close(ht[i, j, h], along[j])
+            torch.testing.assert_close(hw[i, j, w], along[j]), torch.testing.assert_close(wt[i, j, w], along[j])
+    assert hw[..., t].count_nonzero() == wt[..., h].count_nonzero() == ht[..., w].count_nonzero() == 0
+    assert not torch.allclose(hw[1, 2], hw[2, 1])
+
+
+def test_both_modalities_have_the_same_fixed_positions():
+    axes = STDiT(small_config(), 0).positions.axes
+    assert torch.equal(axes[:3], axes[3:])
+
+
+def test_spatial_attention_stays_in_its_plane_and_temporal_at_its_place():
+    block = Block(32, 4, 4, "divided").double()
+    torch.nn.init.normal_(block.temporal.out.weight)
+    tokens = torch.randn(1, 6, 9, 32, dtype=torch.float64)
+    moved = tokens.clone()
+    moved[0, 2, 4] += 1
+    spatial = (block.attend_within_planes(moved) - block.attend_within_planes(tokens)).abs().amax(-1)[0]
+    assert spatial[2].min() > 0 and spatial[[0, 1, 3, 4, 5]].max() == 0
+    temporal = (block.attend_across_planes(moved) - block.attend_across_planes(tokens)).abs().amax(-1)[0]
+    assert temporal[:, 4].min() > 0 and temporal[:, [0, 1, 2, 3, 5, 6, 7, 8]].max() == 0
+
+
+def test_full_attention_reaches_every_token():
+    block = Block(32, 4, 4, "full").double()
+    tokens = torch.randn(1, 6, 9, 32, dtype=torch.float64)
+    moved = tokens.clone()
+    moved[0, 2, 4] += 1
+    assert (block.attend_everywhere(moved) - block.attend_everywhere(tokens)).abs().amax(-1).min() > 0
+
+
+def test_attention_matches_its_formula():
+    layer = SelfAttention(16, 2).double()
+    with torch.no_grad():
+        layer.query_norm.weight.uniform_(0.5, 2), layer.key_norm.weight.uniform_(0.5, 2)
+    x = torch.randn(1, 5, 16, dtype=torch.float64)
+    query, key, value = (part.unflatten(-1, (2, 8)) for part in layer.qkv(x)[0].chunk(3, dim=-1))
+
+    def rms(heads, norm):
+        return heads / (heads.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+
+    query, key = rms(query, layer.query_norm), rms(key, layer.key_norm)
+    heads = [torch.softmax(query[:, h] @ key[:, h].T / 8**0.5, -1) @ value[:, h] for h in range(2)]
+    torch.testing.assert_close(layer(x)[0], layer.out(torch.cat(heads, dim=-1)), rtol=1e-10, atol=1e-12)
+
+
+def test_each_modality_knows_its_own_time_and_the_other_by_different_maps():
+    conditioning = trained_looking(STDiT(small_config(), NUM_LABELS)).conditioning
+    times, labels = torch.tensor([[0.2, 0.6]], dtype=torch.float64), torch.tensor([1])
+    video, audio = conditioning(times, labels)[0]
+    changed_video, changed_audio = conditioning(torch.tensor([[0.2, 0.5]], dtype=torch.float64), labels)[0]
+    assert not torch.allclose(video, changed_video) and not torch.allclose(audio, changed_audio)
+    swapped = conditioning(times.flip(1), labels)[0]
+    assert not torch.allclose(swapped.flip(0), torch.stack([video, audio]))  # the modality row tells them apart
+    conditioning.modality.data.zero_()
+    torch.testing.assert_close(conditioning(times.flip(1), labels)[0].flip(0), conditioning(times, labels)[0])
+
+
+def test_modulation_reaches_only_the_planes_of_its_modality():
+    block = Block(32, 4, 4, "divided").double()
+    tokens, modulation = torch.randn(1, 6, 9, 32, dtype=torch.float64), torch.randn(1, 2, 6, 32, dtype=torch.float64)
+    changed = modulation.clone()
+    changed[0, 1] += 1  # the audio's
+    difference = (block(tokens, changed) - block(tokens, modulation)).abs().amax((0, 2, 3))
+    assert difference[:3].max() == 0 and difference[3:].min() > 0
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    config = small_config()
+    noisy, times, labels = inputs(config)
+    gradients = []
+    for recompute in (False, True):
+        model = trained_looking(STDiT(config, NUM_LABELS)) if not gradients else model
+        model.zero_grad()
+        model.activation_checkpointing = recompute
+        model(noisy, times, labels).square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("cast_weights", [False, True])
+def test_bf16_by_autocast_and_by_weights_is_near_fp32(cast_weights):
+    config = small_config()
+    model = trained_looking(STDiT(config, NUM_LABELS)).float()
+    noisy, times, labels = inputs(config, dtype=torch.float32)
+    exact = model(noisy, times, labels)
+    if cast_weights:
+        coarse = model.bfloat16()(noisy, times, labels)
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            coarse = model(noisy, times, labels)
+    assert coarse.dtype == torch.float32
+    assert (coarse - exact).square().mean().sqrt() < 0.03 * exact.std()
