@@ -1,0 +1,24 @@
+"""Noise processes, tasks and sampling over the stacked latents: plain PyTorch mathematics, no model and no data.
+
+Two processes with one set of methods: `RectifiedFlow` (default) and `DDPM` (the settings of PVDM); `make_process` chooses by the
+configuration. Follows "ProAV-DiT", Figure 2 (b). Letters: B clips, D channels, P=6 planes, N plane side.
+"""
+
+from proav.config import Config
+from proav.diffusion.ddpm import DDPM
+from proav.diffusion.flow import RectifiedFlow
+
+__all__ = ["DDPM", "RectifiedFlow", "make_process"]
+
+
+def make_process(config: Config) -> RectifiedFlow | DDPM:
+    """The process that config.diffusion describes.
+
+    Both have: draw_times(uniforms), add_noise(clean, noise, times), target(clean, noise), clean_from(noisy, prediction, times),
+    noise_from(noisy, prediction, times), times_of(steps), step(noisy, prediction, time, next_time, noise), zero_prediction_loss(second_moment)
+    and is_stochastic. Times are in [0, 1], 0 clean, 1 noise, and may differ per modality: times_B2, column 0 video, 1 audio.
+    """
+    settings = config.diffusion
+    if settings.objective == "flow":
+        return RectifiedFlow(settings.time_sampling)
+    return DDPM(settings.ddpm_steps, settings.ddpm_beta_start, settings.ddpm_beta_end, settings.ddim_eta)

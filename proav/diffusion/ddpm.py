@@ -1,0 +1,94 @@
+"""DDPM with the noise as target, sampled by DDIM: the settings of PVDM, behind the same methods as the flow.
+
+Follows DDPM (Ho et al. 2020), DDIM (Song et al. 2021) and PVDM's schedule. Letters: B clips, D channels, P=6 planes, N plane side.
+No clamp of the estimated clean latents, where PVDM clamps to [-1, 1]: its latents are bounded by tanh, ours are normalized to unit variance
+and bounded nowhere near 1 (our choice).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from proav.diffusion.planes import spread_to_planes
+from proav.errors import UserError
+
+
+@dataclass(frozen=True)
+class DDPM:
+    """z_k = sqrt(a_k) z + sqrt(1 - a_k) e,  a_k = prod_{j <= k} (1 - beta_j),  sqrt(beta) evenly spaced,  target e.
+
+    The discrete steps k = 1 .. num_steps are the times t = k / num_steps; t = 0 is clean, a_0 = 1. Other times are rounded to the nearest.
+    """
+
+    num_steps: int = 1000
+    beta_start: float = 0.0015
+    beta_end: float = 0.0195
+    eta: float = 0.0
+
+    @cached_property
+    def signal_shares(self) -> Tensor:
+        """a_k for k = 0 .. num_steps, [num_steps + 1] float64."""
+        betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps, dtype=torch.float64).square()
+        return torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether `step` wants fresh noise."""
+        return self.eta > 0
+
+    def draw_times(self, uniforms: Tensor) -> Tensor:
+        """Uniform discrete times, t = (floor(u num_steps) + 1) / num_steps; u in (0, 1), any shape."""
+        return ((uniforms * self.num_steps).floor() + 1).clamp(max=self.num_steps) / self.num_steps
+
+    def _shares(self, times_B2: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(sqrt(a), sqrt(1 - a)) per plane, [B, 1, 6, 1, 1]."""
+        share_B2 = self.signal_shares.to(like.device)[(times_B2.to(like.device) * self.num_steps).round().long()]
+        share = spread_to_planes(share_B2)
+        return share.sqrt().to(like.dtype), (1 - share).sqrt().to(like.dtype)
+
+    def add_noise(self, clean_BDPNN: Tensor, noise_BDPNN: Tensor, times_B2: Tensor) -> Tensor:
+        """z_k = sqrt(a_k) z + sqrt(1 - a_k) e, each plane at its modality's time; exactly z at t = 0."""
+        signal, spread = self._shares(times_B2, clean_BDPNN)
+        return signal * clean_BDPNN + spread * noise_BDPNN
+
+    def target(self, clean_BDPNN: Tensor, noise_BDPNN: Tensor) -> Tensor:
+        """e."""
+        return noise_BDPNN
+
+    def clean_from(self, noisy_BDPNN: Tensor, prediction_BDPNN: Tensor, times_B2: Tensor) -> Tensor:
+        """z = (z_k - sqrt(1 - a_k) e) / sqrt(a_k)."""
+        signal, spread = self._shares(times_B2, noisy_BDPNN)
+        return (noisy_BDPNN - spread * prediction_BDPNN) / signal
+
+    def noise_from(self, noisy_BDPNN: Tensor, prediction_BDPNN: Tensor, times_B2: Tensor) -> Tensor:
+        """e: the prediction itself."""
+        return prediction_BDPNN
+
+    def times_of(self, steps: int) -> list[float]:
+        """k_i = round(num_steps (1 - i / steps)), i = 0 .. steps, as times k / num_steps. Raises UserError for more steps than the process has."""
+        if steps > self.num_steps:
+            raise UserError(f"generate.steps={steps}: ddpm has {self.num_steps} steps; expected at most generate.steps={self.num_steps}")
+        return [round(self.num_steps * (1 - i / steps)) / self.num_steps for i in range(steps + 1)]
+
+    def step(self, noisy: Tensor, prediction: Tensor, time: float, next_time: float, noise: Tensor | None = None) -> Tensor:
+        """DDIM from a = a(time) to a' = a(next_time):
+
+            sigma = eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a')
+            z'    = sqrt(a') (z - sqrt(1 - a) e) / sqrt(a) + sqrt(1 - a' - sigma^2) e + sigma noise
+
+        `noise`, like `noisy`, is wanted where eta > 0; eta = 1 is the ancestral sampler. At next_time = 0 sigma is zero.
+        """
+        share, next_share = (self.signal_shares[round(at * self.num_steps)].item() for at in (time, next_time))
+        sigma = self.eta * ((1 - next_share) / (1 - share)) ** 0.5 * (1 - share / next_share) ** 0.5
+        clean = (noisy - (1 - share) ** 0.5 * prediction) / share**0.5
+        moved = next_share**0.5 * clean + max(1 - next_share - sigma**2, 0.0) ** 0.5 * prediction
+        if sigma == 0:
+            return moved
+        assert noise is not None, "DDIM with eta > 0 wants noise"
+        return moved + sigma * noise
+
+    def zero_prediction_loss(self, second_moment: float = 1.0) -> float:
+        """E |e|^2 = 1 per value: the loss of a model that predicts zero, whatever the latents are; the loss at initialization."""
+        return 1.0

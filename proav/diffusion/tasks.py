@@ -1,0 +1,86 @@
+"""The tasks as rows of a table: which modality is given, whose times are drawn how, which frames are shown.
+
+Not here: the sampler's loop (`sampler.py`) and the encoding of what is given. A new task (first frame, continuation) is a new row with
+a mask rule. The tasks are our choice; the paper evaluates joint generation. Letters: B clips, T frames.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proav.config import Config
+from proav.diffusion import make_process
+from proav.diffusion.noise import uniforms_for
+from proav.diffusion.planes import MODALITIES
+from proav.errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row.
+
+    given: the modality that enters clean, as its lone planes at time 0, and carries no loss ("video", "audio" or None).
+    own_times: each modality draws a time of its own; otherwise all that is noised shares one.
+    mask: from T to bool [T], the frames shown through the condition channels; None: nothing is shown, the channels are zero.
+    can_sample: whether clips are made by it (a task may exist for training only).
+    """
+
+    given: str | None = None
+    own_times: bool = False
+    mask: Callable[[int], Tensor] | None = None
+    can_sample: bool = True
+
+
+TASKS = {
+    "joint": Task(),
+    "a2v": Task(given="audio"),
+    "v2a": Task(given="video"),
+    "independent": Task(own_times=True, can_sample=False),
+}
+
+
+@dataclass(frozen=True)
+class TaskDraw:
+    """What the clips of a training batch are trained for.
+
+    names [B]; given_B2 bool; times_B2 float32 in [0, 1], 0 where given; drop_label_B bool: train this clip with the null label.
+    """
+
+    names: tuple[str, ...]
+    given_B2: Tensor
+    times_B2: Tensor
+    drop_label_B: Tensor
+
+
+def given_row(name: str) -> list[bool]:
+    """[video is given, audio is given] in the task `name`."""
+    return [TASKS[name].given == modality for modality in MODALITIES]
+
+
+def sampling_task(name: str) -> Task:
+    """The row of a task that makes clips. Raises UserError for any other name, with those that can be had."""
+    available = [known for known, task in TASKS.items() if task.can_sample]
+    if name not in available:
+        raise UserError(f"generate.task={name} is not available; expected one of {', '.join(available)}, such as generate.task={available[0]}")
+    return TASKS[name]
+
+
+def draw_tasks(seed: int, positions: Sequence[int] | Tensor, config: Config) -> TaskDraw:
+    """Task, times and label dropout of each clip: a function of (seed, position of the clip in the training order) alone.
+
+    The task follows config.diffusion.task_weights, the times config.diffusion's process, the dropout config.stdit.label_dropout.
+    """
+    positions = [int(position) for position in positions]
+    weights = {name: config.diffusion.task_weights.get(name, 0.0) for name in TASKS}
+    edges = torch.tensor(list(weights.values()), dtype=torch.float64).cumsum(0)
+    uniforms_B4 = torch.stack([uniforms_for(seed, position, 4, purpose="task") for position in positions])
+    # `right=True` skips tasks of weight zero; u < 1 keeps the last edge out.
+    rows = torch.searchsorted(edges, uniforms_B4[:, 0] * edges[-1], right=True).tolist()
+    names = tuple(list(TASKS)[row] for row in rows)
+    given_B2 = torch.tensor([given_row(name) for name in names])
+    own_B1 = torch.tensor([[TASKS[name].own_times] for name in names])
+    drawn_B2 = make_process(config).draw_times(uniforms_B4[:, 1:3])
+    times_B2 = torch.where(own_B1, drawn_B2, drawn_B2[:, :1]).masked_fill(given_B2, 0.0)
+    return TaskDraw(names, given_B2, times_B2.float(), uniforms_B4[:, 3] < config.stdit.label_dropout)

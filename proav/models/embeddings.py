@@ -1,0 +1,101 @@
+"""What ST-DiT adds to its tokens and modulates them by: positions along T, H and W, the times of both modalities, the label.
+
+Not here: rotary positions of the autoencoder (`layers.py`). Follows "ProAV-DiT", Figure 2 (b), and DiT; the axis-aware positions and
+the two times are our choice. Letters: B clips, P=6 planes, N plane side, n=N/p tokens a side, L=n*n tokens of a plane, d width.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from proav.geometry import PLANE_NAMES
+
+NUM_MODALITIES = 2
+PLANES_PER_MODALITY = len(PLANE_NAMES) // NUM_MODALITIES
+PLANE_AXES = ("HW", "TW", "TH")
+"""Axes of the rows and columns of each plane, in the order of PLANE_NAMES within a modality (T is always the first axis of WT and HT)."""
+AXES = "THW"
+
+TIME_SCALE = 1000.0
+"""Times in [0, 1] are multiplied by this before the sinusoids, whose slowest period is MAX_PERIOD: the range for which DiT chose them."""
+MAX_PERIOD = 10_000.0
+NUM_FREQUENCIES = 128
+"""Frequencies of the time embedding: 256 sines and cosines, as in DiT."""
+
+
+def sinusoids(values: Tensor, num_frequencies: int) -> Tensor:
+    """[..., 2F] = [cos(x w_k), sin(x w_k)], with w_k = MAX_PERIOD^(-k / F), k = 0 .. F-1.
+
+    values [...]: any real numbers; computed in float32 at least, since times of 1000 lose their fraction in bf16.
+    """
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    exponents = torch.arange(num_frequencies, device=values.device, dtype=values.dtype) / num_frequencies
+    angles = values[..., None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def axis_positions(side: int, width: int) -> Tensor:
+    """Positions of the tokens of one modality's planes, [3, side * side, width]: token (i, j) of the plane with axes (X, Y) gets e_X(i) + e_Y(j).
+
+    e_T, e_H and e_W are sinusoids in separate channels, a third of the width each (the rest, width mod 6, stays zero), so that
+    inner products compare each axis with itself: equal times in WT and HT get equal time channels, and (i, j) differs from (j, i).
+    """
+    share = 2 * (width // (2 * len(AXES)))
+    along = sinusoids(torch.arange(side), share // 2)
+    table = torch.zeros(PLANES_PER_MODALITY, side, side, width)
+    for plane, (rows, columns) in enumerate(PLANE_AXES):
+        for axis, values in ((rows, along[:, None]), (columns, along[None, :])):
+            start = share * AXES.index(axis)
+            table[plane, :, :, start : start + share] += values
+    return table.flatten(1, 2)
+
+
+class TokenPositions(nn.Module):
+    """x_bpl + e_axes(p, l) + u_type(p mod 3) + u_modality(p div 3) + u_frame(p): where a token is, and what its plane means.
+
+    The axis positions are fixed and the same for both modalities, so that sound and picture of one time share coordinates; the
+    three learned tables tell planes apart: the six-frame position of Figure 2 (b), the plane's type and its modality.
+    """
+
+    def __init__(self, side: int, width: int) -> None:
+        super().__init__()
+        self.plane_type = nn.Parameter(torch.empty(PLANES_PER_MODALITY, width))
+        self.modality = nn.Parameter(torch.empty(NUM_MODALITIES, width))
+        self.frame = nn.Parameter(torch.empty(len(PLANE_NAMES), width))
+        self.register_buffer("axes", axis_positions(side, width).repeat(NUM_MODALITIES, 1, 1), persistent=False)
+        for table in (self.plane_type, self.modality, self.frame):
+            nn.init.normal_(table, std=0.02)
+
+    def forward(self, tokens_BPLd: Tensor) -> Tensor:
+        planes = self.frame + self.plane_type.repeat(NUM_MODALITIES, 1) + self.modality.repeat_interleave(PLANES_PER_MODALITY, dim=0)
+        return tokens_BPLd + self.axes + planes[:, None]
+
+
+class Conditioning(nn.Module):
+    """c_m = f(s(t_m)) + g(s(t_other)) + u_m + e_label, one vector for each modality m.
+
+    s is `sinusoids` of TIME_SCALE * t; f and g are Linear-SiLU-Linear. Each modality thus knows its own time and the other's, through
+    different maps: a clean sound beside a noisy picture is not the reverse. u_m lets equal times modulate the modalities differently.
+    The label table has num_labels + 1 rows; the last is the null label, "not told". (Two times: our choice; the rest: DiT.)
+    """
+
+    def __init__(self, width: int, num_labels: int) -> None:
+        super().__init__()
+
+        def mlp() -> nn.Sequential:
+            return nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+        self.own_time, self.other_time = mlp(), mlp()
+        self.modality = nn.Parameter(torch.zeros(NUM_MODALITIES, width))
+        self.label = nn.Embedding(num_labels + 1, width)
+        for layer in (*self.own_time, *self.other_time):
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.label.weight, std=0.02)
+
+    def forward(self, times_B2: Tensor, labels_B: Tensor) -> Tensor:
+        """[B, 2, d]. times in [0, 1], column 0 video, 1 audio; labels in 0 .. num_labels."""
+        waves_B2F = sinusoids(TIME_SCALE * times_B2, NUM_FREQUENCIES).to(self.own_time[0].weight.dtype)
+        return self.own_time(waves_B2F) + self.other_time(waves_B2F.flip(1)) + self.modality + self.label(labels_B)[:, None]

@@ -1,0 +1,155 @@
+"""The two noise processes against closed forms: round trips, moments, and Gaussian data, whose best model is known."""
+
+import pytest
+import torch
+
+from proav.config import Config
+from proav.diffusion import DDPM, RectifiedFlow, make_process
+from proav.diffusion.noise import uniforms_for
+from proav.diffusion.planes import denoising_loss, mix_given, spread_to_planes
+from proav.errors import UserError
+
+SHAPE = (4, 3, 6, 5, 5)
+PROCESSES = [RectifiedFlow(), RectifiedFlow("uniform"), DDPM(), DDPM(eta=1.0)]
+TIMES = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.125]], dtype=torch.float64)
+
+
+def pair(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64), torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def shares(process, time: float) -> tuple[float, float]:
+    """(signal, noise) factors of z_t at one time, from the formulas."""
+    if isinstance(process, RectifiedFlow):
+        return 1 - time, time
+    product = 1.0
+    for k in range(round(time * process.num_steps)):
+        root = process.beta_start**0.5 + (process.beta_end**0.5 - process.beta_start**0.5) * k / (process.num_steps - 1)
+        product *= 1 - root**2
+    return product**0.5, (1 - product) ** 0.5
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_noisy_planes_are_the_formula_at_each_modalitys_time(process):
+    clean, noise = pair()
+    noisy = process.add_noise(clean, noise, TIMES)
+    for clip, times in enumerate(TIMES.tolist()):
+        for modality, time in enumerate(times):
+            planes = slice(3 * modality, 3 * modality + 3)
+            signal, spread = shares(process, time)
+            torch.testing.assert_close(noisy[clip, :, planes], signal * clean[clip, :, planes] + spread * noise[clip, :, planes])
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_time_zero_is_exactly_clean(process):
+    clean, noise = pair()
+    assert torch.equal(process.add_noise(clean, noise, torch.zeros(4, 2)), clean)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_clean_and_noise_come_back_from_the_target(process):
+    clean, noise = pair()
+    noisy, target = process.add_noise(clean, noise, TIMES), process.target(clean, noise)
+    torch.testing.assert_close(process.clean_from(noisy, target, TIMES), clean, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(process.noise_from(noisy, target, TIMES), noise)
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), DDPM()])
+def test_one_step_with_the_true_target_is_the_noisier_clip_made_cleaner(process):
+    """For the flow and for DDIM without fresh noise, a step of any length along the true target stays on the clip's own path."""
+    clean, noise = pair()
+    for time, next_time in [(1.0, 0.5), (0.5, 0.0), (0.75, 0.25)]:
+        at = [process.add_noise(clean, noise, torch.full((4, 2), value, dtype=torch.float64)) for value in (time, next_time)]
+        torch.testing.assert_close(process.step(at[0], process.target(clean, noise), time, next_time), at[1], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("time, next_time", [(1.0, 0.5), (0.5, 0.125), (0.25, 0.0)])
+def test_ancestral_step_keeps_the_marginal_of_a_known_clip(time, next_time):
+    """DDIM's family shares the marginals q(z_s | z): from z_t = a z + b e and the true e, variance b_s^2 = (direct part)^2 + sigma^2."""
+    process = DDPM(eta=1.0)
+    clean, noise = pair(shape=(64, 3, 6, 8, 8))
+    _, fresh = pair(seed=1, shape=clean.shape)
+    noisy = process.add_noise(clean, noise, torch.full((64, 2), time, dtype=torch.float64))
+    signal, spread = shares(process, next_time)
+    rest = process.step(noisy, noise, time, next_time, fresh) - signal * clean
+    assert rest.std().item() == pytest.approx(spread, rel=0.01, abs=1e-6)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_moments_of_noisy_gaussian_data(process):
+    mean, std = 0.7, 0.4
+    clean, noise = pair(shape=(64, 3, 6, 12, 12))
+    noisy = process.add_noise(mean + std * clean, noise, torch.full((64, 2), 0.5))
+    signal, spread = shares(process, 0.5)
+    assert noisy.mean().item() == pytest.approx(signal * mean, abs=0.01)
+    assert noisy.std().item() == pytest.approx((signal**2 * std**2 + spread**2) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_loss_of_a_zero_prediction_has_a_closed_form(process):
+    mean, std = 0.5, 2.0
+    clean, noise = pair(shape=(64, 3, 6, 12, 12))
+    clean = mean + std * clean
+    loss = denoising_loss(torch.zeros_like(clean), process.target(clean, noise), torch.zeros(64, 2, dtype=torch.bool)).mean().item()
+    assert loss == pytest.approx(process.zero_prediction_loss(mean**2 + std**2), rel=0.01)
+
+
+def test_zero_prediction_losses_of_normalized_latents():
+    assert RectifiedFlow().zero_prediction_loss() == 2.0 and DDPM().zero_prediction_loss() == 1.0
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_schedule_runs_from_noise_to_clean(process):
+    for steps in (1, 7, 30):
+        times = process.times_of(steps)
+        assert len(times) == steps + 1 and times[0] == 1 and times[-1] == 0
+        assert all(later < earlier for earlier, later in zip(times, times[1:]))
+
+
+def test_more_ddim_steps_than_the_process_has_are_refused():
+    with pytest.raises(UserError, match="generate.steps=11.*at most generate.steps=10"):
+        DDPM(num_steps=10).times_of(11)
+
+
+def test_drawn_times_follow_their_distribution():
+    uniforms = torch.stack([uniforms_for(0, i, 1, purpose="test") for i in range(20_000)]).flatten()
+    logits = RectifiedFlow().draw_times(uniforms).logit()
+    assert logits.mean().item() == pytest.approx(0, abs=0.03) and logits.std().item() == pytest.approx(1, abs=0.03)
+    assert torch.equal(RectifiedFlow("uniform").draw_times(uniforms), uniforms)
+    steps = DDPM(num_steps=10).draw_times(uniforms) * 10
+    assert torch.bincount(steps.round().long(), minlength=11).tolist()[0] == 0
+    torch.testing.assert_close(torch.bincount(steps.round().long())[1:] / 20_000, torch.full((10,), 0.1), atol=0.01, rtol=0)
+
+
+def test_the_extreme_uniforms_are_legal_times():
+    extremes = torch.tensor([2.0**-54, 1 - 2.0**-53], dtype=torch.float64)
+    for process in PROCESSES:
+        times = process.draw_times(extremes)
+        assert (0 <= times).all() and (times <= 1).all()
+
+
+def test_given_planes_carry_no_loss_and_clips_count_equally():
+    prediction, target = pair()
+    given = torch.tensor([[False, False], [True, False], [False, True], [False, False]])
+    loss = denoising_loss(prediction, target, given)
+    error = (prediction - target).square()
+    expected = [error[0].mean(), error[1, :, 3:].mean(), error[2, :, :3].mean(), error[3].mean()]
+    torch.testing.assert_close(loss, torch.stack(expected))
+
+
+def test_given_modality_enters_as_lone_planes():
+    joint, lone = pair()
+    mixed = mix_given(joint, lone, torch.tensor([[False, False], [True, False], [False, True], [False, False]]))
+    assert torch.equal(mixed[0], joint[0])
+    assert torch.equal(mixed[1, :, :3], lone[1, :, :3]) and torch.equal(mixed[1, :, 3:], joint[1, :, 3:])
+    assert torch.equal(mixed[2, :, 3:], lone[2, :, 3:]) and torch.equal(mixed[2, :, :3], joint[2, :, :3])
+
+
+def test_values_per_modality_spread_to_its_three_planes():
+    assert spread_to_planes(torch.tensor([[1, 2]])).flatten().tolist() == [1, 1, 1, 2, 2, 2]
+
+
+def test_configuration_chooses_the_process():
+    assert make_process(Config()) == RectifiedFlow("logit_normal")
+    assert make_process(Config.model_validate({"diffusion": {"objective": "ddpm", "ddim_eta": 0.5}})) == DDPM(1000, 0.0015, 0.0195, 0.5)
