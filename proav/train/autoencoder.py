@@ -1,0 +1,158 @@
+"""What one training step of MDSA is: reconstruction of picture and sound, and the discriminators that train beside it. Plain torch.
+
+The paper prints no loss list: terms and weights are the ancestor PVDM's (L1 4, perceptual 4, adversarial 1, feature matching 4) on pictures
+and their counterparts on mel images. Every draw (modality dropout, judged frame) is a function of (seed, clip position).
+B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from proav.config import Config
+from proav.diffusion.noise import uniforms_for
+from proav.models.discriminators import (
+    AudioDiscriminator,
+    VideoDiscriminators,
+    feature_matching_loss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    pick_frames,
+)
+from proav.models.mdsa import CrossFlow
+from proav.models.perceptual import LPIPS, multi_scale_gradient_loss
+from proav.train.engine import MOMENTS, Engine, NonFiniteError, average_gradients
+from proav.train.loop import StepOutput, mean_part
+
+DISCRIMINATOR_GRADIENT_CLIP = 1.0
+"""PVDM's."""
+
+
+class AutoencoderStep:
+    """Losses of a batch of clips, and the discriminators' own training.
+
+    L = L_video + audio * L_audio, with
+    L_video = pixel |x - y| + perceptual LPIPS(one frame) + adversarial (hinge) + feature_matching,
+    L_audio = mel |x - y| + mel_difference |dx - dy| + adversarial + feature_matching.
+    Without LPIPS weights, multi_scale_gradient |dx - dy| stands in its place. The last two terms enter once
+    mdsa.loss.adversarial_start_clips clips are seen. Discriminators are whole on every worker.
+    """
+
+    def __init__(self, config: Config, *, device: torch.device) -> None:
+        self.config, self.weights, self.device = config, config.mdsa.loss, device
+        self.perceptual = LPIPS(self.weights.perceptual_weights).to(device) if self.weights.perceptual_weights else None
+        self.discriminators = nn.ModuleDict({"video": VideoDiscriminators(config), "audio": AudioDiscriminator(config)}).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.discriminators.parameters(), lr=self.weights.discriminator_learning_rate, betas=config.mdsa.train.betas, weight_decay=0.0
+        )
+        self.optimizer_steps = 0
+        self._judged: dict | None = None
+
+    def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
+        """batch: video uint8 [b, T, H, W, 3], mel float32 [b, T, M, S] in [-1, 1], position int64 [b]."""
+        positions = batch["position"].tolist()
+        video_BCTHW = rearrange(batch["video"].to(self.device, non_blocking=True), "b t h w c -> b c t h w").float() / 127.5 - 1
+        mel_BTMS = batch["mel"].to(self.device, non_blocking=True)
+        frames_B = draw_frames(self.config.seed, positions, self.config.clip.num_frames)
+        flow = draw_flow(self.config.seed, positions, self.config.mdsa.modality_dropout)
+        video_out, mel_out = (output.float() for output in engine.forward(video_BCTHW, mel_BTMS, flow=flow))
+        terms = self._reconstruction(video_BCTHW, video_out, mel_BTMS, mel_out, frames_B)
+        self._judged = None
+        if clips >= self.weights.adversarial_start_clips:
+            self._judged = {
+                "autocast": engine.autocast if self.config.mdsa.train.precision == "bf16" else contextlib.nullcontext,
+                "video": ((video_BCTHW, video_out.detach()), (frames_B,)),
+                "audio": ((mel_BTMS, mel_out.detach()), ()),
+            }
+            terms |= self._adversarial(video_BCTHW, video_out, mel_BTMS, mel_out, frames_B)
+        total = sum(weight * value for weight, value in terms.values())
+        error_B = (video_out.detach() - video_BCTHW).square().mean(dim=(1, 2, 3, 4))
+        parts = {name: (value.detach() * len(positions), float(len(positions))) for name, (_, value) in terms.items()}
+        return StepOutput(total, parts | {"video_psnr": mean_part(10 * torch.log10(4 / error_B.clamp(min=1e-10)))})
+
+    def _reconstruction(self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """{name: (weight, value)} of the terms that need no judge."""
+        weights = self.weights
+        terms = {"video_l1": (weights.pixel, F.l1_loss(video_out, video))}
+        if self.perceptual:
+            terms["video_lpips"] = (weights.perceptual, self.perceptual(pick_frames(video_out, frames_B), pick_frames(video, frames_B)).mean())
+        else:
+            terms["video_gradient"] = (weights.multi_scale_gradient, multi_scale_gradient_loss(video_out, video))
+        terms["mel_l1"] = (weights.audio * weights.mel, F.l1_loss(mel_out, mel))
+        difference_BMC = rearrange(mel_out - mel, "b t m s -> b m (t s)")
+        neighbours = (difference_BMC.diff(dim=-1).abs().mean() + difference_BMC.diff(dim=-2).abs().mean()) / 2
+        return terms | {"mel_difference": (weights.audio * weights.mel_difference, neighbours)}
+
+    def _adversarial(self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """{name: (weight, value)} of what the frozen discriminators say of the reconstructions."""
+        terms = {}
+        self.discriminators.requires_grad_(False)
+        for name, share, real, fake, more in (("video", 1.0, video, video_out, (frames_B,)), ("audio", self.weights.audio, mel, mel_out, ())):
+            with self._judged["autocast"]():
+                with torch.no_grad():
+                    _, real_features = self.discriminators[name](real, *more)
+                fake_logits, fake_features = self.discriminators[name](fake, *more)
+            terms[f"{name}_adversarial"] = (share * self.weights.adversarial, hinge_generator_loss(fake_logits))
+            terms[f"{name}_feature_matching"] = (share * self.weights.feature_matching, feature_matching_loss(real_features, fake_features))
+        self.discriminators.requires_grad_(True)
+        return terms
+
+    def backward_others(self, accumulation_steps: int) -> None:
+        """The discriminators' hinge loss on the clips of the last `loss` and their reconstructions."""
+        if self._judged is None:
+            return
+        for name, discriminator in self.discriminators.items():
+            (real, fake), more = self._judged[name]
+            with self._judged["autocast"]():
+                real_logits, fake_logits = discriminator(real, *more)[0], discriminator(fake, *more)[0]
+            (hinge_discriminator_loss(real_logits, fake_logits) / accumulation_steps).backward()
+
+    def step_others(self) -> None:
+        """Averages the discriminators' gradients over the workers, clips and steps. Raises NonFiniteError, with their weights untouched."""
+        if self._judged is None:
+            return
+        self._judged = None
+        parameters = list(self.discriminators.parameters())
+        average_gradients(parameters)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if not torch.isfinite(norm):
+            raise NonFiniteError(f"the discriminators' gradient norm is {norm.item()}")
+        nn.utils.clip_grads_with_norm_(parameters, DISCRIMINATOR_GRADIENT_CLIP, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer_steps += 1
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The discriminators, and their optimizer once it has stepped."""
+        moments = {"steps": torch.tensor(self.optimizer_steps)}
+        for name, parameter in self.discriminators.named_parameters() if self.optimizer_steps else ():
+            moments |= {f"{moment}.{name}": self.optimizer.state[parameter][moment] for moment in MOMENTS}
+        return {"discriminators": self.discriminators.state_dict(), "training/discriminators_optimizer": moments}
+
+    def load_tensors(self, read: Callable[[str], dict[str, Tensor]]) -> None:
+        self.discriminators.load_state_dict(read("discriminators"))
+        moments = read("training/discriminators_optimizer")
+        self.optimizer_steps = int(moments["steps"])
+        for name, parameter in self.discriminators.named_parameters() if self.optimizer_steps else ():
+            state = {moment: moments[f"{moment}.{name}"].to(self.device) for moment in MOMENTS}
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(self.optimizer_steps)), **state}
+
+
+def draw_frames(seed: int, positions: list[int], num_frames: int) -> Tensor:
+    """int64 [B]: the frame of each clip that is judged alone, uniform, a function of (seed, position)."""
+    return torch.tensor([int(uniforms_for(seed, position, 1, purpose="frame")[0] * num_frames) for position in positions])
+
+
+def draw_flow(seed: int, positions: list[int], probability: float) -> CrossFlow:
+    """Modality dropout: each clip loses what flows toward audio, toward video, or both, with `probability` each; a function of (seed, position).
+
+    It keeps either modality decodable where the other is not given.
+    """
+    cases_B = torch.stack([uniforms_for(seed, position, 1, purpose="flow")[0] for position in positions])
+    audio_off_B = (cases_B < probability) | ((cases_B >= 2 * probability) & (cases_B < 3 * probability))
+    video_off_B = (cases_B >= probability) & (cases_B < 3 * probability)
+    return CrossFlow(to_video_B=~video_off_B, to_audio_B=~audio_off_B)

@@ -1,0 +1,375 @@
+"""Steps the optimizer on one or many workers: plain data parallel in torch, or ZeRO 1 to 3 with DeepSpeed.
+
+Both engines keep fp32 weights and fp32 optimizer state; the precision setting is the autocast dtype of the model's forward pass.
+Their saved state is the same and knows no world size, stage or engine: whole fp32 tensors by name. This is the only room with
+DeepSpeed, which is imported only where it is asked for.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from proav.config import TrainConfig
+from proav.errors import UserError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BUCKET_BYTES = 32 * 2**20
+"""Gradients are summed over workers in flat pieces of about this size: few calls, little extra memory."""
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient norm that is not a number: training stops on every worker before the optimizer steps."""
+
+
+class Engine(Protocol):
+    """What the loop needs to train a module; `make_engine` chooses."""
+
+    module: nn.Module
+    """The bare model; its weights may be sharded."""
+    device: torch.device
+    train: TrainConfig
+
+    def forward(self, *inputs, **named): ...
+    def autocast(self) -> contextlib.AbstractContextManager: ...
+    def backward(self, loss: torch.Tensor) -> None: ...
+    def step(self, learning_rate: float) -> float | None: ...
+    def shards(self) -> dict[str, torch.Tensor]: ...
+    def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
+    def split(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
+    def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict]: ...
+    def load_optimizer_state(self, tensors: dict[str, torch.Tensor], scalars: dict) -> None: ...
+
+
+def make_engine(module: nn.Module, train: TrainConfig, *, device: torch.device, micro_batch: int, log=print) -> Engine:
+    """The engine that `train.engine` names, with `module` (already holding its starting weights) on `device`.
+
+    micro_batch: clips of one forward pass on one worker. ZeRO stage 0 shards nothing: that is the plain torch engine.
+    Raises UserError where DeepSpeed is asked for and not installed.
+    """
+    if train.engine == "torch":
+        return TorchEngine(module, train, device=device)
+    if train.zero_stage == 0:
+        log("train.zero_stage=0 shards nothing: the plain torch engine does it")
+        return TorchEngine(module, train, device=device)
+    return DeepSpeedEngine(module, train, device=device, micro_batch=micro_batch)
+
+
+def learning_rate_at(train: TrainConfig, clips: int) -> float:
+    """Linear warm-up over `train.warmup_clips`, then constant: the rate of the step that starts after `clips` clips."""
+    if train.warmup_clips == 0:
+        return train.learning_rate
+    return train.learning_rate * min(1.0, (clips + train.batch_size) / train.warmup_clips)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Averages the gradients over all workers, in flat buckets; a missing gradient counts as zero."""
+    parameters = list(parameters)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    world, bucket, size = dist.get_world_size(), [], 0
+    for index, parameter in enumerate(parameters):
+        bucket.append(parameter.grad)
+        size += parameter.grad.numel() * parameter.grad.element_size()
+        if size >= BUCKET_BYTES or index == len(parameters) - 1:
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            dist.all_reduce(flat)
+            flat.div_(world)
+            for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+            bucket, size = [], 0
+
+
+class LossScale:
+    """The dynamic loss scale of fp16: halved where a gradient overflows, doubled after a calm stretch; 1 in other precisions.
+
+    Our choice: 2**16 at first, doubled every 2,000 steps, as mixed-precision training does since Micikevicius et al., 2018.
+    """
+
+    GROWTH_STEPS = 2000
+
+    def __init__(self, precision: str) -> None:
+        self.dynamic = precision == "fp16"
+        self.scale, self.calm_steps = (2.0**16 if self.dynamic else 1.0), 0
+
+    def after_step(self, overflow: bool) -> bool:
+        """True where the step may be skipped; False where a non-finite gradient must stop the run."""
+        if not self.dynamic:
+            return False
+        if overflow:
+            self.scale, self.calm_steps = self.scale / 2, 0
+            return self.scale >= 1.0
+        self.calm_steps += 1
+        if self.calm_steps == self.GROWTH_STEPS:
+            self.scale, self.calm_steps = self.scale * 2, 0
+        return True
+
+
+class _Autocast(nn.Module):
+    """Runs a module under autocast, wherever it is called from; it takes no part in naming parameters."""
+
+    def __init__(self, module: nn.Module, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.inner, self.device_type, self.precision = module, device.type, precision
+
+    def forward(self, *inputs, **named):
+        with _autocast(self.device_type, self.precision):
+            return self.inner(*inputs, **named)
+
+
+def _autocast(device_type: str, precision: str) -> contextlib.AbstractContextManager:
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, dtype=DTYPES[precision])
+
+
+class TorchEngine:
+    """Every worker holds everything; gradients are averaged once per optimizer step."""
+
+    def __init__(self, module: nn.Module, train: TrainConfig, *, device: torch.device) -> None:
+        self.module, self.train, self.device = module.to(device), train, device
+        self.loss_scale = LossScale(train.precision)
+        self.optimizer = _adamw(self.module, train)
+        self.optimizer_steps = 0
+        if dist.is_initialized():
+            for tensor in (*self.module.parameters(), *self.module.buffers()):
+                dist.broadcast(tensor.data, 0)
+
+    def forward(self, *inputs, **named):
+        with self.autocast():
+            return self.module(*inputs, **named)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return _autocast(self.device.type, self.train.precision)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of `loss` divided by the accumulation steps."""
+        (loss * (self.loss_scale.scale / self.train.accumulation_steps)).backward()
+
+    def step(self, learning_rate: float) -> float | None:
+        """Averages, clips, and steps; returns the gradient norm, or None where an fp16 overflow skipped the step.
+
+        Raises NonFiniteError, with the weights untouched.
+        """
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        average_gradients(parameters)
+        if self.loss_scale.dynamic:
+            torch._foreach_div_([parameter.grad for parameter in parameters], self.loss_scale.scale)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        value = norm.item()
+        finite = _is_finite(value)
+        if not self.loss_scale.after_step(not finite) and not finite:
+            raise NonFiniteError(f"the gradient norm is {value}")
+        if finite:
+            nn.utils.clip_grads_with_norm_(parameters, self.train.gradient_clip, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+            self.optimizer_steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return value if finite else None
+
+    def shards(self) -> dict[str, torch.Tensor]:
+        """This worker's part of the live weights by name: here, all of them."""
+        return {name: parameter.data for name, parameter in self.module.named_parameters()}
+
+    def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole tensors (and persistent buffers) from every worker's shards, as a state dict of the model. Every worker calls it."""
+        return shards | _persistent_buffers(self.module)
+
+    def split(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inverse of `assemble`: this worker's shards of whole tensors."""
+        return {name: weights[name].to(self.device) for name, _ in self.module.named_parameters()}
+
+    def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """({"exp_avg.NAME": whole tensor, ...}, plain values). Every worker calls it."""
+        tensors = {}
+        if self.optimizer_steps:
+            for name, parameter in self.module.named_parameters():
+                if parameter.requires_grad:
+                    tensors |= {f"{moment}.{name}": self.optimizer.state[parameter][moment] for moment in MOMENTS}
+        return tensors, _scalars(self)
+
+    def load_optimizer_state(self, tensors: dict[str, torch.Tensor], scalars: dict) -> None:
+        _load_scalars(self, scalars)
+        if not self.optimizer_steps:
+            return
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                state = {moment: tensors[f"{moment}.{name}"].to(self.device) for moment in MOMENTS}
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(self.optimizer_steps)), **state}
+
+
+class DeepSpeedEngine:
+    """ZeRO 1 to 3: optimizer state, gradients and weights sharded over the workers."""
+
+    def __init__(self, module: nn.Module, train: TrainConfig, *, device: torch.device, micro_batch: int) -> None:
+        self._deepspeed = _import_deepspeed()
+        self.module, self.train, self.device = module, train, device
+        self.loss_scale = LossScale(train.precision)
+        self.optimizer_steps = 0
+        world = dist.get_world_size()
+        wrapped = _Autocast(module.to(device), device, train.precision)
+        self.engine, self.optimizer, _, _ = self._deepspeed.initialize(
+            model=wrapped, optimizer=_adamw(module, train), config=_deepspeed_config(train, micro_batch, world), dist_init_required=False
+        )
+
+    def forward(self, *inputs, **named):
+        return self.engine(*inputs, **named)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return _autocast(self.device.type, self.train.precision)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of `loss` divided by the accumulation steps, and reduces them at the last."""
+        if self.loss_scale.dynamic:
+            self.optimizer.override_loss_scale(self.loss_scale.scale)
+        self.engine.backward(loss)
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()  # counts the pass; the weights stay
+
+    def step(self, learning_rate: float) -> float | None:
+        """Clips and steps; returns the gradient norm, or None where an fp16 overflow skipped the step.
+
+        Raises NonFiniteError, with the weights untouched: ZeRO skips the step of a gradient norm that is not finite, on all workers.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+        overflow = self.optimizer.overflow
+        if not self.loss_scale.after_step(overflow) and overflow:
+            raise NonFiniteError("the gradient norm is not finite")
+        if overflow:
+            return None
+        self.optimizer_steps += 1
+        return float(self.engine.get_global_grad_norm())
+
+    def shards(self) -> dict[str, torch.Tensor]:
+        """This worker's part of the live weights by name: whole tensors up to stage 2, flat slices at stage 3."""
+        return {name: parameter.ds_tensor.data if self._sharded else parameter.data for name, parameter in self.module.named_parameters()}
+
+    def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole tensors (and persistent buffers) from every worker's shards, as a state dict of the model. Every worker calls it.
+
+        At stage 3 one gather per tensor; worker 0 keeps the result on the CPU, the others get only their buffers.
+        """
+        whole = {}
+        for name, parameter in self.module.named_parameters() if self._sharded else ():
+            gathered = self._gather(shards[name])
+            if dist.get_rank() == 0:
+                whole[name] = gathered[: parameter.ds_numel].view(parameter.ds_shape).cpu()
+        return (whole if self._sharded else shards) | _persistent_buffers(self.module)
+
+    def split(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inverse of `assemble`: this worker's shards of whole tensors."""
+        if not self._sharded:
+            return {name: weights[name].to(self.device) for name, _ in self.module.named_parameters()}
+        return {name: self._slice(weights[name], parameter) for name, parameter in self.module.named_parameters()}
+
+    def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """({"exp_avg.NAME": whole tensor, ...}, plain values), gathered tensor by tensor; worker 0 gets the tensors. Every worker calls it."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        tensors = {}
+        for name, parameter in self.module.named_parameters() if self.optimizer_steps else ():
+            for moment in MOMENTS if parameter.requires_grad else ():
+                whole = safe_get_full_optimizer_state(parameter, moment)
+                if dist.get_rank() == 0:
+                    tensors[f"{moment}.{name}"] = whole.cpu()
+        return tensors, _scalars(self)
+
+    def load_optimizer_state(self, tensors: dict[str, torch.Tensor], scalars: dict) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        _load_scalars(self, scalars)
+        if not self.optimizer_steps:
+            return
+        flat_weights = self.optimizer.fp32_partitioned_groups_flat if self._sharded else self.optimizer.single_partition_of_fp32_groups
+        for flat in flat_weights:  # DeepSpeed creates this state in its first step; a resumed run needs it before
+            zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+            self.optimizer.optimizer.state[flat] = {"step": torch.tensor(float(self.optimizer_steps)), **zeros}
+        if not self._sharded:
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.module.named_parameters():
+            for moment in MOMENTS if parameter.requires_grad else ():
+                whole = tensors[f"{moment}.{name}"]
+                if self._sharded:
+                    safe_set_local_optimizer_state(parameter, self._slice(whole, parameter), moment)
+                else:
+                    safe_set_full_optimizer_state(parameter, whole.to(self.device), moment)
+
+    @property
+    def _sharded(self) -> bool:
+        return self.train.zero_stage == 3
+
+    def _gather(self, shard: torch.Tensor) -> torch.Tensor:
+        world = dist.get_world_size()
+        whole = torch.empty(world * shard.numel(), dtype=shard.dtype, device=shard.device)
+        dist.all_gather_into_tensor(whole, shard.contiguous())
+        return whole
+
+    def _slice(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+        """This worker's slice of a whole tensor, padded with zeros where the tensor does not split evenly."""
+        size = parameter.ds_tensor.numel()
+        start = dist.get_rank() * size
+        piece = whole.reshape(-1)[start : start + size].to(self.device, torch.float32)
+        return nn.functional.pad(piece, (0, size - piece.numel()))
+
+
+def _adamw(module: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay)
+
+
+def _persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    parameters = dict(module.named_parameters())
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in parameters}
+
+
+def _scalars(engine) -> dict:
+    return {"optimizer_steps": engine.optimizer_steps, "loss_scale": engine.loss_scale.scale, "calm_steps": engine.loss_scale.calm_steps}
+
+
+def _load_scalars(engine, scalars: dict) -> None:
+    engine.optimizer_steps = scalars["optimizer_steps"]
+    if engine.loss_scale.dynamic:
+        engine.loss_scale.scale, engine.loss_scale.calm_steps = scalars["loss_scale"], scalars["calm_steps"]
+
+
+def _is_finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+def _import_deepspeed():
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(f"train.engine=deepspeed, but DeepSpeed cannot be imported ({error}); install it, or write train.engine=torch") from error
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch is about to change; torch says so at every call, of every step.
+    warnings.filterwarnings("ignore", message=r"`torch.distributed.\w+` is deprecated", category=FutureWarning)
+    if deepspeed.get_accelerator().device_name() == "cpu":
+        # Without this, every start on a CPU compiles a shared-memory collective, which takes a C++ compiler and half a minute.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _deepspeed_config(train: TrainConfig, micro_batch: int, world: int) -> dict:
+    return {
+        "train_batch_size": micro_batch * train.accumulation_steps * world,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": train.accumulation_steps,
+        "gradient_clipping": train.gradient_clip,
+        "zero_optimization": {"stage": train.zero_stage, "overlap_comm": True, "contiguous_gradients": True},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**12,
+    }

@@ -1,0 +1,80 @@
+"""What one training step of ST-DiT is: latents -> task, times and noise -> prediction -> loss. Plain torch.
+
+Every draw (task, times, noise, label dropout) is a function of (seed, clip position), so that batch split, workers and resumes change
+nothing. The tasks are `proav/diffusion/tasks.py`, the process is `proav/diffusion`; ProAV-DiT, Section 3, prints no objective.
+B clips, D latent channels, P=6 planes (3 video, then 3 audio), N plane side.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from proav.config import Config
+from proav.diffusion import make_process
+from proav.diffusion.noise import noise_batch
+from proav.diffusion.planes import MODALITIES, PLANES_PER_MODALITY, denoising_loss, mix_given
+from proav.diffusion.tasks import draw_tasks
+from proav.train.engine import Engine
+from proav.train.loop import Parts, StepOutput
+
+NOISE_BUCKETS = 4
+"""The loss is also reported by noise level, in this many equal spans of time: a flat total can hide a part that still learns."""
+
+
+class GeneratorStep:
+    """Denoising loss of a batch of stored latents.
+
+    latent_mean, latent_std: [6 planes][D channels], over the training set; the model sees (latent - mean) / std.
+    """
+
+    def __init__(self, config: Config, *, num_labels: int, latent_mean: Sequence[Sequence[float]], latent_std: Sequence[Sequence[float]]) -> None:
+        self.config, self.num_labels, self.process = config, num_labels, make_process(config)
+        self.mean_DP11, self.std_DP11 = (torch.tensor(values, dtype=torch.float32).T[..., None, None] for values in (latent_mean, latent_std))
+
+    def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
+        """Mean over clips of the squared error on the planes that are to be made.
+
+        batch: joint, lone float32 [b, D, 6, N, N] as stored, label int64 [b], position int64 [b].
+        """
+        device, positions = engine.device, batch["position"].tolist()
+        draw = draw_tasks(self.config.seed, positions, self.config)
+        given_B2, times_B2 = draw.given_B2.to(device), draw.times_B2.to(device)
+        joint_BDPNN, lone_BDPNN = (self.normalize(batch[kind].to(device, non_blocking=True)) for kind in ("joint", "lone"))
+        clean_BDPNN = mix_given(joint_BDPNN, lone_BDPNN, given_B2)
+        noise_BDPNN = noise_batch([(self.config.seed, position) for position in positions], clean_BDPNN.shape[1:], purpose="train").to(device)
+        noisy_BDPNN = self.process.add_noise(clean_BDPNN, noise_BDPNN, times_B2)
+        labels_B = torch.where(draw.drop_label_B, self.num_labels, batch["label"]).to(device)
+        prediction_BDPNN = engine.forward(noisy_BDPNN, times_B2, labels_B)
+        target_BDPNN = self.process.target(clean_BDPNN, noise_BDPNN)
+        losses_B = denoising_loss(prediction_BDPNN, target_BDPNN, given_B2)
+        return StepOutput(losses_B.mean(), self._parts(prediction_BDPNN, target_BDPNN, times_B2, given_B2))
+
+    def normalize(self, latents_BDPNN: Tensor) -> Tensor:
+        """(latent - mean) / std, per plane and channel."""
+        return (latents_BDPNN - self.mean_DP11.to(latents_BDPNN.device)) / self.std_DP11.to(latents_BDPNN.device)
+
+    @torch.no_grad()
+    def _parts(self, prediction_BDPNN: Tensor, target_BDPNN: Tensor, times_B2: Tensor, given_B2: Tensor) -> Parts:
+        """The error of each modality, and of each span of noise levels, over the streams that are not given."""
+        error_BP = (prediction_BDPNN.float() - target_BDPNN.float()).square().mean(dim=(1, 3, 4))
+        error_B2 = error_BP.unflatten(1, (len(MODALITIES), PLANES_PER_MODALITY)).mean(2)
+        made_B2 = (~given_B2).float()
+        parts = {f"{name}_loss": ((error_B2 * made_B2)[:, i].sum(), made_B2[:, i].sum()) for i, name in enumerate(MODALITIES)}
+        bucket_B2 = (times_B2 * NOISE_BUCKETS).long().clamp(max=NOISE_BUCKETS - 1)
+        for bucket in range(NOISE_BUCKETS):
+            chosen_B2 = made_B2 * (bucket_B2 == bucket)
+            parts[f"loss_noise_{bucket + 1}_of_{NOISE_BUCKETS}"] = ((error_B2 * chosen_B2).sum(), chosen_B2.sum())
+        return parts
+
+    def backward_others(self, accumulation_steps: int) -> None:
+        """Nothing trains beside ST-DiT."""
+
+    def step_others(self) -> None:
+        """Nothing trains beside ST-DiT."""
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {}
+
+    def load_tensors(self, read: Callable[[str], dict[str, Tensor]]) -> None:
+        """Nothing trains beside ST-DiT."""

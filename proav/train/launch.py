@@ -1,0 +1,179 @@
+"""Puts training workers on a Ray cluster: how many, on what, what happens when one is lost. The only room of training with Ray.
+
+What a worker does is `worker.py`. Checkpoints go straight from the workers to <run_dir>/<stage>/checkpoints, which all nodes must
+reach; a restarted group of workers, of any size, goes on from the newest. Ray's own files of a run are in <run_dir>/.ray.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from proav import storage
+from proav.checkpoint import list_checkpoints
+from proav.config import Config, TrainConfig
+from proav.errors import UserError
+from proav.train.worker import checkpoints_folder, find_resume_point, plan_stage, train_settings, train_worker
+
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how long each report waits for the controller; Ray's own value is 2 s
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a minute is short for nodes that pull an image
+}
+AGREE_SECONDS = 5.0
+"""How long a worker that found a user's mistake waits for the others to find the same."""
+
+
+def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.UserCallback] = ()) -> dict:
+    """Trains one stage on the Ray that is initialised, from its newest checkpoint if there is one; returns a summary.
+
+    {"stage", "clips", "step", "seconds", "metrics": last report, "checkpoint": path, "already_done": bool}. A stage that has seen
+    train.num_clips clips is left as it is. callbacks: Ray Train callbacks, such as Ray Tune's.
+    Raises UserError for missing data, MDSA or latents, unusable checkpoints, and a loss that is not finite; none of these is tried again.
+    """
+    train = train_settings(config, stage)
+    plan = plan_stage(config, stage)
+    checkpoint = find_resume_point(config, stage, plan, print)
+    if checkpoint is not None and checkpoint.clips >= train.num_clips:
+        print(f"{stage}: done already, {checkpoint.clips:,} of {train.num_clips:,} clips seen; {checkpoint.path}")
+        seconds = checkpoint.training["loop"]["seconds"]
+        summary = {"stage": stage, "clips": checkpoint.clips, "step": checkpoint.step, "seconds": seconds, "metrics": {}}
+        return {**summary, "checkpoint": checkpoint.path, "already_done": True}
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    use_gpu = train.use_gpu if isinstance(train.use_gpu, bool) else ray.cluster_resources().get("GPU", 0) >= 1
+    _tell_if_waiting(train, use_gpu)
+    mailbox = _Mailbox.options(num_cpus=0).remote()
+    trainer = TorchTrainer(
+        _run_worker,
+        train_loop_config={"config": config, "stage": stage, "mailbox": mailbox, "use_gpu": use_gpu},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=train.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+        ),
+        run_config=_run_config(config, stage, train, callbacks),
+    )
+    summary = _fit(trainer, mailbox)
+    return {**summary, "checkpoint": list_checkpoints(checkpoints_folder(config, stage))[0][1], "already_done": False}
+
+
+def _fit(trainer: TorchTrainer, mailbox) -> dict:
+    """Worker 0's summary. A user's mistake found by a worker comes out as the UserError it is."""
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError:
+        mistake = ray.get(mailbox.mistake.remote())
+        if mistake is not None:
+            raise mistake from None
+        raise
+    mistake = ray.get(mailbox.mistake.remote())
+    if mistake is not None:
+        raise mistake
+    return result.return_value
+
+
+def _run_worker(settings: dict) -> dict | None:
+    """Runs on every worker."""
+    config, stage, mailbox = settings["config"], settings["stage"], settings["mailbox"]
+    if ray.get(mailbox.mistake.remote()) is not None:
+        return None  # restarted because a worker found a user's mistake: trying again would find it again
+    context = ray.train.get_context()
+    device = _prepare_process(train_settings(config, stage), settings["use_gpu"])
+    try:
+        return train_worker(
+            config, stage, device=device, rank=context.get_world_rank(), world=context.get_world_size(),
+            report=ray.train.report, checkpoint_wanted=_PreemptionWatch(),
+        )  # fmt: skip
+    except UserError as error:
+        if _all_found(mailbox, context.get_world_rank(), context.get_world_size(), error):
+            return None
+        raise  # the others are still at work and wait for this one: Ray has to end them
+
+
+def _prepare_process(train: TrainConfig, use_gpu: bool) -> torch.device:
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_gpu else "cpu")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_not_an_echo)
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        if train.precision != "fp32":
+            torch.set_float32_matmul_precision("high")
+    else:
+        torch.set_num_threads(train.cpus_per_worker)
+    return device
+
+
+def _is_not_an_echo(record: logging.LogRecord) -> bool:
+    """Ray Train logs every report of every worker in full; metrics.jsonl and the progress line have them."""
+    return not str(record.msg).startswith("Reporting training result")
+
+
+def _all_found(mailbox, rank: int, world: int, error: UserError) -> bool:
+    """Posts a user's mistake; True where every worker has posted one, so that all can end quietly."""
+    deadline = time.monotonic() + AGREE_SECONDS
+    found = ray.get(mailbox.post.remote(rank, error))
+    while found < world and time.monotonic() < deadline:
+        time.sleep(0.05)
+        found = ray.get(mailbox.count.remote())
+    return found == world
+
+
+@ray.remote
+class _Mailbox:
+    """Carries a user's mistake from the workers to the driver, past Ray's retries."""
+
+    def __init__(self) -> None:
+        self.errors: dict[int, UserError] = {}
+
+    def post(self, rank: int, error: UserError) -> int:
+        self.errors[rank] = error
+        return len(self.errors)
+
+    def count(self) -> int:
+        return len(self.errors)
+
+    def mistake(self) -> UserError | None:
+        return self.errors[min(self.errors)] if self.errors else None
+
+
+class _PreemptionWatch:
+    """True once, when the cloud gives notice that a node of this group will be taken: time for one more checkpoint."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def __call__(self) -> bool:
+        if self.told or ray.train.get_preemption_info() is None:
+            return False
+        self.told = True
+        return True
+
+
+def _run_config(config: Config, stage: str, train: TrainConfig, callbacks: Sequence[ray.train.UserCallback]) -> RunConfig:
+    filesystem, folder = storage.open_filesystem(storage.join(config.run_folder, ".ray"))
+    return RunConfig(
+        name=stage,
+        storage_path=folder,
+        storage_filesystem=filesystem if storage.is_remote(config.run_folder) else None,
+        failure_config=FailureConfig(max_failures=train.max_failures),
+        callbacks=list(callbacks),
+    )
+
+
+def _tell_if_waiting(train: TrainConfig, use_gpu: bool) -> None:
+    """Ray waits without a word for resources that a cluster lacks (an autoscaler may add them); say what is waited for."""
+    least = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
+    wanted = {"CPU": least * train.cpus_per_worker} | ({"GPU": least} if use_gpu else {})
+    have = ray.cluster_resources()
+    for kind, number in wanted.items():
+        if have.get(kind, 0) < number:
+            print(
+                f"train: {least} workers need {number:g} {kind}, the cluster has {have.get(kind, 0):g}; waiting for more "
+                "(an autoscaling cluster adds them; otherwise lower train.num_workers or train.cpus_per_worker)"
+            )

@@ -1,0 +1,63 @@
+"""What of a training run goes into a checkpoint, and how a run goes on from one; the file format is `proav/checkpoint.py`.
+
+The state knows no engine, ZeRO stage or number of workers: whole tensors by name, which each engine splits for itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, fields
+
+import torch.distributed as dist
+
+from proav.checkpoint import Checkpoint, save_checkpoint
+from proav.train.ema import ExponentialMovingAverage
+from proav.train.engine import Engine
+from proav.train.loop import LoopState, TrainingStep
+
+
+def save_training(folder: str, engine: Engine, average: ExponentialMovingAverage, step: TrainingStep, state: LoopState, **description) -> str | None:
+    """Writes a checkpoint of everything; returns its path on worker 0, None elsewhere. Every worker calls it.
+
+    `description`: kind, config, labels, latent statistics and so on, as `save_checkpoint` takes them.
+    """
+    moments, scalars = engine.optimizer_state()
+    tensors = {"model": engine.assemble(engine.shards()), "ema": engine.assemble(average.shards), "training/optimizer": moments, **step.tensors()}
+    path = None
+    if _rank() == 0:
+        description["tensors"] = tensors | description.pop("tensors", {})
+        path = save_checkpoint(folder, clips=state.clips, step=state.step, training={"engine": scalars, "loop": asdict(state)}, **description)
+    if dist.is_initialized():
+        dist.barrier()
+    return path
+
+
+def load_training(checkpoint: Checkpoint, engine: Engine, average: ExponentialMovingAverage, step: TrainingStep) -> LoopState:
+    """Restores optimizer, moving average and the networks beside the model; returns where the loop stood.
+
+    The model's own weights are loaded before the engine is made (`checkpoint.weights("model")`). Every worker calls it.
+    """
+    engine.load_optimizer_state(checkpoint.weights("training/optimizer"), checkpoint.training["engine"])
+    average.load(engine.split(checkpoint.weights("ema")))
+    step.load_tensors(checkpoint.weights)
+    saved = checkpoint.training["loop"]
+    state = LoopState(**{name.name: saved[name.name] for name in fields(LoopState)})
+    state.sums = {name: tuple(pair) for name, pair in saved["sums"].items()} if _rank() == 0 else {}
+    return state
+
+
+def on_worker_0(choose: Callable):
+    """The result of `choose()` on worker 0, given to every worker; an error of it is raised on every worker."""
+    result = [None, None]
+    if _rank() == 0:
+        try:
+            result[0] = choose()
+        except Exception as error:  # shared, so that no worker waits for a dead one; re-raised below
+            result[1] = error
+    if dist.is_initialized():
+        dist.broadcast_object_list(result, src=0)
+    if result[1] is not None:
+        raise result[1]
+    return result[0]
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

@@ -1,0 +1,175 @@
+"""One training worker from start to end: build, resume, loop, checkpoint. Plain torch; `launch.py` runs it on Ray.
+
+It holds what differs between the stages: which feed, which model, which step, what a checkpoint says of itself.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from proav import storage
+from proav.checkpoint import Checkpoint, check_resumable, load_checkpoint, newest_good_checkpoint
+from proav.config import Config, TrainConfig
+from proav.data.feed import ClipFeed, Feed, LatentFeed
+from proav.errors import CheckpointError, UserError
+from proav.models.mdsa import MDSA
+from proav.models.stdit import STDiT
+from proav.progress import Progress
+from proav.train.autoencoder import AutoencoderStep
+from proav.train.ema import ExponentialMovingAverage
+from proav.train.engine import make_engine
+from proav.train.generator import GeneratorStep
+from proav.train.loop import LoopState, TrainingStep, run_loop
+from proav.train.metrics_log import MetricsLog
+from proav.train.resume import load_training, on_worker_0, save_training
+
+ENCODE = "python ray_jobs/encode.py --config FILE, with the same run_dir"
+
+
+@dataclass
+class StagePlan:
+    """What a stage trains on and what its checkpoints say of themselves."""
+
+    feed: Feed
+    build: Callable[[torch.device], tuple[nn.Module, TrainingStep]]
+    labels: tuple[str, ...] = ()
+    description: dict = field(default_factory=dict)
+    """Latent statistics and the hash of MDSA, as `save_checkpoint` takes them."""
+    mdsa_weights: Callable[[], dict[str, Tensor]] | None = None
+    """ST-DiT: the MDSA weights that each checkpoint carries."""
+
+
+def train_settings(config: Config, stage: str) -> TrainConfig:
+    """The training section of a stage. Raises UserError for a stage that is not trained here."""
+    if stage not in ("mdsa", "stdit"):
+        raise UserError(f"stage={stage} cannot be trained; expected stage=mdsa or stage=stdit")
+    return getattr(config, stage).train
+
+
+def checkpoints_folder(config: Config, stage: str) -> str:
+    return storage.join(config.run_folder, stage, "checkpoints")
+
+
+def plan_stage(config: Config, stage: str) -> StagePlan:
+    """Opens what the stage needs. Raises UserError, with the command to type, where data, MDSA or latents are missing."""
+    return _plan_autoencoder(config) if stage == "mdsa" else _plan_generator(config)
+
+
+def find_resume_point(config: Config, stage: str, plan: StagePlan, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint of this stage; None where it has not begun. Raises CheckpointError where it belongs to another run."""
+    checkpoint = newest_good_checkpoint(checkpoints_folder(config, stage), kind=stage, warn=warn)
+    if checkpoint is not None:
+        check_resumable(checkpoint, config, plan.labels)
+        if checkpoint.mdsa_hash != plan.description.get("mdsa_hash"):
+            raise CheckpointError(
+                f"{checkpoint.path} was trained on the latents of another MDSA checkpoint than {config.run_folder}/latents; "
+                f"delete {checkpoints_folder(config, stage)} to train anew, or choose another run_dir=DIR"
+            )
+    return checkpoint
+
+
+def train_worker(
+    config: Config,
+    stage: str,
+    *,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+    report: Callable[[dict], None] = lambda line: None,
+    checkpoint_wanted: Callable[[], bool] = lambda: False,
+) -> dict:
+    """Trains until train.num_clips clips are seen, from the newest checkpoint if there is one; returns a summary.
+
+    With several workers torch.distributed is set up before. report: called with each line of metrics.jsonl, on every worker.
+    Raises UserError (CheckpointError, NonFiniteError and others).
+    """
+    train = train_settings(config, stage)
+    say = (lambda text: sys.stderr.write(text + "\n")) if rank == 0 else (lambda text: None)  # Ray Train shows what is printed twice
+    plan = plan_stage(config, stage)
+    found = on_worker_0(lambda: _path_of(find_resume_point(config, stage, plan, say)))
+    checkpoint = load_checkpoint(found, kind=stage, verify=False) if found else None
+    torch.manual_seed(config.seed)
+    model, step = plan.build(device)
+    model.activation_checkpointing = train.activation_checkpointing
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint.weights("model"))
+    engine = make_engine(model, train, device=device, micro_batch=train.batch_size // world // train.accumulation_steps, log=say)
+    average = ExponentialMovingAverage(engine.shards(), half_life_clips=train.ema_half_life_clips, ramp_up=train.ema_ramp_up)
+    state = load_training(checkpoint, engine, average, step) if checkpoint is not None else LoopState()
+    say(f"{stage}: {_describe(model, engine, device, world)}, {f'going on from {checkpoint.path}' if checkpoint else 'from the beginning'}")
+    reporter = _Reporter(config, stage, state, report) if rank == 0 else None
+    carried = {"mdsa": plan.mdsa_weights()} if rank == 0 and plan.mdsa_weights else {}
+
+    def save(current: LoopState) -> None:
+        save_training(
+            checkpoints_folder(config, stage), engine, average, step, current,
+            kind=stage, config=config, labels=plan.labels, keep=train.keep_checkpoints, tensors=carried, **plan.description,
+        )  # fmt: skip
+        if reporter:
+            reporter.log.flush()
+
+    batches = plan.feed.iterate(state.step, rank=rank, world=world, loader_workers=train.loader_workers, pin_memory=device.type == "cuda")
+    state = run_loop(
+        step, batches, engine, average, state, report=reporter.write if reporter else report, save=save, checkpoint_wanted=checkpoint_wanted
+    )
+    if reporter:
+        reporter.progress.close()
+    return {"stage": stage, "clips": state.clips, "step": state.step, "seconds": state.seconds, "metrics": reporter.last if reporter else {}}
+
+
+class _Reporter:
+    """Worker 0's lines: into metrics.jsonl, onto the terminal, and to whoever listens."""
+
+    def __init__(self, config: Config, stage: str, state: LoopState, report: Callable[[dict], None]) -> None:
+        self.log = MetricsLog(storage.join(config.run_folder, stage), resume_clips=state.clips)
+        self.progress = Progress(f"train {stage}", train_settings(config, stage).num_clips, "clips", start=state.clips)
+        self.report, self.last = report, {}
+
+    def write(self, line: dict) -> None:
+        self.last = line
+        self.log.write(line)
+        self.progress.update(line["clips"], f"loss {line['loss']:.4f}")
+        self.report(line)
+
+
+def _plan_autoencoder(config: Config) -> StagePlan:
+    train = config.mdsa.train
+    feed = ClipFeed(storage.join(config.run_folder, "data"), config, split="train", seed=config.seed, batch_size=train.batch_size, flip=True)
+    return StagePlan(feed=feed, build=lambda device: (MDSA(config), AutoencoderStep(config, device=device)))
+
+
+def _plan_generator(config: Config) -> StagePlan:
+    folder = storage.join(config.run_folder, "latents")
+    try:
+        stats = json.loads(storage.read_text(storage.join(folder, "stats.json")))
+    except FileNotFoundError:
+        raise UserError(f"no latents in {folder} (no stats.json): ST-DiT trains on the planes of a trained MDSA; run: {ENCODE}") from None
+    labels = tuple(stats["labels"])
+    mdsa = load_checkpoint(storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa", verify=False)  # what is read of it is verified then
+    if mdsa.hash != stats["mdsa_checkpoint"]:
+        raise UserError(f"the latents in {folder} were made by another MDSA checkpoint than {mdsa.path}; run: {ENCODE}")
+    feed = LatentFeed(folder, labels=labels, split="train", seed=config.seed, batch_size=config.stdit.train.batch_size)
+    statistics = {"latent_mean": stats["mean"], "latent_std": stats["std"]}
+    return StagePlan(
+        feed=feed,
+        build=lambda device: (STDiT(config, len(labels)), GeneratorStep(config, num_labels=len(labels), **statistics)),
+        labels=labels,
+        description={**statistics, "mdsa_hash": mdsa.hash},
+        mdsa_weights=lambda: mdsa.weights("ema"),
+    )
+
+
+def _describe(model: nn.Module, engine, device: torch.device, world: int) -> str:
+    train = engine.train
+    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    engine_name = f"DeepSpeed ZeRO-{train.zero_stage}" if type(engine).__name__ == "DeepSpeedEngine" else "torch"
+    return f"{count / 1e6:.3g} M parameters, {engine_name}, {train.precision} on {world} x {device.type} (process {os.getpid()})"
+
+
+def _path_of(checkpoint: Checkpoint | None) -> str | None:
+    return checkpoint.path if checkpoint is not None else None

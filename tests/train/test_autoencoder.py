@@ -1,0 +1,111 @@
+"""The MDSA step: which terms enter when, who gets gradients, and that draws belong to clips."""
+
+import pytest
+import torch
+
+from proav.errors import UserError
+from proav.geometry import ClipGeometry
+from proav.models.mdsa import MDSA
+from proav.train.autoencoder import AutoencoderStep, draw_flow, draw_frames
+from proav.train.engine import NonFiniteError
+from tests.tiny import tiny_config
+from tests.train.tiny_run import torch_engine
+
+CPU = torch.device("cpu")
+
+
+def build(*overrides):
+    config = tiny_config("mdsa.loss.adversarial_start_clips=8", *overrides)
+    torch.manual_seed(0)
+    return torch_engine(MDSA(config), config), AutoencoderStep(config, device=CPU), config
+
+
+def random_batch(config, clips=4, first=0):
+    clip, generator = ClipGeometry.from_config(config), torch.Generator().manual_seed(1)
+    video = torch.randint(0, 256, (clips, clip.num_frames, clip.height, clip.width, 3), generator=generator, dtype=torch.uint8)
+    mel = torch.rand(clips, *clip.mel_shape, generator=generator) * 2 - 1
+    return {"video": video, "mel": mel, "position": torch.arange(first, first + clips)}
+
+
+def test_discriminators_enter_at_their_clip_count():
+    engine, step, config = build()
+    before, after = (step.loss(engine, random_batch(config), clips).parts for clips in (7, 8))
+    assert set(after) - set(before) == {f"{name}_{term}" for name in ("video", "audio") for term in ("adversarial", "feature_matching")}
+    assert set(before) == {"video_l1", "video_gradient", "mel_l1", "mel_difference", "video_psnr"}
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts():
+    engine, step, config = build()
+    output, loss = step.loss(engine, random_batch(config), 8), config.mdsa.loss
+    weights = {"video_l1": loss.pixel, "video_gradient": loss.multi_scale_gradient, "mel_l1": loss.mel, "mel_difference": loss.mel_difference}
+    weights |= {f"{name}_{term}": getattr(loss, term) for name in ("video", "audio") for term in ("adversarial", "feature_matching")}
+    expected = sum(weight * output.parts[name][0] / output.parts[name][1] for name, weight in weights.items())
+    torch.testing.assert_close(output.loss.detach(), expected.to(output.loss.dtype))
+
+
+def test_the_autoencoders_pass_leaves_the_discriminators_alone_and_theirs_leaves_it_alone():
+    engine, step, config = build()
+    engine.backward(step.loss(engine, random_batch(config), 8).loss)
+    assert all(parameter.grad is None for parameter in step.discriminators.parameters())
+    assert all(parameter.requires_grad for parameter in step.discriminators.parameters())
+    gradients = {name: parameter.grad.clone() for name, parameter in engine.module.named_parameters() if parameter.grad is not None}
+    before = {name: tensor.clone() for name, tensor in step.discriminators.state_dict().items()}
+    step.backward_others(1)
+    step.step_others()
+    assert all(torch.equal(gradients[name], parameter.grad) for name, parameter in engine.module.named_parameters() if name in gradients)
+    moved = [name for name, tensor in step.discriminators.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert any(name.startswith("video.frame") for name in moved) and any(name.startswith("video.clip") for name in moved) and any(name.startswith("audio") for name in moved)
+
+
+def test_discriminators_rest_before_they_enter():
+    engine, step, config = build()
+    before = {name: tensor.clone() for name, tensor in step.discriminators.state_dict().items()}
+    step.loss(engine, random_batch(config), 0)
+    step.backward_others(1)
+    step.step_others()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in step.discriminators.state_dict().items())
+
+
+def test_discriminators_learn_to_tell():
+    engine, step, config = build("mdsa.loss.discriminator_learning_rate=0.01")
+    adversarial = []
+    for _ in range(12):
+        adversarial.append(step.loss(engine, random_batch(config), 8).parts["video_adversarial"][0].item())
+        step.backward_others(1)
+        step.step_others()
+    assert adversarial[-1] > adversarial[0] + 1  # the autoencoder's side of the hinge: its clips are seen through
+
+
+def test_a_broken_discriminator_gradient_stops_before_its_optimizer():
+    engine, step, config = build()
+    step.loss(engine, random_batch(config), 8)
+    step.backward_others(1)
+    next(step.discriminators.parameters()).grad[0] = torch.nan
+    before = {name: tensor.clone() for name, tensor in step.discriminators.state_dict().items()}
+    with pytest.raises(NonFiniteError, match="the discriminators' gradient norm is nan"):
+        step.step_others()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in step.discriminators.state_dict().items())
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_clips():
+    engine, step, config = build()
+    batch = random_batch(config)
+    whole = step.loss(engine, batch, 8).loss
+    halves = [step.loss(engine, {name: values[part] for name, values in batch.items()}, 8).loss for part in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(whole, sum(halves) / 2)
+
+
+def test_draws_belong_to_clips():
+    positions = list(range(3000))
+    frames_B, flow = draw_frames(0, positions, 4), draw_flow(0, positions, 0.1)
+    assert torch.equal(draw_frames(0, positions[100:110], 4), frames_B[100:110])
+    assert torch.equal(draw_flow(0, positions[100:110], 0.1).to_video_B, flow.to_video_B[100:110])
+    assert torch.bincount(frames_B).tolist() == pytest.approx([750] * 4, rel=0.12)
+    cases = torch.stack([~flow.to_video_B & flow.to_audio_B, flow.to_video_B & ~flow.to_audio_B, ~flow.to_video_B & ~flow.to_audio_B]).double().mean(1)
+    assert cases.tolist() == pytest.approx([0.1] * 3, abs=0.02)
+    assert draw_flow(0, positions, 0.0).to_video_B.all() and draw_flow(0, positions, 0.0).to_audio_B.all()
+
+
+def test_missing_perceptual_weights_are_told():
+    with pytest.raises(UserError, match="no LPIPS weights at nowhere.safetensors"):
+        build("mdsa.loss.perceptual_weights=nowhere.safetensors")

@@ -1,0 +1,118 @@
+"""Engines on a toy: every ZeRO stage, worker count and split agrees with plain torch; resuming is exact; broken numbers never reach the weights."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from proav.checkpoint import load_checkpoint
+from proav.train.engine import LossScale, NonFiniteError, learning_rate_at
+from tests.train.toy import BATCH, on_workers, run_toy, toy_train
+
+HALF = f"clips-{4 * BATCH:012d}"
+
+
+def losses(lines):
+    return torch.tensor([line["loss"] for line in lines], dtype=torch.float64)
+
+
+def assert_close(first, second, tolerance):
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor.cpu(), second[name].cpu(), rtol=0, atol=tolerance)
+
+
+def test_the_learning_rate_warms_up_in_clips():
+    train = toy_train(learning_rate=1.0, warmup_clips=4 * BATCH)
+    assert [learning_rate_at(train, step * BATCH) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_training_learns_and_resuming_is_exact(tmp_path):
+    lines, weights, average = run_toy(str(tmp_path / "whole"), toy_train())
+    assert [line["clips"] for line in lines] == [BATCH * step for step in range(1, 11)] and lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    again, weights_again, average_again = run_toy(str(tmp_path / "again"), toy_train(), resume=str(tmp_path / "whole" / HALF))
+    assert torch.equal(losses(again), losses(lines)[4:])
+    assert_close(weights, weights_again, 0)
+    assert_close(average, average_again, 0)
+
+
+def test_a_resume_between_reports_keeps_the_curve(tmp_path):
+    train = toy_train(report_every_clips=3 * BATCH)
+    lines, *_ = run_toy(str(tmp_path / "whole"), train)
+    again, *_ = run_toy(str(tmp_path / "again"), train, resume=str(tmp_path / "whole" / HALF))
+    assert [line["clips"] for line in again] == [6 * BATCH, 9 * BATCH, 10 * BATCH]
+    assert torch.equal(losses(again), losses(lines)[1:])
+
+
+def test_accumulation_changes_nothing(tmp_path):
+    lines, weights, _ = run_toy(str(tmp_path / "a"), toy_train())
+    split_lines, split_weights, _ = run_toy(str(tmp_path / "b"), toy_train(accumulation_steps=4))
+    torch.testing.assert_close(losses(lines), losses(split_lines), rtol=1e-5, atol=0)
+    assert_close(weights, split_weights, 1e-5)
+
+
+def test_low_precision_keeps_fp32_weights(tmp_path):
+    reference, *_ = run_toy(str(tmp_path / "fp32"), toy_train())
+    for precision in ("bf16", "fp16"):
+        lines, weights, _ = run_toy(str(tmp_path / precision), toy_train(precision=precision))
+        torch.testing.assert_close(losses(lines), losses(reference), rtol=0.02, atol=0)
+        assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+
+
+def test_fp16_overflows_skip_steps_until_the_scale_fits():
+    scale = LossScale("fp16")
+    assert scale.after_step(overflow=True) and scale.scale == 2.0**15
+    for _ in range(LossScale.GROWTH_STEPS):
+        assert scale.after_step(overflow=False)
+    assert scale.scale == 2.0**16
+    scale.scale = 1.0
+    assert not scale.after_step(overflow=True)  # no smaller scale helps: the run must stop
+    assert not LossScale("bf16").after_step(overflow=True)
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("poison", "the loss is not finite; loss nan"), ("steep", "the gradient norm is nan; loss 0")])
+def test_broken_numbers_stop_before_the_optimizer(tmp_path, fault, reason):
+    bad_step = 6
+    with pytest.raises(NonFiniteError, match=rf"before optimizer step {bad_step + 1} \({bad_step * BATCH} clips seen\): {reason}.* on clip positions \[48, 49,"):
+        run_toy(str(tmp_path), toy_train(checkpoint_every_clips=BATCH), **{fault: bad_step * BATCH + 3})
+    assert load_checkpoint(str(tmp_path)).clips == bad_step * BATCH
+    assert all(tensor.isfinite().all() for tensor in load_checkpoint(str(tmp_path)).weights("model").values())
+
+
+def on_two_workers(folder):
+    """Both checks in one group of processes: starting DeepSpeed takes longer than either."""
+    zero_stages_agree(folder)
+    broken_numbers_stop_all(folder)
+
+
+def zero_stages_agree(folder):
+    """On two workers: stages 1 to 3 against a torch run of one worker, an exact resume, and a resume of its checkpoint."""
+    reference = load_checkpoint(f"{folder}/torch/clips-{10 * BATCH:012d}")
+    for stage in (1, 2, 3):
+        train = toy_train(engine="deepspeed", zero_stage=stage, accumulation_steps=1 if stage == 3 else 2)
+        lines, weights, average = run_toy(f"{folder}/{stage}", train)
+        again, weights_again, average_again = run_toy(f"{folder}/{stage}-again", train, resume=f"{folder}/{stage}/{HALF}")
+        _, converted, converted_average = run_toy(f"{folder}/{stage}-converted", train, resume=f"{folder}/torch/{HALF}")
+        torch.testing.assert_close(losses(again), losses(lines)[4:], rtol=1e-12, atol=0)
+        if dist.get_rank() == 0:
+            assert_close(weights, weights_again, 0)
+            assert_close(average, average_again, 0)
+            for result, name in ((weights, "model"), (average, "ema"), (converted, "model"), (converted_average, "ema")):
+                assert_close(result, reference.weights(name), 1e-5)
+
+
+def broken_numbers_stop_all(folder):
+    """On two workers: the broken clip is worker 1's, both stop, with both workers' clips named; the weights are those of the step before."""
+    for stage in (0, 2, 3):
+        for fault in ("poison", "steep"):
+            train = toy_train(engine="deepspeed", zero_stage=stage, checkpoint_every_clips=BATCH)
+            with pytest.raises(NonFiniteError, match=r"positions \[24, 25, 26, 27\]; .*positions \[28, 29, 30, 31\]"):
+                run_toy(f"{folder}/{stage}{fault}", train, **{fault: 3 * BATCH + 6})
+            assert load_checkpoint(f"{folder}/{stage}{fault}").clips == 3 * BATCH
+
+
+def test_zero_on_two_workers_agrees_with_one_torch_worker_and_stops_on_broken_numbers(tmp_path):
+    run_toy(str(tmp_path / "torch"), toy_train())
+    on_workers(2, on_two_workers, str(tmp_path))
+    # back to one torch worker from a sharded run of two
+    _, weights, _ = run_toy(str(tmp_path / "back"), toy_train(), resume=str(tmp_path / "3" / HALF))
+    assert_close(weights, load_checkpoint(f"{tmp_path}/torch/clips-{10 * BATCH:012d}").weights("model"), 1e-5)

@@ -1,0 +1,111 @@
+"""One worker through both stages on tiny models: resuming equals not stopping, and what is missing or does not fit is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from proav import storage
+from proav.checkpoint import load_checkpoint
+from proav.errors import CheckpointError, UserError
+from proav.train.metrics_log import read_metrics
+from proav.train.worker import train_worker
+from tests.tiny import LABELS, save_tiny_mdsa, tiny_config
+from tests.train.tiny_run import write_latents, write_segments
+from tests.train.toy import on_workers
+
+CPU = torch.device("cpu")
+TIMES = ("seconds", "clips_per_second", "data_wait", "peak_memory_gib")
+TORCH = ("train.engine=torch", "mdsa.loss.adversarial_start_clips=4", "train.keep_checkpoints=9")
+ZERO_2 = ("train.engine=deepspeed", "train.zero_stage=2", *TORCH[1:])
+
+
+def prepare(folder, stage, *overrides, damaged_segment=None):
+    config = tiny_config(f"run_dir={folder}", *overrides)
+    if stage == "mdsa":
+        write_segments(config, damaged=damaged_segment)
+    else:
+        write_latents(config, load_checkpoint(save_tiny_mdsa(f"{folder}/mdsa/checkpoints", config), kind="mdsa").hash)
+    return config
+
+
+def curve(folder, stage):
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(f"{folder}/{stage}")]
+
+
+def interrupted_equals_uninterrupted(folder, overrides, stages=("mdsa", "stdit")):
+    for stage in stages:
+        whole = prepare(f"{folder}/{stage}-whole", stage, *overrides)
+        train_worker(whole, stage, device=CPU)
+        for clips in (8, 16):  # the same run, stopped at its first checkpoint, then run again
+            config = prepare(f"{folder}/{stage}-parts", stage, *overrides, f"train.num_clips={clips}")
+            summary = train_worker(config, stage, device=CPU)
+            assert summary["clips"] == clips
+        assert curve(config.run_folder, stage) == curve(whole.run_folder, stage)
+        assert [line["clips"] for line in curve(config.run_folder, stage)] == [4, 8, 12, 16]
+        one, other = (load_checkpoint(f"{place.run_folder}/{stage}/checkpoints", kind=stage) for place in (whole, config))
+        assert one.files == other.files  # every file, by checksum
+
+
+def test_resuming_equals_not_stopping(tmp_path):
+    interrupted_equals_uninterrupted(str(tmp_path), TORCH)
+
+
+def test_resuming_equals_not_stopping_with_zero_2(tmp_path):
+    on_workers(1, interrupted_equals_uninterrupted, str(tmp_path), ZERO_2)
+
+
+def test_a_crash_between_checkpoints_leaves_no_trace_in_the_curve(tmp_path):
+    config = prepare(tmp_path, "mdsa", *TORCH)
+    train_worker(config, "mdsa", device=CPU)
+    expected = curve(tmp_path, "mdsa")
+    storage.delete_folder(f"{tmp_path}/mdsa/checkpoints/clips-000000000016")  # as if killed after the line at 16 clips, before its checkpoint
+    train_worker(config, "mdsa", device=CPU)
+    assert curve(tmp_path, "mdsa") == expected
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capfd):
+    config = prepare(tmp_path, "mdsa", *TORCH)
+    train_worker(config, "mdsa", device=CPU)
+    expected = load_checkpoint(f"{tmp_path}/mdsa/checkpoints").files
+    Path(tmp_path, "mdsa/checkpoints/clips-000000000016/model.safetensors").write_bytes(b"damaged")
+    train_worker(config, "mdsa", device=CPU)
+    assert "going on from the older checkpoint" in capfd.readouterr().err
+    assert load_checkpoint(f"{tmp_path}/mdsa/checkpoints").files == expected
+
+
+def test_a_generator_checkpoint_makes_clips_alone(tmp_path):
+    config = prepare(tmp_path, "stdit", *TORCH)
+    train_worker(config, "stdit", device=CPU)
+    mdsa, stdit = (load_checkpoint(f"{tmp_path}/{stage}/checkpoints", kind=stage) for stage in ("mdsa", "stdit"))
+    assert stdit.labels == LABELS and stdit.mdsa_hash == mdsa.hash and stdit.latent_std == ((0.5,) * config.mdsa.latent_channels,) * 6
+    assert all(torch.equal(tensor, stdit.weights("mdsa")[name]) for name, tensor in mdsa.weights("ema").items())
+
+
+def test_what_is_missing_is_told_with_the_command_to_type(tmp_path):
+    with pytest.raises(UserError, match="no prepared data in .*run: python ray_jobs/preprocess.py"):
+        train_worker(tiny_config(f"run_dir={tmp_path}", *TORCH), "mdsa", device=CPU)
+    with pytest.raises(UserError, match="no latents in .*run: python ray_jobs/encode.py"):
+        train_worker(tiny_config(f"run_dir={tmp_path}", *TORCH), "stdit", device=CPU)
+    config = prepare(tmp_path, "stdit", *TORCH)
+    storage.delete_folder(f"{tmp_path}/mdsa")
+    with pytest.raises(CheckpointError, match="no checkpoint at .*train.py stage=mdsa"):
+        train_worker(config, "stdit", device=CPU)
+    with pytest.raises(UserError, match="stage=distill cannot be trained"):
+        train_worker(config, "distill", device=CPU)
+
+
+def test_latents_of_another_autoencoder_are_refused(tmp_path):
+    config = prepare(tmp_path, "stdit", *TORCH)
+    train_worker(config, "stdit", device=CPU)
+    stats = json.loads((tmp_path / "latents/stats.json").read_text())
+    (tmp_path / "latents/stats.json").write_text(json.dumps(stats | {"mdsa_checkpoint": "another"}))
+    with pytest.raises(UserError, match="made by another MDSA checkpoint .*encode.py"):
+        train_worker(config, "stdit", device=CPU)
+
+
+def test_another_model_in_the_same_run_is_refused(tmp_path):
+    train_worker(prepare(tmp_path, "mdsa", *TORCH), "mdsa", device=CPU)
+    with pytest.raises(CheckpointError, match="was made with mdsa.width=16; this run has mdsa.width=32"):
+        train_worker(tiny_config(f"run_dir={tmp_path}", *TORCH, "mdsa.width=32"), "mdsa", device=CPU)

@@ -1,0 +1,105 @@
+"""A model of 400 weights with the shape of a training step: what the loop and the engines are tested with."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import nn
+
+from proav.checkpoint import load_checkpoint
+from proav.config import Config, TrainConfig
+from proav.train.ema import ExponentialMovingAverage
+from proav.train.engine import make_engine
+from proav.train.loop import LoopState, StepOutput, mean_part, run_loop
+from proav.train.resume import load_training, save_training
+
+BATCH = 8
+
+
+def toy_train(**values) -> TrainConfig:
+    settings = {"num_clips": 10 * BATCH, "batch_size": BATCH, "engine": "torch", "precision": "fp32", "learning_rate": 1e-2, "warmup_clips": 3 * BATCH}
+    settings |= {"checkpoint_every_clips": 4 * BATCH, "report_every_clips": BATCH, "keep_checkpoints": 9, "ema_half_life_clips": 20.0, "ema_ramp_up": 0.5}
+    return TrainConfig(**settings | values)
+
+
+class ToyModel(nn.Module):
+    """Odd sizes, so that no tensor splits evenly over two workers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(7, 33), nn.Linear(33, 3)
+
+    def forward(self, inputs_BI: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(inputs_BI)))
+
+
+class ToyStep:
+    """Regression onto a fixed map. The clip at position `poison` gives a loss that is not a number; that at `steep` a gradient that is none."""
+
+    def __init__(self, poison: int = -1, steep: int = -1) -> None:
+        self.poison, self.steep = poison, steep
+
+    def loss(self, engine, batch, clips):
+        outputs_BO = engine.forward(batch["inputs"].to(engine.device)).float()
+        errors_B = (outputs_BO - batch["inputs"][:, :3].sin()).square().mean(1)
+        errors_B = torch.where(batch["position"] == self.poison, torch.full_like(errors_B, float("nan")), errors_B)
+        slope_B = torch.where(batch["position"] == self.steep, outputs_BO[:, 0] * 0, torch.ones(len(outputs_BO)))
+        errors_B = errors_B + slope_B.sqrt() - slope_B.detach().sqrt()  # zero, with an infinite derivative at zero
+        return StepOutput(errors_B.mean(), {"error": mean_part(errors_B)})
+
+    def backward_others(self, accumulation_steps):
+        pass
+
+    def step_others(self):
+        pass
+
+    def tensors(self):
+        return {}
+
+    def load_tensors(self, read):
+        pass
+
+
+def toy_batches(start_step: int, rank: int = 0, world: int = 1):
+    """Batches that depend on clip positions alone."""
+    share, step = BATCH // world, start_step
+    while True:
+        positions = torch.arange(step * BATCH + rank * share, step * BATCH + (rank + 1) * share)
+        inputs = torch.stack([torch.randn(7, generator=torch.Generator().manual_seed(int(position))) for position in positions])
+        yield {"inputs": inputs, "position": positions}
+        step += 1
+
+
+def run_toy(folder: str, train: TrainConfig, *, resume: str | None = None, **faults):
+    """Trains the toy; returns (lines reported, final weights, final average)."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    torch.manual_seed(0)
+    model, checkpoint = ToyModel(), load_checkpoint(resume) if resume else None
+    if checkpoint:
+        model.load_state_dict(checkpoint.weights("model"))
+    engine = make_engine(model, train, device=torch.device("cpu"), micro_batch=BATCH // world // train.accumulation_steps)
+    average = ExponentialMovingAverage(engine.shards(), half_life_clips=train.ema_half_life_clips, ramp_up=train.ema_ramp_up)
+    step, lines = ToyStep(**faults), []
+    state = load_training(checkpoint, engine, average, step) if checkpoint else LoopState()
+    save = lambda state: save_training(folder, engine, average, step, state, kind="mdsa", config=Config(), keep=train.keep_checkpoints)
+    run_loop(step, toy_batches(state.step, rank, world), engine, average, state, report=lines.append, save=save)
+    return lines, engine.assemble(engine.shards()), engine.assemble(average.shards)
+
+
+def on_workers(world: int, function, *arguments) -> None:
+    """Runs function(*arguments) in `world` processes that form a gloo group; an error in one is raised here."""
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_enter, args=(world, str(Path(folder, "store")), function, arguments), nprocs=world)
+
+
+def _enter(rank: int, world: int, store: str, function, arguments) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DS_ACCELERATOR": "cpu"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    try:
+        function(*arguments)
+    finally:
+        dist.destroy_process_group()
