@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from proav.config import Config, TrainConfig
-from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry, StreamGeometry, stream_geometries
+from proav.geometry import MODALITIES, PLANE_NAMES, PLANES_PER_MODALITY, ClipGeometry, LatentGeometry, StreamGeometry, stream_geometries
 
-NUM_MODALITIES = 2
-PLANES_PER_MODALITY = len(PLANE_NAMES) // NUM_MODALITIES
+NUM_MODALITIES = len(MODALITIES)
 TIME_WAVES = 256
 """Sines and cosines that ST-DiT embeds a time with."""
 BACKWARD_FACTOR = 3

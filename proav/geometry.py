@@ -6,8 +6,14 @@ P planes, N rows and columns of a plane, L tokens, D latent channels. FLOPs and 
 
 from dataclasses import dataclass
 
-PLANE_NAMES = ("v_HW", "v_WT", "v_HT", "a_HW", "a_WT", "a_HT")
-"""The order of the six planes in the stack; T is always the first axis of WT and HT."""
+MODALITIES = ("video", "audio")
+"""The columns of every [B, 2] tensor: times, what is given."""
+PLANES = ("HW", "WT", "HT")
+"""One modality's planes, named by the axes they keep; T is always the first axis of WT and HT."""
+PLANES_PER_MODALITY = len(PLANES)
+
+PLANE_NAMES = tuple(f"{modality[0]}_{plane}" for modality in MODALITIES for plane in PLANES)
+"""The order of the six planes in the stack: v_HW, v_WT, v_HT, a_HW, a_WT, a_HT."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class ray_session:
     """Ray for one job: the cluster that RAY_ADDRESS (or `ray job submit`) names, else a Ray of this machine's own, stopped at the end."""
 
     def __enter__(self) -> None:
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often Train looks at its workers; also the price of a report
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # our own progress lines say what Ray Data's would
         import ray
 
         # An empty address variable means none; "local" also ignores the address file that an older cluster left behind.

@@ -127,16 +127,16 @@ def write_bytes(path: str, data: bytes) -> None:
             stream.write(data)
         return
     folder, name = os.path.split(inner)
-    os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        os.makedirs(folder, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(data)
         os.replace(temporary, inner)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with run_dir=DIR") from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.remove(temporary)
 
 

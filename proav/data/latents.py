@@ -17,7 +17,7 @@ from proav.config import Config
 from proav.data.rows import ShardWriter, open_parquet
 from proav.data.shards import SegmentStore, manifest_hash, read_manifest
 from proav.errors import UserError
-from proav.geometry import PLANE_NAMES, LatentGeometry
+from proav.geometry import PLANE_NAMES
 from proav.progress import Progress
 
 LATENT_SCHEMA = pa.schema(

@@ -6,11 +6,7 @@ Not here: which modality is given in a task (`tasks.py`). Letters: B clips, D ch
 import torch
 from torch import Tensor
 
-from proav.geometry import PLANE_NAMES
-
-MODALITIES = ("video", "audio")
-"""The columns of every [B, 2] tensor: times, given."""
-PLANES_PER_MODALITY = len(PLANE_NAMES) // len(MODALITIES)
+from proav.geometry import PLANES_PER_MODALITY
 
 
 def spread_to_planes(values_B2: Tensor) -> Tensor:

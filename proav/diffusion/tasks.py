@@ -13,8 +13,8 @@ from torch import Tensor
 from proav.config import Config
 from proav.diffusion import make_process
 from proav.diffusion.noise import uniforms_for
-from proav.diffusion.planes import MODALITIES
 from proav.errors import UserError
+from proav.geometry import MODALITIES
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from proav.geometry import PLANE_NAMES
+from proav.geometry import MODALITIES, PLANE_NAMES, PLANES_PER_MODALITY
 
-NUM_MODALITIES = 2
-PLANES_PER_MODALITY = len(PLANE_NAMES) // NUM_MODALITIES
+NUM_MODALITIES = len(MODALITIES)
 PLANE_AXES = ("HW", "TW", "TH")
 """Axes of the rows and columns of each plane, in the order of PLANE_NAMES within a modality (T is always the first axis of WT and HT)."""
 AXES = "THW"

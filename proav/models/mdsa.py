@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from proav.config import Config, MDSAConfig, Section
-from proav.geometry import stream_geometries
+from proav.geometry import MODALITIES, PLANES, stream_geometries
 from proav.models.fusion import BiBlockCrossAttention, GroupCrossAttention, MultiScaleTemporalAttention, SpatialAttention
-from proav.models.planes import PLANES
 from proav.models.streams import FromLatents, StreamDecoder, StreamEncoder, ToLatents, tile_mel, untile_mel
 
-MODALITIES = ("video", "audio")
 TIME_PLANES = ("WT", "HT")
 
 Features = dict[str, dict[str, Tensor]]

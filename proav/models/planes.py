@@ -8,11 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from proav.geometry import PLANE_NAMES
+from proav.geometry import PLANE_NAMES, PLANES
 from proav.models.layers import Attention, Norm, linear_resize_matrix, run_layer
-
-PLANES = ("HW", "WT", "HT")
-"""One modality's planes, named by the axes they keep; T is always the first axis of WT and HT."""
 
 
 class CollapseLayer(nn.Module):

@@ -11,8 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from proav.config import Config
-from proav.geometry import LatentGeometry
-from proav.models.embeddings import PLANES_PER_MODALITY, Conditioning, TokenPositions
+from proav.geometry import PLANES_PER_MODALITY, LatentGeometry
+from proav.models.embeddings import Conditioning, TokenPositions
 from proav.models.layers import ClosedLinear, Float32Linear, attend, run_layer
 
 NORM_EPSILON = 1e-6

@@ -9,9 +9,9 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from proav.config import MDSAConfig
-from proav.geometry import StreamGeometry
+from proav.geometry import PLANES, StreamGeometry
 from proav.models.layers import Float32Linear, SpaceTimeTransformer
-from proav.models.planes import PLANES, Projection, broadcast_planes
+from proav.models.planes import Projection, broadcast_planes
 
 
 class PatchEmbedding(nn.Module):

@@ -152,7 +152,5 @@ def draw_flow(seed: int, positions: list[int], probability: float) -> CrossFlow:
 
     It keeps either modality decodable where the other is not given.
     """
-    cases_B = torch.stack([uniforms_for(seed, position, 1, purpose="flow")[0] for position in positions])
-    audio_off_B = (cases_B < probability) | ((cases_B >= 2 * probability) & (cases_B < 3 * probability))
-    video_off_B = (cases_B >= probability) & (cases_B < 3 * probability)
-    return CrossFlow(to_video_B=~video_off_B, to_audio_B=~audio_off_B)
+    uniform_B = torch.stack([uniforms_for(seed, position, 1, purpose="flow")[0] for position in positions])
+    return CrossFlow.from_uniform(uniform_B, probability)

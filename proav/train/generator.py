@@ -13,8 +13,9 @@ from torch import Tensor
 from proav.config import Config
 from proav.diffusion import make_process
 from proav.diffusion.noise import noise_batch
-from proav.diffusion.planes import MODALITIES, PLANES_PER_MODALITY, denoising_loss, mix_given
+from proav.diffusion.planes import denoising_loss, mix_given
 from proav.diffusion.tasks import draw_tasks
+from proav.geometry import MODALITIES, PLANES_PER_MODALITY
 from proav.train.engine import Engine
 from proav.train.loop import Parts, StepOutput
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import ray
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from proav import storage
@@ -24,6 +24,7 @@ from proav.train.worker import checkpoints_folder, find_resume_point, plan_stage
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how long each report waits for the controller; Ray's own value is 2 s
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a minute is short for nodes that pull an image
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Ray would say every line of a worker twice
 }
 AGREE_SECONDS = 5.0
 """How long a worker that found a user's mistake waits for the others to find the same."""
@@ -163,6 +164,7 @@ def _run_config(config: Config, stage: str, train: TrainConfig, callbacks: Seque
         storage_filesystem=filesystem if storage.is_remote(config.run_folder) else None,
         failure_config=FailureConfig(max_failures=train.max_failures),
         callbacks=list(callbacks),
+        logging_config=LoggingConfig(log_level="WARNING"),  # at INFO every report is a line of its own beside our progress
     )
 
 

@@ -12,9 +12,8 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from proav.config import TrainConfig
 from proav.errors import UserError
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engine import Engine, NonFiniteError, learning_rate_at
@@ -223,6 +222,7 @@ def _line(meter: Meter, state: LoopState, learning_rate: float) -> dict:
         "clips_per_second": (state.clips - state.reported_clips) / seconds,
         "seconds": state.seconds,
         "data_wait": min(1.0, state.wait_seconds / seconds),
+        "device": torch.cuda.get_device_name(meter.device) if meter.device.type == "cuda" else meter.device.type,
         "peak_memory_gib": _peak_memory_bytes(meter.device) / 2**30,
     }
 

@@ -16,7 +16,7 @@ from tests.train.tiny_run import write_latents, write_segments
 from tests.train.toy import on_workers
 
 CPU = torch.device("cpu")
-TIMES = ("seconds", "clips_per_second", "data_wait", "peak_memory_gib")
+OF_THE_MACHINE = ("seconds", "clips_per_second", "data_wait", "device", "peak_memory_gib")
 TORCH = ("train.engine=torch", "mdsa.loss.adversarial_start_clips=4", "train.keep_checkpoints=9")
 ZERO_2 = ("train.engine=deepspeed", "train.zero_stage=2", *TORCH[1:])
 
@@ -31,7 +31,7 @@ def prepare(folder, stage, *overrides, damaged_segment=None):
 
 
 def curve(folder, stage):
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(f"{folder}/{stage}")]
+    return [{name: value for name, value in line.items() if name not in OF_THE_MACHINE} for line in read_metrics(f"{folder}/{stage}")]
 
 
 def interrupted_equals_uninterrupted(folder, overrides, stages=("mdsa", "stdit")):

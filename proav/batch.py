@@ -1,0 +1,116 @@
+"""Offline generation: many samples of one checkpoint to mp4 files, with Ray Data.
+
+A sample is named by its index and is a function of (checkpoint, seed, index, settings): a run that was stopped goes on with what is
+missing, and one that is finished changes nothing.
+"""
+
+import json
+
+import torch
+
+from proav import storage
+from proav.checkpoint import load_checkpoint
+from proav.config import Config
+from proav.errors import UserError
+from proav.pipeline import SampleRequest, SoundingVideoPipeline
+from proav.progress import Progress
+
+
+def sample_path(folder: str, index: int) -> str:
+    """<folder>/<index // 1000:06d>/<index:09d>.mp4"""
+    return storage.join(folder, f"{index // 1000:06d}", f"{index:09d}.mp4")
+
+
+def generate(config: Config) -> list[dict]:
+    """Makes samples 0 .. generate.num_samples - 1 of the run's newest ST-DiT checkpoint (or generate.checkpoint); returns the manifest's rows.
+
+    Samples of other settings or another checkpoint under the same indices are replaced, and it says so. Raises UserError for a task
+    that needs a given stream, and for an unknown label.
+    """
+    import ray
+
+    if config.generate.task != "joint":
+        raise UserError(f"generate.task={config.generate.task}: generate.py makes joint samples; a2v and v2a take a given file: SoundingVideoPipeline(task=...)")
+    folder = storage.join(config.run_folder, "samples")
+    checkpoint = load_checkpoint(config.generate.checkpoint or storage.join(config.run_folder, "stdit", "checkpoints"), kind="stdit")
+    rows = wanted_rows(config, checkpoint)
+    found = {row["index"]: row for row in read_samples(folder)}
+    done = {row["index"]: found[row["index"]] for row in rows if _same(found.get(row["index"]), row) and storage.exists(storage.join(folder, row["path"]))}
+    missing = [row for row in rows if row["index"] not in done]
+    if not missing:
+        print(f"generate: done already, {len(rows):,} samples in {folder}")
+        return rows
+    replaced = sum(row["index"] in found for row in missing)
+    if replaced:
+        print(f"generate: {replaced:,} samples of another checkpoint or other settings are replaced")
+    size = config.generate.batch_size
+    tasks = [{"rows": json.dumps(missing[first : first + size])} for first in range(0, len(missing), size)]
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    made = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+        BatchSampler,
+        fn_constructor_kwargs={"checkpoint_path": checkpoint.path, "folder": folder, "steps": config.generate.steps},
+        compute=ray.data.ActorPoolStrategy(size=min(config.generate.num_workers, len(tasks))),
+        num_cpus=1 if gpus else 0.9,  # never every CPU: the read tasks need a share, or both wait for ever
+        num_gpus=gpus,
+    )
+    progress = Progress("generate", len(rows), "samples", start=len(done))
+    for result in made.iter_rows():
+        done.update({row["index"]: row for row in json.loads(result["rows"])})
+        write_samples(folder, done)
+        progress.update(len(done))
+    progress.close()
+    print(f"generate: {len(rows):,} samples in {folder}")
+    return [done[row["index"]] for row in rows]
+
+
+def wanted_rows(config: Config, checkpoint) -> list[dict]:
+    """The manifest's rows that this configuration asks for, in index order. Labels take turns where none is named."""
+    settings = config.generate
+    if settings.label is not None and settings.label not in checkpoint.labels:
+        raise UserError(f"generate.label={settings.label!r} is unknown to the checkpoint; expected one of: {', '.join(checkpoint.labels) or 'none'}")
+    labels = [settings.label] if settings.label is not None else list(checkpoint.labels) or [None]
+    return [
+        {
+            "index": index,
+            "path": sample_path("", index).lstrip("/"),
+            "seed": config.seed,
+            "task": settings.task,
+            "label": labels[index % len(labels)],
+            "steps": settings.steps,
+            "guidance_scale": settings.guidance_scale,
+            "checkpoint": checkpoint.hash,
+            "clips_trained": checkpoint.clips,
+        }
+        for index in range(settings.num_samples)
+    ]
+
+
+def read_samples(folder: str) -> list[dict]:
+    """The rows of samples/manifest.jsonl; none where there is no such file."""
+    path = storage.join(folder, "manifest.jsonl")
+    return [json.loads(line) for line in storage.read_text(path).splitlines()] if storage.exists(path) else []
+
+
+def write_samples(folder: str, rows: dict[int, dict]) -> None:
+    storage.write_text(storage.join(folder, "manifest.jsonl"), "".join(json.dumps(rows[index]) + "\n" for index in sorted(rows)))
+
+
+class BatchSampler:
+    """A batch of manifest rows -> mp4 files; a Ray Data actor, or called by hand in a test."""
+
+    def __init__(self, checkpoint_path: str, folder: str, steps: int, device: str | None = None) -> None:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint_path, device=device)
+        self.folder, self.steps = folder, steps
+
+    def __call__(self, task: dict) -> dict:
+        rows = json.loads(task["rows"])
+        requests = [SampleRequest(row["seed"], row["index"], row["label"], row["guidance_scale"]) for row in rows]
+        for row, clip in zip(rows, self.pipeline.sample(requests, steps=self.steps), strict=True):
+            clip.save(storage.join(self.folder, row["path"]))
+        return {"rows": task["rows"]}
+
+
+def _same(found: dict | None, wanted: dict) -> bool:
+    return found is not None and all(found.get(key) == value for key, value in wanted.items())

@@ -1,0 +1,1 @@
+"""How good clips are: distances with their protocols, in plain torch."""

@@ -1,0 +1,16 @@
+"""Reconstruction and loss on clips of sources that training did not see; every number with its protocol."""
+
+from proav.config import Config
+from proav.jobs import run_job
+
+
+def main(config: Config) -> None:
+    from proav.evaluate import evaluate
+    from proav.report import write_report
+
+    evaluate(config)
+    print(f"evaluate: {write_report(config)}")
+
+
+if __name__ == "__main__":
+    run_job(main, description=__doc__)

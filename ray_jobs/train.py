@@ -1,0 +1,20 @@
+"""Train MDSA (stage=mdsa) or ST-DiT (stage=stdit) with Ray Train and DeepSpeed; without a stage: mdsa, encode, stdit, each unless done."""
+
+from proav.config import Config
+from proav.jobs import run_job
+
+
+def main(config: Config) -> None:
+    from proav.data.latents import encode_latents
+    from proav.train.launch import train_stage
+
+    if config.stage is not None:
+        train_stage(config, config.stage)
+        return
+    train_stage(config, "mdsa")
+    encode_latents(config)
+    train_stage(config, "stdit")
+
+
+if __name__ == "__main__":
+    run_job(main, description=__doc__)

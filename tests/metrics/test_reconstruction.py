@@ -1,0 +1,36 @@
+"""Reconstruction metrics against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from proav.metrics.reconstruction import mean_colour, mean_mel, mel_error_db, psnr_db, temporal_mean
+
+
+def test_psnr_of_a_known_error():
+    reference = torch.zeros(2, 3, 4, 8, 8)
+    shifted = reference + torch.tensor([0.2, 0.02]).view(2, 1, 1, 1, 1)
+    assert psnr_db(shifted, reference).tolist() == pytest.approx([20.0, 40.0], abs=1e-4)  # 10 log10(4 / e^2)
+    assert math.isinf(psnr_db(reference, reference)[0])
+
+
+def test_trivial_pictures():
+    video = torch.randn(2, 3, 4, 8, 8)
+    assert torch.allclose(mean_colour(video)[1, 2], video[1, 2].mean().expand(4, 8, 8))
+    assert torch.allclose(temporal_mean(video)[0, :, 3], video[0].mean(1))
+    # The mean minimizes squared error: colour is beaten by the mean picture, which the clip itself beats.
+    assert (psnr_db(temporal_mean(video), video) > psnr_db(mean_colour(video), video)).all()
+
+
+def test_mel_error_in_decibels():
+    mel = torch.zeros(1, 4, 8, 2)
+    # The window 10^-5 .. 10^1 spans 120 dB over [-1, 1]: 0.1 is 6 dB.
+    assert mel_error_db(mel + 0.1, mel, floor_log10=-5, ceiling_log10=1).item() == pytest.approx(6.0, abs=1e-5)
+
+
+def test_mean_mel_is_steady_and_keeps_the_spectrum():
+    mel = torch.randn(2, 4, 8, 3)
+    steady = mean_mel(mel)
+    assert torch.equal(steady[:, 0, :, 0], steady[:, 3, :, 2])
+    assert torch.allclose(steady[1, 2, 5, 1], mel[1, :, 5].mean())

@@ -1,0 +1,52 @@
+"""Job scripts without Ray: --help, --dry-run, and mistakes told in a line or two with exit status 2."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(path.name for path in (ROOT / "ray_jobs").glob("*.py"))
+
+
+def run(script: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, str(ROOT / "ray_jobs" / script), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_the_settings(script):
+    done = run(script, "--help")
+    assert done.returncode == 0 and "mdsa.width=384" in done.stdout and "--dry-run" in done.stdout
+
+
+def test_dry_run_prints_settings_and_costs_and_leaves_nothing(tmp_path):
+    done = run("train.py", "--config", "configs/landscape.yaml", "--dry-run", f"run_dir={tmp_path}/run", "stage=mdsa")
+    assert done.returncode == 0, done.stderr
+    assert "plane_size: 16" in done.stdout and "FLOP" in done.stdout and "parameters" in done.stdout.lower()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mdsa.witdh=3"], "did you mean mdsa.width?"),
+        (["--config", "configs/landscap.yaml"], "configs/landscape.yaml"),
+        (["--confg", "x"], "--help"),
+        (["stage=everything"], "'mdsa', 'stdit' or 'distill'"),
+        (["train.batch_size=-1"], "greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_is_told_without_a_traceback(words, said, tmp_path):
+    done = run("train.py", *words, f"run_dir={tmp_path}/run")
+    assert done.returncode == 2
+    assert said in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = run("preprocess.py", f"run_dir={tmp_path}/file/run")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
