@@ -27,7 +27,9 @@ NOISE_SIGMA = 0.05
 def reference_decibels(waveform_BL: torch.Tensor, sample_rate: int, n_fft: int) -> torch.Tensor:
     """An independent log-mel picture in dB: Slaney bands of the magnitude, hop n_fft / 4, floored at -80 dB."""
     bands = 40 if n_fft == 256 else 64  # as many as a short window fills
-    transform = import_torchaudio().transforms.MelSpectrogram(sample_rate, n_fft=n_fft, hop_length=n_fft // 4, n_mels=bands, power=1.0, norm="slaney", mel_scale="slaney")
+    transform = import_torchaudio().transforms.MelSpectrogram(
+        sample_rate, n_fft=n_fft, hop_length=n_fft // 4, n_mels=bands, power=1.0, norm="slaney", mel_scale="slaney"
+    )
     return 20 * transform(waveform_BL).clamp(min=REFERENCE_FLOOR).log10()
 
 
@@ -76,7 +78,18 @@ def main() -> None:
         print(f"  {name:6}" + " / ".join(f"{results[f'{name}_{n_fft}']:.2f}" for n_fft in REFERENCE_WINDOWS))
     print(f"  encode {encode_ms:.2f}, decode {decode_ms:.1f} processor ms a clip, {torch.get_num_threads()} threads")
     settings = config.mel.model_dump()
-    print(json.dumps({"bench": "melframes", "clips": len(sounds), **results, "encode_ms": round(encode_ms, 3), "decode_ms": round(decode_ms, 2), "mel": settings}))
+    print(
+        json.dumps(
+            {
+                "bench": "melframes",
+                "clips": len(sounds),
+                **results,
+                "encode_ms": round(encode_ms, 3),
+                "decode_ms": round(decode_ms, 2),
+                "mel": settings,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ missing, and one that is finished changes nothing.
 """
 
 import json
+import time
 
 import torch
 
@@ -15,6 +16,9 @@ from proav.errors import UserError
 from proav.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.progress import Progress
 
+MANIFEST_SECONDS = 10.0
+"""The manifest, which is written whole, is renewed this often while samples are made; what a killed run leaves out of it is made again."""
+
 
 def sample_path(folder: str, index: int) -> str:
     """<folder>/<index // 1000:06d>/<index:09d>.mp4"""
@@ -24,22 +28,27 @@ def sample_path(folder: str, index: int) -> str:
 def generate(config: Config) -> list[dict]:
     """Makes samples 0 .. generate.num_samples - 1 of the run's newest ST-DiT checkpoint (or generate.checkpoint); returns the manifest's rows.
 
-    Samples of other settings or another checkpoint under the same indices are replaced, and it says so. Raises UserError for a task
-    that needs a given stream, and for an unknown label.
+    Samples of other settings or another checkpoint under the same indices are replaced, and it says so; those of higher indices stay, with
+    their rows. Raises UserError for a task that needs a given stream, and for an unknown label.
     """
     import ray
 
     if config.generate.task != "joint":
-        raise UserError(f"generate.task={config.generate.task}: generate.py makes joint samples; a2v and v2a take a given file: SoundingVideoPipeline(task=...)")
+        raise UserError(
+            f"generate.task={config.generate.task}: generate.py makes joint samples; a2v and v2a take a given file: SoundingVideoPipeline(task=...)"
+        )
     folder = storage.join(config.run_folder, "samples")
     checkpoint = load_checkpoint(config.generate.checkpoint or storage.join(config.run_folder, "stdit", "checkpoints"), kind="stdit")
     rows = wanted_rows(config, checkpoint)
     found = {row["index"]: row for row in read_samples(folder)}
-    done = {row["index"]: found[row["index"]] for row in rows if _same(found.get(row["index"]), row) and storage.exists(storage.join(folder, row["path"]))}
+    done = {
+        row["index"]: found[row["index"]] for row in rows if _same(found.get(row["index"]), row) and storage.exists(storage.join(folder, row["path"]))
+    }
     missing = [row for row in rows if row["index"] not in done]
     if not missing:
         print(f"generate: done already, {len(rows):,} samples in {folder}")
         return rows
+    others = {index: row for index, row in found.items() if index >= len(rows)}
     replaced = sum(row["index"] in found for row in missing)
     if replaced:
         print(f"generate: {replaced:,} samples of another checkpoint or other settings are replaced")
@@ -51,15 +60,23 @@ def generate(config: Config) -> list[dict]:
         BatchSampler,
         fn_constructor_kwargs={"checkpoint_path": checkpoint.path, "folder": folder, "steps": config.generate.steps},
         compute=ray.data.ActorPoolStrategy(size=min(config.generate.num_workers, len(tasks))),
-        num_cpus=1 if gpus else 0.9,  # never every CPU: the read tasks need a share, or both wait for ever
+        num_cpus=1,
         num_gpus=gpus,
     )
-    progress = Progress("generate", len(rows), "samples", start=len(done))
-    for result in made.iter_rows():
-        done.update({row["index"]: row for row in json.loads(result["rows"])})
-        write_samples(folder, done)
-        progress.update(len(done))
-    progress.close()
+    write_samples(folder, others | done)  # without the rows of samples that are about to be replaced
+    progress, written = Progress("generate", len(rows), "samples", start=len(done)), time.monotonic()
+    try:
+        for result in made.iter_rows():
+            if result["error"]:
+                raise UserError(result["error"])
+            done.update({row["index"]: row for row in json.loads(result["rows"])})
+            progress.update(len(done))
+            if time.monotonic() - written > MANIFEST_SECONDS:
+                write_samples(folder, others | done)
+                written = time.monotonic()
+    finally:
+        write_samples(folder, others | done)
+        progress.close()
     print(f"generate: {len(rows):,} samples in {folder}")
     return [done[row["index"]] for row in rows]
 
@@ -105,11 +122,15 @@ class BatchSampler:
         self.folder, self.steps = folder, steps
 
     def __call__(self, task: dict) -> dict:
+        """Returns the rows that are done; `error` tells a user's mistake, which Ray would wrap beyond recognition."""
         rows = json.loads(task["rows"])
         requests = [SampleRequest(row["seed"], row["index"], row["label"], row["guidance_scale"]) for row in rows]
-        for row, clip in zip(rows, self.pipeline.sample(requests, steps=self.steps), strict=True):
-            clip.save(storage.join(self.folder, row["path"]))
-        return {"rows": task["rows"]}
+        try:
+            for row, clip in zip(rows, self.pipeline.sample(requests, steps=self.steps), strict=True):
+                clip.save(storage.join(self.folder, row["path"]))
+        except UserError as error:
+            return {"rows": "[]", "error": str(error)}
+        return {"rows": task["rows"], "error": ""}
 
 
 def _same(found: dict | None, wanted: dict) -> bool:

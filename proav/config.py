@@ -56,7 +56,7 @@ class MelConfig(Section):
     ceiling_log10: float = 1.0
     """log10 of the mel magnitude that becomes +1."""
     transform: Literal["whole", "segment"] = "whole"
-    """whole: one Fourier transform over the sound, its columns cut into frames (no edges inside a clip). segment: the sound is cut first, each frame's piece transformed alone (Figure 1, to the letter)."""
+    """whole: one Fourier transform over the sound, its columns cut into frames. segment: each frame's sound is cut out and transformed alone."""
     griffin_lim_iterations: PositiveInt = 32
     """Rounds of fast Griffin-Lim when sound is made from mel images."""
     griffin_lim_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -161,7 +161,9 @@ class TrainConfig(Section):
         if self.num_clips < self.batch_size:
             raise ValueError(f"train.num_clips={self.num_clips} is less than one batch; expected at least train.batch_size={self.batch_size}")
         if self.engine == "torch" and self.zero_stage > 0:
-            raise ValueError(f"train.engine=torch shards nothing, but train.zero_stage={self.zero_stage}; write train.zero_stage=0 or train.engine=deepspeed")
+            raise ValueError(
+                f"train.engine=torch shards nothing, but train.zero_stage={self.zero_stage}; write train.zero_stage=0 or train.engine=deepspeed"
+            )
         return self
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from proav import storage
-from proav.checkpoint import load_checkpoint
+from proav.checkpoint import Checkpoint, check_resumable, load_checkpoint
 from proav.config import Config
 from proav.data.feed import LatentFeed, evaluation_windows
 from proav.data.shards import SegmentStore
@@ -32,12 +32,20 @@ def evaluate(config: Config) -> dict:
 
     for key in ("real", "fake"):
         if getattr(config.evaluate, key):
-            raise UserError(f"evaluate.{key}={getattr(config.evaluate, key)}: comparing sets of clips is not in this version; leave evaluate.{key} empty")
+            raise UserError(
+                f"evaluate.{key}={getattr(config.evaluate, key)}: comparing sets of clips is not in this version; leave evaluate.{key} empty"
+            )
     path = storage.join(config.run_folder, "eval", "metrics.json")
     mdsa = load_checkpoint(storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa")
+    check_resumable(mdsa, config.model_copy(update={"seed": mdsa.config.seed}), mdsa.labels)  # a run may be measured with another seed
     stdit_folder = storage.join(config.run_folder, "stdit", "checkpoints")
     stdit = load_checkpoint(stdit_folder, kind="stdit") if storage.exists(storage.join(stdit_folder, "latest")) else None
-    identity = {"mdsa_checkpoint": mdsa.hash, "stdit_checkpoint": stdit and stdit.hash, "settings": config.evaluate.model_dump(mode="json"), "seed": config.seed}
+    identity = {
+        "mdsa_checkpoint": mdsa.hash,
+        "stdit_checkpoint": stdit and stdit.hash,
+        "settings": config.evaluate.model_dump(mode="json"),
+        "seed": config.seed,
+    }
     if storage.exists(path):
         metrics = json.loads(storage.read_text(path))
         if metrics.get("protocol") == identity:
@@ -45,10 +53,17 @@ def evaluate(config: Config) -> dict:
             return metrics
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     remote = ray.remote(num_cpus=1, num_gpus=gpus)
+    if stdit is not None:
+        _check_latents(config, stdit)
     parts = {"reconstruction": remote(evaluate_reconstruction).remote(config, mdsa.path)}
     if stdit is not None:
         parts["stdit"] = remote(evaluate_stdit).remote(config, stdit.path)
-    metrics = {"protocol": identity, **{name: ray.get(part) for name, part in parts.items()}}
+    try:
+        metrics = {"protocol": identity, **{name: ray.get(part) for name, part in parts.items()}}
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):  # the worker's own words, not Ray's traceback around them
+            raise error.cause from None
+        raise
     storage.write_text(path, json.dumps(metrics, indent=1))
     print(summary(metrics))
     print(f"evaluate: {path}")
@@ -86,7 +101,7 @@ def evaluate_reconstruction(config: Config, checkpoint_path: str) -> dict:
         video = torch.from_numpy(np.stack([clip["video"] for clip in clips]))
         mel = torch.from_numpy(np.stack([clip["mel"] for clip in clips])).float()
         decoded_video, decoded_mel = (value.cpu() for value in coder.decode(coder.encode(video, mel)))
-        lone_video, lone_mel = (value.cpu() for value in coder.decode(coder.encode(video, mel, lone=True)))
+        lone_video, lone_mel = (value.cpu() for value in coder.decode(coder.encode(video, mel, lone=True), lone=True))
         unit, decoded = pixels_to_unit(video), pixels_to_unit(decoded_video)
         measured = {
             "psnr_db": psnr_db(decoded, unit),
@@ -108,7 +123,7 @@ def evaluate_reconstruction(config: Config, checkpoint_path: str) -> dict:
         "num_sources": len({store.rows[index]["source_id"] for index, _ in windows}),
         "protocol": f"mean over non-overlapping windows of {config.clip.num_frames} frames of the {config.evaluate.split} sources, moving-average weights; "
         "PSNR over all pixels of a clip, peak 255; mean colour and temporal mean are the clip's own; log-mel error is mean |difference| over the native mel grid; "
-        "lone: each modality encoded without the other",
+        "lone: each modality encoded and decoded without the other",
     }
 
 
@@ -144,6 +159,19 @@ def evaluate_stdit(config: Config, checkpoint_path: str) -> dict:
         f"of the training distribution, noise from (seed {config.seed}, window index), moving-average weights; at initialization the prediction is exactly zero, "
         "so that the loss follows from the latents' second moment",
     }
+
+
+def _check_latents(config: Config, stdit: Checkpoint) -> None:
+    """Raises UserError where the stored latents are missing or not those of the MDSA that ST-DiT was trained with: its loss would mean nothing."""
+    folder = storage.join(config.run_folder, "latents")
+    path = storage.join(folder, "stats.json")
+    if not storage.exists(path):
+        raise UserError(f"no latents in {folder} (no stats.json) for ST-DiT; run: python ray_jobs/encode.py --config FILE, with the same run_dir")
+    if json.loads(storage.read_text(path))["mdsa_checkpoint"] != stdit.mdsa_hash:
+        raise UserError(
+            f"{stdit.path} was trained on the latents of another MDSA checkpoint than {folder}; "
+            f"delete {storage.join(config.run_folder, 'stdit', 'checkpoints')} and train anew with: python ray_jobs/train.py stage=stdit"
+        )
 
 
 def _save_shown(coder: LatentCoder, folder: str, first: int, shown: set[int], real: tuple, decoded: tuple) -> None:

@@ -157,7 +157,10 @@ def check_geometry(config) -> None:
         f"mel.hop={mel.hop} gives {steps} mel columns a frame, which do not tile clip.width={clip.width}; choose mel.hop so that the columns divide the width",
     )
     require(clip.height % mel.num_bins == 0, f"mel.num_bins={mel.num_bins} does not divide clip.height={clip.height}")
-    require(2 * mel.hop <= mel.n_fft, f"mel.hop={mel.hop}: windows of mel.n_fft={mel.n_fft} overlap too little to be inverted; expected mel.hop of at most {mel.n_fft // 2}")
+    require(
+        2 * mel.hop <= mel.n_fft,
+        f"mel.hop={mel.hop}: windows of mel.n_fft={mel.n_fft} overlap too little to be inverted; expected mel.hop of at most {mel.n_fft // 2}",
+    )
     require(
         mel.min_hz < mel.max_hz <= clip.sample_rate / 2,
         f"mel.min_hz={mel.min_hz}, mel.max_hz={mel.max_hz}: expected min_hz < max_hz <= {clip.sample_rate / 2} (half of clip.sample_rate)",
@@ -166,7 +169,10 @@ def check_geometry(config) -> None:
     for key in ("height", "width"):
         require(getattr(clip, key) % n == 0, f"mdsa.plane_size={n} does not divide clip.{key}={getattr(clip, key)}")
         require(getattr(clip, key) % 2 == 0, f"clip.{key}={getattr(clip, key)} must be even (H.264 video)")
-    require(frames <= n, f"clip.num_frames={frames} does not fit mdsa.plane_size={n}: planes keep every frame; expected mdsa.plane_size of at least {frames}")
+    require(
+        frames <= n,
+        f"clip.num_frames={frames} does not fit mdsa.plane_size={n}: planes keep every frame; expected mdsa.plane_size of at least {frames}",
+    )
     if mdsa.audio_input == "native":
         require(
             mel.num_bins % n == 0 and steps % n == 0,
@@ -174,7 +180,10 @@ def check_geometry(config) -> None:
         )
     scales = [scale for scale in mdsa.multi_scale.scales if frames % scale]
     require(not scales, f"mdsa.multi_scale.scales={list(mdsa.multi_scale.scales)}: {scales} do not divide clip.num_frames={frames}")
-    require(frames % mdsa.group_cross.num_groups == 0, f"mdsa.group_cross.num_groups={mdsa.group_cross.num_groups} does not divide clip.num_frames={frames}")
+    require(
+        frames % mdsa.group_cross.num_groups == 0,
+        f"mdsa.group_cross.num_groups={mdsa.group_cross.num_groups} does not divide clip.num_frames={frames}",
+    )
     block = mdsa.bi_block.block_size
     sides = {n} if mdsa.bi_block.apply_to == "HW" else {n, frames}
     require(all(side % block == 0 for side in sides), f"mdsa.bi_block.block_size={block} does not divide the plane sides {sorted(sides)}")

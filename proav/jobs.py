@@ -17,29 +17,42 @@ from proav.errors import UserError
 from proav.settings import config_to_yaml, describe_settings, load_config
 
 DEFAULT_CONFIG = "configs/demo.yaml"
-DISK_ERRORS = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only", errno.EACCES: "permission denied"}
+DISK_ERRORS = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "permission denied",
+}
 
 
-def run_job(work: Callable[[Config], None], *, description: str, default_overrides: tuple[str, ...] = (), argv: list[str] | None = None) -> None:
+def run_job(work: Callable[[Config], None], *, description: str, records: bool = False, argv: list[str] | None = None) -> None:
     """Reads the command line, connects to Ray, calls `work(config)` and ends the process with the contract's exit status.
 
-    `default_overrides` are laid below the user's own words (a job named after a stage sets it).
+    records: the job makes the run, so its configuration becomes <run_dir>/config.yaml once the work is done (at the start where there is none yet).
     """
     try:
-        arguments = _parser(description).parse_args(argv)
-        config = with_absolute_paths(load_config(arguments.config, [*default_overrides, *arguments.overrides]))
+        arguments = _parser(description).parse_intermixed_args(argv)
+        config = with_absolute_paths(load_config(arguments.config, arguments.overrides))
         if arguments.dry_run:
             print(dry_run_text(config))
             return
-        storage.write_text(storage.join(config.run_folder, "config.yaml"), config_to_yaml(config))
+        _tell_if_temporary(config.run_folder)
+        record = storage.join(config.run_folder, "config.yaml")
+        if records and not storage.exists(record):
+            storage.write_text(record, config_to_yaml(config))
         with ray_session():
             work(config)
+        if records:
+            storage.write_text(record, config_to_yaml(config))
     except UserError as error:
         _end(error, 2)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        _end(f"{DISK_ERRORS[error.errno]}: {error.filename or error}; what was finished is kept: make room or choose another run_dir=DIR, then run the same command again", 2)
+        _end(
+            f"{DISK_ERRORS[error.errno]}: {error.filename or error}; what was finished is kept: make room or choose another run_dir=DIR, then run the same command again",
+            2,
+        )
 
 
 def dry_run_text(config: Config) -> str:
@@ -54,7 +67,7 @@ def with_absolute_paths(config: Config) -> Config:
     """The same configuration with local paths made absolute: Ray's workers need not stand in this folder."""
 
     def absolute(path: str | None) -> str | None:
-        return path if path is None or storage.is_remote(path) else os.path.abspath(path)
+        return path if path is None or storage.is_remote(path) else os.path.abspath(path.removeprefix("file://"))
 
     data = config.data.model_copy(update={"sources": tuple(map(absolute, config.data.sources)), "listing": absolute(config.data.listing)})
     loss = config.mdsa.loss.model_copy(update={"perceptual_weights": absolute(config.mdsa.loss.perceptual_weights)})
@@ -76,7 +89,12 @@ class ray_session:
         import ray
 
         # An empty address variable means none; "local" also ignores the address file that an older cluster left behind.
-        ray.init(address=os.environ.get("RAY_ADDRESS") or "local", logging_level="warning")
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        try:
+            ray.init(address=address, logging_level="warning")
+        except ConnectionError as error:
+            why = " ".join(str(error).split())
+            raise UserError(f"no Ray answers at RAY_ADDRESS={address} ({why}); start it, or unset RAY_ADDRESS to use this machine alone") from error
 
     def __exit__(self, *_) -> None:
         import ray
@@ -91,14 +109,27 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(description: str) -> argparse.ArgumentParser:
     settings = "\n".join(
-        textwrap.fill(f"{key}={default}  {text}", width=118, initial_indent="  ", subsequent_indent="      ") for key, default, text in describe_settings()
+        textwrap.fill(f"{key}={default}  {text}", width=118, initial_indent="  ", subsequent_indent="      ")
+        for key, default, text in describe_settings()
     )
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"settings, with the library's defaults:\n{settings}")
+    parser = _Parser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"settings, with the library's defaults:\n{settings}"
+    )
     default = DEFAULT_CONFIG if Path(DEFAULT_CONFIG).is_file() else None
     parser.add_argument("--config", metavar="FILE", default=default, help=f"YAML file of settings (default: {DEFAULT_CONFIG})")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration, parameters, FLOPs per clip and memory, then stop")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings laid over the file's")
     return parser
+
+
+def _tell_if_temporary(run_folder: str) -> None:
+    """`ray job submit --working-dir` runs a job in a copy of the folder, which Ray removes some time after."""
+    if "/runtime_resources/working_dir_files/" in run_folder:
+        print(
+            f"WARNING: {run_folder} is in Ray's temporary copy of the working directory and goes with it; "
+            "write run_dir=DIR with a folder or URI that all nodes reach",
+            file=sys.stderr,
+        )
 
 
 def _end(message: object, status: int) -> None:

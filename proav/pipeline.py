@@ -5,13 +5,16 @@ its MDSA, its labels and its latent statistics, so that it alone makes clips. A 
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 
+import av
 import numpy as np
 import torch
 from torch import Tensor
 
 from proav.checkpoint import Checkpoint, load_checkpoint
+from proav.config import Config
 from proav.diffusion import make_process
 from proav.diffusion.noise import noise_batch, uniforms_for
 from proav.diffusion.sampler import sample
@@ -20,8 +23,9 @@ from proav.errors import UserError
 from proav.geometry import ClipGeometry, LatentGeometry
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
+from proav.media.pictures import Canvas
 from proav.media.torchaudio import resample
-from proav.models.mdsa import MDSA
+from proav.models.mdsa import MDSA, CrossFlow
 from proav.models.planes import stack_planes, unstack_planes
 from proav.models.stdit import STDiT
 
@@ -41,14 +45,18 @@ class SampleRequest:
 class LatentCoder:
     """Clips to normalized latent stacks and back: MDSA, the mel transform and the latent statistics as one thing."""
 
-    def __init__(self, config, mdsa: MDSA, *, latent_mean: Tensor | None = None, latent_std: Tensor | None = None) -> None:
+    def __init__(
+        self, config: Config, mdsa: MDSA, *, latent_mean: Sequence[Sequence[float]] | None = None, latent_std: Sequence[Sequence[float]] | None = None
+    ) -> None:
+        """latent_mean, latent_std: [6 planes][D channels], as a checkpoint holds them; None leaves latents as they are."""
         self.config, self.mdsa = config, mdsa
         self.geometry, self.latents = ClipGeometry.from_config(config), LatentGeometry.from_config(config)
         self.mel_frames = MelFrames(config)
+        channels, planes = self.latents.stack_shape[:2]
+        mean_PD = torch.zeros(planes, channels) if latent_mean is None else torch.tensor(latent_mean)
+        std_PD = torch.ones(planes, channels) if latent_std is None else torch.tensor(latent_std)
         device = next(mdsa.parameters()).device
-        shape = (1, self.latents.stack_shape[1], self.latents.latent_channels)
-        to_stack = lambda values, default: (torch.full(shape, default) if values is None else torch.as_tensor(values).view(shape)).to(device).transpose(1, 2)[..., None, None]
-        self.mean_BDP11, self.std_BDP11 = to_stack(latent_mean, 0.0), to_stack(latent_std, 1.0)
+        self.mean_BDP11, self.std_BDP11 = (values_PD.T[None, :, :, None, None].to(device) for values_PD in (mean_PD, std_PD))
 
     @property
     def device(self) -> torch.device:
@@ -69,9 +77,13 @@ class LatentCoder:
         encode = self.mdsa.encode_lone if lone else self.mdsa.encode
         return stack_planes(encode(video_BCTHW, mel_BTMS.to(self.device)), self.latents.plane_size)
 
-    def decode(self, stack_BDPNN: Tensor) -> tuple[Tensor, Tensor]:
-        """Planes, stacked, not normalized, to uint8 pictures [B, T, H, W, 3] and mel images [B, T, M, S] in [-1, 1]."""
-        video_BCTHW, mel_BTMS = self.mdsa.decode(unstack_planes(stack_BDPNN, self.geometry.num_frames))
+    def decode(self, stack_BDPNN: Tensor, *, lone: bool = False) -> tuple[Tensor, Tensor]:
+        """Planes, stacked, not normalized, to uint8 pictures [B, T, H, W, 3] and mel images [B, T, M, S] in [-1, 1].
+
+        `lone` decodes each modality without the other, as MDSA is trained to do with planes that were encoded so.
+        """
+        flow = CrossFlow.off(len(stack_BDPNN)) if lone else CrossFlow()
+        video_BCTHW, mel_BTMS = self.mdsa.decode(unstack_planes(stack_BDPNN, self.geometry.num_frames), flow=flow)
         return unit_to_pixels(video_BCTHW), mel_BTMS
 
     def to_clips(self, video_BTHWC: Tensor, mel_BTMS: Tensor, *, seeds: Sequence[int]) -> list[Clip]:
@@ -145,7 +157,9 @@ class SoundingVideoPipeline:
         return clips
 
     @torch.inference_mode()
-    def sample(self, requests: Sequence[SampleRequest], *, task: str = "joint", steps: int = 30, on_step: Callable[[int, int], None] | None = None) -> list[Clip]:
+    def sample(
+        self, requests: Sequence[SampleRequest], *, task: str = "joint", steps: int = 30, on_step: Callable[[int, int], None] | None = None
+    ) -> list[Clip]:
         """One batch of clips, each equal to what it would be alone (to the rounding of the matrix kernels)."""
         self._check_settings(task, steps, requests)
         identities = [(request.seed, request.index) for request in requests]
@@ -191,44 +205,51 @@ class SoundingVideoPipeline:
             if named:
                 raise UserError(f"{named[0]}=... was given, but task={task!r} takes none; write task='a2v' or task='v2a'")
             return None
-        wanted = {"audio": audio, "video": video}[given]
+        wanted, frame_rate = {"audio": audio, "video": video}[given], None
         if len(named) != 1 or named[0] not in (given, "clip"):
             raise UserError(f"task={task!r} takes {given}=... or clip=..., and nothing else; given: {', '.join(named) or 'nothing'}")
         if clip is not None:
-            wanted, sample_rate = (clip.audio, clip.sample_rate) if given == "audio" else (clip.video, None)
+            wanted, sample_rate, frame_rate = (clip.audio, clip.sample_rate, None) if given == "audio" else (clip.video, None, clip.fps)
         geometry = self.coder.geometry
         silence = np.zeros(geometry.num_samples, np.float32)
         black = np.zeros((geometry.num_frames, geometry.height, geometry.width, 3), np.uint8)
         if given == "audio":
             return Clip(video=black, audio=self._fit_audio(wanted, sample_rate), fps=geometry.fps, sample_rate=geometry.sample_rate)
-        return Clip(video=self._fit_video(wanted), audio=silence, fps=geometry.fps, sample_rate=geometry.sample_rate)
+        return Clip(video=self._fit_video(wanted, frame_rate), audio=silence, fps=geometry.fps, sample_rate=geometry.sample_rate)
 
     def _fit_audio(self, audio, sample_rate: int | None) -> np.ndarray:
         if sample_rate is None:
             raise UserError("audio=... needs its sample_rate=... in Hz, such as sample_rate=16000")
-        waveform = torch.as_tensor(np.asarray(audio), dtype=torch.float32)
+        if not (isinstance(sample_rate, numbers.Integral) and sample_rate > 0):
+            raise UserError(f"sample_rate={sample_rate!r}: expected a whole number of Hz, such as sample_rate=16000")
+        waveform = torch.as_tensor(audio if isinstance(audio, Tensor) else np.array(audio, np.float32), dtype=torch.float32).detach().cpu()
         if waveform.ndim not in (1, 2) or not torch.isfinite(waveform).all():
             raise UserError(f"audio of shape {list(waveform.shape)}: expected finite samples [samples] or [channels, samples]")
         waveform = waveform.mean(0) if waveform.ndim == 2 else waveform
-        waveform = resample(waveform[None], sample_rate, self.coder.geometry.sample_rate)[0]
+        peak = float(waveform.abs().max()) if waveform.numel() else 0.0
+        if peak > 1:
+            raise UserError(f"audio reaches {peak:g}: expected samples in [-1, 1]; divide it by its largest magnitude")
+        waveform = resample(waveform[None], int(sample_rate), self.coder.geometry.sample_rate)[0].clamp(-1, 1)  # it overshoots loud edges
         wanted = self.coder.geometry.num_samples
         if waveform.numel() < wanted:
             seconds = waveform.numel() / self.coder.geometry.sample_rate
             raise UserError(f"audio of {seconds:.2f} s: expected at least the {self.coder.geometry.seconds:g} s of a clip (its beginning is used)")
         return waveform[:wanted].numpy()
 
-    def _fit_video(self, video) -> np.ndarray:
-        pictures, geometry = np.asarray(video), self.coder.geometry
+    def _fit_video(self, video, frame_rate: int | None) -> np.ndarray:
+        """frame_rate: of a clip, whose frames are then chosen by time; None: the model's."""
+        pictures, geometry = np.asarray(video.detach().cpu() if isinstance(video, Tensor) else video), self.coder.geometry
         if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
             raise UserError(f"video of shape {list(pictures.shape)} and type {pictures.dtype}: expected uint8 [T, H, W, 3]")
+        if frame_rate is not None:  # frame k is the picture shown at k / fps
+            pictures = pictures[np.arange(len(pictures) * geometry.fps // frame_rate) * frame_rate // geometry.fps]
         if len(pictures) < geometry.num_frames:
             raise UserError(f"video of {len(pictures)} frames: expected at least {geometry.num_frames} at {geometry.fps} fps (its beginning is used)")
         pictures = pictures[: geometry.num_frames]
         if pictures.shape[1:3] == (geometry.height, geometry.width):
             return pictures
-        frames = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
-        resized = torch.nn.functional.interpolate(frames, size=(geometry.height, geometry.width), mode="bicubic", antialias=True)
-        return resized.permute(0, 2, 3, 1).contiguous().numpy()
+        canvas = Canvas(height=geometry.height, width=geometry.width, fit=self.config.data.fit)  # as the training pictures were drawn
+        return np.stack([canvas.draw(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")) for picture in pictures])
 
     def _encode_given(self, clips: Sequence[Clip]) -> Tensor:
         video = torch.from_numpy(np.stack([clip.video for clip in clips]))

@@ -24,19 +24,18 @@ def load_config(path: str | None = None, overrides: list[str] | tuple[str, ...] 
     `train.KEY` means the training section of the chosen stage, or of both where no stage is chosen.
     Raises ConfigError.
     """
-    file_values = _read_yaml(path) if path else {}
-    settings = _merge(file_values, [], path)
-    words = [word for word in overrides]
+    settings = _read_yaml(path) if path else {}
+    words = list(overrides)
     for word in words:
         if "=" not in word or word.startswith("="):
             raise ConfigError(f"cannot read the override {word!r}; expected section.key=value, such as train.batch_size=8")
     stage = next((word.split("=", 1)[1] for word in reversed(words) if word.startswith("stage=")), settings.get("stage"))
-    settings = _merge(settings, _name_stage(words, stage), path)
-    if "train" in settings:  # a `train:` section in the YAML file itself
-        section = settings.pop("train")
+    if isinstance(section := settings.get("train"), dict):  # a `train:` section in the YAML file: below its mdsa.train and stdit.train
+        del settings["train"]
         for name in [stage] if stage in TRAINED_STAGES else TRAINED_STAGES:
-            settings.setdefault(name, {}).setdefault("train", {}).update(section or {})
-    return config_from_dict(settings, origin=path)
+            model = settings.get(name) or {}
+            settings[name] = {**model, "train": {**section, **(model.get("train") or {})}}
+    return config_from_dict(_merge(settings, _name_stage(words, stage), path), origin=path)
 
 
 def config_from_dict(settings: dict, *, origin: str | None = None) -> Config:
@@ -51,7 +50,9 @@ def config_from_dict(settings: dict, *, origin: str | None = None) -> Config:
         if first["type"] == "value_error":  # a rule of ours: the message already names the keys
             raise ConfigError(first["msg"].removeprefix("Value error, ") + where) from None
         hint = _field_doc(key)
-        raise ConfigError(f"{key}={first['input']!r}{where}: {first['msg'][:1].lower() + first['msg'][1:]}" + (f". {key}: {hint}" if hint else "")) from None
+        raise ConfigError(
+            f"{key}={first['input']!r}{where}: {first['msg'][:1].lower() + first['msg'][1:]}" + (f". {key}: {hint}" if hint else "")
+        ) from None
 
 
 def config_to_dict(config: Config) -> dict:
@@ -91,6 +92,7 @@ def _read_yaml(path: str) -> dict:
 
 def _merge(settings: dict, words: list[str], path: str | None) -> dict:
     """Lays dotted words over nested settings; mappings merge, everything else (lists, diffusion.task_weights) is replaced."""
+    word = path
     try:
         merged = OmegaConf.create(settings)
         for word in words:
@@ -99,7 +101,7 @@ def _merge(settings: dict, words: list[str], path: str | None) -> dict:
             OmegaConf.update(merged, key, parsed, merge=False, force_add=True)
         return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"cannot read the override {words[-1] if words else path}: {' '.join(str(error).split())}; quote values with special characters") from None
+        raise ConfigError(f"cannot read the override {word}: {' '.join(str(error).split())}; quote values with special characters") from None
 
 
 def _name_stage(words: list[str], stage: str | None) -> list[str]:
@@ -119,7 +121,9 @@ def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: s
         inner = section.model_fields[key].annotation
         if isinstance(inner, type) and issubclass(inner, Section):
             if not isinstance(value, dict):
-                raise ConfigError(f"{prefix}{key}={value!r} is a section, expected keys below it, such as {prefix}{key}.{next(iter(inner.model_fields))}")
+                raise ConfigError(
+                    f"{prefix}{key}={value!r} is a section, expected keys below it, such as {prefix}{key}.{next(iter(inner.model_fields))}"
+                )
             _check_keys(value, inner, f"{prefix}{key}.", origin)
 
 

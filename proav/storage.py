@@ -74,10 +74,11 @@ def list_files(path: str, *, recursive: bool = True) -> list[str]:
     """Every file below the folder `path`, sorted by name; empty where there is no such folder. Hidden and temporary names are left out."""
     filesystem, inner = open_filesystem(path)
     selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
-    prefix = path.split("://", 1)[0] + "://" if is_remote(path) else ""
     files = (info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
     relative_start = len(inner.rstrip("/")) + 1
-    return sorted(prefix + file for file in files if not any(part.startswith(".") for part in file[relative_start:].split("/")))
+    shown = [file for file in files if not any(part.startswith(".") for part in file[relative_start:].split("/"))]
+    # A URI may hold what the inner path does not, such as the host of hdfs://host/folder: it stays in front.
+    return sorted(join(path, file[relative_start:]) if is_remote(path) else file for file in shown)
 
 
 def read_bytes(path: str) -> bytes:
@@ -123,8 +124,12 @@ def write_bytes(path: str, data: bytes) -> None:
     """Writes the whole file or nothing: a hidden temporary name, then a move (object stores publish a file only when it is closed)."""
     filesystem, inner = open_filesystem(path)
     if is_remote(path):
-        with filesystem.open_output_stream(inner) as stream:
-            stream.write(data)
+        try:
+            with filesystem.open_output_stream(inner) as stream:
+                stream.write(data)
+        except OSError as error:
+            why = " ".join(str(error).split())
+            raise UserError(f"cannot write {path}: {why}; check that you may write there, or choose another run_dir=DIR") from error
         return
     folder, name = os.path.split(inner)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -39,6 +39,12 @@ def test_files_are_the_same_however_they_are_batched(checkpoint, tmp_path):
         assert abs(a.audio - b.audio).max() < 0.05
 
 
+def test_a_file_that_cannot_be_written_is_a_mistake_that_is_told(checkpoint, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = BatchSampler(checkpoint.path, str(tmp_path / "file"), steps=1)({"rows": json.dumps(wanted_rows(tiny_config(), checkpoint)[:1])})
+    assert done["rows"] == "[]" and "cannot write" in done["error"]
+
+
 def test_the_manifest_is_in_index_order(tmp_path):
     write_samples(str(tmp_path), {3: {"index": 3}, 1: {"index": 1}})
     assert [row["index"] for row in read_samples(str(tmp_path))] == [1, 3]

@@ -19,7 +19,11 @@ def save(folder, clips=8, keep=2, config=None, **more) -> Path:
 
 
 def test_what_goes_in_comes_out(tmp_path):
-    tensors = {"model": {"transposed": WEIGHTS["layer.weight"].T}, "ema": {"half": torch.tensor([0.5], dtype=torch.bfloat16)}, "training/optimizer": {"n": torch.tensor(3)}}
+    tensors = {
+        "model": {"transposed": WEIGHTS["layer.weight"].T},
+        "ema": {"half": torch.tensor([0.5], dtype=torch.bfloat16)},
+        "training/optimizer": {"n": torch.tensor(3)},
+    }
     statistics = {"latent_mean": [[0.1, 0.2]] * 6, "latent_std": [[1.0, 2.0]] * 6}
     path = save(tmp_path, kind="stdit", labels=("rain", "speech"), mdsa_hash="abc", training={"seconds": 1.5}, tensors=tensors, **statistics)
     checkpoint = load_checkpoint(str(path), kind="stdit")
@@ -146,7 +150,10 @@ def test_a_half_written_newest_is_passed_over(tmp_path):
 
 def test_only_what_gives_the_weights_their_meaning_must_stay_on_resume(tmp_path):
     checkpoint = load_checkpoint(str(save(tmp_path)))
-    check_resumable(checkpoint, tiny_config("train.num_clips=64", "train.batch_size=8", "train.num_workers=2", "run_dir=elsewhere", "mdsa.loss.pixel=1", "stdit.depth=3"))
+    check_resumable(
+        checkpoint,
+        tiny_config("train.num_clips=64", "train.batch_size=8", "train.num_workers=2", "run_dir=elsewhere", "mdsa.loss.pixel=1", "stdit.depth=3"),
+    )
     with pytest.raises(CheckpointError, match=r"made with clip.fps=5, mdsa.width=16; this run has clip.fps=10, mdsa.width=32"):
         check_resumable(checkpoint, tiny_config("mdsa.width=32", "clip.fps=10", "mel.hop=200"))
     with pytest.raises(CheckpointError, match="seed=0"):

@@ -71,6 +71,13 @@ def test_overrides_win_over_the_file_and_leave_its_neighbours(tmp_path):
     assert config.run_folder == "runs/mine"
 
 
+def test_a_train_section_of_the_file_stands_below_what_is_more_specific(tmp_path):
+    path = write(tmp_path, "train: {batch_size: 12, num_clips: 2400, warmup_clips: 0}\nmdsa:\n  train: {batch_size: 24}\n")
+    config = load_config(path, ["train.num_clips=4800"])
+    assert (config.mdsa.train.batch_size, config.stdit.train.batch_size) == (24, 12)
+    assert (config.mdsa.train.num_clips, config.stdit.train.num_clips, config.stdit.train.warmup_clips) == (4800, 4800, 0)
+
+
 def test_lists_and_strings_with_odd_characters_come_through():
     config = load_config(None, ["data.sources=[/a b/c,s3://bucket/x]", "data.labels=[rain,fire]"])
     assert config.data.sources == ("/a b/c", "s3://bucket/x") and config.data.labels == ("rain", "fire")

@@ -65,7 +65,10 @@ class Feed:
             pin_memory=pin_memory,
             multiprocessing_context=_process_context(),
         )
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 class ClipFeed(Feed):
@@ -259,9 +262,12 @@ class _Steps(torch.utils.data.Dataset):
     def __init__(self, feed: Feed, rank: int, world: int) -> None:
         self.feed, self.rank, self.world = feed, rank, world
 
-    def __getitem__(self, step: int) -> dict:
+    def __getitem__(self, step: int) -> dict | UserError:
         torch.set_num_threads(1)
-        return self.feed.batch(step, rank=self.rank, world=self.world)
+        try:
+            return self.feed.batch(step, rank=self.rank, world=self.world)
+        except UserError as error:  # DataLoader would bring it home with a traceback for its message
+            return error
 
 
 class _CountFrom(torch.utils.data.Sampler):

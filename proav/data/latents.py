@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from proav import storage
-from proav.checkpoint import load_checkpoint
+from proav.checkpoint import check_resumable, load_checkpoint
 from proav.config import Config
 from proav.data.rows import ShardWriter, open_parquet
 from proav.data.shards import SegmentStore, manifest_hash, read_manifest
@@ -42,8 +42,8 @@ MIN_STD = 1e-3
 def encode_latents(config: Config) -> dict:
     """Encodes all windows of the run's shards with its newest MDSA checkpoint; returns the content of latents/stats.json.
 
-    Done already with this very checkpoint and these settings: nothing is changed. Made by another checkpoint: encoded anew.
-    Raises UserError where data or MDSA are missing.
+    Done already with this very checkpoint and these settings: nothing is changed. Made by another checkpoint: encoded anew. Shards that are
+    missing are made. Raises UserError where data or MDSA are missing, or MDSA was made for other clips than this configuration's.
     """
     import ray
 
@@ -51,15 +51,22 @@ def encode_latents(config: Config) -> dict:
     folder, stats_path = storage.join(run, "latents"), storage.join(run, "latents", "stats.json")
     manifest = read_manifest(storage.join(run, "data"))
     checkpoint = load_checkpoint(storage.join(run, "mdsa", "checkpoints"), kind="mdsa")
-    settings = {"mdsa_checkpoint": checkpoint.hash, "stride_frames": config.encode.stride_frames, "flips": config.encode.flips, "data": manifest_hash(manifest)}
-    if storage.exists(stats_path):
-        stats = json.loads(storage.read_text(stats_path))
-        if all(stats.get(key) == value for key, value in settings.items()):
-            print(f"encode: done already, {stats['num_windows']:,} windows in {folder}")
-            return stats
-        print(f"encode: {folder} was made with other settings or another MDSA checkpoint; encoding anew")
-        storage.delete_folder(folder)
+    check_resumable(checkpoint, config.model_copy(update={"seed": checkpoint.config.seed}), checkpoint.labels)  # encoding draws nothing
+    settings = {
+        "mdsa_checkpoint": checkpoint.hash,
+        "stride_frames": config.encode.stride_frames,
+        "flips": config.encode.flips,
+        "data": manifest_hash(manifest),
+    }
     shards = [shard["name"] for shard in manifest["shards"]]
+    there = {path.rsplit("/", 1)[-1] for path in storage.list_files(folder, recursive=False)} - {"stats.json"}
+    stats = json.loads(storage.read_text(stats_path)) if storage.exists(stats_path) else settings
+    if there - set(shards) or any(stats.get(key) != value for key, value in settings.items()):
+        print(f"encode: {folder} was made with other settings, other data or another MDSA checkpoint; encoding anew")
+        storage.delete_folder(folder)
+    elif there == set(shards) and "num_windows" in stats:
+        print(f"encode: done already, {stats['num_windows']:,} windows in {folder}")
+        return stats
     rows = [{"shard": name} for name in shards]
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -67,11 +74,13 @@ def encode_latents(config: Config) -> dict:
         ShardEncoder,
         fn_constructor_kwargs={"config": config, "checkpoint_path": checkpoint.path, "settings": settings},
         compute=ray.data.ActorPoolStrategy(size=min(config.encode.num_workers, len(rows))),
-        num_cpus=1 if gpus else 0.9,  # never every CPU: the read tasks need a share, or both wait for ever
+        num_cpus=1,
         num_gpus=gpus,
     )
     progress, parts = Progress("encode", manifest["counts"]["segments"], "segments"), {}
     for row in encoded.iter_rows():
+        if row["error"]:
+            raise UserError(row["error"])
         parts[row["shard"]] = row
         progress.update(progress.done + row["num_segments"])
     progress.close()
@@ -95,13 +104,19 @@ class ShardEncoder:
         self.store = SegmentStore(storage.join(config.run_folder, "data"))
 
     def __call__(self, row: dict) -> dict:
-        """Returns counts and sums of the shard named row["shard"]; a shard already there with the same settings is only read."""
+        """Returns counts and sums of the shard named row["shard"]; a shard already there with the same settings is only read.
+
+        `error` tells a user's mistake, such as a full disk, which Ray would wrap beyond recognition.
+        """
         name = row["shard"]
         path = storage.join(self.config.run_folder, "latents", name)
         indices = self.store.indices(shard=name).tolist()
-        if not (storage.exists(path) and _made_with(path) == self.settings):
-            self._encode_shard(path, indices)
-        return {"shard": name, "num_segments": len(indices), **shard_sums(path)}
+        try:
+            if not (storage.exists(path) and _made_with(path) == self.settings):
+                self._encode_shard(path, indices)
+            return {"shard": name, "num_segments": len(indices), **shard_sums(path), "error": ""}
+        except UserError as error:
+            return {"shard": name, "num_segments": 0, "num_windows": 0, "sums": "0.0", "error": str(error)}
 
     @torch.inference_mode()
     def _encode_shard(self, path: str, indices: list[int]) -> None:

@@ -183,10 +183,11 @@ def _glob_to_regex(pattern: str) -> str:
 def files_below(folder: str) -> list[tuple[str, str, int]]:
     """(path relative to the folder, path, bytes) of every file that is not hidden, sorted; empty where there is no such folder."""
     filesystem, inner = storage.open_filesystem(folder)
-    prefix = folder.split("://", 1)[0] + "://" if storage.is_remote(folder) else ""
     infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True))
     skip = len(inner.rstrip("/")) + 1
-    files = [(info.path[skip:], prefix + info.path, info.size or 0) for info in infos if info.type == pafs.FileType.File]
+    remote = storage.is_remote(folder)
+    found = [(info.path[skip:], info.path, info.size or 0) for info in infos if info.type == pafs.FileType.File]
+    files = [(relative, storage.join(folder, relative) if remote else path, size) for relative, path, size in found]
     return sorted(file for file in files if not any(part.startswith(".") for part in file[0].split("/")))
 
 

@@ -98,9 +98,7 @@ class MelFrames:
 
     def _transform(self, waveform_BL: torch.Tensor) -> torch.Tensor:
         window = self._window.to(waveform_BL.device)
-        return torch.stft(
-            waveform_BL, self.geometry.n_fft, self.geometry.hop, window=window, center=True, pad_mode="constant", return_complex=True
-        )
+        return torch.stft(waveform_BL, self.geometry.n_fft, self.geometry.hop, window=window, center=True, pad_mode="constant", return_complex=True)
 
     def _griffin_lim(self, magnitude_BFJ: torch.Tensor, phase_BFJ: torch.Tensor, length: int) -> torch.Tensor:
         """Fast Griffin-Lim (Perraudin, Balazs, Sondergaard 2013): t <- c + momentum (c - c'), c the spectrum of the sound of magnitude * phase(t)."""

@@ -178,8 +178,7 @@ def _train_step(step: TrainingStep, batch: dict, engine: Engine, meter: Meter, s
     except NonFiniteError as error:
         _refuse(str(error), losses, batch, state)
     meter.add("skipped_steps", float(norm is None), 1.0)
-    if norm is not None:
-        meter.add("grad_norm", norm, 1.0)
+    meter.add("grad_norm", norm or 0.0, float(norm is not None))  # always: the workers sum equal lists of names
 
 
 def _refuse(reason: str, losses: list[Tensor], batch: dict, state: LoopState) -> None:

@@ -113,7 +113,8 @@ def train_worker(
         if reporter:
             reporter.log.flush()
 
-    batches = plan.feed.iterate(state.step, rank=rank, world=world, loader_workers=train.loader_workers, pin_memory=device.type == "cuda")
+    first_step = -(-state.clips // train.batch_size)  # not state.step: the batch size may have changed, and no position comes twice
+    batches = plan.feed.iterate(first_step, rank=rank, world=world, loader_workers=train.loader_workers, pin_memory=device.type == "cuda")
     state = run_loop(
         step, batches, engine, average, state, report=reporter.write if reporter else report, save=save, checkpoint_wanted=checkpoint_wanted
     )

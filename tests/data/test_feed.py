@@ -1,5 +1,6 @@
 import io
 import itertools
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -148,6 +149,15 @@ def test_latents_come_back_in_a_reproducible_order(latents_dir):
     assert_same(join([feed.batch(4, rank=rank, world=3) for rank in range(3)]), LatentFeed(folder, labels=("rain",), seed=1, batch_size=3).batch(4))
     (first,) = itertools.islice(feed.iterate(1), 1)
     assert_same(first, feed.batch(1))
+
+
+def test_a_mistake_in_a_loader_process_is_told_in_one_line(latents_dir, tmp_path):
+    folder = shutil.copytree(latents_dir[0], tmp_path / "latents")
+    feed = LatentFeed(str(folder), labels=(), batch_size=6)
+    (folder / "000000-000.parquet").unlink()
+    with pytest.raises(UserError, match=r"000000-000.parquet is missing") as error:
+        next(feed.iterate(loader_workers=1))
+    assert "\n" not in str(error.value)
 
 
 def test_latents_by_number_and_their_mistakes(latents_dir, tmp_path):

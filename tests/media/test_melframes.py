@@ -31,7 +31,9 @@ def chirp_and_clicks(samples=25600):
 
 
 def decibels(waveform, n_fft):
-    transform = import_torchaudio().transforms.MelSpectrogram(RATE, n_fft=n_fft, hop_length=n_fft // 4, n_mels=40, power=1.0, norm="slaney", mel_scale="slaney")
+    transform = import_torchaudio().transforms.MelSpectrogram(
+        RATE, n_fft=n_fft, hop_length=n_fft // 4, n_mels=40, power=1.0, norm="slaney", mel_scale="slaney"
+    )
     return 20 * transform(waveform).clamp(min=1e-4).log10()
 
 

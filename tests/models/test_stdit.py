@@ -190,9 +190,8 @@ def test_modulation_reaches_only_the_planes_of_its_modality():
 def test_recomputed_activations_give_the_same_gradients():
     config = small_config()
     noisy, times, labels = inputs(config)
-    gradients = []
+    model, gradients = trained_looking(STDiT(config, NUM_LABELS)), []
     for recompute in (False, True):
-        model = trained_looking(STDiT(config, NUM_LABELS)) if not gradients else model
         model.zero_grad()
         model.activation_checkpointing = recompute
         model(noisy, times, labels).square().mean().backward()

@@ -13,7 +13,9 @@ SCRIPTS = sorted(path.name for path in (ROOT / "ray_jobs").glob("*.py"))
 
 def run(script: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, str(ROOT / "ray_jobs" / script), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "ray_jobs" / script), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -27,6 +29,12 @@ def test_dry_run_prints_settings_and_costs_and_leaves_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "plane_size: 16" in done.stdout and "FLOP" in done.stdout and "parameters" in done.stdout.lower()
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_may_stand_on_both_sides_of_options(tmp_path):
+    done = run("train.py", "seed=3", "--config", "configs/landscape.yaml", "--dry-run", f"run_dir=file://{tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert "seed: 3" in done.stdout and f"run_dir: {tmp_path}/run" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 def run(script: str, *words: str, check: int | None = 0) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(ROOT / "ray_jobs" / script), *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "ray_jobs" / script), *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+    )
     if check is not None:
         assert done.returncode == check, done.stdout[-3000:] + done.stderr[-6000:]
     return done
@@ -33,7 +35,10 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     listing = folder / "clips.csv"
     splits = ["train", "train", "train", "validation"]
-    listing.write_text("path,labels,split\n" + "".join(f"{ROOT}/examples/clips/{name},{'ab'[i % 2]},{split}\n" for i, (name, split) in enumerate(zip(CLIPS, splits, strict=True))))
+    listing.write_text(
+        "path,labels,split\n"
+        + "".join(f"{ROOT}/examples/clips/{name},{'ab'[i % 2]},{split}\n" for i, (name, split) in enumerate(zip(CLIPS, splits, strict=True)))
+    )
     words = [word for word in TINY if not word.startswith("name=")] + [f"data.listing={listing}", f"run_dir={folder}/run"]
     return folder / "run", words, run("demo.py", *words)
 
@@ -41,7 +46,15 @@ def finished(tmp_path_factory):
 def test_every_file_of_the_contract_is_there(finished):
     folder, _, done = finished
     assert "report.html" in done.stdout
-    for name in ("config.yaml", "data/manifest.json", "data/report.html", "latents/stats.json", "samples/manifest.jsonl", "eval/metrics.json", "report.html"):
+    for name in (
+        "config.yaml",
+        "data/manifest.json",
+        "data/report.html",
+        "latents/stats.json",
+        "samples/manifest.jsonl",
+        "eval/metrics.json",
+        "report.html",
+    ):
         assert (folder / name).is_file(), name
     for stage in ("mdsa", "stdit"):
         latest = folder / stage / "checkpoints" / (folder / stage / "checkpoints" / "latest").read_text().strip()
@@ -66,7 +79,10 @@ def test_samples_play_with_picture_and_sound(finished):
 
 def test_numbers_carry_their_protocol(finished):
     metrics = json.loads((finished[0] / "eval" / "metrics.json").read_text())
-    for part, names in (("reconstruction", ("psnr_db", "psnr_mean_colour_db", "psnr_temporal_mean_db", "mel_error_db", "mel_error_mean_mel_db")), ("stdit", ("loss", "loss_at_initialization"))):
+    for part, names in (
+        ("reconstruction", ("psnr_db", "psnr_mean_colour_db", "psnr_temporal_mean_db", "mel_error_db", "mel_error_mean_mel_db")),
+        ("stdit", ("loss", "loss_at_initialization")),
+    ):
         assert all(metrics[part][name] > 0 for name in names) and "validation" in metrics[part]["protocol"]
 
 

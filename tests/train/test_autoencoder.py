@@ -54,7 +54,11 @@ def test_the_autoencoders_pass_leaves_the_discriminators_alone_and_theirs_leaves
     step.step_others()
     assert all(torch.equal(gradients[name], parameter.grad) for name, parameter in engine.module.named_parameters() if name in gradients)
     moved = [name for name, tensor in step.discriminators.state_dict().items() if not torch.equal(tensor, before[name])]
-    assert any(name.startswith("video.frame") for name in moved) and any(name.startswith("video.clip") for name in moved) and any(name.startswith("audio") for name in moved)
+    assert (
+        any(name.startswith("video.frame") for name in moved)
+        and any(name.startswith("video.clip") for name in moved)
+        and any(name.startswith("audio") for name in moved)
+    )
 
 
 def test_discriminators_rest_before_they_enter():
@@ -101,7 +105,9 @@ def test_draws_belong_to_clips():
     assert torch.equal(draw_frames(0, positions[100:110], 4), frames_B[100:110])
     assert torch.equal(draw_flow(0, positions[100:110], 0.1).to_video_B, flow.to_video_B[100:110])
     assert torch.bincount(frames_B).tolist() == pytest.approx([750] * 4, rel=0.12)
-    cases = torch.stack([~flow.to_video_B & flow.to_audio_B, flow.to_video_B & ~flow.to_audio_B, ~flow.to_video_B & ~flow.to_audio_B]).double().mean(1)
+    cases = (
+        torch.stack([~flow.to_video_B & flow.to_audio_B, flow.to_video_B & ~flow.to_audio_B, ~flow.to_video_B & ~flow.to_audio_B]).double().mean(1)
+    )
     assert cases.tolist() == pytest.approx([0.1] * 3, abs=0.02)
     assert draw_flow(0, positions, 0.0).to_video_B.all() and draw_flow(0, positions, 0.0).to_audio_B.all()
 

@@ -72,7 +72,9 @@ def test_fp16_overflows_skip_steps_until_the_scale_fits():
 @pytest.mark.parametrize(("fault", "reason"), [("poison", "the loss is not finite; loss nan"), ("steep", "the gradient norm is nan; loss 0")])
 def test_broken_numbers_stop_before_the_optimizer(tmp_path, fault, reason):
     bad_step = 6
-    with pytest.raises(NonFiniteError, match=rf"before optimizer step {bad_step + 1} \({bad_step * BATCH} clips seen\): {reason}.* on clip positions \[48, 49,"):
+    with pytest.raises(
+        NonFiniteError, match=rf"before optimizer step {bad_step + 1} \({bad_step * BATCH} clips seen\): {reason}.* on clip positions \[48, 49,"
+    ):
         run_toy(str(tmp_path), toy_train(checkpoint_every_clips=BATCH), **{fault: bad_step * BATCH + 3})
     assert load_checkpoint(str(tmp_path)).clips == bad_step * BATCH
     assert all(tensor.isfinite().all() for tensor in load_checkpoint(str(tmp_path)).weights("model").values())

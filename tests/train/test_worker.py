@@ -8,6 +8,7 @@ import torch
 
 from proav import storage
 from proav.checkpoint import load_checkpoint
+from proav.data.feed import ClipFeed
 from proav.errors import CheckpointError, UserError
 from proav.train.metrics_log import read_metrics
 from proav.train.worker import train_worker
@@ -54,6 +55,14 @@ def test_resuming_equals_not_stopping(tmp_path):
 
 def test_resuming_equals_not_stopping_with_zero_2(tmp_path):
     on_workers(1, interrupted_equals_uninterrupted, str(tmp_path), ZERO_2)
+
+
+def test_another_batch_size_goes_on_with_the_next_clip(tmp_path, monkeypatch):
+    seen, at = [], ClipFeed.at
+    monkeypatch.setattr(ClipFeed, "at", lambda feed, positions: seen.extend(positions.tolist()) or at(feed, positions))
+    for words in (("train.num_clips=8",), ("train.batch_size=2",)):
+        train_worker(prepare(tmp_path, "mdsa", *TORCH, *words), "mdsa", device=CPU)
+    assert seen == list(range(16))
 
 
 def test_a_crash_between_checkpoints_leaves_no_trace_in_the_curve(tmp_path):

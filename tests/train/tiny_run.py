@@ -52,11 +52,24 @@ def write_latents(config: Config, mdsa_hash: str, num_windows: int = 10) -> None
     rows = []
     for index in range(num_windows):
         joint, lone = random.uniform(-1, 1, (2, *shape)).astype(np.float16)
-        identity = {"id": f"segment-{index}", "source_id": f"source-{index}", "label": LABELS[index % 2], "split": "train", "start_frame": 0, "flipped": False}
+        identity = {
+            "id": f"segment-{index}",
+            "source_id": f"source-{index}",
+            "label": LABELS[index % 2],
+            "split": "train",
+            "start_frame": 0,
+            "flipped": False,
+        }
         rows.append({**identity, "joint": joint.tobytes(), "lone": lone.tobytes(), "shape": list(shape)})
     write_shard(storage.join(folder, "000000-0000.parquet"), rows, LATENT_SCHEMA)
     per_channel = np.full((6, shape[0]), 0.5).tolist()
-    stats = {"mdsa_checkpoint": mdsa_hash, "labels": list(LABELS), "mean": np.zeros((6, shape[0])).tolist(), "std": per_channel, "num_windows": num_windows}
+    stats = {
+        "mdsa_checkpoint": mdsa_hash,
+        "labels": list(LABELS),
+        "mean": np.zeros((6, shape[0])).tolist(),
+        "std": per_channel,
+        "num_windows": num_windows,
+    }
     storage.write_text(storage.join(folder, "stats.json"), json.dumps(stats))
 
 

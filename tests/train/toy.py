@@ -20,8 +20,21 @@ BATCH = 8
 
 
 def toy_train(**values) -> TrainConfig:
-    settings = {"num_clips": 10 * BATCH, "batch_size": BATCH, "engine": "torch", "precision": "fp32", "learning_rate": 1e-2, "warmup_clips": 3 * BATCH}
-    settings |= {"checkpoint_every_clips": 4 * BATCH, "report_every_clips": BATCH, "keep_checkpoints": 9, "ema_half_life_clips": 20.0, "ema_ramp_up": 0.5}
+    settings = {
+        "num_clips": 10 * BATCH,
+        "batch_size": BATCH,
+        "engine": "torch",
+        "precision": "fp32",
+        "learning_rate": 1e-2,
+        "warmup_clips": 3 * BATCH,
+    }
+    settings |= {
+        "checkpoint_every_clips": 4 * BATCH,
+        "report_every_clips": BATCH,
+        "keep_checkpoints": 9,
+        "ema_half_life_clips": 20.0,
+        "ema_ramp_up": 0.5,
+    }
     return TrainConfig(**settings | values)
 
 
