@@ -35,7 +35,8 @@ def load_config(path: str | None = None, overrides: list[str] | tuple[str, ...] 
         for name in [stage] if stage in TRAINED_STAGES else TRAINED_STAGES:
             model = settings.get(name) or {}
             settings[name] = {**model, "train": {**section, **(model.get("train") or {})}}
-    return config_from_dict(_merge(settings, _name_stage(words, stage), path), origin=path)
+    origin = f"{path} or the command line" if path and words else path
+    return config_from_dict(_merge(settings, _name_stage(words, stage), path), origin=origin)
 
 
 def config_from_dict(settings: dict, *, origin: str | None = None) -> Config:

@@ -151,7 +151,7 @@ def _expand(source: str) -> list[SourceRow]:
             raise UserError(f"no videos in {source}: {there}; looked for {', '.join(VIDEO_SUFFIXES)}")
         return [_row(source, relative, path, size, label_from_folder=True) for relative, path, size in videos]
     if not re.search(r"[*?\[]", source):
-        raise UserError(f"data.sources: no such file or folder: {source}")
+        raise UserError(f"data.sources: no such file or folder: {source}; expected existing folders, files or globs, such as data.sources=[videos]")
     return _expand_glob(source)
 
 
