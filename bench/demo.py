@@ -2,7 +2,8 @@
 
     python bench/demo.py [--run-dir DIR] [section.key=value ...]
 
-Linux only (it reads /proc). Memory is sampled every half second: PSS counts shared pages once, RSS counts them in every process.
+Linux only (it reads /proc). Memory is sampled every few seconds, since reading it holds up the processes that are read: PSS counts shared
+pages once, RSS counts them in every process.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MARK = "PROAV_BENCH_ID"
+SAMPLE_SECONDS = 4.0
 
 
 def memory_bytes(mark: str) -> tuple[int, int]:
@@ -40,7 +42,7 @@ def run_demo(words: list[str]) -> dict:
     peak, ended = [0, 0], threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.5):
+        while not ended.wait(SAMPLE_SECONDS):
             peak[:] = [max(old, new) for old, new in zip(peak, memory_bytes(mark), strict=True)]
 
     watcher = threading.Thread(target=watch)
