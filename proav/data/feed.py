@@ -6,6 +6,7 @@ S mel columns in a frame, D latent channels, N plane side.
 """
 
 import multiprocessing
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -23,13 +24,14 @@ PREFETCH_BATCHES = 2
 """Batches that each loader worker prepares ahead."""
 
 
-class Feed:
+class Feed(ABC):
     """Batches by step; what ClipFeed and LatentFeed share. `at(positions)` makes one batch and is theirs."""
 
     batch_size: int
 
+    @abstractmethod
     def at(self, positions: np.ndarray) -> dict:
-        raise NotImplementedError
+        """The clips at these positions as one batch."""
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> dict:
         """This rank's clips of the global batch of `step`. Raises UserError where batch_size does not split over `world`."""

@@ -5,6 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from proav.config import Config
 from proav.geometry import PLANE_NAMES, LatentGeometry, stream_geometries
+from proav.media.melframes import MelFrames
 from proav.models.mdsa import MDSA, CrossFlow
 from proav.models.streams import tile_mel, untile_mel
 
@@ -123,9 +124,8 @@ def test_tiled_audio(make_mdsa, make_config, clips, channels):
 
 
 def test_tiling_is_that_of_mel_frames(make_config, clips):
-    melframes = pytest.importorskip("proav.media.melframes", reason="proav.media is not there")
     config = make_config(audio_input="tiled")
-    mel_frames = melframes.MelFrames(config)
+    mel_frames = MelFrames(config)
     image = tile_mel(clips[1], stream_geometries(config)["audio"])
     assert torch.equal(mel_frames.tile(clips[1]), image)
     torch.testing.assert_close(mel_frames.untile(image), untile_mel(image, 16, 8))
