@@ -16,25 +16,27 @@ from proav.config import Config, Section
 from proav.errors import ConfigError
 
 TRAINED_STAGES = ("mdsa", "stdit")
+WHOLE_VALUES = ("task_weights", "axes")
+"""Settings whose value is a mapping: a file laid over another replaces it as a whole."""
 
 
 def load_config(path: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """The configuration in the YAML file `path` (defaults where None), with `section.key=value` words laid over it.
 
+    A file may begin with `base: OTHER.yaml`: it is laid over that one, whose path is seen from its own.
     `train.KEY` means the training section of the chosen stage, or of both where no stage is chosen.
     Raises ConfigError.
     """
-    settings = _read_yaml(path) if path else {}
     words = list(overrides)
     for word in words:
         if "=" not in word or word.startswith("="):
             raise ConfigError(f"cannot read the override {word!r}; expected section.key=value, such as train.batch_size=8")
-    stage = next((word.split("=", 1)[1] for word in reversed(words) if word.startswith("stage=")), settings.get("stage"))
-    if isinstance(section := settings.get("train"), dict):  # a `train:` section in the YAML file: below its mdsa.train and stdit.train
-        del settings["train"]
-        for name in [stage] if stage in TRAINED_STAGES else TRAINED_STAGES:
-            model = settings.get(name) or {}
-            settings[name] = {**model, "train": {**section, **(model.get("train") or {})}}
+    files = _read_with_bases(path) if path else []
+    stage = next((word.split("=", 1)[1] for word in reversed(words) if word.startswith("stage=")), None)
+    stage = stage or next((file["stage"] for file in files if "stage" in file), None)
+    settings: dict = {}
+    for file in reversed(files):
+        settings = _lay_over(settings, _spread_train(file, stage))
     origin = f"{path} or the command line" if path and words else path
     return config_from_dict(_merge(settings, _name_stage(words, stage), path), origin=origin)
 
@@ -77,6 +79,43 @@ def describe_settings(section: type[BaseModel] = Config, prefix: str = "") -> li
     return rows
 
 
+def _spread_train(settings: dict, stage: str | None) -> dict:
+    """A file's section `train:` as part of its mdsa.train and stdit.train, below what these say themselves."""
+    section = settings.get("train")
+    if not isinstance(section, dict):
+        return settings
+    spread = {key: value for key, value in settings.items() if key != "train"}
+    for name in [stage] if stage in TRAINED_STAGES else TRAINED_STAGES:
+        model = spread.get(name) or {}
+        spread[name] = {**model, "train": {**section, **(model.get("train") or {})}}
+    return spread
+
+
+def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[dict]:
+    """The settings in a YAML file, then those of the file that its top-level key `base` names, seen from its own folder, and so on."""
+    settings, here = _read_yaml(path), str(Path(path).resolve())
+    base = settings.pop("base", None)
+    if base is None:
+        return [settings]
+    if not isinstance(base, str):
+        raise ConfigError(f"base={base!r} in {path}: expected the path of a YAML file, seen from {path}, such as base: ../demo.yaml")
+    if here in above:
+        raise ConfigError(f"base={base} in {path}: the files name each other in a circle; remove one of the base keys")
+    below = Path(path).parent / base
+    if not below.is_file():
+        raise ConfigError(f"base={base} in {path}: there is no file {below}; expected a path seen from {path}, such as base: ../demo.yaml")
+    return [settings, *_read_with_bases(str(below), (*above, here))]
+
+
+def _lay_over(below: dict, above: dict) -> dict:
+    """Mappings merge, everything else is replaced; so are mappings that are one setting's value."""
+    merged = dict(below)
+    for key, value in above.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in WHOLE_VALUES
+        merged[key] = _lay_over(merged[key], value) if nested else value
+    return merged
+
+
 def _read_yaml(path: str) -> dict:
     file = Path(path)
     if not file.is_file():
@@ -116,7 +155,7 @@ def _name_stage(words: list[str], stage: str | None) -> list[str]:
 def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: str | None) -> None:
     for key, value in settings.items():
         if key not in section.model_fields:
-            near = _nearest_key(prefix + str(key))
+            near = nearest_key(prefix + str(key))
             where = f" in {origin}" if origin else ""
             raise ConfigError(f"unknown key {prefix}{key}{where}" + (f"; did you mean {near}?" if near else "; --help lists all keys"))
         inner = section.model_fields[key].annotation
@@ -128,7 +167,7 @@ def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: s
             _check_keys(value, inner, f"{prefix}{key}.", origin)
 
 
-def _nearest_key(key: str) -> str | None:
+def nearest_key(key: str) -> str | None:
     known = _all_keys(Config, "")
     same_name = [other for other in known if other.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or difflib.get_close_matches(key, same_name, n=1, cutoff=0.0)

@@ -1,0 +1,77 @@
+"""Every setting of a run: typed, documented; a section is a component, a file a group of them.
+
+The defaults are the paper's scale on Landscape (16 frames of 256x256 at 10 fps, sound at 16 kHz); a YAML file names what differs.
+Reading YAML and command lines is `proav/settings.py`; sizes that follow from these settings are `proav/geometry.py`.
+Rules between fields are checked here, at construction, before any work starts.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from proav.config.clip import ClipConfig, DataConfig, MelConfig
+from proav.config.filters import FilterConfig
+from proav.config.jobs import EvaluateConfig, GenerateConfig
+from proav.config.mdsa import BiBlockConfig, GroupCrossConfig, MDSAConfig, MDSALossConfig, MultiScaleConfig, SpatialConfig
+from proav.config.section import Count, Section, Stage, TaskName
+from proav.config.stdit import DiffusionConfig, EncodeConfig, STDiTConfig
+from proav.config.sweep import TuneConfig
+from proav.config.training import MDSATrainConfig, STDiTTrainConfig, TrainConfig
+
+__all__ = [
+    "BiBlockConfig", "ClipConfig", "Config", "DataConfig", "DiffusionConfig", "EncodeConfig", "EvaluateConfig", "FilterConfig", "GenerateConfig",
+    "GroupCrossConfig", "MDSAConfig", "MDSALossConfig", "MDSATrainConfig", "MelConfig", "MultiScaleConfig", "STDiTConfig", "STDiTTrainConfig",
+    "Section", "SpatialConfig", "Stage", "TaskName", "TrainConfig", "TuneConfig",
+]  # fmt: skip
+
+
+class Config(Section):
+    """One run, from source video to served sample."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "landscape"
+    """Name of the run."""
+    run_dir: str | None = None
+    """Where everything goes, local or remote; empty: runs/<name>."""
+    seed: Count = 0
+    """All randomness is a function of this and an index."""
+    stage: Stage | None = None
+    """Which model train.py trains; empty: mdsa, encode, stdit, each unless done."""
+    clip: ClipConfig = ClipConfig()
+    """Clip shape and rates."""
+    mel: MelConfig = MelConfig()
+    """Mel images."""
+    data: DataConfig = DataConfig()
+    """Sources and storage."""
+    filters: FilterConfig = FilterConfig()
+    """Which prepared segments are used."""
+    mdsa: MDSAConfig = MDSAConfig()
+    """Autoencoder."""
+    encode: EncodeConfig = EncodeConfig()
+    """Stored latents."""
+    stdit: STDiTConfig = STDiTConfig()
+    """Generator."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """Noise process."""
+    generate: GenerateConfig = GenerateConfig()
+    """Sampling."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Measuring."""
+    tune: TuneConfig = TuneConfig()
+    """Sweeps."""
+
+    @property
+    def run_folder(self) -> str:
+        """`run_dir`, or runs/<name>."""
+        return self.run_dir or f"runs/{self.name}"
+
+    @property
+    def data_folder(self) -> str:
+        """Where the prepared data is: `data.prepared`, or <run_dir>/data."""
+        return self.data.prepared or f"{self.run_folder.rstrip('/')}/data"
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        from proav.geometry import check_geometry
+
+        check_geometry(self)
+        return self

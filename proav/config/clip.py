@@ -1,0 +1,98 @@
+"""Settings of what a clip is, how sound becomes pictures, and where clips come from."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from proav.config.section import PositiveFloat, PositiveInt, Section
+
+
+def _as_names(value: object) -> object:
+    """One name stands for a list of one, nothing for none."""
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
+
+
+class ClipConfig(Section):
+    """What one clip is: the window of picture and sound that the model sees and makes."""
+
+    num_frames: Annotated[int, Field(ge=2)] = 16
+    """Frames per clip, T."""
+    fps: Annotated[int, Field(ge=1, le=240)] = 10
+    """Frames per second; pictures are resampled to it by their time stamps."""
+    height: Annotated[int, Field(ge=16)] = 256
+    """Rows of a frame, H, in pixels."""
+    width: Annotated[int, Field(ge=16)] = 256
+    """Columns of a frame, W, in pixels."""
+    sample_rate: Annotated[int, Field(ge=1000)] = 16000
+    """Sound samples per second, mono, in Hz; a whole number of samples must fit in a frame."""
+
+
+class MelConfig(Section):
+    """How sound becomes mel images with the video's own T x H x W, and back."""
+
+    num_bins: PositiveInt = 128
+    """Mel bands, M; must divide clip.height."""
+    n_fft: Annotated[int, Field(ge=16)] = 512
+    """Samples in one Fourier window (Hann); short windows keep the onsets that synchronization lives on."""
+    hop: PositiveInt = 100
+    """Samples between mel columns; a whole number of columns must fit in a frame and divide clip.width."""
+    min_hz: Annotated[float, Field(ge=0)] = 0.0
+    """Lower edge of the lowest band, Hz."""
+    max_hz: PositiveFloat = 8000.0
+    """Upper edge of the highest band, Hz; at most half of clip.sample_rate."""
+    floor_log10: float = -5.0
+    """log10 of the mel magnitude that becomes -1."""
+    ceiling_log10: float = 1.0
+    """log10 of the mel magnitude that becomes +1."""
+    transform: Literal["whole", "segment"] = "whole"
+    """whole: one Fourier transform over the sound, its columns cut into frames. segment: each frame's sound is cut out and transformed alone."""
+    griffin_lim_iterations: PositiveInt = 32
+    """Rounds of fast Griffin-Lim when sound is made from mel images."""
+    griffin_lim_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Momentum of fast Griffin-Lim; 0 is the plain method."""
+
+
+class DataConfig(Section):
+    """Where clips come from and how they are stored."""
+
+    sources: tuple[str, ...] = ()
+    """Folders, files or globs of videos with sound, local or remote."""
+    layout: Literal["label", "split/label", "aist"] = "label"
+    """label: the first folder below a source is the label. split/label: so, but train or test may stand above it. aist: AIST++'s file names tell it."""
+    listing: Names = ()
+    """Instead of sources: one or several tables of what to prepare, of the formats that `listing_format` names."""
+    listing_format: Literal["auto", "table", "audioset", "vggsound", "aist"] = "auto"
+    """table: CSV or Parquet with a column path. audioset, vggsound: their CSV files. aist: AIST++'s split files. auto: told from the content."""
+    videos: str | None = None
+    """The folder of a listing's videos, searched with all folders below it; a table's paths begin there (empty: in the table's folder)."""
+    ontology: str | None = None
+    """AudioSet's ontology.json or class_labels_indices.csv: the names of its labels."""
+    named_by_id: Literal["whole", "cut"] = "whole"
+    """What a file <video id>.mp4 of AudioSet or VGGSound holds: the whole video, or only the listed stretch; <id>_<start>.mp4 is always cut."""
+    conflicts: Literal["refuse", "first"] = "refuse"
+    """Rows of listings that overlap or put a video on both sides: refuse them, or keep the row that is listed first and count the others."""
+    prepared: str | None = None
+    """Prepared data of another run: its data folder; empty: <run_dir>/data."""
+    labels: tuple[str, ...] = ()
+    """The label vocabulary, in the order of the label embedding; empty: every label that preprocess finds, sorted."""
+    segment_seconds: PositiveFloat = 10.0
+    """A source is stored in segments of at most this length, in seconds; windows are drawn from them."""
+    frame_codec: Literal["raw", "jpeg"] = "jpeg"
+    """raw: uint8 pixels, for tiny sets. jpeg: one JPEG a frame, random access at about a seventh of the bytes."""
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 92
+    """JPEG quality of stored frames."""
+    fit: Literal["pad", "crop"] = "pad"
+    """pad: the whole picture, black bars around it (what the published tables use). crop: the centre, no bars."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of *sources* held out where the listing names no split; a source is never on both sides."""
+    rows_per_shard: PositiveInt = 64
+    """Segments in one Parquet file."""
+    num_workers: PositiveInt | None = None
+    """Decoding tasks at a time; empty: one a CPU of the cluster."""
+    stall_seconds: PositiveFloat = 60.0
+    """A decoder that gets no further for so long is ended; its source is tried once more, then rejected with the reason `hang`."""
+    source_timeout_seconds: PositiveFloat | None = None
+    """A source that takes longer to decode is rejected with the reason `timeout`; empty: films may be as long as they are."""

@@ -1,0 +1,55 @@
+"""Settings of what is done with trained models: making clips, measuring."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from proav.config.section import PositiveInt, Section, TaskName, UseGPU
+
+
+class GenerateConfig(Section):
+    """Making new clips from a trained model."""
+
+    num_samples: PositiveInt = 16
+    """Clips to make."""
+    task: TaskName = "joint"
+    """joint: picture and sound; a2v: picture to given sound; v2a: sound to given picture."""
+    label: str | None = None
+    """Label of all samples; empty: the labels of the data set in turn, or none where the model has none."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 30
+    """Denoising steps."""
+    guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
+    """Classifier-free guidance; 1 is none."""
+    batch_size: PositiveInt = 8
+    """Clips made at a time."""
+    num_workers: PositiveInt = 1
+    """Generating actors."""
+    use_gpu: UseGPU = "auto"
+    """auto: a GPU each if the cluster has any, or its autoscaler can add one."""
+    checkpoint: str | None = None
+    """A ST-DiT checkpoint; empty: the newest of this run."""
+
+
+class EvaluateConfig(Section):
+    """Measuring a run."""
+
+    split: Literal["train", "validation"] = "validation"
+    """Which sources the reconstruction and loss are measured on."""
+    max_clips: PositiveInt = 256
+    """Clips of a set at most, spread evenly, where the protocol does not say how many."""
+    protocol: str = "small"
+    """How generated and reconstructed clips are measured: small, full, mm-diffusion-64, mm-diffusion-256, pvdm (docs/evaluation.md)."""
+    weights: str | None = None
+    """Folder with the weights of feature networks, <network>.safetensors, and of LPIPS, lpips-vgg16.safetensors or lpips-alexnet.safetensors."""
+    num_resamples: Annotated[int, Field(ge=20, le=10_000)] = 200
+    """Draws of sources for each interval."""
+    num_workers: PositiveInt | None = None
+    """Measuring actors; empty: one for each CPU, or each GPU, of the cluster."""
+    compare_with: str | None = None
+    """metrics.json of another evaluation; its numbers are printed beside these if its protocol is the same, and refused otherwise."""
+    use_gpu: UseGPU = "auto"
+    """auto: GPUs if the cluster has any, or its autoscaler can add one."""
+    real: str | None = None
+    """Folder of real clips (video files, or data that preprocess.py has prepared); empty: the run's own."""
+    fake: str | None = None
+    """Folder of generated clips; empty: the run's own samples."""

@@ -1,0 +1,156 @@
+"""Settings of MDSA, the autoencoder: its size, each of its attention modules, its objective."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from proav.config.section import Count, PositiveFloat, PositiveInt, Probability, Section, Weight
+from proav.config.training import MDSATrainConfig
+
+
+class MultiScaleConfig(Section):
+    """MT-SelfAttn: temporal self-attention at several scales, on the planes that have time (WT, HT)."""
+
+    enabled: bool = True
+    """Off: the planes pass unchanged."""
+    scales: tuple[PositiveInt, ...] = (1, 2, 4)
+    """Temporal pooling factors; each divides clip.num_frames."""
+    num_heads: PositiveInt = 8
+    """Attention heads per scale."""
+    share_scales: bool = False
+    """One set of projections for all scales."""
+    repeats: PositiveInt = 1
+    """Modules in a row."""
+
+
+class SpatialConfig(Section):
+    """SelfAttn: spatial self-attention on the HW plane."""
+
+    enabled: bool = True
+    """Off: the plane passes unchanged."""
+    num_heads: PositiveInt = 8
+    """Attention heads."""
+    repeats: PositiveInt = 1
+    """Modules in a row."""
+
+
+class GroupCrossConfig(Section):
+    """GCM-Attn: cross-modal attention within temporal groups, in both directions, on WT and HT."""
+
+    enabled: bool = True
+    """Off: the modalities do not meet in the encoder."""
+    num_groups: PositiveInt = 4
+    """Contiguous temporal groups, G; divides clip.num_frames."""
+    num_heads: PositiveInt = 8
+    """Attention heads."""
+    repeats: PositiveInt = 1
+    """Modules in a row."""
+
+
+class BiBlockConfig(Section):
+    """Bi-Block CrossAttn: cross-modal attention between equal blocks of the two modalities' planes, on the decoder's side."""
+
+    enabled: bool = True
+    """Off: the modalities do not meet in the decoder."""
+    block_size: PositiveInt = 4
+    """Side of a block, in plane cells; divides the sides of the planes it is applied to."""
+    global_tokens: bool = True
+    """Each block also sees the mean of every other block of the other modality."""
+    apply_to: Literal["HW", "all"] = "HW"
+    """HW, or all three planes."""
+    num_heads: PositiveInt = 8
+    """Attention heads."""
+    repeats: PositiveInt = 1
+    """Modules in a row."""
+
+
+class MDSALossConfig(Section):
+    """The autoencoder's objective."""
+
+    pixel: Weight = 4.0
+    """L1 on all frames."""
+    perceptual: Weight = 4.0
+    """LPIPS on one random frame per clip; only where perceptual_weights names the network."""
+    perceptual_weights: str | None = None
+    """File with LPIPS weights (safetensors); empty: multi_scale_gradient takes its place, and every result says so."""
+    multi_scale_gradient: Weight = 1.0
+    """L1 on image gradients at three resolutions, used without perceptual weights."""
+    audio: Weight = 1.0
+    """Weight of the whole audio part against the video part."""
+    mel: Weight = 4.0
+    """L1 on the native mel grid (the block mean of the image)."""
+    mel_difference: Weight = 1.0
+    """L1 on differences between neighbouring mel columns and bands."""
+    adversarial: Weight = 1.0
+    """Hinge loss against the discriminators."""
+    feature_matching: Weight = 4.0
+    """L1 between the discriminators' feature maps of real and decoded clips."""
+    adversarial_start_clips: Count = 800_000
+    """Clips seen before the discriminators enter; beyond train.num_clips: never."""
+    discriminator_width: PositiveInt = 64
+    """Channels of a discriminator's first layer."""
+    discriminator_layers: PositiveInt = 3
+    """Strided layers of a discriminator."""
+    discriminator_learning_rate: PositiveFloat = 1e-4
+    """AdamW's step size for the discriminators."""
+
+
+class MDSAConfig(Section):
+    """The Multi-scale Dual-stream Spatio-temporal Autoencoder."""
+
+    plane_size: PositiveInt = 16
+    """Rows and columns N of the HW plane and of the stacked latent; the patch follows, P = H / N. At least clip.num_frames."""
+    latent_channels: PositiveInt = 16
+    """Channels D of a plane."""
+    width: PositiveInt = 384
+    """Feature width C."""
+    encoder_depth: PositiveInt = 8
+    """Divided space-time blocks in each encoder."""
+    decoder_depth: PositiveInt = 8
+    """Divided space-time blocks in each decoder."""
+    num_heads: PositiveInt = 8
+    """Attention heads of the encoders and decoders."""
+    head_width: PositiveInt = 64
+    """Width of one of those heads; a multiple of 4, for axial rotary positions."""
+    mlp_ratio: PositiveInt = 4
+    """Hidden width of a block's gated MLP, in multiples of width."""
+    collapse_depth: PositiveInt = 4
+    """Layers of the transformer that collapses an axis into a plane."""
+    collapse_heads: PositiveInt = 4
+    """Its heads, each of width / 8 channels."""
+    collapse_mlp_width: PositiveInt = 512
+    """Its MLP's hidden width."""
+    audio_input: Literal["native", "tiled"] = "native"
+    """native: patches of the T x M x S mel grid. tiled: of the T x H x W image (equal in reach, larger in cost)."""
+    audio_channels: Literal[1, 3] = 1
+    """Channels of the tiled mel image: 1 as in Figure 1, or 3 equal ones."""
+    multi_scale: MultiScaleConfig = MultiScaleConfig()
+    """MT-SelfAttn."""
+    spatial: SpatialConfig = SpatialConfig()
+    """SelfAttn on HW."""
+    group_cross: GroupCrossConfig = GroupCrossConfig()
+    """GCM-Attn."""
+    bi_block: BiBlockConfig = BiBlockConfig()
+    """Bi-Block CrossAttn."""
+    modality_dropout: Probability = 0.1
+    """Training probability, each, of dropping what flows toward audio, toward video, or both."""
+    loss: MDSALossConfig = MDSALossConfig()
+    """The objective."""
+    train: MDSATrainConfig = MDSATrainConfig()
+    """How it is trained."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MDSAConfig":
+        if 3 * self.modality_dropout > 1:
+            raise ValueError(f"mdsa.modality_dropout={self.modality_dropout} is used for three cases; expected at most 1/3")
+        if self.head_width % 4:
+            raise ValueError(f"mdsa.head_width={self.head_width} must be a multiple of 4 (axial rotary positions)")
+        if self.width % 8:
+            raise ValueError(f"mdsa.width={self.width} must be a multiple of 8 (collapse heads are width / 8 wide)")
+        for name in ("multi_scale", "spatial", "group_cross", "bi_block"):
+            heads = getattr(self, name).num_heads
+            if self.width % heads:
+                raise ValueError(f"mdsa.{name}.num_heads={heads} does not divide mdsa.width={self.width}")
+        if not self.multi_scale.scales:
+            raise ValueError("mdsa.multi_scale.scales=[] names no scale; write [1,2,4], or mdsa.multi_scale.enabled=false")
+        return self

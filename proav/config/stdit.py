@@ -1,0 +1,93 @@
+"""Settings of ST-DiT, the generator, of the latents it learns from, and of the noise process."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from proav.config.section import PositiveInt, Probability, Section, UseGPU, Weight
+from proav.config.training import STDiTTrainConfig
+
+
+class EncodeConfig(Section):
+    """Turning windows into stored latents, once MDSA is trained."""
+
+    stride_frames: PositiveInt = 4
+    """Frames between the starts of encoded windows."""
+    flips: bool = True
+    """Store the horizontal mirror image of each training window as well."""
+    batch_size: PositiveInt = 16
+    """Windows encoded at a time."""
+    num_workers: PositiveInt = 1
+    """Encoding actors."""
+    use_gpu: UseGPU = "auto"
+    """auto: a GPU each if the cluster has any, or its autoscaler can add one."""
+    replace: bool = False
+    """Delete latents that another MDSA, other data or other settings made, and encode anew."""
+
+
+class STDiTConfig(Section):
+    """The spatio-temporal diffusion transformer over the stacked planes."""
+
+    size: Literal["S", "B", "L", "XL", "custom"] = "B"
+    """S 12x384, B 12x768, L 24x1024, XL 28x1152 (layers x width); custom: depth, width and num_heads."""
+    depth: PositiveInt | None = None
+    """Layers, with size=custom."""
+    width: PositiveInt | None = None
+    """Token width, with size=custom."""
+    num_heads: PositiveInt | None = None
+    """Attention heads, with size=custom."""
+    patch_size: PositiveInt = 2
+    """Rows and columns of plane cells in a token; divides mdsa.plane_size."""
+    attention: Literal["divided", "full"] = "divided"
+    """divided: within a plane, then across the six planes. full: all tokens at once."""
+    mlp_ratio: PositiveInt = 4
+    """Hidden width of the MLP, in multiples of width."""
+    label_dropout: Probability = 0.1
+    """Training probability of replacing the label by the null label, which guidance needs."""
+    train: STDiTTrainConfig = STDiTTrainConfig()
+    """How it is trained."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "STDiTConfig":
+        given = [name for name in ("depth", "width", "num_heads") if getattr(self, name) is not None]
+        if self.size == "custom" and len(given) < 3:
+            raise ValueError(f"stdit.size=custom needs stdit.depth, stdit.width and stdit.num_heads; given: {', '.join(given) or 'none'}")
+        if self.size != "custom" and given:
+            raise ValueError(f"stdit.{given[0]} is fixed by stdit.size={self.size}; write stdit.size=custom to choose it")
+        depth, width, heads = self.shape
+        if width % heads or (width // heads) % 2 or width % 4:
+            raise ValueError(f"stdit.width={width} must be a multiple of 4 and split into stdit.num_heads={heads} heads of an even width")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(layers, width, heads)."""
+        named = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+        return named[self.size] if self.size != "custom" else (self.depth, self.width, self.num_heads)
+
+
+class DiffusionConfig(Section):
+    """The noise process and its training objective."""
+
+    objective: Literal["flow", "ddpm"] = "flow"
+    """flow: rectified flow, velocity target, Euler sampler. ddpm: noise target, DDIM sampler (PVDM's settings)."""
+    time_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
+    """Distribution of training times of the flow."""
+    ddpm_steps: PositiveInt = 1000
+    """Discrete times of ddpm."""
+    ddpm_beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.0015
+    """First variance; the square roots are spaced evenly."""
+    ddpm_beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.0195
+    """Last variance."""
+    ddim_eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """0: deterministic DDIM; 1: ancestral noise."""
+    task_weights: dict[Literal["joint", "a2v", "v2a", "independent"], Weight] = {"joint": 0.7, "a2v": 0.1, "v2a": 0.1, "independent": 0.1}
+    """Share of each task in training; a2v: sound given, v2a: picture given, independent: a time of its own per modality."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DiffusionConfig":
+        if sum(self.task_weights.values()) <= 0:
+            raise ValueError("diffusion.task_weights are all zero; give at least one task a positive weight, such as {joint: 1.0}")
+        if self.ddpm_beta_start > self.ddpm_beta_end:
+            raise ValueError(f"diffusion.ddpm_beta_start={self.ddpm_beta_start} is above diffusion.ddpm_beta_end={self.ddpm_beta_end}")
+        return self

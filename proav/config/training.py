@@ -1,0 +1,139 @@
+"""Settings of how a model is trained; a model's own section holds one of these. Rules between them are checked at construction."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from proav.config.section import Count, PositiveFloat, PositiveInt, Section, UseGPU, Weight
+
+
+class TrainConfig(Section):
+    """How one model is trained. Durations are counted in clips, so that batch size and worker count can change."""
+
+    num_clips: PositiveInt = 1_000_000
+    """How long to train, in clips seen."""
+    batch_size: PositiveInt = 64
+    """Clips per optimizer step, over all workers and accumulation steps."""
+    accumulation_steps: PositiveInt = 1
+    """Forward and backward passes per optimizer step; batch_size is split over them."""
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Training processes, one a GPU where there are GPUs; [MIN,MAX] is elastic."""
+    use_gpu: UseGPU = "auto"
+    """auto: a GPU a worker if the cluster has any, or its autoscaler can add one."""
+    cpus_per_worker: PositiveInt = 1
+    """CPUs that a worker reserves; also its torch threads where it has no GPU."""
+    loader: Literal["processes", "actors"] = "processes"
+    """What prepares batches ahead: processes beside each worker, or Ray actors of one CPU each on any node, also on those without GPUs."""
+    loader_workers: Count = 0
+    """Loading processes or actors a worker; 0: the training process prepares each batch itself."""
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    """deepspeed: ZeRO. torch: plain data parallel, no DeepSpeed needed."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """DeepSpeed ZeRO: 0 nothing, 1 optimizer state, 2 gradients, 3 parameters are sharded over the workers."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Of the forward and backward pass; statistics, losses, EMA and master weights stay fp32."""
+    activation_checkpointing: bool = False
+    """Recompute block activations in the backward pass: less memory, about a third more time."""
+    learning_rate: PositiveFloat = 1e-4
+    """AdamW's step size after warm-up; constant from there."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    """AdamW's two averaging factors."""
+    weight_decay: Weight = 0.0
+    """AdamW's decoupled weight decay."""
+    warmup_clips: Count = 320_000
+    """The learning rate grows linearly over this many clips."""
+    gradient_clip: PositiveFloat = 1.0
+    """Largest global gradient norm."""
+    ema_half_life_clips: PositiveFloat = 440_000
+    """Clips after which a weight's share in the moving average has halved (440,000 is 0.9999 a step at batch 64)."""
+    ema_ramp_up: PositiveFloat = 0.05
+    """The half-life is at most this share of the clips seen so far, so that early averages forget the initialization."""
+    checkpoint_every_clips: PositiveInt = 64_000
+    """Clips between checkpoints; one more is written at the end."""
+    keep_checkpoints: PositiveInt = 2
+    """Older checkpoints are removed."""
+    report_every_clips: PositiveInt = 3_200
+    """Clips between lines of metrics.jsonl."""
+    validate_every_clips: Count = 0
+    """Clips between measurements of the moving-average weights on evaluate.split, by a task beside the trainer that needs a CPU or GPU of its own; 0: none."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """Restarts from the last checkpoint after a worker or node is lost; -1: no limit."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_zero(cls, values: Any) -> Any:
+        """engine=torch alone means zero_stage=0, so that a resolved configuration can be read again."""
+        return {"zero_stage": 0, **values} if isinstance(values, dict) and values.get("engine") == "torch" else values
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if not isinstance(self.num_workers, int) and self.num_workers[0] > self.num_workers[1]:
+            raise ValueError(f"train.num_workers={list(self.num_workers)}: MIN is above MAX; write [{self.num_workers[1]},{self.num_workers[0]}]")
+        if self.batch_size % self._clips_that_split(self.worker_counts):
+            raise ValueError(self._uneven())
+        if self.loader == "actors" and not self.loader_workers:
+            raise ValueError("train.loader=actors needs a number of them, such as train.loader_workers=2")
+        if self.num_clips < self.batch_size:
+            raise ValueError(f"train.num_clips={self.num_clips} is less than one batch; expected at least train.batch_size={self.batch_size}")
+        if self.engine == "torch" and self.zero_stage > 0:
+            raise ValueError(
+                f"train.engine=torch shards nothing, but train.zero_stage={self.zero_stage}; write train.zero_stage=0 or train.engine=deepspeed"
+            )
+        return self
+
+    @property
+    def worker_counts(self) -> range:
+        """The numbers of training processes that the run may have."""
+        least, most = (self.num_workers,) * 2 if isinstance(self.num_workers, int) else self.num_workers
+        return range(least, most + 1)
+
+    def _clips_that_split(self, counts: range) -> int:
+        """The smallest batch that each of these worker counts cuts into whole micro-batches."""
+        return math.lcm(*counts) * self.accumulation_steps
+
+    def _uneven(self) -> str:
+        """What a batch that does not split is told with: worker counts near the given ones that would do, and batch sizes."""
+        counts, step = self.worker_counts, self._clips_that_split(self.worker_counts)
+        least, most = counts[0], counts[-1]
+        given = f"{most}" if least == most else f"{least} to {most}"
+        fits = [count for count in range(1, self.batch_size + 1) if self.batch_size % self._clips_that_split(range(count, count + 1)) == 0]
+        if least == most:
+            near = [max((count for count in fits if count < most), default=0), min((count for count in fits if count > most), default=0)]
+            workers = [f"{count}" for count in near if count]
+        else:  # the widest ranges within the given one that start or end where it does; a single count where there is none
+            down = (range(least, end + 1) for end in range(most - 1, least, -1))
+            up = (range(start, most + 1) for start in range(least + 1, most))
+            wide = [next((part for part in parts if self.batch_size % self._clips_that_split(part) == 0), None) for parts in (down, up)]
+            workers = [f"[{part[0]},{part[-1]}]" for part in wide if part] or [f"{count}" for count in fits if count in counts]
+        lower = self.batch_size // step * step
+        sizes = [size for size in (lower, lower + step) if 0 < size < 16 * self.batch_size]  # what all of a wide range divide may be astronomical
+        choices = [f"train.num_workers={count}" for count in workers] + [f"train.batch_size={size} (a multiple of {step})" for size in sizes]
+        return (
+            f"train.batch_size={self.batch_size} does not split over {given} workers x {self.accumulation_steps} accumulation steps into whole "
+            f"micro-batches; write {' or '.join(choices) or f'another train.num_workers or a multiple of {step}'}"
+        )
+
+
+class MDSATrainConfig(TrainConfig):
+    """MDSA's training: the same settings, with PVDM's values."""
+
+    num_clips: PositiveInt = 1_200_000
+    """How long to train, in clips seen."""
+    batch_size: PositiveInt = 24
+    """Clips per optimizer step, over all workers and accumulation steps."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.9)
+    """AdamW's two averaging factors."""
+    warmup_clips: Count = 0
+    """The learning rate grows linearly over this many clips."""
+    augment_flip: bool = True
+    """Mirror the pictures of every second clip left to right."""
+    augment_gain_db: Annotated[float, Field(ge=0, le=40)] = 0.0
+    """Change the loudness of each clip by up to this, in dB up or down, never beyond full scale; its mel is then made anew. 0: as recorded."""
+
+
+class STDiTTrainConfig(TrainConfig):
+    """ST-DiT's training: the same settings, at the length of the published comparisons (100,000 steps of 64)."""
+
+    num_clips: PositiveInt = 6_400_000
+    """How long to train, in clips seen."""
