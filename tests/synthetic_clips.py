@@ -36,4 +36,4 @@ def prepare(config) -> dict:
     from proav.data.sources import find_sources
 
     data_dir, sources = f"{config.run_folder}/data", find_sources(config)
-    return finish(config, data_dir, sources, [process_unit(config, data_dir, unit) for unit in settle_plan(config, data_dir, sources)])
+    return finish(config, data_dir, sources, [process_unit(config, data_dir, unit) for unit in settle_plan(config, data_dir, sources).units()])

@@ -7,7 +7,7 @@ H x W with the sound of exactly the same time. Letters: T frames, H and W rows a
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import BinaryIO, Literal
@@ -78,6 +78,7 @@ def read_segments(
     end_seconds: float | None = None,
     min_frames: int = 1,
     deadline_seconds: float | None = None,
+    on_progress: Callable[[], None] | None = None,
     silent_ok: bool = False,
 ) -> Iterator[tuple[float, Clip]]:
     """(start in seconds, Clip) for one stretch of at most `segment_seconds` after the other, in one decoding pass with bounded memory.
@@ -89,7 +90,8 @@ def read_segments(
 
     source: a path, local or remote, or an open binary file. start_seconds, end_seconds: the part to read (a seek, not a decoding from the
     start). min_frames: shorter remainders are left out. deadline_seconds: time this function may spend, the caller's own not counted.
-    silent_ok: a file without a sound track gives silence instead of an error.
+    on_progress: called at each packet that is read, as a sign of life. silent_ok: a file without a sound track gives silence instead of an
+    error.
     Raises MediaError with reason not_found, empty_file, unreadable, no_video, no_audio, unsupported_codec, too_large, bad_span, decode_error,
     truncated (ends long before its header says), too_short (holds no segment of min_frames) or timeout.
     """
@@ -98,7 +100,7 @@ def read_segments(
     geometry = {"fps": fps, "sample_rate": sample_rate, "height": height, "width": width, "fit": fit}
     segments = _segments(
         source, **geometry, segment_frames=int(segment_seconds * fps + 1e-6), start_seconds=start_seconds, max_frames=max_frames,
-        min_frames=min_frames, deadline_seconds=deadline_seconds, silent_ok=silent_ok,
+        min_frames=min_frames, deadline_seconds=deadline_seconds, on_progress=on_progress, silent_ok=silent_ok,
     )  # fmt: skip
     for first_frame, clip in segments:
         yield start_seconds + first_frame / fps, clip
@@ -121,22 +123,39 @@ def read_clip(
     geometry = {"fps": fps, "sample_rate": sample_rate, "height": height, "width": width, "fit": fit}
     segments = _segments(
         source, **geometry, segment_frames=num_frames, start_seconds=start_seconds, max_frames=num_frames,
-        min_frames=num_frames or 1, deadline_seconds=deadline_seconds, silent_ok=silent_ok,
+        min_frames=num_frames or 1, deadline_seconds=deadline_seconds, on_progress=None, silent_ok=silent_ok,
     )  # fmt: skip
     return next(segments)[1]
 
 
-def read_sound(source: str | BinaryIO, *, sample_rate: int, deadline_seconds: float | None = None) -> np.ndarray:
-    """The whole sound of a file, with or without pictures, as float32 [samples], mono, in [-1, 1]. Raises MediaError as `read_segments`."""
+def read_sound(source: str | BinaryIO, *, sample_rate: int, max_seconds: float = float("inf"), deadline_seconds: float | None = None) -> np.ndarray:
+    """The sound of a file, with or without pictures, as float32 [samples], mono, in [-1, 1]: all of it, or its first `max_seconds`.
+
+    Raises MediaError as `read_segments`.
+    """
     with opened(source) as (container, name):
         stream = choose_stream(container, "audio", name)
         clock = SoundClock(sample_rate=sample_rate, start=float(start_time(stream) or 0))
         for _, frame in Decoder(container, [stream], name, deadline_seconds).frames():
             clock.push(frame)
+            if clock.seconds >= max_seconds:
+                break
         clock.finish()
         if not clock.num_samples:
             raise MediaError("no_audio", f"{name} has a sound track that holds no sound")
-        return clock.take(0, clock.num_samples)
+        return clock.take(0, int(min(clock.num_samples, max_seconds * sample_rate)))
+
+
+def probe_seconds(source: str | BinaryIO) -> float:
+    """Length that the file's header states for its pictures, in seconds; 0 where it states none or cannot be opened. Nothing is decoded."""
+    try:
+        with opened(source) as (container, name):
+            stream = choose_stream(container, "video", name)
+            if stream.duration is not None:
+                return float(stream.duration * stream.time_base)
+            return 0.0 if container.duration is None else container.duration / av.time_base
+    except MediaError:
+        return 0.0
 
 
 def write_clip(path: str, clip: Clip, *, crf: int = 18) -> None:
@@ -167,7 +186,7 @@ def encode_clip(clip: Clip, *, crf: int = 18) -> bytes:
 
 def _mux(container, clip: Clip, crf: int) -> None:
     _, height, width, _ = clip.video.shape
-    options = {"crf": str(crf), "preset": "fast", "g": str(2 * clip.fps)}
+    options = {"crf": str(crf), "preset": "fast", "g": str(2 * clip.fps), "bf": "0"}  # looking ahead over B-frames, x264 reads unset memory
     video = container.add_stream("libx264", rate=clip.fps, options=options)
     video.width, video.height, video.pix_fmt = width, height, "yuv420p"
     context = video.codec_context
@@ -197,7 +216,7 @@ def _mux(container, clip: Clip, crf: int) -> None:
 
 
 def _segments(
-    source, *, fps, sample_rate, height, width, fit, segment_frames, start_seconds, max_frames, min_frames, deadline_seconds, silent_ok
+    source, *, fps, sample_rate, height, width, fit, segment_frames, start_seconds, max_frames, min_frames, deadline_seconds, on_progress, silent_ok
 ) -> Iterator[tuple[int, Clip]]:
     """(number of the first frame, Clip); `segment_frames` None: everything in one clip."""
     if not (0 <= start_seconds < float("inf") and (max_frames is None or max_frames > 0)):
@@ -214,7 +233,7 @@ def _segments(
         rate = video.guessed_rate or video.average_rate or Fraction(25)
         pictures = PictureClock(canvas, fps=fps, start=start, tick=float(video.time_base), max_frames=max_frames, default_duration=float(1 / rate))
         sound = SoundClock(sample_rate=sample_rate, start=start) if audio is not None else Silence()
-        decoder = Decoder(container, [video, audio] if audio is not None else [video], name, deadline_seconds)
+        decoder = Decoder(container, [video, audio] if audio is not None else [video], name, deadline_seconds, on_progress)
         cutter = _Cutter(pictures, sound, fps, sample_rate, segment_frames, min_frames)
         for kind, frame in decoder.frames_from(start if start_seconds > 0 else None, float(file_start)):
             try:
@@ -227,6 +246,10 @@ def _segments(
                     yield segment
             if cutter.complete or cutter.stalled:
                 break
+        try:
+            cutter.finish()
+        except (av.FFmpegError, ValueError) as error:
+            raise MediaError("decode_error", f"{name}: the end of the file cannot be converted ({error})") from error
         for segment in cutter.rest():
             decoder.check_damage()
             with decoder.off_the_clock():
@@ -271,10 +294,13 @@ class _Cutter:
                 return
             yield self._cut(self._segment_frames)
 
-    def rest(self) -> Iterator[tuple[int, Clip]]:
-        """The same for what is left when the file has ended."""
+    def finish(self) -> None:
+        """The file has ended, or all that was asked for has been read."""
         self._pictures.finish()
         self._sound.finish()
+
+    def rest(self) -> Iterator[tuple[int, Clip]]:
+        """(first frame, Clip) of what is left then."""
         total = self._pictures.num_frames
         if self._sound.seconds < total / self._fps - MAX_SOUND_SHORTFALL:
             total = int(self._sound.seconds * self._fps + LAST_FRAME_SLACK)

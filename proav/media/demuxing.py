@@ -7,7 +7,7 @@ import itertools
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import BinaryIO
@@ -27,6 +27,11 @@ SEEK_MARGIN_SECONDS = 0.2
 """Reading a span starts this much earlier: the first sound after a seek lacks the overlap with what came before."""
 MAX_DAMAGE = 0.1
 """A stretch of which more than this share of a stream's packets cannot be decoded is refused."""
+COUNTED_FORMATS = ("avi",)
+"""They carry no time stamps, only pictures in the order of decoding. With B-frames FFmpeg stamps them late, by as many as wait to be shown, and H.264
+even out of order; the count of packets at which a picture came out is in order, and late by the same number."""
+MAX_REORDERED = 16
+"""Of H.264, the most of any codec."""
 MAX_PIXEL_ASPECT = 4
 """Pixels said to be more than so many times as wide as high, or as high as wide, are a writer's mistake and taken as square."""
 
@@ -113,10 +118,14 @@ def pixel_aspect(video) -> Fraction:
 
 
 class Decoder:
-    """Decodes chosen streams of a container on one thread, in file order, within a time limit."""
+    """Decodes chosen streams of a container on one thread, in file order, within a time limit; `on_progress` is called at each packet."""
 
-    def __init__(self, container, streams: list, name: str, deadline_seconds: float | None) -> None:
+    def __init__(
+        self, container, streams: list, name: str, deadline_seconds: float | None = None, on_progress: Callable[[], None] | None = None
+    ) -> None:
         self._container, self._streams, self._name = container, streams, name
+        self._time_bases = {stream.index: stream.time_base for stream in streams}
+        self._on_progress = on_progress
         self._deadline_seconds = deadline_seconds
         self._deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
         self.stopped_by: str | None = None
@@ -124,6 +133,9 @@ class Decoder:
         self.num_packets = dict.fromkeys(self.num_frames, 0)
         self._recent = {kind: [0, 0] for kind in self.num_frames}  # packets, packets that failed, since the last check
         self._unplaced = set(self.num_frames)  # streams of which no frame has come since the file was opened or sought in
+        self._counted = container.format.name in COUNTED_FORMATS
+        self._first_key: int | None = None  # these two: of the pictures of counted formats, in packets
+        self._reordered: int | None = None
         for stream in streams:
             stream.thread_type = "NONE"
 
@@ -147,6 +159,8 @@ class Decoder:
         packets = self._container.demux(*self._streams)
         while True:
             self._check_deadline()
+            if self._on_progress is not None:
+                self._on_progress()
             try:
                 packet = next(packets, None)
             except (av.FFmpegError, OSError) as error:
@@ -161,6 +175,8 @@ class Decoder:
 
     def frames_from(self, start: float | None, file_start: float) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame]]:
         """As `frames`, from the key frame before `start`; from the beginning where None or where the file cannot be sought in."""
+        if start is not None and self._counted:
+            next((kind for kind, _ in self.frames() if kind == "video"), None)  # from the beginning, for `_late_by`
         if start is None or not self._seek(start - SEEK_MARGIN_SECONDS):
             return self.frames()
         ahead = []
@@ -183,26 +199,38 @@ class Decoder:
         self._unplaced = set(self.num_frames)
         return True
 
-    def _decode(self, stream, packet) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame]]:
-        kind = stream.type
+    def _decode(self, stream, packet) -> list[tuple[str, av.VideoFrame | av.AudioFrame]]:
+        kind, time_base, decoded = stream.type, self._time_bases[stream.index], []
         self._recent[kind][0] += packet is not None
         self.num_packets[kind] += packet is not None
+        if self._counted and kind == "video" and self._first_key is None and packet is not None and packet.is_keyframe:
+            self._first_key = packet.dts
         try:
             frames = stream.codec_context.decode(packet)
         except (av.FFmpegError, OSError):
             # before the first good frame this is a stream cut open between key frames, not damage
             self._recent[kind][1] += bool(self.num_frames[kind])
-            return
+            return decoded
         for frame in frames:
             if kind == "video" and frame.is_corrupt:
                 self._recent[kind][1] += bool(self.num_frames[kind])
                 continue
             self.num_frames[kind] += 1
-            frame.time_base = stream.time_base  # frames let out at the end of the file come without
+            frame.time_base = time_base  # frames let out at the end of the file come without
             if kind in self._unplaced and frame.pts is None and packet is not None:
                 frame.pts = packet.pts  # WMA names no time for its first frames: after a seek they would land anywhere
             self._unplaced.discard(kind)
-            yield kind, frame
+            if self._counted and kind == "video":
+                frame.pts = None if frame.dts is None else frame.dts - self._late_by(frame)
+            decoded.append((kind, frame))
+        return decoded
+
+    def _late_by(self, frame: av.VideoFrame) -> int:
+        """How many packets of a counted format pass before a picture comes out; settled by the first picture of the file."""
+        if self._reordered is None:
+            late = frame.dts - self._first_key if self._first_key is not None else 0
+            self._reordered = late if 0 <= late <= MAX_REORDERED else 0
+        return self._reordered
 
     def _check_deadline(self) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:

@@ -4,7 +4,8 @@ Not for files (`container.py`). The paper gives no mel settings; all are ours an
 Letters: B clips, L sound samples, T frames, M mel bins (lowest first), S mel columns within a frame, F Fourier bins, J = T * S columns.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from einops import rearrange, repeat
@@ -112,6 +113,17 @@ class MelFrames:
             phase_BFJ = phase_BFJ / phase_BFJ.abs().clamp(min=1e-16)
             previous = consistent
         return torch.istft(magnitude_BFJ * phase_BFJ, self.geometry.n_fft, self.geometry.hop, window=window, center=True, length=length)
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Torch on one thread within the block: the last bits of mel images depend on the number of threads, and stored ones shall not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _first_phase(seed: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 Knows nothing of files or sound. Pictures are chosen by their time stamps, never by counting. Private to `proav/media/container.py`.
 """
 
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
@@ -10,6 +11,9 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+
+from proav.media.interlacing import Deinterlacer
+from proav.media.tone_mapping import HLG, PQ, to_standard_range
 
 SCALING = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 """Bicubic with chroma at full resolution: 0.15 ms a frame dearer than the default, and 2.5 times closer to a float reference on coloured edges."""
@@ -19,15 +23,30 @@ MIN_TOLERANCE, MAX_TOLERANCE = 1e-6, 5e-4
 """Time stamps are off by up to half a tick of their container, but a coarse tick (AVI counts frames) does not excuse half a frame."""
 LAST_FRAME_SLACK = 0.1
 """The last frame of a clip may lack this share of its time (millisecond time stamps round the end of a stream)."""
+UNSPECIFIED = 2
+"""FFmpeg's AVCOL_SPC_UNSPECIFIED: the file does not say which matrix made its YUV."""
 MAX_PIXELS = 8192 * 8192
 """Larger pictures are refused rather than decoded."""
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How pictures of one size and format come onto a canvas."""
+
+    rows: int
+    columns: int
+    cropper: av.filter.Graph | None
+    format: str
+    matrix: Colorspace | None
+    transfer: int | None
+    """PQ or HLG where there is a tone to map."""
 
 
 class Canvas:
     """Draws a decoded picture as uint8 [H, W, 3]: turned upright, pixels made square, scaled, then padded or cropped.
 
-    fit "pad" keeps the whole picture between black bars, "crop" keeps the centre. Transparency is drawn on black. Untagged pictures of
-    more than 576 rows are read as BT.709, others as BT.601, as players do. High dynamic range is not tone-mapped.
+    fit "pad" keeps the whole picture between black bars, "crop" keeps the centre. Transparency is drawn on black. High dynamic range (PQ,
+    HLG) is tone-mapped. Untagged pictures of more than 576 rows are read as BT.709, others as BT.601, as players do.
     """
 
     def __init__(self, *, height: int, width: int, fit: Literal["pad", "crop"], pixel_aspect: Fraction = Fraction(1)) -> None:
@@ -35,19 +54,14 @@ class Canvas:
         self.height, self.width, self.fit = height, width, fit
         self.pixel_aspect = pixel_aspect
         self._reformatter = VideoReformatter()
-        self._cropper: tuple[tuple, av.filter.Graph] | None = None
+        self._drawings: dict[tuple, _Drawing] = {}
 
     def draw(self, frame: av.VideoFrame) -> np.ndarray:
         transposed, flip_rows, flip_columns = _orientation(frame)
-        height, width = (self.width, self.height) if transposed else (self.height, self.width)
-        aspect = Fraction(frame.width, frame.height) * self.pixel_aspect
-        scale_down = min(Fraction(width) / aspect, Fraction(height))  # rows of the whole picture inside the canvas
-        if self.fit == "pad":
-            rows, columns = _between(round(scale_down), 1, height), _between(round(scale_down * aspect), 1, width)
-        else:
-            frame = self._crop_to(frame, Fraction(width, height) / self.pixel_aspect)
-            rows, columns = height, width
-        picture = self._scale(frame, rows, columns)
+        kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_trc, transposed
+        if kind not in self._drawings:
+            self._drawings[kind] = self._plan(frame, transposed)
+        picture = self._scale(frame, self._drawings[kind])
         picture = picture.swapaxes(0, 1) if transposed else picture
         picture = picture[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
         if picture.shape[:2] == (self.height, self.width):
@@ -57,37 +71,48 @@ class Canvas:
         canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
         return canvas
 
-    def _scale(self, frame: av.VideoFrame, rows: int, columns: int) -> np.ndarray:
+    def _plan(self, frame: av.VideoFrame, transposed: bool) -> _Drawing:
+        height, width = (self.width, self.height) if transposed else (self.height, self.width)
+        aspect = Fraction(frame.width, frame.height) * self.pixel_aspect
+        cropper = None
+        if self.fit == "pad":
+            whole = min(Fraction(width) / aspect, Fraction(height))  # rows of the whole picture inside the canvas
+            height, width = _between(round(whole), 1, height), _between(round(whole * aspect), 1, width)
+        else:
+            cropper = _centre_cropper(frame, Fraction(width, height) / self.pixel_aspect)
         has_alpha = any(component.is_alpha for component in frame.format.components)
-        matrix = Colorspace.ITU709 if frame.colorspace == 2 and frame.height > 576 else None  # 2: the file does not say
-        scaled = self._reformatter.reformat(
-            frame, width=columns, height=rows, format="rgba" if has_alpha else "rgb24", src_colorspace=matrix, interpolation=SCALING, threads=1
-        ).to_ndarray()
-        if not has_alpha:
-            return scaled
-        return (scaled[..., :3].astype(np.uint16) * scaled[..., 3:] // 255).astype(np.uint8)
+        high_range = frame.color_trc in (PQ, HLG)
+        untagged = Colorspace.BT2020 if high_range else Colorspace.ITU709 if frame.height > 576 else None
+        return _Drawing(
+            rows=height,
+            columns=width,
+            cropper=cropper,
+            format=("rgba64le" if has_alpha else "rgb48le") if high_range else ("rgba" if has_alpha else "rgb24"),
+            matrix=untagged if frame.colorspace == UNSPECIFIED else None,
+            transfer=frame.color_trc if high_range else None,
+        )
 
-    def _crop_to(self, frame: av.VideoFrame, aspect: Fraction) -> av.VideoFrame:
-        """The largest centred part of `frame` whose columns / rows are `aspect`."""
-        columns = _between(round(frame.height * aspect), 1, frame.width)
-        rows = _between(round(frame.width / aspect), 1, frame.height)
-        if (rows, columns) == (frame.height, frame.width):
-            return frame
-        key = (frame.width, frame.height, frame.format.name)
-        if self._cropper is None or self._cropper[0] != key:
-            graph = av.filter.Graph()
-            source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000))
-            graph.link_nodes(source, graph.add("crop", f"{columns}:{rows}"), graph.add("buffersink")).configure()
-            self._cropper = key, graph
-        self._cropper[1].vpush(frame)
-        return self._cropper[1].vpull()
+    def _scale(self, frame: av.VideoFrame, drawing: _Drawing) -> np.ndarray:
+        if drawing.cropper is not None:
+            drawing.cropper.vpush(frame)
+            frame = drawing.cropper.vpull()
+        scaled = self._reformatter.reformat(
+            frame, drawing.columns, drawing.rows, drawing.format, src_colorspace=drawing.matrix, interpolation=SCALING, threads=1
+        ).to_ndarray()
+        picture = scaled[..., :3]
+        if drawing.transfer is not None:
+            picture = to_standard_range(picture, drawing.transfer)
+        if scaled.shape[-1] == 4:
+            opacity = scaled[..., 3:].astype(np.float32) / np.iinfo(scaled.dtype).max
+            picture = np.round(picture * opacity).astype(np.uint8)
+        return picture
 
 
 class PictureClock:
     """Turns decoded pictures into frames 0, 1, 2 ... of a regular clock: frame k is the picture shown at start + k / fps.
 
     Shown at a time is the last picture whose time stamp is not later; before the first picture, the first. `frames` holds what is
-    finished and not yet taken.
+    finished and not yet taken. Interlaced pictures are made whole.
     """
 
     def __init__(self, canvas: Canvas, *, fps: int, start: float, tick: float, max_frames: int | None, default_duration: float) -> None:
@@ -95,8 +120,9 @@ class PictureClock:
         self.frames: list[np.ndarray] = []
         self.num_frames = 0
         self.broke_off = False
+        self._deinterlacer = Deinterlacer()
         self._tolerance = max(MIN_TOLERANCE, min(tick / 2, MAX_TOLERANCE))
-        self._duration = default_duration
+        self._interval = default_duration
         self._shown: av.VideoFrame | None = None
         self._drawn: np.ndarray | None = None
         self._time: float | None = None
@@ -110,30 +136,16 @@ class PictureClock:
     def full(self) -> bool:
         return self.max_frames is not None and self.num_frames >= self.max_frames
 
-    @property
-    def started(self) -> bool:
-        return self._shown is not None
-
     def push(self, frame: av.VideoFrame) -> None:
         """Takes the next picture in order of showing; one that comes after a later one (a damaged stream) is left out."""
-        time = frame.time if frame.time is not None else self._next_time()
-        if self._time is not None:
-            if time < self._time:
-                return
-            if time - max(self._time, self.start) > MAX_GAP_SECONDS:
-                self.broke_off = True
-                return
-            self._duration = time - self._time or self._duration
-        if self._shown is None:
-            self._shown = frame  # held from the start of the clip until it is due
-        self._finish_before(time)
-        self._shown, self._drawn, self._time = frame, None, time
-        if frame.duration:
-            self._duration = float(frame.duration * frame.time_base)
+        for picture in self._deinterlacer.push(frame):
+            self._show(picture)
 
     def finish(self) -> None:
         """The stream has ended: the last picture stays for its own duration."""
-        if self._shown is None or self._time is None:
+        for picture in self._deinterlacer.finish():
+            self._show(picture)
+        if self._shown is None:
             return
         end = min(self._next_time(), self._time + MAX_GAP_SECONDS)
         whole_frames = int((end - self.start) * self.fps + LAST_FRAME_SLACK)
@@ -145,18 +157,44 @@ class PictureClock:
         taken, self.frames = self.frames[:count], self.frames[count:]
         return np.stack(taken)
 
-    def _next_time(self) -> float:
-        return self.start if self._time is None else self._time + self._duration
-
-    def _finish_before(self, time: float) -> None:
+    def _show(self, frame: av.VideoFrame) -> None:
+        time = frame.time if frame.time is not None else self._next_time()
+        if self._time is None:
+            self._shown = frame  # held from the start of the clip until it is due
+        elif time < self._time:
+            return
+        elif time - max(self._time, self.start) > MAX_GAP_SECONDS:
+            self.broke_off = True
+            return
+        else:
+            self._interval = time - self._time or self._interval
         while not self.full and self.start + self.num_frames / self.fps + self._tolerance < time:
             self._finish_frame()
+        self._shown, self._drawn, self._time = frame, None, time
+
+    def _next_time(self) -> float:
+        """When the picture that is shown ends, by its own duration or by the distance to the one before."""
+        if self._shown is None:
+            return self.start
+        return self._time + (float(self._shown.duration * self._shown.time_base) or self._interval)
 
     def _finish_frame(self) -> None:
         if self._drawn is None:
             self._drawn = self.canvas.draw(self._shown)
         self.frames.append(self._drawn)
         self.num_frames += 1
+
+
+def _centre_cropper(frame: av.VideoFrame, aspect: Fraction) -> av.filter.Graph | None:
+    """Keeps the largest centred part of a picture whose columns / rows are `aspect`; None where that is all of it."""
+    columns = _between(round(frame.height * aspect), 1, frame.width)
+    rows = _between(round(frame.width / aspect), 1, frame.height)
+    if (rows, columns) == (frame.height, frame.width):
+        return None
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000))
+    graph.link_nodes(source, graph.add("crop", f"{columns}:{rows}"), graph.add("buffersink")).configure()
+    return graph
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:

@@ -1,0 +1,58 @@
+"""Interlaced pictures -> whole ones (`Deinterlacer`): every second row of a picture was taken half a frame later, and a moving edge is a comb.
+
+FFmpeg's bwdif fills in the rows of the later field; the picture of the first field keeps the time stamp. Private to `proav/media`.
+"""
+
+import av
+
+MIN_SIDE = 16
+"""Smaller pictures are left as they are: bwdif needs some rows and columns of each plane."""
+
+
+class Deinterlacer:
+    """One picture out for each one in; those not marked as interlaced pass unchanged.
+
+    Costs nothing before the first interlaced picture. From then on pictures come one late, as bwdif looks at both neighbours.
+    """
+
+    def __init__(self) -> None:
+        self._graph: av.filter.Graph | None = None
+        self._kind: tuple | None = None
+
+    def push(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
+        """Takes the next picture; returns what is ready."""
+        if self._graph is None and not frame.interlaced_frame:
+            return [frame]
+        kind, finished = (frame.width, frame.height, frame.format.name), []
+        if kind != self._kind:
+            finished = self.finish()
+            if not frame.interlaced_frame or min(frame.width, frame.height) < MIN_SIDE:
+                return [*finished, frame]
+            self._kind, self._graph = kind, _graph(frame)
+        self._graph.vpush(frame)
+        return finished + self._pull()
+
+    def finish(self) -> list[av.VideoFrame]:
+        """The stream has ended: lets out what is held."""
+        if self._graph is None:
+            return []
+        self._graph.vpush(None)
+        held = self._pull()
+        self._graph = self._kind = None
+        return held
+
+    def _pull(self) -> list[av.VideoFrame]:
+        frames = []
+        while True:
+            try:
+                frames.append(self._graph.vpull())
+            except (av.BlockingIOError, av.EOFError):  # nothing more for now, or for good
+                return frames
+
+
+def _graph(frame: av.VideoFrame) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    graph.threads = 1
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base)
+    graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced"), graph.add("buffersink")).configure()
+    return graph
