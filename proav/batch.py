@@ -7,8 +7,6 @@ missing, and one that is finished changes nothing.
 import json
 import time
 
-import torch
-
 from proav import storage
 from proav.checkpoint import load_checkpoint
 from proav.config import Config
@@ -33,6 +31,8 @@ def generate(config: Config) -> list[dict]:
     """
     import ray
 
+    from proav.cluster import device_of, wants_gpu
+
     if config.generate.task != "joint":
         raise UserError(
             f"generate.task={config.generate.task}: generate.py makes joint samples; a2v and v2a take a given file: SoundingVideoPipeline(task=...)"
@@ -55,13 +55,13 @@ def generate(config: Config) -> list[dict]:
     size = config.generate.batch_size
     tasks = [{"rows": json.dumps(missing[first : first + size])} for first in range(0, len(missing), size)]
     ray.data.DataContext.get_current().enable_progress_bars = False
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    use_gpu = wants_gpu(config.generate.use_gpu)
     made = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
         BatchSampler,
-        fn_constructor_kwargs={"checkpoint_path": checkpoint.path, "folder": folder, "steps": config.generate.steps},
+        fn_constructor_kwargs={"checkpoint_path": checkpoint.path, "folder": folder, "steps": config.generate.steps, "device": device_of(use_gpu)},
         compute=ray.data.ActorPoolStrategy(size=min(config.generate.num_workers, len(tasks))),
         num_cpus=1,
-        num_gpus=gpus,
+        num_gpus=int(use_gpu),
     )
     write_samples(folder, others | done)  # without the rows of samples that are about to be replaced
     progress, written = Progress("generate", len(rows), "samples", start=len(done)), time.monotonic()
@@ -116,8 +116,7 @@ def write_samples(folder: str, rows: dict[int, dict]) -> None:
 class BatchSampler:
     """A batch of manifest rows -> mp4 files; a Ray Data actor, or called by hand in a test."""
 
-    def __init__(self, checkpoint_path: str, folder: str, steps: int, device: str | None = None) -> None:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, checkpoint_path: str, folder: str, steps: int, device: str = "cpu") -> None:
         self.pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint_path, device=device)
         self.folder, self.steps = folder, steps
 

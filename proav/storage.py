@@ -149,6 +149,13 @@ def write_text(path: str, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def delete_file(path: str) -> None:
+    """Removes a file; nothing happens where there is none."""
+    filesystem, inner = open_filesystem(path)
+    if filesystem.get_file_info(inner).type == pafs.FileType.File:
+        filesystem.delete_file(inner)
+
+
 def delete_folder(path: str) -> None:
     """Removes the folder with all it holds; nothing happens where there is none."""
     filesystem, inner = open_filesystem(path)

@@ -5,23 +5,26 @@ world size, worker processes and resumption change nothing. Letters: b clips of 
 S mel columns in a frame, D latent channels, N plane side.
 """
 
+import itertools
 import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from proav import storage
-from proav.config import Config
-from proav.data.order import EpochOrder, flips, slot_starts
+from proav.config import Config, FilterConfig
+from proav.data.order import EpochOrder, flips, gains, slot_starts
 from proav.data.rows import RowReader, open_parquet
 from proav.data.shards import SegmentStore, label_indices
 from proav.errors import UserError
+from proav.media.melframes import MelFrames, one_torch_thread
 
 PREFETCH_BATCHES = 2
-"""Batches that each loader worker prepares ahead."""
+"""Batches that each loading process or actor prepares ahead."""
 
 
 class Feed(ABC):
@@ -47,17 +50,31 @@ class Feed(ABC):
         first = step * self.batch_size + rank * share
         return np.arange(first, first + share, dtype=np.int64)
 
-    def iterate(self, start_step: int = 0, *, rank: int = 0, world: int = 1, loader_workers: int = 0, pin_memory: bool = False) -> Iterator[dict]:
-        """Batches of start_step, start_step + 1, ... without end, in order.
+    def iterate(
+        self,
+        start_step: int = 0,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        loader_workers: int = 0,
+        loader: Literal["processes", "actors"] = "processes",
+        pin_memory: bool = False,
+    ) -> Iterator[dict]:
+        """Batches of start_step, start_step + 1, ... without end, in order; the same whatever prepares them.
 
-        loader_workers: processes that prepare batches ahead; 0 prepares each when it is asked for, in this process.
+        loader_workers: processes or Ray actors (`loader`) that prepare batches ahead; 0 prepares each when it is asked for, in this process.
+        Closing the iterator ends them. Raises RuntimeError where one of them is killed: a process at once, an actor if its successors are too.
         """
         self.positions(start_step, rank=rank, world=world)  # a wrong split is told here, not in a worker process
         if loader_workers == 0:
-            step = start_step
-            while True:
-                yield self.batch(step, rank=rank, world=world)
-                step += 1
+            return (self.batch(step, rank=rank, world=world) for step in itertools.count(start_step))
+        if loader == "actors":
+            from proav.data.remote_feed import actor_batches
+
+            return actor_batches(self, start_step, rank=rank, world=world, num_actors=loader_workers, pin_memory=pin_memory)
+        return self._from_processes(start_step, rank, world, loader_workers, pin_memory)
+
+    def _from_processes(self, start_step: int, rank: int, world: int, loader_workers: int, pin_memory: bool) -> Iterator[dict]:
         loader = torch.utils.data.DataLoader(
             _Steps(self, rank, world),
             sampler=_CountFrom(start_step),
@@ -67,40 +84,60 @@ class Feed(ABC):
             pin_memory=pin_memory,
             multiprocessing_context=_process_context(),
         )
-        for batch in loader:
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"a loading process was killed ({str(error).splitlines()[0]}); as a rule memory or /dev/shm was full: write fewer "
+                    "train.loader_workers, or train.loader=actors, which are replaced"
+                ) from error
             if isinstance(batch, UserError):
                 raise batch
             yield batch
 
 
 class ClipFeed(Feed):
-    """Windows of T frames out of the segments of one split.
+    """Windows of T frames out of the segments of one split that the filters leave in use; with filters.avoid_shot_cuts, each out of one shot.
 
-    A segment of F frames has floor(F / T) slots, so that long segments count proportionally; an epoch visits each slot once, in a permutation
-    from (seed, epoch), at a start drawn from (seed, epoch, slot) (`order.slot_starts`). Position p is slot p % n of epoch p // n.
+    A stretch (`SegmentStore.stretches`) of F frames has floor(F / T) slots, so that long ones count proportionally; an epoch visits each slot
+    once, in a permutation from (seed, epoch), at a start drawn from (seed, epoch, slot) (`order.slot_starts`). Position p is slot p % n of
+    epoch p // n.
 
     `at` and `batch` return video uint8 [b, T, H, W, 3], mel float32 [b, T, M, S] in [-1, 1], label int64 [b] (len(labels): the null label),
-    position int64 [b], start_frame int64 [b], flipped bool [b], segment_id and source_id (lists of str) and, with_audio,
+    position int64 [b], start_frame int64 [b], flipped bool [b], gain_db float32 [b], segment_id and source_id (lists of str) and, with_audio,
     audio float32 [b, samples] in [-1, 1].
 
-    flip: mirror the pictures left to right with probability 1/2, decided by (seed, position). Raises UserError where the split has no clip.
+    flip: mirror the pictures left to right with probability 1/2. gain_db: amplify the sound by a gain drawn evenly from [-gain_db, gain_db],
+    but not beyond full scale, and make its mel anew. Both are decided by (seed, position). Raises UserError where the split has no clip.
     """
 
     def __init__(
-        self, data_dir: str, config: Config, *, split: str = "train", seed: int = 0, batch_size: int = 1, flip: bool = False, with_audio: bool = False
+        self,
+        data_dir: str,
+        config: Config,
+        *,
+        split: str = "train",
+        seed: int = 0,
+        batch_size: int = 1,
+        flip: bool = False,
+        gain_db: float = 0.0,
+        with_audio: bool = False,
     ) -> None:
         self.store, self.num_frames, self.split = SegmentStore(data_dir), config.clip.num_frames, split
         self.seed, self.batch_size, self.flip, self.with_audio = seed, batch_size, flip, with_audio
-        _check_fits(self.store, config)
-        segments = self.store.indices(split=split)
-        frames = self.store.column("num_frames")[segments]
-        self.segments, self.frames = segments[frames >= self.num_frames], frames[frames >= self.num_frames]
+        check_fits(self.store, config)
+        self.segments, self.first_frames, self.frames = self.store.stretches(split=split, num_frames=self.num_frames)
         if not len(self.segments):
-            raise UserError(_no_clips(data_dir, split, f"{len(segments)} segments, none of {self.num_frames} frames or more"))
-        self.slots_per_segment = self.frames // self.num_frames
-        self.first_slot = np.cumsum(self.slots_per_segment) - self.slots_per_segment
+            raise UserError(_no_clips(self.store, split, self.num_frames))
+        self.slots_per_stretch = self.frames // self.num_frames
+        self.first_slot = np.cumsum(self.slots_per_stretch) - self.slots_per_stretch
         self.labels_of_segments = self.store.label_indices()
-        self.order = EpochOrder(seed, int(self.slots_per_segment.sum()))
+        self.order = EpochOrder(seed, int(self.slots_per_stretch.sum()))
+        self.louder = _Louder(config, gain_db) if gain_db else None
 
     @property
     def num_slots(self) -> int:
@@ -120,10 +157,10 @@ class ClipFeed(Feed):
             epochs,
             slots,
             ordinals=slots - self.first_slot[owners],
-            counts=self.slots_per_segment[owners],
+            counts=self.slots_per_stretch[owners],
             choices=self.frames[owners] - self.num_frames + 1,
         )
-        return self.segments[owners], starts
+        return self.segments[owners], self.first_frames[owners] + starts
 
     def at(self, positions: np.ndarray) -> dict:
         indices, starts = self.windows(positions)
@@ -132,14 +169,20 @@ class ClipFeed(Feed):
         windows = [
             self.store.window(index, start, self.num_frames, want=want) for index, start in zip(indices.tolist(), starts.tolist(), strict=True)
         ]
-        video = np.stack([window["video"][:, :, ::-1] if flip else window["video"] for window, flip in zip(windows, mirrored, strict=True)])
+        decibels = np.zeros(len(positions), np.float32)
+        if self.louder:
+            decibels = self.louder.draw(self.seed, positions, self.store.index.column("peak").take(indices).to_numpy())
+            for window, index, start, gain in zip(windows, indices.tolist(), starts.tolist(), decibels.tolist(), strict=True):
+                window |= self.louder.sound(self.store, index, start, self.num_frames, gain)
+        pictures = [torch.from_numpy(window["video"]) for window in windows]  # torch mirrors five times as fast as NumPy
         batch = {
-            "video": torch.from_numpy(video),
+            "video": torch.stack([picture.flip(2) if flip else picture for picture, flip in zip(pictures, mirrored, strict=True)]),
             "mel": torch.from_numpy(np.stack([window["mel"] for window in windows]).astype(np.float32)),
             "label": torch.from_numpy(self.labels_of_segments[indices]),
             "position": torch.from_numpy(np.asarray(positions, np.int64)),
             "start_frame": torch.from_numpy(starts),
             "flipped": torch.from_numpy(mirrored),
+            "gain_db": torch.from_numpy(decibels),
             "segment_id": self.store.index.column("id").take(indices).to_pylist(),
             "source_id": self.store.index.column("source_id").take(indices).to_pylist(),
         }
@@ -177,7 +220,7 @@ class LatentFeed(Feed):
         self.shard_numbers = np.repeat(np.arange(len(names)), [len(keep) for keep in rows])
         self.index = pa.concat_tables(tables)
         if not len(self.row_numbers):
-            raise UserError(_no_clips(latents_dir, split, "no windows"))
+            raise UserError(f"{latents_dir} has no clips to use in the split {split} (no windows); check data.validation_fraction and the listing")
         self.label_indices = label_indices(self.index.column("label"), self.labels)
         self.reader = RowReader(latents_dir, cache_bytes=cache_bytes)
         self.order = EpochOrder(seed, len(self.row_numbers))
@@ -213,42 +256,73 @@ class LatentFeed(Feed):
 
 
 def evaluation_windows(store: SegmentStore, config: Config, *, split: str, max_clips: int) -> list[tuple[int, int]]:
-    """(segment index, start frame) of the split's windows of T frames that do not overlap, in fixed order.
+    """(segment index, start frame) of the split's windows of T frames that do not overlap, in fixed order, of what the filters leave in use.
 
     Of n windows at most `max_clips` are taken, evenly spread: number floor(i * n / m). Raises UserError where the split has none.
     """
-    frames, segments = config.clip.num_frames, store.indices(split=split)
-    counts = store.column("num_frames")[segments] // frames
+    check_fits(store, config)
+    frames = config.clip.num_frames
+    segments, first_frames, lengths = store.stretches(split=split, num_frames=frames)
+    counts = lengths // frames
     total = int(counts.sum())
     if not total:
-        raise UserError(_no_clips(store.data_dir, split, f"no window of {frames} frames"))
+        raise UserError(_no_clips(store, split, frames))
     count = min(max_clips, total)
     numbers = np.arange(count) * total // count
     owners = np.searchsorted(np.cumsum(counts), numbers, side="right")
     ordinals = numbers - (np.cumsum(counts) - counts)[owners]
-    return [(int(segments[owner]), int(ordinal) * frames) for owner, ordinal in zip(owners, ordinals, strict=True)]
+    return [(int(segments[owner]), int(first_frames[owner] + ordinal * frames)) for owner, ordinal in zip(owners, ordinals, strict=True)]
 
 
-def _check_fits(store: SegmentStore, config: Config) -> None:
-    """The data set was made for one frame size and rate; a configuration of another cannot read it."""
-    stored = store.manifest["settings"]
-    for section, keys in (
-        ("clip", ("fps", "height", "width", "sample_rate")),
-        ("mel", ("num_bins", "n_fft", "hop", "min_hz", "max_hz", "floor_log10", "ceiling_log10")),
-    ):
-        for key in keys:
-            given, kept = getattr(getattr(config, section), key), stored[f"{section}.{key}"]
-            if given != kept:
-                raise UserError(
-                    f"{store.data_dir} was prepared with {section}.{key}={kept}, the configuration says {given}; "
-                    f"write {section}.{key}={kept}, or prepare the data again in another run_dir=DIR"
-                )
+def check_fits(store: SegmentStore, config: Config) -> None:
+    """Raises UserError where the data set was prepared for other clips, mel frames or filters than the configuration's."""
+    for key, kept in store.manifest["settings"].items():
+        section, name = key.split(".")
+        if section == "data" or key == "clip.num_frames":  # how it was stored; windows may be of any length
+            continue
+        given = getattr(getattr(config, section), name)
+        if given != kept:
+            raise UserError(
+                f"{store.data_dir} was prepared with {key}={kept}, the configuration says {given}; "
+                f"write {key}={kept}, or prepare the data again in another run_dir=DIR"
+            )
+    given, kept = config.filters.model_dump(mode="json"), store.manifest["filters"]
+    differing = [f"filters.{key}={kept[key]} there, {value} now" for key, value in given.items() if value != kept[key]]
+    if config.filters != FilterConfig() and differing:  # a configuration that names no filters takes the data as it is
+        raise UserError(
+            f"{store.data_dir} was filtered otherwise ({', '.join(differing)}); run ray_jobs/preprocess.py with the same run_dir "
+            "and these filters, which decodes nothing again, or leave them out"
+        )
 
 
-def _no_clips(where: str, split: str, found: str) -> str:
+def _no_clips(store: SegmentStore, split: str, num_frames: int) -> str:
+    used, stored = len(store.indices(split=split)), int(np.count_nonzero(store.column("split") == split))
     return (
-        f"{where} has no clips to use in the split {split} ({found}); check data.validation_fraction, the listing's split column and clip.num_frames"
+        f"{store.data_dir} has no clips to use in the split {split} ({stored} segments; the filters leave {used} in use, none of them with "
+        f"{num_frames} frames or more in one piece); check data.validation_fraction, the listing's split column, clip.num_frames and filters"
     )
+
+
+class _Louder:
+    """Sound with another gain, and its mel: made from the stored sound of the whole segment, as the stored mel was.
+
+    A shift of the stored mel would be cheaper, but wrong wherever that was cut off at its floor or its ceiling.
+    """
+
+    def __init__(self, config: Config, most_db: float) -> None:
+        self.most_db, self.mel_frames = most_db, MelFrames(config)
+
+    def draw(self, seed: int, positions: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+        """float32 [b]: gains in dB; no gain lifts a peak above full scale."""
+        return np.minimum(gains(seed, positions, self.most_db), -20 * np.log10(np.maximum(peaks, 1e-9))).astype(np.float32)
+
+    def sound(self, store: SegmentStore, index: int, start: int, count: int, gain_db: float) -> dict[str, np.ndarray]:
+        """mel and audio of a window, as `SegmentStore.window` gives them."""
+        audio = store.window(index, want=("audio",))["audio"] * np.float32(10 ** (gain_db / 20))
+        with one_torch_thread():
+            mel = self.mel_frames.encode(torch.from_numpy(audio)[None])[0].numpy().astype(np.float16)
+        per_frame = len(audio) // len(mel)
+        return {"mel": mel[start : start + count], "audio": audio[start * per_frame : (start + count) * per_frame]}
 
 
 def _process_context() -> multiprocessing.context.BaseContext:

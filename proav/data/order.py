@@ -75,6 +75,11 @@ def flips(seed: int, positions: np.ndarray) -> np.ndarray:
     return hash_uint64(seed, _FLIP, 0, positions) >> np.uint64(63) == 1
 
 
+def gains(seed: int, positions: np.ndarray, most_db: float) -> np.ndarray:
+    """float64 [n]: the gain in dB of the clip at a position, uniform in [-most_db, most_db)."""
+    return most_db * (2 * uniform(seed, _GAIN, 0, positions) - 1)
+
+
 def _mix(value: np.ndarray) -> np.ndarray:
     value = value + _GOLDEN
     value = (value ^ (value >> np.uint64(30))) * _MULTIPLIERS[0]
@@ -82,4 +87,4 @@ def _mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-_ORDER, _START, _FLIP = range(3)
+_ORDER, _START, _FLIP, _GAIN = range(4)

@@ -4,26 +4,31 @@ Bulky columns are large_binary with shape and dtype beside them: nested lists co
 one row group, so that a row can be read without its neighbours and a writer never holds more than one. What the columns mean is `shards`.
 """
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import os
+import shutil
+import tempfile
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from proav import storage
 from proav.errors import UserError
 
-FULL_DISK = {
+WHY = {
     errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file would be larger than allowed",
+    errno.ENOENT: "its unfinished file is gone; is another job at work in the same folder?",
 }
 
 
@@ -46,18 +51,19 @@ class ShardWriter:
         self.result: dict | None = None
         self.num_rows = 0
         self._pending: list[dict] = []
-        # A remote shard is written on this machine first: an object store would publish a half-written file when it is closed.
-        self._folder = _spool_folder() if storage.is_remote(path) else os.path.dirname(storage.open_filesystem(path)[1])
-        name = path.rstrip("/").rsplit("/", 1)[-1]
-        self._temporary = os.path.join(self._folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+        self._temporary: Path | None = None
         try:
-            os.makedirs(self._folder, exist_ok=True)
-            for leftover in Path(self._folder).glob(f".{name}.*.tmp"):  # of a killed run
-                leftover.unlink(missing_ok=True)
-            self._sink = _HashedFile(self._temporary)
+            if storage.is_remote(path):  # on this machine first, without a name: an object store would publish a half-written file when it is closed
+                file = tempfile.TemporaryFile(buffering=0)
+            else:
+                target = Path(storage.open_filesystem(path)[1])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+                file = open(self._temporary, "wb", buffering=0)
+            self._sink = _HashedFile(file)
             self._writer = pq.ParquetWriter(self._sink, schema, use_dictionary=False, write_statistics=False, compression=compression)
         except OSError as error:
-            Path(self._temporary).unlink(missing_ok=True)
+            self._remove()
             raise _write_error(path, error) from error
 
     def write(self, row: dict) -> None:
@@ -72,7 +78,6 @@ class ShardWriter:
         try:
             self._flush()
             self._writer.close()
-            self._sink.close()
             self._publish()
         except OSError as error:
             self.abort()
@@ -85,7 +90,7 @@ class ShardWriter:
         self._sink.discarding = True
         self._writer.close()  # else it would write its footer when it is collected
         self._sink.close()
-        Path(self._temporary).unlink(missing_ok=True)
+        self._remove()
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -108,12 +113,18 @@ class ShardWriter:
         self._pending = []
 
     def _publish(self) -> None:
-        if storage.is_remote(self.path):
-            filesystem, inner = storage.open_filesystem(self.path)
-            pafs.copy_files(self._temporary, inner, destination_filesystem=filesystem)
-            os.remove(self._temporary)
-        else:
-            os.replace(self._temporary, storage.open_filesystem(self.path)[1])
+        filesystem, inner = storage.open_filesystem(self.path)
+        if self._temporary is None:
+            self._sink.file.seek(0)
+            with filesystem.open_output_stream(inner) as target:
+                shutil.copyfileobj(self._sink.file, target, 1 << 22)
+        self._sink.close()
+        if self._temporary is not None:
+            os.replace(self._temporary, inner)
+
+    def _remove(self) -> None:
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
 
 
 def write_shard(path: str, rows: Iterable[dict], schema: pa.Schema, *, rows_per_group: int = 1, compression: str | dict = "none") -> dict:
@@ -122,6 +133,34 @@ def write_shard(path: str, rows: Iterable[dict], schema: pa.Schema, *, rows_per_
         for row in rows:
             writer.write(row)
     return writer.result
+
+
+def remove_leftovers(folder: str) -> None:
+    """Deletes the unfinished files that killed writers left in a local folder; no writer may be at work there. (Object stores have none.)"""
+    if not storage.is_remote(folder):
+        for leftover in Path(storage.open_filesystem(folder)[1]).glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_writer(folder: str) -> Iterator[None]:
+    """Holds a local folder against a second job on this machine. Raises UserError where another holds it.
+
+    The lock ends with the process, however it ends. Object stores and some network disks know no locks: there nothing is held.
+    """
+    if storage.is_remote(folder):
+        yield
+        return
+    handle = os.open(storage.open_filesystem(folder)[1], os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another job is at work in {folder}; wait for its end, or choose another run_dir=DIR") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 class RowReader:
@@ -149,7 +188,7 @@ class RowReader:
             raise DamagedShard(f"{storage.join(self.folder, name)} has {starts[-1]} rows, but row {row} is looked for; {_REPAIR}")
         group = int(np.searchsorted(starts, row, side="right")) - 1
         table = self._read_group(file, name, group, tuple(columns))
-        return {column: _value(table.column(column)[row - int(starts[group])]) for column in columns}
+        return {column: _value(table.column(column), row - int(starts[group])) for column in columns}
 
     def _open(self, name: str) -> tuple[pq.ParquetFile, np.ndarray]:
         if name in self._files:
@@ -204,18 +243,24 @@ def file_sha256(path: str) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _value(scalar: pa.Scalar):
-    if pa.types.is_large_binary(scalar.type) or pa.types.is_binary(scalar.type):
-        buffer = scalar.as_buffer()
-        return None if buffer is None else memoryview(buffer)
-    return scalar.as_py()
+def _value(column: pa.ChunkedArray, row: int):
+    """One value; bytes as a view of Arrow's own memory (a scalar would hold a copy: 2.5 ms for raw pictures)."""
+    if not (pa.types.is_large_binary(column.type) or pa.types.is_binary(column.type)):
+        return column[row].as_py()
+    chunk = column.slice(row, 1).chunk(0)
+    if chunk.null_count:
+        return None
+    _, offsets, data = chunk.buffers()
+    bounds = np.frombuffer(offsets, np.int64 if pa.types.is_large_binary(column.type) else np.int32)[chunk.offset : chunk.offset + 2]
+    return memoryview(data)[slice(*bounds.tolist())] if data is not None else memoryview(b"")
 
 
 class _HashedFile:
     """A file for writing that hashes and counts what passes; what pyarrow's Parquet writer needs of a file and no more."""
 
-    def __init__(self, path: str) -> None:
-        self.file, self.hash, self.size = open(path, "wb", buffering=0), hashlib.sha256(), 0
+    def __init__(self, file: BinaryIO) -> None:
+        """file: unbuffered, so that what does not fit on the disk fails where it is written."""
+        self.file, self.hash, self.size = file, hashlib.sha256(), 0
         self.discarding = False
 
     def write(self, data) -> int:
@@ -245,14 +290,9 @@ class _HashedFile:
         self.file.close()
 
 
-def _spool_folder() -> str:
-    import tempfile
-
-    return os.path.join(tempfile.gettempdir(), "proav-spool")
-
-
 def _write_error(path: str, error: OSError) -> UserError:
-    why = FULL_DISK.get(error.errno) or error.strerror or str(error)
+    why = WHY.get(error.errno) or error.strerror or str(error)
+    why += f" (of {tempfile.gettempdir()}, by way of which it goes, or over there)" if storage.is_remote(path) else ""
     return UserError(
         f"cannot write {path}: {why}; what was finished is kept: make room or choose another run_dir=DIR, then run the same command again"
     )

@@ -1,14 +1,14 @@
-"""Segments at rest: the row schema, the manifest, random access to windows of frames, and a check of it all.
+"""A finished data set: its manifest, and random access to windows of frames.
 
-Files under <run_dir>/data: segments/*.parquet (one row a segment), rejects/*.parquet, index.parquet (every column but the bulky ones, with
-shard and row), manifest.json (written last: without it the data set is not finished). Works without Ray. Letters: T frames, H and W rows and
-columns, M mel bins, S mel columns in a frame.
+Files under <run_dir>/data: segments/*.parquet (one row a segment), units/*.parquet and rejects/*.parquet (one file a unit of work),
+index.parquet (every segment with its shard and row), manifest.json (written last: without it the data set is not finished). Works without
+Ray. Letters: T frames, H and W rows and columns, M mel bins, S mel columns in a frame.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -17,75 +17,12 @@ import pyarrow.parquet as pq
 
 from proav import storage
 from proav.data.frames import decode_frames
-from proav.data.rows import DamagedShard, RowReader, ShardWriter, file_sha256, open_parquet, write_shard
+from proav.data.rows import DamagedShard, RowReader, open_parquet
+from proav.data.schema import FORMAT, FULL_SCALE, REJECT_SCHEMA
 from proav.errors import UserError
 
-__all__ = [
-    "REJECT_SCHEMA",
-    "SEGMENT_SCHEMA",
-    "DamagedShard",
-    "RowReader",
-    "SegmentStore",
-    "ShardWriter",
-    "read_manifest",
-    "read_rejects",
-    "verify",
-    "write_shard",
-]
-
-FORMAT = 1
-"""Version of the manifest and of the schema below; a reader refuses others."""
-
-SEGMENT_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),  # its key, see proav/data/sources.py
-        ("source_id", pa.string()),
-        ("label", pa.string()),  # empty: none
-        ("split", pa.string()),
-        ("start_seconds", pa.float64()),  # within the source
-        ("num_frames", pa.int32()),
-        ("fps", pa.int32()),
-        ("sample_rate", pa.int32()),
-        ("has_audio", pa.bool_()),
-        ("rms", pa.float32()),  # of the sound, full scale 1
-        ("peak", pa.float32()),  # largest |sample|
-        ("clipped", pa.float32()),  # share of samples at full scale
-        ("silent", pa.bool_()),  # rms below -60 dB of full scale
-        ("mean_luma", pa.float32()),  # of all pixels, white is 1
-        ("motion", pa.float32()),  # mean |difference| of a pixel to the frame before, full scale 1
-        ("video_codec", pa.string()),  # raw | jpeg
-        ("video_shape", pa.list_(pa.int32())),  # [T, H, W, 3]
-        ("video_dtype", pa.string()),
-        ("audio_shape", pa.list_(pa.int32())),  # [samples]
-        ("audio_dtype", pa.string()),
-        ("mel_shape", pa.list_(pa.int32())),  # [T, M, S]
-        ("mel_dtype", pa.string()),
-        ("frame_offsets", pa.list_(pa.int64())),  # T + 1 places in `video`
-        ("video", pa.large_binary()),
-        ("audio", pa.large_binary()),  # int16, 32767 is full scale
-        ("mel", pa.large_binary()),  # float16 in [-1, 1], of the whole segment
-    ]
-)
-BULKY_COLUMNS = ("frame_offsets", "video", "audio", "mel")
-INDEX_SCHEMA = pa.schema([("shard", pa.string()), ("row", pa.int32()), *(field for field in SEGMENT_SCHEMA if field.name not in BULKY_COLUMNS)])
-
-REJECT_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("source_id", pa.string()),
-        ("start_seconds", pa.float64()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
-    ]
-)
-"""A rejected source, or the rest of one from start_seconds on; `id` is that segment's id."""
-
-SEGMENT_COMPRESSION = {name: "zstd" if name in ("audio", "mel") else "none" for name in SEGMENT_SCHEMA.names}
-"""Frames are compressed already, or raw for speed; metadata is too short to gain."""
-
-FULL_SCALE = 32767.0
+UNREAD_COLUMNS = ("checksum", "picture_hash", "sound_hash")
+"""Of use to the filters and to verification alone: half of the memory that two million segments would take in every loader."""
 
 
 def read_manifest(data_dir: str) -> dict:
@@ -101,21 +38,28 @@ def read_manifest(data_dir: str) -> dict:
         raise DamagedShard(f"{path} is damaged: {error}; delete it and run preprocess again: finished shards are kept") from None
     if manifest.get("format") != FORMAT:
         raise UserError(
-            f"{path} has format {manifest.get('format')}, this proav reads format {FORMAT}; prepare the data again in another run_dir=DIR"
+            f"{path} has format {manifest.get('format')}, this proav reads format {FORMAT}; prepare the data again in another run_dir=DIR, or delete {data_dir}"
         )
     return manifest
 
 
 def manifest_hash(manifest: dict) -> str:
-    """What identifies the data: labels and the checksums of all shards."""
-    content = json.dumps([manifest["labels"], [shard["sha256"] for shard in manifest["shards"]]])
+    """What identifies the data: labels, the checksums of all shards, and what the filters leave in use."""
+    parts = [
+        manifest["labels"],
+        [shard["sha256"] for shard in manifest["shards"]],
+        manifest["index"]["sha256"],
+        manifest["filters"]["avoid_shot_cuts"],
+    ]
+    content = json.dumps(parts)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def read_rejects(data_dir: str) -> pa.Table:
     """All rejected sources and segments, by source and start."""
     files = storage.list_files(storage.join(data_dir, "rejects"))
-    tables = [open_parquet(path).read() for path in files if path.endswith(".parquet")]
+    with ThreadPoolExecutor(8) as pool:
+        tables = list(pool.map(lambda path: open_parquet(path).read(), (path for path in files if path.endswith(".parquet"))))
     return pa.concat_tables(tables) if tables else REJECT_SCHEMA.empty_table()
 
 
@@ -129,7 +73,8 @@ class SegmentStore:
     def __init__(self, data_dir: str, *, cache_bytes: int = 256 << 20) -> None:
         self.data_dir, self.cache_bytes = data_dir, cache_bytes
         self.manifest = read_manifest(data_dir)
-        self.index = open_parquet(storage.join(data_dir, "index.parquet")).read()
+        file = open_parquet(storage.join(data_dir, "index.parquet"))
+        self.index = file.read(columns=[name for name in file.schema_arrow.names if name not in UNREAD_COLUMNS])
         if self.index.num_rows != self.manifest["counts"]["segments"]:
             raise DamagedShard(
                 f"{data_dir}/index.parquet has {self.index.num_rows} rows, the manifest {self.manifest['counts']['segments']}; "
@@ -165,12 +110,34 @@ class SegmentStore:
         return label_indices(self.index.column("label"), self.labels)
 
     def indices(self, *, split: str | None = None, shard: str | None = None) -> np.ndarray:
-        """int64: the segments of a split, of a shard, or both."""
-        keep = np.ones(len(self), bool)
+        """int64: the used segments of a split, of a shard, or both; those that the filters leave out are not among them."""
+        keep = pc.equal(self.index.column("dropped"), "").to_numpy().copy()
         for name, value in (("split", split), ("shard", shard)):
             if value is not None:
                 keep &= pc.equal(self.index.column(name), value).to_numpy()
         return np.flatnonzero(keep)
+
+    def stretches(self, *, num_frames: int, split: str | None = None, shard: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(segments, first frames, frames), int64 each: the parts of used segments that windows of `num_frames` frames may be drawn from.
+
+        A whole segment is one stretch; where the data set was filtered with avoid_shot_cuts, each of its shots is. Shorter ones are left out.
+        """
+        segments = self.indices(split=split, shard=shard)
+        frames = self.column("num_frames")[segments].astype(np.int64)
+        first = np.zeros(len(segments), np.int64)
+        if self.manifest["filters"]["avoid_shot_cuts"] and len(segments):
+            cuts = self.index.column("shot_starts").take(segments).combine_chunks()
+            shots = pc.list_value_length(cuts).to_numpy() + 1
+            opening = np.cumsum(shots) - shots  # place of each segment's first shot
+            later = np.ones(shots.sum(), bool)
+            later[opening] = False
+            first = np.zeros(len(later), np.int64)
+            first[later] = cuts.flatten().to_numpy()
+            ends = np.append(first[1:], 0)
+            ends[opening + shots - 1] = frames
+            segments, frames = np.repeat(segments, shots), ends - first
+        keep = frames >= num_frames
+        return segments[keep], first[keep], frames[keep]
 
     def window(
         self, index: int, start: int = 0, num_frames: int | None = None, *, want: Sequence[str] = ("video", "mel", "audio")
@@ -232,42 +199,8 @@ def label_indices(labels: pa.ChunkedArray, vocabulary: Sequence[str]) -> np.ndar
     return pc.fill_null(found, len(vocabulary)).to_numpy().astype(np.int64)
 
 
-def read_shard_index(path: str) -> pa.Table:
-    """The metadata of one shard as rows of the index; the bulky columns are not read."""
-    table = open_parquet(path).read(columns=[name for name in INDEX_SCHEMA.names if name not in ("shard", "row")])
-    places = {"shard": [path.rsplit("/", 1)[-1]] * table.num_rows, "row": range(table.num_rows)}
-    columns = [pa.array(places[field.name], field.type) if field.name in places else table.column(field.name) for field in INDEX_SCHEMA]
-    return pa.table(columns, schema=INDEX_SCHEMA)
-
-
-def index_bytes(index: pa.Table) -> bytes:
+def index_bytes(index: pa.Table) -> pa.Buffer:
     """The content of index.parquet."""
-    buffer = io.BytesIO()
+    buffer = pa.BufferOutputStream()
     pq.write_table(index, buffer, compression="zstd", write_statistics=False)
     return buffer.getvalue()
-
-
-def verify(data_dir: str) -> dict:
-    """Reads every byte again: checksums and row counts of all shards and of the index; returns {"shards", "rows", "bytes"}.
-
-    Raises DamagedShard that names the damaged files.
-    """
-    manifest, problems = read_manifest(data_dir), []
-    folder = storage.join(data_dir, "segments")
-    expected = [(storage.join(folder, shard["name"]), shard) for shard in manifest["shards"]]
-    for path, entry in [*expected, (storage.join(data_dir, "index.parquet"), manifest["index"])]:
-        try:
-            digest, _ = file_sha256(path)
-        except FileNotFoundError:
-            problems.append(f"{path} is missing")
-            continue
-        if digest != entry["sha256"]:
-            problems.append(f"{path} has changed since it was written")
-        elif open_parquet(path).metadata.num_rows != entry["rows"]:
-            problems.append(f"{path} does not have {entry['rows']} rows")
-    known = {shard["name"] for shard in manifest["shards"]}
-    problems += [f"{path} is not in the manifest" for path in storage.list_files(folder) if path.rsplit("/", 1)[-1] not in known]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise DamagedShard(f"{'; '.join(problems[:3])}{more}; delete these files and run preprocess again: it makes what is missing")
-    return {"shards": len(expected), "rows": manifest["counts"]["segments"], "bytes": sum(shard["bytes"] for shard in manifest["shards"])}

@@ -1,17 +1,24 @@
+import contextlib
 import io
 import itertools
+import os
 import shutil
+import signal
+from functools import partial
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from proav.data import remote_feed
 from proav.data.feed import ClipFeed, LatentFeed, evaluation_windows
 from proav.data.shards import SegmentStore
 from proav.errors import UserError
 from tests.tiny import tiny_config
+from tests.train.tiny_run import write_segments
 
 BATCH = 4
 
@@ -51,10 +58,68 @@ def test_batch_size_only_cuts_the_same_sequence(feed, data_dir, run_config):
     assert_same(join([feed.batch(2), feed.batch(3)]), double.batch(1))
 
 
-def test_worker_processes_keep_order_and_content(feed):
-    from_workers = list(itertools.islice(feed.iterate(2, rank=1, world=2, loader_workers=2), 4))
-    for step, batch in enumerate(from_workers, 2):
-        assert_same(batch, feed.batch(step, rank=1, world=2))
+@pytest.mark.parametrize("world", [1, 2])
+def test_loading_processes_change_nothing(feed, world):
+    assert_loaded_the_same(feed, world, loader="processes")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("world", [1, 2])
+def test_loading_actors_change_nothing(feed, world, ray_local):
+    assert_loaded_the_same(feed, world, loader="actors")
+
+
+def assert_loaded_the_same(feed, world, loader):
+    """The steps 3 to 6, past the end of the first epoch, of all ranks in sum."""
+    assert feed.num_slots < 7 * BATCH
+    parts = [load(feed, 4, start_step=3, rank=rank, world=world, loader_workers=2, loader=loader) for rank in range(world)]
+    for step, batches in enumerate(zip(*parts, strict=True), 3):
+        assert_same(join(list(batches)), feed.batch(step))
+
+
+def load(feed, count, start_step=0, **words):
+    with contextlib.closing(feed.iterate(start_step, **words)) as batches:
+        return list(itertools.islice(batches, count))
+
+
+@pytest.mark.ray
+def test_a_killed_actor_costs_no_batch(feed, ray_local):
+    with contextlib.closing(feed.iterate(loader_workers=2, loader="actors")) as batches:
+        seen = [next(batches)]
+        (victim, *_) = [process for process in psutil.Process().children(recursive=True) if process.name().startswith("ray::_Preparer")]
+        os.kill(victim.pid, signal.SIGKILL)
+        seen += itertools.islice(batches, 11)
+    for step, batch in enumerate(seen):
+        assert_same(batch, feed.batch(step))
+
+
+class KillsItsProcess:
+    """Part of a feed that crashes whoever asks it, as a broken decoder would."""
+
+    def __init__(self, home: int) -> None:
+        self.home = home
+
+    def __call__(self, positions: np.ndarray) -> dict:
+        assert os.getpid() != self.home
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def deadly(data_dir, run_config):
+    feed = ClipFeed(data_dir, run_config, batch_size=BATCH)
+    feed.at = KillsItsProcess(os.getpid())
+    return feed
+
+
+def test_a_killed_loading_process_is_told(data_dir, run_config):
+    with pytest.raises(RuntimeError, match=r"a loading process was killed .*write fewer train.loader_workers, or train.loader=actors"):
+        load(deadly(data_dir, run_config), 1, loader_workers=1)
+
+
+@pytest.mark.ray
+def test_a_batch_that_kills_every_actor_is_told(data_dir, run_config, ray_local, monkeypatch):
+    monkeypatch.setattr(remote_feed, "MAX_DEATHS", 2)
+    with pytest.raises(RuntimeError, match="step 0, worker 0: every actor that prepared this batch died"):
+        load(deadly(data_dir, run_config), 1, loader_workers=1, loader="actors")
 
 
 def test_an_epoch_holds_each_slot_once_and_long_segments_count_more(feed):
@@ -95,12 +160,55 @@ def test_seeds_differ_and_flips_are_optional(feed, data_dir, run_config):
 def test_mistakes_are_told(data_dir, run_config):
     with pytest.raises(UserError, match="does not split over 3 workers"):
         ClipFeed(data_dir, run_config, batch_size=4).batch(0, world=3)
-    with pytest.raises(UserError, match="none of 10 frames|none of 12 frames"):
+    with pytest.raises(UserError, match="none of them with 12 frames or more in one piece"):
         ClipFeed(data_dir, tiny_config("clip.num_frames=12", "mdsa.plane_size=16", "data.segment_seconds=3", "mel.hop=200"), split="train").batch(0)
     with pytest.raises(UserError, match=r"was prepared with clip.height=32, the configuration says 64"):
         ClipFeed(data_dir, tiny_config("clip.height=64"))
+    with pytest.raises(UserError, match=r"was prepared with mel.transform=whole, the configuration says segment"):
+        evaluation_windows(SegmentStore(data_dir), tiny_config("mel.transform=segment"), split="train", max_clips=4)
+    with pytest.raises(UserError, match=r"filtered otherwise \(filters.min_rms_db=None there, -50.0 now\).*decodes nothing again"):
+        ClipFeed(data_dir, tiny_config("filters.min_rms_db=-50"))
     with pytest.raises(UserError, match="has no clips to use in the split test"):
         ClipFeed(data_dir, run_config, split="test")
+
+
+@pytest.fixture(scope="module")
+def cut_config(tmp_path_factory):
+    """Six segments of 20 frames, cut before frames 3, 9 and 15: a shot of 3 frames, too short for a window of 4, two of 6 and one of 5."""
+    config = tiny_config(f"run_dir={tmp_path_factory.mktemp('cut')}", "filters.avoid_shot_cuts=true", "data.frame_codec=raw")
+    write_segments(config, frames=20, shots=(3, 9, 15), splits=("train", "validation"))
+    return config
+
+
+def test_no_window_crosses_a_shot_cut(cut_config):
+    feed = ClipFeed(cut_config.data_folder, cut_config)
+    assert feed.num_slots == 3 * 3
+    indices, starts = feed.windows(np.arange(100 * feed.num_slots))
+    assert set(starts.tolist()) == {3, 4, 5, 9, 10, 11, 15, 16} and set(indices.tolist()) == {0, 2, 4}
+    picked = evaluation_windows(feed.store, cut_config, split="validation", max_clips=99)
+    assert picked == [(index, start) for index in (1, 3, 5) for start in (3, 9, 15)]
+
+
+def test_a_gain_moves_the_mel_and_the_sound_and_nothing_else(data_dir, run_config):
+    make = partial(ClipFeed, data_dir, run_config, seed=3, batch_size=BATCH, with_audio=True)
+    plain, louder = make().batch(2), make(gain_db=6).batch(2)
+    gains = louder["gain_db"]
+    assert plain["gain_db"].abs().max() == 0 and gains.abs().max() <= 6 and len(set(gains.tolist())) == BATCH
+    scale = 10 ** (gains / 20)
+    torch.testing.assert_close(louder["audio"], plain["audio"] * scale[:, None])
+    span = run_config.mel.ceiling_log10 - run_config.mel.floor_log10
+    shift = (louder["mel"] - plain["mel"]) * span / 2 * 20
+    inside = (plain["mel"].abs() < 0.8) & (louder["mel"].abs() < 0.8)
+    assert inside.any() and (shift - gains[:, None, None, None])[inside].abs().max() < 0.1  # float16 keeps 0.03 dB
+    assert_same(*({name: batch[name] for name in batch if name not in ("mel", "audio", "gain_db")} for batch in (plain, louder)))
+
+
+def test_the_mel_of_an_unchanged_gain_is_the_stored_one_and_no_gain_clips(data_dir, run_config):
+    feed = ClipFeed(data_dir, run_config, gain_db=40)
+    stored, made = feed.store.window(0, 2, 4), feed.louder.sound(feed.store, 0, 2, 4, 0.0)
+    assert np.array_equal(made["mel"], stored["mel"]) and np.array_equal(made["audio"], stored["audio"])
+    gains = feed.louder.draw(0, np.arange(1000), np.full(1000, 0.5, np.float32))
+    assert gains.min() < -30 and gains.max() == pytest.approx(6.0206, abs=1e-3)
 
 
 def test_evaluation_windows_are_spread_and_apart(data_dir, run_config):

@@ -1,6 +1,6 @@
 import numpy as np
 
-from proav.data.order import EpochOrder, flips, hash_uint64, permutation, slot_starts, uniform
+from proav.data.order import EpochOrder, flips, gains, hash_uint64, permutation, slot_starts, uniform
 
 
 def test_hash_is_fixed_for_good():
@@ -8,10 +8,12 @@ def test_hash_is_fixed_for_good():
     assert hash_uint64(0, 0, 0, np.arange(2)).tolist() == [2391539541053276776, 7606012053026511699]
 
 
-def test_uniform_and_flips_are_fair():
+def test_uniform_flips_and_gains_are_fair():
     draws = uniform(3, 1, 5, np.arange(20_000))
     assert 0 <= draws.min() and draws.max() < 1 and abs(draws.mean() - 0.5) < 0.01 and abs(draws.std() - 12**-0.5) < 0.01
     assert abs(flips(7, np.arange(20_000)).mean() - 0.5) < 0.02
+    decibels = gains(7, np.arange(20_000), 6.0)
+    assert -6 <= decibels.min() < -5.9 and 5.9 < decibels.max() < 6 and abs(decibels.mean()) < 0.1
 
 
 def test_permutations_are_permutations_and_differ():

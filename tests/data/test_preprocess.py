@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from proav.data.decode import WorkUnit, process_unit, segment_statistics
-from proav.data.plan import make_units, settle_plan
-from proav.data.shards import read_manifest, read_rejects, verify
-from proav.data.sources import find_sources
+from proav.data.decode import WorkUnit, process_unit, read_record
+from proav.data.plan import settle_plan
+from proav.data.preprocess import finished_records
+from proav.data.shards import SegmentStore, read_manifest
+from proav.data.sources import find_sources, rows_of
+from proav.data.verify import verify
 from proav.errors import UserError
 from proav.settings import config_to_dict
 from tests.synthetic_clips import make_clip, prepare
@@ -33,22 +35,6 @@ def test_two_runs_give_the_same_bytes_wherever_the_sources_are(clips_dir, tmp_pa
     assert folders[0] == folders[1] and len(folders[0]) > 15
 
 
-def test_statistics_have_closed_forms():
-    clip = make_clip(1, seconds=1.0)
-    video, sound = clip.video * 0, clip.audio * 0
-    video[1::2] = 255
-    sound[:] = 0.5
-    assert segment_statistics(video, sound) == {
-        "rms": 0.5,
-        "peak": 0.5,
-        "clipped": 0.0,
-        "silent": False,
-        "mean_luma": pytest.approx(0.5),
-        "motion": 1.0,
-    }
-    assert segment_statistics(video, sound * 0)["silent"] and segment_statistics(video, sound * 2)["clipped"] == 1.0
-
-
 def test_silent_sources_are_kept_and_told(tmp_path, capsys):
     from proav.data.manifest import summary
 
@@ -59,33 +45,21 @@ def test_silent_sources_are_kept_and_told(tmp_path, capsys):
     assert any(line.startswith("SILENT: 1 of 2 segments") for line in summary(manifest, "x"))
 
 
-def test_units_depend_on_the_list_alone(clips_dir):
-    sources = find_sources(tiny_config(f"data.sources=[{clips_dir}]"))
-    assert [len(unit.sources) for unit in make_units(sources, 64)] == [1] * 7
-    many = [sources[0]] * 200
-    assert [len(unit.sources) for unit in make_units(many, 64)] == [4] * 50
-    assert [len(unit.sources) for unit in make_units(many, 3)] == [3] * 66 + [2]
-    unit = WorkUnit("000003", tuple(sources[:2]))
+def test_units_come_back_from_json(clips_dir):
+    unit = WorkUnit("000003", tuple(rows_of(find_sources(tiny_config(f"data.sources=[{clips_dir}]")))[:2]))
     assert WorkUnit.from_json(unit.to_json()) == unit
 
 
 def test_long_units_roll_over_into_more_shards(clips_dir, tmp_path):
     config = tiny_config(f"data.sources=[{clips_dir}]", "data.rows_per_shard=2")
-    record = process_unit(config, str(tmp_path), WorkUnit("000000", tuple(find_sources(config))))
+    record = process_unit(config, str(tmp_path), WorkUnit("000000", tuple(rows_of(find_sources(config)))))
     assert [(shard["name"], shard["rows"]) for shard in record["shards"]] == [(f"000000-{number:03d}.parquet", 2) for number in range(4)] + [
         ("000000-004.parquet", 1)
     ]
-    assert record["rejects"]["rows"] == 2 and json.loads((tmp_path / "units" / "000000.json").read_text()) == record
-
-
-def test_a_source_that_kills_its_worker_is_rejected_in_the_end(clips_dir, tmp_path):
-    config = tiny_config(f"data.sources=[{clips_dir}/rain/b.mp4]")
-    (source,) = find_sources(config)
-    (tmp_path / "units").mkdir()
-    (tmp_path / "units" / "000000.attempts").write_text(json.dumps({f"{source.id}@0.0": 3}))  # what three deaths leave
-    assert process_unit(config, str(tmp_path), WorkUnit("000000", (source,)))["shards"] == []
-    assert [row["reason"] for row in read_rejects(str(tmp_path)).to_pylist()] == ["crash"]
-    assert not (tmp_path / "units" / "000000.attempts").exists()
+    assert record["rejects"]["rows"] == 2 and read_record(str(tmp_path / "units" / "000000.parquet")) == record
+    fewer = process_unit(config, str(tmp_path), WorkUnit("000000", tuple(rows_of(find_sources(config)))[:1]))  # as where sources vanish in between
+    assert [path.name for path in (tmp_path / "segments").iterdir()] == [shard["name"] for shard in fewer["shards"]] and len(fewer["shards"]) < 5
+    assert not list((tmp_path / "rejects").iterdir())
 
 
 def test_all_sources_rejected_is_an_error_with_counts(tmp_path):
@@ -103,6 +77,17 @@ def test_listed_files_that_are_gone_are_rejects(clips_dir, tmp_path):
     assert manifest["rejects_by_reason"] == {"not_found": 1} and manifest["counts"]["segments"] == 1 and manifest["counts"]["seconds"] == 2.0
 
 
+def test_a_unit_whose_rejects_are_deleted_is_made_again(clips_dir, tmp_path):
+    """As data.md says for files that were mended."""
+    config = tiny_config(f"run_dir={tmp_path}/run", f"data.sources=[{clips_dir}]")
+    prepare(config)
+    plan = settle_plan(config, f"{tmp_path}/run/data", find_sources(config))
+    assert len(finished_records(f"{tmp_path}/run/data", plan)) == len(plan)
+    lost = min((tmp_path / "run/data/rejects").iterdir())
+    lost.unlink()
+    assert plan.names == sorted([*finished_records(f"{tmp_path}/run/data", plan), lost.stem])
+
+
 def test_other_settings_or_sources_are_refused_and_nothing_is_changed(clips_dir, tmp_path):
     config = tiny_config(f"run_dir={tmp_path}", f"data.sources=[{clips_dir}]")
     sources = find_sources(config)
@@ -111,7 +96,7 @@ def test_other_settings_or_sources_are_refused_and_nothing_is_changed(clips_dir,
     with pytest.raises(UserError, match=r"data.fit=crop there, pad now.*run_dir=DIR"):
         settle_plan(tiny_config(f"data.sources=[{clips_dir}]", "data.fit=pad"), f"{tmp_path}/data", sources)
     with pytest.raises(UserError, match=r"1 gone \(such as set/speech/short.mp4\)"):
-        settle_plan(config, f"{tmp_path}/data", sources[:-1])
+        settle_plan(config, f"{tmp_path}/data", sources.slice(0, len(sources) - 1))
     harmless = tiny_config(f"data.sources=[{clips_dir}]", "data.num_workers=7", "mel.griffin_lim_iterations=9", "seed=5")
     assert len(settle_plan(harmless, f"{tmp_path}/data", sources)) == 7
     assert contents(tmp_path) == before
@@ -123,7 +108,7 @@ def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path,
 
     whole, killed = (tiny_config(f"run_dir={tmp_path / name}", f"data.sources=[{clips_dir}]") for name in ("whole", "killed"))
     manifest = prepare(whole)  # without Ray: to the same bytes
-    assert verify(f"{tmp_path}/whole/data") == {"shards": 6, "rows": 9, "bytes": manifest["counts"]["bytes"]}
+    assert verify(f"{tmp_path}/whole/data") == {"sources": 7, "shards": 6, "rows": 9, "rejects": 2, "bytes": manifest["counts"]["bytes"], "silent": 0}
 
     script = f"""
         import json, os, threading, time, ray
@@ -132,7 +117,7 @@ def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path,
         from proav.settings import config_from_dict
 
         def kill_when_two_units_are_done():
-            while len(list(Path("{tmp_path}/killed/data/units").glob("*.json"))) < 2:
+            while len(list(Path("{tmp_path}/killed/data/units").glob("*.parquet"))) < 2:
                 time.sleep(0.01)
             os._exit(9)
 
@@ -142,7 +127,7 @@ def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path,
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 9, done.stderr
-    finished = sorted((tmp_path / "killed" / "data" / "units").glob("*.json"))
+    finished = sorted((tmp_path / "killed" / "data" / "units").glob("*.parquet"))
     times = {path: path.stat().st_mtime_ns for path in finished}
     assert 2 <= len(finished) < 7 and not (tmp_path / "killed" / "data" / "manifest.json").exists()
 
@@ -167,8 +152,6 @@ def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path,
 
 def test_remote_run_folder(clips_dir):
     import fsspec
-
-    from proav.data.shards import SegmentStore
 
     try:
         manifest = prepare(tiny_config("run_dir=memory://proav-test-run", f"data.sources=[{clips_dir}]"))

@@ -6,7 +6,8 @@ import textwrap
 import pyarrow as pa
 import pytest
 
-from proav.data.rows import DamagedShard, RowReader, ShardWriter, file_sha256, write_shard
+from proav.data.rows import DamagedShard, RowReader, ShardWriter, file_sha256, only_writer, remove_leftovers, write_shard
+from proav.errors import UserError
 
 SCHEMA = pa.schema([("id", pa.string()), ("data", pa.large_binary()), ("shape", pa.list_(pa.int32()))])
 
@@ -47,7 +48,22 @@ def test_an_error_leaves_no_file(tmp_path):
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / ".a.parquet.01234567.tmp").write_bytes(b"half")
     write_shard(str(tmp_path / "a.parquet"), make_rows(1), SCHEMA)
+    remove_leftovers(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    with only_writer(str(tmp_path)), pytest.raises(UserError, match="another job is at work in"), only_writer(str(tmp_path)):
+        raise AssertionError
+    with only_writer(str(tmp_path)), only_writer("memory://anything"):
+        pass
+
+
+def test_a_writer_whose_file_is_taken_away_says_so(tmp_path):
+    writer = ShardWriter(str(tmp_path / "a.parquet"), SCHEMA)
+    remove_leftovers(str(tmp_path))
+    with pytest.raises(UserError, match="a.parquet: its unfinished file is gone; is another job"):
+        writer.close()
 
 
 def test_damage_is_told(tmp_path):

@@ -1,11 +1,14 @@
+import json
 import pickle
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from proav.data.shards import DamagedShard, SegmentStore, read_manifest, read_rejects, verify
+from proav.data.shards import SegmentStore, read_manifest, read_rejects
 from proav.data.sources import segment_id
 from proav.errors import UserError
 from proav.media.melframes import MelFrames
@@ -77,19 +80,28 @@ def test_manifest_counts(data_dir):
     assert counts["seconds"] == pytest.approx(manifest["counts"]["frames"] / 5)
 
 
-def test_verify_finds_damage(data_dir, tmp_path):
-    copy = tmp_path / "data"
-    shutil.copytree(data_dir, copy)
-    assert verify(str(copy))["rows"] == 9
-    shard = sorted((copy / "segments").iterdir())[1]
-    content = bytearray(shard.read_bytes())
-    content[200] ^= 1
-    shard.write_bytes(bytes(content))
-    with pytest.raises(DamagedShard, match=f"{shard.name} has changed"):
-        verify(str(copy))
-    shard.unlink()
-    with pytest.raises(DamagedShard, match=f"{shard.name} is missing"):
-        verify(str(copy))
+def test_stretches_are_whole_segments_or_shots(data_dir, tmp_path):
+    store = SegmentStore(data_dir)
+    segments, first, frames = store.stretches(num_frames=4, split="train")
+    assert segments.tolist() == store.indices(split="train").tolist() and not first.any()
+    assert frames.tolist() == store.column("num_frames")[segments].tolist()
+
+    copy = shutil.copytree(data_dir, tmp_path / "data")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["filters"]["avoid_shot_cuts"] = True
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    index = pq.read_table(copy / "index.parquet")
+    lengths = index.column("num_frames").to_pylist()
+    cuts = [[4, 5], [], [3, 6], *[[]] * 6]
+    used = ["", "", "", "silent", *[""] * 5]
+    for name, values in (("shot_starts", cuts), ("dropped", used)):
+        place = index.schema.get_field_index(name)
+        index = index.set_column(place, index.schema.field(place), pa.array(values, index.schema.field(place).type))
+    pq.write_table(index, copy / "index.parquet")
+    found = list(zip(*(column.tolist() for column in SegmentStore(str(copy)).stretches(num_frames=4)), strict=True))
+    shots = [(segment, first, end - first) for segment in range(9) if not used[segment]
+             for first, end in zip([0, *cuts[segment]], [*cuts[segment], lengths[segment]], strict=True)]  # fmt: skip
+    assert found == [shot for shot in shots if shot[2] >= 4] and len(found) < len(shots)
 
 
 def test_unfinished_data_is_told(tmp_path):

@@ -1,14 +1,19 @@
 import hashlib
+from dataclasses import replace
 
 import pytest
 
 from proav.config import Config, DataConfig
-from proav.data.sources import find_sources, segment_id, source_id
+from proav.data.sources import SOURCE_SCHEMA, find_sources, rows_of, segment_id, source_id
 from proav.errors import UserError
 
 
-def find(**data):
+def find_table(**data):
     return find_sources(Config(data=DataConfig(**data)))
+
+
+def find(**data):
+    return rows_of(find_table(**data))
 
 
 def touch(root, *names):
@@ -33,8 +38,8 @@ def test_moving_the_root_keeps_ids_and_splits(tmp_path):
     names = [f"{label}/{number}.mp4" for label in ("x", "y") for number in range(10)]
     touch(tmp_path / "here" / "set", *names)
     touch(tmp_path / "there" / "set", *names)
-    here, there = (find(sources=(str(tmp_path / place / "set"),)) for place in ("here", "there"))
-    assert [(row.id, row.split, row.digest) for row in here] == [(row.id, row.split, row.digest) for row in there]
+    here, there = (find_table(sources=(str(tmp_path / place / "set"),)) for place in ("here", "there"))
+    assert here.drop_columns(["path"]) == there.drop_columns(["path"]) and here.schema == SOURCE_SCHEMA
 
 
 def test_globs_and_single_files(tmp_path):
@@ -47,7 +52,7 @@ def test_globs_and_single_files(tmp_path):
 
 def test_the_same_file_below_two_roots_appears_once(tmp_path):
     touch(tmp_path / "set", "x/a.mp4", "x/b.mp4")
-    rows = find(sources=(str(tmp_path / "set"), str(tmp_path / "set" / "x"), f"{tmp_path}/set/x/*.mp4"))
+    rows = find(sources=(str(tmp_path / "set"), str(tmp_path / "set" / "x"), f"{tmp_path}/set/x/*.mp4", str(tmp_path / "set")))
     assert [row.key for row in rows] == ["set/x/a.mp4", "set/x/b.mp4"]
 
 
@@ -69,7 +74,8 @@ def test_listing_with_every_column(tmp_path):
     listing = tmp_path / "set" / "clips.csv"
     touch(tmp_path / "set", "a.mp4", "b.mp4")
     listing.write_text(
-        "path,start_seconds,end_seconds,labels,split,licence\na.mp4,0,10,rain;wind,train,CC0\na.mp4,10,20.5,wind,,CC0\nb.mp4,,,,validation,\n/else/c.mp4,,,wind,,\n"
+        "path,start_seconds,end_seconds,labels,split,licence\na.mp4,0,10,rain;wind,train,CC0\na.mp4,10,20.5,wind,,CC0\n"
+        "b.mp4,,,,validation,\n/else/c.mp4,,,wind,,\n"
     )
     rows = find(listing=str(listing))
     assert [(row.key, row.start_seconds, row.end_seconds, row.label, row.split) for row in rows] == [
@@ -135,3 +141,51 @@ def test_mistakes_in_sources_are_named(tmp_path):
         find(sources=(str(tmp_path),), listing="clips.csv")
     with pytest.raises(UserError, match="no such file"):
         find(listing=str(tmp_path / "absent.csv"))
+
+
+def test_repeated_sources_are_taken_once_and_counted(tmp_path, capsys):
+    touch(tmp_path / "set", "x/a.mp4", "x/b.mp4")
+    once = find(sources=(str(tmp_path / "set"),))
+    assert find(sources=(str(tmp_path / "set"),) * 3) == once and len(once) == 2
+    assert "sources: 4 rows repeat" in capsys.readouterr().out
+    listing = tmp_path / "clips.csv"
+    listing.write_text("path,labels\n" + "set/x/a.mp4,rain\n" * 5 + "set/x/a.mp4,wind\n" + "./set/../set/x/b.mp4,rain\nset/x/b.mp4,rain\n")
+    rows = find(listing=str(listing))
+    assert [(row.path, row.labels) for row in rows] == [(f"{tmp_path}/set/x/a.mp4", ("rain", "wind")), (f"{tmp_path}/set/x/b.mp4", ("rain",))]
+    assert "sources: 6 rows repeat" in capsys.readouterr().out
+
+
+def test_links_are_followed_but_never_in_circles(tmp_path):
+    touch(tmp_path / "set", "x/a.mp4")
+    touch(tmp_path / "other", "b.mp4")
+    (tmp_path / "set" / "x" / "up").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "x" / "there").symlink_to(tmp_path / "other")
+    (tmp_path / "set" / "broken.mp4").symlink_to(tmp_path / "absent.mp4")
+    assert [row.key for row in find(sources=(str(tmp_path / "set"),))] == ["set/x/a.mp4", "set/x/there/b.mp4"]
+
+
+def test_names_that_are_not_utf_8_are_left_out_and_told(tmp_path, capsys):
+    touch(tmp_path / "set", "a.mp4", "mü sik.mp4")
+    (tmp_path / "set" / b"b\xff.mp4".decode("utf-8", "surrogateescape")).write_bytes(b"x")
+    assert [row.key for row in find(sources=(str(tmp_path / "set"),))] == ["set/a.mp4", "set/mü sik.mp4"]
+    assert "LEFT OUT: 1 files whose names are not UTF-8" in capsys.readouterr().out
+
+
+def test_remote_folders_globs_and_listings():
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    try:
+        for name in ("rain/a.mp4", "wind/b.mp4", "wind/.hidden.mp4", "notes.txt"):
+            files.pipe(f"/proav-sources/set/{name}", b"xyz")
+        files.pipe("/proav-sources/set/clips.csv", b"path,labels\nrain/a.mp4,drizzle\n")
+        rows = find(sources=("memory://proav-sources/set",))
+        assert [(row.key, row.path, row.label, row.num_bytes) for row in rows] == [
+            ("set/rain/a.mp4", "memory://proav-sources/set/rain/a.mp4", "rain", 3),
+            ("set/wind/b.mp4", "memory://proav-sources/set/wind/b.mp4", "wind", 3),
+        ]
+        assert find(sources=("memory://proav-sources/set/*/b.mp4",)) == [replace(rows[1], split="train")]
+        (row,) = find(listing="memory://proav-sources/set/clips.csv")
+        assert (row.key, row.path, row.label) == ("set/rain/a.mp4", "memory://proav-sources/set/rain/a.mp4", "drizzle")
+    finally:
+        files.rm("/proav-sources", recursive=True)
