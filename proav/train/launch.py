@@ -4,6 +4,7 @@ What a worker does is `worker.py`. Checkpoints go straight from the workers to <
 reach; a restarted group of workers, of any size, goes on from the newest. Ray's own files of a run are in <run_dir>/.ray.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -13,12 +14,16 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from proav import storage
 from proav.checkpoint import list_checkpoints
+from proav.cluster import largest_resources, wants_gpu
 from proav.config import Config, TrainConfig
 from proav.errors import UserError
+from proav.train.network import NodeNetworkConfig
+from proav.train.validation import Validation
 from proav.train.worker import checkpoints_folder, find_resume_point, plan_stage, train_settings, train_worker
 
 ENVIRONMENT = {
@@ -47,19 +52,21 @@ def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.Use
         return {**summary, "checkpoint": checkpoint.path, "already_done": True}
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    use_gpu = train.use_gpu if isinstance(train.use_gpu, bool) else ray.cluster_resources().get("GPU", 0) >= 1
+    use_gpu = wants_gpu(train.use_gpu)
     _tell_if_waiting(train, use_gpu)
-    mailbox = _Mailbox.options(num_cpus=0).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes come and go
+    mailbox = _Mailbox.options(num_cpus=0, scheduling_strategy=here).remote()
     trainer = TorchTrainer(
         _run_worker,
         train_loop_config={"config": config, "stage": stage, "mailbox": mailbox, "use_gpu": use_gpu},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=NodeNetworkConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=train.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
         ),
         run_config=_run_config(config, stage, train, callbacks),
     )
-    summary = _fit(trainer, mailbox)
+    with Validation(config, stage) if train.validate_every_clips else contextlib.nullcontext():
+        summary = _fit(trainer, mailbox)
     return {**summary, "checkpoint": list_checkpoints(checkpoints_folder(config, stage))[0][1], "already_done": False}
 
 
@@ -171,11 +178,15 @@ def _run_config(config: Config, stage: str, train: TrainConfig, callbacks: Seque
 def _tell_if_waiting(train: TrainConfig, use_gpu: bool) -> None:
     """Ray waits without a word for resources that a cluster lacks (an autoscaler may add them); say what is waited for."""
     least = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
-    wanted = {"CPU": least * train.cpus_per_worker} | ({"GPU": least} if use_gpu else {})
-    have = ray.cluster_resources()
+    loading = train.loader_workers if train.loader == "actors" else 0
+    wanted = {"CPU": least * (train.cpus_per_worker + loading)} | ({"GPU": least} if use_gpu else {})
+    have, largest = ray.cluster_resources(), largest_resources()
     for kind, number in wanted.items():
         if have.get(kind, 0) < number:
-            print(
-                f"train: {least} workers need {number:g} {kind}, the cluster has {have.get(kind, 0):g}; waiting for more "
-                "(an autoscaling cluster adds them; otherwise lower train.num_workers or train.cpus_per_worker)"
+            promise = (
+                "its autoscaler can add them"
+                if largest.get(kind, 0) >= number
+                else "an autoscaler may add them; else add nodes, or stop this job and lower train.num_workers, train.cpus_per_worker "
+                "or train.loader_workers"
             )
+            print(f"train: {least} workers need {number:g} {kind}, the cluster has {have.get(kind, 0):g}; waiting for more: {promise}")

@@ -3,6 +3,7 @@
 It holds what differs between the stages: which feed, which model, which step, what a checkpoint says of itself.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from proav import storage
 from proav.checkpoint import Checkpoint, check_resumable, load_checkpoint, newest_good_checkpoint
 from proav.config import Config, TrainConfig
 from proav.data.feed import ClipFeed, Feed, LatentFeed
+from proav.data.shards import manifest_hash, read_manifest
 from proav.errors import CheckpointError, UserError
 from proav.models.mdsa import MDSA
 from proav.models.stdit import STDiT
@@ -65,9 +67,10 @@ def find_resume_point(config: Config, stage: str, plan: StagePlan, warn: Callabl
     checkpoint = newest_good_checkpoint(checkpoints_folder(config, stage), kind=stage, warn=warn)
     if checkpoint is not None:
         check_resumable(checkpoint, config, plan.labels)
-        if checkpoint.mdsa_hash != plan.description.get("mdsa_hash"):
+        theirs = {"mdsa_hash": checkpoint.mdsa_hash, "latent_mean": checkpoint.latent_mean, "latent_std": checkpoint.latent_std}
+        if any(_as_tuples(plan.description.get(key)) != value for key, value in theirs.items()):
             raise CheckpointError(
-                f"{checkpoint.path} was trained on the latents of another MDSA checkpoint than {config.run_folder}/latents; "
+                f"{checkpoint.path} was trained on other latents than those in {config.run_folder}/latents; "
                 f"delete {checkpoints_folder(config, stage)} to train anew, or choose another run_dir=DIR"
             )
     return checkpoint
@@ -102,6 +105,8 @@ def train_worker(
     average = ExponentialMovingAverage(engine.shards(), half_life_clips=train.ema_half_life_clips, ramp_up=train.ema_ramp_up)
     state = load_training(checkpoint, engine, average, step) if checkpoint is not None else LoopState()
     say(f"{stage}: {_describe(model, engine, device, world)}, {f'going on from {checkpoint.path}' if checkpoint else 'from the beginning'}")
+    if checkpoint is not None and stage == "mdsa" and checkpoint.config.filters != config.filters:
+        say(f"{stage}: the filters are OTHERS than those of {checkpoint.path}: from here on clips are drawn from what is in use now")
     reporter = _Reporter(config, stage, state, report) if rank == 0 else None
     carried = {"mdsa": plan.mdsa_weights()} if rank == 0 and plan.mdsa_weights else {}
 
@@ -114,10 +119,13 @@ def train_worker(
             reporter.log.flush()
 
     first_step = -(-state.clips // train.batch_size)  # not state.step: the batch size may have changed, and no position comes twice
-    batches = plan.feed.iterate(first_step, rank=rank, world=world, loader_workers=train.loader_workers, pin_memory=device.type == "cuda")
-    state = run_loop(
-        step, batches, engine, average, state, report=reporter.write if reporter else report, save=save, checkpoint_wanted=checkpoint_wanted
+    batches = plan.feed.iterate(
+        first_step, rank=rank, world=world, loader=train.loader, loader_workers=train.loader_workers, pin_memory=device.type == "cuda"
     )
+    with contextlib.closing(batches):  # ends the loading processes or actors
+        state = run_loop(
+            step, batches, engine, average, state, report=reporter.write if reporter else report, save=save, checkpoint_wanted=checkpoint_wanted
+        )
     if reporter:
         reporter.progress.close()
     return {"stage": stage, "clips": state.clips, "step": state.step, "seconds": state.seconds, "metrics": reporter.last if reporter else {}}
@@ -140,7 +148,8 @@ class _Reporter:
 
 def _plan_autoencoder(config: Config) -> StagePlan:
     train = config.mdsa.train
-    feed = ClipFeed(storage.join(config.run_folder, "data"), config, split="train", seed=config.seed, batch_size=train.batch_size, flip=True)
+    augment = {"flip": train.augment_flip, "gain_db": train.augment_gain_db}
+    feed = ClipFeed(config.data_folder, config, split="train", seed=config.seed, batch_size=train.batch_size, **augment)
     return StagePlan(feed=feed, build=lambda device: (MDSA(config), AutoencoderStep(config, device=device)))
 
 
@@ -153,7 +162,12 @@ def _plan_generator(config: Config) -> StagePlan:
     labels = tuple(stats["labels"])
     mdsa = load_checkpoint(storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa", verify=False)  # what is read of it is verified then
     if mdsa.hash != stats["mdsa_checkpoint"]:
-        raise UserError(f"the latents in {folder} were made by another MDSA checkpoint than {mdsa.path}; run: {ENCODE}")
+        raise UserError(f"the latents in {folder} were made by another MDSA checkpoint than {mdsa.path}; run: {ENCODE} and encode.replace=true")
+    if storage.exists(storage.join(config.data_folder, "manifest.json")) and manifest_hash(read_manifest(config.data_folder)) != stats["data"]:
+        raise UserError(
+            f"the latents in {folder} were made of other data than {config.data_folder} now holds (were its filters changed?); "
+            f"run: {ENCODE} and encode.replace=true, or preprocess with the earlier filters"
+        )
     feed = LatentFeed(folder, labels=labels, split="train", seed=config.seed, batch_size=config.stdit.train.batch_size)
     statistics = {"latent_mean": stats["mean"], "latent_std": stats["std"]}
     return StagePlan(
@@ -170,6 +184,10 @@ def _describe(model: nn.Module, engine, device: torch.device, world: int) -> str
     count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
     engine_name = f"DeepSpeed ZeRO-{train.zero_stage}" if type(engine).__name__ == "DeepSpeedEngine" else "torch"
     return f"{count / 1e6:.3g} M parameters, {engine_name}, {train.precision} on {world} x {device.type} (process {os.getpid()})"
+
+
+def _as_tuples(value):
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _path_of(checkpoint: Checkpoint | None) -> str | None:

@@ -110,8 +110,38 @@ def test_latents_of_another_autoencoder_are_refused(tmp_path):
     train_worker(config, "stdit", device=CPU)
     stats = json.loads((tmp_path / "latents/stats.json").read_text())
     (tmp_path / "latents/stats.json").write_text(json.dumps(stats | {"mdsa_checkpoint": "another"}))
-    with pytest.raises(UserError, match="made by another MDSA checkpoint .*encode.py"):
+    with pytest.raises(UserError, match="made by another MDSA checkpoint .*encode.py .*encode.replace=true"):
         train_worker(config, "stdit", device=CPU)
+    (tmp_path / "latents/stats.json").write_text(json.dumps(stats | {"std": [[0.25] * config.mdsa.latent_channels] * 6}))
+    with pytest.raises(CheckpointError, match="was trained on other latents than those in"):
+        train_worker(config, "stdit", device=CPU)
+
+
+def test_filters_that_change_are_told_and_their_latents_refused(tmp_path, capfd):
+    config = prepare(tmp_path, "mdsa", *TORCH, "train.num_clips=4")
+    train_worker(config, "mdsa", device=CPU)
+    stricter = tiny_config(f"run_dir={tmp_path}", *TORCH, "train.num_clips=8", "filters.duplicates=exact")
+    with pytest.raises(UserError, match="was filtered otherwise .filters.duplicates=keep there, exact now"):
+        train_worker(stricter, "mdsa", device=CPU)
+    write_segments(stricter)
+    train_worker(stricter, "mdsa", device=CPU)
+    assert "the filters are OTHERS than those of" in capfd.readouterr().err
+    mdsa = load_checkpoint(f"{tmp_path}/mdsa/checkpoints", kind="mdsa")
+    write_latents(config, mdsa.hash)
+    stats = json.loads((tmp_path / "latents/stats.json").read_text())
+    (tmp_path / "latents/stats.json").write_text(json.dumps(stats | {"data": "another"}))
+    with pytest.raises(UserError, match="were made of other data than .* now holds .*encode.replace=true"):
+        train_worker(config, "stdit", device=CPU)
+
+
+@pytest.mark.ray
+def test_what_loads_the_batches_changes_nothing(tmp_path, ray_local):
+    files = []
+    for name, words in (("none", ()), ("processes", ("train.loader_workers=1",)), ("actors", ("train.loader_workers=1", "train.loader=actors"))):
+        config = prepare(tmp_path / name, "mdsa", *TORCH, *words, "train.num_clips=8", "stage=mdsa", "train.augment_gain_db=6")
+        train_worker(config, "mdsa", device=CPU)
+        files.append(load_checkpoint(f"{config.run_folder}/mdsa/checkpoints", kind="mdsa").files)
+    assert files[0] == files[1] == files[2]
 
 
 def test_another_model_in_the_same_run_is_refused(tmp_path):

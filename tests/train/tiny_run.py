@@ -1,48 +1,56 @@
-"""A run directory with tiny clips and latents, written without decoding anything: what training tests start from."""
+"""A run directory with tiny clips and latents, written without decoding anything: what tests of feeds, latents and training start from."""
 
 import json
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from proav import storage
 from proav.config import Config
+from proav.data.decode import WorkUnit, process_unit, segment_row
 from proav.data.latents import LATENT_SCHEMA
 from proav.data.manifest import finish
 from proav.data.rows import write_shard
-from proav.data.shards import REJECT_SCHEMA, SEGMENT_SCHEMA
 from proav.data.sources import SourceRow
 from proav.geometry import ClipGeometry, LatentGeometry
+from proav.media.container import Clip
+from proav.media.melframes import MelFrames
 from proav.train.engine import make_engine
 from tests.tiny import LABELS
 
 NUM_SEGMENTS, SEGMENT_FRAMES = 6, 8
 
 
-def write_segments(config: Config, *, damaged: int | None = None) -> None:
-    """Six random segments of eight frames as a finished data set; the frames of segment `damaged` are cut off."""
-    data_dir, clip = storage.join(config.run_folder, "data"), ClipGeometry.from_config(config)
-    random = np.random.default_rng(0)
-    rows, sources = [], []
-    for index in range(NUM_SEGMENTS):
-        video = random.integers(0, 256, (SEGMENT_FRAMES, clip.height, clip.width, 3), np.uint8)
-        mel = random.uniform(-1, 1, (SEGMENT_FRAMES, *clip.mel_shape[1:])).astype(np.float16)
-        audio = random.integers(-9000, 9000, SEGMENT_FRAMES * clip.samples_per_frame).astype(np.int16)
-        frame_bytes = video[0].nbytes
-        rows.append(
-            {
-                "id": f"segment-{index}", "source": f"{index}.mp4", "source_id": f"source-{index}", "label": LABELS[index % 2], "split": "train",
-                "start_seconds": 0.0, "num_frames": SEGMENT_FRAMES, "fps": clip.fps, "sample_rate": clip.sample_rate, "has_audio": True, "rms": 0.1,
-                "peak": 0.3, "clipped": 0.0, "silent": False, "mean_luma": 0.5, "motion": 0.3, "video_codec": "raw", "video_shape": list(video.shape),
-                "video_dtype": "uint8", "audio_shape": list(audio.shape), "audio_dtype": "int16", "mel_shape": list(mel.shape), "mel_dtype": "float16",
-                "frame_offsets": [frame * frame_bytes for frame in range(SEGMENT_FRAMES + 1)],
-                "video": video.tobytes()[: 100 if index == damaged else None], "audio": audio.tobytes(), "mel": mel.tobytes(),
-            }
-        )  # fmt: skip
-        sources.append(SourceRow(id=f"source-{index}", key=f"{index}.mp4", path=f"{index}.mp4", label=LABELS[index % 2]))
-    shard = write_shard(storage.join(data_dir, "segments", "000000-0000.parquet"), rows, SEGMENT_SCHEMA)
-    write_shard(storage.join(data_dir, "rejects", "000000.parquet"), [], REJECT_SCHEMA)
-    finish(config, data_dir, sources, [{"shards": [shard]}])
+class RandomSegments:
+    """Rows of a segment each, in place of a decoder: noise to see, noise to hear; `shots` are where new shots are said to begin."""
+
+    def __init__(self, config: Config, *, damaged: int | None, frames: int, shots: Sequence[int]) -> None:
+        self.config, self.damaged, self.frames, self.shots = config, damaged, frames, list(shots)
+        self.mel_frames = MelFrames(config)
+
+    def rows(self, source: SourceRow) -> Iterator[dict]:
+        clip, number = ClipGeometry.from_config(self.config), int(source.key.split(".")[0])
+        random = np.random.default_rng(number)
+        video = random.integers(0, 256, (self.frames, clip.height, clip.width, 3), np.uint8)
+        audio = random.integers(-9000, 9000, self.frames * clip.samples_per_frame).astype(np.float32) / 32767
+        row = segment_row(self.config, source, 0.0, Clip(video, audio, clip.fps, clip.sample_rate), self.mel_frames)
+        yield row | {"shot_starts": self.shots} | ({"video": row["video"][:100]} if number == self.damaged else {})
+
+
+def write_segments(
+    config: Config, *, damaged: int | None = None, frames: int = SEGMENT_FRAMES, shots: Sequence[int] = (), splits: Sequence[str] = ("train",)
+) -> None:
+    """Random segments as a finished data set, their splits in turn; the frames of segment `damaged` are cut off."""
+    data_dir = storage.join(config.run_folder, "data")
+    sources = tuple(
+        SourceRow(f"source-{n}", f"{n}.mp4", f"{n}.mp4", LABELS[n % 2], (LABELS[n % 2],), splits[n % len(splits)]) for n in range(NUM_SEGMENTS)
+    )
+    decoder = RandomSegments(config, damaged=damaged, frames=frames, shots=shots)
+    record = process_unit(config, data_dir, WorkUnit("000000", sources), decoder)
+    table = pa.table({"id": [source.id for source in sources], "label": [source.label for source in sources]})
+    finish(config, data_dir, table, [record])
 
 
 def write_latents(config: Config, mdsa_hash: str, num_windows: int = 10) -> None:

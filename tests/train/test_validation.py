@@ -1,0 +1,42 @@
+"""Checkpoints are measured beside the trainer, by the code of the evaluation, each once; the trainer here runs in this process."""
+
+import pytest
+import torch
+
+from proav.checkpoint import load_checkpoint
+from proav.evaluate.reconstruction import evaluate_reconstruction
+from proav.report_page.run_files import read_metrics
+from proav.train import validation
+from proav.train.validation import Validation, read_validation
+from proav.train.worker import train_worker
+from tests.train.test_worker import TORCH, prepare
+
+pytestmark = pytest.mark.ray
+WORDS = ("train.num_clips=16", "train.checkpoint_every_clips=8", "train.keep_checkpoints=9", "train.validate_every_clips=8", "evaluate.split=train")
+
+
+def test_checkpoints_are_measured_beside_the_trainer(tmp_path, ray_local, monkeypatch):
+    monkeypatch.setattr(validation, "POLL_SECONDS", 0.1)
+    config = prepare(tmp_path, "mdsa", *TORCH, *WORDS)
+    with Validation(config, "mdsa"):
+        train_worker(config, "mdsa", device=torch.device("cpu"))
+    rows = read_validation(f"{tmp_path}/mdsa")
+    assert [row["clips"] for row in rows] in ([8, 16], [16])  # the first may have been overtaken by the second
+    newest = load_checkpoint(f"{tmp_path}/mdsa/checkpoints")
+    expected = evaluate_reconstruction(config, newest.path)
+    assert rows[-1]["psnr_db"] == pytest.approx(expected["psnr_db"], rel=1e-4) and rows[-1]["num_clips"] == expected["num_clips"]
+    clips, values = read_metrics(f"{tmp_path}/mdsa").series["validation_psnr_db"]
+    assert (clips[-1], values[-1]) == (16, rows[-1]["psnr_db"])
+    with Validation(config, "mdsa"):
+        pass
+    assert read_validation(f"{tmp_path}/mdsa") == rows  # nothing is measured twice
+
+
+def test_a_checkpoint_that_is_gone_is_told(tmp_path, ray_local, monkeypatch, capsys):
+    config = prepare(tmp_path, "mdsa", *TORCH, *WORDS)
+    train_worker(config, "mdsa", device=torch.device("cpu"))
+    found = validation.list_checkpoints(f"{tmp_path}/mdsa/checkpoints")
+    monkeypatch.setattr(validation, "list_checkpoints", lambda folder: [(24, found[0][1] + "-gone")])
+    with Validation(config, "mdsa"):
+        pass
+    assert "24 clips was gone before it could be measured" in capsys.readouterr().out and read_validation(f"{tmp_path}/mdsa") == []
