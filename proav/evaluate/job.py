@@ -1,0 +1,290 @@
+"""The evaluation of a run, or of two folders of clips: what is measured, in what order, and the files that say so."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+
+from proav import storage
+from proav.checkpoint import Checkpoint, check_resumable, load_checkpoint
+from proav.config import Config
+from proav.data.shards import read_manifest
+from proav.errors import UserError
+from proav.evaluate.clip_sets import ClipSet, View, files_below, reconstructions_of, samples_of, segments_of
+from proav.evaluate.losses import check_latents, evaluate_stdit
+from proav.evaluate.measure import Measured, Measures, measure_set, measured_folder
+from proav.evaluate.numbers import Number, Resampling, score_numbers, set_numbers
+from proav.evaluate.reconstruction import SCORES as RECONSTRUCTION_SCORES
+from proav.evaluate.reconstruction import mean_scores, save_shown
+from proav.evaluate.scores import OF_ONE, OF_PAIRS
+from proav.evaluate.table import compare_tables, format_table
+from proav.metrics.networks import NETWORKS, weights_file
+from proav.metrics.protocols import Protocol, find_protocol, protocol_hash
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table to make: a set of made clips beside a set of real ones."""
+
+    name: str
+    title: str
+    real: ClipSet
+    fake: ClipSet
+    held_out: ClipSet | None = None
+    paired: bool = False
+    """The made clips are the real ones' counterparts, clip by clip."""
+    kinds: tuple[str, ...] = ("frechet", "kernel", "precision_recall", "density_coverage", "diversity", "nearest_training")
+    """Distances that mean something between these sets."""
+
+
+def evaluate(config: Config) -> dict:
+    """Writes eval/metrics.json and eval/reconstructions/; returns the metrics. Ray must be running.
+
+    Of a run: MDSA's reconstructions and ST-DiT's loss and samples, as far as they are there. With evaluate.fake or evaluate.real: those folders.
+    Done already for these very clips, checkpoints and settings: nothing changes. Interrupted before: goes on with the clips that are missing.
+    """
+    protocol = find_protocol(config.evaluate.protocol)
+    view = View.of(protocol, config)
+    networks, missing = find_networks(protocol, config.evaluate.weights, view)
+    of_folders = bool(config.evaluate.real or config.evaluate.fake)
+    mdsa, stdit = (None, None) if of_folders else _checkpoints(config)
+    comparisons = _folders(config, protocol, view) if of_folders else _run_sets(config, protocol, view, mdsa, stdit)
+    measures = Measures(config, networks, (), _lpips_weights(config.evaluate.weights) if "lpips" in protocol.scores else None)
+    identity = _identity(config, protocol, view, measures, comparisons) | {
+        "mdsa_checkpoint": mdsa and mdsa.hash,
+        "stdit_checkpoint": stdit and stdit.hash,
+    }
+    path = storage.join(config.run_folder, "eval", "metrics.json")
+    metrics = json.loads(storage.read_text(path)) if storage.exists(path) else {}
+    if metrics.get("protocol") == identity:
+        print(f"evaluate: done already, {path}")
+    else:
+        metrics = {"protocol": identity, **_tasks(config, mdsa, stdit), **_tables(config, protocol, measures, comparisons, missing)}
+        storage.write_text(path, json.dumps(metrics, indent=1))
+        print(summary(metrics))
+        print(f"evaluate: {path}")
+    if config.evaluate.compare_with:
+        print(compare_tables(metrics, path, config.evaluate.compare_with))
+    return metrics
+
+
+def _identity(config: Config, protocol: Protocol, view: View, measures: Measures, comparisons: list[Comparison]) -> dict:
+    """What the numbers follow from: the protocol's record with its hash, and the sets that were made, by the hash of theirs."""
+    record = {
+        **protocol.to_dict(),
+        "view": vars(view),
+        **measures.to_dict(),
+        "scores": protocol.scores,
+        "real": {comparison.name: comparison.real.identity for comparison in comparisons},
+        "fake_clips": {comparison.name: len(comparison.fake.items) for comparison in comparisons},
+        "num_resamples": config.evaluate.num_resamples,
+        "seed": config.seed,
+    }
+    made = {comparison.name: protocol_hash(comparison.fake.identity) for comparison in comparisons}
+    return json.loads(json.dumps({"hash": protocol_hash(record), "record": record, "made": made}))  # as it is read back
+
+
+def _tables(config: Config, protocol: Protocol, measures: Measures, comparisons: list[Comparison], missing: dict[str, str]) -> dict:
+    """Measures every comparison's sets and makes their tables; also the means over MDSA's reconstructions."""
+    resampling = Resampling(config.evaluate.num_resamples, config.seed)
+    found, cost, began = {"tables": []}, {}, time.monotonic()
+    for comparison in comparisons:
+        sets = _measure(config, measures, protocol, comparison)
+        if comparison.name == "reconstruction":
+            scores = {name: sets["fake"].scores[name] for name in RECONSTRUCTION_SCORES}
+            found["reconstruction"] = mean_scores(scores, sources=sets["fake"].sources, config=config)
+        rows = [number.to_dict() for number in table_numbers(protocol, comparison, sets, resampling, missing)]
+        found["tables"].append({"name": comparison.name, "title": comparison.title, "rows": rows, "left_out": left_out(sets)})
+        for measured in sets.values():
+            for activity, seconds in measured.cost.items():
+                cost[activity] = cost.get(activity, 0.0) + seconds
+    if whole := sum(cost.values()):
+        spent = ", ".join(f"{activity} {seconds:.1f} s ({seconds / whole:.0%})" for activity, seconds in cost.items())
+        print(f"evaluate: measured in {time.monotonic() - began:.1f} s; one thread's time: {spent}")
+    return found
+
+
+def find_networks(protocol: Protocol, weights: str | None, view: View) -> tuple[dict[str, str | None], dict[str, str]]:
+    """({network: file of its weights}, {network that cannot be used: what it needs}). A protocol with a fixed number of clips takes no less: UserError."""
+    found, missing = {}, {}
+    for name in protocol.networks:
+        card, path = NETWORKS[name], weights_file(name, weights)
+        if card.source and path is None:
+            missing[name] = f"evaluate.weights=DIR with {name}.safetensors; to make it: {card.source}"
+        elif view.num_frames < card.min_frames:
+            missing[name] = f"clips of at least {card.min_frames} frames, these have {view.num_frames}"
+        else:
+            found[name] = path
+    if missing and protocol.num_clips is not None:
+        told = "; ".join(f"{', '.join(d.name for d in protocol.distances if d.network == name)} needs {needs}" for name, needs in missing.items())
+        raise UserError(f"evaluate.protocol={protocol.name} is to be measured whole or not at all: {told}")
+    return found, missing
+
+
+def table_numbers(
+    protocol: Protocol, comparison: Comparison, sets: dict[str, Measured], resampling: Resampling, missing: dict[str, str]
+) -> list[Number]:
+    """All lines of one table. The distances of reconstructions are named with an r: rFVD."""
+    real, fake, numbers = sets["real"], sets["fake"], []
+    for distance in protocol.distances:
+        if distance.kind not in comparison.kinds:
+            continue
+        if distance.network in missing:
+            lines = [Number(distance.name, None, needs=missing[distance.network])]
+        else:
+            lines = set_numbers(distance, real, fake, resampling, held_out=sets.get("held_out"), paired=comparison.paired)
+        prefix = "r" if comparison.paired else ""
+        numbers += [Number(**{**line.to_dict(), "metric": prefix + line.metric}) for line in lines]
+    names = [name for name in protocol.scores if name in OF_ONE or comparison.paired]
+    for line in score_numbers(names, fake, resampling, real=real):
+        numbers.append(Number(**{**line.to_dict(), "needs": _needs_of(line.metric)}) if line.value is None else line)
+    return numbers
+
+
+def summary(metrics: dict) -> str:
+    """The numbers in a few lines and tables."""
+    lines = []
+    if "reconstruction" in metrics:
+        r = metrics["reconstruction"]
+        lines += [
+            f"reconstruction of {r['num_clips']} clips from {r['num_sources']} unseen sources:",
+            f"  picture {r['psnr_db']:.2f} dB PSNR (mean colour {r['psnr_mean_colour_db']:.2f} dB, temporal mean picture {r['psnr_temporal_mean_db']:.2f} dB)",
+            f"  sound {r['mel_error_db']:.2f} dB log-mel error (mean mel {r['mel_error_mean_mel_db']:.2f} dB)",
+        ]
+    if "stdit" in metrics:
+        s = metrics["stdit"]
+        lines.append(f"ST-DiT: loss {s['loss']:.4f} on {s['num_windows']} unseen windows (at initialization {s['loss_at_initialization']:.4f})")
+    lines += [format_table(table) for table in metrics["tables"]]
+    return "\n".join([*lines, f"protocol {metrics['protocol']['record']['name']}, {metrics['protocol']['hash']}"])
+
+
+def left_out(sets: dict[str, Measured]) -> dict[str, int]:
+    """Clips that could not be read, by set and reason."""
+    return {f"{name}: {reason}": count for name, measured in sets.items() for reason, count in measured.problems.items()}
+
+
+def _checkpoints(config: Config) -> tuple[Checkpoint, Checkpoint | None]:
+    mdsa = load_checkpoint(storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa")
+    check_resumable(mdsa, config.model_copy(update={"seed": mdsa.config.seed}), mdsa.labels)  # a run may be measured with another seed
+    folder = storage.join(config.run_folder, "stdit", "checkpoints")
+    stdit = load_checkpoint(folder, kind="stdit") if storage.exists(storage.join(folder, "latest")) else None
+    if stdit is not None:
+        check_latents(config, stdit)
+    return mdsa, stdit
+
+
+def _run_sets(config: Config, protocol: Protocol, view: View, mdsa: Checkpoint, stdit: Checkpoint | None) -> list[Comparison]:
+    """Reconstructions against their originals; samples, where there are any, against the training split, as the field's tables have it, and held-out clips."""
+    from proav.cluster import device_of, wants_gpu
+
+    split, most = config.evaluate.split, protocol.num_clips or config.evaluate.max_clips
+    device = device_of(wants_gpu(config.evaluate.use_gpu))
+    found = [
+        Comparison(
+            "reconstruction",
+            f"Reconstructions against their originals, {split} sources",
+            segments_of(f"real-{split}", config, view, split=split, max_clips=config.evaluate.max_clips),
+            reconstructions_of("reconstructed", config, view, mdsa, split=split, max_clips=config.evaluate.max_clips, device=device),
+            paired=True,
+            kinds=("frechet", "kernel"),
+        )
+    ]
+    if stdit is None or not storage.exists(storage.join(config.run_folder, "samples", "manifest.jsonl")):
+        return found
+    fake = samples_of("generated", config, view, max_clips=most)
+    train = segments_of("real-train", config, view, split="train", max_clips=most)
+    _check_counts(protocol, train, fake)
+    has_validation = bool(read_manifest(config.data_folder)["splits"].get("validation", {}).get("segments"))
+    held_out = segments_of("real-validation", config, view, split="validation", max_clips=most) if has_validation else None
+    found.append(Comparison("generated", "Generated clips against training clips", train, fake, held_out))
+    if held_out is not None and protocol.num_clips is None:
+        distances = ("frechet", "kernel", "precision_recall", "density_coverage")
+        found.append(Comparison("generated_held_out", "Generated clips against clips of held-out sources", held_out, fake, kinds=distances))
+    return found
+
+
+def _folders(config: Config, protocol: Protocol, view: View) -> list[Comparison]:
+    """evaluate.real against evaluate.fake; one that is not given is the run's own."""
+    most = protocol.num_clips or config.evaluate.max_clips
+    sets = []
+    for key, name in (("real", "real"), ("fake", "made")):
+        folder = getattr(config.evaluate, key)
+        if folder and storage.exists(storage.join(folder, "manifest.json")):
+            there = config.model_copy(update={"data": config.data.model_copy(update={"prepared": folder})})
+            sets.append(segments_of(name, there, view, split="train", max_clips=most))
+        elif folder:
+            sets.append(files_below(name, folder, view, max_clips=most))
+        elif key == "real":
+            sets.append(segments_of(f"real-{protocol.real_split}", config, view, split=protocol.real_split, max_clips=most))
+        else:
+            sets.append(samples_of("generated", config, view, max_clips=most))
+    _check_counts(protocol, *sets)
+    shown = [os.path.basename((getattr(config.evaluate, key) or config.run_folder).rstrip("/")) for key in ("fake", "real")]
+    return [Comparison("folders", f"{shown[0]} against {shown[1]}", *sets)]
+
+
+def _check_counts(protocol: Protocol, real: ClipSet, fake: ClipSet) -> None:
+    """Raises UserError where a protocol that says how many clips it takes would have fewer."""
+    for said, clips in (("real", real), ("generated", fake)):
+        if protocol.num_clips is not None and len(clips.items) < protocol.num_clips:
+            how = f"generate.num_samples={protocol.num_clips}" if clips.name == "generated" else "more videos"
+            raise UserError(
+                f"evaluate.protocol={protocol.name} takes {protocol.num_clips:,} {said} clips, {clips.name} has {len(clips.items):,}; "
+                f"make more ({how}), or choose evaluate.protocol=small, which also measures few"
+            )
+
+
+def _measure(config: Config, measures: Measures, protocol: Protocol, comparison: Comparison) -> dict[str, Measured]:
+    """The sets of a comparison, measured; what was measured before for another one is read."""
+    import ray
+
+    from proav.cluster import largest_resources, wants_gpu
+
+    use_gpu = wants_gpu(config.evaluate.use_gpu)
+    workers = config.evaluate.num_workers or max(1, int(largest_resources().get("GPU" if use_gpu else "CPU", 1)))
+    assert ray.is_initialized()
+    found = {}
+    for name, clips in (("real", comparison.real), ("fake", comparison.fake), ("held_out", comparison.held_out)):
+        if clips is None:
+            continue
+        scores = tuple(score for score in protocol.scores if score in OF_ONE)
+        if clips.identity["kind"] == "reconstructions":
+            scores = tuple(dict.fromkeys([*RECONSTRUCTION_SCORES, *(score for score in protocol.scores if score in OF_PAIRS or score in OF_ONE)]))
+        own = Measures(measures.config, measures.networks, scores, measures.perceptual_weights if "lpips" in scores else None)
+        found[name] = measure_set(clips, own, measured_folder(config.run_folder, clips, own), num_workers=workers, use_gpu=use_gpu)
+    return found
+
+
+def _tasks(config: Config, mdsa: Checkpoint | None, stdit: Checkpoint | None) -> dict:
+    """What is done in one task each: the pairs that the report shows, and ST-DiT's loss."""
+    import ray
+
+    from proav.cluster import device_of, wants_gpu
+
+    use_gpu = wants_gpu(config.evaluate.use_gpu)
+    remote = ray.remote(num_cpus=1, num_gpus=int(use_gpu))
+    parts = {}
+    if mdsa is not None:
+        parts["shown"] = remote(save_shown).remote(config, mdsa.path, device=device_of(use_gpu))
+    if stdit is not None:
+        parts["stdit"] = remote(evaluate_stdit).remote(config, stdit.path, device=device_of(use_gpu))
+    try:
+        return {name: value for name, part in parts.items() if (value := ray.get(part)) is not None}
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):  # the worker's own words, not Ray's traceback around them
+            raise error.cause from None
+        raise
+
+
+def _lpips_weights(folder: str | None) -> str | None:
+    return next((path for name in ("lpips-vgg16", "lpips-alexnet") if (path := weights_file(name, folder))), None)
+
+
+def _needs_of(metric: str) -> str:
+    """What a score that is undefined for all clips would take."""
+    needs = {
+        "lpips": "evaluate.weights=DIR with lpips-vgg16.safetensors or lpips-alexnet.safetensors",
+        "synchrony": "clips of at least 10 frames in which something moves and sounds",
+        "ssim": "frames of at least 11x11 pixels",
+    }
+    return needs.get(metric, "clips with onsets and motion")

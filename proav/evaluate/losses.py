@@ -1,0 +1,60 @@
+"""ST-DiT's loss on stored latents of sources that training did not see."""
+
+import json
+
+import numpy as np
+import torch
+
+from proav import storage
+from proav.checkpoint import Checkpoint
+from proav.config import Config
+from proav.data.feed import LatentFeed
+from proav.diffusion.noise import noise_batch
+from proav.errors import UserError
+from proav.pipeline import SoundingVideoPipeline
+
+NUM_TIMES = 8
+"""Noise levels at which ST-DiT's validation loss is taken: the middles of equal shares of the training distribution of times."""
+
+
+@torch.inference_mode()
+def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu") -> dict:
+    """ST-DiT's joint loss on stored latents of the evaluated split at fixed times and noises, beside the loss that a zero prediction has."""
+    pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint_path, device=device)
+    feed = LatentFeed(storage.join(config.run_folder, "latents"), split=config.evaluate.split, labels=pipeline.labels)
+    picked = np.unique(np.linspace(0, len(feed) - 1, min(config.evaluate.max_clips, len(feed))).round().astype(int))
+    times = pipeline.process.draw_times((torch.arange(NUM_TIMES, dtype=torch.float64) + 0.5) / NUM_TIMES)
+    losses, moments = np.zeros((len(picked), NUM_TIMES)), np.zeros(len(picked))
+    for first in range(0, len(picked), config.encode.batch_size):
+        chosen = picked[first : first + config.encode.batch_size]
+        rows = feed.rows(chosen)
+        clean = pipeline.coder.normalize(rows["joint"].to(device))
+        moments[first : first + len(chosen)] = clean.square().flatten(1).mean(1).cpu()
+        noise = noise_batch([(config.seed, int(index)) for index in chosen], clean.shape[1:], purpose="evaluate").to(device)
+        for level, time in enumerate(times.tolist()):
+            times_B2 = torch.full((len(chosen), 2), time, device=device)
+            prediction = pipeline.stdit(pipeline.process.add_noise(clean, noise, times_B2), times_B2, rows["label"].to(device))
+            error = (prediction.float() - pipeline.process.target(clean, noise)).square().flatten(1).mean(1)
+            losses[first : first + len(chosen), level] = error.cpu()
+    return {
+        "loss": float(losses.mean()),
+        "loss_at_initialization": float(pipeline.process.zero_prediction_loss(float(moments.mean()))),
+        "loss_by_time": {f"{time:.3f}": float(value) for time, value in zip(times.tolist(), losses.mean(0), strict=True)},
+        "num_windows": int(len(picked)),
+        "protocol": f"joint task, mean squared error over the stored joint latents of the {config.evaluate.split} sources, {NUM_TIMES} times at the middles of equal shares "
+        f"of the training distribution, noise from (seed {config.seed}, window index), moving-average weights; at initialization the prediction is exactly zero, "
+        "so that the loss follows from the latents' second moment",
+    }
+
+
+def check_latents(config: Config, stdit: Checkpoint) -> None:
+    """Raises UserError where the stored latents are missing or not those of the MDSA that ST-DiT was trained with: its loss would mean nothing."""
+    folder = storage.join(config.run_folder, "latents")
+    path = storage.join(folder, "stats.json")
+    if not storage.exists(path):
+        raise UserError(f"no latents in {folder} (no stats.json) for ST-DiT; run: python ray_jobs/encode.py --config FILE, with the same run_dir")
+    if json.loads(storage.read_text(path))["mdsa_checkpoint"] != stdit.mdsa_hash:
+        raise UserError(
+            f"{stdit.path} was trained on the latents of another MDSA checkpoint than {folder}; "
+            f"delete {storage.join(config.run_folder, 'stdit', 'checkpoints')} and train anew with: python ray_jobs/train.py stage=stdit"
+        )

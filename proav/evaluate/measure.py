@@ -1,0 +1,213 @@
+"""Measures a set of clips, unit by unit, on Ray Data; every unit becomes a file when it is complete, so that a stopped job goes on with the rest.
+
+A unit is always the same clips in the same batch, whatever the number of workers: so are its bytes. The mathematics is in proav/metrics.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from proav import storage
+from proav.config import Config
+from proav.data.rows import open_parquet, remove_leftovers, write_shard
+from proav.errors import UserError
+from proav.evaluate.clip_sets import ClipSet, Item, Loaded
+from proav.evaluate.scores import ClipScorer
+from proav.foreign_weights import file_hash
+from proav.media.melframes import one_torch_thread
+from proav.media.torchaudio import resample
+from proav.metrics.networks import FeatureNetwork, load_network
+from proav.models.perceptual import LPIPS
+from proav.progress import Progress
+
+UNIT_CLIPS = 16
+"""Clips of a unit: few enough for a CPU's minutes, enough for a GPU's batch."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured of every clip of a set."""
+
+    config: Config
+    """Whose mel settings the scores of sound are taken with."""
+    networks: dict[str, str | None]
+    """Feature networks by name, with the file of their weights."""
+    scores: tuple[str, ...]
+    """Names of `scores.py`."""
+    perceptual_weights: str | None = None
+    """Of LPIPS, where it is among the scores."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        fields = [("id", pa.string()), ("source", pa.string()), ("label", pa.string()), ("problem", pa.string())]
+        fields += [(name, pa.float64()) for name in self.scores]
+        for name in self.networks:
+            fields += [(f"features:{name}", pa.large_binary()), (f"windows:{name}", pa.int32())]
+        return pa.schema(fields)
+
+    def to_dict(self) -> dict:
+        """What measurements follow from, beside the clips: networks by the checksums of their weights."""
+        sums = {name: load_network(name, path).weights_sha256 for name, path in self.networks.items()}
+        lpips = file_hash(self.perceptual_weights) if self.perceptual_weights else None
+        return {"networks": sums, "scores": list(self.scores), "lpips": lpips, "mel": self.config.mel.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured set, clips in the set's order, those that could not be read left out. Features: {network: a float32 [W, D] a clip}."""
+
+    ids: list[str]
+    sources: list[str]
+    labels: list[str]
+    scores: dict[str, np.ndarray]
+    features: dict[str, list[np.ndarray]]
+    problems: dict[str, int]
+    """Clips left out, by reason."""
+    cost: dict[str, float]
+    """Processor-independent seconds by activity, of the units that were measured now."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Measurer:
+    """Measures one unit: a Ray Data actor, or called by hand in a test."""
+
+    def __init__(self, clip_set: ClipSet, measures: Measures, folder: str, device: str = "cpu") -> None:
+        self.clip_set, self.measures, self.folder, self.device = clip_set, measures, folder, device
+        self._loaded: tuple[dict[str, FeatureNetwork], ClipScorer] | None = None
+
+    def __call__(self, row: dict) -> dict:
+        """{"unit": number} -> the same with "error", a user's mistake, which Ray would wrap beyond recognition, and "seconds", JSON of {activity: seconds}."""
+        try:
+            rows, seconds = self.measure(unit_items(self.clip_set, row["unit"]))
+            write_shard(unit_path(self.folder, row["unit"]), rows, self.measures.schema, rows_per_group=UNIT_CLIPS)
+        except UserError as error:
+            return {"unit": row["unit"], "error": str(error), "seconds": "{}"}
+        return {"unit": row["unit"], "error": "", "seconds": json.dumps(seconds)}
+
+    def measure(self, items: Sequence[Item]) -> tuple[list[dict], dict[str, float]]:
+        """A row an item, and the seconds by activity: "read", "scores", and each network's name."""
+        with one_torch_thread():  # parallel over units; and the sums of a kernel must not follow from the machine
+            networks, score = self._tools()
+            began = time.perf_counter()
+            loaded = self.clip_set.load(items)
+            seconds = {"read": time.perf_counter() - began}
+            rows = [self._empty_row(item, one.problem) for item, one in zip(items, loaded, strict=True)]
+            readable = [(row, one) for row, one in zip(rows, loaded, strict=True) if one.clip is not None]
+            for name, network in networks.items():
+                began = time.perf_counter()
+                for (row, _), features_WD in zip(readable, self._features(network, [one for _, one in readable]), strict=True):
+                    row |= {f"features:{name}": features_WD.tobytes(), f"windows:{name}": len(features_WD)}
+                seconds[name] = time.perf_counter() - began
+            began = time.perf_counter()
+            for row, one in readable:
+                row |= score(one.clip, one.real, one.scores)
+            seconds["scores"] = time.perf_counter() - began
+        return rows, seconds
+
+    def _tools(self) -> tuple[dict[str, FeatureNetwork], ClipScorer]:
+        if self._loaded is None:
+            networks = {name: load_network(name, path, self.device) for name, path in self.measures.networks.items()}
+            lpips = LPIPS(self.measures.perceptual_weights).to(self.device) if self.measures.perceptual_weights else None
+            self._loaded = networks, ClipScorer(self.measures.config, self.measures.scores, lpips)
+        return self._loaded
+
+    def _empty_row(self, item: Item, problem: str) -> dict:
+        row = {"id": item.id, "source": item.source, "label": item.label, "problem": problem} | dict.fromkeys(self.measures.scores, math.nan)
+        return row | {f"features:{name}": None for name in self.measures.networks} | {f"windows:{name}": 0 for name in self.measures.networks}
+
+    def _features(self, network: FeatureNetwork, loaded: Sequence[Loaded]) -> Iterator[np.ndarray]:
+        """float32 [W, D] of each clip. On a CPU one clip at a time, which takes the least memory and is as fast."""
+        size = UNIT_CLIPS if self.device != "cpu" else 1
+        for first in range(0, len(loaded), size):
+            clips = [one.clip for one in loaded[first : first + size]]
+            if network.card.kind == "video":
+                batch = torch.from_numpy(np.stack([clip.video for clip in clips]))
+            else:
+                batch = resample(torch.from_numpy(np.stack([clip.audio for clip in clips])), clips[0].sample_rate, network.card.sample_rate)
+            yield from network(batch).float().cpu().numpy()
+
+
+def unit_items(clip_set: ClipSet, unit: int) -> tuple[Item, ...]:
+    return clip_set.items[unit * UNIT_CLIPS : (unit + 1) * UNIT_CLIPS]
+
+
+def unit_path(folder: str, unit: int) -> str:
+    return storage.join(folder, f"{unit:06d}.parquet")
+
+
+def measured_folder(run_folder: str, clip_set: ClipSet, measures: Measures) -> str:
+    """<run_dir>/eval/measured/<set>-<hash>: the hash is of all that the measurements follow from."""
+    told = json.dumps({"set": clip_set.identity, "view": vars(clip_set.view), "unit": UNIT_CLIPS, **measures.to_dict()}, sort_keys=True)
+    return storage.join(run_folder, "eval", "measured", f"{clip_set.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}")
+
+
+def measure_set(clip_set: ClipSet, measures: Measures, folder: str, *, num_workers: int, use_gpu: bool) -> Measured:
+    """Measures what is not there yet and reads it all back. Ray must be running. Raises UserError for weights that are missing or wrong."""
+    import ray
+
+    from proav.cluster import device_of
+
+    storage.make_folder(folder)
+    total = -(-len(clip_set.items) // UNIT_CLIPS)
+    todo = [unit for unit in range(total) if not storage.exists(unit_path(folder, unit))]
+    progress = Progress(f"evaluate {clip_set.name}", total, "units", start=total - len(todo))
+    spent: dict[str, float] = {}
+    try:
+        if todo:
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            done = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo)).map(
+                Measurer,
+                fn_constructor_kwargs={"clip_set": clip_set, "measures": measures, "folder": folder, "device": device_of(use_gpu)},
+                compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(todo))),
+                num_cpus=1,
+                num_gpus=int(use_gpu),
+            )
+            for number, row in enumerate(done.iter_rows(), start=1):
+                if row["error"]:
+                    raise UserError(row["error"])
+                for activity, seconds in json.loads(row["seconds"]).items():
+                    spent[activity] = spent.get(activity, 0.0) + seconds
+                progress.update(total - len(todo) + number)
+    finally:
+        progress.close()
+        remove_leftovers(folder)
+    return dataclasses.replace(read_measured(clip_set, measures, folder), cost=spent)
+
+
+def read_measured(clip_set: ClipSet, measures: Measures, folder: str) -> Measured:
+    """All units of a set, in order. A unit that is not there is an error: clips are never lost without a word."""
+    total = -(-len(clip_set.items) // UNIT_CLIPS)
+    tables = [open_parquet(unit_path(folder, unit)).read() for unit in range(total)]
+    table = pa.concat_tables(tables)
+    if table.num_rows != len(clip_set.items):
+        raise RuntimeError(f"{folder} holds {table.num_rows} of {len(clip_set.items)} clips; delete it and run the same command again")
+    problems: dict[str, int] = {}
+    for text in table.column("problem").to_pylist():
+        if text:
+            reason = text.split(":")[0]
+            problems[reason] = problems.get(reason, 0) + 1
+    table = table.filter(pc.equal(table.column("problem"), ""))
+    features = {}
+    for name in measures.networks:
+        windows, values = table.column(f"windows:{name}").to_pylist(), table.column(f"features:{name}").to_pylist()
+        features[name] = [np.frombuffer(data, np.float32).reshape(count, -1) for data, count in zip(values, windows, strict=True)]
+    return Measured(
+        ids=table.column("id").to_pylist(),
+        sources=table.column("source").to_pylist(),
+        labels=table.column("label").to_pylist(),
+        scores={name: table.column(name).to_numpy() for name in measures.scores},
+        features=features,
+        problems=problems,
+        cost={},
+    )

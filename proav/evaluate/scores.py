@@ -1,0 +1,47 @@
+"""What is measured of a single clip, alone or beside what it should equal. A new score is a function here and a name in a protocol."""
+
+import functools
+
+import numpy as np
+from torch import nn
+
+from proav.config import Config
+from proav.evaluate.reconstruction import SCORES as RECONSTRUCTION_SCORES
+from proav.media.container import Clip
+from proav.media.melframes import MelFrames
+from proav.metrics.av_align import audio_onsets, matched_share, motion_peaks, paired_share
+from proav.metrics.quality import WINDOW, lpips, ssim
+from proav.metrics.synchrony import clip_synchrony
+
+OF_PAIRS = (*RECONSTRUCTION_SCORES, "ssim", "lpips")
+"""They need what the clip should equal."""
+OF_ONE = ("av_align", "av_align_one_to_one", "synchrony")
+HIGHER_IS_BETTER = {"psnr_db", "ssim", "av_align", "av_align_one_to_one", "synchrony"}
+
+
+class ClipScorer:
+    """Scores clips of one view; keeps nothing between clips but what it needs to score."""
+
+    def __init__(self, config: Config, names: tuple[str, ...], network: nn.Module | None = None) -> None:
+        """config: whose mel settings the sound's onsets are taken with. network: LPIPS, where it is among the names."""
+        self.names, self.network, self._config = names, network, config
+
+    @functools.cached_property
+    def _mel_frames(self) -> MelFrames:
+        return MelFrames(self._config)
+
+    def __call__(self, clip: Clip, real: Clip | None, measured: dict[str, float]) -> dict[str, float]:
+        """A value a name; NaN where one is undefined for this clip. measured: what loading the clip has measured already."""
+        found = {}
+        if "ssim" in self.names and real is not None:
+            found["ssim"] = ssim(clip.video, real.video) if min(clip.video.shape[1:3]) >= WINDOW else float("nan")
+        if "lpips" in self.names and real is not None and self.network is not None:
+            found["lpips"] = lpips(self.network, clip.video, real.video)
+        if {"av_align", "av_align_one_to_one"} & set(self.names):
+            onsets, peaks = audio_onsets(clip.audio, clip.sample_rate), motion_peaks(clip.video, clip.fps)
+            found["av_align"] = matched_share(onsets, peaks, tolerance_seconds=1 / clip.fps)
+            found["av_align_one_to_one"] = paired_share(onsets, peaks, tolerance_seconds=1 / clip.fps)
+        if "synchrony" in self.names:
+            found["synchrony"] = clip_synchrony(clip, self._mel_frames)
+        found |= measured
+        return {name: float(found.get(name, np.nan)) for name in self.names}

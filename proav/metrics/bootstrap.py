@@ -1,0 +1,75 @@
+"""How sure a number is: intervals by drawing sources anew. Clips of one source are not independent, so a source comes with all its clips or not at all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from proav.errors import UserError
+
+MIN_SOURCES = 5
+"""Fewer say nothing of how sources vary."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """low, high: bounds at the level asked for; None, with the reason, where there are too few sources or clips."""
+
+    low: float | None
+    high: float | None
+    reason: str = ""
+
+
+def source_groups(sources: Sequence[str]) -> list[np.ndarray]:
+    """Places of each source's clips; sources in the order of their names, so that the order of clips changes nothing."""
+    names = np.asarray(sources)
+    return [np.flatnonzero(names == name) for name in sorted(set(sources))]
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *groups: Sequence[np.ndarray],
+    paired: bool = False,
+    num_resamples: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of statistic(places of the first set, places of the second, ...) over sources drawn with replacement from each set.
+
+    groups: of each set, the places of each source's clips (`source_groups`). paired: all sets have the same sources, and the same are drawn from each.
+    Draw number i depends on (seed, i) alone; one that holds a single source is drawn anew, for it tells nothing of how sources differ. No interval,
+    but the reason, where the statistic refuses a draw: sources differ in size, and a draw can be smaller than the set.
+
+    The basic bootstrap: [2 v - q_high, 2 v - q_low], v the statistic of all and q the quantiles of the draws. A draw holds some clips twice, which
+    makes the Fréchet distance of draws larger than that of the sets, about as much as a finite sample makes the latter larger than the truth;
+    reflecting the quantiles about v takes this bias out, where percentiles would count it twice (Efron and Tibshirani 1993, sections 10.2 and 13).
+    The interval is of the distance at any number of clips, and mostly lies below v. At 95 % it held the truth of Gaussians 93 to 97 times in a
+    hundred with 5 vectors a feature or more, 72 to 88 times with 3, and hardly ever with fewer than 2.
+
+    A statistic without bias must stay without in a draw: give it the sources, so that it leaves out pairs of one (`kernel_distance`, `diversity`).
+    Otherwise the reflection takes out a bias that v does not have, and the interval of a kernel distance misses the truth.
+    """
+    fewest = min(len(group) for group in groups)
+    if fewest < MIN_SOURCES:
+        return Interval(None, None, f"an interval needs at least {MIN_SOURCES} sources, there are {fewest}")
+    assert not paired or len({len(group) for group in groups}) == 1, "paired sets have the same sources"
+    value = statistic(*(np.sort(np.concatenate(group)) for group in groups))
+    draws = np.zeros(num_resamples)
+    for number in range(num_resamples):
+        generator = np.random.Generator(np.random.Philox(key=[seed, number]))
+        chosen = [_drawn(generator, len(group)) for group in (groups[:1] if paired else groups)]
+        chosen = chosen * len(groups) if paired else chosen
+        try:
+            draws[number] = statistic(*(np.concatenate([group[place] for place in places]) for group, places in zip(groups, chosen, strict=True)))
+        except UserError as error:
+            return Interval(None, None, f"no interval, for some draws of sources are too small: {error}")
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(2 * value - high), float(2 * value - low))
+
+
+def _drawn(generator: np.random.Generator, num_sources: int) -> np.ndarray:
+    """Numbers of as many sources as there are, with replacement, of at least two."""
+    while True:
+        drawn = generator.integers(0, num_sources, num_sources)
+        if (drawn != drawn[0]).any():
+            return drawn

@@ -1,0 +1,78 @@
+"""Networks whose weights and code are the user's to bring: AudioCLIP, which MM-Diffusion's FAD is defined on, and ImageBind.
+
+The code is an installed package that declares an entry point, in its pyproject.toml
+
+    [project.entry-points."proav.feature_networks"]
+    audioclip = "my_package:build"
+
+and `build(tensors, device)` gives a callable: a batch of clips as the card below says -> float32 [B, W, dimension]. `tensors` are those of
+DIR/audioclip.safetensors, whatever their names, so no file can bring code: only what is installed runs. Why not graphs from a file: the loaders of
+both torch.export and TorchScript unpickle. Features are kept under the weights' checksum and the package's version: raise it when numbers change.
+"""
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+
+import torch
+from torch import Tensor
+
+from proav.errors import UserError
+from proav.foreign_weights import file_hash
+from proav.metrics.networks.card import NetworkCard
+from proav.metrics.networks.weights import read_tensors
+
+GROUP = "proav.feature_networks"
+"""Of entry points, one a network, by the name on its card."""
+_HOW = "an installed package with an entry point of this name reads them: see proav/metrics/networks/given.py"
+CARDS = (
+    NetworkCard("audioclip", "audio", 1024, ("FAD",), "MIT", f"AudioCLIP's released weights as safetensors; {_HOW}", sample_rate=44_100),
+    NetworkCard("imagebind-video", "video", 1024, ("AV-IB",), "CC-BY-NC-SA-4.0", f"ImageBind's released weights as safetensors; {_HOW}"),
+    NetworkCard(
+        "imagebind-audio", "audio", 1024, ("AV-IB",), "CC-BY-NC-SA-4.0", f"ImageBind's released weights as safetensors; {_HOW}", sample_rate=16_000
+    ),
+)
+
+
+class GivenNetwork:
+    """A package's network, held to its card: float32 [B, W, dimension], finite, or UserError that names the package."""
+
+    def __init__(self, card: NetworkCard, embed: Callable[[Tensor], Tensor], *, weights_sha256: str, package: str) -> None:
+        self.card, self.weights_sha256, self._embed, self._package = card, weights_sha256, embed, package
+
+    @torch.inference_mode()
+    def __call__(self, batch: Tensor) -> Tensor:
+        features = self._embed(batch)
+        expected = f"expected float32 [{len(batch)}, windows, {self.card.dimension}]"
+        if not isinstance(features, Tensor):
+            raise UserError(f"{self.card.name} of {self._package} gave {type(features).__name__}; {expected}")
+        dtype, shape = str(features.dtype).removeprefix("torch."), list(features.shape)
+        if features.dtype != torch.float32 or features.ndim != 3 or [shape[0], shape[2]] != [len(batch), self.card.dimension] or not shape[1]:
+            raise UserError(f"{self.card.name} of {self._package} gave {dtype} {shape}; {expected}")
+        if not torch.isfinite(features).all():
+            raise UserError(f"{self.card.name} of {self._package} gave features that are not finite; {expected}")
+        return features
+
+
+def load(card: NetworkCard, path: str, device: str = "cpu") -> GivenNetwork:
+    """The installed package's network with the weights of that file. Raises UserError: no package or several, no code in it, a file of another form."""
+    entry = _find_entry(card)
+    package = f"{entry.dist.name} {entry.dist.version}"
+    tensors, _ = read_tensors(path, card=card)
+    try:
+        build = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{package} declares {entry.value} for the network {card.name}, but it cannot be imported: {error}") from error
+    return GivenNetwork(card, build(tensors, device), weights_sha256=f"{file_hash(path)}, {package}", package=package)
+
+
+def _find_entry(card: NetworkCard) -> EntryPoint:
+    found = sorted(entry_points(group=GROUP, name=card.name), key=lambda entry: entry.dist.name)
+    if not found:
+        raise UserError(
+            f'no installed package has code for the network {card.name}; expected an entry point {card.name} = "MODULE:FUNCTION" in the group '
+            f"{GROUP}: proav/metrics/networks/given.py says what it must do"
+        )
+    if len(found) > 1:
+        names = [entry.dist.name for entry in found]
+        raise UserError(f"several packages have code for the network {card.name}: {', '.join(names)}; keep one: pip uninstall {names[-1]}")
+    return found[0]

@@ -1,0 +1,35 @@
+"""Files of feature networks' weights: safetensors whose metadata says what they hold."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from proav.errors import UserError
+from proav.metrics.networks.card import NetworkCard
+
+
+def read_tensors(path: str, *, card: NetworkCard) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file. Raises UserError, with how to make it, for any other."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a safetensors file ({error}); to make it: {card.source}") from None
+
+
+def load_state(network: nn.Module, path: str, *, form: str, card: NetworkCard) -> None:
+    """Loads a file that `save_state` wrote. Raises UserError, with how to make it, for any other."""
+    tensors, metadata = read_tensors(path, card=card)
+    expected = {key: value.shape for key, value in network.state_dict().items()}
+    if metadata.get("format") != form or {key: value.shape for key, value in tensors.items()} != expected:
+        raise UserError(f"{path} does not hold the weights of {card.name}; to make it: {card.source}")
+    network.load_state_dict(tensors)
+
+
+def save_state(tensors: dict[str, Tensor], destination: str | Path, *, form: str, card: NetworkCard, source_sha256: str) -> None:
+    """Writes the whole file or nothing."""
+    temporary = Path(f"{destination}.part")
+    save_file(tensors, temporary, metadata={"format": form, "network": card.name, "source_sha256": source_sha256, "licence": card.licence})
+    temporary.replace(destination)

@@ -1,0 +1,145 @@
+"""Protocols: how a number is measured, as named presets. Two numbers may be compared where their protocols are the same.
+
+A protocol says which clips are looked at and at what size and rates, which distances are taken by which network, and what is measured of single
+clips. Presets with a paper's name repeat what its released evaluation does, as far as proav can: see `docs/evaluation.md` for what differs.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from proav.errors import UserError
+
+SURROGATES = ("surrogate-video", "surrogate-audio")
+"""Networks of fixed random weights: they need no file, and their distances bear names of their own."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A distance between two sets of clips in the feature space of one network."""
+
+    name: str
+    """As it is printed; a name that the field knows is given only to what the field means by it."""
+    kind: Literal["frechet", "kernel", "precision_recall", "density_coverage", "diversity", "nearest_training"]
+    network: str
+    scale: float = 1.0
+    """Factor of the printed number."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which clips, at what size and rates, measured how. None: the model's own."""
+
+    name: str
+    about: str
+    distances: tuple[Distance, ...]
+    scores: tuple[str, ...]
+    """Measured of each clip: see `proav/evaluate/scores.py`."""
+    num_frames: int | None = None
+    fps: int | None = None
+    size: int | None = None
+    """Rows and columns to which frames are brought before anything is measured."""
+    sample_rate: int | None = None
+    num_clips: int | None = None
+    """Clips of each set, exactly; fewer are refused. None: what there is, up to evaluate.max_clips; what cannot be had says what it needs."""
+    real_split: Literal["train", "validation"] = "train"
+    """What a run's samples are compared with."""
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Every network that the distances need, once."""
+        return tuple(dict.fromkeys(distance.network for distance in self.distances))
+
+
+def _surrogates() -> tuple[Distance, ...]:
+    return (
+        Distance("sKVD", "kernel", "surrogate-video"),
+        Distance("sFVD", "frechet", "surrogate-video"),
+        Distance("sKAD", "kernel", "surrogate-audio"),
+        Distance("sFAD", "frechet", "surrogate-audio"),
+    )
+
+
+_I3D = (Distance("FVD", "frechet", "i3d-kinetics400"), Distance("KVD", "kernel", "i3d-kinetics400"))
+_AUDIOCLIP = (Distance("FAD", "frechet", "audioclip", scale=1e4),)
+_OF_CLIPS = ("psnr_db", "ssim", "lpips", "mel_error_db", "av_align_one_to_one", "av_align", "synchrony")
+_OF_SETS = (
+    Distance("precision_recall", "precision_recall", "i3d-kinetics400"),
+    Distance("density_coverage", "density_coverage", "i3d-kinetics400"),
+    Distance("diversity", "diversity", "i3d-kinetics400"),
+    Distance("nearest_training", "nearest_training", "i3d-kinetics400"),
+)
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "small",
+            "for the demo and for ablations on few clips: kernel distances are unbiased at any number of clips; networks of random weights need no file",
+            distances=(
+                *_surrogates(),
+                *_I3D,
+                Distance("diversity", "diversity", "surrogate-video"),
+                Distance("nearest_training", "nearest_training", "surrogate-video"),
+            ),
+            scores=_OF_CLIPS,
+        ),
+        Protocol(
+            "full",
+            "everything that can be measured with I3D and YAMNet on the model's own clips of at least 16 frames",
+            distances=(*_I3D, Distance("FAD-YAMNet", "frechet", "yamnet"), Distance("KAD-YAMNet", "kernel", "yamnet"), *_OF_SETS),
+            scores=_OF_CLIPS,
+        ),
+        Protocol(
+            "mm-diffusion-64",
+            "MM-Diffusion's released evaluation: 2,048 clips of 16 frames at 10 fps against the training split, frames brought to 64x64 first",
+            distances=(*_I3D, *_AUDIOCLIP),
+            scores=(),
+            num_frames=16,
+            fps=10,
+            size=64,
+            sample_rate=16_000,
+            num_clips=2048,
+        ),
+        Protocol(
+            "mm-diffusion-256",
+            "the same at 256x256, as tables of 256x256 models are made",
+            distances=(*_I3D, *_AUDIOCLIP),
+            scores=(),
+            num_frames=16,
+            fps=10,
+            size=256,
+            sample_rate=16_000,
+            num_clips=2048,
+        ),
+        Protocol(
+            "pvdm",
+            "PVDM's released evaluation: FVD of 2,048 clips of 16 frames of 256x256 against the training split, at the model's frame rate",
+            distances=_I3D[:1],
+            scores=(),
+            num_frames=16,
+            size=256,
+            num_clips=2048,
+        ),
+    )
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """The preset of this name. Raises UserError for another, with the nearest known one."""
+    if name not in PROTOCOLS:
+        near = difflib.get_close_matches(name, PROTOCOLS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"evaluate.protocol={name} is unknown; expected one of: {', '.join(PROTOCOLS)}{hint}")
+    return PROTOCOLS[name]
+
+
+def protocol_hash(record: dict) -> str:
+    """12 hexadecimal digits of the SHA-256 of a protocol's record: what two tables must have in common to be compared."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,55 @@
+"""Sets of clips: which windows, in what order, at what size and rates; what cannot be read is counted."""
+
+import numpy as np
+import pytest
+
+from proav.errors import UserError
+from proav.evaluate.clip_sets import View, files_below, seen, segments_of
+from proav.media.container import Clip
+from tests.tiny import tiny_config
+from tests.train.tiny_run import write_segments
+
+
+def test_files_become_windows_that_do_not_overlap(folders, view):
+    clips = files_below("real", folders[0], view, max_clips=100)
+    assert len(clips.items) == 2 * (3 * 2 + 2 * 3 + 2 * 4) and clips.num_sources == 14
+    assert [item.id for item in clips.items[:2]] == ["rain/0.mp4@0", "rain/0.mp4@1"] and clips.items[0].label == "rain"
+    loaded = clips.load(clips.items[:3])
+    assert all(one.clip.video.shape == (4, 32, 32, 3) and one.clip.fps == 5 and not one.problem for one in loaded)
+    assert not np.array_equal(loaded[0].clip.video, loaded[1].clip.video)
+
+
+def test_fewer_are_spread_over_all(folders, view):
+    clips = files_below("real", folders[0], view, max_clips=10)
+    assert len(clips.items) == 10 and {item.label for item in clips.items} == {"rain", "speech"}
+    assert clips.identity != files_below("real", folders[0], view, max_clips=11).identity
+
+
+def test_what_is_no_video_has_its_reason(folders, view):
+    clips = files_below("made", folders[1], view, max_clips=100)
+    (broken,) = [one for one in clips.load(clips.items) if one.problem]
+    assert broken.clip is None and broken.problem.startswith("unreadable: ")
+    with pytest.raises(UserError, match="no videos there; expected a folder"):
+        files_below("made", folders[1] + "/nowhere", view, max_clips=1)
+
+
+def test_segments_are_the_prepared_pictures_and_sound(tmp_path):
+    config = tiny_config(f"run_dir={tmp_path}")
+    write_segments(config)
+    view = View(4, 5, 32, 32, 16_000, "crop")
+    clips = segments_of("train", config, view, split="train", max_clips=100)
+    assert len(clips.items) == 12 and clips.num_sources == 6
+    (one,) = clips.load(clips.items[1:2])
+    assert one.clip.video.shape == (4, 32, 32, 3) and one.clip.audio.shape == (12_800,)
+    with pytest.raises(UserError, match="looks at 10 frames a second.*clip.fps=5"):
+        segments_of("train", config, View(4, 10, 32, 32, 16_000, "crop"), split="train", max_clips=1)
+
+
+def test_a_clip_is_seen_at_the_views_size_and_rates():
+    video = np.repeat(np.arange(0, 80, 10, dtype=np.uint8), 64 * 64 * 3).reshape(8, 64, 64, 3)
+    clip = Clip(video, np.zeros(8 * 1600, np.float32), 10, 16_000)
+    half = seen(clip, View(4, 5, 32, 32, 8_000, "crop"))
+    assert half.video.shape == (4, 32, 32, 3) and half.video[:, 0, 0, 0].tolist() == [0, 20, 40, 60]
+    assert (half.fps, half.sample_rate, len(half.audio)) == (5, 8_000, 6_400)
+    same = seen(clip, View(8, 10, 64, 64, 16_000, "crop"))
+    assert np.array_equal(same.video, video)
