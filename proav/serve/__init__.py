@@ -1,0 +1,13 @@
+"""Serving a checkpoint over HTTP: `serve run proav.serve:app`. Light to import; what is served is in `application.py`."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+
+def app(arguments: dict[str, Any]) -> "Application":
+    """The application that `serve run proav.serve:app [key=value ...]` starts; the keys are those of `ServeSettings`."""
+    from proav.serve.application import build
+
+    return build(arguments)

@@ -1,0 +1,275 @@
+"""The HTTP interface: OpenAI's Videos API with proav's fields, health, and the page. It turns requests into calls of `Service` and back.
+
+Every answer that is not 2xx is JSON, {"error": {message, type, param, code}}. What is a valid order is decided in `requests.py`.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, Response
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proav.serve.api_page import api_page
+from proav.serve.openapi import describe
+from proav.serve.requests import ApiError, check_names, shown
+from proav.serve.service import Service
+
+PAGE = Path(__file__).parent / "page"
+MAX_FORM_FIELDS = 64
+MAX_FIELD_BYTES = 64 * 1024
+DEFAULT_LIMIT, MAX_LIMIT = 20, 100
+
+logger = logging.getLogger(__name__)
+
+
+class Json(Response):
+    """JSON in ASCII: what a client sent may hold characters that UTF-8 does not."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def http_app(service: Service) -> FastAPI:
+    """The ASGI application of one service, which it starts and stops."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(title="proav", lifespan=lifespan, default_response_class=Json, redirect_slashes=False, docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, max_bytes=service.settings.max_upload_bytes)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _broken_off)
+    app.add_exception_handler(Exception, _defect)
+    _add_videos(app, service)
+    _add_models(app, service)
+    _add_pages(app, service)
+    describe(app)
+    return app
+
+
+def _add_videos(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/videos", summary="Make a clip")
+    async def create(request: Request) -> Response:
+        """Queues a clip and answers with its job at once."""
+        check_names([name for name, _ in request.query_params.multi_items()], ())
+        fields, upload = await read_body(request)
+        return job_answer(await service.create(fields, upload))
+
+    @app.get("/v1/videos", summary="List jobs")
+    async def page(request: Request) -> Response:
+        """Jobs in order of creation, newest first unless order=asc; after=ID goes on after a job."""
+        query = request.query_params
+        check_names([name for name, _ in query.multi_items()], ("limit", "after", "order"))
+        order = query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise ApiError(400, f"order={shown(order)}: expected asc or desc", param="order")
+        limit = query.get("limit", str(DEFAULT_LIMIT))
+        if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_LIMIT:
+            raise ApiError(400, f"limit={shown(limit)}: expected 1 to {MAX_LIMIT}", param="limit")
+        jobs, has_more = service.page(limit=int(limit), after=query.get("after"), newest_first=order == "desc")
+        data = [service.describe(job) for job in jobs]
+        ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
+        return Json({"object": "list", "data": data, **ends, "has_more": has_more})
+
+    @app.get("/v1/videos/{video_id}", summary="Look at a job")
+    async def retrieve(video_id: str) -> Response:
+        """Its status (queued, in_progress, completed, failed), progress from 0 to 100, and error."""
+        return job_answer(service.get(video_id))
+
+    @app.delete("/v1/videos/{video_id}", summary="Cancel or remove")
+    async def delete(video_id: str) -> Response:
+        """Cancels a job that waits or runs, and removes a finished one with its clip."""
+        await service.delete(video_id)
+        return Json({"id": video_id, "object": "video.deleted", "deleted": True})
+
+    @app.head("/v1/videos/{video_id}/content", include_in_schema=False)
+    @app.get("/v1/videos/{video_id}/content", summary="The clip or a preview")
+    async def content(video_id: str, request: Request) -> Response:
+        """variant=video: the mp4, whole or by Range; thumbnail, spritesheet (JPEG), spectrogram (PNG)."""
+        check_names([name for name, _ in request.query_params.multi_items()], ("variant",))
+        data, media_type = await service.content(video_id, request.query_params.get("variant", "video"))
+        return ranged(data, media_type, request.headers.get("range"))
+
+    def job_answer(job) -> Response:
+        after = max(1, round(1000 * service.dispatcher.poll_after_seconds()))
+        return Json(service.describe(job), headers={"openai-poll-after-ms": str(after), "cache-control": "no-store"})
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", summary="List models")
+    async def models() -> Response:
+        """The model that is served, with its labels, sizes and defaults."""
+        return Json({"object": "list", "data": [service.card.to_json()]})
+
+    @app.get("/v1/models/{model_id}", summary="Look at a model")
+    async def model(model_id: str) -> Response:
+        """Its labels, tasks, size, length, rates, and the defaults and limits of a request."""
+        if model_id != service.card.id:
+            raise ApiError(404, f"model {shown(model_id)} is not served here; expected {service.card.id}", param="model", code="model_not_found")
+        return Json(service.card.to_json())
+
+    @app.get("/healthz", summary="Health")
+    async def healthz() -> Response:
+        """200 only when a sampler can really sample: by recent progress, or by sampling a step now; else 503."""
+        healthy, reason = await service.dispatcher.health()
+        if not healthy:
+            raise ApiError(503, reason, code="no_sampler", retry_after_seconds=service.settings.health_seconds)
+        return Json({"status": "ok", "reason": reason, "queued": len(service.dispatcher.queue)}, headers={"cache-control": "no-store"})
+
+
+def _add_pages(app: FastAPI, service: Service) -> None:
+    @app.head("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        label = json.dumps(service.card.labels[0] if service.card.labels else "")
+        return HTMLResponse(api_page(app.openapi(), url=str(request.base_url).rstrip("/"), label=label))
+
+    app.mount("/page", PageFiles(directory=PAGE))
+
+
+class PageFiles(StaticFiles):
+    """The page's scripts and styles, asked for anew each time (by ETag, which is cheap): a newer server comes with a newer page."""
+
+    def file_response(self, *arguments, **settings) -> Response:
+        response = super().file_response(*arguments, **settings)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
+async def read_body(request: Request) -> tuple[dict[str, Any], bytes | None]:
+    """(fields, bytes of the file input_reference if there is one) of a JSON or form body. Raises ApiError 400, 413 or 415."""
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type == "application/json":
+        try:
+            fields = json.loads(await request.body())
+        except (ValueError, RecursionError) as error:
+            raise ApiError(400, f"the body is no valid JSON ({str(error)[:100]})", code="invalid_json") from error
+        if not isinstance(fields, dict):
+            raise ApiError(400, f'the body is {shown(fields)}; expected a JSON object such as {{"prompt": ""}}', code="invalid_json")
+        return fields, None
+    if media_type not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        expected = "expected application/json or multipart/form-data"
+        raise ApiError(415, f"content-type {shown(media_type)}; {expected}", param="content-type", code="unsupported_media_type")
+    fields, upload = {}, None
+    async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS, max_part_size=MAX_FIELD_BYTES) as form:
+        for name, value in form.multi_items():
+            if name in fields or (name == "input_reference" and upload is not None):
+                raise ApiError(400, f"{shown(name)} is given twice; expected once", param=name)
+            if isinstance(value, UploadFile):
+                if name != "input_reference":
+                    raise ApiError(400, f"{shown(name)} is a file; only input_reference is", param=name)
+                upload = await value.read()
+            elif name == "input_reference[image_url]":
+                fields["input_reference"] = {"image_url": value}
+            elif value or name == "prompt":  # an empty form field is one that was left empty
+                fields[name] = value
+    if upload is not None and "input_reference" in fields:
+        raise ApiError(400, "input_reference is given as a file and as text; expected one of them", param="input_reference")
+    return fields, upload
+
+
+def ranged(data: bytes, media_type: str, range_header: str | None) -> Response:
+    """The bytes, or the one range of them that is asked for (RFC 9110, 14; browsers seek by it). Other forms of Range get everything."""
+    headers = {"accept-ranges": "bytes", "cache-control": "private, max-age=86400, immutable"}
+    match = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", range_header or "")
+    if not match or match.groups() == ("", ""):
+        return Response(data, media_type=media_type, headers=headers)
+    first, last = match.groups()
+    start = int(first) if first else max(0, len(data) - int(last))
+    end = min(int(last), len(data) - 1) if first and last else len(data) - 1
+    if start > end:
+        if first and last and int(last) < int(first):  # not a range at all
+            return Response(data, media_type=media_type, headers=headers)
+        error = ApiError(416, f"range {range_header}: the file has {len(data)} bytes", param="range", code="range_not_satisfiable")
+        return Json(error.to_json(), status_code=416, headers={"content-range": f"bytes */{len(data)}"})
+    headers["content-range"] = f"bytes {start}-{end}/{len(data)}"
+    return Response(data[start : end + 1], status_code=206, media_type=media_type, headers=headers)
+
+
+class Gate:
+    """Turns away what must not come further: bodies that are too large (413, at once if they say so, else when that many bytes have come),
+    and pages of other sites that would let a visitor's browser make or delete clips (403)."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        if scope["method"] not in ("GET", "HEAD") and headers.get(b"sec-fetch-site") == b"cross-site":
+            await _answer(ApiError(403, "pages of other sites may not make or delete clips here", code="cross_site"))(scope, receive, send)
+            return
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and len(declared) < 19 and int(declared) <= self.max_bytes:
+            await self.app(scope, self._counted(receive), send)
+            return
+        await _answer(self._too_large(), {"connection": "close"})(scope, receive, send)
+
+    def _counted(self, receive: Receive) -> Receive:
+        num_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_bytes:
+                raise self._too_large()
+            return message
+
+        return counted
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than the {self.max_bytes} bytes that this server takes", code="too_large")
+
+
+def _answer(error: ApiError, headers: dict[str, str] | None = None) -> Response:
+    headers = {"cache-control": "no-store", **(headers or {})}
+    if error.retry_after_seconds is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after_seconds))
+    if error.status == 409:
+        headers["x-should-retry"] = "false"  # OpenAI's client would ask again at once
+    return Json(error.to_json(), status_code=error.status, headers=headers)
+
+
+async def _api_error(_: Request, error: ApiError) -> Response:
+    return _answer(error)
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    """What the framework refuses: an unknown path, a wrong method, a form that cannot be read."""
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    said = {404: f"there is nothing at {shown(request.url.path)}", 405: f"{request.method} is not offered at {shown(request.url.path)}"}
+    api_error = ApiError(error.status_code, said.get(error.status_code, str(error.detail)), code=codes.get(error.status_code, "invalid_request"))
+    return _answer(api_error, dict(error.headers or {}))
+
+
+async def _broken_off(_: Request, __: ClientDisconnect) -> Response:
+    return _answer(ApiError(400, "the body ended early", code="invalid_request"))
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _answer(ApiError(500, "the server failed on this request; its log says more", code="server_error"))

@@ -1,0 +1,146 @@
+"""Jobs and where they are kept: one folder a job with job.json, what was given, and the finished mp4; each file written whole.
+
+Blocking; the server calls it from threads. What waits and what runs is `batching.py` and `dispatch.py`. A server that starts again
+finds its finished jobs here, and makes those that were cut off anew: a clip is a function of the order, so that changes nothing.
+"""
+
+import io
+import json
+import logging
+import secrets
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from proav import storage
+from proav.errors import UserError
+from proav.serve.requests import Order
+
+INDEX, VIDEO, GIVEN = "job.json", "video.mp4", "given.npy"
+
+logger = logging.getLogger(__name__)
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class Job(BaseModel):
+    """One clip being made, from acceptance to expiry. Times are Unix seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    order: Order
+    model: str
+    size: str
+    seconds: str
+    checkpoint: str
+    """Hash of the checkpoint that makes it."""
+    created: float
+    status: Literal["queued", "in_progress", "completed", "failed"] = "queued"
+    progress: int = 0
+    """0 to 100; 100 only when the clip can be had."""
+    completed: float | None = None
+    expires: float | None = None
+    error: JobError | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status in ("completed", "failed")
+
+    def finish(self, now: float, keep_seconds: float, error: JobError | None = None) -> None:
+        """Completed, or failed where there is an error."""
+        self.status, self.error = ("failed", error) if error else ("completed", None)
+        self.progress = self.progress if error else 100
+        self.completed, self.expires = now, now + keep_seconds
+
+    def to_json(self, queue_position: int | None = None) -> dict:
+        """OpenAI's video object, and proav's own fields. queue_position: 0 is next."""
+        order = self.order.model_dump()
+        return {
+            "id": self.id,
+            "object": "video",
+            "status": self.status,
+            "progress": self.progress,
+            "created_at": int(self.created),
+            "completed_at": None if self.completed is None else int(self.completed),
+            "expires_at": None if self.expires is None else int(self.expires),
+            "model": self.model,
+            "prompt": order.pop("prompt"),
+            "seconds": self.seconds,
+            "size": self.size,
+            "error": self.error.model_dump() if self.error else None,
+            "remixed_from_video_id": None,
+            **order,
+            "seconds_taken": None if self.completed is None else round(self.completed - self.created, 3),
+            "queue_position": queue_position,
+        }
+
+
+def new_id() -> str:
+    return f"video_{secrets.token_hex(12)}"
+
+
+class JobStore:
+    """The folders of all jobs."""
+
+    def __init__(self, folder: str) -> None:
+        """Creates the folder. Raises UserError where it cannot be."""
+        self.folder = storage.make_folder(folder)
+
+    def load(self) -> list[Job]:
+        """Every job on record, oldest first. A folder that cannot be read is told of in the log and left alone."""
+        jobs = []
+        for path in storage.list_files(self.folder):
+            if not path.endswith(f"/{INDEX}"):
+                continue
+            try:
+                jobs.append(Job.model_validate(json.loads(storage.read_bytes(path))))
+            except (ValueError, OSError) as error:
+                logger.warning("the job in %s cannot be read and is left out: %s", path, " ".join(str(error).split()))
+        return sorted(jobs, key=lambda job: (job.created, job.id))
+
+    def create(self, job: Job, given: np.ndarray | None) -> None:
+        if given is not None:
+            buffer = io.BytesIO()
+            np.save(buffer, given, allow_pickle=False)
+            storage.write_bytes(self._path(job.id, GIVEN), buffer.getvalue())
+        self.save(job)
+
+    def save(self, job: Job) -> None:
+        storage.write_text(self._path(job.id, INDEX), json.dumps(job.model_dump(mode="json")))
+
+    def save_video(self, job_id: str, mp4: bytes) -> None:
+        storage.write_bytes(self._path(job_id, VIDEO), mp4)
+
+    def read_video(self, job_id: str) -> bytes:
+        """Raises FileNotFoundError."""
+        return storage.read_bytes(self._path(job_id, VIDEO))
+
+    def read_given(self, job: Job) -> np.ndarray | None:
+        """What the client sent with the order, None where it sent nothing. Raises FileNotFoundError or ValueError where it should be there."""
+        if job.order.task == "joint":
+            return None
+        return np.load(io.BytesIO(storage.read_bytes(self._path(job.id, GIVEN))), allow_pickle=False)
+
+    def delete(self, job_id: str) -> None:
+        storage.delete_folder(storage.join(self.folder, job_id))
+
+    def _path(self, job_id: str, name: str) -> str:
+        return storage.join(self.folder, job_id, name)
+
+
+def check_writable(folder: str) -> None:
+    """Raises UserError where jobs cannot be kept, to be told before a server says that it is up."""
+    try:
+        probe = storage.join(storage.make_folder(folder), f".probe-{secrets.token_hex(4)}")
+        storage.write_text(probe, "")
+    except UserError as error:
+        raise UserError(f"jobs cannot be kept: {error}".replace("run_dir=DIR", "jobs_dir=DIR")) from error
+    filesystem, inner = storage.open_filesystem(probe)
+    filesystem.delete_file(inner)

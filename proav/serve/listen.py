@@ -1,0 +1,65 @@
+"""Where `serve run proav.serve:app host=... port=...` listens: Ray Serve's command has no option for that, and tells a taken port in a page of tracebacks.
+
+Inside a cluster (`serve deploy`, RayService) none of this happens: there the file's http_options decide.
+"""
+
+import os
+import socket
+
+import click
+import ray
+from ray import serve
+
+from proav.errors import UserError
+
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
+
+
+def start_listening(host: str | None, port: int | None) -> None:
+    """Connects to Ray as `serve run` is about to, and starts Serve's HTTP there, unless Serve runs already. Raises UserError for a taken port.
+
+    Nothing is done where no `serve run` builds the application.
+    """
+    command = click.get_current_context(silent=True)
+    options = command.params if command is not None and command.info_name == "run" else {}
+    if "address" not in options or ray.is_initialized():
+        if host or port:
+            raise UserError("host=... and port=... are for `serve run proav.serve:app`; in a Serve config file write them under http_options")
+        return
+    if any(options.get(name) for name in ("runtime_env", "runtime_env_json", "working_dir")):  # `serve run` must connect, with these
+        if host or port:
+            raise UserError("host=... and port=... cannot be had together with a runtime environment; first type: serve start --http-port PORT")
+        return
+    _connect(options["address"])
+    if serve.status().proxies:
+        if host or port:
+            raise UserError(
+                "Serve runs on this cluster already, at the address it was started with; leave out host=... and port=..., or: serve shutdown"
+            )
+        return
+    host, port = host or DEFAULT_HOST, port or DEFAULT_PORT
+    _check_free(host, port)
+    serve.start(http_options={"host": host, "port": port}, proxy_location="EveryNode")
+
+
+def _connect(address: str | None) -> None:
+    try:
+        ray.init(address=address, namespace="serve")
+    except ConnectionError as error:
+        why = " ".join(str(error).split())
+        named = f"RAY_ADDRESS={address}" if os.environ.get("RAY_ADDRESS") == address else f"the address {address}"
+        raise UserError(f"no Ray answers at {named} ({why}); start it, or unset RAY_ADDRESS to use this machine alone") from error
+
+
+def _check_free(host: str, port: int) -> None:
+    """Only this machine can be asked, which is where a server that is started by hand listens."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UserError(
+            f"cannot listen on {host}:{port} ({why[:1].lower()}{why[1:]}); choose another: serve run proav.serve:app port={port + 1}"
+        ) from error

@@ -1,0 +1,143 @@
+// The form: what to make. It reads its choices from the model, sends what the user typed as it stands (the server judges it),
+// and shows each refusal at the field that the server names.
+
+import { taskWords } from "./words.js";
+
+const byId = (id) => document.getElementById(id);
+const form = byId("controls");
+const fields = { task: byId("tasks"), file: byId("file"), label: byId("label"), seed: byId("seed"), steps: byId("steps"), guidance: byId("guidance") };
+let model = null;
+
+const chosenTask = () => form.querySelector('input[name="task"]:checked')?.value ?? "joint";
+
+/** A slider and a box show one number; the slider covers the useful part of the range, the box takes all of it. */
+function pair(box, slider, { value, min, max, shown }) {
+  Object.assign(slider, { min, max: Math.min(max, shown) });
+  const follow = () => { if (box.value.trim() !== "" && Number.isFinite(Number(box.value))) slider.value = box.value; };
+  slider.addEventListener("input", () => { box.value = slider.value; clear(box); });
+  box.addEventListener("input", follow);
+  box.value = box.placeholder = value;
+  follow();
+}
+
+function showTask() {
+  const words = taskWords(chosenTask());
+  byId("task-hint").textContent = words.hint;
+  byId("field-file").hidden = !words.file;
+  byId("file-name").textContent = words.file ?? "";
+  fields.file.accept = words.accept;
+  byId("file-hint").textContent = words.file ? `Its first ${model.seconds} seconds are used.` : "";
+}
+
+/** Fills the form with what this model offers. */
+export function offer(loaded) {
+  model = loaded;
+  const segments = model.tasks.map((task, index) => {
+    const box = document.createElement("label");
+    const input = Object.assign(document.createElement("input"), { type: "radio", name: "task", value: task, checked: index === 0 });
+    const text = Object.assign(document.createElement("span"), { textContent: taskWords(task).short, title: taskWords(task).name });
+    input.setAttribute("aria-label", taskWords(task).name);
+    input.addEventListener("change", () => { showTask(); clearAll(); });
+    box.append(input, text);
+    return box;
+  });
+  fields.task.replaceChildren(...segments);
+  fields.label.replaceChildren(...model.labels.map((label) => new Option(label, label)), new Option("No label", ""));
+  byId("field-label").hidden = model.labels.length === 0;
+  byId("field-guidance").hidden = model.labels.length === 0; // guidance is towards a label
+  pair(fields.steps, byId("steps-range"), { value: model.steps.default, min: 1, max: model.steps.max, shown: 100 });
+  pair(fields.guidance, byId("guidance-range"), { value: model.guidance_scale.default, min: 0, max: model.guidance_scale.max, shown: 8 });
+  showTask();
+}
+
+export const rollSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0] >>> 1);
+
+/** One request a clip; several clips of a given seed take the seeds that follow it. */
+export function requests() {
+  const count = Number(byId("count").value);
+  const seed = fields.seed.value.trim();
+  const file = taskWords(chosenTask()).file ? fields.file.files[0] : undefined;
+  return Array.from({ length: count }, (_, index) => {
+    const request = new FormData();
+    request.set("model", model.id);
+    request.set("task", chosenTask());
+    if (fields.steps.value.trim()) request.set("steps", fields.steps.value.trim());
+    if (fields.label.value) request.set("label", fields.label.value);
+    if (model.labels.length && fields.guidance.value.trim()) request.set("guidance_scale", fields.guidance.value.trim());
+    if (seed) request.set("seed", /^\d+$/.test(seed) ? String(BigInt(seed) + BigInt(index)) : seed);
+    if (file) request.set("input_reference", file, file.name);
+    return request;
+  });
+}
+
+/** A mistake that need not be sent to be seen; null if there is none. */
+export function mistake() {
+  const words = taskWords(chosenTask());
+  if (!words.file) return null;
+  const file = fields.file.files[0];
+  if (!file) return { param: "input_reference", message: `Choose a file: ${words.hint[0].toLowerCase()}${words.hint.slice(1)}` };
+  if (model.max_upload_bytes && file.size > model.max_upload_bytes) {
+    const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+    return { param: "input_reference", message: `This file has ${megabytes(file.size)}; the server takes up to ${megabytes(model.max_upload_bytes)}.` };
+  }
+  return null;
+}
+
+/** Puts a job's settings into the form. */
+export function reuse(job, { seed }) {
+  const task = form.querySelector(`input[name="task"][value="${CSS.escape(job.task)}"]`);
+  if (task) task.checked = true;
+  showTask();
+  fields.label.value = job.label ?? "";
+  fields.seed.value = seed;
+  byId("count").value = "1";
+  for (const [box, value] of [[fields.steps, job.steps], [fields.guidance, job.guidance_scale]]) {
+    box.value = value;
+    box.dispatchEvent(new Event("input"));
+  }
+  clearAll();
+}
+
+function clear(field) {
+  const box = field.closest(".field");
+  const error = box.querySelector(".error");
+  error.hidden = true;
+  error.textContent = "";
+  field.removeAttribute("aria-invalid");
+}
+
+export function clearAll() {
+  Object.values(fields).forEach(clear);
+  say("");
+}
+
+/** A message at the button; empty removes it. */
+export function say(message) {
+  const error = byId("error-form");
+  if (error.textContent !== message) error.textContent = message;
+  error.hidden = !message;
+}
+
+/** Shows a mistake at its field and moves there; where no field is to blame, at the button. */
+export function show({ param, message }) {
+  const box = param && [...form.querySelectorAll("[data-fields]")].find((one) => one.dataset.fields.split(" ").includes(param));
+  if (!box || box.hidden) return say(message);
+  const error = box.querySelector(".error");
+  error.textContent = message;
+  error.hidden = false;
+  const field = Object.values(fields).find((one) => box.contains(one));
+  field.setAttribute("aria-invalid", "true");
+  (field.querySelector("input:checked") ?? field).focus();
+}
+
+export function onGenerate(start) {
+  form.addEventListener("submit", (event) => { event.preventDefault(); start(); });
+  byId("dice").addEventListener("click", () => { fields.seed.value = rollSeed(); clear(fields.seed); });
+  for (const field of Object.values(fields)) field.addEventListener("input", () => clear(field));
+}
+
+export function setSending(sending) {
+  const button = byId("generate");
+  button.setAttribute("aria-disabled", String(sending)); // not `disabled`, which would take the focus away
+  button.textContent = sending ? "Sending…" : "Generate";
+}

@@ -1,0 +1,181 @@
+// The stage's player: the picture with its sound, its frames and spectrogram over one time axis, and a line that follows the time.
+
+import { contentUrl } from "./api.js";
+import { decimals, nameOf } from "./words.js";
+
+const byId = (id) => document.getElementById(id);
+const sheet = new Image(); // all frames of the clip, in reading order
+const video = byId("video"), frames = byId("frames"), tracks = byId("tracks"), spectrogram = byId("spectrogram"), playhead = byId("playhead"), stage = byId("stage");
+const buttons = { play: byId("play"), loop: byId("loop"), sound: byId("sound") };
+const HERTZ = [100, 250, 500, 1000, 2000, 4000, 8000, 12000, 16000];
+let model = null;
+let shown = null; // id of the job in the player
+
+/** Every such frame is shown: at most eight, each where its time begins. */
+const frameStep = () => Math.ceil(model.num_frames / 8);
+
+function drawFrames() {
+  const columns = Math.ceil(Math.sqrt(model.num_frames)), rows = Math.ceil(model.num_frames / columns);
+  const width = sheet.naturalWidth / columns, height = sheet.naturalHeight / rows;
+  const context = frames.getContext("2d");
+  const shown = (frameStep() / model.num_frames) * frames.width, gap = Math.max(1, Math.round(shown / 40));
+  for (let frame = 0; frame < model.num_frames; frame += frameStep()) {
+    const left = (frame / model.num_frames) * frames.width;
+    const cell = (frame % columns) * width, row = Math.floor(frame / columns) * height;
+    context.drawImage(sheet, cell, row, width, height, left, 0, shown, frames.height);
+    context.clearRect(Math.round(left + shown) - gap, 0, gap, frames.height);
+  }
+}
+
+/** Slaney's mel scale: 3/200 mel a Hz below 1 kHz; above, 27 steps for each factor of 6.4. */
+const mel = (hertz) => (hertz < 1000 ? (hertz * 3) / 200 : 15 + (27 * Math.log(hertz / 1000)) / Math.log(6.4));
+
+function tick(text, property, share) {
+  const mark = document.createElement("span");
+  mark.textContent = text;
+  mark.style[property] = `${100 * share}%`;
+  return mark;
+}
+
+function drawAxes() {
+  const { num_bins: bins, min_hz: low, max_hz: high } = model.mel;
+  const height = (hertz) => ((mel(hertz) - mel(low)) / (mel(high) - mel(low))) * (bins + 1) / bins - 0.5 / bins; // of a band's centre
+  let last = -1;
+  const marks = HERTZ.filter((hertz) => {
+    const place = height(hertz);
+    const fits = place >= 0.02 && place <= 0.98 && place - last > 0.13;
+    if (fits) last = place;
+    return fits;
+  });
+  byId("hertz").replaceChildren(...marks.map((hertz) => tick(hertz < 1000 ? `${hertz} Hz` : `${hertz / 1000} kHz`, "bottom", height(hertz))));
+  const step = [0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10].find((seconds) => model.seconds / seconds <= 5) ?? model.seconds;
+  const count = Math.floor(model.seconds / step + 1e-6);
+  const times = Array.from({ length: count + 1 }, (_, index) => index * step);
+  byId("seconds").replaceChildren(...times.map((time) => tick(`${decimals(time)} s`, "left", time / model.seconds)));
+}
+
+/** Learns the size, length and rates of this model's clips. */
+export function prepare(loaded) {
+  model = loaded;
+  const [width, height] = model.size.split("x").map(Number);
+  stage.style.setProperty("--clip-ratio", width / height);
+  for (const picture of [video, frames]) picture.classList.toggle("pixels", width < 160);
+  Object.assign(video, { width, height });
+  frames.width = Math.round((width * model.num_frames) / frameStep());
+  frames.height = height;
+  tracks.setAttribute("aria-valuemax", decimals(model.seconds));
+  byId("clock-end").textContent = model.seconds.toFixed(2);
+  drawAxes();
+}
+
+function drawTime() {
+  const share = Math.min(1, video.currentTime / model.seconds);
+  playhead.style.left = `${100 * share}%`;
+  byId("clock-now").textContent = video.currentTime.toFixed(2);
+  tracks.setAttribute("aria-valuenow", decimals(video.currentTime));
+  tracks.setAttribute("aria-valuetext", `${decimals(video.currentTime)} of ${decimals(model.seconds)} seconds`);
+}
+
+function follow() {
+  drawTime();
+  if (!video.paused && !video.ended) requestAnimationFrame(follow);
+}
+
+function showPlaying() {
+  const playing = !video.paused && !video.ended;
+  stage.classList.toggle("playing", playing);
+  buttons.play.querySelector("use").setAttribute("href", playing ? "#icon-pause" : "#icon-play");
+  buttons.play.querySelector("span").textContent = playing ? "Pause" : "Play";
+  if (playing) follow();
+}
+
+export const play = () => {
+  if (video.error) video.load(); // what failed may work by now
+  return video.play().catch((error) => {
+    if (error.name === "NotAllowedError" || error.name === "AbortError") return; // the browser wants a click first; or another clip came
+    showMediaError();
+  });
+};
+
+const toggle = () => (video.paused ? play() : video.pause());
+
+function seek(seconds) {
+  if (!shown || !(video.readyState >= 1)) return;
+  video.currentTime = Math.min(Math.max(0, seconds), model.seconds - 0.001);
+  drawTime();
+}
+
+function showMediaError() {
+  const error = byId("media-error");
+  error.textContent = "This clip cannot be played here: the browser could not load it, or lacks its format (H.264 with AAC). Download plays it elsewhere.";
+  error.hidden = false;
+}
+
+/** Shows a finished job; shows nothing for null. */
+export function load(job) {
+  if ((job?.id ?? null) === shown) return;
+  shown = job?.id ?? null;
+  byId("media-error").hidden = true;
+  video.hidden = playhead.hidden = !job;
+  for (const button of Object.values(buttons)) button.disabled = !job;
+  tracks.setAttribute("aria-disabled", String(!job));
+  tracks.tabIndex = job ? 0 : -1;
+  frames.getContext("2d").clearRect(0, 0, frames.width, frames.height);
+  spectrogram.hidden = true;
+  sheet.removeAttribute("src");
+  spectrogram.removeAttribute("src");
+  if (job) {
+    sheet.src = contentUrl(job.id, "spritesheet");
+    spectrogram.src = contentUrl(job.id, "spectrogram");
+    video.src = contentUrl(job.id, "video");
+    video.setAttribute("aria-label", `${nameOf(job)}, seed ${job.seed}`);
+  } else {
+    video.pause();
+    video.removeAttribute("src");
+    video.load();
+  }
+  drawTime();
+  showPlaying();
+}
+
+/** Connects the player's buttons, pointer and keys, once. */
+export function connect() {
+  for (const event of ["play", "pause", "ended"]) video.addEventListener(event, showPlaying);
+  for (const event of ["seeked", "timeupdate"]) video.addEventListener(event, () => model && drawTime());
+  video.addEventListener("loadeddata", () => { byId("media-error").hidden = true; });
+  video.addEventListener("error", () => { if (shown) showMediaError(); });
+  spectrogram.addEventListener("load", () => { spectrogram.hidden = false; });
+  sheet.addEventListener("load", drawFrames);
+  video.addEventListener("click", toggle);
+  buttons.play.addEventListener("click", toggle);
+  buttons.loop.addEventListener("click", () => {
+    video.loop = !video.loop;
+    buttons.loop.setAttribute("aria-pressed", String(video.loop));
+  });
+  buttons.sound.addEventListener("click", () => {
+    video.muted = !video.muted;
+    buttons.sound.setAttribute("aria-pressed", String(!video.muted));
+    buttons.sound.querySelector("use").setAttribute("href", video.muted ? "#icon-muted" : "#icon-sound");
+  });
+  const pointed = (event) => {
+    const box = tracks.getBoundingClientRect();
+    seek(((event.clientX - box.left) / box.width) * model.seconds);
+  };
+  tracks.addEventListener("pointerdown", (event) => {
+    if (!shown || event.button !== 0) return;
+    tracks.setPointerCapture(event.pointerId);
+    pointed(event);
+  });
+  tracks.addEventListener("pointermove", (event) => { if (tracks.hasPointerCapture(event.pointerId)) pointed(event); });
+  tracks.addEventListener("keydown", (event) => {
+    const frame = 1 / model.fps;
+    const moves = {
+      ArrowRight: video.currentTime + frame, ArrowUp: video.currentTime + frame, ArrowLeft: video.currentTime - frame,
+      ArrowDown: video.currentTime - frame, Home: 0, End: model.seconds,
+    };
+    if (event.key in moves) seek(moves[event.key]);
+    else if (event.key === " " || event.key === "Enter") toggle();
+    else return;
+    event.preventDefault();
+  });
+}

@@ -1,0 +1,61 @@
+// What the page says about a job and a model, in one place: names, facts, times. Text only.
+
+const TASKS = {
+  joint: { name: "Picture and sound", short: "Both", hint: "The model makes the picture and its sound together.", accept: "" },
+  a2v: { name: "Picture from sound", short: "Picture", hint: "You give the sound; the model makes a picture to it.", accept: "audio/*,video/*", file: "Sound" },
+  v2a: { name: "Sound from picture", short: "Sound", hint: "You give the picture; the model makes the sound to it.", accept: "video/*", file: "Video" },
+};
+
+export const taskWords = (task) => TASKS[task] ?? { name: task, short: task, hint: "", accept: "", file: "File" };
+
+export const nameOf = (job) => job.label || "No label";
+
+export function decimals(value, places = 2) {
+  return Number(Number(value).toFixed(places)).toString();
+}
+
+export function duration(seconds) {
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}
+
+/** What a job waits for, or how it ended. */
+export function stateOf(job) {
+  if (job.status === "in_progress") return "Making";
+  if (job.status !== "queued") return { completed: "Finished", failed: "Failed" }[job.status] ?? job.status;
+  const before = job.queue_position;
+  if (before == null) return "Starting";
+  if (before === 0) return "Waiting: next";
+  return `Waiting: ${before} before it`;
+}
+
+/** A refusal that passes by itself: what is the matter, without the server's own advice on when to come again. */
+export function refusalWords(message) {
+  const matter = message.replace(/[;,.]\s*try again.*$/i, "");
+  return `${matter[0].toUpperCase()}${matter.slice(1)}.`;
+}
+
+export function factsOf(job) {
+  const facts = [["Seed", String(job.seed)], ["Steps", String(job.steps)], ["Guidance", decimals(job.guidance_scale)]];
+  if (job.task !== "joint") facts.push(["Made", taskWords(job.task).name.toLowerCase()]);
+  if (job.status === "completed" && job.seconds_taken != null) facts.push(["Took", duration(job.seconds_taken)]);
+  return facts;
+}
+
+export function modelSentence(model) {
+  const [width, height] = model.size.split("x");
+  const rate = decimals(model.sample_rate / 1000, 1);
+  return `Makes clips with picture and sound: ${model.num_frames} frames of ${width}×${height} pixels at ${model.fps} fps, ${decimals(model.seconds)} seconds, with sound at ${rate} kHz.`;
+}
+
+export function modelDetails(model) {
+  const trained = model.clips_trained == null ? "" : `, trained on ${Number(model.clips_trained).toLocaleString("en")} clips`;
+  return `Checkpoint ${String(model.checkpoint).slice(0, 16)}${trained}.`;
+}
+
+/** The file name of a downloaded clip. */
+export function fileName(job) {
+  const label = nameOf(job).toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "") || "clip";
+  return `${label}-seed-${job.seed}.mp4`;
+}

@@ -1,0 +1,62 @@
+"""Still pictures of a finished clip: its middle frame, a sheet of its frames, the spectrogram of its sound. Blocking; called in threads.
+
+Made from the mp4 alone, so that they show what was delivered.
+"""
+
+import io
+import math
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+
+from proav.config import Config
+from proav.geometry import ClipGeometry
+from proav.media.container import Clip, read_clip
+from proav.media.melframes import MelFrames
+
+SHEET_PIXELS = 1024
+"""Width of a sheet at most."""
+MEDIA_TYPES = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/jpeg", "spectrogram": "image/png"}
+
+
+def preview(mp4: bytes, variant: str, config: Config) -> bytes:
+    """The bytes of `variant`, one of MEDIA_TYPES except video."""
+    geometry = ClipGeometry.from_config(config)
+    clip = read_clip(io.BytesIO(mp4), fps=geometry.fps, sample_rate=geometry.sample_rate, height=geometry.height, width=geometry.width)
+    if variant == "thumbnail":
+        return _jpeg(Image.fromarray(clip.video[len(clip.video) // 2]))
+    if variant == "spritesheet":
+        return _jpeg(_sheet(clip.video))
+    assert variant == "spectrogram", variant
+    return _spectrogram(clip, config)
+
+
+def _sheet(video_THWC: np.ndarray) -> Image.Image:
+    """All frames in reading order, in a grid about as wide as high, shrunk to at most SHEET_PIXELS across."""
+    num_frames, height, width, _ = video_THWC.shape
+    columns = math.ceil(math.sqrt(num_frames))
+    rows = math.ceil(num_frames / columns)
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for index, frame in enumerate(video_THWC):
+        sheet.paste(Image.fromarray(frame), (index % columns * width, index // columns * height))
+    if sheet.width > SHEET_PIXELS:
+        sheet = sheet.resize((SHEET_PIXELS, max(1, round(sheet.height * SHEET_PIXELS / sheet.width))), Image.Resampling.LANCZOS)
+    return sheet
+
+
+def _spectrogram(clip: Clip, config: Config) -> bytes:
+    """The log-mel image that the model works on, low bands at the bottom, one pixel a band and column: the whole width is the clip's time."""
+    mel_TMS = MelFrames(config).encode(torch.from_numpy(clip.audio[None]))[0].numpy()
+    image_ML = mel_TMS.transpose(1, 0, 2).reshape(mel_TMS.shape[1], -1)[::-1]
+    colours = matplotlib.colormaps["magma"]((image_ML.clip(-1, 1) + 1) / 2, bytes=True)[..., :3]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(colours)).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "jpeg", quality=92)
+    return buffer.getvalue()

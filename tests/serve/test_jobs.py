@@ -1,0 +1,74 @@
+"""Jobs on disk: what is written comes back, whatever else lies in the folder."""
+
+import numpy as np
+import pytest
+
+from proav.errors import UserError
+from proav.serve.jobs import Job, JobError, JobStore, check_writable, new_id
+from proav.serve.requests import Order
+
+
+def make_job(**order):
+    order = Order(**{"prompt": "Rain \ud800", "label": "rain", "task": "joint", "seed": 2**53 - 1, "steps": 3, "guidance_scale": 1.5, **order})
+    return Job(id=new_id(), order=order, model="tiny", size="32x32", seconds="0.8", checkpoint="abc", created=100.25)
+
+
+def test_a_job_comes_back_as_it_was(tmp_path):
+    store, job = JobStore(str(tmp_path)), make_job()
+    job.finish(200.0, 50.0, JobError(code="sampling_failed", message="no"))
+    store.create(job, None)
+    assert JobStore(str(tmp_path)).load() == [job]
+
+
+@pytest.mark.parametrize(("task", "given"), [("a2v", np.arange(8, dtype=np.float32)), ("v2a", np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3))])
+def test_what_was_given_comes_back(tmp_path, task, given):
+    store, job = JobStore(str(tmp_path)), make_job(task=task)
+    store.create(job, given)
+    back = store.read_given(job)
+    assert back.dtype == given.dtype and np.array_equal(back, given)
+
+
+def test_jobs_are_loaded_oldest_first_and_damaged_ones_are_told_of(tmp_path, caplog):
+    store = JobStore(str(tmp_path))
+    jobs = [make_job() for _ in range(3)]
+    for job, created in zip(jobs, (3.0, 1.0, 2.0), strict=True):
+        job.created = created
+        store.create(job, None)
+    (tmp_path / "video_damaged").mkdir()
+    (tmp_path / "video_damaged" / "job.json").write_text('{"id": ')
+    (tmp_path / "notes.txt").write_text("not a job")
+    assert [job.created for job in store.load()] == [1.0, 2.0, 3.0]
+    assert "video_damaged" in caplog.text
+
+
+def test_deleting_removes_all_of_a_job(tmp_path):
+    store, job = JobStore(str(tmp_path)), make_job()
+    store.create(job, None)
+    store.save_video(job.id, b"mp4")
+    store.delete(job.id)
+    store.delete(job.id)
+    assert list(tmp_path.iterdir()) == [] and store.load() == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_of(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="jobs_dir=DIR"):
+        check_writable(str(tmp_path / "file" / "jobs"))
+    check_writable(str(tmp_path / "jobs"))
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_the_public_object_has_openais_fields_and_ours():
+    job = make_job()
+    shown = job.to_json(queue_position=2)
+    assert (shown["object"], shown["status"], shown["progress"], shown["queue_position"]) == ("video", "queued", 0, 2)
+    assert (shown["created_at"], shown["expires_at"], shown["label"], shown["seed"], shown["error"]) == (100, None, "rain", 2**53 - 1, None)
+    job.finish(160.0, 40.0)
+    shown = job.to_json()
+    assert (shown["status"], shown["progress"], shown["completed_at"], shown["expires_at"], shown["seconds_taken"]) == (
+        "completed",
+        100,
+        160,
+        200,
+        59.75,
+    )

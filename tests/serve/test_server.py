@@ -1,0 +1,79 @@
+"""The server as a process: mistakes at the start, lost samplers, a lost ingress."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from tests.serve.conftest import ROOT
+from tests.serve.test_http import make, wait_for
+from tests.tiny import save_tiny_mdsa, tiny_config
+
+pytestmark = pytest.mark.ray
+
+
+def replica(server, name):
+    """The process of a replica of this server."""
+    found = [
+        process for process in psutil.Process(server.process.pid).children(recursive=True)
+        if (words := process.cmdline()) and words[0].startswith("ray::ServeReplica") and f":{name}" in words[0]
+    ]  # fmt: skip
+    assert len(found) == 1, found
+    return found[0]
+
+
+def start_words(*words):
+    serve = Path(sys.executable).parent / "serve"
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    return subprocess.run([serve, "run", "proav.serve:app", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_lost_sampler_is_replaced_and_its_job_made(served, server):
+    lost = replica(server, "Sampler")
+    job = requests.post(f"{served}/v1/videos", json={"steps": 150, "seed": 1}).json()
+    while requests.get(f"{served}/v1/videos/{job['id']}").json()["status"] != "in_progress":
+        time.sleep(0.02)
+    lost.send_signal(signal.SIGKILL)
+    assert wait_for(served, job["id"], seconds=120)["status"] == "completed"
+    assert replica(server, "Sampler").pid != lost.pid and requests.get(f"{served}/healthz").status_code == 200
+
+
+def test_a_lost_ingress_comes_back_with_its_jobs(served, server):
+    finished = make(served, steps=1, label="rain")
+    waiting = requests.post(f"{served}/v1/videos", json={"steps": 150}).json()["id"]
+    replica(server, "Front").send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            found = requests.get(f"{served}/v1/videos/{finished['id']}", timeout=10)
+            if found.status_code == 200:
+                break
+        except requests.RequestException:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert found.json() == finished
+    assert wait_for(served, waiting, seconds=120)["status"] == "completed"
+
+
+def test_mistakes_at_the_start_are_told_in_a_line(tmp_path, tiny_checkpoint):
+    mdsa = save_tiny_mdsa(str(tmp_path), tiny_config())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for words, said in [
+            ([f"checkpoint={mdsa}"], "is a checkpoint of mdsa, expected one of stdit"),
+            ([f"checkpoint={tiny_checkpoint}", f"jobs_dir={tmp_path}/jobs", f"port={port}"], f"cannot listen on 127.0.0.1:{port}"),
+        ]:
+            done = start_words(*words)
+            lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            assert done.returncode == 2 and len(lines) == 1 and said in lines[0], done.stderr
+            assert "Traceback" not in done.stdout + done.stderr
