@@ -1,0 +1,146 @@
+"""Pictures of a sweep: picture against sound at each rung, and scores over clips; as SVG for the page, as PNG for everything else.
+
+Trials are `rows.Row`s. A marker's colour is the value of the sweep's first axis, its shape that of the second, its size what a reconstruction costs.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from proav.report_page.figures import CARD, LINE, MUTED, themed_svg
+from proav.report_page.page import Markup
+from proav.tune.rows import Row, front
+from proav.tune.space import short_names, value_words
+
+HUES = ("#c0551c", "#2b8a94", "#8661c1", "#5f8f2f", "#c04f80", "#8a7a3d")
+"""Of about one lightness, so that they stand out from white and from black paper."""
+SHAPES = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
+"""Markers, and the characters that stand for them in a text."""
+SMALLEST, LARGEST = 30, 150
+"""Areas of markers, in square points."""
+LEAST_SPAN_DB = 0.2
+"""An axis shows at least this much: differences of thousandths of a dB are not to look like differences."""
+
+
+@dataclass(frozen=True)
+class Ink:
+    """The colours of a drawing beside its hues."""
+
+    muted: str
+    line: str
+    paper: str
+
+
+ON_PAGE = Ink(MUTED, LINE, CARD)
+ON_WHITE = Ink("#66615b", "#e4e0da", "#ffffff")
+
+
+def legend(axes: dict[str, Sequence]) -> list[tuple[str, str, str, str]]:
+    """(key, value in words, hue or "", shape) of every value that has a colour or a shape of its own; none for an axis with more values than those."""
+    entries = []
+    for place, (key, values) in enumerate(list(axes.items())[:2]):
+        if len(values) <= len(HUES):
+            for number, value in enumerate(values):
+                entries.append((key, value_words(value), "" if place else HUES[number], list(SHAPES)[number] if place else "o"))
+    return entries
+
+
+def look_of(row: Row, axes: dict[str, Sequence]) -> tuple[str, str]:
+    """(hue, shape) of the row's marker."""
+    places = [list(values).index(row.point[key]) if len(values) <= len(HUES) else 0 for key, values in list(axes.items())[:2]]
+    return HUES[places[0]], list(SHAPES)[places[1]] if len(places) > 1 else "o"
+
+
+def front_svg(rows: list[Row], clips: int, axes: dict[str, Sequence], *, description: str) -> Markup:
+    """Picture against sound of the trials measured at `clips`, with their front."""
+    figure = Figure(figsize=(3.6, 2.9))
+    figure.patch.set_alpha(0)
+    _draw_front(figure.add_axes((0.16, 0.16, 0.81, 0.8)), rows, clips, axes, ON_PAGE)
+    return themed_svg(figure, description)
+
+
+def scores_svg(rows: list[Row], axes: dict[str, Sequence], *, description: str) -> Markup:
+    """Each trial's score over clips."""
+    figure = Figure(figsize=(3.6, 2.9))
+    figure.patch.set_alpha(0)
+    plot = _styled(figure.add_axes((0.16, 0.16, 0.81, 0.8)), ON_PAGE)
+    for row in reversed(rows):
+        clips, scores = [rung["clips"] for rung in row.rungs], [rung["score"] for rung in row.rungs]
+        hue, shape = look_of(row, axes)
+        plot.plot(clips, scores, color=hue, linewidth=1.4, marker=shape, markersize=4, alpha=0.85)
+    plot.set_xlim(left=0)
+    plot.set_xlabel("clips", fontsize=7.5, color=MUTED, labelpad=2)
+    plot.set_ylabel("score, dB", fontsize=7.5, color=MUTED, labelpad=3)
+    return themed_svg(figure, description)
+
+
+def fronts_png(rows: list[Row], rungs: Sequence[int], axes: dict[str, Sequence], *, title: str) -> bytes:
+    """All rungs side by side, with a legend: a PNG file's bytes."""
+    figure = Figure(figsize=(max(5.2, 3.9 * len(rungs)), 4.2), dpi=160, facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(1, len(rungs), squeeze=False)[0]
+    for plot, clips in zip(grid, rungs, strict=True):
+        _draw_front(plot, rows, clips, axes, ON_WHITE)
+        seen = sum(any(rung["clips"] == clips for rung in row.rungs) for row in rows)
+        plot.set_title(f"after {clips:,} clips: {seen} trials", fontsize=9, color="#1d1b19", loc="left")
+    names = short_names(list(axes))
+    handles = [
+        Line2D([], [], marker=shape, linestyle="", color=hue or ON_WHITE.muted, label=f"{names[key]} {value}")
+        for key, value, hue, shape in legend(axes)
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 3 * len(rungs)), fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=10.5, x=0.01, ha="left", color="#1d1b19")
+    figure.tight_layout(rect=(0, 0.12, 1, 0.98))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def flops_range(rows: list[Row]) -> tuple[float, float]:
+    """Fewest and most GFLOP of a reconstruction: what the smallest and the largest marker stand for."""
+    flops = [row.flops_per_clip / 1e9 for row in rows]
+    return min(flops), max(flops)
+
+
+def _draw_front(plot, rows: list[Row], clips: int, axes: dict[str, Sequence], ink: Ink) -> None:
+    _styled(plot, ink)
+    low, high = flops_range(rows)
+    winners = front(rows, clips)
+    at = [(row, rung) for row in rows for rung in row.rungs if rung["clips"] == clips]
+    line = sorted((rung["psnr_db"], rung["mel_error_db"]) for row, rung in at if row in winners)
+    plot.plot(*zip(*line), color=ink.muted, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    for row, rung in at:
+        share = (row.flops_per_clip / 1e9 - low) / (high - low) if high > low else 0.5
+        hue, shape = look_of(row, axes)
+        area, best = SMALLEST + (LARGEST - SMALLEST) * share, row in winners
+        plot.scatter(
+            rung["psnr_db"], rung["mel_error_db"], s=area, color=hue, marker=shape, alpha=1 if best else 0.5,
+            edgecolors=ink.muted if best else "none", linewidths=1.1, zorder=3 if best else 2,
+        )  # fmt: skip
+    plot.margins(0.14, 0.16)
+    for low_edge, high_edge, set_limits in ((*plot.get_xlim(), plot.set_xlim), (*plot.get_ylim(), plot.set_ylim)):
+        missing = max(0.0, LEAST_SPAN_DB - (high_edge - low_edge))
+        set_limits(low_edge - missing / 2, high_edge + missing / 2)
+    plot.invert_yaxis()
+    plot.set_xlabel("picture: PSNR, dB", fontsize=7.5, color=ink.muted, labelpad=2)
+    plot.set_ylabel("sound: log-mel error, dB (less is better)", fontsize=7.5, color=ink.muted, labelpad=3)
+    plot.text(0.985, 0.98, "better ↗", transform=plot.transAxes, fontsize=7.5, color=ink.muted, ha="right", va="top")
+
+
+def _styled(plot, ink: Ink):
+    plot.set_facecolor("none")
+    plot.tick_params(colors=ink.muted, labelsize=7.5, length=3, width=0.6, labelcolor=ink.muted)
+    for side, spine in plot.spines.items():
+        spine.set(visible=side in ("left", "bottom"), color=ink.line, linewidth=0.8)
+    for axis in (plot.xaxis, plot.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    plot.grid(color=ink.line, linewidth=0.6)
+    plot.set_axisbelow(True)
+    return plot

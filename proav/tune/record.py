@@ -1,0 +1,104 @@
+"""What each trial of a sweep has reached, on disk: trials/<id>/trial.json, written whole after every rung.
+
+It is what a sweep goes on from after an interruption, and all that results are made of; Ray Tune's own state is not needed again.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+
+from proav import storage
+from proav.config import TuneConfig
+from proav.errors import UserError
+from proav.tune.space import Point, Trial
+
+RECORD = "trial.json"
+FORMAT = 1
+RUNNING, FINISHED, STOPPED, FAILED, CRASHED = "running", "finished", "stopped", "failed", "crashed"
+"""running: being trained, or cut off. finished: has seen max_clips. stopped: by the scheduler. failed: a mistake that would come again.
+crashed: lost for another reason; tried again when the sweep is run again."""
+DONE = (FINISHED, STOPPED, FAILED)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial and its measurements, in order of clips."""
+
+    id: str
+    point: Point
+    data_hash: str
+    """Of the manifest of the prepared data."""
+    number: int
+    """Order in which the sweep began its trials."""
+    status: str = RUNNING
+    reason: str = ""
+    """Why it failed or crashed."""
+    schedule: list | None = None
+    """What decides whether it goes on; under another schedule, a trial that was stopped is looked at again."""
+    passed: int = 0
+    """Clips up to which it was let go on under this schedule."""
+    rungs: list[dict] = field(default_factory=list)
+    """One dict a rung: clips, step, loss, psnr_db, mel_error_db and more, as `trial.measure` makes them."""
+
+    @property
+    def clips(self) -> int:
+        """Clips seen at the last measurement."""
+        return self.rungs[-1]["clips"] if self.rungs else 0
+
+    def rung(self, clips: int) -> dict | None:
+        """The first measurement at `clips` or more."""
+        return next((rung for rung in self.rungs if rung["clips"] >= clips), None)
+
+    @classmethod
+    def begin(cls, trial: Trial, tune: TuneConfig, *, number: int, data_hash: str) -> "TrialRecord":
+        return cls(id=trial.id, point=trial.point, data_hash=data_hash, number=number, schedule=schedule_of(tune))
+
+    def reopened(self, tune: TuneConfig) -> "TrialRecord":
+        """The record of a trial that is not done, for going on."""
+        schedule = schedule_of(tune)
+        return self.replace(status=RUNNING, reason="", schedule=schedule, passed=self.passed if self.schedule == schedule else 0)
+
+    def replace(self, **changes) -> "TrialRecord":
+        return dataclasses.replace(self, **changes)
+
+
+def schedule_of(tune: TuneConfig) -> list:
+    """What decides which trials are stopped: a trial that was stopped under this schedule stays so."""
+    return [tune.scheduler, list(tune.rungs), tune.reduction_factor, tune.picture_weight, tune.sound_weight]
+
+
+def is_done(record: TrialRecord, tune: TuneConfig) -> bool:
+    """Whether nothing is left to do for the trial under these settings."""
+    if record.status == FINISHED:
+        return record.clips >= tune.max_clips
+    return record.status == FAILED or (record.status == STOPPED and record.schedule == schedule_of(tune))
+
+
+def score(rung: dict, tune: TuneConfig) -> float:
+    """picture_weight * PSNR - sound_weight * log-mel error, both in dB."""
+    return tune.picture_weight * rung["psnr_db"] - tune.sound_weight * rung["mel_error_db"]
+
+
+def write_record(trial: Trial, record: TrialRecord) -> None:
+    storage.write_text(storage.join(trial.config.run_folder, RECORD), json.dumps({"format": FORMAT} | dataclasses.asdict(record), indent=1))
+
+
+def read_record(trial_folder: str) -> TrialRecord | None:
+    """The record in a trial's folder; None where there is none. Raises UserError where it cannot be read."""
+    path = storage.join(trial_folder, RECORD)
+    if not storage.exists(path):
+        return None
+    try:
+        values = json.loads(storage.read_text(path))
+        if values.pop("format") != FORMAT:
+            raise ValueError("another format")
+        return TrialRecord(**values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete {trial_folder} to run that trial anew") from None
+
+
+def read_records(folder: str) -> dict[str, TrialRecord]:
+    """Every record below the folder of trials, by id, in the order in which they were begun."""
+    folders = {path.rsplit("/", 1)[0] for path in storage.list_files(folder) if path.endswith("/" + RECORD)}
+    records = [read_record(path) for path in folders]
+    return {record.id: record for record in sorted(records, key=lambda record: (record.number, record.id))}

@@ -1,0 +1,145 @@
+"""What a sweep leaves: results.csv, results.json with its protocol, best.yaml and metrics.jsonl, and the table on the terminal.
+
+The rows are made by `rows.py`, the page and its pictures by `page.py`.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from proav import storage
+from proav.config import Config, TuneConfig
+from proav.settings import config_to_dict, config_to_yaml
+from proav.tune.page import write_page
+from proav.tune.record import CRASHED, FAILED, RUNNING, TrialRecord, schedule_of, score
+from proav.tune.rows import Row, best_row, front, make_rows, rungs_of
+from proav.tune.space import config_at, describe, num_combinations, short_names, value_words
+
+
+def write_results(config: Config, records: dict[str, TrialRecord], *, data: dict, quiet: bool = False) -> dict:
+    """Writes <run_dir>/tune/{metrics.jsonl,results.csv,results.json,best.yaml,pareto.png,report.html}; returns what results.json holds.
+
+    data: the manifest of the prepared data. Files that would not change are left alone. quiet: no table.
+    """
+    tune, folder = config.tune, storage.join(config.run_folder, "tune")
+    rows = make_rows(config, records.values())
+    best = best_row(rows)
+    results = {
+        "best": best.trial if best else None,
+        "fronts": {str(clips): [row.trial for row in front(rows, clips)] for clips in rungs_of(rows)},
+        "trials": [asdict(row) for row in rows],
+        "protocol": _protocol(config, rows, data),
+    }
+    text = json.dumps(results, indent=1)
+    path = storage.join(folder, "results.json")
+    if not (storage.exists(path) and storage.read_text(path) == text and storage.exists(storage.join(folder, "report.html"))):
+        storage.write_text(storage.join(folder, "metrics.jsonl"), metrics_lines(records.values(), tune))
+        storage.write_text(storage.join(folder, "results.csv"), _csv(tune, rows))
+        if best:
+            storage.write_text(storage.join(folder, "best.yaml"), best_yaml(config, best))
+        write_page(config, rows, results, folder)
+        storage.write_text(path, text)  # last: it marks the others as complete
+    if not quiet:
+        _tell(config, rows, best, folder)
+    return results
+
+
+def best_yaml(config: Config, best: Row) -> str:
+    """A whole configuration with the best point in it, for train.py; with a name and folder of its own beside the sweep's, on the same data."""
+    parent, _, name = config.run_folder.rstrip("/").rpartition("/")
+    chosen = config_at(config, best.point)
+    data = chosen.data.model_copy(update={"prepared": config.data_folder})
+    updates = {"name": f"{config.name}-best", "run_dir": storage.join(parent, f"{name}-best") if parent else f"{name}-best", "data": data}
+    head = [
+        f"The best of the sweep {config.name} ({config.run_folder}/tune/results.json): trial {best.trial}, {describe(best.point)}.",
+        f"After {best.clips:,} clips: picture {best.psnr_db:.2f} dB PSNR, sound {best.mel_error_db:.2f} dB log-mel error.",
+        "It trains the full length below from the beginning:  python ray_jobs/train.py --config THIS_FILE stage=mdsa",
+    ]
+    return "".join(f"# {line}\n" for line in head) + config_to_yaml(chosen.model_copy(update=updates))
+
+
+def metrics_lines(records: Iterable[TrialRecord], tune: TuneConfig) -> str:
+    """metrics.jsonl: one JSON object a measurement, by clips, then in the order in which trials began."""
+    lines = [{"trial": record.id, **rung, "score": score(rung, tune)} for record in records for rung in record.rungs]
+    return "".join(json.dumps(line) + "\n" for line in sorted(lines, key=lambda line: line["clips"]))
+
+
+def _csv(tune: TuneConfig, rows: list[Row]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    plain = [name for name in Row.__dataclass_fields__ if name not in ("point", "rungs")]
+    writer.writerow(["trial", *tune.axes, *plain[1:]])
+    for row in rows:
+        writer.writerow([row.trial, *(value_words(row.point[key]) for key in tune.axes), *(getattr(row, name) for name in plain[1:])])
+    return buffer.getvalue()
+
+
+def _protocol(config: Config, rows: list[Row], data: dict) -> dict:
+    tune, rungs = config.tune, [rung for row in rows for rung in row.rungs]
+    scheduler = (
+        f"asynchronous successive halving: of the trials so far, the best 1/{tune.reduction_factor} at a rung go on to the next; what arrives first goes on"
+        if tune.scheduler == "asha"
+        else "every trial sees all clips"
+    )
+    return {
+        "score": f"{_times(tune.picture_weight)}PSNR - {_times(tune.sound_weight)}log-mel error, dB",
+        "measured_on": f"reconstructions of {max((rung['num_clips'] for rung in rungs), default=0)} clips of the {config.evaluate.split} sources, "
+        "moving-average weights: mean PSNR over all pixels of a clip, mean |log-mel difference| over its native mel grid",
+        "rungs_clips": list(tune.rungs),
+        "scheduler": scheduler,
+        "search": f"{tune.search}, seed {tune.seed}, {len(rows)} of {num_combinations(tune)} combinations",
+        "schedule": schedule_of(tune),
+        "data": {"hash": data["hash"], "splits": data["splits"]},
+        "flops_per_clip": "encode and decode of both modalities, a multiply-add is two; in closed form",
+        "clips_per_second": f"in training steps, {tune.max_concurrent_trials or 'as many as fit'} trials at a time on the same machines",
+        "devices": sorted({rung["device"] for rung in rungs}),
+        "seed": config.seed,
+        "configuration": {key: value for key, value in config_to_dict(config).items() if key in ("name", "clip", "mel", "mdsa", "tune")},
+    }
+
+
+def _times(weight: float) -> str:
+    return "" if weight == 1 else f"{weight:g} * "
+
+
+def _tell(config: Config, rows: list[Row], best: Row | None, folder: str) -> None:
+    print(format_table(config.tune, rows))
+    unfinished = [row for row in rows if row.status in (RUNNING, CRASHED)]
+    if unfinished:
+        print(f"tune: {len(unfinished)} of {len(rows)} trials did not end by themselves; the same command tries them again")
+    if best is None:
+        return
+    print(f"tune: best after {best.clips:,} clips: {describe(best.point)}")
+    print(f"tune: train it: python ray_jobs/train.py --config {storage.join(folder, 'best.yaml')}")
+    print(f"tune: {storage.join(folder, 'report.html')}")
+
+
+def format_table(tune: TuneConfig, rows: list[Row]) -> str:
+    """The trials as lines of text: measured values at the last rung, costs, how each ended; * marks the front of those that saw most clips."""
+    names = short_names(list(tune.axes))
+    heads = ["trial", *(names[key] for key in tune.axes), "clips", "PSNR dB", "mel dB", "score", "params M", "GFLOP", "clips/s", "GiB", "ended"]
+    lines = [heads]
+    for row in rows:
+        numbers = [
+            _number(row.psnr_db, 2), _number(row.mel_error_db, 2), _number(row.score, 3), _number(row.parameters / 1e6, 2),
+            _number(row.flops_per_clip / 1e9, 2), _number(row.clips_per_second, 2), _number(row.peak_memory_gib, 2),
+        ]  # fmt: skip
+        ended = row.status + (f": {row.reason[:60]}" if row.status in (FAILED, CRASHED) else "")
+        values = [value_words(row.point[key]) for key in tune.axes]
+        lines.append([row.trial + ("*" if row.pareto else ""), *values, f"{row.clips:,}", *numbers, ended])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    last_left = len(tune.axes)
+    text = [
+        "  ".join(
+            cell.ljust(width) if place <= last_left or place == len(heads) - 1 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths))
+        )
+        for line in lines
+    ]
+    return "\n".join(line.rstrip() for line in text)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

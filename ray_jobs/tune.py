@@ -1,0 +1,14 @@
+"""A sweep over settings of MDSA with Ray Tune: each trial is a Ray Train run; a table, a Pareto plot, and the best configuration for train.py."""
+
+from proav.jobs import Config, run_job
+from proav.tune.space import plan_text
+
+
+def main(config: Config) -> None:
+    from proav.tune.sweep import sweep
+
+    sweep(config)
+
+
+if __name__ == "__main__":
+    run_job(main, description=__doc__, records=True, plan=plan_text)

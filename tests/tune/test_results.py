@@ -1,0 +1,125 @@
+"""From records to what a sweep leaves: fronts, the best trial, files that others read."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+
+from proav.errors import UserError
+from proav.settings import load_config
+from proav.tune.record import CRASHED, FAILED, FINISHED, STOPPED, TrialRecord, is_done, read_records, schedule_of, write_record
+from proav.tune.results import write_results
+from proav.tune.rows import best_row, front, make_rows, rungs_of
+from proav.tune.space import grid_points, make_trial
+from tests.tune.test_space import GROUPS, SCALES, sweep_config
+
+DATA = {"hash": "abc", "splits": {"validation": {"sources": 1}}}
+
+
+def rung(clips, psnr, error):
+    common = {"step": clips // 4, "loss": 1.0, "num_clips": 3, "clips_per_second": 2.0, "peak_memory_gib": 0.5, "seconds": clips / 2, "device": "cpu"}
+    return {"clips": clips, "psnr_db": psnr, "mel_error_db": error, **common}
+
+
+def records_of(config):
+    """Six trials: three saw 32 clips, one was stopped at 8, one failed, one crashed after its first rung."""
+    measured = [
+        (FINISHED, [rung(8, 10, 6), rung(32, 14, 4)]), (FINISHED, [rung(8, 11, 6), rung(32, 15, 5)]), (FINISHED, [rung(8, 12, 7), rung(32, 13.9, 4.5)]),
+        (STOPPED, [rung(8, 13, 3)]), (FAILED, []), (CRASHED, [rung(8, 9, 9)]),
+    ]  # fmt: skip
+    records = {}
+    for number, ((status, rungs), point) in enumerate(zip(measured, grid_points(config.tune), strict=True)):
+        trial = make_trial(config, point, data_hash="abc")
+        record = TrialRecord.begin(trial, config.tune, number=number, data_hash="abc")
+        reason = "the loss is not finite" if status == FAILED else ""
+        records[trial.id] = record.replace(status=status, rungs=rungs, reason=reason)
+        write_record(trial, records[trial.id])
+    return records
+
+
+def test_trials_are_compared_at_equal_clips(tmp_path):
+    config = sweep_config(f"run_dir={tmp_path}")
+    rows = make_rows(config, records_of(config).values())
+    assert rungs_of(rows) == [8, 32] and [row.clips for row in rows] == [32, 32, 32, 8, 8, 0]
+    assert [row.psnr_db for row in front(rows, 8)] == [13]  # the stopped one beats the others where they were equally young
+    assert sorted(row.psnr_db for row in front(rows, 32)) == [14, 15]
+    best = best_row(rows)
+    assert best is rows[0] and best.score == 10 and best.pareto and best.point == {SCALES: [1], GROUPS: 2}
+    assert [row.pareto for row in rows] == [True, True, False, False, False, False]
+    assert len({row.parameters for row in rows}) == 3  # one number of parameters for each number of scales
+
+
+def test_weights_of_the_score_choose_the_best(tmp_path):
+    config = sweep_config(f"run_dir={tmp_path}", "tune.sound_weight=0.1")
+    assert best_row(make_rows(config, records_of(config).values())).psnr_db == 15
+
+
+def test_every_file_is_there_and_says_the_same(tmp_path, capsys):
+    config = sweep_config(f"run_dir={tmp_path}/run", "mdsa.train.num_clips=64")
+    results = write_results(config, records_of(config), data=DATA)
+    folder = tmp_path / "run" / "tune"
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert (
+        results["protocol"]["data"]["hash"] == "abc" and "PSNR" in results["protocol"]["score"] and results["protocol"]["rungs_clips"] == [8, 16, 32]
+    )
+    with open(folder / "results.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert (
+        [row["trial"] for row in table] == [row["trial"] for row in results["trials"]] and table[0][SCALES] == "[1]" and table[0]["score"] == "10.0"
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["clips"] for line in lines] == [8] * 5 + [32] * 3 and {"clips", "step", "loss", "clips_per_second", "seconds"} <= set(lines[0])
+    assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "report.html").read_text()
+    assert "the loss is not finite" in page and "https://" not in page and page.count("<svg") == 3
+    said = capsys.readouterr().out
+    assert "2 of 6 trials" not in said and "1 of 6 trials did not end by themselves" in said and "failed: the loss is not finite" in said
+
+
+def test_best_yaml_is_a_configuration_for_train(tmp_path):
+    config = sweep_config(f"run_dir={tmp_path}/run", "mdsa.train.num_clips=64")
+    write_results(config, records_of(config), data=DATA, quiet=True)
+    path = tmp_path / "run" / "tune" / "best.yaml"
+    best = load_config(str(path))
+    assert best.mdsa.multi_scale.scales == (1,) and best.mdsa.train.num_clips == 64 and not best.tune.axes
+    assert best.run_folder == f"{tmp_path}/run-best" and best.data_folder == f"{tmp_path}/run/data"
+    assert path.read_text().startswith("# The best of the sweep tiny")
+
+
+def test_nothing_is_rewritten_where_nothing_changed(tmp_path):
+    config = sweep_config(f"run_dir={tmp_path}")
+    write_results(config, records_of(config), data=DATA, quiet=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "tune").iterdir() if path.is_file()}
+    write_results(config, records_of(config), data=DATA, quiet=True)
+    assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) == 6
+
+
+def test_a_sweep_of_which_nothing_is_left_but_failures_has_a_page(tmp_path):
+    config = sweep_config(f"run_dir={tmp_path}")
+    records = {name: record.replace(status=FAILED, rungs=[]) for name, record in records_of(config).items()}
+    results = write_results(config, records, data=DATA)
+    assert results["best"] is None and "Nothing was measured" in (tmp_path / "tune" / "report.html").read_text()
+    assert not (tmp_path / "tune" / "best.yaml").exists()
+
+
+def test_a_stopped_trial_stays_stopped_only_under_its_schedule():
+    record = TrialRecord(
+        id="t", point={}, data_hash="abc", number=0, status=STOPPED, schedule=schedule_of(sweep_config().tune), rungs=[rung(8, 1, 1)]
+    )
+    assert is_done(record, sweep_config().tune)
+    assert not is_done(record, sweep_config("tune.scheduler=none").tune)
+    finished = record.replace(status=FINISHED, rungs=[rung(32, 1, 1)])
+    assert is_done(finished, sweep_config().tune) and not is_done(finished, sweep_config("tune.max_clips=64").tune)
+
+
+def test_records_come_back_as_they_were_and_damage_is_told(tmp_path):
+    config = sweep_config(f"run_dir={tmp_path}")
+    records = records_of(config)
+    folder = tmp_path / "tune" / "trials"
+    assert {name: dataclasses.asdict(record) for name, record in read_records(str(folder)).items()} == {
+        name: dataclasses.asdict(record) for name, record in records.items()
+    }
+    (folder / next(iter(records)) / "trial.json").write_text("{")
+    with pytest.raises(UserError, match="delete .* to run that trial anew"):
+        read_records(str(folder))

@@ -1,0 +1,135 @@
+"""Which trials a sweep has, before anything runs: points, ids, and what is refused."""
+
+from collections import Counter
+
+import pytest
+
+from proav.errors import ConfigError
+from proav.settings import config_to_yaml, load_config
+from proav.tune.space import (
+    check_sweep,
+    config_at,
+    describe,
+    grid_points,
+    make_trial,
+    num_trials,
+    plan_text,
+    planned_points,
+    random_points,
+    short_names,
+)
+from tests.tiny import tiny_config
+
+SCALES, GROUPS, BLOCK = "mdsa.multi_scale.scales", "mdsa.group_cross.num_groups", "mdsa.bi_block.block_size"
+AXES = (f"tune.axes.{SCALES}=[[1],[1,2],[1,2,4]]", f"tune.axes.{GROUPS}=[2,4]", "tune.grace_clips=8", "tune.max_clips=32")
+
+
+def sweep_config(*words):
+    return tiny_config(*AXES, *words)
+
+
+def test_a_grid_has_every_combination_once():
+    points = list(grid_points(sweep_config().tune))
+    assert len(points) == 6 == num_trials(sweep_config().tune)
+    assert points[0] == {SCALES: [1], GROUPS: 2} and points[1] == {SCALES: [1], GROUPS: 4}
+    assert len({describe(point) for point in points}) == 6
+    assert planned_points(sweep_config("tune.num_trials=4").tune) == points[:4]
+
+
+def test_random_points_differ_are_balanced_and_begin_alike():
+    tune = sweep_config(f"tune.axes.{SCALES}=[[1],[1,2],[1,2,4],[1,4]]", f"tune.axes.{BLOCK}=[1,2,4]", "tune.search=random").tune
+    eight, twelve = (list(random_points(tune, seed=3, count=count)) for count in (8, 12))
+    assert eight == twelve[:8] and len({describe(point) for point in twelve}) == 12
+    counts = Counter(str(point[SCALES]) for point in twelve)
+    assert len(counts) == 4 and min(counts.values()) >= 2  # 3 each, but for repeated combinations, which are drawn anew
+    assert eight != list(random_points(tune, seed=4, count=8))
+    assert len(list(random_points(tune, seed=3, count=999))) == 24
+
+
+def test_a_point_becomes_a_whole_configuration_without_the_sweep():
+    config = sweep_config()
+    there = config_at(config, {SCALES: [1, 4], GROUPS: 4})
+    assert there.mdsa.multi_scale.scales == (1, 4) and there.mdsa.group_cross.num_groups == 4
+    assert not there.tune.axes and there.mdsa.width == config.mdsa.width
+
+
+def test_an_id_follows_from_the_question_alone():
+    point = {SCALES: [1, 2], GROUPS: 2}
+
+    def name(*words, data_hash="abc", at=point):
+        return make_trial(sweep_config(*words), at, data_hash=data_hash).id
+
+    same = name()
+    for words in (["run_dir=elsewhere"], ["tune.max_clips=64"], ["mdsa.train.cpus_per_worker=2"], ["mdsa.train.num_clips=99"], ["generate.steps=3"]):
+        assert name(*words) == same, words
+    others = [
+        name("seed=1"),
+        name("mdsa.train.learning_rate=0.1"),
+        name("evaluate.max_clips=2"),
+        name(data_hash="xyz"),
+        name(at={SCALES: [1], GROUPS: 2}),
+    ]
+    assert len({same, *others}) == 6
+
+
+def test_trials_have_folders_of_their_own_and_the_data_of_the_run():
+    trial = make_trial(sweep_config("run_dir=/r"), {SCALES: [1], GROUPS: 2}, data_hash="abc")
+    assert trial.config.run_folder == f"/r/tune/trials/{trial.id}" and trial.config.data_folder == "/r/data" and trial.config.stage == "mdsa"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tune.axes={}"], "nothing to sweep"),
+        (["tune.axes.mdsa.multi_scale.scale=[1,2]"], "did you mean mdsa.multi_scale.scales?"),
+        (["tune.axes.mdsa.multi_scale=[1,2]"], "which is no setting"),
+        (["tune.axes.stdit.depth=[1,2]"], "expected settings that begin with mdsa."),
+        (["tune.axes.mdsa.train.num_clips=[10,20]"], "tune.max_clips says how long"),
+        ([f"tune.axes.{GROUPS}=[2,3]"], f"{SCALES}=[1] {GROUPS}=3: mdsa.group_cross.num_groups=3 does not divide clip.num_frames=4 (and 2 more"),
+        ([f"tune.axes.{SCALES}=[[1],two]"], f"{SCALES}=two"),
+        (["tune.axes.mdsa.train.batch_size=[4,16]"], "less than one batch; expected at least mdsa.train.batch_size=16"),
+    ],
+)
+def test_a_sweep_that_cannot_be_run_is_refused_before_it_starts(words, said):
+    with pytest.raises(ConfigError) as error:
+        check_sweep(sweep_config(*words))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("tune.axes.mdsa.width=16", "is one value; expected a list"),
+        ("tune.axes.mdsa.width=[]", "names no value"),
+        ("tune.axes.mdsa.width=[16,16]", "names a value twice"),
+        ("tune.grace_clips=64", "tune.grace_clips=64 is above tune.max_clips=32"),
+        ("tune.search=bayes", "'grid', 'random' or 'optuna'"),
+    ],
+)
+def test_a_wrong_setting_of_the_sweep_is_told(word, said):
+    with pytest.raises(ConfigError) as error:
+        sweep_config(word)
+    assert said in str(error.value)
+
+
+def test_axes_survive_a_round_trip_and_give_way_to_overrides(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(config_to_yaml(sweep_config()))
+    assert load_config(str(path)) == sweep_config()
+    assert load_config(str(path), [f"tune.axes.{GROUPS}=[1]"]).tune.axes == {SCALES: ([1], [1, 2], [1, 2, 4]), GROUPS: (1,)}
+
+
+def test_rungs_grow_up_to_the_whole_budget():
+    assert sweep_config("tune.reduction_factor=3").tune.rungs == (8, 24, 32)
+    assert sweep_config("tune.scheduler=none").tune.rungs == (32,)
+
+
+def test_the_plan_lists_the_trials_with_their_costs():
+    text = plan_text(sweep_config("tune.num_trials=2"))
+    assert "2 of 6 combinations" in text and text.count("M parameters") == 2 and "8, 16, 32 clips" in text
+
+
+def test_short_names_tell_axes_apart():
+    assert short_names([SCALES, GROUPS]) == {SCALES: "scales", GROUPS: "num_groups"}
+    both = short_names(["mdsa.num_heads", "mdsa.spatial.num_heads"])
+    assert both == {"mdsa.num_heads": "mdsa.num_heads", "mdsa.spatial.num_heads": "spatial.num_heads"}

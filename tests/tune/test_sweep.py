@@ -1,0 +1,106 @@
+"""A whole sweep on real Ray, killed and taken up again: nothing is trained twice, a failure is a row, and all resources come back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from proav.errors import UserError
+from proav.settings import config_to_yaml
+from proav.tune.sweep import sweep
+from tests.tiny import tiny_config
+from tests.train.tiny_run import write_segments
+
+ROOT = Path(__file__).parents[2]
+SCALES, RATE = "mdsa.multi_scale.scales", "mdsa.train.learning_rate"
+WORDS = (
+    "evaluate.split=train", "evaluate.max_clips=6", "train.engine=torch", "mdsa.loss.adversarial_start_clips=1000", "mdsa.train.max_failures=0",
+    f"tune.axes.{SCALES}=[[1],[1,2]]", f"tune.axes.{RATE}=[1.0e-3,1.0e+30]", "tune.num_trials=3", "tune.grace_clips=8", "tune.max_clips=16",
+)  # fmt: skip
+pytestmark = pytest.mark.ray
+
+
+def kill_after_first_rung(path: Path, trials: Path) -> dict:
+    """Starts the job, kills it without warning when a trial has its first measurement, and returns that trial's record."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "ray_jobs" / "tune.py"), "--config", str(path)]
+    job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            assert job.poll() is None, job.stdout.read().decode()
+            for record in map(json.loads, (file.read_text() for file in trials.glob("*/trial.json"))):
+                if record["rungs"]:
+                    return record
+            time.sleep(0.2)
+        raise AssertionError("no trial was measured in four minutes")
+    finally:
+        job.send_signal(signal.SIGKILL)
+        job.communicate()
+
+
+def wait_until_free(seconds: float = 20.0) -> None:
+    """Ray tells freed resources with a delay. Object memory is left out: other tests have used this Ray and may still hold objects."""
+
+    def taken() -> dict[str, float]:
+        free = ray.available_resources()
+        return {kind: most - free.get(kind, 0) for kind, most in ray.cluster_resources().items() if kind != "object_store_memory"}
+
+    deadline = time.monotonic() + seconds
+    while any(taken().values()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(taken().values()), taken()
+
+
+def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, ray_local, capfd):
+    config = tiny_config(f"run_dir={tmp_path}/run", *WORDS)
+    write_segments(config)
+    (tmp_path / "sweep.yaml").write_text(config_to_yaml(config))
+    folder = tmp_path / "run" / "tune"
+    measured = kill_after_first_rung(tmp_path / "sweep.yaml", folder / "trials")
+    assert not (folder / "results.json").exists()
+
+    results = sweep(config)
+    wait_until_free()
+    assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
+    rows = {row["trial"]: row for row in results["trials"]}
+    assert len(rows) == 3
+    for row in rows.values():
+        if row["point"][RATE] == 1e30:
+            assert row["status"] == "failed" and "not finite" in row["reason"]
+        else:
+            assert row["status"] in ("finished", "stopped") and row["clips"] == (16 if row["status"] == "finished" else 8)
+    assert results["best"] in rows and rows[results["best"]]["clips"] == 16
+    again = rows[measured["id"]]["rungs"][0]
+    assert {key: again[key] for key in measured["rungs"][0]} == measured["rungs"][0]  # its seconds too: it was not trained again
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert sorted((line["trial"], line["clips"]) for line in lines) == sorted(
+        (row["trial"], rung["clips"]) for row in rows.values() for rung in row["rungs"]
+    )
+
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    capfd.readouterr()
+    assert sweep(config) == results
+    assert "done already, 3 trials" in capfd.readouterr().out
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_sweep_without_data_says_what_to_type(tmp_path):
+    with pytest.raises(UserError, match=f"preprocess.py --config FILE run_dir={tmp_path}/other"):
+        sweep(tiny_config(f"run_dir={tmp_path}/run", f"data.prepared={tmp_path}/other/data", *WORDS))
+    with pytest.raises(UserError, match="no prepared data in .*run/data"):
+        sweep(tiny_config(f"run_dir={tmp_path}/run", *WORDS))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_axis_is_one_line_and_nothing_starts(tmp_path):
+    command = [sys.executable, str(ROOT / "ray_jobs" / "tune.py"), "--config", "configs/sweeps/attention_scales.yaml", f"run_dir={tmp_path}/run"]
+    done = subprocess.run([*command, "tune.axes.mdsa.widht=[64]"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr == "error: tune.axes names mdsa.widht, which is no setting; did you mean mdsa.width?\n"
+    assert not (tmp_path / "run").exists()
