@@ -11,10 +11,17 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from proav import storage
-from proav.config import Config
-from proav.errors import UserError
-from proav.settings import config_to_yaml, describe_settings, load_config
+try:
+    from proav import storage
+    from proav.config import Config
+    from proav.errors import UserError
+    from proav.settings import config_to_yaml, describe_settings, load_config
+except ModuleNotFoundError as missing:  # `ray job submit -- python ...` takes the first python that the head's PATH names
+    print(
+        f"error: {sys.executable} has no package {missing.name}; activate the environment that proav is installed in, before `ray start` too",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 DEFAULT_CONFIG = "configs/demo.yaml"
 DISK_ERRORS = {
@@ -25,27 +32,44 @@ DISK_ERRORS = {
 }
 
 
-def run_job(work: Callable[[Config], None], *, description: str, records: bool = False, argv: list[str] | None = None) -> None:
+def run_job(
+    work: Callable[[Config], None],
+    *,
+    description: str,
+    records: bool = False,
+    plan: Callable[[Config], str] | None = None,
+    instead: dict[str, tuple[Callable[[Config], None], str]] | None = None,
+    argv: list[str] | None = None,
+) -> None:
     """Reads the command line, connects to Ray, calls `work(config)` and ends the process with the contract's exit status.
 
     records: the job makes the run, so its configuration becomes <run_dir>/config.yaml once the work is done (at the start where there is none yet).
+    plan: looks at the configuration before anything starts; it raises UserError, or says what would be done, which --dry-run prints.
+    instead: {option: (other work, help)}, such as {"--verify": (verify_run, "...")}: with the option that is done, and nothing is recorded.
     """
     try:
-        arguments = _parser(description).parse_intermixed_args(argv)
-        config = with_absolute_paths(load_config(arguments.config, arguments.overrides))
+        options = instead or {}
+        arguments = _parser(description, {option: help_text for option, (_, help_text) in options.items()}).parse_intermixed_args(argv)
+        config = with_absolute_paths(load_config(arguments.config, arguments.overrides), runs=runs_folder())
+        planned = plan(config) if plan else None
         if arguments.dry_run:
-            print(dry_run_text(config))
+            print("\n".join(filter(None, (dry_run_text(config), planned))))
             return
-        _tell_if_temporary(config.run_folder)
+        chosen = arguments.instead
+        if is_submitted():
+            print(f"run_dir={config.run_folder}" + ("" if storage.is_remote(config.run_folder) else " (a folder that all nodes must reach)"))
         record = storage.join(config.run_folder, "config.yaml")
+        records = records and not chosen
         if records and not storage.exists(record):
             storage.write_text(record, config_to_yaml(config))
         with ray_session():
-            work(config)
+            (options[chosen][0] if chosen else work)(config)
         if records:
             storage.write_text(record, config_to_yaml(config))
     except UserError as error:
         _end(error, 2)
+    except KeyboardInterrupt:  # Ray's traceback of it is a page long
+        _end("stopped; what was finished is kept: run the same command again to go on", 1)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -63,22 +87,55 @@ def dry_run_text(config: Config) -> str:
     return config_to_yaml(config) + "\n" + format_costs(costs(config, num_labels))
 
 
-def with_absolute_paths(config: Config) -> Config:
-    """The same configuration with local paths made absolute: Ray's workers need not stand in this folder."""
+def with_absolute_paths(config: Config, *, runs: str = ".") -> Config:
+    """The same configuration with local paths made absolute: Ray's workers need not stand in this folder.
+
+    runs: the folder or URI below which lies what runs leave, where its path is relative: run_dir, data.prepared, generate.checkpoint.
+    """
 
     def absolute(path: str | None) -> str | None:
-        return path if path is None or storage.is_remote(path) else os.path.abspath(path.removeprefix("file://"))
+        if path is None or storage.is_remote(path):
+            return path
+        return os.path.abspath(path.removeprefix("file://"))
 
-    data = config.data.model_copy(update={"sources": tuple(map(absolute, config.data.sources)), "listing": absolute(config.data.listing)})
+    def below_runs(path: str | None) -> str | None:
+        if path is None or storage.is_remote(path) or os.path.isabs(path.removeprefix("file://")):
+            return absolute(path)
+        return storage.join(runs, path) if storage.is_remote(runs) else os.path.abspath(os.path.join(runs, path))
+
+    data = config.data.model_copy(
+        update={
+            "sources": tuple(map(absolute, config.data.sources)),
+            "listing": tuple(map(absolute, config.data.listing)),
+            "videos": absolute(config.data.videos),
+            "ontology": absolute(config.data.ontology),
+            "prepared": below_runs(config.data.prepared),
+        }
+    )
     loss = config.mdsa.loss.model_copy(update={"perceptual_weights": absolute(config.mdsa.loss.perceptual_weights)})
     updates = {
-        "run_dir": absolute(config.run_folder),
+        "run_dir": below_runs(config.run_folder),
         "data": data,
         "mdsa": config.mdsa.model_copy(update={"loss": loss}),
-        "generate": config.generate.model_copy(update={"checkpoint": absolute(config.generate.checkpoint)}),
-        "evaluate": config.evaluate.model_copy(update={"real": absolute(config.evaluate.real), "fake": absolute(config.evaluate.fake)}),
+        "generate": config.generate.model_copy(update={"checkpoint": below_runs(config.generate.checkpoint)}),
+        "evaluate": config.evaluate.model_copy(
+            update={key: absolute(getattr(config.evaluate, key)) for key in ("real", "fake", "weights", "compare_with")}
+        ),
     }
     return config.model_copy(update=updates)
+
+
+def is_submitted() -> bool:
+    """Whether `ray job submit` started this process."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def runs_folder() -> str:
+    """Below what a relative run_dir lies: $PROAV_RUNS; else this folder; for a submitted job, which stands in a copy that Ray deletes, the home folder."""
+    named = os.environ.get("PROAV_RUNS")
+    if named or not is_submitted():
+        return named or "."
+    return os.path.join(os.path.expanduser("~"), "proav")
 
 
 class ray_session:
@@ -86,15 +143,26 @@ class ray_session:
 
     def __enter__(self) -> None:
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # our own progress lines say what Ray Data's would
+        if "RAY_AUTH_MODE" not in os.environ and _has_token():
+            os.environ["RAY_AUTH_MODE"] = "token"  # a cluster asks for one unless told otherwise; Ray itself sends it only where it found the cluster
         import ray
+
+        import proav
+        from proav.cluster import check_address
 
         # An empty address variable means none; "local" also ignores the address file that an older cluster left behind.
         address = os.environ.get("RAY_ADDRESS") or "local"
+        # A submitted job's folder is there on all nodes. Else the package goes along, so that all nodes run the code that this process runs.
+        runtime_env = None if address == "local" or is_submitted() else {"py_modules": [os.path.dirname(proav.__file__)]}
+        check_address(address)
         try:
-            ray.init(address=address, logging_level="warning")
+            ray.init(address=address, logging_level="warning", runtime_env=runtime_env)
         except ConnectionError as error:
             why = " ".join(str(error).split())
-            raise UserError(f"no Ray answers at RAY_ADDRESS={address} ({why}); start it, or unset RAY_ADDRESS to use this machine alone") from error
+            raise UserError(
+                f"RAY_ADDRESS={address} does not let this process in ({why}); if the cluster has another token than this machine, copy the head's "
+                "~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a Ray of this version runs there"
+            ) from error
 
     def __exit__(self, *_) -> None:
         import ray
@@ -102,12 +170,18 @@ class ray_session:
         ray.shutdown()
 
 
+def _has_token() -> bool:
+    """Whether a token for Ray clusters lies where Ray looks for one."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return "RAY_AUTH_TOKEN" in os.environ or os.path.isfile(named or os.path.expanduser("~/.ray/auth_token"))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise UserError(f"{message}; {self.prog} --help shows what can be given")
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def _parser(description: str, options: dict[str, str]) -> argparse.ArgumentParser:
     settings = "\n".join(
         textwrap.fill(f"{key}={default}  {text}", width=118, initial_indent="  ", subsequent_indent="      ")
         for key, default, text in describe_settings()
@@ -118,18 +192,11 @@ def _parser(description: str) -> argparse.ArgumentParser:
     default = DEFAULT_CONFIG if Path(DEFAULT_CONFIG).is_file() else None
     parser.add_argument("--config", metavar="FILE", default=default, help=f"YAML file of settings (default: {DEFAULT_CONFIG})")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration, parameters, FLOPs per clip and memory, then stop")
+    parser.set_defaults(instead=None)
+    for option, help_text in options.items():
+        parser.add_argument(option, dest="instead", action="store_const", const=option, help=help_text)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings laid over the file's")
     return parser
-
-
-def _tell_if_temporary(run_folder: str) -> None:
-    """`ray job submit --working-dir` runs a job in a copy of the folder, which Ray removes some time after."""
-    if "/runtime_resources/working_dir_files/" in run_folder:
-        print(
-            f"WARNING: {run_folder} is in Ray's temporary copy of the working directory and goes with it; "
-            "write run_dir=DIR with a folder or URI that all nodes reach",
-            file=sys.stderr,
-        )
 
 
 def _end(message: object, status: int) -> None:

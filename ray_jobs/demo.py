@@ -2,15 +2,14 @@
 
 import time
 
-from proav.config import Config
-from proav.jobs import run_job
+from proav.jobs import Config, run_job
 
 
 def main(config: Config) -> None:
     from proav.batch import generate
     from proav.data.latents import encode_latents
     from proav.data.preprocess import preprocess
-    from proav.evaluate import evaluate
+    from proav.evaluate.job import evaluate
     from proav.progress import duration
     from proav.report import write_data_report, write_report
     from proav.train.launch import train_stage
@@ -19,7 +18,7 @@ def main(config: Config) -> None:
     preprocess(config)
     write_data_report(config)
     train_stage(config, "mdsa")
-    encode_latents(config)
+    encode_latents(config, replace_unused=True)
     train_stage(config, "stdit")
     generate(config)
     evaluate(config)

@@ -1,7 +1,6 @@
 """Windows of the prepared segments -> latents of the trained MDSA, joint and lone, with Ray Data."""
 
-from proav.config import Config
-from proav.jobs import run_job
+from proav.jobs import Config, run_job
 
 
 def main(config: Config) -> None:
@@ -10,5 +9,11 @@ def main(config: Config) -> None:
     encode_latents(config)
 
 
+def plan(config: Config) -> str:
+    from proav.data.latents import size_text
+
+    return size_text(config)
+
+
 if __name__ == "__main__":
-    run_job(main, description=__doc__)
+    run_job(main, description=__doc__, plan=plan)

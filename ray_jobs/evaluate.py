@@ -1,11 +1,10 @@
 """Reconstruction and loss on clips of sources that training did not see; every number with its protocol."""
 
-from proav.config import Config
-from proav.jobs import run_job
+from proav.jobs import Config, run_job
 
 
 def main(config: Config) -> None:
-    from proav.evaluate import evaluate
+    from proav.evaluate.job import evaluate
     from proav.report import write_report
 
     evaluate(config)

@@ -1,7 +1,6 @@
 """New clips with picture and sound from the trained ST-DiT, as mp4 files, with Ray Data."""
 
-from proav.config import Config
-from proav.jobs import run_job
+from proav.jobs import Config, run_job
 
 
 def main(config: Config) -> None:

@@ -1,7 +1,6 @@
 """Videos with sound -> aligned segments in Parquet shards, with Ray Data."""
 
-from proav.config import Config
-from proav.jobs import run_job
+from proav.jobs import Config, run_job
 
 
 def main(config: Config) -> None:
@@ -12,5 +11,12 @@ def main(config: Config) -> None:
     print(f"preprocess: {write_data_report(config)}")
 
 
+def verify(config: Config) -> None:
+    from proav.data.preprocess import verify_run
+
+    verify_run(config)
+
+
 if __name__ == "__main__":
-    run_job(main, description=__doc__, records=True)
+    help_text = "prepare nothing: read all prepared data again and prove that nothing is missing, doubled, truncated or changed"
+    run_job(main, description=__doc__, records=True, instead={"--verify": (verify, help_text)})

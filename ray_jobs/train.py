@@ -1,7 +1,6 @@
 """Train MDSA (stage=mdsa) or ST-DiT (stage=stdit) with Ray Train and DeepSpeed; without a stage: mdsa, encode, stdit, each unless done."""
 
-from proav.config import Config
-from proav.jobs import run_job
+from proav.jobs import Config, run_job
 
 
 def main(config: Config) -> None:
@@ -12,7 +11,7 @@ def main(config: Config) -> None:
         train_stage(config, config.stage)
         return
     train_stage(config, "mdsa")
-    encode_latents(config)
+    encode_latents(config, replace_unused=True)
     train_stage(config, "stdit")
 
 

@@ -1,0 +1,82 @@
+"""What every job shares: where relative paths lie, in which Ray it runs, and how a cluster that is not there is told."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from proav.cluster import LIMITS_VARIABLE, check_address, largest_resources, read_limits, wants_gpu
+from proav.errors import UserError
+from proav.jobs import runs_folder, with_absolute_paths
+from proav.settings import load_config
+
+
+def test_relative_runs_lie_below_this_folder_or_the_one_that_is_named(monkeypatch):
+    monkeypatch.delenv("PROAV_RUNS", raising=False)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert runs_folder() == "."
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert runs_folder() == str(Path.home() / "proav")
+    monkeypatch.setenv("PROAV_RUNS", "s3://bucket/all")
+    assert runs_folder() == "s3://bucket/all"
+
+
+def test_what_runs_leave_follows_the_runs_folder_and_what_is_given_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "run_dir=runs/a",
+        "data.sources=[videos]",
+        "data.prepared=runs/b/data",
+        "generate.checkpoint=runs/b/stdit/checkpoints",
+        "evaluate.real=videos",
+    ]
+    here = with_absolute_paths(load_config(None, words))
+    assert here.run_folder == f"{tmp_path}/runs/a" and here.data_folder == f"{tmp_path}/runs/b/data"
+    remote = with_absolute_paths(load_config(None, words), runs="s3://bucket/all")
+    assert remote.run_folder == "s3://bucket/all/runs/a" and remote.data_folder == "s3://bucket/all/runs/b/data"
+    assert remote.generate.checkpoint == "s3://bucket/all/runs/b/stdit/checkpoints"
+    assert remote.data.sources == (f"{tmp_path}/videos",) and remote.evaluate.real == f"{tmp_path}/videos"
+    named = with_absolute_paths(load_config(None, ["run_dir=/mnt/a"]), runs="s3://bucket/all")
+    assert named.run_folder == "/mnt/a" and named.data_folder == "/mnt/a/data"
+
+
+def test_an_address_where_nothing_listens_is_told_at_once():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"no Ray answers at RAY_ADDRESS=127.0.0.1:{port} .*unset RAY_ADDRESS"):
+            check_address(f"127.0.0.1:{port}")
+        taken.listen()
+        check_address(f"127.0.0.1:{port}")
+    for left_to_ray in ("local", "auto", "ray://127.0.0.1:1"):
+        check_address(left_to_ray)
+
+
+@pytest.mark.ray
+def test_the_gpu_is_chosen_by_what_the_cluster_may_have(ray_local, monkeypatch):
+    monkeypatch.delenv(LIMITS_VARIABLE, raising=False)
+    assert largest_resources()["CPU"] == 2
+    assert wants_gpu(True) and not wants_gpu(False)
+    assert wants_gpu("auto") == (ray_local.cluster_resources().get("GPU", 0) >= 1)
+    monkeypatch.setenv(LIMITS_VARIABLE, "CPU=64, GPU=8")  # as on the head of a cluster whose GPU nodes are not up yet
+    assert largest_resources()["CPU"] == 64 and wants_gpu("auto") and not wants_gpu(False)
+
+
+def test_limits_are_read_and_a_mistake_in_them_is_told():
+    assert read_limits("") == {} and read_limits("CPU=64,GPU=8") == {"CPU": 64.0, "GPU": 8.0}
+    for broken in ("GPU", "GPU=many", "GPU=8=2"):
+        with pytest.raises(UserError, match=f"{LIMITS_VARIABLE}={broken}: expected .* CPU=64,GPU=8"):
+            read_limits(broken)
+
+
+def test_a_python_without_the_packages_is_told(tmp_path):
+    """`ray job submit -- python ...` takes the first python on the head's PATH."""
+    import subprocess
+    import sys
+
+    root = Path(__file__).parents[1]
+    block = "import sys, runpy; sys.modules['pydantic'] = None; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    words = [sys.executable, "-c", block, str(root), str(root / "ray_jobs" / "train.py"), "--dry-run"]
+    done = subprocess.run(words, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "has no package pydantic" in done.stderr and "Traceback" not in done.stderr
