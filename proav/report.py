@@ -1,8 +1,10 @@
 """report.html of a run: samples to play, spectrograms, reconstructions, curves and metrics, in one file that opens offline.
 
-It reads only what the run left on disk, local or remote, and measures nothing itself (`proav/evaluate.py` does). The page about the data
+It reads only what the run left on disk, local or remote, and measures nothing itself (`proav/evaluate/` does). The page about the data
 set is `proav/report_page/data_page.py`. Reports are ours, not the paper's.
 """
+
+import json
 
 import pyarrow as pa
 
@@ -14,6 +16,7 @@ from proav.report_page.data_page import in_split, num_sources, segment_seconds, 
 from proav.report_page.figures import curve
 from proav.report_page.page import ACRONYMS, Markup, build_page, counted, duration, element, facts, metric_name, metrics_card, number, todo, warning
 from proav.report_page.run_files import ClipPlayers, Metrics, read_checkpoint_card, read_json, read_json_lines, read_metrics, read_segments
+from proav.report_page.tables import number_table
 from proav.settings import config_to_yaml
 
 __all__ = ["write_data_report", "write_report"]
@@ -36,7 +39,7 @@ def write_report(config: Config) -> str:
     for stage in TRAINED:
         cards[stage], problem = read_checkpoint_card(storage.join(run, stage))
         problems += [problem] if problem else []
-    segments, segment_problems = read_segments(storage.join(run, "data"))
+    segments, segment_problems = read_segments(config.data_folder)
     samples, sample_problems = read_json_lines(storage.join(run, "samples", "manifest.jsonl"))
     players = ClipPlayers(config)
     header = [
@@ -100,7 +103,7 @@ def _header(config: Config, metrics: dict[str, Metrics], cards: dict, segments: 
 
 
 def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segments: pa.Table) -> list[str]:
-    """What such a run can and cannot show, built from its numbers; the defaults of proav/config.py are the paper's scale."""
+    """What such a run can and cannot show, built from its numbers; the defaults of proav/config are the paper's scale."""
     paper = Config()
     full = {"mdsa": paper.mdsa.train.num_clips, "stdit": paper.stdit.train.num_clips}
     seen = {stage: max(metrics[stage].clips, int((cards[stage] or {}).get("clips", 0))) for stage in TRAINED}
@@ -250,12 +253,17 @@ def _metrics(config: Config) -> list[Markup]:
         return [warning(problem)]
     if values is None:
         return [todo("Nothing has been measured yet:", command(config, "evaluate"))]
+    tables, protocol = values.pop("tables", []), values.pop("protocol", None)
     note = element("p", "Every number stands with its protocol; numbers of other protocols are not comparable.", class_="note")
-    groups = {key: value for key, value in sorted(values.items(), key=lambda item: item[0] == "protocol") if isinstance(value, dict)}
+    groups = {key: value for key, value in values.items() if isinstance(value, dict)}
     single = {key: value for key, value in values.items() if key not in groups}
     cards = [metrics_card(metric_name(key)[0], value) for key, value in groups.items()]
     cards += [metrics_card("Of the evaluation", single)] if single else []
-    return [note, element("div", cards, class_="grid")]
+    content = [note, element("div", list(map(number_table, tables)), cards, class_="grid")]
+    if isinstance(protocol, dict):
+        text = element("summary", f"The protocol, {protocol.get('hash', 'without a hash')}")
+        content.append(element("details", text, element("pre", json.dumps(protocol, indent=1), tabindex="0")))
+    return content
 
 
 def _configuration(config: Config) -> list[Markup]:

@@ -1,7 +1,11 @@
-"""data/report.html of a run: how many segments, of which sources and labels, what was rejected and why, and a few to look at.
+"""data/report.html of a run: how many segments, of which sources and labels, what was rejected or left out and why, their scores, some to play.
 
-It reads what preprocessing left on disk and decides nothing: what counts as rejected or silent was decided there. Reports are ours, not the paper's.
+It reads what preprocessing left on disk and decides nothing: what counts as rejected, silent or a copy was decided there. Reports are ours, not
+the paper's. The clips are `data_clips.py`.
 """
+
+import math
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -9,20 +13,44 @@ import pyarrow.compute as pc
 
 from proav import storage
 from proav.config import Config
-from proav.data.shards import SegmentStore
-from proav.errors import UserError
-from proav.media.container import Clip
+from proav.data.filters import SUGGESTED, count_reasons, would_drop
+from proav.report_page.data_clips import clip_sections, file_name
 from proav.report_page.figures import histogram
 from proav.report_page.page import Markup, build_page, counted, duration, element, facts, metrics_card, number, table, todo, warning
-from proav.report_page.run_files import ClipPlayers, read_json, read_rejects, read_segments
+from proav.report_page.run_files import read_json, read_rejects, read_segments
 
-MAX_SEGMENTS_SHOWN = 9
 MAX_EXAMPLES = 3
 MAX_LABELS = 60
-SHOWN_ELSEWHERE = {"shards", "index", "labels", "label_counts", "splits", "rejects_by_reason"}
+LAG_MIN_SYNC = 0.3
+"""The lag of the best fit tells something only where sound and picture fit; below this it is chance. Our choice."""
+MAX_COMPARED = 200_000
+"""Segments among which near copies are looked for while a page is written; of more, only what the filters have found is told."""
+SHOWN_ELSEWHERE = {
+    "shards",
+    "index",
+    "labels",
+    "label_counts",
+    "splits",
+    "rejects",
+    "rejects_by_reason",
+    "dropped_by_reason",
+    "filters",
+    "statistics",
+}
 """Parts of the manifest that the page shows as tables already, or that are lists of files."""
 CLIPPED_SHARE = 1e-3
 """A segment with more than this share of its samples at full scale counts as clipped: one in a thousand can be heard. Our choice."""
+FILTERS = {
+    "silent": ("min_rms_db", "Silent: loudness, dB, below"),
+    "clipped": ("max_clipped", "Clipped: share of samples above"),
+    "black": ("max_black", "Black: share of pictures above"),
+    "frozen": ("max_frozen", "Frozen: share of steps above"),
+    "out_of_sync": ("min_sync", "Out of step: synchrony below"),
+    "shot_cuts": ("avoid_shot_cuts", "Cut into shots shorter than a clip"),
+    "duplicate": ("duplicates", "Copies, the same bytes"),
+    "near_duplicate": ("duplicates", "Near copies, alike in picture and sound"),
+}
+"""The setting behind each reason, and what it says."""
 
 
 def write_data_report(config: Config) -> str:
@@ -30,7 +58,7 @@ def write_data_report(config: Config) -> str:
 
     Damaged shards are named in the page. Where nothing was preprocessed yet, the page says so and names the command.
     """
-    folder = storage.join(config.run_folder, "data")
+    folder = config.data_folder
     segments, problems = read_segments(folder)
     rejects, reject_problems = read_rejects(folder)
     manifest, manifest_problem = read_json(storage.join(folder, "manifest.json"))
@@ -38,10 +66,14 @@ def write_data_report(config: Config) -> str:
     header = [*_header(config, segments, rejects), [warning(text) for text in problems]]
     sections = [("rejects", "Rejects", _rejects(rejects)), ("manifest", "Manifest", _manifest(config, manifest))]
     if segments.num_rows:
+        finished = manifest is not None and "dropped" in segments.column_names
+        clips = clip_sections(config, folder, segments) if finished else [("segments", "Segments", [_unfinished(config)])]
         sections = [
-            ("segments", "Segments", _segments(config, folder, segments, manifest)),
+            clips[0],
             ("labels", "Labels and splits", _labels(segments)),
-            ("durations", "Lengths and loudness", _durations(segments)),
+            ("scores", "Scores", _scores(segments)),
+            *([("filters", "Filters", _filters(config, segments, manifest))] if finished else []),
+            *clips[1:],
             *sections,
         ]
     path = storage.join(folder, "report.html")
@@ -72,34 +104,39 @@ def _header(config: Config, segments: pa.Table, rejects: pa.Table) -> list[Marku
         return [*title, todo("Nothing has been preprocessed yet:", _command(config))]
     count = counted(segments.num_rows, "segment")
     lead = f"{count} of {counted(num_sources(segments), 'source')}, {duration(float(segment_seconds(segments).sum()))} of picture and sound."
-    reasons = rejects.column("reason").to_pylist()
+    rejected_for = lambda reason: number(pc.sum(pc.equal(rejects.column("reason"), reason)).as_py() or 0)
     held_out = in_split(segments, "validation")
     labels = {label for label in pc.unique(segments.column("label")).to_pylist() if label}
     sum_of = lambda values: number(int(pc.sum(values).as_py() or 0))
+    in_use = pc.sum(pc.equal(segments.column("dropped"), "")).as_py() if "dropped" in segments.column_names else None
     rows = [
+        ("In use", number(in_use)) if in_use is not None else ("In use", None),
+        ("Left out by filters", number(segments.num_rows - in_use)) if in_use is not None else ("Left out by filters", None),
         ("Geometry", f"{config.clip.width}×{config.clip.height} pixels at {config.clip.fps} fps, sound at {config.clip.sample_rate / 1000:g} kHz"),
         ("Labels", number(len(labels))),
         ("Held out for validation", f"{counted(held_out.num_rows, 'segment')} of {counted(num_sources(held_out), 'source')}"),
         ("Rejected", counted(rejects.num_rows, "source or segment", "sources and segments")),
-        ("Rejected for want of sound", number(reasons.count("no_audio"))),
-        ("Files not found", number(reasons.count("not_found"))),
-        ("Kept, without a sound track", sum_of(pc.invert(segments.column("has_audio")))),
-        ("Kept, silent (below −60 dB)", sum_of(segments.column("silent"))),
-        ("Kept, clipped sound", sum_of(pc.greater(segments.column("clipped"), CLIPPED_SHARE))),
+        ("Rejected for want of sound", rejected_for("no_audio")),
+        ("Files not found", rejected_for("not_found")),
+        ("Stored, without a sound track", sum_of(pc.invert(segments.column("has_audio")))),
+        ("Stored, silent (below −60 dB)", sum_of(segments.column("silent"))),
+        ("Stored, clipped sound", sum_of(pc.greater(segments.column("clipped"), CLIPPED_SHARE))),
     ]
     return [*title, element("p", lead, class_="lead"), facts(rows)]
 
 
 def _labels(segments: pa.Table) -> list[Markup]:
-    groups = segments.group_by(["label", "split"]).aggregate([("source_id", "count_distinct"), ("num_frames", "count")]).to_pylist()
-    by_label: dict[str, list[int]] = {}
+    stored = dict(zip(*(counts.to_pylist() for counts in pc.value_counts(segments.column("label")).flatten()), strict=True))
+    used = segments.filter(pc.equal(segments.column("dropped"), "")) if "dropped" in segments.column_names else segments
+    groups = used.group_by(["label", "split"]).aggregate([("source_id", "count_distinct"), ("num_frames", "count")]).to_pylist()
+    by_label = {label: [count, 0, 0, 0, 0] for label, count in stored.items()}
     for group in groups:
-        counts = by_label.setdefault(group["label"] or "without a label", [0, 0, 0, 0])
-        added = (group["num_frames_count"], group["source_id_count_distinct"], 0, 0)
-        counts[:] = [old + new for old, new in zip(counts, added, strict=True)]
-        counts[2 if group["split"] == "train" else 3] += group["num_frames_count"]
-    rows = [[label, *counts] for label, counts in sorted(by_label.items(), key=lambda item: (-item[1][0], item[0]))]
-    content = [table(["Label", "Segments", "Sources", "Train", "Held out"], rows[:MAX_LABELS], caption="Segments by label and split")]
+        counts, side = by_label[group["label"]], 3 if group["split"] == "train" else 4
+        for place, added in ((1, group["num_frames_count"]), (2, group["source_id_count_distinct"]), (side, group["num_frames_count"])):
+            counts[place] += added
+    rows = [[label or "without a label", *counts] for label, counts in sorted(by_label.items(), key=lambda item: (-item[1][1], item[0]))]
+    heads = ["Label", "Segments stored", "In use", "Of sources", "Train", "Held out"]
+    content = [table(heads, rows[:MAX_LABELS], caption="Segments by label and split")]
     if len(rows) > MAX_LABELS:
         content.insert(0, element("p", f"The {MAX_LABELS} most frequent of {number(len(rows))} labels.", class_="note"))
     sides = [set(pc.unique(in_split(segments, split).column("source_id")).to_pylist()) for split in ("train", "validation")]
@@ -109,75 +146,98 @@ def _labels(segments: pa.Table) -> list[Markup]:
     return content
 
 
-def _durations(segments: pa.Table) -> list[Markup]:
-    seconds = segment_seconds(segments)
+def _scores(segments: pa.Table) -> list[Markup]:
+    """Histograms of everything that is measured of each segment."""
+    column = lambda name: segments.column(name).to_numpy()
+    seconds, loudness = segment_seconds(segments), 20 * np.log10(np.maximum(column("rms"), 1e-5))
     shortest, longest = f"{seconds.min():.3g}", f"{seconds.max():.3g}"
     text = f"Segments last {shortest} to {longest} seconds" if shortest != longest else f"All segments last {longest} seconds"
-    loudness = 20 * np.log10(np.maximum(segments.column("rms").to_numpy(), 1e-5))
-    loud_text = f"Loudness of segments, root mean square: {loudness.min():.0f} to {loudness.max():.0f} dB of full scale"
-    motion = segments.column("motion").to_numpy()
-    least, most = number(float(motion.min())), number(float(motion.max()))
-    motion_text = f"Motion of segments, mean difference of a pixel to the frame before: {least} to {most} of full scale"
+    cuts = np.asarray(pc.list_value_length(segments.column("shot_starts")).fill_null(0))
+    in_step = column("sync") > LAG_MIN_SYNC
     drawings = [
-        ("Segments by length", seconds, "seconds", text),
-        ("Segments by loudness", loudness, "dB of full scale (all below −100 stand there)", loud_text),
-        ("Segments by motion", motion, "mean change of a pixel, full scale 1", motion_text),
+        ("Length", seconds, "seconds", None),
+        ("Loudness", loudness, "dB of full scale, root mean square", None),
+        ("Clipped sound", column("clipped"), "share of samples at full scale", _share_edges),
+        ("Light", column("mean_luma"), "mean luma, white is 1", None),
+        ("Motion", column("motion"), "mean change of a pixel from frame to frame", None),
+        ("Frozen pictures", column("frozen"), "share of steps without change", _share_edges),
+        ("Black pictures", column("black"), "share of pictures", _share_edges),
+        ("Shot cuts", cuts, "cuts in a segment", _count_edges),
+        ("Synchrony", column("sync"), "correlation of onsets of sound with jerks of picture", None),
     ]
-    cards = [
-        element("figure", element("figcaption", element("strong", name)), histogram(values, unit=unit, description=words), class_="card figure")
-        for name, values, unit, words in drawings
+    cards = [_score_card(name, values[np.isfinite(values)], unit, edges_of) for name, values, unit, edges_of in drawings]
+    if in_step.any():
+        lag_text = [f", where synchrony is above {LAG_MIN_SYNC}"]
+        words = f"Lag of the sound of {counted(int(in_step.sum()), 'segment')} with synchrony above {LAG_MIN_SYNC}, in seconds"
+        drawing = histogram(column("sync_lag")[in_step], unit="seconds, positive: sound late", description=words, edges=np.linspace(-0.5, 0.5, 21))
+        cards.append(element("figure", element("figcaption", element("strong", "Lag of the sound"), lag_text), drawing, class_="card figure"))
+    undefined = int(np.count_nonzero(np.isnan(column("sync"))))
+    note = f" {counted(undefined, 'segment')} without events in picture or sound: synchrony is undefined there." if undefined else ""
+    return [element("p", f"{text}.{note}", class_="note"), element("div", cards, class_="grid")]
+
+
+def _share_edges(values: np.ndarray) -> np.ndarray:
+    return np.linspace(0, values.max(), min(24, max(6, int(math.sqrt(len(values))))) + 1)
+
+
+def _count_edges(values: np.ndarray) -> np.ndarray:
+    """Around whole numbers, several to a bin where there are many."""
+    step = math.ceil(values.max() / 24)
+    return np.arange(0.5, values.max() + step + 0.5, step)
+
+
+def _score_card(name: str, values: np.ndarray, unit: str, edges_of: Callable[[np.ndarray], np.ndarray] | None) -> Markup:
+    """The histogram of a score; edges_of: of one that is 0 for nearly all segments, the edges for those where it is not."""
+    shown = values[values > 0] if edges_of else values
+    zeros = f", 0 in {number(len(values) - len(shown))} of {number(len(values))}" if edges_of else None
+    caption = element("figcaption", element("strong", name), zeros)
+    if not len(shown):
+        return element("figure", caption, class_="card figure")
+    low, middle, high = (number(round(float(value), 4)) for value in (shown.min(), np.median(shown), shown.max()))
+    words = f"{name} of {counted(len(shown), 'segment')} ({unit}): {low} to {high}, median {middle}"
+    return element("figure", caption, histogram(shown, unit=unit, description=words, edges=edges_of and edges_of(shown)), class_="card figure")
+
+
+def _filters(config: Config, segments: pa.Table, manifest: dict) -> list[Markup]:
+    """What each filter is set to and leaves out, and what it would on its own at a value to start from."""
+    chosen, found = manifest.get("filters", {}), count_reasons(segments.column("dropped"))
+    few = segments.num_rows <= MAX_COMPARED
+    tried = would_drop(segments, SUGGESTED if few else SUGGESTED.model_copy(update={"duplicates": "exact"}), num_frames=config.clip.num_frames)
+    rows = []
+    for reason, (setting, what) in FILTERS.items():
+        value, start = chosen.get(setting), getattr(SUGGESTED, setting)
+        off = value in (None, False, "keep") or (reason == "near_duplicate" and value == "exact")
+        would = tried[reason] if few or reason != "near_duplicate" else "not counted"
+        unbroken = lambda name, text: element(name, text, style="white-space: nowrap")
+        row = [what, unbroken("code", f"filters.{setting}"), unbroken("span", "off" if off else _setting(value)), found.get(reason, 0)]
+        rows.append([*row, unbroken("span", _setting("exact" if reason == "duplicate" else start)), would])
+    note = [
+        "A segment that several filters would leave out is counted under the first. Filters are settings of preprocess: with other ones it runs again ",
+        "in seconds and decodes nothing. The last two columns: a value to start from, and what it would leave out on its own.",
     ]
-    return [element("p", f"{text}.", class_="note"), element("div", cards, class_="grid")]
+    heads = ["Filter", "Setting", "Set to", "Left out", "To start from", "Would leave out"]
+    return [element("p", note, class_="note"), table(heads, rows, caption="Filters and what they leave out")]
+
+
+def _setting(value: float | bool | str) -> str:
+    """As it is written on a command line."""
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def _rejects(rejects: pa.Table) -> list[Markup]:
     if not rejects.num_rows:
         return [element("p", "Nothing was rejected.")]
-    by_reason: dict[str, list[dict]] = {}
-    for row in rejects.to_pylist():
-        by_reason.setdefault(str(row["reason"]), []).append(row)
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(rejects.column("reason")).to_pylist()}
     rows = []
-    for reason, members in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
-        examples = [element("div", element("code", _file_name(row["source"])), f" {row['message']}") for row in members[:MAX_EXAMPLES]]
-        rows.append([reason, len(members), Markup("".join(examples))])
+    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], str(item[0]))):
+        members = rejects.filter(pc.equal(rejects.column("reason"), reason)).slice(0, MAX_EXAMPLES).to_pylist()
+        examples = [element("div", element("code", file_name(row["source"])), f" {row['message']}") for row in members]
+        rows.append([reason, count, Markup("".join(examples))])
     return [table(["Reason", "Count", "Examples"], rows, caption="Rejects by reason")]
 
 
-def _file_name(source: str) -> str:
-    return str(source).rstrip("/").rsplit("/", 1)[-1]
-
-
-def _segments(config: Config, folder: str, segments: pa.Table, manifest: dict | None) -> list[Markup]:
-    """Segments spread evenly over the set, their middle clip each: players with frames, mel spectrogram and waveform."""
-    if manifest is None:
-        return [todo("Segments are shown once preprocessing has finished:", _command(config))]
-    try:
-        store = SegmentStore(folder)
-    except UserError as error:
-        return [warning(f"The shards cannot be opened: {error}")]
-    players = ClipPlayers(config)
-    count = min(MAX_SEGMENTS_SHOWN, len(store))
-    cards = [_segment(config, players, store, index * len(store) // count) for index in range(count)]
-    note = f"{counted(count, 'segment')} of {number(segments.num_rows)}, spread evenly; the clip in the middle of each, as the models see it."
-    return [element("p", note, class_="note"), element("div", cards, class_="grid")]
-
-
-def _segment(config: Config, players: ClipPlayers, store: SegmentStore, index: int) -> Markup:
-    row = store.rows[index]
-    frames = min(config.clip.num_frames, row["num_frames"])
-    start = (row["num_frames"] - frames) // 2
-    title = row["label"] or "without a label"
-    name = _file_name(row["source"])
-    try:
-        window = store.window(index, start, frames)
-    except (UserError, OSError) as error:
-        content = element("div", warning(f"Segment {row['id']} cannot be shown: {error}"), class_="text")
-    else:
-        clip = Clip(video=window["video"], audio=np.clip(window["audio"], -1, 1), fps=row["fps"], sample_rate=row["sample_rate"])
-        content = players.from_clip(clip, window["mel"].astype(np.float32), description=f"Segment of {name}, {title}")
-    tags = [name, f"from {row['start_seconds'] + start / row['fps']:.1f} s", row["split"], *(["silent"] if row["silent"] else [])]
-    text = element("figcaption", element("h3", title), element("ul", [element("li", tag) for tag in tags], class_="tags"), class_="text")
-    return element("figure", content, text, class_="card player")
+def _unfinished(config: Config) -> Markup:
+    return todo("Segments are shown once preprocessing has finished:", _command(config))
 
 
 def _manifest(config: Config, manifest: dict | None) -> list[Markup]:

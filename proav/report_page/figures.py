@@ -94,13 +94,14 @@ def curve(clips: Sequence[float], values: Sequence[float], *, description: str, 
     return themed_svg(figure, description)
 
 
-def histogram(values: Sequence[float], *, unit: str, description: str) -> Markup:
-    """How many items lie where, in up to 24 bins."""
+def histogram(values: Sequence[float], *, unit: str, description: str, edges: Sequence[float] | None = None) -> Markup:
+    """How many items lie where: between these edges, or in up to 24 bins from the least to the greatest value."""
     figure = Figure(figsize=(3.6, 2.1))
     figure.patch.set_alpha(0)
     axes = _new_axes(figure, (0.15, 0.19, 0.82, 0.75))
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.hist(np.asarray(values, dtype=float), bins=min(24, max(6, int(math.sqrt(len(values))))), color=SERIES_2, rwidth=0.9)
+    bins = min(24, max(6, int(math.sqrt(len(values))))) if edges is None else edges
+    axes.hist(np.asarray(values, dtype=float), bins=bins, color=SERIES_2, rwidth=0.9)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.grid(axis="y", color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -17,7 +17,7 @@ import torch
 
 from proav import storage
 from proav.data.rows import open_parquet
-from proav.data.shards import BULKY_COLUMNS, INDEX_SCHEMA, REJECT_SCHEMA
+from proav.data.schema import BULKY_COLUMNS, INDEX_SCHEMA, REJECT_SCHEMA
 from proav.errors import MediaError, UserError
 from proav.media.container import Clip, read_clip
 from proav.media.melframes import MelFrames
@@ -79,6 +79,8 @@ def read_metrics(stage_folder: str) -> Metrics:
     for part in storage.list_files(storage.join(stage_folder, "metrics")):
         more, more_problems = read_json_lines(part)
         rows, problems = rows + more, problems + more_problems
+    measured, measured_problems = read_json_lines(storage.join(stage_folder, "validation.jsonl"))
+    problems = problems + measured_problems
     by_clips = {row["clips"]: row for row in rows if isinstance(row.get("clips"), int | float)}
     if len(rows) > sum(isinstance(row.get("clips"), int | float) for row in rows):
         problems.append(f"{stage_folder}: a report without `clips` was left out")
@@ -94,6 +96,12 @@ def read_metrics(stage_folder: str) -> Metrics:
             places, values = series.setdefault(key, ([], []))
             places.append(clips)
             values.append(value)
+    for row in measured:
+        for key, value in row.items():
+            if key != "clips" and not key.startswith("num_") and math.isfinite(value):
+                places, values = series.setdefault(f"validation_{key}", ([], []))
+                places.append(row["clips"])
+                values.append(value)
     problems += [f"{stage_folder}: {key} is not a finite number in {counted(count, 'report')}" for key, count in broken.items()]
     devices = tuple(dict.fromkeys(str(row["device"]) for row in by_clips.values() if row.get("device")))
     return Metrics(series, problems, len(by_clips), devices)
@@ -160,13 +168,13 @@ class ClipPlayers:
         strip = self._strip(read, self._mel(read), None, description=description, title=title)
         return player(content, strip, description=description, pixel_width=clip.width)
 
-    def from_clip(self, clip: Clip, mel_TMS: np.ndarray, *, description: str) -> list[Markup]:
+    def from_clip(self, clip: Clip, mel_TMS: np.ndarray, *, description: str, title: str = "") -> list[Markup]:
         """Player for a clip in memory, with the mel frames stored for it and its waveform."""
         with tempfile.TemporaryDirectory(prefix="proav-") as folder:
             path = Path(folder) / "clip.mp4"
             clip.save(str(path))
             content = path.read_bytes()
-        strip = self._strip(clip, mel_TMS, clip.audio, description=description, title="")
+        strip = self._strip(clip, mel_TMS, clip.audio, description=description, title=title)
         return player(content, strip, description=description, pixel_width=clip.video.shape[2])
 
     def _mel(self, clip: Clip) -> np.ndarray:
