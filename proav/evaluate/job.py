@@ -3,7 +3,10 @@
 import json
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from proav import storage
 from proav.checkpoint import Checkpoint, check_resumable, load_checkpoint
@@ -11,6 +14,7 @@ from proav.config import Config
 from proav.data.shards import read_manifest
 from proav.errors import UserError
 from proav.evaluate.clip_sets import ClipSet, View, files_below, reconstructions_of, samples_of, segments_of
+from proav.evaluate.feature_scores import clip_values
 from proav.evaluate.losses import check_latents, evaluate_stdit
 from proav.evaluate.measure import Measured, Measures, measure_set, measured_folder
 from proav.evaluate.numbers import Number, Resampling, score_numbers, set_numbers
@@ -18,7 +22,7 @@ from proav.evaluate.reconstruction import SCORES as RECONSTRUCTION_SCORES
 from proav.evaluate.reconstruction import mean_scores, save_shown
 from proav.evaluate.scores import OF_ONE, OF_PAIRS
 from proav.evaluate.table import compare_tables, format_table
-from proav.metrics.networks import NETWORKS, weights_file
+from proav.metrics.networks import NETWORKS, given, weights_file
 from proav.metrics.protocols import Protocol, find_protocol, protocol_hash
 
 
@@ -93,7 +97,8 @@ def _tables(config: Config, protocol: Protocol, measures: Measures, comparisons:
         if comparison.name == "reconstruction":
             scores = {name: sets["fake"].scores[name] for name in RECONSTRUCTION_SCORES}
             found["reconstruction"] = mean_scores(scores, sources=sets["fake"].sources, config=config)
-        rows = [number.to_dict() for number in table_numbers(protocol, comparison, sets, resampling, missing)]
+        classes = given.class_names(NETWORKS["classifier"], measures.networks["classifier"]) if "classifier" in measures.networks else ()
+        rows = [number.to_dict() for number in table_numbers(protocol, comparison, sets, resampling, missing, classes=classes)]
         found["tables"].append({"name": comparison.name, "title": comparison.title, "rows": rows, "left_out": left_out(sets)})
         for measured in sets.values():
             for activity, seconds in measured.cost.items():
@@ -113,6 +118,8 @@ def find_networks(protocol: Protocol, weights: str | None, view: View) -> tuple[
             missing[name] = f"evaluate.weights=DIR with {name}.safetensors; to make it: {card.source}"
         elif view.num_frames < card.min_frames:
             missing[name] = f"clips of at least {card.min_frames} frames, these have {view.num_frames}"
+        elif view.seconds < card.min_seconds:
+            missing[name] = f"clips of at least {card.min_seconds:g} s, these are of {view.seconds:g} s"
         else:
             found[name] = path
     if missing and protocol.num_clips is not None:
@@ -122,9 +129,15 @@ def find_networks(protocol: Protocol, weights: str | None, view: View) -> tuple[
 
 
 def table_numbers(
-    protocol: Protocol, comparison: Comparison, sets: dict[str, Measured], resampling: Resampling, missing: dict[str, str]
+    protocol: Protocol,
+    comparison: Comparison,
+    sets: dict[str, Measured],
+    resampling: Resampling,
+    missing: dict[str, str],
+    *,
+    classes: Sequence[str] = (),
 ) -> list[Number]:
-    """All lines of one table. The distances of reconstructions are named with an r: rFVD."""
+    """All lines of one table. The distances of reconstructions are named with an r: rFVD. classes: of the user's classifier, if there is one."""
     real, fake, numbers = sets["real"], sets["fake"], []
     for distance in protocol.distances:
         if distance.kind not in comparison.kinds:
@@ -135,10 +148,23 @@ def table_numbers(
             lines = set_numbers(distance, real, fake, resampling, held_out=sets.get("held_out"), paired=comparison.paired)
         prefix = "r" if comparison.paired else ""
         numbers += [Number(**{**line.to_dict(), "metric": prefix + line.metric}) for line in lines]
+    for score in protocol.feature_scores:
+        if score.kind == "class_divergence" and not comparison.paired:
+            continue
+        if needs := [missing[name] for name in score.networks if name in missing]:
+            numbers.append(Number(score.name, None, needs="; ".join(dict.fromkeys(needs))))
+            continue
+        values = clip_values(score, fake, real=real if comparison.paired else None, classes=classes)
+        of_real = clip_values(score, real, classes=classes)
+        numbers += score_numbers([score.name], _with_score(fake, score.name, values), resampling, real=_with_score(real, score.name, of_real))
     names = [name for name in protocol.scores if name in OF_ONE or comparison.paired]
     for line in score_numbers(names, fake, resampling, real=real):
         numbers.append(Number(**{**line.to_dict(), "needs": _needs_of(line.metric)}) if line.value is None else line)
     return numbers
+
+
+def _with_score(measured: Measured, name: str, values: np.ndarray | None) -> Measured:
+    return measured if values is None else replace(measured, scores=measured.scores | {name: values})
 
 
 def summary(metrics: dict) -> str:

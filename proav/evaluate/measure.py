@@ -131,11 +131,12 @@ class Measurer:
         size = UNIT_CLIPS if self.device != "cpu" else 1
         for first in range(0, len(loaded), size):
             clips = [one.clip for one in loaded[first : first + size]]
-            if network.card.kind == "video":
-                batch = torch.from_numpy(np.stack([clip.video for clip in clips]))
-            else:
-                batch = resample(torch.from_numpy(np.stack([clip.audio for clip in clips])), clips[0].sample_rate, network.card.sample_rate)
-            yield from network(batch).float().cpu().numpy()
+            batch = []
+            if network.card.kind != "audio":
+                batch.append(torch.from_numpy(np.stack([clip.video for clip in clips])))
+            if network.card.kind != "video":
+                batch.append(resample(torch.from_numpy(np.stack([clip.audio for clip in clips])), clips[0].sample_rate, network.card.sample_rate))
+            yield from network(*batch).float().cpu().numpy()
 
 
 def unit_items(clip_set: ClipSet, unit: int) -> tuple[Item, ...]:

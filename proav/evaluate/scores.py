@@ -9,7 +9,7 @@ from proav.config import Config
 from proav.evaluate.reconstruction import SCORES as RECONSTRUCTION_SCORES
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
-from proav.metrics.av_align import audio_onsets, matched_share, motion_peaks, paired_share
+from proav.metrics.av_align import av_align
 from proav.metrics.quality import WINDOW, lpips, ssim
 from proav.metrics.synchrony import clip_synchrony
 
@@ -38,9 +38,7 @@ class ClipScorer:
         if "lpips" in self.names and real is not None and self.network is not None:
             found["lpips"] = lpips(self.network, clip.video, real.video)
         if {"av_align", "av_align_one_to_one"} & set(self.names):
-            onsets, peaks = audio_onsets(clip.audio, clip.sample_rate), motion_peaks(clip.video, clip.fps)
-            found["av_align"] = matched_share(onsets, peaks, tolerance_seconds=1 / clip.fps)
-            found["av_align_one_to_one"] = paired_share(onsets, peaks, tolerance_seconds=1 / clip.fps)
+            found |= av_align(clip.video, clip.audio, fps=clip.fps, sample_rate=clip.sample_rate)
         if "synchrony" in self.names:
             found["synchrony"] = clip_synchrony(clip, self._mel_frames)
         found |= measured

@@ -56,14 +56,9 @@ def motion_strengths(video_THWC: np.ndarray) -> np.ndarray:
 
 
 def peak_times(strengths_T: np.ndarray, fps: float, *, min_strength: float = 0.0) -> np.ndarray:
-    """Times of strict local maxima of at least `min_strength`, in seconds."""
+    """Times of strict local maxima of at least `min_strength`, in seconds; that is `MIN_MOTION` for the release of 2025."""
     inner = strengths_T[1:-1]
     return (np.flatnonzero((inner > strengths_T[:-2]) & (inner > strengths_T[2:]) & (inner >= min_strength)) + 1) / fps
-
-
-def motion_peaks(video_THWC: np.ndarray, fps: float, *, min_strength: float = 0.0) -> np.ndarray:
-    """Times of the peaks of motion in seconds; uint8 [T, H, W, 3], T of at least 2. `MIN_MOTION` for the release of 2025."""
-    return peak_times(motion_strengths(video_THWC), fps, min_strength=min_strength)
 
 
 def av_align(video_THWC: np.ndarray, audio_L: np.ndarray, *, fps: float, sample_rate: int) -> dict[str, float]:
@@ -88,7 +83,7 @@ def matched_share(onsets: Sequence[float], peaks: Sequence[float], *, tolerance_
     A peak may serve several onsets, so that it exceeds 1 where onsets crowd around few peaks: at least 0, at most the number of onsets. NaN where
     there is neither onset nor peak; the release divides by zero there, and JavisDiT's, with 1e-6 added below, gives 0.
     """
-    matches = sum(any(abs(onset - peak) < tolerance_seconds for peak in peaks) for onset in onsets)
+    matches = sum(any(_near(onset, peak, tolerance_seconds) for peak in peaks) for onset in onsets)
     return _share(matches, len(onsets), len(peaks))
 
 
@@ -96,11 +91,15 @@ def paired_share(onsets: Sequence[float], peaks: Sequence[float], *, tolerance_s
     """The same with each peak used once: in order of time, an onset takes the first free peak nearer than the tolerance. In [0, 1]."""
     free, matches = sorted(peaks), 0
     for onset in sorted(onsets):
-        near = next((peak for peak in free if abs(onset - peak) < tolerance_seconds), None)
+        near = next((peak for peak in free if _near(onset, peak, tolerance_seconds)), None)
         if near is not None:
             free.remove(near)
             matches += 1
     return _share(matches, len(onsets), len(peaks))
+
+
+def _near(onset: float, peak: float, tolerance_seconds: float) -> bool:
+    return peak - tolerance_seconds < onset < peak + tolerance_seconds  # rounded as the releases round it
 
 
 def _share(matches: int, num_onsets: int, num_peaks: int) -> float:

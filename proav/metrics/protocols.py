@@ -30,6 +30,16 @@ class Distance:
 
 
 @dataclass(frozen=True)
+class FeatureScore:
+    """A score of single clips from networks' features (`proav/metrics/agreement.py`), printed as its mean."""
+
+    name: str
+    kind: Literal["agreement", "offset", "class", "class_divergence"]
+    """class_divergence: of clips with counterparts only, such as reconstructions."""
+    networks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Protocol:
     """Which clips, at what size and rates, measured how. None: the model's own."""
 
@@ -38,6 +48,7 @@ class Protocol:
     distances: tuple[Distance, ...]
     scores: tuple[str, ...]
     """Measured of each clip: see `proav/evaluate/scores.py`."""
+    feature_scores: tuple[FeatureScore, ...] = ()
     num_frames: int | None = None
     fps: int | None = None
     size: int | None = None
@@ -53,8 +64,9 @@ class Protocol:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Every network that the distances need, once."""
-        return tuple(dict.fromkeys(distance.network for distance in self.distances))
+        """Every network that distances and scores need, once."""
+        of_scores = (name for score in self.feature_scores for name in score.networks)
+        return tuple(dict.fromkeys([*(distance.network for distance in self.distances), *of_scores]))
 
 
 def _surrogates() -> tuple[Distance, ...]:
@@ -69,6 +81,12 @@ def _surrogates() -> tuple[Distance, ...]:
 _I3D = (Distance("FVD", "frechet", "i3d-kinetics400"), Distance("KVD", "kernel", "i3d-kinetics400"))
 _AUDIOCLIP = (Distance("FAD", "frechet", "audioclip", scale=1e4),)
 _OF_CLIPS = ("psnr_db", "ssim", "lpips", "mel_error_db", "av_align_one_to_one", "av_align", "synchrony")
+_OF_FEATURES = (
+    FeatureScore("KL-I3D", "class_divergence", ("i3d-kinetics400",)),
+    FeatureScore("AV-IB", "agreement", ("imagebind-video", "imagebind-audio")),
+    FeatureScore("DeSync", "offset", ("synchformer",)),
+    FeatureScore("label_accuracy", "class", ("classifier",)),
+)
 _OF_SETS = (
     Distance("precision_recall", "precision_recall", "i3d-kinetics400"),
     Distance("density_coverage", "density_coverage", "i3d-kinetics400"),
@@ -92,9 +110,10 @@ PROTOCOLS = {
         ),
         Protocol(
             "full",
-            "everything that can be measured with I3D and YAMNet on the model's own clips of at least 16 frames",
+            "everything that can be measured on the model's own clips: with I3D and YAMNet, and more with networks that the user brings",
             distances=(*_I3D, Distance("FAD-YAMNet", "frechet", "yamnet"), Distance("KAD-YAMNet", "kernel", "yamnet"), *_OF_SETS),
             scores=_OF_CLIPS,
+            feature_scores=_OF_FEATURES,
         ),
         Protocol(
             "mm-diffusion-64",

@@ -7,7 +7,7 @@ import pytest
 
 from proav.errors import UserError
 from proav.metrics import av_align
-from proav.metrics.av_align import audio_onsets, from_events, matched_share, motion_peaks, paired_share, peak_times
+from proav.metrics.av_align import audio_onsets, from_events, matched_share, motion_strengths, paired_share, peak_times
 
 RATE = 16_000
 
@@ -56,7 +56,7 @@ def test_peaks_are_where_the_picture_moves_most():
     texture = np.kron(texture[::8, ::8], np.ones((8, 8, 1), np.uint8))
     offsets = np.cumsum([0, 0, 0, 0, 3, 0, 0, 0, 0, 4, 0, 0])  # jumps into frames 4 and 9
     video = np.stack([np.roll(texture, offset, axis=1) for offset in offsets])
-    assert motion_peaks(video, 10).tolist() == [0.4, 0.9]
+    assert peak_times(motion_strengths(video), 10).tolist() == [0.4, 0.9]
     sound = clicks([0.4, 0.9], seconds=1.2)
     assert av_align.av_align(video, sound, fps=10, sample_rate=RATE) == {"av_align": 1, "av_align_one_to_one": 1}
     assert av_align.av_align(video, np.zeros_like(sound), fps=10, sample_rate=RATE) == {"av_align": 0, "av_align_one_to_one": 0}

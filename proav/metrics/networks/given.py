@@ -1,4 +1,4 @@
-"""Networks whose weights and code are the user's to bring: AudioCLIP, which MM-Diffusion's FAD is defined on, and ImageBind.
+"""Networks whose weights and code are the user's to bring: AudioCLIP, which MM-Diffusion's FAD is defined on, ImageBind, Synchformer, a classifier.
 
 The code is an installed package that declares an entry point, in its pyproject.toml
 
@@ -7,10 +7,13 @@ The code is an installed package that declares an entry point, in its pyproject.
 
 and `build(tensors, device)` gives a callable: a batch of clips as the card below says -> float32 [B, W, dimension]. `tensors` are those of
 DIR/audioclip.safetensors, whatever their names, so no file can bring code: only what is installed runs. Why not graphs from a file: the loaders of
-both torch.export and TorchScript unpickle. Features are kept under the weights' checksum and the package's version: raise it when numbers change.
+both torch.export and TorchScript unpickle. A network of kind "both" is called with pictures and sound. The file of a classifier of one's own labels
+names them in its metadata, `save_file(tensors, path, metadata={"classes": json.dumps(labels)})`, in order of its logits. Features are kept under the weights' checksum and the package's version: raise it when numbers change.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
 import torch
@@ -30,23 +33,27 @@ CARDS = (
     NetworkCard(
         "imagebind-audio", "audio", 1024, ("AV-IB",), "CC-BY-NC-SA-4.0", f"ImageBind's released weights as safetensors; {_HOW}", sample_rate=16_000
     ),
+    NetworkCard(
+        "synchformer", "both", 21, ("DeSync",), "MIT", f"Synchformer's released weights as safetensors; {_HOW}", sample_rate=16_000, min_seconds=4.8
+    ),
+    NetworkCard("classifier", "video", None, ("label_accuracy",), "yours", f"a classifier of your labels as safetensors; {_HOW}"),
 )
 
 
 class GivenNetwork:
     """A package's network, held to its card: float32 [B, W, dimension], finite, or UserError that names the package."""
 
-    def __init__(self, card: NetworkCard, embed: Callable[[Tensor], Tensor], *, weights_sha256: str, package: str) -> None:
+    def __init__(self, card: NetworkCard, embed: Callable[..., Tensor], *, weights_sha256: str, package: str) -> None:
         self.card, self.weights_sha256, self._embed, self._package = card, weights_sha256, embed, package
 
     @torch.inference_mode()
-    def __call__(self, batch: Tensor) -> Tensor:
-        features = self._embed(batch)
-        expected = f"expected float32 [{len(batch)}, windows, {self.card.dimension}]"
+    def __call__(self, *batch: Tensor) -> Tensor:
+        features, count = self._embed(*batch), len(batch[0])
+        expected = f"expected float32 [{count}, windows, {self.card.dimension}]"
         if not isinstance(features, Tensor):
             raise UserError(f"{self.card.name} of {self._package} gave {type(features).__name__}; {expected}")
         dtype, shape = str(features.dtype).removeprefix("torch."), list(features.shape)
-        if features.dtype != torch.float32 or features.ndim != 3 or [shape[0], shape[2]] != [len(batch), self.card.dimension] or not shape[1]:
+        if features.dtype != torch.float32 or features.ndim != 3 or [shape[0], shape[2]] != [count, self.card.dimension] or not shape[1]:
             raise UserError(f"{self.card.name} of {self._package} gave {dtype} {shape}; {expected}")
         if not torch.isfinite(features).all():
             raise UserError(f"{self.card.name} of {self._package} gave features that are not finite; {expected}")
@@ -58,11 +65,24 @@ def load(card: NetworkCard, path: str, device: str = "cpu") -> GivenNetwork:
     entry = _find_entry(card)
     package = f"{entry.dist.name} {entry.dist.version}"
     tensors, _ = read_tensors(path, card=card)
+    if card.dimension is None:
+        card = replace(card, dimension=len(class_names(card, path)))
     try:
         build = entry.load()
     except (ImportError, AttributeError) as error:
         raise UserError(f"{package} declares {entry.value} for the network {card.name}, but it cannot be imported: {error}") from error
     return GivenNetwork(card, build(tensors, device), weights_sha256=f"{file_hash(path)}, {package}", package=package)
+
+
+def class_names(card: NetworkCard, path: str) -> tuple[str, ...]:
+    """The labels of a classifier, in order of its logits. Raises UserError where its file names none."""
+    try:
+        names = json.loads(read_tensors(path, card=card)[1]["classes"])
+    except (KeyError, ValueError):
+        names = None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} names no classes; expected metadata classes, a JSON list of labels in order of the logits: see {__name__}")
+    return tuple(names)
 
 
 def _find_entry(card: NetworkCard) -> EntryPoint:

@@ -1,11 +1,14 @@
 """Networks that the user brings: a small package, installed by its metadata as any other, with weights in a file."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from proav.errors import UserError
 from proav.metrics.networks import NETWORKS, load_network, weights_file
+from proav.metrics.networks.given import class_names
 
 CODE = """
 import torch
@@ -20,6 +23,12 @@ def narrow(tensors, device):
 def endless(tensors, device):
     return lambda audio: torch.full((len(audio), 1, 1024), torch.inf)
 
+def compared(tensors, device):
+    return lambda video, audio: torch.stack([video.float().mean((1, 2, 3, 4)), audio.mean(1)], 1)[:, None].repeat(1, 1, 11)[..., :21]
+
+def classes(tensors, device):
+    return lambda video: video.float().mean((1, 2, 3))[:, None]
+
 def listed(tensors, device):
     return lambda audio: audio.tolist()
 """
@@ -30,12 +39,12 @@ def install(tmp_path, monkeypatch):
     """install(package, entry, version) puts a package with the code above on the path."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def put(package: str, entry: str, version: str = "1.0") -> None:
+    def put(package: str, entry: str, version: str = "1.0", network: str = "audioclip") -> None:
         (tmp_path / f"{package}_code.py").write_text(CODE)
         information = tmp_path / f"{package}-{version}.dist-info"
         information.mkdir()
         (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
-        (information / "entry_points.txt").write_text(f"[proav.feature_networks]\naudioclip = {entry}\n")
+        (information / "entry_points.txt").write_text(f"[proav.feature_networks]\n{network} = {entry}\n")
 
     return put
 
@@ -88,3 +97,23 @@ def test_only_safetensors_reach_the_package(install, tmp_path):
     torch.save({"projection": torch.zeros(441, 1024)}, tmp_path / "audioclip.safetensors")
     with pytest.raises(UserError, match="not a safetensors file"):
         load_network("audioclip", str(tmp_path / "audioclip.safetensors"))
+
+
+def test_a_network_of_both_is_called_with_both(install, tmp_path):
+    install("tiny_six", "tiny_six_code:compared", network="synchformer")
+    save_file({"none": torch.zeros(1)}, tmp_path / "synchformer.safetensors")
+    network = load_network("synchformer", str(tmp_path / "synchformer.safetensors"))
+    features = network(torch.full((2, 4, 8, 8, 3), 7, dtype=torch.uint8), torch.rand(2, 16_000))
+    assert features.shape == (2, 1, 21) and (features[..., 0] == 7).all()
+
+
+def test_a_classifier_has_as_many_features_as_its_file_names_classes(install, tmp_path):
+    install("tiny_seven", "tiny_seven_code:classes", network="classifier")
+    path, video = tmp_path / "classifier.safetensors", torch.zeros(2, 4, 8, 8, 3, dtype=torch.uint8)
+    for names, message in ((["dog", "cat"], r"expected float32 \[2, windows, 2\]"), ("dog", "names no classes"), (None, "names no classes")):
+        save_file({"none": torch.zeros(1)}, path, metadata={"classes": json.dumps(names)} if names else None)
+        with pytest.raises(UserError, match=message):
+            load_network("classifier", str(path))(video)
+    save_file({"none": torch.zeros(1)}, path, metadata={"classes": json.dumps(["dog", "cat", "rain"])})
+    network = load_network("classifier", str(path))
+    assert network(video).shape == (2, 1, 3) and class_names(NETWORKS["classifier"], str(path)) == ("dog", "cat", "rain")
