@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from proav.config.section import PositiveInt, Section, TaskName, UseGPU
+from proav.config.section import Count, PositiveInt, Section, TaskName, UseGPU
 
 
 class GenerateConfig(Section):
@@ -47,6 +47,8 @@ class EvaluateConfig(Section):
     """Measuring actors; empty: one for each CPU, or each GPU, of the cluster."""
     compare_with: str | None = None
     """metrics.json of another evaluation; its numbers are printed beside these if its protocol is the same, and refused otherwise."""
+    samples_beside_training: Count = 0
+    """Clips to make from each validated checkpoint of ST-DiT and to measure by the protocol (train.validate_every_clips); 0: none."""
     use_gpu: UseGPU = "auto"
     """auto: GPUs if the cluster has any, or its autoscaler can add one."""
     real: str | None = None

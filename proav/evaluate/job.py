@@ -20,8 +20,9 @@ from proav.evaluate.measure import Measured, Measures, measure_set, measured_fol
 from proav.evaluate.numbers import Number, Resampling, score_numbers, set_numbers
 from proav.evaluate.reconstruction import SCORES as RECONSTRUCTION_SCORES
 from proav.evaluate.reconstruction import mean_scores, save_shown
-from proav.evaluate.scores import OF_ONE, OF_PAIRS
+from proav.evaluate.scores import OF_LIBRARIES, OF_ONE, OF_PAIRS
 from proav.evaluate.table import compare_tables, format_table
+from proav.metrics import av_align
 from proav.metrics.networks import NETWORKS, given, weights_file
 from proav.metrics.protocols import Protocol, find_protocol, protocol_hash
 
@@ -273,9 +274,9 @@ def _measure(config: Config, measures: Measures, protocol: Protocol, comparison:
     for name, clips in (("real", comparison.real), ("fake", comparison.fake), ("held_out", comparison.held_out)):
         if clips is None:
             continue
-        scores = tuple(score for score in protocol.scores if score in OF_ONE)
+        scores = tuple(score for score in protocol.scores if score in OF_ONE and (score not in OF_LIBRARIES or av_align.is_installed()))
         if clips.identity["kind"] == "reconstructions":
-            scores = tuple(dict.fromkeys([*RECONSTRUCTION_SCORES, *(score for score in protocol.scores if score in OF_PAIRS or score in OF_ONE)]))
+            scores = tuple(dict.fromkeys([*RECONSTRUCTION_SCORES, *(score for score in protocol.scores if score in OF_PAIRS), *scores]))
         own = Measures(measures.config, measures.networks, scores, measures.perceptual_weights if "lpips" in scores else None)
         found[name] = measure_set(clips, own, measured_folder(config.run_folder, clips, own), num_workers=workers, use_gpu=use_gpu)
     return found
@@ -311,6 +312,7 @@ def _needs_of(metric: str) -> str:
     needs = {
         "lpips": "evaluate.weights=DIR with lpips-vgg16.safetensors or lpips-alexnet.safetensors",
         "synchrony": "clips of at least 10 frames in which something moves and sounds",
+        **({} if av_align.is_installed() else dict.fromkeys(OF_LIBRARIES, "librosa and OpenCV: pip install 'proav[metrics]'")),
         "ssim": "frames of at least 11x11 pixels",
     }
     return needs.get(metric, "clips with onsets and motion")

@@ -16,7 +16,8 @@ from proav.metrics.synchrony import clip_synchrony
 OF_PAIRS = (*RECONSTRUCTION_SCORES, "ssim", "lpips")
 """They need what the clip should equal."""
 OF_ONE = ("av_align", "av_align_one_to_one", "synchrony")
-HIGHER_IS_BETTER = {"psnr_db", "ssim", "av_align", "av_align_one_to_one", "synchrony"}
+OF_LIBRARIES = ("av_align", "av_align_one_to_one")
+"""They need what not every installation has."""
 
 
 class ClipScorer:

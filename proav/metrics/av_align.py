@@ -6,6 +6,7 @@ onsets are librosa's and the motion is OpenCV's: `pip install 'proav[metrics]'` 
 on either side, so that chance alone pairs much. What holds at 1.6 s is `synchrony.py`.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
@@ -19,6 +20,11 @@ ONSET_RATE = 22_050
 FARNEBACK = {"pyr_scale": 0.5, "levels": 3, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0}
 MIN_MOTION = 0.1
 """Pixels a frame below which the release of 2025 takes no peak."""
+
+
+def is_installed() -> bool:
+    """Whether both libraries are there."""
+    return all(importlib.util.find_spec(name) for name in ("cv2", "librosa"))
 
 
 @cache

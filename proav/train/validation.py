@@ -1,7 +1,7 @@
 """Measures the moving-average weights on held-out sources while they are trained: each checkpoint by a Ray task of its own, beside the trainer.
 
-The measuring is that of `proav/evaluate`: reconstructions of MDSA, the loss of ST-DiT. It waits for a free CPU (or GPU) and holds up no training; a
-checkpoint that was removed before its turn is passed over, and it says so.
+The measuring is that of `proav/evaluate`: reconstructions of MDSA, the loss of ST-DiT, and clips that it makes. It waits for a free CPU (or GPU) and
+holds up no training; a checkpoint that is removed before or while it is measured is passed over, and it says so.
 """
 
 import json
@@ -11,10 +11,12 @@ from types import TracebackType
 import ray
 
 from proav import storage
+from proav.batch import generate
 from proav.checkpoint import list_checkpoints
 from proav.cluster import device_of, wants_gpu
 from proav.config import Config
 from proav.errors import CheckpointError
+from proav.evaluate.job import evaluate
 from proav.evaluate.losses import evaluate_stdit
 from proav.evaluate.reconstruction import evaluate_reconstruction
 
@@ -61,8 +63,10 @@ class Validation:
         task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), scheduling_strategy="DEFAULT")(measure)
         try:
             metrics = ray.get(task.remote(self.config, path, device=device_of(use_gpu)))
-        except ray.exceptions.RayError as error:
-            if not isinstance(getattr(error, "cause", None), CheckpointError | FileNotFoundError | OSError):
+            if self.stage == "stdit" and self.config.evaluate.samples_beside_training:
+                metrics |= evaluate_samples(self.config, path, storage.join(self.folder, "validation", f"{clips:012d}"))
+        except (ray.exceptions.RayError, CheckpointError):
+            if storage.exists(path):
                 raise
             print(f"{self.stage}: the checkpoint at {clips:,} clips was gone before it could be measured; train.keep_checkpoints keeps more")
             return
@@ -72,6 +76,24 @@ class Validation:
         storage.write_text(storage.join(self.folder, FILE), "".join(json.dumps(each) + "\n" for each in rows))
         shown = {"mdsa": ("psnr_db", "mel_error_db"), "stdit": ("loss",)}[self.stage]
         print(f"{self.stage}: {self.config.evaluate.split} at {clips:,} clips: " + ", ".join(f"{name} {row[name]:.4g}" for name in shown), flush=True)
+
+
+def evaluate_samples(config: Config, checkpoint: str, folder: str) -> dict[str, float]:
+    """Makes evaluate.samples_beside_training clips from a ST-DiT checkpoint below `folder` and measures them against the training split by the
+    protocol: {"generated_<metric>": value} of what could be had; folder/eval/metrics.json has the whole table. Ray must be running."""
+    own = config.model_copy(
+        update={
+            "run_dir": folder,
+            "data": config.data.model_copy(update={"prepared": config.data_folder}),
+            "generate": config.generate.model_copy(update={"num_samples": config.evaluate.samples_beside_training, "checkpoint": checkpoint}),
+            "evaluate": config.evaluate.model_copy(
+                update={"real": config.data_folder, "fake": storage.join(folder, "samples"), "num_workers": 1, "compare_with": None}
+            ),
+        }
+    )
+    generate(own)
+    (table,) = evaluate(own)["tables"]
+    return {f"generated_{row['metric']}": row["value"] for row in table["rows"] if row["value"] is not None}
 
 
 def read_validation(stage_folder: str) -> list[dict]:
