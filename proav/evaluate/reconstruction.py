@@ -38,7 +38,8 @@ def reconstruct(coder: LatentCoder, config: Config, windows: Sequence[dict], *, 
     mel_range = {"floor_log10": config.mel.floor_log10, "ceiling_log10": config.mel.ceiling_log10}
     video = torch.from_numpy(np.stack([window["video"] for window in windows]))
     mel = torch.from_numpy(np.stack([window["mel"] for window in windows])).float()
-    decoded_video, decoded_mel = (value.cpu() for value in coder.decode(coder.encode(video, mel)))
+    on_device = coder.decode(coder.encode(video, mel))
+    decoded_video, decoded_mel = (value.cpu() for value in on_device)
     unit, decoded = pixels_to_unit(video), pixels_to_unit(decoded_video)
     scores = {
         "psnr_db": psnr_db(decoded, unit),
@@ -51,7 +52,7 @@ def reconstruct(coder: LatentCoder, config: Config, windows: Sequence[dict], *, 
         lone_video, lone_mel = (value.cpu() for value in coder.decode(coder.encode(video, mel, lone=True), lone=True))
         scores["psnr_lone_db"] = psnr_db(pixels_to_unit(lone_video), unit)
         scores["mel_error_lone_db"] = mel_error_db(lone_mel, mel, **mel_range)
-    clips = [] if brief else coder.to_clips(decoded_video, decoded_mel, seeds=seeds)
+    clips = [] if brief else coder.to_clips(*on_device, seeds=seeds)
     return Reconstructed(clips, {name: values.numpy() for name, values in scores.items()})
 
 

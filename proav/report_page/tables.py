@@ -1,9 +1,12 @@
 """The tables of an evaluation as part of a page: every number with its interval and what it is between real clips; what is missing says what it needs."""
 
+from collections.abc import Sequence
+
 from proav.report_page.page import ACRONYMS, Markup, element, metric_name, table, warning
 
 NAMES = {"av_align": "AV-Align", "av_align_one_to_one": "AV-Align, one to one", "mel_error_db": "Log-mel error, dB"}
-HEADS = ["", "value", "95 % interval", "between real clips", "clips", "sources"]
+HEADS = ["", "value", "95 % interval", "between real clips", "", "clips", "sources"]
+STRIP_WIDTH, STRIP_HEIGHT, STRIP_EDGE = 132, 18, 8
 
 
 def number_table(values: dict) -> Markup:
@@ -16,15 +19,43 @@ def number_table(values: dict) -> Markup:
             continue
         interval = "" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
         floor = "" if row["floor"] is None else f"{row['floor']:.4g}"
-        rows.append([name, f"{row['value']:.4g}", interval, floor, row["clips"], row["sources"]])
+        rows.append([name, f"{row['value']:.4g}", interval, floor, interval_strip(name, row), row["clips"], row["sources"]])
         if row["note"]:
             said.setdefault(row["note"], []).append(name)
     content = [element("h3", values["title"])]
     if rows:
         content.append(table(HEADS, rows, caption=values["title"]))
+        drawn = "Drawn: the value as a dot on its interval, the number between real clips as a bar, each row on a scale of its own."
+        content.append(element("p", drawn, class_="note"))
     content += [element("p", f"{', '.join(names)}: {text}.", class_="note") for text, names in said.items()]
     content += [warning(f"{count} clips could not be read and are left out ({what}).") for what, count in values["left_out"].items()]
     return element("div", element("div", content, class_="text"), class_="card wide")
+
+
+def interval_strip(name: str, row: dict) -> Markup | str:
+    """The value as a dot on its interval, with a bar at what it is between real clips, on a scale of the row's own; nothing where the value is alone."""
+    marks = [row[key] for key in ("value", "low", "high", "floor") if row[key] is not None]
+    low, high = min(marks), max(marks)
+    if len(marks) == 1 or low == high:
+        return ""
+
+    def place(value: float) -> str:
+        return f"{STRIP_EDGE + (STRIP_WIDTH - 2 * STRIP_EDGE) * (value - low) / (high - low):.1f}"
+
+    middle, drawn, said = STRIP_HEIGHT / 2, [], [f"{name}: {row['value']:.4g}"]
+    if row["low"] is not None:
+        drawn.append(_line(place(row["low"]), place(row["high"]), (middle, middle), "var(--series-1)"))
+        said.append(f"interval {row['low']:.4g} to {row['high']:.4g}")
+    if row["floor"] is not None:
+        drawn.append(_line(place(row["floor"]), place(row["floor"]), (2, STRIP_HEIGHT - 2), "var(--series-2)"))
+        said.append(f"between real clips {row['floor']:.4g}")
+    drawn.append(element("circle", cx=place(row["value"]), cy=middle, r=4, fill="var(--series-1)"))
+    size = {"width": STRIP_WIDTH, "height": STRIP_HEIGHT}
+    return element("svg", drawn, **size, viewBox=f"0 0 {STRIP_WIDTH} {STRIP_HEIGHT}", role="img", aria_label=", ".join(said))
+
+
+def _line(start: str, end: str, heights: Sequence[float], colour: str) -> Markup:
+    return element("line", x1=start, x2=end, y1=heights[0], y2=heights[1], stroke=colour, stroke_width=2.5)
 
 
 def shown_name(metric: str) -> str:

@@ -1,14 +1,20 @@
 """Checkpoints are measured beside the trainer, by the code of the evaluation, each once; the trainer here runs in this process."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 
 from proav.checkpoint import load_checkpoint
+from proav.data.latents import encode_latents
 from proav.evaluate.reconstruction import evaluate_reconstruction
+from proav.metrics.protocols import PROTOCOLS
 from proav.report_page.run_files import read_metrics
 from proav.train import validation
 from proav.train.validation import Validation, read_validation
 from proav.train.worker import train_worker
+from tests.tiny import save_tiny_mdsa
 from tests.train.test_worker import TORCH, prepare
 
 pytestmark = pytest.mark.ray
@@ -40,3 +46,19 @@ def test_a_checkpoint_that_is_gone_is_told(tmp_path, ray_local, monkeypatch, cap
     with Validation(config, "mdsa"):
         pass
     assert "24 clips was gone before it could be measured" in capsys.readouterr().out and read_validation(f"{tmp_path}/mdsa") == []
+
+
+def test_clips_are_made_from_a_checkpoint_and_measured_beside_the_trainer(tmp_path, ray_local, monkeypatch):
+    monkeypatch.setattr(validation, "POLL_SECONDS", 0.1)
+    monkeypatch.setitem(PROTOCOLS, "small", dataclasses.replace(PROTOCOLS["small"], scores=()))
+    words = ("generate.steps=1", "evaluate.num_resamples=20", "evaluate.samples_beside_training=3", "train.checkpoint_every_clips=16")
+    config = prepare(tmp_path, "mdsa", *TORCH, *WORDS, *words)
+    save_tiny_mdsa(f"{tmp_path}/mdsa/checkpoints", config)
+    encode_latents(config)
+    with Validation(config, "stdit"):
+        train_worker(config, "stdit", device=torch.device("cpu"))
+    (row,) = read_validation(f"{tmp_path}/stdit")
+    table = json.loads((tmp_path / "stdit/validation/000000000016/eval/metrics.json").read_text())["tables"][0]
+    measured = {each["metric"]: each for each in table["rows"] if each["value"] is not None}
+    assert row["clips"] == 16 and "loss" in row and row["generated_sKVD"] == measured["sKVD"]["value"] and measured["sKVD"]["clips"] == 3
+    assert read_metrics(f"{tmp_path}/stdit").series["validation_generated_sKVD"] == ([16], [row["generated_sKVD"]])
