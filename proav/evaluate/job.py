@@ -107,6 +107,7 @@ def _tables(config: Config, protocol: Protocol, measures: Measures, comparisons:
     if whole := sum(cost.values()):
         spent = ", ".join(f"{activity} {seconds:.1f} s ({seconds / whole:.0%})" for activity, seconds in cost.items())
         print(f"evaluate: measured in {time.monotonic() - began:.1f} s; one thread's time: {spent}")
+        found["measuring"] = {f"{activity}_seconds": round(seconds, 2) for activity, seconds in cost.items()}
     return found
 
 
