@@ -58,6 +58,7 @@ def evaluate(config: Config) -> dict:
     identity = _identity(config, protocol, view, measures, comparisons) | {
         "mdsa_checkpoint": mdsa and mdsa.hash,
         "stdit_checkpoint": stdit and stdit.hash,
+        "absent": [] if av_align.is_installed() else [score for score in protocol.scores if score in OF_LIBRARIES],
     }
     path = storage.join(config.run_folder, "eval", "metrics.json")
     metrics = json.loads(storage.read_text(path)) if storage.exists(path) else {}
@@ -149,7 +150,7 @@ def table_numbers(
         else:
             lines = set_numbers(distance, real, fake, resampling, held_out=sets.get("held_out"), paired=comparison.paired)
         prefix = "r" if comparison.paired else ""
-        numbers += [Number(**{**line.to_dict(), "metric": prefix + line.metric}) for line in lines]
+        numbers += [replace(line, metric=prefix + line.metric) for line in lines]
     for score in protocol.feature_scores:
         if score.kind == "class_divergence" and not comparison.paired:
             continue
@@ -161,7 +162,7 @@ def table_numbers(
         numbers += score_numbers([score.name], _with_score(fake, score.name, values), resampling, real=_with_score(real, score.name, of_real))
     names = [name for name in protocol.scores if name in OF_ONE or comparison.paired]
     for line in score_numbers(names, fake, resampling, real=real):
-        numbers.append(Number(**{**line.to_dict(), "needs": _needs_of(line.metric)}) if line.value is None else line)
+        numbers.append(replace(line, needs=_needs_of(line.metric)) if line.value is None else line)
     return numbers
 
 

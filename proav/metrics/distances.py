@@ -130,15 +130,6 @@ def kernel_distance(
     )
 
 
-def kl_divergence(probabilities_NK: np.ndarray, reference_NK: np.ndarray, *, epsilon: float = 1e-12) -> float:
-    """Mean over pairs of sum_k p log(p / q), in nats: of class probabilities of a clip and of the one it should resemble. Rows sum to 1."""
-    p, q = (np.asarray(values, np.float64) for values in (probabilities_NK, reference_NK))
-    for name, values in (("probabilities", p), ("reference", q)):
-        if p.shape != q.shape or values.min() < 0 or not np.allclose(values.sum(1), 1, atol=1e-5):
-            raise UserError(f"{name} of shape {values.shape}: expected two arrays of one shape whose rows are probabilities that sum to 1")
-    return float((p * (np.log(p + epsilon) - np.log(q + epsilon))).sum(1).mean())
-
-
 def _square_root(covariance: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T  # tiny negative eigenvalues are rounding

@@ -94,6 +94,17 @@ _OF_SETS = (
     Distance("nearest_training", "nearest_training", "i3d-kinetics400"),
 )
 
+_MM_DIFFUSION_64 = Protocol(
+    "mm-diffusion-64",
+    "MM-Diffusion's released evaluation: 2,048 clips of 16 frames at 10 fps against the training split, frames brought to 64x64 first",
+    distances=(*_I3D, *_AUDIOCLIP),
+    scores=(),
+    num_frames=16,
+    fps=10,
+    size=64,
+    sample_rate=16_000,
+    num_clips=2048,
+)
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
@@ -115,28 +126,8 @@ PROTOCOLS = {
             scores=_OF_CLIPS,
             feature_scores=_OF_FEATURES,
         ),
-        Protocol(
-            "mm-diffusion-64",
-            "MM-Diffusion's released evaluation: 2,048 clips of 16 frames at 10 fps against the training split, frames brought to 64x64 first",
-            distances=(*_I3D, *_AUDIOCLIP),
-            scores=(),
-            num_frames=16,
-            fps=10,
-            size=64,
-            sample_rate=16_000,
-            num_clips=2048,
-        ),
-        Protocol(
-            "mm-diffusion-256",
-            "the same at 256x256, as tables of 256x256 models are made",
-            distances=(*_I3D, *_AUDIOCLIP),
-            scores=(),
-            num_frames=16,
-            fps=10,
-            size=256,
-            sample_rate=16_000,
-            num_clips=2048,
-        ),
+        _MM_DIFFUSION_64,
+        dataclasses.replace(_MM_DIFFUSION_64, name="mm-diffusion-256", about="the same at 256x256, as tables of 256x256 models are made", size=256),
         Protocol(
             "pvdm",
             "PVDM's released evaluation: FVD of 2,048 clips of 16 frames of 256x256 against the training split, at the model's frame rate",

@@ -15,7 +15,6 @@ from proav.metrics.distances import (
     frechet_bias,
     frechet_distance,
     kernel_distance,
-    kl_divergence,
     polynomial_kernel,
 )
 
@@ -170,10 +169,3 @@ def test_kernel_distance_by_sources_is_unbiased_where_clips_of_one_are_alike():
     plain = [kernel_distance(drawn(seed), drawn(seed + 1000)) for seed in range(400)]
     error = np.std(found) / np.sqrt(len(found))
     assert abs(np.mean(found)) < 4 * error and np.mean(plain) > 10 * error
-
-
-def test_kl_divergence_of_known_probabilities():
-    p, q = np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([[0.25, 0.75], [1.0, 0.0]])
-    assert kl_divergence(p, q) == pytest.approx((0.5 * np.log(2) + 0.5 * np.log(2 / 3)) / 2, rel=1e-9)
-    with pytest.raises(UserError, match="sum to 1"):
-        kl_divergence(p * 2, q)
