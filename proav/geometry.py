@@ -69,12 +69,19 @@ class LatentGeometry:
 
     num_frames: int
     plane_size: int
-    latent_channels: int
+    channels: tuple[int, ...]
+    """Channels of each of the six planes, in the order of PLANE_NAMES."""
     token_patch: int
 
     @classmethod
     def from_config(cls, config) -> "LatentGeometry":
-        return cls(config.clip.num_frames, config.mdsa.plane_size, config.mdsa.latent_channels, config.stdit.patch_size)
+        channels = tuple(config.mdsa.channels(modality)[plane] for modality in MODALITIES for plane in PLANES)
+        return cls(config.clip.num_frames, config.mdsa.plane_size, channels, config.stdit.patch_size)
+
+    @property
+    def stack_channels(self) -> int:
+        """Channels D of the stack: those of its widest plane. The others' further channels are zero and stand for nothing."""
+        return max(self.channels)
 
     @property
     def plane_shapes(self) -> dict[str, tuple[int, int]]:
@@ -85,7 +92,7 @@ class LatentGeometry:
     @property
     def stack_shape(self) -> tuple[int, int, int, int]:
         """(D, 6, N, N): the six planes of both modalities, the time axis resized to N where T is smaller."""
-        return self.latent_channels, len(PLANE_NAMES), self.plane_size, self.plane_size
+        return self.stack_channels, len(PLANE_NAMES), self.plane_size, self.plane_size
 
     @property
     def tokens_per_plane(self) -> int:
@@ -98,7 +105,13 @@ class LatentGeometry:
     @property
     def values_per_clip(self) -> int:
         """Numbers that MDSA keeps of a clip, both modalities."""
-        return 2 * self.latent_channels * sum(rows * columns for rows, columns in self.plane_shapes.values())
+        return sum(self.values_per_stream(modality) for modality in MODALITIES)
+
+    def values_per_stream(self, modality: str) -> int:
+        """Numbers that MDSA keeps of one modality of a clip."""
+        sizes = (rows * columns for rows, columns in self.plane_shapes.values())
+        first = MODALITIES.index(modality) * PLANES_PER_MODALITY
+        return sum(size * channels for size, channels in zip(sizes, self.channels[first : first + PLANES_PER_MODALITY], strict=True))
 
 
 @dataclass(frozen=True)
@@ -177,6 +190,17 @@ def check_geometry(config) -> None:
         require(
             mel.num_bins % n == 0 and steps % n == 0,
             f"mel images of {mel.num_bins} bins x {steps} columns do not split into mdsa.plane_size={n} patches a side; write mdsa.audio_input=tiled",
+        )
+    if mdsa.refiner.enabled:
+        cells = mdsa.refiner.patch * 2 ** (mdsa.refiner.levels - 1)
+        sides = {"clip.height": clip.height, "clip.width": clip.width}
+        if mdsa.audio_input == "native":
+            sides |= {"mel.num_bins": mel.num_bins, "mel columns of a clip": frames * steps}
+        uneven = [f"{key}={side}" for key, side in sides.items() if side % cells]
+        require(
+            not uneven,
+            f"mdsa.refiner halves its images to cells of {cells} pixels (patch x 2^(levels - 1)), which do not divide {', '.join(uneven)}; "
+            "write fewer mdsa.refiner.levels, or mdsa.refiner.enabled=false",
         )
     scales = [scale for scale in mdsa.multi_scale.scales if frames % scale]
     require(not scales, f"mdsa.multi_scale.scales={list(mdsa.multi_scale.scales)}: {scales} do not divide clip.num_frames={frames}")

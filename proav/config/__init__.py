@@ -12,7 +12,17 @@ from pydantic import Field, model_validator
 from proav.config.clip import ClipConfig, DataConfig, MelConfig
 from proav.config.filters import FilterConfig
 from proav.config.jobs import EvaluateConfig, GenerateConfig
-from proav.config.mdsa import BiBlockConfig, GroupCrossConfig, MDSAConfig, MDSALossConfig, MultiScaleConfig, SpatialConfig
+from proav.config.mdsa import (
+    BiBlockConfig,
+    GroupCrossConfig,
+    LinearPlanesConfig,
+    MDSAConfig,
+    MDSALossConfig,
+    MultiScaleConfig,
+    PlaneChannelsConfig,
+    RefinerConfig,
+    SpatialConfig,
+)
 from proav.config.section import Count, Section, Stage, TaskName
 from proav.config.stdit import DiffusionConfig, EncodeConfig, STDiTConfig
 from proav.config.sweep import TuneConfig
@@ -20,8 +30,8 @@ from proav.config.training import MDSATrainConfig, STDiTTrainConfig, TrainConfig
 
 __all__ = [
     "BiBlockConfig", "ClipConfig", "Config", "DataConfig", "DiffusionConfig", "EncodeConfig", "EvaluateConfig", "FilterConfig", "GenerateConfig",
-    "GroupCrossConfig", "MDSAConfig", "MDSALossConfig", "MDSATrainConfig", "MelConfig", "MultiScaleConfig", "STDiTConfig", "STDiTTrainConfig",
-    "Section", "SpatialConfig", "Stage", "TaskName", "TrainConfig", "TuneConfig",
+    "GroupCrossConfig", "LinearPlanesConfig", "MDSAConfig", "MDSALossConfig", "MDSATrainConfig", "MelConfig", "MultiScaleConfig",
+    "PlaneChannelsConfig", "RefinerConfig", "STDiTConfig", "STDiTTrainConfig", "Section", "SpatialConfig", "Stage", "TaskName", "TrainConfig", "TuneConfig",
 ]  # fmt: skip
 
 

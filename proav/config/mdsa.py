@@ -1,8 +1,8 @@
 """Settings of MDSA, the autoencoder: its size, each of its attention modules, its objective."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from proav.config.section import Count, PositiveFloat, PositiveInt, Probability, Section, Weight
 from proav.config.training import MDSATrainConfig
@@ -64,11 +64,46 @@ class BiBlockConfig(Section):
     """Modules in a row."""
 
 
+class LinearPlanesConfig(Section):
+    """The linear half of the projection: a path through the same planes, fitted by algebra before training and trained on with the rest."""
+
+    enabled: bool = True
+    """Off: the network alone makes planes, bounded by tanh, and pictures, bounded by a sigmoid."""
+    overlap: bool = True
+    """Windows of two patches, so that neighbours overlap; off: blocks."""
+    fit_clips: PositiveInt = 192
+    """First clips of training that the path is fitted on."""
+
+
+class RefinerConfig(Section):
+    """Convolutions at the picture's own resolution, behind each decoder; they start at zero."""
+
+    enabled: bool = True
+    """Off: the decoder ends with its patches."""
+    width: PositiveInt = 32
+    """Channels at the finest resolution; they double a level."""
+    levels: Annotated[int, Field(ge=1, le=5)] = 3
+    """Resolutions, each half the one before."""
+    patch: PositiveInt = 2
+    """Rows and columns of pixels that the first layer gathers."""
+
+
+class PlaneChannelsConfig(Section):
+    """Channels of single planes, in the order HW, WT, HT."""
+
+    video: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Of the picture's planes; empty: latent_channels each."""
+    audio: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Of the sound's planes; empty: latent_channels each."""
+
+
 class MDSALossConfig(Section):
     """The autoencoder's objective."""
 
     pixel: Weight = 4.0
     """L1 on all frames."""
+    pixel_squared: Weight = 0.0
+    """Squared error on all frames: what PSNR measures."""
     perceptual: Weight = 4.0
     """LPIPS on one random frame per clip; only where perceptual_weights names the network."""
     perceptual_weights: str | None = None
@@ -101,7 +136,13 @@ class MDSAConfig(Section):
     plane_size: PositiveInt = 16
     """Rows and columns N of the HW plane and of the stacked latent; the patch follows, P = H / N. At least clip.num_frames."""
     latent_channels: PositiveInt = 16
-    """Channels D of a plane."""
+    """Channels D of a plane, unless plane_channels says otherwise."""
+    plane_channels: PlaneChannelsConfig = PlaneChannelsConfig()
+    """Channels of single planes."""
+    linear_planes: LinearPlanesConfig = LinearPlanesConfig()
+    """The linear path."""
+    refiner: RefinerConfig = RefinerConfig()
+    """Convolutions behind the decoders."""
     width: PositiveInt = 384
     """Feature width C."""
     encoder_depth: PositiveInt = 8
@@ -138,6 +179,11 @@ class MDSAConfig(Section):
     """The objective."""
     train: MDSATrainConfig = MDSATrainConfig()
     """How it is trained."""
+
+    def channels(self, modality: Literal["video", "audio"]) -> dict[str, int]:
+        """{plane: channels} of one modality."""
+        given = getattr(self.plane_channels, modality) or (self.latent_channels,) * 3
+        return dict(zip(("HW", "WT", "HT"), given, strict=True))
 
     @model_validator(mode="after")
     def _check(self) -> "MDSAConfig":

@@ -1,12 +1,12 @@
 """MDSA, the Multi-scale Dual-stream Spatio-temporal Autoencoder: picture and sound to six planes of latents, and back (ProAV-DiT, Figure 2 (a)).
 
-encode: two stream encoders -> MT-SelfAttn on HT and WT, SelfAttn on HW -> GCM-Attn on HT and WT -> 1x1 convolution and tanh.
-decode: 1x1 convolution -> Bi-Block CrossAttn -> two stream decoders. Not here: losses (`proav/train/autoencoder.py`), waveforms (`proav/media`).
+encode: two stream encoders -> MT-SelfAttn on HT and WT, SelfAttn on HW -> GCM-Attn on HT and WT -> 1x1 convolution; its sum with the linear
+planes is what is stored. decode: 1x1 convolution -> Bi-Block CrossAttn -> two stream decoders, which add to the linear path. Not here: losses (`proav/train/autoencoder.py`), waveforms (`proav/media`).
 B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame, P planes, N plane side, D latent channels.
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from proav.config import Config, MDSAConfig, Section
-from proav.geometry import MODALITIES, PLANES, stream_geometries
+from proav.geometry import MODALITIES, PLANES, StreamGeometry, stream_geometries
 from proav.models.fusion import BiBlockCrossAttention, GroupCrossAttention, MultiScaleTemporalAttention, SpatialAttention
+from proav.models.linear_planes import LinearPlanes
 from proav.models.streams import FromLatents, StreamDecoder, StreamEncoder, ToLatents, tile_mel, untile_mel
 
 TIME_PLANES = ("WT", "HT")
@@ -56,8 +57,9 @@ class CrossFlow:
 
 
 class MDSA(nn.Module):
-    """The autoencoder. Untrained, it equals two independent projected autoencoders bit for bit: every fusion module's output starts at zero.
+    """The autoencoder. Untrained it is the linear code of `linear_planes.py`, bit for bit: all that the network adds starts at zero.
 
+    Without the linear path (mdsa.linear_planes.enabled=false) the network is alone: untrained it equals two independent projected autoencoders.
     The same torch seed gives the same weights to a part whichever other parts are switched on.
     `activation_checkpointing`: keep only the inputs of transformer layers for the backward pass.
     """
@@ -70,9 +72,15 @@ class MDSA(nn.Module):
         self.mel_bins, self.mel_steps = config.mel.num_bins, config.clip.sample_rate // config.clip.fps // config.mel.hop
         self.activation_checkpointing = False
         self.encoder = nn.ModuleDict({name: StreamEncoder(self.geometry[name], mdsa) for name in MODALITIES})
-        self.to_latents = nn.ModuleDict({name: ToLatents(mdsa.width, mdsa.latent_channels) for name in MODALITIES})
-        self.from_latents = nn.ModuleDict({name: FromLatents(mdsa.width, mdsa.latent_channels) for name in MODALITIES})
-        self.decoder = nn.ModuleDict({name: StreamDecoder(self.geometry[name], mdsa) for name in MODALITIES})
+        closed = mdsa.linear_planes.enabled
+        self.to_latents = nn.ModuleDict({name: ToLatents(mdsa.width, mdsa.channels(name), closed=closed) for name in MODALITIES})
+        self.from_latents = nn.ModuleDict({name: FromLatents(mdsa.width, mdsa.channels(name)) for name in MODALITIES})
+        self.decoder = nn.ModuleDict({name: StreamDecoder(self.geometry[name], mdsa, sound=name == "audio") for name in MODALITIES})
+        self.linear = nn.ModuleDict()
+        if mdsa.linear_planes.enabled:
+            for name in MODALITIES:
+                paths = {"sound": name == "audio", "overlap": mdsa.linear_planes.overlap}
+                self.linear[name] = LinearPlanes(self.geometry[name], mdsa.channels(name), **paths)
         self._build_fusion(mdsa)
 
     def _build_fusion(self, config: MDSAConfig) -> None:
@@ -95,7 +103,9 @@ class MDSA(nn.Module):
         self.bi_block = build("bi_block", block, block_planes, block_attention)
 
     def encode(self, video_BCTHW: Tensor | None, mel_BTMS: Tensor | None, *, flow: CrossFlow = CrossFlow()) -> dict[str, Tensor]:
-        """Latent planes {"v_HW": [B, D, rows, columns], ...} in [-1, 1], float32; T is the first axis of WT and HT planes.
+        """Latent planes {"v_HW": [B, D, rows, columns], ...}, float32; T is the first axis of WT and HT planes.
+
+        About unit mean square with the linear path, in [-1, 1] without it.
 
         Args:
             video_BCTHW: pictures in [-1, 1], or None.
@@ -103,38 +113,58 @@ class MDSA(nn.Module):
             flow: which clips exchange information in GCM-Attn.
         """
         assert video_BCTHW is not None or mel_BTMS is not None, "encode needs pictures, mel frames, or both"
-        features = {}
+        images = {}
         if video_BCTHW is not None:
-            features["video"] = self._encode_stream("video", video_BCTHW)
+            images["video"] = video_BCTHW
         if mel_BTMS is not None:
-            features["audio"] = self._encode_stream("audio", tile_mel(mel_BTMS, self.geometry["audio"]) if self.tiled_audio else mel_BTMS[:, None])
+            images["audio"] = tile_mel(mel_BTMS, self.geometry["audio"]) if self.tiled_audio else mel_BTMS[:, None]
+        features = {modality: self._encode_stream(modality, stream) for modality, stream in images.items()}
         if len(features) == 2:
             features = _cross(self.group_cross, features, flow)
-        return {f"{modality[0]}_{name}": plane for modality, planes in features.items() for name, plane in self.to_latents[modality](planes).items()}
+        latents = {}
+        for modality, planes in features.items():
+            linear = self.linear[modality].analyse(images[modality]) if self.linear else None
+            latents |= {f"{modality[0]}_{name}": plane for name, plane in self.to_latents[modality](planes, linear).items()}
+        return latents
 
     def decode(self, planes: dict[str, Tensor], *, flow: CrossFlow = CrossFlow()) -> tuple[Tensor | None, Tensor | None]:
         """(video_BCTHW, mel_BTMS) in [-1, 1], float32, of latent planes as `encode` gives them.
 
         A modality whose planes are not given is None, and the other is decoded alone. flow: which clips exchange information in Bi-Block CrossAttn.
         """
+        return tuple(None if images is None else images.clamp(-1, 1) for images in self._decode(planes, flow))
+
+    def forward(self, video_BCTHW: Tensor, mel_BTMS: Tensor, *, flow: CrossFlow = CrossFlow()) -> tuple[Tensor, Tensor]:
+        """Encodes and decodes both modalities with the same flow. What losses see: not clamped, so that what overshoots is drawn back."""
+        return self._decode(self.encode(video_BCTHW, mel_BTMS, flow=flow), flow)
+
+    def _decode(self, planes: dict[str, Tensor], flow: CrossFlow) -> tuple[Tensor | None, Tensor | None]:
         given = [modality for modality in MODALITIES if f"{modality[0]}_HW" in planes]
         assert given and len(planes) == len(PLANES) * len(given), f"expected all three planes of one or both modalities, got {tuple(planes)}"
-        features = {modality: self.from_latents[modality]({name: planes[f"{modality[0]}_{name}"] for name in PLANES}) for modality in given}
+        latents = {modality: {name: planes[f"{modality[0]}_{name}"] for name in PLANES} for modality in given}
+        features = {modality: self.from_latents[modality](latents[modality]) for modality in given}
         if len(features) == 2:
             features = _cross(self.bi_block, features, flow)
-        images = {modality: self.decoder[modality](features[modality], recompute=self.activation_checkpointing) for modality in given}
+        images = {}
+        for modality in given:
+            linear = self.linear[modality].synthesize(latents[modality]) if self.linear else None
+            images[modality] = self.decoder[modality](features[modality], linear, recompute=self.activation_checkpointing)
         mel_image = images.get("audio")
         if mel_image is None:
             return images["video"], None
         return images.get("video"), untile_mel(mel_image, self.mel_bins, self.mel_steps) if self.tiled_audio else mel_image[:, 0]
 
-    def forward(self, video_BCTHW: Tensor, mel_BTMS: Tensor, *, flow: CrossFlow = CrossFlow()) -> tuple[Tensor, Tensor]:
-        """Encodes and decodes both modalities with the same flow."""
-        return self.decode(self.encode(video_BCTHW, mel_BTMS, flow=flow), flow=flow)
-
     def encode_lone(self, video_BCTHW: Tensor, mel_BTMS: Tensor) -> dict[str, Tensor]:
         """All six planes, each modality encoded without the other: what may stand for a given stream."""
         return self.encode(video_BCTHW, None) | self.encode(None, mel_BTMS)
+
+    def fit_linear_planes(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Fills the linear path from clips (video_BCTHW in [-1, 1], mel_BTMS), a batch at a time; nothing to do without that path.
+
+        A sequence may make its batches when they are asked for: they are read several times, and never all at once.
+        """
+        for modality, path in self.linear.items():
+            path.fit(partial(_images_of, batches, modality, self.geometry["audio"] if self.tiled_audio else None))
 
     def _encode_stream(self, modality: str, images_BCTHW: Tensor) -> dict[str, Tensor]:
         expected, given = self.geometry[modality].input_shape, tuple(images_BCTHW.shape[1:])
@@ -158,6 +188,16 @@ def _by_plane(modules: nn.ModuleDict) -> Iterator[tuple[str, nn.Module]]:
     for name, repeats in modules.items():
         for module in repeats:
             yield name, module
+
+
+def _images_of(batches: Sequence[tuple[Tensor, Tensor]], modality: str, tiled: StreamGeometry | None) -> Iterator[Tensor]:
+    """One modality's clips as its encoder reads them, a batch at a time."""
+    for index in range(len(batches)):
+        video_BCTHW, mel_BTMS = batches[index]
+        if modality == "video":
+            yield video_BCTHW
+        else:
+            yield tile_mel(mel_BTMS, tiled) if tiled else mel_BTMS[:, None]
 
 
 @contextmanager

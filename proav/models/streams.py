@@ -4,6 +4,8 @@ Not here: the other modality (`fusion.py`), the bottleneck and the order of thin
 modality (ProAV-DiT, Section 3: "dual-stream"). B clips, T frames, C channels, H W rows and columns of patches, M mel bins, S mel columns, D width.
 """
 
+from collections.abc import Mapping
+
 import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from proav.config import MDSAConfig
 from proav.geometry import PLANES, StreamGeometry
 from proav.models.layers import Float32Linear, SpaceTimeTransformer
 from proav.models.planes import Projection, broadcast_planes
+from proav.models.refiner import Refiner
 
 
 class PatchEmbedding(nn.Module):
@@ -28,12 +31,17 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchExpansion(nn.Module):
-    """A volume [B, T, H, W, D] to images [B, C, T, rows, columns]: a transposed convolution with kernel = stride = patch, in float32."""
+    """A volume [B, T, H, W, D] to images [B, C, T, rows, columns]: a transposed convolution with kernel = stride = patch, in float32.
 
-    def __init__(self, geometry: StreamGeometry, width: int) -> None:
+    `closed` starts it at zero.
+    """
+
+    def __init__(self, geometry: StreamGeometry, width: int, *, closed: bool = False) -> None:
         super().__init__()
         self.patch = geometry.patch
         self.linear = Float32Linear(width, geometry.channels * self.patch[0] * self.patch[1], bias=False)
+        if closed:
+            nn.init.zeros_(self.linear.weight)
         self.bias = nn.Parameter(torch.zeros(geometry.channels))
 
     def forward(self, volume_BTHWD: Tensor) -> Tensor:
@@ -58,35 +66,49 @@ class StreamEncoder(nn.Module):
 
 
 class StreamDecoder(nn.Module):
-    """Three planes of C-channel features to images in [-1, 1]: broadcast and sum, space-time transformer, patches, 2 sigmoid(x) - 1."""
+    """Three planes of C-channel features to images: broadcast and sum, space-time transformer, patches; then the linear path and the refiner.
 
-    def __init__(self, geometry: StreamGeometry, config: MDSAConfig) -> None:
+    x' = refine(linear + patches), where the patches start at zero; without a linear path x' = refine(2 sigmoid(patches) - 1).
+    """
+
+    def __init__(self, geometry: StreamGeometry, config: MDSAConfig, *, sound: bool) -> None:
         super().__init__()
         self.transformer = SpaceTimeTransformer(config.decoder_depth, config.width, config.num_heads, config.head_width, config.mlp_ratio)
-        self.expand = PatchExpansion(geometry, config.width)
+        self.expand = PatchExpansion(geometry, config.width, closed=config.linear_planes.enabled)
+        self.refine = Refiner(geometry.channels, config.refiner, sound=sound) if config.refiner.enabled else None
 
-    def forward(self, planes: dict[str, Tensor], *, recompute: bool = False) -> Tensor:
-        volume_BTHWD = self.transformer(broadcast_planes(planes), recompute=recompute)
-        return 2 * torch.sigmoid(self.expand(volume_BTHWD)) - 1
+    def forward(self, planes: dict[str, Tensor], linear_BCTHW: Tensor | None = None, *, recompute: bool = False) -> Tensor:
+        """float32 images; in [-1, 1] only without the linear path and the refiner. linear_BCTHW: what the linear path makes of the planes."""
+        images = self.expand(self.transformer(broadcast_planes(planes), recompute=recompute))
+        images = 2 * torch.sigmoid(images) - 1 if linear_BCTHW is None else linear_BCTHW + images
+        return images if self.refine is None else self.refine(images, recompute=recompute)
 
 
 class ToLatents(nn.Module):
-    """The bottleneck: per plane a 1x1 convolution C -> D and tanh, in float32. [B, rows, columns, C] -> [B, D, rows, columns] in [-1, 1]."""
+    """The bottleneck: per plane a 1x1 convolution C -> D, in float32; [B, rows, columns, C] -> [B, D, rows, columns].
 
-    def __init__(self, width: int, latent_channels: int) -> None:
+    Alone it ends in tanh, so that planes lie in [-1, 1] (PVDM). Beside a linear path it starts at zero and adds to the path's codes, and nothing
+    bounds the sum: a bound cost 1.7 dB before training (docs/experiments.md), and normalization follows in any case.
+    """
+
+    def __init__(self, width: int, channels: Mapping[str, int], *, closed: bool = False) -> None:
         super().__init__()
-        self.convolution = nn.ModuleDict({name: Float32Linear(width, latent_channels) for name in PLANES})
+        self.convolution = nn.ModuleDict({name: Float32Linear(width, channels[name]) for name in PLANES})
+        for layer in self.convolution.values() if closed else ():
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: rearrange(self.convolution[name](features[name]).tanh(), "b r s d -> b d r s") for name in PLANES}
+    def forward(self, features: dict[str, Tensor], linear: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        own = {name: rearrange(self.convolution[name](features[name]), "b r s d -> b d r s") for name in PLANES}
+        return {name: own[name].tanh() if linear is None else linear[name] + own[name] for name in PLANES}
 
 
 class FromLatents(nn.Module):
     """Behind the bottleneck: per plane a 1x1 convolution D -> C. [B, D, rows, columns] -> [B, rows, columns, C]."""
 
-    def __init__(self, width: int, latent_channels: int) -> None:
+    def __init__(self, width: int, channels: Mapping[str, int]) -> None:
         super().__init__()
-        self.convolution = nn.ModuleDict({name: nn.Linear(latent_channels, width) for name in PLANES})
+        self.convolution = nn.ModuleDict({name: nn.Linear(channels[name], width) for name in PLANES})
 
     def forward(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         channels_last = {name: rearrange(latents[name], "b d r s -> b r s d") for name in PLANES}
