@@ -17,8 +17,8 @@ from torch import nn
 
 from proav.config import TrainConfig
 from proav.errors import UserError
+from proav.train.optimizers import MOMENTS, check_moments, make_optimizer, moments_of
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BUCKET_BYTES = 32 * 2**20
 """Gradients are summed over workers in flat pieces of about this size: few calls, little extra memory."""
@@ -39,7 +39,7 @@ class Engine(Protocol):
     def forward(self, *inputs, **named): ...
     def autocast(self) -> contextlib.AbstractContextManager: ...
     def backward(self, loss: torch.Tensor) -> None: ...
-    def step(self, learning_rate: float) -> float | None: ...
+    def step(self, rates: dict[str, float]) -> float | None: ...
     def shards(self) -> dict[str, torch.Tensor]: ...
     def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
     def split(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
@@ -59,13 +59,6 @@ def make_engine(module: nn.Module, train: TrainConfig, *, device: torch.device, 
         log("train.zero_stage=0 shards nothing: the plain torch engine does it")
         return TorchEngine(module, train, device=device)
     return DeepSpeedEngine(module, train, device=device, micro_batch=micro_batch)
-
-
-def learning_rate_at(train: TrainConfig, clips: int) -> float:
-    """Linear warm-up over `train.warmup_clips`, then constant: the rate of the step that starts after `clips` clips."""
-    if train.warmup_clips == 0:
-        return train.learning_rate
-    return train.learning_rate * min(1.0, (clips + train.batch_size) / train.warmup_clips)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -138,7 +131,7 @@ class TorchEngine:
     def __init__(self, module: nn.Module, train: TrainConfig, *, device: torch.device) -> None:
         self.module, self.train, self.device = module.to(device), train, device
         self.loss_scale = LossScale(train.precision)
-        self.optimizer = _adamw(self.module, train)
+        self.optimizer = make_optimizer(self.module, train)
         self.optimizer_steps = 0
         if dist.is_initialized():
             for tensor in (*self.module.parameters(), *self.module.buffers()):
@@ -155,7 +148,7 @@ class TorchEngine:
         """Adds the gradients of `loss` divided by the accumulation steps."""
         (loss * (self.loss_scale.scale / self.train.accumulation_steps)).backward()
 
-    def step(self, learning_rate: float) -> float | None:
+    def step(self, rates: dict[str, float]) -> float | None:
         """Averages, clips, and steps; returns the gradient norm, or None where an fp16 overflow skipped the step.
 
         Raises NonFiniteError, with the weights untouched.
@@ -172,7 +165,7 @@ class TorchEngine:
         if finite:
             nn.utils.clip_grads_with_norm_(parameters, self.train.gradient_clip, norm)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = rates[group["rate"]]
             self.optimizer.step()
             self.optimizer_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
@@ -193,20 +186,20 @@ class TorchEngine:
     def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict]:
         """({"exp_avg.NAME": whole tensor, ...}, plain values). Every worker calls it."""
         tensors = {}
-        if self.optimizer_steps:
-            for name, parameter in self.module.named_parameters():
-                if parameter.requires_grad:
-                    tensors |= {f"{moment}.{name}": self.optimizer.state[parameter][moment] for moment in MOMENTS}
+        for name, moments in moments_of(self.module, self.train).items() if self.optimizer_steps else ():
+            state = self.optimizer.state[self.module.get_parameter(name)]
+            tensors |= {f"{moment}.{name}": state[moment] for moment in moments}
         return tensors, _scalars(self)
 
     def load_optimizer_state(self, tensors: dict[str, torch.Tensor], scalars: dict) -> None:
         _load_scalars(self, scalars)
         if not self.optimizer_steps:
             return
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
-                state = {moment: tensors[f"{moment}.{name}"].to(self.device) for moment in MOMENTS}
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(self.optimizer_steps)), **state}
+        check_moments(tensors, self.module, self.train)
+        for name, moments in moments_of(self.module, self.train).items():
+            state = {moment: tensors[f"{moment}.{name}"].to(self.device) for moment in moments}
+            steps = {"step": torch.tensor(float(self.optimizer_steps))} if moments == MOMENTS else {}
+            self.optimizer.state[self.module.get_parameter(name)] = steps | state
 
 
 class DeepSpeedEngine:
@@ -219,8 +212,9 @@ class DeepSpeedEngine:
         self.optimizer_steps = 0
         world = dist.get_world_size()
         wrapped = _Autocast(module.to(device), device, train.precision)
+        config = _deepspeed_config(train, micro_batch, world)
         self.engine, self.optimizer, _, _ = self._deepspeed.initialize(
-            model=wrapped, optimizer=_adamw(module, train), config=_deepspeed_config(train, micro_batch, world), dist_init_required=False
+            model=wrapped, optimizer=make_optimizer(module, train), config=config, dist_init_required=False
         )
 
     def forward(self, *inputs, **named):
@@ -237,13 +231,13 @@ class DeepSpeedEngine:
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # counts the pass; the weights stay
 
-    def step(self, learning_rate: float) -> float | None:
+    def step(self, rates: dict[str, float]) -> float | None:
         """Clips and steps; returns the gradient norm, or None where an fp16 overflow skipped the step.
 
         Raises NonFiniteError, with the weights untouched: ZeRO skips the step of a gradient norm that is not finite, on all workers.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = rates[group["rate"]]
         self.engine.step()
         overflow = self.optimizer.overflow
         if not self.loss_scale.after_step(overflow) and overflow:
@@ -323,11 +317,6 @@ class DeepSpeedEngine:
         start = dist.get_rank() * size
         piece = whole.reshape(-1)[start : start + size].to(self.device, torch.float32)
         return nn.functional.pad(piece, (0, size - piece.numel()))
-
-
-def _adamw(module: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay)
 
 
 def _persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from proav.checkpoint import load_checkpoint
-from proav.train.engine import LossScale, NonFiniteError, learning_rate_at
+from proav.train.engine import LossScale, NonFiniteError
 from tests.train.toy import BATCH, on_workers, run_toy, toy_train
 
 HALF = f"clips-{4 * BATCH:012d}"
@@ -21,15 +21,14 @@ def assert_close(first, second, tolerance):
         torch.testing.assert_close(tensor.cpu(), second[name].cpu(), rtol=0, atol=tolerance)
 
 
-def test_the_learning_rate_warms_up_in_clips():
-    train = toy_train(learning_rate=1.0, warmup_clips=4 * BATCH)
-    assert [learning_rate_at(train, step * BATCH) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-
-
-def test_training_learns_and_resuming_is_exact(tmp_path):
-    lines, weights, average = run_toy(str(tmp_path / "whole"), toy_train())
-    assert [line["clips"] for line in lines] == [BATCH * step for step in range(1, 11)] and lines[-1]["loss"] < 0.5 * lines[0]["loss"]
-    again, weights_again, average_again = run_toy(str(tmp_path / "again"), toy_train(), resume=str(tmp_path / "whole" / HALF))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_learns_and_resuming_is_exact(tmp_path, optimizer):
+    train = toy_train(optimizer=optimizer, muon_learning_rate=0.05, decay_fraction=0.5)
+    lines, weights, average = run_toy(str(tmp_path / "whole"), train)
+    assert [line["clips"] for line in lines] == [BATCH * step for step in range(1, 11)]
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    half = str(tmp_path / "whole" / HALF)
+    again, weights_again, average_again = run_toy(str(tmp_path / "again"), train, resume=half)
     assert torch.equal(losses(again), losses(lines)[4:])
     assert_close(weights, weights_again, 0)
     assert_close(average, average_again, 0)
