@@ -90,8 +90,6 @@ class TrainConfig(Section):
             raise ValueError(
                 f"train.engine=torch shards nothing, but train.zero_stage={self.zero_stage}; write train.zero_stage=0 or train.engine=deepspeed"
             )
-        if self.optimizer == "muon" and self.engine == "deepspeed" and self.zero_stage > 0:
-            raise ValueError("train.optimizer=muon needs train.engine=torch or train.zero_stage=0")
         return self
 
     @property

@@ -5,6 +5,9 @@ weights are hidden matrices (hidden_map in `proav/models/layers.py`). N matrices
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Protocol
 
 import torch
@@ -69,12 +72,86 @@ class WholeMatrices:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def __call__(self, parameters: list[Tensor], directions: list[Tensor]) -> None:
-        for start in range(0, len(directions), self.world):
-            if start + self.rank < len(directions):
-                mine = directions[start + self.rank]
-                mine.copy_(orthogonalized(mine, self.parts[parameters[start + self.rank]], self.dtype))
-            for owner, update in enumerate(directions[start : start + self.world] if self.world > 1 else ()):
+        matrices = sorted(zip(parameters, directions, strict=True), key=lambda pair: -pair[1].numel())
+        for start in range(0, len(matrices), self.world):  # in each round matrices of like size, one a worker
+            together = matrices[start : start + self.world]
+            if self.rank < len(together):
+                weight, mine = together[self.rank]
+                mine.copy_(orthogonalized(mine, self.parts[weight], self.dtype))
+            for owner, (_, update) in enumerate(together if self.world > 1 else ()):
                 dist.broadcast(update, owner)
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """A matrix that lies in slices on the workers, in order of rank, each slice inside a flat tensor."""
+
+    shape: tuple[int, int]
+    parts: int
+    """Matrices stacked in it."""
+    offset: int
+    """Where this worker's slice begins in its flat tensor."""
+    sizes: tuple[int, ...]
+    """Elements of it on each worker."""
+
+    @property
+    def work(self) -> int:
+        """The order of multiplications that its orthogonalization takes."""
+        rows, columns = self.shape
+        return rows * columns * min(rows // self.parts, columns)
+
+
+class SlicedMatrices:
+    """Every worker holds slices of matrices in flat tensors, as under ZeRO, and orthogonalizes its share.
+
+    In a round each worker gathers one matrix from those that hold slices of it, and sends their updates back.
+    A matrix that lies whole on one worker stays there. How matrices are sliced changes no result.
+    matrices: {flat tensor: its matrices}, with equal matrices in equal order on all workers.
+    """
+
+    def __init__(self, matrices: dict[Tensor, list[Sliced]], dtype: torch.dtype) -> None:
+        self.dtype, self.rank = dtype, dist.get_rank()
+        self.rounds = {flat: share_out(sliced, dist.get_world_size()) for flat, sliced in matrices.items()}
+
+    def __call__(self, parameters: list[Tensor], directions: list[Tensor]) -> None:
+        for flat, direction in zip(parameters, directions, strict=True):
+            for matrices in self.rounds[flat]:
+                self._round(direction, matrices)
+
+    def _round(self, direction: Tensor, matrices: tuple[Sliced | None, ...]) -> None:
+        """matrices: what each worker orthogonalizes; None: nothing is left for it."""
+        mine = matrices[self.rank]
+        held = [matrix.sizes[self.rank] if matrix else 0 for matrix in matrices]
+        slices = [direction.narrow(0, matrix.offset, size) for matrix, size in zip(matrices, held) if matrix]
+        wanted = mine.sizes if mine else (0,) * len(matrices)
+        apart = any(matrix and matrix.sizes[rank] < sum(matrix.sizes) for rank, matrix in enumerate(matrices))
+        whole = _exchange(torch.cat(slices), held, wanted) if apart else torch.cat(slices)
+        if mine:
+            whole = orthogonalized(whole.view(mine.shape), mine.parts, self.dtype).flatten()
+        updates = _exchange(whole, wanted, held) if apart else whole
+        for part, update in zip(slices, updates.split([len(part) for part in slices]), strict=True):
+            part.copy_(update)
+
+
+def share_out(matrices: list[Sliced], world: int) -> list[tuple[Sliced | None, ...]]:
+    """Rounds of at most one matrix a worker: matrix by matrix to the one with the least work so far.
+
+    A worker takes no matrix of which another holds more than twice as much.
+    """
+    owned, load = [[] for _ in range(world)], [0] * world
+    for matrix in sorted(matrices, key=lambda matrix: -matrix.work):  # stable: equal on all workers
+        near = [rank for rank, size in enumerate(matrix.sizes) if 2 * size >= max(matrix.sizes)]
+        owner = min(near, key=load.__getitem__)
+        owned[owner].append(matrix)
+        load[owner] += matrix.work
+    return list(zip_longest(*owned))
+
+
+def _exchange(sent: Tensor, given: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    """Sends the next `given` elements of `sent` to each worker in turn; returns `wanted` elements of each."""
+    received = sent.new_empty(sum(wanted))
+    dist.all_to_all_single(received, sent, list(wanted), list(given))
+    return received
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -129,8 +206,17 @@ def make_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
         {"params": others, "rate": "learning_rate"},
         {"params": list(parts), "rate": "muon_learning_rate", **muon},
     ]
-    dtype = torch.float32 if train.precision == "fp32" else torch.bfloat16
-    return MuonAdamW(groups, WholeMatrices(parts, dtype), **settings)
+    return MuonAdamW(groups, WholeMatrices(parts, product_dtype(train)), **settings)
+
+
+def product_dtype(train: TrainConfig) -> torch.dtype:
+    """Of Newton-Schulz: bfloat16 if the forward pass is below float32; float16 has too small a range."""
+    return torch.float32 if train.precision == "fp32" else torch.bfloat16
+
+
+def state_of(moments: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
+    """The optimizer's state of a weight with these moments after `steps` steps: AdamW counts them."""
+    return moments | ({"step": torch.tensor(float(steps))} if MOMENTS[0] in moments else {})
 
 
 def moments_of(module: nn.Module, train: TrainConfig) -> dict[str, tuple[str, ...]]:

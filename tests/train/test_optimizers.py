@@ -8,7 +8,15 @@ from proav.errors import CheckpointError
 from proav.models.layers import hidden_map, hidden_matrices
 from proav.models.mdsa import MDSA
 from proav.models.stdit import STDiT
-from proav.train.optimizers import check_moments, make_optimizer, moments_of, newton_schulz, orthogonalized
+from proav.train.optimizers import (
+    Sliced,
+    check_moments,
+    make_optimizer,
+    moments_of,
+    newton_schulz,
+    orthogonalized,
+    share_out,
+)
 from tests.tiny import tiny_config
 from tests.train.toy import ToyModel, toy_train
 
@@ -73,6 +81,14 @@ def test_stacked_parts_are_orthogonalized_apart():
     apart = torch.cat([orthogonalized(part, 1, FP32) for part in parts])
     torch.testing.assert_close(orthogonalized(torch.cat(parts), 3, FP32), apart, rtol=1e-4, atol=1e-5)
     assert (orthogonalized(torch.cat(parts), 1, FP32) - apart).abs().max() > 0.1
+
+
+def test_work_is_shared_evenly_and_whole_matrices_stay():
+    sliced = [Sliced(shape=(8, side), parts=1, offset=0, sizes=(4 * side,) * 2) for side in (8, 4, 2, 6)]
+    shares = [sum(matrix.work for matrix in share if matrix) for share in zip(*share_out(sliced, 2))]
+    assert shares == [8 * 8 * 8, 8 * 6 * 6 + 8 * 4 * 4 + 8 * 2 * 2]
+    whole = [Sliced(shape=(8, 8), parts=1, offset=0, sizes=(64, 0)) for _ in range(3)]
+    assert share_out(whole, 2) == [(matrix, None) for matrix in whole]
 
 
 def test_other_weights_are_trained_as_by_adamw():
