@@ -7,7 +7,7 @@ Letters: T frames, N plane side, C and d widths, D latent channels, P=6 planes, 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from proav.config import Config, TrainConfig
 from proav.geometry import MODALITIES, PLANE_NAMES, PLANES_PER_MODALITY, ClipGeometry, LatentGeometry, StreamGeometry, stream_geometries
@@ -28,17 +28,24 @@ class Cost:
 
     parameters: int = 0
     flops: int = 0
+    hidden: int = 0
+    """Parameters in hidden matrices, which Muon trains if it is chosen."""
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.parameters + other.parameters, self.flops + other.flops)
+        return Cost(self.parameters + other.parameters, self.flops + other.flops, self.hidden + other.hidden)
 
     def times(self, count: int) -> "Cost":
-        return Cost(count * self.parameters, count * self.flops)
+        return Cost(count * self.parameters, count * self.flops, count * self.hidden)
 
 
 def _linear(inputs: int, outputs: int, rows: int, *, bias: bool = True) -> Cost:
     """Parameters inputs * outputs (+ outputs), FLOPs 2 rows inputs outputs."""
     return Cost(inputs * outputs + bias * outputs, 2 * rows * inputs * outputs)
+
+
+def _hidden(inputs: int, outputs: int, rows: int, *, bias: bool = True) -> Cost:
+    """A linear map of a transformer block: its matrix is hidden."""
+    return _linear(inputs, outputs, rows, bias=bias) + Cost(hidden=inputs * outputs)
 
 
 def _total(*parts: Cost) -> Cost:
@@ -52,7 +59,8 @@ def _self_attention(width: int, num_heads: int, length: int, sequences: int) -> 
     """Four maps of width^2, two norms of a head's width, and 4 length^2 width per sequence for the logits and the mix."""
     rows = length * sequences
     norms = Cost(2 * (width // num_heads))
-    return _total(_linear(width, 3 * width, rows), _linear(width, width, rows), norms, Cost(0, 4 * sequences * length**2 * width))
+    maps = _hidden(width, 3 * width, rows) + _hidden(width, width, rows)
+    return _total(maps, norms, Cost(0, 4 * sequences * length**2 * width))
 
 
 def stdit_cost(config: Config, num_labels: int = 0) -> Cost:
@@ -66,7 +74,7 @@ def stdit_cost(config: Config, num_labels: int = 0) -> Cost:
         attention = _self_attention(width, heads, per_plane, planes) + _self_attention(width, heads, planes, per_plane)
     else:
         attention = _self_attention(width, heads, tokens, 1)
-    block = _total(Cost(6 * width), attention, _linear(width, hidden, tokens), _linear(hidden, width, tokens))
+    block = _total(Cost(6 * width), attention, _hidden(width, hidden, tokens), _hidden(hidden, width, tokens))
     time = _linear(TIME_WAVES, width, NUM_MODALITIES) + _linear(width, width, NUM_MODALITIES)
     tables = Cost((PLANES_PER_MODALITY + NUM_MODALITIES + planes) * width + NUM_MODALITIES * width + (num_labels + 1) * width)
     return _total(
@@ -85,8 +93,10 @@ def stdit_cost(config: Config, num_labels: int = 0) -> Cost:
 
 def _attention(width: int, inner: int, queries: int, keys: int, sequences: int = 1) -> Cost:
     """Maps to queries, keys and values (no bias) and back, and 4 queries keys inner per sequence."""
-    maps = _linear(width, inner, queries * sequences, bias=False) + _linear(width, 2 * inner, keys * sequences, bias=False)
-    return _total(maps, _linear(inner, width, queries * sequences), Cost(0, 4 * sequences * queries * keys * inner))
+    to_queries = _hidden(width, inner, queries * sequences, bias=False)
+    to_keys_and_values = _hidden(width, 2 * inner, keys * sequences, bias=False)
+    back = _hidden(inner, width, queries * sequences)
+    return _total(to_queries, to_keys_and_values, back, Cost(0, 4 * sequences * queries * keys * inner))
 
 
 def _norm(width: int) -> Cost:
@@ -98,7 +108,8 @@ def _space_time_transformer(config: Config, depth: int) -> Cost:
     width, inner, cells = mdsa.width, mdsa.num_heads * mdsa.head_width, mdsa.plane_size**2
     rows, hidden = frames * cells, mdsa.mlp_ratio * width
     time, space = _attention(width, inner, frames, frames, cells), _attention(width, inner, cells, cells, frames)
-    return _total(_norm(width).times(3), time, space, _linear(width, 2 * hidden, rows), _linear(hidden, width, rows)).times(depth)
+    mlp = _hidden(width, 2 * hidden, rows) + _hidden(hidden, width, rows)
+    return _total(_norm(width).times(3), time, space, mlp).times(depth)
 
 
 def _collapse(config: Config, length: int, sequences: int) -> Cost:
@@ -108,7 +119,7 @@ def _collapse(config: Config, length: int, sequences: int) -> Cost:
 
     def layer(queries: int) -> Cost:
         rows = queries * sequences
-        mlp = _linear(width, hidden, rows) + _linear(hidden, width, rows)
+        mlp = _hidden(width, hidden, rows) + _hidden(hidden, width, rows)
         return _total(_norm(width).times(2), _attention(width, inner, queries, length + 1, sequences), mlp)
 
     return _total(Cost((length + 2) * width), layer(length + 1).times(mdsa.collapse_depth - 1), layer(1))
@@ -146,7 +157,7 @@ def _intra_modal(config: Config) -> Cost:
         lengths = [frames // scale for scale in scales]
         attentions = [_attention(width, width, length, length, side) for length in lengths]
         if mdsa.multi_scale.share_scales:
-            attention = Cost(attentions[0].parameters, sum(cost.flops for cost in attentions))
+            attention = replace(attentions[0], flops=sum(cost.flops for cost in attentions))
         else:
             attention = _total(*attentions)
         upsampling = Cost(0, sum(2 * frames * length * width * side for length, scale in zip(lengths, scales) if scale > 1))
@@ -274,7 +285,7 @@ class Costs:
 def costs(config: Config, num_labels: int = 0) -> Costs:
     """The bill of `config`; num_labels: rows of the label table beside the null label."""
     mdsa, stdit, judges = mdsa_costs(config), stdit_cost(config, num_labels), discriminators_cost(config)
-    mdsa_parameters = mdsa["encode"].parameters + mdsa["decode"].parameters
+    whole_mdsa = mdsa["encode"] + mdsa["decode"]
     evaluations = config.generate.steps * (1 if config.generate.guidance_scale == 1 else 2)
 
     def train_flops(forward: int, train: TrainConfig) -> int:
@@ -283,7 +294,7 @@ def costs(config: Config, num_labels: int = 0) -> Costs:
     return Costs(
         config=config,
         num_labels=num_labels,
-        mdsa_parameters=mdsa_parameters,
+        mdsa_parameters=whole_mdsa.parameters,
         stdit_parameters=stdit.parameters,
         discriminators_parameters=judges.parameters,
         mdsa_encode_flops=mdsa["encode"].flops,
@@ -292,11 +303,13 @@ def costs(config: Config, num_labels: int = 0) -> Costs:
         stdit_forward_flops=stdit.flops,
         sample_evaluations=evaluations,
         sample_flops=evaluations * stdit.flops + mdsa["decode"].flops,
-        mdsa_train_flops=train_flops(mdsa["encode"].flops + mdsa["decode"].flops, config.mdsa.train),
+        mdsa_train_flops=train_flops(whole_mdsa.flops, config.mdsa.train),
         discriminators_train_flops=JUDGEMENTS * judges.flops,
         stdit_train_flops=train_flops(stdit.flops, config.stdit.train),
-        mdsa_memory=memory_estimate(mdsa_parameters, mdsa_kept(config), config.mdsa.train, discriminators=judges.parameters),
-        stdit_memory=memory_estimate(stdit.parameters, stdit_kept(config), config.stdit.train),
+        mdsa_memory=memory_estimate(
+            whole_mdsa, mdsa_kept(config), config.mdsa.train, discriminators=judges.parameters
+        ),
+        stdit_memory=memory_estimate(stdit, stdit_kept(config), config.stdit.train),
     )
 
 
@@ -347,10 +360,11 @@ def mdsa_kept(config: Config) -> Kept:
     return Kept(wide, narrow, layer_inputs, max(block, collapse, key=sum))
 
 
-def memory_estimate(parameters: int, kept: Kept, train: TrainConfig, *, discriminators: int = 0) -> Memory:
+def memory_estimate(cost: Cost, kept: Kept, train: TrainConfig, *, discriminators: int = 0) -> Memory:
     """Bytes per worker, for P parameters on n workers (the fewest that the settings allow):
 
-        weights 4 P (/ n at stage 3), gradients 4 P (/ n from stage 2), moments 8 P and ZeRO's own fp32 weights 4 P (/ n from stage 1),
+        weights 4 P (/ n at stage 3), gradients 4 P (/ n from stage 2),
+        moments 8 P (4 for hidden matrices with Muon) and ZeRO's own fp32 weights 4 P (/ n from stage 1),
         EMA 4 P (/ n at stage 3), autocast's copies 2 P (bf16, fp16), activations of batch_size / accumulation_steps / n clips,
         discriminators, which are not sharded, 16 bytes a parameter.
 
@@ -358,19 +372,19 @@ def memory_estimate(parameters: int, kept: Kept, train: TrainConfig, *, discrimi
     discriminators keep of a clip.
     """
     workers = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
-    stage = 0 if train.engine == "torch" else train.zero_stage
+    stage, parameters = (0 if train.engine == "torch" else train.zero_stage), cost.parameters
 
-    def share(bytes_per_parameter: int, from_stage: int) -> int:
-        return -(-bytes_per_parameter * parameters // (workers if stage >= from_stage else 1))
+    def share(num_bytes: int, from_stage: int) -> int:
+        return -(-num_bytes // (workers if stage >= from_stage else 1))
 
     clips = train.batch_size // train.accumulation_steps // workers
     return Memory(
-        weights=share(4, 3),
-        gradients=share(4, 2),
-        moments=share(8, 1),
-        master=share(4, 1) if stage > 0 else 0,
-        ema=share(4, 3),
-        casts=0 if train.precision == "fp32" else share(2, 3),
+        weights=share(4 * parameters, 3),
+        gradients=share(4 * parameters, 2),
+        moments=share(8 * parameters - (4 * cost.hidden if train.optimizer == "muon" else 0), 1),
+        master=share(4 * parameters, 1) if stage > 0 else 0,
+        ema=share(4 * parameters, 3),
+        casts=0 if train.precision == "fp32" else share(2 * parameters, 3),
         activations=clips * kept.num_bytes(train.precision, recompute=train.activation_checkpointing),
         discriminators=16 * discriminators,
     )

@@ -12,9 +12,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from proav.config import Config
-from proav.costs import costs, discriminators_cost, format_costs, mdsa_costs, mdsa_kept, memory_estimate, stdit_cost, stdit_kept
+from proav.costs import (
+    Cost,
+    costs,
+    discriminators_cost,
+    format_costs,
+    mdsa_costs,
+    mdsa_kept,
+    memory_estimate,
+    stdit_cost,
+    stdit_kept,
+)
 from proav.geometry import ClipGeometry, LatentGeometry, stream_geometries
 from proav.models.discriminators import AudioDiscriminator, VideoDiscriminators
+from proav.models.layers import hidden_matrices
 from proav.models.mdsa import MDSA
 from proav.models.stdit import STDiT
 from proav.settings import config_from_dict, config_to_dict, load_config
@@ -77,6 +88,10 @@ def num_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def num_hidden(model: torch.nn.Module) -> int:
+    return sum(model.get_parameter(name).numel() for name in hidden_matrices(model))
+
+
 def counted_flops(call, *, has_attention: bool = True) -> int:
     """FLOPs by torch's counter, which does not know the CPU's attention kernel until told."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -99,8 +114,11 @@ def stdit_inputs(config: Config) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 def test_parameters_equal_the_models(case):
     config = read(case)
     bill = costs(config, NUM_LABELS)
-    assert bill.stdit_parameters == num_parameters(on_meta(lambda: STDiT(config, NUM_LABELS)))
-    assert bill.mdsa_parameters == num_parameters(on_meta(lambda: MDSA(config)))
+    stdit, mdsa = on_meta(lambda: STDiT(config, NUM_LABELS)), on_meta(lambda: MDSA(config))
+    assert bill.stdit_parameters == num_parameters(stdit)
+    assert bill.mdsa_parameters == num_parameters(mdsa)
+    assert stdit_cost(config).hidden == num_hidden(stdit)
+    assert mdsa_costs(config)["encode"].hidden + mdsa_costs(config)["decode"].hidden == num_hidden(mdsa)
     assert bill.discriminators_parameters == sum(num_parameters(on_meta(lambda: kind(config))) for kind in (VideoDiscriminators, AudioDiscriminator))
 
 
@@ -182,9 +200,15 @@ def test_recomputation_keeps_a_small_part():
 )
 def test_zero_stages_share_what_they_say(stage, bytes_per_parameter):
     config = config_from_dict({"stdit": {"train": {"zero_stage": stage, "num_workers": 4, "precision": "fp32"}}})
-    memory = memory_estimate(1_000_000, stdit_kept(config), config.stdit.train)
+    memory = memory_estimate(Cost(1_000_000), stdit_kept(config), config.stdit.train)
     assert memory.total - memory.activations == bytes_per_parameter * 1_000_000
     assert memory.activations == 16 * stdit_kept(config).num_bytes("fp32", recompute=False)
+
+
+def test_muon_keeps_one_moment_of_hidden_matrices():
+    config = config_from_dict({"stdit": {"train": {"engine": "torch", "optimizer": "muon"}}})
+    memory = memory_estimate(Cost(1_000_000, hidden=900_000), stdit_kept(config), config.stdit.train)
+    assert memory.moments == 4 * 900_000 + 8 * 100_000
 
 
 def test_a_sample_counts_guidance_and_decoding():

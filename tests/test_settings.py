@@ -51,6 +51,9 @@ def test_shipped_configs_load_and_survive_a_round_trip(path):
         (["mel.max_hz=9000"], "8000.0 (half of clip.sample_rate)"),
         (["diffusion.task_weights={joint: 0}"], "all zero"),
         (["stdit.train.learning_rate=.nan"], "stdit.train.learning_rate"),
+        (["stdit.train.optimizer=lion"], "stdit.train.optimizer"),
+        (["stdit.train.decay_fraction=1.5"], "stdit.train.decay_fraction"),
+        (["stdit.train.muon_momentum=1"], "stdit.train.muon_momentum"),
         (["a.b={c"], "cannot read the override"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from proav.config.section import Count, PositiveFloat, PositiveInt, Section, UseGPU, Weight
+from proav.config.section import Count, PositiveFloat, PositiveInt, Probability, Section, UseGPU, Weight
 
 
 class TrainConfig(Section):
@@ -35,14 +35,24 @@ class TrainConfig(Section):
     """Of the forward and backward pass; statistics, losses, EMA and master weights stay fp32."""
     activation_checkpointing: bool = False
     """Recompute block activations in the backward pass: less memory, about a third more time."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonalized momentum for the matrices of transformer blocks, AdamW for all other weights."""
     learning_rate: PositiveFloat = 1e-4
-    """AdamW's step size after warm-up; constant from there."""
+    """AdamW's step size after warm-up."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     """AdamW's two averaging factors."""
     weight_decay: Weight = 0.0
     """AdamW's decoupled weight decay."""
+    muon_learning_rate: PositiveFloat = 0.02
+    """Muon's step size after warm-up: about its update's singular values; only with optimizer=muon."""
+    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Muon's averaging factor of gradients (Nesterov); only with optimizer=muon."""
+    muon_weight_decay: Weight = 0.0
+    """Muon's decoupled weight decay; only with optimizer=muon."""
     warmup_clips: Count = 320_000
-    """The learning rate grows linearly over this many clips."""
+    """The learning rates grow linearly over this many clips."""
+    decay_fraction: Probability = 0.0
+    """Share of num_clips, at its end, over which the learning rates fall linearly to 2 %; 0: they stay."""
     gradient_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
     ema_half_life_clips: PositiveFloat = 440_000
@@ -125,7 +135,7 @@ class MDSATrainConfig(TrainConfig):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.9)
     """AdamW's two averaging factors."""
     warmup_clips: Count = 0
-    """The learning rate grows linearly over this many clips."""
+    """The learning rates grow linearly over this many clips."""
     augment_flip: bool = True
     """Mirror the pictures of every second clip left to right."""
     augment_gain_db: Annotated[float, Field(ge=0, le=40)] = 0.0

@@ -47,6 +47,21 @@ class ClosedLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
+def hidden_map(linear: nn.Linear, parts: int = 1) -> nn.Linear:
+    """Marks a linear map of a transformer block: its weight is a hidden matrix, which Muon may train.
+
+    parts: matrices stacked along the outputs of the one weight, such as those to queries, keys and values.
+    """
+    linear.hidden_parts = parts
+    return linear
+
+
+def hidden_matrices(module: nn.Module) -> dict[str, int]:
+    """{name of a weight: number of matrices stacked in it} for what `hidden_map` has marked in `module`."""
+    maps = ((name, part) for name, part in module.named_modules() if hasattr(part, "hidden_parts"))
+    return {f"{name}.weight": linear.hidden_parts for name, linear in maps}
+
+
 def linear_resize_matrix(num_from: int, num_to: int, device: torch.device | None = None) -> Tensor:
     """The float64 matrix [num_to, num_from] of linear interpolation between the centres of equal cells, edges held.
 
@@ -106,9 +121,9 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, head_width: int, *, closed: bool = False) -> None:
         super().__init__()
         self.num_heads, self.head_width = num_heads, head_width
-        self.to_query = nn.Linear(width, num_heads * head_width, bias=False)
-        self.to_key_value = nn.Linear(width, 2 * num_heads * head_width, bias=False)
-        self.to_output = (ClosedLinear if closed else nn.Linear)(num_heads * head_width, width)
+        self.to_query = hidden_map(nn.Linear(width, num_heads * head_width, bias=False))
+        self.to_key_value = hidden_map(nn.Linear(width, 2 * num_heads * head_width, bias=False), parts=2)
+        self.to_output = hidden_map((ClosedLinear if closed else nn.Linear)(num_heads * head_width, width))
 
     def forward(
         self, x_BLD: Tensor, context_BMD: Tensor | None = None, *, positions_LA: Tensor | None = None, context_positions_MA: Tensor | None = None
@@ -129,8 +144,8 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, 2 * ratio * width)
-        self.contract = nn.Linear(ratio * width, width)
+        self.expand = hidden_map(nn.Linear(width, 2 * ratio * width), parts=2)
+        self.contract = hidden_map(nn.Linear(ratio * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden, gate = self.expand(x).chunk(2, dim=-1)

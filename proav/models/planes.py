@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from proav.geometry import PLANE_NAMES, PLANES
-from proav.models.layers import Attention, Norm, linear_resize_matrix, run_layer
+from proav.models.layers import Attention, Norm, hidden_map, linear_resize_matrix, run_layer
 
 
 class CollapseLayer(nn.Module):
@@ -18,7 +18,9 @@ class CollapseLayer(nn.Module):
     def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
         super().__init__()
         self.attention_norm, self.attention = Norm(width), Attention(width, num_heads, width // 8)
-        self.mlp_norm, self.mlp = Norm(width), nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
+        self.mlp_norm = Norm(width)
+        expand, contract = hidden_map(nn.Linear(width, mlp_width)), hidden_map(nn.Linear(mlp_width, width))
+        self.mlp = nn.Sequential(expand, nn.GELU(), contract)
 
     def forward(self, x_BLC: Tensor, num_queries: int) -> Tensor:
         normed_BLC = self.attention_norm(x_BLC)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from proav.config import Config
 from proav.geometry import PLANES_PER_MODALITY, LatentGeometry
 from proav.models.embeddings import Conditioning, TokenPositions
-from proav.models.layers import ClosedLinear, Float32Linear, attend, run_layer
+from proav.models.layers import ClosedLinear, Float32Linear, attend, hidden_map, run_layer
 
 NORM_EPSILON = 1e-6
 
@@ -43,10 +43,10 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, *, closed: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = hidden_map(nn.Linear(width, 3 * width), parts=3)
         self.query_norm = RMSNorm(width // num_heads)
         self.key_norm = RMSNorm(width // num_heads)
-        self.out = (ClosedLinear if closed else nn.Linear)(width, width)
+        self.out = hidden_map((ClosedLinear if closed else nn.Linear)(width, width))
 
     def forward(self, tokens_BLd: Tensor) -> Tensor:
         query, key, value = rearrange(self.qkv(tokens_BLd), "b l (three h k) -> three b h l k", three=3, h=self.num_heads)
@@ -73,7 +73,9 @@ class Block(nn.Module):
             self.temporal = SelfAttention(width, num_heads, closed=True)
         else:
             self.joint = SelfAttention(width, num_heads)
-        self.mlp = nn.Sequential(nn.Linear(width, mlp_ratio * width), nn.GELU(approximate="tanh"), nn.Linear(mlp_ratio * width, width))
+        inner = mlp_ratio * width
+        expand, contract = hidden_map(nn.Linear(width, inner)), hidden_map(nn.Linear(inner, width))
+        self.mlp = nn.Sequential(expand, nn.GELU(approximate="tanh"), contract)
 
     def forward(self, tokens_BPLd: Tensor, modulation_B26d: Tensor) -> Tensor:
         modulation_BP6d = (modulation_B26d + self.table).repeat_interleave(PLANES_PER_MODALITY, dim=1)

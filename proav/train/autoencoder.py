@@ -25,8 +25,9 @@ from proav.models.discriminators import (
 )
 from proav.models.mdsa import CrossFlow
 from proav.models.perceptual import LPIPS, multi_scale_gradient_loss
-from proav.train.engine import MOMENTS, Engine, NonFiniteError, average_gradients
+from proav.train.engine import Engine, NonFiniteError, average_gradients
 from proav.train.loop import StepOutput, mean_part
+from proav.train.optimizers import MOMENTS
 
 DISCRIMINATOR_GRADIENT_CLIP = 1.0
 """PVDM's."""

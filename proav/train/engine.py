@@ -7,8 +7,10 @@ DeepSpeed, which is imported only where it is asked for.
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -17,8 +19,17 @@ from torch import nn
 
 from proav.config import TrainConfig
 from proav.errors import UserError
+from proav.models.layers import hidden_matrices
+from proav.train.optimizers import (
+    Sliced,
+    SlicedMatrices,
+    check_moments,
+    make_optimizer,
+    moments_of,
+    product_dtype,
+    state_of,
+)
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BUCKET_BYTES = 32 * 2**20
 """Gradients are summed over workers in flat pieces of about this size: few calls, little extra memory."""
@@ -39,7 +50,7 @@ class Engine(Protocol):
     def forward(self, *inputs, **named): ...
     def autocast(self) -> contextlib.AbstractContextManager: ...
     def backward(self, loss: torch.Tensor) -> None: ...
-    def step(self, learning_rate: float) -> float | None: ...
+    def step(self, rates: dict[str, float]) -> float | None: ...
     def shards(self) -> dict[str, torch.Tensor]: ...
     def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
     def split(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
@@ -59,13 +70,6 @@ def make_engine(module: nn.Module, train: TrainConfig, *, device: torch.device, 
         log("train.zero_stage=0 shards nothing: the plain torch engine does it")
         return TorchEngine(module, train, device=device)
     return DeepSpeedEngine(module, train, device=device, micro_batch=micro_batch)
-
-
-def learning_rate_at(train: TrainConfig, clips: int) -> float:
-    """Linear warm-up over `train.warmup_clips`, then constant: the rate of the step that starts after `clips` clips."""
-    if train.warmup_clips == 0:
-        return train.learning_rate
-    return train.learning_rate * min(1.0, (clips + train.batch_size) / train.warmup_clips)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -138,7 +142,7 @@ class TorchEngine:
     def __init__(self, module: nn.Module, train: TrainConfig, *, device: torch.device) -> None:
         self.module, self.train, self.device = module.to(device), train, device
         self.loss_scale = LossScale(train.precision)
-        self.optimizer = _adamw(self.module, train)
+        self.optimizer = make_optimizer(self.module, train)
         self.optimizer_steps = 0
         if dist.is_initialized():
             for tensor in (*self.module.parameters(), *self.module.buffers()):
@@ -155,7 +159,7 @@ class TorchEngine:
         """Adds the gradients of `loss` divided by the accumulation steps."""
         (loss * (self.loss_scale.scale / self.train.accumulation_steps)).backward()
 
-    def step(self, learning_rate: float) -> float | None:
+    def step(self, rates: dict[str, float]) -> float | None:
         """Averages, clips, and steps; returns the gradient norm, or None where an fp16 overflow skipped the step.
 
         Raises NonFiniteError, with the weights untouched.
@@ -172,7 +176,7 @@ class TorchEngine:
         if finite:
             nn.utils.clip_grads_with_norm_(parameters, self.train.gradient_clip, norm)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = rates[group["rate"]]
             self.optimizer.step()
             self.optimizer_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
@@ -193,20 +197,19 @@ class TorchEngine:
     def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict]:
         """({"exp_avg.NAME": whole tensor, ...}, plain values). Every worker calls it."""
         tensors = {}
-        if self.optimizer_steps:
-            for name, parameter in self.module.named_parameters():
-                if parameter.requires_grad:
-                    tensors |= {f"{moment}.{name}": self.optimizer.state[parameter][moment] for moment in MOMENTS}
+        for name, moments in moments_of(self.module, self.train).items() if self.optimizer_steps else ():
+            state = self.optimizer.state[self.module.get_parameter(name)]
+            tensors |= {f"{moment}.{name}": state[moment] for moment in moments}
         return tensors, _scalars(self)
 
     def load_optimizer_state(self, tensors: dict[str, torch.Tensor], scalars: dict) -> None:
         _load_scalars(self, scalars)
         if not self.optimizer_steps:
             return
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
-                state = {moment: tensors[f"{moment}.{name}"].to(self.device) for moment in MOMENTS}
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(self.optimizer_steps)), **state}
+        check_moments(tensors, self.module, self.train)
+        for name, moments in moments_of(self.module, self.train).items():
+            state = {moment: tensors[f"{moment}.{name}"].to(self.device) for moment in moments}
+            self.optimizer.state[self.module.get_parameter(name)] = state_of(state, self.optimizer_steps)
 
 
 class DeepSpeedEngine:
@@ -219,9 +222,13 @@ class DeepSpeedEngine:
         self.optimizer_steps = 0
         world = dist.get_world_size()
         wrapped = _Autocast(module.to(device), device, train.precision)
+        inner, config = make_optimizer(module, train), _deepspeed_config(train, micro_batch, world)
         self.engine, self.optimizer, _, _ = self._deepspeed.initialize(
-            model=wrapped, optimizer=_adamw(module, train), config=_deepspeed_config(train, micro_batch, world), dist_init_required=False
+            model=wrapped, optimizer=inner, config=config, dist_init_required=False
         )
+        self._create_optimizer_state()
+        if train.optimizer == "muon":
+            inner.orthogonalize = SlicedMatrices(self._sliced_matrices(), product_dtype(train))
 
     def forward(self, *inputs, **named):
         return self.engine(*inputs, **named)
@@ -237,13 +244,13 @@ class DeepSpeedEngine:
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # counts the pass; the weights stay
 
-    def step(self, learning_rate: float) -> float | None:
+    def step(self, rates: dict[str, float]) -> float | None:
         """Clips and steps; returns the gradient norm, or None where an fp16 overflow skipped the step.
 
         Raises NonFiniteError, with the weights untouched: ZeRO skips the step of a gradient norm that is not finite, on all workers.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = rates[group["rate"]]
         self.engine.step()
         overflow = self.optimizer.overflow
         if not self.loss_scale.after_step(overflow) and overflow:
@@ -280,9 +287,9 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         tensors = {}
-        for name, parameter in self.module.named_parameters() if self.optimizer_steps else ():
-            for moment in MOMENTS if parameter.requires_grad else ():
-                whole = safe_get_full_optimizer_state(parameter, moment)
+        for name, moments in moments_of(self.module, self.train).items() if self.optimizer_steps else ():
+            for moment in moments:
+                whole = safe_get_full_optimizer_state(self.module.get_parameter(name), moment)
                 if dist.get_rank() == 0:
                     tensors[f"{moment}.{name}"] = whole.cpu()
         return tensors, _scalars(self)
@@ -293,14 +300,13 @@ class DeepSpeedEngine:
         _load_scalars(self, scalars)
         if not self.optimizer_steps:
             return
-        flat_weights = self.optimizer.fp32_partitioned_groups_flat if self._sharded else self.optimizer.single_partition_of_fp32_groups
-        for flat in flat_weights:  # DeepSpeed creates this state in its first step; a resumed run needs it before
-            zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-            self.optimizer.optimizer.state[flat] = {"step": torch.tensor(float(self.optimizer_steps)), **zeros}
-        if not self._sharded:
-            self.optimizer._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self.module.named_parameters():
-            for moment in MOMENTS if parameter.requires_grad else ():
+        check_moments(tensors, self.module, self.train)
+        for state in self.optimizer.optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(self.optimizer_steps)
+        for name, moments in moments_of(self.module, self.train).items():
+            parameter = self.module.get_parameter(name)
+            for moment in moments:
                 whole = tensors[f"{moment}.{name}"]
                 if self._sharded:
                     safe_set_local_optimizer_state(parameter, self._slice(whole, parameter), moment)
@@ -310,6 +316,51 @@ class DeepSpeedEngine:
     @property
     def _sharded(self) -> bool:
         return self.train.zero_stage == 3
+
+    def _create_optimizer_state(self) -> None:
+        """Zero moments; DeepSpeed would create them in its first step, but a resumed run needs them before.
+
+        Below stage 3 it would also link all groups' state after the step of the first, when others have none.
+        """
+        all_moments = moments_of(self.module, self.train)
+        for flat, names in self._flat_weights():
+            zeros = {moment: torch.zeros_like(flat, requires_grad=False) for moment in all_moments[names[0]]}
+            self.optimizer.optimizer.state[flat] = state_of(zeros, 0)
+        if not self._sharded:
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _flat_weights(self) -> list[tuple[torch.Tensor, list[str]]]:
+        """ZeRO's flat fp32 tensors, which the optimizer steps, with the names of the weights in each."""
+        zero, names = self.optimizer, {weight: name for name, weight in self.module.named_parameters()}
+        flats = zero.fp32_partitioned_groups_flat if self._sharded else zero.single_partition_of_fp32_groups
+        groups = zero.fp16_groups if self._sharded else zero.bit16_groups
+        return [(flat, [names[weight] for weight in group]) for flat, group in zip(flats, groups)]
+
+    def _sliced_matrices(self) -> dict[torch.Tensor, list[Sliced]]:
+        """{flat tensor: the hidden matrices in it}. Every worker calls it."""
+        hidden, found = hidden_matrices(self.module), {}
+        for flat, names in self._flat_weights():
+            if names[0] not in hidden:  # a flat tensor holds one group of the optimizer
+                continue
+            weights = [self.module.get_parameter(name) for name in names]
+            places, everyone = self._places(weights), [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, [size for _, size in places])
+            shapes = [tuple(weight.ds_shape if self._sharded else weight.shape) for weight in weights]
+            found[flat] = [
+                Sliced(shape, hidden[name], offset, sizes)
+                for shape, name, (offset, _), sizes in zip(shapes, names, places, zip(*everyone), strict=True)
+            ]
+            assert all(sum(matrix.sizes) == math.prod(matrix.shape) for matrix in found[flat])
+        return found
+
+    def _places(self, weights: list[nn.Parameter]) -> list[tuple[int, int]]:
+        """(offset, size) of this worker's slice of each weight, in the flat tensor of these weights."""
+        if self._sharded:
+            sizes, rank = [weight.ds_tensor.numel() for weight in weights], dist.get_rank()
+            held = [min(size, max(0, weight.ds_numel - rank * size)) for weight, size in zip(weights, sizes)]
+            return list(zip(accumulate(sizes, initial=0), held))  # what pads the last slices is not held
+        slices = [weight._hp_mapping and weight._hp_mapping.hp_fragment_address for weight in weights]
+        return [(part.start, part.numel) if part else (0, 0) for part in slices]
 
     def _gather(self, shard: torch.Tensor) -> torch.Tensor:
         world = dist.get_world_size()
@@ -323,11 +374,6 @@ class DeepSpeedEngine:
         start = dist.get_rank() * size
         piece = whole.reshape(-1)[start : start + size].to(self.device, torch.float32)
         return nn.functional.pad(piece, (0, size - piece.numel()))
-
-
-def _adamw(module: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay)
 
 
 def _persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from proav.errors import UserError
 from proav.train.ema import ExponentialMovingAverage
-from proav.train.engine import Engine, NonFiniteError, learning_rate_at
+from proav.train.engine import Engine, NonFiniteError
+from proav.train.schedule import learning_rates
 
 Parts = dict[str, tuple[Tensor, Tensor | float]]
 """What a step reports besides its loss: {name: (sum over clips, number of clips)}, the same names on every worker."""
@@ -120,7 +121,7 @@ def run_loop(
         state.seconds, clock = state.seconds + time.monotonic() - clock, time.monotonic()
         done = state.clips >= train.num_clips
         if done or _crosses(before, state.clips, train.report_every_clips):
-            report(_line(meter, state, learning_rate_at(train, before)))
+            report(_line(meter, state, learning_rates(train, before)))
             meter.clear()
             state.reported_clips, state.reported_seconds, state.wait_seconds = state.clips, state.seconds, 0.0
         if done or save_now or _crosses(before, state.clips, train.checkpoint_every_clips):
@@ -174,7 +175,7 @@ def _train_step(step: TrainingStep, batch: dict, engine: Engine, meter: Meter, s
             meter.add(name, total, number)
     try:
         step.step_others()
-        norm = engine.step(learning_rate_at(train, state.clips))
+        norm = engine.step(learning_rates(train, state.clips))
     except NonFiniteError as error:
         _refuse(str(error), losses, batch, state)
     meter.add("skipped_steps", float(norm is None), 1.0)
@@ -207,7 +208,7 @@ def _any_worker(device: torch.device, *flags: bool) -> list[bool]:
     return [bool(vote) for vote in votes.tolist()]
 
 
-def _line(meter: Meter, state: LoopState, learning_rate: float) -> dict:
+def _line(meter: Meter, state: LoopState, rates: dict[str, float]) -> dict:
     """One report: means since the last, over all workers."""
     totals = meter.totals()
     skipped = totals.pop("skipped_steps")[0]
@@ -217,7 +218,7 @@ def _line(meter: Meter, state: LoopState, learning_rate: float) -> dict:
     if skipped:  # fp16 overflows: the batch was used, the weights did not move
         line["skipped_steps"] = int(skipped)
     return line | {
-        "learning_rate": learning_rate,
+        **rates,
         "clips_per_second": (state.clips - state.reported_clips) / seconds,
         "seconds": state.seconds,
         "data_wait": min(1.0, state.wait_seconds / seconds),

@@ -67,6 +67,12 @@ def find_resume_point(config: Config, stage: str, plan: StagePlan, warn: Callabl
     checkpoint = newest_good_checkpoint(checkpoints_folder(config, stage), kind=stage, warn=warn)
     if checkpoint is not None:
         check_resumable(checkpoint, config, plan.labels)
+        then, now = (train_settings(made_with, stage).optimizer for made_with in (checkpoint.config, config))
+        if then != now:
+            raise CheckpointError(
+                f"{checkpoint.path} was trained with {stage}.train.optimizer={then}, {now} cannot go on; "
+                f"write {stage}.train.optimizer={then}, or choose another run_dir=DIR to start anew"
+            )
         theirs = {"mdsa_hash": checkpoint.mdsa_hash, "latent_mean": checkpoint.latent_mean, "latent_std": checkpoint.latent_std}
         if any(_as_tuples(plan.description.get(key)) != value for key, value in theirs.items()):
             raise CheckpointError(

@@ -5,10 +5,11 @@ import torch
 import torch.distributed as dist
 
 from proav.checkpoint import load_checkpoint
-from proav.train.engine import LossScale, NonFiniteError, learning_rate_at
+from proav.train.engine import LossScale, NonFiniteError
 from tests.train.toy import BATCH, on_workers, run_toy, toy_train
 
 HALF = f"clips-{4 * BATCH:012d}"
+MUON = {"optimizer": "muon", "muon_learning_rate": 0.05, "muon_weight_decay": 0.1, "decay_fraction": 0.5}
 
 
 def losses(lines):
@@ -21,15 +22,14 @@ def assert_close(first, second, tolerance):
         torch.testing.assert_close(tensor.cpu(), second[name].cpu(), rtol=0, atol=tolerance)
 
 
-def test_the_learning_rate_warms_up_in_clips():
-    train = toy_train(learning_rate=1.0, warmup_clips=4 * BATCH)
-    assert [learning_rate_at(train, step * BATCH) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-
-
-def test_training_learns_and_resuming_is_exact(tmp_path):
-    lines, weights, average = run_toy(str(tmp_path / "whole"), toy_train())
-    assert [line["clips"] for line in lines] == [BATCH * step for step in range(1, 11)] and lines[-1]["loss"] < 0.5 * lines[0]["loss"]
-    again, weights_again, average_again = run_toy(str(tmp_path / "again"), toy_train(), resume=str(tmp_path / "whole" / HALF))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_learns_and_resuming_is_exact(tmp_path, optimizer):
+    train = toy_train(**MUON | {"optimizer": optimizer})
+    lines, weights, average = run_toy(str(tmp_path / "whole"), train)
+    assert [line["clips"] for line in lines] == [BATCH * step for step in range(1, 11)]
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    half = str(tmp_path / "whole" / HALF)
+    again, weights_again, average_again = run_toy(str(tmp_path / "again"), train, resume=half)
     assert torch.equal(losses(again), losses(lines)[4:])
     assert_close(weights, weights_again, 0)
     assert_close(average, average_again, 0)
@@ -81,16 +81,19 @@ def test_broken_numbers_stop_before_the_optimizer(tmp_path, fault, reason):
 
 
 def on_two_workers(folder):
-    """Both checks in one group of processes: starting DeepSpeed takes longer than either."""
+    """All checks in one group of processes: starting DeepSpeed takes longer than any."""
     zero_stages_agree(folder)
+    zero_stages_agree(f"{folder}/muon", **MUON)
+    shared_matrices_agree(f"{folder}/muon")
     broken_numbers_stop_all(folder)
 
 
-def zero_stages_agree(folder):
+def zero_stages_agree(folder, **settings):
     """On two workers: stages 1 to 3 against a torch run of one worker, an exact resume, and a resume of its checkpoint."""
     reference = load_checkpoint(f"{folder}/torch/clips-{10 * BATCH:012d}")
     for stage in (1, 2, 3):
-        train = toy_train(engine="deepspeed", zero_stage=stage, accumulation_steps=1 if stage == 3 else 2)
+        settings = settings | {"accumulation_steps": 1 if stage == 3 else 2}
+        train = toy_train(engine="deepspeed", zero_stage=stage, **settings)
         lines, weights, average = run_toy(f"{folder}/{stage}", train)
         again, weights_again, average_again = run_toy(f"{folder}/{stage}-again", train, resume=f"{folder}/{stage}/{HALF}")
         _, converted, converted_average = run_toy(f"{folder}/{stage}-converted", train, resume=f"{folder}/torch/{HALF}")
@@ -100,6 +103,12 @@ def zero_stages_agree(folder):
             assert_close(average, average_again, 0)
             for result, name in ((weights, "model"), (average, "ema"), (converted, "model"), (converted_average, "ema")):
                 assert_close(result, reference.weights(name), 1e-5)
+
+
+def shared_matrices_agree(folder):
+    """On two workers of the torch engine, each of which orthogonalizes a share, against one worker."""
+    _, weights, _ = run_toy(f"{folder}/shared", toy_train(**MUON))
+    assert_close(weights, load_checkpoint(f"{folder}/torch").weights("model"), 1e-5)
 
 
 def broken_numbers_stop_all(folder):
@@ -113,8 +122,10 @@ def broken_numbers_stop_all(folder):
 
 
 def test_zero_on_two_workers_agrees_with_one_torch_worker_and_stops_on_broken_numbers(tmp_path):
-    run_toy(str(tmp_path / "torch"), toy_train())
+    folders = ((tmp_path, {}), (tmp_path / "muon", MUON))
+    for folder, settings in folders:
+        run_toy(str(folder / "torch"), toy_train(**settings))
     on_workers(2, on_two_workers, str(tmp_path))
-    # back to one torch worker from a sharded run of two
-    _, weights, _ = run_toy(str(tmp_path / "back"), toy_train(), resume=str(tmp_path / "3" / HALF))
-    assert_close(weights, load_checkpoint(f"{tmp_path}/torch/clips-{10 * BATCH:012d}").weights("model"), 1e-5)
+    for folder, settings in folders:  # back to one torch worker from a sharded run of two
+        _, weights, _ = run_toy(str(folder / "back"), toy_train(**settings), resume=str(folder / "3" / HALF))
+        assert_close(weights, load_checkpoint(f"{folder}/torch").weights("model"), 1e-5)

@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
 OF_THE_MACHINE = ("seconds", "clips_per_second", "data_wait", "device", "peak_memory_gib")
 TORCH = ("train.engine=torch", "mdsa.loss.adversarial_start_clips=4", "train.keep_checkpoints=9")
 ZERO_2 = ("train.engine=deepspeed", "train.zero_stage=2", *TORCH[1:])
+MUON = ("mdsa.train.optimizer=muon", "stdit.train.optimizer=muon")
 
 
 def prepare(folder, stage, *overrides, damaged_segment=None):
@@ -49,12 +50,29 @@ def interrupted_equals_uninterrupted(folder, overrides, stages=("mdsa", "stdit")
         assert one.files == other.files  # every file, by checksum
 
 
-def test_resuming_equals_not_stopping(tmp_path):
-    interrupted_equals_uninterrupted(str(tmp_path), TORCH)
+@pytest.mark.parametrize("more", [(), MUON], ids=["adamw", "muon"])
+def test_resuming_equals_not_stopping(tmp_path, more):
+    interrupted_equals_uninterrupted(str(tmp_path), (*TORCH, *more))
+
+
+def test_another_optimizer_does_not_go_on(tmp_path):
+    train_worker(prepare(tmp_path, "stdit", *TORCH, "train.num_clips=8"), "stdit", device=CPU)
+    index = Path(tmp_path, "stdit/checkpoints/clips-000000000008/checkpoint.json")
+    saved = json.loads(index.read_text())
+    del saved["config"]["stdit"]["train"]["optimizer"]  # as in checkpoints from before this setting
+    index.write_text(json.dumps(saved))
+    with pytest.raises(CheckpointError, match="trained with stdit.train.optimizer=adamw, muon cannot go on"):
+        train_worker(prepare(tmp_path, "stdit", *TORCH, *MUON), "stdit", device=CPU)
+    assert train_worker(prepare(tmp_path, "stdit", *TORCH), "stdit", device=CPU)["clips"] == 16
+
+
+def interrupted_equals_uninterrupted_with_each_optimizer(folder):
+    interrupted_equals_uninterrupted(folder, ZERO_2)
+    interrupted_equals_uninterrupted(f"{folder}/muon", (*ZERO_2, *MUON), stages=("stdit",))
 
 
 def test_resuming_equals_not_stopping_with_zero_2(tmp_path):
-    on_workers(1, interrupted_equals_uninterrupted, str(tmp_path), ZERO_2)
+    on_workers(1, interrupted_equals_uninterrupted_with_each_optimizer, str(tmp_path))
 
 
 def test_another_batch_size_goes_on_with_the_next_clip(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A model of 400 weights with the shape of a training step: what the loop and the engines are tested with."""
+"""A model of 6,000 weights and its training step: what the loop and the engines are tested with."""
 
 import os
 import tempfile
@@ -11,6 +11,7 @@ from torch import nn
 
 from proav.checkpoint import load_checkpoint
 from proav.config import Config, TrainConfig
+from proav.models.layers import hidden_map
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engine import make_engine
 from proav.train.loop import LoopState, StepOutput, mean_part, run_loop
@@ -39,14 +40,18 @@ def toy_train(**values) -> TrainConfig:
 
 
 class ToyModel(nn.Module):
-    """Odd sizes, so that no tensor splits evenly over two workers."""
+    """Odd sizes, so that no tensor splits evenly over two workers; one hidden matrix has two parts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(7, 33), nn.Linear(33, 3)
+        self.gate, self.wide = hidden_map(nn.Linear(33, 66), parts=2), hidden_map(nn.Linear(33, 35))
+        self.tall = hidden_map(nn.Linear(35, 33, bias=False))
 
     def forward(self, inputs_BI: torch.Tensor) -> torch.Tensor:
-        return self.second(torch.tanh(self.first(inputs_BI)))
+        hidden = torch.tanh(self.first(inputs_BI))
+        value, gate = self.gate(hidden).chunk(2, dim=-1)
+        return self.second(hidden + self.tall(torch.tanh(self.wide(value * gate))))
 
 
 class ToyStep:
