@@ -107,6 +107,11 @@ class LatentGeometry:
         """Numbers that MDSA keeps of a clip, both modalities."""
         return sum(self.values_per_stream(modality) for modality in MODALITIES)
 
+    @property
+    def channel_mask(self) -> tuple[tuple[bool, ...], ...]:
+        """[6 planes][D]: whether a channel of the stack is one of the plane's own."""
+        return tuple(tuple(index < own for index in range(self.stack_channels)) for own in self.channels)
+
     def values_per_stream(self, modality: str) -> int:
         """Numbers that MDSA keeps of one modality of a clip."""
         sizes = (rows * columns for rows, columns in self.plane_shapes.values())
