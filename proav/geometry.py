@@ -96,9 +96,20 @@ class LatentGeometry:
         return len(PLANE_NAMES) * self.tokens_per_plane
 
     @property
+    def channels_per_plane(self) -> dict[str, int]:
+        """Latent channels of each plane of one modality."""
+        return dict.fromkeys(PLANES, self.latent_channels)
+
+    @property
+    def values_per_stream(self) -> int:
+        """Numbers that MDSA keeps of one modality of a clip: rows x columns x channels, over its planes."""
+        channels = self.channels_per_plane
+        return sum(rows * columns * channels[name] for name, (rows, columns) in self.plane_shapes.items())
+
+    @property
     def values_per_clip(self) -> int:
         """Numbers that MDSA keeps of a clip, both modalities."""
-        return 2 * self.latent_channels * sum(rows * columns for rows, columns in self.plane_shapes.values())
+        return len(MODALITIES) * self.values_per_stream
 
 
 @dataclass(frozen=True)
