@@ -17,6 +17,10 @@ import time
 import uuid
 from pathlib import Path
 
+from proav.report_page.tables import values_text
+
+from proav.report_page.tables import beside
+
 ROOT = Path(__file__).parents[1]
 MARK = "PROAV_BENCH_ID"
 SAMPLE_SECONDS = 4.0
@@ -56,6 +60,20 @@ def run_demo(words: list[str]) -> dict:
     return {"seconds": round(time.monotonic() - began, 1), "peak_pss_gib": round(peak[0] / 2**30, 2), "peak_rss_gib": round(peak[1] / 2**30, 2)}
 
 
+def blockiness_rows(tables: list[dict]) -> list[tuple[str, str]]:
+    """A line a table: blockiness of its clips beside that of the real ones, of pictures and of sound."""
+    lines = []
+    for table in tables:
+        rows = {row["metric"]: row for row in table["rows"] if row["value"] is not None}
+        texts = []
+        for what, key in (("pictures", "blockiness"), ("sound", "blockiness_sound")):
+            if key in rows:
+                real = f" (real {rows[key]['floor']:.2f})" if rows[key]["floor"] else ""
+                texts.append(f"{what} {rows[key]['value']:.2f}{real}")
+        lines.append(("blockiness", f"{table['name']}: {', '.join(texts)}"))
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", help="where the run goes (default: a temporary folder)")
@@ -70,13 +88,17 @@ def main() -> None:
     rows = [
         ("first run", f"{first['seconds']:.0f} s, peak {first['peak_pss_gib']} GiB (PSS), {first['peak_rss_gib']} GiB (RSS)"),
         ("second run", f"{second['seconds']:.0f} s"),
-        ("picture", f"{reconstruction['psnr_db']:.2f} dB PSNR; mean colour {reconstruction['psnr_mean_colour_db']:.2f} dB"),
-        ("", f"temporal mean picture {reconstruction['psnr_temporal_mean_db']:.2f} dB"),
-        ("sound", f"{reconstruction['mel_error_db']:.2f} dB log-mel error; mean mel {reconstruction['mel_error_mean_mel_db']:.2f} dB"),
+        ("picture", f"{reconstruction['psnr_db']:.2f} dB PSNR"),
+        ("", beside(reconstruction, "picture")),
+        ("sound", f"{reconstruction['mel_error_db']:.2f} dB log-mel error"),
+        ("", beside(reconstruction, "sound")),
+        ("yardsticks", f"with {values_text(metrics['yardsticks']['values_per_stream'])}, as MDSA"),
+        *blockiness_rows(metrics["tables"]),
         ("ST-DiT", f"loss {stdit['loss']:.4f}; at initialization {stdit['loss_at_initialization']:.4f}"),
     ]
     print("\n".join(f"{name:<12}{text}" for name, text in rows))
-    print(json.dumps({"first": first, "second": second, "cpus": os.cpu_count(), "reconstruction": reconstruction, "stdit": stdit}))
+    values = {"reconstruction": reconstruction, "yardsticks": metrics["yardsticks"], "stdit": stdit}
+    print(json.dumps({"first": first, "second": second, "cpus": os.cpu_count(), **values}))
 
 
 if __name__ == "__main__":

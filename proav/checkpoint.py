@@ -24,8 +24,11 @@ from proav.config import Config
 from proav.errors import CheckpointError, ConfigError
 from proav.settings import config_from_dict, config_to_dict
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a reader of the old format could misread the new one."""
+
+WHAT_CHANGED = {1: "since format 1 MDSA has linear planes and refiners, and ST-DiT maps of its own for each plane"}
+"""Old formats and why they cannot be read."""
 
 INDEX = "checkpoint.json"
 LATEST = "latest"
@@ -273,9 +276,10 @@ def _read_index(folder: str, kind: str | None) -> dict:
     if not isinstance(index, dict) or "format" not in index:
         raise CheckpointError(f"{path} is not a proav checkpoint: it has no `format`; expected format {FORMAT}")
     if index["format"] != FORMAT:
+        changed = f" ({WHAT_CHANGED[index['format']]})" if index["format"] in WHAT_CHANGED else ""
         raise CheckpointError(
-            f"{folder} has checkpoint format {index['format']}, this proav {_proav_version()} reads format {FORMAT}; "
-            f"install the proav that made it: {index.get('versions')}"
+            f"{folder} has checkpoint format {index['format']}, this proav {_proav_version()} reads format {FORMAT}{changed}; "
+            f"train anew in another run_dir=DIR, or install the proav that made it: {index.get('versions')}"
         )
     wanted = {"kind", "clips", "step", "config", "labels", "latent_mean", "latent_std", "mdsa_hash", "versions", "training", "files", "hash"}
     if wanted - index.keys():

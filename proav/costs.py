@@ -78,14 +78,19 @@ def stdit_cost(config: Config, num_labels: int = 0) -> Cost:
     time = _linear(TIME_WAVES, width, NUM_MODALITIES) + _linear(width, width, NUM_MODALITIES)
     tables = Cost((PLANES_PER_MODALITY + NUM_MODALITIES + planes) * width + NUM_MODALITIES * width + (num_labels + 1) * width)
     return _total(
-        _linear((2 * geometry.latent_channels + 1) * cells, width, tokens),
+        _plane_linear((2 * geometry.stack_channels + 1) * cells, width, per_plane),
         tables,
         time.times(2),  # the own time's map and the other's
         _linear(width, 6 * width, NUM_MODALITIES),
         block.times(depth),
         _linear(width, 2 * width, NUM_MODALITIES),
-        _linear(width, geometry.latent_channels * cells, tokens),
+        _plane_linear(width, geometry.stack_channels * cells, per_plane),
     )
+
+
+def _plane_linear(inputs: int, outputs: int, tokens_per_plane: int) -> Cost:
+    """A linear map a plane, with weights of its own."""
+    return _linear(inputs, outputs, tokens_per_plane).times(len(PLANE_NAMES))
 
 
 # MDSA

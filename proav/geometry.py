@@ -102,16 +102,25 @@ class LatentGeometry:
     def num_tokens(self) -> int:
         return len(PLANE_NAMES) * self.tokens_per_plane
 
+    def channels_per_plane(self, modality: str) -> dict[str, int]:
+        """{plane: channels} of one modality."""
+        first = MODALITIES.index(modality) * PLANES_PER_MODALITY
+        return dict(zip(PLANES, self.channels[first : first + PLANES_PER_MODALITY], strict=True))
+
+    def values_per_stream(self, modality: str) -> int:
+        """Numbers that MDSA keeps of one modality of a clip: the sum over its planes of rows x columns x channels."""
+        channels = self.channels_per_plane(modality)
+        return sum(rows * columns * channels[name] for name, (rows, columns) in self.plane_shapes.items())
+
     @property
     def values_per_clip(self) -> int:
         """Numbers that MDSA keeps of a clip, both modalities."""
         return sum(self.values_per_stream(modality) for modality in MODALITIES)
 
-    def values_per_stream(self, modality: str) -> int:
-        """Numbers that MDSA keeps of one modality of a clip."""
-        sizes = (rows * columns for rows, columns in self.plane_shapes.values())
-        first = MODALITIES.index(modality) * PLANES_PER_MODALITY
-        return sum(size * channels for size, channels in zip(sizes, self.channels[first : first + PLANES_PER_MODALITY], strict=True))
+    @property
+    def channel_mask(self) -> tuple[tuple[bool, ...], ...]:
+        """[6 planes][D]: whether a channel of the stack is one of the plane's own."""
+        return tuple(tuple(index < own for index in range(self.stack_channels)) for own in self.channels)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class LatentCoder:
         `lone` decodes each modality without the other, as MDSA is trained to do with planes that were encoded so.
         """
         flow = CrossFlow.off(len(stack_BDPNN)) if lone else CrossFlow()
-        video_BCTHW, mel_BTMS = self.mdsa.decode(unstack_planes(stack_BDPNN, self.geometry.num_frames), flow=flow)
+        video_BCTHW, mel_BTMS = self.mdsa.decode(unstack_planes(stack_BDPNN, self.geometry.num_frames, self.latents.channels), flow=flow)
         return unit_to_pixels(video_BCTHW), mel_BTMS
 
     def to_clips(self, video_BTHWC: Tensor, mel_BTMS: Tensor, *, seeds: Sequence[int]) -> list[Clip]:

@@ -14,9 +14,23 @@ from proav.errors import MediaError
 from proav.geometry import ClipGeometry
 from proav.report_page.data_page import in_split, num_sources, segment_seconds, write_data_report
 from proav.report_page.figures import curve
-from proav.report_page.page import ACRONYMS, Markup, build_page, counted, duration, element, facts, metric_name, metrics_card, number, todo, warning
+from proav.report_page.page import (
+    ACRONYMS,
+    Markup,
+    build_page,
+    counted,
+    duration,
+    element,
+    facts,
+    is_number,
+    metric_name,
+    metrics_card,
+    number,
+    todo,
+    warning,
+)
 from proav.report_page.run_files import ClipPlayers, Metrics, read_checkpoint_card, read_json, read_json_lines, read_metrics, read_segments
-from proav.report_page.tables import number_table
+from proav.report_page.tables import beside, number_table, values_text
 from proav.settings import config_to_yaml
 
 __all__ = ["write_data_report", "write_report"]
@@ -119,6 +133,7 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
     devices = list(dict.fromkeys("CPU" if device == "cpu" else device for stage in TRAINED for device in metrics[stage].devices))
     text += f", in {duration(spent)} of training" if spent else ""
     text += f" on {', '.join(devices)}" if devices else ""
+    measured = _measured_sentence(config)
     share = min(seen[stage] / full[stage] for stage in TRAINED)
     pixels = config.clip.width * config.clip.height / (paper.clip.width * paper.clip.height)
     scale = [
@@ -135,7 +150,30 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
         verdict = "This is full-size training; compare its metrics with others' only where the protocols are the same."
     if 0 < sources < 100:
         verdict += f" With {counted(sources, 'source')} a generator can also repeat what it has seen: a sharp sample is not yet a new one."
-    return [f"{text[0].upper()}{text[1:]}.", *scale, verdict]
+    return [f"{text[0].upper()}{text[1:]}.", *scale, *measured, verdict]
+
+
+def _measured_sentence(config: Config) -> list[str]:
+    """MDSA's numbers beside those of simple codes; nothing before they are measured."""
+    values, _ = read_json(storage.join(config.run_folder, "eval", "metrics.json"))
+    reconstruction = (values or {}).get("reconstruction")
+    if not isinstance(reconstruction, dict):
+        return []
+    psnr, mel_error = reconstruction.get("psnr_db"), reconstruction.get("mel_error_db")
+    if not is_number(psnr) or not is_number(mel_error):
+        return []
+    yardsticks = values.get("yardsticks", {})
+    stored = yardsticks.get("values_per_stream")
+    rest = ""
+    if stored:
+        rest = f" Linear planes and cosine transform store as many numbers, {values_text(stored)}."
+    if "absent" in yardsticks:
+        rest = f" There are no linear planes and no cosine transform: {yardsticks['absent']}."
+    clips = {"train": "training clips", "validation": "clips of unseen sources"}[config.evaluate.split]
+    return [
+        f"On {clips} MDSA reaches {psnr:.2f} dB PSNR in the picture ({beside(reconstruction, 'picture')}) "
+        f"and {mel_error:.2f} dB log-mel error in the sound ({beside(reconstruction, 'sound')}).{rest}"
+    ]
 
 
 def _percent(share: float) -> str:

@@ -25,6 +25,9 @@ RAY_FREE = [
     "proav.diffusion",
     "proav.diffusion.sampler",
     "proav.metrics.reconstruction",
+    "proav.metrics.linear_planes",
+    "proav.metrics.cosine_transform",
+    "proav.metrics.blockiness",
     "proav.metrics.distances",
     "proav.metrics.neighbours",
     "proav.metrics.bootstrap",
@@ -33,6 +36,8 @@ RAY_FREE = [
     "proav.metrics.synchrony",
     "proav.evaluate.measure",
     "proav.evaluate.numbers",
+    "proav.evaluate.yardsticks",
+    "proav.evaluate.reconstruction",
     "proav.data.shards",
     "proav.data.feed",
     "proav.data.latents",
@@ -44,6 +49,7 @@ RAY_FREE = [
     "proav.serve.http",
     "proav.serve.sampler",
     "proav.tune.results",
+    "proav.tune.yardsticks",
 ]
 FLOORS = {
     1: (

@@ -12,6 +12,8 @@ def test_landscape_sizes():
     assert latents.plane_shapes == {"HW": (16, 16), "WT": (16, 16), "HT": (16, 16)}
     assert latents.stack_shape == (16, 6, 16, 16) and len(PLANE_NAMES) == 6
     assert (latents.num_tokens, latents.values_per_clip) == (384, 24_576)
+    assert latents.channels_per_plane("audio") == {"HW": 16, "WT": 16, "HT": 16}
+    assert latents.values_per_stream("video") == 12_288
 
 
 def test_audioset_sizes():
@@ -27,6 +29,13 @@ def test_pvdm_layout():
     assert latents.values_per_clip == 2 * 8_192  # PVDM's 8,192 numbers a clip, for each modality
     assert latents.num_tokens == 1_536
     assert streams["video"].patch == (8, 8) and streams["audio"].patch == (8, 8)
+
+
+def test_planes_of_fewer_frames_than_cells_hold_fewer_values():
+    words = ["clip.num_frames=8", "mdsa.bi_block.block_size=4"]
+    latents = LatentGeometry.from_config(load_config(None, words))
+    assert latents.values_per_stream("audio") == 16 * (16 * 16 + 2 * 8 * 16)
+    assert latents.values_per_clip == 2 * latents.values_per_stream("audio")
 
 
 def test_patches_of_both_streams_fill_the_plane():

@@ -197,6 +197,28 @@ def test_page_tells_what_the_run_can_show(whole_run):
     assert words.count("held-out clips, one window each") == 2
 
 
+def test_the_head_tells_what_simple_codes_reach(tmp_path):
+    write_run(tmp_path, num_samples=1)
+    path = tmp_path / "eval" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    simple = {"psnr_linear_planes_db": 23.8, "psnr_cosine_db": 24.85, "mel_error_cosine_db": 1.6}
+    metrics["reconstruction"] |= simple
+    about = {"values_per_stream": {"video": 3072, "audio": 3072}, "protocol": "fitted on training clips"}
+    path.write_text(json.dumps(metrics | {"yardsticks": about}))
+    write_report(small_config(tmp_path))
+    words = Page((tmp_path / "report.html").read_text("utf-8")).text
+    head = words[: words.index("Expect blurry")]
+    pictures = "mean colour 12.10 dB, linear planes 23.80 dB, cosine transform 24.85 dB"
+    assert f"MDSA reaches 21.53 dB PSNR in the picture ({pictures})" in head
+    assert "6.20 dB log-mel error in the sound (cosine transform 1.60 dB)" in head
+    assert "as many numbers, 3,072 a stream" in head
+    assert "fitted on training clips" in words  # the card of the yardsticks, with its protocol
+    path.write_text(json.dumps(metrics | {"yardsticks": {"absent": "they need a training split"}}))
+    write_report(small_config(tmp_path))
+    words = Page((tmp_path / "report.html").read_text("utf-8")).text
+    assert "no cosine transform: they need a training split." in words
+
+
 def test_empty_run_names_the_commands(tmp_path):
     write_report(small_config(tmp_path))
     words = Page((tmp_path / "report.html").read_text("utf-8")).text

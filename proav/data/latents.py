@@ -64,6 +64,7 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
         "stride_frames": config.encode.stride_frames,
         "flips": config.encode.flips,
         "data": manifest_hash(store.manifest),
+        "latent_scale": config.diffusion.latent_scale,
     }
     shards = [shard["name"] for shard in store.manifest["shards"]]
     _settle_other_latents(config, settings, shards, replace_unused)
@@ -81,7 +82,9 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     remove_leftovers(folder)  # of killed actors
     if set(parts) != set(shards):
         raise RuntimeError(f"Ray Data returned {len(parts)} of {len(shards)} shards; run the same command again")
-    stats = {**settings, **merge_statistics([parts[name] for name in shards]), "labels": list(store.labels), "mdsa_path": checkpoint.path}
+    latents = LatentGeometry.from_config(config)
+    sums = merge_statistics([parts[name] for name in shards], scale=config.diffusion.latent_scale, channels=latents.channels)
+    stats = {**settings, **sums, "labels": list(store.labels), "mdsa_path": checkpoint.path}
     storage.write_text(stats_path, json.dumps(stats, indent=1))
     print(f"encode: {stats['num_windows']:,} windows in {folder}")
     return stats

@@ -20,5 +20,5 @@ def make_process(config: Config) -> RectifiedFlow | DDPM:
     """
     settings = config.diffusion
     if settings.objective == "flow":
-        return RectifiedFlow(settings.time_sampling)
+        return RectifiedFlow(settings.time_sampling, settings.time_shift)
     return DDPM(settings.ddpm_steps, settings.ddpm_beta_start, settings.ddpm_beta_end, settings.ddim_eta)

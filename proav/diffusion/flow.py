@@ -18,6 +18,8 @@ class RectifiedFlow:
     """z_t = (1 - t) z + t e,  e ~ N(0, 1),  target v = e - z,  sampled by Euler from t = 1 (noise) to t = 0 (clean)."""
 
     time_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
+    shift: float = 1.0
+    """Times of training and sampling are moved toward noise: t' = s t / (1 + (s - 1) t), s >= 1 (Esser et al. 2024); 1 leaves them."""
 
     @property
     def is_stochastic(self) -> bool:
@@ -25,8 +27,14 @@ class RectifiedFlow:
         return False
 
     def draw_times(self, uniforms: Tensor) -> Tensor:
-        """Training times by the inverse distribution function: t = sigmoid(Phi^-1(u)) (logit-normal(0, 1)) or t = u; u in (0, 1), any shape."""
-        return torch.special.ndtri(uniforms).sigmoid() if self.time_sampling == "logit_normal" else uniforms.clone()
+        """Training times by the inverse distribution function: t = sigmoid(Phi^-1(u)) (logit-normal(0, 1)) or t = u, shifted.
+
+        uniforms in (0, 1), any shape.
+        """
+        return self._shifted(torch.special.ndtri(uniforms).sigmoid() if self.time_sampling == "logit_normal" else uniforms.clone())
+
+    def _shifted(self, time):
+        return self.shift * time / (1 + (self.shift - 1) * time) if self.shift != 1 else time
 
     def add_noise(self, clean_BDPNN: Tensor, noise_BDPNN: Tensor, times_B2: Tensor) -> Tensor:
         """z_t = (1 - t) z + t e, each plane at its modality's time; exactly z at t = 0."""
@@ -46,8 +54,8 @@ class RectifiedFlow:
         return noisy_BDPNN + (1 - spread_to_planes(times_B2).to(noisy_BDPNN.dtype)) * prediction_BDPNN
 
     def times_of(self, steps: int) -> list[float]:
-        """t_i = 1 - i / steps, i = 0 .. steps."""
-        return [1 - i / steps for i in range(steps + 1)]
+        """t_i = 1 - i / steps, i = 0 .. steps, shifted."""
+        return [self._shifted(1 - i / steps) for i in range(steps + 1)]
 
     def step(self, noisy: Tensor, prediction: Tensor, time: float, next_time: float, noise: Tensor | None = None) -> Tensor:
         """Euler: z_s = z_t + (s - t) v. `noise` is not used."""

@@ -22,12 +22,21 @@ def mix_given(joint_BDPNN: Tensor, lone_BDPNN: Tensor, given_B2: Tensor) -> Tens
     return torch.where(spread_to_planes(given_B2), lone_BDPNN, joint_BDPNN)
 
 
-def denoising_loss(prediction_BDPNN: Tensor, target_BDPNN: Tensor, given_B2: Tensor) -> Tensor:
-    """loss_b = mean of (prediction - target)^2 over the planes of clip b that are not given; [B], float32 at least.
+def denoising_loss(prediction_BDPNN: Tensor, target_BDPNN: Tensor, given_B2: Tensor, own_DP: Tensor | None = None) -> Tensor:
+    """loss_b = mean of (prediction - target)^2 over the values of clip b that are to be made; [B], float32 at least.
 
     Per clip, so that the mean over a batch does not depend on how the batch is split over workers. given_B2: bool, at most one True a row.
+    own_DP: bool, the channels that each plane really has; None: all.
     """
+    error_BP, count_P = plane_errors(prediction_BDPNN, target_BDPNN, own_DP)
+    made_BP = spread_to_planes(~given_B2)[:, 0, :, 0, 0].to(error_BP) * count_P
+    return (error_BP * made_BP).sum(1) / made_BP.sum(1)
+
+
+def plane_errors(prediction_BDPNN: Tensor, target_BDPNN: Tensor, own_DP: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(mean squared error of each plane [B, 6], number of values of each plane [6]), over the channels that a plane really has."""
     wide = torch.promote_types(prediction_BDPNN.dtype, torch.float32)
-    error_BP = (prediction_BDPNN.to(wide) - target_BDPNN.to(wide)).square().mean(dim=(1, 3, 4))
-    noised_BP = spread_to_planes(~given_B2)[:, 0, :, 0, 0].to(wide)
-    return (error_BP * noised_BP).sum(1) / noised_BP.sum(1)
+    error_BDP = (prediction_BDPNN.to(wide) - target_BDPNN.to(wide)).square().mean(dim=(3, 4))
+    own_DP = torch.ones(error_BDP.shape[1:], dtype=torch.bool) if own_DP is None else own_DP
+    weight_DP = own_DP.to(error_BDP)
+    return (error_BDP * weight_DP).sum(1) / weight_DP.sum(0), weight_DP.sum(0) * prediction_BDPNN.shape[3] * prediction_BDPNN.shape[4]

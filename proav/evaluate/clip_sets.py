@@ -22,6 +22,7 @@ from proav.data.folders import is_video
 from proav.data.shards import SegmentStore, manifest_hash
 from proav.errors import MediaError, UserError
 from proav.evaluate.reconstruction import reconstruct
+from proav.evaluate.yardsticks import YardstickPlan, load_yardsticks
 from proav.media.container import Clip, probe_seconds, read_clip
 from proav.media.torchaudio import resample
 from proav.metrics.protocols import Protocol
@@ -136,12 +137,34 @@ def samples_of(name: str, config: Config, view: View, *, max_clips: int) -> Clip
     return ClipSet(name, items, {"kind": "samples", "rows": rows}, view, functools.partial(_load_files, view))
 
 
-def reconstructions_of(name: str, config: Config, view: View, checkpoint: Checkpoint, *, split: str, max_clips: int, device: str) -> ClipSet:
-    """MDSA's reconstructions of the windows of `segments_of`, each beside its original."""
+def reconstructions_of(
+    name: str,
+    config: Config,
+    view: View,
+    checkpoint: Checkpoint,
+    *,
+    split: str,
+    max_clips: int,
+    device: str,
+    yardsticks: YardstickPlan,
+) -> ClipSet:
+    """MDSA's reconstructions of the windows of `segments_of`, each beside its original.
+
+    yardsticks: measured of the same windows; their file has to be there when the clips are loaded.
+    """
     store = SegmentStore(config.data_folder)
     items = _windows(store, config, view, split=split, max_clips=max_clips)
-    identity = {"kind": "reconstructions", "data": manifest_hash(store.manifest), "split": split, "clips": len(items), "mdsa": checkpoint.hash}
-    return ClipSet(name, items, identity, view, functools.partial(_load_reconstructions, config, checkpoint.path, view, device))
+    identity = {
+        "kind": "reconstructions",
+        "data": manifest_hash(store.manifest),
+        "split": split,
+        "clips": len(items),
+        "mdsa": checkpoint.hash,
+        "yardsticks": yardsticks.hash if yardsticks.available else None,
+    }
+    path = yardsticks.path if yardsticks.available else None
+    load = functools.partial(_load_reconstructions, config, checkpoint.path, view, device, path)
+    return ClipSet(name, items, identity, view, load)
 
 
 def _spread(items: list[Item], count: int) -> list[Item]:
@@ -221,10 +244,19 @@ def _coder(checkpoint_path: str, device: str):
     return load_coder(load_checkpoint(checkpoint_path, kind="mdsa", verify=False), device=device)  # verified when the job began
 
 
-def _load_reconstructions(config: Config, checkpoint_path: str, view: View, device: str, items: Sequence[Item]) -> list[Loaded]:
+def _load_reconstructions(
+    config: Config,
+    checkpoint_path: str,
+    view: View,
+    device: str,
+    yardsticks_path: str | None,
+    items: Sequence[Item],
+) -> list[Loaded]:
     coder, store = _coder(checkpoint_path, device), _store(config.data_folder)
+    yardsticks = load_yardsticks(yardsticks_path) if yardsticks_path else None
     windows = [store.window(index, start, frames) for index, start, frames in (item.place for item in items)]
-    made = reconstruct(coder, config, windows, seeds=[int(item.place[0]) << 20 | item.place[1] for item in items])
+    seeds = [int(item.place[0]) << 20 | item.place[1] for item in items]
+    made = reconstruct(coder, config, windows, seeds=seeds, yardsticks=yardsticks)
     clips = [Clip(window["video"], window["audio"], config.clip.fps, config.clip.sample_rate) for window in windows]
     return [
         Loaded(seen(clip, view), real=seen(real, view), scores={name: float(values[number]) for name, values in made.scores.items()})

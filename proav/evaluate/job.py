@@ -21,10 +21,14 @@ from proav.evaluate.numbers import Number, Resampling, score_numbers, set_number
 from proav.evaluate.reconstruction import SCORES as RECONSTRUCTION_SCORES
 from proav.evaluate.reconstruction import mean_scores, save_shown
 from proav.evaluate.scores import OF_LIBRARIES, OF_ONE, OF_PAIRS
-from proav.evaluate.table import compare_tables, format_table
+from proav.evaluate.table import compare_tables, summary
+from proav.evaluate.yardsticks import YARDSTICK_SCORES, YardstickPlan, make_yardsticks, plan_yardsticks
 from proav.metrics import av_align
 from proav.metrics.networks import NETWORKS, given, weights_file
 from proav.metrics.protocols import Protocol, find_protocol, protocol_hash
+
+OF_FOLDERS = "folders are compared as they are: nothing is reconstructed, and no clip is for training"
+"""Why two folders have no yardsticks."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +57,31 @@ def evaluate(config: Config) -> dict:
     networks, missing = find_networks(protocol, config.evaluate.weights, view)
     of_folders = bool(config.evaluate.real or config.evaluate.fake)
     mdsa, stdit = (None, None) if of_folders else _checkpoints(config)
-    comparisons = _folders(config, protocol, view) if of_folders else _run_sets(config, protocol, view, mdsa, stdit)
+    yardsticks = None if of_folders else plan_yardsticks(config)
+    if of_folders:
+        comparisons = _folders(config, protocol, view)
+    else:
+        comparisons = _run_sets(config, protocol, view, mdsa, stdit, yardsticks)
     measures = Measures(config, networks, (), _lpips_weights(config.evaluate.weights) if "lpips" in protocol.scores else None)
     identity = _identity(config, protocol, view, measures, comparisons) | {
         "mdsa_checkpoint": mdsa and mdsa.hash,
         "stdit_checkpoint": stdit and stdit.hash,
         "absent": [] if av_align.is_installed() else [score for score in protocol.scores if score in OF_LIBRARIES],
+        "patches": config.mdsa.plane_size,  # not in the hash: models with other patches may be compared
     }
     path = storage.join(config.run_folder, "eval", "metrics.json")
     metrics = json.loads(storage.read_text(path)) if storage.exists(path) else {}
     if metrics.get("protocol") == identity:
         print(f"evaluate: done already, {path}")
     else:
-        metrics = {"protocol": identity, **_tasks(config, mdsa, stdit), **_tables(config, protocol, measures, comparisons, missing)}
+        if yardsticks is not None and not yardsticks.available:
+            missing |= dict.fromkeys(YARDSTICK_SCORES, yardsticks.needs)
+        metrics = {
+            "protocol": identity,
+            "yardsticks": yardsticks.to_dict() if yardsticks else {"absent": OF_FOLDERS},
+            **_tasks(config, mdsa, stdit, yardsticks),
+            **_tables(config, protocol, measures, comparisons, missing),
+        }
         storage.write_text(path, json.dumps(metrics, indent=1))
         print(summary(metrics))
         print(f"evaluate: {path}")
@@ -97,7 +113,8 @@ def _tables(config: Config, protocol: Protocol, measures: Measures, comparisons:
     for comparison in comparisons:
         sets = _measure(config, measures, protocol, comparison)
         if comparison.name == "reconstruction":
-            scores = {name: sets["fake"].scores[name] for name in RECONSTRUCTION_SCORES}
+            names = [*RECONSTRUCTION_SCORES, *(name for name in YARDSTICK_SCORES if name not in missing)]
+            scores = {name: sets["fake"].scores[name] for name in names}
             found["reconstruction"] = mean_scores(scores, sources=sets["fake"].sources, config=config)
         classes = given.class_names(NETWORKS["classifier"], measures.networks["classifier"]) if "classifier" in measures.networks else ()
         rows = [number.to_dict() for number in table_numbers(protocol, comparison, sets, resampling, missing, classes=classes)]
@@ -162,29 +179,13 @@ def table_numbers(
         numbers += score_numbers([score.name], _with_score(fake, score.name, values), resampling, real=_with_score(real, score.name, of_real))
     names = [name for name in protocol.scores if name in OF_ONE or comparison.paired]
     for line in score_numbers(names, fake, resampling, real=real):
-        numbers.append(replace(line, needs=_needs_of(line.metric)) if line.value is None else line)
+        needs = missing.get(line.metric) or _needs_of(line.metric)
+        numbers.append(replace(line, needs=needs) if line.value is None else line)
     return numbers
 
 
 def _with_score(measured: Measured, name: str, values: np.ndarray | None) -> Measured:
     return measured if values is None else replace(measured, scores=measured.scores | {name: values})
-
-
-def summary(metrics: dict) -> str:
-    """The numbers in a few lines and tables."""
-    lines = []
-    if "reconstruction" in metrics:
-        r = metrics["reconstruction"]
-        lines += [
-            f"reconstruction of {r['num_clips']} clips from {r['num_sources']} unseen sources:",
-            f"  picture {r['psnr_db']:.2f} dB PSNR (mean colour {r['psnr_mean_colour_db']:.2f} dB, temporal mean picture {r['psnr_temporal_mean_db']:.2f} dB)",
-            f"  sound {r['mel_error_db']:.2f} dB log-mel error (mean mel {r['mel_error_mean_mel_db']:.2f} dB)",
-        ]
-    if "stdit" in metrics:
-        s = metrics["stdit"]
-        lines.append(f"ST-DiT: loss {s['loss']:.4f} on {s['num_windows']} unseen windows (at initialization {s['loss_at_initialization']:.4f})")
-    lines += [format_table(table) for table in metrics["tables"]]
-    return "\n".join([*lines, f"protocol {metrics['protocol']['record']['name']}, {metrics['protocol']['hash']}"])
 
 
 def left_out(sets: dict[str, Measured]) -> dict[str, int]:
@@ -202,7 +203,14 @@ def _checkpoints(config: Config) -> tuple[Checkpoint, Checkpoint | None]:
     return mdsa, stdit
 
 
-def _run_sets(config: Config, protocol: Protocol, view: View, mdsa: Checkpoint, stdit: Checkpoint | None) -> list[Comparison]:
+def _run_sets(
+    config: Config,
+    protocol: Protocol,
+    view: View,
+    mdsa: Checkpoint,
+    stdit: Checkpoint | None,
+    yardsticks: YardstickPlan,
+) -> list[Comparison]:
     """Reconstructions against their originals; samples, where there are any, against the training split, as the field's tables have it, and held-out clips."""
     from proav.cluster import device_of, wants_gpu
 
@@ -213,11 +221,14 @@ def _run_sets(config: Config, protocol: Protocol, view: View, mdsa: Checkpoint, 
             "reconstruction",
             f"Reconstructions against their originals, {split} sources",
             segments_of(f"real-{split}", config, view, split=split, max_clips=config.evaluate.max_clips),
-            reconstructions_of("reconstructed", config, view, mdsa, split=split, max_clips=config.evaluate.max_clips, device=device),
+            reconstructions_of(
+                "reconstructed", config, view, mdsa,
+                split=split, max_clips=config.evaluate.max_clips, device=device, yardsticks=yardsticks,
+            ),
             paired=True,
             kinds=("frechet", "kernel"),
         )
-    ]
+    ]  # fmt: skip
     if stdit is None or not storage.exists(storage.join(config.run_folder, "samples", "manifest.jsonl")):
         return found
     fake = samples_of("generated", config, view, max_clips=most)
@@ -278,14 +289,17 @@ def _measure(config: Config, measures: Measures, protocol: Protocol, comparison:
             continue
         scores = tuple(score for score in protocol.scores if score in OF_ONE and (score not in OF_LIBRARIES or av_align.is_installed()))
         if clips.identity["kind"] == "reconstructions":
-            scores = tuple(dict.fromkeys([*RECONSTRUCTION_SCORES, *(score for score in protocol.scores if score in OF_PAIRS), *scores]))
+            pairs = (score for score in protocol.scores if score in OF_PAIRS)
+            scores = tuple(dict.fromkeys([*RECONSTRUCTION_SCORES, *YARDSTICK_SCORES, *pairs, *scores]))
         own = Measures(measures.config, measures.networks, scores, measures.perceptual_weights if "lpips" in scores else None)
         found[name] = measure_set(clips, own, measured_folder(config.run_folder, clips, own), num_workers=workers, use_gpu=use_gpu)
     return found
 
 
-def _tasks(config: Config, mdsa: Checkpoint | None, stdit: Checkpoint | None) -> dict:
-    """What is done in one task each: the pairs that the report shows, and ST-DiT's loss."""
+def _tasks(
+    config: Config, mdsa: Checkpoint | None, stdit: Checkpoint | None, yardsticks: YardstickPlan | None
+) -> dict:
+    """What is done in one task each: the pairs that the report shows, ST-DiT's loss, the yardsticks' file."""
     import ray
 
     from proav.cluster import device_of, wants_gpu
@@ -295,6 +309,8 @@ def _tasks(config: Config, mdsa: Checkpoint | None, stdit: Checkpoint | None) ->
     parts = {}
     if mdsa is not None:
         parts["shown"] = remote(save_shown).remote(config, mdsa.path, device=device_of(use_gpu))
+    if yardsticks is not None:
+        parts["fitted"] = ray.remote(num_cpus=1)(make_yardsticks).remote(config, yardsticks)
     if stdit is not None:
         parts["stdit"] = remote(evaluate_stdit).remote(config, stdit.path, device=device_of(use_gpu))
     try:
@@ -316,5 +332,7 @@ def _needs_of(metric: str) -> str:
         "synchrony": "clips of at least 10 frames in which something moves and sounds",
         **({} if av_align.is_installed() else dict.fromkeys(OF_LIBRARIES, "librosa and OpenCV: pip install 'proav[metrics]'")),
         "ssim": "frames of at least 11x11 pixels",
+        "blockiness": "pictures that mdsa.plane_size divides and in which something changes",
+        "blockiness_sound": "clips of several frames in whose sound something changes",
     }
     return needs.get(metric, "clips with onsets and motion")

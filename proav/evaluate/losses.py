@@ -10,6 +10,7 @@ from proav.checkpoint import Checkpoint
 from proav.config import Config
 from proav.data.feed import LatentFeed
 from proav.diffusion.noise import noise_batch
+from proav.diffusion.planes import denoising_loss
 from proav.errors import UserError
 from proav.pipeline import SoundingVideoPipeline
 
@@ -25,17 +26,19 @@ def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu")
     picked = np.unique(np.linspace(0, len(feed) - 1, min(config.evaluate.max_clips, len(feed))).round().astype(int))
     times = pipeline.process.draw_times((torch.arange(NUM_TIMES, dtype=torch.float64) + 0.5) / NUM_TIMES)
     losses, moments = np.zeros((len(picked), NUM_TIMES)), np.zeros(len(picked))
+    own_DP = torch.tensor(pipeline.coder.latents.channel_mask, device=device).T
     for first in range(0, len(picked), config.encode.batch_size):
         chosen = picked[first : first + config.encode.batch_size]
         rows = feed.rows(chosen)
         clean = pipeline.coder.normalize(rows["joint"].to(device))
-        moments[first : first + len(chosen)] = clean.square().flatten(1).mean(1).cpu()
+        nothing_given = torch.zeros(len(chosen), 2, dtype=torch.bool, device=device)
+        moments[first : first + len(chosen)] = denoising_loss(clean, torch.zeros_like(clean), nothing_given, own_DP).cpu()
         noise = noise_batch([(config.seed, int(index)) for index in chosen], clean.shape[1:], purpose="evaluate").to(device)
         for level, time in enumerate(times.tolist()):
             times_B2 = torch.full((len(chosen), 2), time, device=device)
             prediction = pipeline.stdit(pipeline.process.add_noise(clean, noise, times_B2), times_B2, rows["label"].to(device))
-            error = (prediction.float() - pipeline.process.target(clean, noise)).square().flatten(1).mean(1)
-            losses[first : first + len(chosen), level] = error.cpu()
+            error_B = denoising_loss(prediction, pipeline.process.target(clean, noise), nothing_given, own_DP)
+            losses[first : first + len(chosen), level] = error_B.cpu()
     return {
         "loss": float(losses.mean()),
         "loss_at_initialization": float(pipeline.process.zero_prediction_loss(float(moments.mean()))),

@@ -149,7 +149,14 @@ def unit_path(folder: str, unit: int) -> str:
 
 def measured_folder(run_folder: str, clip_set: ClipSet, measures: Measures) -> str:
     """<run_dir>/eval/measured/<set>-<hash>: the hash is of all that the measurements follow from."""
-    told = json.dumps({"set": clip_set.identity, "view": vars(clip_set.view), "unit": UNIT_CLIPS, **measures.to_dict()}, sort_keys=True)
+    follows_from = {
+        "set": clip_set.identity,
+        "view": vars(clip_set.view),
+        "unit": UNIT_CLIPS,
+        "patches": measures.config.mdsa.plane_size,  # of blockiness
+        **measures.to_dict(),
+    }
+    told = json.dumps(follows_from, sort_keys=True)
     return storage.join(run_folder, "eval", "measured", f"{clip_set.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}")
 
 

@@ -118,9 +118,9 @@ def score_numbers(names: Sequence[str], measured: Measured, resampling: Resampli
         interval = bootstrap_interval(
             lambda places, values=values[used]: float(values[places].mean()), source_groups(sources), **dataclasses.asdict(resampling)
         )
-        floor = None
-        if real is not None and name in real.scores and np.isfinite(real.scores[name]).any():
-            floor = float(np.nanmean(real.scores[name]))
+        of_real = np.array([]) if real is None else real.scores.get(name, np.array([]))
+        of_real = of_real[np.isfinite(of_real)]
+        floor = float(of_real.mean()) if len(of_real) else None
         left_out = len(measured) - len(used)
         note = "; ".join(filter(None, [interval.reason, f"undefined for {left_out:,} clips, which are left out" if left_out else ""]))
         lines.append(Number(name, float(values[used].mean()), interval.low, interval.high, floor, len(used), len(set(sources)), note))

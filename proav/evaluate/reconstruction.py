@@ -1,6 +1,6 @@
 """What MDSA makes of clips, beside trivial predictions of them. Needs no network of features; the mathematics is in proav/metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,9 @@ from proav.checkpoint import load_checkpoint
 from proav.config import Config
 from proav.data.feed import evaluation_windows
 from proav.data.shards import SegmentStore
+from proav.evaluate.yardsticks import Yardsticks
 from proav.media.container import Clip
+from proav.media.melframes import one_torch_thread
 from proav.metrics.reconstruction import mean_colour, mean_mel, mel_error_db, psnr_db, temporal_mean
 from proav.pipeline import LatentCoder, load_coder, pixels_to_unit
 
@@ -30,23 +32,27 @@ class Reconstructed:
 
 
 @torch.inference_mode()
-def reconstruct(coder: LatentCoder, config: Config, windows: Sequence[dict], *, seeds: Sequence[int] = (), brief: bool = False) -> Reconstructed:
+def reconstruct(
+    coder: LatentCoder,
+    config: Config,
+    windows: Sequence[dict],
+    *,
+    seeds: Sequence[int] = (),
+    brief: bool = False,
+    yardsticks: Yardsticks | None = None,
+) -> Reconstructed:
     """Encodes and decodes windows of prepared segments (`SegmentStore.window`), jointly and each modality without the other.
 
-    seeds: of the phases of each clip's sound. brief: the joint scores alone, no clips.
+    seeds: of the phases of each clip's sound. brief: joint scores alone, no clips. yardsticks: measured too.
     """
-    mel_range = {"floor_log10": config.mel.floor_log10, "ceiling_log10": config.mel.ceiling_log10}
-    video = torch.from_numpy(np.stack([window["video"] for window in windows]))
-    mel = torch.from_numpy(np.stack([window["mel"] for window in windows])).float()
+    video, mel = _stacked(windows)
     on_device = coder.decode(coder.encode(video, mel))
     decoded_video, decoded_mel = (value.cpu() for value in on_device)
-    unit, decoded = pixels_to_unit(video), pixels_to_unit(decoded_video)
+    unit, decoded, mel_range = pixels_to_unit(video), pixels_to_unit(decoded_video), _mel_range(config)
     scores = {
         "psnr_db": psnr_db(decoded, unit),
-        "psnr_mean_colour_db": psnr_db(mean_colour(unit), unit),
-        "psnr_temporal_mean_db": psnr_db(temporal_mean(unit), unit),
         "mel_error_db": mel_error_db(decoded_mel, mel, **mel_range),
-        "mel_error_mean_mel_db": mel_error_db(mean_mel(mel), mel, **mel_range),
+        **trivial_scores(config, unit, mel, yardsticks),
     }
     if not brief:
         lone_video, lone_mel = (value.cpu() for value in coder.decode(coder.encode(video, mel, lone=True), lone=True))
@@ -56,15 +62,64 @@ def reconstruct(coder: LatentCoder, config: Config, windows: Sequence[dict], *, 
     return Reconstructed(clips, {name: values.numpy() for name, values in scores.items()})
 
 
+def _stacked(windows: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures uint8 [B, T, H, W, 3] and mels float32 [B, T, M, S]."""
+    video = torch.from_numpy(np.stack([window["video"] for window in windows]))
+    return video, torch.from_numpy(np.stack([window["mel"] for window in windows])).float()
+
+
+def _mel_range(config: Config) -> dict[str, float]:
+    return {"floor_log10": config.mel.floor_log10, "ceiling_log10": config.mel.ceiling_log10}
+
+
+def trivial_scores(
+    config: Config, unit: torch.Tensor, mel: torch.Tensor, yardsticks: Yardsticks | None
+) -> dict[str, torch.Tensor]:
+    """What needs no MDSA: the clip's own means and, where they are given, the yardsticks.
+
+    A clip of one colour is perfect for all of them: its PSNR is infinite, whatever the rounding says.
+    """
+    mel_range = _mel_range(config)
+    scores = {
+        "psnr_mean_colour_db": psnr_db(mean_colour(unit), unit),
+        "psnr_temporal_mean_db": psnr_db(temporal_mean(unit), unit),
+        "mel_error_mean_mel_db": mel_error_db(mean_mel(mel), mel, **mel_range),
+    }
+    if yardsticks is not None:
+        one_colour = scores["psnr_mean_colour_db"].isinf()
+        for name, picture in yardsticks.pictures(unit).items():
+            scores[f"psnr_{name}_db"] = psnr_db(picture, unit).masked_fill(one_colour, torch.inf)
+        for name, sound in yardsticks.sounds(mel).items():
+            scores[f"mel_error_{name}_db"] = mel_error_db(sound, mel, **mel_range)
+    return scores
+
+
 def evaluate_reconstruction(config: Config, checkpoint_path: str, *, device: str = "cpu") -> dict:
     """Means of the joint scores over the clips of `evaluate.split`: what a sweep compares."""
     coder = load_coder(load_checkpoint(checkpoint_path, kind="mdsa"), device=device)
+    return _mean_over_windows(config, lambda windows: reconstruct(coder, config, windows, brief=True).scores)
+
+
+@torch.inference_mode()
+def evaluate_yardsticks(config: Config, yardsticks: Yardsticks | None) -> dict:
+    """The same means without any MDSA: of the clips' own means, and of the yardsticks if they are given."""
+
+    def measure(windows: Sequence[dict]) -> dict[str, np.ndarray]:
+        video, mel = _stacked(windows)
+        scores = trivial_scores(config, pixels_to_unit(video), mel, yardsticks)
+        return {name: values.numpy() for name, values in scores.items()}
+
+    with one_torch_thread():
+        return _mean_over_windows(config, measure)
+
+
+def _mean_over_windows(config: Config, measure: Callable[[Sequence[dict]], dict[str, np.ndarray]]) -> dict:
     store = SegmentStore(config.data_folder)
     windows = evaluation_windows(store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips)
     parts = []
     for first in range(0, len(windows), config.encode.batch_size):
-        batch = [store.window(index, start, config.clip.num_frames) for index, start in windows[first : first + config.encode.batch_size]]
-        parts.append(reconstruct(coder, config, batch, brief=True).scores)
+        batch = windows[first : first + config.encode.batch_size]
+        parts.append(measure([store.window(index, start, config.clip.num_frames) for index, start in batch]))
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return mean_scores(scores, sources=[store.rows[index]["source_id"] for index, _ in windows], config=config)
 
@@ -79,7 +134,8 @@ def mean_scores(scores: dict[str, np.ndarray], *, sources: Sequence[str], config
         "num_sources": len(set(sources)),
         "protocol": f"mean over non-overlapping windows of {config.clip.num_frames} frames of the {config.evaluate.split} sources, moving-average weights; "
         "PSNR over all pixels of a clip, peak 255; mean colour and temporal mean are the clip's own; log-mel error is mean |difference| over the native mel grid; "
-        "lone: each modality encoded and decoded without the other",
+        "lone: each modality encoded and decoded without the other; "
+        "linear planes and cosine, if given: see yardsticks",
     }
 
 

@@ -3,19 +3,22 @@
 import functools
 
 import numpy as np
+import torch
 from torch import nn
 
 from proav.config import Config
 from proav.evaluate.reconstruction import SCORES as RECONSTRUCTION_SCORES
+from proav.evaluate.yardsticks import YARDSTICK_SCORES
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
 from proav.metrics.av_align import av_align
+from proav.metrics.blockiness import blockiness, blockiness_sound
 from proav.metrics.quality import WINDOW, lpips, ssim
 from proav.metrics.synchrony import clip_synchrony
 
-OF_PAIRS = (*RECONSTRUCTION_SCORES, "ssim", "lpips")
+OF_PAIRS = (*RECONSTRUCTION_SCORES, *YARDSTICK_SCORES, "ssim", "lpips")
 """They need what the clip should equal."""
-OF_ONE = ("av_align", "av_align_one_to_one", "synchrony")
+OF_ONE = ("av_align", "av_align_one_to_one", "synchrony", "blockiness", "blockiness_sound")
 OF_LIBRARIES = ("av_align", "av_align_one_to_one")
 """They need what not every installation has."""
 
@@ -24,7 +27,7 @@ class ClipScorer:
     """Scores clips of one view; keeps nothing between clips but what it needs to score."""
 
     def __init__(self, config: Config, names: tuple[str, ...], network: nn.Module | None = None) -> None:
-        """config: whose mel settings the sound's onsets are taken with. network: LPIPS, where it is among the names."""
+        """config: for its mel settings and MDSA's patches. network: LPIPS, if it is among the names."""
         self.names, self.network, self._config = names, network, config
 
     @functools.cached_property
@@ -42,5 +45,10 @@ class ClipScorer:
             found |= av_align(clip.video, clip.audio, fps=clip.fps, sample_rate=clip.sample_rate)
         if "synchrony" in self.names:
             found["synchrony"] = clip_synchrony(clip, self._mel_frames)
+        if "blockiness" in self.names:
+            found["blockiness"] = blockiness(clip.video, side=self._config.mdsa.plane_size)
+        if "blockiness_sound" in self.names:
+            mel_TMS = self._mel_frames.encode(torch.from_numpy(clip.audio)[None])[0].numpy()
+            found["blockiness_sound"] = blockiness_sound(mel_TMS)
         found |= measured
         return {name: float(found.get(name, np.nan)) for name in self.names}

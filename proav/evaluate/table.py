@@ -4,8 +4,34 @@ import json
 
 from proav import storage
 from proav.errors import UserError
+from proav.report_page.tables import beside, values_text
 
 HEADS = ("", "value", "95 % interval", "real/real", "clips", "sources")
+
+
+def summary(metrics: dict) -> str:
+    """The numbers in a few lines and tables."""
+    lines = []
+    if "reconstruction" in metrics:
+        r = metrics["reconstruction"]
+        lines += [
+            f"reconstruction of {r['num_clips']} clips from {r['num_sources']} unseen sources:",
+            f"  picture {r['psnr_db']:.2f} dB PSNR ({beside(r, 'picture')})",
+            f"  sound {r['mel_error_db']:.2f} dB log-mel error ({beside(r, 'sound')})",
+        ]
+        yardsticks = metrics.get("yardsticks", {})
+        if "values_per_stream" in yardsticks:
+            size = f"{values_text(yardsticks['values_per_stream'])}, as MDSA"
+            lines.append(f"  linear planes and cosine transform: with {size}, fitted on training clips")
+        elif "absent" in yardsticks:
+            lines.append(f"  without linear planes and cosine transform: {yardsticks['absent']}")
+    if "stdit" in metrics:
+        s = metrics["stdit"]
+        at_first = f"at initialization {s['loss_at_initialization']:.4f}"
+        lines.append(f"ST-DiT: loss {s['loss']:.4f} on {s['num_windows']} unseen windows ({at_first})")
+    lines += [format_table(table) for table in metrics["tables"]]
+    protocol = metrics["protocol"]
+    return "\n".join([*lines, f"protocol {protocol['record']['name']}, {protocol['hash']}"])
 
 
 def format_table(table: dict) -> str:

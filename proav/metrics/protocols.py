@@ -80,7 +80,24 @@ def _surrogates() -> tuple[Distance, ...]:
 
 _I3D = (Distance("FVD", "frechet", "i3d-kinetics400"), Distance("KVD", "kernel", "i3d-kinetics400"))
 _AUDIOCLIP = (Distance("FAD", "frechet", "audioclip", scale=1e4),)
-_OF_CLIPS = ("psnr_db", "ssim", "lpips", "mel_error_db", "av_align_one_to_one", "av_align", "synchrony")
+_OF_CLIPS = (
+    "psnr_db",
+    "psnr_mean_colour_db",
+    "psnr_temporal_mean_db",
+    "psnr_linear_planes_db",
+    "psnr_cosine_db",
+    "ssim",
+    "lpips",
+    "blockiness",
+    "mel_error_db",
+    "mel_error_mean_mel_db",
+    "mel_error_linear_planes_db",
+    "mel_error_cosine_db",
+    "blockiness_sound",
+    "av_align_one_to_one",
+    "av_align",
+    "synchrony",
+)
 _OF_FEATURES = (
     FeatureScore("KL-I3D", "class_divergence", ("i3d-kinetics400",)),
     FeatureScore("AV-IB", "agreement", ("imagebind-video", "imagebind-audio")),

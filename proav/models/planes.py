@@ -4,7 +4,10 @@ Not here: what happens between planes (`fusion.py`). ProAV-DiT, Section 3 and Fi
 B clips, T frames, H W rows and columns, C channels, D latent channels, P=6 planes of N x N cells, L tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -79,23 +82,26 @@ def broadcast_planes(planes: dict[str, Tensor]) -> Tensor:
 
 
 def stack_planes(planes: dict[str, Tensor], plane_size: int) -> Tensor:
-    """The six planes [B, D, rows, columns] of both modalities as ST-DiT's stack [B, D, 6, N, N], in the order of `PLANE_NAMES`.
+    """The six planes [B, D_p, rows, columns] of both modalities as ST-DiT's stack [B, D, 6, N, N], in the order of `PLANE_NAMES`.
 
-    The time axis of WT and HT is interpolated linearly from T to N where T < N.
+    The time axis of WT and HT is interpolated linearly from T to N where T < N. D is the widest plane's number of channels; a plane with fewer
+    has zeros behind its own.
     """
     assert set(planes) == set(PLANE_NAMES), f"expected the planes {PLANE_NAMES}, got {tuple(planes)}"
-    return torch.stack([_resize_rows(planes[name], plane_size, inverse=False) for name in PLANE_NAMES], dim=2)
+    channels = max(plane.shape[1] for plane in planes.values())
+    resized = (_resize_rows(planes[name], plane_size, inverse=False) for name in PLANE_NAMES)
+    return torch.stack([F.pad(plane, (0, 0, 0, 0, 0, channels - plane.shape[1])) for plane in resized], dim=2)
 
 
-def unstack_planes(stack_BDPNN: Tensor, num_frames: int) -> dict[str, Tensor]:
+def unstack_planes(stack_BDPNN: Tensor, num_frames: int, channels: Sequence[int] | None = None) -> dict[str, Tensor]:
     """The six planes of a stack: the exact inverse of `stack_planes`.
 
-    Where T < N the time axis returns by the pseudo-inverse of the interpolation, which is also the least-squares answer for generated stacks.
+    channels: each plane's own, in the order of `PLANE_NAMES`; None: all of the stack's. Where T < N the time axis returns by the pseudo-inverse
+    of the interpolation, which is also the least-squares answer for generated stacks.
     """
-    return {
-        name: _resize_rows(plane_BDNN, num_frames, inverse=True) if "T" in name else plane_BDNN
-        for name, plane_BDNN in zip(PLANE_NAMES, stack_BDPNN.unbind(dim=2), strict=True)
-    }
+    own = channels or [stack_BDPNN.shape[1]] * len(PLANE_NAMES)
+    planes = {name: plane[:, :count] for name, plane, count in zip(PLANE_NAMES, stack_BDPNN.unbind(dim=2), own, strict=True)}
+    return {name: _resize_rows(plane, num_frames, inverse=True) if "T" in name else plane for name, plane in planes.items()}
 
 
 def _resize_rows(plane_BDRC: Tensor, rows: int, *, inverse: bool) -> Tensor:

@@ -13,19 +13,28 @@ from torch import Tensor, nn
 from proav.config import RefinerConfig
 from proav.models.layers import full_precision, run_layer
 
-IN_FRAME, ACROSS = (1, 3, 3), (3, 1, 1)
-
-
 class ConvolutionBlock(nn.Module):
-    """x + f(x), f: 3x3 in each frame, SiLU, 3 across frames, SiLU."""
+    """x + f(x), f: 3x3 in each frame, SiLU, and for clips of several frames 3 across frames, SiLU. x [B, C, T, R, S].
 
-    def __init__(self, width: int) -> None:
+    Both are 2D convolutions: over frames laid side by side, and over time and places; on CPUs half as long as their 3D forms.
+    """
+
+    def __init__(self, width: int, *, frames: bool) -> None:
         super().__init__()
-        self.in_frame = nn.Conv3d(width, width, IN_FRAME, padding=(0, 1, 1))
-        self.across = nn.Conv3d(width, width, ACROSS, padding=(1, 0, 0))
+        self.in_frame = nn.Conv2d(width, width, 3, padding=1)
+        self.across = nn.Conv2d(width, width, (3, 1), padding=(1, 0)) if frames else None
 
     def forward(self, x_BCTRS: Tensor) -> Tensor:
-        return x_BCTRS + F.silu(self.across(F.silu(self.in_frame(x_BCTRS))))
+        update = F.silu(each_frame(self.in_frame, x_BCTRS))
+        if self.across is not None:
+            update = F.silu(self.across(update.flatten(3))).view_as(x_BCTRS)
+        return x_BCTRS + update
+
+
+def each_frame(convolution: nn.Module, x_BCTRS: Tensor) -> Tensor:
+    """A 2D convolution of each frame of a clip."""
+    frames = convolution(rearrange(x_BCTRS, "b c t r s -> (b t) c r s"))
+    return rearrange(frames, "(b t) c r s -> b c t r s", b=len(x_BCTRS))
 
 
 class Refiner(nn.Module):
@@ -39,12 +48,12 @@ class Refiner(nn.Module):
         super().__init__()
         self.patch, self.sound = config.patch, sound
         values, widths = channels * config.patch**2, [config.width * 2**level for level in range(config.levels)]
-        self.enter = nn.Conv3d(values, widths[0], IN_FRAME, padding=(0, 1, 1))
-        self.down_blocks = nn.ModuleList(ConvolutionBlock(width) for width in widths)
-        self.down = nn.ModuleList(nn.Conv3d(a, b, (1, 2, 2), stride=(1, 2, 2)) for a, b in zip(widths, widths[1:]))
-        self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, (1, 2, 2), stride=(1, 2, 2)) for a, b in zip(widths, widths[1:]))
-        self.up_blocks = nn.ModuleList(ConvolutionBlock(width) for width in widths[:-1])
-        self.leave = nn.Conv3d(widths[0], values, IN_FRAME, padding=(0, 1, 1))
+        self.enter = nn.Conv2d(values, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(ConvolutionBlock(width, frames=not sound) for width in widths)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:]))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(widths, widths[1:]))
+        self.up_blocks = nn.ModuleList(ConvolutionBlock(width, frames=not sound) for width in widths[:-1])
+        self.leave = Float32Convolution(widths[0], values, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
@@ -52,15 +61,23 @@ class Refiner(nn.Module):
         """float32 images of the same shape. recompute: keep only each block's input for the backward pass."""
         frames, p = images_BCTRS.shape[2], self.patch
         whole = rearrange(images_BCTRS, "b c t r s -> b c 1 r (t s)") if self.sound else images_BCTRS
-        x = self.enter(rearrange(whole, "b c t (r p) (s q) -> b (c p q) t r s", p=p, q=p).to(self.enter.weight.dtype))
+        gathered = rearrange(whole, "b c t (r p) (s q) -> b (c p q) t r s", p=p, q=p)
+        x = each_frame(self.enter, gathered.to(self.enter.weight.dtype))
         skipped = []
         for block, down in zip(self.down_blocks, self.down):
             skipped.append(run_layer(block, x, recompute=recompute))
-            x = down(skipped[-1])
+            x = each_frame(down, skipped[-1])
         x = run_layer(self.down_blocks[-1], x, recompute=recompute)
         for level in reversed(range(len(self.up))):
-            x = run_layer(self.up_blocks[level], skipped[level] + self.up[level](x), recompute=recompute)
-        with full_precision(x.device):  # what leaves the network leaves it in float32
-            update = F.conv3d(x.float(), self.leave.weight.float(), self.leave.bias.float(), padding=self.leave.padding)
-        refined = whole.float() + rearrange(update, "b (c p q) t r s -> b c t (r p) (s q)", p=p, q=p)
+            x = run_layer(self.up_blocks[level], skipped[level] + each_frame(self.up[level], x), recompute=recompute)
+        update = rearrange(each_frame(self.leave, x), "b (c p q) t r s -> b c t (r p) (s q)", p=p, q=p)
+        refined = whole.float() + update
         return rearrange(refined, "b c 1 r (t s) -> b c t r s", t=frames) if self.sound else refined
+
+
+class Float32Convolution(nn.Conv2d):
+    """A convolution that computes in float32 even under autocast or with bf16 weights: its values leave the network."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with full_precision(x.device):
+            return F.conv2d(x.float(), self.weight.float(), self.bias.float(), padding=self.padding)

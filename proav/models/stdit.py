@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from proav.config import Config
 from proav.geometry import PLANES_PER_MODALITY, LatentGeometry
 from proav.models.embeddings import Conditioning, TokenPositions
-from proav.models.layers import ClosedLinear, Float32Linear, attend, hidden_map, run_layer
+from proav.models.layers import ClosedLinear, attend, full_precision, hidden_map, run_layer
 
 NORM_EPSILON = 1e-6
 
@@ -51,6 +51,31 @@ class SelfAttention(nn.Module):
     def forward(self, tokens_BLd: Tensor) -> Tensor:
         query, key, value = rearrange(self.qkv(tokens_BLd), "b l (three h k) -> three b h l k", three=3, h=self.num_heads)
         return self.out(rearrange(attend(self.query_norm(query), self.key_norm(key), value), "b h l k -> b l (h k)"))
+
+
+class PlaneLinear(nn.Module):
+    """A linear map of the tokens of each plane with weights of its own: the planes' channels have nothing in common. [B, 6, L, i] -> [B, 6, L, o].
+
+    `closed` starts it at zero; `exact` computes it in float32, for values that leave the network.
+    """
+
+    def __init__(self, planes: int, inputs: int, outputs: int, *, closed: bool = False, exact: bool = False) -> None:
+        super().__init__()
+        self.exact = exact
+        self.weight = nn.Parameter(torch.zeros(planes, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(planes, outputs))
+        for weight_io in self.weight if not closed else ():
+            nn.init.xavier_uniform_(weight_io)
+
+    def forward(self, tokens_BPLi: Tensor) -> Tensor:
+        if self.exact:
+            with full_precision(tokens_BPLi.device):
+                return self._map(tokens_BPLi.float(), self.weight.float(), self.bias.float())
+        return self._map(tokens_BPLi, self.weight, self.bias)
+
+    @staticmethod
+    def _map(tokens_BPLi: Tensor, weight_Pio: Tensor, bias_Po: Tensor) -> Tensor:
+        return torch.einsum("bpli,pio->bplo", tokens_BPLi, weight_Pio) + bias_Po[:, None]
 
 
 class Block(nn.Module):
@@ -111,17 +136,19 @@ class STDiT(nn.Module):
         depth, width, num_heads = config.stdit.shape
         geometry = LatentGeometry.from_config(config)
         self.patch_size = geometry.token_patch
-        self.latent_channels = geometry.latent_channels
+        self.latent_channels = geometry.stack_channels
         self.num_labels = num_labels
         self.activation_checkpointing = False
         patch_cells = self.patch_size**2
-        self.embed = nn.Linear((2 * self.latent_channels + 1) * patch_cells, width)
+        own_PD = torch.tensor(geometry.channel_mask)
+        self.register_buffer("own_DP11", own_PD.T[..., None, None], persistent=False)
+        self.embed = PlaneLinear(len(own_PD), (2 * self.latent_channels + 1) * patch_cells, width)
         self.positions = TokenPositions(geometry.plane_size // self.patch_size, width)
         self.conditioning = Conditioning(width, num_labels)
         self.modulation = ClosedLinear(width, 6 * width)
         self.blocks = nn.ModuleList(Block(width, num_heads, config.stdit.mlp_ratio, config.stdit.attention) for _ in range(depth))
         self.final_modulation = ClosedLinear(width, 2 * width)
-        self.final = Float32Linear(width, self.latent_channels * patch_cells)
+        self.final = PlaneLinear(len(own_PD), width, self.latent_channels * patch_cells, closed=True, exact=True)
         self._initialize()
 
     @property
@@ -130,15 +157,13 @@ class STDiT(nn.Module):
         return self.num_labels
 
     def _initialize(self) -> None:
-        for module in (self.embed, *(m for block in self.blocks for m in block.modules() if isinstance(m, nn.Linear))):
+        for module in (m for block in self.blocks for m in block.modules() if isinstance(m, nn.Linear)):
             if not isinstance(module, ClosedLinear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.final.weight)
-        nn.init.zeros_(self.final.bias)
 
     def forward(self, noisy_BDPNN: Tensor, times_B2: Tensor, labels_B: Tensor, condition_BEPNN: Tensor | None = None) -> Tensor:
-        """The prediction [B, D, 6, N, N], in the dtype of `noisy_BDPNN`.
+        """The prediction [B, D, 6, N, N], in the dtype of `noisy_BDPNN`; of channels that a plane does not have none is read, and zero told.
 
         noisy_BDPNN [B, D, 6, N, N]: normalized latents with noise; a given modality's clean planes where its time is 0.
         times_B2 [B, 2] in [0, 1]: column 0 the video's, column 1 the audio's; 0 is clean, 1 is noise.
@@ -148,7 +173,7 @@ class STDiT(nn.Module):
         if condition_BEPNN is None:
             batch, channels, *rest = noisy_BDPNN.shape
             condition_BEPNN = noisy_BDPNN.new_zeros(batch, channels + 1, *rest)
-        planes = torch.cat([noisy_BDPNN, condition_BEPNN], dim=1).to(self.embed.weight.dtype)
+        planes = torch.cat([noisy_BDPNN * self.own_DP11, condition_BEPNN], dim=1).to(self.embed.weight.dtype)
         size = self.patch_size
         tokens_BPLd = self.positions(self.embed(rearrange(planes, "b c p (n i) (m j) -> b p (n m) (c i j)", i=size, j=size)))
         vectors_B2d = F.silu(self.conditioning(times_B2, labels_B))
@@ -158,4 +183,5 @@ class STDiT(nn.Module):
         shift_BP1d, scale_BP1d = self.final_modulation(vectors_B2d).repeat_interleave(PLANES_PER_MODALITY, dim=1)[:, :, None].chunk(2, dim=-1)
         prediction = self.final(modulate(tokens_BPLd, shift_BP1d, scale_BP1d))
         side = noisy_BDPNN.shape[-1] // size
-        return rearrange(prediction, "b p (n m) (c i j) -> b c p (n i) (m j)", n=side, i=size, j=size).to(noisy_BDPNN.dtype)
+        stack_BDPNN = rearrange(prediction, "b p (n m) (c i j) -> b c p (n i) (m j)", n=side, i=size, j=size)
+        return (stack_BDPNN * self.own_DP11).to(noisy_BDPNN.dtype)

@@ -4,7 +4,33 @@ from collections.abc import Sequence
 
 from proav.report_page.page import ACRONYMS, Markup, element, metric_name, table, warning
 
-NAMES = {"av_align": "AV-Align", "av_align_one_to_one": "AV-Align, one to one", "mel_error_db": "Log-mel error, dB"}
+NAMES = {
+    "av_align": "AV-Align",
+    "av_align_one_to_one": "AV-Align, one to one",
+    "psnr_mean_colour_db": "PSNR of the mean colour, dB",
+    "psnr_temporal_mean_db": "PSNR of the temporal mean, dB",
+    "psnr_linear_planes_db": "PSNR of linear planes, dB",
+    "psnr_cosine_db": "PSNR of the cosine transform, dB",
+    "mel_error_db": "Log-mel error, dB",
+    "mel_error_mean_mel_db": "Log-mel error of the mean mel, dB",
+    "mel_error_linear_planes_db": "Log-mel error of linear planes, dB",
+    "mel_error_cosine_db": "Log-mel error of the cosine transform, dB",
+    "blockiness_sound": "Blockiness of the sound",
+}
+BESIDE = {
+    "picture": (
+        ("mean colour", "psnr_mean_colour_db"),
+        ("temporal mean picture", "psnr_temporal_mean_db"),
+        ("linear planes", "psnr_linear_planes_db"),
+        ("cosine transform", "psnr_cosine_db"),
+    ),
+    "sound": (
+        ("mean mel", "mel_error_mean_mel_db"),
+        ("linear planes", "mel_error_linear_planes_db"),
+        ("cosine transform", "mel_error_cosine_db"),
+    ),
+}
+"""What stands beside a reconstruction's PSNR and log-mel error: words, and the key of the mean."""
 HEADS = ["", "value", "95 % interval", "between real clips", "", "clips", "sources"]
 STRIP_WIDTH, STRIP_HEIGHT, STRIP_EDGE = 132, 18, 8
 
@@ -54,6 +80,12 @@ def interval_strip(name: str, row: dict) -> Markup | str:
     return element("svg", drawn, **size, viewBox=f"0 0 {STRIP_WIDTH} {STRIP_HEIGHT}", role="img", aria_label=", ".join(said))
 
 
+def beside(reconstruction: dict, stream: str) -> str:
+    """What simple codes reach, to stand beside MDSA's number: `mean colour 16.26 dB, ...`; if measured."""
+    values = [(words, reconstruction.get(key)) for words, key in BESIDE[stream]]
+    return ", ".join(f"{words} {value:.2f} dB" for words, value in values if value is not None)
+
+
 def _line(start: str, end: str, heights: Sequence[float], colour: str) -> Markup:
     return element("line", x1=start, x2=end, y1=heights[0], y2=heights[1], stroke=colour, stroke_width=2.5)
 
@@ -66,3 +98,10 @@ def shown_name(metric: str) -> str:
         return metric if metric not in ACRONYMS else ACRONYMS[metric]
     words, unit = metric_name(metric)
     return f"{words}, {unit}" if unit else words
+
+
+def values_text(values: dict[str, int]) -> str:
+    """How many numbers a method stores: of each stream, or of both where they differ."""
+    if values["video"] == values["audio"]:
+        return f"{values['video']:,} numbers a stream"
+    return f"{values['video']:,} numbers of the picture and {values['audio']:,} of the sound"

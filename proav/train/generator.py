@@ -13,9 +13,9 @@ from torch import Tensor
 from proav.config import Config
 from proav.diffusion import make_process
 from proav.diffusion.noise import noise_batch
-from proav.diffusion.planes import denoising_loss, mix_given
+from proav.diffusion.planes import denoising_loss, mix_given, plane_errors
 from proav.diffusion.tasks import draw_tasks
-from proav.geometry import MODALITIES, PLANES_PER_MODALITY
+from proav.geometry import MODALITIES, PLANES_PER_MODALITY, LatentGeometry
 from proav.train.engine import Engine
 from proav.train.loop import Parts, StepOutput
 
@@ -32,6 +32,7 @@ class GeneratorStep:
     def __init__(self, config: Config, *, num_labels: int, latent_mean: Sequence[Sequence[float]], latent_std: Sequence[Sequence[float]]) -> None:
         self.config, self.num_labels, self.process = config, num_labels, make_process(config)
         self.mean_DP11, self.std_DP11 = (torch.tensor(values, dtype=torch.float32).T[..., None, None] for values in (latent_mean, latent_std))
+        self.own_DP = torch.tensor(LatentGeometry.from_config(config).channel_mask).T
 
     def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
         """Mean over clips of the squared error on the planes that are to be made.
@@ -48,7 +49,7 @@ class GeneratorStep:
         labels_B = torch.where(draw.drop_label_B, self.num_labels, batch["label"]).to(device)
         prediction_BDPNN = engine.forward(noisy_BDPNN, times_B2, labels_B)
         target_BDPNN = self.process.target(clean_BDPNN, noise_BDPNN)
-        losses_B = denoising_loss(prediction_BDPNN, target_BDPNN, given_B2)
+        losses_B = denoising_loss(prediction_BDPNN, target_BDPNN, given_B2, self.own_DP.to(device))
         return StepOutput(losses_B.mean(), self._parts(prediction_BDPNN, target_BDPNN, times_B2, given_B2))
 
     def normalize(self, latents_BDPNN: Tensor) -> Tensor:
@@ -58,8 +59,9 @@ class GeneratorStep:
     @torch.no_grad()
     def _parts(self, prediction_BDPNN: Tensor, target_BDPNN: Tensor, times_B2: Tensor, given_B2: Tensor) -> Parts:
         """The error of each modality, and of each span of noise levels, over the streams that are not given."""
-        error_BP = (prediction_BDPNN.float() - target_BDPNN.float()).square().mean(dim=(1, 3, 4))
-        error_B2 = error_BP.unflatten(1, (len(MODALITIES), PLANES_PER_MODALITY)).mean(2)
+        error_BP, count_P = plane_errors(prediction_BDPNN, target_BDPNN, self.own_DP.to(prediction_BDPNN.device))
+        by_modality = (len(MODALITIES), PLANES_PER_MODALITY)
+        error_B2 = (error_BP * count_P).unflatten(1, by_modality).sum(2) / count_P.view(by_modality).sum(1)
         made_B2 = (~given_B2).float()
         parts = {f"{name}_loss": ((error_B2 * made_B2)[:, i].sum(), made_B2[:, i].sum()) for i, name in enumerate(MODALITIES)}
         bucket_B2 = (times_B2 * NOISE_BUCKETS).long().clamp(max=NOISE_BUCKETS - 1)

@@ -13,6 +13,7 @@ from proav.tune.figures import SHAPES, flops_range, front_svg, fronts_png, legen
 from proav.tune.record import CRASHED, FAILED, FINISHED, RUNNING, STOPPED
 from proav.tune.rows import Row, best_row, rungs_of
 from proav.tune.space import describe, num_combinations, short_names, value_words
+from proav.tune.yardsticks import yardstick_lines
 
 MAX_PANELS = 4
 """Rungs that are drawn: the last ones."""
@@ -27,7 +28,7 @@ def write_page(config: Config, rows: list[Row], results: dict, folder: str) -> N
         storage.write_bytes(storage.join(folder, "pareto.png"), fronts_png(rows, rungs[-MAX_PANELS:], axes, title=title))
     sections = [
         ("fronts", "Picture against sound", _fronts(rows, rungs, axes)),
-        ("trials", "Trials", _trials(rows, axes)),
+        ("trials", "Trials", [*_trials(rows, axes), *_beside(results["yardsticks"])]),
         ("values", "What each value did", _values(rows, rungs, axes)),
         ("best", "Best settings", _best(rows, folder)),
         ("protocol", "Protocol", _protocol(results["protocol"])),
@@ -140,6 +141,25 @@ def _trials(rows: list[Row], axes: dict[str, Sequence]) -> list[Markup]:
         "GFLOP: one reconstruction, in closed form. Clips/s and GiB: of training, as measured."
     )
     return [element("p", note, class_="note"), element("div", element("div", table(heads, cells, caption="Trials"), class_="text"), class_="card")]
+
+
+def _beside(yardsticks: Sequence[dict]) -> list[Markup]:
+    """What simple codes reach on the same clips; nothing where they were not measured."""
+    if not yardsticks:
+        return []
+    lines = []
+    for what, *values in yardstick_lines(yardsticks):
+        lines.append([what, *("–" if value is None else value for value in values)])
+    whole = table(["", "PSNR dB", "log-mel error dB"], lines, caption="Simple codes on the same clips")
+    note = (
+        "What simple codes reach on the same clips. Linear planes and cosine transform store as many numbers "
+        "as MDSA and were fitted on the training split; the other two are the clip's own means."
+    )
+    return [
+        element("h3", "Beside them", style="margin-top: 1.5rem"),
+        element("p", note, class_="note"),
+        element("div", element("div", whole, class_="text"), class_="card"),
+    ]
 
 
 def _values(rows: list[Row], rungs: list[int], axes: dict[str, Sequence]) -> list[Markup]:

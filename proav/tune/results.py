@@ -6,7 +6,7 @@ The rows are made by `rows.py`, the page and its pictures by `page.py`.
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from proav import storage
@@ -16,12 +16,21 @@ from proav.tune.page import write_page
 from proav.tune.record import CRASHED, FAILED, RUNNING, TrialRecord, schedule_of, score
 from proav.tune.rows import Row, best_row, front, make_rows, rungs_of
 from proav.tune.space import config_at, describe, num_combinations, short_names, value_words
+from proav.tune.yardsticks import yardstick_lines
 
 
-def write_results(config: Config, records: dict[str, TrialRecord], *, data: dict, quiet: bool = False) -> dict:
+def write_results(
+    config: Config,
+    records: dict[str, TrialRecord],
+    *,
+    data: dict,
+    yardsticks: Sequence[dict] = (),
+    quiet: bool = False,
+) -> dict:
     """Writes <run_dir>/tune/{metrics.jsonl,results.csv,results.json,best.yaml,pareto.png,report.html}; returns what results.json holds.
 
-    data: the manifest of the prepared data. Files that would not change are left alone. quiet: no table.
+    data: the manifest of the prepared data. yardsticks: as `sweep_yardsticks` makes them, to stand beside the
+    table. Files that would not change are left alone. quiet: no table.
     """
     tune, folder = config.tune, storage.join(config.run_folder, "tune")
     rows = make_rows(config, records.values())
@@ -30,6 +39,7 @@ def write_results(config: Config, records: dict[str, TrialRecord], *, data: dict
         "best": best.trial if best else None,
         "fronts": {str(clips): [row.trial for row in front(rows, clips)] for clips in rungs_of(rows)},
         "trials": [asdict(row) for row in rows],
+        "yardsticks": list(yardsticks),
         "protocol": _protocol(config, rows, data),
     }
     text = json.dumps(results, indent=1)
@@ -42,7 +52,7 @@ def write_results(config: Config, records: dict[str, TrialRecord], *, data: dict
         write_page(config, rows, results, folder)
         storage.write_text(path, text)  # last: it marks the others as complete
     if not quiet:
-        _tell(config, rows, best, folder)
+        _tell(config, rows, best, yardsticks, folder)
     return results
 
 
@@ -104,8 +114,12 @@ def _times(weight: float) -> str:
     return "" if weight == 1 else f"{weight:g} * "
 
 
-def _tell(config: Config, rows: list[Row], best: Row | None, folder: str) -> None:
+def _tell(config: Config, rows: list[Row], best: Row | None, yardsticks: Sequence[dict], folder: str) -> None:
     print(format_table(config.tune, rows))
+    for what, psnr, error in yardstick_lines(yardsticks):
+        values = ((psnr, "PSNR"), (error, "log-mel error"))
+        reached = ", ".join(f"{value:.2f} dB {name}" for value, name in values if value is not None)
+        print(f"tune: beside them, {what}: {reached}")
     unfinished = [row for row in rows if row.status in (RUNNING, CRASHED)]
     if unfinished:
         print(f"tune: {len(unfinished)} of {len(rows)} trials did not end by themselves; the same command tries them again")

@@ -24,6 +24,7 @@ from proav.tune.results import metrics_lines, write_results
 from proav.tune.search import OptunaPoints, PlannedPoints, Points, TrialSearcher
 from proav.tune.space import Point, Trial, check_sweep, describe, make_trial, num_trials, planned_points, trials_folder
 from proav.tune.trial import run_trial
+from proav.tune.yardsticks import sweep_yardsticks
 
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files that repeat the records
@@ -49,10 +50,14 @@ def sweep(config: Config) -> dict:
     runner = _Sweep(config, store.manifest["hash"])
     if not runner.is_finished():
         runner.run()
-        results = write_results(config, runner.records(), data=store.manifest)
+        records = runner.records()
+        yardsticks = sweep_yardsticks(config, records.values())
+        results = write_results(config, records, data=store.manifest, yardsticks=yardsticks)
         _check_measured(config, results)
         return results
-    results = write_results(config, runner.records(), data=store.manifest, quiet=True)
+    records = runner.records()
+    yardsticks = sweep_yardsticks(config, records.values())
+    results = write_results(config, records, data=store.manifest, yardsticks=yardsticks, quiet=True)
     _check_measured(config, results)
     print(f"tune: done already, {len(results['trials'])} trials; {storage.join(config.run_folder, 'tune', 'report.html')}")
     return results

@@ -68,12 +68,24 @@ def test_statistics_are_exact_and_the_same_bits_for_any_grouping_and_order(tmp_p
         assert merge_statistics(parts) == whole
 
 
+def test_one_deviation_a_plane_is_the_root_of_its_channels_mean_variance(tmp_path):
+    draw = np.random.default_rng(0)
+    stacks = (draw.normal(size=(20, 4, 6, 4, 4)) * np.array([4.0, 2.0, 1.0, 0.0])[:, None, None, None]).astype(np.float16)
+    part = write_rows(tmp_path / "shard.parquet", stacks, ["train"] * 20)
+    channel, plane = merge_statistics([part]), merge_statistics([part], scale="plane", channels=[3] * 6)
+    assert channel["mean"] == plane["mean"]
+    expected = np.sqrt((np.array(channel["std"])[:, :3] ** 2).mean(1))  # the fourth channel is none of the plane's own
+    np.testing.assert_allclose(np.array(plane["std"]), np.repeat(expected[:, None], 4, 1), rtol=1e-12)
+
+
 def test_statistics_of_a_constant_and_of_no_numbers():
     totals, squares = plane_sums(np.full((2, 6, 4, 4), -0.25, np.float16), "shard")
     assert (totals == -4 * 2**24).all() and (squares == 2**48).all()
     assert plane_sums(np.full((1, 6, 256, 256), 1, np.float16), "shard")[1][0][0] == 2**64
-    with pytest.raises(UserError, match=r"shard holds latents that are no numbers in \[-1, 1\]"):
-        plane_sums(np.full((2, 6, 4, 4), np.nan, np.float16), "shard")
+    assert plane_sums(np.full((1, 6, 4, 4), -1000.5, np.float16), "shard")[1][0][0] == 16 * (2001 * 2**23) ** 2
+    for value in (np.nan, np.inf, 1025):
+        with pytest.raises(UserError, match="shard holds latents that are no numbers within 1024"):
+            plane_sums(np.full((2, 6, 4, 4), value, np.float16), "shard")
     with pytest.raises(UserError, match="no training windows"):
         merge_statistics([])
 

@@ -48,6 +48,8 @@ def test_two_folders_are_compared_and_a_second_time_nothing_is_done(folders, tmp
     assert rows["sKVD"]["value"] is not None and rows["sKVD"]["low"] < rows["sKVD"]["high"] and rows["sKVD"]["floor"] is not None
     assert rows["sFVD"]["value"] is None and "at least 66" in rows["sFVD"]["needs"] and rows["KVD"]["needs"]
     assert rows["nearest_training"]["needs"] and table["left_out"] == {"fake: unreadable": 1}
+    assert "nothing is reconstructed" in metrics["yardsticks"]["absent"]
+    assert not any("linear_planes" in name for name in rows)
     said = capsys.readouterr().out
     assert "made against real" in said and "left out: 1 clips" in said and "protocol small" in said
     assert evaluate(config) == json.loads((tmp_path / "a/eval/metrics.json").read_text()) and "done already" in capsys.readouterr().out

@@ -99,6 +99,16 @@ def test_scores_are_means_with_what_is_left_out():
     assert absent.value is None
 
 
+def test_infinite_scores_are_left_out_of_the_mean_and_of_the_real_clips_beside_it():
+    values = np.where(np.arange(120) < 10, np.inf, 3.0)
+    of_real = np.where(np.arange(120) < 30, np.nan, np.where(np.arange(120) < 40, np.inf, 1.0))
+    measured_real = measured(1, scores={"blockiness": of_real})
+    made = measured(0, scores={"blockiness": values})
+    (found,) = score_numbers(["blockiness"], made, DRAWS, real=measured_real)
+    assert (found.value, found.floor, found.clips) == (3.0, 1.0, 110)
+    assert "undefined for 10 clips" in found.note
+
+
 def test_numbers_do_not_follow_from_the_order_of_clips():
     real, fake = measured(0), measured(1, shift=0.3)
     order = np.random.default_rng(3).permutation(120)

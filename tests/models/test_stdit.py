@@ -97,7 +97,7 @@ def test_patches_go_back_to_their_places():
     noisy, times, _ = inputs(config)
     channels, cells = 4, 4
     with torch.no_grad():
-        model.embed.weight.zero_()[: channels * cells, : channels * cells] = torch.eye(channels * cells, dtype=torch.float64)
+        model.embed.weight.zero_()[:, : channels * cells, : channels * cells] = torch.eye(channels * cells, dtype=torch.float64)
         for table in model.positions.parameters():
             table.zero_()
         model.positions.axes.zero_()

@@ -12,6 +12,7 @@ import av
 import pytest
 
 from proav import SoundingVideoPipeline
+from proav.evaluate.yardsticks import YARDSTICK_SCORES
 from proav.settings import load_config
 from tests.tiny import TINY
 
@@ -81,9 +82,15 @@ def test_numbers_carry_their_protocol(finished):
     metrics = json.loads((finished[0] / "eval" / "metrics.json").read_text())
     for part, names in (
         ("reconstruction", ("psnr_db", "psnr_mean_colour_db", "psnr_temporal_mean_db", "mel_error_db", "mel_error_mean_mel_db")),
+        ("reconstruction", YARDSTICK_SCORES),
         ("stdit", ("loss", "loss_at_initialization")),
     ):
         assert all(metrics[part][name] > 0 for name in names) and "validation" in metrics[part]["protocol"]
+    assert metrics["yardsticks"]["values_per_stream"] == {"video": 192, "audio": 192}
+    assert "train split" in metrics["yardsticks"]["protocol"]
+    for table in metrics["tables"]:
+        (row,) = [row for row in table["rows"] if row["metric"] == "blockiness"]
+        assert row["value"] > 0.5 and row["floor"] > 0.5
 
 
 def test_the_checkpoint_alone_makes_the_same_clips(finished, tmp_path):

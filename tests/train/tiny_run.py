@@ -24,15 +24,27 @@ NUM_SEGMENTS, SEGMENT_FRAMES = 6, 8
 
 
 class RandomSegments:
-    """Rows of a segment each, in place of a decoder: noise to see, noise to hear; `shots` are where new shots are said to begin."""
+    """Rows of a segment each, in place of a decoder: noise to see, noise to hear.
 
-    def __init__(self, config: Config, *, damaged: int | None, frames: int, shots: Sequence[int]) -> None:
+    shots: frames at which new shots are said to begin. other_split: whose sources hold other noise.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        damaged: int | None,
+        frames: int,
+        shots: Sequence[int],
+        other_split: str | None,
+    ) -> None:
         self.config, self.damaged, self.frames, self.shots = config, damaged, frames, list(shots)
+        self.other_split = other_split
         self.mel_frames = MelFrames(config)
 
     def rows(self, source: SourceRow) -> Iterator[dict]:
         clip, number = ClipGeometry.from_config(self.config), int(source.key.split(".")[0])
-        random = np.random.default_rng(number)
+        random = np.random.default_rng(number + (1000 if source.split == self.other_split else 0))
         video = random.integers(0, 256, (self.frames, clip.height, clip.width, 3), np.uint8)
         audio = random.integers(-9000, 9000, self.frames * clip.samples_per_frame).astype(np.float32) / 32767
         row = segment_row(self.config, source, 0.0, Clip(video, audio, clip.fps, clip.sample_rate), self.mel_frames)
@@ -40,14 +52,20 @@ class RandomSegments:
 
 
 def write_segments(
-    config: Config, *, damaged: int | None = None, frames: int = SEGMENT_FRAMES, shots: Sequence[int] = (), splits: Sequence[str] = ("train",)
+    config: Config,
+    *,
+    damaged: int | None = None,
+    frames: int = SEGMENT_FRAMES,
+    shots: Sequence[int] = (),
+    splits: Sequence[str] = ("train",),
+    other_split: str | None = None,
 ) -> None:
     """Random segments as a finished data set, their splits in turn; the frames of segment `damaged` are cut off."""
     data_dir = storage.join(config.run_folder, "data")
     sources = tuple(
         SourceRow(f"source-{n}", f"{n}.mp4", f"{n}.mp4", LABELS[n % 2], (LABELS[n % 2],), splits[n % len(splits)]) for n in range(NUM_SEGMENTS)
     )
-    decoder = RandomSegments(config, damaged=damaged, frames=frames, shots=shots)
+    decoder = RandomSegments(config, damaged=damaged, frames=frames, shots=shots, other_split=other_split)
     record = process_unit(config, data_dir, WorkUnit("000000", sources), decoder)
     table = pa.table({"id": [source.id for source in sources], "label": [source.label for source in sources]})
     finish(config, data_dir, table, [record])

@@ -77,6 +77,31 @@ def test_every_file_is_there_and_says_the_same(tmp_path, capsys):
     assert "2 of 6 trials" not in said and "1 of 6 trials did not end by themselves" in said and "failed: the loss is not finite" in said
 
 
+def yardsticks_of(values, **changes):
+    pictures = {"psnr_linear_planes_db": 23.81, "psnr_cosine_db": 24.86}
+    sounds = {"mel_error_linear_planes_db": 2.03, "mel_error_cosine_db": 1.61}
+    own = {"psnr_mean_colour_db": 16.26, "psnr_temporal_mean_db": 23.96, "mel_error_mean_mel_db": 4.88}
+    return {"values_per_stream": {"video": values, "audio": values}, "hash": "h", **pictures, **sounds, **own, **changes}
+
+
+def test_yardsticks_stand_once_beside_the_table(tmp_path, capsys):
+    config = sweep_config(f"run_dir={tmp_path}")
+    both = [yardsticks_of(3_072), yardsticks_of(6_144, psnr_cosine_db=26.17)]
+    results = write_results(config, records_of(config), data=DATA, yardsticks=both)
+    stored = json.loads((tmp_path / "tune" / "results.json").read_text())
+    assert results["yardsticks"] == both == stored["yardsticks"]
+    said = capsys.readouterr().out
+    assert "beside them, linear planes, 3,072 numbers a stream: 23.81 dB PSNR, 2.03 dB log-mel error" in said
+    assert "cosine transform, 6,144 numbers a stream: 26.17 dB PSNR" in said
+    assert "temporal mean picture: 23.96 dB PSNR\n" in said
+    assert said.count("mean colour, mean mel: 16.26 dB PSNR, 4.88 dB log-mel error") == 1
+    page = (tmp_path / "tune" / "report.html").read_text()
+    assert "Beside them" in page
+    assert page.count("24.86") == page.count("26.17") == page.count("16.26") == 1
+    write_results(config, records_of(config), data=DATA, quiet=True)
+    assert "Beside them" not in (tmp_path / "tune" / "report.html").read_text()
+
+
 def test_best_yaml_is_a_configuration_for_train(tmp_path):
     config = sweep_config(f"run_dir={tmp_path}/run", "mdsa.train.num_clips=64")
     write_results(config, records_of(config), data=DATA, quiet=True)

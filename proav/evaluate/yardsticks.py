@@ -1,0 +1,233 @@
+"""Yardsticks of a run: what simple codes make of its clips with as many numbers as MDSA stores.
+
+They are fitted on the training split alone, once an evaluation. They follow from data, seed and
+configuration, and are stored by the hash of those. The mathematics is in proav/metrics. B clips, T frames, C
+channels, H W rows and columns, M mel bins, S mel steps within a frame.
+"""
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from einops import rearrange, reduce, repeat
+from torch import Tensor
+
+from proav import storage
+from proav.config import Config
+from proav.data.feed import ClipFeed
+from proav.data.shards import SegmentStore, manifest_hash
+from proav.geometry import MODALITIES, PLANES, ClipGeometry, LatentGeometry
+from proav.media.melframes import one_torch_thread
+from proav.metrics.cosine_transform import CosineTransform
+from proav.metrics.linear_planes import Chunks, LinearPlanes
+from proav.pipeline import pixels_to_unit
+from proav.report_page.tables import values_text
+
+YARDSTICK_SCORES = (
+    "psnr_linear_planes_db",
+    "psnr_cosine_db",
+    "mel_error_linear_planes_db",
+    "mel_error_cosine_db",
+)
+"""What is measured with them of each clip."""
+FORMAT = 1
+"""Of the file, and of the way of fitting: another one has another hash."""
+MAX_WINDOWS = 192
+"""Training windows that they are fitted on, at most."""
+MAX_VALUES = 1 << 28
+"""Pixels x colours of those windows, at most: 85 windows of 16 frames of 256 x 256, 256 MiB in memory."""
+CHUNK_VALUES = 1 << 22
+"""Pixels x colours that are worked on at a time, in windows of one at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class Yardsticks:
+    """The fitted codes of both streams: each makes of clips what is left of them."""
+
+    video_planes: LinearPlanes
+    video_cosine: CosineTransform
+    audio_planes: LinearPlanes
+    audio_cosine: CosineTransform
+
+    @property
+    def side(self) -> int:
+        return self.video_planes.side
+
+    def pictures(self, video_BCTHW: Tensor) -> dict[str, Tensor]:
+        """{"linear_planes", "cosine"}: [B, C, T, H, W] in [-1, 1]."""
+        return {
+            "linear_planes": _one_by_one(self.video_planes, video_BCTHW),
+            "cosine": _one_by_one(self.video_cosine, video_BCTHW),
+        }
+
+    def sounds(self, mel_BTMS: Tensor) -> dict[str, Tensor]:
+        """{"linear_planes", "cosine"}: [B, T, M, S] in [-1, 1]."""
+        planes = _one_by_one(self.audio_planes, _mel_images(mel_BTMS, self.side))
+        columns = _one_by_one(self.audio_cosine, _mel_columns(mel_BTMS))
+        return {
+            "linear_planes": _from_mel_images(planes, mel_BTMS.shape),
+            "cosine": rearrange(columns, "b m (t s) -> b t m s", t=mel_BTMS.shape[1]),
+        }
+
+
+def _one_by_one(code: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
+    """A clip at a time: large clips take little memory, and no bit depends on what is beside a clip."""
+    return torch.cat([code(clip) for clip in clips.split(1)])
+
+
+@dataclass(frozen=True)
+class YardstickPlan:
+    """What the yardsticks of a run follow from, and their file; `needs`: why there can be none."""
+
+    record: dict[str, Any]
+    path: str
+    needs: str = ""
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def available(self) -> bool:
+        return not self.needs
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.json: their size and how they were fitted, or why there are none."""
+        if self.needs:
+            return {"absent": f"they need {self.needs}"}
+        values, windows = self.record["values_per_stream"], self.record["num_windows"]
+        return {
+            "values_per_stream": values,
+            "num_training_windows": windows,
+            "hash": self.hash,
+            "protocol": f"{values_text(values)}, as MDSA stores. Fitted on the first "
+            f"{windows} windows that training sees with seed {self.record['seed']} (train split; at most "
+            f"{MAX_WINDOWS} windows and {MAX_VALUES:,} pixel values), applied unchanged. Linear planes: "
+            "HW from the temporal mean, then WT and HT from what is left, by principal components of each "
+            "cell's patch. Cosine: an orthonormal DCT-II over colours, time, rows and columns (of sound over "
+            "bins and all mel columns); kept are the coefficients of largest mean square in training",
+        }
+
+
+def plan_yardsticks(config: Config) -> YardstickPlan:
+    """The plan of a run, from its configuration and the manifest of its data; nothing is fitted."""
+    store, geometry = SegmentStore(config.data_folder), ClipGeometry.from_config(config)
+    latents = LatentGeometry.from_config(config)
+    values = 3 * geometry.num_frames * geometry.height * geometry.width
+    record = {
+        "format": FORMAT,
+        "data": manifest_hash(store.manifest),
+        "split": "train",
+        "num_windows": max(1, min(MAX_WINDOWS, MAX_VALUES // values)),
+        "seed": config.seed,
+        "mirrored": config.mdsa.train.augment_flip,
+        "clip": config.clip.model_dump(mode="json"),
+        "mel": config.mel.model_dump(mode="json"),
+        "side": latents.plane_size,
+        "channels": {modality: latents.channels_per_plane(modality) for modality in MODALITIES},
+        "values_per_stream": {modality: latents.values_per_stream(modality) for modality in MODALITIES},
+    }
+    has_training = len(store.stretches(split="train", num_frames=geometry.num_frames)[0])
+    needs = "" if has_training else f"a training split to fit them on; {config.data_folder} has no clip of it"
+    name = f"yardsticks-{YardstickPlan(record, '').hash}.safetensors"
+    return YardstickPlan(record, storage.join(config.run_folder, "eval", name), needs)
+
+
+def make_yardsticks(config: Config, plan: YardstickPlan) -> None:
+    """Fits the plan's yardsticks and writes their file, whole or not at all, unless it is there."""
+    if plan.available and not storage.exists(plan.path):
+        tensors = _to_tensors(fit_yardsticks(config, plan))
+        metadata = {"record": json.dumps(plan.record, sort_keys=True)}
+        storage.write_bytes(plan.path, safetensors.torch.save(tensors, metadata=metadata))
+
+
+@functools.lru_cache(maxsize=2)
+def load_yardsticks(path: str) -> Yardsticks:
+    """From the file that `make_yardsticks` wrote; its name has the hash of what they follow from."""
+    return _from_tensors(safetensors.torch.load(storage.read_bytes(path)))
+
+
+def fit_yardsticks(config: Config, plan: YardstickPlan) -> Yardsticks:
+    """On windows of the training split, on one thread: data, seed and configuration decide every bit."""
+    side, channels, count = (plan.record[name] for name in ("side", "channels", "values_per_stream"))
+    videos, mels = _training_windows(config, plan)
+
+    def chunks_of(clips: list[Tensor], prepare: Callable[[Tensor], Tensor]) -> Chunks:
+        size = max(1, CHUNK_VALUES // videos[0].numel())
+        return lambda: (
+            prepare(torch.stack(clips[first : first + size])) for first in range(0, len(clips), size)
+        )
+
+    pictures = chunks_of(videos, pixels_to_unit)
+    with one_torch_thread():
+        return Yardsticks(
+            LinearPlanes.fit(pictures, side=side, channels=channels["video"]),
+            CosineTransform.fit(pictures, count["video"]),
+            LinearPlanes.fit(
+                chunks_of(mels, lambda mel: _mel_images(mel, side)), side=side, channels=channels["audio"]
+            ),
+            CosineTransform.fit(chunks_of(mels, _mel_columns), count["audio"]),
+        )
+
+
+def _training_windows(config: Config, plan: YardstickPlan) -> tuple[list[Tensor], list[Tensor]]:
+    """Pictures uint8 [T, H, W, 3] and mels float32 [T, M, S] of the windows that training sees first."""
+    record, videos, mels = plan.record, [], []
+    feed = ClipFeed(
+        config.data_folder, config, split=record["split"], seed=record["seed"], flip=record["mirrored"]
+    )
+    for position in range(record["num_windows"]):
+        batch = feed.at(np.array([position]))
+        videos.append(batch["video"][0])
+        mels.append(batch["mel"][0])
+    return videos, mels
+
+
+def _to_tensors(yardsticks: Yardsticks) -> dict[str, Tensor]:
+    tensors = {"side": torch.tensor(yardsticks.side)}
+    for stream in MODALITIES:
+        planes: LinearPlanes = getattr(yardsticks, f"{stream}_planes")
+        for name, (mean, directions) in planes.planes.items():
+            tensors |= {f"{stream}.{name}.mean": mean, f"{stream}.{name}.directions": directions}
+        tensors[f"{stream}.kept"] = getattr(yardsticks, f"{stream}_cosine").kept
+    return tensors
+
+
+def _from_tensors(tensors: dict[str, Tensor]) -> Yardsticks:
+    def planes(stream: str) -> LinearPlanes:
+        parts = {
+            name: (tensors[f"{stream}.{name}.mean"], tensors[f"{stream}.{name}.directions"])
+            for name in PLANES
+        }
+        return LinearPlanes(int(tensors["side"]), parts)
+
+    video, audio = MODALITIES
+    return Yardsticks(
+        planes(video),
+        CosineTransform(tensors[f"{video}.kept"]),
+        planes(audio),
+        CosineTransform(tensors[f"{audio}.kept"]),
+    )
+
+
+def _mel_images(mel_BTMS: Tensor, side: int) -> Tensor:
+    """[B, 1, T, M, S] for planes of `side` cells; what it does not divide is repeated until it does."""
+    bins, steps = (math.lcm(size, side) // size for size in mel_BTMS.shape[2:])
+    return repeat(mel_BTMS, "b t m s -> b 1 t (m i) (s j)", i=bins, j=steps)
+
+
+def _from_mel_images(images: Tensor, shape: torch.Size) -> Tensor:
+    """The mean over what was repeated, [B, T, M, S]."""
+    return reduce(images, "b 1 t (m i) (s j) -> b t m s", "mean", m=shape[2], s=shape[3])
+
+
+def _mel_columns(mel_BTMS: Tensor) -> Tensor:
+    """[B, M, T S]: all mel columns of a clip on one time axis, as the sound has it."""
+    return rearrange(mel_BTMS, "b t m s -> b m (t s)")

@@ -1,0 +1,64 @@
+"""The yardsticks of a sweep: what simple codes reach with as many numbers as its trials store.
+
+They are measured once for all trials of one size of the latents, not in each. The fitting is that of
+`proav/evaluate`.
+"""
+
+import json
+from collections.abc import Iterable
+
+from proav import storage
+from proav.config import Config
+from proav.evaluate.reconstruction import evaluate_yardsticks
+from proav.evaluate.yardsticks import YardstickPlan, load_yardsticks, make_yardsticks, plan_yardsticks
+from proav.report_page.tables import values_text
+from proav.tune.record import TrialRecord
+from proav.tune.space import config_at
+
+
+def sweep_yardsticks(config: Config, records: Iterable[TrialRecord]) -> list[dict]:
+    """A dict for each size of latents among the trials, fewest numbers first: means, and their plan.
+
+    Kept in <run_dir>/eval/yardsticks-<hash>.json beside what was fitted; what is there is read. Ray must be
+    running.
+    """
+    import ray
+
+    plans: dict[str, tuple[Config, YardstickPlan]] = {}
+    for record in records:
+        resolved = config_at(config, record.point)
+        plan = plan_yardsticks(resolved)
+        plans[plan.hash] = resolved, plan
+    measure = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_measure)
+    found = ray.get([measure.remote(resolved, plan) for resolved, plan in plans.values()])
+    return sorted(found, key=lambda each: (sum(each["values_per_stream"].values()), each["hash"]))
+
+
+def _measure(config: Config, plan: YardstickPlan) -> dict:
+    path = plan.path.removesuffix(".safetensors") + ".json"
+    measured_on = {"split": config.evaluate.split, "max_clips": config.evaluate.max_clips}
+    if storage.exists(path):
+        kept = json.loads(storage.read_text(path))
+        if kept["measured_on"] == measured_on:
+            return kept
+    make_yardsticks(config, plan)
+    means = evaluate_yardsticks(config, load_yardsticks(plan.path))
+    values = {**means, **plan.to_dict(), "measured_on": measured_on}
+    storage.write_text(path, json.dumps(values, indent=1))
+    return values
+
+
+def yardstick_lines(yardsticks: Iterable[dict]) -> list[tuple[str, float | None, float | None]]:
+    """(what, PSNR, log-mel error) of each line beside the table of trials; None: not of that stream."""
+    yardsticks = list(yardsticks)
+    lines = []
+    for each in yardsticks:
+        numbers = values_text(each["values_per_stream"])
+        lines.append(
+            (f"linear planes, {numbers}", each["psnr_linear_planes_db"], each["mel_error_linear_planes_db"])
+        )
+        lines.append((f"cosine transform, {numbers}", each["psnr_cosine_db"], each["mel_error_cosine_db"]))
+    for each in yardsticks[:1]:  # a clip's own means know no size
+        lines.append(("temporal mean picture", each["psnr_temporal_mean_db"], None))
+        lines.append(("mean colour, mean mel", each["psnr_mean_colour_db"], each["mel_error_mean_mel_db"]))
+    return lines

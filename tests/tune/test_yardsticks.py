@@ -1,0 +1,46 @@
+"""The yardsticks of a sweep: one for each size of the latents, measured once and kept."""
+
+import json
+
+import pytest
+
+from proav.evaluate.reconstruction import evaluate_yardsticks
+from proav.evaluate.yardsticks import YARDSTICK_SCORES, load_yardsticks
+from proav.tune.record import TrialRecord
+from proav.tune.yardsticks import sweep_yardsticks, yardstick_lines
+from tests.tiny import tiny_config
+from tests.train.tiny_run import write_segments
+
+CHANNELS, WIDTH = "mdsa.latent_channels", "mdsa.width"
+
+
+def record(number, channels, width):
+    return TrialRecord(
+        id=str(number), point={CHANNELS: channels, WIDTH: width}, data_hash="abc", number=number
+    )
+
+
+@pytest.mark.ray
+def test_one_for_each_size_of_the_latents_and_measured_once(tmp_path, ray_local):
+    config = tiny_config(f"run_dir={tmp_path}", "evaluate.max_clips=4")
+    write_segments(config, splits=("train", "validation"))
+    records = [record(0, 4, 16), record(1, 2, 16), record(2, 4, 32)]
+    small, large = sweep_yardsticks(config, records)
+    assert [each["values_per_stream"]["audio"] for each in (small, large)] == [2 * 3 * 16, 4 * 3 * 16]
+    for name in ("psnr_linear_planes_db", "psnr_cosine_db"):
+        assert small[name] < large[name]  # more numbers keep more
+    fitted = load_yardsticks(f"{tmp_path}/eval/yardsticks-{large['hash']}.safetensors")
+    expected = evaluate_yardsticks(config, fitted)
+    assert all(large[name] == expected[name] for name in YARDSTICK_SCORES)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "eval").iterdir()}
+    assert sweep_yardsticks(config, records) == [small, large]
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "eval").iterdir()}
+    assert len(kept) == 4
+    assert json.loads((tmp_path / "eval" / f"yardsticks-{small['hash']}.json").read_text()) == small
+
+    fewer = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_clips": 2})})
+    assert sweep_yardsticks(fewer, records)[0]["num_clips"] == 2  # of other clips: measured anew
+
+
+def test_no_yardsticks_no_lines():
+    assert yardstick_lines([]) == []
