@@ -129,7 +129,8 @@ class LinearPlanes(nn.Module):
             rest, planes = self.mean(clip_BCTRS.float(), -1.0), {}
             for name in self.cuts:
                 planes[name] = self._cells(name, rest)
-                rest = rest - self._part(name, planes[name])
+                if len(planes) < len(self.cuts):
+                    rest = rest - self._part(name, planes[name])
         return {name: planes[name] for name in PLANES}
 
     def synthesize(self, planes: Mapping[str, Tensor]) -> Tensor:
