@@ -1,7 +1,8 @@
 """Every derived size of a run, as values with methods: frames, samples, mel columns, patches, planes, tokens, seconds.
 
 Letters used through the package: B clips, T frames, C channels, H and W rows and columns, M mel bins, S mel columns within a frame,
-P planes, N rows and columns of a plane, L tokens, D latent channels. FLOPs and parameters are counted in `proav/costs.py`.
+P planes, N rows and columns of a plane, L tokens, D latent channels. FLOPs and parameters are counted in
+`proav/costs`.
 """
 
 from dataclasses import dataclass

@@ -54,10 +54,22 @@ TINY = {
 }
 SWITCHED_OFF = {name: {"enabled": False} for name in ("multi_scale", "spatial", "group_cross", "bi_block")}
 BARE = TINY | {"mdsa": TINY["mdsa"] | SWITCHED_OFF, "stdit": TINY["stdit"] | {"patch_size": 1, "attention": "divided"}}
+
+
+def tiny_with(**mdsa) -> dict:
+    return TINY | {"mdsa": TINY["mdsa"] | mdsa}
+
+
+NO_PATH = {"linear_planes": {"enabled": False}}
+NO_REFINER = {"refiner": {"enabled": False}}
 CASES = {
     "defaults": {},
     "tiny": TINY,
     "bare": BARE,
+    "blocks": tiny_with(linear_planes={"overlap": False}, refiner={"levels": 1, "patch": 1}),
+    "network alone": tiny_with(**NO_PATH, **NO_REFINER),
+    "unequal planes": tiny_with(plane_channels={"video": (7, 2, 3), "audio": (1, 5, 4)}),
+    "tiled": tiny_with(audio_input="tiled", audio_channels=3, refiner={"width": 5}),
     "pvdm": {"mdsa": {"plane_size": 32, "latent_channels": 4, "audio_input": "tiled", "bi_block": {"block_size": 8, "global_tokens": False}}},
     "xl": {"mdsa": {"width": 192, "audio_input": "tiled", "audio_channels": 3}, "stdit": {"size": "XL", "attention": "full"}},
 }
@@ -65,6 +77,7 @@ SHALLOW = {"encoder_depth": 1, "decoder_depth": 1, "collapse_depth": 1}
 """FLOPs are linear in depth, and fake tensors take their time: the defaults alone are counted whole."""
 REAL_FLOPS = 5e10
 """Models up to here run for real, which is faster than pretending."""
+LANDSCAPE = Path(__file__).parents[1] / "configs/landscape.yaml"
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 CONFIGS = [pytest.param(settings, id=name) for name, settings in CASES.items()] + [pytest.param(path, id=path.name) for path in SHIPPED]
 NUM_LABELS = 5
@@ -174,7 +187,7 @@ def kept_bytes(model: torch.nn.Module, call, precision: str) -> int:
         },
         {
             "stdit": {"size": "custom", "depth": 4, "width": 384, "num_heads": 6, "attention": "full", "mlp_ratio": 2},
-            "mdsa": {"width": 256, "encoder_depth": 2, "decoder_depth": 3, "collapse_depth": 2, "mlp_ratio": 2},
+            "mdsa": SHALLOW | {"width": 256, "decoder_depth": 3, "mlp_ratio": 2, "refiner": {"width": 64}},
         },
     ],
 )
@@ -219,9 +232,18 @@ def test_a_sample_counts_guidance_and_decoding():
     assert costs(config_from_dict(settings)).sample_evaluations == 7
 
 
-def test_the_default_sample_stays_within_its_budget():
-    """30 guided steps and the decoding of one clip at 256 x 256: at most 6 TFLOP, about a hundredth of MM-Diffusion with its super-resolution."""
-    assert costs(config_from_dict({"generate": {"steps": 30, "guidance_scale": 2.0}})).sample_flops <= 6e12
+@pytest.mark.parametrize("settings", [{}, LANDSCAPE], ids=["defaults", "landscape"])
+def test_a_sample_stays_within_its_budget(settings):
+    """30 guided steps of ST-DiT B and one decoding: a hundredth of MM-Diffusion with its super-resolution."""
+    guided = {"generate": {"steps": 30, "guidance_scale": 2.0}}
+    assert costs(config_from_dict(config_to_dict(read(settings)) | guided)).sample_flops <= 6e12
+
+
+def test_linear_planes_cost_less_than_a_hundredth_of_mdsa():
+    settings = config_to_dict(read(LANDSCAPE))
+    without = mdsa_costs(config_from_dict(settings | {"mdsa": settings["mdsa"] | NO_PATH}))
+    for part, whole in mdsa_costs(read(LANDSCAPE)).items():
+        assert without[part].flops < whole.flops < without[part].flops / 0.99
 
 
 def test_lines_for_people_name_all_that_is_asked():

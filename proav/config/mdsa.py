@@ -72,7 +72,7 @@ class LinearPlanesConfig(Section):
     overlap: bool = True
     """Windows of two patches, so that neighbours overlap; off: blocks."""
     fit_clips: PositiveInt = 192
-    """First clips of training that the path is fitted on."""
+    """First clips of training that the path is fitted on; meanwhile three pictures of each are kept."""
 
 
 class RefinerConfig(Section):
@@ -114,6 +114,8 @@ class MDSALossConfig(Section):
     """Weight of the whole audio part against the video part."""
     mel: Weight = 4.0
     """L1 on the native mel grid (the block mean of the image)."""
+    mel_squared: Weight = 0.0
+    """Squared error on that grid."""
     mel_difference: Weight = 1.0
     """L1 on differences between neighbouring mel columns and bands."""
     adversarial: Weight = 1.0
@@ -175,6 +177,8 @@ class MDSAConfig(Section):
     """Bi-Block CrossAttn."""
     modality_dropout: Probability = 0.1
     """Training probability, each, of dropping what flows toward audio, toward video, or both."""
+    latent_noise: Weight = 0.0
+    """Deviation of noise on the planes in training, in units of each plane's root mean square."""
     loss: MDSALossConfig = MDSALossConfig()
     """The objective."""
     train: MDSATrainConfig = MDSATrainConfig()

@@ -1,13 +1,15 @@
-"""The linear half of MDSA: images to three planes by fixed-size windows, and back, fitted by algebra before training starts.
+"""The linear half of MDSA: images to three planes by fixed-size windows, and back; fitted before training.
 
-The paper calls its projection an orthogonal decomposition; this is that decomposition without a network. Each plane takes the principal
-components of what the planes before it have left. Pictures begin with HW, whose cells code the temporal mean; sound begins with HT, whose
-cells are a spectrogram's. The windows overlap by half, so that pictures have no grid and sound has no steps between frames.
-Not here: the network that adds to it (`streams.py`, `refiner.py`).
-B clips, C image channels, T frames, R S rows and columns of an image, N plane side, H W rows and columns of cells, D latent channels.
+The paper calls its projection an orthogonal decomposition; this is that decomposition without a network. Each
+plane takes the principal components of what the planes before it have left. Pictures begin with HW, whose
+cells code the temporal mean; sound begins with HT, whose cells are a spectrogram's. The windows overlap by
+half, so that pictures have no grid and sound no steps between frames. Not here: the network that adds to it
+(`streams.py`, `refiner.py`).
+B clips, C image channels, T frames, R S rows and columns of an image, H W rows and columns of cells, D latent
+channels; in the fit N clips, F images kept of a clip, L blocks, V values of a block.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +20,14 @@ from torch import Tensor, nn
 from proav.geometry import PLANES, StreamGeometry
 from proav.models.layers import full_precision
 
-MAX_FIT_CELLS = 4096
-"""Cells of a plane that its components are taken from: enough for 64 channels, and small enough for a laptop at 256x256."""
-MIN_SCALE = 1e-6
-"""A plane that is zero on all clips of the fit keeps the scale 1 / MIN_SCALE at most."""
+FIT_FRAMES = 2
+"""Frames of a clip that the fit looks at, beside the temporal mean: all of them gained 0.05 dB at most."""
+FIT_POWERS = 4
+"""Power iterations of the randomized decomposition: three times as many gained less than 0.01 dB."""
+FIT_CLIPS_AT_ONCE = 8
+"""Clips that a plane is taken off at a time: bounds the memory of the fit."""
+MIN_SCALE = 1e-3
+"""A plane whose codes are smaller is scaled up no further: 8-bit pictures have steps of 8e-3."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Cut:
         return rearrange(images, f"{self.images} -> b c t r s", **{axis: sizes[axis] for axis in "bct"})
 
     def to_plane(self, cells: Tensor, sizes: Mapping[str, int]) -> Tensor:
-        return rearrange(cells, f"{self.cells} -> {self.plane}", **{axis: sizes[axis] for axis in "bt" if axis in self.plane})
+        axes = {axis: sizes[axis] for axis in "bt" if axis in self.plane}
+        return rearrange(cells, f"{self.cells} -> {self.plane}", **axes)
 
     def to_cells(self, plane: Tensor) -> Tensor:
         return rearrange(plane, f"{self.plane} -> {self.cells}")
@@ -58,8 +65,9 @@ SOUND_CUTS = {
     "WT": Cut("b (c r) 1 (t s)", "b d 1 (t w)", "b d t w"),
     "HW": PICTURE_CUTS["HW"],
 }
-"""In the order in which planes are fitted and taken off. The columns of a mel image are time within its frame: laid end to end, windows of WT
-and HT reach across the borders of frames. HT first, then WT, lost least (docs/experiments.md)."""
+"""In the order in which planes are fitted and taken off. The columns of a mel image are time within its
+frame: laid end to end, windows of WT and HT reach across the borders of frames. HT first, then WT, lost least
+(docs/experiments.md)."""
 
 
 class WindowAnalysis(nn.Module):
@@ -98,7 +106,9 @@ class LinearPlanes(nn.Module):
     A_p and S_p are `WindowAnalysis` and `WindowSynthesis`; m is `MeanImage`. Zero until `fit` or a checkpoint fills it.
     """
 
-    def __init__(self, geometry: StreamGeometry, channels: Mapping[str, int], *, sound: bool, overlap: bool = True) -> None:
+    def __init__(
+        self, geometry: StreamGeometry, channels: Mapping[str, int], *, sound: bool, overlap: bool = True
+    ) -> None:
         super().__init__()
         self.geometry, self.channels = geometry, dict(channels)
         self.cuts = SOUND_CUTS if sound else PICTURE_CUTS
@@ -107,8 +117,8 @@ class LinearPlanes(nn.Module):
         self.analysis, self.synthesis = nn.ModuleDict(), nn.ModuleDict()
         for name in PLANES:
             depth, (rows, columns) = self.windows[name]
-            whole = name == "WT" or (name == "HT" and not sound), False  # of all rows there is but one window
-            margin = tuple(side // 2 if overlap and side % 2 == 0 and not all_of_it else 0 for side, all_of_it in zip((rows, columns), whole))
+            one_row = name == "WT" or (name == "HT" and not sound)  # of all rows there is but one window
+            margin = (_margin(rows, overlap and not one_row), _margin(columns, overlap))
             shape = (self.channels[name], depth, rows + 2 * margin[0], columns + 2 * margin[1])
             self.analysis[name] = WindowAnalysis(shape, (rows, columns), margin)
             self.synthesis[name] = WindowSynthesis(shape, (rows, columns), margin)
@@ -119,7 +129,8 @@ class LinearPlanes(nn.Module):
             rest, planes = self.mean(clip_BCTRS.float(), -1.0), {}
             for name in self.cuts:
                 planes[name] = self._cells(name, rest)
-                rest = rest - self._part(name, planes[name])
+                if len(planes) < len(self.cuts):
+                    rest = rest - self._part(name, planes[name])
         return {name: planes[name] for name in PLANES}
 
     def synthesize(self, planes: Mapping[str, Tensor]) -> Tensor:
@@ -139,56 +150,44 @@ class LinearPlanes(nn.Module):
         return {"b": batch, "c": self.geometry.channels, "t": self.geometry.num_frames}
 
     @torch.no_grad()
-    def fit(self, clips: Callable[[], Iterable[Tensor]]) -> None:
-        """Fills the maps from clips in [-1, 1]: the mean, then each plane's principal components of what is left, block by block.
+    def fit(self, images_NFCRS: Tensor) -> None:
+        """Fills the maps: the mean, then each plane's principal components of what is left, block by block.
 
-        clips: called once a pass, gives batches [B, C, T, R, S], the same ones each time. Kernels begin as blocks without overlap, so that the
-        fit is a singular value decomposition a plane; a plane's codes are scaled by one number to unit mean square. Training widens the windows.
-        Deterministic up to the rounding of the machine's matrix kernels: one worker fits, the others take its weights.
+        images_NFCRS: what `FitSample` keeps of the clips. Kernels begin as blocks without overlap, so that
+        the fit is a singular value decomposition a plane, and cells of WT and HT depend on their frame alone;
+        a plane's codes are scaled by one number to unit mean square. Training widens the windows. The result
+        depends on the rounding of the machine's matrix kernels: one worker fits, the others take its weights.
         """
-        total, count = 0, 0
-        for clip_BCTRS in clips():
-            total, count = total + clip_BCTRS.double().mean((2, 4)).sum(0), count + len(clip_BCTRS)
-        self.mean.value.copy_((total / count)[..., None])
-        for index, name in enumerate(self.cuts):
-            before = tuple(self.cuts)[:index]
-            components_DV = self._components(name, clips, before, count)
-            self._set_kernels(name, components_DV, 1.0)
-            mean_square = torch.stack([self._cells(name, self._rest(clip, before)).double().square().mean() for clip in clips()]).mean()
-            self._set_kernels(name, components_DV, max(float(mean_square.sqrt()), MIN_SCALE))
+        self.mean.value.copy_(images_NFCRS[:, 0].mean((0, 3))[..., None])
+        rest_NFCRS = images_NFCRS - self.mean.value
+        for name in self.cuts:
+            shown = rest_NFCRS[:, :1] if name == "HW" else rest_NFCRS[:, 1:]
+            components_DV, deviation = _principal(self._to_blocks(name, shown)[0], self.channels[name])
+            self._set_kernels(name, components_DV, max(deviation, MIN_SCALE))
+            for part_NFCRS in rest_NFCRS.split(FIT_CLIPS_AT_ONCE) if name != list(self.cuts)[-1] else ():
+                coded_NFCRS = part_NFCRS[:, :1] if name == "HW" else part_NFCRS
+                blocks_LV, to_images = self._to_blocks(name, coded_NFCRS)
+                part_NFCRS -= to_images(blocks_LV @ components_DV.T @ components_DV)
 
-    def _rest(self, clip_BCTRS: Tensor, planes: Iterable[str]) -> Tensor:
-        """What is left of a clip without its mean and its parts in these planes."""
-        rest = self.mean(clip_BCTRS.float(), -1.0)
-        for name in planes:
-            rest = rest - self._part(name, self._cells(name, rest))
-        return rest
+    def _to_blocks(self, name: str, images_NFCRS: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """All blocks [L, V] of a plane in these images, each a clip of one frame; and the way back."""
+        cut, (rows, columns) = self.cuts[name], self.windows[name][1]
+        clips_BC1RS = rearrange(images_NFCRS, "n f c r s -> (n f) c 1 r s")
+        laid_out = cut.to_images(clips_BC1RS)
+        sides = {"h": laid_out.shape[2] // rows, "w": laid_out.shape[3] // columns, "p": rows, "q": columns}
 
-    def _components(self, name: str, clips: Callable[[], Iterable[Tensor]], before: Iterable[str], count: int) -> Tensor:
-        """The principal directions [D, V] of a plane's cells, V values of a block, the strongest first."""
-        kept = []
-        for clip_BCTRS in clips():
-            blocks_LV = self._blocks(name, self._rest(clip_BCTRS, before))
-            share = max(1, MAX_FIT_CELLS * len(clip_BCTRS) // count)
-            kept.append(blocks_LV[torch.linspace(0, len(blocks_LV) - 1, min(share, len(blocks_LV))).round().long()])
-        cells_LV, channels = torch.cat(kept).double(), self.channels[name]
-        if cells_LV.shape[0] < cells_LV.shape[1]:  # the smaller of the two Gram matrices
-            values, vectors = torch.linalg.eigh(cells_LV @ cells_LV.T)
-            directions_VL = cells_LV.T @ vectors / values.clamp(min=1e-12).sqrt()
-        else:
-            values, directions_VL = torch.linalg.eigh(cells_LV.T @ cells_LV)
-        strongest_DV = directions_VL.flip(1)[:, :channels].T * (values.flip(0)[:channels, None] > 1e-9 * values[-1].clamp(min=1e-12))
-        signs_D1 = torch.where(strongest_DV.gather(1, strongest_DV.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0)  # else arbitrary
-        return F.pad(strongest_DV * signs_D1, (0, 0, 0, channels - len(strongest_DV))).float()
+        def to_images(blocks_LV: Tensor) -> Tensor:
+            images = rearrange(blocks_LV, "(b h w) (c p q) -> b c (h p) (w q)", **sides)
+            clips = cut.to_clip(images, {"b": len(clips_BC1RS), "c": self.geometry.channels, "t": 1})
+            return rearrange(clips, "(n f) c 1 r s -> n f c r s", n=len(images_NFCRS))
 
-    def _blocks(self, name: str, clip_BCTRS: Tensor) -> Tensor:
-        """The values [L, V] of all blocks of a plane, without overlap; of HW those of the temporal mean."""
-        (rows, columns) = self.windows[name][1]
-        images = clip_BCTRS.mean(2) if name == "HW" else self.cuts[name].to_images(clip_BCTRS)
-        return rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=rows, q=columns)
+        return rearrange(laid_out, "b c (h p) (w q) -> (b h w) (c p q)", **sides), to_images
 
     def _set_kernels(self, name: str, components_DV: Tensor, scale: float) -> None:
-        """Blocks as the middles of the kernels; codes are divided by `scale`. HW's block is the same in all frames, its code their mean."""
+        """Blocks as the middles of the kernels; codes are divided by `scale`.
+
+        HW's block is the same in all frames, its code their mean.
+        """
         (rows, columns), frames = self.windows[name][1], self.geometry.num_frames
         blocks = rearrange(components_DV, "d (c p q) -> d c p q", p=rows, q=columns)
         share = 1.0
@@ -197,6 +196,52 @@ class LinearPlanes(nn.Module):
         for part, factor in ((self.analysis[name], share / scale), (self.synthesis[name], scale)):
             margin = part.padding
             part.kernel.copy_(F.pad(blocks * factor, (margin[1], margin[1], margin[0], margin[0])))
+
+
+class FitSample:
+    """What the fit keeps of clips, which are read once: of each the temporal mean and a few frames."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self.num_clips = 0
+
+    def add(self, clip_BCTRS: Tensor) -> None:
+        """Frames are picked in turn, so that over the clips every place in time occurs."""
+        batch, frames = len(clip_BCTRS), clip_BCTRS.shape[2]
+        picked = min(FIT_FRAMES, frames)
+        clips_B, apart_F = torch.arange(batch), torch.arange(picked) * frames // picked
+        times_BF = (self.num_clips + clips_B[:, None] + apart_F) % frames
+        images_BTCRS = clip_BCTRS.float().transpose(1, 2)
+        some_BFCRS = images_BTCRS[clips_B[:, None], times_BF]
+        self.parts.append(torch.cat([images_BTCRS.mean(1, keepdim=True), some_BFCRS], dim=1))
+        self.num_clips += batch
+
+    def images(self) -> Tensor:
+        """[N, 1 + F, C, R, S]: temporal mean, then frames. The sample is empty afterwards."""
+        images_NFCRS, self.parts = torch.cat(self.parts), []
+        return images_NFCRS
+
+
+def _principal(cells_LV: Tensor, channels: int) -> tuple[Tensor, float]:
+    """The principal directions [D, V], strongest first, zero beyond what the sizes allow; their codes' deviation.
+
+    By a randomized decomposition (Halko, Martinsson, Tropp, 2011) with twice as many trial directions as are
+    kept. Its random numbers are the same each time and leave the stream outside as it was.
+    """
+    trials = min(2 * channels + 8, *cells_LV.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        _, strengths_K, directions_VK = torch.svd_lowrank(cells_LV, q=trials, niter=FIT_POWERS)
+    strongest_DV = directions_VK[:, :channels].T
+    largest_D1 = strongest_DV.gather(1, strongest_DV.abs().argmax(1, keepdim=True))
+    signed_DV = strongest_DV * torch.where(largest_D1 < 0, -1.0, 1.0)  # else arbitrary
+    deviation = float(strengths_K[:channels].double().square().sum() / (len(cells_LV) * channels)) ** 0.5
+    return F.pad(signed_DV, (0, 0, 0, channels - len(signed_DV))), deviation
+
+
+def _margin(side: int, overlap: bool) -> int:
+    """By how much a window reaches beyond its cell on either side."""
+    return side // 2 if overlap and side % 2 == 0 else 0
 
 
 def _windows(geometry: StreamGeometry, *, sound: bool) -> dict[str, tuple[int, tuple[int, int]]]:

@@ -1,12 +1,15 @@
 """MDSA, the Multi-scale Dual-stream Spatio-temporal Autoencoder: picture and sound to six planes of latents, and back (ProAV-DiT, Figure 2 (a)).
 
-encode: two stream encoders -> MT-SelfAttn on HT and WT, SelfAttn on HW -> GCM-Attn on HT and WT -> 1x1 convolution; its sum with the linear
-planes is what is stored. decode: 1x1 convolution -> Bi-Block CrossAttn -> two stream decoders, which add to the linear path. Not here: losses (`proav/train/autoencoder.py`), waveforms (`proav/media`).
-B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame, P planes, N plane side, D latent channels.
+encode: two stream encoders -> MT-SelfAttn on HT and WT, SelfAttn on HW -> GCM-Attn on HT and WT -> 1x1
+convolution; its sum with the linear planes is what is stored. decode: 1x1 convolution -> Bi-Block CrossAttn
+-> two stream decoders, which add to the linear path. Not here: losses (`proav/train/autoencoder.py`),
+waveforms (`proav/media`).
+B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame, P planes, N plane side,
+D latent channels.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from proav.config import Config, MDSAConfig, Section
-from proav.geometry import MODALITIES, PLANES, StreamGeometry, stream_geometries
+from proav.geometry import MODALITIES, PLANES, stream_geometries
 from proav.models.fusion import BiBlockCrossAttention, GroupCrossAttention, MultiScaleTemporalAttention, SpatialAttention
-from proav.models.linear_planes import LinearPlanes
+from proav.models.linear_planes import FitSample, LinearPlanes
 from proav.models.streams import FromLatents, StreamDecoder, StreamEncoder, ToLatents, tile_mel, untile_mel
 
 TIME_PLANES = ("WT", "HT")
@@ -113,11 +116,7 @@ class MDSA(nn.Module):
             flow: which clips exchange information in GCM-Attn.
         """
         assert video_BCTHW is not None or mel_BTMS is not None, "encode needs pictures, mel frames, or both"
-        images = {}
-        if video_BCTHW is not None:
-            images["video"] = video_BCTHW
-        if mel_BTMS is not None:
-            images["audio"] = tile_mel(mel_BTMS, self.geometry["audio"]) if self.tiled_audio else mel_BTMS[:, None]
+        images = self._images(video_BCTHW, mel_BTMS)
         features = {modality: self._encode_stream(modality, stream) for modality, stream in images.items()}
         if len(features) == 2:
             features = _cross(self.group_cross, features, flow)
@@ -134,9 +133,23 @@ class MDSA(nn.Module):
         """
         return tuple(None if images is None else images.clamp(-1, 1) for images in self._decode(planes, flow))
 
-    def forward(self, video_BCTHW: Tensor, mel_BTMS: Tensor, *, flow: CrossFlow = CrossFlow()) -> tuple[Tensor, Tensor]:
-        """Encodes and decodes both modalities with the same flow. What losses see: not clamped, so that what overshoots is drawn back."""
-        return self._decode(self.encode(video_BCTHW, mel_BTMS, flow=flow), flow)
+    def forward(
+        self,
+        video_BCTHW: Tensor,
+        mel_BTMS: Tensor,
+        *,
+        flow: CrossFlow = CrossFlow(),
+        noise: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Encodes and decodes both modalities with the same flow; what losses see.
+
+        Pictures and mel frames are not clamped, so that what overshoots is drawn back.
+        noise: added to the planes on their way, in units of each clip's own root mean square of the plane.
+        """
+        planes = self.encode(video_BCTHW, mel_BTMS, flow=flow)
+        if noise is not None:
+            planes = {name: plane + _root_mean_square(plane) * noise[name] for name, plane in planes.items()}
+        return self._decode(planes, flow)
 
     def _decode(self, planes: dict[str, Tensor], flow: CrossFlow) -> tuple[Tensor | None, Tensor | None]:
         given = [modality for modality in MODALITIES if f"{modality[0]}_HW" in planes]
@@ -158,13 +171,27 @@ class MDSA(nn.Module):
         """All six planes, each modality encoded without the other: what may stand for a given stream."""
         return self.encode(video_BCTHW, None) | self.encode(None, mel_BTMS)
 
-    def fit_linear_planes(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Fills the linear path from clips (video_BCTHW in [-1, 1], mel_BTMS), a batch at a time; nothing to do without that path.
+    def fit_linear_planes(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Fills the linear path from batches of clips (video_BCTHW in [-1, 1], mel_BTMS), each read once.
 
-        A sequence may make its batches when they are asked for: they are read several times, and never all at once.
+        Nothing to do without that path. Of a clip three pictures are kept while it lasts.
         """
+        if not self.linear:
+            return
+        samples = {modality: FitSample() for modality in self.linear}
+        for video_BCTHW, mel_BTMS in batches:
+            for modality, images_BCTHW in self._images(video_BCTHW, mel_BTMS).items():
+                samples[modality].add(images_BCTHW)
         for modality, path in self.linear.items():
-            path.fit(partial(_images_of, batches, modality, self.geometry["audio"] if self.tiled_audio else None))
+            path.fit(samples[modality].images())
+
+    def _images(self, video_BCTHW: Tensor | None, mel_BTMS: Tensor | None) -> dict[str, Tensor]:
+        """What the encoders of the given modalities read."""
+        images = {} if video_BCTHW is None else {"video": video_BCTHW}
+        if mel_BTMS is None:
+            return images
+        mel_image = tile_mel(mel_BTMS, self.geometry["audio"]) if self.tiled_audio else mel_BTMS[:, None]
+        return images | {"audio": mel_image}
 
     def _encode_stream(self, modality: str, images_BCTHW: Tensor) -> dict[str, Tensor]:
         expected, given = self.geometry[modality].input_shape, tuple(images_BCTHW.shape[1:])
@@ -183,21 +210,16 @@ def _cross(modules: nn.ModuleDict, features: Features, flow: CrossFlow) -> Featu
     return {"video": video, "audio": audio}
 
 
+def _root_mean_square(plane_BDRC: Tensor) -> Tensor:
+    """[B, 1, 1, 1], without a gradient."""
+    return plane_BDRC.detach().square().mean((1, 2, 3), keepdim=True).sqrt()
+
+
 def _by_plane(modules: nn.ModuleDict) -> Iterator[tuple[str, nn.Module]]:
     """(plane, module) for all repeats, in order."""
     for name, repeats in modules.items():
         for module in repeats:
             yield name, module
-
-
-def _images_of(batches: Sequence[tuple[Tensor, Tensor]], modality: str, tiled: StreamGeometry | None) -> Iterator[Tensor]:
-    """One modality's clips as its encoder reads them, a batch at a time."""
-    for index in range(len(batches)):
-        video_BCTHW, mel_BTMS = batches[index]
-        if modality == "video":
-            yield video_BCTHW
-        else:
-            yield tile_mel(mel_BTMS, tiled) if tiled else mel_BTMS[:, None]
 
 
 @contextmanager

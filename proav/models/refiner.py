@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from proav.config import RefinerConfig
 from proav.models.layers import full_precision, run_layer
 
+
 class ConvolutionBlock(nn.Module):
     """x + f(x), f: 3x3 in each frame, SiLU, and for clips of several frames 3 across frames, SiLU. x [B, C, T, R, S].
 

@@ -1,11 +1,13 @@
 """What one training step of MDSA is: reconstruction of picture and sound, and the discriminators that train beside it. Plain torch.
 
 The paper prints no loss list: terms and weights are the ancestor PVDM's (L1 4, perceptual 4, adversarial 1, feature matching 4) on pictures
-and their counterparts on mel images. Every draw (modality dropout, judged frame) is a function of (seed, clip position).
+and their counterparts on mel images. Every draw (modality dropout, noise, judged frame) is a function of
+(seed, clip position).
 B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,7 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from proav.config import Config
-from proav.diffusion.noise import uniforms_for
+from proav.diffusion.noise import noise_batch, uniforms_for
+from proav.geometry import PLANE_NAMES, LatentGeometry
 from proav.models.discriminators import (
     AudioDiscriminator,
     VideoDiscriminators,
@@ -25,6 +28,7 @@ from proav.models.discriminators import (
 )
 from proav.models.mdsa import CrossFlow
 from proav.models.perceptual import LPIPS, multi_scale_gradient_loss
+from proav.pipeline import pixels_to_unit
 from proav.train.engine import Engine, NonFiniteError, average_gradients
 from proav.train.loop import StepOutput, mean_part
 from proav.train.optimizers import MOMENTS
@@ -37,10 +41,13 @@ class AutoencoderStep:
     """Losses of a batch of clips, and the discriminators' own training.
 
     L = L_video + audio * L_audio, with
-    L_video = pixel |x - y| + perceptual LPIPS(one frame) + adversarial (hinge) + feature_matching,
-    L_audio = mel |x - y| + mel_difference |dx - dy| + adversarial + feature_matching.
-    Without LPIPS weights, multi_scale_gradient |dx - dy| stands in its place. The last two terms enter once
-    mdsa.loss.adversarial_start_clips clips are seen. Discriminators are whole on every worker.
+    L_video = pixel |x - y| + pixel_squared (x - y)^2 + perceptual LPIPS(one frame)
+              + adversarial (hinge) + feature_matching,
+    L_audio = mel |x - y| + mel_squared (x - y)^2 + mel_difference |dx - dy| + adversarial + feature_matching.
+    Without LPIPS weights, multi_scale_gradient |dx - dy| stands in its place. Adversarial and
+    feature_matching enter once mdsa.loss.adversarial_start_clips clips are seen. Discriminators are whole on
+    every worker. The L1 terms and those of LPIPS weights are always reported, the others only if their weight
+    is not zero.
     """
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
@@ -56,11 +63,16 @@ class AutoencoderStep:
     def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
         """batch: video uint8 [b, T, H, W, 3], mel float32 [b, T, M, S] in [-1, 1], position int64 [b]."""
         positions = batch["position"].tolist()
-        video_BCTHW = rearrange(batch["video"].to(self.device, non_blocking=True), "b t h w c -> b c t h w").float() / 127.5 - 1
+        video_BCTHW = pixels_to_unit(batch["video"].to(self.device, non_blocking=True))
         mel_BTMS = batch["mel"].to(self.device, non_blocking=True)
         frames_B = draw_frames(self.config.seed, positions, self.config.clip.num_frames)
         flow = draw_flow(self.config.seed, positions, self.config.mdsa.modality_dropout)
-        video_out, mel_out = (output.float() for output in engine.forward(video_BCTHW, mel_BTMS, flow=flow))
+        noise = None
+        if self.config.mdsa.latent_noise:
+            planes = draw_noise(self.config, positions).items()
+            noise = {name: plane.to(self.device, non_blocking=True) for name, plane in planes}
+        outputs = engine.forward(video_BCTHW, mel_BTMS, flow=flow, noise=noise)
+        video_out, mel_out = (output.float() for output in outputs)
         terms = self._reconstruction(video_BCTHW, video_out, mel_BTMS, mel_out, frames_B)
         self._judged = None
         if clips >= self.weights.adversarial_start_clips:
@@ -71,22 +83,32 @@ class AutoencoderStep:
             }
             terms |= self._adversarial(video_BCTHW, video_out, mel_BTMS, mel_out, frames_B)
         total = sum(weight * value for weight, value in terms.values())
-        error_B = (video_out.detach() - video_BCTHW).square().mean(dim=(1, 2, 3, 4))
+        error_B = (video_out.detach().clamp(-1, 1) - video_BCTHW).square().mean(dim=(1, 2, 3, 4))
         parts = {name: (value.detach() * len(positions), float(len(positions))) for name, (_, value) in terms.items()}
         return StepOutput(total, parts | {"video_psnr": mean_part(10 * torch.log10(4 / error_B.clamp(min=1e-10)))})
 
     def _reconstruction(self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor) -> dict[str, tuple[float, Tensor]]:
         """{name: (weight, value)} of the terms that need no judge."""
         weights = self.weights
-        terms = {"video_l1": (weights.pixel, F.l1_loss(video_out, video))}
+        terms = {
+            "video_l1": (weights.pixel, F.l1_loss(video_out, video)),
+            "mel_l1": (weights.audio * weights.mel, F.l1_loss(mel_out, mel)),
+        }
+        if weights.pixel_squared:
+            terms["video_l2"] = (weights.pixel_squared, F.mse_loss(video_out, video))
+        if weights.mel_squared:
+            terms["mel_l2"] = (weights.audio * weights.mel_squared, F.mse_loss(mel_out, mel))
         if self.perceptual:
-            terms["video_lpips"] = (weights.perceptual, self.perceptual(pick_frames(video_out, frames_B), pick_frames(video, frames_B)).mean())
-        else:
+            frames = pick_frames(video_out, frames_B), pick_frames(video, frames_B)
+            terms["video_lpips"] = (weights.perceptual, self.perceptual(*frames).mean())
+        elif weights.multi_scale_gradient:
             terms["video_gradient"] = (weights.multi_scale_gradient, multi_scale_gradient_loss(video_out, video))
-        terms["mel_l1"] = (weights.audio * weights.mel, F.l1_loss(mel_out, mel))
-        difference_BMC = rearrange(mel_out - mel, "b t m s -> b m (t s)")
-        neighbours = (difference_BMC.diff(dim=-1).abs().mean() + difference_BMC.diff(dim=-2).abs().mean()) / 2
-        return terms | {"mel_difference": (weights.audio * weights.mel_difference, neighbours)}
+        if weights.mel_difference:
+            difference_BMC = rearrange(mel_out - mel, "b t m s -> b m (t s)")
+            between_steps, between_bands = (difference_BMC.diff(dim=axis).abs().mean() for axis in (-1, -2))
+            weight = weights.audio * weights.mel_difference
+            terms["mel_difference"] = (weight, (between_steps + between_bands) / 2)
+        return terms
 
     def _adversarial(self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor) -> dict[str, tuple[float, Tensor]]:
         """{name: (weight, value)} of what the frozen discriminators say of the reconstructions."""
@@ -155,3 +177,14 @@ def draw_flow(seed: int, positions: list[int], probability: float) -> CrossFlow:
     """
     uniform_B = torch.stack([uniforms_for(seed, position, 1, purpose="flow")[0] for position in positions])
     return CrossFlow.from_uniform(uniform_B, probability)
+
+
+def draw_noise(config: Config, positions: list[int]) -> dict[str, Tensor]:
+    """{plane: mdsa.latent_noise * N(0, 1), [B, D, rows, columns]}, a function of (seed, position)."""
+    geometry = LatentGeometry.from_config(config)
+    sizes = zip(PLANE_NAMES, geometry.channels, strict=True)
+    shapes = {name: (channels, *geometry.plane_shapes[name[2:]]) for name, channels in sizes}
+    clips = [(config.seed, position) for position in positions]
+    noise_BV = config.mdsa.latent_noise * noise_batch(clips, (geometry.values_per_clip,), purpose="latents")
+    parts = noise_BV.split([math.prod(shape) for shape in shapes.values()], dim=1)
+    return {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -25,6 +25,7 @@ from proav.progress import Progress
 from proav.train.autoencoder import AutoencoderStep
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engine import make_engine
+from proav.train.fitting import fit_linear_planes, fit_on_worker_0
 from proav.train.generator import GeneratorStep
 from proav.train.loop import LoopState, TrainingStep, run_loop
 from proav.train.metrics_log import MetricsLog
@@ -44,6 +45,8 @@ class StagePlan:
     """Latent statistics and the hash of MDSA, as `save_checkpoint` takes them."""
     mdsa_weights: Callable[[], dict[str, Tensor]] | None = None
     """ST-DiT: the MDSA weights that each checkpoint carries."""
+    fit: Callable[[nn.Module], str] | None = None
+    """Fills weights of a new model by other means than training and says so in a line; called on worker 0."""
 
 
 def train_settings(config: Config, stage: str) -> TrainConfig:
@@ -107,6 +110,9 @@ def train_worker(
     model.activation_checkpointing = train.activation_checkpointing
     if checkpoint is not None:
         model.load_state_dict(checkpoint.weights("model"))
+    elif plan.fit is not None:
+        fitted = fit_on_worker_0(model, plan.fit, device)
+        say(f"{stage}: {fitted}")
     engine = make_engine(model, train, device=device, micro_batch=train.batch_size // world // train.accumulation_steps, log=say)
     average = ExponentialMovingAverage(engine.shards(), half_life_clips=train.ema_half_life_clips, ramp_up=train.ema_ramp_up)
     state = load_training(checkpoint, engine, average, step) if checkpoint is not None else LoopState()
@@ -156,7 +162,12 @@ def _plan_autoencoder(config: Config) -> StagePlan:
     train = config.mdsa.train
     augment = {"flip": train.augment_flip, "gain_db": train.augment_gain_db}
     feed = ClipFeed(config.data_folder, config, split="train", seed=config.seed, batch_size=train.batch_size, **augment)
-    return StagePlan(feed=feed, build=lambda device: (MDSA(config), AutoencoderStep(config, device=device)))
+    linear = config.mdsa.linear_planes
+    return StagePlan(
+        feed=feed,
+        build=lambda device: (MDSA(config), AutoencoderStep(config, device=device)),
+        fit=(lambda model: fit_linear_planes(model, feed, linear.fit_clips)) if linear.enabled else None,
+    )
 
 
 def _plan_generator(config: Config) -> StagePlan:

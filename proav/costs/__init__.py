@@ -1,0 +1,16 @@
+"""What a configuration costs, by closed form: parameters, FLOPs per clip, memory per worker; nothing is built.
+
+Not here: measured times (`bench/`). A multiply-add is two FLOPs; only matrix products, convolutions and attention
+are counted (norms, activations, Griffin-Lim and the mux are left out), as torch's FlopCounterMode does and most
+papers do (the DiT family prints multiply-adds: double theirs).
+"""
+
+from proav.costs.mdsa import discriminators_cost, mdsa_costs, mdsa_kept
+from proav.costs.parts import Cost, Kept
+from proav.costs.run import Costs, Memory, costs, format_costs, memory_estimate
+from proav.costs.stdit import stdit_cost, stdit_kept
+
+__all__ = [
+    "Cost", "Costs", "Kept", "Memory", "costs", "discriminators_cost", "format_costs", "mdsa_costs",
+    "mdsa_kept", "memory_estimate", "stdit_cost", "stdit_kept",
+]  # fmt: skip

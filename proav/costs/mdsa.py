@@ -1,0 +1,273 @@
+"""MDSA's parameters, FLOPs and kept values, and those of its discriminators.
+
+T frames, N plane side, C width, D latent channels.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from proav.config import Config
+from proav.costs.parts import (
+    NUM_MODALITIES,
+    Cost,
+    Kept,
+    attention_cost,
+    hidden_cost,
+    linear_cost,
+    norm_cost,
+    sum_of,
+)
+from proav.geometry import ClipGeometry, LatentGeometry, StreamGeometry, stream_geometries
+
+
+def mdsa_costs(config: Config) -> dict[str, Cost]:
+    """MDSA by part, both streams: {"encode", "encode_lone", "decode"}; encode and decode hold all parameters.
+
+    encode: both modalities, joint; encode_lone: each without the other; decode: both, joint.
+    """
+    mdsa, cells, lone, decoders = config.mdsa, _plane_cells(config), Cost(), Cost()
+    for modality, stream in stream_geometries(config).items():
+        depth, (linear_code, linear_images) = mdsa.channels(modality), _linear_path(config, modality)
+        into = sum_of(*(linear_cost(mdsa.width, depth[name], size) for name, size in cells.items()))
+        out_of = sum_of(*(linear_cost(depth[name], mdsa.width, size) for name, size in cells.items()))
+        lone += sum_of(_stream_encoder(config, stream), _intra_modal(config), into, linear_code)
+        decoders += sum_of(_stream_decoder(config, modality), out_of, linear_images)
+    return {
+        "encode": lone + _group_cross(config),
+        "encode_lone": lone,
+        "decode": decoders + _bi_block(config),
+    }
+
+
+def _stream_encoder(config: Config, geometry: StreamGeometry) -> Cost:
+    """Patches, space-time transformer, and the collapse of each of the three axes."""
+    mdsa, frames, side = config.mdsa, geometry.num_frames, geometry.plane_size
+    patch_values = geometry.channels * geometry.patch[0] * geometry.patch[1]
+    return sum_of(
+        linear_cost(patch_values, mdsa.width, frames * side**2),
+        _space_time_transformer(config, mdsa.encoder_depth),
+        _collapse(config, frames, side**2),
+        _collapse(config, side, frames * side).times(2),
+    )
+
+
+def _stream_decoder(config: Config, modality: str) -> Cost:
+    """Space-time transformer, patches, refiner."""
+    mdsa, geometry = config.mdsa, stream_geometries(config)[modality]
+    patch_values = geometry.channels * geometry.patch[0] * geometry.patch[1]
+    cells = geometry.num_frames * geometry.plane_size**2
+    expansion = linear_cost(mdsa.width, patch_values, cells, bias=False) + Cost(geometry.channels)
+    return sum_of(_space_time_transformer(config, mdsa.decoder_depth), expansion, _refiner(config, modality))
+
+
+def _space_time_transformer(config: Config, depth: int) -> Cost:
+    mdsa, frames = config.mdsa, config.clip.num_frames
+    width, inner, cells = mdsa.width, mdsa.num_heads * mdsa.head_width, mdsa.plane_size**2
+    rows, hidden = frames * cells, mdsa.mlp_ratio * width
+    time, space = (
+        attention_cost(width, inner, frames, frames, cells),
+        attention_cost(width, inner, cells, cells, frames),
+    )
+    mlp = hidden_cost(width, 2 * hidden, rows) + hidden_cost(hidden, width, rows)
+    return sum_of(norm_cost(width).times(3), time, space, mlp).times(depth)
+
+
+def _collapse(config: Config, length: int, sequences: int) -> Cost:
+    """The token and its positions, then layers over length + 1 tokens, the last for the token alone."""
+    mdsa = config.mdsa
+    width, inner, hidden = mdsa.width, mdsa.collapse_heads * (mdsa.width // 8), mdsa.collapse_mlp_width
+
+    def layer(queries: int) -> Cost:
+        rows = queries * sequences
+        mlp = hidden_cost(width, hidden, rows) + hidden_cost(hidden, width, rows)
+        return sum_of(
+            norm_cost(width).times(2), attention_cost(width, inner, queries, length + 1, sequences), mlp
+        )
+
+    return sum_of(Cost((length + 2) * width), layer(length + 1).times(mdsa.collapse_depth - 1), layer(1))
+
+
+def _plane_cells(config: Config) -> dict[str, int]:
+    return {
+        name: rows * columns
+        for name, (rows, columns) in LatentGeometry.from_config(config).plane_shapes.items()
+    }
+
+
+def _intra_modal(config: Config) -> Cost:
+    """MT-SelfAttn on WT and HT, SelfAttn on HW, of one modality."""
+    mdsa, frames, side = config.mdsa, config.clip.num_frames, config.mdsa.plane_size
+    width, total = mdsa.width, Cost()
+    if mdsa.multi_scale.enabled:
+        scales = mdsa.multi_scale.scales
+        lengths = [frames // scale for scale in scales]
+        attentions = [attention_cost(width, width, length, length, side) for length in lengths]
+        if mdsa.multi_scale.share_scales:
+            attention = replace(attentions[0], flops=sum(cost.flops for cost in attentions))
+        else:
+            attention = sum_of(*attentions)
+        upsampling = Cost(
+            0, sum(2 * frames * length * width * side for length, scale in zip(lengths, scales) if scale > 1)
+        )
+        fusion = Cost(len(scales) * width)
+        total += sum_of(norm_cost(width), attention, upsampling, fusion).times(2 * mdsa.multi_scale.repeats)
+    if mdsa.spatial.enabled:
+        total += (norm_cost(width) + attention_cost(width, width, side**2, side**2)).times(
+            mdsa.spatial.repeats
+        )
+    return total
+
+
+def _group_cross(config: Config) -> Cost:
+    """GCM-Attn: both directions on WT and HT; zero where it is switched off."""
+    mdsa, group = config.mdsa, config.mdsa.group_cross
+    if not group.enabled:
+        return Cost()
+    tokens = config.clip.num_frames // group.num_groups * mdsa.plane_size
+    direction = norm_cost(mdsa.width) + attention_cost(
+        mdsa.width, mdsa.width, tokens, tokens, group.num_groups
+    )
+    return direction.times(2 * 2 * group.repeats)
+
+
+def _bi_block(config: Config) -> Cost:
+    """Bi-Block CrossAttn: both directions, on HW or on all planes; zero where it is switched off."""
+    mdsa, settings = config.mdsa, config.mdsa.bi_block
+    if not settings.enabled:
+        return Cost()
+    cells = settings.block_size**2
+    total = Cost()
+    for plane, size in _plane_cells(config).items():
+        if plane == "HW" or settings.apply_to == "all":
+            blocks = size // cells
+            keys = cells + (blocks - 1 if settings.global_tokens else 0)
+            total += (
+                norm_cost(mdsa.width) + attention_cost(mdsa.width, mdsa.width, cells, keys, blocks)
+            ).times(2 * settings.repeats)
+    return total
+
+
+def _linear_path(config: Config, modality: str) -> tuple[Cost, Cost]:
+    """Encoding, which takes all planes but the last off again with the decoder's maps; and decoding."""
+    if not config.mdsa.linear_planes.enabled:
+        return Cost(), Cost()
+    maps, stream = list(_linear_maps(config, modality).values()), stream_geometries(config)[modality]
+    mean = Cost(stream.channels * stream.rows)
+    taken_off = Cost(flops=sum(cost.flops for cost in maps[:-1]))
+    return sum_of(*maps, taken_off), sum_of(*maps, mean)
+
+
+def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
+    """The map between images and each plane, one way, in the order in which planes are taken off.
+
+    D V parameters and 2 cells D V FLOPs, V the values of a window: two cells wide if windows overlap.
+    """
+    mdsa, stream = config.mdsa, stream_geometries(config)[modality]
+    channels, frames, rows, columns = stream.input_shape
+    p, q = stream.patch
+
+    def wide(side: int) -> int:
+        return 2 * side if mdsa.linear_planes.overlap and side % 2 == 0 else side
+
+    values = {"HW": channels * frames * wide(p) * wide(q), "WT": channels * rows * wide(q)}
+    if modality == "video":
+        order, values["HT"] = ("HW", "WT", "HT"), channels * columns * wide(p)
+    else:
+        order, values["HT"] = ("HT", "WT", "HW"), channels * wide(p) * wide(columns)
+    cells, depth = _plane_cells(config), mdsa.channels(modality)
+    return {name: linear_cost(values[name], depth[name], cells[name], bias=False) for name in order}
+
+
+def _refiner(config: Config, modality: str) -> Cost:
+    """Convolutions of 3 x 3, of 3 frames for pictures, of 2 x 2 between resolutions; zero if switched off."""
+    settings, levels = config.mdsa.refiner, _refiner_levels(config, modality)
+    if not settings.enabled:
+        return Cost()
+    values = stream_geometries(config)[modality].channels * settings.patch**2
+    (width, places), total = levels[0], Cost()
+    total += linear_cost(9 * values, width, places) + linear_cost(9 * width, values, places)
+    for index, (width, places) in enumerate(levels):
+        across = linear_cost(3 * width, width, places) if modality == "video" else Cost()
+        block = linear_cost(9 * width, width, places) + across
+        total += block.times(2 if index < len(levels) - 1 else 1)
+    for (width, _), (double, places) in zip(levels, levels[1:]):
+        down, up = (
+            linear_cost(4 * width, double, places),
+            linear_cost(double, 4 * width, places, bias=False) + Cost(width),
+        )
+        total += down + up
+    return total
+
+
+def _refiner_levels(config: Config, modality: str) -> list[tuple[int, int]]:
+    """(channels, places of a clip) at each resolution of a refiner."""
+    settings, (_, frames, rows, columns) = (
+        config.mdsa.refiner,
+        stream_geometries(config)[modality].input_shape,
+    )
+    places = frames * rows * columns // settings.patch**2
+    return [(settings.width * 2**level, places // 4**level) for level in range(settings.levels)]
+
+
+def mdsa_kept(config: Config) -> Kept:
+    """Both streams, each of these parts:
+
+        a space-time block    3 C wide, 4 C + 12 I + 4 r C narrow values per cell of the volume
+                              (I heads x head width, r the MLP's ratio),
+        a collapse layer      2 C wide, 2 C + 4 I' + 2 M narrow (M its MLP's width) per token,
+                              three at a time, each over n + 1 tokens,
+        a refiner's block     5 narrow values per place and channel, 3 for sound,
+        the linear path       two wide images.
+
+    Fitted like `stdit_kept`; planes, discriminators and LPIPS are left out.
+    """
+    mdsa, frames = config.mdsa, config.clip.num_frames
+    width, inner, cells = mdsa.width, mdsa.num_heads * mdsa.head_width, frames * mdsa.plane_size**2
+    block = 3 * width * cells, (4 * width + 12 * inner + 4 * mdsa.mlp_ratio * width) * cells
+    collapse_cells = sum(
+        cells * (length + 1) // length for length in (frames, mdsa.plane_size, mdsa.plane_size)
+    )
+    collapse_inner = mdsa.collapse_heads * (width // 8)
+    collapse = (
+        2 * width * collapse_cells,
+        (2 * width + 4 * collapse_inner + 2 * mdsa.collapse_mlp_width) * collapse_cells,
+    )
+    depth, streams = mdsa.encoder_depth + mdsa.decoder_depth, NUM_MODALITIES
+    wide, narrow = (streams * (depth * block[i] + mdsa.collapse_depth * collapse[i]) for i in (0, 1))
+    layer_inputs = streams * width * (depth * cells + mdsa.collapse_depth * collapse_cells)
+    for modality, stream in stream_geometries(config).items():
+        if mdsa.linear_planes.enabled:
+            wide += 2 * math.prod(stream.input_shape)
+        if mdsa.refiner.enabled:
+            levels = [channels * places for channels, places in _refiner_levels(config, modality)]
+            values = 2 * sum(levels) - levels[-1]
+            narrow += (5 if modality == "video" else 3) * values
+            layer_inputs += values
+    return Kept(wide, narrow, layer_inputs, max(block, collapse, key=sum))
+
+
+def discriminators_cost(config: Config) -> Cost:
+    """All three judges, and what each judges: one frame, all frames, the spectrogram of M x T S."""
+    clip = ClipGeometry.from_config(config)
+    frame = (clip.height, clip.width)
+    spectrogram = (clip.mel_bins, clip.num_frames * clip.mel_steps)
+    return sum_of(
+        _judge(config, 3, frame), _judge(config, 3, (clip.num_frames, *frame)), _judge(config, 1, spectrogram)
+    )
+
+
+def _judge(config: Config, channels: int, sides: Sequence[int]) -> Cost:
+    """Convolutions of kernel 4 and stride 2 on the axes of 8 cells or more, 3 and 1 on the others.
+
+    Widths double up to 8 times the first.
+    """
+    loss, sides, total = config.mdsa.loss, list(sides), Cost()
+    for index in range(loss.discriminator_layers + 1):
+        out = loss.discriminator_width * min(2**index, 8)
+        halve = [index < loss.discriminator_layers and side >= 8 for side in sides]
+        sides = [side // 2 if half else side for side, half in zip(sides, halve)]
+        kernel = math.prod(4 if half else 3 for half in halve)
+        total += linear_cost(channels * kernel, out, math.prod(sides)) + (norm_cost(out) if index else Cost())
+        channels = out
+    return total + linear_cost(channels * 3 ** len(sides), 1, math.prod(sides))

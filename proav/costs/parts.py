@@ -1,0 +1,70 @@
+"""What costs are made of: counts of parameters, FLOPs and kept values; linear maps, norms, attention."""
+
+from dataclasses import dataclass
+
+from proav.geometry import MODALITIES
+
+NUM_MODALITIES = len(MODALITIES)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters of a part, FLOPs of using it on one clip.
+
+    Sums are parts side by side; times(n) is n parts with weights of their own.
+    """
+
+    parameters: int = 0
+    flops: int = 0
+    hidden: int = 0
+    """Parameters in hidden matrices, which Muon trains if it is chosen."""
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.parameters + other.parameters, self.flops + other.flops, self.hidden + other.hidden)
+
+    def times(self, count: int) -> "Cost":
+        return Cost(count * self.parameters, count * self.flops, count * self.hidden)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Values of one clip that autograd keeps for the backward pass."""
+
+    wide: int
+    """In fp32, whatever the precision."""
+    narrow: int
+    """In the precision's own bytes."""
+    layer_inputs: int
+    """What recomputation keeps instead, in fp32."""
+    largest_layer: tuple[int, int]
+    """(wide, narrow) of the one layer that recomputation rebuilds at a time."""
+
+    def num_bytes(self, precision: str, *, recompute: bool) -> int:
+        wide, narrow = self.largest_layer if recompute else (self.wide, self.narrow)
+        return 4 * (wide + recompute * self.layer_inputs) + (4 if precision == "fp32" else 2) * narrow
+
+
+def linear_cost(inputs: int, outputs: int, rows: int, *, bias: bool = True) -> Cost:
+    """Parameters inputs * outputs (+ outputs), FLOPs 2 rows inputs outputs."""
+    return Cost(inputs * outputs + bias * outputs, 2 * rows * inputs * outputs)
+
+
+def hidden_cost(inputs: int, outputs: int, rows: int, *, bias: bool = True) -> Cost:
+    """A linear map of a transformer block: its matrix is hidden."""
+    return linear_cost(inputs, outputs, rows, bias=bias) + Cost(hidden=inputs * outputs)
+
+
+def sum_of(*parts: Cost) -> Cost:
+    return sum(parts, Cost())
+
+
+def norm_cost(width: int) -> Cost:
+    return Cost(2 * width)
+
+
+def attention_cost(width: int, inner: int, queries: int, keys: int, sequences: int = 1) -> Cost:
+    """Maps to queries, keys and values (no bias) and back, and 4 queries keys inner per sequence."""
+    to_queries = hidden_cost(width, inner, queries * sequences, bias=False)
+    to_keys_and_values = hidden_cost(width, 2 * inner, keys * sequences, bias=False)
+    back = hidden_cost(inner, width, queries * sequences)
+    return sum_of(to_queries, to_keys_and_values, back, Cost(0, 4 * sequences * queries * keys * inner))

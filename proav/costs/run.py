@@ -1,0 +1,171 @@
+"""The bill of a whole run: parameters, FLOPs per clip, memory per worker; what `--dry-run` prints."""
+
+from dataclasses import dataclass, fields
+
+from proav.config import Config, TrainConfig
+from proav.costs.mdsa import discriminators_cost, mdsa_costs, mdsa_kept
+from proav.costs.parts import Cost, Kept
+from proav.costs.stdit import stdit_cost, stdit_kept
+from proav.geometry import ClipGeometry, LatentGeometry
+
+BACKWARD_FACTOR = 3
+"""Forward passes that a training step on a clip counts as: the backward pass is two, recomputation adds one."""
+JUDGEMENTS = 9
+"""Forward passes that a step with discriminators costs: 3 for MDSA, one of them on the real clip, one on its
+reconstruction with half a backward pass (to the input alone); 6 for the discriminators, forward and backward on both."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training holds on one worker, by cause; an estimate (see `memory_estimate`)."""
+
+    weights: int
+    gradients: int
+    moments: int
+    master: int
+    ema: int
+    casts: int
+    activations: int
+    discriminators: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A configuration's bill. Parameters are counts; FLOPs are per clip; memory is bytes per worker."""
+
+    config: Config
+    num_labels: int
+    mdsa_parameters: int
+    stdit_parameters: int
+    discriminators_parameters: int
+    mdsa_encode_flops: int
+    """Both modalities, joint planes."""
+    mdsa_encode_lone_flops: int
+    """Each modality without the other, which `encode` makes beside the joint planes."""
+    mdsa_decode_flops: int
+    stdit_forward_flops: int
+    """One evaluation."""
+    sample_evaluations: int
+    """Steps of config.generate, twice with guidance."""
+    sample_flops: int
+    """All evaluations and one decoding."""
+    mdsa_train_flops: int
+    """Three times encode and decode; LPIPS left out."""
+    discriminators_train_flops: int
+    """What a clip's step costs on top once the discriminators have entered."""
+    stdit_train_flops: int
+    """Three times one evaluation."""
+    mdsa_memory: Memory
+    stdit_memory: Memory
+
+
+def costs(config: Config, num_labels: int = 0) -> Costs:
+    """The bill of `config`; num_labels: rows of the label table beside the null label."""
+    mdsa, stdit, judges = mdsa_costs(config), stdit_cost(config, num_labels), discriminators_cost(config)
+    whole_mdsa = mdsa["encode"] + mdsa["decode"]
+    evaluations = config.generate.steps * (1 if config.generate.guidance_scale == 1 else 2)
+
+    def train_flops(forward: int, train: TrainConfig) -> int:
+        return (BACKWARD_FACTOR + train.activation_checkpointing) * forward
+
+    return Costs(
+        config=config,
+        num_labels=num_labels,
+        mdsa_parameters=whole_mdsa.parameters,
+        stdit_parameters=stdit.parameters,
+        discriminators_parameters=judges.parameters,
+        mdsa_encode_flops=mdsa["encode"].flops,
+        mdsa_encode_lone_flops=mdsa["encode_lone"].flops,
+        mdsa_decode_flops=mdsa["decode"].flops,
+        stdit_forward_flops=stdit.flops,
+        sample_evaluations=evaluations,
+        sample_flops=evaluations * stdit.flops + mdsa["decode"].flops,
+        mdsa_train_flops=train_flops(whole_mdsa.flops, config.mdsa.train),
+        discriminators_train_flops=JUDGEMENTS * judges.flops,
+        stdit_train_flops=train_flops(stdit.flops, config.stdit.train),
+        mdsa_memory=memory_estimate(
+            whole_mdsa, mdsa_kept(config), config.mdsa.train, discriminators=judges.parameters
+        ),
+        stdit_memory=memory_estimate(stdit, stdit_kept(config), config.stdit.train),
+    )
+
+
+def memory_estimate(cost: Cost, kept: Kept, train: TrainConfig, *, discriminators: int = 0) -> Memory:
+    """Bytes per worker, for P parameters on n workers (the fewest that the settings allow):
+
+        weights 4 P (/ n at stage 3), gradients 4 P (/ n from stage 2),
+        moments 8 P (4 for hidden matrices with Muon) and ZeRO's own fp32 weights 4 P (/ n from stage 1),
+        EMA 4 P (/ n at stage 3), autocast's copies 2 P (bf16, fp16),
+        activations of batch_size / accumulation_steps / n clips,
+        discriminators, which are not sharded, 16 bytes a parameter.
+
+    Weights stay fp32 under autocast. Left out: the framework (0.5 GiB and more), communication buffers, LPIPS,
+    loaders, and what the discriminators keep of a clip.
+    """
+    workers = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
+    stage, parameters = (0 if train.engine == "torch" else train.zero_stage), cost.parameters
+
+    def share(num_bytes: int, from_stage: int) -> int:
+        return -(-num_bytes // (workers if stage >= from_stage else 1))
+
+    clips = train.batch_size // train.accumulation_steps // workers
+    return Memory(
+        weights=share(4 * parameters, 3),
+        gradients=share(4 * parameters, 2),
+        moments=share(8 * parameters - (4 * cost.hidden if train.optimizer == "muon" else 0), 1),
+        master=share(4 * parameters, 1) if stage > 0 else 0,
+        ema=share(4 * parameters, 3),
+        casts=0 if train.precision == "fp32" else share(2 * parameters, 3),
+        activations=clips * kept.num_bytes(train.precision, recompute=train.activation_checkpointing),
+        discriminators=16 * discriminators,
+    )
+
+
+def format_costs(bill: Costs) -> str:
+    """Lines for people: what `--dry-run` prints."""
+    config = bill.config
+    latents, generate = LatentGeometry.from_config(config), config.generate
+    guidance = "without guidance" if generate.guidance_scale == 1 else f"guidance {generate.guidance_scale:g}"
+    lines = [
+        f"clip        {config.clip.num_frames} frames, {ClipGeometry.from_config(config).seconds:g} s; "
+        f"latents {' x '.join(map(str, latents.stack_shape))}, {latents.num_tokens} tokens",
+        f"parameters  MDSA {_millions(bill.mdsa_parameters)}, its discriminators "
+        f"{_millions(bill.discriminators_parameters)}, "
+        f"ST-DiT {_millions(bill.stdit_parameters)} with {bill.num_labels} labels",
+        f"FLOPs/clip  (a multiply-add is 2) MDSA encode {_flops(bill.mdsa_encode_flops)}, "
+        f"decode {_flops(bill.mdsa_decode_flops)}; ST-DiT {_flops(bill.stdit_forward_flops)} an evaluation",
+        f"sample      {_flops(bill.sample_flops)}: {bill.sample_evaluations} evaluations "
+        f"({generate.steps} steps, {guidance}) and one decoding",
+        f"train       MDSA {_flops(bill.mdsa_train_flops)} a clip, {_flops(bill.discriminators_train_flops)} "
+        f"more with discriminators; ST-DiT {_flops(bill.stdit_train_flops)} a clip",
+    ]
+    for name, memory, train in (
+        ("MDSA", bill.mdsa_memory, config.mdsa.train),
+        ("ST-DiT", bill.stdit_memory, config.stdit.train),
+    ):
+        parts = ", ".join(
+            f"{field.name} {_bytes(getattr(memory, field.name))}"
+            for field in fields(memory)
+            if getattr(memory, field.name)
+        )
+        engine = "torch engine" if train.engine == "torch" else f"ZeRO {train.zero_stage}"
+        lines.append(
+            f"memory      {name}, about {_bytes(memory.total)} a worker ({engine}, {train.precision}): {parts}"
+        )
+    return "\n".join(lines)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M"
+
+
+def _flops(count: int) -> str:
+    return f"{count / 1e12:.3f} TFLOP" if count >= 1e11 else f"{count / 1e9:.2f} GFLOP"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,63 @@
+"""What is computed of a new model before its training: MDSA's linear planes, from the first clips of the feed.
+
+Not here: the fit itself (`proav/models/linear_planes.py`). It is a function of seed and data alone: worker 0 fits with one
+thread, whatever the number of workers, and the others take its weights to the bit.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from proav.data.feed import ClipFeed
+from proav.media.melframes import one_torch_thread
+from proav.models.mdsa import MDSA
+from proav.pipeline import pixels_to_unit
+from proav.train.resume import on_worker_0
+
+CLIPS_AT_ONCE = 8
+"""Clips of a batch of `FirstClips`."""
+
+
+class FirstClips(Sequence):
+    """The clips at positions 0 to num_clips - 1 of a feed, as MDSA reads them; each batch is made when it is asked for.
+
+    Batches are (video_BCTHW in [-1, 1], mel_BTMS). Beyond an epoch, positions go on into the next.
+    """
+
+    def __init__(self, feed: ClipFeed, num_clips: int) -> None:
+        self.feed, self.num_clips = feed, num_clips
+
+    def __len__(self) -> int:
+        return -(-self.num_clips // CLIPS_AT_ONCE)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first = index * CLIPS_AT_ONCE
+        batch = self.feed.at(np.arange(first, min(first + CLIPS_AT_ONCE, self.num_clips)))
+        return pixels_to_unit(batch["video"]), batch["mel"]
+
+
+def fit_linear_planes(model: MDSA, feed: ClipFeed, num_clips: int) -> str:
+    """Fits the linear path on the first clips of the feed; returns a line about it."""
+    started = time.monotonic()
+    with one_torch_thread():  # the last bits depend on the number of threads
+        model.fit_linear_planes(FirstClips(feed, num_clips))
+    return f"linear planes fitted on {num_clips} clips in {time.monotonic() - started:.1f} s"
+
+
+def fit_on_worker_0(model: nn.Module, fit: Callable[[nn.Module], str], device: torch.device) -> str:
+    """`fit(model)` on worker 0; the others take all its weights. Returns its line everywhere. Every worker calls it.
+
+    device: the worker's, which its collectives need.
+    """
+    line = on_worker_0(lambda: fit(model))
+    for weight in model.parameters() if dist.is_initialized() else ():
+        shared = weight.detach().to(device)
+        dist.broadcast(shared, 0)
+        weight.data.copy_(shared)
+    return line
