@@ -166,7 +166,7 @@ def _measured_sentence(config: Config) -> list[str]:
     stored = yardsticks.get("values_per_stream")
     rest = ""
     if stored:
-        rest = f" Linear planes and cosine transform store as many numbers, {values_text(stored)}."
+        rest = f" Linear planes and cosine transform store as many, {values_text(stored)}."
     if "absent" in yardsticks:
         rest = f" There are no linear planes and no cosine transform: {yardsticks['absent']}."
     clips = {"train": "training clips", "validation": "clips of unseen sources"}[config.evaluate.split]

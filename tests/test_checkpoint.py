@@ -154,6 +154,7 @@ def test_only_what_gives_the_weights_their_meaning_must_stay_on_resume(tmp_path)
         checkpoint,
         tiny_config("train.num_clips=64", "train.batch_size=8", "train.num_workers=2", "run_dir=elsewhere", "mdsa.loss.pixel=1", "stdit.depth=3"),
     )
+    check_resumable(checkpoint, tiny_config("mel.griffin_lim_magnitude=pseudo_inverse"))
     with pytest.raises(CheckpointError, match=r"made with clip.fps=5, mdsa.width=16; this run has clip.fps=10, mdsa.width=32"):
         check_resumable(checkpoint, tiny_config("mdsa.width=32", "clip.fps=10", "mel.hop=200"))
     with pytest.raises(CheckpointError, match="seed=0"):

@@ -51,7 +51,9 @@ class MelConfig(Section):
     """whole: one Fourier transform over the sound, its columns cut into frames. segment: each frame's sound is cut out and transformed alone."""
     griffin_lim_iterations: PositiveInt = 32
     """Rounds of fast Griffin-Lim when sound is made from mel images."""
-    griffin_lim_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    griffin_lim_magnitude: Literal["multiplicative", "pseudo_inverse"] = "multiplicative"
+    """multiplicative: each round scales the sound's own magnitudes to the mel. pseudo_inverse: fixed ones."""
+    griffin_lim_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Momentum of fast Griffin-Lim; 0 is the plain method."""
 
 

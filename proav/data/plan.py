@@ -40,6 +40,7 @@ NOT_IN_DATA = {
     "data.source_timeout_seconds",
     "data.stall_seconds",
     "mel.griffin_lim_iterations",
+    "mel.griffin_lim_magnitude",
     "mel.griffin_lim_momentum",
 }
 PLAN_SCHEMA = pa.schema([("unit", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("digest", pa.string())])

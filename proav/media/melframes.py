@@ -5,7 +5,8 @@ Letters: B clips, L sound samples, T frames, M mel bins (lowest first), S mel co
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from einops import rearrange, repeat
@@ -15,6 +16,8 @@ from proav.errors import UserError
 from proav.geometry import ClipGeometry
 from proav.media.torchaudio import import_torchaudio
 
+TINY = 1e-16
+"""Least divisor: far below what is heard, and far enough from zero that no quotient overflows float32."""
 LIMITER_KNEE = 0.9
 """Sound above this magnitude is bent to stay below 1, in clips that would pass it."""
 
@@ -43,8 +46,11 @@ class MelFrames:
             mel_scale="slaney",
         )
         self._filters_MF = filters_FM.T.contiguous()
-        self._inverse_FM = torch.linalg.pinv(self._filters_MF.double()).float()
         self._window = torch.hann_window(self.geometry.n_fft)
+
+    @cached_property
+    def _inverse_FM(self) -> torch.Tensor:
+        return torch.linalg.pinv(self._filters_MF.double()).float()
 
     def encode(self, waveform_BL: torch.Tensor) -> torch.Tensor:
         """Waveform in [-1, 1], L a whole number of frames, -> mel_BTMS, float32 in [-1, 1]. Raises UserError for another length."""
@@ -61,10 +67,10 @@ class MelFrames:
         return rearrange(normalized, "(b p) m (t s) -> b (p t) m s", p=pieces, s=self.geometry.mel_steps).contiguous()
 
     def decode(self, mel_BTMS: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """mel_BTMS -> waveform_BL in [-1, 1], L = T * samples a frame, by pseudo-inverse filters and fast Griffin-Lim.
+        """mel_BTMS -> waveform_BL in [-1, 1], L = T * samples a frame, by fast Griffin-Lim towards its bands.
 
-        seeds: one a clip; it alone decides the first phase, so that a clip sounds the same in any batch. Peaks above 1 are rounded off,
-        see `_limit`.
+        seeds: one a clip; it alone decides the first phase, so that a clip sounds the same in any batch.
+        Peaks above 1 are rounded off, see `_limit`.
         """
         batch, frames = mel_BTMS.shape[:2]
         assert len(seeds) == batch, (len(seeds), batch)
@@ -73,11 +79,11 @@ class MelFrames:
         floor, ceiling = self.settings.floor_log10, self.settings.ceiling_log10
         mel_BMJ = 10.0 ** ((normalized.clamp(-1.0, 1.0) + 1) * ((ceiling - floor) / 2) + floor)
         mel_BMJ = mel_BMJ.masked_fill(normalized <= -1.0, 0.0)
-        magnitude_BFJ = (self._inverse_FM.to(mel_BMJ.device) @ mel_BMJ).clamp(min=0.0)
-        magnitude_BFJ = torch.cat([magnitude_BFJ, magnitude_BFJ[..., -1:]], dim=-1)  # the column that encode drops
-        phase = torch.stack([_first_phase(seed, (pieces, *magnitude_BFJ.shape[1:])) for seed in seeds])
-        phase = phase.flatten(0, 1).to(magnitude_BFJ.device)
-        waveform = self._griffin_lim(magnitude_BFJ, phase, frames // pieces * self.geometry.samples_per_frame)
+        mel_BMJ = torch.cat([mel_BMJ, mel_BMJ[..., -1:]], dim=-1)  # the column that encode drops
+        shape_FJ = self._filters_MF.shape[1], mel_BMJ.shape[-1]
+        phase_BFJ = torch.stack([_first_phase(seed, (pieces, *shape_FJ)) for seed in seeds]).flatten(0, 1)
+        length = frames // pieces * self.geometry.samples_per_frame
+        waveform = self._griffin_lim(mel_BMJ.mT, phase_BFJ.mT.to(mel_BMJ.device), length)
         return _limit(waveform.reshape(batch, -1))
 
     def tile(self, mel_BTMS: torch.Tensor, channels: int = 1) -> torch.Tensor:
@@ -101,18 +107,44 @@ class MelFrames:
         window = self._window.to(waveform_BL.device)
         return torch.stft(waveform_BL, self.geometry.n_fft, self.geometry.hop, window=window, center=True, pad_mode="constant", return_complex=True)
 
-    def _griffin_lim(self, magnitude_BFJ: torch.Tensor, phase_BFJ: torch.Tensor, length: int) -> torch.Tensor:
-        """Fast Griffin-Lim (Perraudin, Balazs, Sondergaard 2013): t <- c + momentum (c - c'), c the spectrum of the sound of magnitude * phase(t)."""
-        window = self._window.to(magnitude_BFJ.device)
-        momentum = self.settings.griffin_lim_momentum
-        previous = torch.zeros_like(phase_BFJ)
-        for _ in range(self.settings.griffin_lim_iterations):
-            waveform = torch.istft(magnitude_BFJ * phase_BFJ, self.geometry.n_fft, self.geometry.hop, window=window, center=True, length=length)
-            consistent = self._transform(waveform)
-            phase_BFJ = consistent + momentum * (consistent - previous)
-            phase_BFJ = phase_BFJ / phase_BFJ.abs().clamp(min=1e-16)
-            previous = consistent
-        return torch.istft(magnitude_BFJ * phase_BFJ, self.geometry.n_fft, self.geometry.hop, window=window, center=True, length=length)
+    def _griffin_lim(self, mel_BJM: torch.Tensor, phase_BJF: torch.Tensor, length: int) -> torch.Tensor:
+        """Fast Griffin-Lim (Perraudin, Balazs, Sondergaard 2013) towards mel bands: the sound, [B, length].
+
+        A round: x <- t * gain(|t|) with t = c + momentum (c - c').
+        c is the spectrum of the sound of x, and c' that of the round before. At first t has magnitude 1.
+        """
+        settings, n_fft, hop = self.settings, self.geometry.n_fft, self.geometry.hop
+        window = self._window.to(mel_BJM.device)
+        inside = slice(n_fft // 2, n_fft // 2 + length)
+        weight_BL = _overlap_add(window.square().expand(1, mel_BJM.shape[1], n_fft), hop)[:, inside]
+
+        def sound_of(spectrum_BJF: torch.Tensor) -> torch.Tensor:
+            """The same sound as torch.istft's, in half its time."""
+            pieces_BJN = torch.fft.irfft(spectrum_BJF, n=n_fft) * window
+            return _overlap_add(pieces_BJN, hop)[:, inside] / weight_BL
+
+        gain = self._gain_towards(mel_BJM)
+        spectrum_BJF, previous_BJF = phase_BJF * gain(_magnitude(phase_BJF)), torch.zeros_like(phase_BJF)
+        for _ in range(settings.griffin_lim_iterations):
+            consistent_BJF = self._transform(sound_of(spectrum_BJF)).mT
+            target_BJF = consistent_BJF + settings.griffin_lim_momentum * (consistent_BJF - previous_BJF)
+            spectrum_BJF, previous_BJF = target_BJF * gain(_magnitude(target_BJF)), consistent_BJF
+        return sound_of(spectrum_BJF)
+
+    def _gain_towards(self, mel_BJM: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What each bin of a magnitude_BJF is to be multiplied with, so that its mel bands come to mel_BJM.
+
+        multiplicative: M^T (m / M a) / M^T 1 with filters M, mel m, magnitude a (Richardson 1972, Lucy 1974).
+        Each band asks for a factor. A bin takes the mean of what its bands ask, weighted by their filters.
+        So partials stay as sharp as they have become. A bin that no filter reaches is silent.
+        pseudo_inverse: max(pinv(M) m, 0) / a, the magnitude of least norm, in every round the same.
+        """
+        if self.settings.griffin_lim_magnitude == "pseudo_inverse":
+            wanted_BJF = (mel_BJM @ self._inverse_FM.mT.to(mel_BJM.device)).clamp(min=0.0)
+            return lambda magnitude_BJF: wanted_BJF / magnitude_BJF.clamp(min=TINY)
+        filters_MF = self._filters_MF.to(mel_BJM.device)
+        shares_MF = filters_MF / filters_MF.sum(dim=0).clamp(min=TINY)
+        return lambda magnitude_BJF: (mel_BJM / (magnitude_BJF @ filters_MF.mT).clamp(min=TINY)) @ shares_MF
 
 
 @contextlib.contextmanager
@@ -124,6 +156,22 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _overlap_add(pieces_BJN: torch.Tensor, hop: int) -> torch.Tensor:
+    """The sum of pieces of N samples, each begun `hop` samples after the one before; zeros follow."""
+    batch, columns, size = pieces_BJN.shape
+    blocks = -(-size // hop)
+    blocks_BJKH = torch.nn.functional.pad(pieces_BJN, (0, blocks * hop - size)).unflatten(2, (blocks, hop))
+    sum_BJH = pieces_BJN.new_zeros(batch, columns + blocks - 1, hop)
+    for block in range(blocks):
+        sum_BJH[:, block : block + columns] += blocks_BJKH[:, :, block]
+    return sum_BJH.flatten(1)
+
+
+def _magnitude(spectrum: torch.Tensor) -> torch.Tensor:
+    """|spectrum|; torch's own, which is careful about extreme numbers, takes twice as long on a CPU."""
+    return (spectrum.real.square() + spectrum.imag.square()).sqrt()
 
 
 def _first_phase(seed: int, shape: tuple[int, ...]) -> torch.Tensor:

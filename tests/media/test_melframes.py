@@ -7,10 +7,11 @@ import torch
 
 from proav.config import Config
 from proav.errors import UserError
-from proav.media.melframes import MelFrames
+from proav.media.melframes import MelFrames, _overlap_add
 from proav.media.torchaudio import import_torchaudio, resample
 
 RATE = 16000
+MAGNITUDES = ("multiplicative", "pseudo_inverse")
 
 
 def make(transform="whole", *, clip=None, **mel):
@@ -73,11 +74,109 @@ def test_a_tone_lights_its_band_and_low_is_at_the_bottom(hz):
     assert row // 2 == 127 - band
 
 
-def test_silence_is_the_floor_and_stays_silent():
-    frames = make()
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+@pytest.mark.parametrize("transform", ["whole", "segment"])
+def test_silence_is_the_floor_and_stays_silent(transform, magnitude):
+    frames = make(transform, griffin_lim_magnitude=magnitude, griffin_lim_iterations=8)
     mel = frames.encode(torch.zeros(1, 25600))
     assert torch.all(mel == -1)
     assert torch.all(frames.decode(mel, [0]) == 0)
+    mel[:, 4:8] = 0.5
+    sound = frames.decode(mel, [0])[0]
+    assert torch.all(sound[: 4 * 1600 - 512] == 0) and torch.all(sound[8 * 1600 + 512 :] == 0)
+    assert sound[4 * 1600 : 8 * 1600].square().mean() > 1e-4
+
+
+def magnitudes_and_bands(frames, columns=7):
+    """Random magnitudes [1, J, F], and the bands [1, J, M] of others."""
+    shape = (2, 1, columns, frames._filters_MF.shape[1])
+    magnitude, other = torch.rand(shape, generator=torch.Generator().manual_seed(0)).square() + 1e-4
+    return magnitude, other @ frames._filters_MF.T
+
+
+def test_one_round_reaches_bands_that_do_not_overlap():
+    frames = make()
+    filters = torch.zeros(5, 257)
+    weights = 0.01 + torch.rand(5, 48, generator=torch.Generator().manual_seed(0))
+    for band in range(5):
+        filters[band, 50 * band + 2 : 50 * band + 50] = weights[band]
+    frames._filters_MF = filters
+    magnitude, mel = magnitudes_and_bands(frames)
+    scaled = magnitude * frames._gain_towards(mel)(magnitude)
+    torch.testing.assert_close(scaled @ filters.T, mel)
+    assert torch.all(scaled[:, :, filters.sum(dim=0) == 0] == 0)
+    ratio = scaled / magnitude  # and within a band the shape stays
+    torch.testing.assert_close(ratio[:, :, 60:99], ratio[:, :, 60:61].expand(-1, -1, 39))
+
+
+def test_a_spectrum_that_has_the_bands_stays_and_others_come_nearer():
+    frames = make(max_hz=6000.0)
+    magnitude, mel = magnitudes_and_bands(frames)
+    reached = frames._filters_MF.sum(dim=0) > 0
+    own = magnitude @ frames._filters_MF.T
+    unchanged = magnitude * frames._gain_towards(own)(magnitude)
+    assert torch.all(unchanged[:, :, ~reached] == 0) and int((~reached).sum()) > 60
+    torch.testing.assert_close(unchanged[:, :, reached], magnitude[:, :, reached])
+
+    def divergence(bands):  # Richardson and Lucy's step never raises it
+        return (mel * (mel / bands).log() - mel + bands).sum()
+
+    gain, distances = frames._gain_towards(mel), [divergence(own)]
+    for _ in range(30):
+        magnitude = magnitude * gain(magnitude)
+        distances.append(divergence(magnitude @ frames._filters_MF.T))
+    assert all(after <= before * (1 + 1e-5) for before, after in zip(distances, distances[1:]))
+    assert distances[-1] < 0.02 * distances[0]
+
+
+@pytest.mark.parametrize("transform", ["whole", "segment"])
+def test_multiplicative_magnitudes_lose_less_than_fixed_ones(transform):
+    """Measured with six seeds at a window of 256 samples: whole 1.33 to 1.42 dB against 1.60 to 1.67,
+    segment 2.20 to 2.44 against 2.64 to 2.83."""
+    sound, losses = chirp_and_clicks(), {}
+    for magnitude in MAGNITUDES:
+        frames = make(transform, griffin_lim_magnitude=magnitude)
+        restored = frames.decode(frames.encode(sound).expand(3, -1, -1, -1), [0, 1, 2])
+        losses[magnitude] = (decibels(sound, 256) - decibels(restored, 256)).abs().mean(dim=(1, 2))
+    assert losses["multiplicative"].max() < 0.95 * losses["pseudo_inverse"].min()
+
+
+def test_noise_keeps_its_level():
+    frames = make()
+    sound = 0.2 * torch.randn(1, 25600, generator=torch.Generator().manual_seed(0))
+    restored = frames.decode(frames.encode(sound), [0])
+    assert abs(20 * math.log10(restored.norm() / sound.norm())) < 0.1  # fixed magnitudes: 0.53 dB too quiet
+
+
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+@pytest.mark.parametrize("transform", ["whole", "segment"])
+def test_any_image_gives_a_finite_sound(transform, magnitude):
+    frames = make(transform, griffin_lim_magnitude=magnitude, griffin_lim_iterations=8)
+    ends = torch.rand(16, 128, 16, generator=torch.Generator().manual_seed(0)).round() * 2 - 1
+    one_band, one_column = torch.full((2, 16, 128, 16), -1.0)
+    one_band[:, 100], one_column[8, :, 8] = 1.0, 1.0
+    flat = [torch.full_like(ends, value) for value in (1.0, -0.9999)]
+    images = torch.stack([ends, 3 * ends, one_band, one_column, *flat])
+    sounds = frames.decode(images, list(range(6)))
+    assert torch.isfinite(sounds).all() and sounds.abs().max() <= 1
+
+
+def test_nothing_stays_on_another_device():
+    """Tensors of the device meta have no values, and mixing them with those of the CPU is an error."""
+    for magnitude in MAGNITUDES:
+        frames = make(griffin_lim_magnitude=magnitude, griffin_lim_iterations=2)
+        assert frames.decode(torch.zeros(1, 16, 128, 16, device="meta"), [0]).device.type == "meta"
+
+
+@pytest.mark.parametrize(("size", "hop"), [(512, 100), (256, 64), (17, 5), (9, 4)])
+def test_pieces_are_added_where_they_begin(size, hop):
+    pieces = torch.randn(2, 6, size, generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros(2, 5 * hop + size)
+    for column in range(6):
+        expected[:, column * hop : column * hop + size] += pieces[:, column]
+    total = _overlap_add(pieces, hop)
+    torch.testing.assert_close(total[:, : expected.shape[1]], expected)
+    assert torch.all(total[:, expected.shape[1] :] == 0)
 
 
 def test_levels_follow_the_formula():
@@ -95,9 +194,9 @@ def test_a_click_lands_in_its_frame_and_column():
         assert abs(int(level.argmax()) - sample / 100) <= 0.5
 
 
-@pytest.mark.parametrize(("transform", "bounds"), [("whole", (2.0, 0.8)), ("segment", (3.5, 3.3))])
+@pytest.mark.parametrize(("transform", "bounds"), [("whole", (1.6, 0.6)), ("segment", (2.8, 3.0))])
 def test_round_trip_error(transform, bounds):
-    """Measured: whole 1.65 and 0.52 dB at windows of 256 and 1024 samples, segment 2.88 and 2.69."""
+    """Measured: whole 1.38 and 0.37 dB at windows of 256 and 1024 samples, segment 2.35 and 2.25."""
     frames = make(transform)
     sound = chirp_and_clicks()
     restored = frames.decode(frames.encode(sound), [3])
