@@ -138,6 +138,10 @@ class MDSATrainConfig(TrainConfig):
     """The learning rates grow linearly over this many clips."""
     augment_flip: bool = True
     """Mirror the pictures of every second clip left to right."""
+    augment_turns: bool = False
+    """Mirror the pictures of every second clip top to bottom; if square, exchange rows and columns of every second."""
+    augment_colour: Probability = 0.0
+    """A: contrast evenly in [1 - A, 1 + A], brightness evenly in [-A / 2, A / 2], for pixels in [-1, 1]."""
     augment_gain_db: Annotated[float, Field(ge=0, le=40)] = 0.0
     """Change the loudness of each clip by up to this, in dB up or down, never beyond full scale; its mel is then made anew. 0: as recorded."""
 

@@ -17,11 +17,11 @@ import torch
 
 from proav import storage
 from proav.config import Config, FilterConfig
-from proav.data.order import EpochOrder, flips, gains, slot_starts
+from proav.data.augment import Louder, PictureChanges
+from proav.data.order import EpochOrder, slot_starts
 from proav.data.rows import RowReader, open_parquet
 from proav.data.shards import SegmentStore, label_indices
 from proav.errors import UserError
-from proav.media.melframes import MelFrames, one_torch_thread
 
 PREFETCH_BATCHES = 2
 """Batches that each loading process or actor prepares ahead."""
@@ -111,8 +111,9 @@ class ClipFeed(Feed):
     position int64 [b], start_frame int64 [b], flipped bool [b], gain_db float32 [b], segment_id and source_id (lists of str) and, with_audio,
     audio float32 [b, samples] in [-1, 1].
 
-    flip: mirror the pictures left to right with probability 1/2. gain_db: amplify the sound by a gain drawn evenly from [-gain_db, gain_db],
-    but not beyond full scale, and make its mel anew. Both are decided by (seed, position). Raises UserError where the split has no clip.
+    flip, turned, colour: as in `PictureChanges`. gain_db: amplify the sound by a gain drawn evenly from
+    [-gain_db, gain_db], not beyond full scale, and make its mel anew. All are decided by (seed, position).
+    Raises UserError where the split has no clip.
     """
 
     def __init__(
@@ -124,11 +125,13 @@ class ClipFeed(Feed):
         seed: int = 0,
         batch_size: int = 1,
         flip: bool = False,
+        turned: bool = False,
+        colour: float = 0.0,
         gain_db: float = 0.0,
         with_audio: bool = False,
     ) -> None:
         self.store, self.num_frames, self.split = SegmentStore(data_dir), config.clip.num_frames, split
-        self.seed, self.batch_size, self.flip, self.with_audio = seed, batch_size, flip, with_audio
+        self.seed, self.batch_size, self.with_audio = seed, batch_size, with_audio
         check_fits(self.store, config)
         self.segments, self.first_frames, self.frames = self.store.stretches(split=split, num_frames=self.num_frames)
         if not len(self.segments):
@@ -137,7 +140,8 @@ class ClipFeed(Feed):
         self.first_slot = np.cumsum(self.slots_per_stretch) - self.slots_per_stretch
         self.labels_of_segments = self.store.label_indices()
         self.order = EpochOrder(seed, int(self.slots_per_stretch.sum()))
-        self.louder = _Louder(config, gain_db) if gain_db else None
+        self.pictures = PictureChanges(config, seed, flip=flip, turned=turned, colour=colour)
+        self.louder = Louder(config, gain_db) if gain_db else None
 
     @property
     def num_slots(self) -> int:
@@ -164,7 +168,6 @@ class ClipFeed(Feed):
 
     def at(self, positions: np.ndarray) -> dict:
         indices, starts = self.windows(positions)
-        mirrored = flips(self.seed, positions) if self.flip else np.zeros(len(positions), bool)
         want = ("video", "mel", "audio") if self.with_audio else ("video", "mel")
         windows = [
             self.store.window(index, start, self.num_frames, want=want) for index, start in zip(indices.tolist(), starts.tolist(), strict=True)
@@ -174,14 +177,13 @@ class ClipFeed(Feed):
             decibels = self.louder.draw(self.seed, positions, self.store.index.column("peak").take(indices).to_numpy())
             for window, index, start, gain in zip(windows, indices.tolist(), starts.tolist(), decibels.tolist(), strict=True):
                 window |= self.louder.sound(self.store, index, start, self.num_frames, gain)
-        pictures = [torch.from_numpy(window["video"]) for window in windows]  # torch mirrors five times as fast as NumPy
         batch = {
-            "video": torch.stack([picture.flip(2) if flip else picture for picture, flip in zip(pictures, mirrored, strict=True)]),
+            "video": self.pictures([window["video"] for window in windows], positions),
             "mel": torch.from_numpy(np.stack([window["mel"] for window in windows]).astype(np.float32)),
             "label": torch.from_numpy(self.labels_of_segments[indices]),
             "position": torch.from_numpy(np.asarray(positions, np.int64)),
             "start_frame": torch.from_numpy(starts),
-            "flipped": torch.from_numpy(mirrored),
+            "flipped": torch.from_numpy(self.pictures.mirrored(positions)),
             "gain_db": torch.from_numpy(decibels),
             "segment_id": self.store.index.column("id").take(indices).to_pylist(),
             "source_id": self.store.index.column("source_id").take(indices).to_pylist(),
@@ -301,28 +303,6 @@ def _no_clips(store: SegmentStore, split: str, num_frames: int) -> str:
         f"{store.data_dir} has no clips to use in the split {split} ({stored} segments; the filters leave {used} in use, none of them with "
         f"{num_frames} frames or more in one piece); check data.validation_fraction, the listing's split column, clip.num_frames and filters"
     )
-
-
-class _Louder:
-    """Sound with another gain, and its mel: made from the stored sound of the whole segment, as the stored mel was.
-
-    A shift of the stored mel would be cheaper, but wrong wherever that was cut off at its floor or its ceiling.
-    """
-
-    def __init__(self, config: Config, most_db: float) -> None:
-        self.most_db, self.mel_frames = most_db, MelFrames(config)
-
-    def draw(self, seed: int, positions: np.ndarray, peaks: np.ndarray) -> np.ndarray:
-        """float32 [b]: gains in dB; no gain lifts a peak above full scale."""
-        return np.minimum(gains(seed, positions, self.most_db), -20 * np.log10(np.maximum(peaks, 1e-9))).astype(np.float32)
-
-    def sound(self, store: SegmentStore, index: int, start: int, count: int, gain_db: float) -> dict[str, np.ndarray]:
-        """mel and audio of a window, as `SegmentStore.window` gives them."""
-        audio = store.window(index, want=("audio",))["audio"] * np.float32(10 ** (gain_db / 20))
-        with one_torch_thread():
-            mel = self.mel_frames.encode(torch.from_numpy(audio)[None])[0].numpy().astype(np.float16)
-        per_frame = len(audio) // len(mel)
-        return {"mel": mel[start : start + count], "audio": audio[start * per_frame : (start + count) * per_frame]}
 
 
 def _process_context() -> multiprocessing.context.BaseContext:

@@ -75,6 +75,18 @@ def flips(seed: int, positions: np.ndarray) -> np.ndarray:
     return hash_uint64(seed, _FLIP, 0, positions) >> np.uint64(63) == 1
 
 
+def turns(seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mirrored top to bottom, transposed), bool [n]: the clip at a position, each with probability 1/2."""
+    draws = hash_uint64(seed, _TURN, 0, positions)
+    return draws >> np.uint64(63) == 1, (draws >> np.uint64(62)) & np.uint64(1) == 1
+
+
+def colours(seed: int, positions: np.ndarray, most: float) -> tuple[np.ndarray, np.ndarray]:
+    """Contrast, even in [1 - most, 1 + most), and brightness, even in [-most / 2, most / 2): float64 [n]."""
+    contrast, brightness = (uniform(seed, stream, 0, positions) for stream in (_CONTRAST, _BRIGHTNESS))
+    return 1 + most * (2 * contrast - 1), most * (brightness - 0.5)
+
+
 def gains(seed: int, positions: np.ndarray, most_db: float) -> np.ndarray:
     """float64 [n]: the gain in dB of the clip at a position, uniform in [-most_db, most_db)."""
     return most_db * (2 * uniform(seed, _GAIN, 0, positions) - 1)
@@ -87,4 +99,4 @@ def _mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-_ORDER, _START, _FLIP, _GAIN = range(4)
+_ORDER, _START, _FLIP, _GAIN, _TURN, _CONTRAST, _BRIGHTNESS = range(7)

@@ -49,13 +49,19 @@ def make_mdsa(make_config):
 
 @pytest.fixture
 def open_gates():
-    """Gives every output gate of the fusion modules random values, so that they do something."""
+    """Gives every weight matrix that starts at zero random values, so that each part does something.
+
+    Those are the output gates of the fusion modules, the ends of the networks beside the linear path, and its
+    kernels.
+    """
 
     def open_all(module: torch.nn.Module) -> torch.nn.Module:
         generator = torch.Generator().manual_seed(7)
         for part in module.modules():
-            if isinstance(part, ClosedLinear):
-                part.weight.data.normal_(0, 0.3, generator=generator)
+            weight = getattr(part, "kernel", getattr(part, "weight", None))
+            if weight is not None and not weight.any():
+                deviation = 0.3 if isinstance(part, ClosedLinear) else 0.3 * weight[0].numel() ** -0.5
+                weight.data.normal_(0, deviation, generator=generator)
         return module
 
     return open_all

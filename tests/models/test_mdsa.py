@@ -11,30 +11,43 @@ from proav.models.streams import tile_mel, untile_mel
 
 FUSION = ("multi_scale", "spatial", "group_cross", "bi_block")
 ALL_OFF = {name: {"enabled": False} for name in FUSION}
+ALONE = {"linear_planes": {"enabled": False}, "refiner": {"enabled": False}}
+"""The network alone, without linear planes and refiners."""
 
 
 def _equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_planes_and_clips_have_their_shapes_and_ranges(make_mdsa, make_config, clips):
-    model = make_mdsa()
+@pytest.mark.parametrize("parts", [{}, ALONE], ids=["whole", "network alone"])
+def test_planes_and_clips_have_their_shapes_and_ranges(make_mdsa, make_config, open_gates, clips, parts):
+    model = make_mdsa(plane_channels={"video": (5, 3, 2)}, **parts)
+    if not parts:
+        model = open_gates(model)
+        for weight in model.parameters():
+            weight.data *= 2  # no part of it is bounded by itself
     planes = model.encode(*clips)
-    shapes = LatentGeometry.from_config(make_config()).plane_shapes
+    shapes, channels = LatentGeometry.from_config(make_config()).plane_shapes, (5, 3, 2, 4, 4, 4)
     assert tuple(planes) == PLANE_NAMES
-    for name, plane in planes.items():
-        assert plane.shape == (3, 4, *shapes[name[2:]]) and plane.abs().max() < 1 and plane.dtype == torch.float32
+    for (name, plane), depth in zip(planes.items(), channels, strict=True):
+        assert plane.shape == (3, depth, *shapes[name[2:]]) and plane.dtype == torch.float32
+        assert (plane.abs().max() < 1) == (parts == ALONE)
     video, mel = model.decode(planes)
     assert video.shape == clips[0].shape and mel.shape == clips[1].shape
     assert max(video.abs().max(), mel.abs().max()) <= 1
+    assert (max(values.abs().max() for values in model(*clips)) <= 1) == (parts == ALONE)  # what losses see
 
 
-def test_untrained_model_is_two_independent_autoencoders_bit_for_bit(make_mdsa, clips):
-    fused, plain = make_mdsa(seed=3), make_mdsa(seed=3, **ALL_OFF)
-    assert _equal(plain.state_dict(), {name: weight for name, weight in fused.state_dict().items() if name in plain.state_dict()})
+@pytest.mark.parametrize("parts", [{}, ALONE], ids=["whole", "network alone"])
+def test_untrained_model_is_two_independent_autoencoders_bit_for_bit(make_mdsa, clips, parts):
+    fused, plain = make_mdsa(seed=3, **parts), make_mdsa(seed=3, **parts, **ALL_OFF)
+    shared = {name: weight for name, weight in fused.state_dict().items() if name in plain.state_dict()}
+    assert _equal(plain.state_dict(), shared)
+    for model in (fused, plain):
+        model.fit_linear_planes([clips])
     assert all(torch.equal(a, b) for a, b in zip(fused(*clips), plain(*clips)))
     alone = plain.decode(plain.encode(clips[0], None))[0], plain.decode(plain.encode(None, clips[1]))[1]
-    assert all(torch.equal(a, b) for a, b in zip(fused(*clips), alone))
+    assert all(torch.equal(a.clamp(-1, 1), b) for a, b in zip(fused(*clips), alone))
 
 
 @pytest.mark.parametrize("name", FUSION)
@@ -42,6 +55,45 @@ def test_switching_one_module_off_leaves_all_other_weights(make_mdsa, name):
     full, part = make_mdsa(seed=3).state_dict(), make_mdsa(seed=3, **{name: {"enabled": False}}).state_dict()
     assert set(full) - set(part) == {key for key in full if key.startswith(name + ".")}
     assert all(torch.equal(weight, full[key]) for key, weight in part.items())
+
+
+@pytest.mark.parametrize("audio_input", ["native", "tiled"])
+def test_untrained_model_is_the_linear_code_bit_for_bit(make_mdsa, clips, audio_input):
+    model = make_mdsa(audio_input=audio_input)
+    model.fit_linear_planes([clips])
+    images = {"video": clips[0], "audio": clips[1][:, None]}
+    if audio_input == "tiled":
+        images["audio"] = tile_mel(clips[1], model.geometry["audio"])
+    codes = {name: model.linear[name].analyse(values) for name, values in images.items()}
+    made = {name: model.linear[name].synthesize(planes) for name, planes in codes.items()}
+    expected = {f"{name[0]}_{plane}": code for name in codes for plane, code in codes[name].items()}
+    assert _equal(model.encode(*clips), expected) and _equal(model.encode_lone(*clips), expected)
+    mel = untile_mel(made["audio"], 16, 8) if audio_input == "tiled" else made["audio"][:, 0]
+    video, bounded = made["video"], (made["video"].clamp(-1, 1), mel.clamp(-1, 1))
+    assert all(torch.equal(*pair) for pair in zip(model(*clips), (video, mel), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(model.decode(expected), bounded, strict=True))
+    for index, letter in enumerate("va"):
+        lone = {name: plane for name, plane in expected.items() if name.startswith(letter)}
+        assert torch.equal(model.decode(lone)[index], bounded[index])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert _equal(model.encode(*clips), expected) and torch.equal(model(*clips)[0], video)
+
+
+def test_fit_reads_batches_once_as_they_are_made(make_mdsa, clips):
+    whole, parts = make_mdsa(), make_mdsa()
+    whole.fit_linear_planes([clips])
+    parts.fit_linear_planes((clips[0][index : index + 1], clips[1][index : index + 1]) for index in range(3))
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], weight, atol=1e-4, rtol=1e-4)
+
+
+def test_switched_off_the_linear_path_and_the_refiner_leave_nothing(make_mdsa, clips):
+    model = make_mdsa(**ALONE)
+    words = ("linear.video", "linear.audio", "refine")
+    assert not any(word in name for name in model.state_dict() for word in words)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.fit_linear_planes([clips])
+    assert _equal(before, model.state_dict())
 
 
 def test_construction_leaves_the_random_stream_where_it_was_without_fusion(make_mdsa):
@@ -140,6 +192,30 @@ def _gradients(model, clips, **attributes):
     return {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
+def test_from_the_linear_code_on_every_weight_comes_to_learn(make_mdsa, clips):
+    model = make_mdsa()
+    model.fit_linear_planes([clips])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(2):  # first the ends of the networks, which start at zero, then the gates within them
+        _gradients(model, clips)
+        optimizer.step()
+    silent = {name for name, gradient in _gradients(model, clips).items() if not gradient.any()}
+    assert not silent
+
+
+def test_noise_is_added_to_planes_in_units_of_their_own(make_mdsa, clips):
+    model = make_mdsa()
+    model.fit_linear_planes([clips])
+    planes = model.encode(*clips)
+    noise = {name: torch.randn_like(plane) for name, plane in planes.items()}
+    sizes = {name: plane.square().mean((1, 2, 3), keepdim=True).sqrt() for name, plane in planes.items()}
+    noisy = {name: plane + sizes[name] * noise[name] for name, plane in planes.items()}
+    expected = [values.clamp(-1, 1) for values in model(*clips, noise=noise)]
+    assert all(torch.equal(*pair) for pair in zip(expected, model.decode(noisy), strict=True))
+    silent = model(*clips, noise={name: torch.zeros_like(plane) for name, plane in planes.items()})
+    assert all(torch.equal(*pair) for pair in zip(silent, model(*clips), strict=True))
+
+
 def test_activation_checkpointing_gives_equal_gradients_and_every_weight_learns(make_mdsa, open_gates, clips):
     model = open_gates(make_mdsa())
     kept, recomputed = _gradients(model, clips, activation_checkpointing=False), _gradients(model, clips, activation_checkpointing=True)
@@ -150,7 +226,7 @@ def test_activation_checkpointing_gives_equal_gradients_and_every_weight_learns(
 @pytest.mark.parametrize("how", ["autocast", "weights"])
 def test_bf16(make_mdsa, open_gates, clips, how):
     model = open_gates(make_mdsa())
-    expected = model(*clips)[0]
+    expected = model.decode(model.encode(*clips))[0]
     if how == "weights":
         model = model.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
@@ -179,7 +255,8 @@ def test_clips_do_not_depend_on_their_batch(make_mdsa, open_gates, clips):
 
 def test_one_stream_has_the_parameters_of_its_ancestor():
     with torch.device("meta"):
-        model = MDSA(Config(mdsa={"plane_size": 32, "latent_channels": 4, "audio_input": "tiled", "bi_block": {"block_size": 8}}))
+        settings = ALONE | {"plane_size": 32, "latent_channels": 4, "audio_input": "tiled"}
+        model = MDSA(Config(mdsa=settings | {"bi_block": {"block_size": 8}}))
     stream = [parts["video"] for parts in (model.encoder, model.to_latents, model.from_latents, model.decoder)]
     assert sum(weight.numel() for part in stream for weight in part.parameters()) == 62_064_399  # PVDM's autoencoder at its released settings
 

@@ -114,13 +114,14 @@ def test_hidden_matrices_of_stdit_are_those_of_its_blocks():
 
 
 def test_hidden_matrices_of_mdsa_are_those_of_attentions_and_mlps():
-    model = MDSA(tiny_config())
+    model = MDSA(tiny_config("mdsa.refiner.width=4"))
     hidden, weights = hidden_matrices(model), dict(model.named_parameters())
     assert all(weights[name].ndim == 2 and len(weights[name]) % parts == 0 for name, parts in hidden.items())
     maps = ("to_query", "to_key_value", "to_output", "mlp.expand", "mlp.contract", "mlp.0", "mlp.2")
     others = ("embed.linear", "expand.linear", "to_latents", "from_latents", "positions", "fusion_KC")
+    others += ("linear.video", "linear.audio", "refine.enter", "refine.up", "refine.leave")
     assert set(hidden) == {name for name in weights if name.endswith(tuple(f"{end}.weight" for end in maps))}
-    for word in others:  # into the network, out of it, the bottleneck, tables
+    for word in others:  # into the network, out of it, bottleneck, tables, linear path, refiners
         assert any(word in name for name in weights) and not any(word in name for name in hidden), word
     fused = {name for name, parts in hidden.items() if parts == 2}
     assert fused == {name for name in hidden if name.endswith(("to_key_value.weight", "mlp.expand.weight"))}
