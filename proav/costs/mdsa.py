@@ -161,7 +161,8 @@ def _linear_path(config: Config, modality: str) -> tuple[Cost, Cost]:
 def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
     """The map between images and each plane, one way, in the order in which planes are taken off.
 
-    D V parameters and 2 cells D V FLOPs, V the values of a window: two cells wide if windows overlap.
+    D V parameters in a hidden matrix, one gain, and 2 cells D V FLOPs, V the values of a window: two cells wide
+    if windows overlap.
     """
     mdsa, stream = config.mdsa, stream_geometries(config)[modality]
     channels, frames, rows, columns = stream.input_shape
@@ -176,7 +177,8 @@ def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
     else:
         order, values["HT"] = ("HT", "WT", "HW"), channels * wide(p) * wide(columns)
     cells, depth = _plane_cells(config), mdsa.channels(modality)
-    return {name: linear_cost(values[name], depth[name], cells[name], bias=False) for name in order}
+    gain = Cost(1)
+    return {name: hidden_cost(values[name], depth[name], cells[name], bias=False) + gain for name in order}
 
 
 def _refiner(config: Config, modality: str) -> Cost:

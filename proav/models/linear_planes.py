@@ -9,6 +9,7 @@ B clips, C image channels, T frames, R S rows and columns of an image, H W rows 
 channels; in the fit N clips, F images kept of a clip, L blocks, V values of a block.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -71,21 +72,33 @@ frame: laid end to end, windows of WT and HT reach across the borders of frames.
 
 
 class WindowAnalysis(nn.Module):
-    """Cells of a plane, each the inner products of D kernels with a window of the images: a strided convolution in float32."""
+    """Cells of a plane, each the inner products of D kernels with a window of the images.
+
+    A strided convolution in float32 with the kernels gain * weight. The weight [D, V], V values of a window, has
+    orthonormal rows after the fit; it is a hidden matrix, which Muon trains four times as fast as AdamW.
+    """
 
     def __init__(self, shape: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]) -> None:
         super().__init__()
-        self.kernel, self.stride, self.padding = nn.Parameter(torch.zeros(shape)), stride, padding
+        self.shape, self.stride, self.padding = shape, stride, padding
+        self.weight = nn.Parameter(torch.zeros(shape[0], math.prod(shape[1:])))
+        self.gain = nn.Parameter(torch.ones(1))
+        self.hidden_parts = 1
+
+    @property
+    def kernel(self) -> Tensor:
+        """[D, channels of the images, rows, columns]."""
+        return (self.gain.float() * self.weight.float()).view(self.shape)
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.conv2d(images, self.kernel.float(), stride=self.stride, padding=self.padding)
+        return F.conv2d(images, self.kernel, stride=self.stride, padding=self.padding)
 
 
 class WindowSynthesis(WindowAnalysis):
     """Images as the sum of overlapping windows, each a combination of D kernels: the transposed convolution, in float32."""
 
     def forward(self, cells: Tensor) -> Tensor:
-        return F.conv_transpose2d(cells, self.kernel.float(), stride=self.stride, padding=self.padding)
+        return F.conv_transpose2d(cells, self.kernel, stride=self.stride, padding=self.padding)
 
 
 class MeanImage(nn.Module):
@@ -186,16 +199,18 @@ class LinearPlanes(nn.Module):
     def _set_kernels(self, name: str, components_DV: Tensor, scale: float) -> None:
         """Blocks as the middles of the kernels; codes are divided by `scale`.
 
-        HW's block is the same in all frames, its code their mean.
+        HW's block is the same in all T frames, its code their mean: blocks / sqrt(T) have unit length.
         """
         (rows, columns), frames = self.windows[name][1], self.geometry.num_frames
         blocks = rearrange(components_DV, "d (c p q) -> d c p q", p=rows, q=columns)
-        share = 1.0
+        length = 1.0
         if name == "HW":
-            blocks, share = blocks.repeat_interleave(frames, dim=1), 1 / frames
-        for part, factor in ((self.analysis[name], share / scale), (self.synthesis[name], scale)):
+            length = frames**0.5
+            blocks = blocks.repeat_interleave(frames, dim=1) / length
+        for part, gain in ((self.analysis[name], 1 / (length * scale)), (self.synthesis[name], length * scale)):
             margin = part.padding
-            part.kernel.copy_(F.pad(blocks * factor, (margin[1], margin[1], margin[0], margin[0])))
+            part.weight.copy_(F.pad(blocks, (margin[1], margin[1], margin[0], margin[0])).flatten(1))
+            part.gain.fill_(gain)
 
 
 class FitSample:

@@ -152,7 +152,7 @@ def empty_planes(path):
 def test_windows_reach_into_their_neighbours_once_trained():
     path = LinearPlanes(PICTURE, CHANNELS, sound=False)
     for part_of_path in (*path.analysis.values(), *path.synthesis.values()):
-        torch.nn.init.normal_(part_of_path.kernel)
+        torch.nn.init.normal_(part_of_path.weight)
     clip = torch.zeros(1, *PICTURE.input_shape)
     spot = clip.clone()
     spot[0, :, 2, 13, 13] = 1  # in the cell (3, 3), at its upper left
@@ -165,7 +165,7 @@ def test_windows_reach_into_their_neighbours_once_trained():
 
 def test_windows_of_sound_reach_across_frames():
     path = LinearPlanes(SOUND, CHANNELS, sound=True)
-    torch.nn.init.normal_(path.synthesis["HT"].kernel)
+    torch.nn.init.normal_(path.synthesis["HT"].weight)
     planes = empty_planes(path)
     planes["HT"][0, :, 3] = 1
     made = path.synthesize(planes).abs().sum((0, 1, 3))  # [T, S]

@@ -218,6 +218,7 @@ def test_noise_is_added_to_planes_in_units_of_their_own(make_mdsa, clips):
 
 def test_activation_checkpointing_gives_equal_gradients_and_every_weight_learns(make_mdsa, open_gates, clips):
     model = open_gates(make_mdsa())
+    model.fit_linear_planes([clips])
     kept, recomputed = _gradients(model, clips, activation_checkpointing=False), _gradients(model, clips, activation_checkpointing=True)
     assert _equal(kept, recomputed)
     assert all(gradient.abs().max() > 0 for gradient in kept.values())

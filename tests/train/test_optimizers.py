@@ -113,15 +113,18 @@ def test_hidden_matrices_of_stdit_are_those_of_its_blocks():
         assert hidden_matrices(model) == expected | {"blocks.0.mlp.0.weight": 1, "blocks.0.mlp.2.weight": 1}
 
 
-def test_hidden_matrices_of_mdsa_are_those_of_attentions_and_mlps():
+def test_hidden_matrices_of_mdsa_are_those_of_attentions_mlps_and_linear_planes():
     model = MDSA(tiny_config("mdsa.refiner.width=4"))
     hidden, weights = hidden_matrices(model), dict(model.named_parameters())
     assert all(weights[name].ndim == 2 and len(weights[name]) % parts == 0 for name, parts in hidden.items())
     maps = ("to_query", "to_key_value", "to_output", "mlp.expand", "mlp.contract", "mlp.0", "mlp.2")
     others = ("embed.linear", "expand.linear", "to_latents", "from_latents", "positions", "fusion_KC")
-    others += ("linear.video", "linear.audio", "refine.enter", "refine.up", "refine.leave")
-    assert set(hidden) == {name for name in weights if name.endswith(tuple(f"{end}.weight" for end in maps))}
-    for word in others:  # into the network, out of it, bottleneck, tables, linear path, refiners
+    others += ("gain", "mean.value", "refine.enter", "refine.up", "refine.leave")
+    network = {name for name in weights if name.endswith(tuple(f"{end}.weight" for end in maps))}
+    windows = {name for name in weights if ".analysis." in name or ".synthesis." in name}
+    assert len(windows) == 24  # of three planes in two streams, there and back, a matrix and a gain
+    assert set(hidden) == network | {name for name in windows if name.endswith(".weight")}
+    for word in others:  # into the network, out of it, bottleneck, tables, gains and means, refiners
         assert any(word in name for name in weights) and not any(word in name for name in hidden), word
     fused = {name for name, parts in hidden.items() if parts == 2}
     assert fused == {name for name in hidden if name.endswith(("to_key_value.weight", "mlp.expand.weight"))}
