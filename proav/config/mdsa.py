@@ -73,6 +73,8 @@ class LinearPlanesConfig(Section):
     """Windows of two patches, so that neighbours overlap; off: blocks."""
     fit_clips: PositiveInt = 192
     """First clips of training that the path is fitted on; meanwhile three pictures of each are kept."""
+    alone_clips: Count = 0
+    """Clips at the beginning of training in which the path learns without the network, which costs a tenth or less."""
 
 
 class RefinerConfig(Section):

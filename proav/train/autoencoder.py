@@ -71,7 +71,9 @@ class AutoencoderStep:
         if self.config.mdsa.latent_noise:
             planes = draw_noise(self.config, positions).items()
             noise = {name: plane.to(self.device, non_blocking=True) for name, plane in planes}
-        outputs = engine.forward(video_BCTHW, mel_BTMS, flow=flow, noise=noise)
+        linear = self.config.mdsa.linear_planes
+        alone = linear.enabled and clips < linear.alone_clips
+        outputs = engine.forward(video_BCTHW, mel_BTMS, flow=flow, noise=noise, linear_alone=alone)
         video_out, mel_out = (output.float() for output in outputs)
         terms = self._reconstruction(video_BCTHW, video_out, mel_BTMS, mel_out, frames_B)
         self._judged = None
