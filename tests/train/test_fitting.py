@@ -132,6 +132,17 @@ def test_every_engine_trains_on_from_the_fitted_weights(config, tmp_path):
                 torch.testing.assert_close(weights[name], weight, atol=1e-25, rtol=0)
 
 
+def test_while_the_linear_path_learns_alone_nothing_else_moves(config, tmp_path):
+    words = (f"run_dir={tmp_path}", f"data.prepared={config.data_folder}", "train.engine=torch")
+    alone = ("mdsa.linear_planes.alone_clips=8", "train.checkpoint_every_clips=4", "train.keep_checkpoints=9")
+    train_worker(tiny_config(*words, *alone, "train.num_clips=12"), "mdsa", device=CPU)
+    folder = f"{tmp_path}/mdsa/checkpoints/clips-"
+    first, second, third = (load_checkpoint(f"{folder}{clips:012d}").weights("model") for clips in (4, 8, 12))
+    moved = {name for name in first if not torch.equal(first[name], second[name])}
+    assert moved and all(name.startswith("linear.") for name in moved)
+    assert any(not torch.equal(second[name], third[name]) for name in first if not name.startswith("linear."))
+
+
 def test_a_run_says_it_once_and_does_not_fit_again_when_resumed(config, tmp_path, capfd):
     words = (f"run_dir={tmp_path}", f"data.prepared={config.data_folder}", "train.engine=torch")
     for clips, times in ((4, 1), (8, 0)):
