@@ -39,7 +39,7 @@ HOW_TO_MAKE = {
 _FOLDER = re.compile(r"^clips-(\d{12})$")
 _FREE_KEYS = re.compile(
     r"^(name|run_dir|stage|data|filters|encode|generate|evaluate|tune|(mdsa|stdit)\.(train|loss)"
-    r"|mel\.griffin_lim_\w+|mdsa\.(modality_dropout|latent_noise)"
+    r"|mel\.griffin_lim_\w+|mdsa\.(modality_dropout|latent_noise|linear_planes\.alone_clips)"
     r"|stdit\.label_dropout|diffusion\.(task_weights|ddim_eta))(\.|$)"
 )
 """Settings that may change between a checkpoint and its continuation: none of them changes what the weights mean."""

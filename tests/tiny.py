@@ -15,6 +15,7 @@ TINY = [
     "mdsa.plane_size=4", "mdsa.latent_channels=4", "mdsa.width=16", "mdsa.encoder_depth=1", "mdsa.decoder_depth=1", "mdsa.num_heads=2", "mdsa.head_width=8",
     "mdsa.collapse_depth=1", "mdsa.collapse_heads=2", "mdsa.collapse_mlp_width=16", "mdsa.multi_scale.num_heads=2", "mdsa.spatial.num_heads=2",
     "mdsa.group_cross.num_heads=2", "mdsa.group_cross.num_groups=2", "mdsa.bi_block.num_heads=2", "mdsa.bi_block.block_size=2",
+    "mdsa.linear_planes.fit_clips=8", "mdsa.refiner.width=4",
     "mdsa.loss.discriminator_width=4", "mdsa.loss.discriminator_layers=1",
     "stdit.size=custom", "stdit.depth=1", "stdit.width=16", "stdit.num_heads=2",
     "train.num_clips=16", "train.batch_size=4", "train.precision=fp32", "train.checkpoint_every_clips=8", "train.report_every_clips=4", "train.warmup_clips=4",

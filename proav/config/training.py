@@ -139,7 +139,7 @@ class MDSATrainConfig(TrainConfig):
     augment_flip: bool = True
     """Mirror the pictures of every second clip left to right."""
     augment_turns: bool = False
-    """Mirror the pictures of every second clip top to bottom; if square, exchange rows and columns of every second."""
+    """Mirror them top to bottom, and if they are square exchange rows and columns; every second clip each."""
     augment_colour: Probability = 0.0
     """A: contrast evenly in [1 - A, 1 + A], brightness evenly in [-A / 2, A / 2], for pixels in [-1, 1]."""
     augment_gain_db: Annotated[float, Field(ge=0, le=40)] = 0.0

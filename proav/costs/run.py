@@ -9,10 +9,11 @@ from proav.costs.stdit import stdit_cost, stdit_kept
 from proav.geometry import ClipGeometry, LatentGeometry
 
 BACKWARD_FACTOR = 3
-"""Forward passes that a training step on a clip counts as: the backward pass is two, recomputation adds one."""
+"""Forward passes that a training step counts as: the backward pass is two of them, recomputation adds one."""
 JUDGEMENTS = 9
 """Forward passes that a step with discriminators costs: 3 for MDSA, one of them on the real clip, one on its
-reconstruction with half a backward pass (to the input alone); 6 for the discriminators, forward and backward on both."""
+reconstruction with half a backward pass (to the input alone); 6 for the discriminators, forward and backward
+on both."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def memory_estimate(cost: Cost, kept: Kept, train: TrainConfig, *, discriminator
         activations of batch_size / accumulation_steps / n clips,
         discriminators, which are not sharded, 16 bytes a parameter.
 
-    Weights stay fp32 under autocast. Left out: the framework (0.5 GiB and more), communication buffers, LPIPS,
-    loaders, and what the discriminators keep of a clip.
+    Weights stay fp32 under autocast. Left out: the framework (0.5 GiB and more), communication buffers,
+    LPIPS, loaders, and what the discriminators keep of a clip.
     """
     workers = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
     stage, parameters = (0 if train.engine == "torch" else train.zero_stage), cost.parameters
@@ -153,9 +154,8 @@ def format_costs(bill: Costs) -> str:
             if getattr(memory, field.name)
         )
         engine = "torch engine" if train.engine == "torch" else f"ZeRO {train.zero_stage}"
-        lines.append(
-            f"memory      {name}, about {_bytes(memory.total)} a worker ({engine}, {train.precision}): {parts}"
-        )
+        total = _bytes(memory.total)
+        lines.append(f"memory      {name}, about {total} a worker ({engine}, {train.precision}): {parts}")
     return "\n".join(lines)
 
 

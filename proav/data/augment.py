@@ -1,4 +1,4 @@
-"""Changes to the clips that MDSA trains on; each is decided by (seed, position) alone, so that a resumed run sees the same.
+"""Changes to the clips that MDSA trains on, decided by (seed, position) alone: a resumed run sees the same.
 
 b clips, T frames, H W rows and columns, M mel bins, S mel columns in a frame.
 """
@@ -15,13 +15,16 @@ from proav.media.melframes import MelFrames, one_torch_thread
 class PictureChanges:
     """Pictures mirrored, turned, and in other colours.
 
-    flip: mirrored left to right, with probability 1/2. turned: also top to bottom, and where pictures are square rows
-    and columns change places, each with probability 1/2: with flip, the eight symmetries of the square. colour: pixels
-    in [-1, 1] times a contrast, even in [1 - colour, 1 + colour], plus a brightness, even in [-colour / 2, colour / 2],
-    clamped and rounded.
+    flip: left to right, with probability 1/2.
+    turned: top to bottom, and if pictures are square also rows for columns, with probability 1/2 each.
+        Together with flip these are the eight symmetries of the square.
+    colour: pixels in [-1, 1] times a contrast, even in [1 - colour, 1 + colour], plus a brightness, even in
+        [-colour / 2, colour / 2], clamped and rounded.
     """
 
-    def __init__(self, config: Config, seed: int, *, flip: bool = False, turned: bool = False, colour: float = 0.0):
+    def __init__(
+        self, config: Config, seed: int, *, flip: bool = False, turned: bool = False, colour: float = 0.0
+    ) -> None:
         self.seed, self.flip, self.turned, self.colour = seed, flip, turned, colour
         self.square = config.clip.height == config.clip.width
 
@@ -31,12 +34,14 @@ class PictureChanges:
 
     def __call__(self, pictures: list[np.ndarray], positions: np.ndarray) -> torch.Tensor:
         """uint8 [T, H, W, 3] each -> [b, T, H, W, 3]."""
-        upside_down, transposed = turns(self.seed, positions) if self.turned else np.zeros((2, len(positions)), bool)
+        still = np.zeros((2, len(positions)), bool)
+        upside_down, transposed = turns(self.seed, positions) if self.turned else still
         contrasts, brightnesses = colours(self.seed, positions, self.colour)
         changed = []
         for place, mirrored in enumerate(self.mirrored(positions)):
             picture = torch.from_numpy(pictures[place])  # torch mirrors five times as fast as NumPy
-            picture = picture.flip([axis for axis, mirror in ((1, upside_down[place]), (2, mirrored)) if mirror])
+            axes = [axis for axis, mirror in ((1, upside_down[place]), (2, mirrored)) if mirror]
+            picture = picture.flip(axes)
             if transposed[place] and self.square:
                 picture = picture.transpose(1, 2)
             if self.colour:
@@ -52,9 +57,9 @@ def recoloured(picture: torch.Tensor, contrast: float, brightness: float) -> tor
 
 
 class Louder:
-    """Sound with another gain, and its mel: made from the stored sound of the whole segment, as the stored mel was.
+    """Sound with another gain, and its mel, made from the sound of the whole segment as the stored mel was.
 
-    A shift of the stored mel would be cheaper, but wrong wherever that was cut off at its floor or its ceiling.
+    A shift of the stored mel would be cheaper, but wrong wherever that was cut off at its floor or ceiling.
     """
 
     def __init__(self, config: Config, most_db: float) -> None:
@@ -65,7 +70,9 @@ class Louder:
         headroom_db = -20 * np.log10(np.maximum(peaks, 1e-9))
         return np.minimum(gains(seed, positions, self.most_db), headroom_db).astype(np.float32)
 
-    def sound(self, store: SegmentStore, index: int, start: int, count: int, gain_db: float) -> dict[str, np.ndarray]:
+    def sound(
+        self, store: SegmentStore, index: int, start: int, count: int, gain_db: float
+    ) -> dict[str, np.ndarray]:
         """mel and audio of a window, as `SegmentStore.window` gives them."""
         audio = store.window(index, want=("audio",))["audio"] * np.float32(10 ** (gain_db / 20))
         with one_torch_thread():

@@ -238,7 +238,7 @@ class FitSample:
 
 
 def _principal(cells_LV: Tensor, channels: int) -> tuple[Tensor, float]:
-    """The principal directions [D, V], strongest first, zero beyond what the sizes allow; their codes' deviation.
+    """Principal directions [D, V], strongest first, zero beyond what sizes allow; their codes' deviation.
 
     By a randomized decomposition (Halko, Martinsson, Tropp, 2011) with twice as many trial directions as are
     kept. Its random numbers are the same each time and leave the stream outside as it was.

@@ -5,7 +5,6 @@ in space and time; the mel images of a clip, laid end to end, as one picture. No
 B clips, C image channels, T frames, R S rows and columns of an image.
 """
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn

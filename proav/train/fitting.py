@@ -1,7 +1,7 @@
-"""What is computed of a new model before its training: MDSA's linear planes, from the first clips of the feed.
+"""What is computed of a new model before its training: MDSA's linear planes, from the feed's first clips.
 
-Not here: the fit itself (`proav/models/linear_planes.py`). It is a function of seed and data alone: worker 0 fits with one
-thread, whatever the number of workers, and the others take its weights to the bit.
+Not here: the fit itself (`proav/models/linear_planes.py`). It is a function of seed and data alone: worker 0
+fits with one thread, whatever the number of workers, and the others take its weights to the bit.
 """
 
 import time
@@ -23,7 +23,7 @@ CLIPS_AT_ONCE = 8
 
 
 class FirstClips(Sequence):
-    """The clips at positions 0 to num_clips - 1 of a feed, as MDSA reads them; each batch is made when it is asked for.
+    """The clips at positions 0 to num_clips - 1 of a feed, as MDSA reads them, made when they are asked for.
 
     Batches are (video_BCTHW in [-1, 1], mel_BTMS). Beyond an epoch, positions go on into the next.
     """
@@ -51,7 +51,7 @@ def fit_linear_planes(model: MDSA, feed: ClipFeed, num_clips: int) -> str:
 
 
 def fit_on_worker_0(model: nn.Module, fit: Callable[[nn.Module], str], device: torch.device) -> str:
-    """`fit(model)` on worker 0; the others take all its weights. Returns its line everywhere. Every worker calls it.
+    """`fit(model)` on worker 0; the others take all its weights. Returns its line. Every worker calls it.
 
     device: the worker's, which its collectives need.
     """

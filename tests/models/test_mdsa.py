@@ -79,6 +79,15 @@ def test_untrained_model_is_the_linear_code_bit_for_bit(make_mdsa, clips, audio_
         assert _equal(model.encode(*clips), expected) and torch.equal(model(*clips)[0], video)
 
 
+def test_the_linear_path_alone_is_the_untrained_model(make_mdsa, open_gates, clips):
+    model = make_mdsa()
+    model.fit_linear_planes([clips])
+    expected = model(*clips)
+    trained = open_gates(model)
+    assert all(torch.equal(*pair) for pair in zip(trained(*clips, linear_alone=True), expected, strict=True))
+    assert not torch.allclose(trained(*clips)[0], expected[0], atol=1e-3)
+
+
 def test_fit_reads_batches_once_as_they_are_made(make_mdsa, clips):
     whole, parts = make_mdsa(), make_mdsa()
     whole.fit_linear_planes([clips])

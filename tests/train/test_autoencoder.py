@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from proav.errors import UserError
-from proav.geometry import ClipGeometry
+from proav.geometry import ClipGeometry, LatentGeometry
 from proav.models.mdsa import MDSA
-from proav.train.autoencoder import AutoencoderStep, draw_flow, draw_frames
+from proav.pipeline import pixels_to_unit
+from proav.train.autoencoder import AutoencoderStep, draw_flow, draw_frames, draw_noise
 from proav.train.engine import NonFiniteError
 from tests.tiny import tiny_config
 from tests.train.tiny_run import torch_engine
@@ -27,6 +28,10 @@ def random_batch(config, clips=4, first=0):
     return {"video": video, "mel": mel, "position": torch.arange(first, first + clips)}
 
 
+def halves_of(batch):
+    return [{name: values[part] for name, values in batch.items()} for part in (slice(0, 2), slice(2, 4))]
+
+
 def test_discriminators_enter_at_their_clip_count():
     engine, step, config = build()
     before, after = (step.loss(engine, random_batch(config), clips).parts for clips in (7, 8))
@@ -41,6 +46,56 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     weights |= {f"{name}_{term}": getattr(loss, term) for name in ("video", "audio") for term in ("adversarial", "feature_matching")}
     expected = sum(weight * output.parts[name][0] / output.parts[name][1] for name, weight in weights.items())
     torch.testing.assert_close(output.loss.detach(), expected.to(output.loss.dtype))
+
+
+def test_terms_of_weight_zero_are_left_out_and_squares_come_in():
+    words = ("pixel_squared=3", "mel_squared=5", "multi_scale_gradient=0", "mel_difference=0", "mel=0")
+    engine, step, config = build(*(f"mdsa.loss.{word}" for word in (*words, "audio=0.5")))
+    batch = random_batch(config)
+    output = step.loss(engine, batch, 0)
+    assert set(output.parts) == {"video_l1", "video_l2", "mel_l1", "mel_l2", "video_psnr"}
+    values = {name: total / count for name, (total, count) in output.parts.items()}
+    weighted = 4 * values["video_l1"] + 3 * values["video_l2"] + 0.5 * 5 * values["mel_l2"]
+    torch.testing.assert_close(output.loss.detach(), weighted.to(output.loss.dtype))
+    video, mel = pixels_to_unit(batch["video"]), batch["mel"]
+    flow = draw_flow(config.seed, batch["position"].tolist(), config.mdsa.modality_dropout)
+    with torch.no_grad():
+        video_out, mel_out = engine.forward(video, mel, flow=flow)
+    torch.testing.assert_close(values["video_l2"], (video_out - video).square().mean())
+    torch.testing.assert_close(values["mel_l2"], (mel_out - mel).square().mean())
+
+
+def test_psnr_is_that_of_the_clamped_pictures():
+    engine, step, config = build("mdsa.loss.pixel_squared=1")
+    batch = random_batch(config)
+    batch["video"] = torch.where(batch["video"] < 128, 0, 255).to(torch.uint8)
+    engine.module.linear["video"].mean.value.data.fill_(3.0)  # above all pictures
+    parts = step.loss(engine, batch, 0).parts
+    white_B = (1 - pixels_to_unit(batch["video"])).square().mean((1, 2, 3, 4))
+    torch.testing.assert_close(parts["video_psnr"][0].float(), (10 * torch.log10(4 / white_B)).sum())
+    assert parts["video_l2"][0] / 4 > 4  # the loss sees what overshoots
+
+
+def test_latent_noise_belongs_to_clips_and_enters_in_training_alone():
+    noisy, quiet = tiny_config("mdsa.latent_noise=0.5", "mdsa.plane_channels.video=[3,2,1]"), tiny_config()
+    positions = list(range(300))
+    noise = draw_noise(noisy, positions)
+    shapes = LatentGeometry.from_config(noisy).plane_shapes
+    for (name, plane), depth in zip(noise.items(), (3, 2, 1, 4, 4, 4), strict=True):
+        assert plane.shape == (300, depth, *shapes[name[2:]])
+        assert plane.std() == pytest.approx(0.5, rel=0.05) and plane.mean().abs() < 0.02
+    part = draw_noise(noisy, positions[7:9])
+    assert all(torch.equal(plane, noise[name][7:9]) for name, plane in part.items())
+    pair = torch.stack([noise["v_HT"].flatten(), noise["a_WT"][:, 0].flatten()])
+    assert torch.corrcoef(pair)[0, 1].abs() < 0.05
+
+    engine, step, config = build("mdsa.latent_noise=0.5")
+    plain, batch = AutoencoderStep(quiet, device=CPU), random_batch(config)
+    engine.module.fit_linear_planes([(pixels_to_unit(batch["video"]), batch["mel"])])
+    losses = [who.loss(engine, batch, 0).loss.item() for who in (step, step, plain)]
+    assert losses[0] == losses[1] and losses[0] > losses[2] + 0.01
+    halves = [step.loss(engine, half, 0).loss for half in halves_of(batch)]
+    assert sum(halves).item() / 2 == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_the_autoencoders_pass_leaves_the_discriminators_alone_and_theirs_leaves_it_alone():
@@ -95,7 +150,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_clips():
     engine, step, config = build()
     batch = random_batch(config)
     whole = step.loss(engine, batch, 8).loss
-    halves = [step.loss(engine, {name: values[part] for name, values in batch.items()}, 8).loss for part in (slice(0, 2), slice(2, 4))]
+    halves = [step.loss(engine, half, 8).loss for half in halves_of(batch)]
     torch.testing.assert_close(whole, sum(halves) / 2)
 
 

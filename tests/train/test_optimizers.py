@@ -114,7 +114,7 @@ def test_hidden_matrices_of_stdit_are_those_of_its_blocks():
 
 
 def test_hidden_matrices_of_mdsa_are_those_of_attentions_mlps_and_linear_planes():
-    model = MDSA(tiny_config("mdsa.refiner.width=4"))
+    model = MDSA(tiny_config())
     hidden, weights = hidden_matrices(model), dict(model.named_parameters())
     assert all(weights[name].ndim == 2 and len(weights[name]) % parts == 0 for name, parts in hidden.items())
     maps = ("to_query", "to_key_value", "to_output", "mlp.expand", "mlp.contract", "mlp.0", "mlp.2")
