@@ -3,27 +3,31 @@
     python bench/yardsticks.py [--config configs/demo.yaml] [section.key=value ...]
 
 Fits linear planes and the cosine transform on the training split, then measures them on the clips of
-evaluate.split, as evaluate.py does. Prints a table and the same as JSON. Writes nothing and needs no Ray.
+evaluate.split, as evaluate.py does. The last row is MDSA as it begins: its linear path, fitted, and a network
+that adds nothing yet. Prints a table and the same as JSON. Writes nothing and needs no Ray.
 data.prepared=FOLDER takes the prepared data of another run.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from proav.config import Config
-from proav.data.feed import evaluation_windows
+from proav.data.feed import ClipFeed, evaluation_windows
 from proav.data.shards import SegmentStore
 from proav.errors import UserError
-from proav.evaluate.reconstruction import evaluate_yardsticks
+from proav.evaluate.reconstruction import evaluate_yardsticks, mean_over_windows, reconstruct
 from proav.evaluate.yardsticks import Yardsticks, fit_yardsticks, plan_yardsticks
 from proav.metrics.blockiness import blockiness, blockiness_sound
-from proav.pipeline import pixels_to_unit, unit_to_pixels
+from proav.models.mdsa import MDSA
+from proav.pipeline import LatentCoder, pixels_to_unit, unit_to_pixels
 from proav.report_page.tables import values_text
 from proav.settings import load_config
+from proav.train.fitting import fit_linear_planes
 
 ROWS = (
     ("mean colour, mean mel", "mean_colour", "mean_mel"),
@@ -56,6 +60,32 @@ def mean_blockiness(config: Config, yardsticks: Yardsticks) -> dict[str, tuple[f
     }
 
 
+def untrained_mdsa(config: Config) -> tuple[dict, tuple[float, float]]:
+    """(means, blockiness) of MDSA's reconstructions before its first step: what `train.py` starts from."""
+    train = config.mdsa.train
+    feed = ClipFeed(
+        config.data_folder, config, seed=config.seed, batch_size=train.batch_size, flip=train.augment_flip,
+        turned=train.augment_turns, colour=train.augment_colour,
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    model = MDSA(config).eval()
+    print(fit_linear_planes(model, feed, config.mdsa.linear_planes.fit_clips))
+    coder, blocks = LatentCoder(config, model), []
+
+    def measure(windows: Sequence[dict]) -> dict[str, np.ndarray]:
+        video = torch.from_numpy(np.stack([window["video"] for window in windows]))
+        mel = torch.from_numpy(np.stack([window["mel"] for window in windows])).float()
+        with torch.inference_mode():
+            pictures, sounds = coder.decode(coder.encode(video, mel))
+        for picture, sound in zip(pictures.numpy(), sounds.numpy(), strict=True):
+            side = config.mdsa.plane_size
+            blocks.append((blockiness(picture, side=side), blockiness_sound(sound)))
+        return reconstruct(coder, config, windows, brief=True).scores
+
+    means, columns = mean_over_windows(config, measure), np.array(blocks).T
+    return means, tuple(float(column[np.isfinite(column)].mean()) for column in columns)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -83,6 +113,12 @@ def main() -> None:
         )
         error = f"{means[f'mel_error_{sound}_db']:.2f}" if sound else ""
         rows.append((name, f"{means[f'psnr_{picture}_db']:.2f}", of_picture, error, of_sound))
+    if config.mdsa.linear_planes.enabled:
+        own, own_blocks = untrained_mdsa(config)
+        picture, sound = f"{own['psnr_db']:.2f}", f"{own['mel_error_db']:.2f}"
+        rows.append(("MDSA before training", picture, f"{own_blocks[0]:.2f}", sound, f"{own_blocks[1]:.2f}"))
+        means |= {"psnr_untrained_mdsa_db": own["psnr_db"], "mel_error_untrained_mdsa_db": own["mel_error_db"]}
+        blocks["untrained_mdsa"] = own_blocks
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADS))]
     values = values_text(plan.record["values_per_stream"])
     print(f"{means['num_clips']} clips of {means['num_sources']} {config.evaluate.split} sources; {values}")

@@ -97,7 +97,7 @@ def trivial_scores(
 def evaluate_reconstruction(config: Config, checkpoint_path: str, *, device: str = "cpu") -> dict:
     """Means of the joint scores over the clips of `evaluate.split`: what a sweep compares."""
     coder = load_coder(load_checkpoint(checkpoint_path, kind="mdsa"), device=device)
-    return _mean_over_windows(config, lambda windows: reconstruct(coder, config, windows, brief=True).scores)
+    return mean_over_windows(config, lambda windows: reconstruct(coder, config, windows, brief=True).scores)
 
 
 @torch.inference_mode()
@@ -110,10 +110,11 @@ def evaluate_yardsticks(config: Config, yardsticks: Yardsticks | None) -> dict:
         return {name: values.numpy() for name, values in scores.items()}
 
     with one_torch_thread():
-        return _mean_over_windows(config, measure)
+        return mean_over_windows(config, measure)
 
 
-def _mean_over_windows(config: Config, measure: Callable[[Sequence[dict]], dict[str, np.ndarray]]) -> dict:
+def mean_over_windows(config: Config, measure: Callable[[Sequence[dict]], dict[str, np.ndarray]]) -> dict:
+    """`mean_scores` of what `measure` says of the windows of evaluate.split, a batch at a time."""
     store = SegmentStore(config.data_folder)
     windows = evaluation_windows(store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips)
     parts = []
