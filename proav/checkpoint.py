@@ -109,10 +109,11 @@ def save_checkpoint(
     mdsa_hash: str | None = None,
     training: dict | None = None,
     keep: int = 2,
+    dtype: torch.dtype = torch.float32,
 ) -> str:
     """Writes `folder`/clips-<clips> whole or not at all, then moves `latest` to it; returns its path.
 
-    `tensors` is {file name without suffix: {tensor name: tensor}}; weights are stored contiguous, floating ones in fp32.
+    `tensors` is {file name without suffix: {tensor name: tensor}}; weights are stored contiguous, floating ones as `dtype`.
     The newest `keep` checkpoints stay; folders with more clips than this one are leftovers of an abandoned line and go too.
     """
     name = f"clips-{clips:012d}"
@@ -123,7 +124,7 @@ def save_checkpoint(
             file = f"{stem}.safetensors"
             target = storage.join(local, file)
             storage.make_folder(target.rsplit("/", 1)[0])
-            _write_tensors(group, target, path)
+            _write_tensors(group, target, path, dtype)
             size, digest = _digest(target)
             files[file] = {"bytes": size, "sha256": digest}
         index = {
@@ -307,18 +308,18 @@ def _prune(folder: str, clips: int, keep: int) -> None:
             storage.delete_folder(path)
 
 
-def _write_tensors(group: Mapping[str, torch.Tensor], target: str, path: str) -> None:
+def _write_tensors(group: Mapping[str, torch.Tensor], target: str, path: str, dtype: torch.dtype) -> None:
     try:
-        save_file({key: _storable(value) for key, value in group.items()}, target)
+        save_file({key: _storable(value, dtype) for key, value in group.items()}, target)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise CheckpointError(
             f"cannot write the checkpoint {path}: {error}; free some space or choose another run_dir=DIR, then run the same command again"
         ) from error
 
 
-def _storable(tensor: torch.Tensor) -> torch.Tensor:
+def _storable(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     tensor = tensor.detach().to("cpu")
-    return (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
+    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
 
 
 def _read(path: str, checkpoint: Checkpoint) -> bytes:

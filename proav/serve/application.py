@@ -26,7 +26,7 @@ from proav.serve.jobs import check_writable
 from proav.serve.listen import start_listening
 from proav.serve.sampler import Sampler
 from proav.serve.service import Service
-from proav.serve.settings import ServeSettings, read_settings
+from proav.serve.settings import SHOWCASE_CHECKPOINT, ServeSettings, read_settings
 
 MAX_OPEN_REQUESTS = 1000
 HEALTH_PERIOD_SECONDS = 10.0
@@ -57,6 +57,12 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     try:
         settings = read_settings(arguments)
         load_checkpoint(settings.checkpoint, kind="stdit")
+        if settings.checkpoint == str(SHOWCASE_CHECKPOINT):
+            click.echo(
+                f"no demo was run here, so this serves the small model of {SHOWCASE_CHECKPOINT.parent}; "
+                "checkpoint=PATH serves another, make demo trains one",
+                err=True,
+            )
         check_writable(settings.jobs_dir)
         start_listening(settings.host, settings.port)
     except UserError as error:

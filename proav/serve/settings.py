@@ -5,6 +5,7 @@ Not the settings of a run (`proav/config`): how a model was made is in its check
 
 import difflib
 import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -17,6 +18,8 @@ from proav.errors import ConfigError
 CHECKPOINT_VARIABLE = "PROAV_CHECKPOINT"
 RUNS_VARIABLE = "PROAV_RUNS"
 DEMO_CHECKPOINT = "runs/demo/stdit/checkpoints/latest"
+SHOWCASE_CHECKPOINT = Path(__file__).parents[2] / "examples" / "showcase" / "latest"
+"""A small model that comes with the repository; a package that pip has installed has none."""
 JOBS_DIR = "runs/serve"
 
 Count = Annotated[int, Field(ge=1)]
@@ -35,7 +38,8 @@ class ServeSettings(Section):
     """One server."""
 
     checkpoint: str | None = None
-    """ST-DiT checkpoint: its folder or a `latest` file, local or remote; empty: what PROAV_CHECKPOINT names, else the one the demo made."""
+    """ST-DiT checkpoint: its folder or a `latest` file, local or remote; empty: what PROAV_CHECKPOINT names, else the demo's,
+    else examples/showcase."""
     jobs_dir: str | None = None
     """Where jobs and their clips are kept, local or remote, one server each; empty: runs/serve (below PROAV_RUNS, if set)."""
     host: str | None = None
@@ -109,9 +113,17 @@ def read_settings(arguments: dict[str, Any]) -> ServeSettings:
         meaning = ServeSettings.model_fields[key].description
         raise ConfigError(f"{key}={arguments[key]}: {said[:1].lower()}{said[1:]}. {key}: {meaning}") from None
     runs = os.environ.get(RUNS_VARIABLE) or "."
-    checkpoint = settings.checkpoint or os.environ.get(CHECKPOINT_VARIABLE) or storage.join(runs, DEMO_CHECKPOINT)
+    checkpoint = settings.checkpoint or os.environ.get(CHECKPOINT_VARIABLE) or _own_checkpoint(runs)
     jobs_dir = settings.jobs_dir or storage.join(runs, JOBS_DIR)
     return settings.model_copy(update={"checkpoint": _absolute(checkpoint), "jobs_dir": _absolute(jobs_dir)})
+
+
+def _own_checkpoint(runs: str) -> str:
+    """The demo's checkpoint; where no demo was run, the showcase's if it is there."""
+    demo = storage.join(runs, DEMO_CHECKPOINT)
+    if storage.is_remote(demo) or os.path.exists(demo) or not SHOWCASE_CHECKPOINT.exists():
+        return demo
+    return str(SHOWCASE_CHECKPOINT)
 
 
 def _absolute(path: str) -> str:
