@@ -153,3 +153,28 @@ def test_values_per_modality_spread_to_its_three_planes():
 def test_configuration_chooses_the_process():
     assert make_process(Config()) == RectifiedFlow("logit_normal")
     assert make_process(Config.model_validate({"diffusion": {"objective": "ddpm", "ddim_eta": 0.5}})) == DDPM(1000, 0.0015, 0.0195, 0.5)
+
+
+def test_the_loss_counts_each_value_that_a_plane_really_has_once():
+    prediction, target = pair()
+    own = torch.zeros(prediction.shape[1:3], dtype=torch.bool)
+    for plane, channels in enumerate((3, 1, 2, 1, 1, 2)):
+        own[:channels, plane] = True
+    given = torch.tensor([[False, False], [True, False], [False, True], [False, False]])
+    error = (prediction - target).square()
+    video, audio = own.clone(), own.clone()
+    video[:, 3:], audio[:, :3] = False, False
+    expected = [error[clip][made].mean() for clip, made in enumerate((own, audio, video, own))]
+    torch.testing.assert_close(denoising_loss(prediction, target, given, own), torch.stack(expected))
+
+
+@pytest.mark.parametrize("shift", [1.0, 1.5, 4.0])
+def test_shifted_times_are_those_of_noise_that_counts_shift_times_as_much(shift):
+    """At t' the ratio of noise to signal t / (1 - t) is `shift` times what it is at t; the ends stay."""
+    plain, shifted = RectifiedFlow().times_of(10), RectifiedFlow(shift=shift).times_of(10)
+    assert shifted[0] == 1 and shifted[-1] == 0
+    for time, moved in zip(plain[1:-1], shifted[1:-1], strict=True):
+        assert moved / (1 - moved) == pytest.approx(shift * time / (1 - time))
+    uniforms = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    odds = [RectifiedFlow(shift=each).draw_times(uniforms).logit() for each in (1.0, shift)]
+    torch.testing.assert_close(odds[1] - odds[0], torch.full_like(uniforms, shift).log())

@@ -89,3 +89,13 @@ def test_time_keeps_its_place_in_the_stack():
     planes["a_WT"] = torch.linspace(0, 1, 8)[None, None, :, None].expand(2, 4, 8, 16)
     rows = stack_planes(planes, 16)[0, 0, PLANE_NAMES.index("a_WT")]
     assert torch.all(rows[:, 0].diff() >= 0) and torch.equal(rows, rows[:, :1].expand(16, 16))
+
+
+def test_planes_of_unequal_channels_have_zeros_behind_their_own():
+    channels = (5, 2, 2, 1, 3, 4)
+    planes = {name: torch.randn(2, own, 8, 8) for name, own in zip(PLANE_NAMES, channels, strict=True)}
+    stack = stack_planes(planes, 8)
+    assert stack.shape == (2, 5, 6, 8, 8)
+    for index, own in enumerate(channels):
+        assert not stack[:, own:, index].any()
+    assert all(torch.equal(plane, planes[name]) for name, plane in unstack_planes(stack, 8, channels).items())

@@ -212,3 +212,30 @@ def test_bf16_by_autocast_and_by_weights_is_near_fp32(cast_weights):
             coarse = model(noisy, times, labels)
     assert coarse.dtype == torch.float32
     assert (coarse - exact).square().mean().sqrt() < 0.03 * exact.std()
+
+
+UNEQUAL = {"plane_channels": {"video": [4, 2, 1], "audio": [1, 1, 3]}}
+
+
+def test_channels_that_a_plane_does_not_have_are_neither_read_nor_told():
+    config = config_from_dict({"mdsa": UNEQUAL, "stdit": CUSTOM})
+    geometry = LatentGeometry.from_config(config)
+    assert geometry.stack_shape == (4, 6, 16, 16) and geometry.channels == (4, 2, 1, 1, 1, 3)
+    model, (noisy, times, labels) = trained_looking(STDiT(config, NUM_LABELS)), inputs(config)
+    own = torch.tensor(geometry.channel_mask).T[..., None, None].expand(geometry.stack_shape)
+    prediction = model(noisy, times, labels)
+    assert not prediction[:, ~own].any() and (prediction[:, own] != 0).all()
+    assert torch.equal(prediction, model(torch.where(own, noisy, 1e3), times, labels))
+
+
+def test_each_plane_has_maps_of_its_own():
+    model = trained_looking(STDiT(small_config(), NUM_LABELS))
+    noisy, times, labels = inputs(small_config())
+    before = model(noisy, times, labels)
+    with torch.no_grad():
+        model.final.weight[4].zero_()
+        model.final.bias[4].zero_()
+    after = model(noisy, times, labels)
+    assert not after[:, :, 4].any()
+    others = [plane for plane in range(6) if plane != 4]
+    assert torch.equal(after[:, :, others], before[:, :, others])
