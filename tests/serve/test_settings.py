@@ -5,6 +5,7 @@ import os
 import pytest
 
 from proav.errors import ConfigError
+from proav.serve import settings
 from proav.serve.settings import read_settings
 
 
@@ -20,6 +21,7 @@ def test_the_checkpoint_comes_from_the_argument_then_the_environment_then_the_de
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PROAV_CHECKPOINT", raising=False)
     monkeypatch.delenv("PROAV_RUNS", raising=False)
+    monkeypatch.setattr(settings, "SHOWCASE_CHECKPOINT", tmp_path / "showcase" / "latest")
     assert read_settings({}).checkpoint == str(tmp_path / "runs/demo/stdit/checkpoints/latest")
     assert read_settings({}).jobs_dir == str(tmp_path / "runs/serve")
     monkeypatch.setenv("PROAV_RUNS", "s3://bucket/all")
@@ -27,6 +29,21 @@ def test_the_checkpoint_comes_from_the_argument_then_the_environment_then_the_de
     monkeypatch.setenv("PROAV_CHECKPOINT", "mine")
     assert read_settings({}).checkpoint == str(tmp_path / "mine")
     assert read_settings({"checkpoint": "~/other"}).checkpoint == os.path.expanduser("~/other")
+
+
+def test_the_showcase_is_served_only_where_no_demo_was_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PROAV_CHECKPOINT", raising=False)
+    monkeypatch.delenv("PROAV_RUNS", raising=False)
+    showcase, demo = tmp_path / "showcase" / "latest", tmp_path / "runs/demo/stdit/checkpoints/latest"
+    monkeypatch.setattr(settings, "SHOWCASE_CHECKPOINT", showcase)
+    showcase.parent.mkdir()
+    showcase.write_text("clips-000000000008\n")
+    assert read_settings({}).checkpoint == str(showcase)
+    assert read_settings({"checkpoint": "mine"}).checkpoint == str(tmp_path / "mine")
+    demo.parent.mkdir(parents=True)
+    demo.write_text("clips-000000000016\n")
+    assert read_settings({}).checkpoint == str(demo)
 
 
 @pytest.mark.parametrize(
