@@ -1,6 +1,7 @@
 """A checkpoint made small for giving away: `python -m proav.export CHECKPOINT FOLDER`.
 
-Keeps what sampling needs, the moving averages of ST-DiT and MDSA, in half precision, with configuration, labels and
+Keeps what sampling needs, the moving averages of ST-DiT and MDSA, in half precision, with configuration,
+labels and
 latent statistics. Training cannot go on from it. Not here: the format of checkpoints (`checkpoint.py`).
 """
 
@@ -21,7 +22,9 @@ def export_checkpoint(checkpoint: Checkpoint, folder: str) -> str:
     Weights are rounded to float16 and read as float32 again. Raises UserError if one is too large for that.
     """
     if checkpoint.kind != "stdit":
-        raise UserError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.kind}; expected one of ST-DiT")
+        raise UserError(
+            f"{checkpoint.path} is a checkpoint of kind {checkpoint.kind}; expected one of ST-DiT"
+        )
     tensors = {}
     for name in ("ema", "mdsa"):
         weights = checkpoint.weights(name)
@@ -30,14 +33,16 @@ def export_checkpoint(checkpoint: Checkpoint, folder: str) -> str:
             raise UserError(f"{checkpoint.path}: {large[0]} does not fit in half precision")
         tensors[name] = weights
     return save_checkpoint(
-        folder, kind="stdit", clips=checkpoint.clips, step=checkpoint.step, config=checkpoint.config, tensors=tensors,
-        labels=checkpoint.labels, latent_mean=checkpoint.latent_mean, latent_std=checkpoint.latent_std,
-        mdsa_hash=checkpoint.mdsa_hash, keep=1, dtype=torch.float16,
+        folder, kind="stdit", clips=checkpoint.clips, step=checkpoint.step, config=checkpoint.config,
+        tensors=tensors, labels=checkpoint.labels, latent_mean=checkpoint.latent_mean,
+        latent_std=checkpoint.latent_std, mdsa_hash=checkpoint.mdsa_hash, keep=1, dtype=torch.float16,
     )  # fmt: skip
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", help="folder of a ST-DiT checkpoint, or the `latest` file beside it")
     parser.add_argument("folder", help="where to write; what is there stays, but for older exports")
     arguments = parser.parse_args(words)
