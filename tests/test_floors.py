@@ -61,6 +61,7 @@ FLOORS = {
         "proav.checkpoint",
         "proav.progress",
         "proav.foreign_weights",
+        "proav.export",
     ),
     2: ("proav.models", "proav.diffusion", "proav.media"),
     3: ("proav.data", "proav.metrics", "proav.report", "proav.report_page", "proav.pipeline", "proav.costs", "proav.cluster"),
