@@ -28,11 +28,15 @@ def tiny_config(*overrides: str) -> Config:
 
 
 def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random weights everywhere, closed gates and zero outputs included, so that every path matters."""
+    """Random weights everywhere, closed gates and zero outputs included, so that every path matters.
+
+    Wide maps get smaller ones: clips that lie at full scale everywhere would hide or blow up every difference.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            scale = 0.1 if parameter.ndim < 2 else min(0.1, parameter[0].numel() ** -0.5)
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
     return module.eval()
 
 
