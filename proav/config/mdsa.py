@@ -65,7 +65,7 @@ class BiBlockConfig(Section):
 
 
 class LinearPlanesConfig(Section):
-    """The linear half of the projection: a path through the same planes, fitted by algebra before training and trained on with the rest."""
+    """The linear half of the projection, through the same planes: fitted before training, then trained on."""
 
     enabled: bool = True
     """Off: the network alone makes planes, bounded by tanh, and pictures, bounded by a sigmoid."""
@@ -74,7 +74,7 @@ class LinearPlanesConfig(Section):
     fit_clips: PositiveInt = 192
     """First clips of training that the path is fitted on; meanwhile three pictures of each are kept."""
     alone_clips: Count = 0
-    """Clips at the beginning of training in which the path learns without the network, which costs a tenth or less."""
+    """Clips at the beginning of training in which the path learns without the network: they cost far less."""
 
 
 class RefinerConfig(Section):

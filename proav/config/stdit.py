@@ -74,9 +74,9 @@ class DiffusionConfig(Section):
     time_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     """Distribution of training times of the flow."""
     time_shift: Annotated[float, Field(ge=1, le=100)] = 1.0
-    """The flow's times t become s t / (1 + (s - 1) t): more of training and sampling near noise, as large latents want; 1: none."""
+    """The flow's times t become s t / (1 + (s - 1) t): more of them near noise; 1: none."""
     latent_scale: Literal["plane", "channel"] = "plane"
-    """plane: latents are divided by one number a plane, so that strong channels stay strong. channel: by one a channel."""
+    """plane: latents are divided by one number a plane, strong channels stay strong. channel: one a channel."""
     ddpm_steps: PositiveInt = 1000
     """Discrete times of ddpm."""
     ddpm_beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.0015

@@ -146,7 +146,7 @@ class MDSA(nn.Module):
 
         Pictures and mel frames are not clamped, so that what overshoots is drawn back.
         noise: added to the planes on their way, in units of each clip's own root mean square of the plane.
-        linear_alone: the linear path without the network, at a tenth of the cost or less.
+        linear_alone: the linear path without the network, at a fraction of the cost.
         """
         if linear_alone:
             return self._linear_alone(video_BCTHW, mel_BTMS)
