@@ -71,10 +71,19 @@ class LinearPlanesConfig(Section):
     """Off: the network alone makes planes, bounded by tanh, and pictures, bounded by a sigmoid."""
     overlap: bool = True
     """Windows of two patches, so that neighbours overlap; off: blocks."""
+    bases: PositiveInt = 1
+    """Bases of which each cell of a stream's first plane takes one for what the planes leave; 1: none."""
+    switched_channels: Annotated[int, Field(ge=2)] = 24
+    """The last channels of that plane (HW of pictures, HT of sound): the basis's number, coefficients in it."""
     fit_clips: PositiveInt = 192
     """First clips of training that the path is fitted on; meanwhile three pictures of each are kept."""
     alone_clips: Count = 0
     """Clips at the beginning of training in which the path learns without the network: they cost far less."""
+
+    @property
+    def switched(self) -> tuple[int, int]:
+        """(bases, channels) of switched cells; (1, 0) without them."""
+        return (self.bases, self.switched_channels) if self.bases > 1 else (1, 0)
 
 
 class RefinerConfig(Section):
@@ -203,6 +212,18 @@ class MDSAConfig(Section):
             heads = getattr(self, name).num_heads
             if self.width % heads:
                 raise ValueError(f"mdsa.{name}.num_heads={heads} does not divide mdsa.width={self.width}")
+        linear = self.linear_planes
+        if linear.bases > 1 and not linear.enabled:
+            raise ValueError(
+                f"mdsa.linear_planes.bases={linear.bases} needs mdsa.linear_planes.enabled=true; or write bases=1"
+            )
+        for modality, plane in (("video", "HW"), ("audio", "HT")) if linear.bases > 1 else ():
+            channels = self.channels(modality)[plane]
+            if linear.switched_channels >= channels:
+                raise ValueError(
+                    f"mdsa.linear_planes.switched_channels={linear.switched_channels} leaves none of the {channels} "
+                    f"channels of {modality}'s {plane}; write more in mdsa.plane_channels, or switch fewer"
+                )
         if not self.multi_scale.scales:
             raise ValueError("mdsa.multi_scale.scales=[] names no scale; write [1,2,4], or mdsa.multi_scale.enabled=false")
         return self

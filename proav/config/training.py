@@ -142,6 +142,8 @@ class MDSATrainConfig(TrainConfig):
     """Mirror them top to bottom, and if they are square exchange rows and columns; every second clip each."""
     augment_colour: Probability = 0.0
     """A: contrast evenly in [1 - A, 1 + A], brightness evenly in [-A / 2, A / 2], for pixels in [-1, 1]."""
+    augment_pitch: Count = 0
+    """Raise the mel frames of each clip by up to so many bins, up or down."""
     augment_gain_db: Annotated[float, Field(ge=0, le=40)] = 0.0
     """Change the loudness of each clip by up to this, in dB up or down, never beyond full scale; its mel is then made anew. 0: as recorded."""
 

@@ -152,14 +152,15 @@ def _linear_path(config: Config, modality: str) -> tuple[Cost, Cost]:
     """Encoding, which takes all planes but the last off again with the decoder's maps; and decoding."""
     if not config.mdsa.linear_planes.enabled:
         return Cost(), Cost()
-    maps, stream = list(_linear_maps(config, modality).values()), stream_geometries(config)[modality]
-    mean = Cost(stream.channels * stream.rows)
-    taken_off = Cost(flops=sum(cost.flops for cost in maps[:-1]))
-    return sum_of(*maps, taken_off), sum_of(*maps, mean)
+    maps, stream = _linear_maps(config, modality), stream_geometries(config)[modality]
+    mean, planes = Cost(stream.channels * stream.rows), list(maps.values())[:3]
+    taken_off = Cost(flops=sum(cost.flops for cost in (planes[:-1] if len(maps) == 3 else maps.values())))
+    return sum_of(*maps.values(), taken_off), sum_of(*maps.values(), mean)
 
 
 def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
-    """The map between images and each plane, one way, in the order in which planes are taken off.
+    """The map between images and each plane, one way, in the order in which planes are taken off, and last those
+    of switched cells. With them all are run both ways: the choice of a basis needs what each would make.
 
     D V parameters in a hidden matrix, one gain, and 2 cells D V FLOPs, V the values of a window: two cells wide
     if windows overlap.
@@ -176,9 +177,14 @@ def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
         order, values["HT"] = ("HW", "WT", "HT"), channels * columns * wide(p)
     else:
         order, values["HT"] = ("HT", "WT", "HW"), channels * wide(p) * wide(columns)
-    cells, depth = _plane_cells(config), mdsa.channels(modality)
-    gain = Cost(1)
-    return {name: hidden_cost(values[name], depth[name], cells[name], bias=False) + gain for name in order}
+    cells, depth, gain = _plane_cells(config), mdsa.channels(modality), Cost(1)
+    bases, switched = mdsa.linear_planes.switched
+    depth[order[0]] -= switched
+    maps = {name: hidden_cost(values[name], depth[name], cells[name], bias=False) + gain for name in order}
+    if switched:
+        basis = hidden_cost(values[order[0]], switched - 1, cells[order[0]], bias=False) + gain
+        maps["switched"] = basis.times(bases)
+    return maps
 
 
 def _refiner(config: Config, modality: str) -> Cost:

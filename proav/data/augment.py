@@ -56,6 +56,12 @@ def recoloured(picture: torch.Tensor, contrast: float, brightness: float) -> tor
     return picture.float().mul_(contrast).add_(shift).round_().clamp_(0, 255).to(torch.uint8)
 
 
+def raised(mel_TMS: np.ndarray, num_bins: int) -> np.ndarray:
+    """Mel frames with everything moved up by so many bins, down if negative; the edge bin fills the gap."""
+    bins = np.arange(mel_TMS.shape[1])
+    return mel_TMS[:, np.clip(bins - num_bins, 0, len(bins) - 1)]
+
+
 class Louder:
     """Sound with another gain, and its mel, made from the sound of the whole segment as the stored mel was.
 

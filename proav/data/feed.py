@@ -17,8 +17,8 @@ import torch
 
 from proav import storage
 from proav.config import Config, FilterConfig
-from proav.data.augment import Louder, PictureChanges
-from proav.data.order import EpochOrder, slot_starts
+from proav.data.augment import Louder, PictureChanges, raised
+from proav.data.order import EpochOrder, pitches, slot_starts
 from proav.data.rows import RowReader, open_parquet
 from proav.data.shards import SegmentStore, label_indices
 from proav.errors import UserError
@@ -112,7 +112,8 @@ class ClipFeed(Feed):
     audio float32 [b, samples] in [-1, 1].
 
     flip, turned, colour: as in `PictureChanges`. gain_db: amplify the sound by a gain drawn evenly from
-    [-gain_db, gain_db], not beyond full scale, and make its mel anew. All are decided by (seed, position).
+    [-gain_db, gain_db], not beyond full scale, and make its mel anew. pitch: raise the mel frames by a number
+    of bins drawn evenly from -pitch .. pitch. All are decided by (seed, position).
     Raises UserError where the split has no clip.
     """
 
@@ -128,8 +129,11 @@ class ClipFeed(Feed):
         turned: bool = False,
         colour: float = 0.0,
         gain_db: float = 0.0,
+        pitch: int = 0,
         with_audio: bool = False,
     ) -> None:
+        assert not (pitch and with_audio), "pitch changes mel frames, not the waveform"
+        self.pitch = pitch
         self.store, self.num_frames, self.split = SegmentStore(data_dir), config.clip.num_frames, split
         self.seed, self.batch_size, self.with_audio = seed, batch_size, with_audio
         check_fits(self.store, config)
@@ -177,6 +181,8 @@ class ClipFeed(Feed):
             decibels = self.louder.draw(self.seed, positions, self.store.index.column("peak").take(indices).to_numpy())
             for window, index, start, gain in zip(windows, indices.tolist(), starts.tolist(), decibels.tolist(), strict=True):
                 window |= self.louder.sound(self.store, index, start, self.num_frames, gain)
+        for window, bins in zip(windows, pitches(self.seed, positions, self.pitch).tolist()) if self.pitch else ():
+            window["mel"] = raised(window["mel"], bins)
         batch = {
             "video": self.pictures([window["video"] for window in windows], positions),
             "mel": torch.from_numpy(np.stack([window["mel"] for window in windows]).astype(np.float32)),

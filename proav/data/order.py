@@ -92,6 +92,11 @@ def gains(seed: int, positions: np.ndarray, most_db: float) -> np.ndarray:
     return most_db * (2 * uniform(seed, _GAIN, 0, positions) - 1)
 
 
+def pitches(seed: int, positions: np.ndarray, most: int) -> np.ndarray:
+    """int64 [n]: by how many mel bins the clip at a position is raised, even over -most .. most."""
+    return (uniform(seed, _PITCH, 0, positions) * (2 * most + 1)).astype(np.int64) - most
+
+
 def _mix(value: np.ndarray) -> np.ndarray:
     value = value + _GOLDEN
     value = (value ^ (value >> np.uint64(30))) * _MULTIPLIERS[0]
@@ -99,4 +104,4 @@ def _mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-_ORDER, _START, _FLIP, _GAIN, _TURN, _CONTRAST, _BRIGHTNESS = range(7)
+_ORDER, _START, _FLIP, _GAIN, _TURN, _CONTRAST, _BRIGHTNESS, _PITCH = range(8)

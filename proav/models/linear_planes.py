@@ -9,22 +9,22 @@ B clips, C image channels, T frames, R S rows and columns of an image, H W rows 
 channels; in the fit N clips, F images kept of a clip, L blocks, V values of a block.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from proav.geometry import PLANES, StreamGeometry
 from proav.models.layers import full_precision
+from proav.models.switched import SwitchedCells
+from proav.models.windows import WindowAnalysis, WindowSynthesis, principal_components, set_windows
 
 FIT_FRAMES = 2
 """Frames of a clip that the fit looks at, beside the temporal mean: all of them gained 0.05 dB at most."""
-FIT_POWERS = 4
-"""Power iterations of the randomized decomposition: three times as many gained less than 0.01 dB."""
+FIT_CELLS = 64
+"""Cells of a clip that the bases of switched cells are fitted on."""
 FIT_CLIPS_AT_ONCE = 8
 """Clips that a plane is taken off at a time: bounds the memory of the fit."""
 MIN_SCALE = 1e-3
@@ -73,39 +73,6 @@ frame: laid end to end, windows of WT and HT reach across the borders of frames.
 (docs/experiments.md)."""
 
 
-class WindowAnalysis(nn.Module):
-    """Cells of a plane, each the inner products of D kernels with a window of the images.
-
-    A strided convolution in float32 with the kernels gain * weight. The weight [D, V], V values of a window,
-    has orthonormal rows after the fit. It is a hidden matrix: Muon needs half of AdamW's clips, or fewer.
-    """
-
-    def __init__(self, shape: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]) -> None:
-        super().__init__()
-        self.shape, self.stride, self.padding = shape, stride, padding
-        self.weight = nn.Parameter(torch.zeros(shape[0], math.prod(shape[1:])))
-        self.gain = nn.Parameter(torch.ones(1))
-        self.hidden_parts = 1
-
-    @property
-    def kernel(self) -> Tensor:
-        """[D, channels of the images, rows, columns]."""
-        return (self.gain.float() * self.weight.float()).view(self.shape)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return F.conv2d(images, self.kernel, stride=self.stride, padding=self.padding)
-
-
-class WindowSynthesis(WindowAnalysis):
-    """Images as the sum of overlapping windows, each a combination of D kernels.
-
-    The transposed convolution, in float32.
-    """
-
-    def forward(self, cells: Tensor) -> Tensor:
-        return F.conv_transpose2d(cells, self.kernel, stride=self.stride, padding=self.padding)
-
-
 class MeanImage(nn.Module):
     """The training clips' mean by channel and row, [C, R, 1].
 
@@ -129,11 +96,21 @@ class LinearPlanes(nn.Module):
     """
 
     def __init__(
-        self, geometry: StreamGeometry, channels: Mapping[str, int], *, sound: bool, overlap: bool = True
+        self,
+        geometry: StreamGeometry,
+        channels: Mapping[str, int],
+        *,
+        sound: bool,
+        overlap: bool = True,
+        switched: tuple[int, int] = (1, 0),
     ) -> None:
+        """switched: (bases, channels) of `SwitchedCells`, the channels out of the first plane's; none by default."""
         super().__init__()
-        self.geometry, self.channels = geometry, dict(channels)
+        num_bases, switched_channels = switched
+        self.geometry = geometry
         self.cuts = SOUND_CUTS if sound else PICTURE_CUTS
+        self.first, self.last = next(iter(self.cuts)), next(reversed(self.cuts))
+        self.channels = dict(channels) | {self.first: channels[self.first] - switched_channels}
         self.windows = _windows(geometry, sound=sound)
         self.mean = MeanImage(geometry.channels, geometry.rows)
         self.analysis, self.synthesis = nn.ModuleDict(), nn.ModuleDict()
@@ -144,21 +121,47 @@ class LinearPlanes(nn.Module):
             shape = (self.channels[name], depth, rows + 2 * margin[0], columns + 2 * margin[1])
             self.analysis[name] = WindowAnalysis(shape, (rows, columns), margin)
             self.synthesis[name] = WindowSynthesis(shape, (rows, columns), margin)
+        self.switched = None
+        if switched_channels:
+            first = self.analysis[self.first]
+            self.switched = SwitchedCells(
+                switched_channels, num_bases, first.shape[1:], first.stride, first.padding
+            )
 
     def analyse(self, clip_BCTRS: Tensor) -> dict[str, Tensor]:
         """{"HW": [B, D, H, W], "WT": [B, D, T, W], "HT": [B, D, T, H]}, float32, of about unit deviation."""
         with full_precision(clip_BCTRS.device):
-            rest, planes = self.mean(clip_BCTRS.float(), -1.0), {}
-            for name in self.cuts:
-                planes[name] = self._cells(name, rest)
-                if len(planes) < len(self.cuts):
-                    rest = rest - self._part(name, planes[name])
+            planes, rest = self._analyse_planes(clip_BCTRS.float())
+            if self.switched is not None:
+                cut, rest = self.cuts[self.first], rest - self._part(self.last, planes[self.last])
+                cells = self.switched.analyse(cut.to_images(rest))
+                switched = cut.to_plane(cells, self._sizes(len(rest)))
+                planes[self.first] = torch.cat([planes[self.first], switched], dim=1)
         return {name: planes[name] for name in PLANES}
 
     def synthesize(self, planes: Mapping[str, Tensor]) -> Tensor:
         """The clip [B, C, T, R, S] of planes as `analyse` gives them, float32, not bounded."""
         with full_precision(planes["HW"].device):
-            return self.mean(sum(self._part(name, planes[name].float()) for name in PLANES), 1.0)
+            planes = {name: plane.float() for name, plane in planes.items()}
+            if self.switched is None:
+                return self._synthesize_planes(planes)
+            cut, channels = self.cuts[self.first], self.channels[self.first]
+            common, switched = planes[self.first].tensor_split([channels], dim=1)
+            images = self.switched.synthesize(cut.to_cells(switched))
+            clip_BCTRS = cut.to_clip(images, self._sizes(len(switched)))
+            return self._synthesize_planes(planes | {self.first: common}) + clip_BCTRS
+
+    def _analyse_planes(self, clip_BCTRS: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """All planes without switched cells, and what was left for the last of them."""
+        rest, planes = self.mean(clip_BCTRS, -1.0), {}
+        for name in self.cuts:
+            planes[name] = self._cells(name, rest)
+            if len(planes) < len(self.cuts):
+                rest = rest - self._part(name, planes[name])
+        return planes, rest
+
+    def _synthesize_planes(self, planes: Mapping[str, Tensor]) -> Tensor:
+        return self.mean(sum(self._part(name, planes[name]) for name in PLANES), 1.0)
 
     def _cells(self, name: str, clip_BCTRS: Tensor) -> Tensor:
         cut = self.cuts[name]
@@ -184,8 +187,8 @@ class LinearPlanes(nn.Module):
         rest_NFCRS = images_NFCRS - self.mean.value
         for name in self.cuts:
             shown = rest_NFCRS[:, :1] if name == "HW" else rest_NFCRS[:, 1:]
-            components_DV, deviation = _principal(self._to_blocks(name, shown)[0], self.channels[name])
-            self._set_kernels(name, components_DV, max(deviation, MIN_SCALE))
+            components_DV, deviation = principal_components(self._to_blocks(name, shown)[0], self.channels[name])
+            self._set_windows(name, components_DV, deviation)
             for part_NFCRS in rest_NFCRS.split(FIT_CLIPS_AT_ONCE) if name != list(self.cuts)[-1] else ():
                 coded_NFCRS = part_NFCRS[:, :1] if name == "HW" else part_NFCRS
                 blocks_LV, to_images = self._to_blocks(name, coded_NFCRS)
@@ -205,24 +208,48 @@ class LinearPlanes(nn.Module):
 
         return rearrange(laid_out, "b c (h p) (w q) -> (b h w) (c p q)", **sides), to_images
 
-    def _set_kernels(self, name: str, components_DV: Tensor, scale: float) -> None:
-        """Blocks as the middles of the kernels; codes are divided by `scale`.
+    def _set_windows(self, name: str, components_DV: Tensor, deviation: float) -> None:
+        """Blocks as the middles of the windows; codes are divided by their deviation.
 
         HW's block is the same in all T frames, its code their mean: blocks / sqrt(T) have unit length.
         """
-        (rows, columns), frames = self.windows[name][1], self.geometry.num_frames
+        (rows, columns), scale = self.windows[name][1], max(deviation, MIN_SCALE)
         blocks = rearrange(components_DV, "d (c p q) -> d c p q", p=rows, q=columns)
-        length = 1.0
         if name == "HW":
-            length = frames**0.5
-            blocks = blocks.repeat_interleave(frames, dim=1) / length
-        for part, gain in (
-            (self.analysis[name], 1 / (length * scale)),
-            (self.synthesis[name], length * scale),
-        ):
-            margin = part.padding
-            part.weight.copy_(F.pad(blocks, (margin[1], margin[1], margin[0], margin[0])).flatten(1))
-            part.gain.fill_(gain)
+            length = self.geometry.num_frames**0.5
+            blocks, scale = blocks.repeat_interleave(self.geometry.num_frames, dim=1) / length, length * scale
+        set_windows(self.analysis[name], self.synthesis[name], blocks, scale)
+
+    @torch.no_grad()
+    def fit_switched(self, clips: Iterable[Tensor]) -> None:
+        """Fills the bases of the switched cells, after `fit`, from what the planes leave of clips [B, C, T, R, S].
+
+        FIT_CELLS cells of each clip are looked at, spread evenly, others in the next. Their codes keep the scale
+        of the plane that they belong to.
+        """
+        if self.switched is None:
+            return
+        sample, num_clips, (rows, columns) = [], 0, self.windows[self.first][1]
+        for clip_BCTRS in clips:
+            planes, _ = self._analyse_planes(clip_BCTRS.float())
+            rest = self.cuts[self.first].to_images(clip_BCTRS.float() - self._synthesize_planes(planes))
+            for images in rest:
+                blocks = rearrange(images, "c (h p) (w q) -> (h w) (c p q)", p=rows, q=columns)
+                step = -(-len(blocks) // FIT_CELLS)
+                sample.append(blocks[num_clips % step :: step])
+                num_clips += 1
+        blocks_LV = torch.cat(sample)
+        scale = float(self.synthesis[self.first].gain)
+        self.switched.fit(blocks_LV, self._motion(blocks_LV), scale)
+
+    def _motion(self, blocks_LV: Tensor) -> Tensor:
+        """[L]: the share of a block's energy that changes over time."""
+        rows, columns = self.windows[self.first][1]
+        sizes = {"p": rows, "q": columns, "c": self.geometry.channels}
+        layout = "l (c t p q) -> l (c p q) t" if self.first == "HW" else "l (c p q) -> l (c p) q"
+        over_time_LVT = rearrange(blocks_LV, layout, **sizes)
+        change = over_time_LVT - over_time_LVT.mean(2, keepdim=True)
+        return change.square().sum((1, 2)) / over_time_LVT.square().sum((1, 2)).clamp(min=1e-6)
 
 
 class FitSample:
@@ -247,23 +274,6 @@ class FitSample:
         """[N, 1 + F, C, R, S]: temporal mean, then frames. The sample is empty afterwards."""
         images_NFCRS, self.parts = torch.cat(self.parts), []
         return images_NFCRS
-
-
-def _principal(cells_LV: Tensor, channels: int) -> tuple[Tensor, float]:
-    """Principal directions [D, V], strongest first, zero beyond what sizes allow; their codes' deviation.
-
-    By a randomized decomposition (Halko, Martinsson, Tropp, 2011) with twice as many trial directions as are
-    kept. Its random numbers are the same each time and leave the stream outside as it was.
-    """
-    trials = min(2 * channels + 8, *cells_LV.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        _, strengths_K, directions_VK = torch.svd_lowrank(cells_LV, q=trials, niter=FIT_POWERS)
-    strongest_DV = directions_VK[:, :channels].T
-    largest_D1 = strongest_DV.gather(1, strongest_DV.abs().argmax(1, keepdim=True))
-    signed_DV = strongest_DV * torch.where(largest_D1 < 0, -1.0, 1.0)  # else arbitrary
-    deviation = float(strengths_K[:channels].double().square().sum() / (len(cells_LV) * channels)) ** 0.5
-    return F.pad(signed_DV, (0, 0, 0, channels - len(signed_DV))), deviation
 
 
 def _margin(side: int, overlap: bool) -> int:

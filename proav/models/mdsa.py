@@ -9,7 +9,7 @@ side, D latent channels.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -82,8 +82,13 @@ class MDSA(nn.Module):
         self.linear = nn.ModuleDict()
         if mdsa.linear_planes.enabled:
             for name in MODALITIES:
-                paths = {"sound": name == "audio", "overlap": mdsa.linear_planes.overlap}
-                self.linear[name] = LinearPlanes(self.geometry[name], mdsa.channels(name), **paths)
+                self.linear[name] = LinearPlanes(
+                    self.geometry[name],
+                    mdsa.channels(name),
+                    sound=name == "audio",
+                    overlap=mdsa.linear_planes.overlap,
+                    switched=mdsa.linear_planes.switched,
+                )
         self._build_fusion(mdsa)
 
     def _build_fusion(self, config: MDSAConfig) -> None:
@@ -181,10 +186,11 @@ class MDSA(nn.Module):
         """All six planes, each modality encoded without the other: what may stand for a given stream."""
         return self.encode(video_BCTHW, None) | self.encode(None, mel_BTMS)
 
-    def fit_linear_planes(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Fills the linear path from batches of clips (video_BCTHW in [-1, 1], mel_BTMS), each read once.
+    def fit_linear_planes(self, batches: Collection[tuple[Tensor, Tensor]]) -> None:
+        """Fills the linear path from batches of clips (video_BCTHW in [-1, 1], mel_BTMS).
 
-        Nothing to do without that path. Of a clip three pictures are kept while it lasts.
+        Nothing to do without that path. Where cells are switched, batches are read once more a stream. Of a clip
+        three pictures and some cells are kept while it lasts.
         """
         if not self.linear:
             return
@@ -194,6 +200,9 @@ class MDSA(nn.Module):
                 samples[modality].add(images_BCTHW)
         for modality, path in self.linear.items():
             path.fit(samples[modality].images())
+        if any(path.switched is not None for path in self.linear.values()):
+            for modality, path in self.linear.items():
+                path.fit_switched(self._images(*batch)[modality] for batch in batches)
 
     def _images(self, video_BCTHW: Tensor | None, mel_BTMS: Tensor | None) -> dict[str, Tensor]:
         """What the encoders of the given modalities read."""

@@ -170,6 +170,7 @@ def _plan_autoencoder(config: Config) -> StagePlan:
         turned=train.augment_turns,
         colour=train.augment_colour,
         gain_db=train.augment_gain_db,
+        pitch=train.augment_pitch,
     )
     linear = config.mdsa.linear_planes
     return StagePlan(

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from proav.data.augment import PictureChanges, recoloured
+from proav.data.augment import PictureChanges, raised, recoloured
 from proav.data.feed import ClipFeed
-from proav.data.order import colours, flips, turns
+from proav.data.order import colours, flips, pitches, turns
 from tests.tiny import tiny_config
 
 SQUARE = tiny_config()
@@ -53,6 +53,28 @@ def test_draws_are_fair_and_apart():
     assert 0.7 <= contrast.min() < 0.701 and 1.299 < contrast.max() < 1.3 and abs(contrast.mean() - 1) < 0.005
     assert -0.15 <= brightness.min() < -0.1495 and 0.1495 < brightness.max() < 0.15
     assert abs(np.corrcoef(contrast, brightness)[0, 1]) < 0.03
+
+
+def test_raised_sound_is_moved_by_whole_bins_and_its_edge_fills_the_gap():
+    mel = np.arange(2 * 5 * 3, dtype=np.float16).reshape(2, 5, 3)
+    assert np.array_equal(raised(mel, 2)[:, 2:], mel[:, :3]) and np.array_equal(raised(mel, -1)[:, :4], mel[:, 1:])
+    assert np.array_equal(raised(mel, 2)[:, :2], mel[:, [0, 0]]) and np.array_equal(raised(mel, 0), mel)
+    assert np.array_equal(raised(mel, 99), np.broadcast_to(mel[:, :1], mel.shape))
+    counts = np.bincount(pitches(5, np.arange(14_000), 3) + 3, minlength=7)
+    assert len(counts) == 7 and np.abs(counts / 14_000 - 1 / 7).max() < 0.01
+
+
+def test_pitch_belongs_to_positions_and_touches_sound_alone(data_dir, run_config):
+    stored = ClipFeed(data_dir, run_config, seed=3, batch_size=4).batch(3)
+    changed = ClipFeed(data_dir, run_config, seed=3, batch_size=4, pitch=2)
+    whole, positions = changed.batch(3), changed.positions(3)
+    assert torch.equal(stored["video"], whole["video"]) and not torch.equal(stored["mel"], whole["mel"])
+    bins = pitches(3, positions, 2)
+    assert len(set(bins.tolist())) > 1
+    expected = [raised(mel.numpy(), count) for mel, count in zip(stored["mel"], bins.tolist(), strict=True)]
+    assert np.array_equal(np.stack(expected), whole["mel"].numpy())
+    halves = [changed.batch(3, rank=rank, world=2)["mel"] for rank in range(2)]
+    assert torch.equal(torch.cat(halves), whole["mel"])
 
 
 def test_changes_belong_to_positions_and_touch_pictures_alone(data_dir, run_config):

@@ -13,6 +13,10 @@ FUSION = ("multi_scale", "spatial", "group_cross", "bi_block")
 ALL_OFF = {name: {"enabled": False} for name in FUSION}
 ALONE = {"linear_planes": {"enabled": False}, "refiner": {"enabled": False}}
 """The network alone, without linear planes and refiners."""
+SWITCHED = {
+    "linear_planes": {"bases": 3, "switched_channels": 3},
+    "plane_channels": {"video": (6, 2, 2), "audio": (1, 2, 5)},
+}
 
 
 def _equal(first, second):
@@ -57,9 +61,11 @@ def test_switching_one_module_off_leaves_all_other_weights(make_mdsa, name):
     assert all(torch.equal(weight, full[key]) for key, weight in part.items())
 
 
-@pytest.mark.parametrize("audio_input", ["native", "tiled"])
-def test_untrained_model_is_the_linear_code_bit_for_bit(make_mdsa, clips, audio_input):
-    model = make_mdsa(audio_input=audio_input)
+@pytest.mark.parametrize(
+    ("audio_input", "parts"), [("native", {}), ("tiled", {}), ("native", SWITCHED)], ids=["native", "tiled", "switched"]
+)
+def test_untrained_model_is_the_linear_code_bit_for_bit(make_mdsa, clips, audio_input, parts):
+    model = make_mdsa(audio_input=audio_input, **parts)
     model.fit_linear_planes([clips])
     images = {"video": clips[0], "audio": clips[1][:, None]}
     if audio_input == "tiled":
@@ -88,12 +94,13 @@ def test_the_linear_path_alone_is_the_untrained_model(make_mdsa, open_gates, cli
     assert not torch.allclose(trained(*clips)[0], expected[0], atol=1e-3)
 
 
-def test_fit_reads_batches_once_as_they_are_made(make_mdsa, clips):
-    whole, parts = make_mdsa(), make_mdsa()
+@pytest.mark.parametrize("parts", [{}, SWITCHED], ids=["planes", "switched"])
+def test_the_fit_does_not_depend_on_how_clips_come(make_mdsa, clips, parts):
+    whole, cut = make_mdsa(**parts), make_mdsa(**parts)
     whole.fit_linear_planes([clips])
-    parts.fit_linear_planes((clips[0][index : index + 1], clips[1][index : index + 1]) for index in range(3))
+    cut.fit_linear_planes([(clips[0][index : index + 1], clips[1][index : index + 1]) for index in range(3)])
     for name, weight in whole.state_dict().items():
-        torch.testing.assert_close(parts.state_dict()[name], weight, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(cut.state_dict()[name], weight, atol=1e-4, rtol=1e-4)
 
 
 def test_switched_off_the_linear_path_and_the_refiner_leave_nothing(make_mdsa, clips):

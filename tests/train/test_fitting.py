@@ -19,6 +19,12 @@ from tests.train.toy import on_workers
 CPU = torch.device("cpu")
 FIT_CLIPS = 21
 """More than an epoch of the tiny data set, and no whole number of batches."""
+SWITCHED = (
+    "mdsa.plane_channels.video=[6,4,4]",
+    "mdsa.plane_channels.audio=[2,2,6]",
+    "mdsa.linear_planes.bases=2",
+    "mdsa.linear_planes.switched_channels=3",
+)
 STAND_STILL = "mdsa.train.learning_rate=1e-30"
 
 
@@ -30,6 +36,8 @@ def config(tmp_path_factory):
         f"mdsa.linear_planes.fit_clips={FIT_CLIPS}",
         "mdsa.train.augment_turns=true",
         "mdsa.train.augment_colour=0.2",
+        "mdsa.train.augment_pitch=2",
+        *SWITCHED,
     )
     write_segments(config)
     return config
@@ -59,14 +67,14 @@ def test_the_fit_sees_what_training_sees_first(config):
     assert torch.equal(torch.cat([pair[1] for pair in batches]), mel)
 
 
-def test_clips_are_made_when_they_are_asked_for_and_each_once(config, monkeypatch):
+def test_clips_are_made_when_they_are_asked_for_and_each_once_a_pass(config, monkeypatch):
     seen, at = [], ClipFeed.at
     monkeypatch.setattr(ClipFeed, "at", lambda feed, places: seen.append(places.tolist()) or at(feed, places))
     feed = plan_stage(config, "mdsa").feed
     clips = FirstClips(feed, FIT_CLIPS)
     assert not seen
     fit_linear_planes(MDSA(config), feed, FIT_CLIPS)
-    assert np.concatenate(seen).tolist() == list(range(FIT_CLIPS)) and len(seen) == len(clips)
+    assert np.concatenate(seen).tolist() == 3 * list(range(FIT_CLIPS)) and len(seen) == 3 * len(clips)
 
 
 def test_the_fit_depends_on_seed_and_data_alone(config):
@@ -116,7 +124,7 @@ def engine_config(engine, data_folder, folder):
     words = zero if engine else ("train.engine=torch",)
     places = (f"run_dir={folder}", f"data.prepared={data_folder}")
     fit = f"mdsa.linear_planes.fit_clips={FIT_CLIPS}"
-    return tiny_config(*places, *words, fit, STAND_STILL, "train.num_clips=4", "train.num_workers=[1,2]")
+    return tiny_config(*places, *words, fit, *SWITCHED, STAND_STILL, "train.num_clips=4", "train.num_workers=[1,2]")
 
 
 def test_every_engine_trains_on_from_the_fitted_weights(config, tmp_path):

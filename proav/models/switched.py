@@ -1,0 +1,85 @@
+"""Cells that choose their basis: what the linear planes leave, coded by one of a few kinds of windows.
+
+Still ground wants its numbers spent on detail, moving things on time, a steady tone otherwise than a blow: one
+linear code for all spends half of its numbers badly. So each cell of a stream's first plane names the basis
+that codes it best, and the number of the basis travels with the coefficients, in a channel of its own. The
+classical form is classified transform coding; the bases are fitted as in a mixture of principal components.
+Not in the paper: our choice, measured in docs/experiments.md. Not here: the linear planes, which code the
+whole clip first (`linear_planes.py`).
+B clips, C channels of the images that a plane is cut from, R S their rows and columns, H W rows and columns
+of cells, D channels of a basis, K bases, L blocks, V values of a block.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from einops import rearrange
+
+from proav.models.windows import WindowAnalysis, WindowSynthesis, principal_components, set_windows
+
+FIT_ROUNDS = 6
+"""Rounds of choosing and fitting: four more gained 0.01 dB."""
+
+
+class SwitchedCells(nn.Module):
+    """images [B, C, R, S] <-> cells [B, 1 + D, H, W]: the number of the basis, and the coefficients in it.
+
+    A cell's basis is the one whose windows, laid over the whole image, come nearest in that cell. It is told by
+    k - (K - 1) / 2, k = 0 .. K - 1; between two whole numbers the two bases share in proportion.
+    Training moves the bases; the choice itself carries no gradient.
+    """
+
+    def __init__(self, channels: int, num_bases: int, window: tuple[int, ...], stride, margin) -> None:
+        super().__init__()
+        shape = (channels - 1, *window)
+        self.analysis = nn.ModuleList(WindowAnalysis(shape, stride, margin) for _ in range(num_bases))
+        self.synthesis = nn.ModuleList(WindowSynthesis(shape, stride, margin) for _ in range(num_bases))
+
+    @property
+    def num_bases(self) -> int:
+        return len(self.analysis)
+
+    def analyse(self, images: Tensor) -> Tensor:
+        coded = torch.stack([part(images) for part in self.analysis])
+        chosen_B1HW = self._nearest(images, coded.detach())
+        index = chosen_B1HW[None].expand(-1, -1, coded.shape[2], -1, -1)
+        return torch.cat([chosen_B1HW - (self.num_bases - 1) / 2, coded.gather(0, index)[0]], dim=1)
+
+    @torch.no_grad()
+    def _nearest(self, images: Tensor, coded: Tensor) -> Tensor:
+        """int64 [B, 1, H, W]: in each cell the basis of least squared error."""
+        stride = self.analysis[0].stride
+        errors = []
+        for cells, part in zip(coded, self.synthesis, strict=True):
+            squared = (images - part(cells)).square().sum(1, keepdim=True)
+            errors.append(F.avg_pool2d(squared, stride))
+        return torch.stack(errors).argmin(0)
+
+    def synthesize(self, cells: Tensor) -> Tensor:
+        place = cells[:, :1] + (self.num_bases - 1) / 2
+        place = place.clamp(0, self.num_bases - 1)
+        shares = [(1 - (place - number).abs()).clamp(min=0) for number in range(self.num_bases)]
+        return sum(part(share * cells[:, 1:]) for share, part in zip(shares, self.synthesis, strict=True))
+
+    @torch.no_grad()
+    def fit(self, blocks_LV: Tensor, motion_L: Tensor, scale: float) -> None:
+        """Fills the bases from the images' blocks.
+
+        By turns each basis takes the principal components of the blocks that chose it, and each block the basis
+        that leaves least of it. At first the 1 / K of the blocks with the least motion share a basis, and so on.
+        Codes are divided by `scale`.
+        """
+        chosen_L = torch.empty_like(motion_L, dtype=torch.long)
+        chosen_L[motion_L.argsort()] = torch.arange(len(motion_L), device=motion_L.device) * self.num_bases // len(motion_L)
+        channels, depth = self.analysis[0].shape[:2]
+        bases = [blocks_LV.new_zeros(channels, blocks_LV.shape[1])] * self.num_bases
+        for _ in range(FIT_ROUNDS):
+            for number in range(self.num_bases):
+                if (chosen_L == number).any():  # else it stays as it was
+                    bases[number] = principal_components(blocks_LV[chosen_L == number], channels)[0]
+            kept_KL = torch.stack([(blocks_LV @ basis_DV.T).square().sum(1) for basis_DV in bases])
+            chosen_L = kept_KL.argmax(0)
+        rows, columns = self.analysis[0].stride
+        for analysis, synthesis, basis_DV in zip(self.analysis, self.synthesis, bases, strict=True):
+            set_windows(analysis, synthesis, basis_DV.view(-1, depth, rows, columns), scale)

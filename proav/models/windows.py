@@ -1,0 +1,76 @@
+"""Windows: the strided convolutions that a linear code of images is made of, and the components they begin with.
+
+Not here: which windows a plane has (`linear_planes.py`, `switched.py`).
+D codes of a cell, V values of a window or block, L blocks.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+FIT_POWERS = 4
+"""Power iterations of the randomized decomposition: three times as many gained less than 0.01 dB."""
+
+
+class WindowAnalysis(nn.Module):
+    """Cells of a plane, each the inner products of D kernels with a window of the images.
+
+    A strided convolution in float32 with the kernels gain * weight. The weight [D, V], V values of a window,
+    has orthonormal rows after the fit. It is a hidden matrix: Muon needs half of AdamW's clips, or fewer.
+    """
+
+    def __init__(self, shape: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape, self.stride, self.padding = shape, stride, padding
+        self.weight = nn.Parameter(torch.zeros(shape[0], math.prod(shape[1:])))
+        self.gain = nn.Parameter(torch.ones(1))
+        self.hidden_parts = 1
+
+    @property
+    def kernel(self) -> Tensor:
+        """[D, channels of the images, rows, columns]."""
+        return (self.gain.float() * self.weight.float()).view(self.shape)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.conv2d(images, self.kernel, stride=self.stride, padding=self.padding)
+
+
+class WindowSynthesis(WindowAnalysis):
+    """Images as the sum of overlapping windows, each a combination of D kernels.
+
+    The transposed convolution, in float32.
+    """
+
+    def forward(self, cells: Tensor) -> Tensor:
+        return F.conv_transpose2d(cells, self.kernel, stride=self.stride, padding=self.padding)
+
+
+def set_windows(
+    analysis: WindowAnalysis, synthesis: WindowSynthesis, blocks_DCPQ: Tensor, scale: float
+) -> None:
+    """Orthonormal blocks as the middles of the windows: codes are inner products with them over `scale`."""
+    rows, columns = analysis.padding
+    weight_DV = F.pad(blocks_DCPQ, (columns, columns, rows, rows)).flatten(1)
+    for part, gain in ((analysis, 1 / scale), (synthesis, scale)):
+        part.weight.copy_(weight_DV)
+        part.gain.fill_(gain)
+
+
+def principal_components(cells_LV: Tensor, channels: int) -> tuple[Tensor, float]:
+    """Principal directions [D, V], strongest first, zero beyond what sizes allow; their codes' deviation.
+
+    By a randomized decomposition (Halko, Martinsson, Tropp, 2011) with twice as many trial directions as are
+    kept. Its random numbers are the same each time and leave the stream outside as it was.
+    """
+    trials = min(2 * channels + 8, *cells_LV.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        _, strengths_K, directions_VK = torch.svd_lowrank(cells_LV, q=trials, niter=FIT_POWERS)
+    strongest_DV = directions_VK[:, :channels].T
+    largest_D1 = strongest_DV.gather(1, strongest_DV.abs().argmax(1, keepdim=True))
+    signed_DV = strongest_DV * torch.where(largest_D1 < 0, -1.0, 1.0)  # else arbitrary
+    deviation = float(strengths_K[:channels].double().square().sum() / (len(cells_LV) * channels)) ** 0.5
+    return F.pad(signed_DV, (0, 0, 0, channels - len(signed_DV))), deviation

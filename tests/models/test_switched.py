@@ -1,0 +1,163 @@
+"""Switched cells alone, on cells that are each made of one of a few kinds of blocks."""
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+
+from proav.config import Config
+from proav.geometry import PLANES, StreamGeometry
+from proav.models.linear_planes import FitSample, LinearPlanes
+from proav.models.switched import SwitchedCells
+
+FRAMES, SIDE, RANK = 4, 3, 2
+VALUES = 3 * FRAMES * SIDE**2
+
+
+def kinds(count, seed=0):
+    """Orthonormal blocks [count, RANK, V]."""
+    blocks = torch.randn(count, VALUES, RANK, generator=torch.Generator().manual_seed(seed))
+    return torch.linalg.qr(blocks)[0].transpose(1, 2)
+
+
+def cells_of(blocks_KRV, chosen_L, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    codes_LR = torch.randn(len(chosen_L), blocks_KRV.shape[1], generator=generator)
+    return torch.einsum("lr,lrv->lv", codes_LR, blocks_KRV[chosen_L])
+
+
+def fitted(blocks_KRV, *, margin=(0, 0), scale=1.0):
+    window = (3 * FRAMES, *(SIDE + 2 * side for side in margin))
+    cells = SwitchedCells(1 + RANK, len(blocks_KRV), window, (SIDE, SIDE), margin)
+    chosen_L = torch.arange(300) % len(blocks_KRV)
+    cells.fit(cells_of(blocks_KRV, chosen_L), chosen_L + 0.5, scale)
+    return cells
+
+
+def pictures(blocks_KRV, chosen_BHW, seed=2):
+    cells_LV = cells_of(blocks_KRV, chosen_BHW.flatten(), seed)
+    sides = dict(zip("bhw", chosen_BHW.shape)) | {"p": SIDE, "q": SIDE}
+    return rearrange(cells_LV, "(b h w) (c p q) -> b c (h p) (w q)", **sides)
+
+
+@pytest.mark.parametrize("margin", [(0, 0), (1, 1)])
+def test_each_cell_finds_its_basis_and_is_exact_in_it(margin):
+    blocks_KRV, chosen_BHW = kinds(3), torch.arange(40).view(2, 4, 5) % 3
+    cells, images = fitted(blocks_KRV, margin=margin), pictures(blocks_KRV, chosen_BHW)
+    with torch.no_grad():
+        codes = cells.analyse(images)
+        made = cells.synthesize(codes)
+    assert codes.shape == (2, 1 + RANK, 4, 5)
+    torch.testing.assert_close(made, images, atol=1e-5, rtol=0)
+    assert torch.equal(codes[:, 0] + 1, chosen_BHW.float())
+
+
+def test_bases_span_what_the_singular_value_decomposition_of_each_kind_does():
+    blocks_KRV = kinds(2)
+    cells = fitted(blocks_KRV)
+    sample_LV = cells_of(blocks_KRV, torch.arange(300) % 2)
+    for number, basis in enumerate(cells.synthesis):
+        expected_DV = np.linalg.svd(sample_LV[number::2].double().numpy(), full_matrices=False)[2][:RANK]
+        found_DV = basis.weight.detach().double().numpy()
+        assert np.allclose(np.linalg.svd(found_DV @ expected_DV.T, compute_uv=False), 1, atol=1e-5)
+
+
+def test_codes_are_divided_by_the_scale_and_the_number_is_not():
+    blocks_KRV, chosen_BHW = kinds(2), torch.zeros(1, 2, 2, dtype=torch.long)
+    images = pictures(blocks_KRV, chosen_BHW)
+    with torch.no_grad():
+        plain, scaled = (fitted(blocks_KRV, scale=scale).analyse(images) for scale in (1.0, 4.0))
+    torch.testing.assert_close(scaled[:, 1:] * 4, plain[:, 1:])
+    assert torch.equal(scaled[:, :1], plain[:, :1]) and plain[0, 0].unique().tolist() == [-0.5]
+
+
+def test_between_two_numbers_their_bases_share_and_beyond_the_ends_nothing_changes():
+    cells = fitted(kinds(3))
+    codes = torch.randn(1, RANK, 2, 2, generator=torch.Generator().manual_seed(3))
+
+    def made(number):
+        with torch.no_grad():
+            return cells.synthesize(torch.cat([torch.full((1, 1, 2, 2), float(number)), codes], dim=1))
+
+    torch.testing.assert_close(made(0.25), 0.75 * made(0) + 0.25 * made(1))
+    torch.testing.assert_close(made(-0.5), (made(-1) + made(0)) / 2)
+    assert torch.equal(made(7), made(1)) and torch.equal(made(-7), made(-1))
+
+
+def test_a_basis_that_no_cell_needs_stays_and_breaks_nothing():
+    blocks_KRV = kinds(1)
+    cells = SwitchedCells(1 + RANK, 4, (3 * FRAMES, SIDE, SIDE), (SIDE, SIDE), (0, 0))
+    cells.fit(cells_of(blocks_KRV, torch.zeros(2, dtype=torch.long)), torch.tensor([0.0, 1.0]), 1.0)  # fewer cells than bases
+    assert [bool(part.weight.any()) for part in cells.synthesis] == [True, False, True, False]
+    images = pictures(blocks_KRV, torch.zeros(1, 1, 2, dtype=torch.long), seed=1)  # the same two cells
+    with torch.no_grad():
+        torch.testing.assert_close(cells.synthesize(cells.analyse(images)), images, atol=1e-5, rtol=0)
+
+
+def test_gradients_reach_the_chosen_basis_alone():
+    blocks_KRV = kinds(2)
+    cells = fitted(blocks_KRV)
+    images = pictures(blocks_KRV, torch.zeros(1, 2, 2, dtype=torch.long))
+    cells.synthesize(cells.analyse(images)).square().sum().backward()
+    moved = [[part.weight.grad.abs().sum() > 0 for part in parts] for parts in (cells.analysis, cells.synthesis)]
+    assert moved == [[True, False], [True, False]]
+
+
+PICTURE = StreamGeometry(3, FRAMES, 4 * SIDE, 4 * SIDE, 4)
+SOUND = StreamGeometry(1, 6, 4 * SIDE, 4 * SIDE, 4)
+
+
+def lost(clips, geometry, *, sound, first=4, **switched):
+    """Mean squared error of a path whose first plane has so many channels in all."""
+    plane = "HT" if sound else "HW"
+    path = LinearPlanes(geometry, dict.fromkeys(PLANES, 1) | {plane: first}, sound=sound, **switched)
+    sample = FitSample()
+    sample.add(clips)
+    path.fit(sample.images())
+    path.fit_switched([clips])
+    with torch.no_grad():
+        planes = path.analyse(clips)
+        assert planes[plane].shape[1] == first
+        return (path.synthesize(planes) - clips).square().mean()
+
+
+def test_pictures_of_two_kinds_lose_less_where_cells_choose():
+    chosen_BHW = torch.randint(2, (24, 4, 4), generator=torch.Generator().manual_seed(5))
+    clips = rearrange(pictures(kinds(2), chosen_BHW), "b (c t) r s -> b c t r s", t=FRAMES)
+    assert lost(clips, PICTURE, sound=False, switched=(2, 3)) < 0.3 * lost(clips, PICTURE, sound=False)
+
+
+def test_steady_and_changing_sound_lose_less_where_cells_choose():
+    generator = torch.Generator().manual_seed(6)
+    blocks_KRV = torch.randn(2, 9, SIDE, 4 * SIDE, generator=generator)
+    steady = blocks_KRV.mean(3, keepdim=True)
+    blocks_KRV = torch.stack([blocks_KRV[0] + 2 * steady[0], (blocks_KRV - steady)[1]]).flatten(2)
+    chosen_L = torch.randint(2, (24 * 6 * 4,), generator=generator)
+    cells_LV = cells_of(blocks_KRV, chosen_L)
+    clips = rearrange(cells_LV, "(b t h) (p s) -> b 1 t (h p) s", t=6, h=4, p=SIDE)
+    assert lost(clips, SOUND, sound=True, first=12, switched=(2, 11)) < 0.5 * lost(clips, SOUND, sound=True, first=12)
+
+
+def test_motion_is_the_share_of_change_over_time():
+    path = LinearPlanes(PICTURE, dict.fromkeys(PLANES, 1) | {"HW": 4}, sound=False, switched=(2, 3))
+    still = torch.randn(3, 1, SIDE**2).expand(-1, FRAMES, -1)
+    there_and_back = still * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None]
+    blocks_LV = torch.stack([still.flatten(), there_and_back.flatten(), (still + there_and_back).flatten()])
+    torch.testing.assert_close(path._motion(blocks_LV), torch.tensor([0.0, 1.0, 0.5]))
+    path = LinearPlanes(SOUND, dict.fromkeys(PLANES, 1) | {"HT": 4}, sound=True, switched=(2, 3))
+    tone = torch.randn(SIDE, 1).expand(-1, 4 * SIDE)
+    beaten = tone * torch.tensor([1.0, -1.0]).repeat(2 * SIDE)
+    torch.testing.assert_close(path._motion(torch.stack([tone, beaten]).flatten(1)), torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("linear", "said"),
+    [
+        ({"bases": 2, "switched_channels": 16}, "leaves none of the 16 channels of video's HW"),
+        ({"bases": 2, "enabled": False}, "needs mdsa.linear_planes.enabled=true"),
+    ],
+)
+def test_impossible_settings_say_what_to_write(linear, said):
+    with pytest.raises(ValueError, match=said):
+        Config(mdsa={"linear_planes": linear})
+    assert Config(mdsa={"linear_planes": {"switched_channels": 16}}).mdsa.linear_planes.switched == (1, 0)
