@@ -41,26 +41,31 @@ class SwitchedCells(nn.Module):
         return len(self.analysis)
 
     def analyse(self, images: Tensor) -> Tensor:
-        coded = torch.stack([part(images) for part in self.analysis])
-        chosen_B1HW = self._nearest(images, coded.detach())
-        index = chosen_B1HW[None].expand(-1, -1, coded.shape[2], -1, -1)
-        return torch.cat([chosen_B1HW - (self.num_bases - 1) / 2, coded.gather(0, index)[0]], dim=1)
+        first = self.analysis[0]
+        kernels = torch.cat([part.kernel for part in self.analysis])  # one convolution is faster than K
+        coded = F.conv2d(images, kernels, stride=first.stride, padding=first.padding)
+        coded_BKDHW = coded.unflatten(1, (self.num_bases, -1))
+        chosen_B1HW = self._nearest(images, coded_BKDHW.detach())
+        index = chosen_B1HW[:, None].expand(-1, -1, coded_BKDHW.shape[2], -1, -1)
+        return torch.cat([chosen_B1HW - (self.num_bases - 1) / 2, coded_BKDHW.gather(1, index)[:, 0]], dim=1)
 
     @torch.no_grad()
-    def _nearest(self, images: Tensor, coded: Tensor) -> Tensor:
+    def _nearest(self, images: Tensor, coded_BKDHW: Tensor) -> Tensor:
         """int64 [B, 1, H, W]: in each cell the basis of least squared error."""
         stride = self.analysis[0].stride
         errors = []
-        for cells, part in zip(coded, self.synthesis, strict=True):
+        for cells, part in zip(coded_BKDHW.unbind(1), self.synthesis, strict=True):
             squared = (images - part(cells)).square().sum(1, keepdim=True)
             errors.append(F.avg_pool2d(squared, stride))
         return torch.stack(errors).argmin(0)
 
     def synthesize(self, cells: Tensor) -> Tensor:
-        place = cells[:, :1] + (self.num_bases - 1) / 2
-        place = place.clamp(0, self.num_bases - 1)
-        shares = [(1 - (place - number).abs()).clamp(min=0) for number in range(self.num_bases)]
-        return sum(part(share * cells[:, 1:]) for share, part in zip(shares, self.synthesis, strict=True))
+        first, numbers_K = self.synthesis[0], torch.arange(self.num_bases, device=cells.device)
+        place_B1HW = (cells[:, :1] + (self.num_bases - 1) / 2).clamp(0, self.num_bases - 1)
+        share_BKHW = (1 - (place_B1HW - numbers_K[:, None, None]).abs()).clamp(min=0)
+        shared = (share_BKHW[:, :, None] * cells[:, None, 1:]).flatten(1, 2)
+        kernels = torch.cat([part.kernel for part in self.synthesis])
+        return F.conv_transpose2d(shared, kernels, stride=first.stride, padding=first.padding)
 
     @torch.no_grad()
     def fit(self, blocks_LV: Tensor, motion_L: Tensor, scale: float) -> None:
