@@ -64,6 +64,15 @@ class BiBlockConfig(Section):
     """Modules in a row."""
 
 
+class BasesConfig(Section):
+    """Bases of which each cell of a stream's first plane takes one; 1: none."""
+
+    video: PositiveInt = 1
+    """Of the picture's HW plane."""
+    audio: PositiveInt = 1
+    """Of the sound's HT plane: its windows are small, many cost little."""
+
+
 class LinearPlanesConfig(Section):
     """The linear half of the projection, through the same planes: fitted before training, then trained on."""
 
@@ -71,19 +80,19 @@ class LinearPlanesConfig(Section):
     """Off: the network alone makes planes, bounded by tanh, and pictures, bounded by a sigmoid."""
     overlap: bool = True
     """Windows of two patches, so that neighbours overlap; off: blocks."""
-    bases: PositiveInt = 1
-    """Bases of which each cell of a stream's first plane takes one for what the planes leave; 1: none."""
+    bases: BasesConfig = BasesConfig()
+    """Switched cells: between how many bases they choose."""
     switched_channels: Annotated[int, Field(ge=2)] = 24
-    """The last channels of that plane (HW of pictures, HT of sound): the basis's number, coefficients in it."""
+    """The last channels of a first plane with bases: the number of the basis, and coefficients in it."""
     fit_clips: PositiveInt = 192
     """First clips of training that the path is fitted on; meanwhile three pictures of each are kept."""
     alone_clips: Count = 0
     """Clips at the beginning of training in which the path learns without the network: they cost far less."""
 
-    @property
-    def switched(self) -> tuple[int, int]:
-        """(bases, channels) of switched cells; (1, 0) without them."""
-        return (self.bases, self.switched_channels) if self.bases > 1 else (1, 0)
+    def switched(self, modality: Literal["video", "audio"]) -> tuple[int, int]:
+        """(bases, channels) of one modality's switched cells; (1, 0) without them."""
+        bases = getattr(self.bases, modality)
+        return (bases, self.switched_channels) if bases > 1 else (1, 0)
 
 
 class RefinerConfig(Section):
@@ -203,27 +212,37 @@ class MDSAConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "MDSAConfig":
         if 3 * self.modality_dropout > 1:
-            raise ValueError(f"mdsa.modality_dropout={self.modality_dropout} is used for three cases; expected at most 1/3")
+            raise ValueError(
+                f"mdsa.modality_dropout={self.modality_dropout} is used for three cases; expected at most 1/3"
+            )
         if self.head_width % 4:
-            raise ValueError(f"mdsa.head_width={self.head_width} must be a multiple of 4 (axial rotary positions)")
+            raise ValueError(
+                f"mdsa.head_width={self.head_width} must be a multiple of 4 (axial rotary positions)"
+            )
         if self.width % 8:
-            raise ValueError(f"mdsa.width={self.width} must be a multiple of 8 (collapse heads are width / 8 wide)")
+            raise ValueError(
+                f"mdsa.width={self.width} must be a multiple of 8 (collapse heads are width / 8 wide)"
+            )
         for name in ("multi_scale", "spatial", "group_cross", "bi_block"):
             heads = getattr(self, name).num_heads
             if self.width % heads:
                 raise ValueError(f"mdsa.{name}.num_heads={heads} does not divide mdsa.width={self.width}")
         linear = self.linear_planes
-        if linear.bases > 1 and not linear.enabled:
-            raise ValueError(
-                f"mdsa.linear_planes.bases={linear.bases} needs mdsa.linear_planes.enabled=true; or write bases=1"
-            )
-        for modality, plane in (("video", "HW"), ("audio", "HT")) if linear.bases > 1 else ():
-            channels = self.channels(modality)[plane]
-            if linear.switched_channels >= channels:
+        for modality, plane in (("video", "HW"), ("audio", "HT")):
+            bases, switched = linear.switched(modality)
+            if bases > 1 and not linear.enabled:
                 raise ValueError(
-                    f"mdsa.linear_planes.switched_channels={linear.switched_channels} leaves none of the {channels} "
-                    f"channels of {modality}'s {plane}; write more in mdsa.plane_channels, or switch fewer"
+                    f"mdsa.linear_planes.bases.{modality}={bases} needs "
+                    "mdsa.linear_planes.enabled=true; or write 1"
+                )
+            channels = self.channels(modality)[plane]
+            if switched >= channels:
+                raise ValueError(
+                    f"mdsa.linear_planes.switched_channels={switched} leaves none of the {channels} channels "
+                    f"of {modality}'s {plane}; write more in mdsa.plane_channels.{modality}, or switch fewer"
                 )
         if not self.multi_scale.scales:
-            raise ValueError("mdsa.multi_scale.scales=[] names no scale; write [1,2,4], or mdsa.multi_scale.enabled=false")
+            raise ValueError(
+                "mdsa.multi_scale.scales=[] names no scale; write [1,2,4], or mdsa.multi_scale.enabled=false"
+            )
         return self

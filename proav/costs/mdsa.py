@@ -178,7 +178,7 @@ def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
     else:
         order, values["HT"] = ("HT", "WT", "HW"), channels * wide(p) * wide(columns)
     cells, depth, gain = _plane_cells(config), mdsa.channels(modality), Cost(1)
-    bases, switched = mdsa.linear_planes.switched
+    bases, switched = mdsa.linear_planes.switched(modality)
     depth[order[0]] -= switched
     maps = {name: hidden_cost(values[name], depth[name], cells[name], bias=False) + gain for name in order}
     if switched:

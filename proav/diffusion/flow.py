@@ -1,7 +1,8 @@
 """Rectified flow: straight lines from data to noise, their velocity as target, Euler steps back.
 
-Follows rectified flow (Liu et al. 2022) with the logit-normal times of Stable Diffusion 3 (Esser et al. 2024); the paper does not
-print its objective. Letters: B clips, D channels, P=6 planes, N plane side. Sign convention: v = dz_t / dt = noise - clean.
+Follows rectified flow (Liu et al. 2022) with the logit-normal times of Stable Diffusion 3 (Esser et al.
+2024); the paper does not print its objective. Letters: B clips, D channels, P=6 planes, N plane side. Sign
+convention: v = dz_t / dt = noise - clean.
 """
 
 from dataclasses import dataclass
@@ -15,11 +16,15 @@ from proav.diffusion.planes import spread_to_planes
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """z_t = (1 - t) z + t e,  e ~ N(0, 1),  target v = e - z,  sampled by Euler from t = 1 (noise) to t = 0 (clean)."""
+    """z_t = (1 - t) z + t e,  e ~ N(0, 1),  target v = e - z,  sampled by Euler from t = 1 (noise) to t = 0
+    (clean).
+    """
 
     time_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     shift: float = 1.0
-    """Times of training and sampling are moved toward noise: t' = s t / (1 + (s - 1) t), s >= 1 (Esser et al. 2024); 1 leaves them."""
+    """Times of training and sampling are moved toward noise: t' = s t / (1 + (s - 1) t), s >= 1 (Esser et al.
+    2024); 1 leaves them.
+    """
 
     @property
     def is_stochastic(self) -> bool:
@@ -27,11 +32,16 @@ class RectifiedFlow:
         return False
 
     def draw_times(self, uniforms: Tensor) -> Tensor:
-        """Training times by the inverse distribution function: t = sigmoid(Phi^-1(u)) (logit-normal(0, 1)) or t = u, shifted.
+        """Training times by the inverse distribution function: t = sigmoid(Phi^-1(u)) (logit-normal(0, 1)) or
+        t = u, shifted.
 
         uniforms in (0, 1), any shape.
         """
-        return self._shifted(torch.special.ndtri(uniforms).sigmoid() if self.time_sampling == "logit_normal" else uniforms.clone())
+        return self._shifted(
+            torch.special.ndtri(uniforms).sigmoid()
+            if self.time_sampling == "logit_normal"
+            else uniforms.clone()
+        )
 
     def _shifted(self, time):
         return self.shift * time / (1 + (self.shift - 1) * time) if self.shift != 1 else time
@@ -57,10 +67,14 @@ class RectifiedFlow:
         """t_i = 1 - i / steps, i = 0 .. steps, shifted."""
         return [self._shifted(1 - i / steps) for i in range(steps + 1)]
 
-    def step(self, noisy: Tensor, prediction: Tensor, time: float, next_time: float, noise: Tensor | None = None) -> Tensor:
+    def step(
+        self, noisy: Tensor, prediction: Tensor, time: float, next_time: float, noise: Tensor | None = None
+    ) -> Tensor:
         """Euler: z_s = z_t + (s - t) v. `noise` is not used."""
         return noisy + (next_time - time) * prediction
 
     def zero_prediction_loss(self, second_moment: float = 1.0) -> float:
-        """E |e - z|^2 = 1 + E[z^2] per value: the loss of a model that predicts zero, 2 for normalized latents; the loss at initialization."""
+        """E |e - z|^2 = 1 + E[z^2] per value: the loss of a model that predicts zero, 2 for normalized
+        latents; the loss at initialization.
+        """
         return 1.0 + second_moment

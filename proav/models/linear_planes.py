@@ -104,7 +104,9 @@ class LinearPlanes(nn.Module):
         overlap: bool = True,
         switched: tuple[int, int] = (1, 0),
     ) -> None:
-        """switched: (bases, channels) of `SwitchedCells`, the channels out of the first plane's; none by default."""
+        """switched: (bases, channels) of `SwitchedCells`, the channels out of the first plane's; none by
+        default.
+        """
         super().__init__()
         num_bases, switched_channels = switched
         self.geometry = geometry
@@ -187,7 +189,9 @@ class LinearPlanes(nn.Module):
         rest_NFCRS = images_NFCRS - self.mean.value
         for name in self.cuts:
             shown = rest_NFCRS[:, :1] if name == "HW" else rest_NFCRS[:, 1:]
-            components_DV, deviation = principal_components(self._to_blocks(name, shown)[0], self.channels[name])
+            components_DV, deviation = principal_components(
+                self._to_blocks(name, shown)[0], self.channels[name]
+            )
             self._set_windows(name, components_DV, deviation)
             for part_NFCRS in rest_NFCRS.split(FIT_CLIPS_AT_ONCE) if name != list(self.cuts)[-1] else ():
                 coded_NFCRS = part_NFCRS[:, :1] if name == "HW" else part_NFCRS
@@ -222,10 +226,11 @@ class LinearPlanes(nn.Module):
 
     @torch.no_grad()
     def fit_switched(self, clips: Iterable[Tensor]) -> None:
-        """Fills the bases of the switched cells, after `fit`, from what the planes leave of clips [B, C, T, R, S].
+        """Fills the bases of the switched cells, after `fit`, from what the planes leave of clips [B, C, T,
+        R, S].
 
-        FIT_CELLS cells of each clip are looked at, spread evenly, others in the next. Their codes keep the scale
-        of the plane that they belong to.
+        FIT_CELLS cells of each clip are looked at, spread evenly, others in the next. Their codes keep the
+        scale of the plane that they belong to.
         """
         if self.switched is None:
             return

@@ -1,7 +1,9 @@
-"""Orthogonal decomposition: a volume of features is collapsed along height, width or time into planes, and planes are broadcast back to a volume.
+"""Orthogonal decomposition: a volume of features is collapsed along height, width or time into planes, and
+planes are broadcast back to a volume.
 
-Not here: what happens between planes (`fusion.py`). ProAV-DiT, Section 3 and Figure 2 (a); the collapse operator is the ancestor PVDM's.
-B clips, T frames, H W rows and columns, C channels, D latent channels, P=6 planes of N x N cells, L tokens.
+Not here: what happens between planes (`fusion.py`). ProAV-DiT, Section 3 and Figure 2 (a); the collapse
+operator is the ancestor PVDM's. B clips, T frames, H W rows and columns, C channels, D latent channels, P=6
+planes of N x N cells, L tokens.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,9 @@ from proav.models.layers import Attention, Norm, hidden_map, linear_resize_matri
 
 
 class CollapseLayer(nn.Module):
-    """One pre-norm transformer layer over the collapsed axis; with num_queries, only the last tokens are computed (they still see all)."""
+    """One pre-norm transformer layer over the collapsed axis; with num_queries, only the last tokens are
+    computed (they still see all).
+    """
 
     def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
         super().__init__()
@@ -32,10 +36,11 @@ class CollapseLayer(nn.Module):
 
 
 class AxisCollapse(nn.Module):
-    """Pools the n tokens of an axis into one vector: a learned token is appended, read by `depth` transformer layers, and returned.
+    """Pools the n tokens of an axis into one vector: a learned token is appended, read by `depth` transformer
+    layers, and returned.
 
-    PVDM appends the token too but returns position 0, the first real token; reading the learned token is our choice: no cell is privileged.
-    The last layer computes this token alone, since nothing else is read.
+    PVDM appends the token too but returns position 0, the first real token; reading the learned token is our
+    choice: no cell is privileged. The last layer computes this token alone, since nothing else is read.
     """
 
     def __init__(self, length: int, width: int, *, depth: int, num_heads: int, mlp_width: int) -> None:
@@ -54,13 +59,30 @@ class AxisCollapse(nn.Module):
 
 
 class Projection(nn.Module):
-    """The volume's three planes, each collapsed by an operator of its own: HW from time, WT from height, HT from width."""
+    """The volume's three planes, each collapsed by an operator of its own: HW from time, WT from height, HT
+    from width.
+    """
 
-    def __init__(self, num_frames: int, rows: int, columns: int, width: int, *, depth: int, num_heads: int, mlp_width: int) -> None:
+    def __init__(
+        self,
+        num_frames: int,
+        rows: int,
+        columns: int,
+        width: int,
+        *,
+        depth: int,
+        num_heads: int,
+        mlp_width: int,
+    ) -> None:
         super().__init__()
         collapsed = {"HW": num_frames, "WT": rows, "HT": columns}
         self.collapse = nn.ModuleDict(
-            {name: AxisCollapse(collapsed[name], width, depth=depth, num_heads=num_heads, mlp_width=mlp_width) for name in PLANES}
+            {
+                name: AxisCollapse(
+                    collapsed[name], width, depth=depth, num_heads=num_heads, mlp_width=mlp_width
+                )
+                for name in PLANES
+            }
         )
 
     def forward(self, volume_BTHWC: Tensor, *, recompute: bool = False) -> dict[str, Tensor]:
@@ -77,15 +99,18 @@ class Projection(nn.Module):
 
 
 def broadcast_planes(planes: dict[str, Tensor]) -> Tensor:
-    """volume[t, h, w] = HW[h, w] + WT[t, w] + HT[t, h]: each plane repeated along its missing axis. Returns [B, T, H, W, C]."""
+    """volume[t, h, w] = HW[h, w] + WT[t, w] + HT[t, h]: each plane repeated along its missing axis. Returns
+    [B, T, H, W, C].
+    """
     return planes["HW"][:, None, :, :] + planes["WT"][:, :, None, :] + planes["HT"][:, :, :, None]
 
 
 def stack_planes(planes: dict[str, Tensor], plane_size: int) -> Tensor:
-    """The six planes [B, D_p, rows, columns] of both modalities as ST-DiT's stack [B, D, 6, N, N], in the order of `PLANE_NAMES`.
+    """The six planes [B, D_p, rows, columns] of both modalities as ST-DiT's stack [B, D, 6, N, N], in the
+    order of `PLANE_NAMES`.
 
-    The time axis of WT and HT is interpolated linearly from T to N where T < N. D is the widest plane's number of channels; a plane with fewer
-    has zeros behind its own.
+    The time axis of WT and HT is interpolated linearly from T to N where T < N. D is the widest plane's
+    number of channels; a plane with fewer has zeros behind its own.
     """
     assert set(planes) == set(PLANE_NAMES), f"expected the planes {PLANE_NAMES}, got {tuple(planes)}"
     channels = max(plane.shape[1] for plane in planes.values())
@@ -93,21 +118,36 @@ def stack_planes(planes: dict[str, Tensor], plane_size: int) -> Tensor:
     return torch.stack([F.pad(plane, (0, 0, 0, 0, 0, channels - plane.shape[1])) for plane in resized], dim=2)
 
 
-def unstack_planes(stack_BDPNN: Tensor, num_frames: int, channels: Sequence[int] | None = None) -> dict[str, Tensor]:
+def unstack_planes(
+    stack_BDPNN: Tensor, num_frames: int, channels: Sequence[int] | None = None
+) -> dict[str, Tensor]:
     """The six planes of a stack: the exact inverse of `stack_planes`.
 
-    channels: each plane's own, in the order of `PLANE_NAMES`; None: all of the stack's. Where T < N the time axis returns by the pseudo-inverse
-    of the interpolation, which is also the least-squares answer for generated stacks.
+    channels: each plane's own, in the order of `PLANE_NAMES`; None: all of the stack's. Where T < N the time
+    axis returns by the pseudo-inverse of the interpolation, which is also the least-squares answer for
+    generated stacks.
     """
     own = channels or [stack_BDPNN.shape[1]] * len(PLANE_NAMES)
-    planes = {name: plane[:, :count] for name, plane, count in zip(PLANE_NAMES, stack_BDPNN.unbind(dim=2), own, strict=True)}
-    return {name: _resize_rows(plane, num_frames, inverse=True) if "T" in name else plane for name, plane in planes.items()}
+    planes = {
+        name: plane[:, :count]
+        for name, plane, count in zip(PLANE_NAMES, stack_BDPNN.unbind(dim=2), own, strict=True)
+    }
+    return {
+        name: _resize_rows(plane, num_frames, inverse=True) if "T" in name else plane
+        for name, plane in planes.items()
+    }
 
 
 def _resize_rows(plane_BDRC: Tensor, rows: int, *, inverse: bool) -> Tensor:
     given = plane_BDRC.shape[2]
     if given == rows:
         return plane_BDRC
-    assert (given > rows) == inverse, f"planes grow on the way into the stack and shrink on the way out, not from {given} to {rows} rows"
-    matrix = torch.linalg.pinv(linear_resize_matrix(rows, given)) if inverse else linear_resize_matrix(given, rows)
-    return torch.einsum("rg,bdgc->bdrc", matrix.to(plane_BDRC.device), plane_BDRC.double()).to(plane_BDRC.dtype)
+    assert (given > rows) == inverse, (
+        f"planes grow on the way into the stack and shrink on the way out, not from {given} to {rows} rows"
+    )
+    matrix = (
+        torch.linalg.pinv(linear_resize_matrix(rows, given)) if inverse else linear_resize_matrix(given, rows)
+    )
+    return torch.einsum("rg,bdgc->bdrc", matrix.to(plane_BDRC.device), plane_BDRC.double()).to(
+        plane_BDRC.dtype
+    )

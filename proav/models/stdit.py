@@ -1,8 +1,10 @@
-"""ST-DiT: the spatio-temporal diffusion transformer that denoises the six stacked planes of picture and sound.
+"""ST-DiT: the spatio-temporal diffusion transformer that denoises the six stacked planes of picture and
+sound.
 
-Not here: noise, times and sampling (`proav/diffusion`), the planes' making (`mdsa.py`). Follows "ProAV-DiT", Figure 2 (b), in the form of
-STDiT and DiT (blocks) and PixArt (one shared modulation). Letters: B clips, D latent channels, E=D+1 condition channels, P=6 planes,
-N plane side, p token patch, L=(N/p)^2 tokens of a plane, d width, h heads, k head width.
+Not here: noise, times and sampling (`proav/diffusion`), the planes' making (`mdsa.py`). Follows "ProAV-DiT",
+Figure 2 (b), in the form of STDiT and DiT (blocks) and PixArt (one shared modulation). Letters: B clips, D
+latent channels, E=D+1 condition channels, P=6 planes, N plane side, p token patch, L=(N/p)^2 tokens of a
+plane, d width, h heads, k head width.
 """
 
 import torch
@@ -24,7 +26,9 @@ def modulate(tokens_BPLd: Tensor, shift_BP1d: Tensor, scale_BP1d: Tensor) -> Ten
 
 
 class RMSNorm(nn.Module):
-    """w x / sqrt(mean(x^2) + epsilon) over the last axis, in the precision of x (statistics in float32), which the fused kernel wants."""
+    """w x / sqrt(mean(x^2) + epsilon) over the last axis, in the precision of x (statistics in float32),
+    which the fused kernel wants.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,9 +39,11 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """softmax(rms(Q) rms(K)^T / sqrt(k)) V over the second axis, heads of width k, then a linear map; `closed` starts that map at zero.
+    """softmax(rms(Q) rms(K)^T / sqrt(k)) V over the second axis, heads of width k, then a linear map;
+    `closed` starts that map at zero.
 
-    Queries and keys are RMS-normalized per head with learned weights: logits stay bounded, which keeps bf16 training stable (STDiT3).
+    Queries and keys are RMS-normalized per head with learned weights: logits stay bounded, which keeps bf16
+    training stable (STDiT3).
     """
 
     def __init__(self, width: int, num_heads: int, *, closed: bool = False) -> None:
@@ -49,17 +55,24 @@ class SelfAttention(nn.Module):
         self.out = hidden_map((ClosedLinear if closed else nn.Linear)(width, width))
 
     def forward(self, tokens_BLd: Tensor) -> Tensor:
-        query, key, value = rearrange(self.qkv(tokens_BLd), "b l (three h k) -> three b h l k", three=3, h=self.num_heads)
-        return self.out(rearrange(attend(self.query_norm(query), self.key_norm(key), value), "b h l k -> b l (h k)"))
+        query, key, value = rearrange(
+            self.qkv(tokens_BLd), "b l (three h k) -> three b h l k", three=3, h=self.num_heads
+        )
+        return self.out(
+            rearrange(attend(self.query_norm(query), self.key_norm(key), value), "b h l k -> b l (h k)")
+        )
 
 
 class PlaneLinear(nn.Module):
-    """A linear map of the tokens of each plane with weights of its own: the planes' channels have nothing in common. [B, 6, L, i] -> [B, 6, L, o].
+    """A linear map of the tokens of each plane with weights of its own: the planes' channels have nothing in
+    common. [B, 6, L, i] -> [B, 6, L, o].
 
     `closed` starts it at zero; `exact` computes it in float32, for values that leave the network.
     """
 
-    def __init__(self, planes: int, inputs: int, outputs: int, *, closed: bool = False, exact: bool = False) -> None:
+    def __init__(
+        self, planes: int, inputs: int, outputs: int, *, closed: bool = False, exact: bool = False
+    ) -> None:
         super().__init__()
         self.exact = exact
         self.weight = nn.Parameter(torch.zeros(planes, inputs, outputs))
@@ -79,14 +92,16 @@ class PlaneLinear(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of ST-DiT. With (shift, scale, gate)_a, (shift, scale, gate)_m = modulation of the token's modality + this block's table:
+    """One layer of ST-DiT. With (shift, scale, gate)_a, (shift, scale, gate)_m = modulation of the token's
+    modality + this block's table:
 
         x <- x + gate_a * spatial(modulate(x, a))      tokens of one plane, all six planes apart
         x <- x + temporal(modulate(x, a))              the six tokens at one place of the planes
         x <- x + gate_m * mlp(modulate(x, m))
 
-    attention=full replaces the first two lines by one attention over all tokens, gated. Every branch starts at zero through exactly one
-    zero factor (the gates; the temporal output map), so that the block is the identity at first and no branch's gradient is blocked twice.
+    attention=full replaces the first two lines by one attention over all tokens, gated. Every branch starts
+    at zero through exactly one zero factor (the gates; the temporal output map), so that the block is the
+    identity at first and no branch's gradient is blocked twice.
     """
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: int, attention: str) -> None:
@@ -114,21 +129,35 @@ class Block(nn.Module):
         return x + gate_m * self.mlp(modulate(x, shift_m, scale_m))
 
     def attend_within_planes(self, tokens_BPLd: Tensor) -> Tensor:
-        return rearrange(self.spatial(rearrange(tokens_BPLd, "b p l d -> (b p) l d")), "(b p) l d -> b p l d", p=tokens_BPLd.shape[1])
+        return rearrange(
+            self.spatial(rearrange(tokens_BPLd, "b p l d -> (b p) l d")),
+            "(b p) l d -> b p l d",
+            p=tokens_BPLd.shape[1],
+        )
 
     def attend_across_planes(self, tokens_BPLd: Tensor) -> Tensor:
-        return rearrange(self.temporal(rearrange(tokens_BPLd, "b p l d -> (b l) p d")), "(b l) p d -> b p l d", l=tokens_BPLd.shape[2])
+        return rearrange(
+            self.temporal(rearrange(tokens_BPLd, "b p l d -> (b l) p d")),
+            "(b l) p d -> b p l d",
+            l=tokens_BPLd.shape[2],
+        )
 
     def attend_everywhere(self, tokens_BPLd: Tensor) -> Tensor:
-        return rearrange(self.joint(rearrange(tokens_BPLd, "b p l d -> b (p l) d")), "b (p l) d -> b p l d", p=tokens_BPLd.shape[1])
+        return rearrange(
+            self.joint(rearrange(tokens_BPLd, "b p l d -> b (p l) d")),
+            "b (p l) d -> b p l d",
+            p=tokens_BPLd.shape[1],
+        )
 
 
 class STDiT(nn.Module):
-    """The denoiser: the flow's velocity or the noise of every plane, from noisy planes, two times, a label and a condition.
+    """The denoiser: the flow's velocity or the noise of every plane, from noisy planes, two times, a label
+    and a condition.
 
-    STDiT(config, num_labels): size, patch and attention by config.stdit, planes by config.mdsa. num_labels >= 0; label number
-    num_labels is the null label. The prediction is exactly zero at initialization. `activation_checkpointing`: recompute each block's
-    activations in the backward pass. Safe under ZeRO-3: every parameter is used only in the forward of the module that owns it.
+    STDiT(config, num_labels): size, patch and attention by config.stdit, planes by config.mdsa. num_labels >=
+    0; label number num_labels is the null label. The prediction is exactly zero at initialization.
+    `activation_checkpointing`: recompute each block's activations in the backward pass. Safe under ZeRO-3:
+    every parameter is used only in the forward of the module that owns it.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:
@@ -146,9 +175,13 @@ class STDiT(nn.Module):
         self.positions = TokenPositions(geometry.plane_size // self.patch_size, width)
         self.conditioning = Conditioning(width, num_labels)
         self.modulation = ClosedLinear(width, 6 * width)
-        self.blocks = nn.ModuleList(Block(width, num_heads, config.stdit.mlp_ratio, config.stdit.attention) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, config.stdit.mlp_ratio, config.stdit.attention) for _ in range(depth)
+        )
         self.final_modulation = ClosedLinear(width, 2 * width)
-        self.final = PlaneLinear(len(own_PD), width, self.latent_channels * patch_cells, closed=True, exact=True)
+        self.final = PlaneLinear(
+            len(own_PD), width, self.latent_channels * patch_cells, closed=True, exact=True
+        )
         self._initialize()
 
     @property
@@ -162,25 +195,36 @@ class STDiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, noisy_BDPNN: Tensor, times_B2: Tensor, labels_B: Tensor, condition_BEPNN: Tensor | None = None) -> Tensor:
-        """The prediction [B, D, 6, N, N], in the dtype of `noisy_BDPNN`; of channels that a plane does not have none is read, and zero told.
+    def forward(
+        self, noisy_BDPNN: Tensor, times_B2: Tensor, labels_B: Tensor, condition_BEPNN: Tensor | None = None
+    ) -> Tensor:
+        """The prediction [B, D, 6, N, N], in the dtype of `noisy_BDPNN`; of channels that a plane does not
+        have none is read, and zero told.
 
-        noisy_BDPNN [B, D, 6, N, N]: normalized latents with noise; a given modality's clean planes where its time is 0.
-        times_B2 [B, 2] in [0, 1]: column 0 the video's, column 1 the audio's; 0 is clean, 1 is noise.
-        labels_B [B] int64 in 0 .. num_labels (the null label). condition_BEPNN [B, D+1, 6, N, N]: planes of a masked clip and the mask;
-        None is the same as zeros.
+        noisy_BDPNN [B, D, 6, N, N]: normalized latents with noise; a given modality's clean planes where its
+        time is 0. times_B2 [B, 2] in [0, 1]: column 0 the video's, column 1 the audio's; 0 is clean, 1 is
+        noise. labels_B [B] int64 in 0 .. num_labels (the null label). condition_BEPNN [B, D+1, 6, N, N]:
+        planes of a masked clip and the mask; None is the same as zeros.
         """
         if condition_BEPNN is None:
             batch, channels, *rest = noisy_BDPNN.shape
             condition_BEPNN = noisy_BDPNN.new_zeros(batch, channels + 1, *rest)
         planes = torch.cat([noisy_BDPNN * self.own_DP11, condition_BEPNN], dim=1).to(self.embed.weight.dtype)
         size = self.patch_size
-        tokens_BPLd = self.positions(self.embed(rearrange(planes, "b c p (n i) (m j) -> b p (n m) (c i j)", i=size, j=size)))
+        tokens_BPLd = self.positions(
+            self.embed(rearrange(planes, "b c p (n i) (m j) -> b p (n m) (c i j)", i=size, j=size))
+        )
         vectors_B2d = F.silu(self.conditioning(times_B2, labels_B))
         modulation_B26d = rearrange(self.modulation(vectors_B2d), "b m (six d) -> b m six d", six=6)
         for block in self.blocks:
-            tokens_BPLd = run_layer(block, tokens_BPLd, modulation_B26d, recompute=self.activation_checkpointing)
-        shift_BP1d, scale_BP1d = self.final_modulation(vectors_B2d).repeat_interleave(PLANES_PER_MODALITY, dim=1)[:, :, None].chunk(2, dim=-1)
+            tokens_BPLd = run_layer(
+                block, tokens_BPLd, modulation_B26d, recompute=self.activation_checkpointing
+            )
+        shift_BP1d, scale_BP1d = (
+            self.final_modulation(vectors_B2d)
+            .repeat_interleave(PLANES_PER_MODALITY, dim=1)[:, :, None]
+            .chunk(2, dim=-1)
+        )
         prediction = self.final(modulate(tokens_BPLd, shift_BP1d, scale_BP1d))
         side = noisy_BDPNN.shape[-1] // size
         stack_BDPNN = rearrange(prediction, "b p (n m) (c i j) -> b c p (n i) (m j)", n=side, i=size, j=size)

@@ -1,20 +1,18 @@
 """Cells that choose their basis: what the linear planes leave, coded by one of a few kinds of windows.
 
-Still ground wants its numbers spent on detail, moving things on time, a steady tone otherwise than a blow: one
-linear code for all spends half of its numbers badly. So each cell of a stream's first plane names the basis
-that codes it best, and the number of the basis travels with the coefficients, in a channel of its own. The
-classical form is classified transform coding; the bases are fitted as in a mixture of principal components.
-Not in the paper: our choice, measured in docs/experiments.md. Not here: the linear planes, which code the
-whole clip first (`linear_planes.py`).
-B clips, C channels of the images that a plane is cut from, R S their rows and columns, H W rows and columns
-of cells, D channels of a basis, K bases, L blocks, V values of a block.
+Still ground wants its numbers spent on detail, moving things on time, a steady tone otherwise than a blow:
+one linear code for all spends half of its numbers badly. So each cell of a stream's first plane names the
+basis that codes it best, and the number of the basis travels with the coefficients, in a channel of its own.
+The classical form is classified transform coding; the bases are fitted as in a mixture of principal
+components. Not in the paper: our choice, measured in docs/experiments.md. Not here: the linear planes, which
+code the whole clip first (`linear_planes.py`). B clips, C channels of the images that a plane is cut from, R
+S their rows and columns, H W rows and columns of cells, D channels of a basis, K bases, L blocks, V values of
+a block.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from einops import rearrange
 
 from proav.models.windows import WindowAnalysis, WindowSynthesis, principal_components, set_windows
 
@@ -25,12 +23,21 @@ FIT_ROUNDS = 6
 class SwitchedCells(nn.Module):
     """images [B, C, R, S] <-> cells [B, 1 + D, H, W]: the number of the basis, and the coefficients in it.
 
-    A cell's basis is the one whose windows, laid over the whole image, come nearest in that cell. It is told by
-    k - (K - 1) / 2, k = 0 .. K - 1; between two whole numbers the two bases share in proportion.
-    Training moves the bases; the choice itself carries no gradient.
+    A cell's basis is the one whose windows, laid over the whole image, come nearest in that cell. It is told
+    by u = (k - (K - 1) / 2) / sqrt((K^2 - 1) / 12), k = 0 .. K - 1, of unit variance where all bases are
+    equally common. Between the values of two bases both share in proportion. Training moves the bases; the
+    choice itself carries no gradient.
     """
 
-    def __init__(self, channels: int, num_bases: int, window: tuple[int, ...], stride, margin) -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_bases: int,
+        window: tuple[int, int, int],
+        stride: tuple[int, int],
+        margin: tuple[int, int],
+    ) -> None:
+        """window: channels, rows and columns of what a cell is cut from, `margin` beyond it included."""
         super().__init__()
         shape = (channels - 1, *window)
         self.analysis = nn.ModuleList(WindowAnalysis(shape, stride, margin) for _ in range(num_bases))
@@ -40,6 +47,11 @@ class SwitchedCells(nn.Module):
     def num_bases(self) -> int:
         return len(self.analysis)
 
+    @property
+    def spacing(self) -> float:
+        """Between the values of neighbouring bases."""
+        return ((self.num_bases**2 - 1) / 12) ** -0.5
+
     def analyse(self, images: Tensor) -> Tensor:
         first = self.analysis[0]
         kernels = torch.cat([part.kernel for part in self.analysis])  # one convolution is faster than K
@@ -47,7 +59,8 @@ class SwitchedCells(nn.Module):
         coded_BKDHW = coded.unflatten(1, (self.num_bases, -1))
         chosen_B1HW = self._nearest(images, coded_BKDHW.detach())
         index = chosen_B1HW[:, None].expand(-1, -1, coded_BKDHW.shape[2], -1, -1)
-        return torch.cat([chosen_B1HW - (self.num_bases - 1) / 2, coded_BKDHW.gather(1, index)[:, 0]], dim=1)
+        value_B1HW = self.spacing * (chosen_B1HW - (self.num_bases - 1) / 2)
+        return torch.cat([value_B1HW, coded_BKDHW.gather(1, index)[:, 0]], dim=1)
 
     @torch.no_grad()
     def _nearest(self, images: Tensor, coded_BKDHW: Tensor) -> Tensor:
@@ -61,7 +74,7 @@ class SwitchedCells(nn.Module):
 
     def synthesize(self, cells: Tensor) -> Tensor:
         first, numbers_K = self.synthesis[0], torch.arange(self.num_bases, device=cells.device)
-        place_B1HW = (cells[:, :1] + (self.num_bases - 1) / 2).clamp(0, self.num_bases - 1)
+        place_B1HW = (cells[:, :1] / self.spacing + (self.num_bases - 1) / 2).clamp(0, self.num_bases - 1)
         share_BKHW = (1 - (place_B1HW - numbers_K[:, None, None]).abs()).clamp(min=0)
         shared = (share_BKHW[:, :, None] * cells[:, None, 1:]).flatten(1, 2)
         kernels = torch.cat([part.kernel for part in self.synthesis])
@@ -71,12 +84,14 @@ class SwitchedCells(nn.Module):
     def fit(self, blocks_LV: Tensor, motion_L: Tensor, scale: float) -> None:
         """Fills the bases from the images' blocks.
 
-        By turns each basis takes the principal components of the blocks that chose it, and each block the basis
-        that leaves least of it. At first the 1 / K of the blocks with the least motion share a basis, and so on.
-        Codes are divided by `scale`.
+        By turns each basis takes the principal components of the blocks that chose it, and each block the
+        basis that leaves least of it. At first the 1 / K of the blocks with the least motion share a basis,
+        and so on. Codes are divided by `scale`.
         """
         chosen_L = torch.empty_like(motion_L, dtype=torch.long)
-        chosen_L[motion_L.argsort()] = torch.arange(len(motion_L), device=motion_L.device) * self.num_bases // len(motion_L)
+        chosen_L[motion_L.argsort()] = (
+            torch.arange(len(motion_L), device=motion_L.device) * self.num_bases // len(motion_L)
+        )
         channels, depth = self.analysis[0].shape[:2]
         bases = [blocks_LV.new_zeros(channels, blocks_LV.shape[1])] * self.num_bases
         for _ in range(FIT_ROUNDS):

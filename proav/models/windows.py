@@ -1,4 +1,4 @@
-"""Windows: the strided convolutions that a linear code of images is made of, and the components they begin with.
+"""Windows: the strided convolutions of a linear code of images, and the components they begin with.
 
 Not here: which windows a plane has (`linear_planes.py`, `switched.py`).
 D codes of a cell, V values of a window or block, L blocks.
@@ -8,7 +8,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 FIT_POWERS = 4

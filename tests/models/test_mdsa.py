@@ -14,7 +14,7 @@ ALL_OFF = {name: {"enabled": False} for name in FUSION}
 ALONE = {"linear_planes": {"enabled": False}, "refiner": {"enabled": False}}
 """The network alone, without linear planes and refiners."""
 SWITCHED = {
-    "linear_planes": {"bases": 3, "switched_channels": 3},
+    "linear_planes": {"bases": {"video": 3, "audio": 2}, "switched_channels": 3},
     "plane_channels": {"video": (6, 2, 2), "audio": (1, 2, 5)},
 }
 

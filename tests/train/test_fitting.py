@@ -22,7 +22,8 @@ FIT_CLIPS = 21
 SWITCHED = (
     "mdsa.plane_channels.video=[6,4,4]",
     "mdsa.plane_channels.audio=[2,2,6]",
-    "mdsa.linear_planes.bases=2",
+    "mdsa.linear_planes.bases.video=2",
+    "mdsa.linear_planes.bases.audio=3",
     "mdsa.linear_planes.switched_channels=3",
 )
 STAND_STILL = "mdsa.train.learning_rate=1e-30"
