@@ -14,14 +14,16 @@ FIT_POWERS = 4
 """Power iterations of the randomized decomposition: three times as many gained less than 0.01 dB."""
 
 
-class WindowAnalysis(nn.Module):
-    """Cells of a plane, each the inner products of D kernels with a window of the images.
+class WindowKernels(nn.Module):
+    """The kernels gain * weight of a plane's windows, [D, channels of the images, rows, columns], float32.
 
-    A strided convolution in float32 with the kernels gain * weight. The weight [D, V], V values of a window,
-    has orthonormal rows after the fit. It is a hidden matrix: Muon needs half of AdamW's clips, or fewer.
+    The weight [D, V], V values of a window, has orthonormal rows after the fit. It is a hidden matrix: Muon needs
+    half of AdamW's clips, or fewer.
     """
 
-    def __init__(self, shape: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int, int], stride: tuple[int, int], padding: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.shape, self.stride, self.padding = shape, stride, padding
         self.weight = nn.Parameter(torch.zeros(shape[0], math.prod(shape[1:])))
@@ -29,26 +31,35 @@ class WindowAnalysis(nn.Module):
         self.hidden_parts = 1
 
     @property
-    def kernel(self) -> Tensor:
-        """[D, channels of the images, rows, columns]."""
+    def kernels(self) -> Tensor:
         return (self.gain.float() * self.weight.float()).view(self.shape)
 
+    def forward(self) -> Tensor:
+        return self.kernels
+
+
+class WindowAnalysis(WindowKernels):
+    """Cells of a plane, each the inner products of D kernels with a window of the images.
+
+    A strided convolution in float32.
+    """
+
     def forward(self, images: Tensor) -> Tensor:
-        return F.conv2d(images, self.kernel, stride=self.stride, padding=self.padding)
+        return F.conv2d(images, self.kernels, stride=self.stride, padding=self.padding)
 
 
-class WindowSynthesis(WindowAnalysis):
+class WindowSynthesis(WindowKernels):
     """Images as the sum of overlapping windows, each a combination of D kernels.
 
     The transposed convolution, in float32.
     """
 
     def forward(self, cells: Tensor) -> Tensor:
-        return F.conv_transpose2d(cells, self.kernel, stride=self.stride, padding=self.padding)
+        return F.conv_transpose2d(cells, self.kernels, stride=self.stride, padding=self.padding)
 
 
 def set_windows(
-    analysis: WindowAnalysis, synthesis: WindowSynthesis, blocks_DCPQ: Tensor, scale: float
+    analysis: WindowKernels, synthesis: WindowKernels, blocks_DCPQ: Tensor, scale: float
 ) -> None:
     """Orthonormal blocks as the middles of the windows: codes are inner products with them over `scale`."""
     rows, columns = analysis.padding

@@ -73,7 +73,7 @@ def test_kernels_span_what_the_singular_value_decomposition_does(sound, name):
     path = fitted(clips, geometry, sound=sound)
     cells_LV = rearrange(clips, "b c t (h p) (w q) -> (b t h w) (c p q)", p=rows, q=columns).double().numpy()
     expected_DV = np.linalg.svd(cells_LV, full_matrices=False)[2][:4]
-    kernel, margin = path.synthesis[name].kernel.detach(), path.synthesis[name].padding
+    kernel, margin = path.synthesis[name].kernels.detach(), path.synthesis[name].padding
     middle = kernel[:, :, margin[0] : kernel.shape[2] - margin[0], margin[1] : kernel.shape[3] - margin[1]]
     if name == "HW":
         middle = middle[:, :: geometry.num_frames]
@@ -124,7 +124,7 @@ def test_codes_have_unit_mean_square_by_one_number_a_plane():
     path = fitted(clips)
     for name in ("HW", "WT"):
         assert path.analyse(clips)[name].square().mean().item() == pytest.approx(1, rel=0.1)
-        lengths = path.synthesis[name].kernel.flatten(1).norm(dim=1)
+        lengths = path.synthesis[name].kernels.flatten(1).norm(dim=1)
         torch.testing.assert_close(lengths, lengths[:1].expand(4))
 
 
@@ -140,7 +140,7 @@ def test_fits_are_equal_to_the_bit_and_leave_the_random_stream_alone():
 
 def test_more_channels_than_values_are_silent():
     path = fitted(part(SOUND, SOUND_BLOCKS, "HW"), SOUND, sound=True)
-    kernels = path.synthesis["HW"].kernel, path.analysis["HW"].kernel  # their blocks have two values
+    kernels = path.synthesis["HW"].kernels, path.analysis["HW"].kernels  # their blocks have two values
     assert all(kernel[:2].any() and not kernel[2:].any() for kernel in kernels)
 
 
