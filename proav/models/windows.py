@@ -17,8 +17,8 @@ FIT_POWERS = 4
 class WindowKernels(nn.Module):
     """The kernels gain * weight of a plane's windows, [D, channels of the images, rows, columns], float32.
 
-    The weight [D, V], V values of a window, has orthonormal rows after the fit. It is a hidden matrix: Muon needs
-    half of AdamW's clips, or fewer.
+    The weight [D, V], V values of a window, has orthonormal rows after the fit. It is a hidden matrix: Muon
+    needs half of AdamW's clips, or fewer.
     """
 
     def __init__(
@@ -58,9 +58,7 @@ class WindowSynthesis(WindowKernels):
         return F.conv_transpose2d(cells, self.kernels, stride=self.stride, padding=self.padding)
 
 
-def set_windows(
-    analysis: WindowKernels, synthesis: WindowKernels, blocks_DCPQ: Tensor, scale: float
-) -> None:
+def set_windows(analysis: WindowKernels, synthesis: WindowKernels, blocks_DCPQ: Tensor, scale: float) -> None:
     """Orthonormal blocks as the middles of the windows: codes are inner products with them over `scale`."""
     rows, columns = analysis.padding
     weight_DV = F.pad(blocks_DCPQ, (columns, columns, rows, rows)).flatten(1)

@@ -88,7 +88,9 @@ def test_between_two_numbers_their_bases_share_and_beyond_the_ends_nothing_chang
 def test_a_basis_that_no_cell_needs_stays_and_breaks_nothing():
     blocks_KRV = kinds(1)
     cells = SwitchedCells(1 + RANK, 4, (3 * FRAMES, SIDE, SIDE), (SIDE, SIDE), (0, 0))
-    cells.fit(cells_of(blocks_KRV, torch.zeros(2, dtype=torch.long)), torch.tensor([0.0, 1.0]), 1.0)  # fewer cells than bases
+    cells.fit(
+        cells_of(blocks_KRV, torch.zeros(2, dtype=torch.long)), torch.tensor([0.0, 1.0]), 1.0
+    )  # fewer cells than bases
     assert [bool(part.weight.any()) for part in cells.synthesis] == [True, False, True, False]
     images = pictures(blocks_KRV, torch.zeros(1, 1, 2, dtype=torch.long), seed=1)  # the same two cells
     with torch.no_grad():
@@ -100,7 +102,9 @@ def test_gradients_reach_the_chosen_basis_alone():
     cells = fitted(blocks_KRV)
     images = pictures(blocks_KRV, torch.zeros(1, 2, 2, dtype=torch.long))
     cells.synthesize(cells.analyse(images)).square().sum().backward()
-    moved = [[part.weight.grad.abs().sum() > 0 for part in parts] for parts in (cells.analysis, cells.synthesis)]
+    moved = [
+        [part.weight.grad.abs().sum() > 0 for part in parts] for parts in (cells.analysis, cells.synthesis)
+    ]
     assert moved == [[True, False], [True, False]]
 
 
@@ -136,7 +140,9 @@ def test_steady_and_changing_sound_lose_less_where_cells_choose():
     chosen_L = torch.randint(2, (24 * 6 * 4,), generator=generator)
     cells_LV = cells_of(blocks_KRV, chosen_L)
     clips = rearrange(cells_LV, "(b t h) (p s) -> b 1 t (h p) s", t=6, h=4, p=SIDE)
-    assert lost(clips, SOUND, sound=True, first=12, switched=(2, 11)) < 0.5 * lost(clips, SOUND, sound=True, first=12)
+    assert lost(clips, SOUND, sound=True, first=12, switched=(2, 11)) < 0.5 * lost(
+        clips, SOUND, sound=True, first=12
+    )
 
 
 def test_motion_is_the_share_of_change_over_time():
@@ -162,4 +168,7 @@ def test_motion_is_the_share_of_change_over_time():
 def test_impossible_settings_say_what_to_write(linear, said):
     with pytest.raises(ValueError, match=said):
         Config(mdsa={"linear_planes": linear})
-    assert Config(mdsa={"linear_planes": {"switched_channels": 16}}).mdsa.linear_planes.switched("video") == (1, 0)
+    assert Config(mdsa={"linear_planes": {"switched_channels": 16}}).mdsa.linear_planes.switched("video") == (
+        1,
+        0,
+    )
