@@ -1,8 +1,8 @@
 """A checkpoint made small for giving away: `python -m proav.export CHECKPOINT FOLDER`.
 
 Keeps what sampling needs, the moving averages of ST-DiT and MDSA, in half precision, with configuration,
-labels and
-latent statistics. Training cannot go on from it. Not here: the format of checkpoints (`checkpoint.py`).
+labels and latent statistics. Places of the machine that trained it (folders, listings, weight files) stay
+behind. Training cannot go on from it. Not here: the format of checkpoints (`checkpoint.py`).
 """
 
 import argparse
@@ -11,8 +11,12 @@ import sys
 import torch
 
 from proav.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from proav.config import Config
 from proav.errors import UserError
+from proav.settings import config_from_dict, config_to_dict
 
+PLACES_OF_DATA = ("sources", "listing", "videos", "ontology", "prepared")
+"""Settings of the section data that name files and folders."""
 LARGEST_HALF = torch.finfo(torch.float16).max
 
 
@@ -33,10 +37,21 @@ def export_checkpoint(checkpoint: Checkpoint, folder: str) -> str:
             raise UserError(f"{checkpoint.path}: {large[0]} does not fit in half precision")
         tensors[name] = weights
     return save_checkpoint(
-        folder, kind="stdit", clips=checkpoint.clips, step=checkpoint.step, config=checkpoint.config,
+        folder, kind="stdit", clips=checkpoint.clips, step=checkpoint.step, config=_without_places(checkpoint.config),
         tensors=tensors, labels=checkpoint.labels, latent_mean=checkpoint.latent_mean,
         latent_std=checkpoint.latent_std, mdsa_hash=checkpoint.mdsa_hash, keep=1, dtype=torch.float16,
     )  # fmt: skip
+
+
+def _without_places(config: Config) -> Config:
+    """The configuration with every setting that names a file or folder at its default."""
+    settings = config_to_dict(config)
+    settings["run_dir"] = None
+    for key in PLACES_OF_DATA:
+        del settings["data"][key]
+    settings["mdsa"]["loss"]["perceptual_weights"] = None
+    del settings["evaluate"], settings["generate"]["checkpoint"]
+    return config_from_dict(settings)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import torch
 
 from proav.checkpoint import load_checkpoint
 from proav.export import main
 from proav.pipeline import SoundingVideoPipeline
+from proav.settings import load_config
 from tests.tiny import save_tiny_mdsa, save_tiny_stdit, tiny_config
 
 
@@ -20,6 +23,29 @@ def test_an_export_makes_the_same_clips_from_half_the_bytes(tmp_path):
     clips = [SoundingVideoPipeline.from_checkpoint(each.path)(seed=1, steps=3)[0] for each in (whole, small)]
     difference = clips[0].video.astype(int) - clips[1].video.astype(int)
     assert abs(difference).mean() < 2
+
+
+def test_no_place_of_the_training_machine_goes_along(tmp_path):
+    there = tmp_path / "somewhere"
+    places = (f"run_dir={there}", f"data.sources=[{there}]", f"data.prepared={there}", f"generate.checkpoint={there}")
+    more = (f"mdsa.loss.perceptual_weights={there}", f"evaluate.weights={there}", f"evaluate.fake={there}")
+    whole = save_tiny_stdit(str(tmp_path / "whole"), tiny_config(*places, *more))
+    assert main([whole, str(tmp_path / "small")]) == 0
+    index = (tmp_path / "small" / "clips-000000000008" / "checkpoint.json").read_text()
+    assert "somewhere" not in index and '"fps": 5' in index
+
+
+def test_the_showcase_is_small_fits_its_configuration_and_makes_clips():
+    folder = Path(__file__).parents[1] / "examples/showcase"
+    checkpoint = load_checkpoint(str(folder / "latest"), kind="stdit")
+    assert sum(file.stat().st_size for file in Path(checkpoint.path).iterdir()) <= 16e6
+    config = load_config(str(folder / "config.yaml"))
+    assert checkpoint.clips == config.stdit.train.num_clips
+    for section in ("clip", "mel", "mdsa", "stdit", "diffusion"):
+        assert getattr(checkpoint.config, section) == getattr(config, section), section
+    pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint.path)
+    (clip,) = pipeline(label="nature", steps=2)
+    assert clip.video.shape == (8, 64, 64, 3) and clip.video.std() > 5 and abs(clip.audio).max() > 0
 
 
 def test_mistakes_are_told_in_a_line(tmp_path, capsys):
