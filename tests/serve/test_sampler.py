@@ -38,18 +38,15 @@ def test_a_batch_equals_its_solo_runs_and_tells_its_progress(sampler):
 
 
 def test_the_event_loop_stays_free_while_sampling(sampler):
-    async def longest_pause():
-        work, longest = asyncio.create_task(answer_of(sampler, REQUESTS * 2, steps=400)), 0.0
+    async def turns_of_the_loop():
+        work, turns = asyncio.create_task(answer_of(sampler, REQUESTS * 2, steps=400)), 0
         while not work.done():
-            began = time.monotonic()
             await asyncio.sleep(0.005)
-            longest = max(longest, time.monotonic() - began)
-        began = time.monotonic()
-        await answer_of(sampler, REQUESTS * 2, steps=400)
-        return longest, time.monotonic() - began
+            turns += 1
+        return turns
 
-    longest, whole = asyncio.run(longest_pause())
-    assert longest < 0.5 * whole, (longest, whole)  # seconds against a machine's hiccup of a tenth of one
+    # a loop that waits for the sampler comes round once; a free one hundreds of times, fewer on a busy machine
+    assert asyncio.run(turns_of_the_loop()) >= 5
 
 
 def test_a_batch_that_is_given_up_stops_before_its_end(sampler):
