@@ -37,10 +37,19 @@ def export_checkpoint(checkpoint: Checkpoint, folder: str) -> str:
             raise UserError(f"{checkpoint.path}: {large[0]} does not fit in half precision")
         tensors[name] = weights
     return save_checkpoint(
-        folder, kind="stdit", clips=checkpoint.clips, step=checkpoint.step,
-        config=_without_places(checkpoint.config), tensors=tensors, labels=checkpoint.labels, latent_mean=checkpoint.latent_mean,
-        latent_std=checkpoint.latent_std, mdsa_hash=checkpoint.mdsa_hash, keep=1, dtype=torch.float16,
-    )  # fmt: skip
+        folder,
+        kind="stdit",
+        clips=checkpoint.clips,
+        step=checkpoint.step,
+        config=_without_places(checkpoint.config),
+        tensors=tensors,
+        labels=checkpoint.labels,
+        latent_mean=checkpoint.latent_mean,
+        latent_std=checkpoint.latent_std,
+        mdsa_hash=checkpoint.mdsa_hash,
+        keep=1,
+        dtype=torch.float16,
+    )
 
 
 def _without_places(config: Config) -> Config:
