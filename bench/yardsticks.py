@@ -83,7 +83,7 @@ def untrained_mdsa(config: Config) -> tuple[dict, tuple[float, float]]:
             blocks.append((blockiness(picture, side=side), blockiness_sound(sound)))
         rounded = pixels_to_unit(unit_to_pixels(pictures))
         own = {"psnr_db": psnr_db(rounded, video), "mel_error_db": mel_error_db(sounds, mel, **mel_range)}
-        trivial = {"psnr_mean_colour_db": psnr_db(mean_colour(video), video)}  # which clips count follows from it
+        trivial = {"psnr_mean_colour_db": psnr_db(mean_colour(video), video)}  # tells which clips count
         return {name: values.numpy() for name, values in (own | trivial).items()}
 
     means, columns = mean_over_windows(config, measure), np.array(blocks).T

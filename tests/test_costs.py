@@ -70,7 +70,8 @@ CASES = {
     "network alone": tiny_with(**NO_PATH, **NO_REFINER),
     "unequal planes": tiny_with(plane_channels={"video": (7, 2, 3), "audio": (1, 5, 4)}),
     "switched cells": tiny_with(
-        linear_planes={"bases": {"video": 3, "audio": 2}, "switched_channels": 3}, plane_channels={"video": (5, 2, 2), "audio": (2, 2, 6)}
+        linear_planes={"bases": {"video": 3, "audio": 2}, "switched_channels": 3},
+        plane_channels={"video": (5, 2, 2), "audio": (2, 2, 6)},
     ),
     "tiled": tiny_with(audio_input="tiled", audio_channels=3, refiner={"width": 5}),
     "pvdm": {"mdsa": {"plane_size": 32, "latent_channels": 4, "audio_input": "tiled", "bi_block": {"block_size": 8, "global_tokens": False}}},

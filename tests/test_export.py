@@ -27,8 +27,9 @@ def test_an_export_makes_the_same_clips_from_half_the_bytes(tmp_path):
 
 def test_no_place_of_the_training_machine_goes_along(tmp_path):
     there = tmp_path / "somewhere"
-    places = (f"run_dir={there}", f"data.sources=[{there}]", f"data.prepared={there}", f"generate.checkpoint={there}")
-    more = (f"mdsa.loss.perceptual_weights={there}", f"evaluate.weights={there}", f"evaluate.fake={there}")
+    places = (f"run_dir={there}", f"data.sources=[{there}]", f"data.prepared={there}")
+    more = [f"{key}={there}" for key in ("mdsa.loss.perceptual_weights", "evaluate.weights", "evaluate.fake")]
+    more.append(f"generate.checkpoint={there}")
     whole = save_tiny_stdit(str(tmp_path / "whole"), tiny_config(*places, *more))
     assert main([whole, str(tmp_path / "small")]) == 0
     index = (tmp_path / "small" / "clips-000000000008" / "checkpoint.json").read_text()

@@ -30,7 +30,7 @@ def tiny_config(*overrides: str) -> Config:
 def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Random weights everywhere, closed gates and zero outputs included, so that every path matters.
 
-    Wide maps get smaller ones: clips that lie at full scale everywhere would hide or blow up every difference.
+    Wide maps get smaller ones: clips at full scale everywhere would hide or blow up every difference.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -76,7 +76,7 @@ class DiffusionConfig(Section):
     time_shift: Annotated[float, Field(ge=1, le=100)] = 1.0
     """The flow's times t become s t / (1 + (s - 1) t): more of them near noise; 1: none."""
     latent_scale: Literal["plane", "channel"] = "plane"
-    """plane: latents are divided by one number a plane, strong channels stay strong. channel: one a channel."""
+    """plane: one divisor for all latents of a plane, strong channels stay strong. channel: one a channel."""
     ddpm_steps: PositiveInt = 1000
     """Discrete times of ddpm."""
     ddpm_beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.0015

@@ -36,7 +36,7 @@ class TrainConfig(Section):
     activation_checkpointing: bool = False
     """Recompute block activations in the backward pass: less memory, about a third more time."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: orthogonalized momentum for the matrices of blocks and linear planes, AdamW for all other weights."""
+    """muon: orthogonalized momentum for matrices of blocks and linear planes, AdamW for all other weights."""
     learning_rate: PositiveFloat = 1e-4
     """AdamW's step size after warm-up."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)

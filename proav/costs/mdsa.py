@@ -159,8 +159,8 @@ def _linear_path(config: Config, modality: str) -> tuple[Cost, Cost]:
 
 
 def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
-    """The map between images and each plane, one way, in the order in which planes are taken off, and last those
-    of switched cells. With them all are run both ways: the choice of a basis needs what each would make.
+    """The map between images and each plane, one way, in the order in which planes are taken off, and last
+    those of switched cells. With them all are run both ways: the choice of a basis needs what each makes.
 
     D V parameters in a hidden matrix, one gain, and 2 cells D V FLOPs, V the values of a window: two cells wide
     if windows overlap.

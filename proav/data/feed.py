@@ -181,8 +181,10 @@ class ClipFeed(Feed):
             decibels = self.louder.draw(self.seed, positions, self.store.index.column("peak").take(indices).to_numpy())
             for window, index, start, gain in zip(windows, indices.tolist(), starts.tolist(), decibels.tolist(), strict=True):
                 window |= self.louder.sound(self.store, index, start, self.num_frames, gain)
-        for window, bins in zip(windows, pitches(self.seed, positions, self.pitch).tolist()) if self.pitch else ():
-            window["mel"] = raised(window["mel"], bins)
+        if self.pitch:
+            bins = pitches(self.seed, positions, self.pitch).tolist()
+            for window, up in zip(windows, bins, strict=True):
+                window["mel"] = raised(window["mel"], up)
         batch = {
             "video": self.pictures([window["video"] for window in windows], positions),
             "mel": torch.from_numpy(np.stack([window["mel"] for window in windows]).astype(np.float32)),

@@ -56,7 +56,8 @@ def plane_sums(stack_DPNN: np.ndarray, origin: str) -> tuple[np.ndarray, np.ndar
     values_PDNN = stack_DPNN.astype(np.float64).swapaxes(0, 1)
     if not (np.abs(values_PDNN) <= MAX_LATENT).all():
         raise UserError(
-            f"{origin} holds latents that are no numbers within {MAX_LATENT:g}: its MDSA checkpoint cannot be used; train it anew"
+            f"{origin} holds latents that are no numbers within {MAX_LATENT:g}: "
+            "its MDSA checkpoint cannot be used; train it anew"
         )
     units_PDNN = (values_PDNN * 2.0**UNIT_BITS).astype(np.int64)
     high, low = units_PDNN >> LOW_BITS, units_PDNN & ((1 << LOW_BITS) - 1)
@@ -86,7 +87,8 @@ def merge_statistics(
             )
     if not count:
         raise UserError(
-            "no training windows to take latent statistics from; check data.validation_fraction and the listing's split column"
+            "no training windows to take latent statistics from; "
+            "check data.validation_fraction and the listing's split column"
         )
     mean = [[float(Fraction(total, count << UNIT_BITS)) for total in plane] for plane in totals]
     variance = [

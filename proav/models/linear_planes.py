@@ -9,7 +9,7 @@ B clips, C image channels, T frames, R S rows and columns of an image, H W rows 
 channels; in the fit N clips, F images kept of a clip, L blocks, V values of a block.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -193,7 +193,7 @@ class LinearPlanes(nn.Module):
                 self._to_blocks(name, shown)[0], self.channels[name]
             )
             self._set_windows(name, components_DV, deviation)
-            for part_NFCRS in rest_NFCRS.split(FIT_CLIPS_AT_ONCE) if name != list(self.cuts)[-1] else ():
+            for part_NFCRS in rest_NFCRS.split(FIT_CLIPS_AT_ONCE) if name != self.last else ():
                 coded_NFCRS = part_NFCRS[:, :1] if name == "HW" else part_NFCRS
                 blocks_LV, to_images = self._to_blocks(name, coded_NFCRS)
                 part_NFCRS -= to_images(blocks_LV @ components_DV.T @ components_DV)
@@ -225,25 +225,23 @@ class LinearPlanes(nn.Module):
         set_windows(self.analysis[name], self.synthesis[name], blocks, scale)
 
     @torch.no_grad()
-    def fit_switched(self, clips: Iterable[Tensor]) -> None:
-        """Fills the bases of the switched cells, after `fit`, from what the planes leave of clips [B, C, T,
-        R, S].
+    def left_over(self, clip_BCTRS: Tensor, clips_before: int) -> Tensor:
+        """Blocks [L, V] of the first plane's cells, of what the planes leave: the sample for `fit_switched`.
 
-        FIT_CELLS cells of each clip are looked at, spread evenly, others in the next. Their codes keep the
-        scale of the plane that they belong to.
+        At most FIT_CELLS of a clip, spread evenly, others in the next clip. clips_before: of the sample.
         """
-        if self.switched is None:
-            return
-        sample, num_clips, (rows, columns) = [], 0, self.windows[self.first][1]
-        for clip_BCTRS in clips:
-            planes, _ = self._analyse_planes(clip_BCTRS.float())
-            rest = self.cuts[self.first].to_images(clip_BCTRS.float() - self._synthesize_planes(planes))
-            for images in rest:
-                blocks = rearrange(images, "c (h p) (w q) -> (h w) (c p q)", p=rows, q=columns)
-                step = -(-len(blocks) // FIT_CELLS)
-                sample.append(blocks[num_clips % step :: step])
-                num_clips += 1
-        blocks_LV = torch.cat(sample)
+        planes, _ = self._analyse_planes(clip_BCTRS.float())
+        rest = self.cuts[self.first].to_images(clip_BCTRS.float() - self._synthesize_planes(planes))
+        rows, columns = self.windows[self.first][1]
+        blocks_BLV = rearrange(rest, "b c (h p) (w q) -> b (h w) (c p q)", p=rows, q=columns)
+        step = -(-blocks_BLV.shape[1] // FIT_CELLS)
+        return torch.cat(
+            [blocks_LV[(clips_before + i) % step :: step] for i, blocks_LV in enumerate(blocks_BLV)]
+        )
+
+    @torch.no_grad()
+    def fit_switched(self, blocks_LV: Tensor) -> None:
+        """Fills the switched cells' bases, after `fit`; codes keep the scale of the plane around them."""
         scale = float(self.synthesis[self.first].gain)
         self.switched.fit(blocks_LV, self._motion(blocks_LV), scale)
 

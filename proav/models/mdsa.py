@@ -253,7 +253,7 @@ class MDSA(nn.Module):
     def fit_linear_planes(self, batches: Collection[tuple[Tensor, Tensor]]) -> None:
         """Fills the linear path from batches of clips (video_BCTHW in [-1, 1], mel_BTMS).
 
-        Nothing to do without that path. Where cells are switched, batches are read once more a stream. Of a
+        Nothing to do without that path. Where cells are switched, batches are read once more. Of a
         clip three pictures and some cells are kept while it lasts.
         """
         if not self.linear:
@@ -264,9 +264,15 @@ class MDSA(nn.Module):
                 samples[modality].add(images_BCTHW)
         for modality, path in self.linear.items():
             path.fit(samples[modality].images())
-        if any(path.switched is not None for path in self.linear.values()):
-            for modality, path in self.linear.items():
-                path.fit_switched(self._images(*batch)[modality] for batch in batches)
+        switched = {name: path for name, path in self.linear.items() if path.switched is not None}
+        left, num_clips = {name: [] for name in switched}, 0
+        for video_BCTHW, mel_BTMS in batches if switched else ():
+            images = self._images(video_BCTHW, mel_BTMS)
+            for modality, path in switched.items():
+                left[modality].append(path.left_over(images[modality], num_clips))
+            num_clips += len(video_BCTHW)
+        for modality, path in switched.items():
+            path.fit_switched(torch.cat(left[modality]))
 
     def _images(self, video_BCTHW: Tensor | None, mel_BTMS: Tensor | None) -> dict[str, Tensor]:
         """What the encoders of the given modalities read."""

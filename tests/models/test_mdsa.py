@@ -62,7 +62,9 @@ def test_switching_one_module_off_leaves_all_other_weights(make_mdsa, name):
 
 
 @pytest.mark.parametrize(
-    ("audio_input", "parts"), [("native", {}), ("tiled", {}), ("native", SWITCHED)], ids=["native", "tiled", "switched"]
+    ("audio_input", "parts"),
+    [("native", {}), ("tiled", {}), ("native", SWITCHED)],
+    ids=["native", "tiled", "switched"],
 )
 def test_untrained_model_is_the_linear_code_bit_for_bit(make_mdsa, clips, audio_input, parts):
     model = make_mdsa(audio_input=audio_input, **parts)

@@ -119,7 +119,8 @@ def lost(clips, geometry, *, sound, first=4, **switched):
     sample = FitSample()
     sample.add(clips)
     path.fit(sample.images())
-    path.fit_switched([clips])
+    if switched:
+        path.fit_switched(path.left_over(clips, 0))
     with torch.no_grad():
         planes = path.analyse(clips)
         assert planes[plane].shape[1] == first

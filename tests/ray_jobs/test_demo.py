@@ -86,7 +86,8 @@ def test_numbers_carry_their_protocol(finished):
         ("stdit", ("loss", "loss_at_initialization")),
     ):
         assert all(metrics[part][name] > 0 for name in names) and "validation" in metrics[part]["protocol"]
-    assert metrics["yardsticks"]["values_per_stream"] == {"video": 768, "audio": 768}  # the demo's channels, 4 x 4 cells
+    # the demo's channels, 4 x 4 cells
+    assert metrics["yardsticks"]["values_per_stream"] == {"video": 768, "audio": 768}
     assert "train split" in metrics["yardsticks"]["protocol"]
     for table in metrics["tables"]:
         (row,) = [row for row in table["rows"] if row["metric"] == "blockiness"]

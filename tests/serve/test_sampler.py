@@ -45,7 +45,7 @@ def test_the_event_loop_stays_free_while_sampling(sampler):
             turns += 1
         return turns
 
-    # a loop that waits for the sampler comes round once; a free one hundreds of times, fewer on a busy machine
+    # a loop that waits for the sampler comes round once, a free one hundreds of times
     assert asyncio.run(turns_of_the_loop()) >= 5
 
 
