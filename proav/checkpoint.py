@@ -24,10 +24,13 @@ from proav.config import Config
 from proav.errors import CheckpointError, ConfigError
 from proav.settings import config_from_dict, config_to_dict
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever a reader of the old format could misread the new one."""
 
-WHAT_CHANGED = {1: "since format 1 MDSA has linear planes and refiners, and ST-DiT maps of its own for each plane"}
+WHAT_CHANGED = {
+    1: "since format 1 MDSA has linear planes and refiners, and ST-DiT maps of its own for each plane",
+    2: "since format 2 the windows of linear planes go on mirrored beyond the edges of a picture",
+}
 """Old formats and why they cannot be read."""
 
 INDEX = "checkpoint.json"

@@ -100,7 +100,7 @@ DAMAGES = [
     (lambda path: (path / "checkpoint.json").unlink(), "half written"),
     (damage_index, "not JSON"),
     (damage_table, "does not match its hash"),
-    (damage_format, "format 99, this proav .* reads format 2"),
+    (damage_format, "format 99, this proav .* reads format 3"),
 ]
 
 

@@ -155,7 +155,33 @@ def _linear_path(config: Config, modality: str) -> tuple[Cost, Cost]:
     maps, stream = _linear_maps(config, modality), stream_geometries(config)[modality]
     mean, planes = Cost(stream.channels * stream.rows), list(maps.values())[:3]
     taken_off = Cost(flops=sum(cost.flops for cost in (planes[:-1] if len(maps) == 3 else maps.values())))
-    return sum_of(*maps.values(), taken_off), sum_of(*maps.values(), mean)
+    return sum_of(*maps.values(), taken_off, _choice(config, modality)), sum_of(*maps.values(), mean)
+
+
+def _choice(config: Config, modality: str) -> Cost:
+    """Switched cells: the error of each basis in lapped images.
+
+    Along an axis with blocks of side P a multiplication by a P x P matrix of all pixels and P more, mirrored.
+    """
+    bases, switched = config.mdsa.linear_planes.switched(modality)
+    if not switched:
+        return Cost()
+    stream = stream_geometries(config)[modality]
+    channels, frames, rows, columns = stream.input_shape
+    p, q = stream.patch
+    if modality == "video":
+        channels *= frames
+    else:
+        columns, q = frames * columns, columns
+    lapped = [side if _is_lapped(config, side) else 0 for side in (p, q)]
+    flops = (
+        2 * channels * ((rows + lapped[0]) * columns * lapped[0] + rows * (columns + lapped[1]) * lapped[1])
+    )
+    return Cost(flops=bases * flops)
+
+
+def _is_lapped(config: Config, side: int) -> bool:
+    return config.mdsa.linear_planes.overlap and side % 2 == 0
 
 
 def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
@@ -170,7 +196,7 @@ def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
     p, q = stream.patch
 
     def wide(side: int) -> int:
-        return 2 * side if mdsa.linear_planes.overlap and side % 2 == 0 else side
+        return 2 * side if _is_lapped(config, side) else side
 
     values = {"HW": channels * frames * wide(p) * wide(q), "WT": channels * rows * wide(q)}
     if modality == "video":

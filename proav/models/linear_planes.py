@@ -2,14 +2,14 @@
 
 The paper calls its projection an orthogonal decomposition; this is that decomposition without a network. Each
 plane takes the principal components of what the planes before it have left. Pictures begin with HW, whose
-cells code the temporal mean; sound begins with HT, whose cells are a spectrogram's. The windows overlap by
-half, so that pictures have no grid and sound no steps between frames. Not here: the network that adds to it
-(`streams.py`, `refiner.py`).
+cells code the temporal mean; sound begins with HT, whose cells are a spectrogram's. The windows are lapped
+(`lapping.py`), so that pictures have no grid and sound no steps between frames. Not here: the network that
+adds to it (`streams.py`, `refiner.py`).
 B clips, C image channels, T frames, R S rows and columns of an image, H W rows and columns of cells, D latent
 channels; in the fit N clips, F images kept of a clip, L blocks, V values of a block.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from proav.geometry import PLANES, StreamGeometry
+from proav.models.lapping import lapped
 from proav.models.layers import full_precision
 from proav.models.switched import SwitchedCells
 from proav.models.windows import WindowAnalysis, WindowSynthesis, principal_components, set_windows
@@ -109,7 +110,7 @@ class LinearPlanes(nn.Module):
         """
         super().__init__()
         num_bases, switched_channels = switched
-        self.geometry = geometry
+        self.geometry, self.sound = geometry, sound
         self.cuts = SOUND_CUTS if sound else PICTURE_CUTS
         self.first, self.last = next(iter(self.cuts)), next(reversed(self.cuts))
         self.channels = dict(channels) | {self.first: channels[self.first] - switched_channels}
@@ -127,7 +128,7 @@ class LinearPlanes(nn.Module):
         if switched_channels:
             first = self.analysis[self.first]
             self.switched = SwitchedCells(
-                switched_channels, num_bases, first.shape[1:], first.stride, first.padding
+                switched_channels, num_bases, first.shape[1:], first.stride, first.margin
             )
 
     def analyse(self, clip_BCTRS: Tensor) -> dict[str, Tensor]:
@@ -177,43 +178,50 @@ class LinearPlanes(nn.Module):
         return {"b": batch, "c": self.geometry.channels, "t": self.geometry.num_frames}
 
     @torch.no_grad()
-    def fit(self, images_NFCRS: Tensor) -> None:
+    def fit(self, clips_NCFRS: Tensor) -> None:
         """Fills the maps: the mean, then each plane's principal components of what is left, block by block.
 
-        images_NFCRS: what `FitSample` keeps of the clips. Kernels begin as blocks without overlap, so that
-        the fit is a singular value decomposition a plane, and cells of WT and HT depend on their frame alone;
-        a plane's codes are scaled by one number to unit mean square. Training widens the windows. The result
-        depends on the rounding of the machine's matrix kernels: one worker fits, the others take its weights.
+        clips_NCFRS: what `FitSample` keeps of the clips. Blocks are those of the lapped images
+        (`lapping.py`), so that the fit is a singular value decomposition a plane and windows overlap from
+        the start; a plane's codes are scaled by one number to unit mean square. The result depends on the
+        rounding of the machine's matrix kernels: one worker fits, the others take its weights.
         """
-        self.mean.value.copy_(images_NFCRS[:, 0].mean((0, 3))[..., None])
-        rest_NFCRS = images_NFCRS - self.mean.value
+        self.mean.value.copy_(self._means(clips_NCFRS).mean((0, 2, 4))[..., None])
+        rest_NCFRS = self.mean(clips_NCFRS, -1.0)
         for name in self.cuts:
-            shown = rest_NFCRS[:, :1] if name == "HW" else rest_NFCRS[:, 1:]
-            components_DV, deviation = principal_components(
-                self._to_blocks(name, shown)[0], self.channels[name]
-            )
+            shown = self._means(rest_NCFRS) if name == "HW" else self._frames(rest_NCFRS)
+            components_DV, deviation = principal_components(self._to_blocks(name, shown), self.channels[name])
             self._set_windows(name, components_DV, deviation)
-            for part_NFCRS in rest_NFCRS.split(FIT_CLIPS_AT_ONCE) if name != self.last else ():
-                coded_NFCRS = part_NFCRS[:, :1] if name == "HW" else part_NFCRS
-                blocks_LV, to_images = self._to_blocks(name, coded_NFCRS)
-                part_NFCRS -= to_images(blocks_LV @ components_DV.T @ components_DV)
+            for part_NCFRS in rest_NCFRS.split(FIT_CLIPS_AT_ONCE) if name != self.last else ():
+                coded_NCFRS = self._means(part_NCFRS) if name == "HW" else part_NCFRS
+                blocks_LV = self._to_blocks(name, coded_NCFRS)
+                taken_LV = blocks_LV @ components_DV.T @ components_DV
+                part_NCFRS -= self._from_blocks(name, taken_LV, coded_NCFRS)
 
-    def _to_blocks(self, name: str, images_NFCRS: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """All blocks [L, V] of a plane in these images, each a clip of one frame; and the way back."""
-        cut, (rows, columns) = self.cuts[name], self.windows[name][1]
-        clips_BC1RS = rearrange(images_NFCRS, "n f c r s -> (n f) c 1 r s")
-        laid_out = cut.to_images(clips_BC1RS)
-        sides = {"h": laid_out.shape[2] // rows, "w": laid_out.shape[3] // columns, "p": rows, "q": columns}
+    def _means(self, clips_NCFRS: Tensor) -> Tensor:
+        """Of `FitSample`'s clips the temporal means, [N, C, 1, R, S]."""
+        return clips_NCFRS.mean(2, keepdim=True) if self.sound else clips_NCFRS[:, :, :1]
 
-        def to_images(blocks_LV: Tensor) -> Tensor:
-            images = rearrange(blocks_LV, "(b h w) (c p q) -> b c (h p) (w q)", **sides)
-            clips = cut.to_clip(images, {"b": len(clips_BC1RS), "c": self.geometry.channels, "t": 1})
-            return rearrange(clips, "(n f) c 1 r s -> n f c r s", n=len(images_NFCRS))
+    def _frames(self, clips_NCFRS: Tensor) -> Tensor:
+        return clips_NCFRS if self.sound else clips_NCFRS[:, :, 1:]
 
-        return rearrange(laid_out, "b c (h p) (w q) -> (b h w) (c p q)", **sides), to_images
+    def _to_blocks(self, name: str, clips_NCFRS: Tensor) -> Tensor:
+        """All blocks [L, V] of a plane in these clips, lapped; of HW a block of the frames that there are."""
+        sides, margins = self.windows[name][1], self.synthesis[name].margin
+        images = lapped(self.cuts[name].to_images(clips_NCFRS), sides, margins)
+        return rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=sides[0], q=sides[1])
+
+    def _from_blocks(self, name: str, blocks_LV: Tensor, like_NCFRS: Tensor) -> Tensor:
+        """The clips, shaped as `like_NCFRS`, of which `_to_blocks` gives these blocks."""
+        cut, sides, margins = self.cuts[name], self.windows[name][1], self.synthesis[name].margin
+        rows, columns = cut.to_images(like_NCFRS).shape[2:]
+        axes = {"h": rows // sides[0], "w": columns // sides[1], "p": sides[0], "q": sides[1]}
+        images = rearrange(blocks_LV, "(b h w) (c p q) -> b c (h p) (w q)", **axes)
+        images = lapped(images, sides, margins, back=True)
+        return cut.to_clip(images, dict(zip("bct", like_NCFRS.shape[:3], strict=True)))
 
     def _set_windows(self, name: str, components_DV: Tensor, deviation: float) -> None:
-        """Blocks as the middles of the windows; codes are divided by their deviation.
+        """Windows of these blocks; codes are divided by their deviation.
 
         HW's block is the same in all T frames, its code their mean: blocks / sqrt(T) have unit length.
         """
@@ -231,9 +239,8 @@ class LinearPlanes(nn.Module):
         At most FIT_CELLS of a clip, spread evenly, others in the next clip. clips_before: of the sample.
         """
         planes, _ = self._analyse_planes(clip_BCTRS.float())
-        rest = self.cuts[self.first].to_images(clip_BCTRS.float() - self._synthesize_planes(planes))
-        rows, columns = self.windows[self.first][1]
-        blocks_BLV = rearrange(rest, "b c (h p) (w q) -> b (h w) (c p q)", p=rows, q=columns)
+        rest_BCTRS = clip_BCTRS.float() - self._synthesize_planes(planes)
+        blocks_BLV = self._to_blocks(self.first, rest_BCTRS).unflatten(0, (len(clip_BCTRS), -1))
         step = -(-blocks_BLV.shape[1] // FIT_CELLS)
         return torch.cat(
             [blocks_LV[(clips_before + i) % step :: step] for i, blocks_LV in enumerate(blocks_BLV)]
@@ -256,27 +263,33 @@ class LinearPlanes(nn.Module):
 
 
 class FitSample:
-    """What the fit keeps of clips, which are read once: of each the temporal mean and a few frames."""
+    """What the fit keeps of clips, which are read once.
 
-    def __init__(self) -> None:
-        self.parts: list[Tensor] = []
-        self.num_clips = 0
+    Of a picture clip the temporal mean and a few frames; of sound all frames, since its windows reach across
+    them.
+    """
+
+    def __init__(self, *, sound: bool) -> None:
+        self.sound, self.parts, self.num_clips = sound, [], 0
 
     def add(self, clip_BCTRS: Tensor) -> None:
         """Frames are picked in turn, so that over the clips every place in time occurs."""
-        batch, frames = len(clip_BCTRS), clip_BCTRS.shape[2]
-        picked = min(FIT_FRAMES, frames)
-        clips_B, apart_F = torch.arange(batch), torch.arange(picked) * frames // picked
-        times_BF = (self.num_clips + clips_B[:, None] + apart_F) % frames
-        images_BTCRS = clip_BCTRS.float().transpose(1, 2)
-        some_BFCRS = images_BTCRS[clips_B[:, None], times_BF]
-        self.parts.append(torch.cat([images_BTCRS.mean(1, keepdim=True), some_BFCRS], dim=1))
+        clip_BCTRS, (batch, _, frames) = clip_BCTRS.float(), clip_BCTRS.shape[:3]
+        if self.sound:
+            self.parts.append(clip_BCTRS)
+        else:
+            picked = min(FIT_FRAMES, frames)
+            clips_B, apart_F = torch.arange(batch), torch.arange(picked) * frames // picked
+            times_BF = (self.num_clips + clips_B[:, None] + apart_F) % frames
+            some_BFCRS = clip_BCTRS.transpose(1, 2)[clips_B[:, None], times_BF]
+            mean_BC1RS = clip_BCTRS.mean(2, keepdim=True)
+            self.parts.append(torch.cat([mean_BC1RS, some_BFCRS.transpose(1, 2)], dim=2))
         self.num_clips += batch
 
-    def images(self) -> Tensor:
-        """[N, 1 + F, C, R, S]: temporal mean, then frames. The sample is empty afterwards."""
-        images_NFCRS, self.parts = torch.cat(self.parts), []
-        return images_NFCRS
+    def clips(self) -> Tensor:
+        """[N, C, F, R, S]: temporal mean, then frames; of sound all frames. Empties the sample."""
+        clips_NCFRS, self.parts = torch.cat(self.parts), []
+        return clips_NCFRS
 
 
 def _margin(side: int, overlap: bool) -> int:

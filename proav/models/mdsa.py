@@ -258,12 +258,12 @@ class MDSA(nn.Module):
         """
         if not self.linear:
             return
-        samples = {modality: FitSample() for modality in self.linear}
+        samples = {name: FitSample(sound=path.sound) for name, path in self.linear.items()}
         for video_BCTHW, mel_BTMS in batches:
             for modality, images_BCTHW in self._images(video_BCTHW, mel_BTMS).items():
                 samples[modality].add(images_BCTHW)
         for modality, path in self.linear.items():
-            path.fit(samples[modality].images())
+            path.fit(samples[modality].clips())
         switched = {name: path for name, path in self.linear.items() if path.switched is not None}
         left, num_clips = {name: [] for name in switched}, 0
         for video_BCTHW, mel_BTMS in batches if switched else ():

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from proav.models.windows import WindowKernels, principal_components, set_windows
+from proav.models.lapping import Lapping
+from proav.models.windows import WindowKernels, analysed, principal_components, set_windows, synthesized
 
 FIT_ROUNDS = 6
 """Rounds of choosing and fitting: four more changed nothing to 0.01 dB."""
@@ -40,6 +41,7 @@ class SwitchedCells(nn.Module):
         """window: channels, rows and columns of what a cell is cut from, `margin` beyond it included."""
         super().__init__()
         self.stride, self.margin, shape = stride, margin, (channels - 1, *window)
+        self.lapping = Lapping(stride, margin)
         self.analysis = nn.ModuleList(WindowKernels(shape, stride, margin) for _ in range(num_bases))
         self.synthesis = nn.ModuleList(WindowKernels(shape, stride, margin) for _ in range(num_bases))
 
@@ -54,7 +56,7 @@ class SwitchedCells(nn.Module):
 
     def analyse(self, images: Tensor) -> Tensor:
         kernels = torch.cat([part() for part in self.analysis])  # one convolution is a third faster than K
-        coded = F.conv2d(images, kernels, stride=self.stride, padding=self.margin)
+        coded = analysed(images, kernels, self.stride, self.margin)
         coded_BKDHW = coded.unflatten(1, (self.num_bases, -1))
         chosen_B1HW = self._nearest(images, coded_BKDHW.detach())
         index = chosen_B1HW[:, None].expand(-1, -1, coded_BKDHW.shape[2], -1, -1)
@@ -63,11 +65,15 @@ class SwitchedCells(nn.Module):
 
     @torch.no_grad()
     def _nearest(self, images: Tensor, coded_BKDHW: Tensor) -> Tensor:
-        """int64 [B, 1, H, W]: in each cell the basis of least squared error."""
+        """int64 [B, 1, H, W]: in each cell the basis of least squared error, counted in lapped images.
+
+        There a cell's block is its own: what its neighbours choose does not matter to it, as the fit has it.
+        """
         errors = []
         for cells, part in zip(coded_BKDHW.unbind(1), self.synthesis, strict=True):
-            made = F.conv_transpose2d(cells, part(), stride=self.stride, padding=self.margin)
-            errors.append(F.avg_pool2d((images - made).square().sum(1, keepdim=True), self.stride))
+            made = synthesized(cells, part(), self.stride, self.margin)
+            error = self.lapping(images - made).square().sum(1, keepdim=True)
+            errors.append(F.avg_pool2d(error, self.stride))
         return torch.stack(errors).argmin(0)
 
     def synthesize(self, cells: Tensor) -> Tensor:
@@ -76,11 +82,11 @@ class SwitchedCells(nn.Module):
         share_BKHW = (1 - (place_B1HW - numbers_K[:, None, None]).abs()).clamp(min=0)
         shared = (share_BKHW[:, :, None] * cells[:, None, 1:]).flatten(1, 2)
         kernels = torch.cat([part() for part in self.synthesis])
-        return F.conv_transpose2d(shared, kernels, stride=self.stride, padding=self.margin)
+        return synthesized(shared, kernels, self.stride, self.margin)
 
     @torch.no_grad()
     def fit(self, blocks_LV: Tensor, motion_L: Tensor, scale: float) -> None:
-        """Fills the bases from the images' blocks.
+        """Fills the bases from the blocks of lapped images.
 
         By turns each basis takes the principal components of the blocks that chose it, and each block the
         basis that leaves least of it. At first the 1 / K of the blocks with the least motion share a basis,

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from proav.models.lapping import extension, folded, mirrored
+
 FIT_POWERS = 4
 """Power iterations of the randomized decomposition: three times as many gained less than 0.01 dB."""
 
@@ -22,10 +24,10 @@ class WindowKernels(nn.Module):
     """
 
     def __init__(
-        self, shape: tuple[int, int, int, int], stride: tuple[int, int], padding: tuple[int, int]
+        self, shape: tuple[int, int, int, int], stride: tuple[int, int], margin: tuple[int, int]
     ) -> None:
         super().__init__()
-        self.shape, self.stride, self.padding = shape, stride, padding
+        self.shape, self.stride, self.margin = shape, stride, margin
         self.weight = nn.Parameter(torch.zeros(shape[0], math.prod(shape[1:])))
         self.gain = nn.Parameter(torch.ones(1))
         self.hidden_parts = 1
@@ -45,7 +47,7 @@ class WindowAnalysis(WindowKernels):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.conv2d(images, self.kernels, stride=self.stride, padding=self.padding)
+        return analysed(images, self.kernels, self.stride, self.margin)
 
 
 class WindowSynthesis(WindowKernels):
@@ -55,13 +57,26 @@ class WindowSynthesis(WindowKernels):
     """
 
     def forward(self, cells: Tensor) -> Tensor:
-        return F.conv_transpose2d(cells, self.kernels, stride=self.stride, padding=self.padding)
+        return synthesized(cells, self.kernels, self.stride, self.margin)
+
+
+def analysed(images: Tensor, kernels: Tensor, stride: tuple[int, int], margin: tuple[int, int]) -> Tensor:
+    """Inner products of kernels with all windows of the images, which go on mirrored beyond their edges."""
+    return F.conv2d(mirrored(images, margin), kernels, stride=stride)
+
+
+def synthesized(cells: Tensor, kernels: Tensor, stride: tuple[int, int], margin: tuple[int, int]) -> Tensor:
+    """The adjoint of `analysed`."""
+    return folded(F.conv_transpose2d(cells, kernels, stride=stride), margin)
 
 
 def set_windows(analysis: WindowKernels, synthesis: WindowKernels, blocks_DCPQ: Tensor, scale: float) -> None:
-    """Orthonormal blocks as the middles of the windows: codes are inner products with them over `scale`."""
-    rows, columns = analysis.padding
-    weight_DV = F.pad(blocks_DCPQ, (columns, columns, rows, rows)).flatten(1)
+    """Orthonormal blocks of lapped images as windows: codes are inner products with them over `scale`."""
+    rows, columns = (
+        extension(side, margin).to(blocks_DCPQ)
+        for side, margin in zip(analysis.stride, analysis.margin, strict=True)
+    )
+    weight_DV = (rows @ blocks_DCPQ @ columns.T).flatten(1)
     for part, gain in ((analysis, 1 / scale), (synthesis, scale)):
         part.weight.copy_(weight_DV)
         part.gain.fill_(gain)

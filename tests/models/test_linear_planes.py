@@ -6,7 +6,8 @@ import torch
 from einops import rearrange
 
 from proav.geometry import StreamGeometry
-from proav.models.linear_planes import FitSample, LinearPlanes
+from proav.models.lapping import lapped
+from proav.models.linear_planes import PICTURE_CUTS, SOUND_CUTS, FitSample, LinearPlanes
 
 CHANNELS = {"HW": 4, "WT": 4, "HT": 4}
 PICTURE = StreamGeometry(3, 8, 32, 32, 8)
@@ -16,8 +17,27 @@ SOUND_BLOCKS = {"HW": (2, 1), "WT": (16, 1), "HT": (2, 8)}
 """Rows and columns of each plane's blocks in a frame."""
 
 
-def part(geometry, blocks, name, *, clips=6, rank=4, seed=0):
-    """Clips of rank `rank` in a plane, their mean zero; those of WT and HT have no temporal mean either."""
+def margins(name, sides, *, sound):
+    """Half of a side along the axes on which there is more than one block."""
+    one_row = name == "WT" or (name == "HT" and not sound)
+    return 0 if one_row or sides[0] % 2 else sides[0] // 2, 0 if sides[1] % 2 else sides[1] // 2
+
+
+def unlapped(clips, name, *, sound, back=True):
+    """The clips whose lapped images are `clips`: what blocks that overlap make of these blocks."""
+    cut = (SOUND_CUTS if sound else PICTURE_CUTS)[name]
+    images = cut.to_images(clips)
+    geometry = SOUND if sound else PICTURE
+    sides = LinearPlanes(geometry, CHANNELS, sound=sound).windows[name][1]
+    images = lapped(images, sides, margins(name, sides, sound=sound), back=back)
+    return cut.to_clip(images, dict(zip("bct", clips.shape[:3])))
+
+
+def part(geometry, blocks, name, *, clips=6, rank=4, seed=0, overlap=True):
+    """Clips of rank `rank` in a plane, their mean zero; those of WT and HT have no temporal mean either.
+
+    With `overlap` the blocks are those of the lapped images.
+    """
     generator = torch.Generator().manual_seed(seed)
     (rows, columns), channels = blocks[name], geometry.channels
     kinds_DV = torch.randn(rank, channels * rows * columns, generator=generator)
@@ -27,14 +47,15 @@ def part(geometry, blocks, name, *, clips=6, rank=4, seed=0):
     shape = {"c": channels, "p": rows, "q": columns}
     made = rearrange(codes @ kinds_DV, "b t h w (c p q) -> b c t (h p) (w q)", **shape) / 8
     made = made.expand(-1, -1, geometry.num_frames, -1, -1)
+    made = unlapped(made, name, sound=geometry is SOUND) if overlap else made
     return torch.cat([made, -made])
 
 
 def fitted(clips, geometry=PICTURE, *, channels=CHANNELS, overlap=True, sound=False, size=5):
-    path, sample = LinearPlanes(geometry, channels, sound=sound, overlap=overlap), FitSample()
+    path, sample = LinearPlanes(geometry, channels, sound=sound, overlap=overlap), FitSample(sound=sound)
     for batch in clips.split(size):
         sample.add(batch)
-    path.fit(sample.images())
+    path.fit(sample.clips())
     return path
 
 
@@ -50,11 +71,12 @@ def assert_exact(clips, made):
 @pytest.mark.parametrize("overlap", [True, False])
 def test_pictures_of_the_planes_rank_are_exact_and_so_is_their_mean(overlap):
     mean = torch.linspace(-0.5, 0.5, 96).view(3, 1, 32, 1)
-    clips = part(PICTURE, BLOCKS, "HW") + part(PICTURE, BLOCKS, "WT", seed=1) + mean
+    clips = part(PICTURE, BLOCKS, "HW", overlap=overlap)
+    clips = clips + part(PICTURE, BLOCKS, "WT", seed=1, overlap=overlap) + mean
     path = fitted(clips, overlap=overlap)
     assert_exact(clips, passed(path, clips))
     torch.testing.assert_close(path.mean.value.detach(), mean[:, 0], atol=1e-6, rtol=0)
-    unseen = part(PICTURE, BLOCKS, "HW", clips=9) + mean  # the same blocks, other clips
+    unseen = part(PICTURE, BLOCKS, "HW", clips=9, overlap=overlap) + mean  # the same blocks, other clips
     assert_exact(unseen, passed(path, unseen))
 
 
@@ -66,38 +88,50 @@ def test_sound_of_the_first_planes_rank_is_exact():
     assert max(planes[name].abs().max() for name in ("HW", "WT")) < 0.05  # nothing was left for them
 
 
+@pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize(("sound", "name"), [(False, "HW"), (False, "WT"), (True, "HT")])
-def test_kernels_span_what_the_singular_value_decomposition_does(sound, name):
+def test_kernels_span_what_the_singular_value_decomposition_does(sound, name, overlap):
+    """As they act on lapped images: windows are orthonormal, and each is a block after `lapped`."""
     geometry, blocks = (SOUND, SOUND_BLOCKS) if sound else (PICTURE, BLOCKS)
-    (rows, columns), clips = blocks[name], part(geometry, blocks, name)
-    path = fitted(clips, geometry, sound=sound)
-    cells_LV = rearrange(clips, "b c t (h p) (w q) -> (b t h w) (c p q)", p=rows, q=columns).double().numpy()
+    (rows, columns), clips = blocks[name], part(geometry, blocks, name, overlap=overlap)
+    path = fitted(clips, geometry, sound=sound, overlap=overlap)
+    images = unlapped(clips, name, sound=sound, back=False) if overlap else clips
+    cells_LV = rearrange(images, "b c t (h p) (w q) -> (b t h w) (c p q)", p=rows, q=columns).double().numpy()
     expected_DV = np.linalg.svd(cells_LV, full_matrices=False)[2][:4]
-    kernel, margin = path.synthesis[name].kernels.detach(), path.synthesis[name].padding
-    middle = kernel[:, :, margin[0] : kernel.shape[2] - margin[0], margin[1] : kernel.shape[3] - margin[1]]
-    if name == "HW":
-        middle = middle[:, :: geometry.num_frames]
-    found_DV = middle.flatten(1).double().numpy()
+    planes = empty_planes(path)
+    units = torch.eye(4).view(4, 4, 1, 1)  # each channel of the second cell alone
+    place = planes[name].shape[3] + 1
+    plane = torch.zeros(4, 4, planes[name][0, 0].numel())
+    plane[..., place] = units.view(4, 4)
+    alone = {key: torch.zeros(4, *value.shape[1:]) for key, value in planes.items()}
+    alone[name] = plane.view_as(alone[name])
+    with torch.no_grad():
+        made = path.synthesize(alone) - path.mean.value[:, None]
+    made = unlapped(made, name, sound=sound, back=False) if overlap else made
+    cells = rearrange(made, "b c t (h p) (w q) -> b (t h w) (c p q)", p=rows, q=columns)
+    filled = cells.abs().sum((0, 2)) > 1e-4
+    assert filled.sum() == (geometry.num_frames if name == "HW" else 1)  # one block, nothing beside it
+    found_DV = cells[:, filled][:, 0].double().numpy()
     found_DV /= np.linalg.norm(found_DV, axis=1, keepdims=True)
     # the cosines of the angles between the two subspaces
     assert np.allclose(np.linalg.svd(found_DV @ expected_DV.T, compute_uv=False), 1, atol=1e-5)
     assert np.allclose(found_DV @ found_DV.T, np.eye(4), atol=1e-5)
-    total = kernel.square().sum() - middle.square().sum() * (geometry.num_frames if name == "HW" else 1)
-    assert abs(total) < 1e-4  # the margins of the windows are empty
 
 
 def reference(clips, order, blocks):
     """What numpy leaves of centred clips: one decomposition a plane, of the frames or of their mean."""
     rest = clips - clips.mean((0, 2, 4), keepdim=True)
+    sound = order[0] == "HT"
     for name in order:
         shape = dict(zip("pq", blocks[name]))
         shown = rest.mean(2, keepdim=True) if name == "HW" else rest
+        shown = unlapped(shown, name, sound=sound, back=False)
         cells_LV = rearrange(shown, "b c t (h p) (w q) -> (b t h w) (c p q)", **shape).double().numpy()
         kinds_DV = np.linalg.svd(cells_LV, full_matrices=False)[2][: CHANNELS[name]]
         taken = torch.from_numpy(cells_LV @ kinds_DV.T @ kinds_DV).float()
         sides = {"b": len(clips), "t": shown.shape[2], "h": clips.shape[3] // shape["p"]}
         taken = rearrange(taken, "(b t h w) (c p q) -> b c t (h p) (w q)", **shape, **sides, c=clips.shape[1])
-        rest = rest - taken
+        rest = rest - unlapped(taken, name, sound=sound)
     return rest.square().mean().item()
 
 
@@ -145,6 +179,7 @@ def test_more_channels_than_values_are_silent():
 
 
 def empty_planes(path):
+    """Of one clip."""
     codes = path.analyse(torch.zeros(1, *path.geometry.input_shape))
     return {name: torch.zeros_like(plane) for name, plane in codes.items()}
 

@@ -7,10 +7,11 @@ from einops import rearrange
 
 from proav.config import Config
 from proav.geometry import PLANES, StreamGeometry
+from proav.models.lapping import lapped
 from proav.models.linear_planes import FitSample, LinearPlanes
 from proav.models.switched import SwitchedCells
 
-FRAMES, SIDE, RANK = 4, 3, 2
+FRAMES, SIDE, RANK = 4, 4, 2
 VALUES = 3 * FRAMES * SIDE**2
 
 
@@ -40,10 +41,11 @@ def pictures(blocks_KRV, chosen_BHW, seed=2):
     return rearrange(cells_LV, "(b h w) (c p q) -> b c (h p) (w q)", **sides)
 
 
-@pytest.mark.parametrize("margin", [(0, 0), (1, 1)])
+@pytest.mark.parametrize("margin", [(0, 0), (SIDE // 2, SIDE // 2)])
 def test_each_cell_finds_its_basis_and_is_exact_in_it(margin):
     blocks_KRV, chosen_BHW = kinds(3), torch.arange(40).view(2, 4, 5) % 3
-    cells, images = fitted(blocks_KRV, margin=margin), pictures(blocks_KRV, chosen_BHW)
+    cells = fitted(blocks_KRV, margin=margin)
+    images = lapped(pictures(blocks_KRV, chosen_BHW), (SIDE, SIDE), margin, back=True)
     with torch.no_grad():
         codes = cells.analyse(images)
         made = cells.synthesize(codes)
@@ -116,9 +118,9 @@ def lost(clips, geometry, *, sound, first=4, **switched):
     """Mean squared error of a path whose first plane has so many channels in all."""
     plane = "HT" if sound else "HW"
     path = LinearPlanes(geometry, dict.fromkeys(PLANES, 1) | {plane: first}, sound=sound, **switched)
-    sample = FitSample()
+    sample = FitSample(sound=sound)
     sample.add(clips)
-    path.fit(sample.images())
+    path.fit(sample.clips())
     if switched:
         path.fit_switched(path.left_over(clips, 0))
     with torch.no_grad():
@@ -129,7 +131,8 @@ def lost(clips, geometry, *, sound, first=4, **switched):
 
 def test_pictures_of_two_kinds_lose_less_where_cells_choose():
     chosen_BHW = torch.randint(2, (24, 4, 4), generator=torch.Generator().manual_seed(5))
-    clips = rearrange(pictures(kinds(2), chosen_BHW), "b (c t) r s -> b c t r s", t=FRAMES)
+    images = lapped(pictures(kinds(2), chosen_BHW), (SIDE, SIDE), (SIDE // 2, SIDE // 2), back=True)
+    clips = rearrange(images, "b (c t) r s -> b c t r s", t=FRAMES)
     assert lost(clips, PICTURE, sound=False, switched=(2, 3)) < 0.3 * lost(clips, PICTURE, sound=False)
 
 
@@ -140,7 +143,9 @@ def test_steady_and_changing_sound_lose_less_where_cells_choose():
     blocks_KRV = torch.stack([blocks_KRV[0] + 2 * steady[0], (blocks_KRV - steady)[1]]).flatten(2)
     chosen_L = torch.randint(2, (24 * 6 * 4,), generator=generator)
     cells_LV = cells_of(blocks_KRV, chosen_L)
-    clips = rearrange(cells_LV, "(b t h) (p s) -> b 1 t (h p) s", t=6, h=4, p=SIDE)
+    images = rearrange(cells_LV, "(b t h) (p s) -> b 1 (h p) (t s)", t=6, h=4, p=SIDE)
+    images = lapped(images, (SIDE, 4 * SIDE), (SIDE // 2, 2 * SIDE), back=True)
+    clips = rearrange(images, "b c r (t s) -> b c t r s", t=6)
     assert lost(clips, SOUND, sound=True, first=12, switched=(2, 11)) < 0.5 * lost(
         clips, SOUND, sound=True, first=12
     )

@@ -1,0 +1,89 @@
+"""Blocks that overlap: an orthogonal filter across their borders, and mirrors at the edges of the images.
+
+Blocks that end at their borders leave a grid. A lapped transform (Malvar and Staelin, 1989) has none, and
+codes better: before the blocks are cut, the pixels around each border are turned into one another by an
+orthogonal matrix, afterwards they are turned back. So the block grows a margin of half its side, in which it
+fades out, and whatever is known of orthogonal blocks stays true. The filter is that of Tran, Liang and Tu,
+"Lapped transform via time-domain pre- and post-filtering", 2003, with the angles of the lapped orthogonal
+transform. P pixels of a block along an axis, M = P / 2.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def border_filter(side: int) -> Tensor:
+    """F [P, P], float32, for the P pixels around a border: orthogonal; even about the border stays as it is.
+
+        F = W diag(I, V) W,   W = [[I, J], [J, -I]] / sqrt(2),   V = J C2' C4 J
+
+    with J the exchange of order, C2 and C4 the orthonormal cosine transforms of type II and IV, all M x M.
+    side: P, even.
+    """
+    half = side // 2
+    frequency, place = np.mgrid[:half, :half]
+    second = np.sqrt(2 / half) * np.cos(np.pi / half * frequency * (place + 0.5))
+    second[0] /= np.sqrt(2)
+    fourth = np.sqrt(2 / half) * np.cos(np.pi / half * (frequency + 0.5) * (place + 0.5))
+    same, exchange = np.eye(half), np.eye(half)[::-1]
+    butterfly = np.block([[same, exchange], [exchange, -same]]) / np.sqrt(2)
+    turn = exchange @ second.T @ fourth @ exchange
+    middle = np.block([[same, np.zeros_like(same)], [np.zeros_like(same), turn]])
+    return torch.from_numpy(butterfly @ middle @ butterfly).float()
+
+
+def extension(side: int, margin: int) -> Tensor:
+    """E [P + 2 margin, P], from a block to the pixels of its window; the identity without a margin."""
+    if not margin:
+        return torch.eye(side)
+    upper, lower = border_filter(side).split(side // 2)
+    return torch.block_diag(lower.T, upper.T)
+
+
+class Lapping(nn.Module):
+    """images [..., R, S] with every border of their blocks filtered, or with `back` as they were before.
+
+    Edges are mirrored, which leaves them as they are.
+    """
+
+    def __init__(self, sides: tuple[int, int], margins: tuple[int, int]) -> None:
+        """sides: P of rows and of columns. margins: P / 2 there, 0 where blocks do not overlap."""
+        super().__init__()
+        self.margins = margins
+        for name, side, margin in zip(("rows", "columns"), sides, margins, strict=True):
+            self.register_buffer(name, border_filter(side) if margin else None, persistent=False)
+
+    def forward(self, images: Tensor, *, back: bool = False) -> Tensor:
+        for axis, margin, kernel in zip((-2, -1), self.margins, (self.rows, self.columns), strict=True):
+            if margin:
+                borders = mirrored(images.movedim(axis, -1), (0, margin)).unflatten(-1, (-1, 2 * margin))
+                filtered = (borders @ (kernel if back else kernel.T).to(images.dtype)).flatten(-2)
+                images = filtered[..., margin:-margin].movedim(-1, axis)
+        return images
+
+
+def lapped(images: Tensor, sides: tuple[int, int], margins: tuple[int, int], *, back: bool = False) -> Tensor:
+    """`Lapping` of images, for once."""
+    return Lapping(sides, margins).to(images)(images, back=back)
+
+
+def mirrored(images: Tensor, margins: tuple[int, int]) -> Tensor:
+    """images [..., R, S] and their mirror images beyond the edges: so many rows, so many columns at each."""
+    for axis, margin in zip((-2, -1), margins, strict=True):
+        if margin:
+            first, last = images.narrow(axis, 0, margin), images.narrow(axis, -margin, margin)
+            images = torch.cat([first.flip(axis), images, last.flip(axis)], axis)
+    return images
+
+
+def folded(images: Tensor, margins: tuple[int, int]) -> Tensor:
+    """The adjoint of `mirrored`: what lies in the margins is added to the pixels that it mirrors."""
+    for axis, margin in zip((-2, -1), margins, strict=True):
+        if margin:
+            last = images.shape[axis] - margin
+            before, inner, after = images.tensor_split([margin, last], axis)
+            images = inner.clone()
+            images.narrow(axis, 0, margin).add_(before.flip(axis))
+            images.narrow(axis, -margin, margin).add_(after.flip(axis))
+    return images
