@@ -96,12 +96,28 @@ class LatentGeometry:
         return self.stack_channels, len(PLANE_NAMES), self.plane_size, self.plane_size
 
     @property
-    def tokens_per_plane(self) -> int:
-        return (self.plane_size // self.token_patch) ** 2
+    def token_patches(self) -> tuple[int, ...]:
+        """Rows and columns of cells in a token of each plane.
+
+        token_patch in the widest plane, twice as much in a plane of at most a quarter of its channels, and so
+        on, as far as the planes can be cut so: tokens hold about as many values in all planes.
+        """
+        return tuple(self._token_patch(own) for own in self.channels)
+
+    def _token_patch(self, channels: int) -> int:
+        times = 1
+        while 4 * times**2 * channels <= self.stack_channels and not self.plane_size % (2 * times * self.token_patch):
+            times *= 2
+        return times * self.token_patch
+
+    @property
+    def token_sides(self) -> tuple[int, ...]:
+        """Tokens along the side of each plane."""
+        return tuple(self.plane_size // patch for patch in self.token_patches)
 
     @property
     def num_tokens(self) -> int:
-        return len(PLANE_NAMES) * self.tokens_per_plane
+        return sum(side**2 for side in self.token_sides)
 
     def channels_per_plane(self, modality: str) -> dict[str, int]:
         """{plane: channels} of one modality."""

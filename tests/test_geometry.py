@@ -42,3 +42,12 @@ def test_patches_of_both_streams_fill_the_plane():
     for words in ([], ["clip.fps=4", "mel.hop=125"], ["mdsa.audio_input=tiled", "mdsa.audio_channels=3"]):
         for stream in stream_geometries(load_config(None, words)).values():
             assert stream.patch[0] * stream.plane_size == stream.rows and stream.patch[1] * stream.plane_size == stream.columns
+
+
+def test_planes_of_few_channels_have_large_tokens():
+    words = ["stdit.patch_size=1", "mdsa.plane_size=16", "mdsa.plane_channels.video=[46,12,11]"]
+    latents = LatentGeometry.from_config(load_config(None, [*words, "mdsa.plane_channels.audio=[1,2,46]"]))
+    assert latents.token_patches == (1, 1, 2, 4, 4, 1)  # 1, 46 / 12, 46 / 11, 46, 23 and 1 times fewer
+    assert latents.num_tokens == 256 + 256 + 64 + 16 + 16 + 256
+    coarse = LatentGeometry.from_config(load_config(None, ["stdit.patch_size=8", *words[1:]]))
+    assert max(coarse.token_patches) == 16  # a plane of 16 cells has no larger token

@@ -1,4 +1,6 @@
-"""ST-DiT's parameters, FLOPs and kept values. d width, P=6 planes, L tokens of a plane."""
+"""ST-DiT's parameters, FLOPs and kept values. d width, P=6 planes, L tokens of all planes."""
+
+from collections.abc import Sequence
 
 from proav.config import Config
 from proav.costs.parts import NUM_MODALITIES, Cost, Kept, hidden_cost, linear_cost, sum_of
@@ -12,46 +14,45 @@ def stdit_cost(config: Config, num_labels: int = 0) -> Cost:
     """ST-DiT and one evaluation of it: about 32 d^2 FLOPs per token and layer if divided, 24 d^2 if full."""
     depth, width, heads = config.stdit.shape
     geometry = LatentGeometry.from_config(config)
-    planes, per_plane, tokens = len(PLANE_NAMES), geometry.tokens_per_plane, geometry.num_tokens
-    cells = geometry.token_patch**2
+    sides, tokens = geometry.token_sides, geometry.num_tokens
+    planes = list(zip(geometry.channels, geometry.token_patches, sides, strict=True))
     hidden = config.stdit.mlp_ratio * width
     if config.stdit.attention == "divided":
-        attention = _self_attention(width, heads, per_plane, planes) + _self_attention(
-            width, heads, planes, per_plane
+        within = [(side**2, 1) for side in sides]
+        across = [(len(PLANE_NAMES), max(sides) ** 2)]
+        attention = _self_attention(width, heads, tokens, within) + _self_attention(
+            width, heads, tokens, across
         )
     else:
-        attention = _self_attention(width, heads, tokens, 1)
+        attention = _self_attention(width, heads, tokens, [(tokens, 1)])
     block = sum_of(
         Cost(6 * width), attention, hidden_cost(width, hidden, tokens), hidden_cost(hidden, width, tokens)
     )
     time = linear_cost(TIME_WAVES, width, NUM_MODALITIES) + linear_cost(width, width, NUM_MODALITIES)
     tables = Cost(
-        (PLANES_PER_MODALITY + NUM_MODALITIES + planes) * width
+        (PLANES_PER_MODALITY + NUM_MODALITIES + len(PLANE_NAMES)) * width
         + NUM_MODALITIES * width
         + (num_labels + 1) * width
     )
     return sum_of(
-        _plane_linear((2 * geometry.stack_channels + 1) * cells, width, per_plane),
+        *(linear_cost((2 * own + 1) * patch**2, width, side**2) for own, patch, side in planes),
         tables,
         time.times(2),  # the own time's map and the other's
         linear_cost(width, 6 * width, NUM_MODALITIES),
         block.times(depth),
         linear_cost(width, 2 * width, NUM_MODALITIES),
-        _plane_linear(width, geometry.stack_channels * cells, per_plane),
+        *(linear_cost(width, own * patch**2, side**2) for own, patch, side in planes),
     )
 
 
-def _plane_linear(inputs: int, outputs: int, tokens_per_plane: int) -> Cost:
-    """A linear map a plane, with weights of its own."""
-    return linear_cost(inputs, outputs, tokens_per_plane).times(len(PLANE_NAMES))
+def _self_attention(width: int, num_heads: int, tokens: int, sequences: Sequence[tuple[int, int]]) -> Cost:
+    """Four maps of width^2, two norms of a head's width; 4 length^2 width a sequence for logits and mix.
 
-
-def _self_attention(width: int, num_heads: int, length: int, sequences: int) -> Cost:
-    """Four maps of width^2, two norms of a head's width, 4 length^2 width per sequence for logits and mix."""
-    rows = length * sequences
+    sequences: (length, how many).
+    """
     norms = Cost(2 * (width // num_heads))
-    maps = hidden_cost(width, 3 * width, rows) + hidden_cost(width, width, rows)
-    return sum_of(maps, norms, Cost(0, 4 * sequences * length**2 * width))
+    maps = hidden_cost(width, 3 * width, tokens) + hidden_cost(width, width, tokens)
+    return sum_of(maps, norms, Cost(0, sum(4 * many * length**2 * width for length, many in sequences)))
 
 
 def stdit_kept(config: Config) -> Kept:

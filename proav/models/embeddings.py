@@ -1,10 +1,11 @@
 """What ST-DiT adds to its tokens and modulates them by: positions along T, H and W, the times of both modalities, the label.
 
-Not here: rotary positions of the autoencoder (`layers.py`). Follows "ProAV-DiT", Figure 2 (b), and DiT; the axis-aware positions and
-the two times are our choice. Letters: B clips, P=6 planes, N plane side, n=N/p tokens a side, L=n*n tokens of a plane, d width.
+Not here: rotary positions of the autoencoder (`layers.py`). Follows "ProAV-DiT", Figure 2 (b), and DiT; the
+axis-aware positions and the two times are our choice. Letters: B clips, L tokens of all planes, d width.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +35,16 @@ def sinusoids(values: Tensor, num_frequencies: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def axis_positions(side: int, width: int) -> Tensor:
-    """Positions of the tokens of one modality's planes, [3, side * side, width]: token (i, j) of the plane with axes (X, Y) gets e_X(i) + e_Y(j).
+def axis_positions(side: int, width: int, *, spacing: float = 1.0) -> Tensor:
+    """Positions of the tokens of one modality's planes, [3, side * side, width].
 
-    e_T, e_H and e_W are sinusoids in separate channels, a third of the width each (the rest, width mod 6, stays zero), so that
-    inner products compare each axis with itself: equal times in WT and HT get equal time channels, and (i, j) differs from (j, i).
+    Token (i, j) of the plane with axes (X, Y) gets e_X(c_i) + e_Y(c_j), c_i = (i + 1/2) spacing - 1/2 its
+    centre, so that tokens of any size share coordinates. e_T, e_H and e_W are sinusoids in separate channels,
+    a third of the width each (the rest, width mod 6, stays zero): inner products compare each axis with
+    itself, equal times in WT and HT get equal time channels, and (i, j) differs from (j, i).
     """
     share = 2 * (width // (2 * len(AXES)))
-    along = sinusoids(torch.arange(side), share // 2)
+    along = sinusoids((torch.arange(side) + 0.5) * spacing - 0.5, share // 2)
     table = torch.zeros(PLANES_PER_MODALITY, side, side, width)
     for plane, (rows, columns) in enumerate(PLANE_AXES):
         for axis, values in ((rows, along[:, None]), (columns, along[None, :])):
@@ -51,24 +54,34 @@ def axis_positions(side: int, width: int) -> Tensor:
 
 
 class TokenPositions(nn.Module):
-    """x_bpl + e_axes(p, l) + u_type(p mod 3) + u_modality(p div 3) + u_frame(p): where a token is, and what its plane means.
+    """x_bl + e_axes(l) + u_type(p mod 3) + u_modality(p div 3) + u_frame(p): where a token is, and what its
+    plane p means.
 
-    The axis positions are fixed and the same for both modalities, so that sound and picture of one time share coordinates; the
-    three learned tables tell planes apart: the six-frame position of Figure 2 (b), the plane's type and its modality.
+    The axis positions are fixed and the same for both modalities, so that sound and picture of one time share
+    coordinates; the three learned tables tell planes apart: the six-frame position of Figure 2 (b), the
+    plane's type and its modality.
     """
 
-    def __init__(self, side: int, width: int) -> None:
+    def __init__(self, sides: Sequence[int], width: int) -> None:
+        """sides: tokens along the side of each of the six planes."""
         super().__init__()
+        self.counts = tuple(side**2 for side in sides)
         self.plane_type = nn.Parameter(torch.empty(PLANES_PER_MODALITY, width))
         self.modality = nn.Parameter(torch.empty(NUM_MODALITIES, width))
         self.frame = nn.Parameter(torch.empty(len(PLANE_NAMES), width))
-        self.register_buffer("axes", axis_positions(side, width).repeat(NUM_MODALITIES, 1, 1), persistent=False)
+        axes = [
+            axis_positions(side, width, spacing=max(sides) / side)[plane % PLANES_PER_MODALITY]
+            for plane, side in enumerate(sides)
+        ]
+        self.register_buffer("axes", torch.cat(axes), persistent=False)
         for table in (self.plane_type, self.modality, self.frame):
             nn.init.normal_(table, std=0.02)
 
-    def forward(self, tokens_BPLd: Tensor) -> Tensor:
-        planes = self.frame + self.plane_type.repeat(NUM_MODALITIES, 1) + self.modality.repeat_interleave(PLANES_PER_MODALITY, dim=0)
-        return tokens_BPLd + self.axes + planes[:, None]
+    def forward(self, tokens_BLd: Tensor) -> Tensor:
+        planes_Pd = self.frame + self.plane_type.repeat(NUM_MODALITIES, 1)
+        planes_Pd = planes_Pd + self.modality.repeat_interleave(PLANES_PER_MODALITY, dim=0)
+        of_tokens = [plane.expand(count, -1) for plane, count in zip(planes_Pd, self.counts, strict=True)]
+        return tokens_BLd + self.axes + torch.cat(of_tokens)
 
 
 class Conditioning(nn.Module):

@@ -1,11 +1,13 @@
 """ST-DiT: the spatio-temporal diffusion transformer that denoises the six stacked planes of picture and
 sound.
 
-Not here: noise, times and sampling (`proav/diffusion`), the planes' making (`mdsa.py`). Follows "ProAV-DiT",
-Figure 2 (b), in the form of STDiT and DiT (blocks) and PixArt (one shared modulation). Letters: B clips, D
-latent channels, E=D+1 condition channels, P=6 planes, N plane side, p token patch, L=(N/p)^2 tokens of a
-plane, d width, h heads, k head width.
+Not here: noise, times and sampling (`proav/diffusion`), the planes' making (`mdsa.py`), the order of tokens
+(`tokens.py`). Follows "ProAV-DiT", Figure 2 (b), in the form of STDiT and DiT (blocks) and PixArt (one shared
+modulation). Letters: B clips, D latent channels, E=D+1 condition channels, P=6 planes, N plane side, L tokens
+of all planes, d width, h heads, k head width.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +15,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from proav.config import Config
-from proav.geometry import PLANES_PER_MODALITY, LatentGeometry
+from proav.geometry import LatentGeometry
 from proav.models.embeddings import Conditioning, TokenPositions
-from proav.models.layers import ClosedLinear, attend, full_precision, hidden_map, run_layer
+from proav.models.layers import ClosedLinear, Float32Linear, hidden_map, run_layer
+from proav.models.tokens import TokenLayout, everywhere
 
 NORM_EPSILON = 1e-6
 
 
-def modulate(tokens_BPLd: Tensor, shift_BP1d: Tensor, scale_BP1d: Tensor) -> Tensor:
+def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LN(x) (1 + scale) + shift, the norm without weights of its own."""
-    return F.layer_norm(tokens_BPLd, tokens_BPLd.shape[-1:], eps=NORM_EPSILON) * (1 + scale_BP1d) + shift_BP1d
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPSILON) * (1 + scale) + shift
 
 
 class RMSNorm(nn.Module):
@@ -39,56 +42,33 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """softmax(rms(Q) rms(K)^T / sqrt(k)) V over the second axis, heads of width k, then a linear map;
-    `closed` starts that map at zero.
+    """softmax(rms(Q) rms(K)^T / sqrt(k)) V over the tokens that `mix` brings together, heads of width k, then
+    a linear map; `closed` starts that map at zero.
 
     Queries and keys are RMS-normalized per head with learned weights: logits stay bounded, which keeps bf16
-    training stable (STDiT3).
+    training stable (STDiT3). mix: attention of [B, L, h, k], as in `TokenLayout`.
     """
 
-    def __init__(self, width: int, num_heads: int, *, closed: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mix: Callable[[Tensor, Tensor, Tensor], Tensor] = everywhere,
+        *,
+        closed: bool = False,
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.mix = num_heads, mix
         self.qkv = hidden_map(nn.Linear(width, 3 * width), parts=3)
         self.query_norm = RMSNorm(width // num_heads)
         self.key_norm = RMSNorm(width // num_heads)
         self.out = hidden_map((ClosedLinear if closed else nn.Linear)(width, width))
 
     def forward(self, tokens_BLd: Tensor) -> Tensor:
-        query, key, value = rearrange(
-            self.qkv(tokens_BLd), "b l (three h k) -> three b h l k", three=3, h=self.num_heads
-        )
-        return self.out(
-            rearrange(attend(self.query_norm(query), self.key_norm(key), value), "b h l k -> b l (h k)")
-        )
-
-
-class PlaneLinear(nn.Module):
-    """A linear map of the tokens of each plane with weights of its own: the planes' channels have nothing in
-    common. [B, 6, L, i] -> [B, 6, L, o].
-
-    `closed` starts it at zero; `exact` computes it in float32, for values that leave the network.
-    """
-
-    def __init__(
-        self, planes: int, inputs: int, outputs: int, *, closed: bool = False, exact: bool = False
-    ) -> None:
-        super().__init__()
-        self.exact = exact
-        self.weight = nn.Parameter(torch.zeros(planes, inputs, outputs))
-        self.bias = nn.Parameter(torch.zeros(planes, outputs))
-        for weight_io in self.weight if not closed else ():
-            nn.init.xavier_uniform_(weight_io)
-
-    def forward(self, tokens_BPLi: Tensor) -> Tensor:
-        if self.exact:
-            with full_precision(tokens_BPLi.device):
-                return self._map(tokens_BPLi.float(), self.weight.float(), self.bias.float())
-        return self._map(tokens_BPLi, self.weight, self.bias)
-
-    @staticmethod
-    def _map(tokens_BPLi: Tensor, weight_Pio: Tensor, bias_Po: Tensor) -> Tensor:
-        return torch.einsum("bpli,pio->bplo", tokens_BPLi, weight_Pio) + bias_Po[:, None]
+        heads = rearrange(self.qkv(tokens_BLd), "b l (three h k) -> three b l h k", three=3, h=self.num_heads)
+        query_BLhk, key_BLhk, value_BLhk = heads
+        mixed_BLhk = self.mix(self.query_norm(query_BLhk), self.key_norm(key_BLhk), value_BLhk)
+        return self.out(mixed_BLhk.flatten(2))
 
 
 class Block(nn.Module):
@@ -104,50 +84,36 @@ class Block(nn.Module):
     identity at first and no branch's gradient is blocked twice.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: int, attention: str) -> None:
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: int, attention: str, layout: TokenLayout
+    ) -> None:
         super().__init__()
+        self.layout = layout
         self.table = nn.Parameter(torch.zeros(6, width))
         self.divided = attention == "divided"
         if self.divided:
-            self.spatial = SelfAttention(width, num_heads)
-            self.temporal = SelfAttention(width, num_heads, closed=True)
+            self.spatial = SelfAttention(width, num_heads, layout.within_planes)
+            self.temporal = SelfAttention(width, num_heads, layout.across_planes, closed=True)
         else:
             self.joint = SelfAttention(width, num_heads)
         inner = mlp_ratio * width
         expand, contract = hidden_map(nn.Linear(width, inner)), hidden_map(nn.Linear(inner, width))
         self.mlp = nn.Sequential(expand, nn.GELU(approximate="tanh"), contract)
 
-    def forward(self, tokens_BPLd: Tensor, modulation_B26d: Tensor) -> Tensor:
-        modulation_BP6d = (modulation_B26d + self.table).repeat_interleave(PLANES_PER_MODALITY, dim=1)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation_BP6d[..., None, :].unbind(2)
-        x = tokens_BPLd
+    def forward(self, tokens_BLd: Tensor, modulation_B26d: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (modulation_B26d + self.table).unbind(2)
+        x_BLd = tokens_BLd
+        first = self.spatial if self.divided else self.joint
+        x_BLd = x_BLd + self._gated(first(self._modulated(x_BLd, shift_a, scale_a)), gate_a)
         if self.divided:
-            x = x + gate_a * self.attend_within_planes(modulate(x, shift_a, scale_a))
-            x = x + self.attend_across_planes(modulate(x, shift_a, scale_a))
-        else:
-            x = x + gate_a * self.attend_everywhere(modulate(x, shift_a, scale_a))
-        return x + gate_m * self.mlp(modulate(x, shift_m, scale_m))
+            x_BLd = x_BLd + self.temporal(self._modulated(x_BLd, shift_a, scale_a))
+        return x_BLd + self._gated(self.mlp(self._modulated(x_BLd, shift_m, scale_m)), gate_m)
 
-    def attend_within_planes(self, tokens_BPLd: Tensor) -> Tensor:
-        return rearrange(
-            self.spatial(rearrange(tokens_BPLd, "b p l d -> (b p) l d")),
-            "(b p) l d -> b p l d",
-            p=tokens_BPLd.shape[1],
-        )
+    def _modulated(self, tokens_BLd: Tensor, shift_B2d: Tensor, scale_B2d: Tensor) -> Tensor:
+        return self.layout.by_modality(modulate, tokens_BLd, shift_B2d, scale_B2d)
 
-    def attend_across_planes(self, tokens_BPLd: Tensor) -> Tensor:
-        return rearrange(
-            self.temporal(rearrange(tokens_BPLd, "b p l d -> (b l) p d")),
-            "(b l) p d -> b p l d",
-            l=tokens_BPLd.shape[2],
-        )
-
-    def attend_everywhere(self, tokens_BPLd: Tensor) -> Tensor:
-        return rearrange(
-            self.joint(rearrange(tokens_BPLd, "b p l d -> b (p l) d")),
-            "b (p l) d -> b p l d",
-            p=tokens_BPLd.shape[1],
-        )
+    def _gated(self, update_BLd: Tensor, gate_B2d: Tensor) -> Tensor:
+        return self.layout.by_modality(torch.mul, update_BLd, gate_B2d)
 
 
 class STDiT(nn.Module):
@@ -164,24 +130,21 @@ class STDiT(nn.Module):
         super().__init__()
         depth, width, num_heads = config.stdit.shape
         geometry = LatentGeometry.from_config(config)
-        self.patch_size = geometry.token_patch
-        self.latent_channels = geometry.stack_channels
+        self.channels, self.patches = geometry.channels, geometry.token_patches
+        self.layout = TokenLayout(geometry.token_sides)
         self.num_labels = num_labels
         self.activation_checkpointing = False
-        patch_cells = self.patch_size**2
-        own_PD = torch.tensor(geometry.channel_mask)
-        self.register_buffer("own_DP11", own_PD.T[..., None, None], persistent=False)
-        self.embed = PlaneLinear(len(own_PD), (2 * self.latent_channels + 1) * patch_cells, width)
-        self.positions = TokenPositions(geometry.plane_size // self.patch_size, width)
+        planes = list(zip(self.channels, self.patches, strict=True))
+        self.embed = nn.ModuleList(nn.Linear((2 * own + 1) * patch**2, width) for own, patch in planes)
+        self.positions = TokenPositions(geometry.token_sides, width)
         self.conditioning = Conditioning(width, num_labels)
         self.modulation = ClosedLinear(width, 6 * width)
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, config.stdit.mlp_ratio, config.stdit.attention) for _ in range(depth)
+            Block(width, num_heads, config.stdit.mlp_ratio, config.stdit.attention, self.layout)
+            for _ in range(depth)
         )
         self.final_modulation = ClosedLinear(width, 2 * width)
-        self.final = PlaneLinear(
-            len(own_PD), width, self.latent_channels * patch_cells, closed=True, exact=True
-        )
+        self.final = nn.ModuleList(Float32Linear(width, own * patch**2) for own, patch in planes)
         self._initialize()
 
     @property
@@ -190,10 +153,15 @@ class STDiT(nn.Module):
         return self.num_labels
 
     def _initialize(self) -> None:
-        for module in (m for block in self.blocks for m in block.modules() if isinstance(m, nn.Linear)):
-            if not isinstance(module, ClosedLinear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        """Each plane has first and last maps of its own: the planes' channels have nothing in common."""
+        for part in (self.embed, self.blocks):
+            for module in part.modules():
+                if isinstance(module, nn.Linear) and not isinstance(module, ClosedLinear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
+        for module in self.final:
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
 
     def forward(
         self, noisy_BDPNN: Tensor, times_B2: Tensor, labels_B: Tensor, condition_BEPNN: Tensor | None = None
@@ -206,26 +174,39 @@ class STDiT(nn.Module):
         noise. labels_B [B] int64 in 0 .. num_labels (the null label). condition_BEPNN [B, D+1, 6, N, N]:
         planes of a masked clip and the mask; None is the same as zeros.
         """
+        vectors_B2d = F.silu(self.conditioning(times_B2, labels_B))
+        modulation_B26d = rearrange(self.modulation(vectors_B2d), "b m (six d) -> b m six d", six=6)
+        tokens_BLd = self.positions(self._tokens(noisy_BDPNN, condition_BEPNN))
+        for block in self.blocks:
+            tokens_BLd = run_layer(
+                block, tokens_BLd, modulation_B26d, recompute=self.activation_checkpointing
+            )
+        shift_B2d, scale_B2d = self.final_modulation(vectors_B2d).chunk(2, dim=-1)
+        tokens_BLd = self.layout.by_modality(modulate, tokens_BLd, shift_B2d, scale_B2d)
+        return self._stack(tokens_BLd, noisy_BDPNN.shape[1]).to(noisy_BDPNN.dtype)
+
+    def _tokens(self, noisy_BDPNN: Tensor, condition_BEPNN: Tensor | None) -> Tensor:
+        """[B, L, d]: of each plane its own channels, those of its condition, and the mask."""
         if condition_BEPNN is None:
             batch, channels, *rest = noisy_BDPNN.shape
             condition_BEPNN = noisy_BDPNN.new_zeros(batch, channels + 1, *rest)
-        planes = torch.cat([noisy_BDPNN * self.own_DP11, condition_BEPNN], dim=1).to(self.embed.weight.dtype)
-        size = self.patch_size
-        tokens_BPLd = self.positions(
-            self.embed(rearrange(planes, "b c p (n i) (m j) -> b p (n m) (c i j)", i=size, j=size))
-        )
-        vectors_B2d = F.silu(self.conditioning(times_B2, labels_B))
-        modulation_B26d = rearrange(self.modulation(vectors_B2d), "b m (six d) -> b m six d", six=6)
-        for block in self.blocks:
-            tokens_BPLd = run_layer(
-                block, tokens_BPLd, modulation_B26d, recompute=self.activation_checkpointing
-            )
-        shift_BP1d, scale_BP1d = (
-            self.final_modulation(vectors_B2d)
-            .repeat_interleave(PLANES_PER_MODALITY, dim=1)[:, :, None]
-            .chunk(2, dim=-1)
-        )
-        prediction = self.final(modulate(tokens_BPLd, shift_BP1d, scale_BP1d))
-        side = noisy_BDPNN.shape[-1] // size
-        stack_BDPNN = rearrange(prediction, "b p (n m) (c i j) -> b c p (n i) (m j)", n=side, i=size, j=size)
-        return (stack_BDPNN * self.own_DP11).to(noisy_BDPNN.dtype)
+        planes = zip(
+            noisy_BDPNN.unbind(2), condition_BEPNN.unbind(2), self.channels, self.patches, self.embed,
+            strict=True,
+        )  # fmt: skip
+        tokens = []
+        for noisy_BDNN, condition_BENN, own, patch, embed in planes:
+            told = torch.cat([noisy_BDNN[:, :own], condition_BENN[:, :own], condition_BENN[:, -1:]], dim=1)
+            cut = rearrange(told, "b c (n i) (m j) -> b (n m) (c i j)", i=patch, j=patch)
+            tokens.append(embed(cut.to(embed.weight.dtype)))
+        return torch.cat(tokens, dim=1)
+
+    def _stack(self, tokens_BLd: Tensor, stack_channels: int) -> Tensor:
+        """[B, D, 6, N, N], float32: each plane's own channels, zero behind them."""
+        planes = []
+        parts = tokens_BLd.split(self.layout.counts, dim=1)
+        for part, side, patch, final in zip(parts, self.layout.sides, self.patches, self.final, strict=True):
+            axes = {"n": side, "i": patch, "j": patch}
+            plane_BDNN = rearrange(final(part), "b (n m) (c i j) -> b c (n i) (m j)", **axes)
+            planes.append(F.pad(plane_BDNN, (0, 0, 0, 0, 0, stack_channels - plane_BDNN.shape[1])))
+        return torch.stack(planes, dim=2)

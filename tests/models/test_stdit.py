@@ -7,10 +7,14 @@ from proav.config import Config
 from proav.geometry import LatentGeometry
 from proav.models.embeddings import AXES, axis_positions, sinusoids
 from proav.models.stdit import Block, SelfAttention, STDiT
+from proav.models.tokens import TokenLayout, everywhere
 from proav.settings import config_from_dict
 
 NUM_LABELS, BATCH = 3, 2
 CUSTOM = {"size": "custom", "depth": 2, "width": 32, "num_heads": 4}
+EVEN = TokenLayout((3,) * 6)
+UNEVEN = TokenLayout((4, 1, 1, 2, 4, 2))
+"""Tokens along the side of each plane."""
 
 
 def small_config(**stdit) -> Config:
@@ -41,8 +45,8 @@ def test_prediction_is_exactly_zero_at_initialization(attention):
 
 @pytest.mark.parametrize("attention", ["divided", "full"])
 def test_a_block_is_the_identity_at_initialization(attention):
-    block = Block(32, 4, 4, attention)
-    tokens = torch.randn(BATCH, 6, 9, 32)
+    block = Block(32, 4, 4, attention, UNEVEN)
+    tokens = torch.randn(BATCH, sum(UNEVEN.counts), 32)
     assert torch.equal(block(tokens, torch.zeros(BATCH, 2, 6, 32)), tokens)
 
 
@@ -90,25 +94,29 @@ def test_labels_and_null_label_are_told_apart_and_a_model_may_have_none():
     assert unlabelled.null_label == 0 and unlabelled(noisy.float(), times.float(), torch.zeros(BATCH, dtype=torch.long)).shape == noisy.shape
 
 
-def test_patches_go_back_to_their_places():
+@pytest.mark.parametrize("plane_channels", [[4, 4, 4], [4, 2, 1]])
+def test_patches_go_back_to_their_places(plane_channels):
     """With identities as first and last maps and blocks as at initialization, the output is the input's tokens, normalized, in their places."""
-    config = config_from_dict({"mdsa": {"latent_channels": 4}, "stdit": {"size": "custom", "depth": 1, "width": 48, "num_heads": 4}})
+    mdsa = {"plane_channels": {"video": plane_channels, "audio": plane_channels}}
+    config = config_from_dict({"mdsa": mdsa, "stdit": {"size": "custom", "depth": 1, "width": 48, "num_heads": 4}})
     model = STDiT(config, 0).double()
     noisy, times, _ = inputs(config)
-    channels, cells = 4, 4
     with torch.no_grad():
-        model.embed.weight.zero_()[:, : channels * cells, : channels * cells] = torch.eye(channels * cells, dtype=torch.float64)
+        for embed, final in zip(model.embed, model.final, strict=True):
+            values = final.out_features
+            embed.weight.zero_()[:values, :values] = final.weight.zero_()[:, :values].copy_(torch.eye(values))
         for table in model.positions.parameters():
             table.zero_()
         model.positions.axes.zero_()
-        model.final.weight[:, : channels * cells] = torch.eye(channels * cells, dtype=torch.float64)
-    # LN turns x into (x - mean) / std of its token, mean and std taken over the width of which the last two thirds are zero.
     prediction = model(noisy, times, torch.zeros(BATCH, dtype=torch.long))
-    tokens = noisy.unfold(3, 2, 2).unfold(4, 2, 2).permute(0, 2, 3, 4, 1, 5, 6).flatten(4)  # b p n m (c i j)
-    padded = torch.cat([tokens, tokens.new_zeros(*tokens.shape[:-1], 48 - channels * cells)], dim=-1)
-    normed = (tokens - padded.mean(-1, keepdim=True)) / (padded.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
-    expected = normed.unflatten(-1, (channels, 2, 2)).permute(0, 4, 1, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
-    torch.testing.assert_close(prediction, expected, rtol=1e-6, atol=1e-6)
+    for plane, (channels, patch) in enumerate(zip(model.channels, model.patches, strict=True)):
+        # LN turns x into (x - mean) / std of its token, taken over the width, of which all beyond the token's values is zero
+        tokens = noisy[:, :channels, plane].unfold(2, patch, patch).unfold(3, patch, patch)  # b c n m i j
+        tokens = tokens.permute(0, 2, 3, 1, 4, 5).flatten(3)
+        padded = torch.cat([tokens, tokens.new_zeros(*tokens.shape[:-1], 48 - tokens.shape[-1])], dim=-1)
+        normed = (tokens - padded.mean(-1, keepdim=True)) / (padded.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+        expected = normed.unflatten(-1, (channels, patch, patch)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        torch.testing.assert_close(prediction[:, :channels, plane], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_axes_share_coordinates_between_planes():
@@ -126,29 +134,64 @@ def test_axes_share_coordinates_between_planes():
     assert not torch.allclose(hw[1, 2], hw[2, 1])
 
 
+def test_larger_tokens_lie_at_the_centres_of_what_they_cover():
+    share = 2 * (24 // 6)
+    coarse = axis_positions(2, 24, spacing=4.0).unflatten(1, (2, 2))[0, ..., share : 2 * share]  # H of HW
+    torch.testing.assert_close(coarse[:, 0], sinusoids(torch.tensor([1.5, 5.5]), share // 2))
+
+
 def test_both_modalities_have_the_same_fixed_positions():
-    axes = STDiT(small_config(), 0).positions.axes
-    assert torch.equal(axes[:3], axes[3:])
+    first, second = STDiT(small_config(), 0).positions.axes.chunk(2)
+    assert torch.equal(first, second)
 
 
-def test_spatial_attention_stays_in_its_plane_and_temporal_at_its_place():
-    block = Block(32, 4, 4, "divided").double()
+def places(layout, plane, row, column):
+    """Numbers of the tokens that cover this place of the finest planes, one a plane; and of that plane's."""
+    starts = [sum(layout.counts[:i]) for i in range(6)]
+    scales = [layout.finest // side for side in layout.sides]
+    covering = [start + row // scale * side + column // scale for start, scale, side in zip(starts, scales, layout.sides)]
+    return covering, covering[plane]
+
+
+@pytest.mark.parametrize("layout", [EVEN, UNEVEN])
+def test_spatial_attention_stays_in_its_plane_and_temporal_at_its_place(layout):
+    block = Block(32, 4, 4, "divided", layout).double()
     torch.nn.init.normal_(block.temporal.out.weight)
-    tokens = torch.randn(1, 6, 9, 32, dtype=torch.float64)
-    moved = tokens.clone()
-    moved[0, 2, 4] += 1
-    spatial = (block.attend_within_planes(moved) - block.attend_within_planes(tokens)).abs().amax(-1)[0]
-    assert spatial[2].min() > 0 and spatial[[0, 1, 3, 4, 5]].max() == 0
-    temporal = (block.attend_across_planes(moved) - block.attend_across_planes(tokens)).abs().amax(-1)[0]
-    assert temporal[:, 4].min() > 0 and temporal[:, [0, 1, 2, 3, 5, 6, 7, 8]].max() == 0
+    tokens = torch.randn(1, sum(layout.counts), 32, dtype=torch.float64)
+    for plane in (0, 2, 4):
+        covering, touched = places(layout, plane, 1, 2)
+        moved = tokens.clone()
+        moved[0, touched] += 1
+        spatial = (block.spatial(moved) - block.spatial(tokens)).abs().amax(-1)[0].split(layout.counts)
+        assert all((part.min() > 0) if i == plane else (part.max() == 0) for i, part in enumerate(spatial))
+        temporal = (block.temporal(moved) - block.temporal(tokens)).abs().amax(-1)[0]
+        scale = layout.finest // layout.sides[plane]
+        corner = 1 // scale * scale, 2 // scale * scale  # all places that the moved token covers
+        met = {token for i in range(scale) for j in range(scale) for token in places(layout, plane, corner[0] + i, corner[1] + j)[0]}
+        assert set(temporal.nonzero().flatten().tolist()) == met and set(covering) <= met
 
 
 def test_full_attention_reaches_every_token():
-    block = Block(32, 4, 4, "full").double()
-    tokens = torch.randn(1, 6, 9, 32, dtype=torch.float64)
+    block = Block(32, 4, 4, "full", UNEVEN).double()
+    tokens = torch.randn(1, sum(UNEVEN.counts), 32, dtype=torch.float64)
     moved = tokens.clone()
-    moved[0, 2, 4] += 1
-    assert (block.attend_everywhere(moved) - block.attend_everywhere(tokens)).abs().amax(-1).min() > 0
+    moved[0, 2] += 1
+    assert (block.joint(moved) - block.joint(tokens)).abs().amax(-1).min() > 0
+
+
+def test_planes_of_one_size_in_several_runs_are_as_in_one():
+    """Attention within and across planes against a loop over planes and places."""
+    heads = torch.randn(3, 2, sum(UNEVEN.counts), 2, 8, dtype=torch.float64)
+    parts = [part.split(UNEVEN.counts, dim=1) for part in heads]
+    alone = torch.cat([everywhere(*plane) for plane in zip(*parts, strict=True)], dim=1)
+    torch.testing.assert_close(UNEVEN.within_planes(*heads), alone)
+    expected, times_met = torch.zeros_like(heads[0]), torch.zeros(sum(UNEVEN.counts), dtype=torch.float64)
+    for row in range(UNEVEN.finest):
+        for column in range(UNEVEN.finest):
+            six, _ = places(UNEVEN, 0, row, column)
+            expected[:, six] += everywhere(*heads[:, :, six])
+            times_met[six] += 1
+    torch.testing.assert_close(UNEVEN.across_planes(*heads), expected / times_met[:, None, None])
 
 
 def test_attention_matches_its_formula():
@@ -178,13 +221,14 @@ def test_each_modality_knows_its_own_time_and_the_other_by_different_maps():
     torch.testing.assert_close(conditioning(times.flip(1), labels)[0].flip(0), conditioning(times, labels)[0])
 
 
-def test_modulation_reaches_only_the_planes_of_its_modality():
-    block = Block(32, 4, 4, "divided").double()
-    tokens, modulation = torch.randn(1, 6, 9, 32, dtype=torch.float64), torch.randn(1, 2, 6, 32, dtype=torch.float64)
+@pytest.mark.parametrize("layout", [EVEN, UNEVEN])
+def test_modulation_reaches_only_the_planes_of_its_modality(layout):
+    block = Block(32, 4, 4, "divided", layout).double()
+    tokens, modulation = torch.randn(1, sum(layout.counts), 32, dtype=torch.float64), torch.randn(1, 2, 6, 32, dtype=torch.float64)
     changed = modulation.clone()
     changed[0, 1] += 1  # the audio's
-    difference = (block(tokens, changed) - block(tokens, modulation)).abs().amax((0, 2, 3))
-    assert difference[:3].max() == 0 and difference[3:].min() > 0
+    video, audio = (block(tokens, changed) - block(tokens, modulation)).abs().amax((0, 2)).split(layout.of_modalities)
+    assert video.max() == 0 and audio.min() > 0
 
 
 def test_recomputed_activations_give_the_same_gradients():
@@ -233,8 +277,8 @@ def test_each_plane_has_maps_of_its_own():
     noisy, times, labels = inputs(small_config())
     before = model(noisy, times, labels)
     with torch.no_grad():
-        model.final.weight[4].zero_()
-        model.final.bias[4].zero_()
+        model.final[4].weight.zero_()
+        model.final[4].bias.zero_()
     after = model(noisy, times, labels)
     assert not after[:, :, 4].any()
     others = [plane for plane in range(6) if plane != 4]
