@@ -70,7 +70,7 @@ class BasesConfig(Section):
     video: PositiveInt = 1
     """Of the picture's HW plane."""
     audio: PositiveInt = 1
-    """Of the sound's HT plane: its windows are small, many cost little."""
+    """Of the sound's HT plane: its blocks are small, many cost little."""
 
 
 class LinearPlanesConfig(Section):

@@ -18,7 +18,7 @@ from proav.costs.parts import (
     norm_cost,
     sum_of,
 )
-from proav.geometry import ClipGeometry, LatentGeometry, StreamGeometry, stream_geometries
+from proav.geometry import PLANES, ClipGeometry, LatentGeometry, StreamGeometry, stream_geometries
 
 
 def mdsa_costs(config: Config) -> dict[str, Cost]:
@@ -149,68 +149,73 @@ def _bi_block(config: Config) -> Cost:
 
 
 def _linear_path(config: Config, modality: str) -> tuple[Cost, Cost]:
-    """Encoding, which takes all planes but the last off again with the decoder's maps; and decoding."""
+    """Encoding, which takes all planes but the last off again with the decoder's maps; and decoding.
+
+    With switched cells the last is taken off too, and all bases are run both ways, for the choice needs what
+    each makes.
+    """
     if not config.mdsa.linear_planes.enabled:
         return Cost(), Cost()
     maps, stream = _linear_maps(config, modality), stream_geometries(config)[modality]
-    mean, planes = Cost(stream.channels * stream.rows), list(maps.values())[:3]
-    taken_off = Cost(flops=sum(cost.flops for cost in (planes[:-1] if len(maps) == 3 else maps.values())))
-    return sum_of(*maps.values(), taken_off, _choice(config, modality)), sum_of(*maps.values(), mean)
-
-
-def _choice(config: Config, modality: str) -> Cost:
-    """Switched cells: the error of each basis in lapped images.
-
-    Along an axis with blocks of side P a multiplication by a P x P matrix of all pixels and P more, mirrored.
-    """
-    bases, switched = config.mdsa.linear_planes.switched(modality)
-    if not switched:
-        return Cost()
-    stream = stream_geometries(config)[modality]
-    channels, frames, rows, columns = stream.input_shape
-    p, q = stream.patch
-    if modality == "video":
-        channels *= frames
-    else:
-        columns, q = frames * columns, columns
-    lapped = [side if _is_lapped(config, side) else 0 for side in (p, q)]
-    flops = (
-        2 * channels * ((rows + lapped[0]) * columns * lapped[0] + rows * (columns + lapped[1]) * lapped[1])
+    lapping, planes = _lapping(config, modality), list(maps)[:3]
+    switched = planes[0] if "switched" in maps else None
+    mean = Cost(stream.channels * stream.rows)
+    there = [*planes, *([switched] if switched else [])]
+    back = planes if switched else planes[:-1]
+    taken_off = [maps[name] for name in maps if name in back or name == "switched"]
+    flops = sum(cost.flops for cost in taken_off) + sum(lapping[name] for name in [*there, *back])
+    return sum_of(*maps.values(), Cost(flops=flops)), sum_of(
+        *maps.values(), mean, Cost(flops=sum(lapping.values()))
     )
-    return Cost(flops=bases * flops)
-
-
-def _is_lapped(config: Config, side: int) -> bool:
-    return config.mdsa.linear_planes.overlap and side % 2 == 0
 
 
 def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
-    """The map between images and each plane, one way, in the order in which planes are taken off, and last
-    those of switched cells. With them all are run both ways: the choice of a basis needs what each makes.
+    """The map between lapped images and each plane, one way, in the order in which planes are taken off, and
+    last those of switched cells.
 
-    D V parameters in a hidden matrix, one gain, and 2 cells D V FLOPs, V the values of a window: two cells wide
-    if windows overlap.
+    D V parameters in a hidden matrix, one gain, and 2 cells D V FLOPs, V the values of a block.
     """
-    mdsa, stream = config.mdsa, stream_geometries(config)[modality]
-    channels, frames, rows, columns = stream.input_shape
-    p, q = stream.patch
-
-    def wide(side: int) -> int:
-        return 2 * side if _is_lapped(config, side) else side
-
-    values = {"HW": channels * frames * wide(p) * wide(q), "WT": channels * rows * wide(q)}
-    if modality == "video":
-        order, values["HT"] = ("HW", "WT", "HT"), channels * columns * wide(p)
-    else:
-        order, values["HT"] = ("HT", "WT", "HW"), channels * wide(p) * wide(columns)
+    mdsa, images = config.mdsa, _plane_images(config, modality)
     cells, depth, gain = _plane_cells(config), mdsa.channels(modality), Cost(1)
+    values = {name: channels * p * q for name, (_, channels, _, _, p, q) in images.items()}
+    first = next(iter(images))
     bases, switched = mdsa.linear_planes.switched(modality)
-    depth[order[0]] -= switched
-    maps = {name: hidden_cost(values[name], depth[name], cells[name], bias=False) + gain for name in order}
+    depth[first] -= switched
+    maps = {name: hidden_cost(values[name], depth[name], cells[name], bias=False) + gain for name in images}
     if switched:
-        basis = hidden_cost(values[order[0]], switched - 1, cells[order[0]], bias=False) + gain
+        basis = hidden_cost(values[first], switched - 1, cells[first], bias=False) + gain
         maps["switched"] = basis.times(bases)
     return maps
+
+
+def _lapping(config: Config, modality: str) -> dict[str, int]:
+    """FLOPs of the filter across the borders of a clip's blocks, for each plane, one way.
+
+    Along an axis with blocks of P pixels a product with a P x P matrix for all pixels and P more, mirrored.
+    """
+    if not config.mdsa.linear_planes.overlap:
+        return dict.fromkeys(PLANES, 0)
+    flops = {}
+    for name, (number, channels, rows, columns, p, q) in _plane_images(config, modality).items():
+        down = 0 if p % 2 else (rows + p) * columns * p
+        right = 0 if q % 2 else rows * (columns + q) * q
+        flops[name] = 2 * number * channels * (down + right)
+    return flops
+
+
+def _plane_images(config: Config, modality: str) -> dict[str, tuple[int, int, int, int, int, int]]:
+    """{plane: the images of a clip, their channels, rows and columns; rows and columns of a block}, in the
+    order in which planes are taken off.
+    """
+    stream = stream_geometries(config)[modality]
+    channels, frames, rows, columns = stream.input_shape
+    p, q = stream.patch
+    whole = {"HW": (1, channels * frames, rows, columns, p, q)}
+    if modality == "video":
+        across, down = (channels * rows, 1, columns, 1, q), (channels * columns, 1, rows, 1, p)
+        return whole | {"WT": (frames, *across), "HT": (frames, *down)}
+    row = frames * columns
+    return {"HT": (1, channels, rows, row, p, columns), "WT": (1, channels * rows, 1, row, 1, q)} | whole
 
 
 def _refiner(config: Config, modality: str) -> Cost:

@@ -48,57 +48,31 @@ def rotation(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     )
 
 
-def extension(side: int, margin: int) -> Tensor:
-    """E [P + 2 margin, P], from a block to the pixels of its window; the identity without a margin."""
-    if not margin:
-        return torch.eye(side)
-    upper, lower = border_filter(side).split(side // 2)
-    return torch.block_diag(lower.T, upper.T)
-
-
 class Lapping(nn.Module):
     """images [..., R, S] with every border of their blocks filtered, or with `back` as they were before.
 
-    Edges are mirrored, which leaves them as they are.
+    Orthogonal. Edges are mirrored, which leaves them as they are.
     """
 
-    def __init__(self, sides: tuple[int, int], margins: tuple[int, int]) -> None:
-        """sides: P of rows and of columns. margins: P / 2 there, 0 where blocks do not overlap."""
+    def __init__(self, sides: tuple[int, int], *, overlap: bool = True) -> None:
+        """sides: P of rows and of columns. Where P is odd, or without `overlap`, nothing changes."""
         super().__init__()
-        self.margins = margins
-        for name, side, margin in zip(("rows", "columns"), sides, margins, strict=True):
-            self.register_buffer(name, border_filter(side) if margin else None, persistent=False)
+        for name, side in zip(("rows", "columns"), sides, strict=True):
+            is_lapped = overlap and side % 2 == 0
+            self.register_buffer(name, border_filter(side) if is_lapped else None, persistent=False)
 
     def forward(self, images: Tensor, *, back: bool = False) -> Tensor:
-        for axis, margin, kernel in zip((-2, -1), self.margins, (self.rows, self.columns), strict=True):
-            if margin:
-                borders = mirrored(images.movedim(axis, -1), (0, margin)).unflatten(-1, (-1, 2 * margin))
-                filtered = (borders @ (kernel if back else kernel.T).to(images.dtype)).flatten(-2)
-                images = filtered[..., margin:-margin].movedim(-1, axis)
+        for axis, kernel in ((-2, self.rows), (-1, self.columns)):
+            if kernel is not None:
+                side, half = len(kernel), len(kernel) // 2
+                borders = mirrored(images, half, axis).unflatten(axis, (-1, side))
+                kernel = (kernel.T if back else kernel).to(images.dtype)
+                filtered = kernel @ borders if axis == -2 else borders @ kernel.T
+                images = filtered.flatten(axis - 1, axis).narrow(axis, half, images.shape[axis])
         return images
 
 
-def lapped(images: Tensor, sides: tuple[int, int], margins: tuple[int, int], *, back: bool = False) -> Tensor:
-    """`Lapping` of images, for once."""
-    return Lapping(sides, margins).to(images)(images, back=back)
-
-
-def mirrored(images: Tensor, margins: tuple[int, int]) -> Tensor:
-    """images [..., R, S] and their mirror images beyond the edges: so many rows, so many columns at each."""
-    for axis, margin in zip((-2, -1), margins, strict=True):
-        if margin:
-            first, last = images.narrow(axis, 0, margin), images.narrow(axis, -margin, margin)
-            images = torch.cat([first.flip(axis), images, last.flip(axis)], axis)
-    return images
-
-
-def folded(images: Tensor, margins: tuple[int, int]) -> Tensor:
-    """The adjoint of `mirrored`: what lies in the margins is added to the pixels that it mirrors."""
-    for axis, margin in zip((-2, -1), margins, strict=True):
-        if margin:
-            last = images.shape[axis] - margin
-            before, inner, after = images.tensor_split([margin, last], axis)
-            images = inner.clone()
-            images.narrow(axis, 0, margin).add_(before.flip(axis))
-            images.narrow(axis, -margin, margin).add_(after.flip(axis))
-    return images
+def mirrored(images: Tensor, margin: int, axis: int) -> Tensor:
+    """The images and their mirror images beyond both ends of an axis, so many pixels at each."""
+    first, last = images.narrow(axis, 0, margin), images.narrow(axis, -margin, margin)
+    return torch.cat([first.flip(axis), images, last.flip(axis)], dim=axis)

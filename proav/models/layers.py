@@ -59,7 +59,7 @@ def hidden_map(linear: nn.Linear, parts: int = 1) -> nn.Linear:
 def hidden_matrices(module: nn.Module) -> dict[str, int]:
     """{name of a weight: number of matrices stacked in it} for what `hidden_map` has marked in `module`.
 
-    The windows of linear planes mark themselves (`linear_planes.py`).
+    The blocks of linear planes mark themselves (`blocks.py`).
     """
     maps = ((name, part) for name, part in module.named_modules() if hasattr(part, "hidden_parts"))
     return {f"{name}.weight": linear.hidden_parts for name, linear in maps}

@@ -1,6 +1,6 @@
 """The last step of MDSA's decoder: convolutions at the picture's own resolution, across every border.
 
-Cheap and local: it mends what windows and patches leave, and adds the detail that neighbouring pixels tell of
+Cheap and local: it mends what blocks and patches leave, and adds the detail that neighbouring pixels tell of
 each other. Pictures are refined in space and time; the mel images of a clip, laid end to end, as one picture.
 Not in the paper: our choice, measured in docs/experiments.md.
 B clips, C image channels, T frames, R S rows and columns of an image.

@@ -6,7 +6,6 @@ import torch
 from einops import rearrange
 
 from proav.geometry import StreamGeometry
-from proav.models.lapping import lapped
 from proav.models.linear_planes import PICTURE_CUTS, SOUND_CUTS, FitSample, LinearPlanes
 
 CHANNELS = {"HW": 4, "WT": 4, "HT": 4}
@@ -17,20 +16,11 @@ SOUND_BLOCKS = {"HW": (2, 1), "WT": (16, 1), "HT": (2, 8)}
 """Rows and columns of each plane's blocks in a frame."""
 
 
-def margins(name, sides, *, sound):
-    """Half of a side along the axes on which there is more than one block."""
-    one_row = name == "WT" or (name == "HT" and not sound)
-    return 0 if one_row or sides[0] % 2 else sides[0] // 2, 0 if sides[1] % 2 else sides[1] // 2
-
-
 def unlapped(clips, name, *, sound, back=True):
     """The clips whose lapped images are `clips`: what blocks that overlap make of these blocks."""
-    cut = (SOUND_CUTS if sound else PICTURE_CUTS)[name]
-    images = cut.to_images(clips)
-    geometry = SOUND if sound else PICTURE
-    sides = LinearPlanes(geometry, CHANNELS, sound=sound).windows[name][1]
-    images = lapped(images, sides, margins(name, sides, sound=sound), back=back)
-    return cut.to_clip(images, dict(zip("bct", clips.shape[:3])))
+    cut, geometry = (SOUND_CUTS, SOUND) if sound else (PICTURE_CUTS, PICTURE)
+    lapping = LinearPlanes(geometry, CHANNELS, sound=sound).lapping[name]
+    return cut[name].to_clip(lapping(cut[name].to_images(clips), back=back), *clips.shape[1:3])
 
 
 def part(geometry, blocks, name, *, clips=6, rank=4, seed=0, overlap=True):
@@ -91,7 +81,7 @@ def test_sound_of_the_first_planes_rank_is_exact():
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize(("sound", "name"), [(False, "HW"), (False, "WT"), (True, "HT")])
 def test_kernels_span_what_the_singular_value_decomposition_does(sound, name, overlap):
-    """As they act on lapped images: windows are orthonormal, and each is a block after `lapped`."""
+    """As they act on lapped images, where each is one block."""
     geometry, blocks = (SOUND, SOUND_BLOCKS) if sound else (PICTURE, BLOCKS)
     (rows, columns), clips = blocks[name], part(geometry, blocks, name, overlap=overlap)
     path = fitted(clips, geometry, sound=sound, overlap=overlap)
@@ -184,7 +174,7 @@ def empty_planes(path):
     return {name: torch.zeros_like(plane) for name, plane in codes.items()}
 
 
-def test_windows_reach_into_their_neighbours_once_trained():
+def test_blocks_reach_into_their_neighbours():
     path = LinearPlanes(PICTURE, CHANNELS, sound=False)
     for part_of_path in (*path.analysis.values(), *path.synthesis.values()):
         torch.nn.init.normal_(part_of_path.weight)
@@ -198,7 +188,7 @@ def test_windows_reach_into_their_neighbours_once_trained():
     assert made.abs().sum((0, 1, 2, 3)).nonzero().flatten().tolist() == list(range(10, 18))
 
 
-def test_windows_of_sound_reach_across_frames():
+def test_blocks_of_sound_reach_across_frames():
     path = LinearPlanes(SOUND, CHANNELS, sound=True)
     torch.nn.init.normal_(path.synthesis["HT"].weight)
     planes = empty_planes(path)

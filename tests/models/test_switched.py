@@ -7,7 +7,7 @@ from einops import rearrange
 
 from proav.config import Config
 from proav.geometry import PLANES, StreamGeometry
-from proav.models.lapping import lapped
+from proav.models.lapping import Lapping
 from proav.models.linear_planes import FitSample, LinearPlanes
 from proav.models.switched import SwitchedCells
 
@@ -27,30 +27,26 @@ def cells_of(blocks_KRV, chosen_L, seed=1):
     return torch.einsum("lr,lrv->lv", codes_LR, blocks_KRV[chosen_L])
 
 
-def fitted(blocks_KRV, *, margin=(0, 0), scale=1.0):
-    window = (3 * FRAMES, *(SIDE + 2 * side for side in margin))
-    cells = SwitchedCells(1 + RANK, len(blocks_KRV), window, (SIDE, SIDE), margin)
+def fitted(blocks_KRV, *, scale=1.0):
+    cells = SwitchedCells(1 + RANK, len(blocks_KRV), VALUES)
     chosen_L = torch.arange(300) % len(blocks_KRV)
     cells.fit(cells_of(blocks_KRV, chosen_L), chosen_L + 0.5, scale)
     return cells
 
 
-def pictures(blocks_KRV, chosen_BHW, seed=2):
-    cells_LV = cells_of(blocks_KRV, chosen_BHW.flatten(), seed)
-    sides = dict(zip("bhw", chosen_BHW.shape)) | {"p": SIDE, "q": SIDE}
-    return rearrange(cells_LV, "(b h w) (c p q) -> b c (h p) (w q)", **sides)
+def blocks(blocks_KRV, chosen_BHW, seed=2):
+    """[B, H, W, V]."""
+    return cells_of(blocks_KRV, chosen_BHW.flatten(), seed).unflatten(0, chosen_BHW.shape)
 
 
-@pytest.mark.parametrize("margin", [(0, 0), (SIDE // 2, SIDE // 2)])
-def test_each_cell_finds_its_basis_and_is_exact_in_it(margin):
+def test_each_cell_finds_its_basis_and_is_exact_in_it():
     blocks_KRV, chosen_BHW = kinds(3), torch.arange(40).view(2, 4, 5) % 3
-    cells = fitted(blocks_KRV, margin=margin)
-    images = lapped(pictures(blocks_KRV, chosen_BHW), (SIDE, SIDE), margin, back=True)
+    cells, given = fitted(blocks_KRV), blocks(blocks_KRV, chosen_BHW)
     with torch.no_grad():
-        codes = cells.analyse(images)
+        codes = cells.analyse(given)
         made = cells.synthesize(codes)
     assert codes.shape == (2, 1 + RANK, 4, 5)
-    torch.testing.assert_close(made, images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(made, given, atol=1e-5, rtol=0)
     torch.testing.assert_close(codes[:, 0], (chosen_BHW - 1) * 1.5**0.5)  # unit variance if each is as common
 
 
@@ -66,9 +62,9 @@ def test_bases_span_what_the_singular_value_decomposition_of_each_kind_does():
 
 def test_codes_are_divided_by_the_scale_and_the_number_is_not():
     blocks_KRV, chosen_BHW = kinds(2), torch.zeros(1, 2, 2, dtype=torch.long)
-    images = pictures(blocks_KRV, chosen_BHW)
+    given = blocks(blocks_KRV, chosen_BHW)
     with torch.no_grad():
-        plain, scaled = (fitted(blocks_KRV, scale=scale).analyse(images) for scale in (1.0, 4.0))
+        plain, scaled = (fitted(blocks_KRV, scale=scale).analyse(given) for scale in (1.0, 4.0))
     torch.testing.assert_close(scaled[:, 1:] * 4, plain[:, 1:])
     assert torch.equal(scaled[:, :1], plain[:, :1]) and plain[0, 0].unique().tolist() == [-1.0]
 
@@ -89,21 +85,21 @@ def test_between_two_numbers_their_bases_share_and_beyond_the_ends_nothing_chang
 
 def test_a_basis_that_no_cell_needs_stays_and_breaks_nothing():
     blocks_KRV = kinds(1)
-    cells = SwitchedCells(1 + RANK, 4, (3 * FRAMES, SIDE, SIDE), (SIDE, SIDE), (0, 0))
+    cells = SwitchedCells(1 + RANK, 4, VALUES)
     cells.fit(
         cells_of(blocks_KRV, torch.zeros(2, dtype=torch.long)), torch.tensor([0.0, 1.0]), 1.0
     )  # fewer cells than bases
     assert [bool(part.weight.any()) for part in cells.synthesis] == [True, False, True, False]
-    images = pictures(blocks_KRV, torch.zeros(1, 1, 2, dtype=torch.long), seed=1)  # the same two cells
+    given = blocks(blocks_KRV, torch.zeros(1, 1, 2, dtype=torch.long), seed=1)  # the same two cells
     with torch.no_grad():
-        torch.testing.assert_close(cells.synthesize(cells.analyse(images)), images, atol=1e-5, rtol=0)
+        torch.testing.assert_close(cells.synthesize(cells.analyse(given)), given, atol=1e-5, rtol=0)
 
 
 def test_gradients_reach_the_chosen_basis_alone():
     blocks_KRV = kinds(2)
     cells = fitted(blocks_KRV)
-    images = pictures(blocks_KRV, torch.zeros(1, 2, 2, dtype=torch.long))
-    cells.synthesize(cells.analyse(images)).square().sum().backward()
+    given = blocks(blocks_KRV, torch.zeros(1, 2, 2, dtype=torch.long))
+    cells.synthesize(cells.analyse(given)).square().sum().backward()
     moved = [
         [part.weight.grad.abs().sum() > 0 for part in parts] for parts in (cells.analysis, cells.synthesis)
     ]
@@ -131,8 +127,8 @@ def lost(clips, geometry, *, sound, first=4, **switched):
 
 def test_pictures_of_two_kinds_lose_less_where_cells_choose():
     chosen_BHW = torch.randint(2, (24, 4, 4), generator=torch.Generator().manual_seed(5))
-    images = lapped(pictures(kinds(2), chosen_BHW), (SIDE, SIDE), (SIDE // 2, SIDE // 2), back=True)
-    clips = rearrange(images, "b (c t) r s -> b c t r s", t=FRAMES)
+    cut = rearrange(blocks(kinds(2), chosen_BHW), "b h w (c p q) -> b c (h p) (w q)", p=SIDE, q=SIDE)
+    clips = rearrange(Lapping((SIDE, SIDE))(cut, back=True), "b (c t) r s -> b c t r s", t=FRAMES)
     assert lost(clips, PICTURE, sound=False, switched=(2, 3)) < 0.3 * lost(clips, PICTURE, sound=False)
 
 
@@ -144,7 +140,7 @@ def test_steady_and_changing_sound_lose_less_where_cells_choose():
     chosen_L = torch.randint(2, (24 * 6 * 4,), generator=generator)
     cells_LV = cells_of(blocks_KRV, chosen_L)
     images = rearrange(cells_LV, "(b t h) (p s) -> b 1 (h p) (t s)", t=6, h=4, p=SIDE)
-    images = lapped(images, (SIDE, 4 * SIDE), (SIDE // 2, 2 * SIDE), back=True)
+    images = Lapping((SIDE, 4 * SIDE))(images, back=True)
     clips = rearrange(images, "b c r (t s) -> b c t r s", t=6)
     assert lost(clips, SOUND, sound=True, first=12, switched=(2, 11)) < 0.5 * lost(
         clips, SOUND, sound=True, first=12
