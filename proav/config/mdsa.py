@@ -79,13 +79,13 @@ class LinearPlanesConfig(Section):
     enabled: bool = True
     """Off: the network alone makes planes, bounded by tanh, and pictures, bounded by a sigmoid."""
     overlap: bool = True
-    """Windows of two patches, so that neighbours overlap; off: blocks."""
+    """Blocks of lapped images: neighbours overlap by half, no grid is seen; off: plain blocks."""
     bases: BasesConfig = BasesConfig()
     """Switched cells: between how many bases they choose."""
     switched_channels: Annotated[int, Field(ge=2)] = 24
     """The last channels of a first plane with bases: the number of the basis, and coefficients in it."""
     fit_clips: PositiveInt = 192
-    """First clips of training that the path is fitted on; meanwhile three pictures of each are kept."""
+    """First clips of training that the path is fitted on; of each three pictures and the sound are kept."""
     alone_clips: Count = 0
     """Clips at the beginning of training in which the path learns without the network: they cost far less."""
 
