@@ -29,7 +29,7 @@ FORMAT = 3
 
 WHAT_CHANGED = {
     1: "since format 1 MDSA has linear planes and refiners, and ST-DiT maps of its own for each plane",
-    2: "since format 2 the windows of linear planes go on mirrored beyond the edges of a picture",
+    2: "since format 2 MDSA's linear planes have lapped blocks, and ST-DiT maps of each plane's own shape",
 }
 """Old formats and why they cannot be read."""
 
