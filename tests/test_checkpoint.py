@@ -88,9 +88,9 @@ def damage_table(path):
     (path / "checkpoint.json").write_text(json.dumps(index))
 
 
-def damage_format(path):
+def damage_format(path, number=99):
     index = json.loads((path / "checkpoint.json").read_text())
-    (path / "checkpoint.json").write_text(json.dumps(index | {"format": 99}))
+    (path / "checkpoint.json").write_text(json.dumps(index | {"format": number}))
 
 
 DAMAGES = [
@@ -101,6 +101,8 @@ DAMAGES = [
     (damage_index, "not JSON"),
     (damage_table, "does not match its hash"),
     (damage_format, "format 99, this proav .* reads format 3"),
+    (lambda path: damage_format(path, 1), "reads format 3 .since format 1 MDSA has linear planes"),
+    (lambda path: damage_format(path, 2), "reads format 3 .since format 2 .* lapped blocks"),
 ]
 
 
