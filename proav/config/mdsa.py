@@ -79,7 +79,7 @@ class LinearPlanesConfig(Section):
     enabled: bool = True
     """Off: the network alone makes planes, bounded by tanh, and pictures, bounded by a sigmoid."""
     overlap: bool = True
-    """Blocks of lapped images: neighbours overlap by half, no grid is seen; off: plain blocks."""
+    """Blocks of lapped images: neighbours overlap by half, on even sides of at least 4; off: plain blocks."""
     bases: BasesConfig = BasesConfig()
     """Switched cells: between how many bases they choose."""
     switched_channels: Annotated[int, Field(ge=2)] = 24

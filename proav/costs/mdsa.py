@@ -197,8 +197,8 @@ def _lapping(config: Config, modality: str) -> dict[str, int]:
         return dict.fromkeys(PLANES, 0)
     flops = {}
     for name, (number, channels, rows, columns, p, q) in _plane_images(config, modality).items():
-        down = 0 if p % 2 else (rows + p) * columns * p
-        right = 0 if q % 2 else rows * (columns + q) * q
+        down = 0 if p % 2 or p == 2 else (rows + p) * columns * p
+        right = 0 if q % 2 or q == 2 else rows * (columns + q) * q
         flops[name] = 2 * number * channels * (down + right)
     return flops
 

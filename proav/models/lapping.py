@@ -3,11 +3,14 @@
 Blocks that end at their borders leave a grid. A lapped transform (Malvar and Staelin, 1989) has none, and
 codes better: before the blocks are cut, the pixels around each border are turned into one another by an
 orthogonal matrix, afterwards they are turned back. So the block grows a margin of half its side, in which it
-fades out, and whatever is known of orthogonal blocks stays true. The filter has the form of Tran, Liang and
-Tu, "Lapped transform via time-domain pre- and post-filtering", 2003. Its angles are those of the lapped
-orthogonal transform but for one, which is ours: flat blocks of any heights join by straight lines, so that
-even cells that know nothing of each other show no borders. P pixels of a block along an axis, M = P / 2.
+fades out, and the whole stays orthogonal: components are found block by block. The filter has the form of
+Tran, Liang and Tu, "Lapped transform via time-domain pre- and post-filtering", 2003. Its angles are those of
+the lapped orthogonal transform but for one, which is ours: flat blocks of any heights join with no step
+larger than need be, so that cells that know nothing of each other show little of their borders. P pixels of a
+block along an axis, M = P / 2.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ def border_filter(side: int) -> Tensor:
         F = W diag(I, V) W,   W = [[I, J], [J, -I]] / sqrt(2),   V = J C2' C4 J R'
 
     with J the exchange of order, C2 and C4 the orthonormal cosine transforms of type II and IV, all M x M. R
-    turns J C4' C2 1 into the ramp 1, 3, 5 ..., in the plane of the two (6 degrees for P = 8). side: P, even.
+    turns V' 1 without it into `flat_join`, in the plane of the two (3 degrees for P = 8). side: P, even.
     """
     half = side // 2
     frequency, place = np.mgrid[:half, :half]
@@ -30,9 +33,27 @@ def border_filter(side: int) -> Tensor:
     same, exchange = np.eye(half), np.eye(half)[::-1]
     butterfly = np.block([[same, exchange], [exchange, -same]]) / np.sqrt(2)
     plain = exchange @ second.T @ fourth @ exchange
-    turn = plain @ rotation(plain.T @ np.ones(half), 2 * np.arange(half) + 1.0).T
+    turn = plain @ rotation(plain.T @ np.ones(half), flat_join(half)).T
     middle = np.block([[same, np.zeros_like(same)], [np.zeros_like(same), turn]])
     return torch.from_numpy(butterfly @ middle @ butterfly).float()
+
+
+def flat_join(half: int) -> np.ndarray:
+    """v [M], from the border to the middle of a block: a flat block's window is (1 + v) / 2 inside and
+    (1 - v) / 2 outside.
+
+    Equal steps up, then down, mean square 1, as the filter is orthogonal. Of these the one whose largest step
+    is smallest: 2 v_0 across the border, those within, and 1 - v_M in the middle of the block, where one
+    neighbour's window ends and the other's begins.
+    """
+    rising = 2 * np.arange(half) + 1.0
+    joins = [np.minimum(rising, 2 * top - rising) for top in np.linspace(half, 2 * half, 201)]
+    joins = [join / np.sqrt(np.mean(join**2)) for join in joins]
+
+    def largest_step(join: np.ndarray) -> float:
+        return max(2 * join[0], np.abs(np.diff(join)).max(initial=0), abs(1 - join[-1]))
+
+    return min(joins, key=largest_step)
 
 
 def rotation(start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -51,14 +72,14 @@ def rotation(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 class Lapping(nn.Module):
     """images [..., R, S] with every border of their blocks filtered, or with `back` as they were before.
 
-    Orthogonal. Edges are mirrored, which leaves them as they are.
+    Orthogonal. At the edges the images go on mirrored; the half block there stays as it is.
     """
 
-    def __init__(self, sides: tuple[int, int], *, overlap: bool = True) -> None:
-        """sides: P of rows and of columns. Where P is odd, or without `overlap`, nothing changes."""
+    def __init__(self, sides: Sequence[int], *, overlap: bool = True) -> None:
+        """sides: P of rows and of columns. Where P is odd or 2, or without `overlap`, nothing changes."""
         super().__init__()
         for name, side in zip(("rows", "columns"), sides, strict=True):
-            is_lapped = overlap and side % 2 == 0
+            is_lapped = overlap and side % 2 == 0 and side > 2  # of two pixels nothing can be turned
             self.register_buffer(name, border_filter(side) if is_lapped else None, persistent=False)
 
     def forward(self, images: Tensor, *, back: bool = False) -> Tensor:

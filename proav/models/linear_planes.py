@@ -3,8 +3,8 @@
 The paper calls its projection an orthogonal decomposition; this is that decomposition without a network. Each
 plane takes the principal components of what the planes before it have left. Pictures begin with HW, whose
 cells code the temporal mean; sound begins with HT, whose cells are a spectrogram's. The blocks are those of
-lapped images (`lapping.py`), so that pictures have no grid and sound no steps between frames. Not here: the network that
-adds to it (`streams.py`, `refiner.py`).
+lapped images (`lapping.py`), so that neither pictures nor sound show their borders. Not here: the network that adds to it
+(`streams.py`, `refiner.py`).
 B clips, C image channels, T frames, R S rows and columns of an image, H W rows and columns of cells, D latent
 channels; in the fit N clips, F images kept of a clip, L blocks, V values of a block.
 """
@@ -24,7 +24,7 @@ from proav.models.layers import full_precision
 from proav.models.switched import SwitchedCells
 
 FIT_FRAMES = 2
-"""Frames of a clip that the fit looks at, beside the temporal mean: all of them gained 0.05 dB at most."""
+"""Frames of a picture clip in the fit, beside the temporal mean: all of them gained 0.05 dB at most."""
 FIT_CELLS = 64
 """Cells of a clip that the bases of switched cells are fitted on."""
 FIT_CLIPS_AT_ONCE = 8
@@ -71,8 +71,8 @@ SOUND_CUTS = {
     "HW": PICTURE_CUTS["HW"],
 }
 """In the order in which planes are fitted and taken off. The columns of a mel image are time within its
-frame: laid end to end, blocks of WT and HT overlap across the borders of frames. HT first, then WT, lost least
-(docs/experiments.md)."""
+frame: laid end to end, blocks of WT and HT overlap across the borders of frames. HT first, then WT, lost
+least (docs/experiments.md)."""
 
 
 class MeanImage(nn.Module):
@@ -175,7 +175,10 @@ class LinearPlanes(nn.Module):
         return self.cuts[name].to_plane(cells, self.geometry.num_frames)
 
     def _to_blocks(self, name: str, clip_BCTRS: Tensor) -> Tensor:
-        """All blocks [., H, W, V] of a plane, cut from its lapped images; HW's have the frames that there are."""
+        """All blocks [., H, W, V] of a plane, cut from its lapped images.
+
+        The values of an HW block run over all frames given.
+        """
         images = self.lapping[name](self.cuts[name].to_images(clip_BCTRS))
         p, q = self.sides[name]
         return rearrange(images, "b c (h p) (w q) -> b h w (c p q)", p=p, q=q)
@@ -198,7 +201,8 @@ class LinearPlanes(nn.Module):
         rest_NCFRS = self.mean(clips_NCFRS, -1.0)
         for name in self.cuts:
             shown = self._means(rest_NCFRS) if name == "HW" else self._frames(rest_NCFRS)
-            blocks_LV = self._to_blocks(name, shown).flatten(0, 2)
+            parts = shown.split(FIT_CLIPS_AT_ONCE)
+            blocks_LV = torch.cat([self._to_blocks(name, part).flatten(0, 2) for part in parts])
             components_DV, deviation = principal_components(blocks_LV, self.channels[name])
             self._set_blocks(name, components_DV, deviation)
             for part_NCFRS in rest_NCFRS.split(FIT_CLIPS_AT_ONCE) if name != self.last else ():
