@@ -100,15 +100,17 @@ class LatentGeometry:
         """Rows and columns of cells in a token of each plane.
 
         token_patch in the widest plane, twice as much in a plane of at most a quarter of its channels, and so
-        on, as far as the planes can be cut so: tokens hold about as many values in all planes.
+        on, as far as planes can be cut so: a token holds more than a quarter of the values of one of the
+        widest plane.
         """
         return tuple(self._token_patch(own) for own in self.channels)
 
     def _token_patch(self, channels: int) -> int:
-        times = 1
-        while 4 * times**2 * channels <= self.stack_channels and not self.plane_size % (2 * times * self.token_patch):
-            times *= 2
-        return times * self.token_patch
+        side = self.token_patch
+        most = self.stack_channels * self.token_patch**2
+        while channels * (2 * side) ** 2 <= most and self.plane_size % (2 * side) == 0:
+            side *= 2
+        return side
 
     @property
     def token_sides(self) -> tuple[int, ...]:

@@ -193,6 +193,10 @@ def kept_bytes(model: torch.nn.Module, call, precision: str) -> int:
             "stdit": {"size": "custom", "depth": 4, "width": 384, "num_heads": 6, "attention": "full", "mlp_ratio": 2},
             "mdsa": SHALLOW | {"width": 256, "decoder_depth": 3, "mlp_ratio": 2, "refiner": {"width": 64}},
         },
+        {
+            "stdit": {"size": "custom", "depth": 4, "width": 768, "num_heads": 12},
+            "mdsa": SHALLOW | {"plane_channels": {"video": (46, 1, 1), "audio": (1, 1, 46)}},
+        },
     ],
 )
 def test_activations_are_near_what_autograd_keeps(settings, precision):

@@ -59,10 +59,14 @@ def stdit_kept(config: Config) -> Kept:
     """Per token, layer and width: 8 a + 2 wide and 4 a + 3 + 2 r narrow values.
 
     a: attentions of a block (2 divided, 1 full), r: the MLP's ratio. The coefficients were fitted to what
-    saved_tensors_hooks saw; the rest (embedding, modulation) is left out, a few percent.
+    saved_tensors_hooks saw; the rest (embedding, modulation) is left out, a few percent. Attention across the
+    planes keeps four narrow values at each place of the finest plane, where larger tokens occur repeatedly.
     """
     depth, width, _ = config.stdit.shape
-    attentions = 2 if config.stdit.attention == "divided" else 1
-    unit = LatentGeometry.from_config(config).num_tokens * width
-    layer = unit * (8 * attentions + 2), unit * (4 * attentions + 3 + 2 * config.stdit.mlp_ratio)
+    divided = config.stdit.attention == "divided"
+    attentions, geometry = 2 if divided else 1, LatentGeometry.from_config(config)
+    unit = geometry.num_tokens * width
+    repeated = len(PLANE_NAMES) * max(geometry.token_sides) ** 2 * width - unit if divided else 0
+    wide, narrow = 8 * attentions + 2, 4 * attentions + 3 + 2 * config.stdit.mlp_ratio
+    layer = unit * wide, unit * narrow + 4 * repeated
     return Kept(depth * layer[0], depth * layer[1], depth * unit, layer)

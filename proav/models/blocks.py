@@ -1,7 +1,7 @@
 """Blocks: the maps of a linear code between blocks and cells, and the components they begin with.
 
-Not here: how blocks are cut (`linear_planes.py`) and overlap (`lapping.py`). B images, H W rows and columns of
-blocks, D codes of a cell, V values of a block, L blocks.
+Not here: how blocks are cut (`linear_planes.py`) and overlap (`lapping.py`). B images, H W rows and columns
+of blocks, D codes of a cell, V values of a block, L blocks.
 """
 
 import torch

@@ -254,7 +254,7 @@ class MDSA(nn.Module):
         """Fills the linear path from batches of clips (video_BCTHW in [-1, 1], mel_BTMS).
 
         Nothing to do without that path. Where cells are switched, batches are read once more. Of a
-        clip three pictures and some cells are kept while it lasts.
+        clip three pictures, its sound and some cells are kept while it lasts.
         """
         if not self.linear:
             return

@@ -24,6 +24,7 @@ class TokenLayout:
 
     def __init__(self, sides: Sequence[int]) -> None:
         self.sides, self.finest = tuple(sides), max(sides)
+        assert all(self.finest % side == 0 for side in sides), f"sides {sides} do not divide the largest"
         self.counts = tuple(side**2 for side in sides)
         by_modality = (self.counts[i : i + PLANES_PER_MODALITY] for i in (0, PLANES_PER_MODALITY))
         self.of_modalities = tuple(map(sum, by_modality))

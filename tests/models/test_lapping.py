@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from proav.metrics.blockiness import blockiness
 from proav.models import lapping
 from proav.models.lapping import Lapping, border_filter, mirrored
 
@@ -21,10 +20,10 @@ def cosines(side):
 
 @pytest.mark.parametrize(
     ("overlap", "angles", "known_db"),
-    [(False, "ours", 8.83), (True, "published", 9.22), (True, "ours", 9.09)],
+    [(False, "ours", 8.83), (True, "published", 9.22), (True, "ours", 9.16)],
 )
 def test_coding_gain_of_a_smooth_signal_is_the_known_one(monkeypatch, overlap, angles, known_db):
-    """Blocks of eight, a first-order process of correlation 0.95: the textbook's numbers, and what the ramp costs."""
+    """Blocks of eight, a first-order process of correlation 0.95: the textbook's, and ours."""
     if angles == "published":
         monkeypatch.setattr(lapping, "rotation", lambda start, end: np.eye(len(start)))
     blocks, side = 9, 8
@@ -38,7 +37,7 @@ def test_coding_gain_of_a_smooth_signal_is_the_known_one(monkeypatch, overlap, a
     assert -10 * variances.log10().mean() == pytest.approx(known_db, abs=0.005)
 
 
-@pytest.mark.parametrize("side", [2, 4, 8, 16, 32])
+@pytest.mark.parametrize("side", [4, 6, 8, 16, 32])
 def test_filters_are_orthogonal_and_keep_what_is_even_about_the_border(side):
     kernel = border_filter(side)
     torch.testing.assert_close(kernel @ kernel.T, torch.eye(side), atol=1e-6, rtol=0)
@@ -56,7 +55,7 @@ def test_lapped_images_go_back_and_keep_their_length_and_their_edges():
     assert not torch.allclose(there[..., 8:, 16:], images[..., 8:, 16:])
     even = torch.ones(1, 1, 16, 16)
     torch.testing.assert_close(Lapping((8, 8))(even), even)
-    for nothing in (Lapping((8, 16), overlap=False), Lapping((1, 3))):
+    for nothing in (Lapping((8, 16), overlap=False), Lapping((1, 3)), Lapping((2, 1))):
         assert nothing(images) is images
 
 
@@ -73,22 +72,24 @@ def test_what_one_block_makes_is_twice_its_side_and_no_more():
     assert made.nonzero().flatten().tolist() == list(range(12, 28))
 
 
-@pytest.mark.parametrize("side", [4, 8, 32])
-def test_flat_blocks_of_any_heights_join_by_straight_lines(side):
-    """Each step from the middle of a block to that of the next is the same."""
+@pytest.mark.parametrize("side", [4, 8, 16, 32])
+def test_flat_blocks_of_any_heights_join_with_small_steps(side):
+    """Their image has no step above a quarter of a step between blocks, and none in the middles of blocks."""
     one = torch.zeros(1, 1, 1, 3 * side)
     one[..., side : 2 * side] = 1
     window = Lapping((1, side))(one, back=True)[0, 0, 0, side // 2 : side // 2 + 2 * side]
-    rise = torch.full((side - 1,), (window[1] - window[0]).item())
-    torch.testing.assert_close(window.diff(), torch.cat([rise, torch.zeros(1), -rise]), atol=1e-5, rtol=0)
+    steps = torch.cat([torch.zeros(1), window, torch.zeros(1)]).diff().abs()
+    known = {4: 0.45, 8: 0.24, 16: 0.13, 32: 0.07}[side]
+    assert steps.max() == pytest.approx(known, abs=0.01)
     torch.testing.assert_close(window[:side] + window[side:], torch.ones(side))  # even blocks, an even image
 
 
-def test_cells_that_know_nothing_of_each_other_show_no_grid():
-    flat = torch.randint(0, 256, (1, 1, 16, 16)).float().repeat_interleave(8, 2).repeat_interleave(8, 3)
-    joined = Lapping((8, 8))(flat, back=True)
-    grid, none = (
-        blockiness(image[0, 0, None, ..., None].clamp(0, 255).byte().numpy(), side=16)
-        for image in (flat, joined)
-    )
-    assert grid == float("inf") and none < 1.25
+@pytest.mark.parametrize(("side", "most"), [(8, 1.4), (16, 1.4), (32, 1.4)])
+def test_cells_that_know_nothing_of_each_other_show_no_grid(side, most):
+    """Steps at every place in a block against those at all others, of flat blocks at random."""
+    heights = torch.randn(64, 1, 1, 40, generator=torch.Generator().manual_seed(0))
+    joined = Lapping((1, side))(heights.repeat_interleave(side, -1), back=True)
+    steps = joined.diff(dim=-1).abs().mean((0, 1, 2))
+    place = torch.arange(1, len(steps) + 1) % side
+    ratios = [(steps[place == each].mean() / steps[place != each].mean()).item() for each in range(side)]
+    assert max(ratios) < most

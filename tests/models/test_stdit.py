@@ -17,8 +17,11 @@ UNEVEN = TokenLayout((4, 1, 1, 2, 4, 2))
 """Tokens along the side of each plane."""
 
 
-def small_config(**stdit) -> Config:
-    return config_from_dict({"mdsa": {"latent_channels": 4}, "stdit": {**CUSTOM, **stdit}})
+def small_config(*, uneven: bool = False, **stdit) -> Config:
+    """uneven: tokens of three sizes, and more of the one modality than of the other."""
+    uneven_planes = {"plane_channels": {"video": (16, 4, 1), "audio": (1, 2, 1)}}
+    mdsa = uneven_planes if uneven else {"latent_channels": 4}
+    return config_from_dict({"mdsa": mdsa, "stdit": {**CUSTOM, **stdit}})
 
 
 def trained_looking(model: STDiT) -> STDiT:
@@ -35,9 +38,10 @@ def inputs(config: Config, seed: int = 1, dtype: torch.dtype = torch.float64) ->
     return noisy, torch.tensor([[0.3, 0.7], [0.9, 0.0]], dtype=dtype), torch.tensor([0, NUM_LABELS])
 
 
+@pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("attention", ["divided", "full"])
-def test_prediction_is_exactly_zero_at_initialization(attention):
-    config = small_config(attention=attention)
+def test_prediction_is_exactly_zero_at_initialization(attention, uneven):
+    config = small_config(attention=attention, uneven=uneven)
     noisy, times, labels = inputs(config, dtype=torch.float32)
     prediction = STDiT(config, NUM_LABELS)(noisy, times, labels)
     assert prediction.shape == noisy.shape and prediction.count_nonzero() == 0
@@ -50,10 +54,11 @@ def test_a_block_is_the_identity_at_initialization(attention):
     assert torch.equal(block(tokens, torch.zeros(BATCH, 2, 6, 32)), tokens)
 
 
+@pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("attention", ["divided", "full"])
-def test_a_few_optimizer_steps_reach_every_parameter(attention):
+def test_a_few_optimizer_steps_reach_every_parameter(attention, uneven):
     """Zero-initialized factors must not block a branch for good: step by step all gradients become nonzero."""
-    config = small_config(attention=attention)
+    config = small_config(attention=attention, uneven=uneven)
     model = STDiT(config, NUM_LABELS)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     noisy, times, labels = inputs(config, dtype=torch.float32)
@@ -74,9 +79,10 @@ def test_no_condition_is_a_condition_of_zeros():
     assert not torch.allclose(model(noisy, times, labels), model(noisy, times, labels, zeros + 1))
 
 
+@pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("attention", ["divided", "full"])
-def test_a_clip_does_not_depend_on_its_batch(attention):
-    config = small_config(attention=attention)
+def test_a_clip_does_not_depend_on_its_batch(attention, uneven):
+    config = small_config(attention=attention, uneven=uneven)
     model = trained_looking(STDiT(config, NUM_LABELS))
     noisy, times, labels = inputs(config)
     together = model(noisy, times, labels)
@@ -231,8 +237,9 @@ def test_modulation_reaches_only_the_planes_of_its_modality(layout):
     assert video.max() == 0 and audio.min() > 0
 
 
-def test_recomputed_activations_give_the_same_gradients():
-    config = small_config()
+@pytest.mark.parametrize("uneven", [False, True])
+def test_recomputed_activations_give_the_same_gradients(uneven):
+    config = small_config(uneven=uneven)
     noisy, times, labels = inputs(config)
     model, gradients = trained_looking(STDiT(config, NUM_LABELS)), []
     for recompute in (False, True):
@@ -243,9 +250,10 @@ def test_recomputed_activations_give_the_same_gradients():
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("cast_weights", [False, True])
-def test_bf16_by_autocast_and_by_weights_is_near_fp32(cast_weights):
-    config = small_config()
+def test_bf16_by_autocast_and_by_weights_is_near_fp32(cast_weights, uneven):
+    config = small_config(uneven=uneven)
     model = trained_looking(STDiT(config, NUM_LABELS)).float()
     noisy, times, labels = inputs(config, dtype=torch.float32)
     exact = model(noisy, times, labels)
