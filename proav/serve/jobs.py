@@ -7,6 +7,7 @@ finds its finished jobs here, and makes those that were cut off anew: a clip is 
 import io
 import json
 import logging
+import re
 import secrets
 from typing import Literal
 
@@ -18,6 +19,7 @@ from proav.errors import UserError
 from proav.serve.requests import Order
 
 INDEX, VIDEO, GIVEN = "job.json", "video.mp4", "given.npy"
+MICROSECONDS = 10**6
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,11 @@ class Job(BaseModel):
     completed: float | None = None
     expires: float | None = None
     error: JobError | None = None
+
+    @property
+    def place(self) -> tuple[float, str]:
+        """What jobs are listed by: the time of creation, to the microsecond that the id holds."""
+        return place_of(self.id) or (self.created, self.id)
 
     @property
     def finished(self) -> bool:
@@ -82,8 +89,15 @@ class Job(BaseModel):
         }
 
 
-def new_id() -> str:
-    return f"video_{secrets.token_hex(12)}"
+def new_id(created: float) -> str:
+    """An id that begins with the time of creation, so that a page of jobs can go on after a job that is gone."""
+    return f"video_{round(created * MICROSECONDS):014x}{secrets.token_hex(10)}"
+
+
+def place_of(job_id: str) -> tuple[float, str] | None:
+    """Where a job of this id stands in the order of creation; None if the id does not say (those of older servers are shorter)."""
+    match = re.fullmatch(r"video_([0-9a-f]{14})[0-9a-f]{20}", job_id)
+    return (int(match[1], 16) / MICROSECONDS, job_id) if match else None
 
 
 class JobStore:
@@ -103,7 +117,7 @@ class JobStore:
                 jobs.append(Job.model_validate(json.loads(storage.read_bytes(path))))
             except (ValueError, OSError) as error:
                 logger.warning("the job in %s cannot be read and is left out: %s", path, " ".join(str(error).split()))
-        return sorted(jobs, key=lambda job: (job.created, job.id))
+        return sorted(jobs, key=lambda job: job.place)
 
     def create(self, job: Job, given: np.ndarray | None) -> None:
         if given is not None:

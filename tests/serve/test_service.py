@@ -108,7 +108,7 @@ def test_a_later_server_finds_what_was_finished_and_makes_what_was_not(settings,
 
 def test_an_unfinished_job_of_another_checkpoint_fails_with_a_reason(settings, sampler):
     order = Order(prompt="", label=None, task="joint", seed=0, steps=3, guidance_scale=1.0)
-    JobStore(settings.jobs_dir).create(Job(id=new_id(), order=order, model="old", size="32x32", seconds="0.8", checkpoint="other", created=1.0), None)
+    JobStore(settings.jobs_dir).create(Job(id=new_id(1.0), order=order, model="old", size="32x32", seconds="0.8", checkpoint="other", created=1.0), None)
 
     async def scenario(service):
         (job,), more = service.page(limit=5, after=None, newest_first=True)
@@ -217,7 +217,7 @@ def test_a_given_stream_that_was_lost_is_told(settings, sampler):
     service = Service(settings, sampler)
     store = JobStore(settings.jobs_dir)
     jobs = [
-        Job(id=new_id(), order=order, model="tiny", size="", seconds="", checkpoint=service.card.checkpoint_hash, created=float(number))
+        Job(id=new_id(number), order=order, model="tiny", size="", seconds="", checkpoint=service.card.checkpoint_hash, created=float(number))
         for number in range(2)
     ]
     store.create(jobs[0], None)
@@ -229,3 +229,41 @@ def test_a_given_stream_that_was_lost_is_told(settings, sampler):
         return [job.status for job in found]
 
     assert run(service, scenario) == ["failed", "completed"]
+
+
+def test_a_page_goes_on_where_it_was_though_jobs_are_deleted(settings):
+    """A client that empties the list page by page deletes its own cursor; so may a restart or the expiry of jobs."""
+    roomy = settings.model_copy(update={"max_queued_jobs": 20})
+
+    async def make(service):
+        return [(await service.create({}, None)).id for _ in range(7)]
+
+    ids = run(Service(roomy, Absent()), make)
+
+    async def delete_while_paging(service, newest_first, limit):
+        seen, after, more = [], None, True
+        while more:
+            jobs, more = service.page(limit=limit, after=after, newest_first=newest_first)
+            seen += [job.id for job in jobs]
+            after = jobs[-1].id
+            for job in jobs:
+                await service.delete(job.id)
+        return seen, service.page(limit=5, after=after, newest_first=newest_first)
+
+    async def scenario(service):
+        first, more = service.page(limit=2, after=None, newest_first=False)
+        await service.delete(ids[1])
+        return [job.id for job in first], more
+
+    assert run(Service(roomy, Absent()), scenario) == (ids[:2], True)
+
+    async def later(service):
+        rest = [job.id for job in service.page(limit=5, after=ids[1], newest_first=False)[0]]
+        before = [job.id for job in service.page(limit=5, after=ids[1], newest_first=True)[0]]
+        with pytest.raises(ApiError, match="no id of a video"):
+            service.page(limit=5, after="video_x", newest_first=True)
+        return rest, before, await delete_while_paging(service, newest_first=True, limit=4)
+
+    rest, before, (seen, end) = run(Service(roomy, Absent()), later)
+    assert rest == ids[2:] and before == ids[:1]
+    assert seen == [*ids[:1:-1], ids[0]] and end == ([], False)
