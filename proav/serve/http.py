@@ -29,6 +29,8 @@ PAGE = Path(__file__).parent / "page"
 MAX_FORM_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 1024
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
+REMIX = re.compile(r"(/v1)?/+videos/[^/]*/remix/?")
+"""OpenAI's clients know it, and would otherwise look for a mistake of their own."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     @app.post("/v1/videos", summary="Make a clip")
     async def create(request: Request) -> Response:
         """Queues a clip and answers with its job at once."""
-        check_names([name for name, _ in request.query_params.multi_items()], ())
+        check_names(parameters(request), ())
         fields, upload = await read_body(request)
         return job_answer(await service.create(fields, upload))
 
@@ -76,7 +78,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     async def page(request: Request) -> Response:
         """Jobs in order of creation, newest first unless order=asc; after=ID goes on after a job."""
         query = request.query_params
-        check_names([name for name, _ in query.multi_items()], ("limit", "after", "order"))
+        check_names(parameters(request), ("limit", "after", "order"))
         order = query.get("order", "desc")
         if order not in ("asc", "desc"):
             raise ApiError(400, f"order={shown(order)}: expected asc or desc", param="order")
@@ -89,13 +91,15 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         return Json({"object": "list", "data": data, **ends, "has_more": has_more})
 
     @app.get("/v1/videos/{video_id}", summary="Look at a job")
-    async def retrieve(video_id: str) -> Response:
+    async def retrieve(video_id: str, request: Request) -> Response:
         """Its status (queued, in_progress, completed, failed), progress from 0 to 100, and error."""
+        check_names(parameters(request), ())
         return job_answer(service.get(video_id))
 
     @app.delete("/v1/videos/{video_id}", summary="Cancel or remove")
-    async def delete(video_id: str) -> Response:
+    async def delete(video_id: str, request: Request) -> Response:
         """Cancels a job that waits or runs, and removes a finished one with its clip."""
+        check_names(parameters(request), ())
         await service.delete(video_id)
         return Json({"id": video_id, "object": "video.deleted", "deleted": True})
 
@@ -103,7 +107,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     @app.get("/v1/videos/{video_id}/content", summary="The clip or a preview")
     async def content(video_id: str, request: Request) -> Response:
         """variant=video: the mp4, whole or by Range; thumbnail, spritesheet (JPEG), spectrogram (PNG)."""
-        check_names([name for name, _ in request.query_params.multi_items()], ("variant",))
+        check_names(parameters(request), ("variant",))
         data, media_type = await service.content(video_id, request.query_params.get("variant", "video"))
         return ranged(data, media_type, request.headers.get("range"))
 
@@ -155,6 +159,11 @@ class PageFiles(StaticFiles):
         response = super().file_response(*arguments, **settings)
         response.headers["cache-control"] = "no-cache"
         return response
+
+
+def parameters(request: Request) -> list[str]:
+    """Names of what stands after the question mark, one as often as it is given."""
+    return [name for name, _ in request.query_params.multi_items()]
 
 
 async def read_body(request: Request) -> tuple[dict[str, Any], bytes | None]:
@@ -261,9 +270,19 @@ async def _api_error(_: Request, error: ApiError) -> Response:
 async def _http_error(request: Request, error: HTTPException) -> Response:
     """What the framework refuses: an unknown path, a wrong method, a form that cannot be read."""
     codes = {404: "not_found", 405: "method_not_allowed"}
-    said = {404: f"there is nothing at {shown(request.url.path)}", 405: f"{request.method} is not offered at {shown(request.url.path)}"}
+    path = request.url.path
+    said = {404: f"there is nothing at {shown(path)}{_hint(path)}", 405: f"{request.method} is not offered at {shown(path)}"}
     api_error = ApiError(error.status_code, said.get(error.status_code, str(error.detail)), code=codes.get(error.status_code, "invalid_request"))
     return _answer(api_error, dict(error.headers or {}))
+
+
+def _hint(path: str) -> str:
+    """What the client of a path that is not there may have meant."""
+    if REMIX.fullmatch(path):
+        return "; remix is not offered: this model makes a clip from a label and a seed, so send POST /v1/videos with other ones"
+    if re.fullmatch(r"/+(videos|models)(/.*)?", path, re.DOTALL):
+        return "; the addresses of this server begin with /v1: write a base URL that ends in /v1, such as http://127.0.0.1:8000/v1"
+    return "; the addresses of this server are listed at /docs" if path.startswith("/v1") else ""
 
 
 async def _broken_off(_: Request, __: ClientDisconnect) -> Response:

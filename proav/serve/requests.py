@@ -137,10 +137,11 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
 
 
 def check_names(given: list[str], allowed: tuple[str, ...]) -> None:
-    """Raises ApiError 400 for a query parameter that is not `allowed` or is given twice."""
+    """Raises ApiError 400 if a query parameter is not `allowed` or is given twice."""
     for name in given:
         if name not in allowed:
-            raise ApiError(400, f"unknown parameter {shown(name)}; expected some of {', '.join(allowed)}", param=name, code="unknown_parameter")
+            expected = f"expected some of {', '.join(allowed)}" if allowed else "this address takes none after the question mark"
+            raise ApiError(400, f"unknown parameter {shown(name)}; {expected}", param=name[:SHOWN_CHARACTERS], code="unknown_parameter")
         if given.count(name) > 1:
             raise ApiError(400, f"{name} is given {given.count(name)} times; expected once", param=name)
 
