@@ -80,7 +80,8 @@ class Service:
             given = None
             if order.task != "joint":
                 data = upload if upload is not None else read_data_url(request.input_reference.image_url)
-                given = await self._with_media(read_given, data, order.task, self.config, deadline_seconds=self.settings.decode_seconds)
+                limits = {"deadline_seconds": self.settings.decode_seconds, "max_bytes": self.settings.max_decode_bytes}
+                given = await self._with_media(read_given, data, order.task, self.config, **limits)
             now = time.time()
             job = Job(
                 id=new_id(now), order=order, model=self.card.id, size=self.card.size, seconds=self.card.seconds,

@@ -58,6 +58,8 @@ class ServeSettings(Section):
     """A larger request body is answered 413, without reading it to its end."""
     decode_seconds: Seconds = 30.0
     """Time that decoding an uploaded file may take."""
+    max_decode_bytes: Count = 512 * 2**20
+    """Memory that decoding an uploaded file may take, beyond the file; two are decoded at a time."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Denoising steps of a request that names none; empty: generate.steps of the checkpoint's run."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] | None = None

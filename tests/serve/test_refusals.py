@@ -3,6 +3,8 @@
 import pytest
 import requests
 
+from tests.media.hostile_files import switching_h264, wav
+
 
 def error_of(answer):
     """The error of an answer in the API's own form."""
@@ -38,3 +40,16 @@ def test_an_unknown_parameter_is_told_which_are_known(front, method, path, said)
     answer = requests.request(method, f"{front.url}{path}?page=2", json={} if method == "POST" else None)
     assert answer.status_code == 400 and error_of(answer)["param"] == "page"
     assert said in error_of(answer)["message"] and not error_of(answer)["message"].rstrip().endswith("of")
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "code"),
+    [
+        ("a2v", wav(0.6, stated_rate=1), "bad_rate"),
+        ("a2v", wav(0.6, stated_rate=2**31 - 1), "bad_rate"),
+        ("v2a", switching_h264(width=16_000, height=8_000), "too_large"),
+    ],
+)
+def test_files_that_lie_about_themselves_are_a_clients_mistake(front, task, data, code):
+    answer = requests.post(f"{front.url}/v1/videos", data={"task": task}, files={"input_reference": ("x", data)})
+    assert answer.status_code == 400 and error_of(answer)["code"] == code and error_of(answer)["param"] == "input_reference"
