@@ -34,6 +34,19 @@ def _from_text(value: Any) -> Any:
         raise ValueError("cannot be read") from None
 
 
+def _names(value: Any) -> Any:
+    """A list, or a text with commas, of host names in lower case."""
+    names = _from_text(value) if isinstance(value, str) and value.strip().startswith("[") else value
+    names = names.split(",") if isinstance(names, str) else names
+    if not isinstance(names, list | tuple):
+        raise ValueError("expected names with commas between them")
+    names = tuple(str(name).strip().lower().removeprefix("[").removesuffix("]").removesuffix(".") for name in names)
+    for name in names:
+        if not name or "/" in name or (name.count(":") == 1):
+            raise ValueError(f"{name!r} is no name; expected names such as clips.example.org, without http:// and port")
+    return names
+
+
 class ServeSettings(Section):
     """One server."""
 
@@ -46,6 +59,8 @@ class ServeSettings(Section):
     """`serve run` only: address to listen on; empty: 127.0.0.1, this machine alone; 0.0.0.0: every interface."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """`serve run` only: port to listen on; empty: 8000."""
+    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Names and addresses, without port, by which clients reach the server; others are answered 403. Empty: any."""
     keep_seconds: Seconds = 7 * 86400.0
     """How long a finished job and its clip are kept."""
     max_queued_jobs: Count = 32
