@@ -9,10 +9,9 @@ import re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proav.serve.answers import error_answer
+from proav.serve.proxy_errors import BROWSER_HEADERS
 from proav.serve.requests import ApiError, shown
 
-HEADERS = [(b"content-security-policy", b"frame-ancestors 'none'"), (b"x-content-type-options", b"nosniff")]
-"""Of every answer: no other site may show it in a frame, and no browser may take a clip or a message for a script."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+                message = {**message, "headers": [*message.get("headers", []), *BROWSER_HEADERS]}
             await send(message)
 
         if refusal := self._refusal(scope):
