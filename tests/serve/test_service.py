@@ -188,6 +188,27 @@ def test_a_full_queue_and_absent_samplers_are_told(settings):
     assert refused == [(429, True), (503, True)] and not healthy and "no sampler" in why
 
 
+def test_a_full_queue_says_when_there_will_be_room(settings, sampler):
+    """The estimate follows the batch that runs, not the short ones before it."""
+    patient = settings.model_copy(update={"max_steps": 1000, "max_queued_jobs": 1})
+
+    async def scenario(service):
+        for _ in range(3):
+            await finished(await service.create({"steps": 1}, None))
+        running = await service.create({"steps": 1000}, None)
+        while running.progress < 10:
+            await asyncio.sleep(0.01)
+        await service.create({"steps": 1}, None)
+        with pytest.raises(ApiError) as error:
+            await service.create({"steps": 1}, None)
+        began = time.monotonic()
+        await finished(running)
+        return error.value, time.monotonic() - began
+
+    error, seconds = run(Service(patient, sampler), scenario)
+    assert error.status == 429 and seconds / 3 < error.retry_after_seconds < max(1.5, 3 * seconds), seconds
+
+
 def test_health_samples_a_step_where_there_is_no_newer_evidence(settings, sampler):
     async def scenario(service):
         return [await service.dispatcher.health() for _ in range(2)]
