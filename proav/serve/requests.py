@@ -6,7 +6,7 @@ Decoding of an uploaded file is `references.py`, HTTP is `http.py`.
 import difflib
 import math
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -82,14 +82,14 @@ class VideoRequest(BaseModel):
 class Order(BaseModel):
     """A checked request with nothing left open: it determines the clip, together with the checkpoint and the given stream."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     prompt: str
     label: str | None
-    task: str
-    seed: int
-    steps: int
-    guidance_scale: float
+    task: Literal[*TASKS]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    steps: Annotated[int, Field(ge=1)]
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
     num_windows: int = 1
 
 

@@ -1,7 +1,9 @@
 """The service without network and Ray, around one real sampler: restarts, deletions, expiry, failures, the bound of the queue."""
 
 import asyncio
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,3 +290,31 @@ def test_a_page_goes_on_where_it_was_though_jobs_are_deleted(settings):
     rest, before, (seen, end) = run(Service(roomy, Absent()), later)
     assert rest == ids[2:] and before == ids[:1]
     assert seen == [*ids[:1:-1], ids[0]] and end == ([], False)
+
+
+def test_a_server_starts_over_damaged_records_and_deletes_only_its_own(settings, sampler):
+    """A record that names another folder must never lead a deletion there."""
+
+    async def make(service):
+        jobs = [await service.create({"steps": 1}, None) for _ in range(2)]
+        await finished(*jobs)
+        return [job.id for job in jobs]
+
+    kept, damaged = run(Service(settings, sampler), make)
+    folder = Path(settings.jobs_dir)
+    record = json.loads((folder / damaged / "job.json").read_text())
+    (folder / damaged / "job.json").write_text(json.dumps({**record, "id": kept, "expires": 1.0}))
+    (folder / "video_brackets").mkdir()
+    (folder / "video_brackets" / "job.json").write_text("[" * 10_000)
+
+    async def look(service):
+        await asyncio.sleep(0.2)  # the first look for expired jobs
+        listed = [job.id for job in service.page(limit=5, after=None, newest_first=True)[0]]
+        made = await service.create({"steps": 1}, None)
+        await finished(made)
+        await service.delete(made.id)
+        return listed
+
+    assert run(Service(settings, sampler), look) == [kept]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([kept, damaged, "video_brackets"])
+    assert (folder / kept / "video.mp4").exists() and (folder / damaged / "video.mp4").exists()
