@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import secrets
+import time
 import tokenize
 from typing import Annotated, Literal
 
@@ -22,7 +23,7 @@ from proav.serve.requests import Order
 MAX_INDEX_BYTES = 2**20
 """A larger job.json is none: an order's prompt has at most 1,000 characters."""
 DAMAGED_HEADER = EOFError, MemoryError, RecursionError, SyntaxError, TypeError, tokenize.TokenError
-"""What numpy raises, besides ValueError, if the header of an array is damaged: it reads the header as Python."""
+"""What numpy raises besides ValueError if the header of an array is damaged, which it reads as Python."""
 INDEX, VIDEO, GIVEN = "job.json", "video.mp4", "given.npy"
 MICROSECONDS = 10**6
 
@@ -45,7 +46,7 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    id: Annotated[str, Field(pattern=r"^video_[0-9a-f]{24,34}$")]
+    id: str
     order: Order
     model: str
     size: str
@@ -62,14 +63,16 @@ class Job(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "Job":
-        if self.finished != (self.completed is not None) or (self.status == "failed") != (self.error is not None):
-            raise ValueError(f"status {self.status} does not go together with completed={self.completed}, error={self.error}")
+        ended, failed = self.completed is not None, self.error is not None
+        if self.finished != ended or (self.status == "failed") != failed:
+            said = f"status {self.status} does not go together with completed={self.completed}"
+            raise ValueError(f"{said}, error={self.error}")
         return self
 
     @property
     def place(self) -> tuple[float, str]:
-        """What jobs are listed by: the time of creation, to the microsecond that the id holds."""
-        return place_of(self.id) or (self.created, self.id)
+        """What jobs are listed by; as `place_of`, for every job that a service makes."""
+        return self.created, self.id
 
     @property
     def finished(self) -> bool:
@@ -104,13 +107,20 @@ class Job(BaseModel):
         }
 
 
-def new_id(created: float) -> str:
-    """An id that begins with the time of creation, so that a page of jobs can go on after a job that is gone."""
+def new_id(created: float | None = None) -> str:
+    """An id that begins with the time of creation, to the microsecond; None: now.
+
+    So a page of jobs can go on after a job that is gone.
+    """
+    created = time.time() if created is None else created
     return f"video_{round(created * MICROSECONDS):014x}{secrets.token_hex(10)}"
 
 
 def place_of(job_id: str) -> tuple[float, str] | None:
-    """Where a job of this id stands in the order of creation; None if the id does not say (those of older servers are shorter)."""
+    """Where a job of this id stands in the order of creation.
+
+    None if the id does not say, as those of older servers, which are shorter.
+    """
     match = re.fullmatch(r"video_([0-9a-f]{14})[0-9a-f]{20}", job_id)
     return (int(match[1], 16) / MICROSECONDS, job_id) if match else None
 
@@ -123,8 +133,9 @@ class JobStore:
         self.folder = storage.make_folder(folder)
 
     def load(self) -> list[Job]:
-        """Every job on record, oldest first. A folder that cannot be read, or holds the record of another, is told of in the log
-        and left alone.
+        """Every job on record, oldest first.
+
+        A folder that cannot be read, or holds the record of another, is told of in the log and left alone.
         """
         jobs = []
         for path in storage.list_files(self.folder):
@@ -142,7 +153,8 @@ class JobStore:
         if (size := storage.file_info(path).size) > MAX_INDEX_BYTES:
             raise ValueError(f"{size} bytes; expected at most {MAX_INDEX_BYTES}")
         job = Job.model_validate(json.loads(storage.read_bytes(path)))
-        if self._relative(path) != f"{job.id}/{INDEX}":  # what is deleted later is the folder that the id names
+        if not re.fullmatch(r"video_[0-9a-f]+", job.id) or self._relative(path) != f"{job.id}/{INDEX}":
+            # What is deleted later is the folder that the id names.
             raise ValueError(f"it says that it is the record of {job.id}")
         return job
 

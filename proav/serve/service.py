@@ -80,13 +80,20 @@ class Service:
             given = None
             if order.task != "joint":
                 data = upload if upload is not None else read_data_url(request.input_reference.image_url)
-                limits = {"deadline_seconds": self.settings.decode_seconds, "max_bytes": self.settings.max_decode_bytes}
-                given = await self._with_media(read_given, data, order.task, self.config, **limits)
-            now = time.time()
+                given = await self._with_media(
+                    read_given, data, order.task, self.config,
+                    deadline_seconds=self.settings.decode_seconds, max_bytes=self.settings.max_decode_bytes,
+                )  # fmt: skip
+            now = round(time.time(), 6)  # to the microsecond, as in the id
             job = Job(
-                id=new_id(now), order=order, model=self.card.id, size=self.card.size, seconds=self.card.seconds,
-                checkpoint=self.card.checkpoint_hash, created=now,
-            )  # fmt: skip
+                id=new_id(now),
+                order=order,
+                model=self.card.id,
+                size=self.card.size,
+                seconds=self.card.seconds,
+                checkpoint=self.card.checkpoint_hash,
+                created=now,
+            )
             await asyncio.to_thread(self._store.create, job, given)
         except UserError as error:
             logger.error("a job cannot be kept: %s", error)
@@ -112,7 +119,7 @@ class Service:
     def page(self, *, limit: int, after: str | None, newest_first: bool) -> tuple[list[Job], bool]:
         """(at most `limit` jobs after the place of `after` in order of creation, whether there are more).
 
-        The job `after` may be gone: its id says where it stood. Raises ApiError 400 for an `after` that is no id.
+        The job `after` may be gone: its id says where it stood. Raises ApiError 400 if it is no id.
         """
         jobs = sorted(self._jobs.values(), key=lambda job: job.place, reverse=newest_first)
         if after is not None:

@@ -1,6 +1,7 @@
 """Jobs on disk: what is written comes back, whatever else lies in the folder."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from proav.serve.requests import Order
 
 def make_job(**order):
     order = Order(**{"prompt": "Rain \ud800", "label": "rain", "task": "joint", "seed": 2**53 - 1, "steps": 3, "guidance_scale": 1.5, **order})
-    return Job(id=new_id(100.25), order=order, model="tiny", size="32x32", seconds="0.8", checkpoint="abc", created=100.25)
+    return Job(id=new_id(), order=order, model="tiny", size="32x32", seconds="0.8", checkpoint="abc", created=100.25)
 
 
 def test_a_job_comes_back_as_it_was(tmp_path):
@@ -34,7 +35,7 @@ def test_jobs_are_loaded_oldest_first_and_damaged_ones_are_told_of(tmp_path, cap
     store = JobStore(str(tmp_path))
     jobs = [make_job() for _ in range(3)]
     for job, created in zip(jobs, (3.0, 1.0, 2.0), strict=True):
-        job.id, job.created = new_id(created), created
+        job.created = created
         store.create(job, None)
     (tmp_path / "video_damaged").mkdir()
     (tmp_path / "video_damaged" / "job.json").write_text('{"id": ')
@@ -66,6 +67,7 @@ DAMAGED = {
     "of another": lambda job: changed(job, id=new_id(1.0)),
     "of the folder above": lambda job: changed(job, id=".."),
     "of a path": lambda job: changed(job, id=f"../{job.id}"),
+    "of no id": lambda job: changed(job, id="video_brackets"),
     "of all": lambda job: changed(job, id=""),
 }
 
@@ -144,7 +146,7 @@ def test_the_public_object_has_openais_fields_and_ours():
 
 
 def test_an_id_says_when_its_job_was_made():
-    for created in (0.0, 100.25, 1_790_000_000.123456):
+    for created in (0.0, 100.25, 1_790_000_000.123456, round(time.time(), 6)):
         job_id = new_id(created)
         assert place_of(job_id) == (created, job_id) and new_id(created) != job_id
     assert place_of("video_" + "0" * 24) is None and place_of("video_../x") is None

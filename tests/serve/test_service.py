@@ -110,7 +110,7 @@ def test_a_later_server_finds_what_was_finished_and_makes_what_was_not(settings,
 
 def test_an_unfinished_job_of_another_checkpoint_fails_with_a_reason(settings, sampler):
     order = Order(prompt="", label=None, task="joint", seed=0, steps=3, guidance_scale=1.0)
-    JobStore(settings.jobs_dir).create(Job(id=new_id(1.0), order=order, model="old", size="32x32", seconds="0.8", checkpoint="other", created=1.0), None)
+    JobStore(settings.jobs_dir).create(Job(id=new_id(), order=order, model="old", size="32x32", seconds="0.8", checkpoint="other", created=1.0), None)
 
     async def scenario(service):
         (job,), more = service.page(limit=5, after=None, newest_first=True)
@@ -240,7 +240,7 @@ def test_a_given_stream_that_was_lost_is_told(settings, sampler):
     service = Service(settings, sampler)
     store = JobStore(settings.jobs_dir)
     jobs = [
-        Job(id=new_id(number), order=order, model="tiny", size="", seconds="", checkpoint=service.card.checkpoint_hash, created=float(number))
+        Job(id=new_id(), order=order, model="tiny", size="", seconds="", checkpoint=service.card.checkpoint_hash, created=float(number))
         for number in range(2)
     ]
     store.create(jobs[0], None)
