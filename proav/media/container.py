@@ -18,7 +18,15 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from proav import storage
 from proav.errors import MediaError
-from proav.media.demuxing import Decoder, check_pixels, choose_stream, opened, origin, pixel_aspect, start_time
+from proav.media.demuxing import (
+    Decoder,
+    check_pixels,
+    choose_stream,
+    opened,
+    origin,
+    pixel_aspect,
+    start_time,
+)
 from proav.media.pictures import LAST_FRAME_SLACK, MAX_GAP_SECONDS, SCALING, Canvas, PictureClock
 from proav.media.sound import Silence, SoundClock
 
@@ -92,8 +100,9 @@ def read_segments(
     start). min_frames: shorter remainders are left out. deadline_seconds: time this function may spend, the caller's own not counted.
     on_progress: called at each packet that is read, as a sign of life. silent_ok: a file without a sound track gives silence instead of an
     error.
-    Raises MediaError with reason not_found, empty_file, unreadable, no_video, no_audio, unsupported_codec, too_large,
-    bad_rate, bad_span, decode_error, truncated (ends long before its header says), too_short (holds no segment of min_frames) or timeout.
+    Raises MediaError with reason not_found, empty_file, unreadable, no_video, no_audio, unsupported_codec,
+    too_large, bad_rate, bad_span, decode_error, truncated (ends long before its header says), too_short
+    (holds no segment of min_frames) or timeout.
     """
     assert segment_seconds * fps >= 1, (segment_seconds, fps)
     max_frames = None if end_seconds is None else max(0, int((end_seconds - start_seconds) * fps + 1e-6))

@@ -33,7 +33,7 @@ even out of order; the count of packets at which a picture came out is in order,
 MAX_REORDERED = 16
 """Of H.264, the most of any codec."""
 MAX_PIXELS = 8192 * 8192
-"""Larger pictures are refused, wherever in a file they come: a decoder is told so before it takes memory for them."""
+"""Larger pictures are refused wherever in a file they come, before a decoder takes memory for them."""
 MIN_RATE, MAX_RATE = 1_000, 768_000
 """Sound of other rates, in Hz, is a header's mistake: at 1 Hz, nine kilobytes would become hours."""
 MAX_SOUND_FRAME_SECONDS = 30.0
@@ -48,7 +48,9 @@ def opened(source: str | BinaryIO) -> Iterator[tuple[av.container.InputContainer
     with _byte_source(source) as (target, name, buffer_bytes):
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
         try:
-            container = av.open(target, "r", options=options, metadata_errors="replace", buffer_size=buffer_bytes)
+            container = av.open(
+                target, "r", options=options, metadata_errors="replace", buffer_size=buffer_bytes
+            )
         except MemoryError as error:
             raise _no_memory(name) from error
         except (av.FFmpegError, OSError) as error:
@@ -119,7 +121,7 @@ def origin(video, audio, frame_seconds: Fraction) -> Fraction:
 
 
 def check_pixels(picture, name: str) -> None:
-    """Raises MediaError("too_large") if a picture, or what a stream says of its pictures, is above MAX_PIXELS.
+    """Raises MediaError("too_large") if a picture is above MAX_PIXELS, or a stream says that its are.
 
     Asked of every picture, since files may change their size midway.
     """
@@ -129,7 +131,7 @@ def check_pixels(picture, name: str) -> None:
 
 
 def check_sound(frame: av.AudioFrame, name: str) -> None:
-    """Raises MediaError bad_rate or too_large if sound would become far more at another rate than what the file holds."""
+    """Raises MediaError bad_rate or too_large if sound would become far more at another rate than it is."""
     if not frame.samples or not frame.sample_rate:  # nothing, of which nothing is made
         return
     if not MIN_RATE <= frame.sample_rate <= MAX_RATE:

@@ -1,4 +1,7 @@
-"""Answers in JSON: what every address gives, errors included. Which error it is, is decided where it is raised."""
+"""Answers in JSON: what every address gives, errors included.
+
+Which error it is, is decided where it is raised.
+"""
 
 import json
 import math

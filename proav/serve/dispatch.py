@@ -91,12 +91,15 @@ class Dispatcher:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def poll_after_seconds(self) -> float:
-        """How soon a client may ask again without a waste: a twentieth of the time of the batches that run."""
+        """How soon a client may ask again without a waste: a twentieth of the time of a running batch."""
         seconds = [self._pace.expect(steps=batch.steps, num_jobs=batch.num_jobs) for batch in self._running]
         return min(1.0, max(0.05, min(seconds, default=2.0) / 20))
 
     def free_after_seconds(self) -> float:
-        """Estimate of when a full queue will have room: when the first of the running batches ends, and the next leaves the queue."""
+        """Estimate of when a full queue will have room.
+
+        That is when the first of the running batches ends, so that the next leaves the queue.
+        """
         if len(self._running) < self._max_batches:
             return 1.0
         started = [batch for batch in self._running if batch.started] or self._running

@@ -1,6 +1,7 @@
-"""What every request passes on its way in, and every answer on its way out: who may ask, how much may come, what browsers are told.
+"""What every request passes on its way in, and every answer on its way out.
 
-There are no users here: the rules keep pages of other sites from acting through a visitor's browser. Valid orders are `requests.py`.
+Who may ask, how much may come, what browsers are told. There are no users here: the rules keep pages of other
+sites from acting through a visitor's browser. Valid orders are `requests.py`.
 """
 
 import logging
@@ -18,8 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class Gate:
-    """Turns away names that the server does not answer to and pages of other sites (403), and bodies that are too large
-    (413, at once if they say so, else when that many bytes have come). What fails behind it becomes a 500 in JSON.
+    """Turns away what must not come further, and gives what fails behind it the form of every other error.
+
+    Turned away are names that the server does not answer to, pages of other sites (403), and bodies that are
+    too large (413, at once if they say so, else when that many bytes have come).
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, allowed_hosts: tuple[str, ...] = ()) -> None:
@@ -45,19 +48,20 @@ class Gate:
             return
         try:
             await self.app(scope, self._counted(receive), guarded)
-        except Exception as error:  # a defect: told in the log, and to the client in the form that it can read
+        except Exception as error:  # a defect: the log says what, the client learns that
             if started:
                 raise
             logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
-            defect = ApiError(500, "the server failed on this request; its log says more", code="server_error")
-            await error_answer(defect)(scope, receive, guarded)
+            said = "the server failed on this request; its log says more"
+            await error_answer(ApiError(500, said, code="server_error"))(scope, receive, guarded)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = scope["headers"]
         host = b"".join(value for name, value in headers if name == b"host").decode("latin-1")
         if self.allowed_hosts and host_name(host) not in self.allowed_hosts:
-            said = f"this server does not answer to the name {shown(host)}; its setting allowed_hosts says to which it does"
-            return ApiError(403, said, param="host", code="wrong_host")
+            said = f"this server does not answer to the name {shown(host)}"
+            hint = "its setting allowed_hosts says to which it does"
+            return ApiError(403, f"{said}; {hint}", param="host", code="wrong_host")
         if scope["method"] not in ("GET", "HEAD") and _is_foreign(headers, host):
             return ApiError(403, "pages of other sites may not make or delete clips here", code="cross_site")
         declared = next((value for name, value in headers if name == b"content-length"), b"0")
@@ -79,11 +83,12 @@ class Gate:
         return counted
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than the {self.max_bytes} bytes that this server takes", code="too_large")
+        said = f"the body is larger than the {self.max_bytes} bytes that this server takes"
+        return ApiError(413, said, code="too_large")
 
 
 def host_name(host: str) -> str | None:
-    """The name in a Host header, in lower case, without port, brackets and final dot; None if it is no host."""
+    """The name in a Host header, in lower case, without port, brackets and final dot; None for none."""
     address = _address(host, 0)
     return address and address[0]
 
@@ -91,7 +96,8 @@ def host_name(host: str) -> str | None:
 def _is_foreign(headers: list[tuple[bytes, bytes]], host: str) -> bool:
     """Whether a browser says that a page from elsewhere sends this.
 
-    Browsers name the page's site in Origin, over plain http too, and leave Sec-Fetch-Site out there. Other clients send neither.
+    Browsers name the page's site in Origin, over plain http too, and leave Sec-Fetch-Site out there. Other
+    clients send neither.
     """
     if any(name == b"sec-fetch-site" and value == b"cross-site" for name, value in headers):
         return True
@@ -99,7 +105,7 @@ def _is_foreign(headers: list[tuple[bytes, bytes]], host: str) -> bool:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Whether an Origin is the address that was asked. The scheme is left out: a proxy in front may speak TLS for the server."""
+    """Whether an Origin is the address that was asked; its scheme may be that of a proxy with TLS."""
     match = re.fullmatch(r"(https?)://(.+)", origin, re.IGNORECASE)
     if not match:  # null: a page of a file, or of a frame without rights
         return False

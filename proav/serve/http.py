@@ -1,7 +1,7 @@
-"""The HTTP interface: OpenAI's Videos API with proav's fields, health, and the page. It turns requests into calls of `Service` and back.
+"""The HTTP interface: OpenAI's Videos API with proav's fields, health, and the page.
 
-Every answer that is not 2xx is JSON, {"error": {message, type, param, code}}. What is a valid order is decided in `requests.py`;
-who may ask at all, in `gate.py`.
+It turns requests into calls of `Service` and back. Every answer that is not 2xx is JSON, {"error": {message,
+type, param, code}}. What is a valid order is decided in `requests.py`; who may ask at all, in `gate.py`.
 """
 
 import contextlib
@@ -213,7 +213,10 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     """What the framework refuses: an unknown path, a wrong method, a form that cannot be read."""
     codes = {404: "not_found", 405: "method_not_allowed"}
     path = request.url.path
-    said = {404: f"there is nothing at {shown(path)}{_hint(path)}", 405: f"{request.method} is not offered at {shown(path)}"}
+    said = {
+        404: f"there is nothing at {shown(path)}{_hint(path)}",
+        405: f"{request.method} is not offered at {shown(path)}",
+    }
     api_error = ApiError(error.status_code, said.get(error.status_code, str(error.detail)), code=codes.get(error.status_code, "invalid_request"))
     return error_answer(api_error, dict(error.headers or {}))
 
@@ -221,9 +224,10 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 def _hint(path: str) -> str:
     """What the client of a path that is not there may have meant."""
     if REMIX.fullmatch(path):
-        return "; remix is not offered: this model makes a clip from a label and a seed, so send POST /v1/videos with other ones"
+        return "; remix is not offered: send POST /v1/videos with another label or seed instead"
     if re.fullmatch(r"/+(videos|models)(/.*)?", path, re.DOTALL):
-        return "; the addresses of this server begin with /v1: write a base URL that ends in /v1, such as http://127.0.0.1:8000/v1"
+        example = "http://127.0.0.1:8000/v1"
+        return f"; the addresses here begin with /v1: write a base URL that ends so, such as {example}"
     return "; the addresses of this server are listed at /docs" if path.startswith("/v1") else ""
 
 

@@ -1,7 +1,7 @@
 """What Ray Serve's proxy itself answers, in the form of every other error.
 
-The proxy stands before the application. While that starts, or if the process that was to answer is lost, it says "Path not found"
-or "Internal Server Error" in plain text.
+The proxy stands before the application. While that starts, or if the process that was to answer is lost, it
+says "Path not found" or "Internal Server Error" in plain text.
 
 Ray Serve finds `middlewares` by the environment variable CALLBACK_VARIABLE. Light to import: each proxy does.
 """
@@ -14,8 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "proav.serve.proxy_errors.middlewares"
-BROWSER_HEADERS = [(b"content-security-policy", b"frame-ancestors 'none'"), (b"x-content-type-options", b"nosniff")]
-"""Of every answer: no other site may show it in a frame, and no browser may take a clip or a message for a script."""
+BROWSER_HEADERS = [
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+]
+"""Of every answer: no other site may show it in a frame, and no browser may take it for a script."""
 RAYS_OWN = "/-/"
 """Ray Serve's health and routes lie below this path."""
 RETRY_SECONDS = 5
@@ -74,7 +77,8 @@ async def _answer(send: Send, status: int, text: str) -> None:
         500: "the server lost this request; look whether it was carried out, then send it again",
     }
     message = said.get(status) or next(iter(text.strip().splitlines()), "the server did not answer")
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    client_error = "rate_limit_error" if status == 429 else "invalid_request_error"
+    kind = "server_error" if status >= 500 else client_error
     error = {"message": message, "type": kind, "param": None, "code": CODES.get(status, "server_error")}
     body = json.dumps({"error": error}).encode("ascii")
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

@@ -1,6 +1,7 @@
-"""An uploaded file as the stream that a task is given, at the model's own rates and size. Runs in a thread: it waits for the decoding.
+"""An uploaded file as the stream that a task is given, at the model's own rates and size.
 
-Decoding itself is `upload_process.py`. Which tasks take a file is `requests.py`; the beginning of the file is used, as in SoundingVideoPipeline.
+Runs in a thread: it waits for the decoding, which is `upload_process.py`. Which tasks take a file is
+`requests.py`; the beginning of the file is used, as in SoundingVideoPipeline.
 """
 
 import base64
@@ -31,7 +32,9 @@ def read_data_url(url: str) -> bytes:
         raise ApiError(400, f"input_reference is no valid data: URL ({error})", param="input_reference") from error
 
 
-def read_given(data: bytes, task: str, config: Config, *, deadline_seconds: float, max_bytes: int) -> np.ndarray:
+def read_given(
+    data: bytes, task: str, config: Config, *, deadline_seconds: float, max_bytes: int
+) -> np.ndarray:
     """a2v: float32 [samples]; v2a: uint8 [T, H, W, 3]. Raises ApiError 400 if the file does not hold that.
 
     max_bytes: memory that decoding may take.
@@ -39,9 +42,14 @@ def read_given(data: bytes, task: str, config: Config, *, deadline_seconds: floa
     geometry = ClipGeometry.from_config(config)
     if TASKS[task].given == "video":
         call = {
-            "read": "pictures", "fps": geometry.fps, "sample_rate": geometry.sample_rate, "height": geometry.height,
-            "width": geometry.width, "fit": config.data.fit, "num_frames": geometry.num_frames,
-        }  # fmt: skip
+            "read": "pictures",
+            "fps": geometry.fps,
+            "sample_rate": geometry.sample_rate,
+            "height": geometry.height,
+            "width": geometry.width,
+            "fit": config.data.fit,
+            "num_frames": geometry.num_frames,
+        }
     else:
         call = {"read": "sound", "sample_rate": geometry.sample_rate, "max_seconds": geometry.seconds}
     try:

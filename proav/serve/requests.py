@@ -140,8 +140,9 @@ def check_names(given: list[str], allowed: tuple[str, ...]) -> None:
     """Raises ApiError 400 if a query parameter is not `allowed` or is given twice."""
     for name in given:
         if name not in allowed:
-            expected = f"expected some of {', '.join(allowed)}" if allowed else "this address takes none after the question mark"
-            raise ApiError(400, f"unknown parameter {shown(name)}; {expected}", param=name[:SHOWN_CHARACTERS], code="unknown_parameter")
+            expected = f"expected some of {', '.join(allowed)}" if allowed else "this address takes none"
+            said = f"unknown parameter {shown(name)} in the query; {expected}"
+            raise ApiError(400, said, param=name[:SHOWN_CHARACTERS], code="unknown_parameter")
         if given.count(name) > 1:
             raise ApiError(400, f"{name} is given {given.count(name)} times; expected once", param=name)
 

@@ -40,10 +40,11 @@ def _names(value: Any) -> Any:
     names = names.split(",") if isinstance(names, str) else names
     if not isinstance(names, list | tuple):
         raise ValueError("expected names with commas between them")
-    names = tuple(str(name).strip().lower().removeprefix("[").removesuffix("]").removesuffix(".") for name in names)
+    names = tuple(str(name).strip().lower().strip("[]").removesuffix(".") for name in names)
     for name in names:
         if not name or "/" in name or (name.count(":") == 1):
-            raise ValueError(f"{name!r} is no name; expected names such as clips.example.org, without http:// and port")
+            expected = "names such as clips.example.org, without http:// and port"
+            raise ValueError(f"{name!r} is no name; expected {expected}")
     return names
 
 
@@ -60,7 +61,7 @@ class ServeSettings(Section):
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """`serve run` only: port to listen on; empty: 8000."""
     allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
-    """Names and addresses, without port, by which clients reach the server; others are answered 403. Empty: any."""
+    """Names and addresses, without port, by which clients reach the server; others get 403. Empty: any."""
     keep_seconds: Seconds = 7 * 86400.0
     """How long a finished job and its clip are kept."""
     max_queued_jobs: Count = 32

@@ -1,7 +1,8 @@
-"""Decoding of one upload in a process of its own, with a bound on its memory and its time: what clients send reaches no decoder of the server.
+"""Decoding of one upload in a process of its own, with a bound on its memory and its time.
 
-Bounds on pixels and rates are `proav/media`'s; this one holds for every container and codec, and gives all memory back. It imports
-neither PyTorch nor Ray, so that a process is there in a third of a second. On Linux alone the memory is bounded by the system.
+Bounds on pixels and rates are `proav/media`'s; this one holds for every container and codec, and gives all
+memory back. It imports neither PyTorch nor Ray, so that a process is there in a third of a second. Memory is
+bounded on Linux alone.
 """
 
 import io
@@ -21,14 +22,19 @@ START_SECONDS = 60.0
 """On top of the time for decoding: a busy machine may take long to start a process."""
 
 
-def decode_upload(data: bytes, call: dict[str, Any], *, deadline_seconds: float, max_bytes: int) -> np.ndarray:
+def decode_upload(
+    data: bytes, call: dict[str, Any], *, deadline_seconds: float, max_bytes: int
+) -> np.ndarray:
     """float32 [samples] or uint8 [T, H, W, 3] of a file.
 
-    call: {"read": "sound" or "pictures"} and the arguments of `read_sound` or `read_clip`. max_bytes: memory that decoding may take
-    on top of the process itself and the file. Raises MediaError as those, too_large for more memory, timeout, and crash.
+    call: {"read": "sound" or "pictures"} and the arguments of `read_sound` or `read_clip`.
+    deadline_seconds: time that decoding may take.
+    max_bytes: memory that decoding may take, on top of the process itself and the file.
+    Raises MediaError as those, too_large for more memory, timeout, and crash.
     """
     path = os.pathsep.join(map(os.path.abspath, sys.path))  # Ray may have put proav anywhere
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    late = MediaError("timeout", f"the given file took longer than {deadline_seconds:g} s to decode")
     head = {"call": call, "deadline_seconds": deadline_seconds, "max_bytes": max_bytes}
     try:
         done = subprocess.run(
@@ -39,10 +45,10 @@ def decode_upload(data: bytes, call: dict[str, Any], *, deadline_seconds: float,
             timeout=START_SECONDS + deadline_seconds,
         )
     except subprocess.TimeoutExpired:
-        raise MediaError("timeout", f"the given file took longer than {deadline_seconds:g} s to decode") from None
+        raise late from None
     answer, _, values = done.stdout.partition(b"\n")
     if done.returncode == -signal.SIGXCPU:
-        raise MediaError("timeout", f"the given file took longer than {deadline_seconds:g} s to decode")
+        raise late
     if done.returncode < 0:
         raise MediaError("crash", "the given file ended the decoder; write it anew with another program")
     if done.returncode or not answer:
@@ -85,18 +91,23 @@ def _decode(data: bytes, call: dict[str, Any], deadline_seconds: float, max_byte
         except (MediaError, MemoryError) as error:
             told = isinstance(error, MediaError) and error.reason in ("too_large", "bad_rate", "timeout")
             if isinstance(error, MemoryError) or (not told and _ran_out(logs)):
-                said = f"the given file needs more than the {max_bytes} bytes of memory that its decoding may take"
-                raise MediaError("too_large", f"{said}; give smaller pictures, or a simpler format") from error
+                needs = f"the given file needs more than the {max_bytes} bytes of memory that it may take"
+                hint = "give smaller pictures, or a simpler format"
+                raise MediaError("too_large", f"{needs}; {hint}") from error
             raise
 
 
 def _ran_out(logs: list[tuple[int, str, str]]) -> bool:
-    """Most decoders call a picture for which there is no memory invalid data; only FFmpeg's log tells them apart."""
-    return any(words in message for _, _, message in logs for words in ("get_buffer() failed", "Cannot allocate memory"))
+    """Most decoders call a picture invalid for which there is no memory; FFmpeg's log tells the two apart."""
+    words = "get_buffer() failed", "Cannot allocate memory"
+    return any(word in message for _, _, message in logs for word in words)
 
 
 def _bound(max_bytes: int, deadline_seconds: float) -> None:
-    """No more memory than now and `max_bytes`, and no more processor time than the deadline, even inside a decoder that hangs."""
+    """No more memory than now and `max_bytes`, and no more processor time than the deadline.
+
+    Both hold even inside a decoder that hangs.
+    """
     if sys.platform != "linux":
         return
     import resource
