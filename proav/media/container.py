@@ -18,8 +18,16 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from proav import storage
 from proav.errors import MediaError
-from proav.media.demuxing import Decoder, choose_stream, opened, origin, pixel_aspect, start_time
-from proav.media.pictures import LAST_FRAME_SLACK, MAX_GAP_SECONDS, MAX_PIXELS, SCALING, Canvas, PictureClock
+from proav.media.demuxing import (
+    Decoder,
+    check_pixels,
+    choose_stream,
+    opened,
+    origin,
+    pixel_aspect,
+    start_time,
+)
+from proav.media.pictures import LAST_FRAME_SLACK, MAX_GAP_SECONDS, SCALING, Canvas, PictureClock
 from proav.media.sound import Silence, SoundClock
 
 MAX_SOUND_SHORTFALL = 0.1
@@ -92,8 +100,9 @@ def read_segments(
     start). min_frames: shorter remainders are left out. deadline_seconds: time this function may spend, the caller's own not counted.
     on_progress: called at each packet that is read, as a sign of life. silent_ok: a file without a sound track gives silence instead of an
     error.
-    Raises MediaError with reason not_found, empty_file, unreadable, no_video, no_audio, unsupported_codec, too_large, bad_span, decode_error,
-    truncated (ends long before its header says), too_short (holds no segment of min_frames) or timeout.
+    Raises MediaError with reason not_found, empty_file, unreadable, no_video, no_audio, unsupported_codec,
+    too_large, bad_rate, bad_span, decode_error, truncated (ends long before its header says), too_short
+    (holds no segment of min_frames) or timeout.
     """
     assert segment_seconds * fps >= 1, (segment_seconds, fps)
     max_frames = None if end_seconds is None else max(0, int((end_seconds - start_seconds) * fps + 1e-6))
@@ -137,7 +146,11 @@ def read_sound(source: str | BinaryIO, *, sample_rate: int, max_seconds: float =
         stream = choose_stream(container, "audio", name)
         clock = SoundClock(sample_rate=sample_rate, start=float(start_time(stream) or 0))
         for _, frame in Decoder(container, [stream], name, deadline_seconds).frames():
-            clock.push(frame)
+            try:
+                clock.push(frame)
+            except (av.FFmpegError, ValueError) as error:
+                said = f"{name}: audio in the format {frame.format.name} cannot be converted ({error})"
+                raise MediaError("decode_error", said) from error
             if clock.seconds >= max_seconds:
                 break
         clock.finish()
@@ -225,8 +238,7 @@ def _segments(
     with opened(source) as (container, name):
         video = choose_stream(container, "video", name)
         audio = None if silent_ok and container.streams.best("audio") is None else choose_stream(container, "audio", name)
-        if video.width * video.height > MAX_PIXELS:
-            raise MediaError("too_large", f"{name} has pictures of {video.width}x{video.height}; expected at most {MAX_PIXELS} pixels")
+        check_pixels(video, name)
         file_start = origin(video, audio, Fraction(1, fps))
         start = float(file_start) + start_seconds
         canvas = Canvas(height=height, width=width, fit=fit, pixel_aspect=pixel_aspect(video))

@@ -32,6 +32,12 @@ COUNTED_FORMATS = ("avi",)
 even out of order; the count of packets at which a picture came out is in order, and late by the same number."""
 MAX_REORDERED = 16
 """Of H.264, the most of any codec."""
+MAX_PIXELS = 8192 * 8192
+"""Larger pictures are refused wherever in a file they come, before a decoder takes memory for them."""
+MIN_RATE, MAX_RATE = 1_000, 768_000
+"""Sound of other rates, in Hz, is a header's mistake: at 1 Hz, nine kilobytes would become hours."""
+MAX_SOUND_FRAME_SECONDS = 30.0
+"""Codecs hand out some milliseconds at a time, up to a few seconds."""
 MAX_PIXEL_ASPECT = 4
 """Pixels said to be more than so many times as wide as high, or as high as wide, are a writer's mistake and taken as square."""
 
@@ -40,10 +46,13 @@ MAX_PIXEL_ASPECT = 4
 def opened(source: str | BinaryIO) -> Iterator[tuple[av.container.InputContainer, str]]:
     """(container, name for messages). Raises MediaError not_found, empty_file or unreadable."""
     with _byte_source(source) as (target, name, buffer_bytes):
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
         try:
             container = av.open(
-                target, "r", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}, metadata_errors="replace", buffer_size=buffer_bytes
+                target, "r", options=options, metadata_errors="replace", buffer_size=buffer_bytes
             )
+        except MemoryError as error:
+            raise _no_memory(name) from error
         except (av.FFmpegError, OSError) as error:
             raise MediaError("unreadable", f"{name} cannot be opened as a media file ({_words(error)})") from error
         with container:
@@ -111,6 +120,28 @@ def origin(video, audio, frame_seconds: Fraction) -> Fraction:
     return audio_start if video_start - audio_start >= frame_seconds else video_start
 
 
+def check_pixels(picture, name: str) -> None:
+    """Raises MediaError("too_large") if a picture is above MAX_PIXELS, or a stream says that its are.
+
+    Asked of every picture, since files may change their size midway.
+    """
+    if picture.width * picture.height > MAX_PIXELS:
+        said = f"{name} has pictures of {picture.width}x{picture.height}"
+        raise MediaError("too_large", f"{said}; expected at most {MAX_PIXELS} pixels")
+
+
+def check_sound(frame: av.AudioFrame, name: str) -> None:
+    """Raises MediaError bad_rate or too_large if sound would become far more at another rate than it is."""
+    if not frame.samples or not frame.sample_rate:  # nothing, of which nothing is made
+        return
+    if not MIN_RATE <= frame.sample_rate <= MAX_RATE:
+        said = f"{name} says that its sound has a rate of {frame.sample_rate} Hz"
+        raise MediaError("bad_rate", f"{said}; expected {MIN_RATE} to {MAX_RATE} Hz")
+    if frame.samples > MAX_SOUND_FRAME_SECONDS * frame.sample_rate:
+        said = f"{name} holds {frame.samples / frame.sample_rate:.0f} s of sound in one piece"
+        raise MediaError("too_large", f"{said}; expected at most {MAX_SOUND_FRAME_SECONDS:g} s")
+
+
 def pixel_aspect(video) -> Fraction:
     """Width over height of a pixel; 1 where the file gives nothing sensible."""
     aspect = Fraction(video.sample_aspect_ratio or 1)
@@ -138,6 +169,8 @@ class Decoder:
         self._reordered: int | None = None
         for stream in streams:
             stream.thread_type = "NONE"
+            if stream.type == "video":
+                stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(MAX_PIXELS)}
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:
@@ -207,11 +240,16 @@ class Decoder:
             self._first_key = packet.dts
         try:
             frames = stream.codec_context.decode(packet)
+        except MemoryError as error:
+            raise _no_memory(self._name) from error
         except (av.FFmpegError, OSError):
+            if kind == "video":  # a decoder refuses pictures above its limit, and keeps their size
+                check_pixels(stream.codec_context, self._name)
             # before the first good frame this is a stream cut open between key frames, not damage
             self._recent[kind][1] += bool(self.num_frames[kind])
             return decoded
         for frame in frames:
+            (check_pixels if kind == "video" else check_sound)(frame, self._name)
             if kind == "video" and frame.is_corrupt:
                 self._recent[kind][1] += bool(self.num_frames[kind])
                 continue
@@ -235,6 +273,11 @@ class Decoder:
     def _check_deadline(self) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise MediaError("timeout", f"{self._name} took longer than {self._deadline_seconds:g} s to decode")
+
+
+def _no_memory(name: str) -> MediaError:
+    said = f"{name} needs more memory to decode than is to be had"
+    return MediaError("too_large", f"{said}; give smaller pictures, or a simpler format")
 
 
 def _words(error: Exception) -> str:

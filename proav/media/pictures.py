@@ -25,8 +25,6 @@ LAST_FRAME_SLACK = 0.1
 """The last frame of a clip may lack this share of its time (millisecond time stamps round the end of a stream)."""
 UNSPECIFIED = 2
 """FFmpeg's AVCOL_SPC_UNSPECIFIED: the file does not say which matrix made its YUV."""
-MAX_PIXELS = 8192 * 8192
-"""Larger pictures are refused rather than decoded."""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from proav.config import Config
 from proav.pipeline import SampleRequest
 from proav.serve.batching import JobQueue, Waiting
 from proav.serve.jobs import Job, JobError
+from proav.serve.pace import Pace
 from proav.serve.references import given_clip
 from proav.serve.settings import ServeSettings
 
 MAX_LOST_BATCHES = 3
 """A job whose sampler is lost so many times fails: it may be what ends them."""
-SMOOTHING = 0.3
-"""Weight of the newest batch in the mean time of a batch."""
+MAX_WAIT_SECONDS = 3600.0
+"""The longest time that a client is told to stay away."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Batch:
 
     def __init__(self, members: list[Waiting]) -> None:
         self.members = members
+        self.num_jobs, self.steps = len(members), members[0].job.order.steps
+        self.done = 0
         self.sent = self.heard = time.monotonic()
         self.started = False
         self.task: asyncio.Task | None = None
@@ -60,7 +63,7 @@ class Dispatcher:
         self._max_batches = settings.replica_range[1]
         self._running: list[Batch] = []
         self._changed = asyncio.Event()
-        self._batch_seconds: float | None = None
+        self._pace = Pace()
         self._probe: asyncio.Task | None = None
 
     def submit(self, waiting: Waiting) -> None:
@@ -88,12 +91,27 @@ class Dispatcher:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def poll_after_seconds(self) -> float:
-        """How soon a client may ask again without a waste: a twentieth of a batch's time."""
-        return min(1.0, max(0.05, (self._batch_seconds or 2.0) / 20))
+        """How soon a client may ask again without a waste: a twentieth of the time of a running batch."""
+        seconds = [self._pace.expect(steps=batch.steps, num_jobs=batch.num_jobs) for batch in self._running]
+        return min(1.0, max(0.05, min(seconds, default=2.0) / 20))
 
     def free_after_seconds(self) -> float:
-        """Estimate of when the full queue will have room."""
-        return min(600.0, max(1.0, (self._batch_seconds or 5.0) / self._max_batches))
+        """Estimate of when a full queue will have room.
+
+        That is when the first of the running batches ends, so that the next leaves the queue.
+        """
+        if len(self._running) < self._max_batches:
+            return 1.0
+        started = [batch for batch in self._running if batch.started] or self._running
+        now = time.monotonic()
+        rests = [
+            self._pace.rest(
+                steps=batch.steps, num_jobs=batch.num_jobs, done=batch.done,
+                elapsed_seconds=now - batch.sent if batch.started else 0.0,
+            )
+            for batch in started
+        ]  # fmt: skip
+        return min(MAX_WAIT_SECONDS, max(1.0, min(rests)))
 
     def trouble(self) -> str | None:
         """Why new jobs would wait in vain, None where all is well: a batch without a sampler, or without progress."""
@@ -172,6 +190,7 @@ class Dispatcher:
                     batch.started, batch.sent = True, batch.heard
                 if "clips" in event:
                     return event["clips"]
+                batch.done = event["done"]
                 for member in batch.members:
                     member.job.status, member.job.progress = "in_progress", min(99, 100 * event["done"] // event["total"])
         finally:
@@ -179,8 +198,7 @@ class Dispatcher:
         raise SamplerLost("the sampler's answer ended early")
 
     async def _finish(self, batch: Batch, asked: list[Waiting], clips: list[bytes]) -> None:
-        seconds = time.monotonic() - batch.sent
-        self._batch_seconds = seconds if self._batch_seconds is None else (1 - SMOOTHING) * self._batch_seconds + SMOOTHING * seconds
+        self._pace.learn(steps=batch.steps, num_jobs=batch.num_jobs, seconds=time.monotonic() - batch.sent)
         delivered = [(member, clip) for member, clip in zip(asked, clips, strict=True) if member in batch.members]
         await asyncio.gather(*(self._deliver(member.job, clip, None) for member, clip in delivered))
 

@@ -1,12 +1,11 @@
-"""The HTTP interface: OpenAI's Videos API with proav's fields, health, and the page. It turns requests into calls of `Service` and back.
+"""The HTTP interface: OpenAI's Videos API with proav's fields, health, and the page.
 
-Every answer that is not 2xx is JSON, {"error": {message, type, param, code}}. What is a valid order is decided in `requests.py`.
+It turns requests into calls of `Service` and back. Every answer that is not 2xx is JSON, {"error": {message,
+type, param, code}}. What is a valid order is decided in `requests.py`; who may ask at all, in `gate.py`.
 """
 
 import contextlib
 import json
-import logging
-import math
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,9 +17,10 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proav.serve.answers import Json, error_answer
 from proav.serve.api_page import api_page
+from proav.serve.gate import Gate
 from proav.serve.openapi import describe
 from proav.serve.requests import ApiError, check_names, shown
 from proav.serve.service import Service
@@ -29,17 +29,8 @@ PAGE = Path(__file__).parent / "page"
 MAX_FORM_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 1024
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
-
-logger = logging.getLogger(__name__)
-
-
-class Json(Response):
-    """JSON in ASCII: what a client sent may hold characters that UTF-8 does not."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+REMIX = re.compile(r"(/v1)?/+videos/[^/]*/remix/?")
+"""OpenAI's clients know it, and would otherwise look for a mistake of their own."""
 
 
 def http_app(service: Service) -> FastAPI:
@@ -52,11 +43,11 @@ def http_app(service: Service) -> FastAPI:
         await service.stop()
 
     app = FastAPI(title="proav", lifespan=lifespan, default_response_class=Json, redirect_slashes=False, docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, max_bytes=service.settings.max_upload_bytes)
+    settings = service.settings
+    app.add_middleware(Gate, max_bytes=settings.max_upload_bytes, allowed_hosts=settings.allowed_hosts)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _broken_off)
-    app.add_exception_handler(Exception, _defect)
     _add_videos(app, service)
     _add_models(app, service)
     _add_pages(app, service)
@@ -68,15 +59,15 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     @app.post("/v1/videos", summary="Make a clip")
     async def create(request: Request) -> Response:
         """Queues a clip and answers with its job at once."""
-        check_names([name for name, _ in request.query_params.multi_items()], ())
+        check_names(parameters(request), ())
         fields, upload = await read_body(request)
-        return job_answer(await service.create(fields, upload))
+        return joberror_answer(await service.create(fields, upload))
 
     @app.get("/v1/videos", summary="List jobs")
     async def page(request: Request) -> Response:
         """Jobs in order of creation, newest first unless order=asc; after=ID goes on after a job."""
         query = request.query_params
-        check_names([name for name, _ in query.multi_items()], ("limit", "after", "order"))
+        check_names(parameters(request), ("limit", "after", "order"))
         order = query.get("order", "desc")
         if order not in ("asc", "desc"):
             raise ApiError(400, f"order={shown(order)}: expected asc or desc", param="order")
@@ -89,13 +80,15 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         return Json({"object": "list", "data": data, **ends, "has_more": has_more})
 
     @app.get("/v1/videos/{video_id}", summary="Look at a job")
-    async def retrieve(video_id: str) -> Response:
+    async def retrieve(video_id: str, request: Request) -> Response:
         """Its status (queued, in_progress, completed, failed), progress from 0 to 100, and error."""
-        return job_answer(service.get(video_id))
+        check_names(parameters(request), ())
+        return joberror_answer(service.get(video_id))
 
     @app.delete("/v1/videos/{video_id}", summary="Cancel or remove")
-    async def delete(video_id: str) -> Response:
+    async def delete(video_id: str, request: Request) -> Response:
         """Cancels a job that waits or runs, and removes a finished one with its clip."""
+        check_names(parameters(request), ())
         await service.delete(video_id)
         return Json({"id": video_id, "object": "video.deleted", "deleted": True})
 
@@ -103,11 +96,11 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     @app.get("/v1/videos/{video_id}/content", summary="The clip or a preview")
     async def content(video_id: str, request: Request) -> Response:
         """variant=video: the mp4, whole or by Range; thumbnail, spritesheet (JPEG), spectrogram (PNG)."""
-        check_names([name for name, _ in request.query_params.multi_items()], ("variant",))
+        check_names(parameters(request), ("variant",))
         data, media_type = await service.content(video_id, request.query_params.get("variant", "video"))
         return ranged(data, media_type, request.headers.get("range"))
 
-    def job_answer(job) -> Response:
+    def joberror_answer(job) -> Response:
         after = max(1, round(1000 * service.dispatcher.poll_after_seconds()))
         return Json(service.describe(job), headers={"openai-poll-after-ms": str(after), "cache-control": "no-store"})
 
@@ -155,6 +148,11 @@ class PageFiles(StaticFiles):
         response = super().file_response(*arguments, **settings)
         response.headers["cache-control"] = "no-cache"
         return response
+
+
+def parameters(request: Request) -> list[str]:
+    """Names of what stands after the question mark, one as often as it is given."""
+    return [name for name, _ in request.query_params.multi_items()]
 
 
 async def read_body(request: Request) -> tuple[dict[str, Any], bytes | None]:
@@ -207,69 +205,31 @@ def ranged(data: bytes, media_type: str, range_header: str | None) -> Response:
     return Response(data[start : end + 1], status_code=206, media_type=media_type, headers=headers)
 
 
-class Gate:
-    """Turns away what must not come further: bodies that are too large (413, at once if they say so, else when that many bytes have come),
-    and pages of other sites that would let a visitor's browser make or delete clips (403)."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        if scope["method"] not in ("GET", "HEAD") and headers.get(b"sec-fetch-site") == b"cross-site":
-            await _answer(ApiError(403, "pages of other sites may not make or delete clips here", code="cross_site"))(scope, receive, send)
-            return
-        declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and len(declared) < 19 and int(declared) <= self.max_bytes:
-            await self.app(scope, self._counted(receive), send)
-            return
-        await _answer(self._too_large(), {"connection": "close"})(scope, receive, send)
-
-    def _counted(self, receive: Receive) -> Receive:
-        num_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self.max_bytes:
-                raise self._too_large()
-            return message
-
-        return counted
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than the {self.max_bytes} bytes that this server takes", code="too_large")
-
-
-def _answer(error: ApiError, headers: dict[str, str] | None = None) -> Response:
-    headers = {"cache-control": "no-store", **(headers or {})}
-    if error.retry_after_seconds is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after_seconds))
-    if error.status == 409:
-        headers["x-should-retry"] = "false"  # OpenAI's client would ask again at once
-    return Json(error.to_json(), status_code=error.status, headers=headers)
-
-
 async def _api_error(_: Request, error: ApiError) -> Response:
-    return _answer(error)
+    return error_answer(error)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     """What the framework refuses: an unknown path, a wrong method, a form that cannot be read."""
     codes = {404: "not_found", 405: "method_not_allowed"}
-    said = {404: f"there is nothing at {shown(request.url.path)}", 405: f"{request.method} is not offered at {shown(request.url.path)}"}
+    path = request.url.path
+    said = {
+        404: f"there is nothing at {shown(path)}{_hint(path)}",
+        405: f"{request.method} is not offered at {shown(path)}",
+    }
     api_error = ApiError(error.status_code, said.get(error.status_code, str(error.detail)), code=codes.get(error.status_code, "invalid_request"))
-    return _answer(api_error, dict(error.headers or {}))
+    return error_answer(api_error, dict(error.headers or {}))
+
+
+def _hint(path: str) -> str:
+    """What the client of a path that is not there may have meant."""
+    if REMIX.fullmatch(path):
+        return "; remix is not offered: send POST /v1/videos with another label or seed instead"
+    if re.fullmatch(r"/+(videos|models)(/.*)?", path, re.DOTALL):
+        example = "http://127.0.0.1:8000/v1"
+        return f"; the addresses here begin with /v1: write a base URL that ends so, such as {example}"
+    return "; the addresses of this server are listed at /docs" if path.startswith("/v1") else ""
 
 
 async def _broken_off(_: Request, __: ClientDisconnect) -> Response:
-    return _answer(ApiError(400, "the body ended early", code="invalid_request"))
-
-
-async def _defect(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _answer(ApiError(500, "the server failed on this request; its log says more", code="server_error"))
+    return error_answer(ApiError(400, "the body ended early", code="invalid_request"))

@@ -7,19 +7,31 @@ finds its finished jobs here, and makes those that were cut off anew: a clip is 
 import io
 import json
 import logging
+import re
 import secrets
-from typing import Literal
+import time
+import tokenize
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from proav import storage
 from proav.errors import UserError
 from proav.serve.requests import Order
 
+MAX_INDEX_BYTES = 2**20
+"""A larger job.json is none: an order's prompt has at most 1,000 characters."""
+DAMAGED_HEADER = EOFError, MemoryError, RecursionError, SyntaxError, TypeError, tokenize.TokenError
+"""What numpy raises besides ValueError if the header of an array is damaged, which it reads as Python."""
 INDEX, VIDEO, GIVEN = "job.json", "video.mp4", "given.npy"
+MICROSECONDS = 10**6
 
 logger = logging.getLogger(__name__)
+
+
+Time = Annotated[float, Field(ge=0, le=2.0**36)]
+"""Unix seconds, up to the year 4147."""
 
 
 class JobError(BaseModel):
@@ -32,7 +44,7 @@ class JobError(BaseModel):
 class Job(BaseModel):
     """One clip being made, from acceptance to expiry. Times are Unix seconds."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     id: str
     order: Order
@@ -41,13 +53,26 @@ class Job(BaseModel):
     seconds: str
     checkpoint: str
     """Hash of the checkpoint that makes it."""
-    created: float
+    created: Time
     status: Literal["queued", "in_progress", "completed", "failed"] = "queued"
-    progress: int = 0
+    progress: Annotated[int, Field(ge=0, le=100)] = 0
     """0 to 100; 100 only when the clip can be had."""
-    completed: float | None = None
-    expires: float | None = None
+    completed: Time | None = None
+    expires: Time | None = None
     error: JobError | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Job":
+        ended, failed = self.completed is not None, self.error is not None
+        if self.finished != ended or (self.status == "failed") != failed:
+            said = f"status {self.status} does not go together with completed={self.completed}"
+            raise ValueError(f"{said}, error={self.error}")
+        return self
+
+    @property
+    def place(self) -> tuple[float, str]:
+        """What jobs are listed by; as `place_of`, for every job that a service makes."""
+        return self.created, self.id
 
     @property
     def finished(self) -> bool:
@@ -82,8 +107,22 @@ class Job(BaseModel):
         }
 
 
-def new_id() -> str:
-    return f"video_{secrets.token_hex(12)}"
+def new_id(created: float | None = None) -> str:
+    """An id that begins with the time of creation, to the microsecond; None: now.
+
+    So a page of jobs can go on after a job that is gone.
+    """
+    created = time.time() if created is None else created
+    return f"video_{round(created * MICROSECONDS):014x}{secrets.token_hex(10)}"
+
+
+def place_of(job_id: str) -> tuple[float, str] | None:
+    """Where a job of this id stands in the order of creation.
+
+    None if the id does not say, as those of older servers, which are shorter.
+    """
+    match = re.fullmatch(r"video_([0-9a-f]{14})[0-9a-f]{20}", job_id)
+    return (int(match[1], 16) / MICROSECONDS, job_id) if match else None
 
 
 class JobStore:
@@ -94,16 +133,30 @@ class JobStore:
         self.folder = storage.make_folder(folder)
 
     def load(self) -> list[Job]:
-        """Every job on record, oldest first. A folder that cannot be read is told of in the log and left alone."""
+        """Every job on record, oldest first.
+
+        A folder that cannot be read, or holds the record of another, is told of in the log and left alone.
+        """
         jobs = []
         for path in storage.list_files(self.folder):
             if not path.endswith(f"/{INDEX}"):
                 continue
             try:
-                jobs.append(Job.model_validate(json.loads(storage.read_bytes(path))))
-            except (ValueError, OSError) as error:
-                logger.warning("the job in %s cannot be read and is left out: %s", path, " ".join(str(error).split()))
-        return sorted(jobs, key=lambda job: (job.created, job.id))
+                jobs.append(self._read(path))
+            except (ValueError, OSError, RecursionError) as error:
+                said = " ".join(str(error).split())[:500]
+                logger.warning("the job in %s cannot be read and is left alone: %s", path, said)
+        return sorted(jobs, key=lambda job: job.place)
+
+    def _read(self, path: str) -> Job:
+        """Raises ValueError, OSError or RecursionError."""
+        if (size := storage.file_info(path).size) > MAX_INDEX_BYTES:
+            raise ValueError(f"{size} bytes; expected at most {MAX_INDEX_BYTES}")
+        job = Job.model_validate(json.loads(storage.read_bytes(path)))
+        if not re.fullmatch(r"video_[0-9a-f]+", job.id) or self._relative(path) != f"{job.id}/{INDEX}":
+            # What is deleted later is the folder that the id names.
+            raise ValueError(f"it says that it is the record of {job.id}")
+        return job
 
     def create(self, job: Job, given: np.ndarray | None) -> None:
         if given is not None:
@@ -126,10 +179,19 @@ class JobStore:
         """What the client sent with the order, None where it sent nothing. Raises FileNotFoundError or ValueError where it should be there."""
         if job.order.task == "joint":
             return None
-        return np.load(io.BytesIO(storage.read_bytes(self._path(job.id, GIVEN))), allow_pickle=False)
+        data = io.BytesIO(storage.read_bytes(self._path(job.id, GIVEN)))
+        try:
+            return np.lib.format.read_array(data, allow_pickle=False)
+        except DAMAGED_HEADER as error:
+            raise ValueError(f"{GIVEN} is damaged ({type(error).__name__}: {error})") from error
 
     def delete(self, job_id: str) -> None:
         storage.delete_folder(storage.join(self.folder, job_id))
+
+    def _relative(self, path: str) -> str:
+        """A path of `storage.list_files`, from the folder of all jobs on."""
+        base = self.folder if storage.is_remote(self.folder) else storage.open_filesystem(self.folder)[1]
+        return path.removeprefix(base.rstrip("/") + "/")
 
     def _path(self, job_id: str, name: str) -> str:
         return storage.join(self.folder, job_id, name)

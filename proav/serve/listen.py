@@ -11,6 +11,7 @@ import ray
 from ray import serve
 
 from proav.errors import UserError
+from proav.serve.proxy_errors import CALLBACK, CALLBACK_VARIABLE
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 
@@ -43,6 +44,7 @@ def start_listening(host: str | None, port: int | None) -> None:
 
 
 def _connect(address: str | None) -> None:
+    os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)  # for the proxies of a Ray that is started here
     try:
         ray.init(address=address, namespace="serve")
     except ConnectionError as error:

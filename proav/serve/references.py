@@ -1,11 +1,11 @@
-"""An uploaded file as the stream that a task is given, at the model's own rates and size. Runs in a thread: decoding blocks.
+"""An uploaded file as the stream that a task is given, at the model's own rates and size.
 
-Which tasks take a file is `requests.py`; the beginning of the file is used, as in SoundingVideoPipeline.
+Runs in a thread: it waits for the decoding, which is `upload_process.py`. Which tasks take a file is
+`requests.py`; the beginning of the file is used, as in SoundingVideoPipeline.
 """
 
 import base64
 import binascii
-import io
 import math
 import urllib.parse
 
@@ -15,8 +15,9 @@ from proav.config import Config
 from proav.diffusion.tasks import TASKS
 from proav.errors import MediaError
 from proav.geometry import ClipGeometry
-from proav.media.container import MAX_SOUND_SHORTFALL, Clip, read_clip, read_sound
+from proav.media.container import MAX_SOUND_SHORTFALL, Clip
 from proav.serve.requests import ApiError
+from proav.serve.upload_process import decode_upload
 
 
 def read_data_url(url: str) -> bytes:
@@ -31,18 +32,33 @@ def read_data_url(url: str) -> bytes:
         raise ApiError(400, f"input_reference is no valid data: URL ({error})", param="input_reference") from error
 
 
-def read_given(data: bytes, task: str, config: Config, *, deadline_seconds: float) -> np.ndarray:
-    """a2v: float32 [samples]; v2a: uint8 [T, H, W, 3]. Raises ApiError 400 where the file does not hold that."""
+def read_given(
+    data: bytes, task: str, config: Config, *, deadline_seconds: float, max_bytes: int
+) -> np.ndarray:
+    """a2v: float32 [samples]; v2a: uint8 [T, H, W, 3]. Raises ApiError 400 if the file does not hold that.
+
+    max_bytes: memory that decoding may take.
+    """
     geometry = ClipGeometry.from_config(config)
+    if TASKS[task].given == "video":
+        call = {
+            "read": "pictures",
+            "fps": geometry.fps,
+            "sample_rate": geometry.sample_rate,
+            "height": geometry.height,
+            "width": geometry.width,
+            "fit": config.data.fit,
+            "num_frames": geometry.num_frames,
+        }
+    else:
+        call = {"read": "sound", "sample_rate": geometry.sample_rate, "max_seconds": geometry.seconds}
     try:
-        if TASKS[task].given == "video":
-            return read_clip(
-                io.BytesIO(data), fps=geometry.fps, sample_rate=geometry.sample_rate, height=geometry.height, width=geometry.width,
-                fit=config.data.fit, num_frames=geometry.num_frames, deadline_seconds=deadline_seconds, silent_ok=True,
-            ).video  # fmt: skip
-        sound = read_sound(io.BytesIO(data), sample_rate=geometry.sample_rate, max_seconds=geometry.seconds, deadline_seconds=deadline_seconds)
+        given = decode_upload(data, call, deadline_seconds=deadline_seconds, max_bytes=max_bytes)
     except MediaError as error:
         raise ApiError(400, f"input_reference: {_plain(error)}", param="input_reference", code=error.reason) from error
+    if TASKS[task].given == "video":
+        return given
+    sound = given
     missing = geometry.num_samples - len(sound)
     if missing > MAX_SOUND_SHORTFALL * geometry.sample_rate:
         held = f"{math.floor(100 * len(sound) / geometry.sample_rate) / 100:g} s"

@@ -6,7 +6,7 @@ Decoding of an uploaded file is `references.py`, HTTP is `http.py`.
 import difflib
 import math
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -82,14 +82,14 @@ class VideoRequest(BaseModel):
 class Order(BaseModel):
     """A checked request with nothing left open: it determines the clip, together with the checkpoint and the given stream."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     prompt: str
     label: str | None
-    task: str
-    seed: int
-    steps: int
-    guidance_scale: float
+    task: Literal[*TASKS]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    steps: Annotated[int, Field(ge=1)]
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
     num_windows: int = 1
 
 
@@ -137,10 +137,12 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
 
 
 def check_names(given: list[str], allowed: tuple[str, ...]) -> None:
-    """Raises ApiError 400 for a query parameter that is not `allowed` or is given twice."""
+    """Raises ApiError 400 if a query parameter is not `allowed` or is given twice."""
     for name in given:
         if name not in allowed:
-            raise ApiError(400, f"unknown parameter {shown(name)}; expected some of {', '.join(allowed)}", param=name, code="unknown_parameter")
+            expected = f"expected some of {', '.join(allowed)}" if allowed else "this address takes none"
+            said = f"unknown parameter {shown(name)} in the query; {expected}"
+            raise ApiError(400, said, param=name[:SHOWN_CHARACTERS], code="unknown_parameter")
         if given.count(name) > 1:
             raise ApiError(400, f"{name} is given {given.count(name)} times; expected once", param=name)
 

@@ -15,7 +15,7 @@ from proav.checkpoint import load_checkpoint
 from proav.errors import UserError
 from proav.serve.batching import Waiting
 from proav.serve.dispatch import Dispatcher, Samplers
-from proav.serve.jobs import Job, JobError, JobStore, new_id
+from proav.serve.jobs import Job, JobError, JobStore, new_id, place_of
 from proav.serve.model_card import ModelCard
 from proav.serve.previews import MEDIA_TYPES, preview
 from proav.serve.references import read_data_url, read_given
@@ -80,11 +80,20 @@ class Service:
             given = None
             if order.task != "joint":
                 data = upload if upload is not None else read_data_url(request.input_reference.image_url)
-                given = await self._with_media(read_given, data, order.task, self.config, deadline_seconds=self.settings.decode_seconds)
+                given = await self._with_media(
+                    read_given, data, order.task, self.config,
+                    deadline_seconds=self.settings.decode_seconds, max_bytes=self.settings.max_decode_bytes,
+                )  # fmt: skip
+            now = round(time.time(), 6)  # to the microsecond, as in the id
             job = Job(
-                id=new_id(), order=order, model=self.card.id, size=self.card.size, seconds=self.card.seconds,
-                checkpoint=self.card.checkpoint_hash, created=time.time(),
-            )  # fmt: skip
+                id=new_id(now),
+                order=order,
+                model=self.card.id,
+                size=self.card.size,
+                seconds=self.card.seconds,
+                checkpoint=self.card.checkpoint_hash,
+                created=now,
+            )
             await asyncio.to_thread(self._store.create, job, given)
         except UserError as error:
             logger.error("a job cannot be kept: %s", error)
@@ -108,12 +117,16 @@ class Service:
         return job.to_json(self.dispatcher.queue.position(job.id))
 
     def page(self, *, limit: int, after: str | None, newest_first: bool) -> tuple[list[Job], bool]:
-        """(at most `limit` jobs after the job `after` in order of creation, whether there are more). Raises ApiError 400 for an unknown `after`."""
-        jobs = sorted(self._jobs.values(), key=lambda job: (job.created, job.id), reverse=newest_first)
+        """(at most `limit` jobs after the place of `after` in order of creation, whether there are more).
+
+        The job `after` may be gone: its id says where it stood. Raises ApiError 400 if it is no id.
+        """
+        jobs = sorted(self._jobs.values(), key=lambda job: job.place, reverse=newest_first)
         if after is not None:
-            if after not in self._jobs:
-                raise ApiError(400, f"after={shown(after)} is no video of this server", param="after")
-            jobs = jobs[jobs.index(self._jobs[after]) + 1 :]
+            place = self._jobs[after].place if after in self._jobs else place_of(after)
+            if place is None:
+                raise ApiError(400, f"after={shown(after)} is no id of a video of this server", param="after")
+            jobs = [job for job in jobs if (job.place < place if newest_first else job.place > place)]
         return jobs[:limit], len(jobs) > limit
 
     async def content(self, job_id: str, variant: str) -> tuple[bytes, str]:

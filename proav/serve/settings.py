@@ -34,6 +34,20 @@ def _from_text(value: Any) -> Any:
         raise ValueError("cannot be read") from None
 
 
+def _names(value: Any) -> Any:
+    """A list, or a text with commas, of host names in lower case."""
+    names = _from_text(value) if isinstance(value, str) and value.strip().startswith("[") else value
+    names = names.split(",") if isinstance(names, str) else names
+    if not isinstance(names, list | tuple):
+        raise ValueError("expected names with commas between them")
+    names = tuple(str(name).strip().lower().strip("[]").removesuffix(".") for name in names)
+    for name in names:
+        if not name or "/" in name or (name.count(":") == 1):
+            expected = "names such as clips.example.org, without http:// and port"
+            raise ValueError(f"{name!r} is no name; expected {expected}")
+    return names
+
+
 class ServeSettings(Section):
     """One server."""
 
@@ -46,6 +60,8 @@ class ServeSettings(Section):
     """`serve run` only: address to listen on; empty: 127.0.0.1, this machine alone; 0.0.0.0: every interface."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """`serve run` only: port to listen on; empty: 8000."""
+    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Names and addresses, without port, by which clients reach the server; others get 403. Empty: any."""
     keep_seconds: Seconds = 7 * 86400.0
     """How long a finished job and its clip are kept."""
     max_queued_jobs: Count = 32
@@ -58,6 +74,8 @@ class ServeSettings(Section):
     """A larger request body is answered 413, without reading it to its end."""
     decode_seconds: Seconds = 30.0
     """Time that decoding an uploaded file may take."""
+    max_decode_bytes: Count = 512 * 2**20
+    """Memory that decoding an uploaded file may take, beyond the file; two are decoded at a time."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Denoising steps of a request that names none; empty: generate.steps of the checkpoint's run."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] | None = None

@@ -14,6 +14,7 @@ import pytest
 from proav.errors import MediaError
 from proav.media.container import Clip, encode_clip, read_clip, read_segments, read_sound, write_clip
 from tests.media.flash_and_beep import make_film, regular
+from tests.media.hostile_files import h264, switching_h264, wav
 
 REAL_CLIPS, HOSTILE_FILES = (Path(os.environ.get(name, f"no-{name}")) for name in ("PROAV_REAL_CLIPS", "PROAV_HOSTILE_FILES"))
 RATE, FPS = 16000, 10
@@ -230,3 +231,25 @@ def test_real_clips_have_the_length_that_their_listing_says():
     for row in rows:
         clip = read_clip(str(REAL_CLIPS / row["file"]), **SMALL)
         assert abs(clip.seconds - min(float(row["duration_s"]), float(row["audio_s"]) + 0.1)) < 0.25, row["file"]
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768_001, 2**31 - 1])
+def test_sound_of_an_impossible_rate_is_refused_before_it_is_resampled(rate):
+    data = wav(0.5, stated_rate=rate)
+    with pytest.raises(MediaError, match=f"a rate of {rate} Hz; expected 1000 to 768000 Hz") as caught:
+        read_sound(io.BytesIO(data), sample_rate=RATE)
+    assert caught.value.reason == "bad_rate"
+
+
+@pytest.mark.parametrize("num_before", [0, 1, 3])
+def test_pictures_that_grow_beyond_the_limit_midway_are_refused(num_before):
+    data = switching_h264(width=16_000, height=8_000, num_before=num_before)
+    with pytest.raises(MediaError, match="pictures of 16000x8000; expected at most") as caught:
+        read_clip(io.BytesIO(data), **SMALL, silent_ok=True)
+    assert caught.value.reason == "too_large"
+
+
+def test_pictures_that_grow_within_the_limit_are_taken():
+    data = h264(num_frames=4) + h264(num_frames=4, width=320, height=160)
+    video = read_clip(io.BytesIO(data), **SMALL, silent_ok=True).video
+    assert not video[-1, :4].any() and video[-1, 16].any()  # twice as wide as high: black above and below

@@ -1,16 +1,22 @@
-"""A real server on a tiny checkpoint, for all tests of its HTTP interface and its page."""
+"""Real servers on a tiny checkpoint: on Ray for the whole, and in this process for what the HTTP interface alone decides."""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import requests
+import uvicorn
 
+from proav.serve.http import http_app
+from proav.serve.sampler import Sampler
+from proav.serve.service import Service
+from proav.serve.settings import ServeSettings
 from tests.tiny import save_tiny_stdit, tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +71,41 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> str:
     return save_tiny_stdit(str(tmp_path_factory.mktemp("served-checkpoint")), tiny_config())
+
+
+class Front:
+    """The HTTP interface around a sampler of this process, on a real port, without Ray."""
+
+    def __init__(self, settings: ServeSettings, sampler: Sampler) -> None:
+        self.service = Service(settings, sampler)
+        self._server = uvicorn.Server(uvicorn.Config(http_app(self.service), host="127.0.0.1", port=0, log_level="error"))
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    def __enter__(self) -> "Front":
+        self._thread.start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._server.started:
+            assert self._thread.is_alive() and time.monotonic() < deadline
+            time.sleep(0.01)
+        self.url = "http://127.0.0.1:%d" % self._server.servers[0].sockets[0].getsockname()[1]
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def tiny_sampler(tiny_checkpoint) -> Sampler:
+    return Sampler(tiny_checkpoint, threads=1, device="cpu")
+
+
+@pytest.fixture
+def front(tiny_checkpoint, tiny_sampler, tmp_path):
+    """A `Front` of the tiny model with an empty folder of jobs."""
+    settings = ServeSettings(checkpoint=tiny_checkpoint, jobs_dir=str(tmp_path / "jobs"), max_upload_bytes=2**20)
+    with Front(settings, tiny_sampler) as front:
+        yield front
 
 
 @pytest.fixture(scope="session")

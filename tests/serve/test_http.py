@@ -14,7 +14,7 @@ import requests
 
 from proav.media.container import encode_clip, read_clip
 from proav.pipeline import SampleRequest, SoundingVideoPipeline
-from tests.serve.test_references import wav
+from tests.media.hostile_files import wav
 from tests.synthetic_clips import make_clip
 
 pytestmark = pytest.mark.ray

@@ -1,5 +1,7 @@
 """The server as a process: mistakes at the start, lost samplers, a lost ingress."""
 
+import http.client
+import json
 import os
 import signal
 import socket
@@ -61,6 +63,23 @@ def test_a_lost_ingress_comes_back_with_its_jobs(served, server):
         time.sleep(0.2)
     assert found.json() == finished
     assert wait_for(served, waiting, seconds=120)["status"] == "completed"
+
+
+def test_a_request_that_the_ingress_takes_with_it_is_answered_in_json(served, server):
+    """The proxy of Ray Serve answers then: in plain text, if nobody told it otherwise."""
+    host, port = served.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=120) as connection:
+        head = f"POST /v1/videos HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{{"
+        connection.sendall(head.encode())
+        time.sleep(1.0)  # the ingress waits for the rest of the body
+        replica(server, "Front").send_signal(signal.SIGKILL)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        body = answer.read().decode()
+    assert answer.status >= 500 and answer.headers["content-type"] == "application/json", body
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert requests.get(f"{served}/v1/models", timeout=120).status_code == 200
 
 
 def test_mistakes_at_the_start_are_told_in_a_line(tmp_path, tiny_checkpoint):

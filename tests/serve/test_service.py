@@ -1,7 +1,9 @@
 """The service without network and Ray, around one real sampler: restarts, deletions, expiry, failures, the bound of the queue."""
 
 import asyncio
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +190,27 @@ def test_a_full_queue_and_absent_samplers_are_told(settings):
     assert refused == [(429, True), (503, True)] and not healthy and "no sampler" in why
 
 
+def test_a_full_queue_says_when_there_will_be_room(settings, sampler):
+    """The estimate follows the batch that runs, not the short ones before it."""
+    patient = settings.model_copy(update={"max_steps": 1000, "max_queued_jobs": 1})
+
+    async def scenario(service):
+        for _ in range(3):
+            await finished(await service.create({"steps": 1}, None))
+        running = await service.create({"steps": 1000}, None)
+        while running.progress < 10:
+            await asyncio.sleep(0.01)
+        await service.create({"steps": 1}, None)
+        with pytest.raises(ApiError) as error:
+            await service.create({"steps": 1}, None)
+        began = time.monotonic()
+        await finished(running)
+        return error.value, time.monotonic() - began
+
+    error, seconds = run(Service(patient, sampler), scenario)
+    assert error.status == 429 and seconds / 3 < error.retry_after_seconds < max(1.5, 3 * seconds), seconds
+
+
 def test_health_samples_a_step_where_there_is_no_newer_evidence(settings, sampler):
     async def scenario(service):
         return [await service.dispatcher.health() for _ in range(2)]
@@ -229,3 +252,69 @@ def test_a_given_stream_that_was_lost_is_told(settings, sampler):
         return [job.status for job in found]
 
     assert run(service, scenario) == ["failed", "completed"]
+
+
+def test_a_page_goes_on_where_it_was_though_jobs_are_deleted(settings):
+    """A client that empties the list page by page deletes its own cursor; so may a restart or the expiry of jobs."""
+    roomy = settings.model_copy(update={"max_queued_jobs": 20})
+
+    async def make(service):
+        return [(await service.create({}, None)).id for _ in range(7)]
+
+    ids = run(Service(roomy, Absent()), make)
+
+    async def delete_while_paging(service, newest_first, limit):
+        seen, after, more = [], None, True
+        while more:
+            jobs, more = service.page(limit=limit, after=after, newest_first=newest_first)
+            seen += [job.id for job in jobs]
+            after = jobs[-1].id
+            for job in jobs:
+                await service.delete(job.id)
+        return seen, service.page(limit=5, after=after, newest_first=newest_first)
+
+    async def scenario(service):
+        first, more = service.page(limit=2, after=None, newest_first=False)
+        await service.delete(ids[1])
+        return [job.id for job in first], more
+
+    assert run(Service(roomy, Absent()), scenario) == (ids[:2], True)
+
+    async def later(service):
+        rest = [job.id for job in service.page(limit=5, after=ids[1], newest_first=False)[0]]
+        before = [job.id for job in service.page(limit=5, after=ids[1], newest_first=True)[0]]
+        with pytest.raises(ApiError, match="no id of a video"):
+            service.page(limit=5, after="video_x", newest_first=True)
+        return rest, before, await delete_while_paging(service, newest_first=True, limit=4)
+
+    rest, before, (seen, end) = run(Service(roomy, Absent()), later)
+    assert rest == ids[2:] and before == ids[:1]
+    assert seen == [*ids[:1:-1], ids[0]] and end == ([], False)
+
+
+def test_a_server_starts_over_damaged_records_and_deletes_only_its_own(settings, sampler):
+    """A record that names another folder must never lead a deletion there."""
+
+    async def make(service):
+        jobs = [await service.create({"steps": 1}, None) for _ in range(2)]
+        await finished(*jobs)
+        return [job.id for job in jobs]
+
+    kept, damaged = run(Service(settings, sampler), make)
+    folder = Path(settings.jobs_dir)
+    record = json.loads((folder / damaged / "job.json").read_text())
+    (folder / damaged / "job.json").write_text(json.dumps({**record, "id": kept, "expires": 1.0}))
+    (folder / "video_brackets").mkdir()
+    (folder / "video_brackets" / "job.json").write_text("[" * 10_000)
+
+    async def look(service):
+        await asyncio.sleep(0.2)  # the first look for expired jobs
+        listed = [job.id for job in service.page(limit=5, after=None, newest_first=True)[0]]
+        made = await service.create({"steps": 1}, None)
+        await finished(made)
+        await service.delete(made.id)
+        return listed
+
+    assert run(Service(settings, sampler), look) == [kept]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([kept, damaged, "video_brackets"])
+    assert (folder / kept / "video.mp4").exists() and (folder / damaged / "video.mp4").exists()

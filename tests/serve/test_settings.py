@@ -14,6 +14,9 @@ def test_texts_of_a_command_line_equal_values_of_a_file():
     values = {"num_replicas": [1, 3], "use_gpu": False, "max_batch_size": 4, "batch_wait_seconds": 0.5, "checkpoint": "s3://bucket/run"}
     assert read_settings(texts) == read_settings(values)
     assert read_settings(texts).replica_range == (1, 3)
+    names = ("clips.lan", "127.0.0.1", "::1")
+    for hosts in ("Clips.lan, 127.0.0.1,[::1]", "[clips.lan, 127.0.0.1, '::1']", ["clips.lan", "127.0.0.1", "[::1]"]):
+        assert read_settings({"allowed_hosts": hosts}).allowed_hosts == names
     assert read_settings({"num_replicas": "2"}).replica_range == (2, 2)
 
 
@@ -59,6 +62,10 @@ def test_the_showcase_is_served_only_where_no_demo_was_run(monkeypatch, tmp_path
         ({"use_gpu": "perhaps"}, "use_gpu=perhaps"),
         ({"steps": "300"}, "above max_steps=200"),
         ({"port": "70000"}, "port=70000"),
+        ({"allowed_hosts": "http://clips.lan"}, "without http:// and port"),
+        ({"allowed_hosts": "clips.lan:8000"}, "without http:// and port"),
+        ({"allowed_hosts": "a,,b"}, "allowed_hosts=a,,b"),
+        ({"allowed_hosts": 5}, "allowed_hosts=5"),
     ],
 )
 def test_mistakes_are_told_in_a_line(arguments, said):

@@ -1,0 +1,70 @@
+"""Small files that would cost a decoder much: headers that lie about the size of pictures or the rate of sound."""
+
+import io
+import wave
+
+import av
+import numpy as np
+
+START_CODE = b"\x00\x00\x00\x01"
+
+
+def wav(seconds: float, *, rate: int = 16_000, channels: int = 1, stated_rate: int | None = None) -> bytes:
+    """A tone as 16-bit PCM. stated_rate: what the header says instead of the true rate."""
+    tone = (8000 * np.sin(np.arange(int(seconds * rate)) / 10)).astype("<i2")
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(np.repeat(tone, channels).tobytes())
+    data = bytearray(buffer.getvalue())
+    if stated_rate is not None:
+        data[24:28] = stated_rate.to_bytes(4, "little")
+        data[28:32] = min(2 * channels * stated_rate, 2**32 - 1).to_bytes(4, "little")
+    return bytes(data)
+
+
+def h264(*, num_frames: int, width: int = 64, height: int = 64, file_format: str = "h264") -> bytes:
+    """A baseline H.264 stream, every frame a key frame."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=file_format) as container:
+        options = {"preset": "ultrafast", "profile": "baseline", "g": "1", "bf": "0", "x264-params": "repeat-headers=1:slices=1"}
+        stream = container.add_stream("libx264", rate=5, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(num_frames):
+            picture = np.full((height, width, 3), 40 * index % 256, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def switching_h264(*, width: int, height: int, num_before: int = 2, num_after: int = 20) -> bytes:
+    """An H.264 stream of 64x64 of which the headers say width x height from frame `num_before` on; a few kilobytes, whatever the size."""
+    small = h264(num_frames=num_before + num_after)
+    units = [START_CODE + unit for unit in small.replace(START_CODE[1:], b"|NAL|").replace(b"\x00|NAL|", b"|NAL|").split(b"|NAL|")[1:]]
+    parts, num_headers = [], 0
+    for unit in units:
+        if unit[4] & 31 == 7:  # a sequence parameter set, one before each key frame
+            num_headers += 1
+            parts.append(unit if num_headers <= num_before else START_CODE + _sequence_header(width, height))
+        else:
+            parts.append(unit)
+    return b"".join(parts)
+
+
+def _sequence_header(width: int, height: int) -> bytes:
+    """A sequence parameter set of the baseline profile (ITU-T H.264, 7.3.2.1.1), 16 reference frames."""
+
+    def number(value: int) -> str:  # ue(v), Exp-Golomb
+        bits = f"{value + 1:b}"
+        return "0" * (len(bits) - 1) + bits
+
+    identity, frame_number_bits, order_type, references = number(0), number(0), number(2), number(16)
+    size = number(width // 16 - 1) + number(height // 16 - 1)
+    bits = identity + frame_number_bits + order_type + references + "0" + size + "1" + "1" + "0" + "0" + "1"
+    bits += "0" * (-len(bits) % 8)
+    payload = bytes([0x67, 66, 0, 62]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    assert b"\x00\x00" not in payload[4:], "would need emulation prevention"
+    return payload
