@@ -85,7 +85,7 @@ def find_sources(config: Config) -> pa.Table:
         )
     if not data.sources and not data.listing:
         raise UserError("no videos are configured; write data.sources=[FOLDER] (folders, files or globs) or data.listing=FILE.csv")
-    found = read_listings(data) if data.listing else find_in_folders(data.sources, data.layout)
+    found = read_listings(data) if data.listing else find_in_folders(data.sources, data.layout, labels=data.labels)
     found = _drop_repeats(found, keep_first=data.conflicts == "first")
     label = _choose_labels(found.column("labels"), data.labels)
     split = _assign_splits(found, data.validation_fraction)
