@@ -70,7 +70,8 @@ class DataConfig(Section):
     sources: tuple[str, ...] = ()
     """Folders, files or globs of videos with sound, local or remote."""
     layout: Literal["label", "split/label", "aist"] = "label"
-    """label: the first folder below a source is the label. split/label: so, but train or test may stand above it. aist: AIST++'s file names tell it."""
+    """label: the first folder below a source is the label, and is none of train, test and the like. split/label: one of these may
+    stand above it, or be the source. aist: AIST++'s file names tell it."""
     listing: Names = ()
     """Instead of sources: one or several tables of what to prepare, of the formats that `listing_format` names."""
     listing_format: Literal["auto", "table", "audioset", "vggsound", "aist"] = "auto"

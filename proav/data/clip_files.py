@@ -38,8 +38,7 @@ def list_videos(folder: str) -> pa.Table:
                 others.add(relative)
 
     videos = found_table(files(), MEDIA_SCHEMA)
-    others.tell(folder)
-    return videos.sort_by("relative").combine_chunks()
+    return others.noted_in(videos.sort_by("relative").combine_chunks())
 
 
 def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: str) -> pa.Table:

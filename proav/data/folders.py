@@ -4,6 +4,7 @@ Nothing is opened here. A folder of millions of files is listed once, in pieces 
 """
 
 import itertools
+import json
 import os
 import re
 from collections import Counter
@@ -42,6 +43,8 @@ FOUND_SCHEMA = pa.schema(
 )
 """What a source is before ids, label and split are settled."""
 ROWS_PER_BATCH = 1 << 16
+PASSED_OVER = b"proav.passed_over"
+"""In the metadata of a table of sources: JSON, how many files of each unknown ending lie beside them."""
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -87,8 +90,9 @@ def find_in_folders(sources: Iterable[str], layout: str, *, labels: Sequence[str
             f"data.sources={[place.source for place in places]} are folders of splits, whose files would be mixed and split "
             "anew; write data.layout=split/label to keep them apart"
         )
-    rows = itertools.chain.from_iterable(_rows_of(place, layout, by_root=by_root) for place in places)
-    found = found_table(rows)
+    others = PassedOver()
+    rows = itertools.chain.from_iterable(_rows_of(place, layout, others, by_root=by_root) for place in places)
+    found = others.noted_in(found_table(rows))
     if layout == "label":
         _refuse_splits_as_labels(found, labels)
     return one_key_a_file(found)
@@ -203,7 +207,7 @@ def _place(given: str) -> _Place:
     return _Place(source, root, pattern=re.compile(_glob_to_regex(one_form("/".join(parts[first:])))))
 
 
-def _rows_of(place: _Place, layout: str, *, by_root: bool) -> Iterator[tuple]:
+def _rows_of(place: _Place, layout: str, passed_over: "PassedOver", *, by_root: bool) -> Iterator[tuple]:
     """Rows of one entry of data.sources. by_root: the folders that are given are splits."""
     side = split_of_folder(root_name(place.root)) if by_root else ""
     if place.pattern is None:
@@ -225,9 +229,9 @@ def _rows_of(place: _Place, layout: str, *, by_root: bool) -> Iterator[tuple]:
         there = there if place.source == place.root else f"no videos match ({others.total()} other files do)"
         raise UserError(
             f"data.sources: no videos in {place.source}: {there}; looked for {', '.join(VIDEO_SUFFIXES)}"
-            + (f"; what is there:{others.told()}" if others.total() else "")
+            + (f"; what is there: {others.told()}" if others.total() else "")
         )
-    others.tell(place.source)
+    passed_over.join(others)
     if num_unread:
         print(
             f"sources: SPLIT NOT READ: {num_unread:,} videos of {place.source} lie in folders named test, validation or the like "
@@ -244,24 +248,34 @@ class PassedOver:
 
     def add(self, path: str) -> None:
         stem, dot, ending = path.rsplit("/", 1)[-1].rpartition(".")
-        self._endings["." + ending.lower() if dot and stem else "without an ending"] += 1
+        self._endings["." + ending.lower() if dot and stem else "none"] += 1
+
+    def join(self, other: "PassedOver") -> None:
+        self._endings += other._endings
 
     def total(self) -> int:
         return self._endings.total()
 
     def told(self) -> str:
-        """The most frequent endings in brackets; empty where nothing was passed over."""
-        most = sorted(self._endings.items(), key=lambda item: (-item[1], item[0]))
-        more = f", {len(most) - 8} endings more" if len(most) > 8 else ""
-        return f" ({', '.join(f'{ending} {count:,}' for ending, count in most[:8])}{more})" if most else ""
+        return told_endings(self._by_number())
 
-    def tell(self, folder: str) -> None:
-        """Prints how many there are, if any."""
-        if self.total():
-            print(
-                f"sources: PASSED OVER: {self.total():,} files of {folder} whose endings are not those of videos{self.told()}; "
-                "a video among them is used if data.sources or a listing names the file itself"
-            )
+    def noted_in(self, table: pa.Table) -> pa.Table:
+        """The table with the counts in its metadata, for the summary of the run."""
+        return table.replace_schema_metadata({PASSED_OVER: json.dumps(self._by_number())})
+
+    def _by_number(self) -> dict[str, int]:
+        return dict(sorted(self._endings.items(), key=lambda item: (-item[1], item[0])))
+
+
+def passed_over(table: pa.Table) -> dict[str, int]:
+    """How many files of each ending were passed over when the table was made, the most frequent first."""
+    return json.loads((table.schema.metadata or {}).get(PASSED_OVER, b"{}"))
+
+
+def told_endings(counts: dict[str, int]) -> str:
+    """.txt 9, .foo 5"""
+    more = f" and {len(counts) - 8} endings more" if len(counts) > 8 else ""
+    return ", ".join(f"{ending} {count:,}" for ending, count in list(counts.items())[:8]) + more
 
 
 def split_of_folder(name: str) -> str:

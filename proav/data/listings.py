@@ -70,7 +70,7 @@ def read_listings(data: DataConfig) -> pa.Table:
     found = [one_key_a_file(pa.concat_tables(paths))] if paths else []
     if clips:
         found.append(find_clips(pa.concat_tables(clips).combine_chunks(), folder, videos, named_by_id=data.named_by_id))
-    return pa.concat_tables(found)
+    return pa.concat_tables(found).replace_schema_metadata(videos.schema.metadata if videos is not None else None)
 
 
 def _recognize(listing: str) -> str:
