@@ -156,12 +156,13 @@ def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: s
     for key, value in settings.items():
         if key not in section.model_fields:
             given, inner = f"{prefix}{key}", value
-            while isinstance(inner, dict) and len(inner) == 1:  # an override, or a section of one key: it is named to its end
+            while isinstance(inner, dict) and len(inner) == 1:  # an override is named to its end
                 name, inner = next(iter(inner.items()))
                 given += f".{name}"
             near = nearest_key(given)
             where = f" in {origin}" if origin else ""
-            raise ConfigError(f"unknown key {given}{where}" + (f"; did you mean {near}?" if near else "; --help lists all keys"))
+            hint = f"did you mean {near}?" if near else "--help lists all keys"
+            raise ConfigError(f"unknown key {given}{where}; {hint}")
         inner = section.model_fields[key].annotation
         if isinstance(inner, type) and issubclass(inner, Section):
             if not isinstance(value, dict):
@@ -172,9 +173,9 @@ def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: s
 
 
 def nearest_key(key: str) -> str | None:
-    """The known key that was meant: the nearest one, else one of the same name, else what is nearest at each level of the key."""
+    """The key that was meant: the nearest known one, else one of the same name, else the nearest by level."""
     known, first = _all_keys(Config, ""), key.split(".")[0]
-    if first not in Config.model_fields and first != "train":  # a section that is misspelt may be that of the chosen stage
+    if first not in Config.model_fields and first != "train":  # misspelt, it may be that of the chosen stage
         known += ["train", *_all_keys(MDSATrainConfig, "train.")]
     same_name = [other for other in known if other.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -183,7 +184,7 @@ def nearest_key(key: str) -> str | None:
 
 
 def _nearest_by_level(key: str, known: list[str]) -> str | None:
-    """The key with each misspelt name put right, as far down as there are near ones; None where nothing would change."""
+    """The key with each misspelt name put right, as far down as some are near; None if nothing changes."""
     parts, found = key.split("."), ""
     for part in parts:
         prefix = f"{found}." if found else ""

@@ -1,7 +1,8 @@
 """One form for text that is compared: labels are the same word whichever way a system composes their letters.
 
-Unicode writes é as one letter or as e and an accent; macOS and some archives write files' names the second way. Labels are kept and
-compared in the composed form (NFC). Paths are not text to be compared: a file is opened by the bytes of its own name.
+Unicode writes é as one letter or as e and an accent; macOS and some archives write files' names the second
+way. Labels are kept and compared in the composed form (NFC). Paths are not: a file is opened by the bytes of
+its own name.
 """
 
 import unicodedata

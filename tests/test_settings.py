@@ -74,7 +74,8 @@ def test_a_wrong_setting_is_told_with_its_key(words, said):
 
 
 def test_labels_are_kept_in_one_form_and_may_be_numbers():
-    config = load_config(None, ["data.labels=[Cafe\u0301,0,dog]", "generate.label=Cafe\u0301", "data.sources=[Cafe\u0301]"])
+    words = ["data.labels=[Cafe\u0301,0,dog]", "generate.label=Cafe\u0301", "data.sources=[Cafe\u0301]"]
+    config = load_config(None, words)
     assert config.data.labels == ("Caf\u00e9", "0", "dog") and config.generate.label == "Caf\u00e9"
     assert config.data.sources == ("Cafe\u0301",)  # paths keep their bytes
     assert load_config(None, ["generate.label=3"]).generate.label == "3"

@@ -15,7 +15,8 @@ def _as_names(value: object) -> object:
 def _each_once(labels: tuple[str, ...]) -> tuple[str, ...]:
     for label in labels:
         if labels.count(label) > 1:
-            raise ValueError(f"data.labels names {label!r} {labels.count(label)} times; expected each label once")
+            times = labels.count(label)
+            raise ValueError(f"data.labels names {label!r} {times} times; expected each label once")
     return labels
 
 
@@ -70,8 +71,7 @@ class DataConfig(Section):
     sources: tuple[str, ...] = ()
     """Folders, files or globs of videos with sound, local or remote."""
     layout: Literal["label", "split/label", "aist"] = "label"
-    """label: the first folder below a source is the label, and is none of train, test and the like. split/label: one of these may
-    stand above it, or be the source. aist: AIST++'s file names tell it."""
+    """label: the first folder is the label. split/label: train or test may be above. aist: by file name."""
     listing: Names = ()
     """Instead of sources: one or several tables of what to prepare, of the formats that `listing_format` names."""
     listing_format: Literal["auto", "table", "audioset", "vggsound", "aist"] = "auto"
@@ -81,7 +81,7 @@ class DataConfig(Section):
     ontology: str | None = None
     """AudioSet's ontology.json or class_labels_indices.csv: the names of its labels."""
     other_columns: tuple[str, ...] = ()
-    """Columns that a table may have besides its own and that are not used; any other unknown column is refused."""
+    """Columns that a table may have besides proav's own; they are not used. Others are refused."""
     named_by_id: Literal["whole", "cut"] = "whole"
     """What a file <video id>.mp4 of AudioSet or VGGSound holds: the whole video, or only the listed stretch; <id>_<start>.mp4 is always cut."""
     conflicts: Literal["refuse", "first"] = "refuse"

@@ -22,9 +22,9 @@ from proav.errors import UserError
 from proav.text import one_form
 
 VIDEO_SUFFIXES = (
-    "3g2", "3gp", "amv", "asf", "avi", "dif", "divx", "dv", "dvr-ms", "f4v", "flv", "gxf", "ismv", "m1v", "m2p", "m2t", "m2ts", "m2v", "m4v", "mj2",
-    "mk3d", "mkv", "mov", "mp4", "mpe", "mpeg", "mpg", "mpv", "mts", "mxf", "nut", "ogm", "ogv", "qt", "rm", "rmvb", "tod", "tp", "trp", "ts",
-    "vob", "vro", "webm", "wmv", "wtv", "xvid",
+    "3g2", "3gp", "asf", "avi", "dif", "divx", "dv", "dvr-ms", "f4v", "flv", "ismv", "m1v", "m2p", "m2t",
+    "m2ts", "m2v", "m4v", "mj2", "mk3d", "mkv", "mov", "mp4", "mpe", "mpeg", "mpg", "mpv", "mts", "mxf",
+    "nut", "ogm", "ogv", "qt", "rm", "rmvb", "tod", "tp", "trp", "ts", "vob", "vro", "webm", "wmv", "xvid",
 )  # fmt: skip
 """Files that are looked for in folders and globs; a file named by itself or in a listing may be called anything."""
 
@@ -80,15 +80,16 @@ def found_table(rows: Iterable[tuple], schema: pa.Schema = FOUND_SCHEMA) -> pa.T
 def find_in_folders(sources: Iterable[str], layout: str, *, labels: Sequence[str] = ()) -> pa.Table:
     """The videos below folders, files and globs as FOUND_SCHEMA; a file that is named twice is there twice.
 
-    layout: what the folders' names say, see `DataConfig.layout`. labels: the vocabulary; a folder train or test that it names is a label.
-    Raises UserError: nothing there, no videos, a name that does not fit the layout, folders of splits that the layout takes for labels.
+    layout: what the folders' names say, see `DataConfig.layout`. labels: the vocabulary; a folder train or
+    test that it names is a label. Raises UserError: nothing there, no videos, a name that does not fit
+    the layout, folders of splits that the layout takes for labels.
     """
     places = [_place(source) for source in sources]
     by_root = _roots_are_splits(places)
     if by_root and layout == "label":
         raise UserError(
-            f"data.sources={[place.source for place in places]} are folders of splits, whose files would be mixed and split "
-            "anew; write data.layout=split/label to keep them apart"
+            f"data.sources={[place.source for place in places]} are folders of splits, whose files would be "
+            "mixed and split anew; write data.layout=split/label to keep them apart"
         )
     others = PassedOver()
     rows = itertools.chain.from_iterable(_rows_of(place, layout, others, by_root=by_root) for place in places)
@@ -234,9 +235,9 @@ def _rows_of(place: _Place, layout: str, passed_over: "PassedOver", *, by_root: 
     passed_over.join(others)
     if num_unread:
         print(
-            f"sources: SPLIT NOT READ: {num_unread:,} videos of {place.source} lie in folders named test, validation or the like "
-            f"where data.layout={layout} looks for none; they are split like all others. data.layout=split/label wants such "
-            "folders at the top; a listing with a column split says it for any"
+            f"sources: SPLIT NOT READ: {num_unread:,} videos of {place.source} lie in folders named test, "
+            f"validation or the like where data.layout={layout} looks for none; they are split like others. "
+            "data.layout=split/label wants such folders at the top; a listing's column split says it for any"
         )
 
 
@@ -298,14 +299,16 @@ def _has_unread_split(relative: str, layout: str) -> bool:
 def _refuse_splits_as_labels(found: pa.Table, vocabulary: Sequence[str]) -> None:
     """Raises UserError where the folders that would be labels are those of splits.
 
-    train is also a vehicle: it is refused only as the one label there is. What the vocabulary names is a label.
+    train is also a vehicle: it is refused only if it is all there is. What the vocabulary names is a label.
     """
     labels = set(pc.unique(found.column("labels").combine_chunks().flatten()).to_pylist())
     splits = sorted(label for label in labels if split_of_folder(label) and label not in vocabulary)
     if any(split_of_folder(label) == "validation" for label in splits) or (splits and labels == set(splits)):
+        some = ",".join(sorted(labels)[:8])
         raise UserError(
-            f"the folders {', '.join(splits)} of data.sources would be labels, and their files would be split anew; write "
-            f"data.layout=split/label if they are splits, or name them in data.labels=[{','.join(sorted(labels)[:8])}] if they are labels"
+            f"the folders {', '.join(splits)} of data.sources would be labels, and their files split anew; "
+            "write data.layout=split/label if they are splits, "
+            f"or name them in data.labels=[{some}] if they are labels"
         )
 
 

@@ -3,8 +3,8 @@
 The rows of a listing are read as a stream, and its folder of videos is listed once; what is listed and not there stays a row, with the path where
 it was looked for, and is rejected when its turn comes. Formats as their authors publish them:
 
-  table     CSV with a header or Parquet: path, and as wanted start_seconds, end_seconds, labels (several: with ; between), split;
-            `tables.py` reads it
+  table     CSV with a header or Parquet: path, and as wanted start_seconds, end_seconds, labels (several:
+            with ; between), split; `tables.py` reads it
   audioset  `# comments`, then `video id, start_seconds, end_seconds, "mid,mid"`; the split is told by the file's name: eval_segments.csv is
             validation, balanced_train_segments.csv and unbalanced_train_segments.csv are train
   vggsound  no header: `video id,start,"label",train|test`; every clip is 10 s long, test is validation
@@ -29,7 +29,16 @@ from proav.config import DataConfig
 from proav.data.clip_files import CLIP_SCHEMA, VIDEO_ID, find_clips, list_videos
 from proav.data.folders import AIST_GENRES, AIST_NAME, aist_sequence, found_table, normal_path, one_key_a_file, root_name
 from proav.data.names import NamesOnDisk
-from proav.data.tables import cell, is_parquet, labels_of, open_text, seconds_of, table_records, text_of, without_comments
+from proav.data.tables import (
+    cell,
+    is_parquet,
+    labels_of,
+    open_text,
+    seconds_of,
+    table_records,
+    text_of,
+    without_comments,
+)
 from proav.errors import UserError
 from proav.text import one_form
 
@@ -62,15 +71,18 @@ def read_listings(data: DataConfig) -> pa.Table:
                 part = found_table(_aist_rows(listing, folder, videos))
                 paths.append(part)
             else:
-                read_row = _vggsound_row if kind == "vggsound" else _audioset_reader(listing, data.ontology and names.find(data.ontology))
+                ontology = data.ontology and names.find(data.ontology)
+                read_row = _vggsound_row if kind == "vggsound" else _audioset_reader(listing, ontology)
                 part = found_table(_clip_rows(listing, read_row), CLIP_SCHEMA)
                 clips.append(part)
         if not part.num_rows:
             raise UserError(f"data.listing={listing} has no rows; expected one row a clip at least")
     found = [one_key_a_file(pa.concat_tables(paths))] if paths else []
     if clips:
-        found.append(find_clips(pa.concat_tables(clips).combine_chunks(), folder, videos, named_by_id=data.named_by_id))
-    return pa.concat_tables(found).replace_schema_metadata(videos.schema.metadata if videos is not None else None)
+        clips = pa.concat_tables(clips).combine_chunks()
+        found.append(find_clips(clips, folder, videos, named_by_id=data.named_by_id))
+    notes = None if videos is None else videos.schema.metadata  # what was passed over
+    return pa.concat_tables(found).replace_schema_metadata(notes)
 
 
 def _recognize(listing: str) -> str:
@@ -88,7 +100,8 @@ def _recognize(listing: str) -> str:
     is_clip = len(fields) >= 3 and VIDEO_ID.fullmatch(fields[0]) and _is_number(fields[1])
     if is_clip and not _is_number(fields[2]):
         return "vggsound"
-    return "audioset" if is_clip or (comments and not line) or any("YTID" in text for text in comments) else "table"
+    of_audioset = is_clip or (comments and not line) or any("YTID" in text for text in comments)
+    return "audioset" if of_audioset else "table"
 
 
 def _table_rows(
@@ -200,8 +213,8 @@ def _read_ontology(listing: str, ontology: str | None) -> dict[str, str]:
         for row in csv.DictReader(io.StringIO(text), skipinitialspace=True):
             if None in row:
                 raise UserError(
-                    f'data.ontology={ontology} has more cells than columns at {row["mid"]}; expected quotes around a name '
-                    'with commas, such as "Male speech, man speaking"'
+                    f"data.ontology={ontology} has more cells than columns at {row['mid']}; expected quotes "
+                    'around a name with commas, such as "Male speech, man speaking"'
                 )
             names[row["mid"]] = one_form(row["display_name"])
         return names

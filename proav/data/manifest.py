@@ -36,8 +36,9 @@ UNITS_PER_CHUNK = 64
 def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[dict]) -> dict:
     """Writes index.parquet and, last, manifest.json; returns the manifest.
 
-    sources: the columns id and label of SOURCE_SCHEMA, with its metadata. records: of all units. Raises UserError where no source could be used: the reasons
-    counted, and where their table is; or where the filters leave nothing in use.
+    sources: the columns id and label of SOURCE_SCHEMA, and what was passed over as metadata. records: of all
+    units. Raises UserError where no source could be used: the reasons counted, and where their table is;
+    or where the filters leave nothing in use.
     """
     shards = [shard for record in records for shard in record["shards"]]
     rejects = read_rejects(data_dir)
@@ -110,9 +111,10 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["rejects_by_reason"].items())
         lines.append(f"REJECTED: {counts['rejects']} sources or parts of them ({reasons}); see {storage.join(data_dir, 'rejects')}/*.parquet")
     if beside := manifest.get("passed_over"):
+        count = sum(beside.values())
         lines.append(
-            f"PASSED OVER: {sum(beside.values()):,} files without the ending of a video ({told_endings(beside)}); one that is a video is "
-            "used if data.sources or a listing names the file itself"
+            f"PASSED OVER: {count:,} files without the ending of a video ({told_endings(beside)})"
+            "; one that is a video is used if data.sources or a listing names the file itself"
         )
     if manifest["dropped_by_reason"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["dropped_by_reason"].items())

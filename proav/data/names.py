@@ -1,7 +1,8 @@
 """Names of files on disk, found in whichever Unicode form they are asked for.
 
-A file that macOS or an archive of it has named has its accents apart from their letters, and whoever types the name writes them together.
-Linux holds the two for different names. The file's own name, with its own bytes, is what is opened and what its key is made of.
+macOS, and archives made there, write a file's accents apart from their letters; whoever types the name
+writes them together. Linux holds the two for different names. The file's own name, with its own bytes, is
+what is opened and what its key is made of.
 """
 
 import os
@@ -17,7 +18,7 @@ class NamesOnDisk:
         self._folders: dict[str, dict[str, str]] = {}
 
     def find(self, path: str) -> str:
-        """The path as it is written on disk; `path` itself if it is there, if nothing of that name is, or if it is remote."""
+        """The path as written on disk; `path` itself if it is remote or nothing of that name is there."""
         if path.isascii() or storage.is_remote(path):
             return path
         folder, name = os.path.split(path)
@@ -32,7 +33,8 @@ class NamesOnDisk:
         if folder not in self._folders:
             try:
                 names = sorted(name for name in os.listdir(folder) if not name.isascii())
-            except OSError:  # no such folder: what is looked for there is told to be missing when its turn comes
+            except OSError:  # no such folder: what is missing is told when its turn comes
                 names = []
-            self._folders[folder] = {one_form(name): name for name in reversed(names)} | {name: name for name in names}
+            by_form = {one_form(name): name for name in reversed(names)}
+            self._folders[folder] = by_form | {name: name for name in names}
         return self._folders[folder]

@@ -1,6 +1,7 @@
-"""Plain tables of what to prepare, CSV or Parquet, read as strictly as settings: what stands in one is used, told to be unused, or refused.
+"""Plain tables of what to prepare, CSV or Parquet, read as strictly as settings.
 
-A cell is missing if nothing stands there (CSV), or null or NaN (Parquet). Zero and false are values. A CSV may begin with `# comments`.
+What stands in a table is used, told to be unused, or refused. A cell is missing if nothing stands there
+(CSV), or null or NaN (Parquet). Zero and false are values. A CSV may begin with `# comments`.
 """
 
 import contextlib
@@ -55,11 +56,12 @@ def open_text(listing: str) -> Iterator[io.TextIOWrapper]:
             yield lines
     except (UnicodeDecodeError, csv.Error) as error:
         said = " ".join(str(error).split())
-        raise UserError(f"cannot read data.listing={listing}: {said}; expected text in UTF-8, or Parquet") from error
+        expected = "expected text in UTF-8, or Parquet"
+        raise UserError(f"cannot read data.listing={listing}: {said}; {expected}") from error
 
 
 def without_comments(lines: Iterable[str], comments: list[str] | None = None) -> Iterator[str]:
-    """The lines from the first one on that is neither empty nor a `# comment`; those before are added to `comments`."""
+    """The lines from the first one on that is neither empty nor a comment; `comments` receives those."""
 
     def at_head(line: str) -> bool:
         is_comment = line.lstrip().startswith("#")
@@ -73,14 +75,14 @@ def without_comments(lines: Iterable[str], comments: list[str] | None = None) ->
 def table_records(listing: str, other_columns: Sequence[str] = ()) -> Iterator[dict]:
     """The rows of a table as {column: cell}, the columns that proav uses alone; a cell may be missing.
 
-    other_columns: those that the table may have besides, unused. Raises UserError: not readable, a column that is not known, is named twice or
-    has no name, more cells than columns.
+    other_columns: those that the table may have besides, unused. Raises UserError: not readable, a column
+    that is not known, is named twice or has no name, more cells than columns.
     """
     return (_parquet_records if is_parquet(listing) else _csv_records)(listing, other_columns)
 
 
 def cell(value: object) -> str | bool | int | float | Decimal | None:
-    """What stands in a cell, text without spaces around it; None where nothing does. Raises UserError for what is no single value."""
+    """What stands in a cell, text without spaces around; None if nothing does. Raises UserError for lists."""
     # the commonest first: tables have millions of rows
     if isinstance(value, str):
         return value.strip() or None
@@ -97,7 +99,7 @@ def cell(value: object) -> str | bool | int | float | Decimal | None:
 
 
 def text_of(value: object) -> str:
-    """A cell as text, empty where it is missing. pandas makes 2.0 of the class number 2 where others are missing: that is 2."""
+    """A cell as text, empty if it is missing. 2.0 is pandas' class number 2 beside missing ones."""
     if isinstance(value, str):
         return value.strip()
     value = cell(value)
@@ -107,12 +109,14 @@ def text_of(value: object) -> str:
 
 
 def labels_of(value: object) -> list[str]:
-    """The labels in a cell, each once, in Unicode's composed form; none where it is missing. Raises UserError for a missing value as text."""
+    """The labels in a cell, each once, in the form NFC. Raises UserError for a missing value as text."""
     words = value if isinstance(value, list) else text_of(value).split(LABEL_SEPARATOR)
     labels = [one_form(text_of(word)) for word in words]
     for label in labels:
         if label.lower() in NO_LABELS:
-            raise UserError(f"labels={label!r} is what programs write for a missing value; expected nothing there, or a label")
+            raise UserError(
+                f"labels={label!r} is what programs write for a missing value; expected nothing or a label"
+            )
     return list(dict.fromkeys(label for label in labels if label))
 
 
@@ -132,7 +136,8 @@ def seconds_of(value: object, column: str) -> float | None:
 
 def _csv_records(listing: str, other_columns: Sequence[str]) -> Iterator[dict]:
     with open_text(listing) as lines:
-        rows = csv.reader(without_comments(lines), skipinitialspace=True, strict=True)  # strict: no open quote may swallow rows
+        # strict: an open quote would swallow the rows that follow
+        rows = csv.reader(without_comments(lines), skipinitialspace=True, strict=True)
         names = [name.strip() for name in next(rows, [])]
         used = _used_columns(listing, [name for name in names if name], other_columns)
         places = [(name, names.index(name)) for name in used]
@@ -154,12 +159,12 @@ def _check_nameless(row: list[str], names: list[str], where: str) -> None:
             continue
         if place < len(names):
             raise UserError(
-                f"{where}: {given!r} stands in column {place + 1}, which has no name; expected a name at its head, "
-                "or no such column (pandas writes its row numbers so: to_csv(index=False) leaves them out)"
+                f"{where}: {given!r} stands in column {place + 1}, which has no name; expected a name at its "
+                "head, or no such column (pandas writes its row numbers: to_csv(index=False) leaves them out)"
             )
         raise UserError(
-            f"{where}: {len(row)} cells under {len(names)} columns, {given!r} stands in none; expected quotes around a text "
-            f'with commas, such as "engine, idling", and {LABEL_SEPARATOR} between several labels'
+            f"{where}: {len(row)} cells under {len(names)} columns, {given!r} stands in none; expected "
+            f'quotes around a text with commas ("engine, idling"), {LABEL_SEPARATOR} between several labels'
         )
 
 
@@ -179,23 +184,25 @@ def _parquet_records(listing: str, other_columns: Sequence[str]) -> Iterator[dic
 
 
 def _used_columns(listing: str, names: Sequence[str], other_columns: Sequence[str]) -> list[str]:
-    """The columns of COLUMNS that are there, in that order; says which others are not used. Raises UserError for those that may not be there."""
+    """Those of COLUMNS that are there; tells the unused ones. Raises UserError for what may not be there."""
     expected = "expected path and, as wanted, start_seconds, end_seconds, labels, split"
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"data.listing={listing} has two columns {twice[0]}; expected each once: rename or remove one")
+        raise UserError(f"data.listing={listing} has two columns {twice[0]}; expected each once: rename one")
     unknown = [name for name in names if name not in (*COLUMNS, *FOR_PEOPLE, *other_columns)]
     near = {name: _nearest_column(name, names) for name in unknown}
     if "path" not in names:
         meant = next((f"; did you mean path by {name}?" for name in unknown if near[name] == "path"), "")
-        apart = "; expected commas between the columns" if len(names) == 1 and re.search("[;\t|]", names[0]) else ""
+        found = ", ".join(map(str, names)) or "nothing"
+        apart = "; expected commas between columns" if len(names) == 1 and re.search("[;\t|]", found) else ""
         raise UserError(
-            f"data.listing={listing} has no column path; found {', '.join(map(str, names)) or 'nothing'}{apart}{meant}; "
+            f"data.listing={listing} has no column path; found {found}{apart}{meant}; "
             f"{expected}; other formats: data.listing_format=audioset|vggsound|aist"
         )
     if unknown:
         said = ", ".join(name + (f" (did you mean {near[name]}?)" if near[name] else "") for name in unknown)
-        words = ",".join(name if re.fullmatch(r"[A-Za-z][\w-]*", name) else json.dumps(name, ensure_ascii=False) for name in unknown)
+        quoted = (json.dumps(name, ensure_ascii=False) for name in unknown)
+        words = ",".join(text[1:-1] if re.fullmatch(r'"[A-Za-z][\w-]*"', text) else text for text in quoted)
         raise UserError(
             f"data.listing={listing} has columns that proav does not know: {said}; {expected}; rename them, "
             f"or write 'data.other_columns=[{words}]' to leave them unused"

@@ -26,8 +26,9 @@ REMOTE_BUFFER_BYTES = 1 << 20
 SEEK_MARGIN_SECONDS = 0.2
 """Reading a span starts this much earlier: the first sound after a seek lacks the overlap with what came before."""
 MPEG_MARGIN_SECONDS = 3.0
-"""The same for MPEG program streams (.mpg, .vob): only some of their pictures have a time stamp, and up to the second one
-after a seek FFmpeg's guesses are late by a few pictures. Those with a stamp are at most one group of pictures apart."""
+"""The same for MPEG program streams (.mpg, .vob): only some of their pictures have a time stamp, and before
+the second one after a seek FFmpeg's guesses are late by a few pictures. Made files have stamps up to 1.2 s
+apart."""
 MAX_DAMAGE = 0.1
 """A stretch of which more than this share of a stream's packets cannot be decoded is refused."""
 COUNTED_FORMATS = ("avi",)
@@ -184,7 +185,7 @@ class Decoder:
             return self.frames()
         margin = MPEG_MARGIN_SECONDS if self._container.format.name == "mpeg" else SEEK_MARGIN_SECONDS
         if not self._seek(start - margin):
-            self._seek(file_start - 1)  # RealMedia's search for a time may fail, and leaves the file where it gave up
+            self._seek(file_start - 1)  # a search that failed (RealMedia) has left the file at its end
             return self.frames()
         ahead = []
         frames = self.frames()

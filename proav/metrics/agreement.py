@@ -28,7 +28,9 @@ def offset_seconds(logits_WK: np.ndarray) -> float:
 def class_hit(logits_WK: np.ndarray, label: str, classes: Sequence[str]) -> float:
     """1 where the mean of the windows' logits is largest at `label`, else 0; NaN for a label that is none of the classes."""
     place = find_label(label, classes)
-    return float("nan") if place is None else float(int(np.asarray(logits_WK, np.float64).mean(0).argmax()) == place)
+    if place is None:
+        return float("nan")
+    return float(int(np.asarray(logits_WK, np.float64).mean(0).argmax()) == place)
 
 
 def class_divergence(made_WK: np.ndarray, real_WK: np.ndarray) -> float:

@@ -129,25 +129,28 @@ def test_vggsound(folder):
 
 def test_comments_at_the_head_do_not_make_a_listing_audiosets(folder):
     plain = find(folder, "vggsound.csv")
-    (folder / "vggsound.csv").write_text("# VGGSound, downloaded in May\n\n# id,start,label,split\n" + VGGSOUND)
+    (folder / "vggsound.csv").write_text("# VGGSound, of May\n\n# id,start,label,split\n" + VGGSOUND)
     assert find(folder, "vggsound.csv") == plain
     aist = "gBR_sBM_cAll_d04_mBR0_ch01\n"
     (folder / "crossmodal_train.txt").write_text("# AIST++\n" + aist)
     assert [row.label for row in rows_of(find(folder, "crossmodal_train.txt"))] == ["Break"]
     plain = find(folder, "eval_segments.csv")
-    (folder / "eval_segments.csv").write_text("".join(line for line in AUDIOSET.splitlines(True) if line[0] != "#"))
+    lines = [line for line in AUDIOSET.splitlines(True) if not line.startswith("#")]
+    (folder / "eval_segments.csv").write_text("".join(lines))
     assert find(folder, "eval_segments.csv") == plain
 
 
 def test_an_ontology_whose_commas_cut_names_is_refused(folder):
-    (folder / "names.csv").write_text("index,mid,display_name\n0,/m/rain,Rain\n1,/m/speech,Male speech, man speaking\n")
-    with pytest.raises(UserError, match="names.csv has more cells than columns at /m/speech; expected quotes"):
+    text = "index,mid,display_name\n0,/m/rain,Rain\n1,/m/speech,Male speech, man speaking\n"
+    (folder / "names.csv").write_text(text)
+    with pytest.raises(UserError, match="names.csv has more cells than columns at /m/speech; expected"):
         find(folder, "eval_segments.csv", ontology=str(folder / "names.csv"))
 
 
 def test_labels_of_listings_are_one_in_either_form(folder):
     (folder / "vggsound.csv").write_text(f"eeeeeeeeeeE,0,{DECOMPOSED},test\nffffffffffF,7,{COMPOSED},train\n")
-    assert {row.labels for row in rows_of(find(folder, "vggsound.csv", labels=(DECOMPOSED,)))} == {(COMPOSED,)}
+    rows = rows_of(find(folder, "vggsound.csv", labels=(DECOMPOSED,)))
+    assert {row.labels for row in rows} == {(COMPOSED,)}
     (folder / "clips.csv").write_text(f"path,labels\na.mp4,dog;{DECOMPOSED}\nb.mp4,{COMPOSED};{DECOMPOSED}\n")
     assert [row.labels for row in rows_of(find(folder, "clips.csv"))] == [("dog", COMPOSED), (COMPOSED,)]
     ontology = [{**entry, "name": DECOMPOSED} for entry in ONTOLOGY]
@@ -157,7 +160,8 @@ def test_labels_of_listings_are_one_in_either_form(folder):
 
 def test_paths_are_found_in_either_form_and_keep_their_own(folder):
     touch(folder, f"{DECOMPOSED}/a {DECOMPOSED}.mp4", f"{COMPOSED}.mp4", f"{DECOMPOSED}.mp4")
-    paths = [f"{COMPOSED}/a {COMPOSED}.mp4", f"{COMPOSED}.mp4", f"{DECOMPOSED}.mp4", f"{COMPOSED}/absent {COMPOSED}.mp4"]
+    paths = [f"{COMPOSED}/a {COMPOSED}.mp4", f"{COMPOSED}.mp4", f"{DECOMPOSED}.mp4"]
+    paths.append(f"{COMPOSED}/absent {COMPOSED}.mp4")
     (folder / "clips.csv").write_text("path\n" + "".join(f"{path}\n" for path in paths))
     rows = rows_of(find(folder, "clips.csv"))
     assert {row.path.removeprefix(f"{folder}/videos/") for row in rows} == {
@@ -170,7 +174,7 @@ def test_paths_are_found_in_either_form_and_keep_their_own(folder):
     (folder / "videos").rename(folder / DECOMPOSED)
     (folder / "clips.csv").rename(folder / f"{DECOMPOSED}.csv")
     moved = rows_of(find(folder, f"{COMPOSED}.csv", videos=str(folder / COMPOSED)))
-    assert {row.path.split("/", 2)[0] for row in moved} == {""} and all(f"/{DECOMPOSED}/" in row.path for row in moved)
+    assert len(moved) == len(rows) and all(row.path.startswith(f"{folder}/{DECOMPOSED}/") for row in moved)
 
 
 def test_rows_that_are_listed_twice_are_taken_once_and_counted(folder, capsys):
