@@ -26,7 +26,7 @@ def test_forms():
     assert one_form("a\uac00\u1100\u1161") == "a\uac00\uac00"
     assert without_case(DECOMPOSED.upper()) == without_case(COMPOSED)
     assert without_case("STRASSE") == without_case("stra\u00dfe")
-    assert find_label("cat", ("dog",)) is None
+    assert find_label("cat", ("dog",)) is None and find_label(0, ("0",)) is None
 
 
 @BOTH

@@ -164,7 +164,7 @@ def _check_nameless(row: list[str], names: list[str], where: str) -> None:
             )
         raise UserError(
             f"{where}: {len(row)} cells under {len(names)} columns, {given!r} stands in none; expected "
-            f'quotes around a text with commas ("engine, idling"), {LABEL_SEPARATOR} between several labels'
+            f'quotes around a text with commas ("engine, idling"), or {LABEL_SEPARATOR} between labels'
         )
 
 
@@ -207,7 +207,7 @@ def _used_columns(listing: str, names: Sequence[str], other_columns: Sequence[st
             f"data.listing={listing} has columns that proav does not know: {said}; {expected}; rename them, "
             f"or write 'data.other_columns=[{words}]' to leave them unused"
         )
-    used = [name for name in COLUMNS if name in names and name not in other_columns]
+    used = [name for name in COLUMNS if name in names and (name == "path" or name not in other_columns)]
     unused = [name for name in names if name not in used]
     if unused:
         print(f"sources: columns of {listing} that are not used: {', '.join(unused)}")

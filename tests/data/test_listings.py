@@ -314,6 +314,9 @@ def test_what_a_format_needs_is_named(folder):
     (folder / "ontology.json").write_text('[{"id": "/m/rain"}]')
     with pytest.raises(UserError, match=r"cannot read data.ontology=.*ontology.json: KeyError 'name'; expected"):
         find(folder, "eval_segments.csv")
+    (folder / "ontology.json").write_text('[{"id": "/m/rain", "name": null}]')
+    with pytest.raises(UserError, match=r"cannot read data.ontology=.*ontology.json: AttributeError"):
+        find(folder, "eval_segments.csv")
     with pytest.raises(UserError, match="data.videos=.*absent: no such folder"):
         find(folder, "vggsound.csv", videos=str(folder / "absent"))
     (folder / "vggsound.csv").write_bytes(b"eeeeeeeeeeE,0,\xff,test\n")

@@ -60,6 +60,8 @@ def test_columns_for_people_and_those_that_are_named_are_left_unused_and_told(cs
     rows = read(csv_file, "path,licence,labels,fps\na.mp4,CC0,dog,25\n", other_columns=("fps",))
     assert [row.labels for row in rows] == [("dog",)]
     assert f"columns of {csv_file} that are not used: licence, fps" in capsys.readouterr().out
+    rows = read(csv_file, "path,labels\na.mp4,dog\n", other_columns=("path", "labels"))
+    assert [row.labels for row in rows] == [()]
     columns = {"path": ["a.mp4"], "labels": ["dog"], "frames": [[[1.0, 2.0]]]}
     assert [row.labels for row in read(parquet_file, columns, other_columns=("frames",))] == [("dog",)]
     assert f"columns of {parquet_file} that are not used: frames" in capsys.readouterr().out
