@@ -13,6 +13,7 @@ from proav.config import Config
 from proav.errors import UserError
 from proav.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.progress import Progress
+from proav.text import find_label
 
 MANIFEST_SECONDS = 10.0
 """The manifest, which is written whole, is renewed this often while samples are made; what a killed run leaves out of it is made again."""
@@ -84,9 +85,10 @@ def generate(config: Config) -> list[dict]:
 def wanted_rows(config: Config, checkpoint) -> list[dict]:
     """The manifest's rows that this configuration asks for, in index order. Labels take turns where none is named."""
     settings = config.generate
-    if settings.label is not None and settings.label not in checkpoint.labels:
+    place = None if settings.label is None else find_label(settings.label, checkpoint.labels)
+    if settings.label is not None and place is None:
         raise UserError(f"generate.label={settings.label!r} is unknown to the checkpoint; expected one of: {', '.join(checkpoint.labels) or 'none'}")
-    labels = [settings.label] if settings.label is not None else list(checkpoint.labels) or [None]
+    labels = [checkpoint.labels[place]] if place is not None else list(checkpoint.labels) or [None]
     return [
         {
             "index": index,

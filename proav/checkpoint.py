@@ -23,6 +23,7 @@ from proav import storage
 from proav.config import Config
 from proav.errors import CheckpointError, ConfigError
 from proav.settings import config_from_dict, config_to_dict
+from proav.text import one_form
 
 FORMAT = 3
 """Raised whenever a reader of the old format could misread the new one."""
@@ -229,7 +230,7 @@ def check_resumable(checkpoint: Checkpoint, config: Config, labels: tuple[str, .
             f"{checkpoint.path} was made with {then}{more}; this run has {now}. "
             "Write the old values to go on with it, or choose another run_dir=DIR to start anew"
         )
-    if labels != checkpoint.labels:
+    if [one_form(label) for label in labels] != [one_form(label) for label in checkpoint.labels]:
         raise CheckpointError(
             f"{checkpoint.path} knows the labels {list(checkpoint.labels)}, this run has {list(labels)}; "
             "set data.labels to the old ones, or choose another run_dir=DIR to start anew"

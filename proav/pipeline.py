@@ -28,6 +28,7 @@ from proav.media.torchaudio import resample
 from proav.models.mdsa import MDSA, CrossFlow
 from proav.models.planes import stack_planes, unstack_planes
 from proav.models.stdit import STDiT
+from proav.text import find_label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,10 +184,11 @@ class SoundingVideoPipeline:
         """Row of the label embedding; None is the null label. Raises UserError for an unknown label."""
         if label is None:
             return len(self.labels)
-        if label not in self.labels:
+        place = find_label(label, self.labels)
+        if place is None:
             known = ", ".join(self.labels) or "none: the model was trained without labels"
             raise UserError(f"label={label!r} is unknown to this checkpoint; expected one of: {known}")
-        return self.labels.index(label)
+        return place
 
     def _check_settings(self, task: str, steps: int, requests: Sequence[SampleRequest]) -> None:
         sampling_task(task)

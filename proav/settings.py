@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from proav.config import Config, Section
+from proav.config import Config, MDSATrainConfig, Section
 from proav.errors import ConfigError
 
 TRAINED_STAGES = ("mdsa", "stdit")
@@ -155,9 +155,14 @@ def _name_stage(words: list[str], stage: str | None) -> list[str]:
 def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: str | None) -> None:
     for key, value in settings.items():
         if key not in section.model_fields:
-            near = nearest_key(prefix + str(key))
+            given, inner = f"{prefix}{key}", value
+            while isinstance(inner, dict) and len(inner) == 1:  # an override is named to its end
+                name, inner = next(iter(inner.items()))
+                given += f".{name}"
+            near = nearest_key(given)
             where = f" in {origin}" if origin else ""
-            raise ConfigError(f"unknown key {prefix}{key}{where}" + (f"; did you mean {near}?" if near else "; --help lists all keys"))
+            hint = f"did you mean {near}?" if near else "--help lists all keys"
+            raise ConfigError(f"unknown key {given}{where}; {hint}")
         inner = section.model_fields[key].annotation
         if isinstance(inner, type) and issubclass(inner, Section):
             if not isinstance(value, dict):
@@ -168,10 +173,27 @@ def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: s
 
 
 def nearest_key(key: str) -> str | None:
-    known = _all_keys(Config, "")
+    """The key that was meant: the nearest known one, else one of the same name, else the nearest by level."""
+    known, first = _all_keys(Config, ""), key.split(".")[0]
+    if first not in Config.model_fields and first != "train":  # misspelt, it may be that of the chosen stage
+        known += ["train", *_all_keys(MDSATrainConfig, "train.")]
     same_name = [other for other in known if other.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or difflib.get_close_matches(key, same_name, n=1, cutoff=0.0)
-    return near[0] if near else None
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = near or difflib.get_close_matches(key, same_name, n=1, cutoff=0.0)
+    return near[0] if near else _nearest_by_level(key, known)
+
+
+def _nearest_by_level(key: str, known: list[str]) -> str | None:
+    """The key with each misspelt name put right, as far down as some are near; None if nothing changes."""
+    parts, found = key.split("."), ""
+    for part in parts:
+        prefix = f"{found}." if found else ""
+        names = [other.removeprefix(prefix) for other in known if other.startswith(prefix)]
+        near = difflib.get_close_matches(part, [name for name in names if "." not in name], n=1, cutoff=0.6)
+        if not near:
+            break
+        found = prefix + near[0]
+    return found if found and not f"{key}.".startswith(f"{found}.") else None
 
 
 def _all_keys(section: type[BaseModel], prefix: str) -> list[str]:

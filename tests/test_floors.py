@@ -58,6 +58,7 @@ FLOORS = {
         "proav.settings",
         "proav.geometry",
         "proav.storage",
+        "proav.text",
         "proav.checkpoint",
         "proav.progress",
         "proav.foreign_weights",

@@ -29,6 +29,16 @@ def test_shipped_configs_load_and_survive_a_round_trip(path):
     [
         (["mdsa.witdh=96"], "unknown key mdsa.witdh; did you mean mdsa.width?"),
         (["train.batch=3"], "did you mean mdsa.train.batch_size?"),
+        (["trian.batch_size=8"], "unknown key trian.batch_size; did you mean train.batch_size?"),
+        (["trian.batch_sise=8"], "did you mean train.batch_size?"),
+        (["trian.of_nobody=8"], "did you mean train?"),
+        (["mdas.trian.num_clip=8"], "did you mean mdsa.train.num_clips?"),
+        (["mdsa.group_cros={num_groups: 2}"], "did you mean mdsa.group_cross.num_groups?"),
+        (["evalute={real: a, fake: b}"], "unknown key evalute; did you mean evaluate?"),
+        (["clip.fps.per_second=3"], "clip.fps"),
+        (["mdsa.batch_size=4"], "did you mean mdsa.train.batch_size?"),
+        (["data.labels=[a,b,a]"], "data.labels names 'a' 2 times"),
+        (["data.labels=[Caf\u00e9,Cafe\u0301]"], "data.labels names 'Caf\u00e9' 2 times"),
         (["colour=red"], "unknown key colour"),
         (["mdsa.train.batch_size=0"], "mdsa.train.batch_size=0"),
         (["stage=vae"], "'mdsa', 'stdit' or 'distill'"),
@@ -61,6 +71,14 @@ def test_a_wrong_setting_is_told_with_its_key(words, said):
     with pytest.raises(ConfigError) as error:
         load_config(None, words)
     assert said in str(error.value)
+
+
+def test_labels_are_kept_in_one_form_and_may_be_numbers():
+    words = ["data.labels=[Cafe\u0301,0,dog]", "generate.label=Cafe\u0301", "data.sources=[Cafe\u0301]"]
+    config = load_config(None, words)
+    assert config.data.labels == ("Caf\u00e9", "0", "dog") and config.generate.label == "Caf\u00e9"
+    assert config.data.sources == ("Cafe\u0301",)  # paths keep their bytes
+    assert load_config(None, ["generate.label=3"]).generate.label == "3"
 
 
 def test_train_means_the_chosen_stage():

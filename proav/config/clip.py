@@ -2,14 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from proav.config.section import PositiveFloat, PositiveInt, Section
+from proav.config.section import LabelName, PositiveFloat, PositiveInt, Section
 
 
 def _as_names(value: object) -> object:
     """One name stands for a list of one, nothing for none."""
     return [] if value is None else [value] if isinstance(value, str) else value
+
+
+def _each_once(labels: tuple[str, ...]) -> tuple[str, ...]:
+    for label in labels:
+        if labels.count(label) > 1:
+            times = labels.count(label)
+            raise ValueError(f"data.labels names {label!r} {times} times; expected each label once")
+    return labels
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
@@ -63,7 +71,7 @@ class DataConfig(Section):
     sources: tuple[str, ...] = ()
     """Folders, files or globs of videos with sound, local or remote."""
     layout: Literal["label", "split/label", "aist"] = "label"
-    """label: the first folder below a source is the label. split/label: so, but train or test may stand above it. aist: AIST++'s file names tell it."""
+    """label: the first folder is the label. split/label: train or test may be above. aist: by file name."""
     listing: Names = ()
     """Instead of sources: one or several tables of what to prepare, of the formats that `listing_format` names."""
     listing_format: Literal["auto", "table", "audioset", "vggsound", "aist"] = "auto"
@@ -72,13 +80,15 @@ class DataConfig(Section):
     """The folder of a listing's videos, searched with all folders below it; a table's paths begin there (empty: in the table's folder)."""
     ontology: str | None = None
     """AudioSet's ontology.json or class_labels_indices.csv: the names of its labels."""
+    other_columns: tuple[str, ...] = ()
+    """Columns that a table may have besides proav's own; they are not used. Others are refused."""
     named_by_id: Literal["whole", "cut"] = "whole"
     """What a file <video id>.mp4 of AudioSet or VGGSound holds: the whole video, or only the listed stretch; <id>_<start>.mp4 is always cut."""
     conflicts: Literal["refuse", "first"] = "refuse"
     """Rows of listings that overlap or put a video on both sides: refuse them, or keep the row that is listed first and count the others."""
     prepared: str | None = None
     """Prepared data of another run: its data folder; empty: <run_dir>/data."""
-    labels: tuple[str, ...] = ()
+    labels: Annotated[tuple[LabelName, ...], AfterValidator(_each_once)] = ()
     """The label vocabulary, in the order of the label embedding; empty: every label that preprocess finds, sorted."""
     segment_seconds: PositiveFloat = 10.0
     """A source is stored in segments of at most this length, in seconds; windows are drawn from them."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from proav.config.section import Count, PositiveInt, Section, TaskName, UseGPU
+from proav.config.section import Count, LabelName, PositiveInt, Section, TaskName, UseGPU
 
 
 class GenerateConfig(Section):
@@ -14,7 +14,7 @@ class GenerateConfig(Section):
     """Clips to make."""
     task: TaskName = "joint"
     """joint: picture and sound; a2v: picture to given sound; v2a: sound to given picture."""
-    label: str | None = None
+    label: LabelName | None = None
     """Label of all samples; empty: the labels of the data set in turn, or none where the model has none."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 30
     """Denoising steps."""

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from proav.text import one_form
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -11,7 +13,15 @@ Weight = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Stage = Literal["mdsa", "stdit", "distill"]
 UseGPU = bool | Literal["auto"]
+LabelName = Annotated[str, BeforeValidator(lambda value: _label_name(value))]
+"""A label, in Unicode's composed form; a class number may be written without quotes."""
 TaskName = Literal["joint", "a2v", "v2a", "i2av", "continue"]
+
+
+def _label_name(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return one_form(value) if isinstance(value, str) else value
 
 
 class Section(BaseModel):

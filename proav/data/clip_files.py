@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from proav import storage
-from proav.data.folders import found_table, is_video, normal_path, walk
+from proav.data.folders import PassedOver, found_table, is_video, normal_path, walk
 from proav.errors import UserError
 
 VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -28,8 +28,17 @@ def list_videos(folder: str) -> pa.Table:
     """MEDIA_SCHEMA: every video below the folder, sorted, so that a choice among several files of a clip is always the same."""
     if not storage.is_folder(folder):
         raise UserError(f"data.videos={folder}: no such folder; expected the folder where the videos of data.listing are")
-    videos = found_table((file for file in walk(folder) if is_video(file[0])), MEDIA_SCHEMA)
-    return videos.sort_by("relative").combine_chunks()
+    others = PassedOver()
+
+    def files():
+        for relative, num_bytes in walk(folder):
+            if is_video(relative):
+                yield relative, num_bytes
+            else:
+                others.add(relative)
+
+    videos = found_table(files(), MEDIA_SCHEMA)
+    return others.noted_in(videos.sort_by("relative").combine_chunks())
 
 
 def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: str) -> pa.Table:

@@ -4,18 +4,28 @@ Nothing is opened here. A folder of millions of files is listed once, in pieces 
 """
 
 import itertools
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from proav import storage
+from proav.data.names import NamesOnDisk
 from proav.errors import UserError
+from proav.text import one_form
 
-VIDEO_SUFFIXES = ("3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf", "ogv", "ts", "webm", "wmv")
+VIDEO_SUFFIXES = (
+    "3g2", "3gp", "asf", "avi", "dif", "divx", "dv", "dvr-ms", "f4v", "flv", "ismv", "m1v", "m2p", "m2t",
+    "m2ts", "m2v", "m4v", "mj2", "mk3d", "mkv", "mov", "mp4", "mpe", "mpeg", "mpg", "mpv", "mts", "mxf",
+    "nut", "ogm", "ogv", "qt", "rm", "rmvb", "tod", "tp", "trp", "ts", "vob", "vro", "webm", "wmv", "xvid",
+)  # fmt: skip
 """Files that are looked for in folders and globs; a file named by itself or in a listing may be called anything."""
 
 FOUND_SCHEMA = pa.schema(
@@ -33,6 +43,8 @@ FOUND_SCHEMA = pa.schema(
 )
 """What a source is before ids, label and split are settled."""
 ROWS_PER_BATCH = 1 << 16
+PASSED_OVER = b"proav.passed_over"
+"""In the metadata of a table of sources: JSON, how many files of each unknown ending lie beside them."""
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -65,12 +77,26 @@ def found_table(rows: Iterable[tuple], schema: pa.Schema = FOUND_SCHEMA) -> pa.T
     return pa.Table.from_batches(batches, schema)
 
 
-def find_in_folders(sources: Iterable[str], layout: str) -> pa.Table:
+def find_in_folders(sources: Iterable[str], layout: str, *, labels: Sequence[str] = ()) -> pa.Table:
     """The videos below folders, files and globs as FOUND_SCHEMA; a file that is named twice is there twice.
 
-    layout: what the folders' names say, see `DataConfig.layout`. Raises UserError: nothing there, no videos, a name that does not fit the layout.
+    layout: what the folders' names say, see `DataConfig.layout`. labels: the vocabulary; a folder train or
+    test that it names is a label. Raises UserError: nothing there, no videos, a name that does not fit
+    the layout, folders of splits that the layout takes for labels.
     """
-    return one_key_a_file(found_table(itertools.chain.from_iterable(_expand(source, layout) for source in sources)))
+    places = [_place(source) for source in sources]
+    by_root = _roots_are_splits(places)
+    if by_root and layout == "label":
+        raise UserError(
+            f"data.sources={[place.source for place in places]} are folders of splits, whose files would be "
+            "mixed and split anew; write data.layout=split/label to keep them apart"
+        )
+    others = PassedOver()
+    rows = itertools.chain.from_iterable(_rows_of(place, layout, others, by_root=by_root) for place in places)
+    found = others.noted_in(found_table(rows))
+    if layout == "label":
+        _refuse_splits_as_labels(found, labels)
+    return one_key_a_file(found)
 
 
 def one_key_a_file(found: pa.Table) -> pa.Table:
@@ -151,39 +177,139 @@ def _is_utf8(name: str) -> bool:
     return not any("\udc80" <= letter <= "\udcff" for letter in name)
 
 
-def _expand(source: str, layout: str) -> Iterator[tuple]:
-    """Rows of one entry of data.sources."""
+@dataclass(frozen=True)
+class _Place:
+    """One entry of data.sources: a file `name` in the folder `root`, or what matches `pattern` below it."""
+
+    source: str
+    root: str
+    name: str = ""
+    num_bytes: int = 0
+    pattern: re.Pattern | None = None
+
+
+def _place(given: str) -> _Place:
+    source = NamesOnDisk().find(given)
     info = storage.file_info(source)
     if info.type == pafs.FileType.File:
         folder, name = source.rstrip("/").rsplit("/", 1) if "/" in source else (".", source)
-        return iter([_row(folder, name, info.size, layout if layout == "aist" else "file")])
+        return _Place(source, folder, name, info.size)
     if info.type == pafs.FileType.Directory:
-        return _videos(source, source, re.compile(".*", re.DOTALL), layout)
+        return _Place(source, source, pattern=re.compile(".*", re.DOTALL))
     if not re.search(r"[*?\[]", source):
         raise UserError(f"data.sources: no such file or folder: {source}; expected existing folders, files or globs, such as data.sources=[videos]")
     scheme, _, inner = source.rpartition("://")
     parts = inner.split("/")
     first = next(index for index, part in enumerate(parts) if re.search(r"[*?\[]", part))
     root = (f"{scheme}://" if scheme else "") + ("/".join(parts[:first]) or ("/" if inner.startswith("/") else "."))
+    root = NamesOnDisk().find(root)
     if not storage.is_folder(root):
         raise UserError(f"data.sources={source}: no such folder: {root}")
-    return _videos(source, root, re.compile(_glob_to_regex("/".join(parts[first:]))), layout)
+    return _Place(source, root, pattern=re.compile(_glob_to_regex(one_form("/".join(parts[first:])))))
 
 
-def _videos(source: str, root: str, pattern: re.Pattern, layout: str) -> Iterator[tuple]:
-    num_videos = num_others = 0
-    for relative, size in walk(root):
-        if not pattern.fullmatch(relative):
+def _rows_of(place: _Place, layout: str, passed_over: "PassedOver", *, by_root: bool) -> Iterator[tuple]:
+    """Rows of one entry of data.sources. by_root: the folders that are given are splits."""
+    side = split_of_folder(root_name(place.root)) if by_root else ""
+    if place.pattern is None:
+        layout = layout if layout == "aist" else "file"
+        yield _row(place.root, place.name, place.num_bytes, layout, side)
+        return
+    num_videos, others, num_unread = 0, PassedOver(), 0
+    for relative, size in walk(place.root):
+        if not place.pattern.fullmatch(one_form(relative)):
             continue
         if is_video(relative):
             num_videos += 1
-            yield _row(root, relative, size, layout)
+            num_unread += layout != "aist" and _has_unread_split(relative, layout)
+            yield _row(place.root, relative, size, layout, side)
         else:
-            num_others += 1
+            others.add(relative)
     if not num_videos:
-        there = f"{num_others} other files are there" if num_others else "the folder is empty"
-        there = there if source == root else f"no videos match ({num_others} other files do)"
-        raise UserError(f"data.sources: no videos in {source}: {there}; looked for {', '.join(VIDEO_SUFFIXES)}")
+        there = f"{others.total()} other files are there" if others.total() else "the folder is empty"
+        there = there if place.source == place.root else f"no videos match ({others.total()} other files do)"
+        raise UserError(
+            f"data.sources: no videos in {place.source}: {there}; looked for {', '.join(VIDEO_SUFFIXES)}"
+            + (f"; what is there: {others.told()}" if others.total() else "")
+        )
+    passed_over.join(others)
+    if num_unread:
+        print(
+            f"sources: SPLIT NOT READ: {num_unread:,} videos of {place.source} lie in folders named test, "
+            f"validation or the like where data.layout={layout} looks for none; they are split like others. "
+            "data.layout=split/label wants such folders at the top; a listing's column split says it for any"
+        )
+
+
+class PassedOver:
+    """Counts files whose endings are not those of videos, by ending."""
+
+    def __init__(self) -> None:
+        self._endings: Counter[str] = Counter()
+
+    def add(self, path: str) -> None:
+        stem, dot, ending = path.rsplit("/", 1)[-1].rpartition(".")
+        self._endings["." + ending.lower() if dot and stem else "none"] += 1
+
+    def join(self, other: "PassedOver") -> None:
+        self._endings += other._endings
+
+    def total(self) -> int:
+        return self._endings.total()
+
+    def told(self) -> str:
+        return told_endings(self._by_number())
+
+    def noted_in(self, table: pa.Table) -> pa.Table:
+        """The table with the counts in its metadata, for the summary of the run."""
+        return table.replace_schema_metadata({PASSED_OVER: json.dumps(self._by_number())})
+
+    def _by_number(self) -> dict[str, int]:
+        return dict(sorted(self._endings.items(), key=lambda item: (-item[1], item[0])))
+
+
+def passed_over(table: pa.Table) -> dict[str, int]:
+    """How many files of each ending were passed over when the table was made, the most frequent first."""
+    return json.loads((table.schema.metadata or {}).get(PASSED_OVER, b"{}"))
+
+
+def told_endings(counts: dict[str, int]) -> str:
+    """.txt 9, .foo 5"""
+    more = f" and {len(counts) - 8} endings more" if len(counts) > 8 else ""
+    return ", ".join(f"{ending} {count:,}" for ending, count in list(counts.items())[:8]) + more
+
+
+def split_of_folder(name: str) -> str:
+    """The side that a folder's name means, empty for none."""
+    return SPLIT_FOLDERS.get(name.lower(), "")
+
+
+def _roots_are_splits(places: Iterable[_Place]) -> bool:
+    """Whether folders of both sides are given, such as data.sources=[set/train,set/test]."""
+    return len({split_of_folder(root_name(place.root)) for place in places} - {""}) == 2
+
+
+def _has_unread_split(relative: str, layout: str) -> bool:
+    """Whether a folder of a split stands where the layout does not look for one."""
+    folders = relative.split("/")[:-1]
+    first = 1 if layout == "label" or (folders and split_of_folder(folders[0])) else 0
+    return any(split_of_folder(folder) == "validation" for folder in folders[first:])
+
+
+def _refuse_splits_as_labels(found: pa.Table, vocabulary: Sequence[str]) -> None:
+    """Raises UserError where the folders that would be labels are those of splits.
+
+    train is also a vehicle: it is refused only if it is all there is. What the vocabulary names is a label.
+    """
+    labels = set(pc.unique(found.column("labels").combine_chunks().flatten()).to_pylist())
+    splits = sorted(label for label in labels if split_of_folder(label) and label not in vocabulary)
+    if any(split_of_folder(label) == "validation" for label in splits) or (splits and labels == set(splits)):
+        some = ",".join(sorted(labels)[:8])
+        raise UserError(
+            f"the folders {', '.join(splits)} of data.sources would be labels, and their files split anew; "
+            "write data.layout=split/label if they are splits, "
+            f"or name them in data.labels=[{some}] if they are labels"
+        )
 
 
 def _glob_to_regex(pattern: str) -> str:
@@ -196,14 +322,15 @@ def _glob_to_regex(pattern: str) -> str:
     )
 
 
-def _row(root: str, relative: str, size: int, layout: str) -> tuple:
+def _row(root: str, relative: str, size: int, layout: str, side: str) -> tuple:
+    """side: of the root, for rows whose folders below it name none."""
     key, group = f"{root_name(root)}/{relative}", None
-    folders, labels, split = relative.split("/")[:-1], (), ""
+    folders, labels, split = [one_form(folder) for folder in relative.split("/")[:-1]], (), side
     if layout == "label":
         labels = folders[:1]
     elif layout == "split/label":
-        split = SPLIT_FOLDERS.get(folders[0].lower(), "") if folders else ""
-        labels = folders[1:2] if split else folders[:1]
+        named = split_of_folder(folders[0]) if folders else ""
+        labels, split = folders[1:2] if named else folders[:1], named or side
     elif layout == "aist":
         name = AIST_NAME.search(relative.rsplit("/", 1)[-1])
         if not name:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from proav import storage
 from proav.config import Config
 from proav.data.filters import dropped
+from proav.data.folders import passed_over, told_endings
 from proav.data.plan import data_settings
 from proav.data.rows import open_parquet
 from proav.data.schema import FORMAT, INDEX_SCHEMA, UNIT_SCHEMA
@@ -35,8 +36,9 @@ UNITS_PER_CHUNK = 64
 def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[dict]) -> dict:
     """Writes index.parquet and, last, manifest.json; returns the manifest.
 
-    sources: the columns id and label of SOURCE_SCHEMA. records: of all units. Raises UserError where no source could be used: the reasons
-    counted, and where their table is; or where the filters leave nothing in use.
+    sources: the columns id and label of SOURCE_SCHEMA, and what was passed over as metadata. records: of all
+    units. Raises UserError where no source could be used: the reasons counted, and where their table is;
+    or where the filters leave nothing in use.
     """
     shards = [shard for record in records for shard in record["shards"]]
     rejects = read_rejects(data_dir)
@@ -78,6 +80,7 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
         "splits": {split: _tally(used.filter(pc.equal(used.column("split"), split))) for split in SPLITS},
         "label_counts": _tallies(used, "label"),
         "rejects_by_reason": reasons,
+        "passed_over": passed_over(sources),
         "filters": config.filters.model_dump(mode="json"),
         "dropped_by_reason": left_out,
         "statistics": {name: _spread(index.column(name).to_numpy()) for name in SPREAD},
@@ -107,6 +110,12 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
     if counts["rejects"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["rejects_by_reason"].items())
         lines.append(f"REJECTED: {counts['rejects']} sources or parts of them ({reasons}); see {storage.join(data_dir, 'rejects')}/*.parquet")
+    if beside := manifest.get("passed_over"):
+        count = sum(beside.values())
+        lines.append(
+            f"PASSED OVER: {count:,} files without the ending of a video ({told_endings(beside)})"
+            "; one that is a video is used if data.sources or a listing names the file itself"
+        )
     if manifest["dropped_by_reason"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["dropped_by_reason"].items())
         lines.append(f"FILTERED: {counts['segments'] - counts['segments_used']} of {counts['segments']} segments are not used ({reasons})")

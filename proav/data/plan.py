@@ -35,6 +35,7 @@ NOT_IN_DATA = {
     "data.listing_format",
     "data.videos",
     "data.ontology",
+    "data.other_columns",
     "data.conflicts",
     "data.num_workers",
     "data.source_timeout_seconds",

@@ -20,6 +20,7 @@ from proav.data.frames import decode_frames
 from proav.data.rows import DamagedShard, RowReader, open_parquet
 from proav.data.schema import FORMAT, FULL_SCALE, REJECT_SCHEMA
 from proav.errors import UserError
+from proav.text import one_form
 
 UNREAD_COLUMNS = ("checksum", "picture_hash", "sound_hash")
 """Of use to the filters and to verification alone: half of the memory that two million segments would take in every loader."""
@@ -195,7 +196,8 @@ class Rows(Sequence):
 
 def label_indices(labels: pa.ChunkedArray, vocabulary: Sequence[str]) -> np.ndarray:
     """int64: place in the vocabulary, len(vocabulary) where it is not there."""
-    found = pc.index_in(labels, value_set=pa.array(list(vocabulary), pa.string()))
+    names = pa.array([one_form(label) for label in vocabulary], pa.string())
+    found = pc.index_in(pc.utf8_normalize(labels, form="NFC"), value_set=names)
     return pc.fill_null(found, len(vocabulary)).to_numpy().astype(np.int64)
 
 

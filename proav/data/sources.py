@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from proav.config import Config
-from proav.data.folders import ROWS_PER_BATCH, find_in_folders
+from proav.data.folders import ROWS_PER_BATCH, find_in_folders, passed_over, told_endings
 from proav.data.listings import read_listings
 from proav.errors import UserError
 
@@ -72,7 +72,9 @@ def segment_id(key: str, start_seconds: float) -> str:
 
 
 def find_sources(config: Config) -> pa.Table:
-    """All stretches to prepare, ordered by key and start, each once, with labels and splits decided: SOURCE_SCHEMA, one chunk a column.
+    """All stretches to prepare, ordered by key and start, each once, with labels and splits decided.
+
+    Of SOURCE_SCHEMA, one chunk a column; `folders.passed_over` reads its metadata.
 
     Prints what is repeated, left out or not there. Raises UserError: nothing configured, no such folder or file, no videos in it, an
     unreadable listing, two files of one name, a source on both sides, stretches that overlap.
@@ -85,7 +87,14 @@ def find_sources(config: Config) -> pa.Table:
         )
     if not data.sources and not data.listing:
         raise UserError("no videos are configured; write data.sources=[FOLDER] (folders, files or globs) or data.listing=FILE.csv")
-    found = read_listings(data) if data.listing else find_in_folders(data.sources, data.layout)
+    if data.listing:
+        found = read_listings(data)
+    else:
+        found = find_in_folders(data.sources, data.layout, labels=data.labels)
+    notes = found.schema.metadata  # what was passed over
+    if beside := passed_over(found):
+        count = sum(beside.values())
+        print(f"sources: PASSED OVER: {count:,} files without the ending of a video ({told_endings(beside)})")
     found = _drop_repeats(found, keep_first=data.conflicts == "first")
     label = _choose_labels(found.column("labels"), data.labels)
     split = _assign_splits(found, data.validation_fraction)
@@ -93,6 +102,7 @@ def find_sources(config: Config) -> pa.Table:
     columns |= {"label": label, "split": split, "id": _ids(found.column("key"))}
     columns["digest"] = _digests(columns)
     sources = pa.table([columns[name] for name in SOURCE_SCHEMA.names], schema=SOURCE_SCHEMA).combine_chunks()
+    sources = sources.replace_schema_metadata(notes)
     del found, columns, label, split
     pa.default_memory_pool().release_unused()  # the driver lives on for hours: what sorting took goes back to the system
     return sources

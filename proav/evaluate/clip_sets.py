@@ -27,6 +27,7 @@ from proav.media.container import Clip, probe_seconds, read_clip
 from proav.media.torchaudio import resample
 from proav.metrics.protocols import Protocol
 from proav.pipeline import load_coder
+from proav.text import one_form
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def files_below(name: str, folder: str, view: View, *, max_clips: int) -> ClipSe
         inner = storage.open_filesystem(path)[1]
         relative = inner[start:]
         windows = max(1, int(probe_seconds(path) * view.fps + 0.5) // view.num_frames)
-        label = relative.split("/")[0] if "/" in relative else ""
+        label = one_form(relative.split("/")[0]) if "/" in relative else ""
         items += [Item(f"{relative}@{number}", relative, label, (path, number * view.seconds)) for number in range(windows)]
         sizes.append([relative, storage.file_info(path).size])
     items = _spread(items, max_clips)

@@ -25,6 +25,10 @@ FORMATS = (
 REMOTE_BUFFER_BYTES = 1 << 20
 SEEK_MARGIN_SECONDS = 0.2
 """Reading a span starts this much earlier: the first sound after a seek lacks the overlap with what came before."""
+MPEG_MARGIN_SECONDS = 3.0
+"""The same for MPEG program streams (.mpg, .vob): only some of their pictures have a time stamp, and before
+the second one after a seek FFmpeg's guesses are late by a few pictures. Made files have stamps up to 1.2 s
+apart."""
 MAX_DAMAGE = 0.1
 """A stretch of which more than this share of a stream's packets cannot be decoded is refused."""
 COUNTED_FORMATS = ("avi",)
@@ -210,7 +214,11 @@ class Decoder:
         """As `frames`, from the key frame before `start`; from the beginning where None or where the file cannot be sought in."""
         if start is not None and self._counted:
             next((kind for kind, _ in self.frames() if kind == "video"), None)  # from the beginning, for `_late_by`
-        if start is None or not self._seek(start - SEEK_MARGIN_SECONDS):
+        if start is None:
+            return self.frames()
+        margin = MPEG_MARGIN_SECONDS if self._container.format.name == "mpeg" else SEEK_MARGIN_SECONDS
+        if not self._seek(start - margin):
+            self._seek(file_start - 1)  # a search that failed (RealMedia) has left the file at its end
             return self.frames()
         ahead = []
         frames = self.frames()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from proav.text import find_label
+
 OFFSET_CLASSES_SECONDS = np.linspace(-2, 2, 21)
 """Synchformer's classes: how late the sound is (Iashin et al. 2024)."""
 
@@ -25,7 +27,10 @@ def offset_seconds(logits_WK: np.ndarray) -> float:
 
 def class_hit(logits_WK: np.ndarray, label: str, classes: Sequence[str]) -> float:
     """1 where the mean of the windows' logits is largest at `label`, else 0; NaN for a label that is none of the classes."""
-    return float(classes[int(np.asarray(logits_WK, np.float64).mean(0).argmax())] == label) if label in classes else float("nan")
+    place = find_label(label, classes)
+    if place is None:
+        return float("nan")
+    return float(int(np.asarray(logits_WK, np.float64).mean(0).argmax()) == place)
 
 
 def class_divergence(made_WK: np.ndarray, real_WK: np.ndarray) -> float:

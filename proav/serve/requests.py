@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from proav.diffusion.tasks import TASKS
 from proav.serve.model_card import MAX_GUIDANCE_SCALE, ModelCard
+from proav.text import find_label, without_case
 
 MAX_SEED = 2**53 - 1
 """The largest whole number that JavaScript and every JSON reader hold exactly."""
@@ -169,16 +170,17 @@ def _check_own_size(request: VideoRequest, card: ModelCard) -> None:
 
 def _label_of(request: VideoRequest, card: ModelCard) -> str | None:
     """The model's own spelling of the label, None for none."""
-    known = {label.casefold(): label for label in card.labels}
+    known = {without_case(label): label for label in card.labels}
     found = {}
     for name in ("label", "prompt"):
         text = (getattr(request, name) or "").strip()
         if not text:
             continue
-        if text.casefold() not in known:
+        exact = find_label(text, card.labels)
+        if exact is None and without_case(text) not in known:
             expected = f"one of {', '.join(card.labels)}" if known else "nothing: this model was trained without labels"
             raise ApiError(400, f"{name}={shown(text)} is no label of {card.id}; expected {expected}, or empty for none", param=name)
-        found[name] = known[text.casefold()]
+        found[name] = known[without_case(text)] if exact is None else card.labels[exact]
     if len(set(found.values())) > 1:
         said = f"label={found['label']!r} and prompt={found['prompt']!r} disagree"
         raise ApiError(400, f"{said}; the prompt names a label here: give one of the two", param="prompt")

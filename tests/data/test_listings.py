@@ -21,6 +21,7 @@ ddddddddddD, 100.000, 110.000, "/m/rain"
 """
 ONTOLOGY = [{"id": "/m/rain", "name": "Rain"}, {"id": "/m/speech", "name": "Male speech, man speaking"}, {"id": "/t/dd1", "name": "Wind; breeze"}]
 VGGSOUND = 'eeeeeeeeeeE,0,raining,test\neeeeeeeeeeE,188,wind noise,test\nffffffffffF,7,"heart sounds, heartbeat",train\n'
+COMPOSED, DECOMPOSED = "Caf\u00e9", "Cafe\u0301"
 
 
 @pytest.fixture
@@ -124,6 +125,56 @@ def test_vggsound(folder):
         ("youtube/ffffffffffF", 7.0, 17.0, "heart sounds, heartbeat", "train", 0.0),
     ]
     assert rows[0].id == rows[1].id == source_id("youtube/eeeeeeeeeeE")
+
+
+def test_comments_at_the_head_do_not_make_a_listing_audiosets(folder):
+    plain = find(folder, "vggsound.csv")
+    (folder / "vggsound.csv").write_text("# VGGSound, of May\n\n# id,start,label,split\n" + VGGSOUND)
+    assert find(folder, "vggsound.csv") == plain
+    aist = "gBR_sBM_cAll_d04_mBR0_ch01\n"
+    (folder / "crossmodal_train.txt").write_text("# AIST++\n" + aist)
+    assert [row.label for row in rows_of(find(folder, "crossmodal_train.txt"))] == ["Break"]
+    plain = find(folder, "eval_segments.csv")
+    lines = [line for line in AUDIOSET.splitlines(True) if not line.startswith("#")]
+    (folder / "eval_segments.csv").write_text("".join(lines))
+    assert find(folder, "eval_segments.csv") == plain
+
+
+def test_an_ontology_whose_commas_cut_names_is_refused(folder):
+    text = "index,mid,display_name\n0,/m/rain,Rain\n1,/m/speech,Male speech, man speaking\n"
+    (folder / "names.csv").write_text(text)
+    with pytest.raises(UserError, match="names.csv has more cells than columns at /m/speech; expected"):
+        find(folder, "eval_segments.csv", ontology=str(folder / "names.csv"))
+
+
+def test_labels_of_listings_are_one_in_either_form(folder):
+    (folder / "vggsound.csv").write_text(f"eeeeeeeeeeE,0,{DECOMPOSED},test\nffffffffffF,7,{COMPOSED},train\n")
+    rows = rows_of(find(folder, "vggsound.csv", labels=(DECOMPOSED,)))
+    assert {row.labels for row in rows} == {(COMPOSED,)}
+    (folder / "clips.csv").write_text(f"path,labels\na.mp4,dog;{DECOMPOSED}\nb.mp4,{COMPOSED};{DECOMPOSED}\n")
+    assert [row.labels for row in rows_of(find(folder, "clips.csv"))] == [("dog", COMPOSED), (COMPOSED,)]
+    ontology = [{**entry, "name": DECOMPOSED} for entry in ONTOLOGY]
+    (folder / "ontology.json").write_text(json.dumps(ontology))
+    assert by_id(find(folder, "eval_segments.csv"))["ddddddddddD"].label == COMPOSED
+
+
+def test_paths_are_found_in_either_form_and_keep_their_own(folder):
+    touch(folder, f"{DECOMPOSED}/a {DECOMPOSED}.mp4", f"{COMPOSED}.mp4", f"{DECOMPOSED}.mp4")
+    paths = [f"{COMPOSED}/a {COMPOSED}.mp4", f"{COMPOSED}.mp4", f"{DECOMPOSED}.mp4"]
+    paths.append(f"{COMPOSED}/absent {COMPOSED}.mp4")
+    (folder / "clips.csv").write_text("path\n" + "".join(f"{path}\n" for path in paths))
+    rows = rows_of(find(folder, "clips.csv"))
+    assert {row.path.removeprefix(f"{folder}/videos/") for row in rows} == {
+        f"{DECOMPOSED}/a {DECOMPOSED}.mp4",
+        f"{COMPOSED}.mp4",
+        f"{DECOMPOSED}.mp4",
+        f"{DECOMPOSED}/absent {COMPOSED}.mp4",
+    }
+    assert all(row.key == row.path.removeprefix(f"{folder}/") for row in rows)
+    (folder / "videos").rename(folder / DECOMPOSED)
+    (folder / "clips.csv").rename(folder / f"{DECOMPOSED}.csv")
+    moved = rows_of(find(folder, f"{COMPOSED}.csv", videos=str(folder / COMPOSED)))
+    assert len(moved) == len(rows) and all(row.path.startswith(f"{folder}/{DECOMPOSED}/") for row in moved)
 
 
 def test_rows_that_are_listed_twice_are_taken_once_and_counted(folder, capsys):
@@ -262,6 +313,9 @@ def test_what_a_format_needs_is_named(folder):
         find(folder, "eval_segments.csv", ontology="absent.json")
     (folder / "ontology.json").write_text('[{"id": "/m/rain"}]')
     with pytest.raises(UserError, match=r"cannot read data.ontology=.*ontology.json: KeyError 'name'; expected"):
+        find(folder, "eval_segments.csv")
+    (folder / "ontology.json").write_text('[{"id": "/m/rain", "name": null}]')
+    with pytest.raises(UserError, match=r"cannot read data.ontology=.*ontology.json: AttributeError"):
         find(folder, "eval_segments.csv")
     with pytest.raises(UserError, match="data.videos=.*absent: no such folder"):
         find(folder, "vggsound.csv", videos=str(folder / "absent"))

@@ -45,6 +45,24 @@ def test_silent_sources_are_kept_and_told(tmp_path, capsys):
     assert any(line.startswith("SILENT: 1 of 2 segments") for line in summary(manifest, "x"))
 
 
+def test_labels_are_composed_and_what_was_passed_over_is_told(clips_dir, tmp_path):
+    from proav.data.manifest import summary
+
+    composed, decomposed = "Caf\u00e9", "Cafe\u0301"
+    for name in (f"{decomposed}/a.mp4", f"{composed}/b.mp4", "notes.txt", "c.vdo"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f"{clips_dir}/rain/b.mp4", tmp_path / "set" / name)
+    words = (f"run_dir={tmp_path}/run", f"data.sources=[{tmp_path}/set]", f"data.labels=[{decomposed}]")
+    manifest = prepare(tiny_config(*words))
+    assert manifest["labels"] == [composed] and manifest["label_counts"][composed]["sources"] == 2
+    assert manifest["passed_over"] == {".txt": 1, ".vdo": 1}
+    (line,) = [line for line in summary(manifest, "x") if line.startswith("PASSED OVER: 2 files")]
+    assert ".vdo 1" in line
+    store = SegmentStore(f"{tmp_path}/run/data")
+    assert {row["source"] for row in store.rows} == {f"set/{decomposed}/a.mp4", f"set/{composed}/b.mp4"}
+    assert set(store.label_indices().tolist()) == {0}
+
+
 def test_units_come_back_from_json(clips_dir):
     unit = WorkUnit("000003", tuple(rows_of(find_sources(tiny_config(f"data.sources=[{clips_dir}]")))[:2]))
     assert WorkUnit.from_json(unit.to_json()) == unit

@@ -42,6 +42,92 @@ def test_moving_the_root_keeps_ids_and_splits(tmp_path):
     assert here.drop_columns(["path"]) == there.drop_columns(["path"]) and here.schema == SOURCE_SCHEMA
 
 
+def test_a_label_is_one_in_either_form_and_paths_keep_their_own(tmp_path):
+    composed, decomposed = "Caf\u00e9", "Cafe\u0301"
+    touch(tmp_path / decomposed, f"{decomposed}/a.mp4", f"{composed}/b.mp4", "dog/c.mp4")
+    for root in (composed, decomposed):  # as somebody types it
+        for labels in ((composed, "dog"), (decomposed, "dog"), ()):
+            rows = find(sources=(str(tmp_path / root),), labels=labels)
+            assert [(row.key, row.label) for row in rows] == [
+                (f"{decomposed}/{decomposed}/a.mp4", composed),
+                (f"{decomposed}/{composed}/b.mp4", composed),
+                (f"{decomposed}/dog/c.mp4", "dog"),
+            ]
+            assert all((tmp_path / row.path).is_file() for row in rows)
+        globs = {"*/?.mp4": 3, f"Caf[{composed[-1]}]/*": 2, f"{decomposed}*/?.mp4": 2, f"{composed}/*.mp4": 1}
+        for glob, count in globs.items():
+            assert len(find(sources=(f"{tmp_path}/{root}/{glob}",))) == count
+        assert len(find(sources=(f"{tmp_path}/{root}/*{decomposed[-2:]}/*.mp4",))) == 2
+    (row,) = find(sources=(f"{tmp_path}/{composed}/{decomposed}/a.mp4",))
+    assert row.path == f"{tmp_path}/{decomposed}/{decomposed}/a.mp4"
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [
+        (("train/a", "test/b"), "test, train"),
+        (("Train/dog/a", "Validation/dog/b"), "Train, Validation"),
+        (("train/dog/a", "train/cat/b"), "train"),
+        (("valid/dog/a", "dog/b"), "valid"),
+        (("val/dog/a",), "val"),
+        (("train/a", "car/b"), ""),  # the vehicle
+        (("dog/a", "b"), ""),
+        (("a", "b"), ""),
+    ],
+)
+def test_folders_of_splits_are_no_labels_unless_they_are_named(tmp_path, names, refused):
+    touch(tmp_path / "set", *(f"{name}.mp4" for name in names))
+    folder = str(tmp_path / "set")
+    if not refused:
+        labels = {name.split("/")[0] if "/" in name else "" for name in names}
+        assert {row.label for row in find(sources=(folder,))} == labels
+        return
+    message = rf"the folders {refused} of data.sources would be labels.*data.layout=split/label if they are"
+    for source in (folder, f"{folder}/**/*.mp4"):
+        with pytest.raises(UserError, match=message):
+            find(sources=(source,))
+    sides = {row.path.split("/set/")[1]: row.split for row in find(sources=(folder,), layout="split/label")}
+    for name in names:
+        if "/" in name and name.lower().startswith(("test", "val")):
+            assert sides[f"{name}.mp4"] == "validation"
+    labels = sorted({name.split("/")[0] for name in names})
+    assert {row.label for row in find(sources=(folder,), labels=labels)} == set(labels)
+
+
+def test_folders_of_splits_that_are_given_one_by_one(tmp_path):
+    touch(tmp_path / "set", *(f"train/dog/{number}.mp4" for number in range(9)))
+    touch(tmp_path / "set", "test/dog/a.mp4", "test/cat/b.mp4")
+    sources = (f"{tmp_path}/set/train", f"{tmp_path}/set/test/*/*.mp4")
+    with pytest.raises(UserError, match="are folders of splits.*write data.layout=split/label to keep"):
+        find(sources=sources)
+    rows = find(sources=sources, layout="split/label")
+    sides = {(row.key.split("/")[0], row.split) for row in rows}
+    assert sides == {("train", "train"), ("test", "validation")}
+    assert {row.label for row in rows} == {"dog", "cat"}
+    alone = find(sources=sources[:1])  # one side is split anew
+    assert {row.split for row in alone} == {"train", "validation"}
+
+
+def test_folders_of_splits_below_the_labels_are_told(tmp_path, capsys):
+    touch(tmp_path / "set", "dog/train/a.mp4", "dog/test/b.mp4", "cat/test/c.mp4")
+    assert {row.label for row in find(sources=(str(tmp_path / "set"),))} == {"cat", "dog"}
+    assert "sources: SPLIT NOT READ: 2 videos" in capsys.readouterr().out
+
+
+def test_files_with_other_endings_are_counted(tmp_path, capsys):
+    touch(tmp_path / "set", "x/a.VOB", "x/b.3g2", "b.divx", "c.f4v", "d.dv", "e.rmvb", "f.rm")
+    assert len(find(sources=(str(tmp_path / "set"),))) == 7
+    assert "PASSED OVER" not in capsys.readouterr().out
+    touch(tmp_path / "set", "x/g.vdo", "x/h.VDO", "notes.txt", "README", "odd.")
+    assert len(find(sources=(str(tmp_path / "set"),))) == 7
+    out = capsys.readouterr().out
+    assert "sources: PASSED OVER: 5 files without the ending of a video (.vdo 2, . 1, .txt 1, none 1)" in out
+    assert len(find(sources=(f"{tmp_path}/set/x/*", f"{tmp_path}/set/x/g.vdo"))) == 3
+    assert "PASSED OVER: 2 files" in capsys.readouterr().out
+    (tmp_path / "clips.csv").write_text("path\nset/notes.txt\n")
+    assert len(find(listing=str(tmp_path / "clips.csv"))) == 1
+
+
 def test_globs_and_single_files(tmp_path):
     touch(tmp_path / "set", "x/a.mp4", "x/deep/b.mp4", "y/c.mp4", "y/c.txt", "odd.bin")
     assert [row.key for row in find(sources=(f"{tmp_path}/set/*/*.mp4",))] == ["set/x/a.mp4", "set/y/c.mp4"]

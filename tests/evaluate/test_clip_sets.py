@@ -19,6 +19,13 @@ def test_files_become_windows_that_do_not_overlap(folders, view):
     assert not np.array_equal(loaded[0].clip.video, loaded[1].clip.video)
 
 
+def test_a_folder_is_a_label_in_the_composed_form(folders, view, tmp_path):
+    (tmp_path / "Cafe\u0301").mkdir()
+    (tmp_path / "Cafe\u0301" / "a.mp4").symlink_to(f"{folders[0]}/rain/0.mp4")
+    clips = files_below("real", str(tmp_path), view, max_clips=9)
+    assert {item.label for item in clips.items} == {"Caf\u00e9"}
+
+
 def test_fewer_are_spread_over_all(folders, view):
     clips = files_below("real", folders[0], view, max_clips=10)
     assert len(clips.items) == 10 and {item.label for item in clips.items} == {"rain", "speech"}

@@ -1,0 +1,223 @@
+"""Plain tables of what to prepare, CSV or Parquet, read as strictly as settings.
+
+What stands in a table is used, told to be unused, or refused. A cell is missing if nothing stands there
+(CSV), or null or NaN (Parquet). Zero and false are values. A CSV may begin with `# comments`.
+"""
+
+import contextlib
+import csv
+import difflib
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proav import storage
+from proav.errors import UserError
+from proav.text import one_form
+
+COLUMNS = ("path", "start_seconds", "end_seconds", "labels", "split")
+FOR_PEOPLE = ("licence", "license", "source", "attribution", "changes")
+"""Columns that say where a clip comes from; a table may have them, and proav makes no use of them."""
+OFTEN_MEANT = {
+    **dict.fromkeys(("file", "filename", "file_name", "video", "video_path"), "path"),
+    **dict.fromkeys(("begin", "onset"), "start_seconds"),
+    **dict.fromkeys(("stop", "offset"), "end_seconds"),
+    **dict.fromkeys(("class", "class_name", "category", "tag", "tags"), "labels"),
+    "subset": "split",
+}
+"""Names from other people's tables that do not look like ours."""
+PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+"""The row numbers that pandas stores in Parquet; they say nothing of a clip."""
+LABEL_SEPARATOR = ";"
+"""Between several labels in the column `labels`; the first one of the vocabulary is the clip's label."""
+NO_LABELS = ("nan", "<na>", "nat")
+"""What programs write, in any case, for a value that is missing."""
+
+
+def is_parquet(listing: str) -> bool:
+    return listing.lower().endswith((".parquet", ".pq"))
+
+
+@contextlib.contextmanager
+def open_text(listing: str) -> Iterator[io.TextIOWrapper]:
+    """The lines of a text file. Raises UserError where it is not UTF-8 or not CSV."""
+    filesystem, inner = storage.open_filesystem(listing)
+    try:
+        with (
+            filesystem.open_input_stream(inner) as stream,
+            io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as lines,
+        ):
+            yield lines
+    except (UnicodeDecodeError, csv.Error) as error:
+        said = " ".join(str(error).split())
+        expected = "expected text in UTF-8, or Parquet"
+        raise UserError(f"cannot read data.listing={listing}: {said}; {expected}") from error
+
+
+def without_comments(lines: Iterable[str], comments: list[str] | None = None) -> Iterator[str]:
+    """The lines from the first one on that is neither empty nor a comment; `comments` receives those."""
+
+    def at_head(line: str) -> bool:
+        is_comment = line.lstrip().startswith("#")
+        if is_comment and comments is not None:
+            comments.append(line)
+        return is_comment or not line.strip()
+
+    return itertools.dropwhile(at_head, lines)
+
+
+def table_records(listing: str, other_columns: Sequence[str] = ()) -> Iterator[dict]:
+    """The rows of a table as {column: cell}, the columns that proav uses alone; a cell may be missing.
+
+    other_columns: those that the table may have besides, unused. Raises UserError: not readable, a column
+    that is not known, is named twice or has no name, more cells than columns.
+    """
+    return (_parquet_records if is_parquet(listing) else _csv_records)(listing, other_columns)
+
+
+def cell(value: object) -> str | bool | int | float | Decimal | None:
+    """What stands in a cell, text without spaces around; None if nothing does. Raises UserError for lists."""
+    # the commonest first: tables have millions of rows
+    if isinstance(value, str):
+        return value.strip() or None
+    if value is None:
+        return None
+    if isinstance(value, bytes):
+        try:
+            return value.decode().strip() or None
+        except UnicodeDecodeError:
+            raise UserError(f"{value[:20]!r} is not UTF-8; expected a text or a number") from None
+    if not isinstance(value, (bool, int, float, Decimal)):
+        raise UserError(f"{value!r} is {type(value).__name__}; expected a text or a number")
+    return None if value != value else value  # NaN alone is not itself
+
+
+def text_of(value: object) -> str:
+    """A cell as text, empty if it is missing. 2.0 is pandas' class number 2 beside missing ones."""
+    if isinstance(value, str):
+        return value.strip()
+    value = cell(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value)
+
+
+def labels_of(value: object) -> list[str]:
+    """The labels in a cell, each once, in the form NFC. Raises UserError for a missing value as text."""
+    words = value if isinstance(value, list) else text_of(value).split(LABEL_SEPARATOR)
+    labels = [one_form(text_of(word)) for word in words]
+    for label in labels:
+        if label.lower() in NO_LABELS:
+            raise UserError(
+                f"labels={label!r} is what programs write for a missing value; expected nothing or a label"
+            )
+    return list(dict.fromkeys(label for label in labels if label))
+
+
+def seconds_of(value: object, column: str) -> float | None:
+    """A time in a cell; None where it is missing. Raises UserError for what is no time."""
+    value = cell(value)
+    if value is None:
+        return None
+    try:
+        seconds = -1.0 if isinstance(value, bool) or "_" in str(value) else float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UserError(f"{column}={value!r}; expected seconds from 0 up, or nothing")
+    return seconds
+
+
+def _csv_records(listing: str, other_columns: Sequence[str]) -> Iterator[dict]:
+    with open_text(listing) as lines:
+        # strict: an open quote would swallow the rows that follow
+        rows = csv.reader(without_comments(lines), skipinitialspace=True, strict=True)
+        names = [name.strip() for name in next(rows, [])]
+        used = _used_columns(listing, [name for name in names if name], other_columns)
+        places = [(name, names.index(name)) for name in used]
+        nameless = [place for place, name in enumerate(names) if not name]
+        number = 0
+        for row in rows:
+            if not row:
+                continue
+            number += 1
+            if len(row) > len(names) or nameless:
+                _check_nameless(row, names, f"data.listing={listing}, row {number}")
+            yield {name: row[place] for name, place in places if place < len(row)}
+
+
+def _check_nameless(row: list[str], names: list[str], where: str) -> None:
+    """Raises UserError where something stands in a cell that belongs to no column."""
+    for place, given in enumerate(row):
+        if not given.strip() or (place < len(names) and names[place]):
+            continue
+        if place < len(names):
+            raise UserError(
+                f"{where}: {given!r} stands in column {place + 1}, which has no name; expected a name at its "
+                "head, or no such column (pandas writes its row numbers: to_csv(index=False) leaves them out)"
+            )
+        raise UserError(
+            f"{where}: {len(row)} cells under {len(names)} columns, {given!r} stands in none; expected "
+            f'quotes around a text with commas ("engine, idling"), or {LABEL_SEPARATOR} between labels'
+        )
+
+
+def _parquet_records(listing: str, other_columns: Sequence[str]) -> Iterator[dict]:
+    filesystem, inner = storage.open_filesystem(listing)
+    try:
+        with filesystem.open_input_file(inner) as file, pq.ParquetFile(file) as parquet:
+            names = [name for name in parquet.schema_arrow.names if not PANDAS_INDEX.fullmatch(name)]
+            used = _used_columns(listing, names, other_columns)
+            for batch in parquet.iter_batches(columns=used):
+                yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"cannot read data.listing={listing}: {said}; expected Parquet, or CSV under another name"
+        ) from error
+
+
+def _used_columns(listing: str, names: Sequence[str], other_columns: Sequence[str]) -> list[str]:
+    """Those of COLUMNS that are there; tells the unused ones. Raises UserError for what may not be there."""
+    expected = "expected path and, as wanted, start_seconds, end_seconds, labels, split"
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"data.listing={listing} has two columns {twice[0]}; expected each once: rename one")
+    unknown = [name for name in names if name not in (*COLUMNS, *FOR_PEOPLE, *other_columns)]
+    near = {name: _nearest_column(name, names) for name in unknown}
+    if "path" not in names:
+        meant = next((f"; did you mean path by {name}?" for name in unknown if near[name] == "path"), "")
+        found = ", ".join(map(str, names)) or "nothing"
+        apart = "; expected commas between columns" if len(names) == 1 and re.search("[;\t|]", found) else ""
+        raise UserError(
+            f"data.listing={listing} has no column path; found {found}{apart}{meant}; "
+            f"{expected}; other formats: data.listing_format=audioset|vggsound|aist"
+        )
+    if unknown:
+        said = ", ".join(name + (f" (did you mean {near[name]}?)" if near[name] else "") for name in unknown)
+        quoted = (json.dumps(name, ensure_ascii=False) for name in unknown)
+        words = ",".join(text[1:-1] if re.fullmatch(r'"[A-Za-z][\w-]*"', text) else text for text in quoted)
+        raise UserError(
+            f"data.listing={listing} has columns that proav does not know: {said}; {expected}; rename them, "
+            f"or write 'data.other_columns=[{words}]' to leave them unused"
+        )
+    used = [name for name in COLUMNS if name in names and (name == "path" or name not in other_columns)]
+    unused = [name for name in names if name not in used]
+    if unused:
+        print(f"sources: columns of {listing} that are not used: {', '.join(unused)}")
+    return used
+
+
+def _nearest_column(name: str, names: Sequence[str]) -> str | None:
+    """The column that was meant, among those that are not there yet."""
+    word, free = name.strip().lower(), [column for column in COLUMNS if column not in names]
+    meant = OFTEN_MEANT.get(word)
+    near = [column for column in free if column == meant or column.startswith(word + "_")]
+    near = near or difflib.get_close_matches(word, free, n=1, cutoff=0.5)
+    return near[0] if near else None

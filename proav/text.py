@@ -1,0 +1,26 @@
+"""One form for text that is compared: labels are the same word whichever way a system composes their letters.
+
+Unicode writes é as one letter or as e and an accent; macOS and some archives write files' names the second
+way. Labels are kept and compared in the composed form (NFC). Paths are not: a file is opened by the bytes of
+its own name.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+
+
+def one_form(text: str) -> str:
+    """The text in Unicode's composed form, NFC."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def without_case(text: str) -> str:
+    """What two texts share that differ in case or in form alone."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+
+
+def find_label(label: str, labels: Sequence[str]) -> int | None:
+    """Where `label` is among `labels`, in whichever form each is written; None if it is not, or is no text."""
+    if not isinstance(label, str):
+        return None
+    return next((place for place, known in enumerate(labels) if one_form(known) == one_form(label)), None)
