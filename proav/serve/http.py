@@ -61,7 +61,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         """Queues a clip and answers with its job at once."""
         check_names(parameters(request), ())
         fields, upload = await read_body(request)
-        return joberror_answer(await service.create(fields, upload))
+        return job_answer(await service.create(fields, upload))
 
     @app.get("/v1/videos", summary="List jobs")
     async def page(request: Request) -> Response:
@@ -83,7 +83,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     async def retrieve(video_id: str, request: Request) -> Response:
         """Its status (queued, in_progress, completed, failed), progress from 0 to 100, and error."""
         check_names(parameters(request), ())
-        return joberror_answer(service.get(video_id))
+        return job_answer(service.get(video_id))
 
     @app.delete("/v1/videos/{video_id}", summary="Cancel or remove")
     async def delete(video_id: str, request: Request) -> Response:
@@ -100,7 +100,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         data, media_type = await service.content(video_id, request.query_params.get("variant", "video"))
         return ranged(data, media_type, request.headers.get("range"))
 
-    def joberror_answer(job) -> Response:
+    def job_answer(job) -> Response:
         after = max(1, round(1000 * service.dispatcher.poll_after_seconds()))
         return Json(service.describe(job), headers={"openai-poll-after-ms": str(after), "cache-control": "no-store"})
 
