@@ -1,4 +1,4 @@
-"""Small files that would cost a decoder much: headers that lie about the size of pictures or the rate of sound."""
+"""Files that would cost a decoder much: headers that lie about the size of pictures or the rate of sound."""
 
 import io
 import wave
@@ -29,7 +29,8 @@ def h264(*, num_frames: int, width: int = 64, height: int = 64, file_format: str
     """A baseline H.264 stream, every frame a key frame."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=file_format) as container:
-        options = {"preset": "ultrafast", "profile": "baseline", "g": "1", "bf": "0", "x264-params": "repeat-headers=1:slices=1"}
+        options = {"preset": "ultrafast", "profile": "baseline", "g": "1", "bf": "0"}
+        options["x264-params"] = "repeat-headers=1:slices=1"
         stream = container.add_stream("libx264", rate=5, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index in range(num_frames):
@@ -41,9 +42,12 @@ def h264(*, num_frames: int, width: int = 64, height: int = 64, file_format: str
 
 
 def switching_h264(*, width: int, height: int, num_before: int = 2, num_after: int = 20) -> bytes:
-    """An H.264 stream of 64x64 of which the headers say width x height from frame `num_before` on; a few kilobytes, whatever the size."""
+    """An H.264 stream of 64x64 whose headers say width x height from frame `num_before` on.
+
+    It has less than two kilobytes, whatever the size.
+    """
     small = h264(num_frames=num_before + num_after)
-    units = [START_CODE + unit for unit in small.replace(START_CODE[1:], b"|NAL|").replace(b"\x00|NAL|", b"|NAL|").split(b"|NAL|")[1:]]
+    units = [START_CODE + unit.rstrip(b"\x00") for unit in small.split(START_CODE[1:])[1:]]
     parts, num_headers = [], 0
     for unit in units:
         if unit[4] & 31 == 7:  # a sequence parameter set, one before each key frame

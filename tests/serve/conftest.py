@@ -1,4 +1,7 @@
-"""Real servers on a tiny checkpoint: on Ray for the whole, and in this process for what the HTTP interface alone decides."""
+"""Real servers on a tiny checkpoint.
+
+On Ray for the whole; in this process for what the HTTP interface alone decides.
+"""
 
 import os
 import signal
@@ -78,7 +81,8 @@ class Front:
 
     def __init__(self, settings: ServeSettings, sampler: Sampler) -> None:
         self.service = Service(settings, sampler)
-        self._server = uvicorn.Server(uvicorn.Config(http_app(self.service), host="127.0.0.1", port=0, log_level="error"))
+        config = uvicorn.Config(http_app(self.service), host="127.0.0.1", port=0, log_level="error")
+        self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
     def __enter__(self) -> "Front":
@@ -103,7 +107,8 @@ def tiny_sampler(tiny_checkpoint) -> Sampler:
 @pytest.fixture
 def front(tiny_checkpoint, tiny_sampler, tmp_path):
     """A `Front` of the tiny model with an empty folder of jobs."""
-    settings = ServeSettings(checkpoint=tiny_checkpoint, jobs_dir=str(tmp_path / "jobs"), max_upload_bytes=2**20)
+    folder = str(tmp_path / "jobs")
+    settings = ServeSettings(checkpoint=tiny_checkpoint, jobs_dir=folder, max_upload_bytes=2**20)
     with Front(settings, tiny_sampler) as front:
         yield front
 

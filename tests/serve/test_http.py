@@ -116,10 +116,10 @@ def test_parts_of_a_clip_can_be_asked_for(served):
 
 
 def test_a_running_job_tells_its_progress_and_can_be_cancelled(served):
-    video_id = requests.post(f"{served}/v1/videos", json={"steps": 200}).json()["id"]
+    video_id = requests.post(f"{served}/v1/videos", json={"steps": 1000}).json()["id"]  # takes seconds
     early = content(served, video_id)
     assert early.status_code == 409 and early.json()["error"]["code"] == "not_ready"
-    waiting = requests.post(f"{served}/v1/videos", json={"steps": 199}).json()
+    waiting = requests.post(f"{served}/v1/videos", json={"steps": 999}).json()
     seen = set()
     while (job := requests.get(f"{served}/v1/videos/{video_id}")).json()["progress"] < 10:
         seen.add(job.json()["status"])

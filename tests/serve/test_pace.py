@@ -10,7 +10,7 @@ def test_more_steps_and_more_jobs_take_longer():
     assert pace.expect(steps=200, num_jobs=1) > pace.expect(steps=20, num_jobs=1) > 0
     pace.learn(steps=10, num_jobs=2, seconds=5.0)
     assert pace.expect(steps=100, num_jobs=2) == pytest.approx(50.0)
-    assert pace.expect(steps=100, num_jobs=8) == pytest.approx(200.0)  # a CPU's; a device that is not full is faster
+    assert pace.expect(steps=100, num_jobs=8) == pytest.approx(200.0)  # as on a full device
     assert pace.expect(steps=100, num_jobs=1) == pytest.approx(50.0)
     pace.learn(steps=10, num_jobs=8, seconds=10.0)
     assert pace.expect(steps=100, num_jobs=8) == pytest.approx(100.0)

@@ -72,11 +72,11 @@ def test_a_given_stream_becomes_a_clip_with_the_other_empty():
 @pytest.mark.parametrize(
     ("data", "task", "code", "said"),
     [
-        (wav(0.6, rate=16_000, stated_rate=1), "a2v", "bad_rate", "a rate of 1 Hz; expected 1000 to 768000 Hz"),
-        (wav(0.6, rate=16_000, stated_rate=999), "a2v", "bad_rate", "a rate of 999 Hz"),
-        (wav(0.6, rate=16_000, stated_rate=2**31 - 1), "a2v", "bad_rate", "a rate of 2147483647 Hz"),
-        (switching_h264(width=16_000, height=8_000), "v2a", "too_large", "pictures of 16000x8000; expected at most"),
-        (switching_h264(width=16_000, height=8_000, num_before=0), "v2a", "too_large", "pictures of 16000x8000"),
+        (wav(0.6, stated_rate=1), "a2v", "bad_rate", "a rate of 1 Hz; expected 1000 to 768000 Hz"),
+        (wav(0.6, stated_rate=999), "a2v", "bad_rate", "a rate of 999 Hz"),
+        (wav(0.6, stated_rate=2**31 - 1), "a2v", "bad_rate", "a rate of 2147483647 Hz"),
+        (switching_h264(width=16_000, height=8_000), "v2a", "too_large", "of 16000x8000; expected at most"),
+        (switching_h264(width=16_000, height=8_000, num_before=0), "v2a", "too_large", "of 16000x8000"),
         (switching_h264(width=8_192, height=8_192), "v2a", "too_large", "memory"),
     ],
 )
@@ -97,5 +97,6 @@ def test_a_large_picture_is_taken_where_its_memory_allows():
 
 def test_a_decoder_that_takes_too_long_is_told():
     with pytest.raises(ApiError, match="longer than 0.001 s") as error:
-        read_given(encode_clip(make_clip(1, seconds=1.0)), "v2a", CONFIG, deadline_seconds=0.001, max_bytes=2**30)
+        data = encode_clip(make_clip(1, seconds=1.0))
+        read_given(data, "v2a", CONFIG, deadline_seconds=0.001, max_bytes=2**30)
     assert error.value.code == "timeout"

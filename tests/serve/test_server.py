@@ -69,8 +69,8 @@ def test_a_request_that_the_ingress_takes_with_it_is_answered_in_json(served, se
     """The proxy of Ray Serve answers then: in plain text, if nobody told it otherwise."""
     host, port = served.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=120) as connection:
-        head = f"POST /v1/videos HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{{"
-        connection.sendall(head.encode())
+        head = ["POST /v1/videos HTTP/1.1", f"Host: {host}:{port}", "Content-Type: application/json"]
+        connection.sendall("\r\n".join([*head, "Content-Length: 100", "", "{"]).encode())
         time.sleep(1.0)  # the ingress waits for the rest of the body
         replica(server, "Front").send_signal(signal.SIGKILL)
         answer = http.client.HTTPResponse(connection)

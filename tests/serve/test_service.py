@@ -255,7 +255,7 @@ def test_a_given_stream_that_was_lost_is_told(settings, sampler):
 
 
 def test_a_page_goes_on_where_it_was_though_jobs_are_deleted(settings):
-    """A client that empties the list page by page deletes its own cursor; so may a restart or the expiry of jobs."""
+    """A client that empties the list page by page deletes its own cursor; so may the expiry of jobs."""
     roomy = settings.model_copy(update={"max_queued_jobs": 20})
 
     async def make(service):

@@ -15,7 +15,8 @@ def test_texts_of_a_command_line_equal_values_of_a_file():
     assert read_settings(texts) == read_settings(values)
     assert read_settings(texts).replica_range == (1, 3)
     names = ("clips.lan", "127.0.0.1", "::1")
-    for hosts in ("Clips.lan, 127.0.0.1,[::1]", "[clips.lan, 127.0.0.1, '::1']", ["clips.lan", "127.0.0.1", "[::1]"]):
+    texts = "Clips.lan, 127.0.0.1,[::1]", "[clips.lan, 127.0.0.1, '::1']"
+    for hosts in (*texts, ["clips.lan", "127.0.0.1", "[::1]"]):
         assert read_settings({"allowed_hosts": hosts}).allowed_hosts == names
     assert read_settings({"num_replicas": "2"}).replica_range == (2, 2)
 
