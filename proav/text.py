@@ -20,7 +20,7 @@ def without_case(text: str) -> str:
 
 
 def find_label(label: str, labels: Sequence[str]) -> int | None:
-    """Where `label` is among `labels`, in whichever form each is written; None if it is not, or is no text."""
+    """Where `label` is among `labels`, in whichever form each is written; None if it is not or is no text."""
     if not isinstance(label, str):
         return None
     return next((place for place, known in enumerate(labels) if one_form(known) == one_form(label)), None)

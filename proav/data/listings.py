@@ -218,7 +218,7 @@ def _read_ontology(listing: str, ontology: str | None) -> dict[str, str]:
                 )
             names[row["mid"]] = one_form(row["display_name"])
         return names
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, csv.Error, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read data.ontology={ontology}: {type(error).__name__} {error}; {expected}") from error
 
 
