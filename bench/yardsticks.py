@@ -66,7 +66,8 @@ def untrained_mdsa(config: Config) -> tuple[dict, tuple[float, float]]:
     train = config.mdsa.train
     feed = ClipFeed(
         config.data_folder, config, seed=config.seed, batch_size=train.batch_size, flip=train.augment_flip,
-        turned=train.augment_turns, colour=train.augment_colour,
+        turned=train.augment_turns, colour=train.augment_colour, gain_db=train.augment_gain_db,
+        pitch=train.augment_pitch,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     model = MDSA(config).eval()
