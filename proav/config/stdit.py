@@ -37,7 +37,7 @@ class STDiTConfig(Section):
     num_heads: PositiveInt | None = None
     """Attention heads, with size=custom."""
     patch_size: PositiveInt = 2
-    """Rows and columns of plane cells in a token; divides mdsa.plane_size. Planes of few channels have more."""
+    """Rows and columns of cells in a token; divides mdsa.plane_size. Planes of few channels have more."""
     attention: Literal["divided", "full"] = "divided"
     """divided: within a plane, then across the six planes. full: all tokens at once."""
     mlp_ratio: PositiveInt = 4

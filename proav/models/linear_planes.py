@@ -3,8 +3,8 @@
 The paper calls its projection an orthogonal decomposition; this is that decomposition without a network. Each
 plane takes the principal components of what the planes before it have left. Pictures begin with HW, whose
 cells code the temporal mean; sound begins with HT, whose cells are a spectrogram's. The blocks are those of
-lapped images (`lapping.py`), so that neither pictures nor sound show their borders. Not here: the network that adds to it
-(`streams.py`, `refiner.py`).
+lapped images (`lapping.py`), so that neither pictures nor sound show their borders. Not here: the network
+that adds to it (`streams.py`, `refiner.py`).
 B clips, C image channels, T frames, R S rows and columns of an image, H W rows and columns of cells, D latent
 channels; in the fit N clips, F images kept of a clip, L blocks, V values of a block.
 """

@@ -32,9 +32,13 @@ def trained_looking(model: STDiT) -> STDiT:
     return model.double().eval()
 
 
-def inputs(config: Config, seed: int = 1, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(
+    config: Config, seed: int = 1, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    noisy = torch.randn(BATCH, *LatentGeometry.from_config(config).stack_shape, generator=generator, dtype=dtype)
+    noisy = torch.randn(
+        BATCH, *LatentGeometry.from_config(config).stack_shape, generator=generator, dtype=dtype
+    )
     return noisy, torch.tensor([[0.3, 0.7], [0.9, 0.0]], dtype=dtype), torch.tensor([0, NUM_LABELS])
 
 
@@ -66,7 +70,11 @@ def test_a_few_optimizer_steps_reach_every_parameter(attention, uneven):
         optimizer.zero_grad()
         (model(noisy, times, labels) - noisy.flip(0)).square().mean().backward()
         optimizer.step()
-    untouched = [name for name, parameter in model.named_parameters() if parameter.grad is None or parameter.grad.count_nonzero() == 0]
+    untouched = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or parameter.grad.count_nonzero() == 0
+    ]
     assert untouched == []
 
 
@@ -97,14 +105,20 @@ def test_labels_and_null_label_are_told_apart_and_a_model_may_have_none():
     results = [model(noisy, times, torch.full((BATCH,), label)) for label in range(NUM_LABELS + 1)]
     assert all(not torch.allclose(a, b) for i, a in enumerate(results) for b in results[:i])
     unlabelled = STDiT(config, 0)
-    assert unlabelled.null_label == 0 and unlabelled(noisy.float(), times.float(), torch.zeros(BATCH, dtype=torch.long)).shape == noisy.shape
+    assert (
+        unlabelled.null_label == 0
+        and unlabelled(noisy.float(), times.float(), torch.zeros(BATCH, dtype=torch.long)).shape
+        == noisy.shape
+    )
 
 
 @pytest.mark.parametrize("plane_channels", [[4, 4, 4], [4, 2, 1]])
 def test_patches_go_back_to_their_places(plane_channels):
     """With identities as first and last maps and blocks as at initialization, the output is the input's tokens, normalized, in their places."""
     mdsa = {"plane_channels": {"video": plane_channels, "audio": plane_channels}}
-    config = config_from_dict({"mdsa": mdsa, "stdit": {"size": "custom", "depth": 1, "width": 48, "num_heads": 4}})
+    config = config_from_dict(
+        {"mdsa": mdsa, "stdit": {"size": "custom", "depth": 1, "width": 48, "num_heads": 4}}
+    )
     model = STDiT(config, 0).double()
     noisy, times, _ = inputs(config)
     with torch.no_grad():
@@ -120,8 +134,15 @@ def test_patches_go_back_to_their_places(plane_channels):
         tokens = noisy[:, :channels, plane].unfold(2, patch, patch).unfold(3, patch, patch)  # b c n m i j
         tokens = tokens.permute(0, 2, 3, 1, 4, 5).flatten(3)
         padded = torch.cat([tokens, tokens.new_zeros(*tokens.shape[:-1], 48 - tokens.shape[-1])], dim=-1)
-        normed = (tokens - padded.mean(-1, keepdim=True)) / (padded.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
-        expected = normed.unflatten(-1, (channels, patch, patch)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        normed = (tokens - padded.mean(-1, keepdim=True)) / (
+            padded.var(-1, unbiased=False, keepdim=True) + 1e-6
+        ).sqrt()
+        expected = (
+            normed.unflatten(-1, (channels, patch, patch))
+            .permute(0, 3, 1, 4, 2, 5)
+            .flatten(4, 5)
+            .flatten(2, 3)
+        )
         torch.testing.assert_close(prediction[:, :channels, plane], expected, rtol=1e-6, atol=1e-6)
 
 
@@ -133,9 +154,18 @@ def test_axes_share_coordinates_between_planes():
     along = sinusoids(torch.arange(side), share // 2)
     for i in range(side):
         for j in range(side):
-            torch.testing.assert_close(wt[i, j, t], along[i]), torch.testing.assert_close(ht[i, j, t], along[i])
-            torch.testing.assert_close(hw[i, j, h], along[i]), torch.testing.assert_close(ht[i, j, h], along[j])
-            torch.testing.assert_close(hw[i, j, w], along[j]), torch.testing.assert_close(wt[i, j, w], along[j])
+            (
+                torch.testing.assert_close(wt[i, j, t], along[i]),
+                torch.testing.assert_close(ht[i, j, t], along[i]),
+            )
+            (
+                torch.testing.assert_close(hw[i, j, h], along[i]),
+                torch.testing.assert_close(ht[i, j, h], along[j]),
+            )
+            (
+                torch.testing.assert_close(hw[i, j, w], along[j]),
+                torch.testing.assert_close(wt[i, j, w], along[j]),
+            )
     assert hw[..., t].count_nonzero() == wt[..., h].count_nonzero() == ht[..., w].count_nonzero() == 0
     assert not torch.allclose(hw[1, 2], hw[2, 1])
 
@@ -155,7 +185,10 @@ def places(layout, plane, row, column):
     """Numbers of the tokens that cover this place of the finest planes, one a plane; and of that plane's."""
     starts = [sum(layout.counts[:i]) for i in range(6)]
     scales = [layout.finest // side for side in layout.sides]
-    covering = [start + row // scale * side + column // scale for start, scale, side in zip(starts, scales, layout.sides)]
+    covering = [
+        start + row // scale * side + column // scale
+        for start, scale, side in zip(starts, scales, layout.sides)
+    ]
     return covering, covering[plane]
 
 
@@ -173,7 +206,12 @@ def test_spatial_attention_stays_in_its_plane_and_temporal_at_its_place(layout):
         temporal = (block.temporal(moved) - block.temporal(tokens)).abs().amax(-1)[0]
         scale = layout.finest // layout.sides[plane]
         corner = 1 // scale * scale, 2 // scale * scale  # all places that the moved token covers
-        met = {token for i in range(scale) for j in range(scale) for token in places(layout, plane, corner[0] + i, corner[1] + j)[0]}
+        met = {
+            token
+            for i in range(scale)
+            for j in range(scale)
+            for token in places(layout, plane, corner[0] + i, corner[1] + j)[0]
+        }
         assert set(temporal.nonzero().flatten().tolist()) == met and set(covering) <= met
 
 
@@ -222,7 +260,9 @@ def test_each_modality_knows_its_own_time_and_the_other_by_different_maps():
     changed_video, changed_audio = conditioning(torch.tensor([[0.2, 0.5]], dtype=torch.float64), labels)[0]
     assert not torch.allclose(video, changed_video) and not torch.allclose(audio, changed_audio)
     swapped = conditioning(times.flip(1), labels)[0]
-    assert not torch.allclose(swapped.flip(0), torch.stack([video, audio]))  # the modality row tells them apart
+    assert not torch.allclose(
+        swapped.flip(0), torch.stack([video, audio])
+    )  # the modality row tells them apart
     conditioning.modality.data.zero_()
     torch.testing.assert_close(conditioning(times.flip(1), labels)[0].flip(0), conditioning(times, labels)[0])
 
@@ -230,10 +270,15 @@ def test_each_modality_knows_its_own_time_and_the_other_by_different_maps():
 @pytest.mark.parametrize("layout", [EVEN, UNEVEN])
 def test_modulation_reaches_only_the_planes_of_its_modality(layout):
     block = Block(32, 4, 4, "divided", layout).double()
-    tokens, modulation = torch.randn(1, sum(layout.counts), 32, dtype=torch.float64), torch.randn(1, 2, 6, 32, dtype=torch.float64)
+    tokens, modulation = (
+        torch.randn(1, sum(layout.counts), 32, dtype=torch.float64),
+        torch.randn(1, 2, 6, 32, dtype=torch.float64),
+    )
     changed = modulation.clone()
     changed[0, 1] += 1  # the audio's
-    video, audio = (block(tokens, changed) - block(tokens, modulation)).abs().amax((0, 2)).split(layout.of_modalities)
+    video, audio = (
+        (block(tokens, changed) - block(tokens, modulation)).abs().amax((0, 2)).split(layout.of_modalities)
+    )
     assert video.max() == 0 and audio.min() > 0
 
 
