@@ -63,12 +63,7 @@ def mean_blockiness(config: Config, yardsticks: Yardsticks) -> dict[str, tuple[f
 
 def untrained_mdsa(config: Config) -> tuple[dict, tuple[float, float]]:
     """(means, blockiness) of MDSA's reconstructions before its first step: what `train.py` starts from."""
-    train = config.mdsa.train
-    feed = ClipFeed(
-        config.data_folder, config, seed=config.seed, batch_size=train.batch_size, flip=train.augment_flip,
-        turned=train.augment_turns, colour=train.augment_colour, gain_db=train.augment_gain_db,
-        pitch=train.augment_pitch,
-    )  # fmt: skip
+    feed = ClipFeed.of_mdsa(config)
     torch.manual_seed(config.seed)
     model = MDSA(config).eval()
     print(fit_linear_planes(model, feed, config.mdsa.linear_planes.fit_clips))

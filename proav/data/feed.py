@@ -147,6 +147,16 @@ class ClipFeed(Feed):
         self.pictures = PictureChanges(config, seed, flip=flip, turned=turned, colour=colour)
         self.louder = Louder(config, gain_db) if gain_db else None
 
+    @classmethod
+    def of_mdsa(cls, config: Config) -> "ClipFeed":
+        """The clips that MDSA trains on, changed as mdsa.train says; the first also fit its linear planes."""
+        train = config.mdsa.train
+        return cls(
+            config.data_folder, config, seed=config.seed, batch_size=train.batch_size, flip=train.augment_flip,
+            turned=train.augment_turns, colour=train.augment_colour, gain_db=train.augment_gain_db,
+            pitch=train.augment_pitch,
+        )  # fmt: skip
+
     @property
     def num_slots(self) -> int:
         """Clips in an epoch."""

@@ -23,7 +23,7 @@ def border_filter(side: int) -> Tensor:
         F = W diag(I, V) W,   W = [[I, J], [J, -I]] / sqrt(2),   V = J C2' C4 J R'
 
     with J the exchange of order, C2 and C4 the orthonormal cosine transforms of type II and IV, all M x M. R
-    turns V' 1 without it into `flat_join`, in the plane of the two (3 degrees for P = 8). side: P, even.
+    turns V' 1 without it into `flat_join`, in the plane of the two (3.7 degrees for P = 8). side: P, even.
     """
     half = side // 2
     frequency, place = np.mgrid[:half, :half]

@@ -159,19 +159,7 @@ class _Reporter:
 
 
 def _plan_autoencoder(config: Config) -> StagePlan:
-    train = config.mdsa.train
-    feed = ClipFeed(
-        config.data_folder,
-        config,
-        split="train",
-        seed=config.seed,
-        batch_size=train.batch_size,
-        flip=train.augment_flip,
-        turned=train.augment_turns,
-        colour=train.augment_colour,
-        gain_db=train.augment_gain_db,
-        pitch=train.augment_pitch,
-    )
+    feed = ClipFeed.of_mdsa(config)
     linear = config.mdsa.linear_planes
     return StagePlan(
         feed=feed,

@@ -148,7 +148,7 @@ def test_values_that_cannot_be_are_refused(parquet_file, columns, message):
 
 
 def test_a_table_that_pandas_has_filtered(tmp_path):
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="pandas is no dependency of proav; its files are")
     frame = pandas.DataFrame({"path": ["a.mp4", "b.mp4", "c.mp4"], "labels": [3, 0, None]})[1:]
     frame.to_parquet(tmp_path / "clips.parquet")
     with warnings.catch_warnings():

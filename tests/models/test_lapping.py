@@ -74,7 +74,7 @@ def test_what_one_block_makes_is_twice_its_side_and_no_more():
 
 @pytest.mark.parametrize("side", [4, 8, 16, 32])
 def test_flat_blocks_of_any_heights_join_with_small_steps(side):
-    """Their image has no step above a quarter of a step between blocks, and none in the middles of blocks."""
+    """Their image has no step above a known share of one between blocks, nor in their middles."""
     one = torch.zeros(1, 1, 1, 3 * side)
     one[..., side : 2 * side] = 1
     window = Lapping((1, side))(one, back=True)[0, 0, 0, side // 2 : side // 2 + 2 * side]

@@ -130,7 +130,7 @@ def test_patches_go_back_to_their_places(plane_channels):
         model.positions.axes.zero_()
     prediction = model(noisy, times, torch.zeros(BATCH, dtype=torch.long))
     for plane, (channels, patch) in enumerate(zip(model.channels, model.patches, strict=True)):
-        # LN turns x into (x - mean) / std of its token, taken over the width, of which all beyond the token's values is zero
+        # LN turns x into (x - mean) / std of its token, over the width; beyond its values that is zero
         tokens = noisy[:, :channels, plane].unfold(2, patch, patch).unfold(3, patch, patch)  # b c n m i j
         tokens = tokens.permute(0, 2, 3, 1, 4, 5).flatten(3)
         padded = torch.cat([tokens, tokens.new_zeros(*tokens.shape[:-1], 48 - tokens.shape[-1])], dim=-1)

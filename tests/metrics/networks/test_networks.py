@@ -138,7 +138,8 @@ def test_i3d_is_the_published_network():
     if not folder or weights_file("i3d-kinetics400", folder) is None:
         pytest.skip("PROAV_METRIC_WEIGHTS names no folder with i3d-kinetics400.safetensors")
     clip = read_clip(str(CLIP), fps=10, sample_rate=16_000, height=256, width=256, fit="crop", num_frames=16)
-    logits = load_network("i3d-kinetics400", weights_file("i3d-kinetics400", folder))(torch.from_numpy(clip.video)[None])[0, 0].numpy()
+    network = load_network("i3d-kinetics400", weights_file("i3d-kinetics400", folder))
+    logits = network(torch.from_numpy(clip.video)[None])[0, 0].numpy()
     np.testing.assert_allclose(logits, np.load(HERE / "i3d_logits.npz")["logits"], atol=1e-3)
 
 
