@@ -4,8 +4,10 @@ Weights and training state are safetensors, everything else is `checkpoint.json`
 This room knows no model and no engine; `proav/train` decides what goes in, `proav/pipeline.py` and `proav/data/latents.py` read it.
 """
 
+import functools
 import hashlib
 import json
+import os
 import platform
 import re
 from collections.abc import Callable, Mapping
@@ -22,6 +24,7 @@ from safetensors.torch import save_file
 from proav import storage
 from proav.config import Config
 from proav.errors import CheckpointError, ConfigError
+from proav.patience import patiently
 from proav.settings import config_from_dict, config_to_dict
 from proav.text import one_form
 
@@ -42,7 +45,7 @@ HOW_TO_MAKE = {
 }
 _FOLDER = re.compile(r"^clips-(\d{12})$")
 _FREE_KEYS = re.compile(
-    r"^(name|run_dir|stage|data|filters|encode|generate|evaluate|tune|(mdsa|stdit)\.(train|loss)"
+    r"^(name|run_dir|stage|data|filters|encode|generate|evaluate|tune|job|(mdsa|stdit)\.(train|loss)"
     r"|mel\.griffin_lim_\w+|mdsa\.(modality_dropout|latent_noise|linear_planes\.alone_clips)"
     r"|stdit\.label_dropout|diffusion\.(task_weights|ddim_eta))(\.|$)"
 )
@@ -91,12 +94,23 @@ class Checkpoint:
         file = f"{name}.safetensors"
         if file not in self.files:
             raise CheckpointError(f"the checkpoint {self.path} holds no {file}; it holds {', '.join(sorted(self.files))}")
-        data = _read(storage.join(self.path, file), self)
-        _check_file(self.path, self.kind, file, self.files[file], len(data), lambda: hashlib.sha256(data).hexdigest())
+        data = self._whole(file)
         try:
             return load_safetensors(data)
         except SafetensorError as error:
             raise CheckpointError(f"{storage.join(self.path, file)} is not readable: {error}; {_remedy(self.kind)}") from error
+
+    def _whole(self, file: str) -> bytes:
+        """The bytes of one file, as they were written."""
+
+        def read() -> tuple[int, str]:
+            nonlocal data
+            data = _read(storage.join(self.path, file), self)
+            return len(data), hashlib.sha256(data).hexdigest()
+
+        data = b""
+        _check_file(self.path, self.kind, file, self.files[file], read)
+        return data
 
 
 def save_checkpoint(
@@ -165,10 +179,9 @@ def load_checkpoint(path: str, *, kind: str | None = None, verify: bool = True) 
         raise CheckpointError(f"{folder} is a checkpoint of {index['kind']}, expected one of {kind}; {HOW_TO_MAKE.get(kind, '')}".rstrip("; "))
     for file, entry in index["files"].items() if verify else ():
         target = storage.join(folder, file)
-        info = storage.file_info(target)
-        if info.type == pafs.FileType.NotFound:
+        if not storage.exists(target):
             raise CheckpointError(f"{folder} is damaged: {file} is missing; {_remedy(index['kind'])}")
-        _check_file(folder, index["kind"], file, entry, info.size, lambda target=target: _digest(target)[1])
+        _check_file(folder, index["kind"], file, entry, functools.partial(_digest, target))
     if _hash_of(index["files"]) != index["hash"]:
         raise CheckpointError(f"{folder} is damaged: the table of files in {INDEX} does not match its hash; {_remedy(index['kind'])}")
     try:
@@ -292,10 +305,15 @@ def _read_index(folder: str, kind: str | None) -> dict:
     return index
 
 
-def _check_file(folder: str, kind: str, file: str, entry: dict, size: int, digest: Callable[[], str]) -> None:
+def _check_file(folder: str, kind: str, file: str, entry: dict, read: Callable[[], tuple[int, str]]) -> None:
+    """read() gives bytes and SHA-256; a file that differs is read once more. Raises CheckpointError."""
+    wanted = entry["bytes"], entry["sha256"]
+    if read() == wanted:
+        return
+    size, digest = read()
     if size != entry["bytes"]:
         raise CheckpointError(f"{folder} is damaged: {file} has {size} bytes, expected {entry['bytes']}; {_remedy(kind)}")
-    if digest() != entry["sha256"]:
+    if digest != entry["sha256"]:
         raise CheckpointError(f"{folder} is damaged: the checksum of {file} differs from {INDEX}; {_remedy(kind)}")
 
 
@@ -313,11 +331,21 @@ def _prune(folder: str, clips: int, keep: int) -> None:
 
 
 def _write_tensors(group: Mapping[str, torch.Tensor], target: str, path: str, dtype: torch.dtype) -> None:
+    storable = {key: _storable(value, dtype) for key, value in group.items()}
+
+    def write() -> None:
+        try:
+            save_file(storable, target)
+        except SafetensorError as error:  # its only error: what the operating system said is in the text
+            number = re.search(r"code: (\d+)", str(error))
+            raise OSError(int(number[1]), str(error), target) if number else error from error
+
     try:
-        save_file({key: _storable(value, dtype) for key, value in group.items()}, target)
-    except SafetensorError as error:  # how safetensors reports a full disk
+        patiently(write, f"writing {path}")
+    except (SafetensorError, OSError) as error:
+        why = f"{os.strerror(error.errno)} ({error})" if isinstance(error, OSError) else str(error)
         raise CheckpointError(
-            f"cannot write the checkpoint {path}: {error}; free some space or choose another run_dir=DIR, then run the same command again"
+            f"cannot write the checkpoint {path}: {why}; free some space or choose another run_dir=DIR, then run the same command again"
         ) from error
 
 

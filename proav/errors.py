@@ -25,3 +25,11 @@ class MediaError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, incomplete, damaged or made for another configuration."""
+
+
+class StorageUnavailable(Exception):
+    """Storage that failed for longer than job.retry_seconds: nobody's mistake, and what a restart may mend."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The job was asked to end and has ended in order; the message says what was kept and how to go on."""

@@ -14,8 +14,11 @@ from pathlib import Path
 try:
     from proav import storage
     from proav.config import Config
-    from proav.errors import UserError
+    from proav.errors import StorageUnavailable, UserError
+    from proav.patience import DEFAULT_SECONDS, retry_seconds
+    from proav.patience import VARIABLE as RETRY_VARIABLE
     from proav.settings import config_to_yaml, describe_settings, load_config
+    from proav.stopping import HOW_TO_GO_ON, StopRequest
 except ModuleNotFoundError as missing:  # `ray job submit -- python ...` takes the first python that the head's PATH names
     print(
         f"error: {sys.executable} has no package {missing.name}; activate the environment that proav is installed in, before `ray start` too",
@@ -51,6 +54,7 @@ def run_job(
         options = instead or {}
         arguments = _parser(description, {option: help_text for option, (_, help_text) in options.items()}).parse_intermixed_args(argv)
         config = with_absolute_paths(load_config(arguments.config, arguments.overrides), runs=runs_folder())
+        os.environ[RETRY_VARIABLE] = f"{config.job.retry_seconds:g}"
         planned = plan(config) if plan else None
         if arguments.dry_run:
             print("\n".join(filter(None, (dry_run_text(config), planned))))
@@ -62,14 +66,18 @@ def run_job(
         records = records and not chosen
         if records and not storage.exists(record):
             storage.write_text(record, config_to_yaml(config))
-        with ray_session():
-            (options[chosen][0] if chosen else work)(config)
-        if records:
-            storage.write_text(record, config_to_yaml(config))
+        with StopRequest(config.job.stop_seconds) as stop:
+            with ray_session():
+                stop.listen()  # ray.init has taken the signals
+                (options[chosen][0] if chosen else work)(config)
+            if records:
+                storage.write_text(record, config_to_yaml(config))
     except UserError as error:
         _end(error, 2)
-    except KeyboardInterrupt:  # Ray's traceback of it is a page long
-        _end("stopped; what was finished is kept: run the same command again to go on", 1)
+    except StorageUnavailable as error:
+        _end(error, 1)
+    except KeyboardInterrupt as stopped:  # Ray's traceback of it is a page long
+        _end(str(stopped) or f"stopped; {HOW_TO_GO_ON}", 1)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -153,10 +161,12 @@ class ray_session:
         # An empty address variable means none; "local" also ignores the address file that an older cluster left behind.
         address = os.environ.get("RAY_ADDRESS") or "local"
         # A submitted job's folder is there on all nodes. Else the package goes along, so that all nodes run the code that this process runs.
-        runtime_env = None if address == "local" or is_submitted() else {"py_modules": [os.path.dirname(proav.__file__)]}
+        runtime_env = {} if address == "local" or is_submitted() else {"py_modules": [os.path.dirname(proav.__file__)]}
+        if address != "local" and retry_seconds() != DEFAULT_SECONDS:  # a Ray of this process's own inherits it
+            runtime_env["env_vars"] = {RETRY_VARIABLE: os.environ[RETRY_VARIABLE]}
         check_address(address)
         try:
-            ray.init(address=address, logging_level="warning", runtime_env=runtime_env)
+            ray.init(address=address, logging_level="warning", runtime_env=runtime_env or None)
         except ConnectionError as error:
             why = " ".join(str(error).split())
             raise UserError(

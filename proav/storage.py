@@ -5,6 +5,7 @@ carries its final name, so that a reader sees a whole file or none (STYLE: nothi
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import uuid
@@ -14,6 +15,11 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from proav.errors import UserError
+from proav.filesystems import PatientHandler, upload
+from proav.patience import patiently
+
+LEFTOVERS = ".*.tmp"
+"""Names of what was being written when its process was killed."""
 
 
 def is_remote(path: str) -> bool:
@@ -22,22 +28,28 @@ def is_remote(path: str) -> bool:
 
 
 def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system that holds `path`, and the path within it.
+    """The file system that holds `path`, and the path within it; its operations are patient.
 
     Raises UserError for a scheme that neither pyarrow nor fsspec knows.
     """
-    path = str(path)
+    filesystem, inner = _open(str(path))
+    return pafs.PyFileSystem(PatientHandler(filesystem)), inner
+
+
+def _open(path: str) -> tuple[pafs.FileSystem, str]:
     if not is_remote(path):
         return pafs.LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
     try:
-        return pafs.FileSystem.from_uri(path)
+        return patiently(functools.partial(pafs.FileSystem.from_uri, path), f"opening {path}")
     except (ValueError, OSError):  # pyarrow does not know this scheme, or was built without it
         import fsspec
 
         try:
             filesystem, inner = fsspec.core.url_to_fs(path)
         except (ValueError, ImportError) as error:
-            raise UserError(f"cannot open {path}: {error}; expected a local path, s3://, gs:// or a scheme that fsspec knows") from error
+            raise UserError(
+                f"cannot open {path}: {error}; expected a local path, s3://, gs:// or a scheme that fsspec knows"
+            ) from error
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
 
@@ -96,8 +108,8 @@ def read_text(path: str) -> str:
 def write_folder(path: str) -> Iterator[str]:
     """A local folder to fill, which becomes `path` when the block ends without an error; an older `path` is replaced.
 
-    Local: a hidden sibling, renamed. Remote: a temporary local folder, uploaded file by file, the JSON files last: they mark
-    a folder as complete.
+    Local: a hidden sibling, flushed to the disk, renamed. Remote: a temporary local folder, uploaded file by file,
+    the JSON files last: they mark a folder as complete.
     """
     import tempfile
 
@@ -106,43 +118,114 @@ def write_folder(path: str) -> Iterator[str]:
             yield local
             files = sorted((file for file in Path(local).rglob("*") if file.is_file()), key=lambda file: (file.suffix == ".json", str(file)))
             for file in files:
-                write_bytes(join(path, file.relative_to(local).as_posix()), file.read_bytes())
+                with file.open("rb") as source:
+                    upload_file(join(path, file.relative_to(local).as_posix()), source)
         return
-    target = Path(path)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-    temporary.mkdir(parents=True)
+    target = Path(path.removeprefix("file://"))
+    temporary = temporary_name(target)
+    patiently(lambda: temporary.mkdir(parents=True, exist_ok=True), f"creating {temporary}")
     try:
         yield str(temporary)
+        for file in temporary.rglob("*"):
+            flush(file)
+        flush(temporary)
         if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+            patiently(lambda: shutil.rmtree(target), f"deleting {target}")
+        rename(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Writes the whole file or nothing: a hidden temporary name, then a move (object stores publish a file only when it is closed)."""
-    filesystem, inner = open_filesystem(path)
+    """Writes the whole file or nothing: a hidden temporary name, flushed to the disk, then a move (object stores
+    publish a file only when it is closed). Raises UserError where writing is refused or there is no room."""
+    import io
+
     if is_remote(path):
-        try:
-            with filesystem.open_output_stream(inner) as stream:
-                stream.write(data)
-        except OSError as error:
-            why = " ".join(str(error).split())
-            raise UserError(f"cannot write {path}: {why}; check that you may write there, or choose another run_dir=DIR") from error
+        upload_file(path, io.BytesIO(data))
         return
-    folder, name = os.path.split(inner)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        os.makedirs(folder, exist_ok=True)
+    target = Path(open_filesystem(path)[1])
+    temporary = temporary_name(target)
+
+    def write() -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(data)
-        os.replace(temporary, inner)
+            file.flush()
+            os.fsync(file.fileno())
+
+    try:
+        patiently(write, f"writing {path}")
+        rename(temporary, target)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with run_dir=DIR") from error
     finally:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.remove(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def upload_file(path: str, source) -> None:
+    """Writes all that a binary file holds to a remote path. Raises UserError where writing is refused."""
+    filesystem, inner = _open(path)
+    try:
+        upload(filesystem, inner, source)
+    except OSError as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"cannot write {path}: {why}; check that you may write there, or choose another run_dir=DIR") from error
+
+
+def temporary_name(target: Path) -> Path:
+    """A hidden name beside `target`, for what is not complete yet; one that no other writer uses."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def rename(temporary: Path, target: Path) -> None:
+    """Gives a complete local file or folder its name, so that a power cut leaves the old one or the new one."""
+
+    failed = False
+
+    def move() -> None:
+        nonlocal failed
+        try:
+            os.replace(temporary, target)
+        except FileNotFoundError:
+            if not (failed and target.exists()):  # else an earlier try has moved it, and its answer was lost
+                raise
+        except OSError:
+            failed = True
+            raise
+
+    patiently(move, f"renaming {temporary} to {target.name}")
+    flush(target.parent)
+
+
+def flush(path: Path) -> None:
+    """Has the disk keep what was written to a local file, or the names in a local folder."""
+
+    def sync() -> None:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    patiently(sync, f"flushing {path}")
+
+
+def remove_leftovers(folder: str) -> int:
+    """Deletes what killed writers left in a local folder, and says how many; no writer may be at work there.
+
+    Object stores have none: they publish whole files only.
+    """
+    if is_remote(folder):
+        return 0
+    found = list(Path(open_filesystem(folder)[1]).glob(LEFTOVERS))
+    for leftover in found:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    return len(found)
 
 
 def write_text(path: str, text: str) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from proav.config.clip import ClipConfig, DataConfig, MelConfig
 from proav.config.filters import FilterConfig
-from proav.config.jobs import EvaluateConfig, GenerateConfig
+from proav.config.jobs import EvaluateConfig, GenerateConfig, JobConfig
 from proav.config.mdsa import (
     BiBlockConfig,
     GroupCrossConfig,
@@ -30,7 +30,7 @@ from proav.config.training import MDSATrainConfig, STDiTTrainConfig, TrainConfig
 
 __all__ = [
     "BiBlockConfig", "ClipConfig", "Config", "DataConfig", "DiffusionConfig", "EncodeConfig", "EvaluateConfig", "FilterConfig", "GenerateConfig",
-    "GroupCrossConfig", "LinearPlanesConfig", "MDSAConfig", "MDSALossConfig", "MDSATrainConfig", "MelConfig", "MultiScaleConfig",
+    "GroupCrossConfig", "JobConfig", "LinearPlanesConfig", "MDSAConfig", "MDSALossConfig", "MDSATrainConfig", "MelConfig", "MultiScaleConfig",
     "PlaneChannelsConfig", "RefinerConfig", "STDiTConfig", "STDiTTrainConfig", "Section", "SpatialConfig", "Stage", "TaskName", "TrainConfig", "TuneConfig",
 ]  # fmt: skip
 
@@ -68,6 +68,8 @@ class Config(Section):
     """Measuring."""
     tune: TuneConfig = TuneConfig()
     """Sweeps."""
+    job: JobConfig = JobConfig()
+    """What holds for every job."""
 
     @property
     def run_folder(self) -> str:

@@ -55,12 +55,16 @@ class TrainConfig(Section):
     """Share of num_clips, at its end, over which the learning rates fall linearly to 2 %; 0: they stay."""
     gradient_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
+    skip_nonfinite: Count = 0
+    """Batches in a row that may be left out because their loss or gradient is not finite; each is told with its segments."""
     ema_half_life_clips: PositiveFloat = 440_000
     """Clips after which a weight's share in the moving average has halved (440,000 is 0.9999 a step at batch 64)."""
     ema_ramp_up: PositiveFloat = 0.05
     """The half-life is at most this share of the clips seen so far, so that early averages forget the initialization."""
     checkpoint_every_clips: PositiveInt = 64_000
     """Clips between checkpoints; one more is written at the end."""
+    checkpoint_every_minutes: Annotated[float, Field(ge=0)] = 15.0
+    """Minutes after which a checkpoint is written in any case; 0: by clips alone."""
     keep_checkpoints: PositiveInt = 2
     """Older checkpoints are removed."""
     report_every_clips: PositiveInt = 3_200

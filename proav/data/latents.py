@@ -20,7 +20,7 @@ from proav.checkpoint import Checkpoint, check_resumable, list_checkpoints, load
 from proav.config import Config
 from proav.data.feed import check_fits
 from proav.data.latent_statistics import merge_statistics, shard_sums
-from proav.data.rows import ShardWriter, open_parquet, remove_leftovers
+from proav.data.rows import ShardWriter, open_parquet
 from proav.data.shards import SegmentStore, manifest_hash
 from proav.errors import UserError
 from proav.geometry import LatentGeometry
@@ -79,7 +79,7 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     print(f"encode: {_size_text(config, sum(windows.values()))}" + (f"; {todo:,} windows to do" if there else ""))
     _check_room(config, todo)
     parts = _encode_shards(config, checkpoint, settings, windows)
-    remove_leftovers(folder)  # of killed actors
+    storage.remove_leftovers(folder)  # of killed actors
     if set(parts) != set(shards):
         raise RuntimeError(f"Ray Data returned {len(parts)} of {len(shards)} shards; run the same command again")
     latents = LatentGeometry.from_config(config)

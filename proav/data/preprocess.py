@@ -18,7 +18,7 @@ from proav.data.folders import files_below
 from proav.data.isolation import decoder_of_this_process
 from proav.data.manifest import finish, summary
 from proav.data.plan import Plan, check_settings, settle_plan
-from proav.data.rows import only_writer, remove_leftovers
+from proav.data.rows import only_writer
 from proav.data.shards import read_manifest
 from proav.data.sources import find_sources
 from proav.data.verify import verify
@@ -67,7 +67,7 @@ def preprocess(config: Config) -> dict:
         if missing:  # Ray Data has lost rows before without an error: count, never trust
             raise RuntimeError(f"Ray Data returned {len(plan) - len(missing)} of {len(plan)} units; run the same command again")
         for folder in ("", "segments", "rejects", "units"):
-            remove_leftovers(storage.join(data_dir, folder))
+            storage.remove_leftovers(storage.join(data_dir, folder))
         finished, sources = [records[name] for name in plan.names], sources.select(["id", "label"])
         del plan  # it holds the whole table of sources, and the index needs the memory
         manifest = finish(config, data_dir, sources, finished)

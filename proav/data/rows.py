@@ -9,21 +9,24 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import tempfile
-import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proav import storage
-from proav.errors import UserError
+from proav.errors import StorageUnavailable, UserError
+from proav.patience import patiently
 
+T = TypeVar("T")
+
+FAULTS = (OSError, ValueError, pa.ArrowException)
+"""How bytes that make no sense show: Arrow's errors, and those of decoders of pictures."""
 WHY = {
     errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
@@ -32,8 +35,11 @@ WHY = {
 }
 
 
+REPAIR = "delete that file and run the same job again: it makes what is missing"
+
+
 class DamagedShard(UserError):
-    """A Parquet file that cannot be read, or whose content is not what was written."""
+    """A Parquet file whose content is not what was written."""
 
 
 class ShardWriter:
@@ -57,9 +63,9 @@ class ShardWriter:
                 file = tempfile.TemporaryFile(buffering=0)
             else:
                 target = Path(storage.open_filesystem(path)[1])
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-                file = open(self._temporary, "wb", buffering=0)
+                storage.make_folder(str(target.parent))
+                self._temporary = storage.temporary_name(target)
+                file = patiently(lambda: open(self._temporary, "wb", buffering=0), f"creating {path}")
             self._sink = _HashedFile(file)
             self._writer = pq.ParquetWriter(self._sink, schema, use_dictionary=False, write_statistics=False, compression=compression)
         except OSError as error:
@@ -113,14 +119,13 @@ class ShardWriter:
         self._pending = []
 
     def _publish(self) -> None:
-        filesystem, inner = storage.open_filesystem(self.path)
         if self._temporary is None:
-            self._sink.file.seek(0)
-            with filesystem.open_output_stream(inner) as target:
-                shutil.copyfileobj(self._sink.file, target, 1 << 22)
+            storage.upload_file(self.path, self._sink.file)
+            self._sink.close()
+            return
         self._sink.close()
-        if self._temporary is not None:
-            os.replace(self._temporary, inner)
+        storage.flush(self._temporary)
+        storage.rename(self._temporary, Path(storage.open_filesystem(self.path)[1]))
 
     def _remove(self) -> None:
         if self._temporary is not None:
@@ -133,13 +138,6 @@ def write_shard(path: str, rows: Iterable[dict], schema: pa.Schema, *, rows_per_
         for row in rows:
             writer.write(row)
     return writer.result
-
-
-def remove_leftovers(folder: str) -> None:
-    """Deletes the unfinished files that killed writers left in a local folder; no writer may be at work there. (Object stores have none.)"""
-    if not storage.is_remote(folder):
-        for leftover in Path(storage.open_filesystem(folder)[1]).glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -166,26 +164,58 @@ def only_writer(folder: str) -> Iterator[None]:
 class RowReader:
     """Single rows out of many Parquet files in one folder, by (file name, row number).
 
-    Keeps a few files open and up to `cache_bytes` of the values read last. Pickles as the folder's name: each worker process opens its own files.
+    Keeps a few files open and up to `cache_bytes` of the values read last. digests: {file name: SHA-256}, what
+    was written; without it a file is damaged if it reads the same twice and is no Parquet file. Pickles as its
+    arguments: each worker process opens its own files.
     """
 
-    def __init__(self, folder: str, *, cache_bytes: int = 256 << 20, open_files: int = 32) -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        cache_bytes: int = 256 << 20,
+        open_files: int = 32,
+        digests: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder, self.cache_bytes, self.open_files = folder, cache_bytes, open_files
+        self.digests = digests or {}
         self._files: OrderedDict[str, tuple[pq.ParquetFile, np.ndarray]] = OrderedDict()
         self._groups: OrderedDict[tuple, pa.Table] = OrderedDict()
         self._cached = 0
 
     def __getstate__(self) -> dict:
-        return {"folder": self.folder, "cache_bytes": self.cache_bytes, "open_files": self.open_files}
+        return {name: getattr(self, name) for name in ("folder", "cache_bytes", "open_files", "digests")}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["folder"], cache_bytes=state["cache_bytes"], open_files=state["open_files"])
+        self.__init__(**state)
 
     def read(self, name: str, row: int, columns: Sequence[str]) -> dict:
-        """The values of one row: bytes columns as zero-copy memoryviews, the others as Python values. Raises DamagedShard."""
+        """The values of one row: bytes columns as zero-copy memoryviews, the others as Python values.
+
+        Raises DamagedShard, UserError for a row that is not there, StorageUnavailable.
+        """
+        return self.checked(name, lambda: self._read(name, row, columns))
+
+    def checked(self, name: str, read: Callable[[], T]) -> T:
+        """read(), which reads of the file `name`; where it fails, once more with nothing of that file kept.
+
+        Raises DamagedShard where it fails again and the file's bytes stay the same, else StorageUnavailable.
+        """
+        try:
+            return read()
+        except FAULTS:
+            self._forget(name)
+        try:
+            return read()
+        except FAULTS as error:
+            raise fault_of(storage.join(self.folder, name), error, self.digests.get(name)) from error
+
+    def _read(self, name: str, row: int, columns: Sequence[str]) -> dict:
         file, starts = self._open(name)
         if not 0 <= row < starts[-1]:
-            raise DamagedShard(f"{storage.join(self.folder, name)} has {starts[-1]} rows, but row {row} is looked for; {_REPAIR}")
+            raise DamagedShard(
+                f"{storage.join(self.folder, name)} has {starts[-1]} rows, but row {row} is looked for; {REPAIR}"
+            )
         group = int(np.searchsorted(starts, row, side="right")) - 1
         table = self._read_group(file, name, group, tuple(columns))
         return {column: _value(table.column(column), row - int(starts[group])) for column in columns}
@@ -194,7 +224,7 @@ class RowReader:
         if name in self._files:
             self._files.move_to_end(name)
             return self._files[name]
-        file = open_parquet(storage.join(self.folder, name))
+        file = _open_parquet(storage.join(self.folder, name))
         counts = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         self._files[name] = file, np.cumsum([0, *counts])
         if len(self._files) > self.open_files:
@@ -206,30 +236,53 @@ class RowReader:
         if key in self._groups:
             self._groups.move_to_end(key)
             return self._groups[key]
-        try:
-            table = file.read_row_group(group, columns=list(columns), use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise DamagedShard(f"{storage.join(self.folder, name)} is damaged: {' '.join(str(error).split())}; {_REPAIR}") from error
+        table = file.read_row_group(group, columns=list(columns), use_threads=False)
         self._cached += table.nbytes
         self._groups[key] = table
         while self._cached > self.cache_bytes and len(self._groups) > 1:
             self._cached -= self._groups.popitem(last=False)[1].nbytes
         return table
 
+    def _forget(self, name: str) -> None:
+        """Closes a file and drops what was read of it."""
+        if name in self._files:
+            self._files.pop(name)[0].close()
+        for key in [key for key in self._groups if key[0] == name]:
+            self._cached -= self._groups.pop(key).nbytes
 
-_REPAIR = "delete that file and run the same job again: it makes what is missing"
+
+def open_parquet(path: str, sha256: str | None = None) -> pq.ParquetFile:
+    """Opens a local or remote Parquet file. Raises DamagedShard where it is missing or is none.
+
+    sha256: of what was written; without it, a file that reads the same twice and is no Parquet file is damaged.
+    """
+    try:
+        return _open_parquet(path)
+    except FAULTS:
+        pass
+    try:
+        return _open_parquet(path)
+    except FAULTS as error:
+        raise fault_of(path, error, sha256) from error
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Opens a local or remote Parquet file. Raises DamagedShard where it is missing or is none."""
+def fault_of(path: str, error: Exception, sha256: str | None) -> Exception:
+    """What is to be raised where a file was read twice and made no sense: damage, if its bytes stay the same."""
+    why = " ".join(str(error).split())
+    first, second = (file_sha256(path)[0] for _ in range(2))
+    if first != second:
+        return StorageUnavailable(f"{path} reads differently each time ({why}); check the disk or the network")
+    if first == sha256:
+        return DamagedShard(f"{path} holds what was written, but that cannot be read: {why}; {REPAIR}")
+    return DamagedShard(f"{path} is damaged: {why}; {REPAIR}")
+
+
+def _open_parquet(path: str) -> pq.ParquetFile:
     filesystem, inner = storage.open_filesystem(path)
     try:
-        source = filesystem.open_input_file(inner) if storage.is_remote(path) else pa.memory_map(inner)
-        return pq.ParquetFile(source, pre_buffer=storage.is_remote(path))
+        return pq.ParquetFile(filesystem.open_input_file(inner), pre_buffer=storage.is_remote(path))
     except FileNotFoundError as error:
         raise DamagedShard(f"{path} is missing; run the same job again: it makes what is missing") from error
-    except (OSError, pa.ArrowException) as error:
-        raise DamagedShard(f"{path} is damaged: {' '.join(str(error).split())}; {_REPAIR}") from error
 
 
 def file_sha256(path: str) -> tuple[str, int]:
@@ -266,11 +319,11 @@ class _HashedFile:
     def write(self, data) -> int:
         if self.discarding:
             return len(data)
-        view = memoryview(data).cast("B")
-        while view:  # unbuffered files may take less than all; the rest then fails with the reason
-            view = view[self.file.write(view) :]
-        self.hash.update(data)
-        self.size += len(data)
+        view, number = memoryview(data).cast("B"), self.file.fileno()
+        while view:  # a file may take less than all; at a place, so that a failed try can be made again
+            written = patiently(lambda: os.pwrite(number, view, self.size), "writing a shard")  # noqa: B023
+            self.hash.update(view[:written])
+            self.size, view = self.size + written, view[written:]
         return len(data)
 
     def flush(self) -> None:

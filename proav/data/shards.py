@@ -74,14 +74,15 @@ class SegmentStore:
     def __init__(self, data_dir: str, *, cache_bytes: int = 256 << 20) -> None:
         self.data_dir, self.cache_bytes = data_dir, cache_bytes
         self.manifest = read_manifest(data_dir)
-        file = open_parquet(storage.join(data_dir, "index.parquet"))
+        file = open_parquet(storage.join(data_dir, "index.parquet"), self.manifest["index"]["sha256"])
         self.index = file.read(columns=[name for name in file.schema_arrow.names if name not in UNREAD_COLUMNS])
         if self.index.num_rows != self.manifest["counts"]["segments"]:
             raise DamagedShard(
                 f"{data_dir}/index.parquet has {self.index.num_rows} rows, the manifest {self.manifest['counts']['segments']}; "
                 "delete manifest.json and run preprocess again"
             )
-        self._reader = RowReader(storage.join(data_dir, "segments"), cache_bytes=cache_bytes)
+        digests = {shard["name"]: shard["sha256"] for shard in self.manifest["shards"]}
+        self._reader = RowReader(storage.join(data_dir, "segments"), cache_bytes=cache_bytes, digests=digests)
 
     def __getstate__(self) -> dict:
         return {"data_dir": self.data_dir, "cache_bytes": self.cache_bytes}
@@ -155,16 +156,16 @@ class SegmentStore:
         assert 0 <= start and count >= 1 and start + count <= place["num_frames"], f"frames {start} to {start + count} of {place['num_frames']}"
         window = {}
         if "video" in want:
-            row = self._reader.read(place["shard"], place["row"], ("video", "frame_offsets"))
-            try:
-                window["video"] = decode_frames(
-                    row["video"], row["frame_offsets"], codec=place["video_codec"], shape=place["video_shape"], start=start, count=count
-                )
-            except (OSError, ValueError) as error:
-                raise DamagedShard(
-                    f"{self.data_dir}/segments/{place['shard']}, row {place['row']}: frames cannot be decoded "
-                    f"({error}); delete that file and run preprocess again"
-                ) from error
+
+            def pictures() -> np.ndarray:
+                row = self._reader.read(place["shard"], place["row"], ("video", "frame_offsets"))
+                form = {"codec": place["video_codec"], "shape": place["video_shape"]}
+                try:
+                    return decode_frames(row["video"], row["frame_offsets"], **form, start=start, count=count)
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"row {place['row']}: frames cannot be decoded ({error})") from error
+
+            window["video"] = self._reader.checked(place["shard"], pictures)
         if "mel" in want:
             mel = np.frombuffer(self._reader.read(place["shard"], place["row"], ("mel",))["mel"], np.float16).reshape(place["mel_shape"])
             window["mel"] = mel[start : start + count].copy()

@@ -18,7 +18,7 @@ import torch
 
 from proav import storage
 from proav.config import Config
-from proav.data.rows import open_parquet, remove_leftovers, write_shard
+from proav.data.rows import open_parquet, write_shard
 from proav.errors import UserError
 from proav.evaluate.clip_sets import ClipSet, Item, Loaded
 from proav.evaluate.scores import ClipScorer
@@ -189,7 +189,7 @@ def measure_set(clip_set: ClipSet, measures: Measures, folder: str, *, num_worke
                 progress.update(total - len(todo) + number)
     finally:
         progress.close()
-        remove_leftovers(folder)
+        storage.remove_leftovers(folder)
     return dataclasses.replace(read_measured(clip_set, measures, folder), cost=spent)
 
 

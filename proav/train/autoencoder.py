@@ -151,6 +151,11 @@ class AutoencoderStep:
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_steps += 1
 
+    def discard_others(self) -> None:
+        """Drops the discriminators' gradients."""
+        self._judged = None
+        self.optimizer.zero_grad(set_to_none=True)
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The discriminators, and their optimizer once it has stepped."""
         moments = {"steps": torch.tensor(self.optimizer_steps)}

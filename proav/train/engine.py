@@ -51,6 +51,7 @@ class Engine(Protocol):
     def autocast(self) -> contextlib.AbstractContextManager: ...
     def backward(self, loss: torch.Tensor) -> None: ...
     def step(self, rates: dict[str, float]) -> float | None: ...
+    def discard(self) -> None: ...
     def shards(self) -> dict[str, torch.Tensor]: ...
     def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
     def split(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
@@ -182,6 +183,10 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return value if finite else None
 
+    def discard(self) -> None:
+        """Instead of `step`: drops the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
     def shards(self) -> dict[str, torch.Tensor]:
         """This worker's part of the live weights by name: here, all of them."""
         return {name: parameter.data for name, parameter in self.module.named_parameters()}
@@ -220,6 +225,7 @@ class DeepSpeedEngine:
         self.module, self.train, self.device = module, train, device
         self.loss_scale = LossScale(train.precision)
         self.optimizer_steps = 0
+        self._reduced = False  # whether the gradients of a whole step wait in ZeRO
         world = dist.get_world_size()
         wrapped = _Autocast(module.to(device), device, train.precision)
         inner, config = make_optimizer(module, train), _deepspeed_config(train, micro_batch, world)
@@ -241,7 +247,8 @@ class DeepSpeedEngine:
         if self.loss_scale.dynamic:
             self.optimizer.override_loss_scale(self.loss_scale.scale)
         self.engine.backward(loss)
-        if not self.engine.is_gradient_accumulation_boundary():
+        self._reduced = self.engine.is_gradient_accumulation_boundary()
+        if not self._reduced:
             self.engine.step()  # counts the pass; the weights stay
 
     def step(self, rates: dict[str, float]) -> float | None:
@@ -251,6 +258,7 @@ class DeepSpeedEngine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["rate"]]
+        self._reduced = False
         self.engine.step()
         overflow = self.optimizer.overflow
         if not self.loss_scale.after_step(overflow) and overflow:
@@ -259,6 +267,16 @@ class DeepSpeedEngine:
             return None
         self.optimizer_steps += 1
         return float(self.engine.get_global_grad_norm())
+
+    def discard(self) -> None:
+        """Instead of `step`: drops the gradients; after a `step` that raised NonFiniteError there are none."""
+        if not self._reduced:
+            return
+        for gradients in self.optimizer.averaged_gradients.values():
+            for gradient in gradients or ():
+                gradient.fill_(torch.nan)
+        self.engine.step()  # ZeRO leaves the step out and clears what it holds
+        self._reduced = False
 
     def shards(self) -> dict[str, torch.Tensor]:
         """This worker's part of the live weights by name: whole tensors up to stage 2, flat slices at stage 3."""

@@ -76,6 +76,9 @@ class GeneratorStep:
     def step_others(self) -> None:
         """Nothing trains beside ST-DiT."""
 
+    def discard_others(self) -> None:
+        """Nothing trains beside ST-DiT."""
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return {}
 

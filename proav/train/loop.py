@@ -4,9 +4,10 @@ It knows no model by name (`autoencoder.py` and `generator.py` say what a step i
 callbacks. Plain torch; with several workers, torch.distributed is already set up.
 """
 
+import contextlib
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -43,6 +44,9 @@ class TrainingStep(Protocol):
     def step_others(self) -> None:
         """After the last pass, before the model's optimizer steps: steps those networks. Raises NonFiniteError."""
 
+    def discard_others(self) -> None:
+        """Instead of `step_others`: drops what those backward passes gave."""
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """State of those networks for the checkpoint: {file name: {tensor name: tensor}}."""
 
@@ -60,10 +64,40 @@ class LoopState:
     """Time in the loop, over all resumes."""
     reported_clips: int = 0
     reported_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    """Time spent waiting for data since the last report."""
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Sums and counts since the last report, over all workers."""
+    skipped_in_a_row: int = 0
+    """Batches left out since the last step, because they gave no finite loss or gradient."""
+    skipped: list[str] = field(default_factory=list)
+    """Segments of the batches left out since the last report."""
+
+
+WAITS = ("data_wait", "worker_wait", "host_wait")
+"""Where a worker's time goes besides its model: for its next batch, for the other workers' batches, for whoever
+takes its reports and says when to save."""
+
+
+class Waits:
+    """Seconds of this worker since the last report, by what it waited for."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(WAITS, 0.0)
+
+    @contextlib.contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - began
+
+    def shares(self, seconds: float, device: torch.device) -> dict[str, float]:
+        """Each as a share of `seconds`, of the worker that waited longest for it. Every worker calls it."""
+        longest = torch.tensor([self.seconds[name] for name in WAITS], dtype=torch.float64, device=device)
+        if dist.is_initialized():
+            dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+        self.seconds = dict.fromkeys(WAITS, 0.0)
+        return {name: min(1.0, value / seconds) for name, value in zip(WAITS, longest.tolist(), strict=True)}
 
 
 class Meter:
@@ -91,6 +125,16 @@ class Meter:
         self.sums = {}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What others want of the loop; each is asked on every worker before each step."""
+
+    checkpoint: Callable[[], bool] = lambda: False
+    """A checkpoint after the next step: a node is about to go."""
+    stop: Callable[[], bool] = lambda: False
+    """A checkpoint of what is done, and the end."""
+
+
 def run_loop(
     step: TrainingStep,
     batches: Iterator[dict],
@@ -100,34 +144,49 @@ def run_loop(
     *,
     report: Callable[[dict], None],
     save: Callable[[LoopState], None],
-    checkpoint_wanted: Callable[[], bool] = lambda: False,
-) -> LoopState:
-    """Trains from `state` until engine.train.num_clips clips are seen; returns the last state.
+    asked: Asked = Asked(),
+    say: Callable[[str], None] = lambda line: None,
+) -> bool:
+    """Trains until engine.train.num_clips clips are seen; False where it was asked to stop before. Moves `state` on.
 
     batches: from state.step on, this worker's share of each global batch: {name: tensor [clips / workers, ...]}, `position` among them.
-    report, save: called on every worker equally often; save also at the end. checkpoint_wanted: asked each step (a node is about to go).
+    report, save: called on every worker equally often; save also at the end. say: takes lines for people.
     Raises NonFiniteError before the optimizer steps, and what the feed raises as UserError; both on every worker.
     """
-    train = engine.train
-    meter = Meter(engine.device, state.sums)
-    clock = time.monotonic()
+    train, saved_clips = engine.train, state.clips
+    meter, waits, clock = Meter(engine.device, state.sums), Waits(), time.monotonic()
+    saved_at = clock
+
+    def keep() -> None:
+        nonlocal saved_clips, saved_at
+        if state.clips > saved_clips:
+            state.sums = meter.totals()
+            save(state)
+            saved_clips = state.clips
+        saved_at = time.monotonic()
+
     while state.clips < train.num_clips:
-        waited = time.monotonic()
-        batch, save_now = _next_batch(batches, engine.device, checkpoint_wanted())
-        state.wait_seconds += time.monotonic() - waited
-        _train_step(step, batch, engine, meter, state)
+        with waits.on("host_wait"):
+            due = bool(train.checkpoint_every_minutes) and clock - saved_at > 60 * train.checkpoint_every_minutes
+            wanted = due or asked.checkpoint(), asked.stop()
+        batch, save_now, stop = _next_batch(batches, engine.device, waits, *wanted)
+        if stop:
+            keep()
+            return False
+        _train_step(step, batch, engine, meter, state, say)
         before, state.clips, state.step = state.clips, state.clips + train.batch_size, state.step + 1
         average.update(engine.shards(), clips=state.clips, batch_clips=train.batch_size)
         state.seconds, clock = state.seconds + time.monotonic() - clock, time.monotonic()
         done = state.clips >= train.num_clips
-        if done or _crosses(before, state.clips, train.report_every_clips):
-            report(_line(meter, state, learning_rates(train, before)))
+        if meter.sums and (done or _crosses(before, state.clips, train.report_every_clips)):
+            line = _line(meter, waits, state, learning_rates(train, before))
+            with waits.on("host_wait"):
+                report(line)
             meter.clear()
-            state.reported_clips, state.reported_seconds, state.wait_seconds = state.clips, state.seconds, 0.0
+            state.reported_clips, state.reported_seconds, state.skipped = state.clips, state.seconds, []
         if done or save_now or _crosses(before, state.clips, train.checkpoint_every_clips):
-            state.sums = meter.totals()
-            save(state)
-    return state
+            keep()
+    return True
 
 
 def split_batch(batch: dict, parts: int) -> list[dict]:
@@ -143,52 +202,99 @@ def mean_part(values_B: Tensor) -> tuple[Tensor, float]:
     return values_B.detach().sum(), float(len(values_B))
 
 
-def _next_batch(batches: Iterator[dict], device: torch.device, checkpoint_wanted: bool) -> tuple[dict, bool]:
-    """This worker's next batch, and whether some worker wants a checkpoint.
+def _next_batch(
+    batches: Iterator[dict], device: torch.device, waits: Waits, checkpoint: bool, stop: bool
+) -> tuple[dict, bool, bool]:
+    """This worker's next batch, and whether some worker wants a checkpoint, or the end.
 
     A user's mistake that one worker meets here (a damaged shard) is raised on every worker: none is left waiting for the one that stopped.
     """
     batch, mistake = None, None
-    try:
-        batch = next(batches)
-    except UserError as error:
-        mistake = error
-    broken, wanted = _any_worker(device, mistake is not None, checkpoint_wanted)
+    with waits.on("data_wait"):
+        try:
+            batch = next(batches)
+        except UserError as error:
+            mistake = error
+    if device.type == "cuda":  # the step before may still be at work there: that is no wait for others
+        torch.cuda.synchronize(device)
+    with waits.on("worker_wait"):
+        broken, checkpoint, stop = _any_worker(device, mistake is not None, checkpoint, stop)
     if broken:
         raise next(found for found in _everyone(mistake) if found is not None)
-    return batch, wanted
+    return batch, checkpoint, stop
 
 
-def _train_step(step: TrainingStep, batch: dict, engine: Engine, meter: Meter, state: LoopState) -> None:
-    """All passes of one optimizer step, and the step."""
-    train, losses = engine.train, []
+def _train_step(
+    step: TrainingStep, batch: dict, engine: Engine, meter: Meter, state: LoopState, say: Callable[[str], None]
+) -> None:
+    """All passes of one optimizer step, and the step; or the batch is left out, where train.skip_nonfinite allows it."""
+    train, outputs, reason = engine.train, [], None
     for part in split_batch(batch, train.accumulation_steps):
         output = step.loss(engine, part, state.clips)
-        losses.append(output.loss.detach())
+        outputs.append((output, len(part["position"])))
         if any(_any_worker(engine.device, not bool(torch.isfinite(output.loss)))):
-            _refuse("the loss is not finite", losses, batch, state)
+            reason = "the loss is not finite"
+            if state.skipped_in_a_row >= train.skip_nonfinite:
+                break
         engine.backward(output.loss)
         step.backward_others(train.accumulation_steps)
-        count = len(part["position"])
+    norm = None
+    if reason is None:
+        try:
+            step.step_others()
+            norm = engine.step(learning_rates(train, state.clips))
+        except NonFiniteError as error:
+            reason = str(error)
+    if reason is not None:
+        _leave_out(reason, [output.loss for output, _ in outputs], batch, step, engine, state, say)
+        return
+    state.skipped_in_a_row = 0
+    for output, count in outputs:
         meter.add("loss", output.loss.detach().double() * count, count)
         for name, (total, number) in output.parts.items():
             meter.add(name, total, number)
-    try:
-        step.step_others()
-        norm = engine.step(learning_rates(train, state.clips))
-    except NonFiniteError as error:
-        _refuse(str(error), losses, batch, state)
     meter.add("skipped_steps", float(norm is None), 1.0)
     meter.add("grad_norm", norm or 0.0, float(norm is not None))  # always: the workers sum equal lists of names
 
 
-def _refuse(reason: str, losses: list[Tensor], batch: dict, state: LoopState) -> None:
-    """Raises NonFiniteError with the losses and clip positions of every worker; every worker calls it."""
-    mine = f"loss {', '.join(f'{loss.item():.6g}' for loss in losses)} on clip positions {[int(position) for position in batch['position']]}"
-    raise NonFiniteError(
-        f"training stopped before optimizer step {state.step + 1} ({state.clips:,} clips seen): {reason}; {'; '.join(_everyone(mine))}. "
-        "The last checkpoint is from before; go on from it with a lower train.learning_rate or train.precision=fp32"
-    )
+def _leave_out(
+    reason: str,
+    losses: Sequence[Tensor],
+    batch: dict,
+    step: TrainingStep,
+    engine: Engine,
+    state: LoopState,
+    say: Callable[[str], None],
+) -> None:
+    """Drops the gradients of a batch that gave no finite step; every worker calls it.
+
+    Raises NonFiniteError, with losses, positions, segments and sources of all workers, where
+    train.skip_nonfinite batches in a row were left out already.
+    """
+    mine = f"loss {', '.join(f'{loss.item():.6g}' for loss in losses)} on {_clips_text(batch)}"
+    where, limit = "; ".join(_everyone(mine)), engine.train.skip_nonfinite
+    if state.skipped_in_a_row >= limit:
+        raise NonFiniteError(
+            f"training stopped before optimizer step {state.step + 1} ({state.clips:,} clips seen): {reason}; {where}. "
+            "The last checkpoint is from before. A run that goes on meets the same clips again: write a lower "
+            "train.learning_rate or train.precision=fp32, or leave such batches out: "
+            f"train.skip_nonfinite={max(10, 2 * limit)}"
+        )
+    engine.discard()
+    step.discard_others()
+    state.skipped_in_a_row += 1
+    state.skipped += [segment for segments in _everyone(list(batch.get("segment_id", ()))) for segment in segments]
+    say(f"left out the batch after {state.clips:,} clips ({state.skipped_in_a_row} of {limit}): {reason}; {where}")
+
+
+def _clips_text(batch: dict, most: int = 16) -> str:
+    """Positions, segments and sources of a batch, the first `most` of them."""
+    positions = batch["position"].tolist()
+    text = f"clip positions {positions[:most]}"
+    for name, head in (("segment_id", "segments"), ("source_id", "of sources")):
+        if name in batch:
+            text += f", {head} {', '.join(list(dict.fromkeys(batch[name]))[:most])}"
+    return text + (f" and {len(positions) - most} more clips" if len(positions) > most else "")
 
 
 def _everyone(mine) -> list:
@@ -208,20 +314,22 @@ def _any_worker(device: torch.device, *flags: bool) -> list[bool]:
     return [bool(vote) for vote in votes.tolist()]
 
 
-def _line(meter: Meter, state: LoopState, rates: dict[str, float]) -> dict:
+def _line(meter: Meter, waits: Waits, state: LoopState, rates: dict[str, float]) -> dict:
     """One report: means since the last, over all workers."""
     totals = meter.totals()
-    skipped = totals.pop("skipped_steps")[0]
+    overflows = totals.pop("skipped_steps", (0.0, 0.0))[0]
     means = {name: total / count for name, (total, count) in totals.items() if count}
     seconds = max(state.seconds - state.reported_seconds, 1e-9)
     line = {"clips": state.clips, "step": state.step, "loss": means.pop("loss"), **means}
-    if skipped:  # fp16 overflows: the batch was used, the weights did not move
-        line["skipped_steps"] = int(skipped)
+    if overflows:  # of fp16: the batch was used, the weights did not move
+        line["skipped_steps"] = int(overflows)
+    if state.skipped:
+        line["skipped_segments"] = state.skipped
     return line | {
         **rates,
         "clips_per_second": (state.clips - state.reported_clips) / seconds,
         "seconds": state.seconds,
-        "data_wait": min(1.0, state.wait_seconds / seconds),
+        **waits.shares(seconds, meter.device),
         "device": torch.cuda.get_device_name(meter.device) if meter.device.type == "cuda" else meter.device.type,
         "peak_memory_gib": _peak_memory_bytes(meter.device) / 2**30,
     }

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from proav import storage
+from proav.patience import patiently
 
 FLUSH_SECONDS = 60.0
 """On object stores, a part is written at least this often while lines come in."""
@@ -25,12 +26,23 @@ class MetricsLog:
 
     def write(self, line: dict) -> None:
         if not self.remote:
-            with open(self._file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            self._append(json.dumps(line) + "\n")
             return
         self.lines.append(line)
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
+
+    def _append(self, text: str) -> None:
+        """At the place where the file ends now, so that a failed try leaves no half line behind."""
+        place = self._file.stat().st_size if self._file.exists() else 0
+
+        def write() -> None:
+            with open(self._file, "r+b" if self._file.exists() else "wb") as file:
+                file.seek(place)
+                file.write(text.encode())
+                file.truncate()
+
+        patiently(write, f"writing {self._file}")
 
     def flush(self) -> None:
         """Object stores: the lines so far become a part. Called with every checkpoint."""

@@ -39,7 +39,7 @@ def load_training(checkpoint: Checkpoint, engine: Engine, average: ExponentialMo
     average.load(engine.split(checkpoint.weights("ema")))
     step.load_tensors(checkpoint.weights)
     saved = checkpoint.training["loop"]
-    state = LoopState(**{name.name: saved[name.name] for name in fields(LoopState)})
+    state = LoopState(**{name.name: saved[name.name] for name in fields(LoopState) if name.name in saved})
     state.sums = {name: tuple(pair) for name, pair in saved["sums"].items()} if _rank() == 0 else {}
     return state
 

@@ -1,0 +1,200 @@
+"""A pyarrow file system whose every operation is patient (`proav/patience.py`), around any other.
+
+Ray and pyarrow are given this one as well, so that their own reads and writes are as patient as ours.
+"""
+
+import contextlib
+import io
+import shutil
+import tempfile
+import threading
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from proav.patience import patiently
+
+IN_MEMORY_BYTES = 16 << 20
+"""What is written to an object store waits in memory up to this size, then in a temporary file."""
+PIECE_BYTES = 4 << 20
+
+
+class PatientHandler(pafs.FileSystemHandler):
+    """`inner`, with each operation tried again while its error may pass.
+
+    Reads go on at the byte where they failed. What is written is kept until the stream is closed and then
+    uploaded as a whole, so that a failed upload can begin anew.
+    """
+
+    def __init__(self, inner: pafs.FileSystem) -> None:
+        self.inner = inner
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PatientHandler) and self.inner == other.inner
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __reduce__(self):
+        return PatientHandler, (self.inner,)
+
+    def get_type_name(self) -> str:
+        return self.inner.type_name
+
+    def normalize_path(self, path: str) -> str:
+        return self.inner.normalize_path(path)
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        return patiently(lambda: self.inner.get_file_info(paths), f"looking at {', '.join(paths)}")
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        return patiently(lambda: self.inner.get_file_info(selector), f"listing {selector.base_dir}")
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        patiently(lambda: self.inner.create_dir(path, recursive=recursive), f"creating {path}")
+
+    def delete_dir(self, path: str) -> None:
+        patiently(_Deletion(lambda: self.inner.delete_dir(path)), f"deleting {path}")
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
+        patiently(
+            lambda: self.inner.delete_dir_contents(path, missing_dir_ok=missing_dir_ok), f"emptying {path}"
+        )
+
+    def delete_root_dir_contents(self) -> None:
+        raise NotImplementedError("proav never empties a whole file system")
+
+    def delete_file(self, path: str) -> None:
+        patiently(_Deletion(lambda: self.inner.delete_file(path)), f"deleting {path}")
+
+    def move(self, source: str, target: str) -> None:
+        patiently(lambda: self.inner.move(source, target), f"moving {source} to {target}")
+
+    def copy_file(self, source: str, target: str) -> None:
+        patiently(lambda: self.inner.copy_file(source, target), f"copying {source} to {target}")
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(_PatientReader(self.inner, path), mode="r")
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(_PatientReader(self.inner, path), mode="r")
+
+    def open_output_stream(self, path: str, metadata: dict | None) -> pa.NativeFile:
+        return pa.PythonFile(_PatientWriter(self.inner, path, metadata), mode="w")
+
+    def open_append_stream(self, path: str, metadata: dict | None) -> pa.NativeFile:
+        raise NotImplementedError("object stores cannot append")
+
+
+def upload(filesystem: pafs.FileSystem, path: str, source: BinaryIO, metadata: dict | None = None) -> None:
+    """Writes all of `source` to `path`, from its beginning at each try."""
+
+    def write() -> None:
+        source.seek(0)
+        with filesystem.open_output_stream(path, metadata=metadata) as target:
+            shutil.copyfileobj(source, target, PIECE_BYTES)
+
+    patiently(write, f"writing {path}")
+
+
+class _Deletion:
+    """A deletion; what is gone at a second try was deleted by the first, whose answer was lost."""
+
+    def __init__(self, delete) -> None:
+        self.delete, self.tried = delete, False
+
+    def __call__(self) -> None:
+        try:
+            self.delete()
+        except FileNotFoundError:
+            if not self.tried:
+                raise
+        finally:
+            self.tried = True
+
+
+class _PatientReader(io.RawIOBase):
+    """Random access to one file; opened anew where a read fails.
+
+    Arrow reads from several threads, each by a seek and a read: every thread has a position of its own.
+    """
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+        super().__init__()
+        self._filesystem, self._path, self._places = filesystem, path, threading.local()
+        self._file: pa.NativeFile | None = None
+        self._size = patiently(lambda: self._opened().size(), f"opening {path}")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return getattr(self._places, "at", 0)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}[whence]
+        self._places.at = base + offset
+        return self._places.at
+
+    def read(self, size: int = -1) -> bytes:
+        start = self.tell()
+        count = max(0, self._size - start) if size is None or size < 0 else size
+        data = patiently(lambda: self._read_at(start, count), f"reading {self._path}")
+        self._places.at = start + len(data)
+        return data
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def _opened(self) -> pa.NativeFile:
+        if self._file is None:
+            self._file = self._filesystem.open_input_file(self._path)
+        return self._file
+
+    def _read_at(self, start: int, count: int) -> bytes:
+        try:
+            return self._opened().read_at(count, start)
+        except Exception:
+            self._forget()  # the handle may be broken: the next try has another
+            raise
+
+    def _forget(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(Exception):  # what it says has been told, or nobody needs it
+                file.close()
+
+    def close(self) -> None:
+        self._forget()
+        super().close()
+
+
+class _PatientWriter(io.RawIOBase):
+    """Keeps what is written and uploads it when it is closed."""
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str, metadata: dict | None) -> None:
+        super().__init__()
+        self._filesystem, self._path, self._metadata = filesystem, path, metadata
+        self._kept = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        return self._kept.write(data)
+
+    def tell(self) -> int:
+        return self._kept.tell()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            upload(self._filesystem, self._path, self._kept, self._metadata)
+        finally:
+            self._kept.close()
+            super().close()
