@@ -23,18 +23,18 @@ HOW_TO_GO_ON = "what was finished is kept: run the same command again to go on"
 class StopRequest:
     """A context in which the process can be asked to end.
 
-    seconds: from the first signal to the end of the process, whatever it is doing. Outside the main thread it
-    listens to nothing.
+    seconds: from the first signal to the end of the process, whatever it is doing. defer: as if all of it ran in
+    `deferred`. Outside the main thread it listens to nothing.
     """
 
     _current: "StopRequest | None" = None
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, defer: bool = False) -> None:
         self.seconds = seconds
         self.asked = threading.Event()
         self.name: str | None = None
         """The signal's name, once it has come."""
-        self._deferred = False
+        self._deferred, self._finished = defer, False
         self._before: dict = {}
         self._timer: threading.Timer | None = None
 
@@ -58,11 +58,16 @@ class StopRequest:
                 self._before.setdefault(number, before)
 
     @classmethod
+    def current(cls) -> "StopRequest | None":
+        """The request that this process listens for."""
+        return cls._current
+
+    @classmethod
     @contextlib.contextmanager
     def deferred(cls) -> Iterator["StopRequest | None"]:
-        """Within, a signal raises nothing: the code looks at `asked`. None where nobody listens to signals.
+        """Within, a signal raises nothing: the code looks at `asked`, and calls `check` afterwards.
 
-        A signal that was seen within raises `Stopped` at the end, unless an error is on its way.
+        None where this process listens to no signals, or this is not its main thread.
         """
         current = cls._current
         if current is None or threading.current_thread() is not threading.main_thread():
@@ -73,14 +78,24 @@ class StopRequest:
             yield current
         finally:
             current._deferred = False
-        if current.asked.is_set():
-            raise current.stopped()
+
+    @classmethod
+    def check(cls) -> None:
+        """Raises `Stopped` where a signal has come."""
+        if cls._current is not None and cls._current.asked.is_set():
+            raise cls._current.stopped()
 
     def stopped(self) -> Stopped:
         """What ends the job."""
         return Stopped(f"stopped by {self.name}; {HOW_TO_GO_ON}")
 
+    def finish(self) -> None:
+        """Its work is done: from now on a signal ends the process at once and without a word."""
+        self._finished = True
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._finished:
+            os._exit(STATUS)
         name = signal.Signals(number).name
         if self.asked.is_set():
             end_at_once(f"stopped at once by a second signal, {name}; {HOW_TO_GO_ON}")

@@ -7,8 +7,10 @@ reach; a restarted group of workers, of any size, goes on from the newest. Ray's
 import contextlib
 import logging
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import ray
 import ray.train
@@ -21,8 +23,12 @@ from proav import storage
 from proav.checkpoint import list_checkpoints
 from proav.cluster import largest_resources, wants_gpu
 from proav.config import Config, TrainConfig
-from proav.errors import UserError
-from proav.train.network import NodeNetworkConfig
+from proav.errors import Stopped, UserError
+from proav.lease import Lease
+from proav.stopping import StopRequest
+from proav.train.backend import WorkerBackendConfig
+from proav.train.loop import Asked
+from proav.train.stop_watch import StopWatch
 from proav.train.validation import Validation
 from proav.train.worker import checkpoints_folder, find_resume_point, plan_stage, train_settings, train_worker
 
@@ -31,6 +37,9 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a minute is short for nodes that pull an image
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Ray would say every line of a worker twice
 }
+T = TypeVar("T")
+
+POLL_SECONDS = 0.2
 AGREE_SECONDS = 5.0
 """How long a worker that found a user's mistake waits for the others to find the same."""
 
@@ -40,8 +49,17 @@ def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.Use
 
     {"stage", "clips", "step", "seconds", "metrics": last report, "checkpoint": path, "already_done": bool}. A stage that has seen
     train.num_clips clips is left as it is. callbacks: Ray Train callbacks, such as Ray Tune's.
-    Raises UserError for missing data, MDSA or latents, unusable checkpoints, and a loss that is not finite; none of these is tried again.
+    Raises UserError for missing data, MDSA or latents, unusable checkpoints, a loss that is not finite, and another
+    job that trains the same stage of the same run; none of these is tried again. Raises Stopped where SIGTERM or
+    SIGINT came to this process or to a worker, with a checkpoint of all that was done.
     """
+    folder = storage.make_folder(storage.join(config.run_folder, stage))
+    with Lease(folder, name="training") as lease:
+        _tell_leftovers(folder)
+        return _train_stage(config, stage, lease, callbacks)
+
+
+def _train_stage(config: Config, stage: str, lease: Lease, callbacks: Sequence[ray.train.UserCallback]) -> dict:
     train = train_settings(config, stage)
     plan = plan_stage(config, stage)
     checkpoint = find_resume_point(config, stage, plan, print)
@@ -59,21 +77,26 @@ def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.Use
     trainer = TorchTrainer(
         _run_worker,
         train_loop_config={"config": config, "stage": stage, "mailbox": mailbox, "use_gpu": use_gpu},
-        torch_config=NodeNetworkConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=WorkerBackendConfig(
+            backend="nccl" if use_gpu else "gloo", stop_seconds=config.job.stop_seconds
+        ),
         scaling_config=ScalingConfig(
             num_workers=train.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
         ),
         run_config=_run_config(config, stage, train, callbacks),
     )
     with Validation(config, stage) if train.validate_every_clips else contextlib.nullcontext():
-        summary = _fit(trainer, mailbox)
+        summary = _fit(trainer, mailbox, lease)
+        if summary.pop("stopped"):
+            raise Stopped(_stopped_text(config, stage, summary))
+        StopRequest.check()  # it came as the last step was done
     return {**summary, "checkpoint": list_checkpoints(checkpoints_folder(config, stage))[0][1], "already_done": False}
 
 
-def _fit(trainer: TorchTrainer, mailbox) -> dict:
+def _fit(trainer: TorchTrainer, mailbox, lease: Lease) -> dict:
     """Worker 0's summary. A user's mistake found by a worker comes out as the UserError it is."""
     try:
-        result = trainer.fit()
+        result = _wait(trainer.fit, mailbox, lease)
     except ray.train.TrainingFailedError:
         mistake = ray.get(mailbox.mistake.remote())
         if mistake is not None:
@@ -83,6 +106,51 @@ def _fit(trainer: TorchTrainer, mailbox) -> dict:
     if mistake is not None:
         raise mistake
     return result.return_value
+
+
+def _wait(fit: Callable[[], T], mailbox, lease: Lease) -> T:
+    """fit(), while this thread looks out for signals: they ask the workers to save and end.
+
+    In a thread of its own where there are signals to be heard: in the main thread Ray Train would take SIGINT and
+    end its workers without a checkpoint.
+    """
+    with StopRequest.deferred() as request:
+        if request is None:
+            return fit()
+        found: list = []
+
+        def run() -> None:
+            try:
+                found.append((fit(), None))
+            except BaseException as error:  # raised again below, in the thread that waits
+                found.append((None, error))
+
+        thread, told = threading.Thread(target=run, name="Ray Train", daemon=True), False
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if request.asked.is_set() and not told:
+                mailbox.stop.remote()
+                told = True
+            lease.check()
+        result, error = found[0]
+        if error is not None:
+            raise error
+        return result
+
+
+def _stopped_text(config: Config, stage: str, summary: dict) -> str:
+    request = StopRequest.current()
+    by = request.name if request and request.name else "a signal to one of its workers"
+    done = f"{summary['clips']:,} of {train_settings(config, stage).num_clips:,} clips are done"
+    return f"{stage}: stopped by {by}; {done} and in the newest checkpoint: run the same command again to go on"
+
+
+def _tell_leftovers(folder: str) -> None:
+    """Removes what a killed run has left half written. Only the holder of the lease may."""
+    count = sum(storage.remove_leftovers(place) for place in (folder, storage.join(folder, "checkpoints")))
+    if count:
+        print(f"train: removed {count} half-written files or checkpoints of a run that was killed")
 
 
 def _run_worker(settings: dict) -> dict | None:
@@ -95,12 +163,15 @@ def _run_worker(settings: dict) -> dict | None:
     try:
         return train_worker(
             config, stage, device=device, rank=context.get_world_rank(), world=context.get_world_size(),
-            report=ray.train.report, checkpoint_wanted=_PreemptionWatch(),
+            report=ray.train.report, asked=Asked(_PreemptionWatch(), StopWatch(lambda: ray.get(mailbox.stopping.remote()))),
         )  # fmt: skip
     except UserError as error:
         if _all_found(mailbox, context.get_world_rank(), context.get_world_size(), error):
             return None
         raise  # the others are still at work and wait for this one: Ray has to end them
+    finally:
+        if StopRequest.current() is not None:
+            StopRequest.current().finish()
 
 
 def _prepare_process(train: TrainConfig, use_gpu: bool) -> torch.device:
@@ -134,10 +205,17 @@ def _all_found(mailbox, rank: int, world: int, error: UserError) -> bool:
 
 @ray.remote
 class _Mailbox:
-    """Carries a user's mistake from the workers to the driver, past Ray's retries."""
+    """Carries a user's mistake from the workers to the driver, past Ray's retries, and the other way the wish to stop."""
 
     def __init__(self) -> None:
         self.errors: dict[int, UserError] = {}
+        self.is_stopping = False
+
+    def stop(self) -> None:
+        self.is_stopping = True
+
+    def stopping(self) -> bool:
+        return self.is_stopping
 
     def post(self, rank: int, error: UserError) -> int:
         self.errors[rank] = error

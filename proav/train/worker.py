@@ -27,7 +27,7 @@ from proav.train.ema import ExponentialMovingAverage
 from proav.train.engine import make_engine
 from proav.train.fitting import fit_linear_planes, fit_on_worker_0
 from proav.train.generator import GeneratorStep
-from proav.train.loop import LoopState, TrainingStep, run_loop
+from proav.train.loop import Asked, LoopState, TrainingStep, run_loop
 from proav.train.metrics_log import MetricsLog
 from proav.train.resume import load_training, on_worker_0, save_training
 
@@ -93,9 +93,11 @@ def train_worker(
     rank: int = 0,
     world: int = 1,
     report: Callable[[dict], None] = lambda line: None,
-    checkpoint_wanted: Callable[[], bool] = lambda: False,
+    asked: Asked = Asked(),
 ) -> dict:
     """Trains until train.num_clips clips are seen, from the newest checkpoint if there is one; returns a summary.
+
+    {"stage", "clips", "step", "seconds", "metrics": last report, "stopped": whether it was asked to stop before}.
 
     With several workers torch.distributed is set up before. report: called with each line of metrics.jsonl, on every worker.
     Raises UserError (CheckpointError, NonFiniteError and others).
@@ -135,12 +137,14 @@ def train_worker(
         first_step, rank=rank, world=world, loader=train.loader, loader_workers=train.loader_workers, pin_memory=device.type == "cuda"
     )
     with contextlib.closing(batches):  # ends the loading processes or actors
-        state = run_loop(
-            step, batches, engine, average, state, report=reporter.write if reporter else report, save=save, checkpoint_wanted=checkpoint_wanted
-        )
+        finished = run_loop(
+            step, batches, engine, average, state,
+            report=reporter.write if reporter else report, save=save, asked=asked, say=say,
+        )  # fmt: skip
     if reporter:
         reporter.progress.close()
-    return {"stage": stage, "clips": state.clips, "step": state.step, "seconds": state.seconds, "metrics": reporter.last if reporter else {}}
+    summary = {"stage": stage, "clips": state.clips, "step": state.step, "seconds": state.seconds}
+    return summary | {"metrics": reporter.last if reporter else {}, "stopped": not finished}
 
 
 class _Reporter:

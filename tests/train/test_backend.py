@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from proav.train.network import VARIABLE, choose_interface, interface_of
+from proav.train.backend import VARIABLE, choose_interface, interface_of
 
 
 def test_the_interface_is_the_one_that_holds_the_address():

@@ -1,28 +1,36 @@
-"""Which network interface the training workers of one group talk over, where they talk by gloo.
+"""What each process of a group of training workers is told before it trains: its network interface, and signals.
 
-gloo takes the address that the host's own name resolves to, which on many machines is 127.0.0.1: workers on other hosts cannot reach it. The
-interface that holds the node's Ray address is one that all nodes of the cluster reach.
+gloo takes the address that the host's own name resolves to, which on many machines is 127.0.0.1: workers on other
+hosts cannot reach it. The interface that holds the node's Ray address is one that all nodes of the cluster reach.
 """
 
 import os
+from dataclasses import dataclass
 
 import psutil
 import ray
 from ray.train.torch import TorchConfig
 
+from proav.train import stop_watch
+
 VARIABLE = "GLOO_SOCKET_IFNAME"
 
 
-class NodeNetworkConfig(TorchConfig):
-    """Ray Train's torch set-up with gloo on the interface of the node's Ray address. A GLOO_SOCKET_IFNAME of the node's own is respected."""
+@dataclass
+class WorkerBackendConfig(TorchConfig):
+    """Ray Train's torch set-up; a GLOO_SOCKET_IFNAME of the node's own is respected."""
+
+    stop_seconds: float = 60.0
+    """job.stop_seconds."""
 
     @property
     def backend_cls(self):
-        return _NodeNetworkBackend
+        return _WorkerBackend
 
 
-class _NodeNetworkBackend(TorchConfig().backend_cls):
-    def on_start(self, worker_group, backend_config: TorchConfig) -> None:
+class _WorkerBackend(TorchConfig().backend_cls):
+    def on_start(self, worker_group, backend_config: WorkerBackendConfig) -> None:
+        worker_group.execute(stop_watch.listen, backend_config.stop_seconds)
         worker_group.execute(choose_interface)
         super().on_start(worker_group, backend_config)
 

@@ -1,0 +1,37 @@
+"""How a training worker learns that it is to save and end: by a signal of its own, or from the driver.
+
+A signal to one worker ends them all: the machine is about to go, and the next run takes what is left.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+from proav.stopping import StopRequest
+
+POLL_SECONDS = 0.25
+
+
+def listen(seconds: float) -> None:
+    """Takes this process's signals from now on; to be called in its main thread, where Ray calls what it is sent."""
+    StopRequest(seconds, defer=True).__enter__()  # as long as the process lives
+
+
+class StopWatch:
+    """Whether this worker is asked to stop; `driver_asks` is called beside the training, every quarter of a second."""
+
+    def __init__(self, driver_asks: Callable[[], bool]) -> None:
+        self._driver_asks = driver_asks
+        self._asked = threading.Event()
+        threading.Thread(target=self._watch, name="stop watch", daemon=True).start()
+
+    def __call__(self) -> bool:
+        own = StopRequest.current()
+        return self._asked.is_set() or (own is not None and own.asked.is_set())
+
+    def _watch(self) -> None:
+        with contextlib.suppress(Exception):  # the driver is gone: whoever ended it ends this process as well
+            while not self._driver_asks():
+                time.sleep(POLL_SECONDS)
+            self._asked.set()
