@@ -4,6 +4,8 @@ Ray and pyarrow are given this one as well, so that their own reads and writes a
 """
 
 import contextlib
+import errno
+import functools
 import io
 import shutil
 import tempfile
@@ -85,6 +87,37 @@ class PatientHandler(pafs.FileSystemHandler):
 
     def open_append_stream(self, path: str, metadata: dict | None) -> pa.NativeFile:
         raise NotImplementedError("object stores cannot append")
+
+
+class FsspecHandler(pafs.FSSpecHandler):
+    """fsspec's file systems, with a listing that fails where it fails.
+
+    fsspec's own `find` leaves out folders that it cannot read, and `isdir` takes an error for a no: after one
+    time-out a run's checkpoints would not be there, and it would begin anew.
+    """
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        base = selector.base_dir.rstrip("/") or selector.base_dir
+        self.fs.invalidate_cache(base)
+        try:
+            kind = self.fs.info(base)["type"]
+        except FileNotFoundError:
+            if selector.allow_not_found:
+                return []
+            raise
+        if kind != "directory":
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", base)
+        found, folders = [], [base]
+        while folders:
+            folder = folders.pop()
+            for entry in patiently(functools.partial(self.fs.ls, folder, detail=True), f"listing {folder}"):
+                if entry["name"].rstrip("/") == folder:  # object stores may list a folder's own marker
+                    continue
+                info = self._create_file_info(entry["name"], entry)
+                found.append(info)
+                if selector.recursive and info.type == pafs.FileType.Directory:
+                    folders.append(entry["name"].rstrip("/"))
+        return found
 
 
 def upload(filesystem: pafs.FileSystem, path: str, source: BinaryIO, metadata: dict | None = None) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from proav.errors import UserError
-from proav.filesystems import PatientHandler, upload
+from proav.filesystems import FsspecHandler, PatientHandler, upload
 from proav.patience import patiently
 
 LEFTOVERS = ".*.tmp"
@@ -50,7 +50,7 @@ def _open(path: str) -> tuple[pafs.FileSystem, str]:
             raise UserError(
                 f"cannot open {path}: {error}; expected a local path, s3://, gs:// or a scheme that fsspec knows"
             ) from error
-        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+        return pafs.PyFileSystem(FsspecHandler(filesystem)), inner
 
 
 def join(root: str, *parts: str) -> str:

@@ -272,10 +272,9 @@ class DeepSpeedEngine:
         """Instead of `step`: drops the gradients; after a `step` that raised NonFiniteError there are none."""
         if not self._reduced:
             return
-        for gradients in self.optimizer.averaged_gradients.values():
-            for gradient in gradients or ():
-                gradient.fill_(torch.nan)
-        self.engine.step()  # ZeRO leaves the step out and clears what it holds
+        if dist.get_rank() == 0:  # whose first element is a weight's: padding is never overwritten
+            next(iter(self.optimizer.averaged_gradients.values()))[0].view(-1)[0] = torch.nan
+        self.engine.step()  # ZeRO leaves out a step of a norm that is not finite, and clears what it holds
         self._reduced = False
 
     def shards(self) -> dict[str, torch.Tensor]:

@@ -167,7 +167,7 @@ def run_loop(
 
     while state.clips < train.num_clips:
         with waits.on("host_wait"):
-            due = bool(train.checkpoint_every_minutes) and clock - saved_at > 60 * train.checkpoint_every_minutes
+            due = bool(train.checkpoint_every_minutes) and time.monotonic() - saved_at > 60 * train.checkpoint_every_minutes
             wanted = due or asked.checkpoint(), asked.stop()
         batch, save_now, stop = _next_batch(batches, engine.device, waits, *wanted)
         if stop:

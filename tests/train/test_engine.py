@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from proav.checkpoint import load_checkpoint
+from proav.checkpoint import list_checkpoints, load_checkpoint
 from proav.train.engine import LossScale, NonFiniteError
+from proav.train.loop import Asked
 from tests.train.toy import BATCH, on_workers, run_toy, toy_train
 
 HALF = f"clips-{4 * BATCH:012d}"
@@ -80,12 +81,56 @@ def test_broken_numbers_stop_before_the_optimizer(tmp_path, fault, reason):
     assert all(tensor.isfinite().all() for tensor in load_checkpoint(str(tmp_path)).weights("model").values())
 
 
+@pytest.mark.parametrize("fault", ["poison", "steep"])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_broken_batches_can_be_left_out(tmp_path, fault, accumulation_steps):
+    left_out_leaves_the_weights(str(tmp_path), fault, engine="torch", accumulation_steps=accumulation_steps)
+
+
+def left_out_leaves_the_weights(folder, fault, **settings):
+    train = toy_train(checkpoint_every_clips=BATCH, skip_nonfinite=1, keep_checkpoints=12, **settings)
+    lines, _, _ = run_toy(folder, train, **{fault: 6 * BATCH + 6})
+    again, _, _ = run_toy(f"{folder}-again", train, resume=f"{folder}/clips-{6 * BATCH:012d}", **{fault: 6 * BATCH + 6})
+    assert [line["clips"] for line in lines] == [clips * BATCH for clips in (1, 2, 3, 4, 5, 6, 8, 9, 10)]
+    torch.testing.assert_close(losses(again), losses(lines)[6:], rtol=1e-12, atol=0)
+    before, at, after = (load_checkpoint(f"{folder}/clips-{clips * BATCH:012d}") for clips in (6, 7, 8))
+    assert_close(at.weights("model"), before.weights("model"), 0)
+    assert at.training["loop"]["skipped_in_a_row"] == 1 and after.training["loop"]["skipped_in_a_row"] == 0
+    assert any((after.weights("model")[name] != tensor).any() for name, tensor in at.weights("model").items())
+    assert all(tensor.isfinite().all() for tensor in load_checkpoint(folder).weights("model").values())
+
+
+def test_more_broken_batches_in_a_row_than_allowed_stop_the_run(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"positions \[8, 9, .*train.skip_nonfinite=10"):
+        run_toy(str(tmp_path), toy_train(skip_nonfinite=1, learning_rate=1e-2), poison=range(2 * BATCH))
+
+
+def test_a_stopped_loop_keeps_what_is_done_and_goes_on(tmp_path):
+    whole, weights, _ = run_toy(str(tmp_path / "whole"), toy_train())
+    calls = iter(range(100))
+    first, _, _ = run_toy(str(tmp_path / "parts"), toy_train(), asked=Asked(stop=lambda: next(calls) == 5))
+    assert [line["clips"] for line in first] == [clips * BATCH for clips in (1, 2, 3, 4, 5)]
+    assert load_checkpoint(str(tmp_path / "parts")).clips == 5 * BATCH  # every step that was done
+    rest, weights_again, _ = run_toy(str(tmp_path / "parts"), toy_train(), resume=str(tmp_path / "parts"))
+    torch.testing.assert_close(losses(first + rest), losses(whole), rtol=0, atol=0)
+    assert_close(weights_again, weights, 0)
+
+
+def test_checkpoints_by_time(tmp_path):
+    run_toy(str(tmp_path), toy_train(checkpoint_every_clips=1000, checkpoint_every_minutes=1e-9))
+    assert [clips for clips, _ in list_checkpoints(str(tmp_path))][0:2] == [10 * BATCH, 9 * BATCH]
+
+
 def on_two_workers(folder):
     """All checks in one group of processes: starting DeepSpeed takes longer than any."""
     zero_stages_agree(folder)
     zero_stages_agree(f"{folder}/muon", **MUON)
     shared_matrices_agree(f"{folder}/muon")
     broken_numbers_stop_all(folder)
+    for stage in (1, 2, 3):
+        for fault in ("poison", "steep"):
+            settings = {"engine": "deepspeed", "zero_stage": stage, "accumulation_steps": 1 if stage == 3 else 2}
+            left_out_leaves_the_weights(f"{folder}/left-out-{stage}-{fault}", fault, **settings)
 
 
 def zero_stages_agree(folder, **settings):

@@ -10,6 +10,7 @@ from proav import storage
 from proav.checkpoint import load_checkpoint
 from proav.data.feed import ClipFeed
 from proav.errors import CheckpointError, UserError
+from proav.train.loop import WAITS
 from proav.train.metrics_log import read_metrics
 from proav.train.worker import train_worker
 from tests.tiny import LABELS, save_tiny_mdsa, tiny_config
@@ -17,7 +18,7 @@ from tests.train.tiny_run import write_latents, write_segments
 from tests.train.toy import on_workers
 
 CPU = torch.device("cpu")
-OF_THE_MACHINE = ("seconds", "clips_per_second", "data_wait", "device", "peak_memory_gib")
+OF_THE_MACHINE = ("seconds", "clips_per_second", *WAITS, "device", "peak_memory_gib")
 TORCH = ("train.engine=torch", "mdsa.loss.adversarial_start_clips=4", "train.keep_checkpoints=9")
 ZERO_2 = ("train.engine=deepspeed", "train.zero_stage=2", *TORCH[1:])
 MUON = ("mdsa.train.optimizer=muon", "stdit.train.optimizer=muon")

@@ -14,7 +14,7 @@ from proav.config import Config, TrainConfig
 from proav.models.layers import hidden_map
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engine import make_engine
-from proav.train.loop import LoopState, StepOutput, mean_part, run_loop
+from proav.train.loop import Asked, LoopState, StepOutput, mean_part, run_loop
 from proav.train.resume import load_training, save_training
 
 BATCH = 8
@@ -57,13 +57,14 @@ class ToyModel(nn.Module):
 class ToyStep:
     """Regression onto a fixed map. The clip at position `poison` gives a loss that is not a number; that at `steep` a gradient that is none."""
 
-    def __init__(self, poison: int = -1, steep: int = -1) -> None:
-        self.poison, self.steep = poison, steep
+    def __init__(self, poison: int | range = -1, steep: int = -1) -> None:
+        self.poison, self.steep = list(poison) if isinstance(poison, range) else [poison], steep
 
     def loss(self, engine, batch, clips):
         outputs_BO = engine.forward(batch["inputs"].to(engine.device)).float()
         errors_B = (outputs_BO - batch["inputs"][:, :3].sin()).square().mean(1)
-        errors_B = torch.where(batch["position"] == self.poison, torch.full_like(errors_B, float("nan")), errors_B)
+        poisoned_B = torch.isin(batch["position"], torch.tensor(self.poison))
+        errors_B = torch.where(poisoned_B, torch.full_like(errors_B, float("nan")), errors_B)
         slope_B = torch.where(batch["position"] == self.steep, outputs_BO[:, 0] * 0, torch.ones(len(outputs_BO)))
         errors_B = errors_B + slope_B.sqrt() - slope_B.detach().sqrt()  # zero, with an infinite derivative at zero
         return StepOutput(errors_B.mean(), {"error": mean_part(errors_B)})
@@ -72,6 +73,9 @@ class ToyStep:
         pass
 
     def step_others(self):
+        pass
+
+    def discard_others(self):
         pass
 
     def tensors(self):
@@ -91,7 +95,7 @@ def toy_batches(start_step: int, rank: int = 0, world: int = 1):
         step += 1
 
 
-def run_toy(folder: str, train: TrainConfig, *, resume: str | None = None, **faults):
+def run_toy(folder: str, train: TrainConfig, *, resume: str | None = None, asked: Asked = Asked(), **faults):
     """Trains the toy; returns (lines reported, final weights, final average)."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(0)
@@ -103,7 +107,7 @@ def run_toy(folder: str, train: TrainConfig, *, resume: str | None = None, **fau
     step, lines = ToyStep(**faults), []
     state = load_training(checkpoint, engine, average, step) if checkpoint else LoopState()
     save = lambda state: save_training(folder, engine, average, step, state, kind="mdsa", config=Config(), keep=train.keep_checkpoints)
-    run_loop(step, toy_batches(state.step, rank, world), engine, average, state, report=lines.append, save=save)
+    run_loop(step, toy_batches(state.step, rank, world), engine, average, state, report=lines.append, save=save, asked=asked)
     return lines, engine.assemble(engine.shards()), engine.assemble(average.shards)
 
 
