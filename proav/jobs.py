@@ -61,6 +61,7 @@ def run_job(
             return
         chosen = arguments.instead
         if is_submitted():
+            _tell_stop_time(config.job.stop_seconds)
             print(f"run_dir={config.run_folder}" + ("" if storage.is_remote(config.run_folder) else " (a folder that all nodes must reach)"))
         record = storage.join(config.run_folder, "config.yaml")
         records = records and not chosen
@@ -136,6 +137,16 @@ def with_absolute_paths(config: Config, *, runs: str = ".") -> Config:
 def is_submitted() -> bool:
     """Whether `ray job submit` started this process."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _tell_stop_time(seconds: float) -> None:
+    """`ray job stop` kills sooner than a checkpoint is written, unless the head was told otherwise."""
+    given = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or 3)
+    if given < seconds:
+        print(
+            f"ray job stop gives this job {given:g} s, job.stop_seconds is {seconds:g}: start the head with "
+            f"RAY_JOB_STOP_WAIT_TIME_S={seconds + 30:g}, as the files in cluster/ do"
+        )
 
 
 def runs_folder() -> str:

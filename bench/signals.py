@@ -1,0 +1,105 @@
+"""Sends SIGTERM at random moments to a training job, to its driver or one of its workers, and runs it again.
+
+    python bench/signals.py [--signals 20] [--seed 0] [--folder runs/signals] [section.key=value ...]
+
+Two workers with ZeRO-2 train the demo's MDSA; checkpoints are written at signals and at the end alone. Prints for
+each signal: seconds to the end of the process, its status, steps that were reported and are not in the newest
+checkpoint. The curve and the weights at the end must be those of a run that nobody disturbed.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from faults import curve, results
+
+HERE = Path(__file__).resolve().parent
+SETTINGS = (
+    "stage=mdsa", "mdsa.linear_planes.fit_clips=32", "mdsa.linear_planes.alone_clips=100000",
+    "mdsa.train.engine=deepspeed", "mdsa.train.zero_stage=2", "mdsa.train.num_workers=2",
+    "mdsa.train.cpus_per_worker=1", "mdsa.train.report_every_clips=8", "mdsa.train.checkpoint_every_clips=1000000",
+    "mdsa.train.checkpoint_every_minutes=0",
+)  # fmt: skip
+
+
+def command(folder: Path, data: Path, words: list[str]) -> list[str]:
+    job = str(HERE.parent / "ray_jobs" / "train.py")
+    return [sys.executable, job, "--config", "configs/demo.yaml", f"run_dir={folder}", f"data.prepared={data}",
+            *SETTINGS, *words]  # fmt: skip
+
+
+def workers(driver: psutil.Process) -> list[psutil.Process]:
+    """The training workers below a driver with a Ray of its own."""
+    found = []
+    for process in driver.children(recursive=True):
+        try:
+            if "RayTrainWorker" in process.name() or any("RayTrainWorker" in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.Error:  # it has ended
+            continue
+    return found
+
+
+def lost_steps(folder: Path) -> int:
+    """Steps whose report is there and whose weights are not."""
+    lines = curve(folder / "mdsa")
+    index = folder / "mdsa" / "checkpoints" / "latest"
+    clips = int(index.read_text().strip().removeprefix("clips-")) if index.exists() else 0
+    return sum(line["clips"] > clips for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--signals", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/signals"))
+    parser.add_argument("--data", type=Path, help="prepared data of another run (default: prepared anew)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args()
+    folder, chance = arguments.folder.resolve(), random.Random(arguments.seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    data = arguments.data.resolve() if arguments.data else folder / "prepared" / "data"
+    if not arguments.data:
+        prepare = [sys.executable, str(HERE.parent / "ray_jobs" / "preprocess.py"), "--config", "configs/demo.yaml"]
+        subprocess.run([*prepare, f"run_dir={folder / 'prepared'}"], cwd=HERE.parent, check=True, capture_output=True)
+    rows = []
+    for number in range(arguments.signals):
+        with (folder / f"{number:02d}.log").open("w") as log:
+            process = subprocess.Popen(command(folder / "disturbed", data, arguments.overrides), cwd=HERE.parent,
+                                       stdout=log, stderr=subprocess.STDOUT)  # fmt: skip
+        time.sleep(chance.uniform(1, 30))
+        found = workers(psutil.Process(process.pid)) if process.poll() is None else []
+        target = chance.choice(found) if found and chance.random() < 0.5 else psutil.Process(process.pid)
+        before, began = curve(folder / "disturbed" / "mdsa"), time.monotonic()
+        kind = "driver" if target.pid == process.pid else "worker"
+        os.kill(target.pid, signal.SIGTERM)
+        status = process.wait()
+        said = (folder / f"{number:02d}.log").read_text()
+        rows.append({"signal": number + 1, "to": kind, "reports": len(before), "status": status,
+                     "seconds": round(time.monotonic() - began, 1), "lost_steps": lost_steps(folder / "disturbed"),
+                     "says_how_to_go_on": "run the same command again to go on" in said,
+                     "traceback": "Traceback" in said})  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+    for name in ("disturbed", "undisturbed"):
+        subprocess.run(command(folder / name, data, arguments.overrides), cwd=HERE.parent, check=True, capture_output=True)
+    one, other = (results(folder / name) for name in ("disturbed", "undisturbed"))
+    newest = {name for name in other if "checkpoints" in name}  # the signals' own checkpoints are the disturbed run's alone
+    equal = curve(folder / "disturbed" / "mdsa") == curve(folder / "undisturbed" / "mdsa")
+    print(json.dumps({"bench": "signals", "curve_equal": equal,
+                      "checkpoint_equal": all(one.get(name) == other[name] for name in newest),
+                      "largest_seconds": max(row["seconds"] for row in rows),
+                      "lost_steps": max(row["lost_steps"] for row in rows), "signals": rows}))  # fmt: skip
+    raise SystemExit(0 if equal else 1)
+
+
+if __name__ == "__main__":
+    main()
