@@ -130,8 +130,9 @@ def _wait(fit: Callable[[], T], mailbox, lease: Lease) -> T:
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             if request.asked.is_set() and not told:
-                mailbox.stop.remote()
                 told = True
+                if not ray.get(mailbox.stop.remote()):
+                    raise request.stopped()  # the workers are still starting: there is nothing to save
             lease.check()
         result, error = found[0]
         if error is not None:
@@ -163,7 +164,7 @@ def _run_worker(settings: dict) -> dict | None:
     try:
         return train_worker(
             config, stage, device=device, rank=context.get_world_rank(), world=context.get_world_size(),
-            report=ray.train.report, asked=Asked(_PreemptionWatch(), StopWatch(lambda: ray.get(mailbox.stopping.remote()))),
+            report=ray.train.report, asked=Asked(_PreemptionWatch(), _stop_watch(mailbox)),
         )  # fmt: skip
     except UserError as error:
         if _all_found(mailbox, context.get_world_rank(), context.get_world_size(), error):
@@ -203,16 +204,29 @@ def _all_found(mailbox, rank: int, world: int, error: UserError) -> bool:
     return found == world
 
 
+def _stop_watch(mailbox) -> StopWatch:
+    return StopWatch(
+        begin=lambda: ray.get(mailbox.begin.remote()), driver_asks=lambda: ray.get(mailbox.stopping.remote())
+    )
+
+
 @ray.remote
 class _Mailbox:
     """Carries a user's mistake from the workers to the driver, past Ray's retries, and the other way the wish to stop."""
 
     def __init__(self) -> None:
         self.errors: dict[int, UserError] = {}
-        self.is_stopping = False
+        self.is_stopping = self.has_begun = False
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
+        """Asks the workers to stop; whether one of them has begun its steps."""
         self.is_stopping = True
+        return self.has_begun
+
+    def begin(self) -> bool:
+        """Of a worker that begins its steps; whether it is asked to stop."""
+        self.has_begun = True
+        return self.is_stopping
 
     def stopping(self) -> bool:
         return self.is_stopping

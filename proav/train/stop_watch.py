@@ -19,14 +19,23 @@ def listen(seconds: float) -> None:
 
 
 class StopWatch:
-    """Whether this worker is asked to stop; `driver_asks` is called beside the training, every quarter of a second."""
+    """Whether this worker is asked to stop.
 
-    def __init__(self, driver_asks: Callable[[], bool]) -> None:
-        self._driver_asks = driver_asks
+    begin: called once, before the first step; driver_asks: beside the training, every quarter of a second. Both
+    say whether the driver was asked.
+    """
+
+    def __init__(self, begin: Callable[[], bool], driver_asks: Callable[[], bool]) -> None:
+        self._begin, self._driver_asks = begin, driver_asks
         self._asked = threading.Event()
-        threading.Thread(target=self._watch, name="stop watch", daemon=True).start()
+        self._thread: threading.Thread | None = None
 
     def __call__(self) -> bool:
+        if self._thread is None:
+            if self._begin():
+                self._asked.set()
+            self._thread = threading.Thread(target=self._watch, name="stop watch", daemon=True)
+            self._thread.start()
         own = StopRequest.current()
         return self._asked.is_set() or (own is not None and own.asked.is_set())
 

@@ -17,7 +17,7 @@ from proav.cluster import largest_resources, wants_gpu
 from proav.config import Config
 from proav.data.feed import evaluation_windows
 from proav.data.shards import SegmentStore
-from proav.errors import UserError
+from proav.errors import Stopped, UserError
 from proav.train.worker import plan_stage
 from proav.tune.record import CRASHED, FINISHED, RUNNING, STOPPED, TrialRecord, is_done, read_record, read_records, score, write_record
 from proav.tune.results import metrics_lines, write_results
@@ -116,9 +116,8 @@ class _Sweep:
         )
         try:
             tuner.fit()
-        except KeyboardInterrupt:
-            print("\ntune: interrupted; the same command goes on from here", file=sys.stderr)
-            raise SystemExit(130) from None
+        except KeyboardInterrupt:  # Ray Tune takes SIGINT while it runs, and raises this
+            raise Stopped("tune: stopped; finished rungs are kept: run the same command again to go on") from None
 
     def _points(self, known: dict[str, TrialRecord]) -> Points:
         """Known points first: their measurements are there at once, for scheduler and sampler to compare with."""
