@@ -76,15 +76,21 @@ def main() -> None:
         with (folder / f"{number:02d}.log").open("w") as log:
             process = subprocess.Popen(command(folder / "disturbed", data, arguments.overrides), cwd=HERE.parent,
                                        stdout=log, stderr=subprocess.STDOUT)  # fmt: skip
-        time.sleep(chance.uniform(1, 30))
+        before = curve(folder / "disturbed" / "mdsa")
+        if chance.random() < 0.25:  # while it starts
+            time.sleep(chance.uniform(1, 15))
+        else:
+            while process.poll() is None and curve(folder / "disturbed" / "mdsa") == before:
+                time.sleep(0.1)
+            time.sleep(chance.uniform(0, 8))
         found = workers(psutil.Process(process.pid)) if process.poll() is None else []
         target = chance.choice(found) if found and chance.random() < 0.5 else psutil.Process(process.pid)
-        before, began = curve(folder / "disturbed" / "mdsa"), time.monotonic()
+        done, began = curve(folder / "disturbed" / "mdsa"), time.monotonic()
         kind = "driver" if target.pid == process.pid else "worker"
         os.kill(target.pid, signal.SIGTERM)
         status = process.wait()
         said = (folder / f"{number:02d}.log").read_text()
-        rows.append({"signal": number + 1, "to": kind, "reports": len(before), "status": status,
+        rows.append({"signal": number + 1, "to": kind, "new_reports": len(done) - len(before), "status": status,
                      "seconds": round(time.monotonic() - began, 1), "lost_steps": lost_steps(folder / "disturbed"),
                      "says_how_to_go_on": "run the same command again to go on" in said,
                      "traceback": "Traceback" in said})  # fmt: skip

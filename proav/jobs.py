@@ -6,6 +6,7 @@ Exit status: 0 done; 2 a mistake of the user's, told in one or two lines on stde
 import argparse
 import errno
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
@@ -77,6 +78,10 @@ def run_job(
         _end(error, 2)
     except StorageUnavailable as error:
         _end(error, 1)
+    except SystemExit as ended:  # ray.init answers a signal in this way until it is done
+        if ended.code != signal.SIGTERM:
+            raise
+        _end(f"stopped by SIGTERM; {HOW_TO_GO_ON}", 1)
     except KeyboardInterrupt as stopped:  # Ray's traceback of it is a page long
         _end(str(stopped) or f"stopped; {HOW_TO_GO_ON}", 1)
     except OSError as error:

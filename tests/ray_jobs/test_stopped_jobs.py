@@ -1,0 +1,88 @@
+"""A training job of its own processes: refused while another trains the run, ended by signals, and gone on with."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from proav.checkpoint import list_checkpoints, load_checkpoint
+from proav.settings import config_to_yaml
+from proav.train.metrics_log import read_metrics
+from proav.train.worker import train_worker
+from tests.train.test_worker import curve, prepare
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+SETTINGS = (
+    "stage=mdsa", "train.engine=torch", "train.num_workers=2", "train.num_clips=2400", "train.report_every_clips=4",
+    "train.checkpoint_every_clips=100000", "mdsa.loss.adversarial_start_clips=100000",
+)  # fmt: skip
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts train.py with a configuration; what is left at the end is killed."""
+    started = []
+
+    def run(config, *words):
+        (tmp_path / "config.yaml").write_text(config_to_yaml(config))
+        command = [sys.executable, str(ROOT / "ray_jobs" / "train.py"), "--config", str(tmp_path / "config.yaml"), *words]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        log = (tmp_path / f"{len(started)}.log").open("w+")
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+        started.append(process)
+        return process, log
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+
+
+def until(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def said(log) -> str:
+    log.seek(0)
+    return log.read()
+
+
+def worker_of(driver: int) -> int:
+    children = psutil.Process(driver).children(recursive=True)
+    return next(child.pid for child in children if any("RayTrainWorker" in word for word in child.cmdline()))
+
+
+def test_signals_save_and_the_next_run_goes_on(tmp_path, start):
+    config = prepare(tmp_path / "run", "mdsa", *SETTINGS)
+    folder = f"{config.run_folder}/mdsa"
+    for target, rounds in (("driver", 1), ("worker", 2)):
+        before = len(read_metrics(folder))
+        process, log = start(config)
+        until(lambda: process.poll() is not None or len(read_metrics(folder)) > before + 2)
+        assert process.poll() is None, said(log)
+        if rounds == 1:  # meanwhile nobody else may train here
+            other, its_log = start(config)
+            assert other.wait(120) == 2 and "training" in said(its_log) and "run_dir=DIR" in said(its_log), said(its_log)
+        os.kill(process.pid if target == "driver" else worker_of(process.pid), signal.SIGTERM)
+        assert process.wait(60) == 1, said(log)
+        assert "are done and in the newest checkpoint: run the same command again to go on" in said(log)
+        assert len(list_checkpoints(f"{folder}/checkpoints")) == rounds
+        assert read_metrics(folder)[-1]["clips"] == list_checkpoints(f"{folder}/checkpoints")[0][0]  # no step is lost
+    clips = list_checkpoints(f"{folder}/checkpoints")[0][0]
+    whole = prepare(tmp_path / "whole", "mdsa", *SETTINGS, "train.num_workers=1", f"train.num_clips={clips}")
+    train_worker(whole, "mdsa", device=torch.device("cpu"))
+    for line, wanted in zip(curve(config.run_folder, "mdsa"), curve(whole.run_folder, "mdsa"), strict=True):
+        assert line == pytest.approx(wanted, rel=1e-3)
+    ours, theirs = (load_checkpoint(f"{each.run_folder}/mdsa/checkpoints").weights("model") for each in (config, whole))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=5e-4)
