@@ -1,11 +1,12 @@
-"""One change at a time: trains variants of a configuration at equal clips and measures each on unseen sources.
+"""One change at a time: trains variants of a configuration at equal clips and measures each on unseen
+sources.
 
     python bench/ablations.py bench/ablations/mdsa.yaml RUN [--out DIR] [--seeds 0 1] [--only NAME ...]
 
-RUN is a finished run of the file's `config`: its data and, for stage stdit, its MDSA and latents are used. The
-YAML file names the stage, the settings that all variants share and those of each variant. A variant that is
-trained already is measured only, and one that was stopped goes on. Prints a table (means over seeds, and the
-range over them) and the same as JSON. Processor seconds are of one thread. Needs no Ray.
+RUN is a finished run of the file's `config`: its data and, for stage stdit, its MDSA and latents are used.
+The YAML file names the stage, the settings that all variants share and those of each variant. A variant that
+is trained already is measured only, and one that was stopped goes on. Prints a table (means over seeds, and
+the range over them) and the same as JSON. Processor seconds are of one thread. Needs no Ray.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from proav.data.feed import evaluation_windows
 from proav.data.shards import SegmentStore
 from proav.errors import UserError
 from proav.evaluate.losses import evaluate_stdit
-from proav.evaluate.reconstruction import evaluate_reconstruction, reconstruct
+from proav.evaluate.reconstruction import evaluate_reconstruction
 from proav.evaluate.scores import ClipScorer
 from proav.metrics.blockiness import blockiness, blockiness_sound
 from proav.pipeline import SampleRequest, SoundingVideoPipeline, load_coder
@@ -90,9 +91,7 @@ def measure_stdit(config: Config, checkpoint: str, samples: int) -> dict[str, fl
     return losses | _means(*([score[name] for score in scores] for name in scorer.names))
 
 
-def run_variant(
-    spec: dict, run: Path, out: Path, name: str, seed: int, samples: int
-) -> dict[str, float]:
+def run_variant(spec: dict, run: Path, out: Path, name: str, seed: int, samples: int) -> dict[str, float]:
     """Trains one variant in out/<stage>/<name>-<seed> unless that is done, and measures it."""
     stage = spec["stage"]
     folder = out / stage / f"{name.replace(' ', '_')}-{seed}"
@@ -119,8 +118,15 @@ def _means(of_picture: list[float], of_sound: list[float]) -> dict[str, float]:
 
 def table(stage: str, results: dict[str, list[dict[str, float]]]) -> str:
     """Rows of Markdown: means over seeds, in brackets the difference of the largest and the smallest."""
-    heads = {name: head for name, head in HEADS[stage].items() if any(name in row for rows in results.values() for row in rows)}
-    lines = [f"| variant | {' | '.join(heads.values())} | clips | CPU seconds |", "|---" * (len(heads) + 3) + "|"]
+    heads = {
+        name: head
+        for name, head in HEADS[stage].items()
+        if any(name in row for rows in results.values() for row in rows)
+    }
+    lines = [
+        f"| variant | {' | '.join(heads.values())} | clips | CPU seconds |",
+        "|---" * (len(heads) + 3) + "|",
+    ]
     for variant, rows in results.items():
         cells = []
         for name in heads:
@@ -144,7 +150,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=0, help="clips that each ST-DiT makes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    spec, run, out = yaml.safe_load(arguments.spec.read_text()), arguments.run.resolve(), arguments.out.resolve()
+    spec, run, out = (
+        yaml.safe_load(arguments.spec.read_text()),
+        arguments.run.resolve(),
+        arguments.out.resolve(),
+    )
     names = arguments.only or list(spec["variants"])
     if unknown := [name for name in names if name not in spec["variants"]]:
         parser.error(f"--only {unknown[0]!r} is not in {arguments.spec}: {', '.join(spec['variants'])}")

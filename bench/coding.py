@@ -1,8 +1,10 @@
-"""What mp4 does to clips: blockiness, PSNR and bytes at several qualities of H.264, for samples and real clips.
+"""What mp4 does to clips: blockiness, PSNR and bytes at several qualities of H.264, for samples and real
+clips.
 
     python bench/coding.py RUN [--clips 48] [--steps 30]
 
-RUN: a finished run; its newest ST-DiT makes the samples, with the settings of its configuration. Needs no Ray.
+RUN: a finished run; its newest ST-DiT makes the samples, with the settings of its configuration. Needs no
+Ray.
 """
 
 import argparse
@@ -30,7 +32,9 @@ def samples_of(run: Path, config: Config, count: int, steps: int) -> list[Clip]:
     pipeline, clips = SoundingVideoPipeline.from_checkpoint(str(run / "stdit" / "checkpoints")), []
     for first in range(0, count, config.generate.batch_size):
         requests = [
-            SampleRequest(config.seed, n, pipeline.labels[n % len(pipeline.labels)], config.generate.guidance_scale)
+            SampleRequest(
+                config.seed, n, pipeline.labels[n % len(pipeline.labels)], config.generate.guidance_scale
+            )
             for n in range(first, min(count, first + config.generate.batch_size))
         ]
         clips += pipeline.sample(requests, steps=steps)
@@ -48,7 +52,9 @@ def real_of(run: Path, config: Config, count: int) -> list[Clip]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--steps", type=int, default=30)

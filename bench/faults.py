@@ -1,10 +1,11 @@
-"""Runs every job twice, on storage that works and on storage where one call in N fails for a moment, and compares.
+"""Runs every job twice, on storage that works and on storage where one call in N fails for a moment, and
+compares.
 
     python bench/faults.py [--one-in 50] [--folder runs/faults] [section.key=value ...]
 
-preprocess, train (both stages), encode and generate with configs/demo.yaml, made small. The second time the run is
-at flaky://..., a local folder behind `flaky_storage.py`. Prints faults, seconds and whether the results are equal
-to the last byte: shards, checkpoints, curves, latents, samples.
+preprocess, train (both stages), encode and generate with configs/demo.yaml, made small. The second time the
+run is at flaky://..., a local folder behind `flaky_storage.py`. Prints faults, seconds and whether the
+results are equal to the last byte: shards, checkpoints, curves, latents, samples.
 """
 
 import argparse
@@ -24,7 +25,13 @@ SMALL = (
     "stdit.train.num_clips=320", "stdit.train.checkpoint_every_clips=64", "stdit.train.report_every_clips=16",
     "generate.num_samples=12", "generate.steps=4", "generate.batch_size=2",
 )  # fmt: skip
-JOBS = (("preprocess", ()), ("train", ("stage=mdsa",)), ("encode", ()), ("train", ("stage=stdit",)), ("generate", ()))
+JOBS = (
+    ("preprocess", ()),
+    ("train", ("stage=mdsa",)),
+    ("encode", ()),
+    ("train", ("stage=stdit",)),
+    ("generate", ()),
+)
 OF_THE_MACHINE = {
     "seconds", "clips_per_second", "data_wait", "worker_wait", "host_wait", "device", "peak_memory_gib",
 }  # fmt: skip
@@ -37,16 +44,26 @@ register_implementation("flaky", "flaky_storage.FlakyFileSystem")
 def run_job(name: str, settings: list[str], environment: dict) -> tuple[int, float, str]:
     """(status, seconds, last lines) of one job."""
     began = time.monotonic()
-    command = [sys.executable, str(HERE.parent / "ray_jobs" / f"{name}.py"), "--config", "configs/demo.yaml", *settings]
+    command = [
+        sys.executable,
+        str(HERE.parent / "ray_jobs" / f"{name}.py"),
+        "--config",
+        "configs/demo.yaml",
+        *settings,
+    ]
     done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
-    return done.returncode, time.monotonic() - began, "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+    return (
+        done.returncode,
+        time.monotonic() - began,
+        "\n".join((done.stdout + done.stderr).splitlines()[-20:]),
+    )
 
 
 def results(run: Path) -> dict[str, str]:
     """{file: SHA-256 of what must not depend on the storage}."""
     found = {}
-    for pattern in ("data/segments/*", "mdsa/checkpoints/**/*.safetensors", "stdit/checkpoints/**/*.safetensors",
-                    "latents/*.parquet", "samples/**/*.mp4"):  # fmt: skip
+    weights = (f"{stage}/checkpoints/**/*.safetensors" for stage in ("mdsa", "stdit"))
+    for pattern in ("data/segments/*", *weights, "latents/*.parquet", "samples/**/*.mp4"):
         for path in run.glob(pattern):
             found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
     for stage in ("mdsa", "stdit"):
@@ -56,13 +73,19 @@ def results(run: Path) -> dict[str, str]:
 
 def curve(folder: Path) -> list[dict]:
     """The reports of a stage, without what the machine adds."""
-    files = [folder / "metrics.jsonl"] if (folder / "metrics.jsonl").exists() else sorted((folder / "metrics").glob("*"))
+    files = (
+        [folder / "metrics.jsonl"]
+        if (folder / "metrics.jsonl").exists()
+        else sorted((folder / "metrics").glob("*"))
+    )
     lines = (json.loads(line) for file in files for line in file.read_text().splitlines())
     return [{key: value for key, value in line.items() if key not in OF_THE_MACHINE} for line in lines]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--one-in", type=int, default=50, metavar="N")
     parser.add_argument("--folder", type=Path, default=Path("runs/faults"))
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")

@@ -1,7 +1,8 @@
-"""A file system for trying what faults do: flaky:///folder is a local folder one of whose calls in N fails for a moment.
+"""A file system for trying what faults do: flaky:///folder is a local folder one of whose calls in N fails
+for a moment.
 
-`faults.py` has every process of a job know it, by a `sitecustomize.py` on PYTHONPATH. Each fault is written to the
-file that FLAKY_LOG names; FLAKY_ONE_IN is N.
+`faults.py` has every process of a job know it, by a `sitecustomize.py` on PYTHONPATH. Each fault is written
+to the file that FLAKY_LOG names; FLAKY_ONE_IN is N.
 """
 
 import errno

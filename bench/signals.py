@@ -2,9 +2,9 @@
 
     python bench/signals.py [--signals 20] [--seed 0] [--folder runs/signals] [section.key=value ...]
 
-Two workers with ZeRO-2 train the demo's MDSA; checkpoints are written at signals and at the end alone. Prints for
-each signal: seconds to the end of the process, its status, steps that were reported and are not in the newest
-checkpoint. The curve and the weights at the end must be those of a run that nobody disturbed.
+Two workers with ZeRO-2 train the demo's MDSA; checkpoints are written at signals and at the end alone.
+Prints for each signal: seconds to the end of the process, its status, steps that were reported and are not
+in the newest checkpoint. The curve and the weights at the end must be those of a run that nobody disturbed.
 """
 
 import argparse
@@ -25,15 +25,15 @@ HERE = Path(__file__).resolve().parent
 SETTINGS = (
     "stage=mdsa", "mdsa.linear_planes.fit_clips=32", "mdsa.linear_planes.alone_clips=100000",
     "mdsa.train.engine=deepspeed", "mdsa.train.zero_stage=2", "mdsa.train.num_workers=2",
-    "mdsa.train.cpus_per_worker=1", "mdsa.train.report_every_clips=8", "mdsa.train.checkpoint_every_clips=1000000",
-    "mdsa.train.checkpoint_every_minutes=0",
+    "mdsa.train.cpus_per_worker=1", "mdsa.train.report_every_clips=8",
+    "mdsa.train.checkpoint_every_clips=1000000", "mdsa.train.checkpoint_every_minutes=0",
 )  # fmt: skip
 
 
 def command(folder: Path, data: Path, words: list[str]) -> list[str]:
     job = str(HERE.parent / "ray_jobs" / "train.py")
-    return [sys.executable, job, "--config", "configs/demo.yaml", f"run_dir={folder}", f"data.prepared={data}",
-            *SETTINGS, *words]  # fmt: skip
+    own = [f"run_dir={folder}", f"data.prepared={data}"]
+    return [sys.executable, job, "--config", "configs/demo.yaml", *own, *SETTINGS, *words]
 
 
 def workers(driver: psutil.Process) -> list[psutil.Process]:
@@ -41,7 +41,9 @@ def workers(driver: psutil.Process) -> list[psutil.Process]:
     found = []
     for process in driver.children(recursive=True):
         try:
-            if "RayTrainWorker" in process.name() or any("RayTrainWorker" in word for word in process.cmdline()):
+            if "RayTrainWorker" in process.name() or any(
+                "RayTrainWorker" in word for word in process.cmdline()
+            ):
                 found.append(process)
         except psutil.Error:  # it has ended
             continue
@@ -57,7 +59,9 @@ def lost_steps(folder: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--signals", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/signals"))
@@ -69,13 +73,20 @@ def main() -> None:
     folder.mkdir(parents=True)
     data = arguments.data.resolve() if arguments.data else folder / "prepared" / "data"
     if not arguments.data:
-        prepare = [sys.executable, str(HERE.parent / "ray_jobs" / "preprocess.py"), "--config", "configs/demo.yaml"]
-        subprocess.run([*prepare, f"run_dir={folder / 'prepared'}"], cwd=HERE.parent, check=True, capture_output=True)
+        prepare = [
+            sys.executable,
+            str(HERE.parent / "ray_jobs" / "preprocess.py"),
+            "--config",
+            "configs/demo.yaml",
+        ]
+        subprocess.run(
+            [*prepare, f"run_dir={folder / 'prepared'}"], cwd=HERE.parent, check=True, capture_output=True
+        )
     rows = []
     for number in range(arguments.signals):
         with (folder / f"{number:02d}.log").open("w") as log:
-            process = subprocess.Popen(command(folder / "disturbed", data, arguments.overrides), cwd=HERE.parent,
-                                       stdout=log, stderr=subprocess.STDOUT)  # fmt: skip
+            words = command(folder / "disturbed", data, arguments.overrides)
+            process = subprocess.Popen(words, cwd=HERE.parent, stdout=log, stderr=subprocess.STDOUT)
         before = curve(folder / "disturbed" / "mdsa")
         if chance.random() < 0.25:  # while it starts
             time.sleep(chance.uniform(1, 15))
@@ -90,15 +101,30 @@ def main() -> None:
         os.kill(target.pid, signal.SIGTERM)
         status = process.wait()
         said = (folder / f"{number:02d}.log").read_text()
-        rows.append({"signal": number + 1, "to": kind, "new_reports": len(done) - len(before), "status": status,
-                     "seconds": round(time.monotonic() - began, 1), "lost_steps": lost_steps(folder / "disturbed"),
-                     "says_how_to_go_on": "run the same command again to go on" in said,
-                     "traceback": "Traceback" in said})  # fmt: skip
+        rows.append(
+            {
+                "signal": number + 1,
+                "to": kind,
+                "new_reports": len(done) - len(before),
+                "status": status,
+                "seconds": round(time.monotonic() - began, 1),
+                "lost_steps": lost_steps(folder / "disturbed"),
+                "says_how_to_go_on": "run the same command again to go on" in said,
+                "traceback": "Traceback" in said,
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     for name in ("disturbed", "undisturbed"):
-        subprocess.run(command(folder / name, data, arguments.overrides), cwd=HERE.parent, check=True, capture_output=True)
+        subprocess.run(
+            command(folder / name, data, arguments.overrides),
+            cwd=HERE.parent,
+            check=True,
+            capture_output=True,
+        )
     one, other = (results(folder / name) for name in ("disturbed", "undisturbed"))
-    newest = {name for name in other if "checkpoints" in name}  # the signals' own checkpoints are the disturbed run's alone
+    newest = {
+        name for name in other if "checkpoints" in name
+    }  # the signals' own checkpoints are the disturbed run's alone
     equal = curve(folder / "disturbed" / "mdsa") == curve(folder / "undisturbed" / "mdsa")
     print(json.dumps({"bench": "signals", "curve_equal": equal,
                       "checkpoint_equal": all(one.get(name) == other[name] for name in newest),

@@ -345,7 +345,8 @@ def _write_tensors(group: Mapping[str, torch.Tensor], target: str, path: str, dt
     except (SafetensorError, OSError) as error:
         why = f"{os.strerror(error.errno)} ({error})" if isinstance(error, OSError) else str(error)
         raise CheckpointError(
-            f"cannot write the checkpoint {path}: {why}; free some space or choose another run_dir=DIR, then run the same command again"
+            f"cannot write the checkpoint {path}: {why}; free some space or choose another run_dir=DIR, "
+            "then run the same command again"
         ) from error
 
 

@@ -1,19 +1,23 @@
 """The one exception that means "the user can fix this".
 
-Jobs print its message on stderr in one or two lines and exit with status 2; everything else is a defect and keeps its traceback.
+Jobs print its message on stderr in one or two lines and exit with status 2; everything else is a defect and
+keeps its traceback.
 """
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: the message says what was given, what was expected and what to type."""
+    """A mistake in what the user gave: the message says what was given, what was expected and what to
+    type."""
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be run: an unknown key, a value out of range, or two settings that contradict each other."""
+    """A configuration that cannot be run: an unknown key, a value out of range, or two settings that
+    contradict each other."""
 
 
 class MediaError(UserError):
-    """A file that cannot become a clip; `reason` is a short stable word for tables, the message is for people."""
+    """A file that cannot become a clip; `reason` is a short stable word for tables, the message is for
+    people."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -28,7 +32,8 @@ class CheckpointError(UserError):
 
 
 class StorageUnavailable(Exception):
-    """Storage that failed for longer than job.retry_seconds: nobody's mistake, and what a restart may mend."""
+    """Storage that failed for longer than job.retry_seconds: nobody's mistake, and what a restart may
+    mend."""
 
 
 class Stopped(KeyboardInterrupt):

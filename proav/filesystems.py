@@ -25,7 +25,7 @@ PIECE_BYTES = 4 << 20
 class PatientHandler(pafs.FileSystemHandler):
     """`inner`, with each operation tried again while its error may pass.
 
-    Reads go on at the byte where they failed. What is written is kept until the stream is closed and then
+    A read goes on at the byte at which it failed. What is written is kept until the stream is closed and then
     uploaded as a whole, so that a failed upload can begin anew.
     """
 
@@ -90,7 +90,7 @@ class PatientHandler(pafs.FileSystemHandler):
 
 
 class FsspecHandler(pafs.FSSpecHandler):
-    """fsspec's file systems, with a listing that fails where it fails.
+    """fsspec's file systems, with a listing that raises the errors it meets.
 
     fsspec's own `find` leaves out folders that it cannot read, and `isdir` takes an error for a no: after one
     time-out a run's checkpoints would not be there, and it would begin anew.
@@ -148,7 +148,7 @@ class _Deletion:
 
 
 class _PatientReader(io.RawIOBase):
-    """Random access to one file; opened anew where a read fails.
+    """Random access to one file; opened anew if a read fails.
 
     Arrow reads from several threads, each by a seek and a read: every thread has a position of its own.
     """

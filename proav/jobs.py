@@ -177,8 +177,9 @@ class ray_session:
         # An empty address variable means none; "local" also ignores the address file that an older cluster left behind.
         address = os.environ.get("RAY_ADDRESS") or "local"
         # A submitted job's folder is there on all nodes. Else the package goes along, so that all nodes run the code that this process runs.
-        runtime_env = {} if address == "local" or is_submitted() else {"py_modules": [os.path.dirname(proav.__file__)]}
-        if address != "local" and retry_seconds() != DEFAULT_SECONDS:  # a Ray of this process's own inherits it
+        goes_along = address != "local" and not is_submitted()
+        runtime_env = {"py_modules": [os.path.dirname(proav.__file__)]} if goes_along else {}
+        if address != "local" and retry_seconds() != DEFAULT_SECONDS:  # a Ray of this process inherits it
             runtime_env["env_vars"] = {RETRY_VARIABLE: os.environ[RETRY_VARIABLE]}
         check_address(address)
         try:

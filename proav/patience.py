@@ -1,7 +1,7 @@
 """What storage says for a moment is tried again; what it says for good is told at once.
 
-A disk over a network times out, an object store answers 503. Neither is a user's mistake, and neither is damage:
-damage is what a checksum says after reading again (`proav/data/rows.py`, `proav/checkpoint.py`).
+A disk over a network times out, an object store answers 503. Neither is a user's mistake, and neither is
+damage: damage is what a checksum says after reading again (`proav/data/rows.py`, `proav/checkpoint.py`).
 """
 
 import errno
@@ -25,8 +25,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 PERMANENT = frozenset(
     getattr(errno, name)
     for name in (
-        "ENOENT", "EACCES", "EPERM", "ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EISDIR", "ENOTDIR", "ENAMETOOLONG",
-        "EEXIST", "ENOTEMPTY", "EINVAL", "ELOOP", "EXDEV", "EBADF", "ENODEV", "ENXIO", "EMFILE", "ENFILE", "ENOTSUP",
+        "ENOENT", "EACCES", "EPERM", "ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EISDIR", "ENOTDIR",
+        "ENAMETOOLONG", "EEXIST", "ENOTEMPTY", "EINVAL", "ELOOP", "EXDEV", "EBADF", "ENODEV",
+        "ENXIO", "EMFILE", "ENFILE",
+        "ENOTSUP",
     )
 )  # fmt: skip
 """Errors of an operating system that a second try does not change."""
@@ -50,7 +52,8 @@ def retry_seconds() -> float:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a second try may succeed: time-outs, broken connections, 5xx, EIO, ESTALE and whatever has no name.
+    """Whether a second try may succeed: time-outs, broken connections, 5xx, EIO, ESTALE and whatever has no
+    name.
 
     Not: no such file, no permission, no space, a name that is a folder, an answer 4xx (but 408, 409, 429).
     """
@@ -67,7 +70,7 @@ def patiently(action: Callable[[], T], what: str) -> T:
     """action(), tried again while its error may pass, for up to `retry_seconds()`.
 
     Pauses are 0.1 s, doubled up to 10 s, times a random number in [0.5, 1]. what: for messages, such as
-    "reading s3://bucket/key". Raises what `action` raised where no second try helps, else StorageUnavailable.
+    "reading s3://bucket/key". Raises what `action` raised if no second try helps, else StorageUnavailable.
     """
     began, pause, tries = time.monotonic(), FIRST_PAUSE, 0
     while True:

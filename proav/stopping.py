@@ -1,6 +1,6 @@
 """SIGTERM and SIGINT as a request to end in order: how batch systems, clouds, `ray job stop` and Ctrl-C ask.
 
-The first signal asks, and raises `Stopped` where the main thread is, unless it has said that it looks for itself
+The first signal asks, and raises `Stopped` in the main thread, unless that has said that it looks for itself
 (`deferred`). A second signal, or the end of job.stop_seconds, ends the process at once. Knows no Ray.
 """
 
@@ -23,8 +23,8 @@ HOW_TO_GO_ON = "what was finished is kept: run the same command again to go on"
 class StopRequest:
     """A context in which the process can be asked to end.
 
-    seconds: from the first signal to the end of the process, whatever it is doing. defer: as if all of it ran in
-    `deferred`. Outside the main thread it listens to nothing.
+    seconds: from the first signal to the end of the process, whatever it is doing. defer: as if all of it
+    ran in `deferred`. Outside the main thread it listens to nothing.
     """
 
     _current: "StopRequest | None" = None
@@ -51,7 +51,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Takes the signals; once more where something else, such as ray.init, has taken them since."""
+        """Takes the signals; to be called again after something else, such as ray.init, has taken them."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 before = signal.signal(number, self._handle)
@@ -67,7 +67,7 @@ class StopRequest:
     def deferred(cls) -> Iterator["StopRequest | None"]:
         """Within, a signal raises nothing: the code looks at `asked`, and calls `check` afterwards.
 
-        None where this process listens to no signals, or this is not its main thread.
+        None if this process listens to no signals, or this is not its main thread.
         """
         current = cls._current
         if current is None or threading.current_thread() is not threading.main_thread():
@@ -81,7 +81,7 @@ class StopRequest:
 
     @classmethod
     def check(cls) -> None:
-        """Raises `Stopped` where a signal has come."""
+        """Raises `Stopped` if a signal has come."""
         if cls._current is not None and cls._current.asked.is_set():
             raise cls._current.stopped()
 
@@ -101,11 +101,8 @@ class StopRequest:
             end_at_once(f"stopped at once by a second signal, {name}; {HOW_TO_GO_ON}")
         self.name = name
         self.asked.set()
-        self._timer = threading.Timer(
-            self.seconds,
-            end_at_once,
-            [f"not stopped {self.seconds:g} s after {name} (job.stop_seconds): ended at once; {HOW_TO_GO_ON}"],
-        )
+        late = f"not stopped {self.seconds:g} s after {name} (job.stop_seconds): ended; {HOW_TO_GO_ON}"
+        self._timer = threading.Timer(self.seconds, end_at_once, [late])
         self._timer.daemon = True
         self._timer.start()
         _write(f"{name}: ending in order, within {self.seconds:g} s; a second signal ends at once")

@@ -48,7 +48,8 @@ def _open(path: str) -> tuple[pafs.FileSystem, str]:
             filesystem, inner = fsspec.core.url_to_fs(path)
         except (ValueError, ImportError) as error:
             raise UserError(
-                f"cannot open {path}: {error}; expected a local path, s3://, gs:// or a scheme that fsspec knows"
+                f"cannot open {path}: {error}; expected a local path, s3://, gs:// or a scheme that "
+                "fsspec knows"
             ) from error
         return pafs.PyFileSystem(FsspecHandler(filesystem)), inner
 
@@ -108,8 +109,8 @@ def read_text(path: str) -> str:
 def write_folder(path: str) -> Iterator[str]:
     """A local folder to fill, which becomes `path` when the block ends without an error; an older `path` is replaced.
 
-    Local: a hidden sibling, flushed to the disk, renamed. Remote: a temporary local folder, uploaded file by file,
-    the JSON files last: they mark a folder as complete.
+    Local: a hidden sibling, flushed to the disk, renamed. Remote: a temporary local folder, uploaded file by
+    file, the JSON files last: they mark a folder as complete.
     """
     import tempfile
 
@@ -137,8 +138,11 @@ def write_folder(path: str) -> Iterator[str]:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Writes the whole file or nothing: a hidden temporary name, flushed to the disk, then a move (object stores
-    publish a file only when it is closed). Raises UserError where writing is refused or there is no room."""
+    """Writes the whole file or nothing: under a hidden name, flushed to the disk, then moved.
+
+    Object stores publish a file only when it is closed. Raises UserError if writing is refused or there is no
+    room.
+    """
     import io
 
     if is_remote(path):
@@ -165,13 +169,15 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def upload_file(path: str, source) -> None:
-    """Writes all that a binary file holds to a remote path. Raises UserError where writing is refused."""
+    """Writes all that a binary file holds to a remote path. Raises UserError if writing is refused."""
     filesystem, inner = _open(path)
     try:
         upload(filesystem, inner, source)
     except OSError as error:
         why = " ".join(str(error).split())
-        raise UserError(f"cannot write {path}: {why}; check that you may write there, or choose another run_dir=DIR") from error
+        raise UserError(
+            f"cannot write {path}: {why}; check that you may write there, or choose another run_dir=DIR"
+        ) from error
 
 
 def temporary_name(target: Path) -> Path:
@@ -180,7 +186,7 @@ def temporary_name(target: Path) -> Path:
 
 
 def rename(temporary: Path, target: Path) -> None:
-    """Gives a complete local file or folder its name, so that a power cut leaves the old one or the new one."""
+    """Gives a complete local file or folder its name; a power cut leaves the old one or the new one."""
 
     failed = False
 

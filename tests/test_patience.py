@@ -1,4 +1,5 @@
-"""Storage that fails for a moment is tried again; what it says for good, and damage, are told as what they are."""
+"""Storage that fails for a moment is tried again; what it says for good, and damage, are told as what they
+are."""
 
 import errno
 import os
@@ -23,7 +24,8 @@ SCHEMA = pa.schema([("name", pa.string()), ("data", pa.large_binary())])
 
 @pytest.fixture
 def flaky(tmp_path, monkeypatch):
-    """(URI of a folder whose calls fail one time in four, its local path); the faults are counted in a file."""
+    """(URI of a folder whose calls fail one time in four, its local path); the faults are counted in a
+    file."""
     register_implementation("flaky", FlakyFileSystem, clobber=True)
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.001)
     monkeypatch.setenv("FLAKY_ONE_IN", "4")
@@ -81,7 +83,9 @@ def test_what_stays_is_told_at_once(error):
 
 def test_patience_ends_as_a_failure_and_not_as_a_mistake(monkeypatch):
     monkeypatch.setenv(patience.VARIABLE, "0.3")
-    with pytest.raises(StorageUnavailable, match="reading x failed .* times in 0 s.*job.retry_seconds=0.3") as raised:
+    with pytest.raises(
+        StorageUnavailable, match="reading x failed .* times in 0 s.*job.retry_seconds=0.3"
+    ) as raised:
         patience.patiently(failing(999, TimeoutError("late")), "reading x")
     assert not isinstance(raised.value, UserError | OSError)
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
@@ -96,11 +100,14 @@ def test_files_of_a_flaky_store_are_whole(flaky):
     assert len(list(local.glob("a/*.txt"))) == 11 and not storage.exists(f"{uri}/a/03.txt")
     storage.delete_folder(f"{uri}/a")
     assert not (local / "a").exists()
-    assert len((local.parent / "faults").read_text().splitlines()) >= 5  # of at least 60 calls; one run in 10,000 has fewer
+    assert (
+        len((local.parent / "faults").read_text().splitlines()) >= 5
+    )  # of at least 60 calls; one run in 10,000 has fewer
 
 
 def test_a_listing_that_fails_is_not_an_empty_folder(flaky, monkeypatch):
-    """fsspec leaves folders out that it cannot read: checkpoints would seem gone, and training would begin anew."""
+    """fsspec leaves folders out that it cannot read: checkpoints would seem gone, and training would begin
+    anew."""
     uri, local = flaky
     save_tiny_mdsa(str(local / "checkpoints"), tiny_config())
     for _ in range(20):
@@ -118,7 +125,9 @@ def test_checkpoints_and_rows_come_through_a_flaky_store(flaky):
     rows = [{"name": f"{n}", "data": os.urandom(1000 + n)} for n in range(20)]
     result = write_shard(f"{uri}/rows/a.parquet", rows, SCHEMA)
     reader = RowReader(f"{uri}/rows", digests={"a.parquet": result["sha256"]})
-    assert [bytes(reader.read("a.parquet", n, ("data",))["data"]) for n in range(20)] == [row["data"] for row in rows]
+    assert [bytes(reader.read("a.parquet", n, ("data",))["data"]) for n in range(20)] == [
+        row["data"] for row in rows
+    ]
 
 
 def test_a_patient_file_system_reads_what_the_plain_one_reads(tmp_path):
@@ -128,7 +137,11 @@ def test_a_patient_file_system_reads_what_the_plain_one_reads(tmp_path):
     with patient.open_output_stream(f"{tmp_path}/x.parquet") as stream:
         pq.write_table(table, stream, row_group_size=10)
     for pre_buffer in (False, True):  # pre-buffering reads from several threads
-        assert pq.ParquetFile(patient.open_input_file(f"{tmp_path}/x.parquet"), pre_buffer=pre_buffer).read().equals(table)
+        assert (
+            pq.ParquetFile(patient.open_input_file(f"{tmp_path}/x.parquet"), pre_buffer=pre_buffer)
+            .read()
+            .equals(table)
+        )
     ours, theirs = (system.get_file_info(f"{tmp_path}/x.parquet") for system in (patient, plain))
     assert (ours.type, ours.size) == (theirs.type, theirs.size)
     with pytest.raises(FileNotFoundError):

@@ -41,7 +41,10 @@ def start():
 
     def run(how, seconds=60.0):
         process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, how, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", SCRIPT, how, str(seconds)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         processes.append(process)
         assert process.stdout.readline() == "ready\n"

@@ -11,9 +11,9 @@ class JobConfig(Section):
     """How every job deals with storage that fails and with being stopped."""
 
     retry_seconds: Annotated[float, Field(ge=0, le=86_400)] = 120.0
-    """Reads and writes that fail as storage does for a moment are tried again for so long, with growing pauses."""
+    """For how long reads and writes that fail for a moment are tried again, with growing pauses."""
     stop_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
-    """After SIGTERM or SIGINT: training writes a checkpoint, all jobs end, within so long; a second signal ends at once."""
+    """How long a job may take to end after SIGTERM or SIGINT; training writes a checkpoint in that time."""
 
 
 class GenerateConfig(Section):

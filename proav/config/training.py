@@ -56,7 +56,7 @@ class TrainConfig(Section):
     gradient_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
     skip_nonfinite: Count = 0
-    """Batches in a row that may be left out because their loss or gradient is not finite; each is told with its segments."""
+    """Batches in a row that may be left out because their loss or gradient is not finite."""
     ema_half_life_clips: PositiveFloat = 440_000
     """Clips after which a weight's share in the moving average has halved (440,000 is 0.9999 a step at batch 64)."""
     ema_ramp_up: PositiveFloat = 0.05

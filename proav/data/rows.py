@@ -164,9 +164,9 @@ def only_writer(folder: str) -> Iterator[None]:
 class RowReader:
     """Single rows out of many Parquet files in one folder, by (file name, row number).
 
-    Keeps a few files open and up to `cache_bytes` of the values read last. digests: {file name: SHA-256}, what
-    was written; without it a file is damaged if it reads the same twice and is no Parquet file. Pickles as its
-    arguments: each worker process opens its own files.
+    Keeps a few files open and up to `cache_bytes` of the values read last. digests: {file name: SHA-256} of
+    what was written; a file without one is damaged if it reads the same twice and is no Parquet file. Pickles
+    as its arguments: each worker process opens its own files.
     """
 
     def __init__(
@@ -197,9 +197,9 @@ class RowReader:
         return self.checked(name, lambda: self._read(name, row, columns))
 
     def checked(self, name: str, read: Callable[[], T]) -> T:
-        """read(), which reads of the file `name`; where it fails, once more with nothing of that file kept.
+        """read(), which reads from the file `name`; if it fails, once more with nothing of that file kept.
 
-        Raises DamagedShard where it fails again and the file's bytes stay the same, else StorageUnavailable.
+        Raises DamagedShard if it fails again and the file's bytes stay the same, else StorageUnavailable.
         """
         try:
             return read()
@@ -214,7 +214,8 @@ class RowReader:
         file, starts = self._open(name)
         if not 0 <= row < starts[-1]:
             raise DamagedShard(
-                f"{storage.join(self.folder, name)} has {starts[-1]} rows, but row {row} is looked for; {REPAIR}"
+                f"{storage.join(self.folder, name)} has {starts[-1]} rows, but row {row} is looked for; "
+                f"{REPAIR}"
             )
         group = int(np.searchsorted(starts, row, side="right")) - 1
         table = self._read_group(file, name, group, tuple(columns))
@@ -252,9 +253,9 @@ class RowReader:
 
 
 def open_parquet(path: str, sha256: str | None = None) -> pq.ParquetFile:
-    """Opens a local or remote Parquet file. Raises DamagedShard where it is missing or is none.
+    """Opens a local or remote Parquet file. Raises DamagedShard if it is missing or is none.
 
-    sha256: of what was written; without it, a file that reads the same twice and is no Parquet file is damaged.
+    sha256: of what was written; a file without one is damaged if it reads the same twice and is no Parquet file.
     """
     try:
         return _open_parquet(path)
@@ -267,11 +268,13 @@ def open_parquet(path: str, sha256: str | None = None) -> pq.ParquetFile:
 
 
 def fault_of(path: str, error: Exception, sha256: str | None) -> Exception:
-    """What is to be raised where a file was read twice and made no sense: damage, if its bytes stay the same."""
+    """What to raise after a file was read twice and made no sense: damage, if its bytes stay the same."""
     why = " ".join(str(error).split())
     first, second = (file_sha256(path)[0] for _ in range(2))
     if first != second:
-        return StorageUnavailable(f"{path} reads differently each time ({why}); check the disk or the network")
+        return StorageUnavailable(
+            f"{path} reads differently each time ({why}); check the disk or the network"
+        )
     if first == sha256:
         return DamagedShard(f"{path} holds what was written, but that cannot be read: {why}; {REPAIR}")
     return DamagedShard(f"{path} is damaged: {why}; {REPAIR}")

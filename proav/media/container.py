@@ -74,7 +74,7 @@ class Clip:
 
 
 CRF = 10
-"""x264's quality: 18, its usual one, leaves 37 dB of 64x64 samples and adds a grid of its own (bench/coding.py)."""
+"""x264's quality. 18, often used, leaves 37 dB of 64x64 samples and adds a grid (bench/coding.py)."""
 
 
 def read_segments(

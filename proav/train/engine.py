@@ -269,7 +269,7 @@ class DeepSpeedEngine:
         return float(self.engine.get_global_grad_norm())
 
     def discard(self) -> None:
-        """Instead of `step`: drops the gradients; after a `step` that raised NonFiniteError there are none."""
+        """Instead of `step`: drops the gradients; a `step` that raised NonFiniteError has left none."""
         if not self._reduced:
             return
         if dist.get_rank() == 0:  # whose first element is a weight's: padding is never overwritten

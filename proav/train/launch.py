@@ -49,9 +49,9 @@ def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.Use
 
     {"stage", "clips", "step", "seconds", "metrics": last report, "checkpoint": path, "already_done": bool}. A stage that has seen
     train.num_clips clips is left as it is. callbacks: Ray Train callbacks, such as Ray Tune's.
-    Raises UserError for missing data, MDSA or latents, unusable checkpoints, a loss that is not finite, and another
-    job that trains the same stage of the same run; none of these is tried again. Raises Stopped where SIGTERM or
-    SIGINT came to this process or to a worker, with a checkpoint of all that was done.
+    Raises UserError for missing data, MDSA or latents, unusable checkpoints, a loss that is not finite, and
+    another job that trains the same stage of the same run; none of these is tried again. Raises Stopped if
+    SIGTERM or SIGINT came to this process or to a worker, with a checkpoint of all that was done.
     """
     folder = storage.make_folder(storage.join(config.run_folder, stage))
     with Lease(folder, name="training") as lease:
@@ -59,7 +59,9 @@ def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.Use
         return _train_stage(config, stage, lease, callbacks)
 
 
-def _train_stage(config: Config, stage: str, lease: Lease, callbacks: Sequence[ray.train.UserCallback]) -> dict:
+def _train_stage(
+    config: Config, stage: str, lease: Lease, callbacks: Sequence[ray.train.UserCallback]
+) -> dict:
     train = train_settings(config, stage)
     plan = plan_stage(config, stage)
     checkpoint = find_resume_point(config, stage, plan, print)
@@ -111,8 +113,8 @@ def _fit(trainer: TorchTrainer, mailbox, lease: Lease) -> dict:
 def _wait(fit: Callable[[], T], mailbox, lease: Lease) -> T:
     """fit(), while this thread looks out for signals: they ask the workers to save and end.
 
-    In a thread of its own where there are signals to be heard: in the main thread Ray Train would take SIGINT and
-    end its workers without a checkpoint.
+    In a thread of its own if signals are listened to: in the main thread Ray Train would take SIGINT and end
+    its workers without a checkpoint.
     """
     with StopRequest.deferred() as request:
         if request is None:
@@ -144,7 +146,8 @@ def _stopped_text(config: Config, stage: str, summary: dict) -> str:
     request = StopRequest.current()
     by = request.name if request and request.name else "a signal to one of its workers"
     done = f"{summary['clips']:,} of {train_settings(config, stage).num_clips:,} clips are done"
-    return f"{stage}: stopped by {by}; {done} and in the newest checkpoint: run the same command again to go on"
+    kept = "in the newest checkpoint: run the same command again to go on"
+    return f"{stage}: stopped by {by}; {done} and {kept}"
 
 
 def _tell_leftovers(folder: str) -> None:
@@ -212,7 +215,7 @@ def _stop_watch(mailbox) -> StopWatch:
 
 @ray.remote
 class _Mailbox:
-    """Carries a user's mistake from the workers to the driver, past Ray's retries, and the other way the wish to stop."""
+    """Carries a user's mistake to the driver, past Ray's retries, and the wish to stop to the workers."""
 
     def __init__(self) -> None:
         self.errors: dict[int, UserError] = {}

@@ -73,8 +73,8 @@ class LoopState:
 
 
 WAITS = ("data_wait", "worker_wait", "host_wait")
-"""Where a worker's time goes besides its model: for its next batch, for the other workers' batches, for whoever
-takes its reports and says when to save."""
+"""What a worker waits for: its next batch, the other workers' batches, and whoever takes its reports and says
+when to save."""
 
 
 class Waits:
@@ -147,7 +147,7 @@ def run_loop(
     asked: Asked = Asked(),
     say: Callable[[str], None] = lambda line: None,
 ) -> bool:
-    """Trains until engine.train.num_clips clips are seen; False where it was asked to stop before. Moves `state` on.
+    """Trains until engine.train.num_clips clips are seen; False if it was asked to stop before. Updates `state`.
 
     batches: from state.step on, this worker's share of each global batch: {name: tensor [clips / workers, ...]}, `position` among them.
     report, save: called on every worker equally often; save also at the end. say: takes lines for people.
@@ -167,7 +167,8 @@ def run_loop(
 
     while state.clips < train.num_clips:
         with waits.on("host_wait"):
-            due = bool(train.checkpoint_every_minutes) and time.monotonic() - saved_at > 60 * train.checkpoint_every_minutes
+            every = 60 * train.checkpoint_every_minutes
+            due = every > 0 and time.monotonic() - saved_at > every
             wanted = due or asked.checkpoint(), asked.stop()
         batch, save_now, stop = _next_batch(batches, engine.device, waits, *wanted)
         if stop:
@@ -225,9 +226,14 @@ def _next_batch(
 
 
 def _train_step(
-    step: TrainingStep, batch: dict, engine: Engine, meter: Meter, state: LoopState, say: Callable[[str], None]
+    step: TrainingStep,
+    batch: dict,
+    engine: Engine,
+    meter: Meter,
+    state: LoopState,
+    say: Callable[[str], None],
 ) -> None:
-    """All passes of one optimizer step, and the step; or the batch is left out, where train.skip_nonfinite allows it."""
+    """All passes of one optimizer step, and the step; or the batch is left out (train.skip_nonfinite)."""
     train, outputs, reason = engine.train, [], None
     for part in split_batch(batch, train.accumulation_steps):
         output = step.loss(engine, part, state.clips)
@@ -268,23 +274,25 @@ def _leave_out(
 ) -> None:
     """Drops the gradients of a batch that gave no finite step; every worker calls it.
 
-    Raises NonFiniteError, with losses, positions, segments and sources of all workers, where
+    Raises NonFiniteError, with losses, positions, segments and sources of all workers, if
     train.skip_nonfinite batches in a row were left out already.
     """
     mine = f"loss {', '.join(f'{loss.item():.6g}' for loss in losses)} on {_clips_text(batch)}"
     where, limit = "; ".join(_everyone(mine)), engine.train.skip_nonfinite
     if state.skipped_in_a_row >= limit:
         raise NonFiniteError(
-            f"training stopped before optimizer step {state.step + 1} ({state.clips:,} clips seen): {reason}; {where}. "
-            "The last checkpoint is from before. A run that goes on meets the same clips again: write a lower "
-            "train.learning_rate or train.precision=fp32, or leave such batches out: "
+            f"training stopped before optimizer step {state.step + 1} ({state.clips:,} clips seen): "
+            f"{reason}; {where}. The last checkpoint is from before. A run that goes on meets the same clips "
+            "again: write a lower train.learning_rate or train.precision=fp32, or leave such batches out: "
             f"train.skip_nonfinite={max(10, 2 * limit)}"
         )
     engine.discard()
     step.discard_others()
     state.skipped_in_a_row += 1
-    state.skipped += [segment for segments in _everyone(list(batch.get("segment_id", ()))) for segment in segments]
-    say(f"left out the batch after {state.clips:,} clips ({state.skipped_in_a_row} of {limit}): {reason}; {where}")
+    for segments in _everyone(list(batch.get("segment_id", ()))):
+        state.skipped += segments
+    count = f"{state.skipped_in_a_row} of {limit}"
+    say(f"left out the batch after {state.clips:,} clips ({count}): {reason}; {where}")
 
 
 def _clips_text(batch: dict, most: int = 16) -> str:

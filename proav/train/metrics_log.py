@@ -33,7 +33,7 @@ class MetricsLog:
             self.flush()
 
     def _append(self, text: str) -> None:
-        """At the place where the file ends now, so that a failed try leaves no half line behind."""
+        """Adds to the file's present end, so that a failed try leaves no half line behind."""
         place = self._file.stat().st_size if self._file.exists() else 0
 
         def write() -> None:

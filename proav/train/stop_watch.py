@@ -14,15 +14,16 @@ POLL_SECONDS = 0.25
 
 
 def listen(seconds: float) -> None:
-    """Takes this process's signals from now on; to be called in its main thread, where Ray calls what it is sent."""
+    """Takes this process's signals from now on; called in its main thread, in which Ray runs what it is
+    sent."""
     StopRequest(seconds, defer=True).__enter__()  # as long as the process lives
 
 
 class StopWatch:
     """Whether this worker is asked to stop.
 
-    begin: called once, before the first step; driver_asks: beside the training, every quarter of a second. Both
-    say whether the driver was asked.
+    begin: called once, before the first step; driver_asks: beside the training, every quarter of a second.
+    Both say whether the driver was asked.
     """
 
     def __init__(self, begin: Callable[[], bool], driver_asks: Callable[[], bool]) -> None:

@@ -97,7 +97,7 @@ def train_worker(
 ) -> dict:
     """Trains until train.num_clips clips are seen, from the newest checkpoint if there is one; returns a summary.
 
-    {"stage", "clips", "step", "seconds", "metrics": last report, "stopped": whether it was asked to stop before}.
+    {"stage", "clips", "step", "seconds", "metrics": last report, "stopped": whether it was asked to stop}.
 
     With several workers torch.distributed is set up before. report: called with each line of metrics.jsonl, on every worker.
     Raises UserError (CheckpointError, NonFiniteError and others).

@@ -117,7 +117,8 @@ class _Sweep:
         try:
             tuner.fit()
         except KeyboardInterrupt:  # Ray Tune takes SIGINT while it runs, and raises this
-            raise Stopped("tune: stopped; finished rungs are kept: run the same command again to go on") from None
+            kept = "finished rungs are kept: run the same command again to go on"
+            raise Stopped(f"tune: stopped; {kept}") from None
 
     def _points(self, known: dict[str, TrialRecord]) -> Points:
         """Known points first: their measurements are there at once, for scheduler and sampler to compare with."""

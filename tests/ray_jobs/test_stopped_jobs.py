@@ -1,4 +1,5 @@
-"""A training job of its own processes: refused while another trains the run, ended by signals, and gone on with."""
+"""A training job of its own processes: refused while another trains the run, ended by signals, and gone on
+with."""
 
 import os
 import signal
@@ -20,7 +21,8 @@ from tests.train.test_worker import curve, prepare
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
-    "stage=mdsa", "train.engine=torch", "train.num_workers=2", "train.num_clips=2400", "train.report_every_clips=4",
+    "stage=mdsa", "train.engine=torch", "train.num_workers=2", "train.num_clips=2400",
+    "train.report_every_clips=4",
     "train.checkpoint_every_clips=100000", "mdsa.loss.adversarial_start_clips=100000",
 )  # fmt: skip
 
@@ -32,7 +34,13 @@ def start(tmp_path):
 
     def run(config, *words):
         (tmp_path / "config.yaml").write_text(config_to_yaml(config))
-        command = [sys.executable, str(ROOT / "ray_jobs" / "train.py"), "--config", str(tmp_path / "config.yaml"), *words]
+        command = [
+            sys.executable,
+            str(ROOT / "ray_jobs" / "train.py"),
+            "--config",
+            str(tmp_path / "config.yaml"),
+            *words,
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         log = (tmp_path / f"{len(started)}.log").open("w+")
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
@@ -72,17 +80,23 @@ def test_signals_save_and_the_next_run_goes_on(tmp_path, start):
         assert process.poll() is None, said(log)
         if rounds == 1:  # meanwhile nobody else may train here
             other, its_log = start(config)
-            assert other.wait(120) == 2 and "training" in said(its_log) and "run_dir=DIR" in said(its_log), said(its_log)
+            assert other.wait(120) == 2 and "training" in said(its_log) and "run_dir=DIR" in said(its_log), (
+                said(its_log)
+            )
         os.kill(process.pid if target == "driver" else worker_of(process.pid), signal.SIGTERM)
         assert process.wait(60) == 1, said(log)
         assert "are done and in the newest checkpoint: run the same command again to go on" in said(log)
         assert len(list_checkpoints(f"{folder}/checkpoints")) == rounds
-        assert read_metrics(folder)[-1]["clips"] == list_checkpoints(f"{folder}/checkpoints")[0][0]  # no step is lost
+        assert (
+            read_metrics(folder)[-1]["clips"] == list_checkpoints(f"{folder}/checkpoints")[0][0]
+        )  # no step is lost
     clips = list_checkpoints(f"{folder}/checkpoints")[0][0]
     whole = prepare(tmp_path / "whole", "mdsa", *SETTINGS, "train.num_workers=1", f"train.num_clips={clips}")
     train_worker(whole, "mdsa", device=torch.device("cpu"))
     for line, wanted in zip(curve(config.run_folder, "mdsa"), curve(whole.run_folder, "mdsa"), strict=True):
         assert line == pytest.approx(wanted, rel=1e-3)
-    ours, theirs = (load_checkpoint(f"{each.run_folder}/mdsa/checkpoints").weights("model") for each in (config, whole))
+    ours, theirs = (
+        load_checkpoint(f"{each.run_folder}/mdsa/checkpoints").weights("model") for each in (config, whole)
+    )
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=5e-4)

@@ -89,8 +89,9 @@ def test_broken_batches_can_be_left_out(tmp_path, fault, accumulation_steps):
 
 def left_out_leaves_the_weights(folder, fault, **settings):
     train = toy_train(checkpoint_every_clips=BATCH, skip_nonfinite=1, keep_checkpoints=12, **settings)
-    lines, _, _ = run_toy(folder, train, **{fault: 6 * BATCH + 6})
-    again, _, _ = run_toy(f"{folder}-again", train, resume=f"{folder}/clips-{6 * BATCH:012d}", **{fault: 6 * BATCH + 6})
+    bad, before = {fault: 6 * BATCH + 6}, f"{folder}/clips-{6 * BATCH:012d}"
+    lines, _, _ = run_toy(folder, train, **bad)
+    again, _, _ = run_toy(f"{folder}-again", train, resume=before, **bad)
     assert [line["clips"] for line in lines] == [clips * BATCH for clips in (1, 2, 3, 4, 5, 6, 8, 9, 10)]
     torch.testing.assert_close(losses(again), losses(lines)[6:], rtol=1e-12, atol=0)
     before, at, after = (load_checkpoint(f"{folder}/clips-{clips * BATCH:012d}") for clips in (6, 7, 8))
@@ -129,7 +130,8 @@ def on_two_workers(folder):
     broken_numbers_stop_all(folder)
     for stage in (1, 2, 3):
         for fault in ("poison", "steep"):
-            settings = {"engine": "deepspeed", "zero_stage": stage, "accumulation_steps": 1 if stage == 3 else 2}
+            settings = {"engine": "deepspeed", "zero_stage": stage}
+            settings["accumulation_steps"] = 1 if stage == 3 else 2
             left_out_leaves_the_weights(f"{folder}/left-out-{stage}-{fault}", fault, **settings)
 
 

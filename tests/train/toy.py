@@ -107,7 +107,8 @@ def run_toy(folder: str, train: TrainConfig, *, resume: str | None = None, asked
     step, lines = ToyStep(**faults), []
     state = load_training(checkpoint, engine, average, step) if checkpoint else LoopState()
     save = lambda state: save_training(folder, engine, average, step, state, kind="mdsa", config=Config(), keep=train.keep_checkpoints)
-    run_loop(step, toy_batches(state.step, rank, world), engine, average, state, report=lines.append, save=save, asked=asked)
+    batches = toy_batches(state.step, rank, world)
+    run_loop(step, batches, engine, average, state, report=lines.append, save=save, asked=asked)
     return lines, engine.assemble(engine.shards()), engine.assemble(average.shards)
 
 
