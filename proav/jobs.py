@@ -41,6 +41,7 @@ def run_job(
     *,
     description: str,
     records: bool = False,
+    trains: bool = False,
     plan: Callable[[Config], str] | None = None,
     instead: dict[str, tuple[Callable[[Config], None], str]] | None = None,
     argv: list[str] | None = None,
@@ -48,6 +49,7 @@ def run_job(
     """Reads the command line, connects to Ray, calls `work(config)` and ends the process with the contract's exit status.
 
     records: the job makes the run, so its configuration becomes <run_dir>/config.yaml once the work is done (at the start where there is none yet).
+    trains: its own Ray outlives a SIGTERM to the whole process group, so that workers can write a checkpoint.
     plan: looks at the configuration before anything starts; it raises UserError, or says what would be done, which --dry-run prints.
     instead: {option: (other work, help)}, such as {"--verify": (verify_run, "...")}: with the option that is done, and nothing is recorded.
     """
@@ -69,7 +71,7 @@ def run_job(
         if records and not storage.exists(record):
             storage.write_text(record, config_to_yaml(config))
         with StopRequest(config.job.stop_seconds) as stop:
-            with ray_session():
+            with ray_session(shielded=trains):
                 stop.listen()  # ray.init has taken the signals
                 (options[chosen][0] if chosen else work)(config)
             if records:
@@ -163,7 +165,14 @@ def runs_folder() -> str:
 
 
 class ray_session:
-    """Ray for one job: the cluster that RAY_ADDRESS (or `ray job submit`) names, else a Ray of this machine's own, stopped at the end."""
+    """Ray for one job: the cluster that RAY_ADDRESS (or `ray job submit`) names, else a Ray of this machine's own, stopped at the end.
+
+    shielded: the processes of a Ray of its own do not hear SIGTERM, which batch systems send to whole groups.
+    Ray's end then takes three seconds longer, since Ray asks with SIGTERM before it kills.
+    """
+
+    def __init__(self, *, shielded: bool = False) -> None:
+        self.shielded = shielded
 
     def __enter__(self) -> None:
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # our own progress lines say what Ray Data's would
@@ -182,6 +191,8 @@ class ray_session:
         if address != "local" and retry_seconds() != DEFAULT_SECONDS:  # a Ray of this process inherits it
             runtime_env["env_vars"] = {RETRY_VARIABLE: os.environ[RETRY_VARIABLE]}
         check_address(address)
+        shield = {signal.SIGTERM} if self.shielded and address == "local" else set()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, shield)  # what ray.init starts inherits it
         try:
             ray.init(address=address, logging_level="warning", runtime_env=runtime_env or None)
         except ConnectionError as error:
@@ -190,6 +201,8 @@ class ray_session:
                 f"RAY_ADDRESS={address} does not let this process in ({why}); if the cluster has another token than this machine, copy the head's "
                 "~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a Ray of this version runs there"
             ) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def __exit__(self, *_) -> None:
         import ray

@@ -27,4 +27,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_job(main, description=__doc__, records=True)
+    run_job(main, description=__doc__, records=True, trains=True)

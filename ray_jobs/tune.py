@@ -11,4 +11,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_job(main, description=__doc__, records=True, plan=plan_text)
+    run_job(main, description=__doc__, records=True, trains=True, plan=plan_text)

@@ -4,6 +4,7 @@ A signal to one worker ends them all: the machine is about to go, and the next r
 """
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ def listen(seconds: float) -> None:
     """Takes this process's signals from now on; called in its main thread, in which Ray runs what it is
     sent."""
     StopRequest(seconds, defer=True).__enter__()  # as long as the process lives
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # a shielded Ray (proav/jobs.py) blocks it
 
 
 class StopWatch:

@@ -43,7 +43,7 @@ def start(tmp_path):
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         log = (tmp_path / f"{len(started)}.log").open("w+")
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         started.append(process)
         return process, log
 
@@ -73,7 +73,7 @@ def worker_of(driver: int) -> int:
 def test_signals_save_and_the_next_run_goes_on(tmp_path, start):
     config = prepare(tmp_path / "run", "mdsa", *SETTINGS)
     folder = f"{config.run_folder}/mdsa"
-    for target, rounds in (("driver", 1), ("worker", 2)):
+    for target, rounds in (("all processes", 1), ("worker", 2)):
         before = len(read_metrics(folder))
         process, log = start(config)
         until(lambda: process.poll() is not None or len(read_metrics(folder)) > before + 2)
@@ -83,7 +83,10 @@ def test_signals_save_and_the_next_run_goes_on(tmp_path, start):
             assert other.wait(120) == 2 and "training" in said(its_log) and "run_dir=DIR" in said(its_log), (
                 said(its_log)
             )
-        os.kill(process.pid if target == "driver" else worker_of(process.pid), signal.SIGTERM)
+        if target == "worker":
+            os.kill(worker_of(process.pid), signal.SIGTERM)
+        else:  # as batch systems do
+            os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(60) == 1, said(log)
         assert "are done and in the newest checkpoint: run the same command again to go on" in said(log)
         assert len(list_checkpoints(f"{folder}/checkpoints")) == rounds
