@@ -10,7 +10,7 @@ import time
 from proav import storage
 from proav.checkpoint import load_checkpoint
 from proav.config import Config
-from proav.errors import UserError
+from proav.errors import TOLD, UserError, raise_from_text, to_text
 from proav.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.progress import Progress
 from proav.text import find_label
@@ -69,7 +69,7 @@ def generate(config: Config) -> list[dict]:
     try:
         for result in made.iter_rows():
             if result["error"]:
-                raise UserError(result["error"])
+                raise_from_text(result["error"])
             done.update({row["index"]: row for row in json.loads(result["rows"])})
             progress.update(len(done))
             if time.monotonic() - written > MANIFEST_SECONDS:
@@ -129,8 +129,8 @@ class BatchSampler:
         try:
             for row, clip in zip(rows, self.pipeline.sample(requests, steps=self.steps), strict=True):
                 clip.save(storage.join(self.folder, row["path"]))
-        except UserError as error:
-            return {"rows": "[]", "error": str(error)}
+        except TOLD as error:
+            return {"rows": "[]", "error": to_text(error)}
         return {"rows": task["rows"], "error": ""}
 
 

@@ -4,6 +4,9 @@ Jobs print its message on stderr in one or two lines and exit with status 2; eve
 keeps its traceback.
 """
 
+import json
+from typing import NoReturn
+
 
 class UserError(Exception):
     """A mistake in what the user gave: the message says what was given, what was expected and what to
@@ -38,3 +41,18 @@ class StorageUnavailable(Exception):
 
 class Stopped(KeyboardInterrupt):
     """The job was asked to end and has ended in order; the message says what was kept and how to go on."""
+
+
+TOLD = (UserError, StorageUnavailable)
+"""Errors whose message says all. Tasks and actors send them home as text, which Ray does not wrap."""
+
+
+def to_text(error: Exception) -> str:
+    """One of TOLD as the text that `raise_from_text` takes."""
+    return json.dumps([isinstance(error, StorageUnavailable), str(error)])
+
+
+def raise_from_text(text: str) -> NoReturn:
+    """Raises StorageUnavailable, or UserError, as it was before `to_text`."""
+    is_passing, message = json.loads(text)
+    raise (StorageUnavailable if is_passing else UserError)(message)

@@ -48,6 +48,28 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path):
     assert os.listdir(tmp_path) == ["checkpoint"]
 
 
+def test_what_killed_writers_left_is_removed_and_counted(tmp_path):
+    storage.write_text(str(tmp_path / "whole.txt"), "x")
+    (tmp_path / ".clips-000000000008.1a2b3c4d.tmp").mkdir()
+    (tmp_path / ".clips-000000000008.1a2b3c4d.tmp" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".latest.1a2b3c4d.tmp").write_bytes(b"cl")
+    assert storage.remove_leftovers(str(tmp_path)) == 2 and os.listdir(tmp_path) == ["whole.txt"]
+    assert storage.remove_leftovers("memory://bucket") == 0
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    done = []
+    flush, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append("flush") or flush(handle))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("name") or replace(*names))
+    storage.write_text(str(tmp_path / "x.txt"), "x")
+    assert done == ["flush", "name", "flush"]  # the file, then the folder that has its name
+    done.clear()
+    with storage.write_folder(str(tmp_path / "folder")) as folder:
+        open(os.path.join(folder, "w"), "w").write("x")
+    assert done == ["flush", "flush", "name", "flush"]
+
+
 def test_a_remote_folder_comes_back_as_it_was():
     target = "memory://bucket/folder"
     with storage.write_folder(target) as folder:

@@ -22,7 +22,7 @@ from proav.data.feed import check_fits
 from proav.data.latent_statistics import merge_statistics, shard_sums
 from proav.data.rows import ShardWriter, open_parquet
 from proav.data.shards import SegmentStore, manifest_hash
-from proav.errors import UserError
+from proav.errors import TOLD, UserError, raise_from_text, to_text
 from proav.geometry import LatentGeometry
 from proav.progress import Progress
 
@@ -125,8 +125,8 @@ class ShardEncoder:
             if not (storage.exists(path) and _made_with(path) == self.settings):
                 self._encode_shard(path, row["shard"])
             return {"shard": row["shard"], **shard_sums(path), "error": ""}
-        except UserError as error:
-            return {"shard": row["shard"], "num_windows": 0, "sums": "", "error": str(error)}
+        except TOLD as error:
+            return {"shard": row["shard"], "num_windows": 0, "sums": "", "error": to_text(error)}
 
     @torch.inference_mode()
     def _encode_shard(self, path: str, name: str) -> None:
@@ -191,7 +191,7 @@ def _encode_shards(config: Config, checkpoint: Checkpoint, settings: dict, windo
     progress, parts = Progress("encode", sum(windows.values()), "windows"), {}
     for row in encoded.iter_rows():
         if row["error"]:
-            raise UserError(row["error"])
+            raise_from_text(row["error"])
         assert row["num_windows"] == windows[row["shard"]], f"{row['num_windows']} windows of {row['shard']}, expected {windows[row['shard']]}"
         parts[row["shard"]] = row
         progress.update(progress.done + row["num_windows"])

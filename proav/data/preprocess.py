@@ -22,7 +22,7 @@ from proav.data.rows import only_writer
 from proav.data.shards import read_manifest
 from proav.data.sources import find_sources
 from proav.data.verify import verify
-from proav.errors import UserError
+from proav.errors import TOLD, UserError, raise_from_text, to_text
 from proav.progress import Progress
 from proav.settings import config_to_dict
 
@@ -150,8 +150,8 @@ def _run_units(config: Config, data_dir: str, plan: Plan, records: dict[str, dic
             for text in json.loads(zlib.decompress(row["units"])):
                 records.append(process_unit(config, data_dir, WorkUnit.from_json(text), decoder_of_this_process(decoder_text)))
             return {"records": json.dumps(records), "error": ""}
-        except UserError as error:  # Ray would wrap it beyond recognition
-            return {"records": "", "error": str(error)}
+        except TOLD as error:
+            return {"records": "", "error": to_text(error)}
 
     total = plan.sources.num_rows
     progress = Progress("preprocess", total, "sources", start=total - sum(plan.num_sources(name) for name in todo))
@@ -159,7 +159,7 @@ def _run_units(config: Config, data_dir: str, plan: Plan, records: dict[str, dic
         rows = [{"units": zlib.compress(json.dumps([plan.unit(name).to_json() for name in names]).encode())} for names in _tasks(plan, todo)]
         for row in _map_rows(run, rows, num_workers=config.data.num_workers):
             if row["error"]:
-                raise UserError(row["error"])
+                raise_from_text(row["error"])
             for record in json.loads(row["records"]):
                 progress.update(progress.done + record["sources"])
                 yield record

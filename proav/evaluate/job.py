@@ -12,7 +12,7 @@ from proav import storage
 from proav.checkpoint import Checkpoint, check_resumable, load_checkpoint
 from proav.config import Config
 from proav.data.shards import read_manifest
-from proav.errors import UserError
+from proav.errors import TOLD, UserError
 from proav.evaluate.clip_sets import ClipSet, View, files_below, reconstructions_of, samples_of, segments_of
 from proav.evaluate.feature_scores import clip_values
 from proav.evaluate.losses import check_latents, evaluate_stdit
@@ -316,7 +316,7 @@ def _tasks(
     try:
         return {name: value for name, part in parts.items() if (value := ray.get(part)) is not None}
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):  # the worker's own words, not Ray's traceback around them
+        if isinstance(error.cause, TOLD):  # the worker's own words, not Ray's traceback around them
             raise error.cause from None
         raise
 

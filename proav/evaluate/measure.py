@@ -19,7 +19,7 @@ import torch
 from proav import storage
 from proav.config import Config
 from proav.data.rows import open_parquet, write_shard
-from proav.errors import UserError
+from proav.errors import TOLD, raise_from_text, to_text
 from proav.evaluate.clip_sets import ClipSet, Item, Loaded
 from proav.evaluate.scores import ClipScorer
 from proav.foreign_weights import file_hash
@@ -91,8 +91,8 @@ class Measurer:
         try:
             rows, seconds = self.measure(unit_items(self.clip_set, row["unit"]))
             write_shard(unit_path(self.folder, row["unit"]), rows, self.measures.schema, rows_per_group=UNIT_CLIPS)
-        except UserError as error:
-            return {"unit": row["unit"], "error": str(error), "seconds": "{}"}
+        except TOLD as error:
+            return {"unit": row["unit"], "error": to_text(error), "seconds": "{}"}
         return {"unit": row["unit"], "error": "", "seconds": json.dumps(seconds)}
 
     def measure(self, items: Sequence[Item]) -> tuple[list[dict], dict[str, float]]:
@@ -183,7 +183,7 @@ def measure_set(clip_set: ClipSet, measures: Measures, folder: str, *, num_worke
             )
             for number, row in enumerate(done.iter_rows(), start=1):
                 if row["error"]:
-                    raise UserError(row["error"])
+                    raise_from_text(row["error"])
                 for activity, seconds in json.loads(row["seconds"]).items():
                     spent[activity] = spent.get(activity, 0.0) + seconds
                 progress.update(total - len(todo) + number)

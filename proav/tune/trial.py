@@ -13,7 +13,7 @@ import ray
 from proav import storage
 from proav.cluster import device_of, wants_gpu
 from proav.config import Config
-from proav.errors import UserError
+from proav.errors import Stopped, UserError
 from proav.evaluate.reconstruction import evaluate_reconstruction
 from proav.train.launch import train_stage
 from proav.train.metrics_log import read_metrics
@@ -35,6 +35,9 @@ def run_trial(trial: Trial, *, rungs: tuple[int, ...], report: Report) -> None:
         _climb(trial, rungs, report)
     except UserError as error:
         _end(trial, FAILED, str(error))
+    except Stopped as stopped:  # a signal to one of its workers; Ray Tune expects an Exception
+        _end(trial, CRASHED, str(stopped))
+        raise RuntimeError(str(stopped)) from None
     except Exception as error:  # whatever it is, the table has to show it; Ray Tune gets it as well
         storage.write_text(storage.join(trial.config.run_folder, "error.txt"), traceback.format_exc())
         _end(trial, CRASHED, f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
