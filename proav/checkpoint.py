@@ -337,7 +337,7 @@ def _write_tensors(group: Mapping[str, torch.Tensor], target: str, path: str, dt
         try:
             save_file(storable, target)
         except SafetensorError as error:  # its only error: what the operating system said is in the text
-            number = re.search(r"code: (\d+)", str(error))
+            number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]), str(error), target) if number else error from error
 
     try:

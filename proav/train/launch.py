@@ -263,7 +263,7 @@ def _run_config(config: Config, stage: str, train: TrainConfig, callbacks: Seque
     return RunConfig(
         name=stage,
         storage_path=folder,
-        storage_filesystem=filesystem if storage.is_remote(config.run_folder) else None,
+        storage_filesystem=filesystem,  # patient; Ray's own would fail at the first time-out
         failure_config=FailureConfig(max_failures=train.max_failures),
         callbacks=list(callbacks),
         logging_config=LoggingConfig(log_level="WARNING"),  # at INFO every report is a line of its own beside our progress
