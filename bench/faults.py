@@ -2,10 +2,10 @@
 
     python bench/faults.py [--one-in 50] [--folder runs/faults] [section.key=value ...]
 
-preprocess, train (both stages), encode and generate with configs/demo.yaml, made small, three times: in a plain
-folder; at flaky://..., a file system of fsspec's kind (`flaky_storage.py`); in a folder below which the operating
-system's own calls fail (`flaky_disk.c`, needs cc and Linux). Prints faults, seconds and whether the results are
-equal to the last byte: shards, checkpoints, curves, latents, samples.
+preprocess, train (both stages), encode and generate with configs/demo.yaml, made small, three times: in a
+plain folder; at flaky://..., a file system of fsspec's kind (`flaky_storage.py`); in a folder below which
+the operating system's own calls fail (`flaky_disk.c`, needs cc and Linux). Prints faults, seconds and
+whether the results are equal to the last byte: shards, checkpoints, curves, latents, samples.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Sends SIGTERM at random moments to a training job, to its driver or one of its workers, and runs it again.
 
-    python bench/signals.py [--signals 20] [--seed 0] [--folder runs/signals] [section.key=value ...]
+    python bench/signals.py [--signals 20] [--job-stops 0] [--seed 0] [--folder runs/signals]
+    [section.key=value ...]
 
 Two workers with ZeRO-2 train the demo's MDSA; checkpoints are written at signals and at the end alone.
 Prints for each signal: seconds to the end of the process, its status, steps that were reported and are not
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import psutil
 from faults import curve, results
+from local_head import LocalHead
+from submit import stop_running_job, submitted, wait_for
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = (
@@ -58,11 +61,41 @@ def lost_steps(folder: Path) -> int:
     return sum(line["clips"] > clips for line in lines)
 
 
+def stop_submitted(times: int, run: Path, data: Path, words: list[str], chance: random.Random) -> list[dict]:
+    """`ray job stop` on a job that was submitted to a head of this machine, at random moments of training."""
+    rows = []
+    if not times:
+        return rows
+    with LocalHead(num_cpus=2, environment={"RAY_JOB_STOP_WAIT_TIME_S": "90"}) as head:
+        for number in range(times):
+            before = curve(run / "mdsa")
+            with submitted(head, *command(run, data, words)[1:]) as job:
+                wait_for(job, lambda before=before: curve(run / "mdsa") != before)
+                time.sleep(chance.uniform(0, 8))
+                done, began = curve(run / "mdsa"), time.monotonic()
+                status = stop_running_job(head)
+                seconds = time.monotonic() - began
+            rows.append(
+                {
+                    "job_stop": number + 1,
+                    "new_reports": len(done) - len(before),
+                    "status": status,
+                    "seconds": round(seconds, 1),
+                    "lost_steps": lost_steps(run),
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--signals", type=int, default=20)
+    parser.add_argument(
+        "--job-stops", type=int, default=0, help="times that a submitted job is stopped, before"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/signals"))
     parser.add_argument("--data", type=Path, help="prepared data of another run (default: prepared anew)")
@@ -82,7 +115,7 @@ def main() -> None:
         subprocess.run(
             [*prepare, f"run_dir={folder / 'prepared'}"], cwd=HERE.parent, check=True, capture_output=True
         )
-    rows = []
+    rows = stop_submitted(arguments.job_stops, folder / "disturbed", data, arguments.overrides, chance)
     for number in range(arguments.signals):
         with (folder / f"{number:02d}.log").open("w") as log:
             words = command(folder / "disturbed", data, arguments.overrides)
