@@ -8,8 +8,7 @@ import pytest
 
 from proav.cluster import LIMITS_VARIABLE, check_address, largest_resources, read_limits, wants_gpu
 from proav.errors import UserError
-from proav.jobs import runs_folder, with_absolute_paths
-from proav.settings import load_config
+from proav.jobs import runs_folder
 
 
 def test_relative_runs_lie_below_this_folder_or_the_one_that_is_named(monkeypatch):
@@ -20,25 +19,6 @@ def test_relative_runs_lie_below_this_folder_or_the_one_that_is_named(monkeypatc
     assert runs_folder() == str(Path.home() / "proav")
     monkeypatch.setenv("PROAV_RUNS", "s3://bucket/all")
     assert runs_folder() == "s3://bucket/all"
-
-
-def test_what_runs_leave_follows_the_runs_folder_and_what_is_given_does_not(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    words = [
-        "run_dir=runs/a",
-        "data.sources=[videos]",
-        "data.prepared=runs/b/data",
-        "generate.checkpoint=runs/b/stdit/checkpoints",
-        "evaluate.real=videos",
-    ]
-    here = with_absolute_paths(load_config(None, words))
-    assert here.run_folder == f"{tmp_path}/runs/a" and here.data_folder == f"{tmp_path}/runs/b/data"
-    remote = with_absolute_paths(load_config(None, words), runs="s3://bucket/all")
-    assert remote.run_folder == "s3://bucket/all/runs/a" and remote.data_folder == "s3://bucket/all/runs/b/data"
-    assert remote.generate.checkpoint == "s3://bucket/all/runs/b/stdit/checkpoints"
-    assert remote.data.sources == (f"{tmp_path}/videos",) and remote.evaluate.real == f"{tmp_path}/videos"
-    named = with_absolute_paths(load_config(None, ["run_dir=/mnt/a"]), runs="s3://bucket/all")
-    assert named.run_folder == "/mnt/a" and named.data_folder == "/mnt/a/data"
 
 
 def test_an_address_where_nothing_listens_is_told_at_once():
