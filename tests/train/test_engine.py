@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from proav.checkpoint import load_checkpoint
 from proav.train.engine import LossScale, NonFiniteError
-from tests.train.toy import BATCH, on_workers, run_toy, toy_train
+from tests.train.toy import BATCH, on_workers, run_toy, shard_everything, toy_train
 
 HALF = f"clips-{4 * BATCH:012d}"
 MUON = {"optimizer": "muon", "muon_learning_rate": 0.05, "muon_weight_decay": 0.1, "decay_fraction": 0.5}
@@ -82,6 +82,7 @@ def test_broken_numbers_stop_before_the_optimizer(tmp_path, fault, reason):
 
 def on_two_workers(folder):
     """All checks in one group of processes: starting DeepSpeed takes longer than any."""
+    shard_everything()
     zero_stages_agree(folder)
     zero_stages_agree(f"{folder}/muon", **MUON)
     shared_matrices_agree(f"{folder}/muon")
