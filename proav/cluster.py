@@ -44,7 +44,7 @@ def device_of(use_gpu: bool) -> str:
 
 
 def check_address(address: str, *, named: str | None = None) -> None:
-    """Raises UserError at once where no Ray can answer at `address`: host:port, ray://host:port, "auto" or "local", as ray.init takes them.
+    """Raises UserError at once if no Ray can answer at `address`: host:port, ray://host:port, "auto" or "local".
 
     named: what gave the address, for the message; RAY_ADDRESS=<address> by default.
     """
@@ -52,16 +52,20 @@ def check_address(address: str, *, named: str | None = None) -> None:
     if address == "local":
         return
     found = ""
-    if address == "auto":  # the only one who knows what this would find is Ray itself; ray.init says nothing while it waits for a dead one
+    if address == "auto":  # only Ray knows what it would find; ray.init waits for a dead one without a word
         try:
             address = services.get_ray_address_from_environment("auto", None)
         except ConnectionError:
-            raise UserError(f"{named}, but no Ray runs on this machine; start it, or unset RAY_ADDRESS to use this machine alone") from None
+            raise UserError(
+                f"{named}, but no Ray runs on this machine; start it, or unset RAY_ADDRESS to use this machine alone"
+            ) from None
         found = f", which is {address} by Ray's files of this machine"
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if "/" in host or not host or not port.isdigit():
         hint = "; RAY_API_SERVER_ADDRESS is for the dashboard's" if address.startswith("http") else ""
-        raise UserError(f"{named}: expected the head's address and port (6379 as a rule), such as RAY_ADDRESS=10.0.0.1:6379{hint}")
+        raise UserError(
+            f"{named}: expected the head's address and port (6379 as a rule), such as RAY_ADDRESS=10.0.0.1:6379{hint}"
+        )
     try:
         _knock(host, port)
     except (OSError, OverflowError) as error:
@@ -72,7 +76,7 @@ def check_address(address: str, *, named: str | None = None) -> None:
 
 
 def running_here() -> str | None:
-    """host:port of the Ray that this machine's file names, if it is alive: the one that `ray start --head` wrote there last."""
+    """host:port of the Ray that was last started on this machine by `ray start --head`, if it is alive."""
     address = services.find_bootstrap_address(None)
     try:
         if address:

@@ -71,7 +71,9 @@ def run_job(
         if records:
             storage.write_text(record, config_to_yaml(config))
     except UserError as error:
-        _end(explain_paths(str(error), given, runs=runs_folder(), config_file=arguments.config) if given else error, 2)
+        if given is not None:
+            error = explain_paths(str(error), given, runs=runs_folder(), config_file=arguments.config)
+        _end(error, 2)
     except KeyboardInterrupt:  # Ray's traceback of it is a page long
         _end("stopped; what was finished is kept: run the same command again to go on", 1)
     except OSError as error:
@@ -103,7 +105,10 @@ def runs_folder() -> str:
         return named or "."
     home = os.path.expanduser("~")
     if not os.path.isabs(home):
-        raise UserError("the user of this submitted job has no home folder for what runs leave; set PROAV_RUNS, a folder or a bucket that all nodes reach")
+        raise UserError(
+            "the user of this submitted job has no home folder for what runs leave; "
+            "set PROAV_RUNS, a folder or a bucket that all nodes reach"
+        )
     return os.path.join(home, "proav")
 
 
@@ -116,7 +121,8 @@ def ray_session() -> Iterator[None]:
 
     address = os.environ.get("RAY_ADDRESS") or "local"  # an empty address variable means none
     runtime_env = {"worker_process_setup_hook": SETUP_HOOK}
-    if address != "local" and not is_submitted():  # a submitted job's folder is there on all nodes; else all run the code of this process
+    if address != "local" and not is_submitted():
+        # A submitted job's folder is there on all nodes. Else all nodes get the code that this process runs.
         runtime_env["py_modules"] = [os.path.dirname(proav.__file__)]
     with addresses_kept():
         connect(address, runtime_env=runtime_env)

@@ -1,7 +1,7 @@
 """What relative paths in settings are seen from, and what is said where one leads nowhere.
 
-Given paths (videos, listings, weights) are seen from the current folder, on the command line as in a YAML file; what runs leave (run_dir and
-what names another run's) from the runs folder, $PROAV_RUNS.
+Given paths (videos, listings, weights) are seen from the current folder, on the command line as in a YAML file;
+what runs leave (run_dir, and what names another run's) from the runs folder, $PROAV_RUNS.
 """
 
 import glob
@@ -43,10 +43,10 @@ def with_absolute_paths(config: Config, *, runs: str = ".") -> Config:
 
 
 def explain_paths(message: str, config: Config, *, runs: str = ".", config_file: str | None = None) -> str:
-    """`message`, with a clause for each absolute path in it that a relative one of `config` became and that is not there.
+    """`message`, with a clause for each path in it that a relative one of `config` became and that is not there.
 
-    The clause says what the setting is seen from and what to type. config: as it was read; config_file: the YAML file that was, whose project may
-    hold what is looked for.
+    The clause says what the setting is seen from and what to type. config: as it was read, with relative paths;
+    config_file: the YAML file, whose project may hold what is looked for.
     """
     here = f"the folder where the command is typed, {os.getcwd()}"
     places = [(key, ".", here) for key in GIVEN]
@@ -56,16 +56,19 @@ def explain_paths(message: str, config: Config, *, runs: str = ".", config_file:
     for key, base, place in places:
         for given in _paths(config, key):
             tried = os.path.abspath(os.path.join(base, given))
-            if storage.is_remote(given) or given.startswith(("/", "file://")) or tried not in message or glob.glob(tried):
+            whole = storage.is_remote(given) or given.startswith(("/", "file://"))
+            if whole or tried not in message or glob.glob(tried):
                 continue
             found = _found_above(given, config_file)
-            mend = f"it is there seen from {found}: go there, or write {key}={found}/{given}" if found else "go to the right one, or write a whole path"
+            mend = "go to the right one, or write a whole path"
+            if found:
+                mend = f"it is there seen from {found}: go there, or write {key}={found}/{given}"
             clauses.append(f"{key}={given} is seen from {place}; {mend}")
     return "; ".join([message, *clauses])
 
 
 def _found_above(given: str, config_file: str | None) -> str | None:
-    """The nearest folder above the YAML file that holds the path: a project's files name its other files from its top."""
+    """The nearest folder above the YAML file that holds the path: a project's files name others from its top."""
     folders = Path(config_file).resolve().parents if config_file else ()
     return next((str(folder) for folder in folders if (folder / given).exists()), None)
 

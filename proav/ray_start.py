@@ -1,8 +1,8 @@
 """Joins or starts the Ray of one process, and keeps to it: by its own address, in folders that this machine allows.
 
-A machine may hold several Rays: of other jobs, of other people, and files of those that are gone. A job's processes never ask which one "the" Ray of
-the machine is. What a job does on its Ray is not decided here, nor what a cluster has (`cluster.py`). Importing this imports no Ray: Ray reads parts
-of its environment when it is imported, and this module sets them.
+A machine may hold several Rays, of other jobs and of other people, and files of those that are gone. A job's
+processes never ask which one is "the" Ray of the machine. What a cluster has is `cluster.py`'s matter.
+Importing this imports no Ray: Ray reads some of its environment when it is imported, and this sets it.
 """
 
 import atexit
@@ -22,25 +22,28 @@ ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 SETUP_HOOK = "proav.ray_start.keep_to_own_cluster"
 """For ray.init's runtime_env: every worker process calls it when it starts."""
 ROOM_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead")
-"""The longest path of a temporary folder: a unix socket's has 107 bytes at most, unix(7), and this is Ray's longest below that folder."""
+"""The longest path of a temporary folder: unix(7) gives a socket's path 107 bytes, and this is Ray's longest."""
 FOLDERS = ("/tmp", "/var/tmp")
-"""For temporary files, where the environment names none that can be used."""
+"""For temporary files, if the environment names no folder that can be used."""
 MIN_FREE_BYTES = 64 * 2**20
 """Room for a short job's logs; Ray fails in odd ways without."""
 SHARED_MEMORY = "/dev/shm"
 
 
-def connect(address: str, *, named: str | None = None, namespace: str | None = None, runtime_env: dict | None = None) -> None:
-    """Joins the cluster at `address`; "local" starts a Ray on this machine, whatever other Ray runs here or is named in its files.
+def connect(
+    address: str, *, named: str | None = None, namespace: str | None = None, runtime_env: dict | None = None
+) -> None:
+    """Joins the cluster at `address`; "local" starts a Ray here, whatever other Ray runs or has left its files.
 
-    named: what gave the address, for messages; RAY_ADDRESS=<address> by default. Raises UserError where nothing answers, where the cluster
-    refuses, and where this machine has no folder that a Ray can be started in.
+    named: what gave the address, for messages; RAY_ADDRESS=<address> by default. The rest as ray.init takes it.
+    Raises UserError: nothing answers, the cluster refuses, or no folder here is fit for a Ray.
     """
     named = named or f"RAY_ADDRESS={address}"
     _prepare_user()
     here = prepare_machine() if address == "local" else {}
     if "RAY_AUTH_MODE" not in os.environ and _has_token() and "ray" not in sys.modules:
-        os.environ["RAY_AUTH_MODE"] = "token"  # a cluster asks for one unless told otherwise; Ray itself sends it only where it found the cluster
+        # A cluster asks for a token unless told otherwise; Ray sends one by itself only to a cluster that it found.
+        os.environ["RAY_AUTH_MODE"] = "token"
     import ray
 
     from proav.cluster import check_address
@@ -51,16 +54,17 @@ def connect(address: str, *, named: str | None = None, namespace: str | None = N
     except ConnectionError as error:
         why = " ".join(str(error).split())
         raise UserError(
-            f"{named} does not let this process in ({why}); if the cluster has another token than this machine, copy the head's "
-            "~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a Ray of this version runs there"
+            f"{named} does not let this process in ({why}); if the cluster has another token than this machine, "
+            "copy the head's ~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a Ray of this "
+            "version runs there"
         ) from error
 
 
 def keep_to_own_cluster() -> None:
-    """Tells this process's own cluster to those parts of Ray that look one up by the environment, else by the machine.
+    """Names this process's cluster to the parts of Ray that look for one in the environment, else on the machine.
 
-    Such are the State API and all that ask it: Ray Train's cleaner, which ends a run whose controller it does not find, and Ray Data's watch
-    over tasks that hang.
+    They are the State API and what asks it: Ray Train's cleaner, which ends a run whose controller it does not
+    find, and Ray Data's watch over tasks that hang.
     """
     import ray
 
@@ -84,14 +88,15 @@ def addresses_kept() -> Iterator[None]:
 
 
 def prepare_machine() -> dict[str, str]:
-    """Makes this process's environment one that a Ray can be started in, for it and its children; returns words for ray.init.
+    """Makes this process's environment fit for starting a Ray; returns further words for ray.init.
 
-    What is chosen in place of what the user's environment names, is said on stderr. Raises UserError where nothing can be chosen.
+    What is chosen in place of what the environment names is said on stderr. Raises UserError if nothing can be.
     """
     temporary = _choose_temporary_folder()
-    if not _has_token() and not _is_writable(os.path.expanduser("~")):  # where Ray would write one
+    if not _has_token() and not _is_writable(os.path.expanduser("~")):  # Ray would write one there
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")  # a small /dev/shm, as in containers: Ray warns, and no longer ends
+    # With little /dev/shm, as in containers, Ray would warn on a small machine and end on a large one.
+    os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
     if _is_writable(SHARED_MEMORY):
         return {}
     _say(f"{SHARED_MEMORY} cannot be written: Ray's objects go to {temporary}, which is slower")
@@ -99,7 +104,7 @@ def prepare_machine() -> dict[str, str]:
 
 
 def _prepare_user() -> None:
-    """A home folder and a name for a user that has none, as in containers with --user: many libraries cannot even be imported then."""
+    """A home folder and a name for a user without: many libraries cannot be imported then (docker run --user)."""
     if not os.path.isabs(os.path.expanduser("~")):
         os.environ["HOME"] = tempfile.mkdtemp(prefix="proav-home-")
         atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
@@ -111,15 +116,17 @@ def _prepare_user() -> None:
 
 
 def _choose_temporary_folder() -> str:
-    """The folder for Ray's files: what RAY_TMPDIR or TMPDIR names, else /tmp or /var/tmp. TMPDIR becomes the same where it cannot be used."""
+    """What RAY_TMPDIR or TMPDIR names, else /tmp or /var/tmp. A TMPDIR that cannot be used becomes the same."""
     given = {name: os.environ[name] for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)}
     unfit = {name: reason for name, folder in given.items() if (reason := _unfit(folder))}
-    others = [folder for folder in FOLDERS if not _unfit(folder)]
-    fit = [os.path.abspath(folder) for name, folder in given.items() if name not in unfit] + others
+    fit = [os.path.abspath(folder) for name, folder in given.items() if name not in unfit]
+    fit += [folder for folder in FOLDERS if not _unfit(folder)]
     if not fit:
-        reasons = [f"{name}={given[name]} {reason}" for name, reason in unfit.items()] + [f"{folder} {_unfit(folder)}" for folder in FOLDERS]
+        reasons = [f"{name}={given[name]} {reason}" for name, reason in unfit.items()]
+        reasons += [f"{folder} {_unfit(folder)}" for folder in FOLDERS]
         raise UserError(
-            f"no folder for temporary files: {', '.join(reasons)}; set RAY_TMPDIR=DIR, a folder that can be written, of at most {ROOM_BYTES} characters"
+            f"no folder for temporary files: {', '.join(reasons)}; set RAY_TMPDIR=DIR, a folder that can be "
+            f"written, of at most {ROOM_BYTES} characters"
         )
     for name, reason in unfit.items():
         _say(f"{name}={given[name]} {reason}: temporary files go to {fit[0]}; set RAY_TMPDIR=DIR for another")
@@ -131,7 +138,7 @@ def _choose_temporary_folder() -> str:
 
 
 def _unfit(folder: str) -> str | None:
-    """Why Ray cannot be started with this temporary folder; None where it can."""
+    """Why Ray cannot be started with this temporary folder; None if it can."""
     folder = os.path.abspath(folder)
     if not os.path.isdir(folder):
         return "is no folder"
@@ -147,7 +154,7 @@ def _unfit(folder: str) -> str | None:
 
 
 def _is_writable(folder: str) -> bool:
-    """Whether files can be made in the folder: asked by making one, since permissions do not tell of read-only and special file systems."""
+    """Whether files can be made there: tried, for permissions do not tell of read-only and special file systems."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
