@@ -9,6 +9,7 @@ import socket
 from typing import Literal
 
 import ray
+from ray._private import services
 
 from proav.errors import UserError
 
@@ -42,15 +43,49 @@ def device_of(use_gpu: bool) -> str:
     return "cuda" if use_gpu else "cpu"
 
 
-def check_address(address: str) -> None:
-    """Raises UserError at once where nothing listens at host:port. Other forms ("auto", "local", "ray://...") are left to Ray."""
-    host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdigit():
+def check_address(address: str, *, named: str | None = None) -> None:
+    """Raises UserError at once if no Ray can answer at `address`: host:port, ray://host:port, "auto" or "local".
+
+    named: what gave the address, for the message; RAY_ADDRESS=<address> by default.
+    """
+    named = named or f"RAY_ADDRESS={address}"
+    if address == "local":
         return
+    found = ""
+    if address == "auto":  # only Ray knows what it would find; ray.init waits for a dead one without a word
+        try:
+            address = services.get_ray_address_from_environment("auto", None)
+        except ConnectionError:
+            raise UserError(
+                f"{named}, but no Ray runs on this machine; start it, or unset RAY_ADDRESS to use this machine alone"
+            ) from None
+        found = f", which is {address} by Ray's files of this machine"
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if "/" in host or not host or not port.isdigit():
+        hint = "; RAY_API_SERVER_ADDRESS is for the dashboard's" if address.startswith("http") else ""
+        raise UserError(
+            f"{named}: expected the head's address and port (6379 as a rule), such as RAY_ADDRESS=10.0.0.1:6379{hint}"
+        )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+        _knock(host, port)
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"no Ray answers at RAY_ADDRESS={address} ({error}); start it, name the head's address and port (6379 as a rule), "
+            f"no Ray answers at {named}{found} ({error}); start it, name the head's address and port (6379 as a rule), "
             "or unset RAY_ADDRESS to use this machine alone"
         ) from error
+
+
+def running_here() -> str | None:
+    """host:port of the Ray that was last started on this machine by `ray start --head`, if it is alive."""
+    address = services.find_bootstrap_address(None)
+    try:
+        if address:
+            _knock(*address.rsplit(":", 1))
+    except (OSError, ValueError):
+        return None
+    return address
+
+
+def _knock(host: str, port: str) -> None:
+    """Raises OSError where nothing accepts a connection."""
+    socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()

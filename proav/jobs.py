@@ -4,18 +4,20 @@ Exit status: 0 done; 2 a mistake of the user's, told in one or two lines on stde
 """
 
 import argparse
+import contextlib
 import errno
 import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 try:
     from proav import storage
     from proav.config import Config
     from proav.errors import StorageUnavailable, UserError
+    from proav.paths import explain_paths, with_absolute_paths
     from proav.patience import DEFAULT_SECONDS, retry_seconds
     from proav.patience import VARIABLE as RETRY_VARIABLE
     from proav.settings import config_to_yaml, describe_settings, load_config
@@ -53,10 +55,12 @@ def run_job(
     plan: looks at the configuration before anything starts; it raises UserError, or says what would be done, which --dry-run prints.
     instead: {option: (other work, help)}, such as {"--verify": (verify_run, "...")}: with the option that is done, and nothing is recorded.
     """
+    given = None
     try:
         options = instead or {}
         arguments = _parser(description, {option: help_text for option, (_, help_text) in options.items()}).parse_intermixed_args(argv)
-        config = with_absolute_paths(load_config(arguments.config, arguments.overrides), runs=runs_folder())
+        given = load_config(arguments.config, arguments.overrides)
+        config = with_absolute_paths(given, runs=runs_folder())
         os.environ[RETRY_VARIABLE] = f"{config.job.retry_seconds:g}"
         planned = plan(config) if plan else None
         if arguments.dry_run:
@@ -77,6 +81,8 @@ def run_job(
             if records:
                 storage.write_text(record, config_to_yaml(config))
     except UserError as error:
+        if given is not None:
+            error = explain_paths(str(error), given, runs=runs_folder(), config_file=arguments.config)
         _end(error, 2)
     except StorageUnavailable as error:
         _end(error, 1)
@@ -103,44 +109,6 @@ def dry_run_text(config: Config) -> str:
     return config_to_yaml(config) + "\n" + format_costs(costs(config, num_labels))
 
 
-def with_absolute_paths(config: Config, *, runs: str = ".") -> Config:
-    """The same configuration with local paths made absolute: Ray's workers need not stand in this folder.
-
-    runs: the folder or URI below which lies what runs leave, where its path is relative: run_dir, data.prepared, generate.checkpoint.
-    """
-
-    def absolute(path: str | None) -> str | None:
-        if path is None or storage.is_remote(path):
-            return path
-        return os.path.abspath(path.removeprefix("file://"))
-
-    def below_runs(path: str | None) -> str | None:
-        if path is None or storage.is_remote(path) or os.path.isabs(path.removeprefix("file://")):
-            return absolute(path)
-        return storage.join(runs, path) if storage.is_remote(runs) else os.path.abspath(os.path.join(runs, path))
-
-    data = config.data.model_copy(
-        update={
-            "sources": tuple(map(absolute, config.data.sources)),
-            "listing": tuple(map(absolute, config.data.listing)),
-            "videos": absolute(config.data.videos),
-            "ontology": absolute(config.data.ontology),
-            "prepared": below_runs(config.data.prepared),
-        }
-    )
-    loss = config.mdsa.loss.model_copy(update={"perceptual_weights": absolute(config.mdsa.loss.perceptual_weights)})
-    updates = {
-        "run_dir": below_runs(config.run_folder),
-        "data": data,
-        "mdsa": config.mdsa.model_copy(update={"loss": loss}),
-        "generate": config.generate.model_copy(update={"checkpoint": below_runs(config.generate.checkpoint)}),
-        "evaluate": config.evaluate.model_copy(
-            update={key: absolute(getattr(config.evaluate, key)) for key in ("real", "fake", "weights", "compare_with")}
-        ),
-    }
-    return config.model_copy(update=updates)
-
-
 def is_submitted() -> bool:
     """Whether `ray job submit` started this process."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -161,59 +129,42 @@ def runs_folder() -> str:
     named = os.environ.get("PROAV_RUNS")
     if named or not is_submitted():
         return named or "."
-    return os.path.join(os.path.expanduser("~"), "proav")
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise UserError(
+            "the user of this submitted job has no home folder for what runs leave; "
+            "set PROAV_RUNS, a folder or a bucket that all nodes reach"
+        )
+    return os.path.join(home, "proav")
 
 
-class ray_session:
+@contextlib.contextmanager
+def ray_session(*, shielded: bool = False) -> Iterator[None]:
     """Ray for one job: the cluster that RAY_ADDRESS (or `ray job submit`) names, else a Ray of this machine's own, stopped at the end.
 
     shielded: the processes of a Ray of its own do not hear SIGTERM, which batch systems send to whole groups.
     Ray's end then takes three seconds longer, since Ray asks with SIGTERM before it kills.
     """
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # our own progress lines say what Ray Data's would
+    import proav
+    from proav.ray_start import SETUP_HOOK, addresses_kept, connect, keep_to_own_cluster
 
-    def __init__(self, *, shielded: bool = False) -> None:
-        self.shielded = shielded
+    address = os.environ.get("RAY_ADDRESS") or "local"  # an empty address variable means none
+    runtime_env = {"worker_process_setup_hook": SETUP_HOOK}
+    if address != "local" and not is_submitted():
+        # A submitted job's folder is there on all nodes. Else all nodes get the code that this process runs.
+        runtime_env["py_modules"] = [os.path.dirname(proav.__file__)]
+    if address != "local" and retry_seconds() != DEFAULT_SECONDS:  # a Ray of this process inherits it
+        runtime_env["env_vars"] = {RETRY_VARIABLE: os.environ[RETRY_VARIABLE]}
+    with addresses_kept():
+        connect(address, runtime_env=runtime_env, shielded=shielded)
+        import ray  # not before: see ray_start
 
-    def __enter__(self) -> None:
-        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # our own progress lines say what Ray Data's would
-        if "RAY_AUTH_MODE" not in os.environ and _has_token():
-            os.environ["RAY_AUTH_MODE"] = "token"  # a cluster asks for one unless told otherwise; Ray itself sends it only where it found the cluster
-        import ray
-
-        import proav
-        from proav.cluster import check_address
-
-        # An empty address variable means none; "local" also ignores the address file that an older cluster left behind.
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        # A submitted job's folder is there on all nodes. Else the package goes along, so that all nodes run the code that this process runs.
-        goes_along = address != "local" and not is_submitted()
-        runtime_env = {"py_modules": [os.path.dirname(proav.__file__)]} if goes_along else {}
-        if address != "local" and retry_seconds() != DEFAULT_SECONDS:  # a Ray of this process inherits it
-            runtime_env["env_vars"] = {RETRY_VARIABLE: os.environ[RETRY_VARIABLE]}
-        check_address(address)
-        shield = {signal.SIGTERM} if self.shielded and address == "local" else set()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, shield)  # what ray.init starts inherits it
         try:
-            ray.init(address=address, logging_level="warning", runtime_env=runtime_env or None)
-        except ConnectionError as error:
-            why = " ".join(str(error).split())
-            raise UserError(
-                f"RAY_ADDRESS={address} does not let this process in ({why}); if the cluster has another token than this machine, copy the head's "
-                "~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a Ray of this version runs there"
-            ) from error
+            keep_to_own_cluster()
+            yield
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-    def __exit__(self, *_) -> None:
-        import ray
-
-        ray.shutdown()
-
-
-def _has_token() -> bool:
-    """Whether a token for Ray clusters lies where Ray looks for one."""
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return "RAY_AUTH_TOKEN" in os.environ or os.path.isfile(named or os.path.expanduser("~/.ray/auth_token"))
+            ray.shutdown()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,11 +5,11 @@ import socket
 from pathlib import Path
 
 import pytest
+from ray._private import services
 
-from proav.cluster import LIMITS_VARIABLE, check_address, largest_resources, read_limits, wants_gpu
+from proav.cluster import LIMITS_VARIABLE, check_address, largest_resources, read_limits, running_here, wants_gpu
 from proav.errors import UserError
-from proav.jobs import runs_folder, with_absolute_paths
-from proav.settings import load_config
+from proav.jobs import runs_folder
 
 
 def test_relative_runs_lie_below_this_folder_or_the_one_that_is_named(monkeypatch):
@@ -22,35 +22,42 @@ def test_relative_runs_lie_below_this_folder_or_the_one_that_is_named(monkeypatc
     assert runs_folder() == "s3://bucket/all"
 
 
-def test_what_runs_leave_follows_the_runs_folder_and_what_is_given_does_not(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    words = [
-        "run_dir=runs/a",
-        "data.sources=[videos]",
-        "data.prepared=runs/b/data",
-        "generate.checkpoint=runs/b/stdit/checkpoints",
-        "evaluate.real=videos",
-    ]
-    here = with_absolute_paths(load_config(None, words))
-    assert here.run_folder == f"{tmp_path}/runs/a" and here.data_folder == f"{tmp_path}/runs/b/data"
-    remote = with_absolute_paths(load_config(None, words), runs="s3://bucket/all")
-    assert remote.run_folder == "s3://bucket/all/runs/a" and remote.data_folder == "s3://bucket/all/runs/b/data"
-    assert remote.generate.checkpoint == "s3://bucket/all/runs/b/stdit/checkpoints"
-    assert remote.data.sources == (f"{tmp_path}/videos",) and remote.evaluate.real == f"{tmp_path}/videos"
-    named = with_absolute_paths(load_config(None, ["run_dir=/mnt/a"]), runs="s3://bucket/all")
-    assert named.run_folder == "/mnt/a" and named.data_folder == "/mnt/a/data"
-
-
 def test_an_address_where_nothing_listens_is_told_at_once():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"no Ray answers at RAY_ADDRESS=127.0.0.1:{port} .*unset RAY_ADDRESS"):
             check_address(f"127.0.0.1:{port}")
+        with pytest.raises(UserError, match=f"no Ray answers at RAY_ADDRESS=ray://127.0.0.1:{port} "):
+            check_address(f"ray://127.0.0.1:{port}")
         taken.listen()
-        check_address(f"127.0.0.1:{port}")
-    for left_to_ray in ("local", "auto", "ray://127.0.0.1:1"):
-        check_address(left_to_ray)
+        for alive in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "local"):
+            check_address(alive)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "head", "10.0.0.1:port", ":6379"])
+def test_what_is_no_address_is_told_with_what_one_looks_like(address):
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: expected the head's address and port .* RAY_ADDRESS=10.0.0.1:6379"):
+        check_address(address)
+
+
+def test_the_address_that_a_dead_ray_left_in_a_file_is_told_or_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "ray").mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)  # Rays of other people on this machine
+    with pytest.raises(UserError, match="RAY_ADDRESS=auto, but no Ray runs on this machine"):
+        check_address("auto")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        assert running_here() is None
+        with pytest.raises(UserError, match=f"no Ray answers at RAY_ADDRESS=auto, which is {address} by Ray's files"):
+            check_address("auto")
+        taken.listen()
+        check_address("auto")
+        assert running_here() == address
 
 
 @pytest.mark.ray

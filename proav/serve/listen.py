@@ -10,7 +10,9 @@ import click
 import ray
 from ray import serve
 
+from proav.cluster import check_address, running_here
 from proav.errors import UserError
+from proav.ray_start import connect, keep_to_own_cluster, prepare_machine
 from proav.serve.proxy_errors import CALLBACK, CALLBACK_VARIABLE
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
@@ -30,7 +32,9 @@ def start_listening(host: str | None, port: int | None) -> None:
     if any(options.get(name) for name in ("runtime_env", "runtime_env_json", "working_dir")):  # `serve run` must connect, with these
         if host or port:
             raise UserError("host=... and port=... cannot be had together with a runtime environment; first type: serve start --http-port PORT")
+        _prepare(options["address"])
         return
+    _tell_of_another(options["address"])
     _connect(options["address"])
     if serve.status().proxies:
         if host or port:
@@ -44,13 +48,29 @@ def start_listening(host: str | None, port: int | None) -> None:
 
 
 def _connect(address: str | None) -> None:
+    """As a job does: the cluster that is named, else a Ray of this machine's own."""
     os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)  # for the proxies of a Ray that is started here
-    try:
-        ray.init(address=address, namespace="serve")
-    except ConnectionError as error:
-        why = " ".join(str(error).split())
-        named = f"RAY_ADDRESS={address}" if os.environ.get("RAY_ADDRESS") == address else f"the address {address}"
-        raise UserError(f"no Ray answers at {named} ({why}); start it, or unset RAY_ADDRESS to use this machine alone") from error
+    connect(address or "local", named=_named(address), namespace="serve")
+    keep_to_own_cluster()
+
+
+def _prepare(address: str | None) -> None:
+    """For a connection that `serve run` makes itself."""
+    if address is None:
+        os.environ["RAY_ADDRESS"] = "local"
+        prepare_machine()
+    check_address(address or "local", named=_named(address))
+
+
+def _named(address: str | None) -> str:
+    return f"RAY_ADDRESS={address}" if os.environ.get("RAY_ADDRESS") == address else f"--address {address}"
+
+
+def _tell_of_another(address: str | None) -> None:
+    """Ray itself would join a Ray that its files on this machine name, whoever started it."""
+    another = running_here() if address is None else None
+    if another:
+        click.echo(f"this starts a Ray of its own; RAY_ADDRESS={another} joins the one that runs here", err=True)
 
 
 def _check_free(host: str, port: int) -> None:

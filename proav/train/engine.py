@@ -33,6 +33,8 @@ from proav.train.optimizers import (
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BUCKET_BYTES = 32 * 2**20
 """Gradients are summed over workers in flat pieces of about this size: few calls, little extra memory."""
+WHOLE_BELOW = 100_000
+"""ZeRO stage 3 keeps smaller weights whole on every worker, as DeepSpeed does: to gather them would cost time."""
 
 
 class NonFiniteError(UserError):
@@ -427,12 +429,14 @@ def _import_deepspeed():
 
 
 def _deepspeed_config(train: TrainConfig, micro_batch: int, world: int) -> dict:
+    zero = {"stage": train.zero_stage, "overlap_comm": True, "contiguous_gradients": True}
+    zero["stage3_param_persistence_threshold"] = WHOLE_BELOW
     return {
         "train_batch_size": micro_batch * train.accumulation_steps * world,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": train.accumulation_steps,
         "gradient_clipping": train.gradient_clip,
-        "zero_optimization": {"stage": train.zero_stage, "overlap_comm": True, "contiguous_gradients": True},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
     }

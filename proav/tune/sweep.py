@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from proav import storage
-from proav.cluster import largest_resources, wants_gpu
+from proav.cluster import largest_resources
 from proav.config import Config
 from proav.data.feed import evaluation_windows
 from proav.data.shards import SegmentStore
@@ -21,6 +21,7 @@ from proav.errors import Stopped, UserError
 from proav.train.worker import plan_stage
 from proav.tune.record import CRASHED, FINISHED, RUNNING, STOPPED, TrialRecord, is_done, read_record, read_records, score, write_record
 from proav.tune.results import metrics_lines, write_results
+from proav.tune.room import concurrent_trials
 from proav.tune.search import OptunaPoints, PlannedPoints, Points, TrialSearcher
 from proav.tune.space import Point, Trial, check_sweep, describe, make_trial, num_trials, planned_points, trials_folder
 from proav.tune.trial import run_trial
@@ -90,8 +91,10 @@ class _Sweep:
         return sum(is_done(record, self.config.tune) for record in self.records().values()) >= self.total
 
     def run(self) -> None:
-        settings, known = self.config.tune, self.records()
+        known = self.records()
         self._tell_what_is_left(known)
+        at_a_time, notes = concurrent_trials(self.config, largest_resources())
+        print(*notes, sep="\n", end="\n" if notes else "")
         for name in ENVIRONMENT:
             os.environ.setdefault(name, ENVIRONMENT[name])
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it tells of failed trials too, which the lines here do
@@ -104,7 +107,7 @@ class _Sweep:
                 search_alg=TrialSearcher(self._points(known), self._begin),
                 scheduler=_scheduler(self.config),
                 num_samples=self.total,
-                max_concurrent_trials=settings.max_concurrent_trials or _room_for_trials(self.config),
+                max_concurrent_trials=at_a_time,
             ),
             run_config=tune.RunConfig(
                 name="tune",
@@ -250,11 +253,3 @@ def _scheduler(config: Config):
         time_attr="clips", metric="score", mode="max",
         max_t=settings.max_clips, grace_period=settings.rungs[0], reduction_factor=settings.reduction_factor,
     )  # fmt: skip
-
-
-def _room_for_trials(config: Config) -> int:
-    """Trials that the cluster, grown as far as its autoscaler may, trains at a time."""
-    train, most = config.mdsa.train, largest_resources()
-    workers = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
-    wanted = {"CPU": workers * train.cpus_per_worker} | ({"GPU": workers} if wants_gpu(train.use_gpu) else {})
-    return max(1, min(int(most.get(kind, 0) // number) for kind, number in wanted.items()))

@@ -4,10 +4,12 @@ On Ray for the whole; in this process for what the HTTP interface alone decides.
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -33,14 +35,18 @@ class Server:
         self.folder, self.settings = folder, {"port": free_port(), "jobs_dir": folder / "jobs", **settings}
         self.url = f"http://127.0.0.1:{self.settings['port']}"
         self.process: subprocess.Popen | None = None
+        self.ray_folder = Path(tempfile.mkdtemp(prefix="served", dir="/tmp"))  # short: sockets lie below it
 
     @property
     def log(self) -> str:
         return (self.folder / "server.log").read_text()
 
     def start(self) -> "Server":
+        """Where a Ray that was killed has left its address, at which nobody answers."""
+        (self.ray_folder / "ray").mkdir()
+        (self.ray_folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{free_port()}")
         command = [str(Path(sys.executable).parent / "serve"), "run", "proav.serve:app", *(f"{key}={value}" for key, value in self.settings.items())]
-        environment = {**os.environ, "RAY_ADDRESS": "local"}  # whatever cluster may run on this machine is left alone
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": str(self.ray_folder)}
         with open(self.folder / "server.log", "a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         deadline = time.monotonic() + START_SECONDS
@@ -63,6 +69,7 @@ class Server:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
+        shutil.rmtree(self.ray_folder, ignore_errors=True)
 
 
 def free_port() -> int:

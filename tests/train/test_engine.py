@@ -7,7 +7,7 @@ import torch.distributed as dist
 from proav.checkpoint import list_checkpoints, load_checkpoint
 from proav.train.engine import LossScale, NonFiniteError
 from proav.train.loop import Asked
-from tests.train.toy import BATCH, on_workers, run_toy, toy_train
+from tests.train.toy import BATCH, on_workers, run_toy, shard_everything, toy_train
 
 HALF = f"clips-{4 * BATCH:012d}"
 MUON = {"optimizer": "muon", "muon_learning_rate": 0.05, "muon_weight_decay": 0.1, "decay_fraction": 0.5}
@@ -124,6 +124,7 @@ def test_checkpoints_by_time(tmp_path):
 
 def on_two_workers(folder):
     """All checks in one group of processes: starting DeepSpeed takes longer than any."""
+    shard_everything()
     zero_stages_agree(folder)
     zero_stages_agree(f"{folder}/muon", **MUON)
     shared_matrices_agree(f"{folder}/muon")

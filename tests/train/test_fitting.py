@@ -14,7 +14,7 @@ from proav.train.fitting import FirstClips, fit_linear_planes, fit_on_worker_0
 from proav.train.worker import plan_stage, train_worker
 from tests.tiny import tiny_config
 from tests.train.tiny_run import write_segments
-from tests.train.toy import on_workers
+from tests.train.toy import on_workers, shard_everything
 
 CPU = torch.device("cpu")
 FIT_CLIPS = 21
@@ -115,6 +115,7 @@ def test_every_worker_has_the_weights_that_one_alone_fits(config, tmp_path):
 
 
 def train_with(engines, data_folder, folder):
+    shard_everything()
     for engine in engines:
         config = engine_config(engine, data_folder, f"{folder}/{engine}")
         train_worker(config, "mdsa", device=CPU, rank=dist.get_rank(), world=dist.get_world_size())

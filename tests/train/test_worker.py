@@ -1,26 +1,30 @@
 """One worker through both stages on tiny models: resuming equals not stopping, and what is missing or does not fit is told."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from proav import storage
 from proav.checkpoint import load_checkpoint
 from proav.data.feed import ClipFeed
 from proav.errors import CheckpointError, UserError
+from proav.train import worker
 from proav.train.loop import WAITS
 from proav.train.metrics_log import read_metrics
 from proav.train.worker import train_worker
 from tests.tiny import LABELS, save_tiny_mdsa, tiny_config
 from tests.train.tiny_run import write_latents, write_segments
-from tests.train.toy import on_workers
+from tests.train.toy import assert_sharded, on_workers, shard_everything
 
 CPU = torch.device("cpu")
 OF_THE_MACHINE = ("seconds", "clips_per_second", *WAITS, "device", "peak_memory_gib")
 TORCH = ("train.engine=torch", "mdsa.loss.adversarial_start_clips=4", "train.keep_checkpoints=9")
 ZERO_2 = ("train.engine=deepspeed", "train.zero_stage=2", *TORCH[1:])
+ZERO_3 = ("train.engine=deepspeed", "train.zero_stage=3", *TORCH[1:])
 MUON = ("mdsa.train.optimizer=muon", "stdit.train.optimizer=muon")
 
 
@@ -74,6 +78,42 @@ def interrupted_equals_uninterrupted_with_each_optimizer(folder):
 
 def test_resuming_equals_not_stopping_with_zero_2(tmp_path):
     on_workers(1, interrupted_equals_uninterrupted_with_each_optimizer, str(tmp_path))
+
+
+def sharded_models_train(configs, half):
+    """On two workers, with every weight sharded: to the end, and once more from the checkpoint in the middle."""
+    shard_everything()
+    engines, make_engine = [], worker.make_engine
+    worker.make_engine = lambda *given, **named: engines.append(make_engine(*given, **named)) or engines[-1]
+    rank, world = dist.get_rank(), dist.get_world_size()
+    for stage, config in configs:
+        train_worker(config, stage, device=CPU, rank=rank, world=world)
+        assert_sharded(engines[-1].module)
+        dist.barrier()
+        if rank == 0:
+            shutil.copytree(config.run_folder, f"{config.run_folder}-again")
+            storage.delete_folder(f"{config.run_folder}-again/{stage}/checkpoints/clips-{2 * half:012d}")
+        dist.barrier()
+        again = config.model_copy(update={"run_dir": f"{config.run_folder}-again"})
+        assert train_worker(again, stage, device=CPU, rank=rank, world=world)["clips"] == 2 * half
+
+
+def test_models_whose_every_weight_is_sharded_train_as_on_one_worker(tmp_path):
+    configs = []
+    for stage, more in (("mdsa", MUON), ("stdit", ())):
+        alone = prepare(tmp_path / f"{stage}-alone", stage, *TORCH, *more)
+        train_worker(alone, stage, device=CPU)
+        configs.append((stage, prepare(tmp_path / stage, stage, *ZERO_3, *more, "train.num_workers=2")))
+    on_workers(2, sharded_models_train, configs, 8)
+    for stage, _ in configs:
+        folders = [f"{tmp_path}/{name}/{stage}/checkpoints" for name in (f"{stage}-alone", stage, f"{stage}-again")]
+        alone, sharded, again = (load_checkpoint(folder, kind=stage) for folder in folders)
+        assert sharded.files == again.files  # every file, by checksum
+        for part in ("model", "ema"):
+            expected, found = alone.weights(part), sharded.weights(part)
+            assert expected.keys() == found.keys()
+            for name, tensor in expected.items():
+                torch.testing.assert_close(found[name], tensor, rtol=0, atol=5e-4)
 
 
 def test_another_batch_size_goes_on_with_the_next_clip(tmp_path, monkeypatch):

@@ -1,0 +1,96 @@
+"""What relative paths in settings are seen from, and what is said where one leads nowhere.
+
+Given paths (videos, listings, weights) are seen from the current folder, on the command line as in a YAML file;
+what runs leave (run_dir, and what names another run's) from the runs folder, $PROAV_RUNS.
+"""
+
+import glob
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from proav import storage
+from proav.config import Config
+
+GIVEN = (
+    "data.sources", "data.listing", "data.videos", "data.ontology", "mdsa.loss.perceptual_weights",
+    "evaluate.real", "evaluate.fake", "evaluate.weights", "evaluate.compare_with",
+)  # fmt: skip
+"""Settings that name what a user has: one path, or several."""
+LEFT = ("run_dir", "data.prepared", "generate.checkpoint")
+"""Settings that name what runs leave."""
+
+
+def with_absolute_paths(config: Config, *, runs: str = ".") -> Config:
+    """The same configuration with local paths made absolute: Ray's workers need not stand in this folder.
+
+    runs: the folder or URI below which lies what runs leave, where its path is relative.
+    """
+
+    def below_runs(path: str) -> str:
+        if storage.is_remote(path) or os.path.isabs(path.removeprefix("file://")):
+            return _absolute(path)
+        return storage.join(runs, path) if storage.is_remote(runs) else os.path.abspath(os.path.join(runs, path))
+
+    config = config.model_copy(update={"run_dir": config.run_folder})
+    for key in GIVEN:
+        config = _changed(config, key.split("."), _absolute)
+    for key in LEFT:
+        config = _changed(config, key.split("."), below_runs)
+    return config
+
+
+def explain_paths(message: str, config: Config, *, runs: str = ".", config_file: str | None = None) -> str:
+    """`message`, with a clause for each path in it that a relative one of `config` became and that is not there.
+
+    The clause says what the setting is seen from and what to type. config: as it was read, with relative paths;
+    config_file: the YAML file, whose project may hold what is looked for.
+    """
+    here = f"the folder where the command is typed, {os.getcwd()}"
+    places = [(key, ".", here) for key in GIVEN]
+    if not storage.is_remote(runs):
+        places += [(key, runs, here if runs == "." else f"the runs folder, {runs}") for key in LEFT if key != "run_dir"]
+    clauses = []
+    for key, base, place in places:
+        for given in _paths(config, key):
+            tried = os.path.abspath(os.path.join(base, given))
+            whole = storage.is_remote(given) or given.startswith(("/", "file://"))
+            if whole or tried not in message or glob.glob(tried):
+                continue
+            found = _found_above(given, config_file)
+            mend = "go to the right one, or write a whole path"
+            if found:
+                mend = f"it is there seen from {found}: go there, or write {key}={found}/{given}"
+            clauses.append(f"{key}={given} is seen from {place}; {mend}")
+    return "; ".join([message, *clauses])
+
+
+def _found_above(given: str, config_file: str | None) -> str | None:
+    """The nearest folder above the YAML file that holds the path: a project's files name others from its top."""
+    folders = Path(config_file).resolve().parents if config_file else ()
+    return next((str(folder) for folder in folders if (folder / given).exists()), None)
+
+
+def _absolute(path: str) -> str:
+    return path if storage.is_remote(path) else os.path.abspath(path.removeprefix("file://"))
+
+
+def _paths(config: Config, key: str) -> tuple[str, ...]:
+    value = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value if isinstance(value, tuple) else (value,) if value else ()
+
+
+def _changed(section: BaseModel, names: list[str], change: Callable[[str], str]) -> BaseModel:
+    """A copy with the path or paths at names[0].names[1]... changed; what is empty stays."""
+    value = getattr(section, names[0])
+    if len(names) > 1:
+        value = _changed(value, names[1:], change)
+    elif isinstance(value, tuple):
+        value = tuple(map(change, value))
+    elif value is not None:
+        value = change(value)
+    return section.model_copy(update={names[0]: value})

@@ -1,0 +1,67 @@
+"""What a trial takes of a cluster, and how many trials it holds at a time. Numbers only: nothing starts here.
+
+A training worker that has its CPU and waits for those of its loading actors gives nothing back. Trials that may
+begin together must therefore all find room together, loaders included.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+from proav.cluster import wants_gpu
+from proav.config import Config, TrainConfig
+
+TRAIN = "mdsa.train."
+TAKEN = ("num_workers", "use_gpu", "cpus_per_worker", "loader", "loader_workers")
+"""Settings of mdsa.train that say what a trial takes; any may be an axis."""
+
+
+def concurrent_trials(config: Config, largest: dict[str, float]) -> tuple[int, list[str]]:
+    """How many trials may run at a time on a cluster that can grow to `largest`, and lines that say what is in the way.
+
+    largest: {"CPU": 8.0, ...}. Without loading actors, tune.max_concurrent_trials is taken as it is: a trial too many waits and holds nothing.
+    """
+    trains = list(_settings_of_trials(config))
+    least, most = (_largest(resources(train, most=which) for train in trains) for which in (False, True))
+    notes = [
+        f"tune: a trial takes {number:g} {kind} ({TRAIN}num_workers, cpus_per_worker, and loader_workers if "
+        f"loader=actors), the cluster has {largest.get(kind, 0):g}; it waits until there are more: add nodes, "
+        "or stop this job and lower those settings"
+        for kind, number in least.items()
+        if largest.get(kind, 0) < number
+    ]
+    room = max(1, min(int(largest.get(kind, 0) // number) for kind, number in most.items()))
+    wanted = config.tune.max_concurrent_trials or room
+    if wanted > room and any(train.loader == "actors" for train in trains):
+        taken = " and ".join(f"{number:g} {kind}" for kind, number in most.items())
+        notes.append(
+            f"tune: tune.max_concurrent_trials={wanted} is more than the cluster has room for: a trial takes {taken}, "
+            f"loading actors included; {room} at a time"
+        )
+        wanted = room
+    return wanted, notes
+
+
+def resources(train: TrainConfig, *, most: bool) -> dict[str, float]:
+    """{"CPU": ..., "GPU": ...} of one trial: of its workers and of the actors that load for them.
+
+    most: elastic training at its largest, else at its smallest.
+    """
+    workers = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[1 if most else 0]
+    loaders = train.loader_workers if train.loader == "actors" else 0
+    taken = {"CPU": float(workers * (train.cpus_per_worker + loaders))}
+    return taken | ({"GPU": float(workers)} if wants_gpu(train.use_gpu) else {})
+
+
+def _settings_of_trials(config: Config) -> Iterator[TrainConfig]:
+    """mdsa.train with every combination of those axes that change what a trial takes."""
+    axes = {name: config.tune.axes[TRAIN + name] for name in TAKEN if TRAIN + name in config.tune.axes}
+    for values in itertools.product(*axes.values()):
+        yield config.mdsa.train.model_copy(update=dict(zip(axes, values, strict=True)))
+
+
+def _largest(all_taken: Iterator[dict[str, float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for taken in all_taken:
+        for kind, number in taken.items():
+            found[kind] = max(number, found.get(kind, 0.0))
+    return found
