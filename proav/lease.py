@@ -1,0 +1,209 @@
+"""One owner at a time for a folder, local, on NFS or in an object store: a small file that its owner renews.
+
+It is written through `proav.storage` alone, which has no locks and no exclusive creation. So two that begin in
+the same instant may both hold it until the next renewal, when all but the last find that they lost it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, Field, ValidationError
+
+from proav import storage
+from proav.errors import UserError
+
+WATCHED_BEATS = 2
+"""Renewals of an old lease that must fail to come before it is taken over: clocks of machines may differ."""
+SETTLE_SECONDS = {"local": 0.2, "remote": 1.0}
+"""Time between writing a claim and reading it again, so that the last of several beginners wins."""
+
+logger = logging.getLogger(__name__)
+
+
+class LeaseHeld(UserError):
+    """Another process holds the folder."""
+
+
+class _Record(BaseModel):
+    """What the file says."""
+
+    token: str
+    host: str
+    pid: int
+    machine: str | None
+    """Names the kernel and the space of process ids; None: unknown."""
+    since: float = Field(allow_inf_nan=False)
+    renewed: float = Field(allow_inf_nan=False)
+    """Unix seconds, by the owner's clock."""
+    beats: int
+    beat_seconds: float = Field(gt=0, le=86400)
+    stale_seconds: float = Field(gt=0, le=86400)
+
+
+class Lease:
+    """Holds a folder as long as its block runs: `with Lease(folder, name="server") as lease: ...`.
+
+    A thread renews it. A lease that was not renewed for `stale_seconds` is taken over; at once if its process was
+    on this machine and is gone. The file is `.NAME.lease` in the folder.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        name: str,
+        stale_seconds: float = 60,
+        beat_seconds: float = 10,
+        advice: str = "choose another run_dir=DIR",
+    ) -> None:
+        """name: what the owner is, in a word or two, such as server; leases of other names are others.
+
+        stale_seconds: a lease that is older is left over; more than twice `beat_seconds`.
+        beat_seconds: time between renewals.
+        advice: what else a user can type where another holds the folder.
+        """
+        assert stale_seconds > WATCHED_BEATS * beat_seconds > 0, (stale_seconds, beat_seconds)
+        self.folder, self.name, self.advice = folder, name, advice
+        self.path = storage.join(folder, f".{name.replace(' ', '-')}.lease")
+        self.stale_seconds, self.beat_seconds = stale_seconds, beat_seconds
+        self._own = _Record(
+            token=secrets.token_hex(16), host=socket.gethostname(), pid=os.getpid(), machine=_machine(),
+            since=0.0, renewed=0.0, beats=0, beat_seconds=beat_seconds, stale_seconds=stale_seconds,
+        )  # fmt: skip
+        self._lost_to: _Record | None = None
+        self._leaving = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether another has taken it over: what is written from then on may destroy the other's work."""
+        return self._lost_to is not None
+
+    def check(self) -> None:
+        """Raises UserError if it was lost."""
+        if other := self._lost_to:
+            said = f"{self.folder} was taken over by another {self.name} ({_shown(other)})"
+            why = f"this one had not renewed its claim for {self.stale_seconds:g} s"
+            raise UserError(f"{said}, since {why}; end one of the two")
+
+    def require_free(self) -> None:
+        """Raises LeaseHeld where another holds the folder.
+
+        Takes the time of two renewals where an old lease lies there.
+        """
+        found = self._read()
+        if found is None or self._is_own(found) or self._is_gone(found):
+            return
+        record = _parse(found)
+        age = time.time() - record.renewed if record else 0.0
+        if record and 0 <= age < record.stale_seconds:
+            raise self._held(record, age)
+        # Too old, of the future, or damaged: the clocks may differ, so that only its renewal tells.
+        watched = (record or self._own).beat_seconds * WATCHED_BEATS
+        said = f"of {_shown(record)}" if record else "that cannot be read"
+        rule = f"it is taken over if it is not renewed within {watched:.3g} s"
+        logger.warning("%s is a lease %s, and looks left over; %s", self.path, said, rule)
+        deadline = time.monotonic() + watched
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, watched / 10))
+            now = self._read()
+            if now is None or self._is_gone(now):
+                return
+            if now != found:
+                raise self._held(_parse(now), 0.0)
+
+    def __enter__(self) -> "Lease":
+        """Raises LeaseHeld, or UserError where the folder cannot be written."""
+        self.require_free()
+        self._own.since = time.time()
+        self._write()
+        where = "remote" if storage.is_remote(self.path) else "local"
+        time.sleep(min(self.beat_seconds / 2, SETTLE_SECONDS[where]))
+        found = self._read()
+        if found is None or not self._is_own(found):
+            raise self._held(found and _parse(found), 0.0)
+        self._thread = threading.Thread(target=self._renew, name=f"lease-{self.name}", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Removes the lease, if it is still one's own."""
+        self._leaving.set()
+        self._thread.join()
+        with contextlib.suppress(OSError, UserError):  # what is left lapses
+            found = self._read()
+            if found is not None and self._is_own(found):
+                storage.delete_file(self.path)
+
+    def _renew(self) -> None:
+        while not self._leaving.wait(self.beat_seconds):
+            try:
+                found = self._read()
+                if found is not None and not self._is_own(found):
+                    self._lost_to = _parse(found) or self._own
+                    logger.error("%s was taken over: %s", self.folder, _shown(self._lost_to))
+                    return
+                self._write()
+            except (OSError, UserError) as error:
+                logger.warning("the lease %s was not renewed, which is tried again: %s", self.path, error)
+
+    def _write(self) -> None:
+        self._own.renewed, self._own.beats = time.time(), self._own.beats + 1
+        storage.write_text(self.path, self._own.model_dump_json())
+
+    def _read(self) -> bytes | None:
+        try:
+            return storage.read_bytes(self.path)
+        except FileNotFoundError:
+            return None
+
+    def _is_own(self, found: bytes) -> bool:
+        record = _parse(found)
+        return record is not None and record.token == self._own.token
+
+    def _is_gone(self, found: bytes) -> bool:
+        """Whether its process was on this machine and has ended."""
+        record = _parse(found)
+        if record is None or record.machine is None or record.machine != self._own.machine:
+            return False
+        try:
+            return psutil.Process(record.pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    def _held(self, record: _Record | None, age: float) -> LeaseHeld:
+        who = f"{_shown(record)}, last heard of {age:.0f} s ago" if record else "which began at the same time"
+        lapse = record.stale_seconds if record else self.stale_seconds
+        return LeaseHeld(
+            f"{self.folder} is in use by another {self.name} ({who}); end that one, or {self.advice}. "
+            f"If it is gone, type the same command again {lapse:g} s after it was last heard of"
+        )
+
+
+def _parse(found: bytes) -> _Record | None:
+    """None where the file is damaged."""
+    try:
+        return _Record.model_validate(json.loads(found))
+    except (ValidationError, ValueError, RecursionError):
+        return None
+
+
+def _shown(record: _Record) -> str:
+    return f"process {record.pid} on host {record.host}"
+
+
+def _machine() -> str | None:
+    """What tells whether a process id of another record is one of this process's own space."""
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {kernel} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux: a lease of a process that is gone lapses like one of another machine
+        return None
