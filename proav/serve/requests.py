@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from proav.diffusion.tasks import TASKS
 from proav.serve.model_card import MAX_GUIDANCE_SCALE, ModelCard
+from proav.serve.raw_answers import error_object
 from proav.text import find_label, without_case
 
 MAX_SEED = 2**53 - 1
@@ -29,8 +30,7 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code, self.retry_after_seconds = status, message, param, code, retry_after_seconds
 
     def to_json(self) -> dict:
-        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error" if self.status >= 500 else "rate_limit_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return error_object(self.status, self.message, param=self.param, code=self.code)
 
 
 def _no_truth_value(value: Any) -> Any:

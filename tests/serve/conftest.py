@@ -16,6 +16,7 @@ import pytest
 import requests
 import uvicorn
 
+from proav.serve.connections import Connection
 from proav.serve.http import http_app
 from proav.serve.sampler import Sampler
 from proav.serve.service import Service
@@ -81,7 +82,8 @@ class Front:
 
     def __init__(self, settings: ServeSettings, sampler: Sampler) -> None:
         self.service = Service(settings, sampler)
-        config = uvicorn.Config(http_app(self.service), host="127.0.0.1", port=0, log_level="error")
+        app = http_app(self.service)
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", http=Connection)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
