@@ -74,6 +74,7 @@ class WholeRequests:
             if whole is not None:  # else the client has gone
                 await self.app(scope, _first(whole, receive), self._telling(scope, send))
         except Refused as refused:
+            request.release()
             await self._refuse(refused, receive, send)
         finally:
             request.release()
@@ -117,14 +118,14 @@ class _Arriving:
 
     def __init__(self, requests: WholeRequests) -> None:
         self._requests, self._limits = requests, requests.limits
-        self._counted = 0
+        self._body, self._counted = bytearray(), 0
 
     async def read(self, scope: Scope, receive: Receive) -> list[Message] | None:
         """[the body as one message]; None if the client goes away before it is whole. Raises Refused."""
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not (declared.isdigit() and len(declared) < 19 and int(declared) <= self._limits.max_upload_bytes):
             raise self._too_large()
-        body, ends = bytearray(), time.monotonic() + self._limits.arrival_seconds
+        ends = time.monotonic() + self._limits.arrival_seconds
         while True:
             left = ends - time.monotonic()
             try:
@@ -134,14 +135,16 @@ class _Arriving:
                 raise self._late(left <= self._limits.pause_seconds) from None
             if message["type"] != "http.request":
                 return None
-            body += message.get("body", b"")
-            self._count(len(body))
+            self._body += message.get("body", b"")
+            self._count(len(self._body))
             if not message.get("more_body", False):
-                return [{"type": "http.request", "body": bytes(body), "more_body": False}]
+                body, self._body = bytes(self._body), bytearray()
+                return [{"type": "http.request", "body": body, "more_body": False}]
 
     def release(self) -> None:
+        """Gives the memory back."""
         self._requests.held_bytes -= self._counted
-        self._counted = 0
+        self._body, self._counted = bytearray(), 0
 
     def _count(self, num_bytes: int) -> None:
         if num_bytes > self._limits.max_upload_bytes:
