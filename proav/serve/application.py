@@ -27,10 +27,14 @@ from proav.serve.listen import start_listening
 from proav.serve.sampler import Sampler
 from proav.serve.service import Service
 from proav.serve.settings import SHOWCASE_CHECKPOINT, ServeSettings, read_settings
+from proav.serve.watchdog import watch
 
 MAX_OPEN_REQUESTS = 1000
-HEALTH_PERIOD_SECONDS = 10.0
-HEALTH_TIMEOUT_SECONDS = 30.0
+HEALTH_PERIOD_SECONDS = 3.0
+"""Also the time after which Serve replaces a sampler that has ended."""
+HEALTH_TIMEOUT_SECONDS = 10.0
+HEALTH_FAILURES = 3
+"""Ray Serve replaces a replica after so many failures in a row."""
 SAMPLER_ENVIRONMENT = {
     # glibc: the large batches of a CPU otherwise give their memory back after every layer, and have it cleared anew for the next.
     "MALLOC_ARENA_MAX": "1",
@@ -39,6 +43,8 @@ SAMPLER_ENVIRONMENT = {
     # OpenMP: threads that wait by spinning take the processor from those they wait for, where other processes want it too.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+SIGNS = 4
+"""Signs of life of a sampler at work within the time that /healthz accepts."""
 QUIET = {"enable_access_log": False}
 """Clients that poll would fill the log."""
 
@@ -86,7 +92,8 @@ def sampler_options(settings: ServeSettings) -> dict[str, Any]:
         "logging_config": QUIET,
         "graceful_shutdown_timeout_s": settings.stall_seconds,
         "health_check_period_s": HEALTH_PERIOD_SECONDS,
-        "health_check_timeout_s": max(HEALTH_TIMEOUT_SECONDS, settings.stall_seconds),
+        # For what `watchdog.py` cannot see, such as a node that is frozen as a whole.
+        "health_check_timeout_s": max(HEALTH_TIMEOUT_SECONDS, settings.stall_seconds / HEALTH_FAILURES),
     }
 
 
@@ -98,6 +105,7 @@ def front_options() -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": 0},
         "max_ongoing_requests": MAX_OPEN_REQUESTS,
         "logging_config": QUIET,
+        "health_check_period_s": HEALTH_PERIOD_SECONDS,
     }
 
 
@@ -107,7 +115,11 @@ class ReplicaSampler(Sampler):
     def __init__(self, settings: ServeSettings) -> None:
         _log_with_serve()
         threads = settings.threads_per_replica or max(1, int(_node_cpus()) // settings.replica_range[1])
-        super().__init__(settings.checkpoint, threads=threads, stall_seconds=settings.stall_seconds)
+        super().__init__(
+            settings.checkpoint, threads=threads,
+            stall_seconds=settings.stall_seconds, sign_seconds=settings.health_seconds / SIGNS,
+        )  # fmt: skip
+        watch("sampler", frozen_seconds=settings.frozen_seconds, trouble=self.trouble)
 
 
 class RemoteSamplers:
@@ -144,6 +156,7 @@ class Front:
         _log_with_serve()
         torch.set_num_threads(1)  # it draws spectrograms; the samplers have the processors
         self._service = Service(settings, RemoteSamplers(samplers))
+        watch("front", frozen_seconds=settings.frozen_seconds)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return http_app(self._service)

@@ -14,6 +14,11 @@ from proav.errors import UserError
 from proav.serve.proxy_errors import CALLBACK, CALLBACK_VARIABLE
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
+OF_RAY_SERVE = {
+    CALLBACK_VARIABLE: CALLBACK,
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # what does not answer would not end when it is asked to
+}
+"""Environment of Ray Serve's own processes."""
 
 
 def start_listening(host: str | None, port: int | None) -> None:
@@ -44,7 +49,8 @@ def start_listening(host: str | None, port: int | None) -> None:
 
 
 def _connect(address: str | None) -> None:
-    os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)  # for the proxies of a Ray that is started here
+    for name, value in OF_RAY_SERVE.items():  # for the processes of a Ray that is started here
+        os.environ.setdefault(name, value)
     try:
         ray.init(address=address, namespace="serve")
     except ConnectionError as error:

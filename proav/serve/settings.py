@@ -104,8 +104,11 @@ class ServeSettings(Section):
     """Threads of PyTorch in a sampler; empty: the CPUs of its node, shared by the samplers."""
     stall_seconds: Seconds = 120.0
     """A sampler that makes no denoising step for so long is replaced: above the time of one step, and of decoding, of a full batch."""
+    frozen_seconds: Seconds = 30.0
+    """A process of the server that does not run at all for so long is killed and replaced."""
     health_seconds: Seconds = 10.0
-    """/healthz takes a step or a finished batch of at most this age as evidence; else it samples a step, which may take as long."""
+    """/healthz takes a step, a finished batch, or a sign of life of a sampler at work, of at most this age as evidence; else
+    it samples a step, which may take as long."""
 
     @model_validator(mode="after")
     def _check(self) -> "ServeSettings":

@@ -47,6 +47,25 @@ def test_a_lost_sampler_is_replaced_and_its_job_made(served, server):
     assert replica(server, "Sampler").pid != lost.pid and requests.get(f"{served}/healthz").status_code == 200
 
 
+def test_a_frozen_sampler_is_told_and_replaced_and_its_job_made(served, server):
+    """frozen_seconds is 6 here; without it Ray Serve takes three time-outs to notice, and one more to end it."""
+    frozen = replica(server, "Sampler")
+    job = requests.post(f"{served}/v1/videos", json={"steps": 800, "seed": 1}).json()
+    while requests.get(f"{served}/v1/videos/{job['id']}").json()["status"] != "in_progress":
+        time.sleep(0.02)
+    assert requests.get(f"{served}/healthz").status_code == 200
+    began = time.monotonic()
+    frozen.send_signal(signal.SIGSTOP)
+    while (health := requests.get(f"{served}/healthz", timeout=60)).status_code == 200:
+        assert time.monotonic() - began < 30
+        time.sleep(0.1)
+    assert health.status_code == 503 and health.json()["error"]["code"] == "no_sampler"
+    assert wait_for(served, job["id"], seconds=120)["status"] == "completed"
+    print(f"finished {time.monotonic() - began:.1f} s after SIGSTOP")
+    assert not frozen.is_running() and replica(server, "Sampler").pid != frozen.pid
+    assert requests.get(f"{served}/healthz", timeout=60).status_code == 200
+
+
 def test_a_lost_ingress_comes_back_with_its_jobs(served, server):
     finished = make(served, steps=1, label="rain")
     waiting = requests.post(f"{served}/v1/videos", json={"steps": 150}).json()["id"]
