@@ -180,6 +180,20 @@ def test_a_damaged_lease_lapses_too(folder, damage):
         assert not lease.lost
 
 
+def test_who_waits_gets_it_when_the_first_leaves(folder):
+    first, second = Lease(folder, **QUICK), Lease(folder, **QUICK)
+    first.acquire()
+    with pytest.raises(LeaseHeld):
+        second.acquire(wait_seconds=0.3)
+    leaving = threading.Timer(0.5, first.release)
+    leaving.start()
+    second.acquire(wait_seconds=20)
+    assert not second.lost and not leaving.is_alive()
+    second.release()
+    second.release()
+    assert not storage.exists(second.path)
+
+
 def test_a_lease_that_was_deleted_is_written_anew(folder):
     with Lease(folder, **QUICK) as lease:
         storage.delete_file(lease.path)

@@ -25,7 +25,7 @@ from proav.serve.http import http_app
 from proav.serve.jobs import check_writable
 from proav.serve.listen import start_listening
 from proav.serve.sampler import Sampler
-from proav.serve.service import Service
+from proav.serve.service import Service, lease_of
 from proav.serve.settings import SHOWCASE_CHECKPOINT, ServeSettings, read_settings
 from proav.serve.watchdog import watch
 
@@ -43,6 +43,7 @@ SAMPLER_ENVIRONMENT = {
     # OpenMP: threads that wait by spinning take the processor from those they wait for, where other processes want it too.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+ENDING_SECONDS = 10.0
 SIGNS = 4
 """Signs of life of a sampler at work within the time that /healthz accepts."""
 QUIET = {"enable_access_log": False}
@@ -70,7 +71,9 @@ def build(arguments: dict[str, Any]) -> serve.Application:
                 err=True,
             )
         check_writable(settings.jobs_dir)
-        start_listening(settings.host, settings.port)
+        if start_listening(settings.host, settings.port):
+            # A server that was killed a moment ago may still be ending.
+            lease_of(settings).require_free(wait_seconds=ENDING_SECONDS)
     except UserError as error:
         raise StartError(str(error)) from None
     samplers = serve.deployment(ReplicaSampler).options(**sampler_options(settings)).bind(settings)
@@ -157,6 +160,10 @@ class Front:
         torch.set_num_threads(1)  # it draws spectrograms; the samplers have the processors
         self._service = Service(settings, RemoteSamplers(samplers))
         watch("front", frozen_seconds=settings.frozen_seconds)
+
+    def check_health(self) -> None:
+        """Called by Serve. Raises if another server has taken over, so that this one ends and waits for its turn."""
+        self._service.require_lease()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return http_app(self._service)

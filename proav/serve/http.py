@@ -122,7 +122,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", summary="Health")
     async def healthz() -> Response:
         """200 only when a sampler can really sample: by recent progress, or by sampling a step now; else 503."""
-        healthy, reason = await service.dispatcher.health()
+        healthy, reason = await service.health()
         if not healthy:
             raise ApiError(503, reason, code="no_sampler", retry_after_seconds=service.settings.health_seconds)
         return Json({"status": "ok", "reason": reason, "queued": len(service.dispatcher.queue)}, headers={"cache-control": "no-store"})

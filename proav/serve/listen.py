@@ -21,31 +21,33 @@ OF_RAY_SERVE = {
 """Environment of Ray Serve's own processes."""
 
 
-def start_listening(host: str | None, port: int | None) -> None:
-    """Connects to Ray as `serve run` is about to, and starts Serve's HTTP there, unless Serve runs already. Raises UserError for a taken port.
+def start_listening(host: str | None, port: int | None) -> bool:
+    """Connects to Ray as `serve run` is about to, and starts Serve's HTTP there, unless Serve runs already.
 
-    Nothing is done where no `serve run` builds the application.
+    True if it was started here: then no older replica of this application can be about. Nothing is done where no
+    `serve run` builds the application. Raises UserError for a taken port.
     """
     command = click.get_current_context(silent=True)
     options = command.params if command is not None and command.info_name == "run" else {}
     if "address" not in options or ray.is_initialized():
         if host or port:
             raise UserError("host=... and port=... are for `serve run proav.serve:app`; in a Serve config file write them under http_options")
-        return
+        return False
     if any(options.get(name) for name in ("runtime_env", "runtime_env_json", "working_dir")):  # `serve run` must connect, with these
         if host or port:
             raise UserError("host=... and port=... cannot be had together with a runtime environment; first type: serve start --http-port PORT")
-        return
+        return False
     _connect(options["address"])
     if serve.status().proxies:
         if host or port:
             raise UserError(
                 "Serve runs on this cluster already, at the address it was started with; leave out host=... and port=..., or: serve shutdown"
             )
-        return
+        return False
     host, port = host or DEFAULT_HOST, port or DEFAULT_PORT
     _check_free(host, port)
     serve.start(http_options={"host": host, "port": port}, proxy_location="EveryNode")
+    return True
 
 
 def _connect(address: str | None) -> None:

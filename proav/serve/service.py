@@ -13,6 +13,7 @@ from typing import Any
 
 from proav.checkpoint import load_checkpoint
 from proav.errors import UserError
+from proav.lease import Lease
 from proav.serve.batching import Waiting
 from proav.serve.dispatch import Dispatcher, Samplers
 from proav.serve.jobs import Job, JobError, JobStore, new_id, place_of
@@ -27,8 +28,18 @@ MEDIA_THREADS = 2
 KEPT_PREVIEWS = 512
 SWEEP_SECONDS = 30.0
 """Time between two looks for expired jobs."""
+LEASE_LOOK_SECONDS = 0.5
+RENEWALS = 6
+"""Renewals of the lease within the time after which it lapses."""
 
 logger = logging.getLogger(__name__)
+
+
+def lease_of(settings: ServeSettings) -> Lease:
+    """What a server holds its jobs folder by."""
+    beat_seconds = settings.lease_seconds / RENEWALS
+    timing = {"stale_seconds": settings.lease_seconds, "beat_seconds": beat_seconds}
+    return Lease(settings.jobs_dir, name="server", advice="choose another jobs_dir=DIR", **timing)
 
 
 class Service:
@@ -41,6 +52,7 @@ class Service:
         self.card = ModelCard.of(checkpoint, settings)
         self.dispatcher = Dispatcher(samplers, self.config, settings, deliver=self._deliver)
         self._store = JobStore(settings.jobs_dir)
+        self._lease = lease_of(settings)
         self._jobs: dict[str, Job] = {}
         self._num_arriving = 0
         self._media = ThreadPoolExecutor(MEDIA_THREADS, thread_name_prefix="media")
@@ -48,7 +60,12 @@ class Service:
         self._tasks: list[asyncio.Task] = []
 
     async def start(self) -> None:
-        """Takes up what an earlier server left, and begins to sample."""
+        """Takes up what an earlier server left, and begins to sample.
+
+        Raises LeaseHeld if another server keeps the jobs folder.
+        """
+        # An earlier one of this application may be ending, or have ended on another node.
+        await asyncio.to_thread(self._lease.acquire, wait_seconds=2 * self.settings.lease_seconds)
         for job in await asyncio.to_thread(self._store.load):
             self._jobs[job.id] = job
         unfinished = [job for job in self._jobs.values() if not job.finished]
@@ -56,7 +73,8 @@ class Service:
             await self._take_up(job)
         if self._jobs:
             logger.info("%d jobs on record in %s, of which %d are to be made", len(self._jobs), self._store.folder, len(unfinished))
-        self._tasks = [asyncio.create_task(work) for work in (self.dispatcher.run(), self._sweep())]
+        works = self.dispatcher.run(), self._sweep(), self._watch_lease()
+        self._tasks = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
         """Gives up what runs; a later server takes it up."""
@@ -64,12 +82,13 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._media.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._lease.release)
 
     async def create(self, fields: dict[str, Any], upload: bytes | None) -> Job:
         """A new job of the fields of a body and the bytes of its input_reference, if it is a file. Raises ApiError."""
         request = parse_request(fields)
         order = check_request(request, self.card, has_reference=upload is not None or request.input_reference is not None)
-        if trouble := self.dispatcher.trouble():
+        if trouble := self.trouble():
             raise ApiError(503, f"{trouble}; try again later", code="no_sampler", retry_after_seconds=self.settings.health_seconds)
         if len(self.dispatcher.queue) + self._num_arriving >= self.settings.max_queued_jobs:
             wait = self.dispatcher.free_after_seconds()
@@ -105,6 +124,18 @@ class Service:
         self._jobs[job.id] = job
         self.dispatcher.submit(Waiting(job, given))
         return job
+
+    def trouble(self) -> str | None:
+        """Why new jobs would wait in vain, None where all is well."""
+        return "another server has taken over the jobs folder" if self._lease.lost else self.dispatcher.trouble()
+
+    def require_lease(self) -> None:
+        """Raises UserError if another server has taken over the jobs folder."""
+        self._lease.check()
+
+    async def health(self) -> tuple[bool, str]:
+        """(can make clips, by what that is known)."""
+        return (False, self.trouble()) if self._lease.lost else await self.dispatcher.health()
 
     def get(self, job_id: str) -> Job:
         """Raises ApiError 404."""
@@ -165,6 +196,8 @@ class Service:
     async def _deliver(self, job: Job, mp4: bytes | None, error: JobError | None) -> None:
         """Keeps a clip, then the record of its job, then marks the job finished: one which says completed is so after a restart, too."""
         now = time.time()
+        if self._lease.lost:  # what the other server writes stays
+            return
         try:
             if mp4 is not None:
                 await asyncio.to_thread(self._store.save_video, job.id, mp4)
@@ -194,6 +227,14 @@ class Service:
             return
         job.status, job.progress = "queued", 0
         self.dispatcher.submit(Waiting(job, given))
+
+    async def _watch_lease(self) -> None:
+        """Stops all work if another server takes the folder over, which this one's own long silence allows."""
+        while not self._lease.lost:
+            await asyncio.sleep(LEASE_LOOK_SECONDS)
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
 
     async def _sweep(self) -> None:
         while True:

@@ -58,6 +58,8 @@ class ServeSettings(Section):
     else examples/showcase."""
     jobs_dir: str | None = None
     """Where jobs and their clips are kept, local or remote, one server each; empty: runs/serve (below PROAV_RUNS, if set)."""
+    lease_seconds: Seconds = 60.0
+    """A server that did not renew its hold on jobs_dir for so long has lost it, and another may take it."""
     host: str | None = None
     """`serve run` only: address to listen on; empty: 127.0.0.1, this machine alone; 0.0.0.0: every interface."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
