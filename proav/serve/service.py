@@ -4,10 +4,10 @@ One service owns one jobs folder. Everything that blocks (files, decoding, drawi
 """
 
 import asyncio
+import functools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,8 +23,8 @@ from proav.serve.references import read_data_url, read_given
 from proav.serve.requests import ApiError, check_request, parse_request, shown
 from proav.serve.settings import ServeSettings
 
-MEDIA_THREADS = 2
-"""Uploads that are decoded, and previews that are drawn, at a time."""
+UPLOADS, PREVIEWS = 2, 2
+"""Uploads that are decoded, and previews that are drawn, at a time: each kind waits for its own alone."""
 KEPT_PREVIEWS = 512
 SWEEP_SECONDS = 30.0
 """Time between two looks for expired jobs."""
@@ -55,7 +55,8 @@ class Service:
         self._lease = lease_of(settings)
         self._jobs: dict[str, Job] = {}
         self._num_arriving = 0
-        self._media = ThreadPoolExecutor(MEDIA_THREADS, thread_name_prefix="media")
+        self._uploads = ThreadPoolExecutor(UPLOADS, thread_name_prefix="uploads")
+        self._drawing = ThreadPoolExecutor(PREVIEWS, thread_name_prefix="previews")
         self._previews: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._tasks: list[asyncio.Task] = []
 
@@ -81,7 +82,8 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._media.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._uploads, self._drawing):
+            pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._lease.release)
 
     async def create(self, fields: dict[str, Any], upload: bytes | None) -> Job:
@@ -99,10 +101,11 @@ class Service:
             given = None
             if order.task != "joint":
                 data = upload if upload is not None else read_data_url(request.input_reference.image_url)
-                given = await self._with_media(
-                    read_given, data, order.task, self.config,
-                    deadline_seconds=self.settings.decode_seconds, max_bytes=self.settings.max_decode_bytes,
-                )  # fmt: skip
+                limits = {
+                    "deadline_seconds": self.settings.decode_seconds, "max_bytes": self.settings.max_decode_bytes,
+                }  # fmt: skip
+                read = functools.partial(read_given, data, order.task, self.config, **limits)
+                given = await asyncio.get_running_loop().run_in_executor(self._uploads, read)
             now = round(time.time(), 6)  # to the microsecond, as in the id
             job = Job(
                 id=new_id(now),
@@ -176,7 +179,8 @@ class Service:
         except FileNotFoundError:
             raise ApiError(404, f"the clip of video {job_id} is no longer in the jobs folder", param="video_id", code="not_found") from None
         if variant != "video":
-            data = self._previews[job_id, variant] = await self._with_media(preview, data, variant, self.config)
+            drawn = asyncio.get_running_loop().run_in_executor(self._drawing, preview, data, variant, self.config)
+            data = self._previews[job_id, variant] = await drawn
             while len(self._previews) > KEPT_PREVIEWS:
                 self._previews.popitem(last=False)
         return data, MEDIA_TYPES[variant]
@@ -242,6 +246,3 @@ class Service:
             for job in [job for job in self._jobs.values() if job.expires is not None and job.expires <= now]:
                 await self._forget(job.id)
             await asyncio.sleep(SWEEP_SECONDS)
-
-    async def _with_media(self, work: Callable, *arguments, **settings):
-        return await asyncio.get_running_loop().run_in_executor(self._media, lambda: work(*arguments, **settings))

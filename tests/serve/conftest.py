@@ -24,7 +24,7 @@ from proav.serve.settings import ServeSettings
 from tests.tiny import save_tiny_stdit, tiny_config
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 class Server:

@@ -16,6 +16,7 @@ from proav.serve.requests import ApiError, Order
 from proav.serve.sampler import Sampler
 from proav.serve.service import Service, lease_of
 from proav.serve.settings import ServeSettings
+from tests.media.hostile_files import h264
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +221,26 @@ def test_health_samples_a_step_where_there_is_no_newer_evidence(settings, sample
     (first, why), (second, why_now) = run(Service(settings, sampler), scenario)
     assert first and second and "sampled in" in why and "progress" in why_now
     assert run(Service(settings, Unreliable(sampler, SamplerLost("it died"))), scenario)[0] == (False, "it died")
+
+
+def test_previews_do_not_wait_for_uploads(settings, sampler):
+    """A crowd of files that take long to decode, as many as the queue takes."""
+    slow = h264(num_frames=40, width=4096, height=2160)
+
+    async def scenario(service):
+        job = await service.create({"steps": 1}, None)
+        await finished(job)
+        uploads = [asyncio.create_task(service.create({"task": "v2a", "steps": 1}, slow)) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        data, _ = await service.content(job.id, "thumbnail")
+        seconds, waiting = time.monotonic() - began, [not upload.done() for upload in uploads]
+        await asyncio.gather(*uploads)
+        return data[:2], sum(waiting), seconds, time.monotonic() - began
+
+    start, num_waiting, seconds, whole = run(Service(settings, sampler), scenario)
+    print(f"the preview took {seconds:.2f} s, the uploads {whole:.2f} s")
+    assert start == b"\xff\xd8" and num_waiting >= 3
 
 
 def test_jobs_expire(settings, sampler):
