@@ -119,7 +119,7 @@ def front(tiny_checkpoint, tiny_sampler, tmp_path):
 def server(tmp_path_factory, tiny_checkpoint):
     """The process behind `served`."""
     limits = {"max_queued_jobs": 6, "max_upload_bytes": 2**20, "max_steps": 1000}  # a job of 1000 steps takes seconds
-    limits["frozen_seconds"] = 6
+    limits |= {"frozen_seconds": 6, "pause_seconds": 5, "head_seconds": 4}
     server = Server(tmp_path_factory.mktemp("server"), checkpoint=tiny_checkpoint, threads_per_replica=1, **limits)
     yield server.start()
     server.stop()
