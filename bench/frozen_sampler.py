@@ -66,8 +66,9 @@ def freeze(url: str, *, busy: bool, steps: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="denoising steps of the clip that is interrupted")
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--steps", type=int, default=200, help="steps of the clip that is interrupted")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the server")
     arguments = parser.parse_intermixed_args()
     with started_server(arguments.settings) as url:

@@ -1,9 +1,9 @@
-"""What clients that never finish do to the others: `python bench/slow_clients.py [serve settings: key=value ...]`.
+"""What clients that never finish do to others: `python bench/slow_clients.py [key=value ...]`, settings of serve.
 
-Starts `serve run proav.serve:app` and opens connections that stop in the middle: half of them in the head of a
-request, half in its body; then large JSON bodies that lack their last byte. Meanwhile /healthz is asked and a
-clip of one step is made. Prints seconds, what the slow clients were answered and after how long, and the memory
-of the processes that hold connections: Ray Serve's proxy and the front. Linux only.
+Starts `serve run proav.serve:app` and opens connections that stop in the middle: half of them in the head of
+a request, half in its body; then large JSON bodies that lack their last byte. Meanwhile /healthz is asked and
+a clip of one step is made. Prints seconds, what the slow clients were answered and after how long, and the
+memory of the processes that hold connections: Ray Serve's proxy and the front. Linux only.
 """
 
 import argparse
@@ -19,7 +19,10 @@ from serve import started_server
 
 PATIENCE_SECONDS = 30.0
 """An answer that takes longer counts as none."""
-HEAD = "POST /v1/videos HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
+HEAD = (
+    "POST /v1/videos HTTP/1.1\r\nHost: {host}\r\n"
+    "Content-Type: application/json\r\nContent-Length: {length}\r\n"
+)
 MIB = 2**20
 
 
@@ -32,9 +35,9 @@ class SlowClients:
         self.seconds: list[float] = []
 
     async def open(self, *, count: int, length: int, sent: int, whole_head: bool) -> list[asyncio.Task]:
-        """`count` connections that send `sent` of the `length` bytes of a body; not even its head, if not whole."""
-        head = HEAD.format(host=self.host, length=length)
-        data = (head + "\r\n").encode() + b'{"prompt": "' + b"x" * (sent - 12) if whole_head else head.encode()
+        """`count` connections that send `sent` of the `length` bytes of a body, or not all of its head."""
+        head = HEAD.format(host=self.host, length=length).encode()
+        data = head + b'\r\n{"prompt": "' + b"x" * (sent - 12) if whole_head else head
         tasks = [asyncio.create_task(self._one(data)) for _ in range(count)]
         await asyncio.sleep(0)
         return tasks
@@ -80,8 +83,10 @@ def clip_seconds(url: str) -> float | None:
                 answer = requests.post(f"{url}/v1/videos", json={"steps": 1}, timeout=PATIENCE_SECONDS)
                 if answer.status_code == 200:
                     job = answer.json()["id"]
-            elif requests.get(f"{url}/v1/videos/{job}", timeout=PATIENCE_SECONDS).json()["status"] == "completed":
-                return round(time.monotonic() - began, 3)
+            else:
+                found = requests.get(f"{url}/v1/videos/{job}", timeout=PATIENCE_SECONDS).json()
+                if found["status"] == "completed":
+                    return round(time.monotonic() - began, 3)
             time.sleep(0.05)
     except requests.RequestException:
         pass
@@ -123,7 +128,8 @@ async def attack(url: str, *, name: str, wait_seconds: float, **connections: lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--bodies", type=int, default=10, help="large unfinished bodies")
     parser.add_argument("--body-bytes", type=int, default=40_000_000)

@@ -1,7 +1,7 @@
 """One owner at a time for a folder, local, on NFS or in an object store: a small file that its owner renews.
 
-It is written through `proav.storage` alone, which has no locks and no exclusive creation. So two that begin in
-the same instant may both hold it until the next renewal, when all but the last find that they lost it.
+It is written through `proav.storage` alone, which has no locks and no exclusive creation. So two that begin
+in the same instant may both hold it until the next renewal, when all but the last find that they lost it.
 """
 
 import contextlib
@@ -51,8 +51,8 @@ class _Record(BaseModel):
 class Lease:
     """Holds a folder as long as its block runs: `with Lease(folder, name="server") as lease: ...`.
 
-    A thread renews it. A lease that was not renewed for `stale_seconds` is taken over; at once if its process was
-    on this machine and is gone. The file is `.NAME.lease` in the folder.
+    A thread renews it. A lease that was not renewed for `stale_seconds` is taken over; at once if its process
+    was on this machine and is gone. The file is `.NAME.lease` in the folder.
     """
 
     def __init__(

@@ -70,7 +70,8 @@ def record_of_another_machine(folder, **changes):
 def test_the_second_is_refused_and_told_by_whom_until_the_first_leaves(folder):
     with Lease(folder, **QUICK) as lease:
         time.sleep(1.5 * QUICK["stale_seconds"])  # renewed meanwhile
-        with pytest.raises(LeaseHeld) as refused, Lease(folder, advice="choose another jobs_dir=DIR", **QUICK):
+        second = Lease(folder, advice="choose another jobs_dir=DIR", **QUICK)
+        with pytest.raises(LeaseHeld) as refused, second:
             pass
         with Lease(folder, **{**QUICK, "name": "training"}):  # another matter
             assert not lease.lost

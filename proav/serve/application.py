@@ -162,7 +162,7 @@ class Front:
         watch("front", frozen_seconds=settings.frozen_seconds)
 
     def check_health(self) -> None:
-        """Called by Serve. Raises if another server has taken over, so that this one ends and waits for its turn."""
+        """Called by Serve. Raises if another server has taken over: this one ends, and waits for its turn."""
         self._service.require_lease()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -1,8 +1,8 @@
 """Requests that arrive whole, in bounded time and memory, before anything behind this sees them.
 
-It stands in Ray Serve's proxy, where the bytes arrive (`proxy_errors.middlewares`), so that clients that never
-finish take no place of the application; and in the application, for proxies that were not told of it. Heads of
-requests are `connections.py`. Light to import: each proxy does.
+It stands in Ray Serve's proxy, where the bytes arrive (`proxy_errors.middlewares`), so that clients that
+never finish take no place of the application. It stands in the application too, for proxies that were not told
+of it. Heads of requests are `connections.py`. Light to import: each proxy does.
 """
 
 import asyncio
@@ -56,7 +56,10 @@ class Refused(Exception):
 
 
 class WholeRequests:
-    """Hands a request on when the last byte of its body is there; else 408, 413 or 503, and closes the connection."""
+    """Hands a request on when the last byte of its body is there.
+
+    Else it answers 408, 413 or 503, and closes the connection.
+    """
 
     def __init__(self, app: ASGIApp, *, limits: Limits, in_proxy: bool) -> None:
         """in_proxy: takes the limits of the application over, which else are given for good."""
@@ -157,9 +160,10 @@ class _Arriving:
         self._counted += newly
 
     def _late(self, whole: bool) -> Refused:
-        if whole:
-            return Refused(408, "timeout", f"the request had not arrived within {self._limits.arrival_seconds:g} s")
-        return Refused(408, "timeout", f"no further byte of the body came within {self._limits.pause_seconds:g} s")
+        said = f"the request had not arrived within {self._limits.arrival_seconds:g} s"
+        if not whole:
+            said = f"no further byte of the body came within {self._limits.pause_seconds:g} s"
+        return Refused(408, "timeout", said)
 
     def _too_large(self) -> Refused:
         said = f"the body is larger than the {self._limits.max_upload_bytes} bytes that this server takes"

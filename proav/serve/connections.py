@@ -1,7 +1,8 @@
 """Connections before there is a request: their number, heads that do not arrive, answers that nobody reads.
 
 uvicorn's protocol with these limits. Ray Serve offers no way to hand its uvicorn a protocol, so it is entered
-in uvicorn's own table (`proxy_errors.middlewares`). Bodies are `arrival.py`. Light to import: each proxy does.
+in uvicorn's own table (`proxy_errors.middlewares`). Bodies are `arrival.py`. Light to import: each proxy
+does.
 """
 
 import asyncio
@@ -32,8 +33,8 @@ class Connection(HttpToolsProtocol):
         self._refused_at: float | None = None
         self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
         if len(self.connections) > PROXY_LIMITS.max_connections:
-            said = f"the server has the {PROXY_LIMITS.max_connections} connections that it takes; try again later"
-            self._end(503, said, "too_busy")
+            said = f"the server has the {PROXY_LIMITS.max_connections} connections that it takes"
+            self._end(503, f"{said}; try again later", "too_busy")
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing() or self._refused_at is not None:

@@ -46,7 +46,7 @@ class Batch:
         self.num_jobs, self.steps = len(members), members[0].job.order.steps
         self.done = 0
         self.sent = self.heard = self.moved = time.monotonic()
-        """When it was sent, or else begun; when its sampler last gave a sign of life; when it made progress."""
+        """When it was sent, or begun; when its sampler last gave a sign of life; when it made progress."""
         self.started = False
         self.task: asyncio.Task | None = None
 
@@ -118,10 +118,12 @@ class Dispatcher:
         """Why new jobs would wait in vain, None where all is well: a batch without a sampler, or without progress."""
         now = time.monotonic()
         if started := [batch for batch in self._running if batch.started]:
-            silence, still = (min(now - getattr(batch, what) for batch in started) for what in ("heard", "moved"))
+            silence, still = (now - max(getattr(one, what) for one in started) for what in ("heard", "moved"))
             if silence > self._settings.frozen_seconds:
                 return f"no sampler has given a sign of life for {silence:.0f} s"
-            return f"no sampler has made progress for {still:.0f} s" if still > self._settings.stall_seconds else None
+            if still > self._settings.stall_seconds:
+                return f"no sampler has made progress for {still:.0f} s"
+            return None
         waited = max((now - batch.sent for batch in self._running), default=0.0)
         return f"no sampler has taken a batch for {waited:.0f} s" if waited > self._settings.health_seconds else None
 

@@ -24,8 +24,8 @@ OF_RAY_SERVE = {
 def start_listening(host: str | None, port: int | None) -> bool:
     """Connects to Ray as `serve run` is about to, and starts Serve's HTTP there, unless Serve runs already.
 
-    True if it was started here: then no older replica of this application can be about. Nothing is done where no
-    `serve run` builds the application. Raises UserError for a taken port.
+    True if it was started here: then no older replica of this application can be about. Nothing is done where
+    no `serve run` builds the application. Raises UserError for a taken port.
     """
     command = click.get_current_context(silent=True)
     options = command.params if command is not None and command.info_name == "run" else {}

@@ -1,7 +1,8 @@
 """What stands around Ray Serve's proxy: limits for what arrives, and its own answers as every other error.
 
 The proxy stands before the application. While that starts, or if the process that was to answer is lost, it
-says "Path not found" or "Internal Server Error" in plain text. The limits are `arrival.py` and `connections.py`.
+says "Path not found" or "Internal Server Error" in plain text. The limits are `arrival.py` and
+`connections.py`.
 
 Ray Serve finds `middlewares` by the environment variable CALLBACK_VARIABLE. Light to import: each proxy does.
 """

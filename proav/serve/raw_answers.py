@@ -21,7 +21,8 @@ RETRIED = 429, 503
 
 def error_object(status: int, message: str, *, param: str | None = None, code: str) -> dict[str, Any]:
     """{"error": {message, type, param, code}}, as OpenAI's interface has it."""
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    client_error = "rate_limit_error" if status == 429 else "invalid_request_error"
+    kind = "server_error" if status >= 500 else client_error
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -41,8 +42,8 @@ async def send_error(
 def error_bytes(status: int, message: str, *, code: str) -> bytes:
     """The answer as it goes over a connection that ends with it."""
     headers, body = _parts(status, message, code, close=True)
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode(), *(b": ".join(pair) for pair in headers)]
-    return b"\r\n".join([*lines, b"", body])
+    start = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
+    return b"\r\n".join([start, *map(b": ".join, headers), b"", body])
 
 
 def _parts(status: int, message: str, code: str, close: bool) -> tuple[list[tuple[bytes, bytes]], bytes]:

@@ -64,8 +64,8 @@ class Sampler:
     async def sample(self, requests: Sequence[SampleRequest], *, task: str, steps: int) -> AsyncIterator[dict[str, Any]]:
         """{"done": 0 .. steps, "total": steps} as the batch goes on, the first at once.
 
-        In long steps the last of them is repeated, as a sign of life. The end is {"clips": [bytes of an mp4, ...]}
-        in the order asked for.
+        In long steps the last of them is repeated, as a sign of life. The end is {"clips": [bytes of an mp4,
+        ...]} in the order asked for.
         """
         loop, events, abandoned = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
 
@@ -101,7 +101,8 @@ class Sampler:
         silence = time.monotonic() - self._progress_at
         if not self._busy or silence <= self._stall_seconds:
             return None
-        return f"no denoising step for {silence:.0f} s; expected one within stall_seconds={self._stall_seconds:g}"
+        expected = f"expected one within stall_seconds={self._stall_seconds:g}"
+        return f"no denoising step for {silence:.0f} s; {expected}"
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds. Raises if it cannot sample, so that this sampler is replaced."""

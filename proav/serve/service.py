@@ -101,10 +101,10 @@ class Service:
             given = None
             if order.task != "joint":
                 data = upload if upload is not None else read_data_url(request.input_reference.image_url)
-                limits = {
-                    "deadline_seconds": self.settings.decode_seconds, "max_bytes": self.settings.max_decode_bytes,
-                }  # fmt: skip
-                read = functools.partial(read_given, data, order.task, self.config, **limits)
+                read = functools.partial(
+                    read_given, data, order.task, self.config,
+                    deadline_seconds=self.settings.decode_seconds, max_bytes=self.settings.max_decode_bytes,
+                )  # fmt: skip
                 given = await asyncio.get_running_loop().run_in_executor(self._uploads, read)
             now = round(time.time(), 6)  # to the microsecond, as in the id
             job = Job(
@@ -130,7 +130,9 @@ class Service:
 
     def trouble(self) -> str | None:
         """Why new jobs would wait in vain, None where all is well."""
-        return "another server has taken over the jobs folder" if self._lease.lost else self.dispatcher.trouble()
+        if self._lease.lost:
+            return "another server has taken over the jobs folder"
+        return self.dispatcher.trouble()
 
     def require_lease(self) -> None:
         """Raises UserError if another server has taken over the jobs folder."""
@@ -179,8 +181,9 @@ class Service:
         except FileNotFoundError:
             raise ApiError(404, f"the clip of video {job_id} is no longer in the jobs folder", param="video_id", code="not_found") from None
         if variant != "video":
-            drawn = asyncio.get_running_loop().run_in_executor(self._drawing, preview, data, variant, self.config)
-            data = self._previews[job_id, variant] = await drawn
+            loop = asyncio.get_running_loop()
+            data = await loop.run_in_executor(self._drawing, preview, data, variant, self.config)
+            self._previews[job_id, variant] = data
             while len(self._previews) > KEPT_PREVIEWS:
                 self._previews.popitem(last=False)
         return data, MEDIA_TYPES[variant]
@@ -233,7 +236,7 @@ class Service:
         self.dispatcher.submit(Waiting(job, given))
 
     async def _watch_lease(self) -> None:
-        """Stops all work if another server takes the folder over, which this one's own long silence allows."""
+        """Stops all work if another server takes the folder over, which a long silence of this one allows."""
         while not self._lease.lost:
             await asyncio.sleep(LEASE_LOOK_SECONDS)
         for task in self._tasks:

@@ -77,11 +77,11 @@ class ServeSettings(Section):
     max_upload_bytes: Count = Limits.max_upload_bytes
     """A larger request body is answered 413, without reading it to its end."""
     max_arriving_bytes: Count = Limits.max_arriving_bytes
-    """Memory for the bodies of all requests that arrive or are not answered yet; one that finds none gets 503."""
+    """Memory for the bodies of all requests that arrive or are not answered yet; one more gets 503."""
     arrival_seconds: Seconds = Limits.arrival_seconds
     """Time in which a whole request must arrive; else 408."""
     pause_seconds: Seconds = Limits.pause_seconds
-    """Longest pause in a body that arrives, else 408, and in an answer that is fetched, else it is broken off."""
+    """Longest pause in a body that arrives, else 408, and in fetching an answer, which is then broken off."""
     head_seconds: Seconds = Limits.head_seconds
     """Time in which the head of a request must arrive; else 408."""
     max_connections: Count = Limits.max_connections
@@ -109,8 +109,8 @@ class ServeSettings(Section):
     frozen_seconds: Seconds = 30.0
     """A process of the server that does not run at all for so long is killed and replaced."""
     health_seconds: Seconds = 10.0
-    """/healthz takes a step, a finished batch, or a sign of life of a sampler at work, of at most this age as evidence; else
-    it samples a step, which may take as long."""
+    """/healthz takes a step, a finished batch, or a sign of life of a sampler at work, of at most this age as
+    evidence; else it samples a step, which may take as long."""
 
     @model_validator(mode="after")
     def _check(self) -> "ServeSettings":

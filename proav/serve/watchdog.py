@@ -1,8 +1,8 @@
 """Ends a process that does not run any more, so that Ray Serve starts another.
 
-Ray Serve asks a process for its health, gives it three times the time-out, and then asks it to end: a frozen one
-holds its processors or GPU all that while. Here a small process of its own waits for signs of life and sends
-SIGKILL, which Ray notices at once. It imports nothing of proav, and goes when its parent goes.
+Ray Serve asks a process for its health, gives it three times the time-out, and then asks it to end: a frozen
+one holds its processors or GPU all that while. Here a small process of its own waits for signs of life and
+sends SIGKILL, which Ray notices at once. It imports nothing of proav, and goes when its parent goes.
 """
 
 import logging
@@ -25,7 +25,7 @@ def watch(name: str, *, frozen_seconds: float, trouble: Callable[[], str | None]
 
     name: what it is called in the log.
     frozen_seconds: it is killed if none of its threads could run for so long.
-    trouble: asked several times in that span; the process ends at once with what it says, None if all is well.
+    trouble: asked several times in that span; the process ends at once for what it says; None: all is well.
     """
     words = [sys.executable, "-I", os.path.abspath(__file__), str(os.getpid()), str(frozen_seconds), name]
     watcher = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
@@ -34,7 +34,7 @@ def watch(name: str, *, frozen_seconds: float, trouble: Callable[[], str | None]
         pause = threading.Event()
         while not pause.wait(frozen_seconds / BEATS):
             if said := trouble():
-                logger.error("%s, process %d: %s; it is ended, so that another is started", name, os.getpid(), said)
+                logger.error("%s, process %d: %s; it is ended", name, os.getpid(), said)
                 os.kill(os.getpid(), signal.SIGKILL)
             try:
                 os.write(watcher.stdin.fileno(), b".")
@@ -51,7 +51,8 @@ def _main() -> None:
     while select.select([0], [], [], frozen_seconds)[0]:
         if not os.read(0, 4096):
             return
-    print(f"{name}, process {pid}: did not run for {frozen_seconds:g} s; it is ended", file=sys.stderr, flush=True)
+    said = f"{name}, process {pid}: did not run for {frozen_seconds:g} s; it is ended"
+    print(said, file=sys.stderr, flush=True)
     os.kill(pid, signal.SIGKILL)
 
 

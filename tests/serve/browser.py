@@ -165,8 +165,8 @@ class Tab:
 
     def drop_file(self, selector: str, path: str) -> None:
         """Lets a file of this machine fall on an element."""
-        box = f"(() => {{ const {{x, y}} = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); return [x, y]; }})()"
-        x, y = (place + 5 for place in self.evaluate(box))
+        box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()"
+        x, y = (self.evaluate(box)[name] + 5 for name in ("x", "y"))
         data = {"items": [], "files": [path], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.send("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)

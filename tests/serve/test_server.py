@@ -50,7 +50,7 @@ def test_a_lost_sampler_is_replaced_and_its_job_made(served, server):
 
 
 def test_a_frozen_sampler_is_told_and_replaced_and_its_job_made(served, server):
-    """frozen_seconds is 6 here; without it Ray Serve takes three time-outs to notice, and one more to end it."""
+    """frozen_seconds is 6 here; Ray Serve alone takes three time-outs to notice, and one more to end it."""
     frozen = replica(server, "Sampler")
     job = requests.post(f"{served}/v1/videos", json={"steps": 800, "seed": 1}).json()
     while requests.get(f"{served}/v1/videos/{job['id']}").json()["status"] != "in_progress":
@@ -137,7 +137,7 @@ def test_mistakes_at_the_start_are_told_in_a_line(server, tmp_path, tiny_checkpo
             ([f"checkpoint={mdsa}"], "is a checkpoint of mdsa, expected one of stdit"),
             ([f"checkpoint={tiny_checkpoint}", f"jobs_dir={tmp_path}/jobs", f"port={port}"], f"cannot listen on 127.0.0.1:{port}"),
             (
-                [f"checkpoint={tiny_checkpoint}", f"jobs_dir={server.settings['jobs_dir']}", f"port={free_port()}"],
+                [f"checkpoint={tiny_checkpoint}", f"jobs_dir={server.folder}/jobs", f"port={free_port()}"],
                 f"is in use by another server (process {replica(server, 'Front').pid} on host ",
             ),
         ]:

@@ -1,4 +1,4 @@
-"""A process that freezes or gets stuck is ended; one that is well is left alone. Real processes and signals."""
+"""A process that freezes or gets stuck is ended; one that is well is left alone. Real processes."""
 
 import os
 import signal
