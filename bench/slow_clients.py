@@ -1,4 +1,4 @@
-"""What clients that never finish do to others: `python bench/slow_clients.py [key=value ...]`, settings of serve.
+"""Clients that never finish: `python bench/slow_clients.py [serve settings: key=value ...]`.
 
 Starts `serve run proav.serve:app` and opens connections that stop in the middle: half of them in the head of
 a request, half in its body; then large JSON bodies that lack their last byte. Meanwhile /healthz is asked and

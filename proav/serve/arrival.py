@@ -1,8 +1,8 @@
 """Requests that arrive whole, in bounded time and memory, before anything behind this sees them.
 
 It stands in Ray Serve's proxy, where the bytes arrive (`proxy_errors.middlewares`), so that clients that
-never finish take no place of the application. It stands in the application too, for proxies that were not told
-of it. Heads of requests are `connections.py`. Light to import: each proxy does.
+never finish take no place of the application. It stands in the application too, for proxies that were not
+told of it. Heads of requests are `connections.py`. Light to import: each proxy does.
 """
 
 import asyncio

@@ -66,7 +66,11 @@ class Service:
         Raises LeaseHeld if another server keeps the jobs folder.
         """
         # An earlier one of this application may be ending, or have ended on another node.
-        await asyncio.to_thread(self._lease.acquire, wait_seconds=2 * self.settings.lease_seconds)
+        try:
+            await asyncio.to_thread(self._lease.acquire, wait_seconds=2 * self.settings.lease_seconds)
+        except UserError as error:  # Ray Serve tells that the start failed, and not why
+            logger.error("%s", error)
+            raise
         for job in await asyncio.to_thread(self._store.load):
             self._jobs[job.id] = job
         unfinished = [job for job in self._jobs.values() if not job.finished]
