@@ -2,9 +2,12 @@
 
 Ray Serve asks a process for its health, gives it three times the time-out, and then asks it to end: a frozen
 one holds its processors or GPU all that while. Here a small process of its own waits for signs of life and
-sends SIGKILL, which Ray notices at once. It imports nothing of proav, and goes when its parent goes.
+sends SIGKILL, which Ray notices at once. A process that is only slow, on a busy machine, is left alone (on
+Linux, which tells the two apart). The watcher imports nothing of proav, and goes when its parent goes.
 """
 
+import contextlib
+import glob
 import logging
 import os
 import select
@@ -24,7 +27,7 @@ def watch(name: str, *, frozen_seconds: float, trouble: Callable[[], str | None]
     """Watches this process from now on until it ends.
 
     name: what it is called in the log.
-    frozen_seconds: it is killed if none of its threads could run for so long.
+    frozen_seconds: it is killed if it gave no sign of life for so long, and none of its threads is about to.
     trouble: asked several times in that span; the process ends at once for what it says; None: all is well.
     """
     words = [sys.executable, "-I", os.path.abspath(__file__), str(os.getpid()), str(frozen_seconds), name]
@@ -45,11 +48,20 @@ def watch(name: str, *, frozen_seconds: float, trouble: Callable[[], str | None]
     threading.Thread(target=beat, name="watchdog", daemon=True).start()
 
 
+def _runs(pid: int) -> bool:
+    """Whether one of its threads computes, or waits for a processor or a disk; False where nobody can tell."""
+    for stat in glob.glob(f"/proc/{pid}/task/*/stat"):
+        with contextlib.suppress(OSError), open(stat) as file:
+            if file.read().rpartition(")")[2].split()[0] in "RD":
+                return True
+    return False
+
+
 def _main() -> None:
     """The watcher's life."""
     pid, frozen_seconds, name = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
-    while select.select([0], [], [], frozen_seconds)[0]:
-        if not os.read(0, 4096):
+    while (signs := select.select([0], [], [], frozen_seconds)[0]) or _runs(pid):
+        if signs and not os.read(0, 4096):
             return
     said = f"{name}, process {pid}: did not run for {frozen_seconds:g} s; it is ended"
     print(said, file=sys.stderr, flush=True)

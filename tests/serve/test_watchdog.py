@@ -19,7 +19,11 @@ stuck = []
 watch("sampler", frozen_seconds=1.0, trouble=lambda: stuck[0] if stuck else None)
 print("up", flush=True)
 for line in sys.stdin:
-    stuck.append(line.strip())
+    if line == "compute\\n":
+        sum(range(2 * 10**8))  # in one go: no other thread of Python runs meanwhile
+        print("computed", flush=True)
+    else:
+        stuck.append(line.strip())
 """
 
 
@@ -57,6 +61,14 @@ def test_a_process_that_is_well_is_left_alone_and_takes_its_watcher_along(watche
     assert watched.poll() is None and watcher.is_running()
     watched.stdin.close()
     assert watched.wait(10) == 0 and children_gone([watcher.pid])
+
+
+def test_a_process_that_is_only_slow_is_left_alone(watched):
+    began = time.monotonic()
+    watched.stdin.write("compute\n")
+    watched.stdin.flush()
+    assert watched.stdout.readline() == "computed\n" and watched.poll() is None
+    assert time.monotonic() - began > 1.5  # longer than frozen_seconds
 
 
 def test_a_process_in_trouble_ends_itself_and_says_why(watched):
