@@ -1,7 +1,7 @@
 """One owner at a time for a folder, local, on NFS or in an object store: a small file that its owner renews.
 
-It is written through `proav.storage` alone, which has no locks and no exclusive creation. So two that begin in
-the same instant may both hold it until the next renewal, when all but the last find that they lost it.
+It is written through `proav.storage` alone, which has no locks and no exclusive creation. So two that begin
+in the same instant may both hold it until the next renewal, when all but the last find that they lost it.
 """
 
 import contextlib
@@ -51,8 +51,8 @@ class _Record(BaseModel):
 class Lease:
     """Holds a folder as long as its block runs: `with Lease(folder, name="server") as lease: ...`.
 
-    A thread renews it. A lease that was not renewed for `stale_seconds` is taken over; at once if its process was
-    on this machine and is gone. The file is `.NAME.lease` in the folder.
+    A thread renews it. A lease that was not renewed for `stale_seconds` is taken over; at once if its process
+    was on this machine and is gone. The file is `.NAME.lease` in the folder.
     """
 
     def __init__(
@@ -94,11 +94,21 @@ class Lease:
             why = f"this one had not renewed its claim for {self.stale_seconds:g} s"
             raise UserError(f"{said}, since {why}; end one of the two")
 
-    def require_free(self) -> None:
-        """Raises LeaseHeld where another holds the folder.
+    def require_free(self, *, wait_seconds: float = 0) -> None:
+        """Raises LeaseHeld where another holds the folder, and still does after `wait_seconds`.
 
         Takes the time of two renewals where an old lease lies there.
         """
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                return self._require_free()
+            except LeaseHeld:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(min(1.0, self.beat_seconds))
+
+    def _require_free(self) -> None:
         found = self._read()
         if found is None or self._is_own(found) or self._is_gone(found):
             return
@@ -120,9 +130,12 @@ class Lease:
             if now != found:
                 raise self._held(_parse(now), 0.0)
 
-    def __enter__(self) -> "Lease":
-        """Raises LeaseHeld, or UserError where the folder cannot be written."""
-        self.require_free()
+    def acquire(self, *, wait_seconds: float = 0) -> None:
+        """Takes the folder, as entering the block does; for owners that are no block.
+
+        Raises LeaseHeld as `require_free`, or UserError where the folder cannot be written.
+        """
+        self.require_free(wait_seconds=wait_seconds)
         self._own.since = time.time()
         self._write()
         where = "remote" if storage.is_remote(self.path) else "local"
@@ -130,18 +143,28 @@ class Lease:
         found = self._read()
         if found is None or not self._is_own(found):
             raise self._held(found and _parse(found), 0.0)
+        self._leaving.clear()
         self._thread = threading.Thread(target=self._renew, name=f"lease-{self.name}", daemon=True)
         self._thread.start()
-        return self
 
-    def __exit__(self, *_) -> None:
-        """Removes the lease, if it is still one's own."""
+    def release(self) -> None:
+        """Removes the lease, if it is still one's own; nothing happens if it was never taken."""
+        if self._thread is None:
+            return
         self._leaving.set()
         self._thread.join()
+        self._thread = None
         with contextlib.suppress(OSError, UserError):  # what is left lapses
             found = self._read()
             if found is not None and self._is_own(found):
                 storage.delete_file(self.path)
+
+    def __enter__(self) -> "Lease":
+        self.acquire()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.release()
 
     def _renew(self) -> None:
         while not self._leaving.wait(self.beat_seconds):

@@ -70,7 +70,8 @@ def record_of_another_machine(folder, **changes):
 def test_the_second_is_refused_and_told_by_whom_until_the_first_leaves(folder):
     with Lease(folder, **QUICK) as lease:
         time.sleep(1.5 * QUICK["stale_seconds"])  # renewed meanwhile
-        with pytest.raises(LeaseHeld) as refused, Lease(folder, advice="choose another jobs_dir=DIR", **QUICK):
+        second = Lease(folder, advice="choose another jobs_dir=DIR", **QUICK)
+        with pytest.raises(LeaseHeld) as refused, second:
             pass
         with Lease(folder, **{**QUICK, "name": "training"}):  # another matter
             assert not lease.lost
@@ -178,6 +179,20 @@ def test_a_damaged_lease_lapses_too(folder, damage):
     storage.write_bytes(lease.path, damage)
     with lease:
         assert not lease.lost
+
+
+def test_who_waits_gets_it_when_the_first_leaves(folder):
+    first, second = Lease(folder, **QUICK), Lease(folder, **QUICK)
+    first.acquire()
+    with pytest.raises(LeaseHeld):
+        second.acquire(wait_seconds=0.3)
+    leaving = threading.Timer(0.5, first.release)
+    leaving.start()
+    second.acquire(wait_seconds=20)
+    assert not second.lost and not leaving.is_alive()
+    second.release()
+    second.release()
+    assert not storage.exists(second.path)
 
 
 def test_a_lease_that_was_deleted_is_written_anew(folder):

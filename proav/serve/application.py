@@ -25,12 +25,16 @@ from proav.serve.http import http_app
 from proav.serve.jobs import check_writable
 from proav.serve.listen import start_listening
 from proav.serve.sampler import Sampler
-from proav.serve.service import Service
+from proav.serve.service import Service, lease_of
 from proav.serve.settings import SHOWCASE_CHECKPOINT, ServeSettings, read_settings
+from proav.serve.watchdog import watch
 
 MAX_OPEN_REQUESTS = 1000
-HEALTH_PERIOD_SECONDS = 10.0
-HEALTH_TIMEOUT_SECONDS = 30.0
+HEALTH_PERIOD_SECONDS = 3.0
+"""Also the time after which Serve replaces a sampler that has ended."""
+HEALTH_TIMEOUT_SECONDS = 10.0
+HEALTH_FAILURES = 3
+"""Ray Serve replaces a replica after so many failures in a row."""
 SAMPLER_ENVIRONMENT = {
     # glibc: the large batches of a CPU otherwise give their memory back after every layer, and have it cleared anew for the next.
     "MALLOC_ARENA_MAX": "1",
@@ -39,6 +43,9 @@ SAMPLER_ENVIRONMENT = {
     # OpenMP: threads that wait by spinning take the processor from those they wait for, where other processes want it too.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+ENDING_SECONDS = 10.0
+SIGNS = 4
+"""Signs of life of a sampler at work within the time that /healthz accepts."""
 QUIET = {"enable_access_log": False}
 """Clients that poll would fill the log."""
 
@@ -64,7 +71,9 @@ def build(arguments: dict[str, Any]) -> serve.Application:
                 err=True,
             )
         check_writable(settings.jobs_dir)
-        start_listening(settings.host, settings.port)
+        if start_listening(settings.host, settings.port):
+            # A server that was killed a moment ago may still be ending.
+            lease_of(settings).require_free(wait_seconds=ENDING_SECONDS)
     except UserError as error:
         raise StartError(str(error)) from None
     samplers = serve.deployment(ReplicaSampler).options(**sampler_options(settings)).bind(settings)
@@ -86,7 +95,8 @@ def sampler_options(settings: ServeSettings) -> dict[str, Any]:
         "logging_config": QUIET,
         "graceful_shutdown_timeout_s": settings.stall_seconds,
         "health_check_period_s": HEALTH_PERIOD_SECONDS,
-        "health_check_timeout_s": max(HEALTH_TIMEOUT_SECONDS, settings.stall_seconds),
+        # For what `watchdog.py` cannot see, such as a node that is frozen as a whole.
+        "health_check_timeout_s": max(HEALTH_TIMEOUT_SECONDS, settings.stall_seconds / HEALTH_FAILURES),
     }
 
 
@@ -98,6 +108,7 @@ def front_options() -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": 0},
         "max_ongoing_requests": MAX_OPEN_REQUESTS,
         "logging_config": QUIET,
+        "health_check_period_s": HEALTH_PERIOD_SECONDS,
     }
 
 
@@ -107,7 +118,11 @@ class ReplicaSampler(Sampler):
     def __init__(self, settings: ServeSettings) -> None:
         _log_with_serve()
         threads = settings.threads_per_replica or max(1, int(_node_cpus()) // settings.replica_range[1])
-        super().__init__(settings.checkpoint, threads=threads, stall_seconds=settings.stall_seconds)
+        super().__init__(
+            settings.checkpoint, threads=threads,
+            stall_seconds=settings.stall_seconds, sign_seconds=settings.health_seconds / SIGNS,
+        )  # fmt: skip
+        watch("sampler", frozen_seconds=settings.frozen_seconds, trouble=self.trouble)
 
 
 class RemoteSamplers:
@@ -144,6 +159,11 @@ class Front:
         _log_with_serve()
         torch.set_num_threads(1)  # it draws spectrograms; the samplers have the processors
         self._service = Service(settings, RemoteSamplers(samplers))
+        watch("front", frozen_seconds=settings.frozen_seconds)
+
+    def check_health(self) -> None:
+        """Called by Serve. Raises if another server has taken over: this one ends, and waits for its turn."""
+        self._service.require_lease()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return http_app(self._service)

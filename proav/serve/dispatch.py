@@ -45,7 +45,8 @@ class Batch:
         self.members = members
         self.num_jobs, self.steps = len(members), members[0].job.order.steps
         self.done = 0
-        self.sent = self.heard = time.monotonic()
+        self.sent = self.heard = self.moved = time.monotonic()
+        """When it was sent, or begun; when its sampler last gave a sign of life; when it made progress."""
         self.started = False
         self.task: asyncio.Task | None = None
 
@@ -116,9 +117,13 @@ class Dispatcher:
     def trouble(self) -> str | None:
         """Why new jobs would wait in vain, None where all is well: a batch without a sampler, or without progress."""
         now = time.monotonic()
-        silence = [now - batch.heard for batch in self._running if batch.started]
-        if silence:
-            return f"no sampler has made progress for {min(silence):.0f} s" if min(silence) > self._settings.stall_seconds else None
+        if started := [batch for batch in self._running if batch.started]:
+            silence, still = (now - max(getattr(one, what) for one in started) for what in ("heard", "moved"))
+            if silence > self._settings.frozen_seconds:
+                return f"no sampler has given a sign of life for {silence:.0f} s"
+            if still > self._settings.stall_seconds:
+                return f"no sampler has made progress for {still:.0f} s"
+            return None
         waited = max((now - batch.sent for batch in self._running), default=0.0)
         return f"no sampler has taken a batch for {waited:.0f} s" if waited > self._settings.health_seconds else None
 
@@ -129,8 +134,10 @@ class Dispatcher:
         age = None if self.evidence_at is None else time.monotonic() - self.evidence_at
         if age is not None and age <= self._settings.health_seconds:
             return True, f"a sampler made progress {age:.1f} s ago"
-        if any(batch.started for batch in self._running):
-            return True, "a sampler is at work on a batch"
+        if signs := [time.monotonic() - batch.heard for batch in self._running if batch.started]:
+            if min(signs) <= self._settings.health_seconds:
+                return True, "a sampler is at work on a batch"
+            return False, f"no sampler at work has given a sign of life for {min(signs):.0f} s"
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._samplers.probe())
         try:
@@ -185,7 +192,9 @@ class Dispatcher:
             async for event in stream:
                 if not batch.members:
                     return None
-                batch.heard = self.evidence_at = time.monotonic()
+                batch.heard = time.monotonic()
+                if "clips" in event or not batch.started or event["done"] > batch.done:
+                    batch.moved = self.evidence_at = batch.heard
                 if not batch.started:
                     batch.started, batch.sent = True, batch.heard
                 if "clips" in event:

@@ -1,7 +1,7 @@
 """What every request passes on its way in, and every answer on its way out.
 
-Who may ask, how much may come, what browsers are told. There are no users here: the rules keep pages of other
-sites from acting through a visitor's browser. Valid orders are `requests.py`.
+Who may ask, and what browsers are told. There are no users here: the rules keep pages of other sites from
+acting through a visitor's browser. How much may come is `arrival.py`; valid orders are `requests.py`.
 """
 
 import logging
@@ -10,7 +10,7 @@ import re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proav.serve.answers import error_answer
-from proav.serve.proxy_errors import BROWSER_HEADERS
+from proav.serve.raw_answers import BROWSER_HEADERS
 from proav.serve.requests import ApiError, shown
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -21,13 +21,12 @@ logger = logging.getLogger(__name__)
 class Gate:
     """Turns away what must not come further, and gives what fails behind it the form of every other error.
 
-    Turned away are names that the server does not answer to, pages of other sites (403), and bodies that are
-    too large (413, at once if they say so, else when that many bytes have come).
+    Turned away are names that the server does not answer to, and pages of other sites (403).
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, allowed_hosts: tuple[str, ...] = ()) -> None:
+    def __init__(self, app: ASGIApp, *, allowed_hosts: tuple[str, ...] = ()) -> None:
         """allowed_hosts: names without port, in lower case; none: any."""
-        self.app, self.max_bytes, self.allowed_hosts = app, max_bytes, allowed_hosts
+        self.app, self.allowed_hosts = app, allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,11 +42,10 @@ class Gate:
             await send(message)
 
         if refusal := self._refusal(scope):
-            closing = {"connection": "close"} if refusal.status == 413 else None
-            await error_answer(refusal, closing)(scope, receive, guarded)
+            await error_answer(refusal)(scope, receive, guarded)
             return
         try:
-            await self.app(scope, self._counted(receive), guarded)
+            await self.app(scope, receive, guarded)
         except Exception as error:  # a defect: the log says what, the client learns that
             if started:
                 raise
@@ -64,27 +62,7 @@ class Gate:
             return ApiError(403, f"{said}; {hint}", param="host", code="wrong_host")
         if scope["method"] not in ("GET", "HEAD") and _is_foreign(headers, host):
             return ApiError(403, "pages of other sites may not make or delete clips here", code="cross_site")
-        declared = next((value for name, value in headers if name == b"content-length"), b"0")
-        if not (declared.isdigit() and len(declared) < 19 and int(declared) <= self.max_bytes):
-            return self._too_large()
         return None
-
-    def _counted(self, receive: Receive) -> Receive:
-        num_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self.max_bytes:
-                raise self._too_large()
-            return message
-
-        return counted
-
-    def _too_large(self) -> ApiError:
-        said = f"the body is larger than the {self.max_bytes} bytes that this server takes"
-        return ApiError(413, said, code="too_large")
 
 
 def host_name(host: str) -> str | None:

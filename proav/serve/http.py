@@ -1,7 +1,8 @@
 """The HTTP interface: OpenAI's Videos API with proav's fields, health, and the page.
 
 It turns requests into calls of `Service` and back. Every answer that is not 2xx is JSON, {"error": {message,
-type, param, code}}. What is a valid order is decided in `requests.py`; who may ask at all, in `gate.py`.
+type, param, code}}. What is a valid order is decided in `requests.py`; who may ask at all, in `gate.py`; how
+much may come, in `arrival.py`.
 """
 
 import contextlib
@@ -15,11 +16,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from proav.serve.answers import Json, error_answer
 from proav.serve.api_page import api_page
+from proav.serve.arrival import WholeRequests
 from proav.serve.gate import Gate
 from proav.serve.openapi import describe
 from proav.serve.requests import ApiError, check_names, shown
@@ -44,10 +45,10 @@ def http_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="proav", lifespan=lifespan, default_response_class=Json, redirect_slashes=False, docs_url=None, redoc_url=None)
     settings = service.settings
-    app.add_middleware(Gate, max_bytes=settings.max_upload_bytes, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(Gate, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(WholeRequests, limits=settings.limits, in_proxy=False)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnect, _broken_off)
     _add_videos(app, service)
     _add_models(app, service)
     _add_pages(app, service)
@@ -121,7 +122,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", summary="Health")
     async def healthz() -> Response:
         """200 only when a sampler can really sample: by recent progress, or by sampling a step now; else 503."""
-        healthy, reason = await service.dispatcher.health()
+        healthy, reason = await service.health()
         if not healthy:
             raise ApiError(503, reason, code="no_sampler", retry_after_seconds=service.settings.health_seconds)
         return Json({"status": "ok", "reason": reason, "queued": len(service.dispatcher.queue)}, headers={"cache-control": "no-store"})
@@ -156,7 +157,10 @@ def parameters(request: Request) -> list[str]:
 
 
 async def read_body(request: Request) -> tuple[dict[str, Any], bytes | None]:
-    """(fields, bytes of the file input_reference if there is one) of a JSON or form body. Raises ApiError 400, 413 or 415."""
+    """(fields, bytes of the file input_reference if there is one) of a JSON or form body.
+
+    Raises ApiError 400 or 415.
+    """
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type == "application/json":
         try:
@@ -229,7 +233,3 @@ def _hint(path: str) -> str:
         example = "http://127.0.0.1:8000/v1"
         return f"; the addresses here begin with /v1: write a base URL that ends so, such as {example}"
     return "; the addresses of this server are listed at /docs" if path.startswith("/v1") else ""
-
-
-async def _broken_off(_: Request, __: ClientDisconnect) -> Response:
-    return error_answer(ApiError(400, "the body ended early", code="invalid_request"))

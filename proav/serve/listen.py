@@ -16,24 +16,30 @@ from proav.ray_start import connect, keep_to_own_cluster, prepare_machine
 from proav.serve.proxy_errors import CALLBACK, CALLBACK_VARIABLE
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
+OF_RAY_SERVE = {
+    CALLBACK_VARIABLE: CALLBACK,
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # what does not answer would not end when it is asked to
+}
+"""Environment of Ray Serve's own processes."""
 
 
-def start_listening(host: str | None, port: int | None) -> None:
-    """Connects to Ray as `serve run` is about to, and starts Serve's HTTP there, unless Serve runs already. Raises UserError for a taken port.
+def start_listening(host: str | None, port: int | None) -> bool:
+    """Connects to Ray as `serve run` is about to, and starts Serve's HTTP there, unless Serve runs already.
 
-    Nothing is done where no `serve run` builds the application.
+    True if it was started here: then no older replica of this application can be about. Nothing is done where
+    no `serve run` builds the application. Raises UserError for a taken port.
     """
     command = click.get_current_context(silent=True)
     options = command.params if command is not None and command.info_name == "run" else {}
     if "address" not in options or ray.is_initialized():
         if host or port:
             raise UserError("host=... and port=... are for `serve run proav.serve:app`; in a Serve config file write them under http_options")
-        return
+        return False
     if any(options.get(name) for name in ("runtime_env", "runtime_env_json", "working_dir")):  # `serve run` must connect, with these
         if host or port:
             raise UserError("host=... and port=... cannot be had together with a runtime environment; first type: serve start --http-port PORT")
         _prepare(options["address"])
-        return
+        return False
     _tell_of_another(options["address"])
     _connect(options["address"])
     if serve.status().proxies:
@@ -41,15 +47,17 @@ def start_listening(host: str | None, port: int | None) -> None:
             raise UserError(
                 "Serve runs on this cluster already, at the address it was started with; leave out host=... and port=..., or: serve shutdown"
             )
-        return
+        return False
     host, port = host or DEFAULT_HOST, port or DEFAULT_PORT
     _check_free(host, port)
     serve.start(http_options={"host": host, "port": port}, proxy_location="EveryNode")
+    return True
 
 
 def _connect(address: str | None) -> None:
     """As a job does: the cluster that is named, else a Ray of this machine's own."""
-    os.environ.setdefault(CALLBACK_VARIABLE, CALLBACK)  # for the proxies of a Ray that is started here
+    for name, value in OF_RAY_SERVE.items():  # for the processes of a Ray that is started here
+        os.environ.setdefault(name, value)
     connect(address or "local", named=_named(address), namespace="serve")
     keep_to_own_cluster()
 

@@ -1,27 +1,25 @@
-"""What Ray Serve's proxy itself answers, in the form of every other error.
+"""What stands around Ray Serve's proxy: limits for what arrives, and its own answers as every other error.
 
 The proxy stands before the application. While that starts, or if the process that was to answer is lost, it
-says "Path not found" or "Internal Server Error" in plain text.
+says "Path not found" or "Internal Server Error" in plain text. The limits are `arrival.py` and
+`connections.py`.
 
 Ray Serve finds `middlewares` by the environment variable CALLBACK_VARIABLE. Light to import: each proxy does.
 """
 
-import json
 import logging
 
+import uvicorn.config
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proav.serve.arrival import PROXY_LIMITS, WholeRequests
+from proav.serve.raw_answers import send_error
+
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "proav.serve.proxy_errors.middlewares"
-BROWSER_HEADERS = [
-    (b"content-security-policy", b"frame-ancestors 'none'"),
-    (b"x-content-type-options", b"nosniff"),
-]
-"""Of every answer: no other site may show it in a frame, and no browser may take it for a script."""
 RAYS_OWN = "/-/"
 """Ray Serve's health and routes lie below this path."""
-RETRY_SECONDS = 5
 MAX_TEXT_BYTES = 500
 CODES = {404: "not_found", 408: "timeout", 429: "queue_full", 503: "no_server"}
 
@@ -29,8 +27,12 @@ logger = logging.getLogger(__name__)
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve's proxy puts around its own application."""
-    return [Middleware(JsonErrors)]
+    """What Ray Serve's proxy puts around its own application, the outermost last.
+
+    Its uvicorn, which is about to start, gets the protocol of `connections.py`.
+    """
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "proav.serve.connections:Connection"
+    return [Middleware(JsonErrors), Middleware(WholeRequests, limits=PROXY_LIMITS, in_proxy=True)]
 
 
 class JsonErrors:
@@ -77,13 +79,4 @@ async def _answer(send: Send, status: int, text: str) -> None:
         500: "the server lost this request; look whether it was carried out, then send it again",
     }
     message = said.get(status) or next(iter(text.strip().splitlines()), "the server did not answer")
-    client_error = "rate_limit_error" if status == 429 else "invalid_request_error"
-    kind = "server_error" if status >= 500 else client_error
-    error = {"message": message, "type": kind, "param": None, "code": CODES.get(status, "server_error")}
-    body = json.dumps({"error": error}).encode("ascii")
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers.append((b"cache-control", b"no-store"))
-    if status in (429, 503):
-        headers.append((b"retry-after", str(RETRY_SECONDS).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, *BROWSER_HEADERS]})
-    await send({"type": "http.response.body", "body": body})
+    await send_error(send, status, message, code=CODES.get(status, "server_error"))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from proav.diffusion.tasks import TASKS
 from proav.serve.model_card import MAX_GUIDANCE_SCALE, ModelCard
+from proav.serve.raw_answers import error_object
 from proav.text import find_label, without_case
 
 MAX_SEED = 2**53 - 1
@@ -29,8 +30,7 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code, self.retry_after_seconds = status, message, param, code, retry_after_seconds
 
     def to_json(self) -> dict:
-        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error" if self.status >= 500 else "rate_limit_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return error_object(self.status, self.message, param=self.param, code=self.code)
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -39,7 +39,15 @@ def _no_truth_value(value: Any) -> Any:
     return value
 
 
+def _as_text(value: Any) -> Any:
+    """Labels may be numbers: 3 in JSON is the label that a form would write as 3."""
+    if isinstance(value, bool | float | list | dict):
+        raise ValueError('expected a text, such as "3"')
+    return str(value) if isinstance(value, int) else value
+
+
 Number = BeforeValidator(_no_truth_value)
+Label = BeforeValidator(_as_text)
 
 
 class InputReference(BaseModel):
@@ -56,7 +64,7 @@ class VideoRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    prompt: Annotated[str, Field(max_length=1000)] = ""
+    prompt: Annotated[str, Label, Field(max_length=1000)] = ""
     """A label of the model (GET /v1/models lists them), in any case; empty: no label."""
     model: str | None = None
     """Id of the served model, if given."""
@@ -66,7 +74,7 @@ class VideoRequest(BaseModel):
     """WIDTHxHEIGHT; if given, the model's own."""
     input_reference: InputReference | None = None
     """For a2v a file with sound, for v2a a file with pictures: in a multipart body the file itself."""
-    label: str | None = None
+    label: Annotated[str | None, Label] = None
     """A label of the model; the same as `prompt`, which may then be empty."""
     task: str = "joint"
     """joint: picture and sound; a2v: picture to given sound; v2a: sound to given picture."""

@@ -6,6 +6,7 @@ this same interface.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -32,15 +33,26 @@ class Abandoned(Exception):
 class Sampler:
     """Batches in, progress and mp4 files out."""
 
-    def __init__(self, checkpoint: str, *, threads: int | None = None, device: str | None = None, stall_seconds: float = 120.0) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        stall_seconds: float = 120.0,
+        sign_seconds: float = 2.0,
+    ) -> None:
         """Loads the checkpoint and samples one step, so that a sampler that is up can sample. Raises CheckpointError.
 
-        threads: of PyTorch; None leaves them as they are. device: None takes the GPU if this process has one.
+        threads: of PyTorch; None leaves them as they are.
+        device: None takes the GPU if this process has one.
+        stall_seconds: time without a denoising step that counts as trouble.
+        sign_seconds: longest silence of a batch that is being sampled.
         """
         self._num_threads = threads or torch.get_num_threads()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint, device=device)
-        self._stall_seconds = stall_seconds
+        self._stall_seconds, self._sign_seconds = stall_seconds, sign_seconds
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
         self._helpers = ThreadPoolExecutor(max_workers=self._num_threads, thread_name_prefix="helping")
         self._num_parts = self._num_threads if device == "cpu" else 1
@@ -50,7 +62,11 @@ class Sampler:
         logger.info("sampling on %s with %d threads, process %d", device, self._num_threads, os.getpid())
 
     async def sample(self, requests: Sequence[SampleRequest], *, task: str, steps: int) -> AsyncIterator[dict[str, Any]]:
-        """{"done": 0 .. steps, "total": steps} as the batch goes on, the first at once; then {"clips": [bytes of an mp4, ...]} in the order asked for."""
+        """{"done": 0 .. steps, "total": steps} as the batch goes on, the first at once.
+
+        In long steps the last of them is repeated, as a sign of life. The end is {"clips": [bytes of an mp4,
+        ...]} in the order asked for.
+        """
         loop, events, abandoned = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
 
         def tell(done: int, total: int) -> None:
@@ -62,9 +78,12 @@ class Sampler:
         work = self._in_thread(lambda: self._sample_batch(requests, task, steps, tell))
         work.add_done_callback(lambda _: events.put_nowait(None))
         try:
-            yield {"done": 0, "total": steps}
-            while (event := await events.get()) is not None:
+            event = {"done": 0, "total": steps}
+            while event is not None:
                 yield event
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._sign_seconds):
+                        event = await events.get()
             yield {"clips": await work}
         finally:
             abandoned.set()
@@ -77,13 +96,19 @@ class Sampler:
         await self._in_thread(self._sample_probe)
         return time.monotonic() - began
 
-    async def check_health(self) -> None:
-        """Called by Serve every few seconds. Raises, so that this sampler is replaced, where it cannot sample or makes no progress."""
+    def trouble(self) -> str | None:
+        """Why this sampler should be replaced, None if all is well: it is at work and makes no progress."""
         silence = time.monotonic() - self._progress_at
-        if self._busy:
-            if silence > self._stall_seconds:
-                raise RuntimeError(f"no denoising step for {silence:.0f} s; expected one within stall_seconds={self._stall_seconds:g}")
-        elif silence > IDLE_PROBE_SECONDS:
+        if not self._busy or silence <= self._stall_seconds:
+            return None
+        expected = f"expected one within stall_seconds={self._stall_seconds:g}"
+        return f"no denoising step for {silence:.0f} s; {expected}"
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds. Raises if it cannot sample, so that this sampler is replaced."""
+        if trouble := self.trouble():
+            raise RuntimeError(trouble)
+        if not self._busy and time.monotonic() - self._progress_at > IDLE_PROBE_SECONDS:
             await self.probe()
 
     def _in_thread(self, work: Callable[[], Any]) -> asyncio.Future:

@@ -4,15 +4,16 @@ One service owns one jobs folder. Everything that blocks (files, decoding, drawi
 """
 
 import asyncio
+import functools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from proav.checkpoint import load_checkpoint
 from proav.errors import UserError
+from proav.lease import Lease
 from proav.serve.batching import Waiting
 from proav.serve.dispatch import Dispatcher, Samplers
 from proav.serve.jobs import Job, JobError, JobStore, new_id, place_of
@@ -22,13 +23,23 @@ from proav.serve.references import read_data_url, read_given
 from proav.serve.requests import ApiError, check_request, parse_request, shown
 from proav.serve.settings import ServeSettings
 
-MEDIA_THREADS = 2
-"""Uploads that are decoded, and previews that are drawn, at a time."""
+UPLOADS, PREVIEWS = 2, 2
+"""Uploads that are decoded, and previews that are drawn, at a time: each kind waits for its own alone."""
 KEPT_PREVIEWS = 512
 SWEEP_SECONDS = 30.0
 """Time between two looks for expired jobs."""
+LEASE_LOOK_SECONDS = 0.5
+RENEWALS = 6
+"""Renewals of the lease within the time after which it lapses."""
 
 logger = logging.getLogger(__name__)
+
+
+def lease_of(settings: ServeSettings) -> Lease:
+    """What a server holds its jobs folder by."""
+    beat_seconds = settings.lease_seconds / RENEWALS
+    timing = {"stale_seconds": settings.lease_seconds, "beat_seconds": beat_seconds}
+    return Lease(settings.jobs_dir, name="server", advice="choose another jobs_dir=DIR", **timing)
 
 
 class Service:
@@ -41,14 +52,25 @@ class Service:
         self.card = ModelCard.of(checkpoint, settings)
         self.dispatcher = Dispatcher(samplers, self.config, settings, deliver=self._deliver)
         self._store = JobStore(settings.jobs_dir)
+        self._lease = lease_of(settings)
         self._jobs: dict[str, Job] = {}
         self._num_arriving = 0
-        self._media = ThreadPoolExecutor(MEDIA_THREADS, thread_name_prefix="media")
+        self._uploads = ThreadPoolExecutor(UPLOADS, thread_name_prefix="uploads")
+        self._drawing = ThreadPoolExecutor(PREVIEWS, thread_name_prefix="previews")
         self._previews: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._tasks: list[asyncio.Task] = []
 
     async def start(self) -> None:
-        """Takes up what an earlier server left, and begins to sample."""
+        """Takes up what an earlier server left, and begins to sample.
+
+        Raises LeaseHeld if another server keeps the jobs folder.
+        """
+        # An earlier one of this application may be ending, or have ended on another node.
+        try:
+            await asyncio.to_thread(self._lease.acquire, wait_seconds=2 * self.settings.lease_seconds)
+        except UserError as error:  # Ray Serve tells that the start failed, and not why
+            logger.error("%s", error)
+            raise
         for job in await asyncio.to_thread(self._store.load):
             self._jobs[job.id] = job
         unfinished = [job for job in self._jobs.values() if not job.finished]
@@ -56,20 +78,23 @@ class Service:
             await self._take_up(job)
         if self._jobs:
             logger.info("%d jobs on record in %s, of which %d are to be made", len(self._jobs), self._store.folder, len(unfinished))
-        self._tasks = [asyncio.create_task(work) for work in (self.dispatcher.run(), self._sweep())]
+        works = self.dispatcher.run(), self._sweep(), self._watch_lease()
+        self._tasks = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
         """Gives up what runs; a later server takes it up."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._media.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._uploads, self._drawing):
+            pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._lease.release)
 
     async def create(self, fields: dict[str, Any], upload: bytes | None) -> Job:
         """A new job of the fields of a body and the bytes of its input_reference, if it is a file. Raises ApiError."""
         request = parse_request(fields)
         order = check_request(request, self.card, has_reference=upload is not None or request.input_reference is not None)
-        if trouble := self.dispatcher.trouble():
+        if trouble := self.trouble():
             raise ApiError(503, f"{trouble}; try again later", code="no_sampler", retry_after_seconds=self.settings.health_seconds)
         if len(self.dispatcher.queue) + self._num_arriving >= self.settings.max_queued_jobs:
             wait = self.dispatcher.free_after_seconds()
@@ -80,10 +105,11 @@ class Service:
             given = None
             if order.task != "joint":
                 data = upload if upload is not None else read_data_url(request.input_reference.image_url)
-                given = await self._with_media(
+                read = functools.partial(
                     read_given, data, order.task, self.config,
                     deadline_seconds=self.settings.decode_seconds, max_bytes=self.settings.max_decode_bytes,
                 )  # fmt: skip
+                given = await asyncio.get_running_loop().run_in_executor(self._uploads, read)
             now = round(time.time(), 6)  # to the microsecond, as in the id
             job = Job(
                 id=new_id(now),
@@ -105,6 +131,20 @@ class Service:
         self._jobs[job.id] = job
         self.dispatcher.submit(Waiting(job, given))
         return job
+
+    def trouble(self) -> str | None:
+        """Why new jobs would wait in vain, None where all is well."""
+        if self._lease.lost:
+            return "another server has taken over the jobs folder"
+        return self.dispatcher.trouble()
+
+    def require_lease(self) -> None:
+        """Raises UserError if another server has taken over the jobs folder."""
+        self._lease.check()
+
+    async def health(self) -> tuple[bool, str]:
+        """(can make clips, by what that is known)."""
+        return (False, self.trouble()) if self._lease.lost else await self.dispatcher.health()
 
     def get(self, job_id: str) -> Job:
         """Raises ApiError 404."""
@@ -145,7 +185,9 @@ class Service:
         except FileNotFoundError:
             raise ApiError(404, f"the clip of video {job_id} is no longer in the jobs folder", param="video_id", code="not_found") from None
         if variant != "video":
-            data = self._previews[job_id, variant] = await self._with_media(preview, data, variant, self.config)
+            loop = asyncio.get_running_loop()
+            data = await loop.run_in_executor(self._drawing, preview, data, variant, self.config)
+            self._previews[job_id, variant] = data
             while len(self._previews) > KEPT_PREVIEWS:
                 self._previews.popitem(last=False)
         return data, MEDIA_TYPES[variant]
@@ -165,6 +207,8 @@ class Service:
     async def _deliver(self, job: Job, mp4: bytes | None, error: JobError | None) -> None:
         """Keeps a clip, then the record of its job, then marks the job finished: one which says completed is so after a restart, too."""
         now = time.time()
+        if self._lease.lost:  # what the other server writes stays
+            return
         try:
             if mp4 is not None:
                 await asyncio.to_thread(self._store.save_video, job.id, mp4)
@@ -195,12 +239,17 @@ class Service:
         job.status, job.progress = "queued", 0
         self.dispatcher.submit(Waiting(job, given))
 
+    async def _watch_lease(self) -> None:
+        """Stops all work if another server takes the folder over, which a long silence of this one allows."""
+        while not self._lease.lost:
+            await asyncio.sleep(LEASE_LOOK_SECONDS)
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+
     async def _sweep(self) -> None:
         while True:
             now = time.time()
             for job in [job for job in self._jobs.values() if job.expires is not None and job.expires <= now]:
                 await self._forget(job.id)
             await asyncio.sleep(SWEEP_SECONDS)
-
-    async def _with_media(self, work: Callable, *arguments, **settings):
-        return await asyncio.get_running_loop().run_in_executor(self._media, lambda: work(*arguments, **settings))

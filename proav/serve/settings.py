@@ -3,6 +3,7 @@
 Not the settings of a run (`proav/config`): how a model was made is in its checkpoint.
 """
 
+import dataclasses
 import difflib
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from proav import storage
 from proav.config import Section
 from proav.errors import ConfigError
+from proav.serve.arrival import Limits
 
 CHECKPOINT_VARIABLE = "PROAV_CHECKPOINT"
 RUNS_VARIABLE = "PROAV_RUNS"
@@ -56,6 +58,8 @@ class ServeSettings(Section):
     else examples/showcase."""
     jobs_dir: str | None = None
     """Where jobs and their clips are kept, local or remote, one server each; empty: runs/serve (below PROAV_RUNS, if set)."""
+    lease_seconds: Seconds = 60.0
+    """A server that did not renew its hold on jobs_dir for so long has lost it, and another may take it."""
     host: str | None = None
     """`serve run` only: address to listen on; empty: 127.0.0.1, this machine alone; 0.0.0.0: every interface."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -70,8 +74,18 @@ class ServeSettings(Section):
     """Jobs that are sampled in one forward at most."""
     batch_wait_seconds: Annotated[float, Field(ge=0, le=10)] = 0.02
     """How long an idle sampler waits for more jobs to share a batch with the first."""
-    max_upload_bytes: Count = 64 * 2**20
+    max_upload_bytes: Count = Limits.max_upload_bytes
     """A larger request body is answered 413, without reading it to its end."""
+    max_arriving_bytes: Count = Limits.max_arriving_bytes
+    """Memory for the bodies of all requests that arrive or are not answered yet; one more gets 503."""
+    arrival_seconds: Seconds = Limits.arrival_seconds
+    """Time in which a whole request must arrive; else 408."""
+    pause_seconds: Seconds = Limits.pause_seconds
+    """Longest pause in a body that arrives, else 408, and in fetching an answer, which is then broken off."""
+    head_seconds: Seconds = Limits.head_seconds
+    """Time in which the head of a request must arrive; else 408."""
+    max_connections: Count = Limits.max_connections
+    """Open connections on each node; one beyond them is answered 503."""
     decode_seconds: Seconds = 30.0
     """Time that decoding an uploaded file may take."""
     max_decode_bytes: Count = 512 * 2**20
@@ -92,8 +106,11 @@ class ServeSettings(Section):
     """Threads of PyTorch in a sampler; empty: the CPUs of its node, shared by the samplers."""
     stall_seconds: Seconds = 120.0
     """A sampler that makes no denoising step for so long is replaced: above the time of one step, and of decoding, of a full batch."""
+    frozen_seconds: Seconds = 30.0
+    """A process of the server that does not run at all for so long is killed and replaced."""
     health_seconds: Seconds = 10.0
-    """/healthz takes a step or a finished batch of at most this age as evidence; else it samples a step, which may take as long."""
+    """/healthz takes a step, a finished batch, or a sign of life of a sampler at work, of at most this age as
+    evidence; else it samples a step, which may take as long."""
 
     @model_validator(mode="after")
     def _check(self) -> "ServeSettings":
@@ -102,7 +119,15 @@ class ServeSettings(Section):
             raise ValueError(f"num_replicas={self.num_replicas}: expected a number of at least 1, or [MIN, MAX] with 1 <= MIN <= MAX")
         if self.steps is not None and self.steps > self.max_steps:
             raise ValueError(f"steps={self.steps} is above max_steps={self.max_steps}")
+        if self.max_arriving_bytes < self.max_upload_bytes:
+            least = f"expected at least max_upload_bytes={self.max_upload_bytes}"
+            raise ValueError(f"max_arriving_bytes={self.max_arriving_bytes}: {least}")
         return self
+
+    @property
+    def limits(self) -> Limits:
+        """What connections may take."""
+        return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
 
     @property
     def replica_range(self) -> tuple[int, int]:

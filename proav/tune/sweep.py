@@ -7,7 +7,6 @@ files (<run_dir>/.ray/tune) are only scaffolding and are made anew each time.
 import json
 import logging
 import os
-import sys
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler

@@ -163,6 +163,14 @@ class Tab:
         node = self.send("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
         self.send("DOM.setFileInputFiles", nodeId=node, files=[path])
 
+    def drop_file(self, selector: str, path: str) -> None:
+        """Lets a file of this machine fall on an element."""
+        box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()"
+        x, y = (self.evaluate(box)[name] + 5 for name in ("x", "y"))
+        data = {"items": [], "files": [path], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.send("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
     def screen(self, *, width: int, height: int, dark: bool = False, phone: bool = False) -> None:
         """Size in CSS pixels and colour scheme; nothing glides, so that what is clicked stands still."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)

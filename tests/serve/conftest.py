@@ -18,6 +18,7 @@ import pytest
 import requests
 import uvicorn
 
+from proav.serve.connections import Connection
 from proav.serve.http import http_app
 from proav.serve.sampler import Sampler
 from proav.serve.service import Service
@@ -25,7 +26,7 @@ from proav.serve.settings import ServeSettings
 from tests.tiny import save_tiny_stdit, tiny_config
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 class Server:
@@ -88,7 +89,8 @@ class Front:
 
     def __init__(self, settings: ServeSettings, sampler: Sampler) -> None:
         self.service = Service(settings, sampler)
-        config = uvicorn.Config(http_app(self.service), host="127.0.0.1", port=0, log_level="error")
+        app = http_app(self.service)
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", http=Connection)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
@@ -124,6 +126,7 @@ def front(tiny_checkpoint, tiny_sampler, tmp_path):
 def server(tmp_path_factory, tiny_checkpoint):
     """The process behind `served`."""
     limits = {"max_queued_jobs": 6, "max_upload_bytes": 2**20, "max_steps": 1000}  # a job of 1000 steps takes seconds
+    limits |= {"frozen_seconds": 6, "pause_seconds": 5, "head_seconds": 4}
     server = Server(tmp_path_factory.mktemp("server"), checkpoint=tiny_checkpoint, threads_per_replica=1, **limits)
     yield server.start()
     server.stop()

@@ -69,6 +69,16 @@ def test_nothing_is_written_as_markup_by_scripts():
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
 
 
+API_NAMES = re.compile(r"[a-z]+_[a-z_]+|\w=")
+"""Names of the interface for programs, which mean nothing to those who use the page."""
+
+
+def tone(path, *, seconds):
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((8000 * np.sin(np.arange(int(16000 * seconds)) * 0.2)).astype("<i2").tobytes())
+
+
 def luminance(colour):
     shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
@@ -176,7 +186,10 @@ def test_gallery_shows_the_clip_and_plays_it(tab, made, served):
     first = generate(tab, label="speech", seed="8")
     card = f'.clip[data-id="{made}"]'
     tab.wait(f"document.querySelector('{card} img').naturalWidth > 0")
-    assert tab.evaluate(f"document.querySelector('{card} .pick').getAttribute('aria-label')") == "Play rain, seed 7"
+    spoken = tab.evaluate(f"document.querySelector('{card} .pick').getAttribute('aria-label')")
+    assert spoken.startswith("Play rain, seed 7, picture and sound, ")
+    assert tab.evaluate(f"document.querySelector('{card} .task').textContent") == "Picture and sound"
+    assert re.search(r"\d\d:\d\d", tab.evaluate(f"document.querySelector('{card} .when').textContent"))
     tab.click(f"{card} .pick")
     tab.wait(f"location.hash === '#{made}' && !video.paused && video.currentTime > 0")
     assert tab.evaluate("document.querySelector('.pick[aria-current]').closest('.clip').dataset.id") == made
@@ -194,11 +207,19 @@ def test_refusal_stands_at_its_field(tab, made):
         before = tab.evaluate(f"document.querySelector('{field}').value")
         tab.fill(field, wrong)
         tab.click("#generate")
-        assert wrong in shown_error(tab, name)
+        told = shown_error(tab, name)
+        assert f"“{wrong}”" in told and "write a" in told and not API_NAMES.search(told)
         assert tab.evaluate(f"document.querySelector('{field}').getAttribute('aria-invalid')") == "true"
         assert tab.evaluate("'#' + document.activeElement.id") == field
         tab.fill(field, before)
         assert tab.evaluate(f"document.querySelector('#error-{name}').hidden")
+
+
+def test_tasks_say_what_is_given(tab):
+    names = tab.evaluate("document.querySelector('#tasks').innerText").split("\n")
+    assert [name.strip() for name in names if name.strip()] == [
+        "Picture and sound", "Picture to your sound", "Sound to your picture",
+    ]  # fmt: skip
 
 
 def test_picture_to_a_given_sound(tab, made, tmp_path):
@@ -209,15 +230,34 @@ def test_picture_to_a_given_sound(tab, made, tmp_path):
     tab.give_file("#file", str(tmp_path / "notes.txt"))
     tab.click("#generate")
     tab.wait("!document.querySelector('#error-file').hidden && !/Choose/.test(document.querySelector('#error-file').textContent)")
-    with wave.open(str(tmp_path / "tone.wav"), "wb") as file:
-        file.setparams((1, 2, 16000, 0, "NONE", ""))
-        file.writeframes((8000 * np.sin(np.arange(32000) * 0.2)).astype("<i2").tobytes())
+    assert not API_NAMES.search(shown_error(tab, "file"))
+    tone(tmp_path / "tone.wav", seconds=0.1)
+    tab.give_file("#file", str(tmp_path / "tone.wav"))
+    tab.click("#generate")
+    tab.wait("/0.1 s of sound/.test(document.querySelector('#error-file').textContent)")
+    told = shown_error(tab, "file")
+    assert told.startswith("The file holds") and not API_NAMES.search(told)
+    tone(tmp_path / "tone.wav", seconds=2)
     tab.give_file("#file", str(tmp_path / "tone.wav"))
     generate(tab, seed="9")
-    assert re.search(r"picture from sound", tab.evaluate("document.querySelector('#clip-facts').innerText"), re.I)
+    assert "picture to your sound" in tab.evaluate("document.querySelector('#clip-facts').innerText")
     before = tab.evaluate("location.hash")
     tab.click("#again")
     tab.wait(f"location.hash !== {json.dumps(before)} && {state_is('clip')}", seconds=60)
+    tab.click('#tasks input[value="joint"]')
+
+
+def test_a_file_that_is_dropped_anywhere_is_given(tab, made, tmp_path):
+    """A browser opens it in place of the page, if nobody takes it."""
+    tone(tmp_path / "dropped.wav", seconds=1)
+    address = tab.evaluate("location.href")
+    for place in ("h1", "#field-file"):
+        tab.drop_file(place, str(tmp_path / "dropped.wav"))
+        tab.wait("file.files.length === 1 && file.files[0].name === 'dropped.wav'")
+        assert tab.evaluate("document.querySelector('#tasks input:checked').value") == "a2v"
+        tab.evaluate("file.value = ''")
+    time.sleep(0.3)
+    assert tab.evaluate("location.href") == address
     tab.click('#tasks input[value="joint"]')
 
 
@@ -278,8 +318,20 @@ def test_server_that_does_not_answer_is_told_and_awaited(tab, made):
     network(True)
     tab.click("#generate")
     tab.wait("/does not answer/.test(document.querySelector('#connection:not([hidden])')?.textContent)")
+    assert "does not answer" in shown_error(tab, "form")  # where the user looks
     network(False)
     tab.wait("document.querySelector('#connection').hidden", seconds=20)
+    assert tab.evaluate("document.querySelector('#error-form').hidden")
+
+
+def test_generate_says_so_if_the_server_never_answered(tab, made, served):
+    tab.send("Network.setBlockedURLs", urls=["*/v1/*"])
+    tab.open("about:blank")
+    tab.open(served + "/")
+    tab.click("#generate")
+    assert "does not answer" in shown_error(tab, "form")
+    tab.send("Network.setBlockedURLs", urls=[])
+    tab.wait("document.querySelector('#label').options.length > 1", seconds=20)
 
 
 def test_narrow_screen_needs_no_sideways_scrolling(tab, made):
@@ -293,6 +345,6 @@ def test_page_is_quiet_and_asks_nobody_else(tab, made, served):
     """Last of this file: over all that was done above."""
     time.sleep(0.2)
     tab.evaluate("1")
-    expected = r"status of 4\d\d|ERR_INTERNET_DISCONNECTED"
+    expected = r"status of 4\d\d|ERR_INTERNET_DISCONNECTED|ERR_BLOCKED_BY_CLIENT"
     assert [problem for problem in tab.problems if not re.search(expected, problem)] == []
     assert {address for address in tab.addresses if not address.startswith((served + "/", "data:", "about:", "blob:"))} == set()

@@ -1,5 +1,7 @@
 """Requests: what is filled in, and what is refused with the field's name."""
 
+import dataclasses
+
 import pytest
 
 from proav.checkpoint import load_checkpoint
@@ -28,6 +30,13 @@ def test_prompt_and_label_name_a_label_in_any_case(card, fields):
     assert order_of(card, fields).label == "rain"
 
 
+def test_a_number_in_json_is_the_label_that_a_form_would_write(card):
+    """Classes of many data sets are numbers, 0 among them."""
+    numbered = dataclasses.replace(card, labels=("0", "3"))
+    assert order_of(numbered, {"label": 0}).label == order_of(numbered, {"prompt": 0}).label == "0"
+    assert order_of(numbered, {"label": 3, "seed": 1}) == order_of(numbered, {"label": "3", "seed": 1})
+
+
 def test_texts_of_a_form_are_numbers(card):
     order = order_of(
         card, {"seed": "7", "steps": "5", "guidance_scale": "2.5", "seconds": "0.8", "size": "32x32", "model": "tiny", "num_windows": "1"}
@@ -47,7 +56,10 @@ def test_the_whole_range_of_seeds_is_taken(card):
         ({"prompt": "thunder"}, "prompt", "expected one of rain, speech"),
         ({"label": "thunder"}, "label", "expected one of rain, speech"),
         ({"prompt": "rain", "label": "speech"}, "prompt", "disagree"),
-        ({"prompt": 3}, "prompt", "string"),
+        ({"prompt": 3}, "prompt", "'3' is no label of tiny; expected one of rain, speech"),
+        ({"label": 3}, "label", "'3' is no label of tiny; expected one of rain, speech"),
+        ({"label": 3.0}, "label", 'expected a text, such as "3"'),
+        ({"label": True}, "label", "expected a text"),
         ({"prompt": "x" * 1001}, "prompt", "1000"),
         ({"model": "sora-2"}, "model", "expected tiny"),
         ({"seconds": "4"}, "seconds", "this model makes 0.8 s"),

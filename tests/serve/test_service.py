@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from proav.errors import UserError
+from proav.lease import LeaseHeld
 from proav.serve.dispatch import SamplerLost
 from proav.serve.jobs import Job, JobStore, new_id
 from proav.serve.requests import ApiError, Order
 from proav.serve.sampler import Sampler
-from proav.serve.service import Service
+from proav.serve.service import Service, lease_of
 from proav.serve.settings import ServeSettings
+from tests.media.hostile_files import h264
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +223,26 @@ def test_health_samples_a_step_where_there_is_no_newer_evidence(settings, sample
     assert run(Service(settings, Unreliable(sampler, SamplerLost("it died"))), scenario)[0] == (False, "it died")
 
 
+def test_previews_do_not_wait_for_uploads(settings, sampler):
+    """A crowd of files that take long to decode, as many as the queue takes."""
+    slow = h264(num_frames=40, width=4096, height=2160)
+
+    async def scenario(service):
+        job = await service.create({"steps": 1}, None)
+        await finished(job)
+        uploads = [asyncio.create_task(service.create({"task": "v2a", "steps": 1}, slow)) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        data, _ = await service.content(job.id, "thumbnail")
+        seconds, waiting = time.monotonic() - began, [not upload.done() for upload in uploads]
+        await asyncio.gather(*uploads)
+        return data[:2], sum(waiting), seconds, time.monotonic() - began
+
+    start, num_waiting, seconds, whole = run(Service(settings, sampler), scenario)
+    print(f"the preview took {seconds:.2f} s, the uploads {whole:.2f} s")
+    assert start == b"\xff\xd8" and num_waiting >= 3
+
+
 def test_jobs_expire(settings, sampler):
     async def make(service):
         await finished(await service.create({}, None))
@@ -318,3 +341,47 @@ def test_a_server_starts_over_damaged_records_and_deletes_only_its_own(settings,
     assert run(Service(settings, sampler), look) == [kept]
     assert sorted(path.name for path in folder.iterdir()) == sorted([kept, damaged, "video_brackets"])
     assert (folder / kept / "video.mp4").exists() and (folder / damaged / "video.mp4").exists()
+
+
+def test_a_second_server_on_one_folder_is_refused_until_the_first_ends(settings, sampler):
+    quick = settings.model_copy(update={"lease_seconds": 0.6})
+
+    async def first(service):
+        job = await service.create({"steps": 200}, None)
+        with pytest.raises(LeaseHeld, match="jobs is in use by another server .process .*jobs_dir=DIR"):
+            await Service(quick, sampler).start()
+        assert not job.finished and (await service.health())[0]
+        return job.id
+
+    job_id = run(Service(quick, sampler), first)
+
+    async def second(service):
+        await finished(service.get(job_id))
+
+    run(Service(quick, sampler), second)
+    assert not [path for path in Path(settings.jobs_dir).iterdir() if "lease" in path.name]
+
+
+def test_a_server_that_lost_its_folder_stops_and_says_so(settings, sampler):
+    quick = settings.model_copy(update={"lease_seconds": 0.6, "max_steps": 1000})
+    lease = lease_of(quick)
+    counted = Unreliable(sampler)
+
+    async def scenario(service):
+        running = await service.create({"steps": 1000}, None)
+        while running.status != "in_progress":
+            await asyncio.sleep(0.005)
+        lease._write()  # as one that found it left over
+        deadline = time.monotonic() + 20
+        while (await service.health())[0]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        with pytest.raises(ApiError, match="another server") as refused:
+            await service.create({}, None)
+        with pytest.raises(UserError, match="taken over by another server"):
+            service.require_lease()
+        await asyncio.sleep(1.0)
+        return refused.value.status, running.finished
+
+    assert run(Service(quick, counted), scenario) == (503, False) and counted.sizes == [1]
+    assert Path(lease.path).exists()

@@ -1,7 +1,7 @@
 // The form: what to make. It reads its choices from the model, sends what the user typed as it stands (the server judges it),
-// and shows each refusal at the field that the server names.
+// and shows each refusal at the field that the server names, in the words of the page.
 
-import { taskWords } from "./words.js";
+import { plain, taskWords } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const form = byId("controls");
@@ -35,8 +35,7 @@ export function offer(loaded) {
   const segments = model.tasks.map((task, index) => {
     const box = document.createElement("label");
     const input = Object.assign(document.createElement("input"), { type: "radio", name: "task", value: task, checked: index === 0 });
-    const text = Object.assign(document.createElement("span"), { textContent: taskWords(task).short, title: taskWords(task).name });
-    input.setAttribute("aria-label", taskWords(task).name);
+    const text = Object.assign(document.createElement("span"), { textContent: taskWords(task).name });
     input.addEventListener("change", () => { showTask(); clearAll(); });
     box.append(input, text);
     return box;
@@ -83,11 +82,45 @@ export function mistake() {
   return null;
 }
 
-/** Puts a job's settings into the form. */
-export function reuse(job, { seed }) {
-  const task = form.querySelector(`input[name="task"][value="${CSS.escape(job.task)}"]`);
+/** What the server says is wrong with a field, in the words of the page. */
+function inPageWords({ param, message }) {
+  const typed = (field) => `“${field.value.trim()}” does not fit`;
+  if (param === "seed") return `${typed(fields.seed)}: write a whole number from 0 to ${Number.MAX_SAFE_INTEGER}, or nothing.`;
+  if (param === "steps") return `${typed(fields.steps)}: write a whole number from 1 to ${model.steps.max}.`;
+  if (param === "guidance_scale") return `${typed(fields.guidance)}: write a number from 0 to ${model.guidance_scale.max}.`;
+  if (["label", "prompt", "model", "task"].includes(param)) return "The server has another model now, which does not offer this. Reload the page.";
+  return plain(message);
+}
+
+function chooseTask(name) {
+  const task = form.querySelector(`input[name="task"][value="${CSS.escape(name)}"]`);
   if (task) task.checked = true;
   showTask();
+}
+
+/** Takes a file as the given one, as if it had been chosen. */
+export function giveFile(file) {
+  if (!taskWords(chosenTask()).file) chooseTask(file.type.startsWith("audio/") ? "a2v" : "v2a");
+  const given = new DataTransfer();
+  given.items.add(file);
+  fields.file.files = given.files;
+  clear(fields.file);
+}
+
+/** A file that is dropped anywhere is the given file; a browser would open it in place of the page. */
+function takeDrops() {
+  const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
+  addEventListener("dragover", (event) => { if (holdsFiles(event)) event.preventDefault(); });
+  addEventListener("drop", (event) => {
+    if (!holdsFiles(event)) return;
+    event.preventDefault();
+    if (model && event.dataTransfer.files.length) giveFile(event.dataTransfer.files[0]);
+  });
+}
+
+/** Puts a job's settings into the form. */
+export function reuse(job, { seed }) {
+  chooseTask(job.task);
   fields.label.value = job.label ?? "";
   fields.seed.value = seed;
   byId("count").value = "1";
@@ -118,6 +151,11 @@ export function say(message) {
   error.hidden = !message;
 }
 
+/** Shows what the server refused at its field and moves there; where no field is to blame, at the button. */
+export function showRefusal(refusal, before = "") {
+  show({ param: refusal.param, message: before + inPageWords(refusal) });
+}
+
 /** Shows a mistake at its field and moves there; where no field is to blame, at the button. */
 export function show({ param, message }) {
   const box = param && [...form.querySelectorAll("[data-fields]")].find((one) => one.dataset.fields.split(" ").includes(param));
@@ -132,6 +170,7 @@ export function show({ param, message }) {
 
 export function onGenerate(start) {
   form.addEventListener("submit", (event) => { event.preventDefault(); start(); });
+  takeDrops();
   byId("dice").addEventListener("click", () => { fields.seed.value = rollSeed(); clear(fields.seed); });
   for (const field of Object.values(fields)) field.addEventListener("input", () => clear(field));
 }

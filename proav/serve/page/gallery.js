@@ -1,7 +1,7 @@
 // The gallery: every job the server keeps, newest first. A card is made once and then kept up to date, so that the focus stays.
 
 import { contentUrl, isActive } from "./api.js";
-import { nameOf, stateOf } from "./words.js";
+import { nameOf, stateOf, taskWords, whenOf } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const list = byId("clips");
@@ -55,12 +55,14 @@ function makeCard(id, { onPick, onRemove }) {
   const text = element("span", "text", pick);
   const name = element("span", "name", text);
   const seed = element("span", "seed", text);
+  const task = element("span", "task", text);
+  const when = element("span", "when", text);
   const remove = Object.assign(element("button", "icon remove", item), { type: "button" });
   const question = element("span", "question", remove);
   remove.append(icon("remove"));
   image.addEventListener("load", () => { image.hidden = false; });
   pick.addEventListener("click", () => onPick(id));
-  const card = { item, pick, image, state, bar, name, seed, remove, active: true };
+  const card = { item, pick, image, state, bar, name, seed, task, when, remove, active: true };
   pressTwice(remove, {
     lasting: () => !card.active,
     ask: (armed) => { question.textContent = armed ? "Delete?" : ""; },
@@ -71,11 +73,14 @@ function makeCard(id, { onPick, onRemove }) {
 
 function update(card, job, chosen) {
   const active = isActive(job);
-  const words = `${nameOf(job)}, seed ${job.seed}`;
+  const task = taskWords(job.task).name;
+  const words = `${nameOf(job)}, seed ${job.seed}, ${task.toLowerCase()}, ${whenOf(job)}`;
   card.active = active;
   card.item.dataset.status = job.status;
   card.name.textContent = nameOf(job);
   card.seed.textContent = `seed ${job.seed}`;
+  card.task.textContent = task;
+  card.when.textContent = whenOf(job);
   card.state.textContent = job.status === "completed" ? "" : stateOf(job);
   card.bar.hidden = job.status !== "in_progress";
   card.bar.style.setProperty("--share", (job.progress ?? 0) / 100);

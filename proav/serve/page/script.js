@@ -11,6 +11,7 @@ import { modelDetails, modelSentence, nameOf, refusalWords } from "./words.js";
 const byId = (id) => document.getElementById(id);
 const PAGE = 24;
 const BUSY_SECONDS = 0.6, IDLE_SECONDS = 10, RETRY_SECONDS = 4;
+const AWAY = "The server does not answer. Press Generate again when it does.";
 const files = new Map(); // job id -> the file it was made from, for another seed
 let model = null;
 let jobs = [];
@@ -28,6 +29,7 @@ function connection(message) {
   const line = byId("connection");
   if (line.textContent !== message) line.textContent = message;
   line.hidden = !message;
+  if (!message && byId("error-form").textContent === AWAY) controls.say("");
 }
 
 function tellTrouble(error) {
@@ -119,8 +121,11 @@ async function loadModel() {
 /** Says what stood in the way of a request: at its field, at the button, or at the top. */
 function refuse(error, taken) {
   const before = taken ? `${taken} ${taken === 1 ? "clip was" : "clips were"} taken, the others not: ` : "";
-  if (!(error instanceof api.Refusal)) return tellTrouble(error);
-  if (error.retryAfter === null) return controls.show({ param: error.param, message: before + error.message });
+  if (!(error instanceof api.Refusal)) {
+    controls.say(before + AWAY);
+    return tellTrouble(error);
+  }
+  if (error.retryAfter === null) return controls.showRefusal(error, before);
   let seconds = error.retryAfter;
   const tell = () => {
     controls.say(`${before}${refusalWords(error.message)} ${seconds > 0 ? `Try again in ${seconds} s.` : "Try again now."}`);
@@ -131,8 +136,12 @@ function refuse(error, taken) {
 }
 
 async function generate() {
-  if (!model || byId("generate").getAttribute("aria-disabled") === "true") return;
+  if (byId("generate").getAttribute("aria-disabled") === "true") return;
   clearInterval(countdown);
+  if (!model) {
+    controls.say(AWAY);
+    return poll();
+  }
   controls.clearAll();
   const mistake = controls.mistake();
   if (mistake) return controls.show(mistake);
@@ -176,11 +185,7 @@ function again() {
   const job = jobOf(chosen);
   controls.reuse(job, { seed: controls.rollSeed() });
   const file = files.get(job.id);
-  if (file) {
-    const given = new DataTransfer();
-    given.items.add(file);
-    byId("file").files = given.files;
-  }
+  if (file) controls.giveFile(file);
   return generate();
 }
 

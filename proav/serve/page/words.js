@@ -1,12 +1,12 @@
 // What the page says about a job and a model, in one place: names, facts, times. Text only.
 
 const TASKS = {
-  joint: { name: "Picture and sound", short: "Both", hint: "The model makes the picture and its sound together.", accept: "" },
-  a2v: { name: "Picture from sound", short: "Picture", hint: "You give the sound; the model makes a picture to it.", accept: "audio/*,video/*", file: "Sound" },
-  v2a: { name: "Sound from picture", short: "Sound", hint: "You give the picture; the model makes the sound to it.", accept: "video/*", file: "Video" },
+  joint: { name: "Picture and sound", hint: "The model makes the picture and its sound together.", accept: "" },
+  a2v: { name: "Picture to your sound", hint: "You give the sound; the model makes a picture to it.", accept: "audio/*,video/*", file: "Your sound" },
+  v2a: { name: "Sound to your picture", hint: "You give the picture; the model makes the sound to it.", accept: "video/*", file: "Your video" },
 };
 
-export const taskWords = (task) => TASKS[task] ?? { name: task, short: task, hint: "", accept: "", file: "File" };
+export const taskWords = (task) => TASKS[task] ?? { name: task, hint: "", accept: "", file: "File" };
 
 export const nameOf = (job) => job.label || "No label";
 
@@ -30,15 +30,32 @@ export function stateOf(job) {
   return `Waiting: ${before} before it`;
 }
 
+/** When a job was asked for: the time alone if that was today. */
+export function whenOf(job) {
+  const then = new Date(1000 * job.created_at);
+  const time = { hour: "2-digit", minute: "2-digit" };
+  const today = then.toDateString() === new Date().toDateString();
+  return then.toLocaleString(undefined, today ? time : { day: "numeric", month: "short", ...time });
+}
+
+/** A server's message in the words of the page: programs call the same things by other names. */
+export function plain(message) {
+  const words = message
+    .replace(/^input_reference: */, "")
+    .replace(/\b(the )?input_reference\b/g, "the file")
+    .replace(/\bguidance_scale\b/g, "guidance")
+    .replace(/\btask=(\w+)/g, (_, task) => `“${taskWords(task).name}”`);
+  return `${words[0].toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
+}
+
 /** A refusal that passes by itself: what is the matter, without the server's own advice on when to come again. */
 export function refusalWords(message) {
-  const matter = message.replace(/[;,.]\s*try again.*$/i, "");
-  return `${matter[0].toUpperCase()}${matter.slice(1)}.`;
+  return plain(message.replace(/[;,.]\s*try again.*$/i, ""));
 }
 
 export function factsOf(job) {
   const facts = [["Seed", String(job.seed)], ["Steps", String(job.steps)], ["Guidance", decimals(job.guidance_scale)]];
-  if (job.task !== "joint") facts.push(["Made", taskWords(job.task).name.toLowerCase()]);
+  facts.push(["Made", taskWords(job.task).name.toLowerCase()], ["Asked for", whenOf(job)]);
   if (job.status === "completed" && job.seconds_taken != null) facts.push(["Took", duration(job.seconds_taken)]);
   return facts;
 }

@@ -1,0 +1,57 @@
+"""The error of every answer, and how it is sent without a framework: in Ray Serve's proxy, and below ASGI.
+
+Light to import: each proxy does. Answers of the application are `answers.py`.
+"""
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+from starlette.types import Send
+
+BROWSER_HEADERS = [
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+]
+"""Of every answer: no other site may show it in a frame, and no browser may take it for a script."""
+RETRY_SECONDS = 5
+RETRIED = 429, 503
+"""Statuses that say when to come again."""
+
+
+def error_object(status: int, message: str, *, param: str | None = None, code: str) -> dict[str, Any]:
+    """{"error": {message, type, param, code}}, as OpenAI's interface has it."""
+    client_error = "rate_limit_error" if status == 429 else "invalid_request_error"
+    kind = "server_error" if status >= 500 else client_error
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+async def send_error(
+    send: Send, status: int, message: str, *, code: str, close: bool = False, more: bool = False
+) -> None:
+    """Answers by ASGI.
+
+    close: the connection ends with it, since more of the request may be on its way.
+    more: the last, empty part of the body is the caller's to send.
+    """
+    headers, body = _parts(status, message, code, close)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def error_bytes(status: int, message: str, *, code: str) -> bytes:
+    """The answer as it goes over a connection that ends with it."""
+    headers, body = _parts(status, message, code, close=True)
+    start = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
+    return b"\r\n".join([start, *map(b": ".join, headers), b"", body])
+
+
+def _parts(status: int, message: str, code: str, close: bool) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    body = json.dumps(error_object(status, message, code=code)).encode("ascii")
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(b"cache-control", b"no-store"), *BROWSER_HEADERS]
+    if status in RETRIED:
+        headers.append((b"retry-after", str(RETRY_SECONDS).encode()))
+    if close:
+        headers.append((b"connection", b"close"))
+    return headers, body

@@ -1,0 +1,72 @@
+"""Ends a process that does not run any more, so that Ray Serve starts another.
+
+Ray Serve asks a process for its health, gives it three times the time-out, and then asks it to end: a frozen
+one holds its processors or GPU all that while. Here a small process of its own waits for signs of life and
+sends SIGKILL, which Ray notices at once. A process that is only slow, on a busy machine, is left alone (on
+Linux, which tells the two apart). The watcher imports nothing of proav, and goes when its parent goes.
+"""
+
+import contextlib
+import glob
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+BEATS = 6
+"""Signs of life within the time after which a process counts as frozen."""
+
+logger = logging.getLogger(__name__)
+
+
+def watch(name: str, *, frozen_seconds: float, trouble: Callable[[], str | None] = lambda: None) -> None:
+    """Watches this process from now on until it ends.
+
+    name: what it is called in the log.
+    frozen_seconds: it is killed if it gave no sign of life for so long, and none of its threads is about to.
+    trouble: asked several times in that span; the process ends at once for what it says; None: all is well.
+    """
+    words = [sys.executable, "-I", os.path.abspath(__file__), str(os.getpid()), str(frozen_seconds), name]
+    watcher = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+
+    def beat() -> None:
+        pause = threading.Event()
+        while not pause.wait(frozen_seconds / BEATS):
+            if said := trouble():
+                logger.error("%s, process %d: %s; it is ended", name, os.getpid(), said)
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                os.write(watcher.stdin.fileno(), b".")
+            except OSError as error:
+                logger.error("%s, process %d, is no longer watched: %s", name, os.getpid(), error)
+                return
+
+    threading.Thread(target=beat, name="watchdog", daemon=True).start()
+
+
+def _runs(pid: int) -> bool:
+    """Whether one of its threads computes, or waits for a processor or a disk; False where nobody can tell."""
+    for stat in glob.glob(f"/proc/{pid}/task/*/stat"):
+        with contextlib.suppress(OSError), open(stat) as file:
+            if file.read().rpartition(")")[2].split()[0] in "RD":
+                return True
+    return False
+
+
+def _main() -> None:
+    """The watcher's life."""
+    pid, frozen_seconds, name = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+    while (signs := select.select([0], [], [], frozen_seconds)[0]) or _runs(pid):
+        if signs and not os.read(0, 4096):
+            return
+    said = f"{name}, process {pid}: did not run for {frozen_seconds:g} s; it is ended"
+    print(said, file=sys.stderr, flush=True)
+    os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _main()
