@@ -1,0 +1,125 @@
+"""Packets in file order, with a mark at each joint: a place where the clock of a file starts anew.
+
+Captures that were put one behind the other have one, and recorders that were started again. No packet is decoded here.
+Private to `proav/media/container.py`.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import av
+
+from proav.errors import MediaError
+
+BACK_SECONDS = 0.5
+"""A clock that goes back by more starts anew; by less, something was sent twice."""
+AHEAD_SECONDS = 30.0
+"""A stream whose clock goes ahead by more than this and is alone in that has paused; with the others, their clock starts anew."""
+WAIT_SECONDS = 5.0
+"""After a joint of one stream the other's is waited for so long, on the clock of the file: multiplexers put streams up to two seconds apart."""
+MAX_LATE_SECONDS = 2.0
+"""A stream that goes on for longer on the old clock has not met the joint of the other."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A new clock begins. starts: the earliest time on it of each stream, by the stream's index, seconds."""
+
+    starts: dict[int, float]
+
+
+def with_joints(packets: Iterable[av.Packet], time_bases: dict[int, object], name: str) -> Iterator[av.Packet | Joint]:
+    """The packets of the streams of which `time_bases` are given, and a Joint before the first packet on a new clock.
+
+    Packets of the old clock that come after those of the new one are moved before the joint. A single packet with
+    a stray time loses it: its place is then guessed. Raises MediaError("bad_clock") if one stream starts anew and the other does not.
+    """
+    last: dict[int, float] = {}
+    joining: _Joining | None = None
+    for packet in packets:
+        if not packet.size:
+            continue
+        index = packet.stream_index
+        time = None if packet.dts is None else float(packet.dts * time_bases[index])
+        if joining is not None:
+            verdict = joining.take(packet, index, time, last)
+            if verdict == "old":
+                yield packet
+            elif verdict in ("stray", "full"):
+                yield from joining.released(stray=verdict == "stray")
+                last = last if verdict == "stray" else dict(joining.last)
+                joining = None
+            if joining is not None:
+                if joining.complete(len(time_bases)):
+                    yield from joining.released()
+                    last, joining = dict(joining.last), None
+                continue
+        if time is not None and index in last and not last[index] - BACK_SECONDS <= time <= last[index] + AHEAD_SECONDS:
+            if time < last[index] or _all_behind(time, index, last):
+                joining = _Joining(packet, index, time, last, time_bases, name)
+                continue
+        if time is not None:
+            last[index] = time
+        yield packet
+    if joining is not None:
+        yield from joining.released(stray=joining.num_packets == len(joining.last) == 1)
+
+
+def _all_behind(time: float, index: int, last: dict[int, float]) -> bool:
+    """Whether the other streams are far from a time ahead, so that a pause of this one alone does not explain it."""
+    others = [value for other, value in last.items() if other != index]
+    return bool(others) and all(time - value > AHEAD_SECONDS for value in others)
+
+
+class _Joining:
+    """What has come on the new clock, until it is sure that this is one and every stream has met it."""
+
+    def __init__(self, packet: av.Packet, index: int, time: float, old: dict[int, float], time_bases: dict[int, object], name: str) -> None:
+        self.first, self.last = index, {index: time}
+        self.num_packets = 1
+        self._begun = time
+        self._back = time < old[index]
+        self._old_end = max(old.values())
+        self._old = dict(old)
+        self._held = [packet]
+        self._time_bases, self._name = time_bases, name
+
+    def take(self, packet: av.Packet, index: int, time: float | None, old: dict[int, float]) -> str:
+        """ "new": held. "old": of the old clock. "stray": the first packet was alone with its time. "full": a packet of yet another clock."""
+        if index == self.first:
+            if time is not None and not self.last[index] - BACK_SECONDS <= time <= self.last[index] + AHEAD_SECONDS:
+                return "stray" if self.num_packets == 1 else "full"
+            self.num_packets += 1
+        elif index not in self.last:
+            if time is None or (index in old and abs(time - self.last[self.first]) >= min(abs(time - self._old_end), abs(time - old[index]))):
+                if time is not None:
+                    old[index] = time
+                    if self.num_packets > 1 and time - self._old_end > MAX_LATE_SECONDS:
+                        said = f"the clock of one track starts anew after {self._old_end:.1f} s and that of the other does not"
+                        raise MediaError("bad_clock", f"{self._name}: {said}")
+                return "old"
+        elif time is not None and not self.last[index] - BACK_SECONDS <= time <= self.last[index] + AHEAD_SECONDS:
+            return "full"
+        if time is not None:
+            self.last[index] = max(time, self.last.get(index, time))
+        self._held.append(packet)
+        return "new"
+
+    def complete(self, num_streams: int) -> bool:
+        return self.num_packets > 1 and (len(self.last) == num_streams or self.last[self.first] - self._begun > WAIT_SECONDS)
+
+    def released(self, *, stray: bool = False) -> Iterator[av.Packet | Joint]:
+        """The joint and what was held; without the joint and without its time if the first packet was a stray."""
+        if stray:
+            self._held[0].pts = self._held[0].dts = None
+        else:
+            yield Joint(self._starts())
+        yield from self._held
+
+    def _starts(self) -> dict[int, float]:
+        starts: dict[int, float] = {}
+        for packet in self._held:
+            if packet.pts is not None:
+                time = float(packet.pts * self._time_bases[packet.stream_index])
+                starts[packet.stream_index] = min(time, starts.get(packet.stream_index, time))
+        return starts
