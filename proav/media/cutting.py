@@ -24,6 +24,11 @@ MAX_STILL_SECONDS = 600.0
 """Sound that leads by more waits no longer for the next picture; this bounds the sound that is held."""
 
 
+def end_slack_seconds(fps: int) -> float:
+    """Less than this is not told as lost at the end of a stretch: less than a frame, or as much as sound may be short."""
+    return max(MAX_SOUND_SHORTFALL, 1 / fps) + 1e-6
+
+
 @dataclass(frozen=True, eq=False)
 class Cut:
     """A clip's frames, from frame `first` of the stretch on, and its sound. cancelled: as SoundClock.cancels."""

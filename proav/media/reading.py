@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from proav.errors import MediaError
-from proav.media.cutting import MAX_SOUND_SHORTFALL, PAUSE_SECONDS, Cut, Loss, Stretch
+from proav.media.cutting import PAUSE_SECONDS, Cut, Loss, Stretch, end_slack_seconds
 from proav.media.demuxing import (
     Decoder,
     can_be_read_again,
@@ -95,11 +95,6 @@ class Request:
     sound_track: int | None = None
 
     @property
-    def slack_seconds(self) -> float:
-        """Less than this is not told as lost at the end of a stretch: less than a frame, or as much as sound may be short."""
-        return max(MAX_SOUND_SHORTFALL, 1 / self.fps) + 1e-6
-
-    @property
     def asked_seconds(self) -> float | None:
         return None if self.max_frames is None else self.max_frames / self.fps
 
@@ -107,7 +102,7 @@ class Request:
 def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Segment | Lost]:
     """About as soon as something is known, then segments and losses in order of time, About again when all is known.
 
-    The losses and segments cover the file, or the span that was asked for, up to `slack_seconds` at the end of each
+    The losses and segments cover the file, or the span that was asked for, up to `end_slack_seconds` at the end of each
     stretch. Raises MediaError, as `container.read_segments`, where nothing can be used of the file, or nothing more of it.
     """
     start, asked = request.start_seconds, request.asked_seconds
@@ -262,7 +257,7 @@ class _Reader:
         request = self.request
         reached = self.told / request.fps
         declared = _seconds(self.container.duration) - request.start_seconds
-        asked = request.asked_seconds
+        asked, slack = request.asked_seconds, end_slack_seconds(request.fps)
         cut_short = asked is None and self.longest < 0.5 * declared
         if self.num_segments == 0:
             yield self._time(0) + (max(declared, reached) if asked is None else asked)
@@ -270,10 +265,10 @@ class _Reader:
         own_ends = [declared_end(stream) for stream in self.streams]
         own_end = declared if self.base or None in own_ends else max(own_ends) - self.file_start - request.start_seconds
         end = declared if asked is None else min(declared, asked)
-        if end > reached + request.slack_seconds:
+        if end > reached + slack:
             stopped = self.decoder.stopped_by and f"{self.name} cannot be read beyond {self._time(self.told):.2f} s ({self.decoder.stopped_by})"
-            yield from self._lose(end * request.fps, "truncated" if stopped or own_end > reached + request.slack_seconds else "gap", stopped or "")
-        if asked is not None and asked > self.told / request.fps + request.slack_seconds:
+            yield from self._lose(end * request.fps, "truncated" if stopped or own_end > reached + slack else "gap", stopped or "")
+        if asked is not None and asked > self.told / request.fps + slack:
             yield from self._lose(request.max_frames, "past_end")
         yield self._time(0) + (max(declared, self.told / request.fps) if asked is None else asked)
 
