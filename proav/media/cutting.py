@@ -52,8 +52,11 @@ class Stretch:
     """Cuts what two clocks have finished into clips of `min_frames` to `segment_frames` frames (None: as long as may be)."""
 
     def __init__(
-        self, pictures: PictureClock, sound: SoundClock | Silence, *, fps: int, sample_rate: int, segment_frames: int | None, min_frames: int
-    ) -> None:
+        self, pictures: PictureClock, sound: SoundClock | Silence, *, fps: int, sample_rate: int,
+        segment_frames: int | None, min_frames: int, first: int = 0,
+    ) -> None:  # fmt: skip
+        """first: the first frame that is wanted."""
+        self._first = first
         self.pictures, self.sound = pictures, sound
         self._fps, self._sample_rate = fps, sample_rate
         self._segment_frames, self._min_frames = segment_frames, max(1, min_frames)
@@ -99,6 +102,8 @@ class Stretch:
 
     def _cut_until(self, known: int, *, ended: bool = False) -> Iterator[Cut | Loss]:
         """Whole segments and losses up to frame `known`, which both clocks have passed."""
+        if self._next < min(self._first, known):
+            self._drop(min(self._first, known))
         limit = known
         for first, end, reason in self._unusable(known, ended):
             if first >= known or not reason:
@@ -123,9 +128,11 @@ class Stretch:
                 yield self._frames(begin), self._up(end), ""
                 return
             else:
-                for one, other in self.pictures.pauses:
+                for one, other in self.pictures.pauses:  # the picture from before the pause does not come back
                     if min(other, end) - max(one, begin) > PAUSE_SECONDS:
-                        yield self._frames(max(one, begin)), self._up(min(other, end)), "gap"
+                        back = other if other - end < PAUSE_SECONDS else end
+                        yield self._frames(max(one, begin)), self._up(back), "gap"
+                        yield self._up(back), self._up(other), "no_picture"
             if known > self._up(end) and number + 1 < len(self.sound.holes):
                 self._num_holes = number + 1
 
@@ -157,14 +164,17 @@ class Stretch:
         first = self._next
         if end <= first:
             return
-        self.pictures.skip(end - first)
-        self.sound.forget(round(end * self._sample_rate / self._fps))
-        self._next = end
+        self._drop(end)
         if self._loss is not None and self._loss.reason == reason:
             self._loss = Loss(self._loss.first, end, reason)
             return
         yield from self._told()
         self._loss = Loss(first, end, reason)
+
+    def _drop(self, end: int) -> None:
+        self.pictures.skip(end - self._next)
+        self.sound.forget(round(end * self._sample_rate / self._fps))
+        self._next = end
 
     def _told(self) -> Iterator[Loss]:
         if self._loss is not None:

@@ -35,6 +35,8 @@ MAX_DAMAGE = 0.1
 COUNTED_FORMATS = ("avi",)
 """They carry no time stamps, only pictures in the order of decoding. With B-frames FFmpeg stamps them late, by as many as wait to be shown, and H.264
 even out of order; the count of packets at which a picture came out is in order, and late by the same number."""
+END_TIME_FORMATS = ("matroska,webm", "nut", "asf")
+"""Their headers state when the file ends on its own clock, not how long it is."""
 MAX_REORDERED = 16
 """Of H.264, the most of any codec."""
 MAX_PIXELS = 8192 * 8192
@@ -120,10 +122,19 @@ def start_time(stream) -> Fraction | None:
     return None if stream.start_time is None else stream.start_time * stream.time_base
 
 
-def declared_end(stream) -> float | None:
+def declared_seconds(container) -> float:
+    """Length of the file by its header, 0 if it states none."""
+    duration = container.duration or 0
+    if container.format.name in END_TIME_FORMATS and duration > (container.start_time or 0):
+        duration -= container.start_time or 0
+    return duration / av.time_base
+
+
+def declared_end(container, stream) -> float | None:
     """When the stream ends, in seconds of the file's clock, if its header says."""
     if stream.duration is not None:
-        return float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
+        start = 0 if container.format.name in END_TIME_FORMATS else stream.start_time or 0
+        return float((start + stream.duration) * stream.time_base)
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")  # Matroska, 00:01:00.008000000
     minutes, _, seconds = rest.partition(":")
     try:

@@ -21,6 +21,8 @@ MAX_GAP_SECONDS = 30.0
 """Sound that pauses for longer is missing, and so are pictures that begin so much later; shorter pauses become silence, or the first picture."""
 STILL_SECONDS = 1.0
 """A file that has shown one picture for longer is taken for one whose writer writes pictures only when they change."""
+UNSEEN_DURATION = 2 / 3
+"""A last picture that is said to last less than this share of the shortest distance of two pictures has no duration of its own: FFmpeg fills one in."""
 MIN_TOLERANCE, MAX_TOLERANCE = 1e-6, 5e-4
 """Time stamps are off by up to half a tick of their container, but a coarse tick (AVI counts frames) does not excuse half a frame."""
 LAST_FRAME_SLACK = 0.1
@@ -127,6 +129,7 @@ class PictureClock:
         self.pauses: list[tuple[float, float]] = []
         self.late = 0.0
         self._has_stills = False
+        self._duration = self._least = 0.0  # of the last picture as the file says; the shortest distance of two
         self._deinterlacer = Deinterlacer()
         self._tolerance = max(MIN_TOLERANCE, min(tick / 2, MAX_TOLERANCE))
         self._interval = self._usual = default_duration
@@ -145,18 +148,22 @@ class PictureClock:
 
     def push(self, frame: av.VideoFrame) -> None:
         """Takes the next picture in order of showing; one that comes after a later one (a damaged stream) is left out."""
+        self._duration = float(frame.duration * frame.time_base)
         for picture in self._deinterlacer.push(frame):
             self._show(picture)
 
     def finish(self, sound_seconds: float) -> None:
-        """The stream has ended: the last picture stays for its own duration, or as long as the sound if the file has shown stills before."""
+        """The stream has ended: the last picture stays for its own duration.
+
+        As long as the sound if the file does not say how long, or has shown stills before.
+        """
         for picture in self._deinterlacer.finish():
             self._show(picture)
         if self._shown is None:
             return
         sound_end = self.start + sound_seconds if sound_seconds < float("inf") else self._time
         end = min(self._next_time(), max(self._time + MAX_GAP_SECONDS, sound_end))
-        if self._has_stills:
+        if self._has_stills or self._duration < UNSEEN_DURATION * self._least or not self._duration:
             end = max(end, sound_end)
         self._finish_frames(int((end - self.start) * self.fps + LAST_FRAME_SLACK))
 
@@ -192,6 +199,7 @@ class PictureClock:
             if time - self._time - self._usual > STILL_SECONDS:
                 self.pauses.append((self._time + self._usual - self.start, time - self.start))
             self._interval = time - self._time or self._interval
+            self._least = min(self._least or self._interval, self._interval)
         while not self.full and self.start + self.num_frames / self.fps + self._tolerance < time:
             self._finish_frame()
         self._shown, self._drawn, self._time = frame, None, time

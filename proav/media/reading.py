@@ -20,6 +20,7 @@ from proav.media.demuxing import (
     can_be_read_again,
     check_pixels,
     declared_end,
+    declared_seconds,
     opened,
     origin,
     pixel_aspect,
@@ -112,7 +113,7 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
         raise MediaError("bad_span", said)
     with contextlib.ExitStack() as files:
         container, name = files.enter_context(opened(source))
-        end = start + asked if asked is not None else max(start, _seconds(container.duration))
+        end = start + asked if asked is not None else max(start, declared_seconds(container))
         yield About(end)
         programmes = programmes_of(source, container)
         tracks = choose_tracks(
@@ -129,13 +130,9 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
             yield replace(about, end_seconds=part) if isinstance(part, float) else part
 
 
-def _seconds(duration: int | None) -> float:
-    return (duration or 0) / av.time_base
-
-
 def _listen(container, name: str, tracks: Tracks, request: Request) -> None:
     """Chooses the sound track by what the tracks hold in the span that is read."""
-    first, end = _seconds(container.start_time) + request.start_seconds, None
+    first, end = (container.start_time or 0) / av.time_base + request.start_seconds, None
     if request.start_seconds:
         with contextlib.suppress(av.FFmpegError, OSError):
             container.seek(int(first * av.time_base), backward=True)
@@ -159,7 +156,7 @@ class _Reader:
         self.clock = self.file_start + request.start_seconds  # the time of the file's clock at which the stretch begins
         self.base = 0  # and the frame that this is, from start_seconds on
         self.told = 0  # frames that are cut or lost
-        self.seconds = self.longest = 0.0  # with picture and sound, with either
+        self.seconds = self.longest = 0.0  # with picture and sound in one piece, with either in all
         self.num_segments = self.num_cleaned = 0
         self.losses: list[Lost] = []  # before the first segment
         self.decoder = Decoder(container, self.streams, name, request.deadline_seconds, request.on_progress)
@@ -210,7 +207,7 @@ class _Reader:
         except (av.FFmpegError, ValueError) as error:
             raise MediaError("decode_error", f"{self.name}: the end of the file cannot be converted ({error})") from error
         self.num_cleaned += stretch.sound.num_cleaned
-        self.seconds += min(stretch.pictures.seconds, stretch.sound.seconds)
+        self.seconds = max(self.seconds, min(stretch.pictures.seconds, stretch.sound.seconds))
         self.longest += max(stretch.pictures.seconds, stretch.sound.seconds if self.audio is not None else 0.0)
 
     def _join(self, joint: Joint) -> Stretch:
@@ -256,13 +253,13 @@ class _Reader:
         """What the file declares, or was asked for, and does not hold. Raises MediaError where it holds no segment."""
         request = self.request
         reached = self.told / request.fps
-        declared = _seconds(self.container.duration) - request.start_seconds
+        declared = declared_seconds(self.container) - request.start_seconds
         asked, slack = request.asked_seconds, end_slack_seconds(request.fps)
         cut_short = asked is None and self.longest < 0.5 * declared
         if self.num_segments == 0:
             yield self._time(0) + (max(declared, reached) if asked is None else asked)
             raise self._nothing_usable(declared if cut_short else None)
-        own_ends = [declared_end(stream) for stream in self.streams]
+        own_ends = [declared_end(self.container, stream) for stream in self.streams]
         own_end = declared if self.base or None in own_ends else max(own_ends) - self.file_start - request.start_seconds
         end = declared if asked is None else min(declared, asked)
         if end > reached + slack:
