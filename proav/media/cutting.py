@@ -65,6 +65,11 @@ class Stretch:
         self._loss: Loss | None = None
 
     @property
+    def reached(self) -> int:
+        """The first frame that is neither cut nor lost nor before the first that is wanted."""
+        return self._next
+
+    @property
     def complete(self) -> bool:
         """All that was asked for has been read."""
         return self.pictures.full and self.sound.seconds >= self.pictures.seconds
@@ -102,8 +107,7 @@ class Stretch:
 
     def _cut_until(self, known: int, *, ended: bool = False) -> Iterator[Cut | Loss]:
         """Whole segments and losses up to frame `known`, which both clocks have passed."""
-        if self._next < min(self._first, known):
-            self._drop(min(self._first, known))
+        self._drop(min(self._first, known))
         limit = known
         for first, end, reason in self._unusable(known, ended):
             if first >= known or not reason:
@@ -161,6 +165,7 @@ class Stretch:
 
     def _lose(self, end: int, reason: str) -> Iterator[Loss]:
         """Frames up to `end` are lost; a loss that goes on is told once, when it is over."""
+        self._drop(min(end, self._first))
         first = self._next
         if end <= first:
             return
@@ -172,6 +177,8 @@ class Stretch:
         self._loss = Loss(first, end, reason)
 
     def _drop(self, end: int) -> None:
+        if end <= self._next:
+            return
         self.pictures.skip(end - self._next)
         self.sound.forget(round(end * self._sample_rate / self._fps))
         self._next = end

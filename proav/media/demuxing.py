@@ -231,7 +231,7 @@ class Decoder:
 
         Raises MediaError timeout or bad_clock.
         """
-        for packet in with_joints(self._packets(), self._time_bases, self._name):
+        for packet in self.packets():
             if isinstance(packet, Joint):
                 for stream in self._streams:
                     yield from self._decode(stream, None)
@@ -242,7 +242,11 @@ class Decoder:
         for stream in self._streams:
             yield from self._decode(stream, None)
 
-    def _packets(self) -> Iterator[av.Packet]:
+    def packets(self) -> Iterator[av.Packet | Joint]:
+        """The same before decoding."""
+        return with_joints(self._read_packets(), self._time_bases, self._name)
+
+    def _read_packets(self) -> Iterator[av.Packet]:
         packets = self._container.demux(*self._streams)
         while True:
             self.sign()

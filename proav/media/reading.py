@@ -5,6 +5,7 @@ Private to `proav/media/container.py`, which says what the clock is.
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -40,6 +41,8 @@ WHY_LOST = {
     "past_end": "ends after {begin:.2f} s; up to {end:.2f} s are listed",
 }
 
+JOINABLE_FORMATS = ("mpegts", "mpeg")
+"""Files of these stay readable when they are put one behind the other. Before a span of one is looked for, all its packets are looked at."""
 MAX_PAUSE_SECONDS = 6 * 3600.0
 """A picture that is shown for longer is the last one: a stray time stamp may say a million years."""
 
@@ -78,7 +81,10 @@ class Lost:
 
 @dataclass(frozen=True)
 class Request:
-    """What to read of a file and how. segment_frames: None: clips as long as may be. max_frames: None: to the end."""
+    """What to read of a file and how. segment_frames: None: clips as long as may be. max_frames: None: to the end.
+
+    wanted_from: this many frames are read and left out, without a word; max_frames is counted from there.
+    """
 
     fps: int
     sample_rate: int
@@ -88,6 +94,7 @@ class Request:
     segment_frames: int | None = None
     start_seconds: float = 0.0
     max_frames: int | None = None
+    wanted_from: int = 0
     min_frames: int = 1
     deadline_seconds: float | None = None
     on_progress: Callable[[], None] | None = None
@@ -124,10 +131,22 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
             _listen(container, name, tracks, request)
             files.close()
             container, name = files.enter_context(opened(source))
+        if start and container.format.name in JOINABLE_FORMATS and can_be_read_again(source):
+            joined = _has_joints(container, tracks, name, request)
+            files.close()
+            container, name = files.enter_context(opened(source))
+            if joined:  # its clock does not say where something is
+                request = replace(request, wanted_from=math.ceil(start * request.fps - 1e-6), start_seconds=0.0)
         about = About(end, *tracks.places(container), note_others(tracks, container, programmes))
         yield about
         for part in _Reader(container, name, tracks, request).parts():
             yield replace(about, end_seconds=part) if isinstance(part, float) else part
+
+
+def _has_joints(container, tracks: Tracks, name: str, request: Request) -> bool:
+    """Whether the file's clock starts anew somewhere; nothing is decoded."""
+    watch = Decoder(container, tracks.streams(container), name, request.deadline_seconds, request.on_progress)
+    return any(isinstance(packet, Joint) for packet in watch.packets())
 
 
 def _listen(container, name: str, tracks: Tracks, request: Request) -> None:
@@ -147,15 +166,15 @@ class _Reader:
 
     def __init__(self, container, name: str, tracks: Tracks, request: Request) -> None:
         self.container, self.name, self.request = container, name, request
-        self.video = container.streams[tracks.video]
-        self.audio = None if tracks.audio is None else container.streams[tracks.audio]
-        self.streams = [self.video] if self.audio is None else [self.video, self.audio]
+        self.streams = tracks.streams(container)
+        self.video, self.audio = [*self.streams, None][:2]
         check_pixels(self.video, name)
         self.canvas = Canvas(height=request.height, width=request.width, fit=request.fit, pixel_aspect=pixel_aspect(self.video))
         self.file_start = float(self._origin([start_time(stream) for stream in self.streams]))
         self.clock = self.file_start + request.start_seconds  # the time of the file's clock at which the stretch begins
         self.base = 0  # and the frame that this is, from start_seconds on
-        self.told = 0  # frames that are cut or lost
+        self.told = request.wanted_from  # frames that are cut or lost
+        self.end_frame = None if request.max_frames is None else request.wanted_from + request.max_frames
         self.seconds = self.longest = 0.0  # with picture and sound in one piece, with either in all
         self.num_segments = self.num_cleaned = 0
         self.losses: list[Lost] = []  # before the first segment
@@ -167,9 +186,9 @@ class _Reader:
         for kind, frame in self.decoder.frames_from(self.clock if self.request.start_seconds else None, self.file_start):
             if kind == "joint":
                 yield from self._take(self._end(stretch))
-                if self.request.max_frames is not None and self.told >= self.request.max_frames:
+                if self.end_frame is not None and self.told >= self.end_frame:
                     break
-                stretch = self._join(frame)
+                stretch = self._join(frame, self.base + stretch.reached)
                 continue
             try:
                 (stretch.pictures if kind == "video" else stretch.sound).push(frame)
@@ -192,13 +211,13 @@ class _Reader:
         rate = self.video.guessed_rate or self.video.average_rate or Fraction(25)
         pictures = PictureClock(
             self.canvas, fps=request.fps, start=self.clock, tick=float(self.video.time_base), default_duration=float(1 / rate),
-            max_frames=None if request.max_frames is None else max(0, request.max_frames - self.base),
+            max_frames=None if self.end_frame is None else max(0, self.end_frame - self.base),
             max_still=MAX_GAP_SECONDS if self.audio is None else MAX_PAUSE_SECONDS,
         )  # fmt: skip
         sound = Silence() if self.audio is None else SoundClock(sample_rate=request.sample_rate, start=self.clock, hole_seconds=PAUSE_SECONDS)
         return Stretch(
             pictures, sound, fps=request.fps, sample_rate=request.sample_rate,
-            segment_frames=request.segment_frames, min_frames=request.min_frames,
+            segment_frames=request.segment_frames, min_frames=request.min_frames, first=max(0, request.wanted_from - self.base),
         )  # fmt: skip
 
     def _end(self, stretch: Stretch) -> Iterator[Cut | Loss]:
@@ -210,11 +229,11 @@ class _Reader:
         self.seconds = max(self.seconds, min(stretch.pictures.seconds, stretch.sound.seconds))
         self.longest += max(stretch.pictures.seconds, stretch.sound.seconds if self.audio is not None else 0.0)
 
-    def _join(self, joint: Joint) -> Stretch:
+    def _join(self, joint: Joint, reached: int) -> Stretch:
         """The stretch after a joint: right behind the one before or, if the clock has gone ahead, as much later."""
         starts = [joint.starts.get(stream.index) for stream in self.streams]
         clock = float(self._origin([None if start is None else Fraction(start) for start in starts]))
-        self.base = max(self.told, self.base + round((clock - self.clock) * self.request.fps))
+        self.base = max(reached, self.base + round((clock - self.clock) * self.request.fps))
         self.clock = clock
         return self._stretch()
 
@@ -254,7 +273,7 @@ class _Reader:
         request = self.request
         reached = self.told / request.fps
         declared = declared_seconds(self.container) - request.start_seconds
-        asked, slack = request.asked_seconds, end_slack_seconds(request.fps)
+        asked, slack = None if self.end_frame is None else self.end_frame / request.fps, end_slack_seconds(request.fps)
         cut_short = asked is None and self.longest < 0.5 * declared
         if self.num_segments == 0:
             yield self._time(0) + (max(declared, reached) if asked is None else asked)
@@ -266,7 +285,7 @@ class _Reader:
             stopped = self.decoder.stopped_by and f"{self.name} cannot be read beyond {self._time(self.told):.2f} s ({self.decoder.stopped_by})"
             yield from self._lose(end * request.fps, "truncated" if stopped or own_end > reached + slack else "gap", stopped or "")
         if asked is not None and asked > self.told / request.fps + slack:
-            yield from self._lose(request.max_frames, "past_end")
+            yield from self._lose(self.end_frame, "past_end")
         yield self._time(0) + (max(declared, self.told / request.fps) if asked is None else asked)
 
     def _nothing_usable(self, declared: float | None) -> MediaError:

@@ -36,6 +36,10 @@ class Tracks:
     candidates: tuple[int, ...] = ()
     why: str = ""
 
+    def streams(self, container) -> list:
+        """The picture and, if there is one, the sound."""
+        return [container.streams[index] for index in (self.video, self.audio) if index is not None]
+
     def places(self, container) -> tuple[int, int | None]:
         """Picture and sound as numbers among the file's tracks of their kind, from 0."""
         kinds = (("video", self.video), ("audio", self.audio))
