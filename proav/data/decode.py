@@ -75,7 +75,8 @@ class SourceDecoder:
                     start = offset + part.start_seconds
                     yield segment_row(self.config, source, start, segment, self.mel_frames, cancelled=part.cancelled)
                 case Lost():
-                    yield replace(part, start_seconds=offset + part.start_seconds, end_seconds=offset + part.end_seconds)
+                    end = None if part.end_seconds is None else offset + part.end_seconds
+                    yield replace(part, start_seconds=offset + part.start_seconds, end_seconds=end)
                 case About():
                     yield replace(part, end_seconds=offset + part.end_seconds)
 

@@ -4,7 +4,7 @@ Knows nothing of files. Private to `proav/media/container.py`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,7 @@ class Stretch:
         """All that was asked for has been read."""
         return self.pictures.full and self.sound.seconds >= self.pictures.seconds
 
-    def ready(self) -> Iterator[Cut | Loss]:
+    def ready(self) -> Iterable[Cut | Loss]:
         """What both streams have passed."""
         pictures, sound = self.pictures, self.sound
         lead = pictures.seconds - sound.seconds
@@ -84,7 +84,11 @@ class Stretch:
             pictures.hold_until(sound.seconds - MAX_STILL_SECONDS)
         elif pictures.max_frames is not None and MAX_LEAD_SECONDS < sound.seconds - pictures.max_frames / self._fps < float("inf"):
             pictures.hold_until(pictures.max_frames / self._fps)
-        yield from self._cut_until(min(pictures.num_frames, int(min(sound.seconds, 1e9) * self._fps + 1e-6)))
+        known = min(pictures.num_frames, int(min(sound.seconds, 1e9) * self._fps + 1e-6))
+        whole = self._segment_frames is None or known < self._next + self._segment_frames
+        if whole and len(self.sound.holes) == self._num_holes and pictures.late <= MAX_GAP_SECONDS:
+            return ()  # asked at every frame: nothing costs nothing
+        return self._cut_until(known)
 
     def rest(self) -> Iterator[Cut | Loss]:
         """The stretch has ended, or all that was asked for has been read: what is left."""

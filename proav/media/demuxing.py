@@ -190,6 +190,7 @@ class Decoder:
         self._deadline_seconds = deadline_seconds
         self._deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
         self.stopped_by: str | None = None
+        self.has_later_tracks = False
         self.num_frames = dict.fromkeys((stream.type for stream in streams), 0)
         self.num_packets = dict.fromkeys(self.num_frames, 0)
         self._recent = {kind: [0, 0] for kind in self.num_frames}  # packets, packets that failed, since the last check
@@ -252,6 +253,9 @@ class Decoder:
             self.sign()
             try:
                 packet = next(packets, None)
+            except IndexError:  # PyAV knows the tracks that were there when the file was opened, and no later ones
+                self.has_later_tracks, packets = True, self._container.demux(*self._streams)
+                continue
             except (av.FFmpegError, OSError) as error:
                 self.stopped_by = _words(error)
                 return

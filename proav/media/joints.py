@@ -6,6 +6,7 @@ Private to `proav/media/container.py`.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 
@@ -28,19 +29,20 @@ class Joint:
     starts: dict[int, float]
 
 
-def with_joints(packets: Iterable[av.Packet], time_bases: dict[int, object], name: str) -> Iterator[av.Packet | Joint]:
+def with_joints(packets: Iterable[av.Packet], time_bases: dict[int, Fraction], name: str) -> Iterator[av.Packet | Joint]:
     """The packets of the streams of which `time_bases` are given, and a Joint before the first packet on a new clock.
 
     Packets of the old clock that come after those of the new one are moved before the joint. A single packet with
     a stray time loses it: its place is then guessed. Raises MediaError("bad_clock") if one stream starts anew and the other does not.
     """
+    time_bases = {index: float(time_base) for index, time_base in time_bases.items()}  # a Fraction costs ten times as much
     last: dict[int, float] = {}
     joining: _Joining | None = None
     for packet in packets:
         if not packet.size:
             continue
-        index = packet.stream_index
-        time = None if packet.dts is None else float(packet.dts * time_bases[index])
+        index, dts = packet.stream_index, packet.dts
+        time = None if dts is None else dts * time_bases[index]
         if joining is not None:
             verdict = joining.take(packet, index, time, last)
             if verdict == "old":
@@ -74,7 +76,7 @@ def _all_behind(time: float, index: int, last: dict[int, float]) -> bool:
 class _Joining:
     """What has come on the new clock, until it is sure that this is one and every stream has met it."""
 
-    def __init__(self, packet: av.Packet, index: int, time: float, old: dict[int, float], time_bases: dict[int, object], name: str) -> None:
+    def __init__(self, packet: av.Packet, index: int, time: float, old: dict[int, float], time_bases: dict[int, float], name: str) -> None:
         self.first, self.last = index, {index: time}
         self.num_packets = 1
         self._begun = time
@@ -120,6 +122,6 @@ class _Joining:
         starts: dict[int, float] = {}
         for packet in self._held:
             if packet.pts is not None:
-                time = float(packet.pts * self._time_bases[packet.stream_index])
+                time = packet.pts * self._time_bases[packet.stream_index]
                 starts[packet.stream_index] = min(time, starts.get(packet.stream_index, time))
         return starts

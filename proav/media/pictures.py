@@ -131,6 +131,7 @@ class PictureClock:
         self._has_stills = False
         self._duration = self._least = 0.0  # of the last picture as the file says; the shortest distance of two
         self._deinterlacer = Deinterlacer()
+        self._tick = tick
         self._tolerance = max(MIN_TOLERANCE, min(tick / 2, MAX_TOLERANCE))
         self._interval = self._usual = default_duration
         self._shown: av.VideoFrame | None = None
@@ -148,7 +149,7 @@ class PictureClock:
 
     def push(self, frame: av.VideoFrame) -> None:
         """Takes the next picture in order of showing; one that comes after a later one (a damaged stream) is left out."""
-        self._duration = float(frame.duration * frame.time_base)
+        self._duration = frame.duration * self._tick
         for picture in self._deinterlacer.push(frame):
             self._show(picture)
 

@@ -71,10 +71,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Lost:
-    """A span of the file that cannot be used. reason: a short stable word; message: for people."""
+    """A span of the file that cannot be used. end_seconds: None: nobody knows. reason: a short stable word; message: for people."""
 
     start_seconds: float
-    end_seconds: float
+    end_seconds: float | None
     reason: str
     message: str
 
@@ -195,7 +195,8 @@ class _Reader:
             except (av.FFmpegError, ValueError) as error:  # a pixel or sample format that cannot be converted
                 said = f"{self.name}: {kind} in the format {frame.format.name} cannot be converted ({error})"
                 raise MediaError("decode_error", said) from error
-            yield from self._take(stretch.ready())
+            if pieces := stretch.ready():
+                yield from self._take(pieces)
             if stretch.complete or stretch.pictures.broke_off:
                 break
         yield from self._take(self._end(stretch))
@@ -286,6 +287,9 @@ class _Reader:
             yield from self._lose(end * request.fps, "truncated" if stopped or own_end > reached + slack else "gap", stopped or "")
         if asked is not None and asked > self.told / request.fps + slack:
             yield from self._lose(self.end_frame, "past_end")
+        if self.decoder.has_later_tracks and asked is None:
+            said = f"{self.name} has tracks that begin in its middle, as where recordings were joined; they are not read: split the file there"
+            yield Lost(self._time(self.told), None, "later_tracks", said)
         yield self._time(0) + (max(declared, self.told / request.fps) if asked is None else asked)
 
     def _nothing_usable(self, declared: float | None) -> MediaError:

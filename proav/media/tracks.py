@@ -120,7 +120,7 @@ def loudness_of(container, indices: Sequence[int], *, end_seconds: float | None,
     streams = [container.streams[index] for index in indices]
     packers: dict[tuple, av.AudioResampler] = {}
     loudness = dict.fromkeys(indices, 0.0)
-    packets = container.demux(*streams)
+    packets, packet = container.demux(*streams), None
     while True:
         on_packet()
         try:
@@ -128,6 +128,9 @@ def loudness_of(container, indices: Sequence[int], *, end_seconds: float | None,
             if packet is None or (end_seconds is not None and packet.dts is not None and packet.dts * packet.time_base > end_seconds):
                 return loudness
             frames = packet.decode() if packet.size else []
+        except IndexError:  # of a track that was not there when the file was opened
+            packets = container.demux(*streams)
+            continue
         except (av.FFmpegError, OSError, ValueError):
             if packet is None:
                 return loudness
