@@ -105,7 +105,7 @@ def note_others(tracks: Tracks, container, programmes: dict[int, set[int]]) -> s
         others = [
             f"{number} ({_words(stream)})"
             for number, stream in enumerate(streams)
-            if number != place and groups[stream.index] & mine and not stream.disposition & COVER
+            if number != place and groups[stream.index] & (mine | {NO_PROGRAMME}) and not stream.disposition & COVER
         ]
         if others:
             notes.append(f"{what} track {place} is taken{why}, there are others: {', '.join(others)}")
@@ -148,7 +148,7 @@ def loudness_of(container, indices: Sequence[int], *, end_seconds: float | None,
 
 def programmes_of(source: str | BinaryIO, container) -> dict[int, set[int]]:
     """The programmes of an opened file, as `parse_programmes`; {} where its tracks cannot be of several."""
-    if container.format.name != "mpegts" or len(container.streams) <= 2 or not can_be_read_again(source):
+    if container.format.name != "mpegts" or len(container.streams) < 2 or not can_be_read_again(source):
         return {}
     return parse_programmes(read_head(source, HEAD_BYTES))
 

@@ -214,8 +214,9 @@ def test_damage_loses_its_own_segment_alone(tmp_path):
     noise = lambda time: np.random.default_rng(int(time * 25)).integers(0, 255, (64, 80, 3), np.uint8)
     path = make_film(tmp_path / "film.ts", times=regular(25, 12), sound_to=12.0, audio="mp2", video="mpeg2video", paint=noise)
     data = bytearray(Path(path).read_bytes())
-    for place in range(len(data) * 5 // 12 // 188 * 188, len(data) * 6 // 12, 188):
-        data[place + 20 : place + 188] = bytes(168)
+    for place in range(len(data) * 5 // 12 // 188 * 188, len(data) * 6 // 12 // 188 * 188, 188):
+        if data[place + 1] & 0x1F == 1 and not data[place + 1] & 0x40:  # the middle of a picture or of sound
+            data[place + 60 : place + 188] = bytes(128)
     Path(path).write_bytes(bytes(data))
     segments, losses, _ = parts_of(path, segment_seconds=2)
     damaged = [loss for loss in losses if loss.reason == "decode_error"]
