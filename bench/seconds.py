@@ -31,7 +31,7 @@ def prepare(config: Config) -> dict:
 
 def row_of(name: str, files: int, seconds: dict, reasons: dict[str, float]) -> str:
     total = seconds["used"] + seconds["rejected"]
-    told = ", ".join(f"{reason} {value:.1f}" for reason, value in sorted(reasons.items(), key=lambda item: -item[1]) if value >= 0.05)
+    told = ", ".join(f"{reason} {value:.1f}" if value else reason for reason, value in sorted(reasons.items(), key=lambda item: -item[1]))
     return f"| {name} | {files} | {seconds['declared']:.1f} | {seconds['used']:.1f} | {seconds['rejected']:.1f} | {total:.1f} | {told} |"
 
 
@@ -65,9 +65,7 @@ def main() -> None:
         if arguments.files:
             for row in accounts:
                 seconds = {"declared": row["end_seconds"] - row["start_seconds"], "used": row["used_seconds"], "rejected": row["rejected_seconds"]}
-                unopened = {reason: 0.05 for reason, value in spent.get(row["source"], {}).items() if not value}
-                reasons = {reason: value for reason, value in spent.get(row["source"], {}).items() if value} | unopened
-                print(row_of(f"`{row['source'].rsplit('/', 1)[-1]}`", 1, seconds, reasons))
+                print(row_of(f"`{row['source'].rsplit('/', 1)[-1]}`", 1, seconds, spent.get(row["source"], {})))
         print(row_of(f"**{Path(folder).name}**", len(accounts), manifest["seconds"], total), flush=True)
 
 

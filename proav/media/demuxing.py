@@ -185,6 +185,8 @@ class Decoder:
         self, container, streams: list, name: str, deadline_seconds: float | None = None, on_progress: Callable[[], None] | None = None
     ) -> None:
         self._container, self._streams, self._name = container, streams, name
+        beside = (stream for stream in container.streams if stream.type in ("video", "audio") and stream not in streams)
+        self._demuxed = [*streams, *(stream for stream in beside if not stream.disposition & av.stream.Disposition.attached_pic)]
         self._time_bases = {stream.index: stream.time_base for stream in streams}
         self._on_progress = on_progress
         self._deadline_seconds = deadline_seconds
@@ -248,13 +250,13 @@ class Decoder:
         return with_joints(self._read_packets(), self._time_bases, self._name)
 
     def _read_packets(self) -> Iterator[av.Packet]:
-        packets = self._container.demux(*self._streams)
+        packets = self._container.demux(*self._demuxed)
         while True:
             self.sign()
             try:
                 packet = next(packets, None)
             except IndexError:  # PyAV knows the tracks that were there when the file was opened, and no later ones
-                self.has_later_tracks, packets = True, self._container.demux(*self._streams)
+                self.has_later_tracks, packets = True, self._container.demux(*self._demuxed)
                 continue
             except (av.FFmpegError, OSError) as error:
                 self.stopped_by = _words(error)

@@ -22,27 +22,50 @@ MAX_LATE_SECONDS = 2.0
 """A stream that goes on for longer on the old clock has not met the joint of the other."""
 
 
+MIN_SKIPPED_SECONDS = 2.0
+"""Packets of other tracks alone, for longer than multiplexers put streams apart, are a stretch of their own."""
+
+
 @dataclass(frozen=True)
 class Joint:
-    """A new clock begins. starts: the earliest time on it of each stream, by the stream's index, seconds."""
+    """A new clock begins, or a stretch without the tracks that are read ends.
+
+    starts: the earliest time on the new clock of each stream, by the stream's index, seconds. skipped_seconds: length of
+    the stretch before it in which there were packets of other tracks alone.
+    """
 
     starts: dict[int, float]
+    skipped_seconds: float = 0.0
 
 
 def with_joints(packets: Iterable[av.Packet], time_bases: dict[int, Fraction], name: str) -> Iterator[av.Packet | Joint]:
     """The packets of the streams of which `time_bases` are given, and a Joint before the first packet on a new clock.
+
+    Packets of other streams are left out; where there was nothing else at the file's beginning or end stands a Joint, too.
 
     Packets of the old clock that come after those of the new one are moved before the joint. A single packet with
     a stray time loses it: its place is then guessed. Raises MediaError("bad_clock") if one stream starts anew and the other does not.
     """
     time_bases = {index: float(time_base) for index, time_base in time_bases.items()}  # a Fraction costs ten times as much
     last: dict[int, float] = {}
+    others: dict[int, tuple[float, float]] = {}  # first and last time of each other stream, since the last packet that was wanted
     joining: _Joining | None = None
     for packet in packets:
         if not packet.size:
             continue
         index, dts = packet.stream_index, packet.dts
+        if index not in time_bases:
+            if dts is not None:
+                time = float(dts * packet.time_base)
+                others[index] = (others.get(index, (time, time))[0], time)
+            continue
         time = None if dts is None else dts * time_bases[index]
+        skipped = 0.0
+        if others:
+            skipped = _skipped(others)
+            others.clear()
+            if skipped and not last:
+                yield Joint({}, skipped)
         if joining is not None:
             verdict = joining.take(packet, index, time, last)
             if verdict == "old":
@@ -58,13 +81,20 @@ def with_joints(packets: Iterable[av.Packet], time_bases: dict[int, Fraction], n
                 continue
         if time is not None and index in last and not last[index] - BACK_SECONDS <= time <= last[index] + AHEAD_SECONDS:
             if time < last[index] or _all_behind(time, index, last):
-                joining = _Joining(packet, index, time, last, time_bases, name)
+                joining = _Joining(packet, index, time, last, time_bases, name, skipped)
                 continue
         if time is not None:
             last[index] = time
         yield packet
     if joining is not None:
         yield from joining.released(stray=joining.num_packets == len(joining.last) == 1)
+    if skipped := _skipped(others):
+        yield Joint({}, skipped)
+
+
+def _skipped(others: dict[int, tuple[float, float]]) -> float:
+    seconds = max((last - first for first, last in others.values()), default=0.0)
+    return seconds if seconds > MIN_SKIPPED_SECONDS else 0.0
 
 
 def _all_behind(time: float, index: int, last: dict[int, float]) -> bool:
@@ -76,7 +106,10 @@ def _all_behind(time: float, index: int, last: dict[int, float]) -> bool:
 class _Joining:
     """What has come on the new clock, until it is sure that this is one and every stream has met it."""
 
-    def __init__(self, packet: av.Packet, index: int, time: float, old: dict[int, float], time_bases: dict[int, float], name: str) -> None:
+    def __init__(
+        self, packet: av.Packet, index: int, time: float, old: dict[int, float], time_bases: dict[int, float], name: str, skipped: float
+    ) -> None:
+        self._skipped = skipped
         self.first, self.last = index, {index: time}
         self.num_packets = 1
         self._begun = time
@@ -115,7 +148,7 @@ class _Joining:
         if stray:
             self._held[0].pts = self._held[0].dts = None
         else:
-            yield Joint(self._starts())
+            yield Joint(self._starts(), self._skipped)
         yield from self._held
 
     def _starts(self) -> dict[int, float]:

@@ -37,6 +37,7 @@ WHY_LOST = {
     "no_sound": "has no sound from {begin:.2f} s to {end:.2f} s",
     "no_picture": "has no picture from {begin:.2f} s to {end:.2f} s",
     "gap": "has neither picture nor sound from {begin:.2f} s to {end:.2f} s",
+    "other_tracks": "has packets of other tracks alone from {begin:.2f} s to {end:.2f} s; data.picture_track and data.sound_track choose",
     "truncated": "says that it holds picture or sound up to {end:.2f} s, but ends after {begin:.2f} s",
     "past_end": "ends after {begin:.2f} s; up to {end:.2f} s are listed",
 }
@@ -186,9 +187,13 @@ class _Reader:
         for kind, frame in self.decoder.frames_from(self.clock if self.request.start_seconds else None, self.file_start):
             if kind == "joint":
                 yield from self._take(self._end(stretch))
-                if self.end_frame is not None and self.told >= self.end_frame:
+                reached = self.base + stretch.reached
+                if self.end_frame is not None and reached >= self.end_frame:
                     break
-                stretch = self._join(frame, self.base + stretch.reached)
+                if frame.skipped_seconds:
+                    reached = self._up_to_end(reached + round(frame.skipped_seconds * self.request.fps))
+                    yield from self._lose(reached, "other_tracks")
+                stretch = self._join(frame, reached)
                 continue
             try:
                 (stretch.pictures if kind == "video" else stretch.sound).push(frame)
@@ -206,6 +211,9 @@ class _Reader:
 
     def _origin(self, starts: list[Fraction | None]) -> Fraction:
         return origin(*[*starts, None][:2], Fraction(1, self.request.fps))
+
+    def _up_to_end(self, frame: int) -> int:
+        return frame if self.end_frame is None else min(frame, self.end_frame)
 
     def _stretch(self) -> Stretch:
         request = self.request
@@ -233,7 +241,7 @@ class _Reader:
     def _join(self, joint: Joint, reached: int) -> Stretch:
         """The stretch after a joint: right behind the one before or, if the clock has gone ahead, as much later."""
         starts = [joint.starts.get(stream.index) for stream in self.streams]
-        clock = float(self._origin([None if start is None else Fraction(start) for start in starts]))
+        clock = float(self._origin([None if start is None else Fraction(start) for start in starts])) if joint.starts else self.file_start
         self.base = max(reached, self.base + round((clock - self.clock) * self.request.fps))
         self.clock = clock
         return self._stretch()
@@ -257,6 +265,8 @@ class _Reader:
 
     def _lose(self, end: int | float, reason: str, message: str = "") -> Iterator[Lost]:
         """What was not told yet, up to frame `end`, is lost: told at once, or with the first segment."""
+        if end <= self.told:
+            return
         begin, stop = self._time(self.told), self._time(end)
         why = WHY_LOST.get(reason, "").format(begin=begin, end=stop, seconds=stop - begin, min_frames=self.request.min_frames)
         lost = Lost(begin, stop, reason, message or f"{self.name} {why}")

@@ -224,14 +224,19 @@ def test_damage_loses_its_own_segment_alone(tmp_path):
     assert seconds(segments) >= 6 and segments[-1].start_seconds >= 9
 
 
-def test_tracks_that_begin_in_the_middle_are_told(tmp_path, pieces):
-    """Recordings of two makers, joined: the second's tracks have other identifiers."""
-    other = make_film(tmp_path / "b.ts", times=regular(25, 6), sound_to=6.0, audio="mp2", container_options={"mpegts_start_pid": "0x300"})
+@pytest.mark.parametrize("order", ["ab", "ba", "aba"])
+def test_a_part_with_other_tracks_is_told(tmp_path, pieces, order):
+    """Recordings of two makers, joined: the tracks of the shorter have other identifiers."""
+    other = make_film(
+        tmp_path / "b.ts", times=regular(25, 3), sound_to=3.0, audio="mp2", size=(32, 40),
+        container_options={"mpegts_start_pid": "0x300", "mpegts_pmt_start_pid": "0x1050"},
+    )  # fmt: skip
     path = tmp_path / "joined.ts"
-    path.write_bytes(pieces["ts"][0] * 20 + Path(other).read_bytes())
-    segments, losses, _ = parts_of(path)
-    assert seconds(segments) == 80 and [loss.reason for loss in losses] == ["later_tracks"]
-    assert losses[0].end_seconds is None and losses[0].start_seconds == 80
+    path.write_bytes(b"".join({"a": pieces["ts"][1], "b": Path(other).read_bytes()}[part] for part in order))
+    segments, losses, end = parts_of(path)
+    ((first, stop, reason),) = told(losses)
+    assert reason == "other_tracks" and 2.5 < stop - first < 3.2 and first == (0.0 if order == "ba" else 6.0)
+    assert seconds(segments) == 6.0 * order.count("a")
 
 
 def test_a_clip_is_the_first_stretch(tmp_path, pieces):
