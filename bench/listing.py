@@ -65,7 +65,7 @@ def make_units(folder: Path) -> None:
     """Stand-ins for the files that finished units leave."""
     import numpy as np
 
-    from proav.data.decode import process_unit, write_record
+    from proav.data.decode import Account, process_unit, reject_row, write_accounts, write_record
     from proav.data.plan import make_plan, settle_plan
     from proav.data.rows import write_shard
     from proav.data.schema import REJECT_SCHEMA
@@ -83,26 +83,29 @@ def make_units(folder: Path) -> None:
     config = config_of(folder)
     data_dir = folder / "run" / "data"
     plan = settle_plan(config, str(data_dir), find_sources(config))
-    for name in ("segments", "rejects", "units"):
+    for name in ("segments", "rejects", "sources", "units"):
         (data_dir / name).mkdir(exist_ok=True)
     for unit in plan.units():
-        rows, rejects, shards = [], [], []
+        rows, rejects, shards, accounts = [], [], [], []
         for source in unit.sources:
-            identity = segment_id(source.key, source.start_seconds)
+            identity, account = segment_id(source.key, source.start_seconds), Account(source)
+            accounts.append(account)
             if int(source.id[:6], 16) / 16**6 < REJECTED:
-                reject = {"id": identity, "source": source.key, "source_id": source.id, "start_seconds": source.start_seconds}
-                rejects.append({**reject, "reason": "not_found", "message": f"{source.key}: no such file"})
+                rejects.append(reject_row(source, source.start_seconds, source.end_seconds, "not_found", f"{source.key}: no such file"))
+                account.reject(rejects[-1])
                 continue
             place = {"shard": f"{unit.name}-{len(rows) // ROWS_PER_SHARD:03d}.parquet", "row": len(rows) % ROWS_PER_SHARD}
             said = {"source": source.key, "source_id": source.id, "label": source.label, "labels": list(source.labels), "split": source.split}
             alike = {"checksum": identity * 2, "picture_hash": rng.bytes(32), "sound_hash": rng.bytes(32), "rms": float(rng.random())}
             rows.append({**pattern, **place, **said, **alike, "id": identity, "start_seconds": source.start_seconds})
+            account.use(rows[-1])
         for first in range(0, len(rows), ROWS_PER_SHARD):
             shard = {"name": rows[first]["shard"], "rows": len(rows[first : first + ROWS_PER_SHARD]), "bytes": 5, "sha256": source.id * 4}
             (data_dir / "segments" / shard["name"]).write_bytes(b"shard")
             shards.append(shard)
         rejected = write_shard(str(data_dir / "rejects" / f"{unit.name}.parquet"), rejects, REJECT_SCHEMA, rows_per_group=1024) if rejects else None
-        write_record(str(data_dir), {"name": unit.name, "sources": len(unit.sources), "shards": shards, "rejects": rejected}, rows)
+        record = {"name": unit.name, "sources": len(unit.sources), "shards": shards, "rejects": rejected}
+        write_record(str(data_dir), record | write_accounts(str(data_dir), unit.name, [account.row() for account in accounts]), rows)
 
 
 def run_step(step: str, folder: Path) -> dict:

@@ -1,4 +1,4 @@
-"""One unit of preprocessing: a few sources in, shards of segments and a table of rejects out; plain functions, with Ray or without.
+"""One unit of preprocessing: a few sources in, shards of segments, rejects and accounts out; plain functions, with Ray or without.
 
 A source is decoded a segment at a time, so that memory does not grow with the length of a film. A unit's files have fixed names and its record,
 units/<name>.parquet, is written last: a unit with a record is done, one without is made again, to the same bytes.
@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +20,13 @@ from proav import storage
 from proav.config import Config
 from proav.data.frames import encode_frames
 from proav.data.rows import ShardWriter, open_parquet, write_shard
-from proav.data.schema import FULL_SCALE, REJECT_SCHEMA, SEGMENT_COMPRESSION, SEGMENT_SCHEMA, UNIT_SCHEMA
+from proav.data.schema import ACCOUNT_SCHEMA, FULL_SCALE, REJECT_SCHEMA, SEGMENT_COMPRESSION, SEGMENT_SCHEMA, UNIT_SCHEMA
 from proav.data.scores import segment_scores
 from proav.data.sources import SourceRow, segment_id
 from proav.errors import MediaError
-from proav.media.container import Clip, read_segments
+from proav.media.container import Clip, frames_in
 from proav.media.melframes import MelFrames, one_torch_thread
+from proav.media.reading import About, Lost, Request, Segment, read_parts
 
 RECORD_KEY = b"proav.unit"
 
@@ -47,54 +48,102 @@ class WorkUnit:
 
 
 class SourceDecoder:
-    """Sources -> rows of SEGMENT_SCHEMA, in this process. `isolation.IsolatedDecoder` does the same in a process of its own."""
+    """Sources -> rows of the data set's tables, in this process. `isolation.IsolatedDecoder` does the same in a process of its own."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.mel_frames = MelFrames(config)
 
-    def rows(self, source: SourceRow, on_progress: Callable[[], None] | None = None) -> Iterator[dict]:
-        """The segments of one source, in order of time. Raises MediaError where it, or the rest of it, cannot be used.
+    def rows(self, source: SourceRow, on_progress: Callable[[], None] | None = None) -> Iterator[dict | Lost | About]:
+        """The segments of one source, in order of time, as rows; between them what is lost, and what is known of the source.
 
-        on_progress: called whenever the decoder gets further.
+        Raises MediaError where it, or the rest of it, cannot be used. on_progress: called whenever the decoder gets further.
         """
-        clip, data = self.config.clip, self.config.data
-        segments = read_segments(
-            source.path,
-            fps=clip.fps,
-            sample_rate=clip.sample_rate,
-            height=clip.height,
-            width=clip.width,
-            fit=data.fit,
-            segment_seconds=data.segment_seconds,
-            start_seconds=source.start_seconds - source.file_start_seconds,
-            end_seconds=None if source.end_seconds is None else source.end_seconds - source.file_start_seconds,
-            min_frames=clip.num_frames,
-            deadline_seconds=data.source_timeout_seconds,
-            on_progress=on_progress,
-        )
-        for start, segment in segments:
-            yield segment_row(self.config, source, source.file_start_seconds + start, segment, self.mel_frames)
+        clip, data, offset = self.config.clip, self.config.data, source.file_start_seconds
+        length = None if source.end_seconds is None else source.end_seconds - source.start_seconds
+        request = Request(
+            fps=clip.fps, sample_rate=clip.sample_rate, height=clip.height, width=clip.width, fit=data.fit,
+            segment_frames=frames_in(data.segment_seconds, clip.fps), start_seconds=source.start_seconds - offset,
+            max_frames=None if length is None else max(0, frames_in(length, clip.fps)),
+            min_frames=clip.num_frames, deadline_seconds=data.source_timeout_seconds, on_progress=on_progress,
+            picture_track=data.picture_track, sound_track=data.sound_track,
+        )  # fmt: skip
+        for part in read_parts(source.path, request):
+            match part:
+                case Segment():
+                    segment = Clip(part.video, part.audio, clip.fps, clip.sample_rate)
+                    start = offset + part.start_seconds
+                    yield segment_row(self.config, source, start, segment, self.mel_frames, cancelled=part.cancelled)
+                case Lost():
+                    end = None if part.end_seconds is None else offset + part.end_seconds
+                    yield replace(part, start_seconds=offset + part.start_seconds, end_seconds=end)
+                case About():
+                    yield replace(part, end_seconds=offset + part.end_seconds)
+
+
+class Account:
+    """Where the seconds of one source went."""
+
+    def __init__(self, source: SourceRow) -> None:
+        self.source = source
+        self.reached = source.start_seconds
+        self.used = self.rejected = 0.0
+        self.about = About(source.start_seconds)
+
+    @property
+    def end(self) -> float:
+        """Where the source ends, as far as is known."""
+        return max(self.reached, self.about.end_seconds) if self.source.end_seconds is None else self.source.end_seconds
+
+    def use(self, segment: dict) -> None:
+        seconds = segment["num_frames"] / segment["fps"]
+        self.used, self.reached = self.used + seconds, segment["start_seconds"] + seconds
+
+    def reject(self, row: dict) -> None:
+        if row["end_seconds"] is not None:
+            self.rejected, self.reached = self.rejected + row["end_seconds"] - row["start_seconds"], row["end_seconds"]
+
+    def rest(self, error: MediaError) -> dict:
+        """The row that rejects all that has not been reached."""
+        end = self.end if self.end > self.reached else None
+        return reject_row(self.source, self.reached, end, error.reason, str(error))
+
+    def row(self) -> dict:
+        """Of ACCOUNT_SCHEMA."""
+        source = self.source
+        return asdict(self.about) | {
+            "source": source.key, "source_id": source.id, "start_seconds": source.start_seconds, "end_seconds": self.end,
+            "used_seconds": self.used, "rejected_seconds": self.rejected,
+        }  # fmt: skip
 
 
 def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) -> dict:
-    """Decodes the unit's sources and writes its shards, rejects and record; returns the record.
+    """Decodes the unit's sources and writes its shards, rejects, accounts and record; returns the record.
 
     decoder: has the method `rows` of SourceDecoder, which is the default. The record: {"name", "sources", "shards": [{"name", "rows", "bytes",
-    "sha256"}], "rejects": the same or None}. Raises UserError where the disk is full; a source that cannot be used never raises, it is rejected
-    with a reason.
+    "sha256"}], "rejects": the same or None, "accounts": the same, "seconds": {"declared", "used", "rejected"}, "noted"}. Raises UserError
+    where the disk is full; a source that cannot be used never raises, it is rejected with a reason.
     """
     decoder = decoder or SourceDecoder(config)
-    shards, rejects = _RollingShards(data_dir, unit.name, config.data.rows_per_shard), []
+    shards, rejects, accounts = _RollingShards(data_dir, unit.name, config.data.rows_per_shard), [], []
     with shards:
         for source in unit.sources:
-            reached = source.start_seconds
+            account = Account(source)
             try:
-                for row in decoder.rows(source):
-                    shards.write(row)
-                    reached = row["start_seconds"] + row["num_frames"] / row["fps"]
+                for part in decoder.rows(source):
+                    match part:
+                        case dict():
+                            shards.write(part)
+                            account.use(part)
+                        case Lost():
+                            rejects.append(reject_row(source, part.start_seconds, part.end_seconds, part.reason, part.message))
+                            account.reject(rejects[-1])
+                        case About():
+                            account.about = part
             except MediaError as error:
-                rejects.append(_reject(source, reached, error.reason, str(error).replace(source.path, source.key)))
+                rejects.append(account.rest(error))
+                account.reject(rejects[-1])
+            accounts.append(account.row())
     shards.delete_later()
     rejects_path = storage.join(data_dir, "rejects", f"{unit.name}.parquet")
     if not rejects:
@@ -105,8 +154,23 @@ def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) ->
         "shards": shards.results,
         "rejects": write_shard(rejects_path, rejects, REJECT_SCHEMA, rows_per_group=1024) if rejects else None,
     }
+    record |= write_accounts(data_dir, unit.name, accounts)
     write_record(data_dir, record, shards.index_rows)
     return record
+
+
+def write_accounts(data_dir: str, name: str, accounts: list[dict]) -> dict:
+    """Writes sources/<name>.parquet; returns what the unit's record says of it."""
+    path = storage.join(data_dir, "sources", f"{name}.parquet")
+    return {
+        "accounts": write_shard(path, accounts, ACCOUNT_SCHEMA, rows_per_group=1024, compression="zstd"),
+        "seconds": {
+            "declared": sum(row["end_seconds"] - row["start_seconds"] for row in accounts),
+            "used": sum(row["used_seconds"] for row in accounts),
+            "rejected": sum(row["rejected_seconds"] for row in accounts),
+        },
+        "noted": sum(bool(row["note"]) for row in accounts),
+    }
 
 
 def write_record(data_dir: str, record: dict, index_rows: list[dict]) -> None:
@@ -123,7 +187,9 @@ def read_record(path: str) -> dict:
         return json.loads(file.schema_arrow.metadata[RECORD_KEY])
 
 
-def segment_row(config: Config, source: SourceRow, start_seconds: float, clip: Clip, mel_frames: MelFrames) -> dict:
+def segment_row(
+    config: Config, source: SourceRow, start_seconds: float, clip: Clip, mel_frames: MelFrames, *, cancelled: bool = False
+) -> dict:
     """One row of SEGMENT_SCHEMA. The mel is that of the stored (int16) sound, so that it can be made again from the row."""
     audio = np.round(clip.audio * FULL_SCALE).astype(np.int16)
     sound = audio.astype(np.float32) / FULL_SCALE
@@ -144,7 +210,7 @@ def segment_row(config: Config, source: SourceRow, start_seconds: float, clip: C
         "fps": clip.fps,
         "sample_rate": clip.sample_rate,
         "has_audio": True,
-        **segment_scores(clip.video, sound, fps=clip.fps, sample_rate=clip.sample_rate, mel_TMS=mel_TMS),
+        **segment_scores(clip.video, sound, fps=clip.fps, sample_rate=clip.sample_rate, mel_TMS=mel_TMS, cancelled=cancelled),
         "checksum": row_checksum(video, sound_bytes, mel_bytes),
         "video_codec": config.data.frame_codec,
         "video_shape": list(clip.video.shape),
@@ -168,9 +234,12 @@ def row_checksum(video: bytes, audio: bytes, mel: bytes) -> str:
     return digest.hexdigest()[:32]
 
 
-def _reject(source: SourceRow, start_seconds: float, reason: str, message: str) -> dict:
-    identity = segment_id(source.key, start_seconds)
-    return {"id": identity, "source": source.key, "source_id": source.id, "start_seconds": start_seconds, "reason": reason, "message": message}
+def reject_row(source: SourceRow, start_seconds: float, end_seconds: float | None, reason: str, message: str) -> dict:
+    """One row of REJECT_SCHEMA."""
+    return {
+        "id": segment_id(source.key, start_seconds), "source": source.key, "source_id": source.id, "start_seconds": start_seconds,
+        "end_seconds": end_seconds, "reason": reason, "message": message.replace(source.path, source.key),
+    }  # fmt: skip
 
 
 class _RollingShards:

@@ -22,6 +22,7 @@ from socket import socketpair
 from proav.config import Config
 from proav.data.sources import SourceRow
 from proav.errors import MediaError
+from proav.media.reading import About, Lost
 from proav.settings import config_from_dict, config_to_dict
 
 MAX_TRIES = 2
@@ -50,7 +51,7 @@ class IsolatedDecoder:
         self._connection: Connection | None = None
         self._num_sources = 0
 
-    def rows(self, source: SourceRow) -> Iterator[dict]:
+    def rows(self, source: SourceRow) -> Iterator[dict | Lost | About]:
         """As SourceDecoder.rows; MediaError also with the reasons `crash` and `hang`."""
         num_delivered = num_tries = 0
         while True:
@@ -82,7 +83,7 @@ class IsolatedDecoder:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _ask(self, source: SourceRow) -> Iterator[dict]:
+    def _ask(self, source: SourceRow) -> Iterator[dict | Lost | About]:
         self._start()
         answered = False
         try:

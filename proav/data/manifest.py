@@ -73,10 +73,13 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
             "frames": _total(index, "num_frames"),
             "seconds": _seconds(index),
             "silent_segments": pc.sum(index.column("silent")).as_py(),
+            "cancelled_segments": pc.sum(index.column("cancelled")).as_py(),
             "clipped_segments": pc.sum(pc.greater(index.column("clipped"), 1e-3)).as_py(),
             "rejects": rejects.num_rows,
+            "sources_with_other_tracks": sum(record["noted"] for record in records),
             "bytes": sum(shard["bytes"] for shard in shards),
         },
+        "seconds": {key: round(sum(record["seconds"][key] for record in records), 3) for key in ("declared", "used", "rejected")},
         "splits": {split: _tally(used.filter(pc.equal(used.column("split"), split))) for split in SPLITS},
         "label_counts": _tallies(used, "label"),
         "rejects_by_reason": reasons,
@@ -89,6 +92,7 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
         "shards": shards,
         "rejects": [record["rejects"] for record in records if record["rejects"]],
+        "accounts": [record["accounts"] for record in records],
         "index": {"rows": index.num_rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
         "units": len(records),
     }
@@ -107,6 +111,11 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
         f"{counts['segments']:,} segments, {counts['seconds'] / 60:.1f} minutes, {counts['bytes'] / 1e6:.1f} MB in {data_dir}; used: {splits}",
         f"labels: {', '.join(labels[:12])}{more}",
     ]
+    seconds = manifest["seconds"]
+    lines.append(
+        f"seconds of the sources: {seconds['declared']:,.1f} by their headers or packets, of which {seconds['used']:,.1f} are in segments "
+        f"and {seconds['rejected']:,.1f} in rejects; what is missing is less than a frame at their ends"
+    )
     if counts["rejects"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["rejects_by_reason"].items())
         lines.append(f"REJECTED: {counts['rejects']} sources or parts of them ({reasons}); see {storage.join(data_dir, 'rejects')}/*.parquet")
@@ -116,6 +125,11 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
             f"PASSED OVER: {count:,} files without the ending of a video ({told_endings(beside)})"
             "; one that is a video is used if data.sources or a listing names the file itself"
         )
+    if counts["sources_with_other_tracks"]:
+        lines.append(
+            f"OTHER TRACKS: {counts['sources_with_other_tracks']} sources have programmes or tracks that are not used; "
+            f"see the column note of {storage.join(data_dir, 'sources')}/*.parquet, and data.picture_track, data.sound_track"
+        )
     if manifest["dropped_by_reason"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["dropped_by_reason"].items())
         lines.append(f"FILTERED: {counts['segments'] - counts['segments_used']} of {counts['segments']} segments are not used ({reasons})")
@@ -123,6 +137,11 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
         lines.append(
             f"SILENT: {counts['silent_segments']} of {counts['segments']} segments hold no sound above -60 dB; "
             "they are used: filters.min_rms_db=-60 leaves them out"
+        )
+    if counts["cancelled_segments"]:
+        lines.append(
+            f"CANCELLED: in {counts['cancelled_segments']} of {counts['segments']} segments the channels hold sound that takes itself away "
+            "in the mix to mono; filters.min_rms_db=-60 leaves the silent ones out"
         )
     unseen = [label for label in manifest["labels"] if label not in manifest["label_counts"]]
     if unseen:

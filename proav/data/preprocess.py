@@ -28,6 +28,7 @@ from proav.settings import config_to_dict
 
 SOURCES_PER_TASK = 16
 """Small units are put together up to so many sources a task: more would make progress too seldom to see."""
+FOLDERS = ("segments", "rejects", "sources", "units")
 TASKS_PER_CPU = 4
 """At least so many tasks for each CPU, so that none is left with much more than the others."""
 
@@ -55,7 +56,7 @@ def preprocess(config: Config) -> dict:
         if manifest and len(records) == len(plan) and _is_whole(data_dir, manifest) and not _filters_changed(config, manifest):
             print("\n".join([f"preprocess: done already, nothing changed ({manifest['counts']['sources']} sources)", *summary(manifest, data_dir)]))
             return manifest
-        for folder in ("segments", "rejects", "units"):
+        for folder in FOLDERS:
             storage.make_folder(storage.join(data_dir, folder))
         if records:
             print(f"preprocess: {len(records)} of {len(plan)} units are there from an earlier run, {len(plan) - len(records)} to do")
@@ -66,7 +67,7 @@ def preprocess(config: Config) -> dict:
         missing = [name for name in plan.names if name not in records]
         if missing:  # Ray Data has lost rows before without an error: count, never trust
             raise RuntimeError(f"Ray Data returned {len(plan) - len(missing)} of {len(plan)} units; run the same command again")
-        for folder in ("", "segments", "rejects", "units"):
+        for folder in ("", *FOLDERS):
             storage.remove_leftovers(storage.join(data_dir, folder))
         finished, sources = [records[name] for name in plan.names], sources.select(["id", "label"])
         del plan  # it holds the whole table of sources, and the index needs the memory
@@ -82,6 +83,8 @@ def verify_run(config: Config) -> None:
     print(
         f"preprocess: verified {data_dir}: {proven['rows']:,} segments in {proven['shards']:,} shards ({proven['bytes'] / 1e6:.1f} MB) and "
         f"{proven['rejects']:,} rejects account for all {proven['sources']:,} sources; nothing is missing, doubled, truncated or changed; "
+        f"of {proven['seconds']['declared']:,.1f} s of the sources {proven['seconds']['used']:,.1f} are in segments and "
+        f"{proven['seconds']['rejected']:,.1f} in rejects, the rest is less than a frame at an end; "
         f"{proven['silent']:,} segments are silent, and marked so"
     )
 
@@ -92,15 +95,20 @@ def finished_records(data_dir: str, plan: Plan) -> dict[str, dict]:
     paths = [path for path in storage.list_files(storage.join(data_dir, "units")) if path.rsplit("/", 1)[-1].removesuffix(".parquet") in known]
     with ThreadPoolExecutor(8) as pool:
         records = list(pool.map(read_record, paths))
-    sizes = {folder: {name: size for name, _, size in files_below(storage.join(data_dir, folder))} for folder in ("segments", "rejects")}
+    sizes = _sizes(data_dir)
     return {record["name"]: record for record in records if _files_are_there(record, sizes)}
 
 
+def _sizes(data_dir: str) -> dict[str, dict[str, int]]:
+    """Bytes of each file, by folder."""
+    return {folder: {name: size for name, _, size in files_below(storage.join(data_dir, folder))} for folder in ("segments", "rejects", "sources")}
+
+
 def _files_are_there(record: dict, sizes: dict[str, dict[str, int]]) -> bool:
+    """False also where another version of proav has written the record."""
     rejects = [record["rejects"]] if record["rejects"] else []
-    return all(
-        sizes[folder].get(file["name"]) == file["bytes"] for folder, files in (("segments", record["shards"]), ("rejects", rejects)) for file in files
-    )
+    parts = (("segments", record["shards"]), ("rejects", rejects), ("sources", [record["accounts"]] if "accounts" in record else [{}]))
+    return all(file and sizes[folder].get(file["name"]) == file["bytes"] for folder, files in parts for file in files)
 
 
 def _own_data_folder(config: Config) -> str:
@@ -125,12 +133,12 @@ def _filters_changed(config: Config, manifest: dict) -> bool:
 
 def _is_whole(data_dir: str, manifest: dict) -> bool:
     """The files that the manifest names are there, in full length."""
-    sizes = {folder: {name: size for name, _, size in files_below(storage.join(data_dir, folder))} for folder in ("segments", "rejects")}
+    sizes = _sizes(data_dir)
     if storage.file_info(storage.join(data_dir, "index.parquet")).size != manifest["index"]["bytes"]:
         return False
     return all(
         sizes[folder].get(file["name"]) == file["bytes"]
-        for folder, files in (("segments", "shards"), ("rejects", "rejects"))
+        for folder, files in (("segments", "shards"), ("rejects", "rejects"), ("sources", "accounts"))
         for file in manifest[files]
     )
 

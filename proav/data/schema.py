@@ -1,14 +1,15 @@
-"""The columns of a data set's files: segments, their index, rejected sources.
+"""The columns of a data set's files: segments, their index, what was rejected, accounts of the sources.
 
 Bulky values are bytes with shape and dtype beside them. A row of `segments/*.parquet` is one segment; everything but its bulky columns is
 repeated in `units/*.parquet`, a file a unit of work, and in index.parquet, where `dropped` says which segments the filters leave out.
+A row of `sources/*.parquet` accounts for the seconds of one source.
 """
 
 import pyarrow as pa
 
 from proav.data.scores import SCORE_FIELDS
 
-FORMAT = 2
+FORMAT = 3
 """Version of the manifest and of the columns below; a reader refuses others."""
 
 FULL_SCALE = 32767.0
@@ -52,11 +53,27 @@ REJECT_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("source_id", pa.string()),
         ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),  # null: to the end of the source, which nobody knows
         ("reason", pa.string()),
         ("message", pa.string()),
     ]
 )
-"""A rejected source, or the rest of one from start_seconds on; `id` is that segment's id."""
+"""A rejected source, or a span of one; `id` is that of a segment from start_seconds on."""
+
+ACCOUNT_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("source_id", pa.string()),
+        ("start_seconds", pa.float64()),  # of the stretch that was to be prepared
+        ("end_seconds", pa.float64()),  # as listed; else where its header or its packets say that the source ends
+        ("used_seconds", pa.float64()),  # in segments
+        ("rejected_seconds", pa.float64()),
+        ("picture_track", pa.int32()),  # the place among the file's picture tracks, from 0; null: none was chosen
+        ("sound_track", pa.int32()),
+        ("note", pa.string()),  # programmes and tracks that were not read
+    ]
+)
+"""One row a planned stretch of a source: where its seconds went."""
 
 SEGMENT_COMPRESSION = {name: "zstd" if name in ("audio", "mel") else "none" for name in SEGMENT_SCHEMA.names}
 """Frames are compressed already, or raw for speed; metadata is too short to gain."""

@@ -12,9 +12,8 @@ import pyarrow as pa
 
 from proav.data.fingerprints import picture_hash, sound_hash
 from proav.data.synchrony import synchrony
+from proav.media.sound import SILENT_RMS
 
-SILENT_RMS = 1e-3
-"""Sound below this root mean square, -60 dB of full scale, counts as silent: it is kept, marked and reported. Our choice."""
 CLIPPED_LEVEL = 0.999
 """A sample of at least this magnitude counts as clipped."""
 LUMA_WEIGHTS = (77, 150, 29)
@@ -42,7 +41,8 @@ SCORE_FIELDS = [
     pa.field("rms", pa.float32()),  # of the sound, full scale 1
     pa.field("peak", pa.float32()),  # largest |sample|
     pa.field("clipped", pa.float32()),  # share of samples at full scale
-    pa.field("silent", pa.bool_()),  # rms below -60 dB of full scale
+    pa.field("silent", pa.bool_()),  # rms below -60 dB of full scale, and no louder in the source's channels
+    pa.field("cancelled", pa.bool_()),  # the source's channels hold sound and take each other away in the mix
     pa.field("mean_luma", pa.float32()),  # of all pixels, white is 1
     pa.field("motion", pa.float32()),  # mean |difference| of a pixel to the frame before, full scale 1
     pa.field("black", pa.float32()),  # share of pictures that are black
@@ -55,10 +55,11 @@ SCORE_FIELDS = [
 ]
 
 
-def segment_scores(video_THWC: np.ndarray, sound_L: np.ndarray, *, fps: int, sample_rate: int, mel_TMS: np.ndarray) -> dict:
+def segment_scores(video_THWC: np.ndarray, sound_L: np.ndarray, *, fps: int, sample_rate: int, mel_TMS: np.ndarray, cancelled: bool = False) -> dict:
     """The values of SCORE_FIELDS for one segment.
 
     video_THWC uint8, at least 2 frames of 16 x 16; sound_L float32 in [-1, 1], T * sample_rate / fps samples; mel_TMS in [-1, 1].
+    cancelled: the sound is what is left of channels that take each other away.
     """
     assert len(mel_TMS) == len(video_THWC) and len(sound_L) == round(len(video_THWC) * sample_rate / fps), (mel_TMS.shape, sound_L.shape)
     rms = math.sqrt(np.vdot(sound_L, sound_L.astype(np.float64)) / len(sound_L))
@@ -72,7 +73,8 @@ def segment_scores(video_THWC: np.ndarray, sound_L: np.ndarray, *, fps: int, sam
         "rms": rms,
         "peak": float(magnitude.max(initial=0.0)),
         "clipped": np.count_nonzero(magnitude >= CLIPPED_LEVEL) / len(sound_L),
-        "silent": rms < SILENT_RMS,
+        "silent": rms < SILENT_RMS and not cancelled,
+        "cancelled": cancelled,
         "mean_luma": float(luma_TYX.mean(dtype=np.float64)),
         "motion": reduced.motion,
         "black": float(np.mean((cells < BLACK_LUMA).mean(axis=1) >= BLACK_SHARE)),

@@ -1,6 +1,6 @@
 """A finished data set: its manifest, and random access to windows of frames.
 
-Files under <run_dir>/data: segments/*.parquet (one row a segment), units/*.parquet and rejects/*.parquet (one file a unit of work),
+Files under <run_dir>/data: segments/*.parquet (one row a segment), units/*.parquet, rejects/*.parquet and sources/*.parquet (a file a unit),
 index.parquet (every segment with its shard and row), manifest.json (written last: without it the data set is not finished). Works without
 Ray. Letters: T frames, H and W rows and columns, M mel bins, S mel columns in a frame.
 """
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from proav import storage
 from proav.data.frames import decode_frames
 from proav.data.rows import DamagedShard, RowReader, open_parquet
-from proav.data.schema import FORMAT, FULL_SCALE, REJECT_SCHEMA
+from proav.data.schema import ACCOUNT_SCHEMA, FORMAT, FULL_SCALE, REJECT_SCHEMA
 from proav.errors import UserError
 from proav.text import one_form
 
@@ -57,11 +57,19 @@ def manifest_hash(manifest: dict) -> str:
 
 
 def read_rejects(data_dir: str) -> pa.Table:
-    """All rejected sources and segments, by source and start."""
-    files = storage.list_files(storage.join(data_dir, "rejects"))
+    """All rejected sources and spans of them, by source and start."""
+    return _read_all(storage.join(data_dir, "rejects"), REJECT_SCHEMA)
+
+
+def read_accounts(data_dir: str) -> pa.Table:
+    """Where the seconds of each planned stretch went, by source and start."""
+    return _read_all(storage.join(data_dir, "sources"), ACCOUNT_SCHEMA)
+
+
+def _read_all(folder: str, schema: pa.Schema) -> pa.Table:
     with ThreadPoolExecutor(8) as pool:
-        tables = list(pool.map(lambda path: open_parquet(path).read(), (path for path in files if path.endswith(".parquet"))))
-    return pa.concat_tables(tables) if tables else REJECT_SCHEMA.empty_table()
+        tables = list(pool.map(lambda path: open_parquet(path).read(), (path for path in storage.list_files(folder) if path.endswith(".parquet"))))
+    return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
 class SegmentStore:

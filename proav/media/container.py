@@ -4,7 +4,6 @@ Not for features or storage of data sets (`melframes.py`, `proav/data/shards.py`
 H x W with the sound of exactly the same time. Letters: T frames, H and W rows and columns.
 """
 
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,24 +17,13 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from proav import storage
 from proav.errors import MediaError
-from proav.media.demuxing import (
-    Decoder,
-    check_pixels,
-    choose_stream,
-    opened,
-    origin,
-    pixel_aspect,
-    start_time,
-)
-from proav.media.pictures import LAST_FRAME_SLACK, MAX_GAP_SECONDS, SCALING, Canvas, PictureClock
-from proav.media.sound import Silence, SoundClock
+from proav.media.demuxing import Decoder, opened, start_time
+from proav.media.pictures import SCALING
+from proav.media.reading import Request, Segment, read_parts
+from proav.media.sound import SoundClock
+from proav.media.tracks import main_track
 
-MAX_SOUND_SHORTFALL = 0.1
-"""Sound may end this much before the pictures, in seconds, and is filled with silence; if it ends earlier, the clip ends with it."""
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, eq=False)
 class Clip:
@@ -96,27 +84,40 @@ def read_segments(
     """(start in seconds, Clip) for one stretch of at most `segment_seconds` after the other, in one decoding pass with bounded memory.
 
     One clock: time 0 is where the file's pictures start, or its sound where that starts a frame or more earlier. Frame k of a clip is the
-    picture shown k / fps after its start; the first picture is held where pictures start late, silence stands where sound starts late or
-    pauses. The pictures' end is the end, unless the sound ends more than 0.1 s before it: then that is. A stream that pauses for more
-    than 30 s has ended. Only whole frames, each with exactly its sound.
+    picture shown k / fps after its start. A picture stays until the next one; the first is held where pictures start late, the last as
+    long as the sound if the file has shown stills before. Silence stands where sound starts late or pauses. Pictures that start more than
+    30 s late are missing until then, and sound that pauses for longer is missing there; a pause of both is no clip either. The pictures' end
+    is the end, unless the sound ends more than 0.1 s before it: then that is. Where the file's clock starts anew a new clip begins, and its
+    time goes on behind the one before. Only whole frames, each with exactly its sound. `reading.read_parts` also tells what is left out.
+
+    Picture and sound are of one programme. If its main sound track is silent in what is read, another that is not is taken.
 
     source: a path, local or remote, or an open binary file. start_seconds, end_seconds: the part to read (a seek, not a decoding from the
     start). min_frames: shorter remainders are left out. deadline_seconds: time this function may spend, the caller's own not counted.
     on_progress: called at each packet that is read, as a sign of life. silent_ok: a file without a sound track gives silence instead of an
     error.
     Raises MediaError with reason not_found, empty_file, unreadable, no_video, no_audio, unsupported_codec,
-    too_large, bad_rate, bad_span, decode_error, truncated (ends long before its header says), too_short
-    (holds no segment of min_frames) or timeout.
+    too_large, bad_rate, bad_span, bad_clock, decode_error, truncated (ends long before its header says), too_short
+    (holds no segment of min_frames), no_sound or no_picture (for more than 30 s), or timeout.
     """
-    assert segment_seconds * fps >= 1, (segment_seconds, fps)
-    max_frames = None if end_seconds is None else max(0, int((end_seconds - start_seconds) * fps + 1e-6))
-    geometry = {"fps": fps, "sample_rate": sample_rate, "height": height, "width": width, "fit": fit}
-    segments = _segments(
-        source, **geometry, segment_frames=int(segment_seconds * fps + 1e-6), start_seconds=start_seconds, max_frames=max_frames,
+    request = Request(
+        fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit, segment_frames=frames_in(segment_seconds, fps),
+        start_seconds=start_seconds, max_frames=None if end_seconds is None else max(0, frames_in(end_seconds - start_seconds, fps)),
         min_frames=min_frames, deadline_seconds=deadline_seconds, on_progress=on_progress, silent_ok=silent_ok,
     )  # fmt: skip
-    for first_frame, clip in segments:
-        yield start_seconds + first_frame / fps, clip
+    assert request.segment_frames >= 1, (segment_seconds, fps)
+    return _clips(source, request)
+
+
+def frames_in(seconds: float, fps: int) -> int:
+    """Whole frames of a time, rounding forgiven."""
+    return int(seconds * fps + 1e-6)
+
+
+def _clips(source: str | BinaryIO, request: Request) -> Iterator[tuple[float, Clip]]:
+    for part in read_parts(source, request):
+        if isinstance(part, Segment):
+            yield part.start_seconds, Clip(part.video, part.audio, request.fps, request.sample_rate)
 
 
 def read_clip(
@@ -133,41 +134,43 @@ def read_clip(
     silent_ok: bool = False,
 ) -> Clip:
     """`num_frames` frames (None: all) from `start_seconds` on, with their sound; clock, arguments and errors as in `read_segments`."""
-    geometry = {"fps": fps, "sample_rate": sample_rate, "height": height, "width": width, "fit": fit}
-    segments = _segments(
-        source, **geometry, segment_frames=num_frames, start_seconds=start_seconds, max_frames=num_frames,
-        min_frames=num_frames or 1, deadline_seconds=deadline_seconds, on_progress=None, silent_ok=silent_ok,
+    request = Request(
+        fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit, segment_frames=num_frames, start_seconds=start_seconds,
+        max_frames=num_frames, min_frames=num_frames or 1, deadline_seconds=deadline_seconds, silent_ok=silent_ok,
     )  # fmt: skip
-    return next(segments)[1]
+    return next(_clips(source, request))[1]
 
 
 def read_sound(source: str | BinaryIO, *, sample_rate: int, max_seconds: float = float("inf"), deadline_seconds: float | None = None) -> np.ndarray:
     """The sound of a file, with or without pictures, as float32 [samples], mono, in [-1, 1]: all of it, or its first `max_seconds`.
 
-    Raises MediaError as `read_segments`.
+    A pause of more than 30 s is the end, as is a clock that starts anew. Raises MediaError as `read_segments`.
     """
     with opened(source) as (container, name):
-        stream = choose_stream(container, "audio", name)
+        stream = main_track(container, "audio", name)
         clock = SoundClock(sample_rate=sample_rate, start=float(start_time(stream) or 0))
-        for _, frame in Decoder(container, [stream], name, deadline_seconds).frames():
+        for kind, frame in Decoder(container, [stream], name, deadline_seconds).frames():
+            if kind == "joint":
+                break
             try:
                 clock.push(frame)
             except (av.FFmpegError, ValueError) as error:
                 said = f"{name}: audio in the format {frame.format.name} cannot be converted ({error})"
                 raise MediaError("decode_error", said) from error
-            if clock.seconds >= max_seconds:
+            if clock.seconds >= max_seconds or clock.holes:
                 break
         clock.finish()
         if not clock.num_samples:
             raise MediaError("no_audio", f"{name} has a sound track that holds no sound")
-        return clock.take(0, int(min(clock.num_samples, max_seconds * sample_rate)))
+        seconds = min([max_seconds, *(begin for begin, _ in clock.holes)])
+        return clock.take(0, int(min(clock.num_samples, seconds * sample_rate)))
 
 
 def probe_seconds(source: str | BinaryIO) -> float:
     """Length that the file's header states for its pictures, in seconds; 0 where it states none or cannot be opened. Nothing is decoded."""
     try:
         with opened(source) as (container, name):
-            stream = choose_stream(container, "video", name)
+            stream = main_track(container, "video", name)
             if stream.duration is not None:
                 return float(stream.duration * stream.time_base)
             return 0.0 if container.duration is None else container.duration / av.time_base
@@ -230,121 +233,6 @@ def _mux(container, clip: Clip, crf: int) -> None:
             next_sample += samples_per_packet
     container.mux(video.encode(None))
     container.mux(audio.encode(None))
-
-
-def _segments(
-    source, *, fps, sample_rate, height, width, fit, segment_frames, start_seconds, max_frames, min_frames, deadline_seconds, on_progress, silent_ok
-) -> Iterator[tuple[int, Clip]]:
-    """(number of the first frame, Clip); `segment_frames` None: everything in one clip."""
-    if not (0 <= start_seconds < float("inf") and (max_frames is None or max_frames > 0)):
-        frames = "" if max_frames is None else f" for {max_frames} frames"
-        raise MediaError("bad_span", f"{source}: cannot read from {start_seconds} s on{frames}; expected 0 <= start_seconds < end_seconds")
-    with opened(source) as (container, name):
-        video = choose_stream(container, "video", name)
-        audio = None if silent_ok and container.streams.best("audio") is None else choose_stream(container, "audio", name)
-        check_pixels(video, name)
-        file_start = origin(video, audio, Fraction(1, fps))
-        start = float(file_start) + start_seconds
-        canvas = Canvas(height=height, width=width, fit=fit, pixel_aspect=pixel_aspect(video))
-        rate = video.guessed_rate or video.average_rate or Fraction(25)
-        pictures = PictureClock(canvas, fps=fps, start=start, tick=float(video.time_base), max_frames=max_frames, default_duration=float(1 / rate))
-        sound = SoundClock(sample_rate=sample_rate, start=start) if audio is not None else Silence()
-        decoder = Decoder(container, [video, audio] if audio is not None else [video], name, deadline_seconds, on_progress)
-        cutter = _Cutter(pictures, sound, fps, sample_rate, segment_frames, min_frames)
-        for kind, frame in decoder.frames_from(start if start_seconds > 0 else None, float(file_start)):
-            try:
-                (pictures if kind == "video" else sound).push(frame)
-            except (av.FFmpegError, ValueError) as error:  # a pixel or sample format that cannot be converted
-                raise MediaError("decode_error", f"{name}: {kind} in the format {frame.format.name} cannot be converted ({error})") from error
-            for segment in cutter.ready():
-                decoder.check_damage()
-                with decoder.off_the_clock():
-                    yield segment
-            if cutter.complete or cutter.stalled:
-                break
-        try:
-            cutter.finish()
-        except (av.FFmpegError, ValueError) as error:
-            raise MediaError("decode_error", f"{name}: the end of the file cannot be converted ({error})") from error
-        for segment in cutter.rest():
-            decoder.check_damage()
-            with decoder.off_the_clock():
-                yield segment
-        if sound.num_cleaned:
-            logger.warning("%s: %d sound samples were not numbers and became silence", name, sound.num_cleaned)
-        declared = (container.duration or 0) / av.time_base - start_seconds
-        longest = max(pictures.seconds, sound.seconds if audio is not None else 0.0)
-        cut_short = max_frames is None and longest < 0.5 * declared
-        if cutter.num_segments == 0:
-            raise _nothing_usable(name, decoder, pictures, sound, start_seconds, min_frames, declared if cut_short else None)
-        if decoder.stopped_by or cut_short:
-            logger.warning("%s: read %.1f s of %.1f s (%s)", name, longest, declared, decoder.stopped_by or "the file ends early")
-
-
-class _Cutter:
-    """Cuts what two clocks have finished into clips of at most `segment_frames` frames."""
-
-    def __init__(self, pictures, sound, fps: int, sample_rate: int, segment_frames: int | None, min_frames: int) -> None:
-        self._pictures, self._sound, self._fps, self._sample_rate = pictures, sound, fps, sample_rate
-        self._segment_frames, self._min_frames = segment_frames, min_frames
-        self._next_frame = 0
-        self.num_segments = 0
-
-    @property
-    def complete(self) -> bool:
-        """All that was asked for has been read."""
-        return self._pictures.full and self._sound.seconds >= self._pictures.seconds
-
-    @property
-    def stalled(self) -> bool:
-        """One stream has ended or paused for so long that it counts as ended."""
-        if self._pictures.broke_off or self._sound.broke_off:
-            return True
-        return self._sound.seconds < float("inf") and abs(self._pictures.seconds - self._sound.seconds) > MAX_GAP_SECONDS and not self._pictures.full
-
-    def ready(self) -> Iterator[tuple[int, Clip]]:
-        """(first frame, Clip) of segments that both streams have passed."""
-        while self._segment_frames is not None:
-            end = self._next_frame + self._segment_frames
-            if self._pictures.num_frames < end or self._sound.seconds < end / self._fps:
-                return
-            yield self._cut(self._segment_frames)
-
-    def finish(self) -> None:
-        """The file has ended, or all that was asked for has been read."""
-        self._pictures.finish()
-        self._sound.finish()
-
-    def rest(self) -> Iterator[tuple[int, Clip]]:
-        """(first frame, Clip) of what is left then."""
-        total = self._pictures.num_frames
-        if self._sound.seconds < total / self._fps - MAX_SOUND_SHORTFALL:
-            total = int(self._sound.seconds * self._fps + LAST_FRAME_SLACK)
-        while (left := total - self._next_frame) >= max(1, self._min_frames):
-            yield self._cut(min(left, self._segment_frames or left))
-
-    def _cut(self, count: int) -> tuple[int, Clip]:
-        first = self._next_frame
-        first_sample, num_samples = round(first * self._sample_rate / self._fps), round(count * self._sample_rate / self._fps)
-        video, audio = self._pictures.take(count), self._sound.take(first_sample, num_samples)
-        self._next_frame += count
-        self.num_segments += 1
-        return first, Clip(video, audio, self._fps, self._sample_rate)
-
-
-def _nothing_usable(name, decoder, pictures, sound, start_seconds, min_frames, declared) -> MediaError:
-    """Why a file that opened gave no clip."""
-    for kind, what in (("video", "picture"), ("audio", "sound")):
-        if decoder.num_frames.get(kind, 1) == 0 and not start_seconds:
-            if decoder.num_packets[kind]:
-                return MediaError("decode_error", f"{name}: no {what} can be decoded")
-            return MediaError(f"no_{kind}", f"{name} has a {what} track that holds nothing")
-    seconds = min(pictures.seconds, sound.seconds)
-    where = f" from {start_seconds:g} s on" if start_seconds else ""
-    if declared is not None:
-        said = f"{name} says it holds {declared:.1f} s{where}"
-        return MediaError("truncated", f"{said}, but ends after {seconds:.2f} s; expected at least {min_frames} frames")
-    return MediaError("too_short", f"{name} holds {seconds:.2f} s{where} with picture and sound; expected at least {min_frames} frames")
 
 
 def _describe(value) -> str:

@@ -1,4 +1,4 @@
-"""An opened media file as decoded frames in file order: choosing streams, seeking, counting damage, keeping a deadline.
+"""An opened media file as decoded frames in file order: opening, seeking, counting damage, keeping a deadline.
 
 Knows nothing of clips. Private to `proav/media/container.py`.
 """
@@ -16,6 +16,7 @@ import av
 
 from proav import storage
 from proav.errors import MediaError
+from proav.media.joints import Joint, with_joints
 
 FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,asf,ogg,mxf,nut,dv,rm,gif,"
@@ -34,6 +35,8 @@ MAX_DAMAGE = 0.1
 COUNTED_FORMATS = ("avi",)
 """They carry no time stamps, only pictures in the order of decoding. With B-frames FFmpeg stamps them late, by as many as wait to be shown, and H.264
 even out of order; the count of packets at which a picture came out is in order, and late by the same number."""
+END_TIME_FORMATS = ("matroska,webm", "nut", "asf")
+"""Their headers state when the file ends on its own clock, not how long it is."""
 MAX_REORDERED = 16
 """Of H.264, the most of any codec."""
 MAX_PIXELS = 8192 * 8192
@@ -74,6 +77,8 @@ def _byte_source(source: str | BinaryIO) -> Iterator[tuple[str | BinaryIO, str, 
                 raise MediaError("empty_file", f"{name} is empty")
             source.seek(position)
         yield source, name, REMOTE_BUFFER_BYTES
+        if source.seekable():
+            source.seek(position)
         return
     name = str(source)
     try:
@@ -97,17 +102,19 @@ def _byte_source(source: str | BinaryIO) -> Iterator[tuple[str | BinaryIO, str, 
     yield "file:" + path, name, 32768  # the prefix keeps FFmpeg from reading a colon or percent sign in the name as something else
 
 
-def choose_stream(container: av.container.InputContainer, kind: str, name: str):
-    """The container's main stream of `kind` ("video", "audio"), no cover picture. Raises MediaError no_KIND or unsupported_codec."""
-    usable = [stream for stream in container.streams if stream.type == kind and not stream.disposition & av.stream.Disposition.attached_pic]
-    what = "pictures" if kind == "video" else "sound"
-    if not usable:
-        raise MediaError(f"no_{kind}", f"{name} has no {what}")
-    best = container.streams.best(kind)
-    decodable = [stream for stream in [best, *usable] if stream in usable and stream.codec_context is not None]
-    if not decodable:
-        raise MediaError("unsupported_codec", f"{name} has {what} in a format for which there is no decoder")
-    return decodable[0]
+def can_be_read_again(source: str | BinaryIO) -> bool:
+    """Whether a file can be opened a second time from its beginning."""
+    return not hasattr(source, "read") or source.seekable()
+
+
+def read_head(source: str | BinaryIO, num_bytes: int) -> bytes:
+    """The file's first bytes, of one that can be read again."""
+    with _byte_source(source) as (target, _, _):
+        if isinstance(target, str):
+            with open(target.removeprefix("file:"), "rb") as file:
+                return file.read(num_bytes)
+        target.seek(0)
+        return target.read(num_bytes)
 
 
 def start_time(stream) -> Fraction | None:
@@ -115,10 +122,29 @@ def start_time(stream) -> Fraction | None:
     return None if stream.start_time is None else stream.start_time * stream.time_base
 
 
-def origin(video, audio, frame_seconds: Fraction) -> Fraction:
+def declared_seconds(container) -> float:
+    """Length of the file by its header, 0 if it states none."""
+    duration = container.duration or 0
+    if container.format.name in END_TIME_FORMATS and duration > (container.start_time or 0):
+        duration -= container.start_time or 0
+    return duration / av.time_base
+
+
+def declared_end(container, stream) -> float | None:
+    """When the stream ends, in seconds of the file's clock, if its header says."""
+    if stream.duration is not None:
+        start = 0 if container.format.name in END_TIME_FORMATS else stream.start_time or 0
+        return float((start + stream.duration) * stream.time_base)
+    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")  # Matroska, 00:01:00.008000000
+    minutes, _, seconds = rest.partition(":")
+    try:
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return None
+
+
+def origin(video_start: Fraction | None, audio_start: Fraction | None, frame_seconds: Fraction) -> Fraction:
     """Time 0 of a clip on the file's clock: where pictures start, or sound where that starts at least `frame_seconds` earlier."""
-    video_start = start_time(video)
-    audio_start = None if audio is None else start_time(audio)
     if video_start is None or audio_start is None:
         return video_start if video_start is not None else audio_start or Fraction(0)
     return audio_start if video_start - audio_start >= frame_seconds else video_start
@@ -159,11 +185,14 @@ class Decoder:
         self, container, streams: list, name: str, deadline_seconds: float | None = None, on_progress: Callable[[], None] | None = None
     ) -> None:
         self._container, self._streams, self._name = container, streams, name
+        beside = (stream for stream in container.streams if stream.type in ("video", "audio") and stream not in streams)
+        self._demuxed = [*streams, *(stream for stream in beside if not stream.disposition & av.stream.Disposition.attached_pic)]
         self._time_bases = {stream.index: stream.time_base for stream in streams}
         self._on_progress = on_progress
         self._deadline_seconds = deadline_seconds
         self._deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
         self.stopped_by: str | None = None
+        self.has_later_tracks = False
         self.num_frames = dict.fromkeys((stream.type for stream in streams), 0)
         self.num_packets = dict.fromkeys(self.num_frames, 0)
         self._recent = {kind: [0, 0] for kind in self.num_frames}  # packets, packets that failed, since the last check
@@ -184,31 +213,57 @@ class Decoder:
         if self._deadline is not None:
             self._deadline += time.monotonic() - begun
 
-    def check_damage(self) -> None:
-        """Raises MediaError("decode_error") where too much failed since the last check."""
+    def sign(self) -> None:
+        """Work goes on. Raises MediaError("timeout")."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise MediaError("timeout", f"{self._name} took longer than {self._deadline_seconds:g} s to decode")
+        if self._on_progress is not None:
+            self._on_progress()
+
+    def damage(self) -> str:
+        """What is wrong if too much failed since the last call, else nothing."""
+        found = ""
         for kind, (packets, failed) in self._recent.items():
             if failed > MAX_DAMAGE * packets:
-                raise MediaError("decode_error", f"{self._name} is damaged: {failed} of {packets} {kind} packets in a row cannot be decoded")
+                found = found or f"{self._name} is damaged: {failed} of {packets} {kind} packets in a row cannot be decoded"
         self._recent = {kind: [0, 0] for kind in self._recent}
+        return found
 
-    def frames(self) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame]]:
-        """("video" or "audio", frame) to the end of the file, or of what is readable of it. Raises MediaError("timeout")."""
-        packets = self._container.demux(*self._streams)
-        while True:
-            self._check_deadline()
-            if self._on_progress is not None:
-                self._on_progress()
-            try:
-                packet = next(packets, None)
-            except (av.FFmpegError, OSError) as error:
-                self.stopped_by = _words(error)
-                break
-            if packet is None:
-                break
-            if packet.size:
+    def frames(self) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame | Joint]]:
+        """("video" or "audio", frame) to the end of the file, or of what is readable of it; ("joint", Joint) where the clock starts anew.
+
+        Raises MediaError timeout or bad_clock.
+        """
+        for packet in self.packets():
+            if isinstance(packet, Joint):
+                for stream in self._streams:
+                    yield from self._decode(stream, None)
+                    stream.codec_context.flush_buffers()
+                yield "joint", packet
+            else:
                 yield from self._decode(packet.stream, packet)
         for stream in self._streams:
             yield from self._decode(stream, None)
+
+    def packets(self) -> Iterator[av.Packet | Joint]:
+        """The same before decoding."""
+        return with_joints(self._read_packets(), self._time_bases, self._name)
+
+    def _read_packets(self) -> Iterator[av.Packet]:
+        packets = self._container.demux(*self._demuxed)
+        while True:
+            self.sign()
+            try:
+                packet = next(packets, None)
+            except IndexError:  # PyAV knows the tracks that were there when the file was opened, and no later ones
+                self.has_later_tracks, packets = True, self._container.demux(*self._demuxed)
+                continue
+            except (av.FFmpegError, OSError) as error:
+                self.stopped_by = _words(error)
+                return
+            if packet is None:
+                return
+            yield packet
 
     def frames_from(self, start: float | None, file_start: float) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame]]:
         """As `frames`, from the key frame before `start`; from the beginning where None or where the file cannot be sought in."""
@@ -277,10 +332,6 @@ class Decoder:
             late = frame.dts - self._first_key if self._first_key is not None else 0
             self._reordered = late if 0 <= late <= MAX_REORDERED else 0
         return self._reordered
-
-    def _check_deadline(self) -> None:
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            raise MediaError("timeout", f"{self._name} took longer than {self._deadline_seconds:g} s to decode")
 
 
 def _no_memory(name: str) -> MediaError:

@@ -18,7 +18,11 @@ from proav.media.tone_mapping import HLG, PQ, to_standard_range
 SCALING = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 """Bicubic with chroma at full resolution: 0.15 ms a frame dearer than the default, and 2.5 times closer to a float reference on coloured edges."""
 MAX_GAP_SECONDS = 30.0
-"""A stream that pauses for longer counts as ended; this bounds what is held in memory."""
+"""Sound that pauses for longer is missing, and so are pictures that begin so much later; shorter pauses become silence, or the first picture."""
+STILL_SECONDS = 1.0
+"""A file that has shown one picture for longer is taken for one whose writer writes pictures only when they change."""
+UNSEEN_DURATION = 2 / 3
+"""A last picture that is said to last less than this share of the shortest distance of two pictures has no duration of its own: FFmpeg fills one in."""
 MIN_TOLERANCE, MAX_TOLERANCE = 1e-6, 5e-4
 """Time stamps are off by up to half a tick of their container, but a coarse tick (AVI counts frames) does not excuse half a frame."""
 LAST_FRAME_SLACK = 0.1
@@ -110,17 +114,26 @@ class PictureClock:
     """Turns decoded pictures into frames 0, 1, 2 ... of a regular clock: frame k is the picture shown at start + k / fps.
 
     Shown at a time is the last picture whose time stamp is not later; before the first picture, the first. `frames` holds what is
-    finished and not yet taken. Interlaced pictures are made whole.
+    finished and not yet taken. `pauses` are the stretches of more than STILL_SECONDS that a picture is shown beyond its own duration, or
+    before the first, [from, to] in seconds after the start. Interlaced pictures are made whole.
     """
 
-    def __init__(self, canvas: Canvas, *, fps: int, start: float, tick: float, max_frames: int | None, default_duration: float) -> None:
-        self.canvas, self.fps, self.start, self.max_frames = canvas, fps, start, max_frames
-        self.frames: list[np.ndarray] = []
+    def __init__(
+        self, canvas: Canvas, *, fps: int, start: float, tick: float, max_frames: int | None, default_duration: float, max_still: float = float("inf")
+    ) -> None:
+        """max_still: pictures that pause for longer have ended, `broke_off`."""
+        self.canvas, self.fps, self.start, self.max_frames, self.max_still = canvas, fps, start, max_frames, max_still
+        self.frames: list[np.ndarray | None] = []
         self.num_frames = 0
         self.broke_off = False
+        self.pauses: list[tuple[float, float]] = []
+        self.late = 0.0
+        self._has_stills = False
+        self._duration = self._least = 0.0  # of the last picture as the file says; the shortest distance of two
         self._deinterlacer = Deinterlacer()
+        self._tick = tick
         self._tolerance = max(MIN_TOLERANCE, min(tick / 2, MAX_TOLERANCE))
-        self._interval = default_duration
+        self._interval = self._usual = default_duration
         self._shown: av.VideoFrame | None = None
         self._drawn: np.ndarray | None = None
         self._time: float | None = None
@@ -136,36 +149,58 @@ class PictureClock:
 
     def push(self, frame: av.VideoFrame) -> None:
         """Takes the next picture in order of showing; one that comes after a later one (a damaged stream) is left out."""
+        self._duration = frame.duration * self._tick
         for picture in self._deinterlacer.push(frame):
             self._show(picture)
 
-    def finish(self) -> None:
-        """The stream has ended: the last picture stays for its own duration."""
+    def finish(self, sound_seconds: float) -> None:
+        """The stream has ended: the last picture stays for its own duration.
+
+        As long as the sound if the file does not say how long, or has shown stills before.
+        """
         for picture in self._deinterlacer.finish():
             self._show(picture)
         if self._shown is None:
             return
-        end = min(self._next_time(), self._time + MAX_GAP_SECONDS)
-        whole_frames = int((end - self.start) * self.fps + LAST_FRAME_SLACK)
-        while self.num_frames < whole_frames and not self.full:
-            self._finish_frame()
+        sound_end = self.start + sound_seconds if sound_seconds < float("inf") else self._time
+        end = min(self._next_time(), max(self._time + MAX_GAP_SECONDS, sound_end))
+        if self._has_stills or self._duration < UNSEEN_DURATION * self._least or not self._duration:
+            end = max(end, sound_end)
+        self._finish_frames(int((end - self.start) * self.fps + LAST_FRAME_SLACK))
+
+    def hold_until(self, seconds: float) -> None:
+        """No picture comes any more before this time: the one that is shown stays; before the first, the frames are missing."""
+        if self._shown is None:
+            self.late = seconds
+        self._finish_frames(int(seconds * self.fps))
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` frames, uint8 [count, H, W, 3]."""
+        return np.stack(self.skip(count))
+
+    def skip(self, count: int) -> list[np.ndarray | None]:
+        """The next `count` frames as they are; they are forgotten."""
         taken, self.frames = self.frames[:count], self.frames[count:]
-        return np.stack(taken)
+        return taken
 
     def _show(self, frame: av.VideoFrame) -> None:
         time = frame.time if frame.time is not None else self._next_time()
         if self._time is None:
             self._shown = frame  # held from the start of the clip until it is due
+            self.late = time - self.start
+            if self.late > STILL_SECONDS:
+                self.pauses.append((0.0, self.late))
         elif time < self._time:
             return
-        elif time - max(self._time, self.start) > MAX_GAP_SECONDS:
+        elif time - max(self._time, self.start) > self.max_still:
             self.broke_off = True
             return
         else:
+            self._has_stills |= time - self._time > STILL_SECONDS + self._tolerance
+            if time - self._time - self._usual > STILL_SECONDS:
+                self.pauses.append((self._time + self._usual - self.start, time - self.start))
             self._interval = time - self._time or self._interval
+            self._least = min(self._least or self._interval, self._interval)
         while not self.full and self.start + self.num_frames / self.fps + self._tolerance < time:
             self._finish_frame()
         self._shown, self._drawn, self._time = frame, None, time
@@ -176,8 +211,12 @@ class PictureClock:
             return self.start
         return self._time + (float(self._shown.duration * self._shown.time_base) or self._interval)
 
+    def _finish_frames(self, whole: int) -> None:
+        while self.num_frames < whole and not self.full:
+            self._finish_frame()
+
     def _finish_frame(self) -> None:
-        if self._drawn is None:
+        if self._drawn is None and self._shown is not None:
             self._drawn = self.canvas.draw(self._shown)
         self.frames.append(self._drawn)
         self.num_frames += 1

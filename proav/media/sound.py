@@ -3,7 +3,10 @@
 Knows nothing of files or pictures. Gaps between time stamps become silence, overlaps are cut. Private to `proav/media/container.py`.
 """
 
+import math
+from collections import deque
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -23,23 +26,29 @@ BLOCK_SAMPLES = 8192
 """Sound is mixed and resampled in blocks of at least this many samples: decoders hand out a thousand at a time, which is dear."""
 MAX_OVERSHOOT = 4.0
 """Float sound may pass 1 by rounding; what is far beyond is damage and must not drown the other channels."""
+SILENT_RMS = 1e-3
+"""Sound below this root mean square, -60 dB of full scale, counts as silent. Our choice."""
+MAX_CANCELLED = 0.01
+"""A mix of at most this share of its channels' power is what is left when they cancel. Our choice."""
 
 
 class SoundClock:
     """Collects decoded sound as float32 mono samples in [-1, 1]; sample 0 is at `start` (seconds of the file's clock).
 
+    `holes` are the stretches without sound of more than `hole_seconds`, [from, to] in seconds after the start; silence stands there.
     Samples that are not numbers become silence and are counted in `num_cleaned`.
     """
 
-    def __init__(self, *, sample_rate: int, start: float) -> None:
-        self.sample_rate, self.start = sample_rate, start
+    def __init__(self, *, sample_rate: int, start: float, hole_seconds: float = MAX_GAP_SECONDS) -> None:
+        self.sample_rate, self.start, self.hole_seconds = sample_rate, start, hole_seconds
         self.num_samples = 0
         self.num_cleaned = 0
-        self.broke_off = False
-        self._chunks: list[np.ndarray] = []
-        self._taken = 0
+        self.holes: list[list[float]] = []
+        self._chunks: deque[np.ndarray | int] = deque()  # an int: so many samples of silence
+        self._first = 0  # the number of the first sample that is held
         self._run: _Run | None = None
         self._to_drop = 0
+        self._levels: deque[_Level] = deque()
 
     @property
     def seconds(self) -> float:
@@ -52,12 +61,13 @@ class SoundClock:
             return
         if self._run is None or _kind(frame) != self._run.kind:
             self._begin_run(frame)
+        late = 0.0 if frame.time is None else frame.time - self._run.end
+        if late > MAX_GAP_SECONDS:
+            self._begin_run(frame)
+            late = 0.0
         run = self._run
-        late = 0.0 if frame.time is None else frame.time - run.end
-        self.broke_off |= late > MAX_GAP_SECONDS
-        if self.broke_off:
-            return
         if late > MAX_JITTER_SECONDS:
+            self._note_hole(run.end - self.start, run.end - self.start + late)
             self._collect(run.add_silence(round(late * run.rate)))
         if late < -MAX_JITTER_SECONDS:
             self._collect(run.add_end_of(frame, round(-late * run.rate)))
@@ -71,35 +81,87 @@ class SoundClock:
             self.num_cleaned += self._run.num_cleaned
             self._run = None
 
+    def silence_until(self, seconds: float) -> None:
+        """Nothing comes any more before this time; what does is left out."""
+        self.finish()
+        if (missing := round(seconds * self.sample_rate) - self.num_samples) > 0:
+            self._note_hole(self.seconds, seconds)
+            self._append_silence(missing)
+
     def take(self, first: int, count: int) -> np.ndarray:
         """Samples first .. first + count - 1, zeros beyond the end; earlier ones are forgotten."""
-        held = np.concatenate([*self._chunks, np.zeros(0, np.float32)])
-        held = held[first - self._taken :]
-        self._chunks, self._taken = [held], first
-        return np.pad(held[:count], (0, max(0, count - len(held))))
+        self.forget(first)
+        taken, filled = np.zeros(count, np.float32), 0
+        for chunk in self._chunks:
+            if filled >= count:
+                break
+            size = chunk if isinstance(chunk, int) else len(chunk)
+            if not isinstance(chunk, int):
+                taken[filled : filled + size] = chunk[: count - filled]
+            filled += size
+        return taken
+
+    def forget(self, first: int) -> None:
+        """Drops the samples before `first`."""
+        while self._chunks and self._first < first:
+            chunk = self._chunks.popleft()
+            size = chunk if isinstance(chunk, int) else len(chunk)
+            excess = min(size, first - self._first)
+            self._first += excess
+            if excess < size:
+                self._chunks.appendleft(chunk - excess if isinstance(chunk, int) else chunk[excess:])
+
+    def cancels(self, first: float, last: float) -> bool:
+        """Whether the channels hold sound from `first` to `last` (seconds), but take each other away in the mix. Earlier times are forgotten.
+
+        The mix must be 20 dB below what the channels' shares would give if they had nothing in common.
+        """
+        while self._levels and self._levels[0].end <= first:
+            self._levels.popleft()
+        apart = mixed = 0.0
+        for level in self._levels:
+            share = max(0.0, min(level.end, last) - max(level.begin, first)) / (last - first)
+            apart, mixed = apart + share * level.apart, mixed + share * level.mixed
+        return apart >= SILENT_RMS**2 and mixed <= MAX_CANCELLED * apart
 
     def _begin_run(self, frame: av.AudioFrame) -> None:
         """Places the first sample of a run: silence before it where it is late, its early part dropped where it is early."""
         self.finish()
-        end = self.start + self.num_samples / self.sample_rate
-        start = frame.time if frame.time is not None else end
-        offset = round((start - end) * self.sample_rate)
-        if offset > MAX_GAP_SECONDS * self.sample_rate:
-            self.broke_off = True
-        elif offset > 0:
-            self._append(np.zeros(offset, np.float32))
+        start = frame.time if frame.time is not None else self.start + self.seconds
+        offset = round((start - self.start) * self.sample_rate) - self.num_samples
+        if offset > 0:
+            self._note_hole(self.seconds, start - self.start)
+            self._append_silence(offset)
         self._to_drop = max(0, -offset)
-        self._run = _Run(frame, start, self.sample_rate)
+        self._run = _Run(frame, start, self.start, self.sample_rate)
+
+    def _note_hole(self, begin: float, end: float) -> None:
+        if self.holes and begin - self.holes[-1][1] < MAX_JITTER_SECONDS:
+            self.holes[-1][1] = end
+        elif end - begin > self.hole_seconds:
+            self.holes.append([begin, end])
 
     def _collect(self, pieces: list[np.ndarray]) -> None:
         for samples in pieces:
             dropped = min(self._to_drop, len(samples))
             self._to_drop -= dropped
-            self._append(np.clip(samples[dropped:], -1.0, 1.0))
+            self._chunks.append(np.clip(samples[dropped:], -1.0, 1.0))
+            self.num_samples += len(samples) - dropped
+        self._levels += self._run.levels
+        self._run.levels.clear()
 
-    def _append(self, samples: np.ndarray) -> None:
-        self._chunks.append(samples)
-        self.num_samples += len(samples)
+    def _append_silence(self, count: int) -> None:
+        self._chunks.append(count)
+        self.num_samples += count
+
+
+class _Level(NamedTuple):
+    """Mean power of some sound: of its channels' shares, added as if they had nothing in common, and of their mix."""
+
+    begin: float
+    end: float
+    apart: float
+    mixed: float
 
 
 class _Run:
@@ -108,10 +170,12 @@ class _Run:
     What comes in waits in a queue until there is a block to mix: every method returns the samples that are ready.
     """
 
-    def __init__(self, frame: av.AudioFrame, start: float, sample_rate: int) -> None:
+    def __init__(self, frame: av.AudioFrame, start: float, clock_start: float, sample_rate: int) -> None:
+        self._offset = start - clock_start
         self.kind, self.rate, self.start = _kind(frame), frame.sample_rate, start
         self.num_samples = 0
         self.num_cleaned = 0
+        self.levels: list[_Level] = []  # of sound of more than one channel
         self._num_mixed = 0
         self._weights = _channel_weights(frame.layout)
         self._queue = av.AudioFifo()
@@ -161,7 +225,12 @@ class _Run:
         if not finite.all():
             self.num_cleaned += int((~finite).any(axis=1).sum())
             values = np.where(finite, values, np.float32(0))
-        mono = values.clip(-MAX_OVERSHOOT, MAX_OVERSHOOT) @ self._weights
+        values = values.clip(-MAX_OVERSHOOT, MAX_OVERSHOOT)
+        mono = values @ self._weights
+        if len(self._weights) > 1 and len(values):
+            begin = self._offset + self._num_mixed / self.rate
+            apart = float(np.einsum("ij,ij->j", values, values) @ self._weights**2) / len(values)
+            self.levels.append(_Level(begin, begin + len(values) / self.rate, apart, float(mono @ mono) / len(values)))
         return mono.clip(-1.0, 1.0)
 
 
@@ -170,13 +239,19 @@ class Silence:
 
     seconds = float("inf")
     num_cleaned = 0
-    broke_off = False
+    holes = ()
 
     def finish(self) -> None:
         """Nothing is held."""
 
     def take(self, first: int, count: int) -> np.ndarray:
         return np.zeros(count, np.float32)
+
+    def forget(self, first: int) -> None:
+        """Nothing is held."""
+
+    def cancels(self, first: float, last: float) -> bool:
+        return False
 
 
 def _kind(frame: av.AudioFrame) -> tuple:

@@ -36,12 +36,14 @@ SHOWN_ELSEWHERE = {
     "dropped_by_reason",
     "filters",
     "statistics",
+    "accounts",
 }
 """Parts of the manifest that the page shows as tables already, or that are lists of files."""
 CLIPPED_SHARE = 1e-3
 """A segment with more than this share of its samples at full scale counts as clipped: one in a thousand can be heard. Our choice."""
 FILTERS = {
     "silent": ("min_rms_db", "Silent: loudness, dB, below"),
+    "cancelled": ("min_rms_db", "Cancelled: so quiet since its channels take each other away"),
     "clipped": ("max_clipped", "Clipped: share of samples above"),
     "black": ("max_black", "Black: share of pictures above"),
     "frozen": ("max_frozen", "Frozen: share of steps above"),
@@ -116,10 +118,12 @@ def _header(config: Config, segments: pa.Table, rejects: pa.Table) -> list[Marku
         ("Labels", number(len(labels))),
         ("Held out for validation", f"{counted(held_out.num_rows, 'segment')} of {counted(num_sources(held_out), 'source')}"),
         ("Rejected", counted(rejects.num_rows, "source or segment", "sources and segments")),
+        ("Seconds rejected", number(round(float(pc.sum(pc.subtract(rejects.column("end_seconds"), rejects.column("start_seconds"))).as_py() or 0), 1))),
         ("Rejected for want of sound", rejected_for("no_audio")),
         ("Files not found", rejected_for("not_found")),
         ("Stored, without a sound track", sum_of(pc.invert(segments.column("has_audio")))),
         ("Stored, silent (below −60 dB)", sum_of(segments.column("silent"))),
+        ("Stored, channels cancel in the mix", sum_of(segments.column("cancelled"))),
         ("Stored, clipped sound", sum_of(pc.greater(segments.column("clipped"), CLIPPED_SHARE))),
     ]
     return [*title, element("p", lead, class_="lead"), facts(rows)]

@@ -15,7 +15,8 @@ from proav.config import Config
 from proav.diffusion.tasks import TASKS
 from proav.errors import MediaError
 from proav.geometry import ClipGeometry
-from proav.media.container import MAX_SOUND_SHORTFALL, Clip
+from proav.media.container import Clip
+from proav.media.cutting import MAX_SOUND_SHORTFALL
 from proav.serve.requests import ApiError
 from proav.serve.upload_process import decode_upload
 

@@ -71,9 +71,12 @@ def test_labels_are_places_in_the_vocabulary(data_dir):
 def test_manifest_counts(data_dir):
     manifest, rejects = read_manifest(data_dir), read_rejects(data_dir).to_pylist()
     counts = manifest["counts"]
-    assert (counts["sources"], counts["sources_used"], counts["segments"], counts["rejects"]) == (7, 5, 9, 2)
-    assert {(row["source"], row["reason"]) for row in rejects} == {("set/rain/text.mp4", "unreadable"), ("set/speech/short.mp4", "too_short")}
-    assert manifest["rejects_by_reason"] == {"too_short": 1, "unreadable": 1}
+    assert (counts["sources"], counts["sources_used"], counts["segments"], counts["rejects"]) == (7, 5, 9, 4)
+    assert {(row["source"], row["reason"], row["start_seconds"]) for row in rejects} == {
+        ("set/rain/text.mp4", "unreadable", 0.0), ("set/speech/short.mp4", "too_short", 0.0),
+        ("set/rain/a.mp4", "too_short", 4.0), ("set/speech/c.mp4", "too_short", 6.0),
+    }  # fmt: skip
+    assert manifest["rejects_by_reason"] == {"too_short": 3, "unreadable": 1}
     assert (
         sum(tally["segments"] for tally in manifest["label_counts"].values()) == sum(tally["segments"] for tally in manifest["splits"].values()) == 9
     )

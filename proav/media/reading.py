@@ -1,0 +1,324 @@
+"""A file as parts in order of time: segments that can be used, and what is lost, each with its span.
+
+Private to `proav/media/container.py`, which says what the clock is.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import BinaryIO, Literal
+
+import av
+import numpy as np
+
+from proav.errors import MediaError
+from proav.media.cutting import PAUSE_SECONDS, Cut, Loss, Stretch, end_slack_seconds
+from proav.media.demuxing import (
+    Decoder,
+    can_be_read_again,
+    check_pixels,
+    declared_end,
+    declared_seconds,
+    opened,
+    origin,
+    pixel_aspect,
+    start_time,
+)
+from proav.media.joints import Joint
+from proav.media.pictures import MAX_GAP_SECONDS, Canvas, PictureClock
+from proav.media.sound import Silence, SoundClock
+from proav.media.tracks import Tracks, choose_by_content, choose_tracks, loudness_of, note_others, programmes_of
+
+WHY_LOST = {
+    "too_short": "holds {seconds:.2f} s from {begin:.2f} s on with picture and sound; expected at least {min_frames} frames",
+    "no_sound": "has no sound from {begin:.2f} s to {end:.2f} s",
+    "no_picture": "has no picture from {begin:.2f} s to {end:.2f} s",
+    "gap": "has neither picture nor sound from {begin:.2f} s to {end:.2f} s",
+    "other_tracks": "has packets of other tracks alone from {begin:.2f} s to {end:.2f} s; data.picture_track and data.sound_track choose",
+    "truncated": "says that it holds picture or sound up to {end:.2f} s, but ends after {begin:.2f} s",
+    "past_end": "ends after {begin:.2f} s; up to {end:.2f} s are listed",
+}
+
+JOINABLE_FORMATS = ("mpegts", "mpeg")
+"""Files of these stay readable when they are put one behind the other. Before a span of one is looked for, all its packets are looked at."""
+MAX_PAUSE_SECONDS = 6 * 3600.0
+"""A picture that is shown for longer is the last one: a stray time stamp may say a million years."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a file so far. end_seconds: where it ends, by its header or by what was read, or where the asked span does."""
+
+    end_seconds: float
+    picture_track: int | None = None
+    sound_track: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Frames that can be used. start_seconds: within the file. cancelled: as SoundClock.cancels."""
+
+    start_seconds: float
+    video: np.ndarray
+    audio: np.ndarray
+    cancelled: bool
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A span of the file that cannot be used. end_seconds: None: nobody knows. reason: a short stable word; message: for people."""
+
+    start_seconds: float
+    end_seconds: float | None
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read of a file and how. segment_frames: None: clips as long as may be. max_frames: None: to the end.
+
+    wanted_from: this many frames are read and left out, without a word; max_frames is counted from there.
+    """
+
+    fps: int
+    sample_rate: int
+    height: int
+    width: int
+    fit: Literal["pad", "crop"] = "pad"
+    segment_frames: int | None = None
+    start_seconds: float = 0.0
+    max_frames: int | None = None
+    wanted_from: int = 0
+    min_frames: int = 1
+    deadline_seconds: float | None = None
+    on_progress: Callable[[], None] | None = None
+    silent_ok: bool = False
+    picture_track: int | None = None
+    sound_track: int | None = None
+
+    @property
+    def asked_seconds(self) -> float | None:
+        return None if self.max_frames is None else self.max_frames / self.fps
+
+
+def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Segment | Lost]:
+    """About as soon as something is known, then segments and losses in order of time, About again when all is known.
+
+    The losses and segments cover the file, or the span that was asked for, up to `end_slack_seconds` at the end of each
+    stretch. Raises MediaError, as `container.read_segments`, where nothing can be used of the file, or nothing more of it.
+    """
+    start, asked = request.start_seconds, request.asked_seconds
+    if not (0 <= start < float("inf") and (asked is None or asked > 0)):
+        frames = "" if asked is None else f" for {request.max_frames} frames"
+        said = f"{source}: cannot read from {start} s on{frames}; expected 0 <= start_seconds < end_seconds"
+        raise MediaError("bad_span", said)
+    with contextlib.ExitStack() as files:
+        container, name = files.enter_context(opened(source))
+        end = start + asked if asked is not None else max(start, declared_seconds(container))
+        yield About(end)
+        programmes = programmes_of(source, container)
+        tracks = choose_tracks(
+            container, name, programmes=programmes, picture_track=request.picture_track,
+            sound_track=request.sound_track, silent_ok=request.silent_ok,
+        )  # fmt: skip
+        if len(tracks.candidates) > 1 and can_be_read_again(source):
+            _listen(container, name, tracks, request)
+            files.close()
+            container, name = files.enter_context(opened(source))
+        if start and container.format.name in JOINABLE_FORMATS and can_be_read_again(source):
+            joined = _has_joints(container, tracks, name, request)
+            files.close()
+            container, name = files.enter_context(opened(source))
+            if joined:  # its clock does not say where something is
+                request = replace(request, wanted_from=math.ceil(start * request.fps - 1e-6), start_seconds=0.0)
+        about = About(end, *tracks.places(container), note_others(tracks, container, programmes))
+        yield about
+        for part in _Reader(container, name, tracks, request).parts():
+            yield replace(about, end_seconds=part) if isinstance(part, float) else part
+
+
+def _has_joints(container, tracks: Tracks, name: str, request: Request) -> bool:
+    """Whether the file's clock starts anew somewhere; nothing is decoded."""
+    watch = Decoder(container, tracks.streams(container), name, request.deadline_seconds, request.on_progress)
+    return any(isinstance(packet, Joint) for packet in watch.packets())
+
+
+def _listen(container, name: str, tracks: Tracks, request: Request) -> None:
+    """Chooses the sound track by what the tracks hold in the span that is read."""
+    first, end = (container.start_time or 0) / av.time_base + request.start_seconds, None
+    if request.start_seconds:
+        with contextlib.suppress(av.FFmpegError, OSError):
+            container.seek(int(first * av.time_base), backward=True)
+    if request.asked_seconds is not None:
+        end = first + request.asked_seconds
+    watch = Decoder(container, [], name, request.deadline_seconds, request.on_progress)
+    choose_by_content(tracks, container, loudness_of(container, tracks.candidates, end_seconds=end, on_packet=watch.sign))
+
+
+class _Reader:
+    """Reads chosen tracks of an opened file, one stretch after the other."""
+
+    def __init__(self, container, name: str, tracks: Tracks, request: Request) -> None:
+        self.container, self.name, self.request = container, name, request
+        self.streams = tracks.streams(container)
+        self.video, self.audio = [*self.streams, None][:2]
+        check_pixels(self.video, name)
+        self.canvas = Canvas(height=request.height, width=request.width, fit=request.fit, pixel_aspect=pixel_aspect(self.video))
+        self.file_start = float(self._origin([start_time(stream) for stream in self.streams]))
+        self.clock = self.file_start + request.start_seconds  # the time of the file's clock at which the stretch begins
+        self.base = 0  # and the frame that this is, from start_seconds on
+        self.told = request.wanted_from  # frames that are cut or lost
+        self.end_frame = None if request.max_frames is None else request.wanted_from + request.max_frames
+        self.seconds = self.longest = 0.0  # with picture and sound in one piece, with either in all
+        self.num_segments = self.num_cleaned = 0
+        self.losses: list[Lost] = []  # before the first segment
+        self.decoder = Decoder(container, self.streams, name, request.deadline_seconds, request.on_progress)
+
+    def parts(self) -> Iterator[Segment | Lost | float]:
+        """Segments and losses; last, where the file ends, or the span that was asked for."""
+        stretch = self._stretch()
+        for kind, frame in self.decoder.frames_from(self.clock if self.request.start_seconds else None, self.file_start):
+            if kind == "joint":
+                yield from self._take(self._end(stretch))
+                reached = self.base + stretch.reached
+                if self.end_frame is not None and reached >= self.end_frame:
+                    break
+                if frame.skipped_seconds:
+                    reached = self._up_to_end(reached + round(frame.skipped_seconds * self.request.fps))
+                    yield from self._lose(reached, "other_tracks")
+                stretch = self._join(frame, reached)
+                continue
+            try:
+                (stretch.pictures if kind == "video" else stretch.sound).push(frame)
+            except (av.FFmpegError, ValueError) as error:  # a pixel or sample format that cannot be converted
+                said = f"{self.name}: {kind} in the format {frame.format.name} cannot be converted ({error})"
+                raise MediaError("decode_error", said) from error
+            if pieces := stretch.ready():
+                yield from self._take(pieces)
+            if stretch.complete or stretch.pictures.broke_off:
+                break
+        yield from self._take(self._end(stretch))
+        if self.num_cleaned:
+            logger.warning("%s: %d sound samples were not numbers and became silence", self.name, self.num_cleaned)
+        yield from self._ending()
+
+    def _origin(self, starts: list[Fraction | None]) -> Fraction:
+        return origin(*[*starts, None][:2], Fraction(1, self.request.fps))
+
+    def _up_to_end(self, frame: int) -> int:
+        return frame if self.end_frame is None else min(frame, self.end_frame)
+
+    def _stretch(self) -> Stretch:
+        request = self.request
+        rate = self.video.guessed_rate or self.video.average_rate or Fraction(25)
+        pictures = PictureClock(
+            self.canvas, fps=request.fps, start=self.clock, tick=float(self.video.time_base), default_duration=float(1 / rate),
+            max_frames=None if self.end_frame is None else max(0, self.end_frame - self.base),
+            max_still=MAX_GAP_SECONDS if self.audio is None else MAX_PAUSE_SECONDS,
+        )  # fmt: skip
+        sound = Silence() if self.audio is None else SoundClock(sample_rate=request.sample_rate, start=self.clock, hole_seconds=PAUSE_SECONDS)
+        return Stretch(
+            pictures, sound, fps=request.fps, sample_rate=request.sample_rate,
+            segment_frames=request.segment_frames, min_frames=request.min_frames, first=max(0, request.wanted_from - self.base),
+        )  # fmt: skip
+
+    def _end(self, stretch: Stretch) -> Iterator[Cut | Loss]:
+        try:
+            yield from stretch.rest()
+        except (av.FFmpegError, ValueError) as error:
+            raise MediaError("decode_error", f"{self.name}: the end of the file cannot be converted ({error})") from error
+        self.num_cleaned += stretch.sound.num_cleaned
+        self.seconds = max(self.seconds, min(stretch.pictures.seconds, stretch.sound.seconds))
+        self.longest += max(stretch.pictures.seconds, stretch.sound.seconds if self.audio is not None else 0.0)
+
+    def _join(self, joint: Joint, reached: int) -> Stretch:
+        """The stretch after a joint: right behind the one before or, if the clock has gone ahead, as much later."""
+        starts = [joint.starts.get(stream.index) for stream in self.streams]
+        clock = float(self._origin([None if start is None else Fraction(start) for start in starts])) if joint.starts else self.file_start
+        self.base = max(reached, self.base + round((clock - self.clock) * self.request.fps))
+        self.clock = clock
+        return self._stretch()
+
+    def _take(self, pieces: Iterator[Cut | Loss]) -> Iterator[Segment | Lost]:
+        """Pieces of the stretch as parts of the file."""
+        for piece in pieces:
+            first = self.base + piece.first
+            end = self.base + piece.end if isinstance(piece, Loss) else first + len(piece.video)
+            if first > self.told:
+                yield from self._lose(first, "gap")
+            if isinstance(piece, Loss):
+                yield from self._lose(end, piece.reason)
+            elif damage := self.decoder.damage():
+                yield from self._lose(end, "decode_error", damage)
+            else:
+                yield from self.losses
+                self.losses, self.told, self.num_segments = [], end, self.num_segments + 1
+                with self.decoder.off_the_clock():
+                    yield Segment(self._time(first), piece.video, piece.audio, piece.cancelled)
+
+    def _lose(self, end: int | float, reason: str, message: str = "") -> Iterator[Lost]:
+        """What was not told yet, up to frame `end`, is lost: told at once, or with the first segment."""
+        if end <= self.told:
+            return
+        begin, stop = self._time(self.told), self._time(end)
+        why = WHY_LOST.get(reason, "").format(begin=begin, end=stop, seconds=stop - begin, min_frames=self.request.min_frames)
+        lost = Lost(begin, stop, reason, message or f"{self.name} {why}")
+        self.told = end
+        if self.num_segments:
+            yield lost
+        else:
+            self.losses.append(lost)
+
+    def _time(self, frame: float) -> float:
+        return self.request.start_seconds + frame / self.request.fps
+
+    def _ending(self) -> Iterator[Lost | float]:
+        """What the file declares, or was asked for, and does not hold. Raises MediaError where it holds no segment."""
+        request = self.request
+        reached = self.told / request.fps
+        declared = declared_seconds(self.container) - request.start_seconds
+        asked, slack = None if self.end_frame is None else self.end_frame / request.fps, end_slack_seconds(request.fps)
+        cut_short = asked is None and self.longest < 0.5 * declared
+        if self.num_segments == 0:
+            yield self._time(0) + (max(declared, reached) if asked is None else asked)
+            raise self._nothing_usable(declared if cut_short else None)
+        own_ends = [declared_end(self.container, stream) for stream in self.streams]
+        own_end = declared if self.base or None in own_ends else max(own_ends) - self.file_start - request.start_seconds
+        end = declared if asked is None else min(declared, asked)
+        if end > reached + slack:
+            stopped = self.decoder.stopped_by and f"{self.name} cannot be read beyond {self._time(self.told):.2f} s ({self.decoder.stopped_by})"
+            yield from self._lose(end * request.fps, "truncated" if stopped or own_end > reached + slack else "gap", stopped or "")
+        if asked is not None and asked > self.told / request.fps + slack:
+            yield from self._lose(self.end_frame, "past_end")
+        if self.decoder.has_later_tracks and asked is None:
+            said = f"{self.name} has tracks that begin in its middle, as where recordings were joined; they are not read: split the file there"
+            yield Lost(self._time(self.told), None, "later_tracks", said)
+        yield self._time(0) + (max(declared, self.told / request.fps) if asked is None else asked)
+
+    def _nothing_usable(self, declared: float | None) -> MediaError:
+        """Why a file that opened gave no clip."""
+        name, request = self.name, self.request
+        for lost in self.losses:
+            if lost.reason == "decode_error":
+                return MediaError(lost.reason, lost.message)
+        for kind, what in (("video", "picture"), ("audio", "sound")):
+            if self.decoder.num_frames.get(kind, 1) == 0 and not request.start_seconds:
+                if self.decoder.num_packets[kind]:
+                    return MediaError("decode_error", f"{name}: no {what} can be decoded")
+                return MediaError(f"no_{kind}", f"{name} has a {what} track that holds nothing")
+        longest = max(self.losses, key=lambda lost: lost.end_seconds - lost.start_seconds, default=None)
+        if longest is not None and longest.end_seconds - longest.start_seconds > MAX_GAP_SECONDS:
+            return MediaError(longest.reason, longest.message)
+        where = f" from {request.start_seconds:g} s on" if request.start_seconds else ""
+        if declared is not None:
+            said = f"{name} says it holds {declared:.1f} s{where}"
+            return MediaError("truncated", f"{said}, but ends after {self.seconds:.2f} s; expected at least {request.min_frames} frames")
+        said = f"{name} holds {self.seconds:.2f} s{where} with picture and sound"
+        return MediaError("too_short", f"{said}; expected at least {request.min_frames} frames")
