@@ -3,7 +3,6 @@
 Knows nothing of files or pictures. Gaps between time stamps become silence, overlaps are cut. Private to `proav/media/container.py`.
 """
 
-import math
 from collections import deque
 from fractions import Fraction
 from typing import NamedTuple
