@@ -53,7 +53,7 @@ def start(tmp_path):
             process.kill()
 
 
-def until(condition, seconds=120.0):
+def until(condition, seconds=300.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
