@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from own_processes import end
 
-START_SECONDS = 400.0
+START_SECONDS = 120.0
 
 
 class LocalHead:
