@@ -28,18 +28,22 @@ def sampler() -> psutil.Process:
     raise SystemExit("the server has no sampler")
 
 
+def ask(url: str, **order: int) -> dict | None:
+    """The server's JSON; None if it refuses, or does not answer within a minute. order: makes it a POST."""
+    try:
+        answer = requests.request("POST" if order else "GET", url, json=order or None, timeout=60)
+    except requests.RequestException:
+        return None
+    return answer.json() if answer.status_code == 200 else None
+
+
 def create(url: str, steps: int) -> str | None:
     """Id of a new job; None if the server takes none."""
-    answer = requests.post(f"{url}/v1/videos", json={"steps": steps}, timeout=60)
-    return answer.json()["id"] if answer.status_code == 200 else None
+    return (ask(f"{url}/v1/videos", steps=steps) or {}).get("id")
 
 
-def status(url: str, job: str) -> str:
-    return requests.get(f"{url}/v1/videos/{job}", timeout=60).json().get("status", "unknown")
-
-
-def healthy(url: str) -> bool:
-    return requests.get(f"{url}/healthz", timeout=60).status_code == 200
+def status(url: str, job: str) -> str | None:
+    return (ask(f"{url}/v1/videos/{job}") or {}).get("status")
 
 
 def freeze(url: str, *, busy: bool, steps: int) -> dict:
@@ -54,7 +58,7 @@ def freeze(url: str, *, busy: bool, steps: int) -> dict:
     told: dict = {"frozen": "in the middle of a clip" if busy else "idle", "unhealthy_after_seconds": None}
     while time.monotonic() - began < PATIENCE_SECONDS:
         passed = round(time.monotonic() - began, 1)
-        if told["unhealthy_after_seconds"] is None and not healthy(url):
+        if told["unhealthy_after_seconds"] is None and not ask(f"{url}/healthz"):
             told["unhealthy_after_seconds"] = round(time.monotonic() - began, 1)
         if "killed_after_seconds" not in told and not process.is_running():
             told["killed_after_seconds"] = passed
