@@ -91,7 +91,15 @@ def make_units(folder: Path) -> None:
             identity, account = segment_id(source.key, source.start_seconds), Account(source)
             accounts.append(account)
             if int(source.id[:6], 16) / 16**6 < REJECTED:
-                rejects.append(reject_row(source, source.start_seconds, source.end_seconds, "not_found", f"{source.key}: no such file"))
+                rejects.append(
+                    reject_row(
+                        source,
+                        source.start_seconds,
+                        source.end_seconds,
+                        "not_found",
+                        f"{source.key}: no such file",
+                    )
+                )
                 account.reject(rejects[-1])
                 continue
             place = {"shard": f"{unit.name}-{len(rows) // ROWS_PER_SHARD:03d}.parquet", "row": len(rows) % ROWS_PER_SHARD}
@@ -105,7 +113,11 @@ def make_units(folder: Path) -> None:
             shards.append(shard)
         rejected = write_shard(str(data_dir / "rejects" / f"{unit.name}.parquet"), rejects, REJECT_SCHEMA, rows_per_group=1024) if rejects else None
         record = {"name": unit.name, "sources": len(unit.sources), "shards": shards, "rejects": rejected}
-        write_record(str(data_dir), record | write_accounts(str(data_dir), unit.name, [account.row() for account in accounts]), rows)
+        write_record(
+            str(data_dir),
+            record | write_accounts(str(data_dir), unit.name, [account.row() for account in accounts]),
+            rows,
+        )
 
 
 def run_step(step: str, folder: Path) -> dict:

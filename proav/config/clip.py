@@ -99,9 +99,13 @@ class DataConfig(Section):
     fit: Literal["pad", "crop"] = "pad"
     """pad: the whole picture, black bars around it (what the published tables use). crop: the centre, no bars."""
     picture_track: Annotated[int, Field(ge=0)] | None = None
-    """The picture track to take of every file, counted from 0 as in FFmpeg's 0:v:0; empty: the main one of a programme that has sound."""
+    """The picture track to take of every file, counted from 0 as in FFmpeg's 0:v:0; empty: the main one of a
+    programme that has sound.
+    """
     sound_track: Annotated[int, Field(ge=0)] | None = None
-    """The sound track, counted from 0 as in FFmpeg's 0:a:0; empty: the main one of the picture's programme, or its loudest if that is silent."""
+    """The sound track, counted from 0 as in FFmpeg's 0:a:0; empty: the main one of the picture's programme,
+    or its loudest if that is silent.
+    """
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of *sources* held out where the listing names no split; a source is never on both sides."""
     rows_per_shard: PositiveInt = 64

@@ -11,7 +11,9 @@ class FilterConfig(Section):
     """Which segments training, encoding and evaluation draw from. What is left out stays stored and is counted by reason: switching filters decodes nothing again."""
 
     min_rms_db: Annotated[float, Field(ge=-200, le=0)] | None = None
-    """Leaves out sound below this root mean square, dB of full scale (reason `silent`, or `cancelled` if channels cancel in the mix); -60 is silence."""
+    """Leaves out sound below this root mean square, dB of full scale (reason `silent`, or `cancelled` if
+    channels cancel in the mix); -60 is silence.
+    """
     max_clipped: Probability | None = None
     """Leaves out sound with more than this share of its samples at full scale (reason `clipped`)."""
     max_black: Probability | None = None

@@ -1,4 +1,5 @@
-"""One unit of preprocessing: a few sources in, shards of segments, rejects and accounts out; plain functions, with Ray or without.
+"""One unit of preprocessing: a few sources in, shards of segments, rejects and accounts out; plain functions,
+with Ray or without.
 
 A source is decoded a segment at a time, so that memory does not grow with the length of a film. A unit's files have fixed names and its record,
 units/<name>.parquet, is written last: a unit with a record is done, one without is made again, to the same bytes.
@@ -20,7 +21,14 @@ from proav import storage
 from proav.config import Config
 from proav.data.frames import encode_frames
 from proav.data.rows import ShardWriter, open_parquet, write_shard
-from proav.data.schema import ACCOUNT_SCHEMA, FULL_SCALE, REJECT_SCHEMA, SEGMENT_COMPRESSION, SEGMENT_SCHEMA, UNIT_SCHEMA
+from proav.data.schema import (
+    ACCOUNT_SCHEMA,
+    FULL_SCALE,
+    REJECT_SCHEMA,
+    SEGMENT_COMPRESSION,
+    SEGMENT_SCHEMA,
+    UNIT_SCHEMA,
+)
 from proav.data.scores import segment_scores
 from proav.data.sources import SourceRow, segment_id
 from proav.errors import MediaError
@@ -48,16 +56,23 @@ class WorkUnit:
 
 
 class SourceDecoder:
-    """Sources -> rows of the data set's tables, in this process. `isolation.IsolatedDecoder` does the same in a process of its own."""
+    """Sources -> rows of the data set's tables, in this process.
+
+    `isolation.IsolatedDecoder` does the same in a process of its own.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.mel_frames = MelFrames(config)
 
-    def rows(self, source: SourceRow, on_progress: Callable[[], None] | None = None) -> Iterator[dict | Lost | About]:
-        """The segments of one source, in order of time, as rows; between them what is lost, and what is known of the source.
+    def rows(
+        self, source: SourceRow, on_progress: Callable[[], None] | None = None
+    ) -> Iterator[dict | Lost | About]:
+        """The segments of one source, in order of time, as rows; between them what is lost, and what is known
+        of the source.
 
-        Raises MediaError where it, or the rest of it, cannot be used. on_progress: called whenever the decoder gets further.
+        Raises MediaError where it, or the rest of it, cannot be used. on_progress: called whenever the
+        decoder gets further.
         """
         clip, data, offset = self.config.clip, self.config.data, source.file_start_seconds
         length = None if source.end_seconds is None else source.end_seconds - source.start_seconds
@@ -73,7 +88,9 @@ class SourceDecoder:
                 case Segment():
                     segment = Clip(part.video, part.audio, clip.fps, clip.sample_rate)
                     start = offset + part.start_seconds
-                    yield segment_row(self.config, source, start, segment, self.mel_frames, cancelled=part.cancelled)
+                    yield segment_row(
+                        self.config, source, start, segment, self.mel_frames, cancelled=part.cancelled
+                    )
                 case Lost():
                     end = None if part.end_seconds is None else offset + part.end_seconds
                     yield replace(part, start_seconds=offset + part.start_seconds, end_seconds=end)
@@ -93,7 +110,11 @@ class Account:
     @property
     def end(self) -> float:
         """Where the source ends, as far as is known."""
-        return max(self.reached, self.about.end_seconds) if self.source.end_seconds is None else self.source.end_seconds
+        return (
+            max(self.reached, self.about.end_seconds)
+            if self.source.end_seconds is None
+            else self.source.end_seconds
+        )
 
     def use(self, segment: dict) -> None:
         seconds = segment["num_frames"] / segment["fps"]
@@ -101,7 +122,10 @@ class Account:
 
     def reject(self, row: dict) -> None:
         if row["end_seconds"] is not None:
-            self.rejected, self.reached = self.rejected + row["end_seconds"] - row["start_seconds"], row["end_seconds"]
+            self.rejected, self.reached = (
+                self.rejected + row["end_seconds"] - row["start_seconds"],
+                row["end_seconds"],
+            )
 
     def rest(self, error: MediaError) -> dict:
         """The row that rejects all that has not been reached."""
@@ -121,7 +145,8 @@ def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) ->
     """Decodes the unit's sources and writes its shards, rejects, accounts and record; returns the record.
 
     decoder: has the method `rows` of SourceDecoder, which is the default. The record: {"name", "sources", "shards": [{"name", "rows", "bytes",
-    "sha256"}], "rejects": the same or None, "accounts": the same, "seconds": {"declared", "used", "rejected"}, "noted"}. Raises UserError
+    "sha256"}], "rejects": the same or None, "accounts": the same, "seconds": {"declared", "used",
+    "rejected"}, "noted"}. Raises UserError
     where the disk is full; a source that cannot be used never raises, it is rejected with a reason.
     """
     decoder = decoder or SourceDecoder(config)
@@ -136,7 +161,11 @@ def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) ->
                             shards.write(part)
                             account.use(part)
                         case Lost():
-                            rejects.append(reject_row(source, part.start_seconds, part.end_seconds, part.reason, part.message))
+                            rejects.append(
+                                reject_row(
+                                    source, part.start_seconds, part.end_seconds, part.reason, part.message
+                                )
+                            )
                             account.reject(rejects[-1])
                         case About():
                             account.about = part
@@ -188,7 +217,13 @@ def read_record(path: str) -> dict:
 
 
 def segment_row(
-    config: Config, source: SourceRow, start_seconds: float, clip: Clip, mel_frames: MelFrames, *, cancelled: bool = False
+    config: Config,
+    source: SourceRow,
+    start_seconds: float,
+    clip: Clip,
+    mel_frames: MelFrames,
+    *,
+    cancelled: bool = False,
 ) -> dict:
     """One row of SEGMENT_SCHEMA. The mel is that of the stored (int16) sound, so that it can be made again from the row."""
     audio = np.round(clip.audio * FULL_SCALE).astype(np.int16)
@@ -210,7 +245,14 @@ def segment_row(
         "fps": clip.fps,
         "sample_rate": clip.sample_rate,
         "has_audio": True,
-        **segment_scores(clip.video, sound, fps=clip.fps, sample_rate=clip.sample_rate, mel_TMS=mel_TMS, cancelled=cancelled),
+        **segment_scores(
+            clip.video,
+            sound,
+            fps=clip.fps,
+            sample_rate=clip.sample_rate,
+            mel_TMS=mel_TMS,
+            cancelled=cancelled,
+        ),
         "checksum": row_checksum(video, sound_bytes, mel_bytes),
         "video_codec": config.data.frame_codec,
         "video_shape": list(clip.video.shape),
@@ -234,7 +276,9 @@ def row_checksum(video: bytes, audio: bytes, mel: bytes) -> str:
     return digest.hexdigest()[:32]
 
 
-def reject_row(source: SourceRow, start_seconds: float, end_seconds: float | None, reason: str, message: str) -> dict:
+def reject_row(
+    source: SourceRow, start_seconds: float, end_seconds: float | None, reason: str, message: str
+) -> dict:
     """One row of REJECT_SCHEMA."""
     return {
         "id": segment_id(source.key, start_seconds), "source": source.key, "source_id": source.id, "start_seconds": start_seconds,

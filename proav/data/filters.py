@@ -12,7 +12,17 @@ import pyarrow.compute as pc
 from proav.config import FilterConfig
 from proav.data.fingerprints import HASH_BYTES
 
-REASONS = ("silent", "cancelled", "clipped", "black", "frozen", "out_of_sync", "shot_cuts", "duplicate", "near_duplicate")
+REASONS = (
+    "silent",
+    "cancelled",
+    "clipped",
+    "black",
+    "frozen",
+    "out_of_sync",
+    "shot_cuts",
+    "duplicate",
+    "near_duplicate",
+)
 """The values of the column `dropped`, in the order in which they are tried: a segment is counted under the first that applies.
 
 Duplicates come last, so that of two copies the one stays that no other filter leaves out.
@@ -64,7 +74,9 @@ def _applies(reason: str, index: pa.Table, filters: FilterConfig, num_frames: in
         case "silent" | "cancelled":
             if filters.min_rms_db is None:
                 return nothing
-            return (column("rms") < 10 ** (filters.min_rms_db / 20)) & (column("cancelled") == (reason == "cancelled"))
+            return (column("rms") < 10 ** (filters.min_rms_db / 20)) & (
+                column("cancelled") == (reason == "cancelled")
+            )
         case "clipped" | "black" | "frozen":
             most = getattr(filters, f"max_{reason}")
             return nothing if most is None else column(reason) > most

@@ -79,7 +79,10 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
             "sources_with_other_tracks": sum(record["noted"] for record in records),
             "bytes": sum(shard["bytes"] for shard in shards),
         },
-        "seconds": {key: round(sum(record["seconds"][key] for record in records), 3) for key in ("declared", "used", "rejected")},
+        "seconds": {
+            key: round(sum(record["seconds"][key] for record in records), 3)
+            for key in ("declared", "used", "rejected")
+        },
         "splits": {split: _tally(used.filter(pc.equal(used.column("split"), split))) for split in SPLITS},
         "label_counts": _tallies(used, "label"),
         "rejects_by_reason": reasons,
@@ -87,13 +90,20 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
         "filters": config.filters.model_dump(mode="json"),
         "dropped_by_reason": left_out,
         "statistics": {name: _spread(index.column(name).to_numpy()) for name in SPREAD},
-        "geometry": {**ClipGeometry.from_config(config).__dict__, "segment_seconds": config.data.segment_seconds},
+        "geometry": {
+            **ClipGeometry.from_config(config).__dict__,
+            "segment_seconds": config.data.segment_seconds,
+        },
         "settings": data_settings(config),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
         "shards": shards,
         "rejects": [record["rejects"] for record in records if record["rejects"]],
         "accounts": [record["accounts"] for record in records],
-        "index": {"rows": index.num_rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+        "index": {
+            "rows": index.num_rows,
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        },
         "units": len(records),
     }
     manifest["hash"] = manifest_hash(manifest)

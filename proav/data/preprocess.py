@@ -101,14 +101,23 @@ def finished_records(data_dir: str, plan: Plan) -> dict[str, dict]:
 
 def _sizes(data_dir: str) -> dict[str, dict[str, int]]:
     """Bytes of each file, by folder."""
-    return {folder: {name: size for name, _, size in files_below(storage.join(data_dir, folder))} for folder in ("segments", "rejects", "sources")}
+    return {
+        folder: {name: size for name, _, size in files_below(storage.join(data_dir, folder))}
+        for folder in ("segments", "rejects", "sources")
+    }
 
 
 def _files_are_there(record: dict, sizes: dict[str, dict[str, int]]) -> bool:
     """False also where another version of proav has written the record."""
     rejects = [record["rejects"]] if record["rejects"] else []
-    parts = (("segments", record["shards"]), ("rejects", rejects), ("sources", [record["accounts"]] if "accounts" in record else [{}]))
-    return all(file and sizes[folder].get(file["name"]) == file["bytes"] for folder, files in parts for file in files)
+    parts = (
+        ("segments", record["shards"]),
+        ("rejects", rejects),
+        ("sources", [record["accounts"]] if "accounts" in record else [{}]),
+    )
+    return all(
+        file and sizes[folder].get(file["name"]) == file["bytes"] for folder, files in parts for file in files
+    )
 
 
 def _own_data_folder(config: Config) -> str:

@@ -48,14 +48,26 @@ SCORE_FIELDS = [
     pa.field("black", pa.float32()),  # share of pictures that are black
     pa.field("frozen", pa.float32()),  # share of steps from picture to picture without change
     pa.field("shot_starts", pa.list_(pa.int32())),  # frames at which a new shot begins; frame 0 is not listed
-    pa.field("sync", pa.float32()),  # correlation of onsets of sound with changes of picture, NaN where undefined
-    pa.field("sync_lag", pa.float32()),  # seconds by which the sound is late where they fit best, NaN where undefined
+    pa.field(
+        "sync", pa.float32()
+    ),  # correlation of onsets of sound with changes of picture, NaN where undefined
+    pa.field(
+        "sync_lag", pa.float32()
+    ),  # seconds by which the sound is late where they fit best, NaN where undefined
     pa.field("picture_hash", pa.binary()),  # 32 bytes, alike for pictures that look alike
     pa.field("sound_hash", pa.binary()),  # 32 bytes, alike for sounds that sound alike
 ]
 
 
-def segment_scores(video_THWC: np.ndarray, sound_L: np.ndarray, *, fps: int, sample_rate: int, mel_TMS: np.ndarray, cancelled: bool = False) -> dict:
+def segment_scores(
+    video_THWC: np.ndarray,
+    sound_L: np.ndarray,
+    *,
+    fps: int,
+    sample_rate: int,
+    mel_TMS: np.ndarray,
+    cancelled: bool = False,
+) -> dict:
     """The values of SCORE_FIELDS for one segment.
 
     video_THWC uint8, at least 2 frames of 16 x 16; sound_L float32 in [-1, 1], T * sample_rate / fps samples; mel_TMS in [-1, 1].

@@ -1,6 +1,7 @@
 """A finished data set: its manifest, and random access to windows of frames.
 
-Files under <run_dir>/data: segments/*.parquet (one row a segment), units/*.parquet, rejects/*.parquet and sources/*.parquet (a file a unit),
+Files under <run_dir>/data: segments/*.parquet (one row a segment), units/*.parquet, rejects/*.parquet and
+sources/*.parquet (a file a unit),
 index.parquet (every segment with its shard and row), manifest.json (written last: without it the data set is not finished). Works without
 Ray. Letters: T frames, H and W rows and columns, M mel bins, S mel columns in a frame.
 """
@@ -68,7 +69,12 @@ def read_accounts(data_dir: str) -> pa.Table:
 
 def _read_all(folder: str, schema: pa.Schema) -> pa.Table:
     with ThreadPoolExecutor(8) as pool:
-        tables = list(pool.map(lambda path: open_parquet(path).read(), (path for path in storage.list_files(folder) if path.endswith(".parquet"))))
+        tables = list(
+            pool.map(
+                lambda path: open_parquet(path).read(),
+                (path for path in storage.list_files(folder) if path.endswith(".parquet")),
+            )
+        )
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 

@@ -1,4 +1,5 @@
-"""Proof that a finished data set is whole: nothing missing, doubled, truncated, silently mute or left out. Every byte is read again.
+"""Proof that a finished data set is whole: nothing missing, doubled, truncated, silently mute or left out.
+Every byte is read again.
 
 A shard is checked by a plain function of its own, so that a caller may hand the shards to as many processes as it likes.
 """
@@ -28,23 +29,42 @@ def verify(data_dir: str, *, each: Callable[[Callable, list], Iterable] = map) -
     """Checks a finished data set against its plan, its manifest and its own columns.
 
     Every file has its checksum and no file is foreign; every row has its number of pictures, sound samples and mel frames, its own checksum and
-    the loudness that it states; every id and every place occurs once; every planned source has segments or a reason why not; its segments and
-    rejects cover its seconds, one behind the other, but for less than a frame (or 0.1 s) at the end of a stretch.
+    the loudness that it states; every id and every place occurs once; every planned source has segments or a
+    reason why not; its segments and
+    rejects cover its seconds, one behind the other, but for less than a frame (or 0.1 s) at the end of a
+    stretch.
 
-    each: applies a function to a list, like map; in any order. Returns {"sources", "shards", "rows", "rejects", "bytes", "silent",
+    each: applies a function to a list, like map; in any order. Returns {"sources", "shards", "rows",
+    "rejects", "bytes", "silent",
     "seconds": {"declared", "used", "rejected"}}. Raises DamagedShard that names what is wrong and what to do.
     """
     manifest = read_manifest(data_dir)
     problems = [problem for found in each(check_shard, [(data_dir, shard) for shard in manifest["shards"]]) for problem in found]
-    kinds = (("segments", "segments", manifest["shards"]), ("rejects", "rejects", manifest["rejects"]), ("accounts", "sources", manifest["accounts"]))
+    kinds = (
+        ("segments", "segments", manifest["shards"]),
+        ("rejects", "rejects", manifest["rejects"]),
+        ("accounts", "sources", manifest["accounts"]),
+    )
     for name, folder, entries in kinds:
         known = {entry["name"] for entry in entries}
         there = {path.rsplit("/", 1)[-1] for path in storage.list_files(storage.join(data_dir, folder))}
         problems += [f"{storage.join(data_dir, folder, extra)} is not in the manifest's {name}" for extra in sorted(there - known)]
     for folder, entries in (("rejects", manifest["rejects"]), ("sources", manifest["accounts"])):
-        problems += [problem for entry in entries for problem in _check_file(storage.join(data_dir, folder, entry["name"]), entry)]
+        problems += [
+            problem
+            for entry in entries
+            for problem in _check_file(storage.join(data_dir, folder, entry["name"]), entry)
+        ]
     problems += _check_file(storage.join(data_dir, "index.parquet"), manifest["index"])
-    problems += [] if problems else [*_check_records(data_dir, manifest), *_check_rows(data_dir, manifest), *_check_seconds(data_dir, manifest)]
+    problems += (
+        []
+        if problems
+        else [
+            *_check_records(data_dir, manifest),
+            *_check_rows(data_dir, manifest),
+            *_check_seconds(data_dir, manifest),
+        ]
+    )
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise DamagedShard(f"{'; '.join(problems[:3])}{more}; delete these files and run preprocess again: it makes what is missing")
@@ -143,23 +163,34 @@ def _check_rows(data_dir: str, manifest: dict) -> list[str]:
 
 def _check_seconds(data_dir: str, manifest: dict) -> list[str]:
     """Each source's seconds in segments or rejects, without a hole and without an overlap."""
-    index = open_parquet(storage.join(data_dir, "index.parquet")).read(columns=["source_id", "start_seconds", "num_frames", "fps"])
+    index = open_parquet(storage.join(data_dir, "index.parquet")).read(
+        columns=["source_id", "start_seconds", "num_frames", "fps"]
+    )
     accounts, rejects = read_accounts(data_dir), read_rejects(data_dir)
     planned = open_parquet(storage.join(data_dir, "plan.parquet")).metadata.num_rows
     if accounts.num_rows != planned:
-        return [f"{storage.join(data_dir, 'sources')} accounts for {accounts.num_rows} of {planned} planned stretches"]
+        return [
+            f"{storage.join(data_dir, 'sources')} accounts for {accounts.num_rows} of {planned} planned stretches"
+        ]
     seconds = pc.divide(index.column("num_frames").cast(pa.float64()), index.column("fps").cast(pa.float64()))
     index = index.append_column("end_seconds", pc.add(index.column("start_seconds"), seconds))
     rejects = rejects.set_column(
-        rejects.column_names.index("end_seconds"), "end_seconds", pc.coalesce(rejects.column("end_seconds"), rejects.column("start_seconds"))
+        rejects.column_names.index("end_seconds"),
+        "end_seconds",
+        pc.coalesce(rejects.column("end_seconds"), rejects.column("start_seconds")),
     )
     columns = ["source_id", "start_seconds", "end_seconds"]
     tables = [table.select(columns).replace_schema_metadata(None) for table in (accounts, index, rejects)]
-    ids, starts, ends = (pa.chunked_array([chunk for table in tables for chunk in table.column(name).chunks]) for name in columns)
+    ids, starts, ends = (
+        pa.chunked_array([chunk for table in tables for chunk in table.column(name).chunks])
+        for name in columns
+    )
     names = ids.combine_chunks().dictionary_encode()
     source, start, end = names.indices.to_numpy(), starts.to_numpy(), ends.to_numpy()
     is_span = np.arange(len(source)) >= accounts.num_rows
-    order = np.lexsort((is_span, np.round(1000 * start), source))  # each stretch, and behind it what became of it
+    order = np.lexsort(
+        (is_span, np.round(1000 * start), source)
+    )  # each stretch, and behind it what became of it
     source, start, end, is_span = source[order], start[order], end[order], is_span[order]
     stretch = np.cumsum(~is_span) - 1  # the place of each row's stretch among those rows that are one
     first = np.flatnonzero(~is_span)
@@ -169,8 +200,17 @@ def _check_seconds(data_dir: str, manifest: dict) -> list[str]:
     apart = np.where(is_span, start - before, 0.0)
     last = np.append(first[1:], len(end)) - 1
     left = end[first] - np.where(last > first, end[last], start[first])
-    wrong = np.unique(np.concatenate([stretch[(apart > slack) | (apart < -TIME_TOLERANCE)], np.flatnonzero((left > slack) | (left < -TIME_TOLERANCE))]))
-    wrong = np.unique(np.concatenate([wrong, stretch[source != source[first][stretch]]])) if len(first) else wrong
+    wrong = np.unique(
+        np.concatenate(
+            [
+                stretch[(apart > slack) | (apart < -TIME_TOLERANCE)],
+                np.flatnonzero((left > slack) | (left < -TIME_TOLERANCE)),
+            ]
+        )
+    )
+    wrong = (
+        np.unique(np.concatenate([wrong, stretch[source != source[first][stretch]]])) if len(first) else wrong
+    )
     problems = []
     if len(wrong):
         at = first[wrong[0]]
@@ -181,11 +221,15 @@ def _check_seconds(data_dir: str, manifest: dict) -> list[str]:
     totals = {
         "declared": float(np.sum(end[first] - start[first])),
         "used": float(pc.sum(seconds).as_py() or 0.0),
-        "rejected": float(pc.sum(pc.subtract(rejects.column("end_seconds"), rejects.column("start_seconds"))).as_py() or 0.0),
+        "rejected": float(
+            pc.sum(pc.subtract(rejects.column("end_seconds"), rejects.column("start_seconds"))).as_py() or 0.0
+        ),
     }
     for key, value in totals.items():
         if abs(value - manifest["seconds"][key]) > TIME_TOLERANCE + 1e-9 * value:
-            problems.append(f"{value:.3f} s are {key}, not {manifest['seconds'][key]:.3f} as the manifest says")
+            problems.append(
+                f"{value:.3f} s are {key}, not {manifest['seconds'][key]:.3f} as the manifest says"
+            )
     return problems
 
 

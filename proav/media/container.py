@@ -25,6 +25,7 @@ from proav.media.tracks import main_track
 
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 
+
 @dataclass(frozen=True, eq=False)
 class Clip:
     """Picture and sound of the same stretch of time.
@@ -84,20 +85,27 @@ def read_segments(
     """(start in seconds, Clip) for one stretch of at most `segment_seconds` after the other, in one decoding pass with bounded memory.
 
     One clock: time 0 is where the file's pictures start, or its sound where that starts a frame or more earlier. Frame k of a clip is the
-    picture shown k / fps after its start. A picture stays until the next one; the first is held where pictures start late, the last as
-    long as the sound if the file has shown stills before. Silence stands where sound starts late or pauses. Pictures that start more than
-    30 s late are missing until then, and sound that pauses for longer is missing there; a pause of both is no clip either. The pictures' end
-    is the end, unless the sound ends more than 0.1 s before it: then that is. Where the file's clock starts anew a new clip begins, and its
-    time goes on behind the one before. Only whole frames, each with exactly its sound. `reading.read_parts` also tells what is left out.
+    picture shown k / fps after its start. A picture stays until the next one; the first is held where
+    pictures start late, the last as
+    long as the sound if the file has shown stills before. Silence stands where sound starts late or pauses.
+    Pictures that start more than
+    30 s late are missing until then, and sound that pauses for longer is missing there; a pause of both is no
+    clip either. The pictures' end
+    is the end, unless the sound ends more than 0.1 s before it: then that is. Where the file's clock starts
+    anew a new clip begins, and its
+    time goes on behind the one before. Only whole frames, each with exactly its sound. `reading.read_parts`
+    also tells what is left out.
 
-    Picture and sound are of one programme. If its main sound track is silent in what is read, another that is not is taken.
+    Picture and sound are of one programme. If its main sound track is silent in what is read, another that is
+    not is taken.
 
     source: a path, local or remote, or an open binary file. start_seconds, end_seconds: the part to read (a seek, not a decoding from the
     start). min_frames: shorter remainders are left out. deadline_seconds: time this function may spend, the caller's own not counted.
     on_progress: called at each packet that is read, as a sign of life. silent_ok: a file without a sound track gives silence instead of an
     error.
     Raises MediaError with reason not_found, empty_file, unreadable, no_video, no_audio, unsupported_codec,
-    too_large, bad_rate, bad_span, bad_clock, decode_error, truncated (ends long before its header says), too_short
+    too_large, bad_rate, bad_span, bad_clock, decode_error, truncated (ends long before its header says),
+    too_short
     (holds no segment of min_frames), no_sound or no_picture (for more than 30 s), or timeout.
     """
     request = Request(
@@ -144,7 +152,8 @@ def read_clip(
 def read_sound(source: str | BinaryIO, *, sample_rate: int, max_seconds: float = float("inf"), deadline_seconds: float | None = None) -> np.ndarray:
     """The sound of a file, with or without pictures, as float32 [samples], mono, in [-1, 1]: all of it, or its first `max_seconds`.
 
-    A pause of more than 30 s is the end, as is a clock that starts anew. Raises MediaError as `read_segments`.
+    A pause of more than 30 s is the end, as is a clock that starts anew. Raises MediaError as
+    `read_segments`.
     """
     with opened(source) as (container, name):
         stream = main_track(container, "audio", name)

@@ -1,4 +1,5 @@
-"""One stretch of a file, picture and sound on one clock without a joint, cut into clips; what cannot be used is told with its span.
+"""One stretch of a file, picture and sound on one clock without a joint, cut into clips; what cannot be used
+is told with its span.
 
 Knows nothing of files. Private to `proav/media/container.py`.
 """
@@ -13,9 +14,11 @@ from proav.media.pictures import LAST_FRAME_SLACK, MAX_GAP_SECONDS, PictureClock
 from proav.media.sound import Silence, SoundClock
 
 MAX_SOUND_SHORTFALL = 0.1
-"""Sound may end this much before the pictures, in seconds, and is filled with silence; if it ends earlier, the clip ends with it."""
+"""Sound may end this much before the pictures, in seconds, and is filled with silence; if it ends earlier,
+the clip ends with it."""
 PAUSE_SECONDS = 1.0
-"""A stretch of more than this without sound and without pictures was not recorded: no clip goes on over it."""
+"""A stretch of more than this without sound and without pictures was not recorded: no clip goes on over it.
+A stretch of more than this without sound and without pictures was not recorded: no clip goes on over it."""
 MAX_LEAD_SECONDS = 40.0
 """Pictures that lead by more wait no longer for their sound; this bounds the frames that are held."""
 MAX_SKEW_SECONDS = 5.0
@@ -25,13 +28,18 @@ MAX_STILL_SECONDS = 600.0
 
 
 def end_slack_seconds(fps: int) -> float:
-    """Less than this is not told as lost at the end of a stretch: less than a frame, or as much as sound may be short."""
+    """Less than this is not told as lost at the end of a stretch: less than a frame, or as much as sound may
+    be short.
+    """
     return max(MAX_SOUND_SHORTFALL, 1 / fps) + 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A clip's frames, from frame `first` of the stretch on, and its sound. cancelled: as SoundClock.cancels."""
+    """A clip's frames, from frame `first` of the stretch on, and its sound.
+
+    cancelled: as SoundClock.cancels.
+    """
 
     first: int
     video: np.ndarray
@@ -41,7 +49,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Loss:
-    """Frames first .. end - 1 of the stretch cannot be used. reason: too_short, no_sound, no_picture or gap."""
+    """Frames first ..
+
+    end - 1 of the stretch cannot be used. reason: too_short, no_sound, no_picture or gap.
+    """
 
     first: int
     end: int
@@ -49,7 +60,9 @@ class Loss:
 
 
 class Stretch:
-    """Cuts what two clocks have finished into clips of `min_frames` to `segment_frames` frames (None: as long as may be)."""
+    """Cuts what two clocks have finished into clips of `min_frames` to `segment_frames` frames (None: as
+    long as may be).
+    """
 
     def __init__(
         self, pictures: PictureClock, sound: SoundClock | Silence, *, fps: int, sample_rate: int,
@@ -82,7 +95,10 @@ class Stretch:
             sound.silence_until(pictures.seconds - MAX_SKEW_SECONDS)
         elif -lead > MAX_STILL_SECONDS and sound.seconds < float("inf"):
             pictures.hold_until(sound.seconds - MAX_STILL_SECONDS)
-        elif pictures.max_frames is not None and MAX_LEAD_SECONDS < sound.seconds - pictures.max_frames / self._fps < float("inf"):
+        elif (
+            pictures.max_frames is not None
+            and MAX_LEAD_SECONDS < sound.seconds - pictures.max_frames / self._fps < float("inf")
+        ):
             pictures.hold_until(pictures.max_frames / self._fps)
         known = min(pictures.num_frames, int(min(sound.seconds, 1e9) * self._fps + 1e-6))
         whole = self._segment_frames is None or known < self._next + self._segment_frames
@@ -101,7 +117,11 @@ class Stretch:
         yield from self._cut_until(total, ended=True)
         yield from self._tail(total)
         yield from self._lose(pictures.num_frames, "no_sound")
-        if sound.seconds < float("inf") and sound.seconds > pictures.seconds + MAX_SOUND_SHORTFALL and not pictures.full:
+        if (
+            sound.seconds < float("inf")
+            and sound.seconds > pictures.seconds + MAX_SOUND_SHORTFALL
+            and not pictures.full
+        ):
             yield from self._lose(self._frames(sound.seconds), "no_picture")
         yield from self._told()
 
@@ -124,7 +144,9 @@ class Stretch:
         yield from self._whole_segments(limit)
 
     def _unusable(self, known: int, ended: bool) -> Iterator[tuple[int, int, str]]:
-        """(first, end, reason) in frames, in order; without a reason if it is not sure yet whether these can be used."""
+        """(first, end, reason) in frames, in order; without a reason if it is not sure yet whether these can
+        be used.
+        """
         late = self.pictures.late
         if late > MAX_GAP_SECONDS:
             yield 0, self._up(late), "no_picture"
@@ -136,7 +158,10 @@ class Stretch:
                 yield self._frames(begin), self._up(end), ""
                 return
             else:
-                for one, other in self.pictures.pauses:  # the picture from before the pause does not come back
+                for (
+                    one,
+                    other,
+                ) in self.pictures.pauses:  # the picture from before the pause does not come back
                     if min(other, end) - max(one, begin) > PAUSE_SECONDS:
                         back = other if other - end < PAUSE_SECONDS else end
                         yield self._frames(max(one, begin)), self._up(back), "gap"
@@ -161,7 +186,10 @@ class Stretch:
     def _cut(self, count: int) -> Iterator[Cut | Loss]:
         yield from self._told()
         first = self._next
-        first_sample, num_samples = round(first * self._sample_rate / self._fps), round(count * self._sample_rate / self._fps)
+        first_sample, num_samples = (
+            round(first * self._sample_rate / self._fps),
+            round(count * self._sample_rate / self._fps),
+        )
         cancelled = self.sound.cancels(first / self._fps, (first + count) / self._fps)
         cut = Cut(first, self.pictures.take(count), self.sound.take(first_sample, num_samples), cancelled)
         self._next += count

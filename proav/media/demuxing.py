@@ -1,4 +1,5 @@
-"""An opened media file as decoded frames in file order: opening, seeking, counting damage, keeping a deadline.
+"""An opened media file as decoded frames in file order: opening, seeking, counting damage, keeping a
+deadline.
 
 Knows nothing of clips. Private to `proav/media/container.py`.
 """
@@ -185,8 +186,15 @@ class Decoder:
         self, container, streams: list, name: str, deadline_seconds: float | None = None, on_progress: Callable[[], None] | None = None
     ) -> None:
         self._container, self._streams, self._name = container, streams, name
-        beside = (stream for stream in container.streams if stream.type in ("video", "audio") and stream not in streams)
-        self._demuxed = [*streams, *(stream for stream in beside if not stream.disposition & av.stream.Disposition.attached_pic)]
+        beside = (
+            stream
+            for stream in container.streams
+            if stream.type in ("video", "audio") and stream not in streams
+        )
+        self._demuxed = [
+            *streams,
+            *(stream for stream in beside if not stream.disposition & av.stream.Disposition.attached_pic),
+        ]
         self._time_bases = {stream.index: stream.time_base for stream in streams}
         self._on_progress = on_progress
         self._deadline_seconds = deadline_seconds
@@ -216,7 +224,9 @@ class Decoder:
     def sign(self) -> None:
         """Work goes on. Raises MediaError("timeout")."""
         if self._deadline is not None and time.monotonic() > self._deadline:
-            raise MediaError("timeout", f"{self._name} took longer than {self._deadline_seconds:g} s to decode")
+            raise MediaError(
+                "timeout", f"{self._name} took longer than {self._deadline_seconds:g} s to decode"
+            )
         if self._on_progress is not None:
             self._on_progress()
 
@@ -225,12 +235,16 @@ class Decoder:
         found = ""
         for kind, (packets, failed) in self._recent.items():
             if failed > MAX_DAMAGE * packets:
-                found = found or f"{self._name} is damaged: {failed} of {packets} {kind} packets in a row cannot be decoded"
+                found = (
+                    found
+                    or f"{self._name} is damaged: {failed} of {packets} {kind} packets in a row cannot be decoded"
+                )
         self._recent = {kind: [0, 0] for kind in self._recent}
         return found
 
     def frames(self) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame | Joint]]:
-        """("video" or "audio", frame) to the end of the file, or of what is readable of it; ("joint", Joint) where the clock starts anew.
+        """("video" or "audio", frame) to the end of the file, or of what is readable of it; ("joint", Joint)
+        where the clock starts anew.
 
         Raises MediaError timeout or bad_clock.
         """
@@ -255,7 +269,9 @@ class Decoder:
             self.sign()
             try:
                 packet = next(packets, None)
-            except IndexError:  # PyAV knows the tracks that were there when the file was opened, and no later ones
+            except (
+                IndexError
+            ):  # PyAV knows the tracks that were there when the file was opened, and no later ones
                 self.has_later_tracks, packets = True, self._container.demux(*self._demuxed)
                 continue
             except (av.FFmpegError, OSError) as error:

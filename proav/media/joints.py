@@ -1,6 +1,7 @@
 """Packets in file order, with a mark at each joint: a place where the clock of a file starts anew.
 
-Captures that were put one behind the other have one, and recorders that were started again. No packet is decoded here.
+Captures that were put one behind the other have one, and recorders that were started again. No packet is
+decoded here.
 Private to `proav/media/container.py`.
 """
 
@@ -15,22 +16,26 @@ from proav.errors import MediaError
 BACK_SECONDS = 0.5
 """A clock that goes back by more starts anew; by less, something was sent twice."""
 AHEAD_SECONDS = 30.0
-"""A stream whose clock goes ahead by more than this and is alone in that has paused; with the others, their clock starts anew."""
+"""A stream whose clock goes ahead by more than this and is alone in that has paused; with the others, their
+clock starts anew."""
 WAIT_SECONDS = 5.0
-"""After a joint of one stream the other's is waited for so long, on the clock of the file: multiplexers put streams up to two seconds apart."""
+"""After a joint of one stream the other's is waited for so long, on the clock of the file: multiplexers put
+streams up to two seconds apart."""
 MAX_LATE_SECONDS = 2.0
 """A stream that goes on for longer on the old clock has not met the joint of the other."""
 
 
 MIN_SKIPPED_SECONDS = 2.0
-"""Packets of other tracks alone, for longer than multiplexers put streams apart, are a stretch of their own."""
+"""Packets of other tracks alone, for longer than multiplexers put streams apart, are a stretch of their own.
+Packets of other tracks alone, for longer than multiplexers put streams apart, are a stretch of their own."""
 
 
 @dataclass(frozen=True)
 class Joint:
     """A new clock begins, or a stretch without the tracks that are read ends.
 
-    starts: the earliest time on the new clock of each stream, by the stream's index, seconds. skipped_seconds: length of
+    starts: the earliest time on the new clock of each stream, by the stream's index, seconds.
+    skipped_seconds: length of
     the stretch before it in which there were packets of other tracks alone.
     """
 
@@ -38,17 +43,27 @@ class Joint:
     skipped_seconds: float = 0.0
 
 
-def with_joints(packets: Iterable[av.Packet], time_bases: dict[int, Fraction], name: str) -> Iterator[av.Packet | Joint]:
-    """The packets of the streams of which `time_bases` are given, and a Joint before the first packet on a new clock.
+def with_joints(
+    packets: Iterable[av.Packet], time_bases: dict[int, Fraction], name: str
+) -> Iterator[av.Packet | Joint]:
+    """The packets of the streams of which `time_bases` are given, and a Joint before the first packet on a
+    new clock.
 
-    Packets of other streams are left out; where there was nothing else at the file's beginning or end stands a Joint, too.
+    Packets of other streams are left out; where there was nothing else at the file's beginning or end stands
+    a Joint, too.
 
-    Packets of the old clock that come after those of the new one are moved before the joint. A single packet with
-    a stray time loses it: its place is then guessed. Raises MediaError("bad_clock") if one stream starts anew and the other does not.
+    Packets of the old clock that come after those of the new one are moved before the joint. A single packet
+    with
+    a stray time loses it: its place is then guessed. Raises MediaError("bad_clock") if one stream starts anew
+    and the other does not.
     """
-    time_bases = {index: float(time_base) for index, time_base in time_bases.items()}  # a Fraction costs ten times as much
+    time_bases = {
+        index: float(time_base) for index, time_base in time_bases.items()
+    }  # a Fraction costs ten times as much
     last: dict[int, float] = {}
-    others: dict[int, tuple[float, float]] = {}  # first and last time of each other stream, since the last packet that was wanted
+    others: dict[
+        int, tuple[float, float]
+    ] = {}  # first and last time of each other stream, since the last packet that was wanted
     joining: _Joining | None = None
     for packet in packets:
         if not packet.size:
@@ -79,7 +94,11 @@ def with_joints(packets: Iterable[av.Packet], time_bases: dict[int, Fraction], n
                     yield from joining.released()
                     last, joining = dict(joining.last), None
                 continue
-        if time is not None and index in last and not last[index] - BACK_SECONDS <= time <= last[index] + AHEAD_SECONDS:
+        if (
+            time is not None
+            and index in last
+            and not last[index] - BACK_SECONDS <= time <= last[index] + AHEAD_SECONDS
+        ):
             if time < last[index] or _all_behind(time, index, last):
                 joining = _Joining(packet, index, time, last, time_bases, name, skipped)
                 continue
@@ -98,7 +117,9 @@ def _skipped(others: dict[int, tuple[float, float]]) -> float:
 
 
 def _all_behind(time: float, index: int, last: dict[int, float]) -> bool:
-    """Whether the other streams are far from a time ahead, so that a pause of this one alone does not explain it."""
+    """Whether the other streams are far from a time ahead, so that a pause of this one alone does not
+    explain it.
+    """
     others = [value for other, value in last.items() if other != index]
     return bool(others) and all(time - value > AHEAD_SECONDS for value in others)
 
@@ -107,7 +128,14 @@ class _Joining:
     """What has come on the new clock, until it is sure that this is one and every stream has met it."""
 
     def __init__(
-        self, packet: av.Packet, index: int, time: float, old: dict[int, float], time_bases: dict[int, float], name: str, skipped: float
+        self,
+        packet: av.Packet,
+        index: int,
+        time: float,
+        old: dict[int, float],
+        time_bases: dict[int, float],
+        name: str,
+        skipped: float,
     ) -> None:
         self._skipped = skipped
         self.first, self.last = index, {index: time}
@@ -120,20 +148,34 @@ class _Joining:
         self._time_bases, self._name = time_bases, name
 
     def take(self, packet: av.Packet, index: int, time: float | None, old: dict[int, float]) -> str:
-        """ "new": held. "old": of the old clock. "stray": the first packet was alone with its time. "full": a packet of yet another clock."""
+        """ "new": held.
+
+        "old": of the old clock. "stray": the first packet was alone with its time. "full": a packet of yet
+        another clock.
+        """
         if index == self.first:
-            if time is not None and not self.last[index] - BACK_SECONDS <= time <= self.last[index] + AHEAD_SECONDS:
+            if (
+                time is not None
+                and not self.last[index] - BACK_SECONDS <= time <= self.last[index] + AHEAD_SECONDS
+            ):
                 return "stray" if self.num_packets == 1 else "full"
             self.num_packets += 1
         elif index not in self.last:
-            if time is None or (index in old and abs(time - self.last[self.first]) >= min(abs(time - self._old_end), abs(time - old[index]))):
+            if time is None or (
+                index in old
+                and abs(time - self.last[self.first])
+                >= min(abs(time - self._old_end), abs(time - old[index]))
+            ):
                 if time is not None:
                     old[index] = time
                     if self.num_packets > 1 and time - self._old_end > MAX_LATE_SECONDS:
                         said = f"the clock of one track starts anew after {self._old_end:.1f} s and that of the other does not"
                         raise MediaError("bad_clock", f"{self._name}: {said}")
                 return "old"
-        elif time is not None and not self.last[index] - BACK_SECONDS <= time <= self.last[index] + AHEAD_SECONDS:
+        elif (
+            time is not None
+            and not self.last[index] - BACK_SECONDS <= time <= self.last[index] + AHEAD_SECONDS
+        ):
             return "full"
         if time is not None:
             self.last[index] = max(time, self.last.get(index, time))
@@ -141,10 +183,14 @@ class _Joining:
         return "new"
 
     def complete(self, num_streams: int) -> bool:
-        return self.num_packets > 1 and (len(self.last) == num_streams or self.last[self.first] - self._begun > WAIT_SECONDS)
+        return self.num_packets > 1 and (
+            len(self.last) == num_streams or self.last[self.first] - self._begun > WAIT_SECONDS
+        )
 
     def released(self, *, stray: bool = False) -> Iterator[av.Packet | Joint]:
-        """The joint and what was held; without the joint and without its time if the first packet was a stray."""
+        """The joint and what was held; without the joint and without its time if the first packet was a
+        stray.
+        """
         if stray:
             self._held[0].pts = self._held[0].dts = None
         else:

@@ -18,11 +18,14 @@ from proav.media.tone_mapping import HLG, PQ, to_standard_range
 SCALING = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 """Bicubic with chroma at full resolution: 0.15 ms a frame dearer than the default, and 2.5 times closer to a float reference on coloured edges."""
 MAX_GAP_SECONDS = 30.0
-"""Sound that pauses for longer is missing, and so are pictures that begin so much later; shorter pauses become silence, or the first picture."""
+"""Sound that pauses for longer is missing, and so are pictures that begin so much later; shorter pauses
+become silence, or the first picture."""
 STILL_SECONDS = 1.0
-"""A file that has shown one picture for longer is taken for one whose writer writes pictures only when they change."""
+"""A file that has shown one picture for longer is taken for one whose writer writes pictures only when they
+change."""
 UNSEEN_DURATION = 2 / 3
-"""A last picture that is said to last less than this share of the shortest distance of two pictures has no duration of its own: FFmpeg fills one in."""
+"""A last picture that is said to last less than this share of the shortest distance of two pictures has no
+duration of its own: FFmpeg fills one in."""
 MIN_TOLERANCE, MAX_TOLERANCE = 1e-6, 5e-4
 """Time stamps are off by up to half a tick of their container, but a coarse tick (AVI counts frames) does not excuse half a frame."""
 LAST_FRAME_SLACK = 0.1
@@ -114,22 +117,39 @@ class PictureClock:
     """Turns decoded pictures into frames 0, 1, 2 ... of a regular clock: frame k is the picture shown at start + k / fps.
 
     Shown at a time is the last picture whose time stamp is not later; before the first picture, the first. `frames` holds what is
-    finished and not yet taken. `pauses` are the stretches of more than STILL_SECONDS that a picture is shown beyond its own duration, or
+    finished and not yet taken. `pauses` are the stretches of more than STILL_SECONDS that a picture is shown
+    beyond its own duration, or
     before the first, [from, to] in seconds after the start. Interlaced pictures are made whole.
     """
 
     def __init__(
-        self, canvas: Canvas, *, fps: int, start: float, tick: float, max_frames: int | None, default_duration: float, max_still: float = float("inf")
+        self,
+        canvas: Canvas,
+        *,
+        fps: int,
+        start: float,
+        tick: float,
+        max_frames: int | None,
+        default_duration: float,
+        max_still: float = float("inf"),
     ) -> None:
         """max_still: pictures that pause for longer have ended, `broke_off`."""
-        self.canvas, self.fps, self.start, self.max_frames, self.max_still = canvas, fps, start, max_frames, max_still
+        self.canvas, self.fps, self.start, self.max_frames, self.max_still = (
+            canvas,
+            fps,
+            start,
+            max_frames,
+            max_still,
+        )
         self.frames: list[np.ndarray | None] = []
         self.num_frames = 0
         self.broke_off = False
         self.pauses: list[tuple[float, float]] = []
         self.late = 0.0
         self._has_stills = False
-        self._duration = self._least = 0.0  # of the last picture as the file says; the shortest distance of two
+        self._duration = self._least = (
+            0.0  # of the last picture as the file says; the shortest distance of two
+        )
         self._deinterlacer = Deinterlacer()
         self._tick = tick
         self._tolerance = max(MIN_TOLERANCE, min(tick / 2, MAX_TOLERANCE))
@@ -169,7 +189,9 @@ class PictureClock:
         self._finish_frames(int((end - self.start) * self.fps + LAST_FRAME_SLACK))
 
     def hold_until(self, seconds: float) -> None:
-        """No picture comes any more before this time: the one that is shown stays; before the first, the frames are missing."""
+        """No picture comes any more before this time: the one that is shown stays; before the first, the
+        frames are missing.
+        """
         if self._shown is None:
             self.late = seconds
         self._finish_frames(int(seconds * self.fps))

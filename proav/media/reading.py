@@ -30,7 +30,14 @@ from proav.media.demuxing import (
 from proav.media.joints import Joint
 from proav.media.pictures import MAX_GAP_SECONDS, Canvas, PictureClock
 from proav.media.sound import Silence, SoundClock
-from proav.media.tracks import Tracks, choose_by_content, choose_tracks, loudness_of, note_others, programmes_of
+from proav.media.tracks import (
+    Tracks,
+    choose_by_content,
+    choose_tracks,
+    loudness_of,
+    note_others,
+    programmes_of,
+)
 
 WHY_LOST = {
     "too_short": "holds {seconds:.2f} s from {begin:.2f} s on with picture and sound; expected at least {min_frames} frames",
@@ -43,7 +50,8 @@ WHY_LOST = {
 }
 
 JOINABLE_FORMATS = ("mpegts", "mpeg")
-"""Files of these stay readable when they are put one behind the other. Before a span of one is looked for, all its packets are looked at."""
+"""Files of these stay readable when they are put one behind the other. Before a span of one is looked for,
+all its packets are looked at."""
 MAX_PAUSE_SECONDS = 6 * 3600.0
 """A picture that is shown for longer is the last one: a stray time stamp may say a million years."""
 
@@ -52,7 +60,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a file so far. end_seconds: where it ends, by its header or by what was read, or where the asked span does."""
+    """What is known of a file so far.
+
+    end_seconds: where it ends, by its header or by what was read, or where the asked span does.
+    """
 
     end_seconds: float
     picture_track: int | None = None
@@ -72,7 +83,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Lost:
-    """A span of the file that cannot be used. end_seconds: None: nobody knows. reason: a short stable word; message: for people."""
+    """A span of the file that cannot be used.
+
+    end_seconds: None: nobody knows. reason: a short stable word; message: for people.
+    """
 
     start_seconds: float
     end_seconds: float | None
@@ -82,7 +96,8 @@ class Lost:
 
 @dataclass(frozen=True)
 class Request:
-    """What to read of a file and how. segment_frames: None: clips as long as may be. max_frames: None: to the end.
+    """What to read of a file and how. segment_frames: None: clips as long as may be. max_frames: None: to the
+    end.
 
     wanted_from: this many frames are read and left out, without a word; max_frames is counted from there.
     """
@@ -109,10 +124,13 @@ class Request:
 
 
 def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Segment | Lost]:
-    """About as soon as something is known, then segments and losses in order of time, About again when all is known.
+    """About as soon as something is known, then segments and losses in order of time, About again when all is
+    known.
 
-    The losses and segments cover the file, or the span that was asked for, up to `end_slack_seconds` at the end of each
-    stretch. Raises MediaError, as `container.read_segments`, where nothing can be used of the file, or nothing more of it.
+    The losses and segments cover the file, or the span that was asked for, up to `end_slack_seconds` at the
+    end of each
+    stretch. Raises MediaError, as `container.read_segments`, where nothing can be used of the file, or
+    nothing more of it.
     """
     start, asked = request.start_seconds, request.asked_seconds
     if not (0 <= start < float("inf") and (asked is None or asked > 0)):
@@ -137,7 +155,9 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
             files.close()
             container, name = files.enter_context(opened(source))
             if joined:  # its clock does not say where something is
-                request = replace(request, wanted_from=math.ceil(start * request.fps - 1e-6), start_seconds=0.0)
+                request = replace(
+                    request, wanted_from=math.ceil(start * request.fps - 1e-6), start_seconds=0.0
+                )
         about = About(end, *tracks.places(container), note_others(tracks, container, programmes))
         yield about
         for part in _Reader(container, name, tracks, request).parts():
@@ -159,7 +179,9 @@ def _listen(container, name: str, tracks: Tracks, request: Request) -> None:
     if request.asked_seconds is not None:
         end = first + request.asked_seconds
     watch = Decoder(container, [], name, request.deadline_seconds, request.on_progress)
-    choose_by_content(tracks, container, loudness_of(container, tracks.candidates, end_seconds=end, on_packet=watch.sign))
+    choose_by_content(
+        tracks, container, loudness_of(container, tracks.candidates, end_seconds=end, on_packet=watch.sign)
+    )
 
 
 class _Reader:
@@ -170,9 +192,13 @@ class _Reader:
         self.streams = tracks.streams(container)
         self.video, self.audio = [*self.streams, None][:2]
         check_pixels(self.video, name)
-        self.canvas = Canvas(height=request.height, width=request.width, fit=request.fit, pixel_aspect=pixel_aspect(self.video))
+        self.canvas = Canvas(
+            height=request.height, width=request.width, fit=request.fit, pixel_aspect=pixel_aspect(self.video)
+        )
         self.file_start = float(self._origin([start_time(stream) for stream in self.streams]))
-        self.clock = self.file_start + request.start_seconds  # the time of the file's clock at which the stretch begins
+        self.clock = (
+            self.file_start + request.start_seconds
+        )  # the time of the file's clock at which the stretch begins
         self.base = 0  # and the frame that this is, from start_seconds on
         self.told = request.wanted_from  # frames that are cut or lost
         self.end_frame = None if request.max_frames is None else request.wanted_from + request.max_frames
@@ -184,7 +210,9 @@ class _Reader:
     def parts(self) -> Iterator[Segment | Lost | float]:
         """Segments and losses; last, where the file ends, or the span that was asked for."""
         stretch = self._stretch()
-        for kind, frame in self.decoder.frames_from(self.clock if self.request.start_seconds else None, self.file_start):
+        for kind, frame in self.decoder.frames_from(
+            self.clock if self.request.start_seconds else None, self.file_start
+        ):
             if kind == "joint":
                 yield from self._take(self._end(stretch))
                 reached = self.base + stretch.reached
@@ -206,7 +234,9 @@ class _Reader:
                 break
         yield from self._take(self._end(stretch))
         if self.num_cleaned:
-            logger.warning("%s: %d sound samples were not numbers and became silence", self.name, self.num_cleaned)
+            logger.warning(
+                "%s: %d sound samples were not numbers and became silence", self.name, self.num_cleaned
+            )
         yield from self._ending()
 
     def _origin(self, starts: list[Fraction | None]) -> Fraction:
@@ -223,7 +253,11 @@ class _Reader:
             max_frames=None if self.end_frame is None else max(0, self.end_frame - self.base),
             max_still=MAX_GAP_SECONDS if self.audio is None else MAX_PAUSE_SECONDS,
         )  # fmt: skip
-        sound = Silence() if self.audio is None else SoundClock(sample_rate=request.sample_rate, start=self.clock, hole_seconds=PAUSE_SECONDS)
+        sound = (
+            Silence()
+            if self.audio is None
+            else SoundClock(sample_rate=request.sample_rate, start=self.clock, hole_seconds=PAUSE_SECONDS)
+        )
         return Stretch(
             pictures, sound, fps=request.fps, sample_rate=request.sample_rate,
             segment_frames=request.segment_frames, min_frames=request.min_frames, first=max(0, request.wanted_from - self.base),
@@ -233,15 +267,25 @@ class _Reader:
         try:
             yield from stretch.rest()
         except (av.FFmpegError, ValueError) as error:
-            raise MediaError("decode_error", f"{self.name}: the end of the file cannot be converted ({error})") from error
+            raise MediaError(
+                "decode_error", f"{self.name}: the end of the file cannot be converted ({error})"
+            ) from error
         self.num_cleaned += stretch.sound.num_cleaned
         self.seconds = max(self.seconds, min(stretch.pictures.seconds, stretch.sound.seconds))
-        self.longest += max(stretch.pictures.seconds, stretch.sound.seconds if self.audio is not None else 0.0)
+        self.longest += max(
+            stretch.pictures.seconds, stretch.sound.seconds if self.audio is not None else 0.0
+        )
 
     def _join(self, joint: Joint, reached: int) -> Stretch:
-        """The stretch after a joint: right behind the one before or, if the clock has gone ahead, as much later."""
+        """The stretch after a joint: right behind the one before or, if the clock has gone ahead, as much
+        later.
+        """
         starts = [joint.starts.get(stream.index) for stream in self.streams]
-        clock = float(self._origin([None if start is None else Fraction(start) for start in starts])) if joint.starts else self.file_start
+        clock = (
+            float(self._origin([None if start is None else Fraction(start) for start in starts]))
+            if joint.starts
+            else self.file_start
+        )
         self.base = max(reached, self.base + round((clock - self.clock) * self.request.fps))
         self.clock = clock
         return self._stretch()
@@ -268,7 +312,9 @@ class _Reader:
         if end <= self.told:
             return
         begin, stop = self._time(self.told), self._time(end)
-        why = WHY_LOST.get(reason, "").format(begin=begin, end=stop, seconds=stop - begin, min_frames=self.request.min_frames)
+        why = WHY_LOST.get(reason, "").format(
+            begin=begin, end=stop, seconds=stop - begin, min_frames=self.request.min_frames
+        )
         lost = Lost(begin, stop, reason, message or f"{self.name} {why}")
         self.told = end
         if self.num_segments:
@@ -280,21 +326,38 @@ class _Reader:
         return self.request.start_seconds + frame / self.request.fps
 
     def _ending(self) -> Iterator[Lost | float]:
-        """What the file declares, or was asked for, and does not hold. Raises MediaError where it holds no segment."""
+        """What the file declares, or was asked for, and does not hold.
+
+        Raises MediaError where it holds no segment.
+        """
         request = self.request
         reached = self.told / request.fps
         declared = declared_seconds(self.container) - request.start_seconds
-        asked, slack = None if self.end_frame is None else self.end_frame / request.fps, end_slack_seconds(request.fps)
+        asked, slack = (
+            None if self.end_frame is None else self.end_frame / request.fps,
+            end_slack_seconds(request.fps),
+        )
         cut_short = asked is None and self.longest < 0.5 * declared
         if self.num_segments == 0:
             yield self._time(0) + (max(declared, reached) if asked is None else asked)
             raise self._nothing_usable(declared if cut_short else None)
         own_ends = [declared_end(self.container, stream) for stream in self.streams]
-        own_end = declared if self.base or None in own_ends else max(own_ends) - self.file_start - request.start_seconds
+        own_end = (
+            declared
+            if self.base or None in own_ends
+            else max(own_ends) - self.file_start - request.start_seconds
+        )
         end = declared if asked is None else min(declared, asked)
         if end > reached + slack:
-            stopped = self.decoder.stopped_by and f"{self.name} cannot be read beyond {self._time(self.told):.2f} s ({self.decoder.stopped_by})"
-            yield from self._lose(end * request.fps, "truncated" if stopped or own_end > reached + slack else "gap", stopped or "")
+            stopped = (
+                self.decoder.stopped_by
+                and f"{self.name} cannot be read beyond {self._time(self.told):.2f} s ({self.decoder.stopped_by})"
+            )
+            yield from self._lose(
+                end * request.fps,
+                "truncated" if stopped or own_end > reached + slack else "gap",
+                stopped or "",
+            )
         if asked is not None and asked > self.told / request.fps + slack:
             yield from self._lose(self.end_frame, "past_end")
         if self.decoder.has_later_tracks and asked is None:
@@ -319,6 +382,9 @@ class _Reader:
         where = f" from {request.start_seconds:g} s on" if request.start_seconds else ""
         if declared is not None:
             said = f"{name} says it holds {declared:.1f} s{where}"
-            return MediaError("truncated", f"{said}, but ends after {self.seconds:.2f} s; expected at least {request.min_frames} frames")
+            return MediaError(
+                "truncated",
+                f"{said}, but ends after {self.seconds:.2f} s; expected at least {request.min_frames} frames",
+            )
         said = f"{name} holds {self.seconds:.2f} s{where} with picture and sound"
         return MediaError("too_short", f"{said}; expected at least {request.min_frames} frames")

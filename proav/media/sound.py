@@ -34,7 +34,8 @@ MAX_CANCELLED = 0.01
 class SoundClock:
     """Collects decoded sound as float32 mono samples in [-1, 1]; sample 0 is at `start` (seconds of the file's clock).
 
-    `holes` are the stretches without sound of more than `hole_seconds`, [from, to] in seconds after the start; silence stands there.
+    `holes` are the stretches without sound of more than `hole_seconds`, [from, to] in seconds after the
+    start; silence stands there.
     Samples that are not numbers become silence and are counted in `num_cleaned`.
     """
 
@@ -111,7 +112,8 @@ class SoundClock:
                 self._chunks.appendleft(chunk - excess if isinstance(chunk, int) else chunk[excess:])
 
     def cancels(self, first: float, last: float) -> bool:
-        """Whether the channels hold sound from `first` to `last` (seconds), but take each other away in the mix. Earlier times are forgotten.
+        """Whether the channels hold sound from `first` to `last` (seconds), but take each other away in the
+        mix. Earlier times are forgotten.
 
         The mix must be 20 dB below what the channels' shares would give if they had nothing in common.
         """
@@ -155,7 +157,9 @@ class SoundClock:
 
 
 class _Level(NamedTuple):
-    """Mean power of some sound: of its channels' shares, added as if they had nothing in common, and of their mix."""
+    """Mean power of some sound: of its channels' shares, added as if they had nothing in common, and of
+    their mix.
+    """
 
     begin: float
     end: float
@@ -229,7 +233,9 @@ class _Run:
         if len(self._weights) > 1 and len(values):
             begin = self._offset + self._num_mixed / self.rate
             apart = float(np.einsum("ij,ij->j", values, values) @ self._weights**2) / len(values)
-            self.levels.append(_Level(begin, begin + len(values) / self.rate, apart, float(mono @ mono) / len(values)))
+            self.levels.append(
+                _Level(begin, begin + len(values) / self.rate, apart, float(mono @ mono) / len(values))
+            )
         return mono.clip(-1.0, 1.0)
 
 

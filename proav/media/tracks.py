@@ -1,4 +1,5 @@
-"""Which tracks of a file are read: one picture and one sound of the same programme, those that hold something.
+"""Which tracks of a file are read: one picture and one sound of the same programme, those that hold
+something.
 
 Knows nothing of clips. Private to `proav/media/container.py`.
 """
@@ -27,7 +28,8 @@ COVER = av.stream.Disposition.attached_pic
 class Tracks:
     """What is read of a file: indices of its streams.
 
-    candidates: the sound tracks between which their content decides, the one that is taken otherwise in front; why: of
+    candidates: the sound tracks between which their content decides, the one that is taken otherwise in
+    front; why: of
     the sound's choice, for people.
     """
 
@@ -43,32 +45,59 @@ class Tracks:
     def places(self, container) -> tuple[int, int | None]:
         """Picture and sound as numbers among the file's tracks of their kind, from 0."""
         kinds = (("video", self.video), ("audio", self.audio))
-        return tuple(None if index is None else [stream.index for stream in _tracks(container, kind)].index(index) for kind, index in kinds)
+        return tuple(
+            None if index is None else [stream.index for stream in _tracks(container, kind)].index(index)
+            for kind, index in kinds
+        )
 
 
 def choose_tracks(
-    container, name: str, *, programmes: dict[int, set[int]], picture_track: int | None, sound_track: int | None, silent_ok: bool
+    container,
+    name: str,
+    *,
+    programmes: dict[int, set[int]],
+    picture_track: int | None,
+    sound_track: int | None,
+    silent_ok: bool,
 ) -> Tracks:
     """The picture and the sound to read.
 
-    programmes: stream ids of each programme, {} if the file has none. picture_track, sound_track: places among the
-    file's tracks of that kind, from 0; None: the main one whose programme has both. silent_ok: a file without sound is none the worse.
+    programmes: stream ids of each programme, {} if the file has none. picture_track, sound_track: places
+    among the
+    file's tracks of that kind, from 0; None: the main one whose programme has both. silent_ok: a file without
+    sound is none the worse.
     Raises MediaError no_video, no_audio, unsupported_codec or no_track.
     """
     videos, audios = _tracks(container, "video"), _tracks(container, "audio")
     groups = {stream.index: _programmes_of(stream, programmes) for stream in [*videos, *audios]}
-    sounds = [_given(audios, sound_track, "sound", name)] if sound_track is not None else _decodable(container, audios)
+    sounds = (
+        [_given(audios, sound_track, "sound", name)]
+        if sound_track is not None
+        else _decodable(container, audios)
+    )
     if picture_track is not None:
         pictures = [_given(videos, picture_track, "picture", name)]
     else:
         main_track(container, "video", name)
         pictures = _decodable(container, [stream for stream in videos if not stream.disposition & COVER])
         pictures = [stream for stream in pictures if stream.frames != 1] or pictures
-        pictures.sort(key=lambda video: not any(groups[video.index] & groups[audio.index] for audio in sounds))
+        pictures.sort(
+            key=lambda video: not any(groups[video.index] & groups[audio.index] for audio in sounds)
+        )
     video = pictures[0]
-    beside = sounds if sound_track is not None else [audio for audio in sounds if groups[video.index] & groups[audio.index]]
+    beside = (
+        sounds
+        if sound_track is not None
+        else [audio for audio in sounds if groups[video.index] & groups[audio.index]]
+    )
     if not beside and not (silent_ok and not audios):
-        raise _none([audio for audio in audios if groups[video.index] & groups[audio.index]], "audio", "sound", name, len(audios))
+        raise _none(
+            [audio for audio in audios if groups[video.index] & groups[audio.index]],
+            "audio",
+            "sound",
+            name,
+            len(audios),
+        )
     best = container.streams.best("audio", related=video)
     beside.sort(key=lambda audio: best is None or audio.index != best.index)
     indices = tuple(audio.index for audio in beside)
@@ -76,7 +105,10 @@ def choose_tracks(
 
 
 def main_track(container, kind: str, name: str):
-    """The container's main stream of `kind` ("video", "audio"), no cover picture. Raises MediaError no_KIND or unsupported_codec."""
+    """The container's main stream of `kind` ("video", "audio"), no cover picture.
+
+    Raises MediaError no_KIND or unsupported_codec.
+    """
     shown = [stream for stream in _tracks(container, kind) if not stream.disposition & COVER]
     if found := _decodable(container, shown):
         return found[0]
@@ -84,7 +116,10 @@ def main_track(container, kind: str, name: str):
 
 
 def choose_by_content(tracks: Tracks, container, loudness: dict[int, float]) -> None:
-    """Takes another sound track if the chosen one is silent and that is not. loudness: root mean square of each candidate, by index."""
+    """Takes another sound track if the chosen one is silent and that is not.
+
+    loudness: root mean square of each candidate, by index.
+    """
     first, loudest = tracks.candidates[0], max(tracks.candidates, key=lambda index: loudness.get(index, 0.0))
     if loudness.get(first, 0.0) >= SILENT_RMS or loudness.get(loudest, 0.0) < SILENT_RMS:
         return
@@ -97,23 +132,35 @@ def note_others(tracks: Tracks, container, programmes: dict[int, set[int]]) -> s
     videos, audios = _tracks(container, "video"), _tracks(container, "audio")
     groups = {stream.index: _programmes_of(stream, programmes) for stream in [*videos, *audios]}
     mine, notes = groups[tracks.video], []
-    if elsewhere := [number for number in programmes if number not in mine and any(number in group for group in groups.values())]:
+    if elsewhere := [
+        number
+        for number in programmes
+        if number not in mine and any(number in group for group in groups.values())
+    ]:
         told = ", ".join(f"{number} ({_told(number, videos, audios, groups)})" for number in elsewhere)
         notes.append(f"programme {min(mine)} is taken, there are others: {told}")
     places = tracks.places(container)
-    for what, streams, place, why in (("picture", videos, places[0], ""), ("sound", audios, places[1], tracks.why)):
+    for what, streams, place, why in (
+        ("picture", videos, places[0], ""),
+        ("sound", audios, places[1], tracks.why),
+    ):
         others = [
             f"{number} ({_words(stream)})"
             for number, stream in enumerate(streams)
-            if number != place and groups[stream.index] & (mine | {NO_PROGRAMME}) and not stream.disposition & COVER
+            if number != place
+            and groups[stream.index] & (mine | {NO_PROGRAMME})
+            and not stream.disposition & COVER
         ]
         if others:
             notes.append(f"{what} track {place} is taken{why}, there are others: {', '.join(others)}")
     return "; ".join(notes)
 
 
-def loudness_of(container, indices: Sequence[int], *, end_seconds: float | None, on_packet: Callable[[], None]) -> dict[int, float]:
-    """Root mean square of each sound track, as loud as it gets, from where the container stands to the end; stops when the first is heard.
+def loudness_of(
+    container, indices: Sequence[int], *, end_seconds: float | None, on_packet: Callable[[], None]
+) -> dict[int, float]:
+    """Root mean square of each sound track, as loud as it gets, from where the container stands to the end;
+    stops when the first is heard.
 
     What cannot be decoded counts as silent. end_seconds: on the file's clock.
     """
@@ -125,7 +172,11 @@ def loudness_of(container, indices: Sequence[int], *, end_seconds: float | None,
         on_packet()
         try:
             packet = next(packets, None)
-            if packet is None or (end_seconds is not None and packet.dts is not None and packet.dts * packet.time_base > end_seconds):
+            if packet is None or (
+                end_seconds is not None
+                and packet.dts is not None
+                and packet.dts * packet.time_base > end_seconds
+            ):
                 return loudness
             frames = packet.decode() if packet.size else []
         except IndexError:  # of a track that was not there when the file was opened
@@ -141,7 +192,9 @@ def loudness_of(container, indices: Sequence[int], *, end_seconds: float | None,
                 packers[kind] = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
             for piece in packers[kind].resample(frame):
                 values = np.nan_to_num(piece.to_ndarray(), posinf=0.0, neginf=0.0)
-                loudness[packet.stream_index] = max(loudness[packet.stream_index], float(np.sqrt(np.mean(values**2))))
+                loudness[packet.stream_index] = max(
+                    loudness[packet.stream_index], float(np.sqrt(np.mean(values**2)))
+                )
         if loudness[indices[0]] >= SILENT_RMS:
             return loudness
 
@@ -154,7 +207,8 @@ def programmes_of(source: str | BinaryIO, container) -> dict[int, set[int]]:
 
 
 def parse_programmes(head: bytes) -> dict[int, set[int]]:
-    """The programmes of an MPEG transport stream: number -> packet identifiers of their streams. {} if the stream names none.
+    """The programmes of an MPEG transport stream: number -> packet identifiers of their streams. {} if the
+    stream names none.
 
     head: its first bytes; association and map tables come at least every half second.
     """
@@ -163,7 +217,10 @@ def parse_programmes(head: bytes) -> dict[int, set[int]]:
             (first, size)
             for size in PACKET_SIZES
             for first in range(size)
-            if all(head[place : place + 1] == bytes([TRANSPORT_SYNC]) for place in range(first, first + 5 * size, size))
+            if all(
+                head[place : place + 1] == bytes([TRANSPORT_SYNC])
+                for place in range(first, first + 5 * size, size)
+            )
         ),
         (0, 0),
     )
@@ -226,7 +283,9 @@ def _given(streams: list, track: int, what: str, name: str):
         there = ", ".join(f"{number} ({_words(stream)})" for number, stream in enumerate(streams)) or "none"
         raise MediaError("no_track", f"{name} has no {what} track {track}; there are: {there}")
     if streams[track].codec_context is None:
-        raise MediaError("unsupported_codec", f"{name} has {what} track {track} in a format for which there is no decoder")
+        raise MediaError(
+            "unsupported_codec", f"{name} has {what} track {track} in a format for which there is no decoder"
+        )
     return streams[track]
 
 
@@ -234,13 +293,20 @@ def _none(streams: list, kind: str, what: str, name: str, num_elsewhere: int = 0
     if streams:
         return MediaError("unsupported_codec", f"{name} has {what} in a format for which there is no decoder")
     if num_elsewhere:
-        return MediaError(f"no_{kind}", f"{name} has no {what} in the programme of its pictures, only in others")
+        return MediaError(
+            f"no_{kind}", f"{name} has no {what} in the programme of its pictures, only in others"
+        )
     return MediaError(f"no_{kind}", f"{name} has no {what}")
 
 
 def _told(programme: int, videos: list, audios: list, groups: dict[int, set[int]]) -> str:
     kinds = (("picture", videos), ("sound", audios))
-    return ", ".join(f"{what} {number}" for what, streams in kinds for number, stream in enumerate(streams) if programme in groups[stream.index])
+    return ", ".join(
+        f"{what} {number}"
+        for what, streams in kinds
+        for number, stream in enumerate(streams)
+        if programme in groups[stream.index]
+    )
 
 
 def _words(stream) -> str:

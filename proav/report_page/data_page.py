@@ -113,12 +113,33 @@ def _header(config: Config, segments: pa.Table, rejects: pa.Table) -> list[Marku
     in_use = pc.sum(pc.equal(segments.column("dropped"), "")).as_py() if "dropped" in segments.column_names else None
     rows = [
         ("In use", number(in_use)) if in_use is not None else ("In use", None),
-        ("Left out by filters", number(segments.num_rows - in_use)) if in_use is not None else ("Left out by filters", None),
-        ("Geometry", f"{config.clip.width}×{config.clip.height} pixels at {config.clip.fps} fps, sound at {config.clip.sample_rate / 1000:g} kHz"),
+        ("Left out by filters", number(segments.num_rows - in_use))
+        if in_use is not None
+        else ("Left out by filters", None),
+        (
+            "Geometry",
+            f"{config.clip.width}×{config.clip.height} pixels at {config.clip.fps} fps, sound at {config.clip.sample_rate / 1000:g} kHz",
+        ),
         ("Labels", number(len(labels))),
-        ("Held out for validation", f"{counted(held_out.num_rows, 'segment')} of {counted(num_sources(held_out), 'source')}"),
+        (
+            "Held out for validation",
+            f"{counted(held_out.num_rows, 'segment')} of {counted(num_sources(held_out), 'source')}",
+        ),
         ("Rejected", counted(rejects.num_rows, "source or segment", "sources and segments")),
-        ("Seconds rejected", number(round(float(pc.sum(pc.subtract(rejects.column("end_seconds"), rejects.column("start_seconds"))).as_py() or 0), 1))),
+        (
+            "Seconds rejected",
+            number(
+                round(
+                    float(
+                        pc.sum(
+                            pc.subtract(rejects.column("end_seconds"), rejects.column("start_seconds"))
+                        ).as_py()
+                        or 0
+                    ),
+                    1,
+                )
+            ),
+        ),
         ("Rejected for want of sound", rejected_for("no_audio")),
         ("Files not found", rejected_for("not_found")),
         ("Stored, without a sound track", sum_of(pc.invert(segments.column("has_audio")))),

@@ -74,7 +74,9 @@ def test_long_units_roll_over_into_more_shards(clips_dir, tmp_path):
     assert [(shard["name"], shard["rows"]) for shard in record["shards"]] == [(f"000000-{number:03d}.parquet", 2) for number in range(4)] + [
         ("000000-004.parquet", 1)
     ]
-    assert record["rejects"]["rows"] == 4 and read_record(str(tmp_path / "units" / "000000.parquet")) == record
+    assert (
+        record["rejects"]["rows"] == 4 and read_record(str(tmp_path / "units" / "000000.parquet")) == record
+    )
     fewer = process_unit(config, str(tmp_path), WorkUnit("000000", tuple(rows_of(find_sources(config)))[:1]))  # as where sources vanish in between
     assert [path.name for path in (tmp_path / "segments").iterdir()] == [shard["name"] for shard in fewer["shards"]] and len(fewer["shards"]) < 5
     assert not list((tmp_path / "rejects").iterdir())

@@ -94,7 +94,11 @@ def test_doubled_and_unlisted_rows_are_found(copy):
 
 
 def test_a_source_without_segments_and_without_a_reason_is_found(copy):
-    (rejects,) = [path for path in (copy / "rejects").iterdir() if "unreadable" in pq.read_table(path).column("reason").to_pylist()]
+    (rejects,) = [
+        path
+        for path in (copy / "rejects").iterdir()
+        if "unreadable" in pq.read_table(path).column("reason").to_pylist()
+    ]
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["rejects"] = [entry for entry in manifest["rejects"] if entry["name"] != rejects.name]
     (copy / "manifest.json").write_text(json.dumps(manifest))

@@ -1,4 +1,5 @@
-"""Picture and sound are of one programme, and the track that holds something is read; settings choose, notes name what else there is."""
+"""Picture and sound are of one programme, and the track that holds something is read; settings choose, notes
+name what else there is."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -19,8 +20,14 @@ SECONDS = 3
 
 def read(path, **options):
     """(what is known at the end, first segment)."""
-    parts = list(read_parts(str(path), Request(fps=10, sample_rate=RATE, height=16, width=16, segment_frames=100, **options)))
-    return [part for part in parts if isinstance(part, About)][-1], [part for part in parts if isinstance(part, Segment)][0]
+    parts = list(
+        read_parts(
+            str(path), Request(fps=10, sample_rate=RATE, height=16, width=16, segment_frames=100, **options)
+        )
+    )
+    return [part for part in parts if isinstance(part, About)][-1], [
+        part for part in parts if isinstance(part, Segment)
+    ][0]
 
 
 def pitch(audio):
@@ -34,12 +41,17 @@ def tone(hertz, level=0.3, channels=1):
 
 
 def write_film(path, *sounds, pictures=(40,)):
-    """A film with these sound tracks, float32 [channels, samples] each, and a picture track of each brightness."""
+    """A film with these sound tracks, float32 [channels, samples] each, and a picture track of each
+    brightness.
+    """
     with av.open(str(path), "w") as container:
         videos = [container.add_stream("libx264", rate=25) for _ in pictures]
         for video in videos:
             video.width, video.height, video.pix_fmt, video.codec_context.thread_count = 64, 48, "yuv420p", 1
-        tracks = [container.add_stream("pcm_s16le", rate=48000, layout={1: "mono", 2: "stereo"}[len(sound)]) for sound in sounds]
+        tracks = [
+            container.add_stream("pcm_s16le", rate=48000, layout={1: "mono", 2: "stereo"}[len(sound)])
+            for sound in sounds
+        ]
         packets = []
         for video, level in zip(videos, pictures, strict=True):
             for number in range(25 * SECONDS):
@@ -69,7 +81,9 @@ def checksum(data):
 
 
 def multiplex(path, *programmes):
-    """One transport stream of several, whose packets alternate: {programme number: (file, identifier of its map)}."""
+    """One transport stream of several, whose packets alternate: {programme number: (file, identifier of its
+    map)}.
+    """
     streams = []
     association = b""
     for number, (file, identifier) in enumerate(programmes, start=1):
@@ -77,7 +91,9 @@ def multiplex(path, *programmes):
         packets = [data[place : place + 188] for place in range(0, len(data), 188)]
         streams.append([packet for packet in packets if (packet[1] & 0x1F) << 8 | packet[2] not in (0, 0x11)])
         association += number.to_bytes(2, "big") + (0xE000 | identifier).to_bytes(2, "big")
-    table = b"\x00" + (0xB000 | 9 + len(association)).to_bytes(2, "big") + b"\x00\x01\xc1\x00\x00" + association
+    table = (
+        b"\x00" + (0xB000 | 9 + len(association)).to_bytes(2, "big") + b"\x00\x01\xc1\x00\x00" + association
+    )
     table = b"\x47\x40\x00\x10\x00" + table + checksum(table)
     out, length = [], max(map(len, streams))
     for number in range(length):
@@ -91,14 +107,20 @@ def multiplex(path, *programmes):
 
 def programme(path, number, *, picture=True, sound=True, hertz=300):
     """A transport stream with identifiers of its own: a tone of `hertz` and a grey picture, or one of them."""
-    options = {"mpegts_pmt_start_pid": f"{0x1000 + number:#x}", "mpegts_start_pid": f"{0x100 * number:#x}", "mpegts_service_id": str(number)}
+    options = {
+        "mpegts_pmt_start_pid": f"{0x1000 + number:#x}",
+        "mpegts_start_pid": f"{0x100 * number:#x}",
+        "mpegts_service_id": str(number),
+    }
     with av.open(str(path), "w", options=options) as container:
         packets = []
         if picture:
             video = container.add_stream("libx264", rate=25, options={"g": "12"})
             video.width, video.height, video.pix_fmt, video.codec_context.thread_count = 64, 48, "yuv420p", 1
             for index in range(25 * SECONDS):
-                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40 + 60 * number, np.uint8), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(
+                    np.full((48, 64, 3), 40 + 60 * number, np.uint8), format="rgb24"
+                )
                 frame.pts, frame.time_base = index, Fraction(1, 25)
                 packets += video.encode(frame)
             packets += video.encode(None)
@@ -108,7 +130,11 @@ def programme(path, number, *, picture=True, sound=True, hertz=300):
             resampler = av.AudioResampler(format="s16", layout="mono", rate=48000, frame_size=1152)
             frame = av.AudioFrame.from_ndarray(block, "s16", "mono")
             frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
-            packets += [packet for piece in [*resampler.resample(frame), *resampler.resample(None), None] for packet in track.encode(piece)]
+            packets += [
+                packet
+                for piece in [*resampler.resample(frame), *resampler.resample(None), None]
+                for packet in track.encode(piece)
+            ]
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
     return path, 0x1000 + number
@@ -130,7 +156,9 @@ def test_programmes_are_read_from_the_streams_own_tables(tmp_path, programmes):
     path = multiplex(tmp_path / "all.ts", programmes["one"], programmes["two"], programmes["radio"])
     assert parse_programmes(path.read_bytes()) == {1: {0x100, 0x101}, 2: {0x200, 0x201}, 3: {0x300}}
     assert parse_programmes(b"no stream" * 1000) == {}
-    with_codes = b"".join(b"time" + path.read_bytes()[place : place + 188] for place in range(0, 188 * 400, 188))
+    with_codes = b"".join(
+        b"time" + path.read_bytes()[place : place + 188] for place in range(0, 188 * 400, 188)
+    )
     assert parse_programmes(with_codes) == {1: {0x100, 0x101}, 2: {0x200, 0x201}, 3: {0x300}}
 
 
@@ -140,7 +168,10 @@ def test_picture_and_sound_are_of_one_programme(tmp_path, programmes):
     about, segment = read(path)
     number = about.picture_track + 1
     assert about.sound_track == about.picture_track and abs(pitch(segment.audio) - hertz[number]) < 3
-    assert f"programme {number} is taken, there are others: {3 - number} (picture {2 - number}, sound {2 - number}), 3 (sound 2)" in about.note
+    assert (
+        f"programme {number} is taken, there are others: {3 - number} (picture {2 - number}, sound {2 - number}), 3 (sound 2)"
+        in about.note
+    )
     about, segment = read(path, picture_track=1)
     assert (about.picture_track, about.sound_track) == (1, 1) and abs(pitch(segment.audio) - 700) < 3
     about, segment = read(path, sound_track=0)
@@ -150,22 +181,33 @@ def test_picture_and_sound_are_of_one_programme(tmp_path, programmes):
 
 
 def test_a_programme_without_sound_takes_none_from_another(tmp_path, programmes):
-    about, segment = read(multiplex(tmp_path / "television.ts", programmes["mute"], programmes["last"], programmes["radio"]))
-    assert abs(int(segment.video.max()) - 160) < 8 and abs(pitch(segment.audio) - 700) < 3 and about.note.startswith("programme 2 is taken")
+    about, segment = read(
+        multiplex(tmp_path / "television.ts", programmes["mute"], programmes["last"], programmes["radio"])
+    )
+    assert (
+        abs(int(segment.video.max()) - 160) < 8
+        and abs(pitch(segment.audio) - 700) < 3
+        and about.note.startswith("programme 2 is taken")
+    )
     with pytest.raises(MediaError, match="no sound in the programme of its pictures") as caught:
         read(multiplex(tmp_path / "radio.ts", programmes["mute"], programmes["radio"]))
     assert caught.value.reason == "no_audio"
 
 
 @pytest.mark.parametrize(
-    ("levels", "taken"), [((0.3, 0.3), 0), ((0.0, 0.3), 1), ((0.0, 0.0), 0), ((1e-4, 0.0, 0.1, 0.4, 0.0), 3), ((0.01, 0.5), 0)]
+    ("levels", "taken"),
+    [((0.3, 0.3), 0), ((0.0, 0.3), 1), ((0.0, 0.0), 0), ((1e-4, 0.0, 0.1, 0.4, 0.0), 3), ((0.01, 0.5), 0)],
 )
 def test_content_goes_before_a_flag(tmp_path, levels, taken):
-    path = write_film(tmp_path / "film.mov", *(tone(300 + 200 * number, level) for number, level in enumerate(levels)))
+    path = write_film(
+        tmp_path / "film.mov", *(tone(300 + 200 * number, level) for number, level in enumerate(levels))
+    )
     about, segment = read(path)
     assert about.sound_track == taken
     assert not levels[taken] or abs(pitch(segment.audio) - 300 - 200 * taken) < 3
-    assert about.note.startswith(f"sound track {taken} is taken") and (", since 0 is silent" in about.note) == (taken != 0)
+    assert about.note.startswith(f"sound track {taken} is taken") and (
+        ", since 0 is silent" in about.note
+    ) == (taken != 0)
     assert sum(f" {number} (pcm_s16le" in about.note for number in range(len(levels))) == len(levels) - 1
     with path.open("rb") as file:
         assert len(read_clip(file, fps=10, sample_rate=RATE, height=16, width=16).video) == 10 * SECONDS
@@ -186,7 +228,10 @@ def test_settings_choose_and_a_track_that_is_not_there_is_told(tmp_path):
     assert abs(pitch(segment.audio) - 1100) < 3 and segment.video.max() > 150
     assert "picture track 1 is taken, there are others: 0 (h264 64x48)" in about.note
     assert not read(path, sound_track=0)[1].audio.any()
-    for options, said in (({"sound_track": 3}, "no sound track 3; there are: 0 .*, 1 .*, 2 "), ({"picture_track": 2}, "no picture track 2; there are: 0 ")):
+    for options, said in (
+        ({"sound_track": 3}, "no sound track 3; there are: 0 .*, 1 .*, 2 "),
+        ({"picture_track": 2}, "no picture track 2; there are: 0 "),
+    ):
         with pytest.raises(MediaError, match=said) as caught:
             read(path, **options)
         assert caught.value.reason == "no_track"
