@@ -42,7 +42,8 @@ def row_of(name: str, files: int, seconds: dict, reasons: dict[str, float]) -> s
         f"{reason} {value:.1f}" if value else reason
         for reason, value in sorted(reasons.items(), key=lambda item: -item[1])
     )
-    return f"| {name} | {files} | {seconds['declared']:.1f} | {seconds['used']:.1f} | {seconds['rejected']:.1f} | {total:.1f} | {told} |"
+    numbers = (f"{value:.1f}" for value in (seconds["declared"], seconds["used"], seconds["rejected"], total))
+    return f"| {name} | {files} | {' | '.join(numbers)} | {told} |"
 
 
 def main() -> None:
@@ -55,7 +56,8 @@ def main() -> None:
     parser.add_argument("--segment-seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     print(
-        "| recordings | files | declared, s | used, s | rejected, s | sum, s | rejected for |\n|---|---|---|---|---|---|---|"
+        "| recordings | files | declared, s | used, s | rejected, s | sum, s | rejected for "
+        "|\n|---|---|---|---|---|---|---|"
     )
     for folder in arguments.folders:
         videos = sorted(str(path) for path in Path(folder).iterdir() if is_video(path.name))

@@ -44,7 +44,7 @@ def device_of(use_gpu: bool) -> str:
 
 
 def check_address(address: str, *, named: str | None = None) -> None:
-    """Raises UserError at once if no Ray can answer at `address`: host:port, ray://host:port, "auto" or "local".
+    """Raises UserError at once if no Ray can answer at `address`: host:port, ray://host:port, auto or local.
 
     named: what gave the address, for the message; RAY_ADDRESS=<address> by default.
     """
@@ -57,20 +57,23 @@ def check_address(address: str, *, named: str | None = None) -> None:
             address = services.get_ray_address_from_environment("auto", None)
         except ConnectionError:
             raise UserError(
-                f"{named}, but no Ray runs on this machine; start it, or unset RAY_ADDRESS to use this machine alone"
+                f"{named}, but no Ray runs on this machine; start it, or unset RAY_ADDRESS to use this "
+                f"machine alone"
             ) from None
         found = f", which is {address} by Ray's files of this machine"
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if "/" in host or not host or not port.isdigit():
         hint = "; RAY_API_SERVER_ADDRESS is for the dashboard's" if address.startswith("http") else ""
         raise UserError(
-            f"{named}: expected the head's address and port (6379 as a rule), such as RAY_ADDRESS=10.0.0.1:6379{hint}"
+            f"{named}: expected the head's address and port (6379 as a rule), such as "
+            f"RAY_ADDRESS=10.0.0.1:6379{hint}"
         )
     try:
         _knock(host, port)
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"no Ray answers at {named}{found} ({error}); start it, name the head's address and port (6379 as a rule), "
+            f"no Ray answers at {named}{found} ({error}); start it, name the head's address and port (6379 "
+            f"as a rule), "
             "or unset RAY_ADDRESS to use this machine alone"
         ) from error
 

@@ -1,7 +1,7 @@
 """What relative paths in settings are seen from, and what is said where one leads nowhere.
 
-Given paths (videos, listings, weights) are seen from the current folder, on the command line as in a YAML file;
-what runs leave (run_dir, and what names another run's) from the runs folder, $PROAV_RUNS.
+Given paths (videos, listings, weights) are seen from the current folder, on the command line as in a YAML
+file; what runs leave (run_dir, and what names another run's) from the runs folder, $PROAV_RUNS.
 """
 
 import glob
@@ -32,7 +32,9 @@ def with_absolute_paths(config: Config, *, runs: str = ".") -> Config:
     def below_runs(path: str) -> str:
         if storage.is_remote(path) or os.path.isabs(path.removeprefix("file://")):
             return _absolute(path)
-        return storage.join(runs, path) if storage.is_remote(runs) else os.path.abspath(os.path.join(runs, path))
+        return (
+            storage.join(runs, path) if storage.is_remote(runs) else os.path.abspath(os.path.join(runs, path))
+        )
 
     config = config.model_copy(update={"run_dir": config.run_folder})
     for key in GIVEN:
@@ -43,15 +45,20 @@ def with_absolute_paths(config: Config, *, runs: str = ".") -> Config:
 
 
 def explain_paths(message: str, config: Config, *, runs: str = ".", config_file: str | None = None) -> str:
-    """`message`, with a clause for each path in it that a relative one of `config` became and that is not there.
+    """`message`, with a clause for each path in it that a relative one of `config` became and that is not
+    there.
 
-    The clause says what the setting is seen from and what to type. config: as it was read, with relative paths;
-    config_file: the YAML file, whose project may hold what is looked for.
+    The clause says what the setting is seen from and what to type. config: as it was read, with relative
+    paths; config_file: the YAML file, whose project may hold what is looked for.
     """
     here = f"the folder where the command is typed, {os.getcwd()}"
     places = [(key, ".", here) for key in GIVEN]
     if not storage.is_remote(runs):
-        places += [(key, runs, here if runs == "." else f"the runs folder, {runs}") for key in LEFT if key != "run_dir"]
+        places += [
+            (key, runs, here if runs == "." else f"the runs folder, {runs}")
+            for key in LEFT
+            if key != "run_dir"
+        ]
     clauses = []
     for key, base, place in places:
         for given in _paths(config, key):
@@ -68,7 +75,8 @@ def explain_paths(message: str, config: Config, *, runs: str = ".", config_file:
 
 
 def _found_above(given: str, config_file: str | None) -> str | None:
-    """The nearest folder above the YAML file that holds the path: a project's files name others from its top."""
+    """The nearest folder above the YAML file that holds the path: a project's files name others from its
+    top."""
     folders = Path(config_file).resolve().parents if config_file else ()
     return next((str(folder) for folder in folders if (folder / given).exists()), None)
 

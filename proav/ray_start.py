@@ -1,4 +1,5 @@
-"""Joins or starts the Ray of one process, and keeps to it: by its own address, in folders that this machine allows.
+"""Joins or starts the Ray of one process, and keeps to it: by its own address, in folders that this machine
+allows.
 
 A machine may hold several Rays, of other jobs and of other people, and files of those that are gone. A job's
 processes never ask which one is "the" Ray of the machine. What a cluster has is `cluster.py`'s matter.
@@ -23,7 +24,8 @@ ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 SETUP_HOOK = "proav.ray_start.keep_to_own_cluster"
 """For ray.init's runtime_env: every worker process calls it when it starts."""
 ROOM_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead")
-"""The longest path of a temporary folder: unix(7) gives a socket's path 107 bytes, and this is Ray's longest."""
+"""The longest path of a temporary folder: unix(7) gives a socket's path 107 bytes, and this is Ray's
+longest."""
 FOLDERS = ("/tmp", "/var/tmp")
 """For temporary files, if the environment names no folder that can be used."""
 MIN_FREE_BYTES = 64 * 2**20
@@ -39,17 +41,18 @@ def connect(
     runtime_env: dict | None = None,
     shielded: bool = False,
 ) -> None:
-    """Joins the cluster at `address`; "local" starts a Ray here, whatever other Ray runs or has left its files.
+    """Joins the cluster at `address`; "local" starts a Ray here, whatever other Ray runs or has left its
+    files.
 
-    named: what gave the address, for messages; RAY_ADDRESS=<address> by default. shielded: a Ray that is started
-    here does not hear SIGTERM. The rest as ray.init takes it.
-    Raises UserError: nothing answers, the cluster refuses, or no folder here is fit for a Ray.
+    named: what gave the address, for messages; RAY_ADDRESS=<address> by default. shielded: a Ray that is
+    started here does not hear SIGTERM. The rest as ray.init takes it. Raises UserError: nothing answers, the
+    cluster refuses, or no folder here is fit for a Ray.
     """
     named = named or f"RAY_ADDRESS={address}"
     _prepare_user()
     here = prepare_machine() if address == "local" else {}
     if "RAY_AUTH_MODE" not in os.environ and _has_token() and "ray" not in sys.modules:
-        # A cluster asks for a token unless told otherwise; Ray sends one by itself only to a cluster that it found.
+        # A cluster asks for a token unless told otherwise; Ray sends one by itself only to one that it found.
         os.environ["RAY_AUTH_MODE"] = "token"
     import ray
 
@@ -59,12 +62,16 @@ def connect(
     shield = {signal.SIGTERM} if shielded and address == "local" else set()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, shield)  # what ray.init starts inherits it
     try:
-        ray.init(address=address, logging_level="warning", namespace=namespace, runtime_env=runtime_env, **here)
+        ray.init(
+            address=address, logging_level="warning", namespace=namespace, runtime_env=runtime_env, **here
+        )
     except ConnectionError as error:
         why = " ".join(str(error).split())
         raise UserError(
-            f"{named} does not let this process in ({why}); if the cluster has another token than this machine, "
-            "copy the head's ~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a Ray of this "
+            f"{named} does not let this process in ({why}); if the cluster has another token than this "
+            f"machine, "
+            "copy the head's ~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a Ray of "
+            "this "
             "version runs there"
         ) from error
     finally:
@@ -72,10 +79,11 @@ def connect(
 
 
 def keep_to_own_cluster() -> None:
-    """Names this process's cluster to the parts of Ray that look for one in the environment, else on the machine.
+    """Names this process's cluster to the parts of Ray that look for one in the environment, else on the
+    machine.
 
-    They are the State API and what asks it: Ray Train's cleaner, which ends a run whose controller it does not
-    find, and Ray Data's watch over tasks that hang.
+    They are the State API and what asks it: Ray Train's cleaner, which ends a run whose controller it does
+    not find, and Ray Data's watch over tasks that hang.
     """
     import ray
 
@@ -101,7 +109,8 @@ def addresses_kept() -> Iterator[None]:
 def prepare_machine() -> dict[str, str]:
     """Makes this process's environment fit for starting a Ray; returns further words for ray.init.
 
-    What is chosen in place of what the environment names is said on stderr. Raises UserError if nothing can be.
+    What is chosen in place of what the environment names is said on stderr. Raises UserError if nothing can
+    be.
     """
     temporary = _choose_temporary_folder()
     if not _has_token() and not _is_writable(os.path.expanduser("~")):  # Ray would write one there
@@ -115,7 +124,8 @@ def prepare_machine() -> dict[str, str]:
 
 
 def _prepare_user() -> None:
-    """A home folder and a name for a user without: many libraries cannot be imported then (docker run --user)."""
+    """A home folder and a name for a user without: many libraries cannot be imported then (docker run
+    --user)."""
     if not os.path.isabs(os.path.expanduser("~")):
         os.environ["HOME"] = tempfile.mkdtemp(prefix="proav-home-")
         atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
@@ -127,7 +137,8 @@ def _prepare_user() -> None:
 
 
 def _choose_temporary_folder() -> str:
-    """What RAY_TMPDIR or TMPDIR names, else /tmp or /var/tmp. A TMPDIR that cannot be used becomes the same."""
+    """What RAY_TMPDIR or TMPDIR names, else /tmp or /var/tmp. A TMPDIR that cannot be used becomes the
+    same."""
     given = {name: os.environ[name] for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)}
     unfit = {name: reason for name, folder in given.items() if (reason := _unfit(folder))}
     fit = [os.path.abspath(folder) for name, folder in given.items() if name not in unfit]
@@ -165,7 +176,8 @@ def _unfit(folder: str) -> str | None:
 
 
 def _is_writable(folder: str) -> bool:
-    """Whether files can be made there: tried, for permissions do not tell of read-only and special file systems."""
+    """Whether files can be made there: tried, for permissions do not tell of read-only and special file
+    systems."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

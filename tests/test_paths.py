@@ -21,7 +21,9 @@ def test_what_runs_leave_follows_the_runs_folder_and_what_is_given_does_not(tmp_
     here = with_absolute_paths(load_config(None, words))
     assert here.run_folder == f"{tmp_path}/runs/a" and here.data_folder == f"{tmp_path}/runs/b/data"
     remote = with_absolute_paths(load_config(None, words), runs="s3://bucket/all")
-    assert remote.run_folder == "s3://bucket/all/runs/a" and remote.data_folder == "s3://bucket/all/runs/b/data"
+    assert (
+        remote.run_folder == "s3://bucket/all/runs/a" and remote.data_folder == "s3://bucket/all/runs/b/data"
+    )
     assert remote.generate.checkpoint == "s3://bucket/all/runs/b/stdit/checkpoints"
     assert remote.data.sources == (f"{tmp_path}/videos",) and remote.evaluate.real == f"{tmp_path}/videos"
     named = with_absolute_paths(load_config(None, ["run_dir=/mnt/a"]), runs="s3://bucket/all")
@@ -30,7 +32,9 @@ def test_what_runs_leave_follows_the_runs_folder_and_what_is_given_does_not(tmp_
 
 def test_every_path_among_the_settings_is_known():
     told_by = ("folder", "file with", "metrics.json of", "local or remote")
-    named = {key for key, _, text in describe_settings() if any(words in text.lower() for words in told_by)} - {"data.layout"}
+    named = {
+        key for key, _, text in describe_settings() if any(words in text.lower() for words in told_by)
+    } - {"data.layout"}
     assert named <= {*GIVEN, *LEFT}, "a new setting that names a path belongs into proav/paths.py"
 
 
@@ -52,7 +56,9 @@ def test_a_relative_path_of_a_file_says_what_it_is_seen_from_and_where_it_is(tmp
     said = message_from(elsewhere, monkeypatch, [], find_sources, str(project / "configs" / "mine.yaml"))
     assert f"no such file: {elsewhere}/clips.csv" in said
     assert f"data.listing=clips.csv is seen from the folder where the command is typed, {elsewhere}" in said
-    assert said.endswith(f"it is there seen from {project}: go there, or write data.listing={project}/clips.csv")
+    assert said.endswith(
+        f"it is there seen from {project}: go there, or write data.listing={project}/clips.csv"
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,19 +66,33 @@ def test_a_relative_path_of_a_file_says_what_it_is_seen_from_and_where_it_is(tmp
     [
         ("data.sources=[videos]", find_sources),
         ("data.listing=clips.csv", find_sources),
-        ("mdsa.loss.perceptual_weights=lpips.safetensors", lambda config: LPIPS(config.mdsa.loss.perceptual_weights)),
+        (
+            "mdsa.loss.perceptual_weights=lpips.safetensors",
+            lambda config: LPIPS(config.mdsa.loss.perceptual_weights),
+        ),
     ],
 )
 def test_whatever_the_setting(tmp_path, monkeypatch, word, fail):
     said = message_from(tmp_path, monkeypatch, [word], fail)
-    assert f"{word.replace('[', '').replace(']', '')} is seen from the folder where the command is typed, {tmp_path}" in said
+    assert (
+        f"{word.replace('[', '').replace(']', '')} is seen from the folder where the command is typed, "
+        f"{tmp_path}"
+        in said
+    )
 
 
 def test_nothing_is_added_where_no_relative_path_is_the_matter(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path)
     config = load_config(None, ["data.sources=[there,/nowhere/at/all,s3://bucket/videos]"])
-    for message in (f"no video in {tmp_path}/there", "no such folder: /nowhere/at/all", "s3://bucket/videos: refused", "something else"):
+    for message in (
+        f"no video in {tmp_path}/there",
+        "no such folder: /nowhere/at/all",
+        "s3://bucket/videos: refused",
+        "something else",
+    ):
         assert explain_paths(message, config) == message
     prepared = load_config(None, ["data.prepared=runs/a/data"])
-    assert "data.prepared=runs/a/data is seen from the runs folder, /all" in explain_paths("nothing in /all/runs/a/data", prepared, runs="/all")
+    assert "data.prepared=runs/a/data is seen from the runs folder, /all" in explain_paths(
+        "nothing in /all/runs/a/data", prepared, runs="/all"
+    )

@@ -78,7 +78,8 @@ class SourceDecoder:
         length = None if source.end_seconds is None else source.end_seconds - source.start_seconds
         request = Request(
             fps=clip.fps, sample_rate=clip.sample_rate, height=clip.height, width=clip.width, fit=data.fit,
-            segment_frames=frames_in(data.segment_seconds, clip.fps), start_seconds=source.start_seconds - offset,
+            segment_frames=frames_in(data.segment_seconds, clip.fps),
+            start_seconds=source.start_seconds - offset,
             max_frames=None if length is None else max(0, frames_in(length, clip.fps)),
             min_frames=clip.num_frames, deadline_seconds=data.source_timeout_seconds, on_progress=on_progress,
             picture_track=data.picture_track, sound_track=data.sound_track,
@@ -136,7 +137,8 @@ class Account:
         """Of ACCOUNT_SCHEMA."""
         source = self.source
         return asdict(self.about) | {
-            "source": source.key, "source_id": source.id, "start_seconds": source.start_seconds, "end_seconds": self.end,
+            "source": source.key, "source_id": source.id,
+            "start_seconds": source.start_seconds, "end_seconds": self.end,
             "used_seconds": self.used, "rejected_seconds": self.rejected,
         }  # fmt: skip
 
@@ -281,7 +283,8 @@ def reject_row(
 ) -> dict:
     """One row of REJECT_SCHEMA."""
     return {
-        "id": segment_id(source.key, start_seconds), "source": source.key, "source_id": source.id, "start_seconds": start_seconds,
+        "id": segment_id(source.key, start_seconds), "source": source.key, "source_id": source.id,
+        "start_seconds": start_seconds,
         "end_seconds": end_seconds, "reason": reason, "message": message.replace(source.path, source.key),
     }  # fmt: skip
 

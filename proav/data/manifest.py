@@ -48,7 +48,8 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
         counted = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
         raise UserError(
             f"none of the {num_sources} sources can be used ({counted}); "
-            f"each one's reason is in {storage.join(data_dir, 'rejects')}/*.parquet; after mending them delete {data_dir}"
+            f"each one's reason is in {storage.join(data_dir, 'rejects')}/*.parquet; after mending them "
+            f"delete {data_dir}"
         )
     index = _read_units(data_dir, [record["name"] for record in records])
     index = index.append_column("dropped", dropped(index, config.filters, num_frames=config.clip.num_frames)).cast(INDEX_SCHEMA)
@@ -118,12 +119,14 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
     labels = [f"{label or '(none)'} {tally['segments']}" for label, tally in manifest["label_counts"].items()]
     more = f" and {len(labels) - 12} more" if len(labels) > 12 else ""
     lines = [
-        f"{counts['segments']:,} segments, {counts['seconds'] / 60:.1f} minutes, {counts['bytes'] / 1e6:.1f} MB in {data_dir}; used: {splits}",
+        f"{counts['segments']:,} segments, {counts['seconds'] / 60:.1f} minutes, "
+        f"{counts['bytes'] / 1e6:.1f} MB in {data_dir}; used: {splits}",
         f"labels: {', '.join(labels[:12])}{more}",
     ]
     seconds = manifest["seconds"]
     lines.append(
-        f"seconds of the sources: {seconds['declared']:,.1f} by their headers or packets, of which {seconds['used']:,.1f} are in segments "
+        f"seconds of the sources: {seconds['declared']:,.1f} by their headers or packets, of which "
+        f"{seconds['used']:,.1f} are in segments "
         f"and {seconds['rejected']:,.1f} in rejects; what is missing is less than a frame at their ends"
     )
     if counts["rejects"]:
@@ -137,20 +140,24 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
         )
     if counts["sources_with_other_tracks"]:
         lines.append(
-            f"OTHER TRACKS: {counts['sources_with_other_tracks']} sources have programmes or tracks that are not used; "
-            f"see the column note of {storage.join(data_dir, 'sources')}/*.parquet, and data.picture_track, data.sound_track"
+            f"OTHER TRACKS: {counts['sources_with_other_tracks']} sources have programmes or tracks that "
+            f"are not used; "
+            f"see the column note of {storage.join(data_dir, 'sources')}/*.parquet, and data.picture_track, "
+            f"data.sound_track"
         )
     if manifest["dropped_by_reason"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["dropped_by_reason"].items())
         lines.append(f"FILTERED: {counts['segments'] - counts['segments_used']} of {counts['segments']} segments are not used ({reasons})")
     if counts["silent_segments"] and manifest["filters"]["min_rms_db"] is None:
         lines.append(
-            f"SILENT: {counts['silent_segments']} of {counts['segments']} segments hold no sound above -60 dB; "
+            f"SILENT: {counts['silent_segments']} of {counts['segments']} segments hold no sound above -60 "
+            f"dB; "
             "they are used: filters.min_rms_db=-60 leaves them out"
         )
     if counts["cancelled_segments"]:
         lines.append(
-            f"CANCELLED: in {counts['cancelled_segments']} of {counts['segments']} segments the channels hold sound that takes itself away "
+            f"CANCELLED: in {counts['cancelled_segments']} of {counts['segments']} segments the channels "
+            f"hold sound that takes itself away "
             "in the mix to mono; filters.min_rms_db=-60 leaves the silent ones out"
         )
     unseen = [label for label in manifest["labels"] if label not in manifest["label_counts"]]

@@ -81,9 +81,12 @@ def verify_run(config: Config) -> None:
     data_dir = config.data_folder if storage.is_remote(config.data_folder) else os.path.abspath(config.data_folder)
     proven = verify(data_dir, each=_on_ray)
     print(
-        f"preprocess: verified {data_dir}: {proven['rows']:,} segments in {proven['shards']:,} shards ({proven['bytes'] / 1e6:.1f} MB) and "
-        f"{proven['rejects']:,} rejects account for all {proven['sources']:,} sources; nothing is missing, doubled, truncated or changed; "
-        f"of {proven['seconds']['declared']:,.1f} s of the sources {proven['seconds']['used']:,.1f} are in segments and "
+        f"preprocess: verified {data_dir}: {proven['rows']:,} segments in {proven['shards']:,} shards "
+        f"({proven['bytes'] / 1e6:.1f} MB) and "
+        f"{proven['rejects']:,} rejects account for all {proven['sources']:,} sources; nothing is missing, "
+        f"doubled, truncated or changed; "
+        f"of {proven['seconds']['declared']:,.1f} s of the sources {proven['seconds']['used']:,.1f} are in "
+        f"segments and "
         f"{proven['seconds']['rejected']:,.1f} in rejects, the rest is less than a frame at an end; "
         f"{proven['silent']:,} segments are silent, and marked so"
     )

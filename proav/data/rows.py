@@ -255,7 +255,8 @@ class RowReader:
 def open_parquet(path: str, sha256: str | None = None) -> pq.ParquetFile:
     """Opens a local or remote Parquet file. Raises DamagedShard if it is missing or is none.
 
-    sha256: of what was written; a file without one is damaged if it reads the same twice and is no Parquet file.
+    sha256: of what was written; a file without one is damaged if it reads the same twice and is no Parquet
+    file.
     """
     try:
         return _open_parquet(path)

@@ -65,10 +65,10 @@ ACCOUNT_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("source_id", pa.string()),
         ("start_seconds", pa.float64()),  # of the stretch that was to be prepared
-        ("end_seconds", pa.float64()),  # as listed; else where its header or its packets say that the source ends
+        ("end_seconds", pa.float64()),  # as listed; else where its header or its packets end
         ("used_seconds", pa.float64()),  # in segments
         ("rejected_seconds", pa.float64()),
-        ("picture_track", pa.int32()),  # the place among the file's picture tracks, from 0; null: none was chosen
+        ("picture_track", pa.int32()),  # place among the file's picture tracks, from 0; null: none chosen
         ("sound_track", pa.int32()),
         ("note", pa.string()),  # programmes and tracks that were not read
     ]

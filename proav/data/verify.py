@@ -170,7 +170,8 @@ def _check_seconds(data_dir: str, manifest: dict) -> list[str]:
     planned = open_parquet(storage.join(data_dir, "plan.parquet")).metadata.num_rows
     if accounts.num_rows != planned:
         return [
-            f"{storage.join(data_dir, 'sources')} accounts for {accounts.num_rows} of {planned} planned stretches"
+            f"{storage.join(data_dir, 'sources')} accounts for {accounts.num_rows} of {planned} planned "
+            f"stretches"
         ]
     seconds = pc.divide(index.column("num_frames").cast(pa.float64()), index.column("fps").cast(pa.float64()))
     index = index.append_column("end_seconds", pc.add(index.column("start_seconds"), seconds))
@@ -216,7 +217,8 @@ def _check_seconds(data_dir: str, manifest: dict) -> list[str]:
         at = first[wrong[0]]
         name = names.dictionary[int(source[at])].as_py()
         problems.append(
-            f"of {len(wrong)} sources not all seconds are in segments or rejects, or some are twice (such as {name} from {start[at]:g} to {end[at]:g} s)"
+            f"of {len(wrong)} sources not all seconds are in segments or rejects, or some are twice (such "
+            f"as {name} from {start[at]:g} to {end[at]:g} s)"
         )
     totals = {
         "declared": float(np.sum(end[first] - start[first])),

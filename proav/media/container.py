@@ -109,8 +109,10 @@ def read_segments(
     (holds no segment of min_frames), no_sound or no_picture (for more than 30 s), or timeout.
     """
     request = Request(
-        fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit, segment_frames=frames_in(segment_seconds, fps),
-        start_seconds=start_seconds, max_frames=None if end_seconds is None else max(0, frames_in(end_seconds - start_seconds, fps)),
+        fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit,
+        segment_frames=frames_in(segment_seconds, fps),
+        start_seconds=start_seconds,
+        max_frames=None if end_seconds is None else max(0, frames_in(end_seconds - start_seconds, fps)),
         min_frames=min_frames, deadline_seconds=deadline_seconds, on_progress=on_progress, silent_ok=silent_ok,
     )  # fmt: skip
     assert request.segment_frames >= 1, (segment_seconds, fps)
@@ -143,8 +145,10 @@ def read_clip(
 ) -> Clip:
     """`num_frames` frames (None: all) from `start_seconds` on, with their sound; clock, arguments and errors as in `read_segments`."""
     request = Request(
-        fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit, segment_frames=num_frames, start_seconds=start_seconds,
-        max_frames=num_frames, min_frames=num_frames or 1, deadline_seconds=deadline_seconds, silent_ok=silent_ok,
+        fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit,
+        segment_frames=num_frames, start_seconds=start_seconds,
+        max_frames=num_frames, min_frames=num_frames or 1,
+        deadline_seconds=deadline_seconds, silent_ok=silent_ok,
     )  # fmt: skip
     return next(_clips(source, request))[1]
 

@@ -237,7 +237,8 @@ class Decoder:
             if failed > MAX_DAMAGE * packets:
                 found = (
                     found
-                    or f"{self._name} is damaged: {failed} of {packets} {kind} packets in a row cannot be decoded"
+                    or f"{self._name} is damaged: {failed} of {packets} {kind} packets in a row "
+                    "cannot be decoded"
                 )
         self._recent = {kind: [0, 0] for kind in self._recent}
         return found

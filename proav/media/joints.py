@@ -169,7 +169,10 @@ class _Joining:
                 if time is not None:
                     old[index] = time
                     if self.num_packets > 1 and time - self._old_end > MAX_LATE_SECONDS:
-                        said = f"the clock of one track starts anew after {self._old_end:.1f} s and that of the other does not"
+                        said = (
+                            f"the clock of one track starts anew after {self._old_end:.1f} s and that of "
+                            "the other does not"
+                        )
                         raise MediaError("bad_clock", f"{self._name}: {said}")
                 return "old"
         elif (

@@ -40,11 +40,13 @@ from proav.media.tracks import (
 )
 
 WHY_LOST = {
-    "too_short": "holds {seconds:.2f} s from {begin:.2f} s on with picture and sound; expected at least {min_frames} frames",
+    "too_short": "holds {seconds:.2f} s from {begin:.2f} s on with picture and sound; "
+    "expected at least {min_frames} frames",
     "no_sound": "has no sound from {begin:.2f} s to {end:.2f} s",
     "no_picture": "has no picture from {begin:.2f} s to {end:.2f} s",
     "gap": "has neither picture nor sound from {begin:.2f} s to {end:.2f} s",
-    "other_tracks": "has packets of other tracks alone from {begin:.2f} s to {end:.2f} s; data.picture_track and data.sound_track choose",
+    "other_tracks": "has packets of other tracks alone from {begin:.2f} s to {end:.2f} s; "
+    "data.picture_track and data.sound_track choose",
     "truncated": "says that it holds picture or sound up to {end:.2f} s, but ends after {begin:.2f} s",
     "past_end": "ends after {begin:.2f} s; up to {end:.2f} s are listed",
 }
@@ -351,7 +353,8 @@ class _Reader:
         if end > reached + slack:
             stopped = (
                 self.decoder.stopped_by
-                and f"{self.name} cannot be read beyond {self._time(self.told):.2f} s ({self.decoder.stopped_by})"
+                and f"{self.name} cannot be read beyond {self._time(self.told):.2f} s "
+                f"({self.decoder.stopped_by})"
             )
             yield from self._lose(
                 end * request.fps,
@@ -361,7 +364,10 @@ class _Reader:
         if asked is not None and asked > self.told / request.fps + slack:
             yield from self._lose(self.end_frame, "past_end")
         if self.decoder.has_later_tracks and asked is None:
-            said = f"{self.name} has tracks that begin in its middle, as where recordings were joined; they are not read: split the file there"
+            said = (
+                f"{self.name} has tracks that begin in its middle, as where recordings were joined; "
+                "they are not read: split the file there"
+            )
             yield Lost(self._time(self.told), None, "later_tracks", said)
         yield self._time(0) + (max(declared, self.told / request.fps) if asked is None else asked)
 

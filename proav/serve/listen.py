@@ -78,7 +78,8 @@ def _tell_of_another(address: str | None) -> None:
     """Ray itself would join a Ray that its files on this machine name, whoever started it."""
     another = running_here() if address is None else None
     if another:
-        click.echo(f"this starts a Ray of its own; RAY_ADDRESS={another} joins the one that runs here", err=True)
+        joins = f"RAY_ADDRESS={another} joins the one that runs here"
+        click.echo(f"this starts a Ray of its own; {joins}", err=True)
 
 
 def _check_free(host: str, port: int) -> None:

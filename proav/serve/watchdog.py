@@ -49,7 +49,8 @@ def watch(name: str, *, frozen_seconds: float, trouble: Callable[[], str | None]
 
 
 def _runs(pid: int) -> bool:
-    """Whether one of its threads computes, or waits for a processor or a disk; False where nobody can tell."""
+    """Whether one of its threads computes, or waits for a processor or a disk; False where nobody can
+    tell."""
     for stat in glob.glob(f"/proc/{pid}/task/*/stat"):
         with contextlib.suppress(OSError), open(stat) as file:
             if file.read().rpartition(")")[2].split()[0] in "RD":

@@ -34,7 +34,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BUCKET_BYTES = 32 * 2**20
 """Gradients are summed over workers in flat pieces of about this size: few calls, little extra memory."""
 WHOLE_BELOW = 100_000
-"""ZeRO stage 3 keeps smaller weights whole on every worker, as DeepSpeed does: to gather them would cost time."""
+"""ZeRO stage 3 keeps smaller weights whole on every worker, as DeepSpeed does: gathering them costs time."""
 
 
 class NonFiniteError(UserError):

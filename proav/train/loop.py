@@ -147,7 +147,7 @@ def run_loop(
     asked: Asked = Asked(),
     say: Callable[[str], None] = lambda line: None,
 ) -> bool:
-    """Trains until engine.train.num_clips clips are seen; False if it was asked to stop before. Updates `state`.
+    """Trains until engine.train.num_clips clips are seen; False if asked to stop before. Updates `state`.
 
     batches: from state.step on, this worker's share of each global batch: {name: tensor [clips / workers, ...]}, `position` among them.
     report, save: called on every worker equally often; save also at the end. say: takes lines for people.

@@ -1,7 +1,7 @@
 """What a trial takes of a cluster, and how many trials it holds at a time. Numbers only: nothing starts here.
 
-A training worker that has its CPU and waits for those of its loading actors gives nothing back. Trials that may
-begin together must therefore all find room together, loaders included.
+A training worker that has its CPU and waits for those of its loading actors gives nothing back. Trials that
+may begin together must therefore all find room together, loaders included.
 """
 
 import itertools
@@ -16,15 +16,18 @@ TAKEN = ("num_workers", "use_gpu", "cpus_per_worker", "loader", "loader_workers"
 
 
 def concurrent_trials(config: Config, largest: dict[str, float]) -> tuple[int, list[str]]:
-    """How many trials may run at a time on a cluster that can grow to `largest`, and lines that say what is in the way.
+    """How many trials may run at a time on a cluster that can grow to `largest`, and lines that say what is
+    in the way.
 
-    largest: {"CPU": 8.0, ...}. Without loading actors, tune.max_concurrent_trials is taken as it is: a trial too many waits and holds nothing.
+    largest: {"CPU": 8.0, ...}. Without loading actors, tune.max_concurrent_trials is taken as it is: a trial
+    too many waits and holds nothing.
     """
     trains = list(_settings_of_trials(config))
     least, most = (_largest(resources(train, most=which) for train in trains) for which in (False, True))
     notes = [
         f"tune: a trial takes {number:g} {kind} ({TRAIN}num_workers, cpus_per_worker, and loader_workers if "
-        f"loader=actors), the cluster has {largest.get(kind, 0):g}; it waits until there are more: add nodes, "
+        f"loader=actors), the cluster has {largest.get(kind, 0):g}; it waits until there are more: add "
+        f"nodes, "
         "or stop this job and lower those settings"
         for kind, number in least.items()
         if largest.get(kind, 0) < number
@@ -34,7 +37,8 @@ def concurrent_trials(config: Config, largest: dict[str, float]) -> tuple[int, l
     if wanted > room and any(train.loader == "actors" for train in trains):
         taken = " and ".join(f"{number:g} {kind}" for kind, number in most.items())
         notes.append(
-            f"tune: tune.max_concurrent_trials={wanted} is more than the cluster has room for: a trial takes {taken}, "
+            f"tune: tune.max_concurrent_trials={wanted} is more than the cluster has room for: a trial "
+            f"takes {taken}, "
             f"loading actors included; {room} at a time"
         )
         wanted = room

@@ -106,7 +106,8 @@ def multiplex(path, *programmes):
 
 
 def programme(path, number, *, picture=True, sound=True, hertz=300):
-    """A transport stream with identifiers of its own: a tone of `hertz` and a grey picture, or one of them."""
+    """A transport stream with identifiers of its own: a tone of `hertz` and a grey picture, or one of
+    them."""
     options = {
         "mpegts_pmt_start_pid": f"{0x1000 + number:#x}",
         "mpegts_start_pid": f"{0x100 * number:#x}",
@@ -169,7 +170,8 @@ def test_picture_and_sound_are_of_one_programme(tmp_path, programmes):
     number = about.picture_track + 1
     assert about.sound_track == about.picture_track and abs(pitch(segment.audio) - hertz[number]) < 3
     assert (
-        f"programme {number} is taken, there are others: {3 - number} (picture {2 - number}, sound {2 - number}), 3 (sound 2)"
+        f"programme {number} is taken, there are others: {3 - number} (picture {2 - number}, sound "
+        f"{2 - number}), 3 (sound 2)"
         in about.note
     )
     about, segment = read(path, picture_track=1)

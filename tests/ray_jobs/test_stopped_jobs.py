@@ -43,7 +43,9 @@ def start(tmp_path):
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         log = (tmp_path / f"{len(started)}.log").open("w+")
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         started.append(process)
         return process, log
 
