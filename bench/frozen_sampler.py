@@ -6,6 +6,7 @@ Prints a line each and one JSON line. Linux only.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -22,9 +23,10 @@ POLL_SECONDS = 0.2
 def sampler() -> psutil.Process:
     """The process of the sampler of the server that this process has started."""
     for process in psutil.Process().children(recursive=True):
-        words = process.cmdline()
-        if words and words[0].startswith("ray::ServeReplica") and ":Sampler" in words[0]:
-            return process
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            words = process.cmdline()
+            if words and words[0].startswith("ray::ServeReplica") and ":Sampler" in words[0]:
+                return process
     raise SystemExit("the server has no sampler")
 
 

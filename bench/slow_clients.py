@@ -8,6 +8,7 @@ memory of the processes that hold connections: Ray Serve's proxy and the front. 
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -97,10 +98,11 @@ def memory() -> dict[str, float]:
     """MiB that are resident in the proxy and in the front of the server that this process has started."""
     found: Counter = Counter()
     for process in psutil.Process().children(recursive=True):
-        words = " ".join(process.cmdline()[:1])
-        for name, part in {"proxy": "ray::ProxyActor", "front": ":Front"}.items():
-            if words.startswith("ray::") and part in words:
-                found[name] += process.memory_info().rss / MIB
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            words = " ".join(process.cmdline()[:1])
+            for name, part in {"proxy": "ray::ProxyActor", "front": ":Front"}.items():
+                if words.startswith("ray::") and part in words:
+                    found[name] += process.memory_info().rss / MIB
     return {name: round(size) for name, size in found.items()}
 
 
