@@ -9,6 +9,7 @@ import errno
 import os
 import random
 
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 
 PROTOCOL = "flaky"
@@ -44,6 +45,8 @@ class FlakyFileSystem(LocalFileSystem):
     def info(self, path, **options):
         maybe_fail(f"info {path}")
         return super().info(path, **options)
+
+    exists, isfile, isdir = AbstractFileSystem.exists, AbstractFileSystem.isfile, AbstractFileSystem.isdir
 
     def ls(self, path, detail=False, **options):
         maybe_fail(f"ls {path}")

@@ -90,11 +90,22 @@ class PatientHandler(pafs.FileSystemHandler):
 
 
 class FsspecHandler(pafs.FSSpecHandler):
-    """fsspec's file systems, with a listing that raises the errors it meets.
+    """fsspec's file systems, with errors that come out as they are.
 
-    fsspec's own `find` leaves out folders that it cannot read, and `isdir` takes an error for a no: after one
-    time-out a run's checkpoints would not be there, and it would begin anew.
+    fsspec's own `find` leaves out folders that it cannot read; its `exists`, `isfile` and `isdir`, which pyarrow
+    asks before each call, take any error for a no. After one time-out a run's checkpoints would not be there,
+    and it would begin anew.
     """
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+
+    def delete_file(self, path: str) -> None:
+        self.fs.info(path)  # raises FileNotFoundError
+        self.fs.rm(path)
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         base = selector.base_dir.rstrip("/") or selector.base_dir

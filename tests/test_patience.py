@@ -105,6 +105,17 @@ def test_files_of_a_flaky_store_are_whole(flaky):
     )  # of at least 60 calls; one run in 10,000 has fewer
 
 
+def test_a_file_that_cannot_be_looked_at_is_not_missing(flaky):
+    """pyarrow asks fsspec whether a file is there, which takes a time-out for a no."""
+    uri, local = flaky
+    local.mkdir()
+    (local / "latest").write_text("x")
+    for _ in range(60):
+        assert storage.read_text(f"{uri}/latest") == "x" and storage.exists(f"{uri}/latest")
+    with pytest.raises(FileNotFoundError):
+        storage.read_text(f"{uri}/absent")
+
+
 def test_a_listing_that_fails_is_not_an_empty_folder(flaky, monkeypatch):
     """fsspec leaves folders out that it cannot read: checkpoints would seem gone, and training would begin
     anew."""

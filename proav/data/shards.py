@@ -88,7 +88,7 @@ class SegmentStore:
     def __init__(self, data_dir: str, *, cache_bytes: int = 256 << 20) -> None:
         self.data_dir, self.cache_bytes = data_dir, cache_bytes
         self.manifest = read_manifest(data_dir)
-        file = open_parquet(storage.join(data_dir, "index.parquet"), self.manifest["index"]["sha256"])
+        file = open_parquet(storage.join(data_dir, "index.parquet"))
         self.index = file.read(columns=[name for name in file.schema_arrow.names if name not in UNREAD_COLUMNS])
         if self.index.num_rows != self.manifest["counts"]["segments"]:
             raise DamagedShard(

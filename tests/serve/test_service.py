@@ -347,9 +347,9 @@ def test_a_second_server_on_one_folder_is_refused_until_the_first_ends(settings,
     quick = settings.model_copy(update={"lease_seconds": 0.6})
 
     async def first(service):
-        job = await service.create({"steps": 200}, None)
         with pytest.raises(LeaseHeld, match="jobs is in use by another server .process .*jobs_dir=DIR"):
             await Service(quick, sampler).start()
+        job = await service.create({"steps": 200}, None)
         assert not job.finished and (await service.health())[0]
         return job.id
 
