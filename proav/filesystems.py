@@ -92,9 +92,9 @@ class PatientHandler(pafs.FileSystemHandler):
 class FsspecHandler(pafs.FSSpecHandler):
     """fsspec's file systems, with errors that come out as they are.
 
-    fsspec's own `find` leaves out folders that it cannot read; its `exists`, `isfile` and `isdir`, which pyarrow
-    asks before each call, take any error for a no. After one time-out a run's checkpoints would not be there,
-    and it would begin anew.
+    fsspec's own `find` leaves out folders that it cannot read; its `exists`, `isfile` and `isdir`, which
+    pyarrow asks before each call, take any error for a no. After one time-out a run's checkpoints would not
+    be there, and it would begin anew.
     """
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
