@@ -34,7 +34,7 @@ def maybe_fail(what: str) -> None:
 
 
 class FlakyFileSystem(LocalFileSystem):
-    """Local files that are hard to reach."""
+    """Local files that are hard to reach: each call fails as a whole or not at all."""
 
     protocol = PROTOCOL
 
@@ -54,19 +54,19 @@ class FlakyFileSystem(LocalFileSystem):
 
     def makedirs(self, path, exist_ok=False):
         maybe_fail(f"makedirs {path}")
-        return super().makedirs(path, exist_ok=exist_ok)
+        return LocalFileSystem().makedirs(path, exist_ok=exist_ok)
 
     def mkdir(self, path, create_parents=True, **options):
         maybe_fail(f"mkdir {path}")
-        return super().mkdir(path, create_parents=create_parents, **options)
+        return LocalFileSystem().mkdir(path, create_parents=create_parents, **options)
 
     def rm(self, path, recursive=False, maxdepth=None):
         maybe_fail(f"rm {path}")
-        return super().rm(path, recursive=recursive, maxdepth=maxdepth)
+        return LocalFileSystem().rm(path, recursive=recursive, maxdepth=maxdepth)
 
     def mv(self, path1, path2, **options):
         maybe_fail(f"mv {path1}")
-        return super().mv(path1, path2, **options)
+        return LocalFileSystem().mv(path1, path2, **options)
 
     def _open(self, path, mode="rb", block_size=None, **options):
         maybe_fail(f"open {mode} {path}")
