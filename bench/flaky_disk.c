@@ -1,5 +1,6 @@
-/* A library for LD_PRELOAD: one in FLAKY_ONE_IN reads, writes, flushes and renames below FLAKY_DIR fails with EIO,
-   and is noted in FLAKY_LOG. faults.py compiles it:  cc -shared -fPIC -O1 -o flaky_disk.so flaky_disk.c -ldl */
+/* A library for LD_PRELOAD: one in FLAKY_ONE_IN reads, writes, flushes and renames below FLAKY_DIR fails with
+   EIO, and is noted in FLAKY_LOG. faults.py compiles it:
+   cc -shared -fPIC -O1 -o flaky_disk.so flaky_disk.c -ldl */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

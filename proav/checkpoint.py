@@ -103,10 +103,10 @@ class Checkpoint:
     def _whole(self, file: str) -> bytes:
         """The bytes of one file, as they were written."""
 
-        def read() -> tuple[int, str]:
+        def read() -> tuple[str, int]:
             nonlocal data
             data = _read(storage.join(self.path, file), self)
-            return len(data), hashlib.sha256(data).hexdigest()
+            return hashlib.sha256(data).hexdigest(), len(data)
 
         data = b""
         _check_file(self.path, self.kind, file, self.files[file], read)
@@ -143,7 +143,7 @@ def save_checkpoint(
             target = storage.join(local, file)
             storage.make_folder(target.rsplit("/", 1)[0])
             _write_tensors(group, target, path, dtype)
-            size, digest = _digest(target)
+            digest, size = storage.file_sha256(target)
             files[file] = {"bytes": size, "sha256": digest}
         index = {
             "format": FORMAT,
@@ -181,7 +181,7 @@ def load_checkpoint(path: str, *, kind: str | None = None, verify: bool = True) 
         target = storage.join(folder, file)
         if not storage.exists(target):
             raise CheckpointError(f"{folder} is damaged: {file} is missing; {_remedy(index['kind'])}")
-        _check_file(folder, index["kind"], file, entry, functools.partial(_digest, target))
+        _check_file(folder, index["kind"], file, entry, functools.partial(storage.file_sha256, target))
     if _hash_of(index["files"]) != index["hash"]:
         raise CheckpointError(f"{folder} is damaged: the table of files in {INDEX} does not match its hash; {_remedy(index['kind'])}")
     try:
@@ -305,12 +305,12 @@ def _read_index(folder: str, kind: str | None) -> dict:
     return index
 
 
-def _check_file(folder: str, kind: str, file: str, entry: dict, read: Callable[[], tuple[int, str]]) -> None:
-    """read() gives bytes and SHA-256; a file that differs is read once more. Raises CheckpointError."""
-    wanted = entry["bytes"], entry["sha256"]
+def _check_file(folder: str, kind: str, file: str, entry: dict, read: Callable[[], tuple[str, int]]) -> None:
+    """read() gives SHA-256 and bytes; a file that differs is read once more. Raises CheckpointError."""
+    wanted = entry["sha256"], entry["bytes"]
     if read() == wanted:
         return
-    size, digest = read()
+    digest, size = read()
     if size != entry["bytes"]:
         raise CheckpointError(f"{folder} is damaged: {file} has {size} bytes, expected {entry['bytes']}; {_remedy(kind)}")
     if digest != entry["sha256"]:
@@ -360,17 +360,6 @@ def _read(path: str, checkpoint: Checkpoint) -> bytes:
         return storage.read_bytes(path)
     except FileNotFoundError:
         raise CheckpointError(f"{checkpoint.path} is damaged: {path.rsplit('/', 1)[-1]} is missing; {_remedy(checkpoint.kind)}") from None
-
-
-def _digest(path: str) -> tuple[int, str]:
-    """Bytes and SHA-256 of a file, read in pieces."""
-    filesystem, inner = storage.open_filesystem(path)
-    digest, size = hashlib.sha256(), 0
-    with filesystem.open_input_stream(inner) as stream:
-        while piece := stream.read(8 * 1024 * 1024):
-            digest.update(piece)
-            size += len(piece)
-    return size, digest.hexdigest()
 
 
 def _hash_of(files: dict) -> str:

@@ -65,7 +65,7 @@ class PatientHandler(pafs.FileSystemHandler):
         )
 
     def delete_root_dir_contents(self) -> None:
-        raise NotImplementedError("proav never empties a whole file system")
+        raise PermissionError("proav never empties a whole file system")
 
     def delete_file(self, path: str) -> None:
         patiently(_Deletion(lambda: self.inner.delete_file(path)), f"deleting {path}")
@@ -86,7 +86,7 @@ class PatientHandler(pafs.FileSystemHandler):
         return pa.PythonFile(_PatientWriter(self.inner, path, metadata), mode="w")
 
     def open_append_stream(self, path: str, metadata: dict | None) -> pa.NativeFile:
-        raise NotImplementedError("object stores cannot append")
+        return self.inner.open_append_stream(path, metadata=metadata)  # not again: it might write twice
 
 
 class FsspecHandler(pafs.FSSpecHandler):

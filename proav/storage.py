@@ -6,6 +6,7 @@ carries its final name, so that a reader sees a whole file or none (STYLE: nothi
 
 import contextlib
 import functools
+import hashlib
 import os
 import shutil
 import uuid
@@ -99,6 +100,17 @@ def read_bytes(path: str) -> bytes:
     filesystem, inner = open_filesystem(path)
     with filesystem.open_input_stream(inner) as stream:
         return stream.read()
+
+
+def file_sha256(path: str) -> tuple[str, int]:
+    """(SHA-256 in hexadecimal, bytes) of a local or remote file, read in pieces."""
+    filesystem, inner = open_filesystem(path)
+    digest, size = hashlib.sha256(), 0
+    with filesystem.open_input_stream(inner) as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+            size += len(piece)
+    return digest.hexdigest(), size
 
 
 def read_text(path: str) -> str:

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 from ray._private import services
 
-from proav.cluster import LIMITS_VARIABLE, check_address, largest_resources, read_limits, running_here, wants_gpu
+from proav.cluster import (
+    LIMITS_VARIABLE,
+    check_address,
+    largest_resources,
+    read_limits,
+    running_here,
+    wants_gpu,
+)
 from proav.errors import UserError
 from proav.jobs import runs_folder
 

@@ -271,7 +271,7 @@ def open_parquet(path: str, sha256: str | None = None) -> pq.ParquetFile:
 def fault_of(path: str, error: Exception, sha256: str | None) -> Exception:
     """What to raise after a file was read twice and made no sense: damage, if its bytes stay the same."""
     why = " ".join(str(error).split())
-    first, second = (file_sha256(path)[0] for _ in range(2))
+    first, second = (storage.file_sha256(path)[0] for _ in range(2))
     if first != second:
         return StorageUnavailable(
             f"{path} reads differently each time ({why}); check the disk or the network"
@@ -287,17 +287,6 @@ def _open_parquet(path: str) -> pq.ParquetFile:
         return pq.ParquetFile(filesystem.open_input_file(inner), pre_buffer=storage.is_remote(path))
     except FileNotFoundError as error:
         raise DamagedShard(f"{path} is missing; run the same job again: it makes what is missing") from error
-
-
-def file_sha256(path: str) -> tuple[str, int]:
-    """(SHA-256 in hexadecimal, bytes) of a local or remote file."""
-    filesystem, inner = storage.open_filesystem(path)
-    digest, size = hashlib.sha256(), 0
-    with filesystem.open_input_stream(inner) as stream:
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size
 
 
 def _value(column: pa.ChunkedArray, row: int):

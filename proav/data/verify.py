@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from proav import storage
 from proav.data.decode import read_record, row_checksum
-from proav.data.rows import DamagedShard, RowReader, file_sha256, open_parquet
+from proav.data.rows import DamagedShard, RowReader, open_parquet
 from proav.data.schema import FULL_SCALE
 from proav.data.shards import read_accounts, read_manifest, read_rejects
 from proav.errors import UserError
@@ -116,7 +116,7 @@ def _check_row(row: dict) -> list[str]:
 
 def _check_file(path: str, entry: dict) -> list[str]:
     try:
-        digest, _ = file_sha256(path)
+        digest, _ = storage.file_sha256(path)
     except FileNotFoundError:
         return [f"{path} is missing"]
     if digest != entry["sha256"]:

@@ -251,7 +251,8 @@ class _Reader:
         request = self.request
         rate = self.video.guessed_rate or self.video.average_rate or Fraction(25)
         pictures = PictureClock(
-            self.canvas, fps=request.fps, start=self.clock, tick=float(self.video.time_base), default_duration=float(1 / rate),
+            self.canvas, fps=request.fps, start=self.clock, tick=float(self.video.time_base),
+            default_duration=float(1 / rate),
             max_frames=None if self.end_frame is None else max(0, self.end_frame - self.base),
             max_still=MAX_GAP_SECONDS if self.audio is None else MAX_PAUSE_SECONDS,
         )  # fmt: skip
@@ -262,7 +263,8 @@ class _Reader:
         )
         return Stretch(
             pictures, sound, fps=request.fps, sample_rate=request.sample_rate,
-            segment_frames=request.segment_frames, min_frames=request.min_frames, first=max(0, request.wanted_from - self.base),
+            segment_frames=request.segment_frames, min_frames=request.min_frames,
+            first=max(0, request.wanted_from - self.base),
         )  # fmt: skip
 
     def _end(self, stretch: Stretch) -> Iterator[Cut | Loss]:

@@ -19,7 +19,8 @@ def hashes(count):
 def index_of(count, **columns):
     """An index of `count` fine segments of 100 frames, each unlike the others, with these columns in place of the fine ones."""
     values = {
-        "num_frames": pa.array([100] * count, pa.int32()), "rms": [0.1] * count, "cancelled": [False] * count, "clipped": [0.0] * count, "black": [0.0] * count,
+        "num_frames": pa.array([100] * count, pa.int32()), "rms": [0.1] * count,
+        "cancelled": [False] * count, "clipped": [0.0] * count, "black": [0.0] * count,
         "frozen": [0.0] * count, "sync": [0.2] * count, "shot_starts": pa.array([[]] * count, pa.list_(pa.int32())),
         "checksum": [f"{number:032x}" for number in range(count)], "picture_hash": [row.tobytes() for row in hashes(count)],
         "sound_hash": [row.tobytes() for row in hashes(count)],

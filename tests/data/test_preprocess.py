@@ -130,7 +130,8 @@ def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path,
     whole, killed = (tiny_config(f"run_dir={tmp_path / name}", f"data.sources=[{clips_dir}]") for name in ("whole", "killed"))
     manifest = prepare(whole)  # without Ray: to the same bytes
     assert verify(f"{tmp_path}/whole/data") == {
-        "sources": 7, "shards": 6, "rows": 9, "rejects": 4, "bytes": manifest["counts"]["bytes"], "silent": 0, "seconds": manifest["seconds"],
+        "sources": 7, "shards": 6, "rows": 9, "rejects": 4, "bytes": manifest["counts"]["bytes"],
+        "silent": 0, "seconds": manifest["seconds"],
     }  # fmt: skip
 
     script = f"""

@@ -6,8 +6,8 @@ import textwrap
 import pyarrow as pa
 import pytest
 
-from proav.data.rows import DamagedShard, RowReader, ShardWriter, file_sha256, only_writer, write_shard
-from proav.storage import remove_leftovers
+from proav.data.rows import DamagedShard, RowReader, ShardWriter, only_writer, write_shard
+from proav.storage import file_sha256, remove_leftovers
 from proav.errors import UserError
 
 SCHEMA = pa.schema([("id", pa.string()), ("data", pa.large_binary()), ("shape", pa.list_(pa.int32()))])

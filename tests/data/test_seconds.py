@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from proav.data.manifest import summary
-from proav.data.rows import DamagedShard, file_sha256
+from proav.data.rows import DamagedShard
 from proav.data.shards import SegmentStore, manifest_hash, read_accounts, read_rejects
 from proav.data.verify import verify
 from proav.media.container import Clip
+from proav.storage import file_sha256
 from tests.media.flash_and_beep import make_film, regular
 from tests.media.test_tracks import tone, write_film
 from tests.synthetic_clips import make_clip, prepare

@@ -8,8 +8,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from proav.data.rows import DamagedShard, file_sha256
+from proav.data.rows import DamagedShard
 from proav.data.verify import check_shard, verify
+from proav.storage import file_sha256
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ def parts_of(path, *, segment_seconds=5, start=0.0, end=None, fit="pad", **optio
     or overlap.
     """
     request = Request(
-        fps=FPS, sample_rate=RATE, height=16, width=16, fit=fit, segment_frames=int(segment_seconds * FPS), min_frames=8,
+        fps=FPS, sample_rate=RATE, height=16, width=16, fit=fit,
+        segment_frames=int(segment_seconds * FPS), min_frames=8,
         start_seconds=start, max_frames=None if end is None else int((end - start) * FPS + 1e-6), **options,
     )  # fmt: skip
     parts = list(read_parts(str(path), request))
@@ -67,7 +68,8 @@ def pieces(tmp_path_factory):
     for ending, video in (("ts", "libx264"), ("mpg", "mpeg2video")):
         made[ending] = [
             Path(make_film(
-                folder / f"{length}.{ending}", times=regular(25, length), sound_to=float(length), video=video, audio="mp2",
+                folder / f"{length}.{ending}", times=regular(25, length), sound_to=float(length),
+                video=video, audio="mp2",
                 flashes=(Fraction(time),), beeps=(float(time),),
             )).read_bytes()
             for length, time in ((4, 1), (6, 2))
@@ -307,7 +309,7 @@ def test_a_part_with_other_tracks_is_told(tmp_path, pieces, order):
     segments, losses, _ = parts_of(path)
     assert seconds(segments) == (6.0 * order.count("a") if order[0] == "a" else 3.0)
     (loss,) = (
-        losses  # FFmpeg knows the tracks of the beginning; of those that come later nobody knows how long they are
+        losses  # FFmpeg knows the tracks of the beginning; how long later ones are nobody knows
     )
     assert loss.reason == ("other_tracks" if loss.end_seconds is not None else "later_tracks")
     assert loss.end_seconds is None or 2.5 < loss.end_seconds - loss.start_seconds < 3.2

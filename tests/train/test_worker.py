@@ -81,7 +81,7 @@ def test_resuming_equals_not_stopping_with_zero_2(tmp_path):
 
 
 def sharded_models_train(configs, half):
-    """On two workers, with every weight sharded: to the end, and once more from the checkpoint in the middle."""
+    """On two workers, with every weight sharded: to the end, and again from the checkpoint in the middle."""
     shard_everything()
     engines, make_engine = [], worker.make_engine
     worker.make_engine = lambda *given, **named: engines.append(make_engine(*given, **named)) or engines[-1]

@@ -116,12 +116,12 @@ def run_toy(folder: str, train: TrainConfig, *, resume: str | None = None, asked
 
 
 def shard_everything() -> None:
-    """ZeRO stage 3 in this process shards the small weights too, which it else keeps whole: all weights of tests are small."""
+    """ZeRO stage 3 shards here the small weights too, as all of the tests' are."""
     engine_room.WHOLE_BELOW = 0
 
 
 def assert_sharded(module: nn.Module) -> None:
-    """No live weight is on this worker: stage 3 has gathered each for the forward pass and let it go again."""
+    """No live weight is on this worker: stage 3 gathered each for the forward pass and let it go."""
     assert all(parameter.numel() == 0 < parameter.ds_numel for parameter in module.parameters())
 
 
