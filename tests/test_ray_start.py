@@ -171,17 +171,21 @@ from proav.jobs import ray_session
 
 def seen():
     from ray.util.state import list_actors
-    return os.environ["RAY_ADDRESS"], os.environ.get("RAY_API_SERVER_ADDRESS"), [actor.name for actor in
-    list_actors()]
+    names = [actor.name for actor in list_actors()]
+    return os.environ["RAY_ADDRESS"], os.environ.get("RAY_API_SERVER_ADDRESS"), names
 
 with ray_session():
     import ray
     own = ray.get_runtime_context().gcs_address
-    marker = ray.remote(num_cpus=0)(type("Marker", (), {"ready": lambda self:
-    True})).options(name="marker").remote() ray.get(marker.ready.remote()) of_its_own = {"env_vars": {"A":
-    "b"}}  # as Ray Train's processes have workers = [ray.remote(num_cpus=0,
-    runtime_env=environment)(seen).remote() for environment in ({}, of_its_own)] for address, api_server,
-    names in [seen(), *ray.get(workers)]:
+    Marker = type("Marker", (), {"ready": lambda self: True})
+    marker = ray.remote(num_cpus=0)(Marker).options(name="marker").remote()
+    ray.get(marker.ready.remote())
+    of_its_own = {"env_vars": {"A": "b"}}  # as Ray Train's processes have
+    workers = [
+        ray.remote(num_cpus=0, runtime_env=environment)(seen).remote()
+        for environment in ({}, of_its_own)
+    ]
+    for address, api_server, names in [seen(), *ray.get(workers)]:
         assert address == own and api_server is None and "marker" in names, (own, address, api_server, names)
 assert "RAY_ADDRESS" not in os.environ and os.environ["RAY_API_SERVER_ADDRESS"]
 print("kept to its own")

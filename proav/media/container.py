@@ -17,7 +17,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from proav import storage
 from proav.errors import MediaError
-from proav.media.demuxing import Decoder, opened, start_time
+from proav.media.demuxing import MAX_PIXELS, Decoder, opened, start_time
 from proav.media.pictures import SCALING
 from proav.media.reading import Request, Segment, read_parts
 from proav.media.sound import SoundClock
@@ -142,13 +142,17 @@ def read_clip(
     num_frames: int | None = None,
     deadline_seconds: float | None = None,
     silent_ok: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Clip:
-    """`num_frames` frames (None: all) from `start_seconds` on, with their sound; clock, arguments and errors as in `read_segments`."""
+    """`num_frames` frames (None: all) from `start_seconds` on, with their sound.
+
+    Clock, arguments and errors as in `read_segments`. max_pixels: files with larger pictures are refused.
+    """
     request = Request(
         fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit,
         segment_frames=num_frames, start_seconds=start_seconds,
         max_frames=num_frames, min_frames=num_frames or 1,
-        deadline_seconds=deadline_seconds, silent_ok=silent_ok,
+        deadline_seconds=deadline_seconds, silent_ok=silent_ok, max_pixels=max_pixels,
     )  # fmt: skip
     return next(_clips(source, request))[1]
 

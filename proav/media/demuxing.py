@@ -151,14 +151,14 @@ def origin(video_start: Fraction | None, audio_start: Fraction | None, frame_sec
     return audio_start if video_start - audio_start >= frame_seconds else video_start
 
 
-def check_pixels(picture, name: str) -> None:
-    """Raises MediaError("too_large") if a picture is above MAX_PIXELS, or a stream says that its are.
+def check_pixels(picture, name: str, max_pixels: int) -> None:
+    """Raises MediaError("too_large") if a picture has more pixels, or a stream says that its have.
 
     Asked of every picture, since files may change their size midway.
     """
-    if picture.width * picture.height > MAX_PIXELS:
+    if picture.width * picture.height > max_pixels:
         said = f"{name} has pictures of {picture.width}x{picture.height}"
-        raise MediaError("too_large", f"{said}; expected at most {MAX_PIXELS} pixels")
+        raise MediaError("too_large", f"{said}; expected at most {max_pixels} pixels")
 
 
 def check_sound(frame: av.AudioFrame, name: str) -> None:
@@ -183,7 +183,13 @@ class Decoder:
     """Decodes chosen streams of a container on one thread, in file order, within a time limit; `on_progress` is called at each packet."""
 
     def __init__(
-        self, container, streams: list, name: str, deadline_seconds: float | None = None, on_progress: Callable[[], None] | None = None
+        self,
+        container,
+        streams: list,
+        name: str,
+        deadline_seconds: float | None = None,
+        on_progress: Callable[[], None] | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._container, self._streams, self._name = container, streams, name
         beside = (
@@ -196,7 +202,7 @@ class Decoder:
             *(stream for stream in beside if not stream.disposition & av.stream.Disposition.attached_pic),
         ]
         self._time_bases = {stream.index: stream.time_base for stream in streams}
-        self._on_progress = on_progress
+        self._on_progress, self._max_pixels = on_progress, max_pixels
         self._deadline_seconds = deadline_seconds
         self._deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
         self.stopped_by: str | None = None
@@ -211,7 +217,7 @@ class Decoder:
         for stream in streams:
             stream.thread_type = "NONE"
             if stream.type == "video":
-                stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(MAX_PIXELS)}
+                stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(max_pixels)}
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:
@@ -324,12 +330,15 @@ class Decoder:
             raise _no_memory(self._name) from error
         except (av.FFmpegError, OSError):
             if kind == "video":  # a decoder refuses pictures above its limit, and keeps their size
-                check_pixels(stream.codec_context, self._name)
+                check_pixels(stream.codec_context, self._name, self._max_pixels)
             # before the first good frame this is a stream cut open between key frames, not damage
             self._recent[kind][1] += bool(self.num_frames[kind])
             return decoded
         for frame in frames:
-            (check_pixels if kind == "video" else check_sound)(frame, self._name)
+            if kind == "video":
+                check_pixels(frame, self._name, self._max_pixels)
+            else:
+                check_sound(frame, self._name)
             if kind == "video" and frame.is_corrupt:
                 self._recent[kind][1] += bool(self.num_frames[kind])
                 continue

@@ -17,6 +17,7 @@ import numpy as np
 from proav.errors import MediaError
 from proav.media.cutting import PAUSE_SECONDS, Cut, Loss, Stretch, end_slack_seconds
 from proav.media.demuxing import (
+    MAX_PIXELS,
     Decoder,
     can_be_read_again,
     check_pixels,
@@ -119,6 +120,7 @@ class Request:
     silent_ok: bool = False
     picture_track: int | None = None
     sound_track: int | None = None
+    max_pixels: int = MAX_PIXELS
 
     @property
     def asked_seconds(self) -> float | None:
@@ -193,7 +195,7 @@ class _Reader:
         self.container, self.name, self.request = container, name, request
         self.streams = tracks.streams(container)
         self.video, self.audio = [*self.streams, None][:2]
-        check_pixels(self.video, name)
+        check_pixels(self.video, name, request.max_pixels)
         self.canvas = Canvas(
             height=request.height, width=request.width, fit=request.fit, pixel_aspect=pixel_aspect(self.video)
         )
@@ -207,7 +209,9 @@ class _Reader:
         self.seconds = self.longest = 0.0  # with picture and sound in one piece, with either in all
         self.num_segments = self.num_cleaned = 0
         self.losses: list[Lost] = []  # before the first segment
-        self.decoder = Decoder(container, self.streams, name, request.deadline_seconds, request.on_progress)
+        self.decoder = Decoder(
+            container, self.streams, name, request.deadline_seconds, request.on_progress, request.max_pixels
+        )
 
     def parts(self) -> Iterator[Segment | Lost | float]:
         """Segments and losses; last, where the file ends, or the span that was asked for."""

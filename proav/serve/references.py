@@ -15,10 +15,14 @@ from proav.config import Config
 from proav.diffusion.tasks import TASKS
 from proav.errors import MediaError
 from proav.geometry import ClipGeometry
-from proav.media.container import Clip
+from proav.media.container import MAX_PIXELS, Clip
 from proav.media.cutting import MAX_SOUND_SHORTFALL
 from proav.serve.requests import ApiError
 from proav.serve.upload_process import decode_upload
+
+BYTES_PER_PIXEL = 8
+"""Memory that is allowed for each pixel of an uploaded file's pictures: a decoder holds several at a time. What
+needs more fails while it is decoded, and then not every decoder says why."""
 
 
 def read_data_url(url: str) -> bytes:
@@ -50,6 +54,7 @@ def read_given(
             "width": geometry.width,
             "fit": config.data.fit,
             "num_frames": geometry.num_frames,
+            "max_pixels": min(MAX_PIXELS, max_bytes // BYTES_PER_PIXEL),
         }
     else:
         call = {"read": "sound", "sample_rate": geometry.sample_rate, "max_seconds": geometry.seconds}

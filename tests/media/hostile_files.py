@@ -41,6 +41,22 @@ def h264(*, num_frames: int, width: int = 64, height: int = 64, file_format: str
     return buffer.getvalue()
 
 
+def ffv1(*, num_frames: int, width: int, height: int, pixel_format: str) -> bytes:
+    """Matroska with black pictures in a lossless codec that knows formats of many bytes a pixel."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        frame = av.VideoFrame(width, height, pixel_format)
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        for index in range(num_frames):
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
 def switching_h264(*, width: int, height: int, num_before: int = 2, num_after: int = 20) -> bytes:
     """An H.264 stream of 64x64 whose headers say width x height from frame `num_before` on.
 

@@ -9,7 +9,7 @@ import pytest
 from proav.media.container import encode_clip
 from proav.serve.references import given_clip, read_data_url, read_given
 from proav.serve.requests import ApiError
-from tests.media.hostile_files import h264, switching_h264, wav
+from tests.media.hostile_files import ffv1, h264, switching_h264, wav
 from tests.synthetic_clips import make_clip
 from tests.tiny import tiny_config
 
@@ -77,7 +77,7 @@ def test_a_given_stream_becomes_a_clip_with_the_other_empty():
         (wav(0.6, stated_rate=2**31 - 1), "a2v", "bad_rate", "a rate of 2147483647 Hz"),
         (switching_h264(width=16_000, height=8_000), "v2a", "too_large", "of 16000x8000; expected at most"),
         (switching_h264(width=16_000, height=8_000, num_before=0), "v2a", "too_large", "of 16000x8000"),
-        (switching_h264(width=8_192, height=8_192), "v2a", "too_large", "memory"),
+        (switching_h264(width=8_192, height=8_192), "v2a", "too_large", "expected at most 33554432 pixels"),
     ],
 )
 def test_files_that_would_cost_far_more_than_they_weigh_are_refused(data, task, code, said):
@@ -88,6 +88,14 @@ def test_files_that_would_cost_far_more_than_they_weigh_are_refused(data, task, 
         read_given(data, task, CONFIG, deadline_seconds=20, max_bytes=256 * 2**20)
     assert (error.value.status, error.value.code) == (400, code) and said in error.value.message
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024  # KiB on Linux
+
+
+def test_memory_that_runs_out_while_a_file_is_decoded_is_told():
+    """Pictures of 16 bits a channel in three planes: 96 MiB each, and the decoder holds more than two."""
+    data = ffv1(num_frames=4, width=4_096, height=4_096, pixel_format="gbrp16le")
+    with pytest.raises(ApiError) as error:
+        read_given(data, "v2a", CONFIG, deadline_seconds=20, max_bytes=256 * 2**20)
+    assert (error.value.status, error.value.code) == (400, "too_large") and "memory" in error.value.message
 
 
 def test_a_large_picture_is_taken_where_its_memory_allows():
