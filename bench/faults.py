@@ -4,8 +4,9 @@
 
 preprocess, train (both stages), encode and generate with configs/demo.yaml, made small, three times: in a
 plain folder; at flaky://..., a file system of fsspec's kind (`flaky_storage.py`); in a folder below which
-the operating system's own calls fail (`flaky_disk.c`, needs cc and Linux). Prints faults, seconds and
-whether the results are equal to the last byte: shards, checkpoints, curves, latents, samples.
+the operating system's own calls fail (`flaky_disk.c`, needs cc and Linux). The videos lie there too. Prints
+faults, seconds and whether the results are equal to the last byte: shards, checkpoints, curves, latents,
+samples.
 """
 
 import argparse
@@ -110,8 +111,10 @@ def main() -> None:
     }
     rows, log = [], folder / "faults.log"
     for place, (run_dir, more) in places.items():
+        shutil.copytree(HERE.parent / "examples" / "clips", f"{run_dir.removeprefix('flaky://')}/clips")
+        clips = f"data.listing={run_dir}/clips/clips.csv"
         for job, words in JOBS:
-            settings = [f"run_dir={run_dir}", *SMALL, *words, *arguments.overrides]
+            settings = [f"run_dir={run_dir}", clips, *SMALL, *words, *arguments.overrides]
             log.unlink(missing_ok=True)
             status, seconds, text = run_job(job, settings, environment | more)
             faults = len(log.read_text().splitlines()) if log.exists() else 0

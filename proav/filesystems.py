@@ -7,9 +7,11 @@ import contextlib
 import errno
 import functools
 import io
+import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -76,11 +78,14 @@ class PatientHandler(pafs.FileSystemHandler):
     def copy_file(self, source: str, target: str) -> None:
         patiently(lambda: self.inner.copy_file(source, target), f"copying {source} to {target}")
 
+    def _reader(self, path: str) -> "PatientReader":
+        return PatientReader(functools.partial(self.inner.open_input_file, path), path)
+
     def open_input_stream(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(_PatientReader(self.inner, path), mode="r")
+        return pa.PythonFile(self._reader(path), mode="r")
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(_PatientReader(self.inner, path), mode="r")
+        return pa.PythonFile(self._reader(path), mode="r")
 
     def open_output_stream(self, path: str, metadata: dict | None) -> pa.NativeFile:
         return pa.PythonFile(_PatientWriter(self.inner, path, metadata), mode="w")
@@ -158,17 +163,44 @@ class _Deletion:
             self.tried = True
 
 
-class _PatientReader(io.RawIOBase):
+class LocalFile:
+    """A file of this machine as pyarrow's are read, whatever bytes its name has."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "rb", buffering=0)
+
+    def size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def read_at(self, num_bytes: int, offset: int) -> bytes:
+        return os.pread(self._file.fileno(), num_bytes, offset)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class PatientReader(io.RawIOBase):
     """Random access to one file; opened anew if a read fails.
 
-    Arrow reads from several threads, each by a seek and a read: every thread has a position of its own.
+    opener: makes a file with `size()`, `read_at(num_bytes, offset)` and `close()`; name: for messages; on_wait:
+    as in `patiently`. Arrow reads from several threads, each by a seek and a read: every thread has a position
+    of its own. Raises what `opener` raises, and StorageUnavailable.
     """
 
-    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+    def __init__(
+        self,
+        opener: Callable[[], pa.NativeFile | LocalFile],
+        name: str,
+        on_wait: Callable[[float], None] | None = None,
+    ) -> None:
         super().__init__()
-        self._filesystem, self._path, self._places = filesystem, path, threading.local()
-        self._file: pa.NativeFile | None = None
-        self._size = patiently(lambda: self._opened().size(), f"opening {path}")
+        self._opener, self._name, self._on_wait = opener, name, on_wait
+        self._places = threading.local()
+        self._file: pa.NativeFile | LocalFile | None = None
+        self._size = self._patiently(lambda: self._opened().size(), "opening")
+
+    def _patiently(self, action: Callable, what: str):
+        return patiently(action, f"{what} {self._name}", self._on_wait)
 
     def readable(self) -> bool:
         return True
@@ -187,16 +219,16 @@ class _PatientReader(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         start = self.tell()
         count = max(0, self._size - start) if size is None or size < 0 else size
-        data = patiently(lambda: self._read_at(start, count), f"reading {self._path}")
+        data = self._patiently(lambda: self._read_at(start, count), "reading")
         self._places.at = start + len(data)
         return data
 
     def readall(self) -> bytes:
         return self.read()
 
-    def _opened(self) -> pa.NativeFile:
+    def _opened(self) -> pa.NativeFile | LocalFile:
         if self._file is None:
-            self._file = self._filesystem.open_input_file(self._path)
+            self._file = self._opener()
         return self._file
 
     def _read_at(self, start: int, count: int) -> bytes:

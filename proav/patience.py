@@ -66,13 +66,15 @@ def may_pass(error: BaseException) -> bool:
     return not _PERMANENT_WORDS.search(str(error))
 
 
-def patiently(action: Callable[[], T], what: str) -> T:
+def patiently(action: Callable[[], T], what: str, on_wait: Callable[[float], None] | None = None) -> T:
     """action(), tried again while its error may pass, for up to `retry_seconds()`.
 
     Pauses are 0.1 s, doubled up to 10 s, times a random number in [0.5, 1]. what: for messages, such as
-    "reading s3://bucket/key". Raises what `action` raised if no second try helps, else StorageUnavailable.
+    "reading s3://bucket/key". on_wait: called before each further try with the seconds that the failed one and
+    its pause took. Raises what `action` raised if no second try helps, else StorageUnavailable.
     """
-    began, pause, tries = time.monotonic(), FIRST_PAUSE, 0
+    began = tried = time.monotonic()
+    pause, tries = FIRST_PAUSE, 0
     while True:
         try:
             result = action()
@@ -91,6 +93,9 @@ def patiently(action: Callable[[], T], what: str) -> T:
                 _say(f"storage: {what} failed ({why}); trying again for up to {limit:g} s")
             time.sleep(pause * _random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
+            if on_wait is not None:
+                on_wait(time.monotonic() - tried)
+                tried = time.monotonic()
         else:
             if tries:
                 _say(f"storage: {what} succeeded after {tries} failures, {time.monotonic() - began:.1f} s")

@@ -10,13 +10,13 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from proav.errors import UserError
-from proav.filesystems import FsspecHandler, PatientHandler, upload
+from proav.filesystems import FsspecHandler, LocalFile, PatientHandler, PatientReader, upload
 from proav.patience import patiently
 
 LEFTOVERS = ".*.tmp"
@@ -100,6 +100,18 @@ def read_bytes(path: str) -> bytes:
     filesystem, inner = open_filesystem(path)
     with filesystem.open_input_stream(inner) as stream:
         return stream.read()
+
+
+def open_patiently(path: str, on_wait: Callable[[float], None] | None = None) -> PatientReader:
+    """A file to read at any place; what fails for a moment is tried again. on_wait: as in `patiently`.
+
+    Raises OSError, and StorageUnavailable where storage fails for longer than job.retry_seconds.
+    """
+    if not is_remote(path):
+        local = os.path.abspath(str(path).removeprefix("file://"))
+        return PatientReader(functools.partial(LocalFile, local), str(path), on_wait)
+    filesystem, inner = _open(path)
+    return PatientReader(functools.partial(filesystem.open_input_file, inner), path, on_wait)
 
 
 def file_sha256(path: str) -> tuple[str, int]:

@@ -71,8 +71,8 @@ class SourceDecoder:
         """The segments of one source, in order of time, as rows; between them what is lost, and what is known
         of the source.
 
-        Raises MediaError where it, or the rest of it, cannot be used. on_progress: called whenever the
-        decoder gets further.
+        Raises MediaError where it, or the rest of it, cannot be used, and StorageUnavailable. on_progress:
+        called whenever the decoder gets further, and while it waits for storage.
         """
         clip, data, offset = self.config.clip, self.config.data, source.file_start_seconds
         length = None if source.end_seconds is None else source.end_seconds - source.start_seconds

@@ -21,7 +21,7 @@ from socket import socketpair
 
 from proav.config import Config
 from proav.data.sources import SourceRow
-from proav.errors import MediaError
+from proav.errors import MediaError, StorageUnavailable
 from proav.media.reading import About, Lost
 from proav.settings import config_from_dict, config_to_dict
 
@@ -52,7 +52,8 @@ class IsolatedDecoder:
         self._num_sources = 0
 
     def rows(self, source: SourceRow) -> Iterator[dict | Lost | About]:
-        """As SourceDecoder.rows; MediaError also with the reasons `crash` and `hang`."""
+        """As SourceDecoder.rows, StorageUnavailable included; MediaError also with the reasons `crash` and
+        `hang`."""
         num_delivered = num_tries = 0
         while True:
             try:
@@ -105,6 +106,8 @@ class IsolatedDecoder:
                 self.close()
         if kind == "rejected":
             raise MediaError(*value)
+        if kind == "unavailable":
+            raise StorageUnavailable(value)
         if kind == "failed":
             raise RuntimeError(f"decoding {source.key} failed; this is a fault of proav, not of the file:\n{value}")
 
@@ -170,6 +173,8 @@ def _serve(connection: Connection) -> None:
             last = "done", None
         except MediaError as error:
             last = "rejected", (error.reason, str(error))
+        except StorageUnavailable as error:
+            last = "unavailable", str(error)
         except Exception:
             last = "failed", traceback.format_exc()
         connection.send(last)

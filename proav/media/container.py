@@ -17,7 +17,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from proav import storage
 from proav.errors import MediaError
-from proav.media.demuxing import MAX_PIXELS, Decoder, opened, start_time
+from proav.media.demuxing import Decoder, start_time
+from proav.media.opening import MAX_PIXELS, Watch, opened
 from proav.media.pictures import SCALING
 from proav.media.reading import Request, Segment, read_parts
 from proav.media.sound import SoundClock
@@ -163,10 +164,11 @@ def read_sound(source: str | BinaryIO, *, sample_rate: int, max_seconds: float =
     A pause of more than 30 s is the end, as is a clock that starts anew. Raises MediaError as
     `read_segments`.
     """
-    with opened(source) as (container, name):
+    watch = Watch(deadline_seconds)
+    with opened(source, watch) as (container, name):
         stream = main_track(container, "audio", name)
         clock = SoundClock(sample_rate=sample_rate, start=float(start_time(stream) or 0))
-        for kind, frame in Decoder(container, [stream], name, deadline_seconds).frames():
+        for kind, frame in Decoder(container, [stream], name, watch).frames():
             if kind == "joint":
                 break
             try:
@@ -186,7 +188,7 @@ def read_sound(source: str | BinaryIO, *, sample_rate: int, max_seconds: float =
 def probe_seconds(source: str | BinaryIO) -> float:
     """Length that the file's header states for its pictures, in seconds; 0 where it states none or cannot be opened. Nothing is decoded."""
     try:
-        with opened(source) as (container, name):
+        with opened(source, Watch()) as (container, name):
             stream = main_track(container, "video", name)
             if stream.duration is not None:
                 return float(stream.duration * stream.time_base)

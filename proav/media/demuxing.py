@@ -1,30 +1,18 @@
-"""An opened media file as decoded frames in file order: opening, seeking, counting damage, keeping a
-deadline.
+"""An opened media file as decoded frames in file order: seeking, counting damage.
 
 Knows nothing of clips. Private to `proav/media/container.py`.
 """
 
 import itertools
-import os
-import stat
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import BinaryIO
 
 import av
 
-from proav import storage
 from proav.errors import MediaError
 from proav.media.joints import Joint, with_joints
+from proav.media.opening import MAX_PIXELS, Watch, no_memory, words
 
-FORMATS = (
-    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,asf,ogg,mxf,nut,dv,rm,gif,"
-    "wav,w64,aiff,mp3,aac,flac,ac3,eac3,amr,amrnb,amrwb"
-)
-"""Formats that are opened: files that hold media, never playlists that name other files or addresses."""
-REMOTE_BUFFER_BYTES = 1 << 20
 SEEK_MARGIN_SECONDS = 0.2
 """Reading a span starts this much earlier: the first sound after a seek lacks the overlap with what came before."""
 MPEG_MARGIN_SECONDS = 3.0
@@ -40,82 +28,12 @@ END_TIME_FORMATS = ("matroska,webm", "nut", "asf")
 """Their headers state when the file ends on its own clock, not how long it is."""
 MAX_REORDERED = 16
 """Of H.264, the most of any codec."""
-MAX_PIXELS = 8192 * 8192
-"""Larger pictures are refused wherever in a file they come, before a decoder takes memory for them."""
 MIN_RATE, MAX_RATE = 1_000, 768_000
 """Sound of other rates, in Hz, is a header's mistake: at 1 Hz, nine kilobytes would become hours."""
 MAX_SOUND_FRAME_SECONDS = 30.0
 """Codecs hand out some milliseconds at a time, up to a few seconds."""
 MAX_PIXEL_ASPECT = 4
 """Pixels said to be more than so many times as wide as high, or as high as wide, are a writer's mistake and taken as square."""
-
-
-@contextmanager
-def opened(source: str | BinaryIO) -> Iterator[tuple[av.container.InputContainer, str]]:
-    """(container, name for messages). Raises MediaError not_found, empty_file or unreadable."""
-    with _byte_source(source) as (target, name, buffer_bytes):
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
-        try:
-            container = av.open(
-                target, "r", options=options, metadata_errors="replace", buffer_size=buffer_bytes
-            )
-        except MemoryError as error:
-            raise _no_memory(name) from error
-        except (av.FFmpegError, OSError) as error:
-            raise MediaError("unreadable", f"{name} cannot be opened as a media file ({_words(error)})") from error
-        with container:
-            yield container, name
-
-
-@contextmanager
-def _byte_source(source: str | BinaryIO) -> Iterator[tuple[str | BinaryIO, str, int]]:
-    """(what PyAV opens, name, buffer size)."""
-    if hasattr(source, "read"):
-        name = str(getattr(source, "name", "the given file"))
-        if source.seekable():
-            position = source.tell()
-            if source.seek(0, os.SEEK_END) == position:
-                raise MediaError("empty_file", f"{name} is empty")
-            source.seek(position)
-        yield source, name, REMOTE_BUFFER_BYTES
-        if source.seekable():
-            source.seek(position)
-        return
-    name = str(source)
-    try:
-        if storage.is_remote(name):
-            filesystem, inner = storage.open_filesystem(name)
-            with filesystem.open_input_file(inner) as file:
-                if not file.size():
-                    raise MediaError("empty_file", f"{name} is empty")
-                yield file, name, REMOTE_BUFFER_BYTES
-            return
-        path = storage.open_filesystem(name)[1]
-        status = os.stat(path)
-    except FileNotFoundError as error:
-        raise MediaError("not_found", f"there is no file {name}") from error
-    except OSError as error:
-        raise MediaError("unreadable", f"{name} cannot be read ({_words(error)})") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise MediaError("unreadable", f"{name} is not a file")
-    if not status.st_size:
-        raise MediaError("empty_file", f"{name} is empty")
-    yield "file:" + path, name, 32768  # the prefix keeps FFmpeg from reading a colon or percent sign in the name as something else
-
-
-def can_be_read_again(source: str | BinaryIO) -> bool:
-    """Whether a file can be opened a second time from its beginning."""
-    return not hasattr(source, "read") or source.seekable()
-
-
-def read_head(source: str | BinaryIO, num_bytes: int) -> bytes:
-    """The file's first bytes, of one that can be read again."""
-    with _byte_source(source) as (target, _, _):
-        if isinstance(target, str):
-            with open(target.removeprefix("file:"), "rb") as file:
-                return file.read(num_bytes)
-        target.seek(0)
-        return target.read(num_bytes)
 
 
 def start_time(stream) -> Fraction | None:
@@ -180,16 +98,10 @@ def pixel_aspect(video) -> Fraction:
 
 
 class Decoder:
-    """Decodes chosen streams of a container on one thread, in file order, within a time limit; `on_progress` is called at each packet."""
+    """Decodes chosen streams of a container on one thread, in file order; `watch` is told of each packet, and its clock starts here."""
 
     def __init__(
-        self,
-        container,
-        streams: list,
-        name: str,
-        deadline_seconds: float | None = None,
-        on_progress: Callable[[], None] | None = None,
-        max_pixels: int = MAX_PIXELS,
+        self, container, streams: list, name: str, watch: Watch, max_pixels: int = MAX_PIXELS
     ) -> None:
         self._container, self._streams, self._name = container, streams, name
         beside = (
@@ -202,9 +114,8 @@ class Decoder:
             *(stream for stream in beside if not stream.disposition & av.stream.Disposition.attached_pic),
         ]
         self._time_bases = {stream.index: stream.time_base for stream in streams}
-        self._on_progress, self._max_pixels = on_progress, max_pixels
-        self._deadline_seconds = deadline_seconds
-        self._deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
+        self._watch, self._max_pixels = watch, max_pixels
+        watch.start(name)
         self.stopped_by: str | None = None
         self.has_later_tracks = False
         self.num_frames = dict.fromkeys((stream.type for stream in streams), 0)
@@ -218,23 +129,6 @@ class Decoder:
             stream.thread_type = "NONE"
             if stream.type == "video":
                 stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(max_pixels)}
-
-    @contextmanager
-    def off_the_clock(self) -> Iterator[None]:
-        """Time spent inside does not count towards the deadline."""
-        begun = time.monotonic()
-        yield
-        if self._deadline is not None:
-            self._deadline += time.monotonic() - begun
-
-    def sign(self) -> None:
-        """Work goes on. Raises MediaError("timeout")."""
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            raise MediaError(
-                "timeout", f"{self._name} took longer than {self._deadline_seconds:g} s to decode"
-            )
-        if self._on_progress is not None:
-            self._on_progress()
 
     def damage(self) -> str:
         """What is wrong if too much failed since the last call, else nothing."""
@@ -273,7 +167,7 @@ class Decoder:
     def _read_packets(self) -> Iterator[av.Packet]:
         packets = self._container.demux(*self._demuxed)
         while True:
-            self.sign()
+            self._watch.sign()
             try:
                 packet = next(packets, None)
             except (
@@ -282,7 +176,7 @@ class Decoder:
                 self.has_later_tracks, packets = True, self._container.demux(*self._demuxed)
                 continue
             except (av.FFmpegError, OSError) as error:
-                self.stopped_by = _words(error)
+                self.stopped_by = words(error)
                 return
             if packet is None:
                 return
@@ -327,7 +221,7 @@ class Decoder:
         try:
             frames = stream.codec_context.decode(packet)
         except MemoryError as error:
-            raise _no_memory(self._name) from error
+            raise no_memory(self._name) from error
         except (av.FFmpegError, OSError):
             if kind == "video":  # a decoder refuses pictures above its limit, and keeps their size
                 check_pixels(stream.codec_context, self._name, self._max_pixels)
@@ -358,12 +252,3 @@ class Decoder:
             late = frame.dts - self._first_key if self._first_key is not None else 0
             self._reordered = late if 0 <= late <= MAX_REORDERED else 0
         return self._reordered
-
-
-def _no_memory(name: str) -> MediaError:
-    said = f"{name} needs more memory to decode than is to be had"
-    return MediaError("too_large", f"{said}; give smaller pictures, or a simpler format")
-
-
-def _words(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

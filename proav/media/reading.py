@@ -17,18 +17,16 @@ import numpy as np
 from proav.errors import MediaError
 from proav.media.cutting import PAUSE_SECONDS, Cut, Loss, Stretch, end_slack_seconds
 from proav.media.demuxing import (
-    MAX_PIXELS,
     Decoder,
-    can_be_read_again,
     check_pixels,
     declared_end,
     declared_seconds,
-    opened,
     origin,
     pixel_aspect,
     start_time,
 )
 from proav.media.joints import Joint
+from proav.media.opening import MAX_PIXELS, Watch, can_be_read_again, opened
 from proav.media.pictures import MAX_GAP_SECONDS, Canvas, PictureClock
 from proav.media.sound import Silence, SoundClock
 from proav.media.tracks import (
@@ -141,8 +139,9 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
         frames = "" if asked is None else f" for {request.max_frames} frames"
         said = f"{source}: cannot read from {start} s on{frames}; expected 0 <= start_seconds < end_seconds"
         raise MediaError("bad_span", said)
+    watch = Watch(request.deadline_seconds, request.on_progress)
     with contextlib.ExitStack() as files:
-        container, name = files.enter_context(opened(source))
+        container, name = files.enter_context(opened(source, watch))
         end = start + asked if asked is not None else max(start, declared_seconds(container))
         yield About(end)
         programmes = programmes_of(source, container)
@@ -151,30 +150,30 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
             sound_track=request.sound_track, silent_ok=request.silent_ok,
         )  # fmt: skip
         if len(tracks.candidates) > 1 and can_be_read_again(source):
-            _listen(container, name, tracks, request)
+            _listen(container, name, tracks, request, watch)
             files.close()
-            container, name = files.enter_context(opened(source))
+            container, name = files.enter_context(opened(source, watch))
         if start and container.format.name in JOINABLE_FORMATS and can_be_read_again(source):
-            joined = _has_joints(container, tracks, name, request)
+            joined = _has_joints(container, tracks, name, watch)
             files.close()
-            container, name = files.enter_context(opened(source))
+            container, name = files.enter_context(opened(source, watch))
             if joined:  # its clock does not say where something is
                 request = replace(
                     request, wanted_from=math.ceil(start * request.fps - 1e-6), start_seconds=0.0
                 )
         about = About(end, *tracks.places(container), note_others(tracks, container, programmes))
         yield about
-        for part in _Reader(container, name, tracks, request).parts():
+        for part in _Reader(container, name, tracks, request, watch).parts():
             yield replace(about, end_seconds=part) if isinstance(part, float) else part
 
 
-def _has_joints(container, tracks: Tracks, name: str, request: Request) -> bool:
+def _has_joints(container, tracks: Tracks, name: str, watch: Watch) -> bool:
     """Whether the file's clock starts anew somewhere; nothing is decoded."""
-    watch = Decoder(container, tracks.streams(container), name, request.deadline_seconds, request.on_progress)
-    return any(isinstance(packet, Joint) for packet in watch.packets())
+    decoder = Decoder(container, tracks.streams(container), name, watch)
+    return any(isinstance(packet, Joint) for packet in decoder.packets())
 
 
-def _listen(container, name: str, tracks: Tracks, request: Request) -> None:
+def _listen(container, name: str, tracks: Tracks, request: Request, watch: Watch) -> None:
     """Chooses the sound track by what the tracks hold in the span that is read."""
     first, end = (container.start_time or 0) / av.time_base + request.start_seconds, None
     if request.start_seconds:
@@ -182,7 +181,7 @@ def _listen(container, name: str, tracks: Tracks, request: Request) -> None:
             container.seek(int(first * av.time_base), backward=True)
     if request.asked_seconds is not None:
         end = first + request.asked_seconds
-    watch = Decoder(container, [], name, request.deadline_seconds, request.on_progress)
+    watch.start(name)
     choose_by_content(
         tracks, container, loudness_of(container, tracks.candidates, end_seconds=end, on_packet=watch.sign)
     )
@@ -191,8 +190,8 @@ def _listen(container, name: str, tracks: Tracks, request: Request) -> None:
 class _Reader:
     """Reads chosen tracks of an opened file, one stretch after the other."""
 
-    def __init__(self, container, name: str, tracks: Tracks, request: Request) -> None:
-        self.container, self.name, self.request = container, name, request
+    def __init__(self, container, name: str, tracks: Tracks, request: Request, watch: Watch) -> None:
+        self.container, self.name, self.request, self.watch = container, name, request, watch
         self.streams = tracks.streams(container)
         self.video, self.audio = [*self.streams, None][:2]
         check_pixels(self.video, name, request.max_pixels)
@@ -209,9 +208,7 @@ class _Reader:
         self.seconds = self.longest = 0.0  # with picture and sound in one piece, with either in all
         self.num_segments = self.num_cleaned = 0
         self.losses: list[Lost] = []  # before the first segment
-        self.decoder = Decoder(
-            container, self.streams, name, request.deadline_seconds, request.on_progress, request.max_pixels
-        )
+        self.decoder = Decoder(container, self.streams, name, watch, request.max_pixels)
 
     def parts(self) -> Iterator[Segment | Lost | float]:
         """Segments and losses; last, where the file ends, or the span that was asked for."""
@@ -312,7 +309,7 @@ class _Reader:
             else:
                 yield from self.losses
                 self.losses, self.told, self.num_segments = [], end, self.num_segments + 1
-                with self.decoder.off_the_clock():
+                with self.watch.off_the_clock():
                     yield Segment(self._time(first), piece.video, piece.audio, piece.cancelled)
 
     def _lose(self, end: int | float, reason: str, message: str = "") -> Iterator[Lost]:

@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from proav.errors import MediaError
-from proav.media.demuxing import can_be_read_again, read_head
+from proav.media.opening import can_be_read_again, read_head
 from proav.media.sound import SILENT_RMS
 
 NO_PROGRAMME = -1

@@ -1,0 +1,149 @@
+"""Files and streams as opened containers, with patience where storage fails for a moment.
+
+Private to `proav/media/container.py`. A local file is read as patiently as one on an object store: an error of
+a disk over a network would else look like the end of the file, and the rest of a recording would be missing.
+"""
+
+import io
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import av
+
+from proav import storage
+from proav.errors import MediaError
+from proav.patience import patiently
+
+FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,asf,ogg,mxf,nut,dv,rm,gif,"
+    "wav,w64,aiff,mp3,aac,flac,ac3,eac3,amr,amrnb,amrwb"
+)
+"""Formats that are opened: files that hold media, never playlists that name other files or addresses."""
+LOCAL_BUFFER_BYTES, REMOTE_BUFFER_BYTES = 1 << 15, 1 << 20
+MAX_PIXELS = 8192 * 8192
+"""Larger pictures are refused wherever in a file they come, before a decoder takes memory for them."""
+
+
+class Watch:
+    """What the reader of a file minds beside it: a time limit and a sign of life.
+
+    deadline_seconds: of each start; on_progress: called whenever the reader gets further, and at each pause
+    before storage is tried again. Waiting for storage does not count towards the deadline: it has a limit of
+    its own, job.retry_seconds.
+    """
+
+    def __init__(
+        self, deadline_seconds: float | None = None, on_progress: Callable[[], None] | None = None
+    ) -> None:
+        self._seconds, self._on_progress = deadline_seconds, on_progress
+        self.start("the file")
+
+    def start(self, name: str) -> None:
+        """The clock begins anew. name: of the file, for messages."""
+        self._name = name
+        self._deadline = None if self._seconds is None else time.monotonic() + self._seconds
+
+    def sign(self) -> None:
+        """Work goes on. Raises MediaError("timeout")."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise MediaError("timeout", f"{self._name} took longer than {self._seconds:g} s to decode")
+        if self._on_progress is not None:
+            self._on_progress()
+
+    def add(self, seconds: float) -> None:
+        """So many seconds were spent elsewhere, such as waiting for storage."""
+        if self._deadline is not None:
+            self._deadline += seconds
+        if self._on_progress is not None:
+            self._on_progress()
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Time spent inside does not count towards the deadline."""
+        begun = time.monotonic()
+        yield
+        if self._deadline is not None:
+            self._deadline += time.monotonic() - begun
+
+
+@contextmanager
+def opened(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[av.container.InputContainer, str]]:
+    """(container, name for messages). Raises MediaError not_found, empty_file or unreadable, and
+    StorageUnavailable."""
+    with _byte_source(source, watch) as (file, name, buffer_bytes):
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+        try:
+            container = av.open(
+                file, "r", options=options, metadata_errors="replace", buffer_size=buffer_bytes
+            )
+        except MemoryError as error:
+            raise no_memory(name) from error
+        except (av.FFmpegError, OSError) as error:
+            raise MediaError(
+                "unreadable", f"{name} cannot be opened as a media file ({words(error)})"
+            ) from error
+        with container:
+            yield container, name
+
+
+def can_be_read_again(source: str | BinaryIO) -> bool:
+    """Whether a file can be opened a second time from its beginning."""
+    return not hasattr(source, "read") or source.seekable()
+
+
+def read_head(source: str | BinaryIO, num_bytes: int) -> bytes:
+    """The file's first bytes, of one that can be read again."""
+    with _byte_source(source, Watch()) as (file, _, _):
+        file.seek(0)
+        return file.read(num_bytes)
+
+
+def no_memory(name: str) -> MediaError:
+    said = f"{name} needs more memory to decode than is to be had"
+    return MediaError("too_large", f"{said}; give smaller pictures, or a simpler format")
+
+
+def words(error: Exception) -> str:
+    """What an error of FFmpeg or of the operating system says, without a path."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+@contextmanager
+def _byte_source(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[BinaryIO, str, int]]:
+    """(file, name, buffer size)."""
+    if hasattr(source, "read"):
+        name = str(getattr(source, "name", "the given file"))
+        if source.seekable():
+            position = source.tell()
+            if source.seek(0, os.SEEK_END) == position:
+                raise MediaError("empty_file", f"{name} is empty")
+            source.seek(position)
+        yield source, name, REMOTE_BUFFER_BYTES
+        if source.seekable():
+            source.seek(position)
+        return
+    name = str(source)
+    try:
+        if not storage.is_remote(name):
+            _check_kind(name)
+        file = storage.open_patiently(name, on_wait=watch.add)
+    except FileNotFoundError as error:
+        raise MediaError("not_found", f"there is no file {name}") from error
+    except OSError as error:
+        raise MediaError("unreadable", f"{name} cannot be read ({words(error)})") from error
+    with file:
+        if not file.seek(0, io.SEEK_END):
+            raise MediaError("empty_file", f"{name} is empty")
+        file.seek(0)
+        yield file, name, REMOTE_BUFFER_BYTES if storage.is_remote(name) else LOCAL_BUFFER_BYTES
+
+
+def _check_kind(name: str) -> None:
+    """Whether a local name is a file: a pipe would be waited for."""
+    path = name.removeprefix("file://")
+    if not stat.S_ISREG(patiently(lambda: os.stat(path), f"looking at {name}").st_mode):
+        raise MediaError("unreadable", f"{name} is not a file")
