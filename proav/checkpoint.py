@@ -46,7 +46,7 @@ HOW_TO_MAKE = {
 _FOLDER = re.compile(r"^clips-(\d{12})$")
 _FREE_KEYS = re.compile(
     r"^(name|run_dir|stage|data|filters|encode|generate|evaluate|tune|job|(mdsa|stdit)\.(train|loss)"
-    r"|mel\.griffin_lim_\w+|mdsa\.(modality_dropout|latent_noise|linear_planes\.alone_clips)"
+    r"|mel\.griffin_lim_\w+|mdsa\.(modality_dropout|latent_noise|latent_mask|linear_planes\.alone_clips)"
     r"|stdit\.label_dropout|diffusion\.(task_weights|ddim_eta))(\.|$)"
 )
 """Settings that may change between a checkpoint and its continuation: none of them changes what the weights mean."""

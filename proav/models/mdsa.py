@@ -200,12 +200,14 @@ class MDSA(nn.Module):
         *,
         flow: CrossFlow = CrossFlow(),
         noise: Mapping[str, Tensor] | None = None,
+        shown: Mapping[str, Tensor] | None = None,
         linear_alone: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Encodes and decodes both modalities with the same flow; what losses see.
 
         Pictures and mel frames are not clamped, so that what overshoots is drawn back.
         noise: added to the planes on their way, in units of each clip's own root mean square of the plane.
+        shown: [B, 1, rows, columns] of each plane, 1 for cells that reach the decoder and 0 for the others.
         linear_alone: the linear path without the network, at a fraction of the cost.
         """
         if linear_alone:
@@ -213,6 +215,8 @@ class MDSA(nn.Module):
         planes = self.encode(video_BCTHW, mel_BTMS, flow=flow)
         if noise is not None:
             planes = {name: plane + _root_mean_square(plane) * noise[name] for name, plane in planes.items()}
+        if shown is not None:
+            planes = {name: plane * shown[name] for name, plane in planes.items()}
         return self._decode(planes, flow)
 
     def _decode(self, planes: dict[str, Tensor], flow: CrossFlow) -> tuple[Tensor | None, Tensor | None]:

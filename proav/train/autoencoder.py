@@ -1,7 +1,7 @@
 """What one training step of MDSA is: reconstruction of picture and sound, and the discriminators that train beside it. Plain torch.
 
 The paper prints no loss list: terms and weights are the ancestor PVDM's (L1 4, perceptual 4, adversarial 1, feature matching 4) on pictures
-and their counterparts on mel images. Every draw (modality dropout, noise, judged frame) is a function of
+and their counterparts on mel images. Every draw (modality dropout, noise, hidden cells, judged frame) is a function of
 (seed, clip position).
 B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame.
 """
@@ -35,6 +35,8 @@ from proav.train.optimizers import MOMENTS
 
 DISCRIMINATOR_GRADIENT_CLIP = 1.0
 """PVDM's."""
+MASK_RATIOS = (0.25, 0.5, 0.75)
+"""SSVAE's."""
 
 
 class AutoencoderStep:
@@ -67,13 +69,11 @@ class AutoencoderStep:
         mel_BTMS = batch["mel"].to(self.device, non_blocking=True)
         frames_B = draw_frames(self.config.seed, positions, self.config.clip.num_frames)
         flow = draw_flow(self.config.seed, positions, self.config.mdsa.modality_dropout)
-        noise = None
-        if self.config.mdsa.latent_noise:
-            planes = draw_noise(self.config, positions).items()
-            noise = {name: plane.to(self.device, non_blocking=True) for name, plane in planes}
+        noise = self._to_device(draw_noise(self.config, positions)) if self.config.mdsa.latent_noise else None
+        shown = self._to_device(draw_shown(self.config, positions)) if self.config.mdsa.latent_mask else None
         linear = self.config.mdsa.linear_planes
         alone = linear.enabled and clips < linear.alone_clips
-        outputs = engine.forward(video_BCTHW, mel_BTMS, flow=flow, noise=noise, linear_alone=alone)
+        outputs = engine.forward(video_BCTHW, mel_BTMS, flow=flow, noise=noise, shown=shown, linear_alone=alone)
         video_out, mel_out = (output.float() for output in outputs)
         terms = self._reconstruction(video_BCTHW, video_out, mel_BTMS, mel_out, frames_B)
         self._judged = None
@@ -88,6 +88,9 @@ class AutoencoderStep:
         error_B = (video_out.detach().clamp(-1, 1) - video_BCTHW).square().mean(dim=(1, 2, 3, 4))
         parts = {name: (value.detach() * len(positions), float(len(positions))) for name, (_, value) in terms.items()}
         return StepOutput(total, parts | {"video_psnr": mean_part(10 * torch.log10(4 / error_B.clamp(min=1e-10)))})
+
+    def _to_device(self, planes: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: plane.to(self.device, non_blocking=True) for name, plane in planes.items()}
 
     def _reconstruction(self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor) -> dict[str, tuple[float, Tensor]]:
         """{name: (weight, value)} of the terms that need no judge."""
@@ -195,3 +198,24 @@ def draw_noise(config: Config, positions: list[int]) -> dict[str, Tensor]:
     noise_BV = config.mdsa.latent_noise * noise_batch(clips, (geometry.values_per_clip,), purpose="latents")
     parts = noise_BV.split([math.prod(shape) for shape in shapes.values()], dim=1)
     return {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def draw_shown(config: Config, positions: list[int]) -> dict[str, Tensor]:
+    """{plane: float32 [B, 1, rows, columns], 0 where a cell is hidden}, a function of (seed, position).
+
+    A clip has hidden cells with probability mdsa.latent_mask: one of MASK_RATIOS of its cells, on average, each
+    drawn by itself (SSVAE).
+    """
+    shapes = {name: LatentGeometry.from_config(config).plane_shapes[name[2:]] for name in PLANE_NAMES}
+    draws = [uniforms_for(config.seed, position, 2, purpose="mask") for position in positions]
+    ratio_B = torch.tensor(
+        [
+            MASK_RATIOS[int(which * len(MASK_RATIOS))] if chosen < config.mdsa.latent_mask else 0.0
+            for chosen, which in draws
+        ]
+    )
+    clips = [(config.seed, position) for position in positions]
+    noise_BV = noise_batch(clips, (sum(map(math.prod, shapes.values())),), purpose="mask")
+    shown_BV = (torch.special.ndtr(noise_BV) >= ratio_B[:, None]).float()
+    parts = shown_BV.split([math.prod(shape) for shape in shapes.values()], dim=1)
+    return {name: part.reshape(-1, 1, *shapes[name]) for name, part in zip(shapes, parts, strict=True)}

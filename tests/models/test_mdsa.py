@@ -234,6 +234,16 @@ def test_noise_is_added_to_planes_in_units_of_their_own(make_mdsa, clips):
     assert all(torch.equal(*pair) for pair in zip(silent, model(*clips), strict=True))
 
 
+def test_hidden_cells_do_not_reach_the_decoder(make_mdsa, clips):
+    model = make_mdsa()
+    model.fit_linear_planes([clips])
+    planes = model.encode(*clips)
+    shown = {name: (torch.rand_like(plane[:, :1]) < 0.5).float() for name, plane in planes.items()}
+    expected = model.decode({name: plane * shown[name] for name, plane in planes.items()})
+    made = [values.clamp(-1, 1) for values in model(*clips, shown=shown)]
+    assert all(torch.equal(*pair) for pair in zip(made, expected, strict=True))
+
+
 def test_activation_checkpointing_gives_equal_gradients_and_every_weight_learns(make_mdsa, open_gates, clips):
     model = open_gates(make_mdsa())
     model.fit_linear_planes([clips])

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from proav.errors import UserError
-from proav.geometry import ClipGeometry, LatentGeometry
+from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry
 from proav.models.mdsa import MDSA
 from proav.pipeline import pixels_to_unit
-from proav.train.autoencoder import AutoencoderStep, draw_flow, draw_frames, draw_noise
+from proav.train.autoencoder import AutoencoderStep, draw_flow, draw_frames, draw_noise, draw_shown
 from proav.train.engine import NonFiniteError
 from tests.tiny import tiny_config
 from tests.train.tiny_run import torch_engine
@@ -74,6 +74,28 @@ def test_psnr_is_that_of_the_clamped_pictures():
     white_B = (1 - pixels_to_unit(batch["video"])).square().mean((1, 2, 3, 4))
     torch.testing.assert_close(parts["video_psnr"][0].float(), (10 * torch.log10(4 / white_B)).sum())
     assert parts["video_l2"][0] / 4 > 4  # the loss sees what overshoots
+
+
+def test_hidden_cells_belong_to_clips_and_are_hidden_in_training_alone():
+    masked, whole = tiny_config("mdsa.latent_mask=0.3"), tiny_config()
+    positions = list(range(1000))
+    shown = draw_shown(masked, positions)
+    shapes = LatentGeometry.from_config(masked).plane_shapes
+    assert {name: plane.shape for name, plane in shown.items()} == {
+        name: (1000, 1, *shapes[name[2:]]) for name in PLANE_NAMES
+    }
+    share_B = torch.cat([plane.flatten(1) for plane in shown.values()], dim=1).mean(1)
+    assert (share_B == 1).float().mean() == pytest.approx(0.7, abs=0.05)
+    for hidden in (0.25, 0.5, 0.75):
+        assert ((share_B - (1 - hidden)).abs() < 0.125).float().mean() == pytest.approx(0.1, abs=0.03)
+    part = draw_shown(masked, positions[7:9])
+    assert all(torch.equal(plane, shown[name][7:9]) for name, plane in part.items())
+
+    engine, step, config = build("mdsa.latent_mask=1")
+    plain, batch = AutoencoderStep(whole, device=CPU), random_batch(config)
+    engine.module.fit_linear_planes([(pixels_to_unit(batch["video"]), batch["mel"])])
+    losses = [who.loss(engine, batch, 0).loss.item() for who in (step, step, plain)]
+    assert losses[0] == losses[1] and losses[0] > losses[2] + 0.01
 
 
 def test_latent_noise_belongs_to_clips_and_enters_in_training_alone():
