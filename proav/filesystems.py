@@ -78,8 +78,8 @@ class PatientHandler(pafs.FileSystemHandler):
     def copy_file(self, source: str, target: str) -> None:
         patiently(lambda: self.inner.copy_file(source, target), f"copying {source} to {target}")
 
-    def _reader(self, path: str) -> "PatientReader":
-        return PatientReader(functools.partial(self.inner.open_input_file, path), path)
+    def _reader(self, path: str) -> "_ArrowReader":
+        return _ArrowReader(PatientFile(functools.partial(self.inner.open_input_file, path), path))
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return pa.PythonFile(self._reader(path), mode="r")
@@ -179,28 +179,80 @@ class LocalFile:
         self._file.close()
 
 
-class PatientReader(io.RawIOBase):
-    """Random access to one file; opened anew if a read fails.
+class PatientFile:
+    """Reads any part of one file, from any thread; opened anew if a read fails.
 
-    opener: makes a file with `size()`, `read_at(num_bytes, offset)` and `close()`; name: for messages; on_wait:
-    as in `patiently`. Arrow reads from several threads, each by a seek and a read: every thread has a position
-    of its own. Raises what `opener` raises, and StorageUnavailable.
+    opener: makes a file with `size()`, `read_at(num_bytes, offset)` and `close()`. name: for messages.
+    on_wait: as in `patiently`. Raises what `opener` raises, and StorageUnavailable.
     """
 
     def __init__(
         self,
         opener: Callable[[], pa.NativeFile | LocalFile],
         name: str,
-        on_wait: Callable[[float], None] | None = None,
+        on_wait: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        super().__init__()
         self._opener, self._name, self._on_wait = opener, name, on_wait
-        self._places = threading.local()
         self._file: pa.NativeFile | LocalFile | None = None
-        self._size = self._patiently(lambda: self._opened().size(), "opening")
+        self._closed = False
+        self.size = self._patiently(self._ask_size, "opening")
+
+    def read_at(self, offset: int, num_bytes: int) -> bytes:
+        """Bytes from `offset` on, fewer only at the end of the file."""
+        parts, end = [], min(offset + num_bytes, self.size)
+        while offset < end:
+            data = self._patiently(functools.partial(self._read, offset, end - offset), "reading")
+            if not data:  # the file has become shorter
+                break
+            parts.append(data)
+            offset += len(data)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._closed = True
+        self._forget()
 
     def _patiently(self, action: Callable, what: str):
-        return patiently(action, f"{what} {self._name}", self._on_wait)
+        return patiently(functools.partial(self._attempt, action), f"{what} {self._name}", self._on_wait)
+
+    def _attempt(self, action: Callable):
+        if self._closed:
+            raise ValueError(f"{self._name} is closed")
+        try:
+            if self._file is None:
+                self._file = self._opener()
+            return action()
+        except Exception:
+            self._forget()  # the handle may be broken: the next try has another
+            raise
+
+    def _ask_size(self) -> int:
+        return self._file.size()
+
+    def _read(self, offset: int, num_bytes: int) -> bytes:
+        data = self._file.read_at(num_bytes, offset)
+        if not data:
+            self._forget()
+            self._file = self._opener()
+            self.size = self._ask_size()
+            if offset < self.size:
+                raise OSError(errno.EIO, "no bytes before the end of the file", self._name)
+        return data
+
+    def _forget(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(Exception):  # what it says has been told, or nobody needs it
+                file.close()
+
+
+class _ArrowReader(io.RawIOBase):
+    """One file for Arrow, which reads from several threads, each by a seek and a read: every thread has a
+    position of its own."""
+
+    def __init__(self, file: PatientFile) -> None:
+        super().__init__()
+        self._patient, self._places = file, threading.local()
 
     def readable(self) -> bool:
         return True
@@ -212,40 +264,22 @@ class PatientReader(io.RawIOBase):
         return getattr(self._places, "at", 0)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._patient.size}[whence]
         self._places.at = base + offset
         return self._places.at
 
     def read(self, size: int = -1) -> bytes:
         start = self.tell()
-        count = max(0, self._size - start) if size is None or size < 0 else size
-        data = self._patiently(lambda: self._read_at(start, count), "reading")
+        whole = size is None or size < 0
+        data = self._patient.read_at(start, max(0, self._patient.size - start) if whole else size)
         self._places.at = start + len(data)
         return data
 
     def readall(self) -> bytes:
         return self.read()
 
-    def _opened(self) -> pa.NativeFile | LocalFile:
-        if self._file is None:
-            self._file = self._opener()
-        return self._file
-
-    def _read_at(self, start: int, count: int) -> bytes:
-        try:
-            return self._opened().read_at(count, start)
-        except Exception:
-            self._forget()  # the handle may be broken: the next try has another
-            raise
-
-    def _forget(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(Exception):  # what it says has been told, or nobody needs it
-                file.close()
-
     def close(self) -> None:
-        self._forget()
+        self._patient.close()
         super().close()
 
 

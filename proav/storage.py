@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from proav.errors import UserError
-from proav.filesystems import FsspecHandler, LocalFile, PatientHandler, PatientReader, upload
+from proav.filesystems import FsspecHandler, LocalFile, PatientFile, PatientHandler, upload
 from proav.patience import patiently
 
 LEFTOVERS = ".*.tmp"
@@ -37,11 +37,13 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(PatientHandler(filesystem)), inner
 
 
-def _open(path: str) -> tuple[pafs.FileSystem, str]:
+def _open(
+    path: str, on_wait: Callable[[float], None] = lambda seconds: None
+) -> tuple[pafs.FileSystem, str]:
     if not is_remote(path):
         return pafs.LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
     try:
-        return patiently(functools.partial(pafs.FileSystem.from_uri, path), f"opening {path}")
+        return patiently(functools.partial(pafs.FileSystem.from_uri, path), f"opening {path}", on_wait)
     except (ValueError, OSError):  # pyarrow does not know this scheme, or was built without it
         import fsspec
 
@@ -102,16 +104,16 @@ def read_bytes(path: str) -> bytes:
         return stream.read()
 
 
-def open_patiently(path: str, on_wait: Callable[[float], None] | None = None) -> PatientReader:
-    """A file to read at any place; what fails for a moment is tried again. on_wait: as in `patiently`.
+def open_patiently(path: str, on_wait: Callable[[float], None]) -> PatientFile:
+    """A file to read in any place; what fails for a moment is tried again. on_wait: as in `patiently`.
 
     Raises OSError, and StorageUnavailable where storage fails for longer than job.retry_seconds.
     """
     if not is_remote(path):
         local = os.path.abspath(str(path).removeprefix("file://"))
-        return PatientReader(functools.partial(LocalFile, local), str(path), on_wait)
-    filesystem, inner = _open(path)
-    return PatientReader(functools.partial(filesystem.open_input_file, inner), path, on_wait)
+        return PatientFile(functools.partial(LocalFile, local), str(path), on_wait)
+    filesystem, inner = _open(path, on_wait)
+    return PatientFile(functools.partial(filesystem.open_input_file, inner), path, on_wait)
 
 
 def file_sha256(path: str) -> tuple[str, int]:

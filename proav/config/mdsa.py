@@ -200,7 +200,7 @@ class MDSAConfig(Section):
     latent_noise: Weight = 0.0
     """Deviation of noise on the planes in training, in units of each plane's root mean square."""
     latent_mask: Probability = 0.0
-    """Share of training clips of whose planes a quarter, half or three quarters of the cells are hidden from the decoder."""
+    """Share of training clips of whose planes a quarter, half or three quarters of the cells are hidden."""
     loss: MDSALossConfig = MDSALossConfig()
     """The objective."""
     train: MDSATrainConfig = MDSATrainConfig()

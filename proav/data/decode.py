@@ -148,8 +148,8 @@ def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) ->
 
     decoder: has the method `rows` of SourceDecoder, which is the default. The record: {"name", "sources", "shards": [{"name", "rows", "bytes",
     "sha256"}], "rejects": the same or None, "accounts": the same, "seconds": {"declared", "used",
-    "rejected"}, "noted"}. Raises UserError
-    where the disk is full; a source that cannot be used never raises, it is rejected with a reason.
+    "rejected"}, "noted"}. Raises UserError where the disk is full, and StorageUnavailable; a source that
+    cannot be used never raises, it is rejected with a reason.
     """
     decoder = decoder or SourceDecoder(config)
     shards, rejects, accounts = _RollingShards(data_dir, unit.name, config.data.rows_per_shard), [], []

@@ -106,8 +106,8 @@ def read_segments(
     error.
     Raises MediaError with reason not_found, empty_file, unreadable, no_video, no_audio, unsupported_codec,
     too_large, bad_rate, bad_span, bad_clock, decode_error, truncated (ends long before its header says),
-    too_short
-    (holds no segment of min_frames), no_sound or no_picture (for more than 30 s), or timeout.
+    too_short (holds no segment of min_frames), no_sound or no_picture (for more than 30 s), or timeout; and
+    StorageUnavailable.
     """
     request = Request(
         fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit,
@@ -186,7 +186,10 @@ def read_sound(source: str | BinaryIO, *, sample_rate: int, max_seconds: float =
 
 
 def probe_seconds(source: str | BinaryIO) -> float:
-    """Length that the file's header states for its pictures, in seconds; 0 where it states none or cannot be opened. Nothing is decoded."""
+    """Length that the file's header states for its pictures, in seconds; 0 if it states none.
+
+    0 also if it cannot be opened. Nothing is decoded. Raises StorageUnavailable.
+    """
     try:
         with opened(source, Watch()) as (container, name):
             stream = main_track(container, "video", name)

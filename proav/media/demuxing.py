@@ -98,7 +98,10 @@ def pixel_aspect(video) -> Fraction:
 
 
 class Decoder:
-    """Decodes chosen streams of a container on one thread, in file order; `watch` is told of each packet, and its clock starts here."""
+    """Decodes chosen streams of a container on one thread, in file order.
+
+    `watch` is told of each packet, and its clock starts here.
+    """
 
     def __init__(
         self, container, streams: list, name: str, watch: Watch, max_pixels: int = MAX_PIXELS
@@ -176,9 +179,11 @@ class Decoder:
                 self.has_later_tracks, packets = True, self._container.demux(*self._demuxed)
                 continue
             except (av.FFmpegError, OSError) as error:
+                self._watch.check_storage()
                 self.stopped_by = words(error)
                 return
             if packet is None:
+                self._watch.check_storage()
                 return
             yield packet
 

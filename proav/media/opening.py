@@ -1,9 +1,12 @@
 """Files and streams as opened containers, with patience where storage fails for a moment.
 
-Private to `proav/media/container.py`. A local file is read as patiently as one on an object store: an error of
-a disk over a network would else look like the end of the file, and the rest of a recording would be missing.
+Private to `proav/media/container.py`. A local file is read as patiently as one on an object store: an error
+of a disk over a network would else look like the end of the file, and the rest of a recording would be
+missing.
 """
 
+import contextlib
+import errno
 import io
 import os
 import stat
@@ -15,7 +18,8 @@ from typing import BinaryIO
 import av
 
 from proav import storage
-from proav.errors import MediaError
+from proav.errors import MediaError, StorageUnavailable
+from proav.filesystems import PatientFile
 from proav.patience import patiently
 
 FORMATS = (
@@ -29,17 +33,18 @@ MAX_PIXELS = 8192 * 8192
 
 
 class Watch:
-    """What the reader of a file minds beside it: a time limit and a sign of life.
+    """What the reader of a file minds beside it: a time limit, a sign of life, and what storage has failed
+    with.
 
-    deadline_seconds: of each start; on_progress: called whenever the reader gets further, and at each pause
-    before storage is tried again. Waiting for storage does not count towards the deadline: it has a limit of
-    its own, job.retry_seconds.
+    deadline_seconds: of each start; on_progress: called whenever the reader gets further, and while it waits
+    for storage. That does not count towards the deadline: it has a limit of its own, job.retry_seconds.
     """
 
     def __init__(
         self, deadline_seconds: float | None = None, on_progress: Callable[[], None] | None = None
     ) -> None:
         self._seconds, self._on_progress = deadline_seconds, on_progress
+        self.failure: BaseException | None = None
         self.start("the file")
 
     def start(self, name: str) -> None:
@@ -48,14 +53,21 @@ class Watch:
         self._deadline = None if self._seconds is None else time.monotonic() + self._seconds
 
     def sign(self) -> None:
-        """Work goes on. Raises MediaError("timeout")."""
+        """Work goes on. Raises MediaError("timeout"), and what storage has failed with."""
+        self.check_storage()
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise MediaError("timeout", f"{self._name} took longer than {self._seconds:g} s to decode")
         if self._on_progress is not None:
             self._on_progress()
 
+    def check_storage(self) -> None:
+        """Raises StorageUnavailable, or a request to stop, if reading has failed with that: FFmpeg goes on as
+        if the file had ended."""
+        if self.failure is not None:
+            raise self.failure
+
     def add(self, seconds: float) -> None:
-        """So many seconds were spent elsewhere, such as waiting for storage."""
+        """So many seconds were spent on waiting for storage."""
         if self._deadline is not None:
             self._deadline += seconds
         if self._on_progress is not None:
@@ -83,10 +95,12 @@ def opened(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[av.container.
         except MemoryError as error:
             raise no_memory(name) from error
         except (av.FFmpegError, OSError) as error:
+            watch.check_storage()
             raise MediaError(
                 "unreadable", f"{name} cannot be opened as a media file ({words(error)})"
             ) from error
         with container:
+            watch.check_storage()
             yield container, name
 
 
@@ -95,11 +109,15 @@ def can_be_read_again(source: str | BinaryIO) -> bool:
     return not hasattr(source, "read") or source.seekable()
 
 
-def read_head(source: str | BinaryIO, num_bytes: int) -> bytes:
+def read_head(source: str | BinaryIO, num_bytes: int, watch: Watch) -> bytes:
     """The file's first bytes, of one that can be read again."""
-    with _byte_source(source, Watch()) as (file, _, _):
+    with _byte_source(source, watch) as (file, _, _):
         file.seek(0)
-        return file.read(num_bytes)
+        try:
+            return file.read(num_bytes)
+        except OSError:
+            watch.check_storage()
+            raise
 
 
 def no_memory(name: str) -> MediaError:
@@ -129,21 +147,59 @@ def _byte_source(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[BinaryI
     name = str(source)
     try:
         if not storage.is_remote(name):
-            _check_kind(name)
+            _check_kind(name, watch)
         file = storage.open_patiently(name, on_wait=watch.add)
     except FileNotFoundError as error:
         raise MediaError("not_found", f"there is no file {name}") from error
     except OSError as error:
         raise MediaError("unreadable", f"{name} cannot be read ({words(error)})") from error
-    with file:
-        if not file.seek(0, io.SEEK_END):
+    with contextlib.closing(file):
+        if not file.size:
             raise MediaError("empty_file", f"{name} is empty")
-        file.seek(0)
-        yield file, name, REMOTE_BUFFER_BYTES if storage.is_remote(name) else LOCAL_BUFFER_BYTES
+        buffer_bytes = REMOTE_BUFFER_BYTES if storage.is_remote(name) else LOCAL_BUFFER_BYTES
+        yield _Source(file, name, watch), name, buffer_bytes
 
 
-def _check_kind(name: str) -> None:
+def _check_kind(name: str, watch: Watch) -> None:
     """Whether a local name is a file: a pipe would be waited for."""
     path = name.removeprefix("file://")
-    if not stat.S_ISREG(patiently(lambda: os.stat(path), f"looking at {name}").st_mode):
+    if not stat.S_ISREG(patiently(lambda: os.stat(path), f"looking at {name}", watch.add).st_mode):
         raise MediaError("unreadable", f"{name} is not a file")
+
+
+class _Source(io.RawIOBase):
+    """A file for PyAV. What reading fails with is the watch's; FFmpeg is told of an error of input.
+
+    Once the file was open, no error is a mistake of the user's, nor damage.
+    """
+
+    def __init__(self, file: PatientFile, name: str, watch: Watch) -> None:
+        super().__init__()
+        self.name = name  # FFmpeg looks at its ending where the contents do not decide
+        self._patient, self._watch, self._at = file, watch, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._patient.size}[whence] + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        if self._watch.failure is None:
+            try:
+                data = self._patient.read_at(self._at, self._patient.size if size < 0 else size)
+                self._at += len(data)
+                return data
+            except OSError as error:
+                said = f"reading {self.name} failed ({words(error)}) after it was opened"
+                self._watch.failure = StorageUnavailable(f"{said}; run the same command again")
+            except BaseException as error:  # PyAV drops requests to stop
+                self._watch.failure = error
+        raise OSError(errno.EIO, "storage has failed")

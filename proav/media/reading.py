@@ -144,7 +144,7 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
         container, name = files.enter_context(opened(source, watch))
         end = start + asked if asked is not None else max(start, declared_seconds(container))
         yield About(end)
-        programmes = programmes_of(source, container)
+        programmes = programmes_of(source, container, watch)
         tracks = choose_tracks(
             container, name, programmes=programmes, picture_track=request.picture_track,
             sound_track=request.sound_track, silent_ok=request.silent_ok,
@@ -185,6 +185,7 @@ def _listen(container, name: str, tracks: Tracks, request: Request, watch: Watch
     choose_by_content(
         tracks, container, loudness_of(container, tracks.candidates, end_seconds=end, on_packet=watch.sign)
     )
+    watch.check_storage()
 
 
 class _Reader:

@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from proav.errors import MediaError
-from proav.media.opening import can_be_read_again, read_head
+from proav.media.opening import Watch, can_be_read_again, read_head
 from proav.media.sound import SILENT_RMS
 
 NO_PROGRAMME = -1
@@ -199,11 +199,11 @@ def loudness_of(
             return loudness
 
 
-def programmes_of(source: str | BinaryIO, container) -> dict[int, set[int]]:
+def programmes_of(source: str | BinaryIO, container, watch: Watch) -> dict[int, set[int]]:
     """The programmes of an opened file, as `parse_programmes`; {} where its tracks cannot be of several."""
     if container.format.name != "mpegts" or len(container.streams) < 2 or not can_be_read_again(source):
         return {}
-    return parse_programmes(read_head(source, HEAD_BYTES))
+    return parse_programmes(read_head(source, HEAD_BYTES, watch))
 
 
 def parse_programmes(head: bytes) -> dict[int, set[int]]:

@@ -21,8 +21,8 @@ from proav.serve.requests import ApiError
 from proav.serve.upload_process import decode_upload
 
 BYTES_PER_PIXEL = 8
-"""Memory that is allowed for each pixel of an uploaded file's pictures: a decoder holds several at a time. What
-needs more fails while it is decoded, and then not every decoder says why."""
+"""Memory that is allowed for each pixel of an uploaded file's pictures: a decoder holds several at a time.
+What needs more fails while it is decoded, and then not every decoder says why."""
 
 
 def read_data_url(url: str) -> bytes:

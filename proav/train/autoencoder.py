@@ -1,8 +1,8 @@
 """What one training step of MDSA is: reconstruction of picture and sound, and the discriminators that train beside it. Plain torch.
 
 The paper prints no loss list: terms and weights are the ancestor PVDM's (L1 4, perceptual 4, adversarial 1, feature matching 4) on pictures
-and their counterparts on mel images. Every draw (modality dropout, noise, hidden cells, judged frame) is a function of
-(seed, clip position).
+and their counterparts on mel images. Every draw (modality dropout, noise, hidden cells, judged frame) is a
+function of (seed, clip position).
 B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame.
 """
 
@@ -69,11 +69,16 @@ class AutoencoderStep:
         mel_BTMS = batch["mel"].to(self.device, non_blocking=True)
         frames_B = draw_frames(self.config.seed, positions, self.config.clip.num_frames)
         flow = draw_flow(self.config.seed, positions, self.config.mdsa.modality_dropout)
-        noise = self._to_device(draw_noise(self.config, positions)) if self.config.mdsa.latent_noise else None
-        shown = self._to_device(draw_shown(self.config, positions)) if self.config.mdsa.latent_mask else None
-        linear = self.config.mdsa.linear_planes
+        mdsa, noise, shown = self.config.mdsa, None, None
+        if mdsa.latent_noise:
+            noise = self._to_device(draw_noise(self.config, positions))
+        if mdsa.latent_mask:
+            shown = self._to_device(draw_shown(self.config, positions))
+        linear = mdsa.linear_planes
         alone = linear.enabled and clips < linear.alone_clips
-        outputs = engine.forward(video_BCTHW, mel_BTMS, flow=flow, noise=noise, shown=shown, linear_alone=alone)
+        outputs = engine.forward(
+            video_BCTHW, mel_BTMS, flow=flow, noise=noise, shown=shown, linear_alone=alone
+        )
         video_out, mel_out = (output.float() for output in outputs)
         terms = self._reconstruction(video_BCTHW, video_out, mel_BTMS, mel_out, frames_B)
         self._judged = None
@@ -203,8 +208,8 @@ def draw_noise(config: Config, positions: list[int]) -> dict[str, Tensor]:
 def draw_shown(config: Config, positions: list[int]) -> dict[str, Tensor]:
     """{plane: float32 [B, 1, rows, columns], 0 where a cell is hidden}, a function of (seed, position).
 
-    A clip has hidden cells with probability mdsa.latent_mask: one of MASK_RATIOS of its cells, on average, each
-    drawn by itself (SSVAE).
+    A clip has hidden cells with probability mdsa.latent_mask: one of MASK_RATIOS of its cells, on average,
+    each drawn by itself (SSVAE).
     """
     shapes = {name: LatentGeometry.from_config(config).plane_shapes[name[2:]] for name in PLANE_NAMES}
     draws = [uniforms_for(config.seed, position, 2, purpose="mask") for position in positions]

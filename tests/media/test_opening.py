@@ -4,19 +4,21 @@ import errno
 import http.server
 import os
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from proav import patience
-from proav.data.decode import SourceDecoder
+from proav.data.decode import SourceDecoder, WorkUnit, process_unit
 from proav.data.isolation import IsolatedDecoder
 from proav.data.sources import find_sources, rows_of
-from proav.errors import MediaError, StorageUnavailable
-from proav.filesystems import LocalFile
+from proav.errors import MediaError, Stopped, StorageUnavailable
+from proav.filesystems import LocalFile, PatientFile
 from proav.media.container import read_clip, read_segments
 from proav.media.opening import Watch, opened
 from tests.media.flash_and_beep import make_film, regular
@@ -51,7 +53,7 @@ def test_a_disk_that_fails_now_and_then_changes_no_segment(tmp_path, flaky_disk,
     for options in ({}, {"start_seconds": 3.0, "end_seconds": 5.0}):
         options = {"segment_seconds": 1.0} | options | SMALL
         with pytest.MonkeyPatch.context() as whole:
-            whole.setattr(LocalFile, "read_at", lambda file, size, at: os.pread(file._file.fileno(), size, at))
+            whole.setattr(LocalFile, "read_at", _unhurt)
             expected = list(read_segments(path, **options))
         before = len(flaky_disk)
         found = list(read_segments(path, **options))
@@ -61,23 +63,104 @@ def test_a_disk_that_fails_now_and_then_changes_no_segment(tmp_path, flaky_disk,
             assert np.array_equal(mine.video, theirs.video) and np.array_equal(mine.audio, theirs.audio)
 
 
+def _unhurt(file, num_bytes, offset):
+    return os.pread(file._file.fileno(), num_bytes, offset)
+
+
 def _noise(time) -> np.ndarray:
     return np.random.default_rng(int(time * 1000)).integers(0, 255, (64, 80, 3), np.uint8)
 
 
-def test_storage_that_stays_away_is_no_damage(tmp_path, monkeypatch):
-    path = make_film(tmp_path / "film.mp4", times=regular(25, 6), sound_to=6, paint=_noise)
+@pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.ENOENT])
+@pytest.mark.parametrize("ending", ["mkv", "ts"])
+def test_storage_that_stays_away_is_no_damage(tmp_path, monkeypatch, ending, error):
+    """After the first segment no byte comes any more, for a time or for good: no end of the file is told."""
+    path = make_film(
+        tmp_path / f"film.{ending}", times=regular(25, 20), sound_to=20, video="mpeg4", bit_rate=4_000_000,
+        paint=_noise,
+    )  # fmt: skip
     monkeypatch.setenv(patience.VARIABLE, "0.2")
+    config = tiny_config(f"data.sources=[{path}]", "data.segment_seconds=2", f"run_dir={tmp_path}/run")
+    source, began = rows_of(find_sources(config))[0], []
     real = LocalFile.read_at
 
     def read_at(self, num_bytes, offset):
-        if offset > Path(path).stat().st_size // 2:
-            raise OSError(errno.EIO, "Input/output error")
+        if began:
+            raise OSError(error, os.strerror(error))
         return real(self, num_bytes, offset)
 
     monkeypatch.setattr(LocalFile, "read_at", read_at)
-    with pytest.raises(StorageUnavailable, match="reading .*film.mp4 failed"):
-        list(read_segments(path, segment_seconds=1.0, **SMALL))
+    rows = SourceDecoder(config).rows(source)
+    while not isinstance(next(rows), dict):
+        pass
+    began.append(True)
+    with pytest.raises(StorageUnavailable, match=f"reading .*film.{ending} failed"):
+        list(rows)
+    began.clear()
+
+    def failing(part):
+        began.append(isinstance(part, dict))
+        return part
+
+    decoder = SimpleNamespace(rows=lambda source: map(failing, SourceDecoder(config).rows(source)))
+    with pytest.raises(StorageUnavailable):
+        process_unit(config, str(tmp_path / "data"), WorkUnit("unit", (source,)), decoder)
+    assert not list((tmp_path / "data").glob("rejects/*")) and not list((tmp_path / "data").glob("units/*"))
+
+
+def test_a_request_to_stop_is_not_lost_while_a_file_is_read(tmp_path, monkeypatch):
+    """PyAV drops what is no Exception in its callbacks."""
+    path = make_film(tmp_path / "film.mkv", times=regular(25, 2), sound_to=2)
+
+    def stopped(self, num_bytes, offset):
+        raise Stopped("stop")
+
+    monkeypatch.setattr(LocalFile, "read_at", stopped)
+    with pytest.raises(Stopped):
+        read_clip(path, **SMALL)
+
+
+class _Shrinking(LocalFile):
+    """The file at `path`, whose first read finds it as it will be later."""
+
+    def read_at(self, num_bytes, offset):
+        os.truncate(self._file.name, 10)
+        return super().read_at(num_bytes, offset)
+
+
+def test_ends_of_files_are_told_from_storage_that_gives_nothing(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(100)))
+    file = PatientFile(lambda: LocalFile(path), "file")
+    assert file.read_at(90, 50) == bytes(range(90, 100))
+    assert file.read_at(100, 5) == file.read_at(500, 5) == b""
+    empty = [True]
+
+    class Forgetful(LocalFile):
+        def read_at(self, num_bytes, offset):
+            return b"" if empty and empty.pop() else super().read_at(num_bytes, offset)
+
+    assert PatientFile(lambda: Forgetful(path), "file").read_at(50, 10) == bytes(range(50, 60))
+    assert PatientFile(lambda: _Shrinking(path), "file").read_at(0, 100) == bytes(range(10))
+    file.close()
+    with pytest.raises(ValueError, match="file is closed"):
+        file.read_at(0, 1)
+
+
+def test_pauses_give_a_sign_every_second(monkeypatch):
+    told = []
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 3.0)
+    ticks = iter(range(100))
+    clock = SimpleNamespace(monotonic=lambda: next(ticks) / 10, sleep=lambda seconds: None)
+    monkeypatch.setattr(patience, "time", clock)
+    failures = [OSError(errno.EIO, "")]
+
+    def act():
+        if failures:
+            raise failures.pop()
+
+    patience.patiently(act, "reading x", told.append)
+    assert len(told) > 10 and max(told) <= patience.SIGN_SECONDS
 
 
 def test_waiting_for_storage_is_not_time_for_decoding(monkeypatch):
@@ -85,7 +168,9 @@ def test_waiting_for_storage_is_not_time_for_decoding(monkeypatch):
     signs = []
     watch = Watch(deadline_seconds=0.5, on_progress=lambda: signs.append(None))
     clock = iter([0.0, 0.4, 30.4, 30.6])
-    monkeypatch.setattr("proav.media.opening.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(
+        "proav.media.opening.time", SimpleNamespace(monotonic=lambda: next(clock))
+    )
     watch.start("a.mp4")
     watch.sign()
     watch.add(30.0)
@@ -106,9 +191,9 @@ def test_names_that_are_no_text_are_opened(tmp_path):
 
 
 class _FlakyServer(http.server.BaseHTTPRequestHandler):
-    """Answers 503 to the first of every `one_in` requests for a part of a file."""
+    """A store that answers 503 to requests for parts of a file, for so many seconds after the first."""
 
-    folder, one_in, num_faults, num_requests, lock = "", 3, 0, 0, threading.Lock()
+    folder, away_seconds, began, num_faults, lock = "", 0.0, None, 0, threading.Lock()
 
     def do_HEAD(self):
         self._answer(body=False)
@@ -117,11 +202,11 @@ class _FlakyServer(http.server.BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
-        data = Path(self.folder, os.path.basename(self.path)).read_bytes()
+        data, kind = Path(self.folder, os.path.basename(self.path)).read_bytes(), type(self)
         with self.lock:
-            kind = type(self)
-            kind.num_requests += body
-            fails = body and (kind.num_requests - 1) % kind.one_in == 0
+            if body and kind.began is None:
+                kind.began = time.monotonic()
+            fails = body and time.monotonic() - kind.began < kind.away_seconds
             kind.num_faults += fails
         first, last = 0, len(data) - 1
         if wanted := self.headers.get("Range"):
@@ -140,11 +225,11 @@ class _FlakyServer(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder, one_in):
-    handler = type("Handler", (_FlakyServer,), {"folder": str(folder), "one_in": one_in, "lock": threading.Lock()})
+def serving(folder, away_seconds):
+    own = {"folder": str(folder), "away_seconds": away_seconds, "lock": threading.Lock()}
+    handler = type("Handler", (_FlakyServer,), own)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/film.mp4", handler
     finally:
@@ -153,18 +238,16 @@ def serving(folder, one_in):
 
 
 def test_decoding_processes_wait_for_a_store_and_tell_where_it_stays_away(tmp_path, monkeypatch):
+    """Waiting is no standing still, though it lasts for longer than data.stall_seconds."""
     (tmp_path / "there").mkdir()
-    path = make_film(
-        tmp_path / "there" / "film.mp4", times=regular(10, 12), sound_to=12, size=(240, 320),
-        paint=lambda time: np.random.default_rng(int(time * 1000)).integers(0, 255, (240, 320, 3), np.uint8),
-    )  # fmt: skip
-    config = tiny_config(f"data.sources=[{path}]", "data.stall_seconds=30")
-    expected = list(SourceDecoder(config).rows(rows_of(find_sources(config))[0]))
-    with serving(tmp_path / "there", one_in=3) as (url, handler), IsolatedDecoder(config) as decoder:
-        source = replace(rows_of(find_sources(config))[0], path=url)
-        found = list(decoder.rows(source))
-        assert handler.num_faults >= 1 and repr(found) == repr(expected)  # NaN is not NaN
+    path = make_film(tmp_path / "there" / "film.mp4", times=regular(10, 4), sound_to=4)
+    config = tiny_config(f"data.sources=[{path}]", "data.stall_seconds=2")
+    source = rows_of(find_sources(config))[0]
+    expected = list(SourceDecoder(config).rows(source))
+    with serving(tmp_path / "there", away_seconds=5) as (url, handler), IsolatedDecoder(config) as decoder:
+        found = list(decoder.rows(replace(source, path=url)))
+        assert handler.num_faults > 3 and repr(found) == repr(expected)  # NaN is not NaN
     monkeypatch.setenv(patience.VARIABLE, "0.3")
-    with serving(tmp_path / "there", one_in=1) as (url, _), IsolatedDecoder(config) as decoder:
+    with serving(tmp_path / "there", away_seconds=1e6) as (url, _), IsolatedDecoder(config) as decoder:
         with pytest.raises(StorageUnavailable, match="job.retry_seconds"):
             list(decoder.rows(replace(source, path=url)))

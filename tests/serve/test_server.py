@@ -36,7 +36,8 @@ def replica(server, name):
 def start_words(*words):
     serve = Path(sys.executable).parent / "serve"
     environment = {**os.environ, "RAY_ADDRESS": "local"}
-    return subprocess.run([serve, "run", "proav.serve:app", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    command = [serve, "run", "proav.serve:app", *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def test_a_lost_sampler_is_replaced_and_its_job_made(served, server):
@@ -134,15 +135,17 @@ def test_mistakes_at_the_start_are_told_in_a_line(server, tmp_path, tiny_checkpo
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        for words, said in [
+        cases = [
             ([f"checkpoint={mdsa}"], "is a checkpoint of mdsa, expected one of stdit"),
             ([f"checkpoint={tiny_checkpoint}", f"jobs_dir={tmp_path}/jobs", f"port={port}"], f"cannot listen on 127.0.0.1:{port}"),
             (
                 [f"checkpoint={tiny_checkpoint}", f"jobs_dir={server.folder}/jobs", f"port={free_port()}"],
                 f"is in use by another server (process {replica(server, 'Front').pid} on host ",
             ),
-        ]:
-            done = start_words(*words)
+        ]
+        with ThreadPoolExecutor(len(cases)) as pool:
+            starts = list(pool.map(lambda case: start_words(*case[0]), cases))
+        for (_, said), done in zip(cases, starts, strict=True):
             lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             assert done.returncode == 2 and len(lines) == 1 and said in lines[0], done.stderr
             assert "Traceback" not in done.stdout + done.stderr

@@ -18,11 +18,11 @@ from tests.tiny import tiny_config
 from tests.train.tiny_run import write_segments
 
 ROOT = Path(__file__).parents[2]
-SCALES, RATE = "mdsa.multi_scale.scales", "mdsa.train.learning_rate"
+RATE = "mdsa.train.learning_rate"
 WORDS = (
     "evaluate.split=train", "evaluate.max_clips=6", "train.engine=torch", "mdsa.loss.adversarial_start_clips=1000", "mdsa.train.max_failures=0",
     "mdsa.train.loader=actors", "mdsa.train.loader_workers=1",  # two trials at a time would each hold one of two CPUs and wait for the other's
-    f"tune.axes.{SCALES}=[[1],[1,2]]", f"tune.axes.{RATE}=[1.0e-3,1.0e+30]", "tune.num_trials=3", "tune.grace_clips=8", "tune.max_clips=16",
+    f"tune.axes.{RATE}=[1.0e-3,1.0e+30]", "tune.num_trials=2", "tune.grace_clips=8", "tune.max_clips=16",
 )  # fmt: skip
 pytestmark = pytest.mark.ray
 
@@ -71,12 +71,12 @@ def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, ray_local, c
     wait_until_free()
     assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
     rows = {row["trial"]: row for row in results["trials"]}
-    assert len(rows) == 3
+    assert len(rows) == 2
     for row in rows.values():
         if row["point"][RATE] == 1e30:
             assert row["status"] == "failed" and "not finite" in row["reason"]
         else:
-            assert row["status"] in ("finished", "stopped") and row["clips"] == (16 if row["status"] == "finished" else 8)
+            assert row["status"] == "finished" and row["clips"] == 16
     assert results["best"] in rows and rows[results["best"]]["clips"] == 16
     again = rows[measured["id"]]["rungs"][0]
     assert {key: again[key] for key in measured["rungs"][0]} == measured["rungs"][0]  # its seconds too: it was not trained again
@@ -88,7 +88,7 @@ def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, ray_local, c
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
     capfd.readouterr()
     assert sweep(config) == results
-    assert "done already, 3 trials" in capfd.readouterr().out
+    assert "done already, 2 trials" in capfd.readouterr().out
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
