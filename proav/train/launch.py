@@ -15,6 +15,7 @@ from typing import TypeVar
 import ray
 import ray.train
 import torch
+from ray.actor import ActorHandle
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -29,6 +30,7 @@ from proav.stopping import StopRequest
 from proav.train.backend import WorkerBackendConfig
 from proav.train.loop import Asked
 from proav.train.stop_watch import StopWatch
+from proav.train.turn import turn_to_start
 from proav.train.validation import Validation
 from proav.train.worker import checkpoints_folder, find_resume_point, plan_stage, train_settings, train_worker
 
@@ -72,10 +74,22 @@ def _train_stage(
         return {**summary, "checkpoint": checkpoint.path, "already_done": True}
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    with turn_to_start() if train.loader == "actors" else contextlib.nullcontext() as turn:
+        return _run_workers(config, stage, train, lease, callbacks, turn)
+
+
+def _run_workers(
+    config: Config,
+    stage: str,
+    train: TrainConfig,
+    lease: Lease,
+    callbacks: Sequence[ray.train.UserCallback],
+    turn: ActorHandle | None,
+) -> dict:
     use_gpu = wants_gpu(train.use_gpu)
     _tell_if_waiting(train, use_gpu)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes come and go
-    mailbox = _Mailbox.options(num_cpus=0, scheduling_strategy=here).remote()
+    mailbox = _Mailbox.options(num_cpus=0, scheduling_strategy=here).remote(turn)
     trainer = TorchTrainer(
         _run_worker,
         train_loop_config={"config": config, "stage": stage, "mailbox": mailbox, "use_gpu": use_gpu},
@@ -167,7 +181,7 @@ def _run_worker(settings: dict) -> dict | None:
     try:
         return train_worker(
             config, stage, device=device, rank=context.get_world_rank(), world=context.get_world_size(),
-            report=ray.train.report, asked=Asked(_PreemptionWatch(), _stop_watch(mailbox)),
+            report=_reporter(mailbox), asked=Asked(_PreemptionWatch(), _stop_watch(mailbox)),
         )  # fmt: skip
     except UserError as error:
         if _all_found(mailbox, context.get_world_rank(), context.get_world_size(), error):
@@ -207,6 +221,18 @@ def _all_found(mailbox, rank: int, world: int, error: UserError) -> bool:
     return found == world
 
 
+def _reporter(mailbox) -> Callable:
+    """ray.train.report, whose first call says that this worker has all that it needs."""
+    told = []
+
+    def report(*arguments, **options) -> None:
+        if not told:
+            told.append(ray.get(mailbox.has_room.remote()))
+        ray.train.report(*arguments, **options)
+
+    return report
+
+
 def _stop_watch(mailbox) -> StopWatch:
     return StopWatch(
         begin=lambda: ray.get(mailbox.begin.remote()), driver_asks=lambda: ray.get(mailbox.stopping.remote())
@@ -215,11 +241,21 @@ def _stop_watch(mailbox) -> StopWatch:
 
 @ray.remote
 class _Mailbox:
-    """Carries a user's mistake to the driver, past Ray's retries, and the wish to stop to the workers."""
+    """Carries a user's mistake to the driver, past Ray's retries, and the wish to stop to the workers.
 
-    def __init__(self) -> None:
+    turn: ends once a worker has reported steps, which all of them have taken.
+    """
+
+    def __init__(self, turn: ActorHandle | None) -> None:
+        self.turn = turn
         self.errors: dict[int, UserError] = {}
         self.is_stopping = self.has_begun = False
+
+    def has_room(self) -> None:
+        """Of a worker that has its batches, as all have then."""
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            ray.kill(turn)
 
     def stop(self) -> bool:
         """Asks the workers to stop; whether one of them has begun its steps."""

@@ -3,20 +3,27 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import ray
 import ray.train
 import torch
 
 from proav.checkpoint import load_checkpoint
 from proav.data.rows import DamagedShard
 from proav.errors import UserError
+from proav.settings import config_to_yaml
 from proav.train.launch import train_stage
+from proav.train.turn import NAME, NAMESPACE
 from proav.train.worker import train_worker
 from tests.tiny import tiny_config
 from tests.train.test_worker import curve, prepare
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ray
 COMMON = ("mdsa.loss.adversarial_start_clips=4", "train.keep_checkpoints=9")
 
@@ -71,3 +78,37 @@ def test_a_mistake_that_one_worker_finds_ends_all_and_comes_out_as_such(tmp_path
     config = prepare(tmp_path / "damaged", "mdsa", "train.num_workers=2", "train.engine=torch", "train.num_clips=64", damaged_segment=5)
     with pytest.raises(DamagedShard, match="000000-002.parquet .* row 1: frames cannot be decoded"):
         train_stage(config, "mdsa")
+
+
+def test_two_jobs_with_loading_actors_do_not_wait_for_each_other(tmp_path, ray_local, capfd):
+    """Each takes both CPUs: one for its worker, one for the actor that loads."""
+    actors = ("train.loader=actors", "train.loader_workers=1")
+    words = (*actors, "train.engine=torch", "train.num_clips=16", *COMMON)
+    first, second = (prepare(tmp_path / name, "mdsa", *words) for name in ("first", "second"))
+    (tmp_path / "first.yaml").write_text(config_to_yaml(first))
+    address = ray_local.get_runtime_context().gcs_address
+    script, settings = str(ROOT / "ray_jobs" / "train.py"), str(tmp_path / "first.yaml")
+    command = [sys.executable, script, "--config", settings, "stage=mdsa"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as job:  # fmt: skip
+        try:
+            while not _is_starting():
+                assert job.poll() is None, job.stdout.read()
+                time.sleep(0.05)
+            assert train_stage(second, "mdsa")["clips"] == 16
+            said, _ = job.communicate(timeout=200)
+        finally:
+            job.kill()
+    assert job.returncode == 0 and "16 / 16 clips" in said, said
+    assert "another job with loading actors is taking its room" in capfd.readouterr().out
+    assert not _is_starting()
+
+
+def _is_starting() -> bool:
+    try:
+        ray.get_actor(NAME, NAMESPACE)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,47 @@
+"""One job at a time takes its room in a cluster: its training workers, then the actors that load for them.
+
+Two jobs that each hold some CPUs and wait for the rest would wait for ever, since neither gives back what it
+has. A job that has all it wants gives its turn to the next. Jobs without loading actors hold nothing while
+they wait, and need no turn.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorAlreadyExistsError
+
+from proav.stopping import StopRequest
+
+NAME, NAMESPACE = "proav starts training", "proav"
+POLL_SECONDS = 0.5
+
+
+@contextlib.contextmanager
+def turn_to_start() -> Iterator[ActorHandle]:
+    """Waits until no other job of the cluster is starting.
+
+    Killing the actor that is given ends the turn; so do the end of the block and of this process. Raises
+    Stopped.
+    """
+    turn, is_told = None, False
+    while turn is None:
+        StopRequest.check()
+        try:
+            turn = _Turn.options(name=NAME, namespace=NAMESPACE).remote()
+        except ActorAlreadyExistsError:
+            if not is_told:
+                print("train: another job with loading actors is taking its room in the cluster; waiting for it")
+            is_told = True
+            time.sleep(POLL_SECONDS)
+    try:
+        yield turn
+    finally:
+        ray.kill(turn)
+
+
+@ray.remote(num_cpus=0)
+class _Turn:
+    """Its name is one job's at a time, and free once it is killed or its job is gone."""
