@@ -9,6 +9,7 @@ import os
 import random
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -46,6 +47,8 @@ _PERMANENT_WORDS = re.compile(
 _CLIENT_LIBRARIES = ("aiohttp", "aiobotocore", "botocore", "gcsfs", "requests", "urllib3", "google", "azure")
 """What fsspec's file systems are made of: their errors are not all OSErrors."""
 _random = random.Random()
+_operations: dict[int, float] = {}
+"""When each thread that is within `patiently` has entered it."""
 
 
 def retry_seconds() -> float:
@@ -78,6 +81,24 @@ def patiently(
     second of the pause after it with those. Raises what `action` raised if no second try helps, else
     StorageUnavailable.
     """
+    thread, outer = threading.get_ident(), _operations.get(threading.get_ident())
+    _operations[thread] = outer or time.monotonic()
+    try:
+        return _try(action, what, on_wait)
+    finally:
+        if outer is None:
+            del _operations[thread]
+
+
+def waiting_seconds() -> float:
+    """How long this process has been within one operation of storage, its tries and pauses; 0 if in none.
+
+    Of the longest, if several threads are. A disk over a network may not answer at all for minutes.
+    """
+    return max((time.monotonic() - began for began in list(_operations.values())), default=0.0)
+
+
+def _try(action: Callable[[], T], what: str, on_wait: Callable[[float], None]) -> T:
     began = tried = time.monotonic()
     pause, tries = FIRST_PAUSE, 0
     while True:

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from socket import socketpair
 
+from proav import patience
 from proav.config import Config
 from proav.data.sources import SourceRow
 from proav.errors import MediaError, StorageUnavailable
@@ -162,14 +164,15 @@ def _serve(connection: Connection) -> None:
     """The process's life: a source in, rows and one last word out, until nobody asks any more."""
     from proav.data.decode import SourceDecoder
 
-    decoder = SourceDecoder(config_from_dict(connection.recv()))
-    connection.send(("alive", None))
-    heartbeat = _Heartbeat(connection)
+    config = config_from_dict(connection.recv())
+    decoder, heartbeat = SourceDecoder(config), _Heartbeat(connection, config.data.stall_seconds)
+    heartbeat.send("alive", None)
+    threading.Thread(target=heartbeat.watch_storage, name="watch over storage", daemon=True).start()
     while connection.poll(IDLE_SECONDS):
         source = connection.recv()
         try:
             for row in decoder.rows(SourceRow(**source), heartbeat.beat):
-                connection.send(("row", row))
+                heartbeat.send("row", row)
             last = "done", None
         except MediaError as error:
             last = "rejected", (error.reason, str(error))
@@ -177,18 +180,38 @@ def _serve(connection: Connection) -> None:
             last = "unavailable", str(error)
         except Exception:
             last = "failed", traceback.format_exc()
-        connection.send(last)
+        heartbeat.send(*last)
 
 
 class _Heartbeat:
-    def __init__(self, connection: Connection) -> None:
-        self.connection, self.due = connection, 0.0
+    """What goes through the pipe, from either thread."""
+
+    def __init__(self, connection: Connection, stall_seconds: float) -> None:
+        self.connection, self.stall_seconds = connection, stall_seconds
+        self.due, self.lock = 0.0, threading.Lock()
+
+    def send(self, kind: str, value: object) -> None:
+        with self.lock:
+            self.connection.send((kind, value))
 
     def beat(self) -> None:
         now = time.monotonic()
         if now >= self.due:
             self.due = now + HEARTBEAT_SECONDS
-            self.connection.send(("alive", None))
+            self.send("alive", None)
+
+    def watch_storage(self) -> None:
+        """Storage that does not answer is no decoder that stands still, nor a fault of the file."""
+        with contextlib.suppress(OSError):  # the parent is gone, and this process goes with it
+            while True:
+                time.sleep(HEARTBEAT_SECONDS)
+                waited = patience.waiting_seconds()
+                if waited > patience.retry_seconds() + self.stall_seconds:
+                    said = f"storage has not answered for {waited:.0f} s; run the same command again"
+                    self.send("unavailable", said)
+                    os._exit(0)
+                if waited:
+                    self.beat()
 
 
 def _die_with_parent() -> None:
