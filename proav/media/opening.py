@@ -1,6 +1,6 @@
 """Files and streams as opened containers, with patience where storage fails for a moment.
 
-Private to `proav/media/container.py`. A local file is read as patiently as one on an object store: an error
+Private to `proav/media`. A local file is read as patiently as one on an object store: an error
 of a disk over a network would else look like the end of the file, and the rest of a recording would be
 missing.
 """
@@ -12,7 +12,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
 import av
@@ -73,7 +72,7 @@ class Watch:
         if self._on_progress is not None:
             self._on_progress()
 
-    @contextmanager
+    @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
         """Time spent inside does not count towards the deadline."""
         begun = time.monotonic()
@@ -82,7 +81,7 @@ class Watch:
             self._deadline += time.monotonic() - begun
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[av.container.InputContainer, str]]:
     """(container, name for messages). Raises MediaError not_found, empty_file or unreadable, and
     StorageUnavailable."""
@@ -130,7 +129,7 @@ def words(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _byte_source(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[BinaryIO, str, int]]:
     """(file, name, buffer size)."""
     if hasattr(source, "read"):
