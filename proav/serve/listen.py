@@ -4,6 +4,7 @@ Inside a cluster (`serve deploy`, RayService) none of this happens: there the fi
 """
 
 import os
+import signal
 import socket
 
 import click
@@ -60,6 +61,8 @@ def _connect(address: str | None) -> None:
         os.environ.setdefault(name, value)
     connect(address or "local", named=_named(address), namespace="serve")
     keep_to_own_cluster()
+    # As Ctrl-C, which `serve run` takes for the end; Ray would end with a stack dump.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _prepare(address: str | None) -> None:

@@ -70,6 +70,7 @@ class Server:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
+        assert "*** SIGTERM received" not in self.log  # Ray's stack dump
         shutil.rmtree(self.ray_folder, ignore_errors=True)
 
 
