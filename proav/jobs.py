@@ -140,7 +140,7 @@ def runs_folder() -> str:
 
 @contextlib.contextmanager
 def ray_session(*, shielded: bool = False) -> Iterator[None]:
-    """Ray for one job: the cluster that RAY_ADDRESS or `ray job submit` names, else one that ends with the job.
+    """Ray for one job: the cluster that RAY_ADDRESS or `ray job submit` names, else one that ends with it.
 
     shielded: the processes of a Ray of its own do not hear SIGTERM, which batch systems send to whole groups.
     Ray's end then takes three seconds longer, since Ray asks with SIGTERM before it kills.

@@ -44,7 +44,8 @@ def test_an_address_where_nothing_listens_is_told_at_once():
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "head", "10.0.0.1:port", ":6379"])
 def test_what_is_no_address_is_told_with_what_one_looks_like(address):
-    with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: expected the head's address and port .* RAY_ADDRESS=10.0.0.1:6379"):
+    said = f"RAY_ADDRESS={address}: expected the head's address and port .* RAY_ADDRESS=10.0.0.1:6379"
+    with pytest.raises(UserError, match=said):
         check_address(address)
 
 
@@ -60,7 +61,8 @@ def test_the_address_that_a_dead_ray_left_in_a_file_is_told_or_passed_over(tmp_p
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         (tmp_path / "ray" / "ray_current_cluster").write_text(address)
         assert running_here() is None
-        with pytest.raises(UserError, match=f"no Ray answers at RAY_ADDRESS=auto, which is {address} by Ray's files"):
+        said = f"no Ray answers at RAY_ADDRESS=auto, which is {address} by Ray's files"
+        with pytest.raises(UserError, match=said):
             check_address("auto")
         taken.listen()
         check_address("auto")

@@ -108,7 +108,8 @@ def test_where_no_folder_serves_a_line_says_what_to_set(surroundings, monkeypatc
     monkeypatch.setattr(ray_start, "FOLDERS", ("/proc",))
     with pytest.raises(
         UserError,
-        match=rf"TMPDIR=/sys/kernel cannot be written, /proc cannot .*set RAY_TMPDIR=DIR.* at most {ROOM_BYTES} characters",
+        match=r"TMPDIR=/sys/kernel cannot be written, /proc cannot .*set RAY_TMPDIR=DIR.* "
+        rf"at most {ROOM_BYTES} characters",
     ):
         prepare_machine()
 

@@ -295,7 +295,8 @@ def write_data(run, config, *, num_segments=5, dropped=None, copies=(0, 0)):
             "id": f"s{index}", "source": f"/videos/{name}.mp4", "source_id": f"source{index}", "label": name, "labels": [name],
             "split": "validation" if index == 2 else "train", "start_seconds": 2.0 * index, "num_frames": frames, "fps": config.clip.fps,
             "sample_rate": config.clip.sample_rate, "has_audio": True, "rms": float(np.sqrt(np.mean((audio / 32767.0) ** 2))), "peak": 0.5,
-            "clipped": 0.01 if index == 3 else 0.0, "silent": index == 1, "cancelled": False, "mean_luma": 0.4, "motion": 0.01 * index, "black": 0.0,
+            "clipped": 0.01 if index == 3 else 0.0, "silent": index == 1, "cancelled": False,
+            "mean_luma": 0.4, "motion": 0.01 * index, "black": 0.0,
             "frozen": 0.0, "shot_starts": [5] if index == 3 else [], "sync": math.nan if index == 1 else 0.1 * index, "sync_lag": 0.02,
             "picture_hash": rng.bytes(32), "sound_hash": rng.bytes(32), "checksum": f"{index:032x}", "video_codec": "jpeg",
             "video_shape": list(shape), "video_dtype": "uint8", "audio_shape": [samples], "audio_dtype": "int16", "mel_shape": list(mel_shape),
@@ -309,7 +310,8 @@ def write_data(run, config, *, num_segments=5, dropped=None, copies=(0, 0)):
     places = [{"shard": "part-00000.parquet", "row": number, "dropped": dropped.get(number, "")} for number in range(num_segments)]
     thin = [place | {key: value for key, value in row.items() if key not in BULKY_COLUMNS} for place, row in zip(places, rows, strict=True)]
     (data / "index.parquet").write_bytes(index_bytes(pa.Table.from_pylist(thin, schema=INDEX_SCHEMA)))
-    reject = {"id": "r", "source": f"/videos/{HOSTILE}.mp4", "source_id": "r", "start_seconds": 0.0, "end_seconds": 1.5}
+    reject = {"id": "r", "source": f"/videos/{HOSTILE}.mp4", "source_id": "r"}
+    reject |= {"start_seconds": 0.0, "end_seconds": 1.5}
     reject |= {"reason": "no_audio", "message": "there is no sound track"}
     write_shard(str(data / "rejects" / "part-00000.parquet"), [reject], REJECT_SCHEMA)
     manifest = {"format": FORMAT, "labels": ["sea", HOSTILE], "shards": [written], "counts": {"segments": num_segments, "rejects": 1}}

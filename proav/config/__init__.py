@@ -29,9 +29,11 @@ from proav.config.sweep import TuneConfig
 from proav.config.training import MDSATrainConfig, STDiTTrainConfig, TrainConfig
 
 __all__ = [
-    "BiBlockConfig", "ClipConfig", "Config", "DataConfig", "DiffusionConfig", "EncodeConfig", "EvaluateConfig", "FilterConfig", "GenerateConfig",
-    "GroupCrossConfig", "JobConfig", "LinearPlanesConfig", "MDSAConfig", "MDSALossConfig", "MDSATrainConfig", "MelConfig", "MultiScaleConfig",
-    "PlaneChannelsConfig", "RefinerConfig", "STDiTConfig", "STDiTTrainConfig", "Section", "SpatialConfig", "Stage", "TaskName", "TrainConfig", "TuneConfig",
+    "BiBlockConfig", "ClipConfig", "Config", "DataConfig", "DiffusionConfig", "EncodeConfig",
+    "EvaluateConfig", "FilterConfig", "GenerateConfig", "GroupCrossConfig", "JobConfig",
+    "LinearPlanesConfig", "MDSAConfig", "MDSALossConfig", "MDSATrainConfig", "MelConfig",
+    "MultiScaleConfig", "PlaneChannelsConfig", "RefinerConfig", "STDiTConfig", "STDiTTrainConfig",
+    "Section", "SpatialConfig", "Stage", "TaskName", "TrainConfig", "TuneConfig",
 ]  # fmt: skip
 
 

@@ -1,8 +1,7 @@
 """Files and streams as opened containers, with patience where storage fails for a moment.
 
-Private to `proav/media`. A local file is read as patiently as one on an object store: an error
-of a disk over a network would else look like the end of the file, and the rest of a recording would be
-missing.
+Private to `proav/media`. A local file is read as patiently as one on an object store: an error of a disk over
+a network would else look like the end of the file, and the rest of a recording would be missing.
 """
 
 import contextlib

@@ -118,7 +118,8 @@ def _header(config: Config, segments: pa.Table, rejects: pa.Table) -> list[Marku
         else ("Left out by filters", None),
         (
             "Geometry",
-            f"{config.clip.width}×{config.clip.height} pixels at {config.clip.fps} fps, sound at {config.clip.sample_rate / 1000:g} kHz",
+            f"{config.clip.width}×{config.clip.height} pixels at {config.clip.fps} fps, "
+            f"sound at {config.clip.sample_rate / 1000:g} kHz",
         ),
         ("Labels", number(len(labels))),
         (

@@ -28,8 +28,10 @@ def recordings(tmp_path_factory):
     that is not there.
     """
     root = tmp_path_factory.mktemp("recordings")
-    parts = [Path(make_film(root / f"{number}.part.ts", times=regular(25, length), sound_to=float(length), audio="mp2")).read_bytes()
-             for number, length in enumerate((4, 3))]  # fmt: skip
+    parts = []
+    for number, seconds in enumerate((4, 3)):
+        path, times = root / f"{number}.part.ts", regular(25, seconds)
+        parts.append(Path(make_film(path, times=times, sound_to=float(seconds), audio="mp2")).read_bytes())
     (root / "joined.ts").write_bytes(b"".join(parts))
     for part in root.glob("*.part.ts"):
         part.unlink()

@@ -47,7 +47,8 @@ class Server:
         (self.ray_folder / "ray").mkdir()
         (self.ray_folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{free_port()}")
         command = [str(Path(sys.executable).parent / "serve"), "run", "proav.serve:app", *(f"{key}={value}" for key, value in self.settings.items())]
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": str(self.ray_folder)}
+        environment = os.environ | {"RAY_TMPDIR": str(self.ray_folder)}
+        environment.pop("RAY_ADDRESS", None)
         with open(self.folder / "server.log", "a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         deadline = time.monotonic() + START_SECONDS

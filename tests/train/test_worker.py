@@ -106,7 +106,8 @@ def test_models_whose_every_weight_is_sharded_train_as_on_one_worker(tmp_path):
         configs.append((stage, prepare(tmp_path / stage, stage, *ZERO_3, *more, "train.num_workers=2")))
     on_workers(2, sharded_models_train, configs, 8)
     for stage, _ in configs:
-        folders = [f"{tmp_path}/{name}/{stage}/checkpoints" for name in (f"{stage}-alone", stage, f"{stage}-again")]
+        runs = (f"{stage}-alone", stage, f"{stage}-again")
+        folders = [f"{tmp_path}/{name}/{stage}/checkpoints" for name in runs]
         alone, sharded, again = (load_checkpoint(folder, kind=stage) for folder in folders)
         assert sharded.files == again.files  # every file, by checksum
         for part in ("model", "ema"):

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 RATE = "mdsa.train.learning_rate"
 WORDS = (
     "evaluate.split=train", "evaluate.max_clips=6", "train.engine=torch", "mdsa.loss.adversarial_start_clips=1000", "mdsa.train.max_failures=0",
-    "mdsa.train.loader=actors", "mdsa.train.loader_workers=1",  # two trials at a time would each hold one of two CPUs and wait for the other's
+    # two trials at a time would each hold one of two CPUs and wait for the other's
+    "mdsa.train.loader=actors", "mdsa.train.loader_workers=1",
     f"tune.axes.{RATE}=[1.0e-3,1.0e+30]", "tune.num_trials=2", "tune.grace_clips=8", "tune.max_clips=16",
 )  # fmt: skip
 pytestmark = pytest.mark.ray
