@@ -22,8 +22,6 @@ VARIABLE = "PROAV_RETRY_SECONDS"
 """Carries job.retry_seconds to every process of a job."""
 DEFAULT_SECONDS = 120.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
-SIGN_SECONDS = 1.0
-"""A pause is told in pieces of at most this length: who waits for a sign of life may be as impatient."""
 
 PERMANENT = frozenset(
     getattr(errno, name)
@@ -77,9 +75,8 @@ def patiently(
     """action(), tried again while its error may pass, for up to `retry_seconds()`.
 
     Pauses are 0.1 s, doubled up to 10 s, times a random number in [0.5, 1]. what: for messages, such as
-    "reading s3://bucket/key". on_wait: called with the seconds that a failed try took, and at least once a
-    second of the pause after it with those. Raises what `action` raised if no second try helps, else
-    StorageUnavailable.
+    "reading s3://bucket/key". on_wait: called with the seconds of each failed try and the pause after it.
+    Raises what `action` raised if no second try helps, else StorageUnavailable.
     """
     thread, outer = threading.get_ident(), _operations.get(threading.get_ident())
     _operations[thread] = outer or time.monotonic()
@@ -117,20 +114,14 @@ def _try(action: Callable[[], T], what: str, on_wait: Callable[[float], None]) -
                 ) from error
             if tries == 1:
                 _say(f"storage: {what} failed ({why}); trying again for up to {limit:g} s")
-            on_wait(time.monotonic() - tried)
-            _pause(pause * _random.uniform(0.5, 1), on_wait)
-            pause, tried = min(2 * pause, LONGEST_PAUSE), time.monotonic()
+            time.sleep(pause * _random.uniform(0.5, 1))
+            now = time.monotonic()
+            on_wait(now - tried)
+            pause, tried = min(2 * pause, LONGEST_PAUSE), now
         else:
             if tries:
                 _say(f"storage: {what} succeeded after {tries} failures, {time.monotonic() - began:.1f} s")
             return result
-
-
-def _pause(seconds: float, on_wait: Callable[[float], None]) -> None:
-    end = time.monotonic() + seconds
-    while (left := min(end - time.monotonic(), SIGN_SECONDS)) > 0:
-        time.sleep(left)
-        on_wait(left)
 
 
 def _say(line: str) -> None:

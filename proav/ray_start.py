@@ -31,6 +31,8 @@ FOLDERS = ("/tmp", "/var/tmp")
 MIN_FREE_BYTES = 64 * 2**20
 """Room for a short job's logs; Ray fails in odd ways without."""
 SHARED_MEMORY = "/dev/shm"
+_SLOW_START = "timed out during startup"
+"""Ray's words, in an error without a type of its own, once 30 s were too short for its start."""
 
 
 def connect(
@@ -74,6 +76,14 @@ def connect(
             "this "
             "version runs there"
         ) from error
+    except Exception as error:
+        if _SLOW_START not in str(error):
+            raise
+        raise UserError(
+            f"the Ray that was started here was not ready after 30 s ({' '.join(str(error).split())}); a "
+            "machine that is very busy is too slow for it: run the same command again when it is less so. "
+            f"What Ray itself says is in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs"
+        ) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 

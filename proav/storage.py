@@ -135,8 +135,9 @@ def read_text(path: str) -> str:
 def write_folder(path: str) -> Iterator[str]:
     """A local folder to fill, which becomes `path` when the block ends without an error; an older `path` is replaced.
 
-    Local: a hidden sibling, flushed to the disk, renamed. Remote: a temporary local folder, uploaded file by
-    file, the JSON files last: they mark a folder as complete.
+    Local: a hidden sibling, flushed to the disk, renamed; an older folder is moved aside before and deleted
+    after that. Remote: a temporary local folder, uploaded file by file, the JSON files last: they mark a
+    folder as complete.
     """
     import tempfile
 
@@ -156,9 +157,17 @@ def write_folder(path: str) -> Iterator[str]:
         for file in temporary.rglob("*"):
             flush(file)
         flush(temporary)
-        if target.exists():
-            patiently(lambda: shutil.rmtree(target), f"deleting {target}")
-        rename(temporary, target)
+        aside = temporary_name(target) if target.exists() else None
+        if aside is not None:
+            patiently(lambda: os.replace(target, aside), f"moving {target} aside")
+        try:
+            rename(temporary, target)
+        except BaseException:
+            if aside is not None:
+                rename(aside, target)
+            raise
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -139,6 +139,19 @@ os.W_OK))
 """
 
 
+def test_a_machine_too_busy_for_ray_is_told_in_a_line(surroundings, short, monkeypatch):
+    """In the words of Ray 2.60, whose limit is 30 s: too long to wait for here."""
+    ray = pytest.importorskip("ray")
+
+    def time_out(**settings):
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", time_out)
+    surroundings(RAY_TMPDIR=short)
+    with pytest.raises(UserError, match="not ready after 30 s .*run the same command again"):
+        ray_start.connect("local")
+
+
 def test_a_user_without_name_and_home_gets_both():
     inside = [
         "unshare",

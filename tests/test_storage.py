@@ -1,5 +1,6 @@
 """Files appear whole or not at all, on this machine and behind a URI."""
 
+import errno
 import os
 
 import fsspec
@@ -46,6 +47,27 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path):
         raise RuntimeError
     assert open(os.path.join(target, "w")).read() == "old"
     assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(tmp_path, monkeypatch):
+    target = str(tmp_path / "checkpoint")
+    with storage.write_folder(target) as folder:
+        open(os.path.join(folder, "w"), "w").write("old")
+    replace = os.replace
+
+    def refuse(source, name):
+        if "new" in os.listdir(source):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        replace(source, name)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError), storage.write_folder(target) as folder:
+        open(os.path.join(folder, "new"), "w").write("new")
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["checkpoint"] and os.listdir(target) == ["w"]
+    with storage.write_folder(target) as folder:
+        open(os.path.join(folder, "new"), "w").write("new")
+    assert os.listdir(tmp_path) == ["checkpoint"] and os.listdir(target) == ["new"]
 
 
 def test_what_killed_writers_left_is_removed_and_counted(tmp_path):

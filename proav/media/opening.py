@@ -34,8 +34,8 @@ class Watch:
     """What the reader of a file minds beside it: a time limit, a sign of life, and what storage has failed
     with.
 
-    deadline_seconds: of each start; on_progress: called whenever the reader gets further, and while it waits
-    for storage. That does not count towards the deadline: it has a limit of its own, job.retry_seconds.
+    deadline_seconds: of each start; on_progress: called whenever the reader gets further. Waiting for storage
+    does not count towards the deadline: it has a limit of its own, job.retry_seconds.
     """
 
     def __init__(
@@ -68,8 +68,6 @@ class Watch:
         """So many seconds were spent on waiting for storage."""
         if self._deadline is not None:
             self._deadline += seconds
-        if self._on_progress is not None:
-            self._on_progress()
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
