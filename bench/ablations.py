@@ -20,17 +20,17 @@ import numpy as np
 import torch
 import yaml
 
-from proav.checkpoint import list_checkpoints, load_checkpoint
 from proav.config import Config
-from proav.data.feed import evaluation_windows
-from proav.data.shards import SegmentStore
+from proav.config.reading import load_config
+from proav.data.feeds.feed import evaluation_windows
+from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
 from proav.evaluate.losses import evaluate_stdit
 from proav.evaluate.reconstruction import evaluate_reconstruction
 from proav.evaluate.scores import ClipScorer
+from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline, load_coder
 from proav.metrics.blockiness import blockiness, blockiness_sound
-from proav.pipeline import SampleRequest, SoundingVideoPipeline, load_coder
-from proav.settings import load_config
+from proav.runs.checkpoint import list_checkpoints, load_checkpoint
 from proav.train.worker import checkpoints_folder, train_worker
 
 HEADS = {

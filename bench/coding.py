@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from proav.config import Config
-from proav.data.feed import evaluation_windows
-from proav.data.shards import SegmentStore
+from proav.config.reading import load_config
+from proav.data.feeds.feed import evaluation_windows
+from proav.data.store.shards import SegmentStore
+from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.media.container import Clip, read_clip, write_clip
 from proav.metrics.blockiness import blockiness
-from proav.pipeline import SampleRequest, SoundingVideoPipeline
-from proav.settings import load_config
 
 QUALITIES = (18, 14, 10, 6, 2)
 

@@ -15,9 +15,9 @@ from einops import rearrange
 from PIL import Image
 
 from proav.config import Config
+from proav.config.reading import load_config
 from proav.media.container import Clip, read_clip
 from proav.media.melframes import MelFrames
-from proav.settings import load_config
 
 SIDE, GAP, MARGIN = 104, 4, 12
 """Of a frame, between a clip's frames and its mel image, and between two clips, in pixels of the picture."""

@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from proav.data.shards import SegmentStore
+from proav.data.store.shards import SegmentStore
 from proav.media.container import Clip
 from proav.media.torchaudio import resample
 from proav.metrics.distances import Moments, frechet_distance, kernel_distance, least_frechet_count

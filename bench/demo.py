@@ -17,7 +17,7 @@ import time
 import uuid
 from pathlib import Path
 
-from proav.report_page.tables import beside, values_text
+from proav.reports.kit.tables import beside, values_text
 
 ROOT = Path(__file__).parents[1]
 MARK = "PROAV_BENCH_ID"

@@ -15,9 +15,9 @@ import numpy as np
 from einops import rearrange, reduce
 
 from proav.config import Config
-from proav.data.feed import evaluation_windows
-from proav.data.shards import SegmentStore
-from proav.settings import load_config
+from proav.config.reading import load_config
+from proav.data.feeds.feed import evaluation_windows
+from proav.data.store.shards import SegmentStore
 
 SIDE = 8
 CHANNELS = (3, 16, 46)

@@ -13,8 +13,8 @@ import time
 
 import ray
 
+from proav.config.reading import load_config
 from proav.evaluate.job import evaluate
-from proav.settings import load_config
 
 VIEW = (
     "clip.num_frames=16",

@@ -26,16 +26,16 @@ import torch
 from storage import make_segments, read_segments
 
 from proav.config import Config
-from proav.data.decode import WorkUnit, process_unit, segment_row
-from proav.data.feed import ClipFeed
-from proav.data.frames import decode_frames
-from proav.data.manifest import finish
-from proav.data.rows import RowReader
-from proav.data.shards import SegmentStore
-from proav.data.sources import SourceRow
+from proav.config.reading import load_config
+from proav.data.feeds.feed import ClipFeed
+from proav.data.prepare.finish import finish
+from proav.data.prepare.unit import WorkUnit, process_unit, segment_row
+from proav.data.sources.table import SourceRow
+from proav.data.store.frames import decode_frames
+from proav.data.store.parquet import RowReader
+from proav.data.store.shards import SegmentStore
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
-from proav.settings import load_config
 
 BATCH = 8
 

@@ -17,11 +17,11 @@ import av
 from decode import make_clips
 
 from proav.config import Config
-from proav.data.decode import process_unit
-from proav.data.isolation import IsolatedDecoder
-from proav.data.plan import make_plan
-from proav.data.sources import find_sources
-from proav.settings import load_config
+from proav.config.reading import load_config
+from proav.data.prepare.isolation import IsolatedDecoder
+from proav.data.prepare.plan import make_plan
+from proav.data.prepare.unit import process_unit
+from proav.data.sources.table import find_sources
 
 
 def make_film(clip: str, path: str, minutes: float) -> None:

@@ -24,16 +24,16 @@ import torch
 import yaml
 from torch import nn
 
-from proav.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from proav.config import Config
-from proav.data.feed import ClipFeed, evaluation_windows
-from proav.data.shards import SegmentStore
+from proav.config.reading import config_to_dict, load_config
+from proav.data.feeds.feed import ClipFeed, evaluation_windows
+from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
+from proav.generation.pipeline import LatentCoder, pixels_to_unit
 from proav.metrics.blockiness import blockiness, blockiness_sound
 from proav.metrics.reconstruction import mel_error_db, psnr_db
 from proav.models.mdsa import MDSA, CrossFlow
-from proav.pipeline import LatentCoder, pixels_to_unit
-from proav.settings import config_to_dict, load_config
+from proav.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from proav.train.autoencoder import AutoencoderStep
 from proav.train.engine import TorchEngine
 from proav.train.schedule import learning_rates

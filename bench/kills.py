@@ -22,7 +22,7 @@ from decode import make_clips
 from local_head import LocalHead
 from own_processes import own_processes
 
-from proav.data.verify import verify
+from proav.data.prepare.verify import verify
 
 VICTIMS = ("driver", "worker", "decoder", "node")
 
@@ -63,7 +63,7 @@ def processes_of(victim: str, driver: subprocess.Popen, node: psutil.Process) ->
             words = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if ("proav.data.isolation" in words) if victim == "decoder" else words.startswith("ray::") and "IDLE" not in words and "Map" in words:
+        if ("proav.data.prepare.isolation" in words) if victim == "decoder" else words.startswith("ray::") and "IDLE" not in words and "Map" in words:
             found.append(process)
     return found
 

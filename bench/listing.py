@@ -54,7 +54,7 @@ def make_listing(folder: Path, rows: int, files: int) -> None:
 
 
 def config_of(folder: Path):
-    from proav.settings import load_config
+    from proav.config.reading import load_config
 
     words = [f"run_dir={folder}/run", f"data.listing={folder}/unbalanced_train_segments.csv", f"data.videos={folder}/videos"]
     filters = ["filters.min_rms_db=-60", "filters.max_black=0.5", "filters.max_frozen=0.9", "filters.duplicates=near", "filters.avoid_shot_cuts=true"]
@@ -65,13 +65,13 @@ def make_units(folder: Path) -> None:
     """Stand-ins for the files that finished units leave."""
     import numpy as np
 
-    from proav.data.decode import Account, process_unit, reject_row, write_accounts, write_record
-    from proav.data.plan import make_plan, settle_plan
-    from proav.data.rows import write_shard
-    from proav.data.schema import REJECT_SCHEMA
-    from proav.data.sources import find_sources, segment_id
+    from proav.config.reading import load_config
+    from proav.data.prepare.plan import make_plan, settle_plan
+    from proav.data.prepare.unit import Account, process_unit, reject_row, write_accounts, write_record
+    from proav.data.sources.table import find_sources, segment_id
+    from proav.data.store.parquet import write_shard
+    from proav.data.store.schema import REJECT_SCHEMA
     from proav.media.container import Clip
-    from proav.settings import load_config
 
     rng = np.random.default_rng(0)
     Clip(rng.integers(0, 256, (20, 64, 64, 3), np.uint8), rng.normal(0, 0.1, 32000).astype(np.float32), 10, 16000).save(str(folder / "real.mp4"))
@@ -122,10 +122,10 @@ def make_units(folder: Path) -> None:
 
 def run_step(step: str, folder: Path) -> dict:
     """One step in this process: {"seconds", "gb", ...}."""
-    from proav.data.manifest import finish
-    from proav.data.plan import settle_plan
-    from proav.data.preprocess import finished_records
-    from proav.data.sources import find_sources
+    from proav.data.prepare.finish import finish
+    from proav.data.prepare.job import finished_records
+    from proav.data.prepare.plan import settle_plan
+    from proav.data.sources.table import find_sources
 
     config, data_dir = config_of(folder), str(folder / "run" / "data")
     begun, cpu = time.perf_counter(), time.process_time()

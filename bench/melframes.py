@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from proav.config import Config
+from proav.config.reading import load_config
 from proav.errors import MediaError
 from proav.geometry import ClipGeometry
 from proav.media.container import read_clip
 from proav.media.melframes import MelFrames
 from proav.media.torchaudio import import_torchaudio
-from proav.settings import load_config
 
 REFERENCE_WINDOWS = (256, 512, 1024, 2048)
 REFERENCE_FLOOR = 1e-4

@@ -29,10 +29,10 @@ import torch
 from decode import make_clips, plain_pass
 
 from proav.config import Config
-from proav.data.frames import encode_frames
-from proav.data.schema import FULL_SCALE
+from proav.config.reading import load_config
+from proav.data.store.frames import encode_frames
+from proav.data.store.schema import FULL_SCALE
 from proav.media.melframes import MelFrames
-from proav.settings import load_config
 
 WARM_FILES = 6
 """Enough for every decoder to start."""
@@ -94,7 +94,7 @@ def run_plain(pool, files: list[str], folder: str) -> tuple[dict, int, int]:
 
 
 def run_job(files: list[str], folder: str) -> tuple[dict, dict]:
-    from proav.data.preprocess import preprocess
+    from proav.data.prepare.job import preprocess
 
     with clocks() as spent, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         manifest = preprocess(make_config(folder, files))

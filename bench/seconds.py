@@ -14,15 +14,15 @@ import tempfile
 from pathlib import Path
 
 from proav.config import Config
-from proav.data.decode import process_unit
-from proav.data.folders import is_video
-from proav.data.isolation import IsolatedDecoder
-from proav.data.manifest import finish
-from proav.data.plan import settle_plan
-from proav.data.shards import read_accounts, read_rejects
-from proav.data.sources import find_sources
-from proav.data.verify import verify
-from proav.settings import load_config
+from proav.config.reading import load_config
+from proav.data.prepare.finish import finish
+from proav.data.prepare.isolation import IsolatedDecoder
+from proav.data.prepare.plan import settle_plan
+from proav.data.prepare.unit import process_unit
+from proav.data.prepare.verify import verify
+from proav.data.sources.folders import is_video
+from proav.data.sources.table import find_sources
+from proav.data.store.shards import read_accounts, read_rejects
 
 
 def prepare(config: Config) -> dict:

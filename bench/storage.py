@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from proav.data.frames import decode_frames, encode_frames
-from proav.data.rows import RowReader, ShardWriter
+from proav.data.store.frames import decode_frames, encode_frames
+from proav.data.store.parquet import RowReader, ShardWriter
 from proav.errors import MediaError
 from proav.media.container import read_clip
 

@@ -12,12 +12,12 @@ from collections import defaultdict
 import numpy as np
 import torch
 
-from proav.data.shards import SegmentStore
+from proav.config.reading import load_config
+from proav.data.store.shards import SegmentStore
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
 from proav.metrics.av_align import audio_onsets, from_events, motion_strengths
 from proav.metrics.synchrony import clip_synchrony
-from proav.settings import load_config
 
 MEASURES = ("av_align", "av_align_one_to_one", "synchrony")
 

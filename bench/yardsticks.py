@@ -17,17 +17,17 @@ import numpy as np
 import torch
 
 from proav.config import Config
-from proav.data.feed import ClipFeed, evaluation_windows
-from proav.data.shards import SegmentStore
+from proav.config.reading import load_config
+from proav.data.feeds.feed import ClipFeed, evaluation_windows
+from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
 from proav.evaluate.reconstruction import evaluate_yardsticks, mean_over_windows
 from proav.evaluate.yardsticks import Yardsticks, fit_yardsticks, plan_yardsticks
+from proav.generation.pipeline import pixels_to_unit, unit_to_pixels
 from proav.metrics.blockiness import blockiness, blockiness_sound
 from proav.metrics.reconstruction import mean_colour, mel_error_db, psnr_db
 from proav.models.mdsa import MDSA
-from proav.pipeline import pixels_to_unit, unit_to_pixels
-from proav.report_page.tables import values_text
-from proav.settings import load_config
+from proav.reports.kit.tables import values_text
 from proav.train.fitting import fit_linear_planes
 
 ROWS = (

@@ -6,7 +6,7 @@
 import importlib
 
 __version__ = "0.1.0"
-_HOMES = {"SoundingVideoPipeline": "proav.pipeline", "Clip": "proav.media.container", "Config": "proav.config", "load_config": "proav.settings"}
+_HOMES = {"SoundingVideoPipeline": "proav.generation.pipeline", "Clip": "proav.media.container", "Config": "proav.config", "load_config": "proav.config.reading"}
 __all__ = [*_HOMES, "__version__"]
 
 

@@ -10,10 +10,10 @@ import sys
 
 import torch
 
-from proav.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from proav.config import Config
+from proav.config.reading import config_from_dict, config_to_dict
 from proav.errors import UserError
-from proav.settings import config_from_dict, config_to_dict
+from proav.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 PLACES_OF_DATA = ("sources", "listing", "videos", "ontology", "prepared")
 """Settings of the section data that name files and folders."""

@@ -2,17 +2,17 @@
 
 import time
 
-from proav.jobs import Config, run_job
+from proav.command_line import Config, run_job
 
 
 def main(config: Config) -> None:
-    from proav.batch import generate
-    from proav.data.latents import encode_latents
-    from proav.data.preprocess import preprocess
+    from proav.data.prepare.job import preprocess
     from proav.evaluate.job import evaluate
-    from proav.progress import duration
-    from proav.report import write_data_report, write_report
-    from proav.train.launch import train_stage
+    from proav.generation.batch import generate
+    from proav.latents.encode import encode_latents
+    from proav.reports.run import write_data_report, write_report
+    from proav.runs.progress import duration
+    from proav.train.on_ray.launch import train_stage
 
     began = time.monotonic()
     preprocess(config)

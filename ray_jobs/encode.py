@@ -1,16 +1,16 @@
 """Windows of the prepared segments -> latents of the trained MDSA, joint and lone, with Ray Data."""
 
-from proav.jobs import Config, run_job
+from proav.command_line import Config, run_job
 
 
 def main(config: Config) -> None:
-    from proav.data.latents import encode_latents
+    from proav.latents.encode import encode_latents
 
     encode_latents(config)
 
 
 def plan(config: Config) -> str:
-    from proav.data.latents import size_text
+    from proav.latents.encode import size_text
 
     return size_text(config)
 

@@ -1,11 +1,11 @@
 """Reconstruction and loss on clips of sources that training did not see; every number with its protocol."""
 
-from proav.jobs import Config, run_job
+from proav.command_line import Config, run_job
 
 
 def main(config: Config) -> None:
     from proav.evaluate.job import evaluate
-    from proav.report import write_report
+    from proav.reports.run import write_report
 
     evaluate(config)
     print(f"evaluate: {write_report(config)}")

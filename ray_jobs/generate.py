@@ -1,11 +1,11 @@
 """New clips with picture and sound from the trained ST-DiT, as mp4 files, with Ray Data."""
 
-from proav.jobs import Config, run_job
+from proav.command_line import Config, run_job
 
 
 def main(config: Config) -> None:
-    from proav.batch import generate
-    from proav.report import write_report
+    from proav.generation.batch import generate
+    from proav.reports.run import write_report
 
     generate(config)
     print(f"generate: {write_report(config)}")

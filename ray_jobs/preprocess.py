@@ -1,18 +1,18 @@
 """Videos with sound -> aligned segments in Parquet shards, with Ray Data."""
 
-from proav.jobs import Config, run_job
+from proav.command_line import Config, run_job
 
 
 def main(config: Config) -> None:
-    from proav.data.preprocess import preprocess
-    from proav.report import write_data_report
+    from proav.data.prepare.job import preprocess
+    from proav.reports.run import write_data_report
 
     preprocess(config)
     print(f"preprocess: {write_data_report(config)}")
 
 
 def verify(config: Config) -> None:
-    from proav.data.preprocess import verify_run
+    from proav.data.prepare.job import verify_run
 
     verify_run(config)
 

@@ -1,11 +1,11 @@
 """Train MDSA (stage=mdsa) or ST-DiT (stage=stdit) with Ray Train and DeepSpeed; without a stage: mdsa, encode, stdit, each unless done."""
 
-from proav.jobs import Config, run_job
+from proav.command_line import Config, run_job
 
 
 def main(config: Config) -> None:
-    from proav.data.latents import encode_latents
-    from proav.train.launch import train_stage
+    from proav.latents.encode import encode_latents
+    from proav.train.on_ray.launch import train_stage
 
     if config.stage is not None:
         train_stage(config, config.stage)

@@ -1,6 +1,6 @@
 """A sweep over settings of MDSA with Ray Tune: each trial is a Ray Train run; a table, a Pareto plot, and the best configuration for train.py."""
 
-from proav.jobs import Config, run_job
+from proav.command_line import Config, run_job
 from proav.tune.space import plan_text
 
 

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from proav.config import Config
+from proav.config.reading import config_from_dict, config_to_dict, load_config
 from proav.costs import (
     Cost,
     costs,
@@ -28,7 +29,6 @@ from proav.models.discriminators import AudioDiscriminator, VideoDiscriminators
 from proav.models.layers import hidden_matrices
 from proav.models.mdsa import MDSA
 from proav.models.stdit import STDiT
-from proav.settings import config_from_dict, config_to_dict, load_config
 
 TINY = {
     "clip": {"num_frames": 4, "height": 32, "width": 32, "fps": 8, "sample_rate": 8000},

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import torch
 
-from proav.checkpoint import load_checkpoint
+from proav.config.reading import load_config
 from proav.export import main
-from proav.pipeline import SoundingVideoPipeline
-from proav.settings import load_config
+from proav.generation.pipeline import SoundingVideoPipeline
+from proav.runs.checkpoint import load_checkpoint
 from tests.tiny import save_tiny_mdsa, save_tiny_stdit, tiny_config
 
 

@@ -1,7 +1,7 @@
 """Derived sizes against numbers worked out by hand from the paper's scale."""
 
+from proav.config.reading import load_config
 from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry, stream_geometries
-from proav.settings import load_config
 
 
 def test_landscape_sizes():

@@ -6,13 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from proav.batch import wanted_rows
-from proav.checkpoint import check_resumable
-from proav.data.shards import label_indices
+from proav.data.store.shards import label_indices
 from proav.errors import CheckpointError
+from proav.generation.batch import wanted_rows
+from proav.generation.pipeline import SoundingVideoPipeline
 from proav.metrics.agreement import class_hit
-from proav.pipeline import SoundingVideoPipeline
-from proav.serve.requests import ApiError, check_request, parse_request
+from proav.runs.checkpoint import check_resumable
+from proav.serve.front.errors import ApiError
+from proav.serve.orders.requests import check_request, parse_request
 from proav.text import find_label, one_form, without_case
 from tests.tiny import tiny_config
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from proav.checkpoint import save_checkpoint
 from proav.config import Config
+from proav.config.reading import load_config
 from proav.models.mdsa import MDSA
 from proav.models.stdit import STDiT
-from proav.settings import load_config
+from proav.runs.checkpoint import save_checkpoint
 
 LABELS = ("rain", "speech")
 TINY = [

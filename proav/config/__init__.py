@@ -1,7 +1,7 @@
 """Every setting of a run: typed, documented; a section is a component, a file a group of them.
 
 The defaults are the paper's scale on Landscape (16 frames of 256x256 at 10 fps, sound at 16 kHz); a YAML file names what differs.
-Reading YAML and command lines is `proav/settings.py`; sizes that follow from these settings are `proav/geometry.py`.
+Reading YAML and command lines is `proav/config/reading.py`; sizes that follow from these settings are `proav/geometry.py`.
 Rules between fields are checked here, at construction, before any work starts.
 """
 

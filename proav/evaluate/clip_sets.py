@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 
 from proav import storage
-from proav.checkpoint import Checkpoint, load_checkpoint
 from proav.config import Config
-from proav.data.feed import evaluation_windows
-from proav.data.folders import is_video
-from proav.data.shards import SegmentStore, manifest_hash
+from proav.data.feeds.feed import evaluation_windows
+from proav.data.sources.folders import is_video
+from proav.data.store.shards import SegmentStore, manifest_hash
 from proav.errors import MediaError, UserError
 from proav.evaluate.reconstruction import reconstruct
 from proav.evaluate.yardsticks import YardstickPlan, load_yardsticks
+from proav.generation.pipeline import load_coder
 from proav.media.container import Clip, probe_seconds, read_clip
 from proav.media.torchaudio import resample
 from proav.metrics.protocols import Protocol
-from proav.pipeline import load_coder
+from proav.runs.checkpoint import Checkpoint, load_checkpoint
 from proav.text import one_form
 
 
@@ -128,7 +128,7 @@ def segments_of(name: str, config: Config, view: View, *, split: str, max_clips:
 
 def samples_of(name: str, config: Config, view: View, *, max_clips: int) -> ClipSet:
     """The run's generated samples, in order of their index; each is a source of its own. Raises UserError where there are none."""
-    from proav.batch import read_samples
+    from proav.generation.batch import read_samples
 
     folder = storage.join(config.run_folder, "samples")
     rows = sorted(read_samples(folder), key=lambda row: row["index"])[:max_clips]

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from proav import storage
-from proav.checkpoint import Checkpoint, check_resumable, load_checkpoint
 from proav.config import Config
-from proav.data.shards import read_manifest
+from proav.data.store.shards import read_manifest
 from proav.errors import TOLD, UserError
 from proav.evaluate.clip_sets import ClipSet, View, files_below, reconstructions_of, samples_of, segments_of
 from proav.evaluate.feature_scores import clip_values
@@ -26,6 +25,7 @@ from proav.evaluate.yardsticks import YARDSTICK_SCORES, YardstickPlan, make_yard
 from proav.metrics import av_align
 from proav.metrics.networks import NETWORKS, given, weights_file
 from proav.metrics.protocols import Protocol, find_protocol, protocol_hash
+from proav.runs.checkpoint import Checkpoint, check_resumable, load_checkpoint
 
 OF_FOLDERS = "folders are compared as they are: nothing is reconstructed, and no clip is for training"
 """Why two folders have no yardsticks."""
@@ -212,7 +212,7 @@ def _run_sets(
     yardsticks: YardstickPlan,
 ) -> list[Comparison]:
     """Reconstructions against their originals; samples, where there are any, against the training split, as the field's tables have it, and held-out clips."""
-    from proav.cluster import device_of, wants_gpu
+    from proav.on_ray.resources import device_of, wants_gpu
 
     split, most = config.evaluate.split, protocol.num_clips or config.evaluate.max_clips
     device = device_of(wants_gpu(config.evaluate.use_gpu))
@@ -278,7 +278,7 @@ def _measure(config: Config, measures: Measures, protocol: Protocol, comparison:
     """The sets of a comparison, measured; what was measured before for another one is read."""
     import ray
 
-    from proav.cluster import largest_resources, wants_gpu
+    from proav.on_ray.resources import largest_resources, wants_gpu
 
     use_gpu = wants_gpu(config.evaluate.use_gpu)
     workers = config.evaluate.num_workers or max(1, int(largest_resources().get("GPU" if use_gpu else "CPU", 1)))
@@ -302,7 +302,7 @@ def _tasks(
     """What is done in one task each: the pairs that the report shows, ST-DiT's loss, the yardsticks' file."""
     import ray
 
-    from proav.cluster import device_of, wants_gpu
+    from proav.on_ray.resources import device_of, wants_gpu
 
     use_gpu = wants_gpu(config.evaluate.use_gpu)
     remote = ray.remote(num_cpus=1, num_gpus=int(use_gpu))

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from proav import storage
-from proav.checkpoint import Checkpoint
 from proav.config import Config
-from proav.data.feed import LatentFeed
+from proav.data.feeds.feed import LatentFeed
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.planes import denoising_loss
 from proav.errors import UserError
-from proav.pipeline import SoundingVideoPipeline
+from proav.generation.pipeline import SoundingVideoPipeline
+from proav.runs.checkpoint import Checkpoint
 
 NUM_TIMES = 8
 """Noise levels at which ST-DiT's validation loss is taken: the middles of equal shares of the training distribution of times."""

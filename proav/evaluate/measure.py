@@ -18,7 +18,7 @@ import torch
 
 from proav import storage
 from proav.config import Config
-from proav.data.rows import open_parquet, write_shard
+from proav.data.store.parquet import open_parquet, write_shard
 from proav.errors import TOLD, raise_from_text, to_text
 from proav.evaluate.clip_sets import ClipSet, Item, Loaded
 from proav.evaluate.scores import ClipScorer
@@ -27,7 +27,7 @@ from proav.media.melframes import one_torch_thread
 from proav.media.torchaudio import resample
 from proav.metrics.networks import FeatureNetwork, load_network
 from proav.models.perceptual import LPIPS
-from proav.progress import Progress
+from proav.runs.progress import Progress
 
 UNIT_CLIPS = 16
 """Clips of a unit: few enough for a CPU's minutes, enough for a GPU's batch."""
@@ -164,7 +164,7 @@ def measure_set(clip_set: ClipSet, measures: Measures, folder: str, *, num_worke
     """Measures what is not there yet and reads it all back. Ray must be running. Raises UserError for weights that are missing or wrong."""
     import ray
 
-    from proav.cluster import device_of
+    from proav.on_ray.resources import device_of
 
     storage.make_folder(folder)
     total = -(-len(clip_set.items) // UNIT_CLIPS)

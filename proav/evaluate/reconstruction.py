@@ -7,15 +7,15 @@ import numpy as np
 import torch
 
 from proav import storage
-from proav.checkpoint import load_checkpoint
 from proav.config import Config
-from proav.data.feed import evaluation_windows
-from proav.data.shards import SegmentStore
+from proav.data.feeds.feed import evaluation_windows
+from proav.data.store.shards import SegmentStore
 from proav.evaluate.yardsticks import Yardsticks
+from proav.generation.pipeline import LatentCoder, load_coder, pixels_to_unit
 from proav.media.container import Clip
 from proav.media.melframes import one_torch_thread
 from proav.metrics.reconstruction import mean_colour, mean_mel, mel_error_db, psnr_db, temporal_mean
-from proav.pipeline import LatentCoder, load_coder, pixels_to_unit
+from proav.runs.checkpoint import load_checkpoint
 
 NUM_SHOWN = 6
 """Reconstructions that are kept as mp4 files for the report."""

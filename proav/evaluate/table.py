@@ -4,7 +4,7 @@ import json
 
 from proav import storage
 from proav.errors import UserError
-from proav.report_page.tables import beside, values_text
+from proav.reports.kit.tables import beside, values_text
 
 HEADS = ("", "value", "95 % interval", "real/real", "clips", "sources")
 

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from proav import storage
 from proav.config import Config
-from proav.data.feed import ClipFeed
-from proav.data.shards import SegmentStore, manifest_hash
+from proav.data.feeds.feed import ClipFeed
+from proav.data.store.shards import SegmentStore, manifest_hash
+from proav.generation.pipeline import pixels_to_unit
 from proav.geometry import MODALITIES, PLANES, ClipGeometry, LatentGeometry
 from proav.media.melframes import one_torch_thread
 from proav.metrics.cosine_transform import CosineTransform
 from proav.metrics.linear_planes import Chunks, LinearPlanes
-from proav.pipeline import pixels_to_unit
-from proav.report_page.tables import values_text
+from proav.reports.kit.tables import values_text
 
 YARDSTICK_SCORES = (
     "psnr_linear_planes_db",

@@ -1,6 +1,6 @@
 """Clips in files: picture and sound read onto one clock in a single pass, and written as mp4 (PyAV).
 
-Not for features or storage of data sets (`melframes.py`, `proav/data/shards.py`). Clips are what ProAV-DiT is trained on: T frames of
+Not for features or storage of data sets (`melframes.py`, `proav/data/store/shards.py`). Clips are what ProAV-DiT is trained on: T frames of
 H x W with the sound of exactly the same time. Letters: T frames, H and W rows and columns.
 """
 

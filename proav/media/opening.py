@@ -17,8 +17,8 @@ import av
 
 from proav import storage
 from proav.errors import MediaError, StorageUnavailable
-from proav.filesystems import PatientFile
-from proav.patience import patiently
+from proav.storage.filesystems import PatientFile
+from proav.storage.patience import patiently
 
 FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,asf,ogg,mxf,nut,dv,rm,gif,"

@@ -1,15 +1,15 @@
 """Synchrony of sound and picture on clips as short as 1.6 s: a measure of one clip whose mean over a set tells how well the set keeps time.
 
-Onsets of the sound are correlated with jerks of the picture (`proav/data/synchrony.py`). One clip says little, the mean of some hundred does:
+Onsets of the sound are correlated with jerks of the picture (`proav/signals/synchrony.py`). One clip says little, the mean of some hundred does:
 `bench/sync_shift.py` shows how it falls when the sound is shifted, beside AV-Align.
 """
 
 import torch
 
-from proav.data.scores import reduce_pictures, shot_starts
-from proav.data.synchrony import synchrony
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
+from proav.signals.scores import reduce_pictures, shot_starts
+from proav.signals.synchrony import synchrony
 
 
 def clip_synchrony(clip: Clip, mel_frames: MelFrames) -> float:

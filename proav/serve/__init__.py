@@ -8,6 +8,6 @@ if TYPE_CHECKING:
 
 def app(arguments: dict[str, Any]) -> "Application":
     """The application that `serve run proav.serve:app [key=value ...]` starts; the keys are those of `ServeSettings`."""
-    from proav.serve.application import build
+    from proav.serve.on_ray.application import build
 
     return build(arguments)

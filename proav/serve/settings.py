@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from proav import storage
 from proav.config import Section
 from proav.errors import ConfigError
-from proav.serve.arrival import Limits
+from proav.serve.front.arrival import Limits
 
 CHECKPOINT_VARIABLE = "PROAV_CHECKPOINT"
 RUNS_VARIABLE = "PROAV_RUNS"

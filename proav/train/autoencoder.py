@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from proav.config import Config
 from proav.diffusion.noise import noise_batch, uniforms_for
+from proav.generation.pipeline import pixels_to_unit
 from proav.geometry import PLANE_NAMES, LatentGeometry
 from proav.models.discriminators import (
     AudioDiscriminator,
@@ -28,7 +29,6 @@ from proav.models.discriminators import (
 )
 from proav.models.mdsa import CrossFlow
 from proav.models.perceptual import LPIPS, multi_scale_gradient_loss
-from proav.pipeline import pixels_to_unit
 from proav.train.engine import Engine, NonFiniteError, average_gradients
 from proav.train.loop import StepOutput, mean_part
 from proav.train.optimizers import MOMENTS

@@ -1,6 +1,6 @@
 """What is computed of a new model before its training: MDSA's linear planes, from the feed's first clips.
 
-Not here: the fit itself (`proav/models/linear_planes.py`). It is a function of seed and data alone: worker 0
+Not here: the fit itself (`proav/models/mdsa/linear_planes.py`). It is a function of seed and data alone: worker 0
 fits with one thread, whatever the number of workers, and the others take its weights to the bit.
 """
 
@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from proav.data.feed import ClipFeed
+from proav.data.feeds.feed import ClipFeed
+from proav.generation.pipeline import pixels_to_unit
 from proav.media.melframes import one_torch_thread
 from proav.models.mdsa import MDSA
-from proav.pipeline import pixels_to_unit
 from proav.train.resume import on_worker_0
 
 CLIPS_AT_ONCE = 8

@@ -1,4 +1,4 @@
-"""What of a training run goes into a checkpoint, and how a run goes on from one; the file format is `proav/checkpoint.py`.
+"""What of a training run goes into a checkpoint, and how a run goes on from one; the file format is `proav/runs/checkpoint.py`.
 
 The state knows no engine, ZeRO stage or number of workers: whole tensors by name, which each engine splits for itself.
 """
@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 
 import torch.distributed as dist
 
-from proav.checkpoint import Checkpoint, save_checkpoint
+from proav.runs.checkpoint import Checkpoint, save_checkpoint
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engine import Engine
 from proav.train.loop import LoopState, TrainingStep

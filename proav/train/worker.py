@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from proav import storage
-from proav.checkpoint import Checkpoint, check_resumable, load_checkpoint, newest_good_checkpoint
 from proav.config import Config, TrainConfig
-from proav.data.feed import ClipFeed, Feed, LatentFeed
-from proav.data.shards import manifest_hash, read_manifest
+from proav.data.feeds.feed import ClipFeed, Feed, LatentFeed
+from proav.data.store.shards import manifest_hash, read_manifest
 from proav.errors import CheckpointError, UserError
 from proav.models.mdsa import MDSA
 from proav.models.stdit import STDiT
-from proav.progress import Progress
+from proav.runs.checkpoint import Checkpoint, check_resumable, load_checkpoint, newest_good_checkpoint
+from proav.runs.metrics_log import MetricsLog
+from proav.runs.progress import Progress
 from proav.train.autoencoder import AutoencoderStep
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engine import make_engine
 from proav.train.fitting import fit_linear_planes, fit_on_worker_0
 from proav.train.generator import GeneratorStep
 from proav.train.loop import Asked, LoopState, TrainingStep, run_loop
-from proav.train.metrics_log import MetricsLog
 from proav.train.resume import load_training, on_worker_0, save_training
 
 ENCODE = "python ray_jobs/encode.py --config FILE, with the same run_dir"

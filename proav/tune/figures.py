@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from proav.report_page.figures import CARD, LINE, MUTED, themed_svg
-from proav.report_page.page import Markup
+from proav.reports.kit.figures import CARD, LINE, MUTED, themed_svg
+from proav.reports.kit.page import Markup
 from proav.tune.rows import Row, front
 from proav.tune.space import short_names, value_words
 

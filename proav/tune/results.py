@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from proav import storage
 from proav.config import Config, TuneConfig
-from proav.settings import config_to_dict, config_to_yaml
+from proav.config.reading import config_to_dict, config_to_yaml
 from proav.tune.page import write_page
 from proav.tune.record import CRASHED, FAILED, RUNNING, TrialRecord, schedule_of, score
 from proav.tune.rows import Row, best_row, front, make_rows, rungs_of

@@ -7,8 +7,8 @@ may begin together must therefore all find room together, loaders included.
 import itertools
 from collections.abc import Iterator
 
-from proav.cluster import wants_gpu
 from proav.config import Config, TrainConfig
+from proav.on_ray.resources import wants_gpu
 
 TRAIN = "mdsa.train."
 TAKEN = ("num_workers", "use_gpu", "cpus_per_worker", "loader", "loader_workers")

@@ -14,9 +14,9 @@ from typing import Any
 
 from proav import storage
 from proav.config import Config, TuneConfig
+from proav.config.reading import config_from_dict, config_to_dict, describe_settings, nearest_key
 from proav.costs import costs
 from proav.errors import ConfigError
-from proav.settings import config_from_dict, config_to_dict, describe_settings, nearest_key
 
 SWEPT = "mdsa."
 """A sweep trains MDSA: other settings would change nothing that it measures."""

@@ -12,11 +12,11 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from proav import storage
-from proav.cluster import largest_resources
 from proav.config import Config
-from proav.data.feed import evaluation_windows
-from proav.data.shards import SegmentStore
+from proav.data.feeds.feed import evaluation_windows
+from proav.data.store.shards import SegmentStore
 from proav.errors import Stopped, UserError
+from proav.on_ray.resources import largest_resources
 from proav.train.worker import plan_stage
 from proav.tune.record import CRASHED, FINISHED, RUNNING, STOPPED, TrialRecord, is_done, read_record, read_records, score, write_record
 from proav.tune.results import metrics_lines, write_results

@@ -11,12 +11,12 @@ from typing import Protocol
 import ray
 
 from proav import storage
-from proav.cluster import device_of, wants_gpu
 from proav.config import Config
 from proav.errors import Stopped, UserError
 from proav.evaluate.reconstruction import evaluate_reconstruction
-from proav.train.launch import train_stage
-from proav.train.metrics_log import read_metrics
+from proav.on_ray.resources import device_of, wants_gpu
+from proav.runs.metrics_log import read_metrics
+from proav.train.on_ray.launch import train_stage
 from proav.tune.record import CRASHED, DONE, FAILED, read_record, write_record
 from proav.tune.space import Trial
 

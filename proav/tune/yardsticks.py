@@ -11,7 +11,7 @@ from proav import storage
 from proav.config import Config
 from proav.evaluate.reconstruction import evaluate_yardsticks
 from proav.evaluate.yardsticks import YardstickPlan, load_yardsticks, make_yardsticks, plan_yardsticks
-from proav.report_page.tables import values_text
+from proav.reports.kit.tables import values_text
 from proav.tune.record import TrialRecord
 from proav.tune.space import config_at
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from cluster.check import check_file, main
-from proav.cluster import read_limits
 from proav.errors import UserError
+from proav.on_ray.resources import read_limits
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ("aws", "gcp", "onprem")

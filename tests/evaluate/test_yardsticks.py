@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from proav.data.feed import ClipFeed
-from proav.data.shards import SegmentStore
+from proav.data.feeds.feed import ClipFeed
+from proav.data.store.shards import SegmentStore
 from proav.evaluate import yardsticks as module
 from proav.evaluate.job import evaluate
 from proav.evaluate.reconstruction import evaluate_yardsticks, mean_scores, trivial_scores

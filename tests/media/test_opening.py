@@ -13,14 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from proav import patience
-from proav.data.decode import SourceDecoder, WorkUnit, process_unit
-from proav.data.isolation import IsolatedDecoder
-from proav.data.sources import find_sources, rows_of
+from proav.data.prepare.isolation import IsolatedDecoder
+from proav.data.prepare.unit import SourceDecoder, WorkUnit, process_unit
+from proav.data.sources.table import find_sources, rows_of
 from proav.errors import MediaError, Stopped, StorageUnavailable
-from proav.filesystems import LocalFile, PatientFile
 from proav.media.container import read_clip, read_segments
 from proav.media.opening import Watch, opened
+from proav.storage import patience
+from proav.storage.filesystems import LocalFile, PatientFile
 from tests.media.flash_and_beep import make_film, regular
 from tests.synthetic_clips import make_clip
 from tests.tiny import tiny_config

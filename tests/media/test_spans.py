@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from proav.data.folders import is_video
+from proav.data.sources.folders import is_video
 from proav.media.container import read_clip, read_segments
 from tests.media.flash_and_beep import beep_times, make_film, regular, white_frames
 

@@ -12,8 +12,8 @@ import av
 import pytest
 
 from proav import SoundingVideoPipeline
+from proav.config.reading import load_config
 from proav.evaluate.yardsticks import YARDSTICK_SCORES
-from proav.settings import load_config
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ import psutil
 import pytest
 import torch
 
-from proav.checkpoint import list_checkpoints, load_checkpoint
-from proav.settings import config_to_yaml
-from proav.train.metrics_log import read_metrics
+from proav.config.reading import config_to_yaml
+from proav.runs.checkpoint import list_checkpoints, load_checkpoint
+from proav.runs.metrics_log import read_metrics
 from proav.train.worker import train_worker
 from tests.train.test_worker import curve, prepare
 

@@ -18,10 +18,10 @@ import pytest
 import requests
 import uvicorn
 
-from proav.serve.connections import Connection
-from proav.serve.http import http_app
-from proav.serve.sampler import Sampler
-from proav.serve.service import Service
+from proav.serve.api.http import http_app
+from proav.serve.front.connections import Connection
+from proav.serve.on_ray.sampler import Sampler
+from proav.serve.queue.service import Service
 from proav.serve.settings import ServeSettings
 from tests.tiny import save_tiny_stdit, tiny_config
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from proav.errors import UserError
+from proav.generation.pipeline import pixels_to_unit
 from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry
 from proav.models.mdsa import MDSA
-from proav.pipeline import pixels_to_unit
 from proav.train.autoencoder import AutoencoderStep, draw_flow, draw_frames, draw_noise, draw_shown
 from proav.train.engine import NonFiniteError
 from tests.tiny import tiny_config

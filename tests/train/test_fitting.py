@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from proav.checkpoint import load_checkpoint
-from proav.data.feed import ClipFeed
+from proav.data.feeds.feed import ClipFeed
 from proav.errors import UserError
+from proav.generation.pipeline import pixels_to_unit
 from proav.models.mdsa import MDSA
-from proav.pipeline import pixels_to_unit
+from proav.runs.checkpoint import load_checkpoint
 from proav.train.fitting import FirstClips, fit_linear_planes, fit_on_worker_0
 from proav.train.worker import plan_stage, train_worker
 from tests.tiny import tiny_config

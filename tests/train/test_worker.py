@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 
 from proav import storage
-from proav.checkpoint import load_checkpoint
-from proav.data.feed import ClipFeed
+from proav.data.feeds.feed import ClipFeed
 from proav.errors import CheckpointError, UserError
+from proav.runs.checkpoint import load_checkpoint
+from proav.runs.metrics_log import read_metrics
 from proav.train import worker
 from proav.train.loop import WAITS
-from proav.train.metrics_log import read_metrics
 from proav.train.worker import train_worker
 from tests.tiny import LABELS, save_tiny_mdsa, tiny_config
 from tests.train.tiny_run import write_latents, write_segments

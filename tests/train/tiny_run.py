@@ -9,12 +9,12 @@ import torch
 
 from proav import storage
 from proav.config import Config
-from proav.data.decode import WorkUnit, process_unit, segment_row
-from proav.data.latents import LATENT_SCHEMA
-from proav.data.manifest import finish
-from proav.data.rows import write_shard
-from proav.data.sources import SourceRow
+from proav.data.prepare.finish import finish
+from proav.data.prepare.unit import WorkUnit, process_unit, segment_row
+from proav.data.sources.table import SourceRow
+from proav.data.store.parquet import write_shard
 from proav.geometry import ClipGeometry, LatentGeometry
+from proav.latents.encode import LATENT_SCHEMA
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
 from proav.train.engine import make_engine

@@ -9,9 +9,9 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
-from proav.checkpoint import load_checkpoint
 from proav.config import Config, TrainConfig
 from proav.models.layers import hidden_map
+from proav.runs.checkpoint import load_checkpoint
 from proav.train import engine as engine_room
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engine import make_engine

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from proav.config.reading import load_config
 from proav.errors import UserError
-from proav.settings import load_config
 from proav.tune.record import CRASHED, FAILED, FINISHED, STOPPED, TrialRecord, is_done, read_records, schedule_of, write_record
 from proav.tune.results import write_results
 from proav.tune.rows import best_row, front, make_rows, rungs_of

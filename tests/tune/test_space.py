@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
+from proav.config.reading import config_to_yaml, load_config
 from proav.errors import ConfigError
-from proav.settings import config_to_yaml, load_config
 from proav.tune.space import (
     check_sweep,
     config_at,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from proav.config.reading import config_to_yaml
 from proav.errors import UserError
-from proav.settings import config_to_yaml
 from proav.tune.sweep import sweep
 from tests.tiny import tiny_config
 from tests.train.tiny_run import write_segments

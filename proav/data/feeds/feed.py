@@ -1,0 +1,355 @@
+"""(seed, position) -> batch: windows of segments for MDSA, stored latents for ST-DiT. A pure index over files; it knows no trainer and no Ray.
+
+The global batch of step s is positions s * batch_size to (s + 1) * batch_size - 1; each rank takes an equal contiguous slice of it, so that
+world size, worker processes and resumption change nothing. Letters: b clips of this rank, T frames, H W rows and columns, M mel bins,
+S mel columns in a frame, D latent channels, N plane side.
+"""
+
+import itertools
+import multiprocessing
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from proav import storage
+from proav.config import Config, FilterConfig
+from proav.data.feeds.augment import Louder, PictureChanges, raised
+from proav.data.feeds.order import EpochOrder, pitches, slot_starts
+from proav.data.store.parquet import RowReader, open_parquet
+from proav.data.store.shards import SegmentStore, label_indices
+from proav.errors import UserError
+
+PREFETCH_BATCHES = 2
+"""Batches that each loading process or actor prepares ahead."""
+
+
+class Feed(ABC):
+    """Batches by step; what ClipFeed and LatentFeed share. `at(positions)` makes one batch and is theirs."""
+
+    batch_size: int
+
+    @abstractmethod
+    def at(self, positions: np.ndarray) -> dict:
+        """The clips at these positions as one batch."""
+
+    def batch(self, step: int, *, rank: int = 0, world: int = 1) -> dict:
+        """This rank's clips of the global batch of `step`. Raises UserError where batch_size does not split over `world`."""
+        return self.at(self.positions(step, rank=rank, world=world))
+
+    def positions(self, step: int, *, rank: int = 0, world: int = 1) -> np.ndarray:
+        """int64 [b]: the positions of this rank's clips."""
+        if self.batch_size % world:
+            raise UserError(
+                f"a batch of {self.batch_size} clips does not split over {world} workers; expected train.batch_size to be a multiple of {world}"
+            )
+        share = self.batch_size // world
+        first = step * self.batch_size + rank * share
+        return np.arange(first, first + share, dtype=np.int64)
+
+    def iterate(
+        self,
+        start_step: int = 0,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        loader_workers: int = 0,
+        loader: Literal["processes", "actors"] = "processes",
+        pin_memory: bool = False,
+    ) -> Iterator[dict]:
+        """Batches of start_step, start_step + 1, ... without end, in order; the same whatever prepares them.
+
+        loader_workers: processes or Ray actors (`loader`) that prepare batches ahead; 0 prepares each when it is asked for, in this process.
+        Closing the iterator ends them. Raises RuntimeError where one of them is killed: a process at once, an actor if its successors are too.
+        """
+        self.positions(start_step, rank=rank, world=world)  # a wrong split is told here, not in a worker process
+        if loader_workers == 0:
+            return (self.batch(step, rank=rank, world=world) for step in itertools.count(start_step))
+        if loader == "actors":
+            from proav.data.feeds.remote_feed import actor_batches
+
+            return actor_batches(self, start_step, rank=rank, world=world, num_actors=loader_workers, pin_memory=pin_memory)
+        return self._from_processes(start_step, rank, world, loader_workers, pin_memory)
+
+    def _from_processes(self, start_step: int, rank: int, world: int, loader_workers: int, pin_memory: bool) -> Iterator[dict]:
+        loader = torch.utils.data.DataLoader(
+            _Steps(self, rank, world),
+            sampler=_CountFrom(start_step),
+            batch_size=None,
+            num_workers=loader_workers,
+            prefetch_factor=PREFETCH_BATCHES,
+            pin_memory=pin_memory,
+            multiprocessing_context=_process_context(),
+        )
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"a loading process was killed ({str(error).splitlines()[0]}); as a rule memory or /dev/shm was full: write fewer "
+                    "train.loader_workers, or train.loader=actors, which are replaced"
+                ) from error
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class ClipFeed(Feed):
+    """Windows of T frames out of the segments of one split that the filters leave in use; with filters.avoid_shot_cuts, each out of one shot.
+
+    A stretch (`SegmentStore.stretches`) of F frames has floor(F / T) slots, so that long ones count proportionally; an epoch visits each slot
+    once, in a permutation from (seed, epoch), at a start drawn from (seed, epoch, slot) (`order.slot_starts`). Position p is slot p % n of
+    epoch p // n.
+
+    `at` and `batch` return video uint8 [b, T, H, W, 3], mel float32 [b, T, M, S] in [-1, 1], label int64 [b] (len(labels): the null label),
+    position int64 [b], start_frame int64 [b], flipped bool [b], gain_db float32 [b], segment_id and source_id (lists of str) and, with_audio,
+    audio float32 [b, samples] in [-1, 1].
+
+    flip, turned, colour: as in `PictureChanges`. gain_db: amplify the sound by a gain drawn evenly from
+    [-gain_db, gain_db], not beyond full scale, and make its mel anew. pitch: raise the mel frames by a number
+    of bins drawn evenly from -pitch .. pitch. All are decided by (seed, position).
+    Raises UserError where the split has no clip.
+    """
+
+    def __init__(
+        self,
+        data_dir: str,
+        config: Config,
+        *,
+        split: str = "train",
+        seed: int = 0,
+        batch_size: int = 1,
+        flip: bool = False,
+        turned: bool = False,
+        colour: float = 0.0,
+        gain_db: float = 0.0,
+        pitch: int = 0,
+        with_audio: bool = False,
+    ) -> None:
+        assert not (pitch and with_audio), "pitch changes mel frames, not the waveform"
+        self.pitch = pitch
+        self.store, self.num_frames, self.split = SegmentStore(data_dir), config.clip.num_frames, split
+        self.seed, self.batch_size, self.with_audio = seed, batch_size, with_audio
+        check_fits(self.store, config)
+        self.segments, self.first_frames, self.frames = self.store.stretches(split=split, num_frames=self.num_frames)
+        if not len(self.segments):
+            raise UserError(_no_clips(self.store, split, self.num_frames))
+        self.slots_per_stretch = self.frames // self.num_frames
+        self.first_slot = np.cumsum(self.slots_per_stretch) - self.slots_per_stretch
+        self.labels_of_segments = self.store.label_indices()
+        self.order = EpochOrder(seed, int(self.slots_per_stretch.sum()))
+        self.pictures = PictureChanges(config, seed, flip=flip, turned=turned, colour=colour)
+        self.louder = Louder(config, gain_db) if gain_db else None
+
+    @classmethod
+    def of_mdsa(cls, config: Config) -> "ClipFeed":
+        """The clips that MDSA trains on, changed as mdsa.train says; the first also fit its linear planes."""
+        train = config.mdsa.train
+        return cls(
+            config.data_folder, config, seed=config.seed, batch_size=train.batch_size, flip=train.augment_flip,
+            turned=train.augment_turns, colour=train.augment_colour, gain_db=train.augment_gain_db,
+            pitch=train.augment_pitch,
+        )  # fmt: skip
+
+    @property
+    def num_slots(self) -> int:
+        """Clips in an epoch."""
+        return self.order.num_slots
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.store.labels
+
+    def windows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(segment index in the store, start frame) of each position, int64 [b] each; nothing is read."""
+        epochs, slots = self.order.slots(positions)
+        owners = np.searchsorted(self.first_slot, slots, side="right") - 1
+        starts = slot_starts(
+            self.seed,
+            epochs,
+            slots,
+            ordinals=slots - self.first_slot[owners],
+            counts=self.slots_per_stretch[owners],
+            choices=self.frames[owners] - self.num_frames + 1,
+        )
+        return self.segments[owners], self.first_frames[owners] + starts
+
+    def at(self, positions: np.ndarray) -> dict:
+        indices, starts = self.windows(positions)
+        want = ("video", "mel", "audio") if self.with_audio else ("video", "mel")
+        windows = [
+            self.store.window(index, start, self.num_frames, want=want) for index, start in zip(indices.tolist(), starts.tolist(), strict=True)
+        ]
+        decibels = np.zeros(len(positions), np.float32)
+        if self.louder:
+            decibels = self.louder.draw(self.seed, positions, self.store.index.column("peak").take(indices).to_numpy())
+            for window, index, start, gain in zip(windows, indices.tolist(), starts.tolist(), decibels.tolist(), strict=True):
+                window |= self.louder.sound(self.store, index, start, self.num_frames, gain)
+        if self.pitch:
+            bins = pitches(self.seed, positions, self.pitch).tolist()
+            for window, up in zip(windows, bins, strict=True):
+                window["mel"] = raised(window["mel"], up)
+        batch = {
+            "video": self.pictures([window["video"] for window in windows], positions),
+            "mel": torch.from_numpy(np.stack([window["mel"] for window in windows]).astype(np.float32)),
+            "label": torch.from_numpy(self.labels_of_segments[indices]),
+            "position": torch.from_numpy(np.asarray(positions, np.int64)),
+            "start_frame": torch.from_numpy(starts),
+            "flipped": torch.from_numpy(self.pictures.mirrored(positions)),
+            "gain_db": torch.from_numpy(decibels),
+            "segment_id": self.store.index.column("id").take(indices).to_pylist(),
+            "source_id": self.store.index.column("source_id").take(indices).to_pylist(),
+        }
+        if self.with_audio:
+            batch["audio"] = torch.from_numpy(np.stack([window["audio"] for window in windows]))
+        return batch
+
+
+class LatentFeed(Feed):
+    """Stored latents of one split out of <run_dir>/latents/*.parquet: every stored window once an epoch, in a permutation from (seed, epoch).
+
+    `at`, `batch` and `rows` return joint and lone float32 [b, D, 6, N, N] (as stored, not normalized), label int64 [b] (its place in `labels`,
+    len(labels) where it has none), start_frame int64 [b], flipped bool [b], segment_id and source_id (lists of str); `at` and `batch` also
+    position int64 [b].
+
+    labels: the vocabulary, of the data set's manifest or of a checkpoint. Raises UserError where there are no latents of that split.
+    """
+
+    def __init__(
+        self, latents_dir: str, *, labels: Sequence[str], split: str = "train", seed: int = 0, batch_size: int = 1, cache_bytes: int = 1 << 30
+    ) -> None:
+        self.latents_dir, self.split, self.seed, self.batch_size, self.labels = latents_dir, split, seed, batch_size, tuple(labels)
+        files = [path for path in storage.list_files(latents_dir) if path.endswith(".parquet")]
+        if not files:
+            raise UserError(f"no latents in {latents_dir}; run: python ray_jobs/encode.py --config FILE, with the same run_dir")
+        columns = ["id", "source_id", "label", "split", "start_frame", "flipped"]
+        names, rows, tables = [], [], []
+        for path in files:
+            table = open_parquet(path).read(columns=columns)
+            keep = np.flatnonzero(table.column("split").to_numpy() == split)
+            tables.append(table.take(keep))
+            rows.append(keep)
+            names.append(path.rsplit("/", 1)[-1])
+        self.names, self.row_numbers = names, np.concatenate(rows)
+        self.shard_numbers = np.repeat(np.arange(len(names)), [len(keep) for keep in rows])
+        self.index = pa.concat_tables(tables)
+        if not len(self.row_numbers):
+            raise UserError(f"{latents_dir} has no clips to use in the split {split} (no windows); check data.validation_fraction and the listing")
+        self.label_indices = label_indices(self.index.column("label"), self.labels)
+        self.reader = RowReader(latents_dir, cache_bytes=cache_bytes)
+        self.order = EpochOrder(seed, len(self.row_numbers))
+
+    def __len__(self) -> int:
+        """Stored windows of the split; clips in an epoch."""
+        return len(self.row_numbers)
+
+    def at(self, positions: np.ndarray) -> dict:
+        _, slots = self.order.slots(positions)
+        return {**self.rows(slots), "position": torch.from_numpy(np.asarray(positions, np.int64))}
+
+    def rows(self, indices: Sequence[int]) -> dict:
+        """The stored windows with these numbers, 0 .. len - 1 in order of file and row, without the shuffled order of training."""
+        indices = np.asarray(indices, np.int64)
+        stored = [
+            self.reader.read(self.names[self.shard_numbers[index]], int(self.row_numbers[index]), ("joint", "lone", "shape")) for index in indices
+        ]
+
+        def stack(name: str) -> torch.Tensor:
+            return torch.from_numpy(np.stack([np.frombuffer(row[name], np.float16).reshape(row["shape"]) for row in stored]).astype(np.float32))
+
+        taken = self.index.take(indices)
+        return {
+            "joint": stack("joint"),
+            "lone": stack("lone"),
+            "label": torch.from_numpy(self.label_indices[indices]),
+            "start_frame": torch.tensor(taken.column("start_frame").to_pylist(), dtype=torch.int64),
+            "flipped": torch.tensor(taken.column("flipped").to_pylist(), dtype=torch.bool),
+            "segment_id": taken.column("id").to_pylist(),
+            "source_id": taken.column("source_id").to_pylist(),
+        }
+
+
+def evaluation_windows(store: SegmentStore, config: Config, *, split: str, max_clips: int) -> list[tuple[int, int]]:
+    """(segment index, start frame) of the split's windows of T frames that do not overlap, in fixed order, of what the filters leave in use.
+
+    Of n windows at most `max_clips` are taken, evenly spread: number floor(i * n / m). Raises UserError where the split has none.
+    """
+    check_fits(store, config)
+    frames = config.clip.num_frames
+    segments, first_frames, lengths = store.stretches(split=split, num_frames=frames)
+    counts = lengths // frames
+    total = int(counts.sum())
+    if not total:
+        raise UserError(_no_clips(store, split, frames))
+    count = min(max_clips, total)
+    numbers = np.arange(count) * total // count
+    owners = np.searchsorted(np.cumsum(counts), numbers, side="right")
+    ordinals = numbers - (np.cumsum(counts) - counts)[owners]
+    return [(int(segments[owner]), int(first_frames[owner] + ordinal * frames)) for owner, ordinal in zip(owners, ordinals, strict=True)]
+
+
+def check_fits(store: SegmentStore, config: Config) -> None:
+    """Raises UserError where the data set was prepared for other clips, mel frames or filters than the configuration's."""
+    for key, kept in store.manifest["settings"].items():
+        section, name = key.split(".")
+        if section == "data" or key == "clip.num_frames":  # how it was stored; windows may be of any length
+            continue
+        given = getattr(getattr(config, section), name)
+        if given != kept:
+            raise UserError(
+                f"{store.data_dir} was prepared with {key}={kept}, the configuration says {given}; "
+                f"write {key}={kept}, or prepare the data again in another run_dir=DIR"
+            )
+    given, kept = config.filters.model_dump(mode="json"), store.manifest["filters"]
+    differing = [f"filters.{key}={kept[key]} there, {value} now" for key, value in given.items() if value != kept[key]]
+    if config.filters != FilterConfig() and differing:  # a configuration that names no filters takes the data as it is
+        raise UserError(
+            f"{store.data_dir} was filtered otherwise ({', '.join(differing)}); run ray_jobs/preprocess.py with the same run_dir "
+            "and these filters, which decodes nothing again, or leave them out"
+        )
+
+
+def _no_clips(store: SegmentStore, split: str, num_frames: int) -> str:
+    used, stored = len(store.indices(split=split)), int(np.count_nonzero(store.column("split") == split))
+    return (
+        f"{store.data_dir} has no clips to use in the split {split} ({stored} segments; the filters leave {used} in use, none of them with "
+        f"{num_frames} frames or more in one piece); check data.validation_fraction, the listing's split column, clip.num_frames and filters"
+    )
+
+
+def _process_context() -> multiprocessing.context.BaseContext:
+    """Workers are forked from a clean server that has imported this module; forks of this process could inherit locks of Arrow's or Ray's threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+class _Steps(torch.utils.data.Dataset):
+    """step -> batch, for DataLoader; its worker processes receive the feed as file names and settings, not as data."""
+
+    def __init__(self, feed: Feed, rank: int, world: int) -> None:
+        self.feed, self.rank, self.world = feed, rank, world
+
+    def __getitem__(self, step: int) -> dict | UserError:
+        torch.set_num_threads(1)
+        try:
+            return self.feed.batch(step, rank=self.rank, world=self.world)
+        except UserError as error:  # DataLoader would bring it home with a traceback for its message
+            return error
+
+
+class _CountFrom(torch.utils.data.Sampler):
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.first
+        while True:
+            yield step
+            step += 1

@@ -1,0 +1,221 @@
+"""The end of preprocessing: the records of all units become index.parquet and manifest.json, with counts of everything that was kept and not.
+
+Here the filters decide which segments are used; changing them later comes back here and decodes nothing. The manifest holds no time and no
+absolute path: the same sources and settings give the same manifest. Reading it is `shards.read_manifest`.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from proav import storage
+from proav.config import Config
+from proav.data.prepare.filters import dropped
+from proav.data.prepare.plan import data_settings
+from proav.data.sources.folders import passed_over, told_endings
+from proav.data.sources.table import SPLITS
+from proav.data.store.parquet import open_parquet
+from proav.data.store.schema import FORMAT, INDEX_SCHEMA, UNIT_SCHEMA
+from proav.data.store.shards import index_bytes, manifest_hash, read_rejects
+from proav.errors import UserError
+from proav.geometry import ClipGeometry
+
+VERSIONED = ("proav", "av", "numpy", "pillow", "pyarrow", "torch", "torchaudio")
+SPREAD = ("rms", "peak", "clipped", "mean_luma", "motion", "black", "frozen", "sync")
+"""Scores whose distribution the manifest tells."""
+UNITS_PER_CHUNK = 64
+"""Units that are put together at a time: thousands of small chunks cost as much memory as their rows, and so does all in one piece meanwhile."""
+
+
+def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[dict]) -> dict:
+    """Writes index.parquet and, last, manifest.json; returns the manifest.
+
+    sources: the columns id and label of SOURCE_SCHEMA, and what was passed over as metadata. records: of all
+    units. Raises UserError where no source could be used: the reasons counted, and where their table is;
+    or where the filters leave nothing in use.
+    """
+    shards = [shard for record in records for shard in record["shards"]]
+    rejects = read_rejects(data_dir)
+    reasons = _counts(rejects.column("reason"))
+    num_sources = pc.count_distinct(sources.column("id")).as_py()
+    if not shards:
+        counted = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+        raise UserError(
+            f"none of the {num_sources} sources can be used ({counted}); "
+            f"each one's reason is in {storage.join(data_dir, 'rejects')}/*.parquet; after mending them "
+            f"delete {data_dir}"
+        )
+    index = _read_units(data_dir, [record["name"] for record in records])
+    index = index.append_column("dropped", dropped(index, config.filters, num_frames=config.clip.num_frames)).cast(INDEX_SCHEMA)
+    used = index.select(["source_id", "label", "split", "num_frames", "fps"]).filter(pc.equal(index.column("dropped"), ""))
+    left_out = _counts(pc.filter(index.column("dropped"), pc.not_equal(index.column("dropped"), "")))
+    if not used.num_rows:
+        counted = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
+        raise UserError(f"the filters leave none of the {index.num_rows} segments in use ({counted}); loosen them, such as filters.duplicates=keep")
+    content = index_bytes(index)
+    storage.write_bytes(storage.join(data_dir, "index.parquet"), content)
+    without_label = sources.filter(pc.equal(sources.column("label"), "")).column("id")
+    manifest = {
+        "format": FORMAT,
+        "kind": "segments",
+        "labels": _vocabulary(config, index),
+        "counts": {
+            "sources": num_sources,
+            "sources_used": pc.count_distinct(used.column("source_id")).as_py(),
+            "sources_without_label": pc.count_distinct(without_label).as_py(),
+            "segments": index.num_rows,
+            "segments_used": used.num_rows,
+            "frames": _total(index, "num_frames"),
+            "seconds": _seconds(index),
+            "silent_segments": pc.sum(index.column("silent")).as_py(),
+            "cancelled_segments": pc.sum(index.column("cancelled")).as_py(),
+            "clipped_segments": pc.sum(pc.greater(index.column("clipped"), 1e-3)).as_py(),
+            "rejects": rejects.num_rows,
+            "sources_with_other_tracks": sum(record["noted"] for record in records),
+            "bytes": sum(shard["bytes"] for shard in shards),
+        },
+        "seconds": {
+            key: round(sum(record["seconds"][key] for record in records), 3)
+            for key in ("declared", "used", "rejected")
+        },
+        "splits": {split: _tally(used.filter(pc.equal(used.column("split"), split))) for split in SPLITS},
+        "label_counts": _tallies(used, "label"),
+        "rejects_by_reason": reasons,
+        "passed_over": passed_over(sources),
+        "filters": config.filters.model_dump(mode="json"),
+        "dropped_by_reason": left_out,
+        "statistics": {name: _spread(index.column(name).to_numpy()) for name in SPREAD},
+        "geometry": {
+            **ClipGeometry.from_config(config).__dict__,
+            "segment_seconds": config.data.segment_seconds,
+        },
+        "settings": data_settings(config),
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
+        "shards": shards,
+        "rejects": [record["rejects"] for record in records if record["rejects"]],
+        "accounts": [record["accounts"] for record in records],
+        "index": {
+            "rows": index.num_rows,
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        },
+        "units": len(records),
+    }
+    manifest["hash"] = manifest_hash(manifest)
+    storage.write_text(storage.join(data_dir, "manifest.json"), json.dumps(manifest, indent=1))
+    return manifest
+
+
+def summary(manifest: dict, data_dir: str) -> list[str]:
+    """What the job prints: what is there, and loudly what is not."""
+    counts = manifest["counts"]
+    splits = ", ".join(f"{tally['segments']} {name} (of {tally['sources']} sources)" for name, tally in manifest["splits"].items())
+    labels = [f"{label or '(none)'} {tally['segments']}" for label, tally in manifest["label_counts"].items()]
+    more = f" and {len(labels) - 12} more" if len(labels) > 12 else ""
+    lines = [
+        f"{counts['segments']:,} segments, {counts['seconds'] / 60:.1f} minutes, "
+        f"{counts['bytes'] / 1e6:.1f} MB in {data_dir}; used: {splits}",
+        f"labels: {', '.join(labels[:12])}{more}",
+    ]
+    seconds = manifest["seconds"]
+    lines.append(
+        f"seconds of the sources: {seconds['declared']:,.1f} by their headers or packets, of which "
+        f"{seconds['used']:,.1f} are in segments "
+        f"and {seconds['rejected']:,.1f} in rejects; what is missing is less than a frame at their ends"
+    )
+    if counts["rejects"]:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["rejects_by_reason"].items())
+        lines.append(f"REJECTED: {counts['rejects']} sources or parts of them ({reasons}); see {storage.join(data_dir, 'rejects')}/*.parquet")
+    if beside := manifest.get("passed_over"):
+        count = sum(beside.values())
+        lines.append(
+            f"PASSED OVER: {count:,} files without the ending of a video ({told_endings(beside)})"
+            "; one that is a video is used if data.sources or a listing names the file itself"
+        )
+    if counts["sources_with_other_tracks"]:
+        lines.append(
+            f"OTHER TRACKS: {counts['sources_with_other_tracks']} sources have programmes or tracks that "
+            f"are not used; "
+            f"see the column note of {storage.join(data_dir, 'sources')}/*.parquet, and data.picture_track, "
+            f"data.sound_track"
+        )
+    if manifest["dropped_by_reason"]:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["dropped_by_reason"].items())
+        lines.append(f"FILTERED: {counts['segments'] - counts['segments_used']} of {counts['segments']} segments are not used ({reasons})")
+    if counts["silent_segments"] and manifest["filters"]["min_rms_db"] is None:
+        lines.append(
+            f"SILENT: {counts['silent_segments']} of {counts['segments']} segments hold no sound above -60 "
+            f"dB; "
+            "they are used: filters.min_rms_db=-60 leaves them out"
+        )
+    if counts["cancelled_segments"]:
+        lines.append(
+            f"CANCELLED: in {counts['cancelled_segments']} of {counts['segments']} segments the channels "
+            f"hold sound that takes itself away "
+            "in the mix to mono; filters.min_rms_db=-60 leaves the silent ones out"
+        )
+    unseen = [label for label in manifest["labels"] if label not in manifest["label_counts"]]
+    if unseen:
+        more = f" and {len(unseen) - 12} more" if len(unseen) > 12 else ""
+        lines.append(f"NO CLIPS for the labels {', '.join(unseen[:12])}{more} of data.labels")
+    if manifest["labels"] and counts["sources_without_label"]:
+        lines.append(f"NO LABEL: {counts['sources_without_label']} of {counts['sources']} sources have none of the vocabulary's labels")
+    return lines
+
+
+def _vocabulary(config: Config, index: pa.Table) -> list[str]:
+    return list(config.data.labels) or sorted(set(pc.unique(index.column("label")).to_pylist()) - {""})
+
+
+def _read_units(data_dir: str, names: Sequence[str]) -> pa.Table:
+    def read(name: str) -> pa.Table:
+        return open_parquet(storage.join(data_dir, "units", f"{name}.parquet")).read(use_threads=False).replace_schema_metadata(None)
+
+    parts = []
+    with ThreadPoolExecutor(8) as pool:
+        for first in range(0, len(names), UNITS_PER_CHUNK):
+            parts.append(pa.concat_tables(pool.map(read, names[first : first + UNITS_PER_CHUNK])).cast(UNIT_SCHEMA).combine_chunks())
+    return pa.concat_tables(parts)
+
+
+def _counts(values: pa.ChunkedArray | pa.Array) -> dict[str, int]:
+    """How often each value occurs, the most frequent first."""
+    found = {entry["values"]: entry["counts"] for entry in pc.value_counts(values).to_pylist()}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _total(index: pa.Table, column: str) -> int:
+    return int(np.sum(index.column(column).to_numpy(), dtype=np.int64))
+
+
+def _seconds(index: pa.Table) -> float:
+    return round(float(np.sum(index.column("num_frames").to_numpy() / index.column("fps").to_numpy())), 3)
+
+
+def _tally(index: pa.Table) -> dict:
+    return {"sources": pc.count_distinct(index.column("source_id")).as_py(), "segments": index.num_rows, "seconds": _seconds(index)}
+
+
+def _tallies(index: pa.Table, column: str) -> dict[str, dict]:
+    """_tally for each value of a column, in one pass, sorted by value."""
+    ordered = index.select([column, "source_id", "num_frames", "fps"]).sort_by(column)
+    values = ordered.column(column).combine_chunks()
+    if not len(values):
+        return {}
+    changes = np.flatnonzero(pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)) + 1
+    edges = [0, *changes.tolist(), len(values)]
+    return {values[first].as_py(): _tally(ordered.slice(first, end - first)) for first, end in zip(edges, edges[1:], strict=False)}
+
+
+def _spread(values: np.ndarray) -> dict:
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return {}
+    low, middle, high = np.percentile(values, (5, 50, 95)).tolist()
+    return {"p05": round(low, 6), "median": round(middle, 6), "p95": round(high, 6), "mean": round(float(values.mean(dtype=np.float64)), 6)}

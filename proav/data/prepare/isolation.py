@@ -1,0 +1,228 @@
+"""Decoding in a process of its own: a file that crashes or hangs the decoder must not take its neighbours, the unit or the job with it.
+
+The rows of a source come through a pipe; the process that asks for them writes them. So a decoder that dies loses nothing that was delivered,
+and its death is told apart from that of the machine: only a decoder that dies while its user lives counts as a try.
+"""
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from socket import socketpair
+
+from proav.config import Config
+from proav.config.reading import config_from_dict, config_to_dict
+from proav.data.sources.table import SourceRow
+from proav.errors import MediaError, StorageUnavailable
+from proav.media.reading import About, Lost
+from proav.storage import patience
+
+MAX_TRIES = 2
+"""A source that has ended so many decoders is rejected; another try would take as long and end the same."""
+MAX_SOURCES = 1000
+"""Sources after which the process is replaced: decoders of broken files may leak."""
+HEARTBEAT_SECONDS = 1.0
+IDLE_SECONDS = 20.0
+"""A process that nobody asks for so long ends by itself and gives its memory back."""
+START_SECONDS = 120.0
+"""Importing PyTorch from a busy network disk may take a minute; it does not count as standing still."""
+
+
+class IsolatedDecoder:
+    """`decode.SourceDecoder` in a process of its own, which is started when it is needed and replaced when it dies or stands still.
+
+        with IsolatedDecoder(config) as decoder:
+            rows = list(decoder.rows(source))
+
+    A process that makes no progress for `data.stall_seconds` is killed.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._process: subprocess.Popen | None = None
+        self._connection: Connection | None = None
+        self._num_sources = 0
+
+    def rows(self, source: SourceRow) -> Iterator[dict | Lost | About]:
+        """As SourceDecoder.rows, StorageUnavailable included; MediaError also with the reasons `crash` and
+        `hang`."""
+        num_delivered = num_tries = 0
+        while True:
+            try:
+                for number, row in enumerate(self._ask(source)):
+                    if number >= num_delivered:  # what an earlier try has delivered comes again, the same
+                        num_delivered += 1
+                        yield row
+                return
+            except _DecoderEnded as ended:
+                if not ended.reason:
+                    continue
+                num_tries += 1
+                print(f"preprocess: {source.key}: {ended} (try {num_tries} of {MAX_TRIES})", file=sys.stderr)
+                if num_tries == MAX_TRIES:
+                    raise MediaError(ended.reason, f"{source.key}: {ended}, {MAX_TRIES} times") from None
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._connection.close()
+            self._process = self._connection = None
+
+    def __enter__(self) -> "IsolatedDecoder":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _ask(self, source: SourceRow) -> Iterator[dict | Lost | About]:
+        self._start()
+        answered = False
+        try:
+            self._connection.send(asdict(source))
+            while True:
+                kind, value = self._receive(self.config.data.stall_seconds)
+                if kind == "row":
+                    yield value
+                elif kind != "alive":
+                    break
+            answered = True
+        except (EOFError, OSError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            status = self._process.returncode
+            raise _DecoderEnded("crash" if status != 0 else "", f"the decoder died of {_death(status)}") from None  # 0: it was idle for too long
+        finally:
+            if not answered:  # also where the caller stops in the middle of a source
+                self.close()
+        if kind == "rejected":
+            raise MediaError(*value)
+        if kind == "unavailable":
+            raise StorageUnavailable(value)
+        if kind == "failed":
+            raise RuntimeError(f"decoding {source.key} failed; this is a fault of proav, not of the file:\n{value}")
+
+    def _receive(self, seconds: float) -> tuple[str, object]:
+        if not self._connection.poll(seconds):
+            raise _DecoderEnded("hang", f"the decoder got no further for {seconds:g} s")
+        return self._connection.recv()
+
+    def _start(self) -> None:
+        self._num_sources += 1
+        if self._process is not None and (self._process.poll() is not None or self._num_sources > MAX_SOURCES):
+            self.close()
+        if self._process is not None:
+            return
+        self._num_sources = 1
+        ours, theirs = socketpair()
+        path = os.pathsep.join(map(os.path.abspath, sys.path))  # Ray may have put proav anywhere
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # one decoder, one core
+        with theirs:
+            command = [sys.executable, "-P", "-m", "proav.data.prepare.isolation", str(theirs.fileno())]  # -P: nothing else of this folder comes first
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
+        self._connection = Connection(ours.detach())
+        self._connection.send(config_to_dict(self.config))
+        try:
+            self._receive(START_SECONDS)
+        except (EOFError, OSError, _DecoderEnded) as error:
+            self.close()
+            raise RuntimeError("the decoding process did not start; its own words are above") from error
+
+
+@functools.lru_cache(maxsize=1)
+def decoder_of_this_process(config_text: str) -> IsolatedDecoder:
+    """One decoder for all units that a worker process is given: starting it takes longer than decoding a clip. config_text: JSON of the settings."""
+    return IsolatedDecoder(config_from_dict(json.loads(config_text)))
+
+
+class _DecoderEnded(Exception):
+    """The process died, or was killed since it stood still; no reason: it had just retired."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def _death(status: int | None) -> str:
+    if status is not None and status < 0:
+        return signal.Signals(-status).name
+    return f"exit status {status}"
+
+
+def _serve(connection: Connection) -> None:
+    """The process's life: a source in, rows and one last word out, until nobody asks any more."""
+    from proav.data.prepare.unit import SourceDecoder
+
+    config = config_from_dict(connection.recv())
+    decoder, heartbeat = SourceDecoder(config), _Heartbeat(connection, config.data.stall_seconds)
+    heartbeat.send("alive", None)
+    threading.Thread(target=heartbeat.watch_storage, name="watch over storage", daemon=True).start()
+    while connection.poll(IDLE_SECONDS):
+        source = connection.recv()
+        try:
+            for row in decoder.rows(SourceRow(**source), heartbeat.beat):
+                heartbeat.send("row", row)
+            last = "done", None
+        except MediaError as error:
+            last = "rejected", (error.reason, str(error))
+        except StorageUnavailable as error:
+            last = "unavailable", str(error)
+        except Exception:
+            last = "failed", traceback.format_exc()
+        heartbeat.send(*last)
+
+
+class _Heartbeat:
+    """What goes through the pipe, from either thread."""
+
+    def __init__(self, connection: Connection, stall_seconds: float) -> None:
+        self.connection, self.stall_seconds = connection, stall_seconds
+        self.due, self.lock = 0.0, threading.Lock()
+
+    def send(self, kind: str, value: object) -> None:
+        with self.lock:
+            self.connection.send((kind, value))
+
+    def beat(self) -> None:
+        now = time.monotonic()
+        if now >= self.due:
+            self.due = now + HEARTBEAT_SECONDS
+            self.send("alive", None)
+
+    def watch_storage(self) -> None:
+        """Storage that does not answer is no decoder that stands still, nor a fault of the file."""
+        with contextlib.suppress(OSError):  # the parent is gone, and this process goes with it
+            while True:
+                time.sleep(HEARTBEAT_SECONDS)
+                waited = patience.waiting_seconds()
+                if waited > patience.retry_seconds() + self.stall_seconds:
+                    said = f"storage has not answered for {waited:.0f} s; run the same command again"
+                    self.send("unavailable", said)
+                    os._exit(0)
+                if waited:
+                    self.beat()
+
+
+def _die_with_parent() -> None:
+    """The process is killed with the one that started it, even where that was killed itself and a decoder here hangs."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the job; this process ends when the pipe does
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), Connection(int(sys.argv[1])) as pipe:
+        _serve(pipe)

@@ -1,0 +1,156 @@
+"""What a data set is made of, decided before the first file is decoded: the settings that shape it, its sources, and the units of work.
+
+data/plan.parquet is written first and never changed, so that a run that goes on later makes the same units; another configuration or
+another list of sources is refused with the differences named. Nothing is decoded here.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from proav import storage
+from proav.config import Config
+from proav.data.prepare.unit import WorkUnit
+from proav.data.sources.table import rows_of
+from proav.data.store.parquet import open_parquet
+from proav.errors import UserError
+
+TARGET_UNITS = 64
+"""A small data set is cut into about so many units, for parallel work and short restarts."""
+MAX_UNIT_SOURCES = 256
+"""Sources in a unit of a large data set: half an hour of work at most is done again after a crash, and two million sources are 8,000 units."""
+MAX_UNIT_BYTES = 256 << 20
+"""A unit of long films is closed at this size of its files."""
+
+NOT_IN_DATA = {
+    "data.sources",  # what these find is compared source by source
+    "data.layout",
+    "data.listing",
+    "data.listing_format",
+    "data.videos",
+    "data.ontology",
+    "data.other_columns",
+    "data.conflicts",
+    "data.num_workers",
+    "data.source_timeout_seconds",
+    "data.stall_seconds",
+    "mel.griffin_lim_iterations",
+    "mel.griffin_lim_magnitude",
+    "mel.griffin_lim_momentum",
+}
+PLAN_SCHEMA = pa.schema([("unit", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("digest", pa.string())])
+
+
+def data_settings(config: Config) -> dict:
+    """The settings that shape the stored data, as {"section.key": value}."""
+    sections = {"clip": config.clip, "mel": config.mel, "data": config.data}
+    values = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.model_dump(mode="json").items()}
+    return {key: value for key, value in values.items() if key not in NOT_IN_DATA}
+
+
+class Plan:
+    """The units of work over a table of sources; a unit's rows are made when it is asked for, so that a plan of millions stays small."""
+
+    def __init__(self, sources: pa.Table, names: list[str], firsts: np.ndarray) -> None:
+        """firsts: int64, the row at which each unit begins."""
+        self.sources, self.names = sources, names
+        self._bounds = np.append(firsts, sources.num_rows)
+        self._place = {name: place for place, name in enumerate(names)}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def num_sources(self, name: str) -> int:
+        place = self._place[name]
+        return int(self._bounds[place + 1] - self._bounds[place])
+
+    def table(self, name: str) -> pa.Table:
+        """The unit's rows of the table of sources, without a copy."""
+        return self.sources.slice(self._bounds[self._place[name]], self.num_sources(name))
+
+    def unit(self, name: str) -> WorkUnit:
+        return WorkUnit(name, tuple(rows_of(self.table(name))))
+
+    def units(self) -> Iterator[WorkUnit]:
+        return map(self.unit, self.names)
+
+
+def make_plan(sources: pa.Table) -> Plan:
+    """Consecutive sources in units; a function of the table alone, never of the cluster."""
+    most = min(MAX_UNIT_SOURCES, -(-sources.num_rows // TARGET_UNITS))
+    num_bytes = np.append(0, np.cumsum(sources.column("num_bytes").to_numpy()))
+    firsts, row = [], 0
+    while row < sources.num_rows:
+        firsts.append(row)
+        fits = int(np.searchsorted(num_bytes, num_bytes[row] + MAX_UNIT_BYTES, side="right")) - 1
+        row = max(row + 1, min(row + most, fits))
+    return Plan(sources, [f"{number:06d}" for number in range(len(firsts))], np.array(firsts, np.int64))
+
+
+def settle_plan(config: Config, data_dir: str, sources: pa.Table) -> Plan:
+    """The units of work: those of data/plan.parquet if there is one, else new ones, which are written down.
+
+    Raises UserError where the plan was made with other settings or sources, or units are there without one; nothing is changed then.
+    """
+    path = storage.join(data_dir, "plan.parquet")
+    if not storage.exists(path):
+        if storage.list_files(storage.join(data_dir, "units")):
+            raise UserError(
+                f"{data_dir} has finished units of work but no plan.parquet, which says of what sources; put it back, "
+                f"choose another run_dir=DIR, or delete {data_dir} to prepare it anew"
+            )
+        plan = make_plan(sources)
+        storage.write_bytes(path, _plan_bytes(plan, data_settings(config)))
+        return plan
+    with contextlib.closing(open_parquet(path)) as file:
+        check_settings(config, data_dir, json.loads(file.schema_arrow.metadata[b"proav.config.reading"]))
+        if file.read(["digest"]).column("digest") != sources.column("digest"):
+            _refuse_sources(data_dir, file.read(["source", "digest"]), sources)
+        units = file.read(["unit"]).column("unit").combine_chunks().dictionary_encode()
+    firsts = np.unique(units.indices.to_numpy(), return_index=True)[1]
+    return Plan(sources, units.dictionary.to_pylist(), firsts)
+
+
+def check_settings(config: Config, data_dir: str, stored: dict) -> None:
+    """Raises UserError that names the settings in which the stored data and the configuration differ."""
+    given = data_settings(config)
+    if unknown := sorted(given.keys() ^ stored.keys()):
+        raise UserError(
+            f"{data_dir} was made by another version of proav (they differ in the settings {', '.join(unknown[:4])}); nothing was changed. "
+            f"Choose another run_dir=DIR, or delete {data_dir} to prepare it anew"
+        )
+    differing = [key for key in sorted(given) if given[key] != stored[key]]
+    if differing:
+        changes = ", ".join(f"{key}={stored[key]} there, {given[key]} now" for key in differing[:4])
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise UserError(
+            f"{data_dir} was made with other settings ({changes}{more}); nothing was changed. "
+            f"Choose another run_dir=DIR, or delete {data_dir} to prepare it anew"
+        )
+
+
+def _refuse_sources(data_dir: str, planned: pa.Table, sources: pa.Table) -> None:
+    """Raises UserError that names the sources in which the plan and the table differ."""
+    new = set(sources.filter(pc.invert(pc.is_in(sources.column("digest"), planned.column("digest")))).column("key").to_pylist())
+    gone = set(planned.filter(pc.invert(pc.is_in(planned.column("digest"), sources.column("digest")))).column("source").to_pylist())
+    differences = (("new", sorted(new - gone)), ("gone", sorted(gone - new)), ("with another label, split or stretch", sorted(new & gone)))
+    parts = [f"{len(keys):,} {word} (such as {keys[0]})" for word, keys in differences if keys]
+    raise UserError(
+        f"{data_dir} was made from other sources: {', '.join(parts)}; nothing was changed. "
+        f"Choose another run_dir=DIR, or delete {data_dir} to prepare it anew"
+    )
+
+
+def _plan_bytes(plan: Plan, settings: dict) -> bytes:
+    names = pa.array(plan.names, pa.string()).take(pa.array(np.repeat(np.arange(len(plan)), [plan.num_sources(name) for name in plan.names])))
+    columns = [names, *(plan.sources.column(name) for name in ("key", "id", "digest"))]
+    table = pa.table(columns, schema=PLAN_SCHEMA.with_metadata({"proav.config.reading": json.dumps(settings)}))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_statistics=False, use_dictionary=["unit"])
+    return buffer.getvalue()

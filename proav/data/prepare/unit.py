@@ -1,0 +1,334 @@
+"""One unit of preprocessing: a few sources in, shards of segments, rejects and accounts out; plain functions,
+with Ray or without.
+
+A source is decoded a segment at a time, so that memory does not grow with the length of a film. A unit's files have fixed names and its record,
+units/<name>.parquet, is written last: a unit with a record is done, one without is made again, to the same bytes.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from proav import storage
+from proav.config import Config
+from proav.data.sources.table import SourceRow, segment_id
+from proav.data.store.frames import encode_frames
+from proav.data.store.parquet import ShardWriter, open_parquet, write_shard
+from proav.data.store.schema import (
+    ACCOUNT_SCHEMA,
+    FULL_SCALE,
+    REJECT_SCHEMA,
+    SEGMENT_COMPRESSION,
+    SEGMENT_SCHEMA,
+    UNIT_SCHEMA,
+)
+from proav.errors import MediaError
+from proav.media.container import Clip, frames_in
+from proav.media.melframes import MelFrames, one_torch_thread
+from proav.media.reading import About, Lost, Request, Segment, read_parts
+from proav.signals.scores import segment_scores
+
+RECORD_KEY = b"proav.unit"
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """Sources that are decoded by one task."""
+
+    name: str
+    sources: tuple[SourceRow, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"name": self.name, "sources": [asdict(source) for source in self.sources]})
+
+    @classmethod
+    def from_json(cls, text: str) -> "WorkUnit":
+        values = json.loads(text)
+        return cls(values["name"], tuple(SourceRow(**{**source, "labels": tuple(source["labels"])}) for source in values["sources"]))
+
+
+class SourceDecoder:
+    """Sources -> rows of the data set's tables, in this process.
+
+    `isolation.IsolatedDecoder` does the same in a process of its own.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.mel_frames = MelFrames(config)
+
+    def rows(
+        self, source: SourceRow, on_progress: Callable[[], None] | None = None
+    ) -> Iterator[dict | Lost | About]:
+        """The segments of one source, in order of time, as rows; between them what is lost, and what is known
+        of the source.
+
+        Raises MediaError where it, or the rest of it, cannot be used, and StorageUnavailable. on_progress:
+        called whenever the decoder gets further, and while it waits for storage.
+        """
+        clip, data, offset = self.config.clip, self.config.data, source.file_start_seconds
+        length = None if source.end_seconds is None else source.end_seconds - source.start_seconds
+        request = Request(
+            fps=clip.fps, sample_rate=clip.sample_rate, height=clip.height, width=clip.width, fit=data.fit,
+            segment_frames=frames_in(data.segment_seconds, clip.fps),
+            start_seconds=source.start_seconds - offset,
+            max_frames=None if length is None else max(0, frames_in(length, clip.fps)),
+            min_frames=clip.num_frames, deadline_seconds=data.source_timeout_seconds, on_progress=on_progress,
+            picture_track=data.picture_track, sound_track=data.sound_track,
+        )  # fmt: skip
+        for part in read_parts(source.path, request):
+            match part:
+                case Segment():
+                    segment = Clip(part.video, part.audio, clip.fps, clip.sample_rate)
+                    start = offset + part.start_seconds
+                    yield segment_row(
+                        self.config, source, start, segment, self.mel_frames, cancelled=part.cancelled
+                    )
+                case Lost():
+                    end = None if part.end_seconds is None else offset + part.end_seconds
+                    yield replace(part, start_seconds=offset + part.start_seconds, end_seconds=end)
+                case About():
+                    yield replace(part, end_seconds=offset + part.end_seconds)
+
+
+class Account:
+    """Where the seconds of one source went."""
+
+    def __init__(self, source: SourceRow) -> None:
+        self.source = source
+        self.reached = source.start_seconds
+        self.used = self.rejected = 0.0
+        self.about = About(source.start_seconds)
+
+    @property
+    def end(self) -> float:
+        """Where the source ends, as far as is known."""
+        return (
+            max(self.reached, self.about.end_seconds)
+            if self.source.end_seconds is None
+            else self.source.end_seconds
+        )
+
+    def use(self, segment: dict) -> None:
+        seconds = segment["num_frames"] / segment["fps"]
+        self.used, self.reached = self.used + seconds, segment["start_seconds"] + seconds
+
+    def reject(self, row: dict) -> None:
+        if row["end_seconds"] is not None:
+            self.rejected, self.reached = (
+                self.rejected + row["end_seconds"] - row["start_seconds"],
+                row["end_seconds"],
+            )
+
+    def rest(self, error: MediaError) -> dict:
+        """The row that rejects all that has not been reached."""
+        end = self.end if self.end > self.reached else None
+        return reject_row(self.source, self.reached, end, error.reason, str(error))
+
+    def row(self) -> dict:
+        """Of ACCOUNT_SCHEMA."""
+        source = self.source
+        return asdict(self.about) | {
+            "source": source.key, "source_id": source.id,
+            "start_seconds": source.start_seconds, "end_seconds": self.end,
+            "used_seconds": self.used, "rejected_seconds": self.rejected,
+        }  # fmt: skip
+
+
+def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) -> dict:
+    """Decodes the unit's sources and writes its shards, rejects, accounts and record; returns the record.
+
+    decoder: has the method `rows` of SourceDecoder, which is the default. The record: {"name", "sources", "shards": [{"name", "rows", "bytes",
+    "sha256"}], "rejects": the same or None, "accounts": the same, "seconds": {"declared", "used",
+    "rejected"}, "noted"}. Raises UserError where the disk is full, and StorageUnavailable; a source that
+    cannot be used never raises, it is rejected with a reason.
+    """
+    decoder = decoder or SourceDecoder(config)
+    shards, rejects, accounts = _RollingShards(data_dir, unit.name, config.data.rows_per_shard), [], []
+    with shards:
+        for source in unit.sources:
+            account = Account(source)
+            try:
+                for part in decoder.rows(source):
+                    match part:
+                        case dict():
+                            shards.write(part)
+                            account.use(part)
+                        case Lost():
+                            rejects.append(
+                                reject_row(
+                                    source, part.start_seconds, part.end_seconds, part.reason, part.message
+                                )
+                            )
+                            account.reject(rejects[-1])
+                        case About():
+                            account.about = part
+            except MediaError as error:
+                rejects.append(account.rest(error))
+                account.reject(rejects[-1])
+            accounts.append(account.row())
+    shards.delete_later()
+    rejects_path = storage.join(data_dir, "rejects", f"{unit.name}.parquet")
+    if not rejects:
+        storage.delete_file(rejects_path)
+    record = {
+        "name": unit.name,
+        "sources": len(unit.sources),
+        "shards": shards.results,
+        "rejects": write_shard(rejects_path, rejects, REJECT_SCHEMA, rows_per_group=1024) if rejects else None,
+    }
+    record |= write_accounts(data_dir, unit.name, accounts)
+    write_record(data_dir, record, shards.index_rows)
+    return record
+
+
+def write_accounts(data_dir: str, name: str, accounts: list[dict]) -> dict:
+    """Writes sources/<name>.parquet; returns what the unit's record says of it."""
+    path = storage.join(data_dir, "sources", f"{name}.parquet")
+    return {
+        "accounts": write_shard(path, accounts, ACCOUNT_SCHEMA, rows_per_group=1024, compression="zstd"),
+        "seconds": {
+            "declared": sum(row["end_seconds"] - row["start_seconds"] for row in accounts),
+            "used": sum(row["used_seconds"] for row in accounts),
+            "rejected": sum(row["rejected_seconds"] for row in accounts),
+        },
+        "noted": sum(bool(row["note"]) for row in accounts),
+    }
+
+
+def write_record(data_dir: str, record: dict, index_rows: list[dict]) -> None:
+    """Writes units/<name>.parquet: the record as metadata, the segments' rows of UNIT_SCHEMA as rows."""
+    schema = UNIT_SCHEMA.with_metadata({RECORD_KEY: json.dumps(record)})
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(index_rows, schema=schema), buffer, compression="zstd", write_statistics=False, use_dictionary=False)
+    storage.write_bytes(storage.join(data_dir, "units", f"{record['name']}.parquet"), buffer.getvalue())
+
+
+def read_record(path: str) -> dict:
+    """The record of a finished unit. Raises DamagedShard."""
+    with contextlib.closing(open_parquet(path)) as file:
+        return json.loads(file.schema_arrow.metadata[RECORD_KEY])
+
+
+def segment_row(
+    config: Config,
+    source: SourceRow,
+    start_seconds: float,
+    clip: Clip,
+    mel_frames: MelFrames,
+    *,
+    cancelled: bool = False,
+) -> dict:
+    """One row of SEGMENT_SCHEMA. The mel is that of the stored (int16) sound, so that it can be made again from the row."""
+    audio = np.round(clip.audio * FULL_SCALE).astype(np.int16)
+    sound = audio.astype(np.float32) / FULL_SCALE
+    with one_torch_thread():  # the mel's last bits depend on the number of threads
+        mel_TMS = mel_frames.encode(torch.from_numpy(sound)[None])[0].numpy().astype(np.float16)
+    video, offsets = encode_frames(clip.video, codec=config.data.frame_codec, quality=config.data.jpeg_quality)
+    assert len(mel_TMS) == len(clip.video), f"{len(mel_TMS)} mel frames beside {len(clip.video)} pictures"
+    sound_bytes, mel_bytes = audio.tobytes(), mel_TMS.tobytes()
+    return {
+        "id": segment_id(source.key, start_seconds),
+        "source": source.key,
+        "source_id": source.id,
+        "label": source.label,
+        "labels": list(source.labels),
+        "split": source.split,
+        "start_seconds": start_seconds,
+        "num_frames": len(clip.video),
+        "fps": clip.fps,
+        "sample_rate": clip.sample_rate,
+        "has_audio": True,
+        **segment_scores(
+            clip.video,
+            sound,
+            fps=clip.fps,
+            sample_rate=clip.sample_rate,
+            mel_TMS=mel_TMS,
+            cancelled=cancelled,
+        ),
+        "checksum": row_checksum(video, sound_bytes, mel_bytes),
+        "video_codec": config.data.frame_codec,
+        "video_shape": list(clip.video.shape),
+        "video_dtype": "uint8",
+        "audio_shape": list(audio.shape),
+        "audio_dtype": "int16",
+        "mel_shape": list(mel_TMS.shape),
+        "mel_dtype": "float16",
+        "frame_offsets": offsets,
+        "video": video,
+        "audio": sound_bytes,
+        "mel": mel_bytes,
+    }
+
+
+def row_checksum(video: bytes, audio: bytes, mel: bytes) -> str:
+    """32 hexadecimal digits that two segments share only if they hold the same."""
+    digest = hashlib.sha256()
+    for part in (video, audio, mel):
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def reject_row(
+    source: SourceRow, start_seconds: float, end_seconds: float | None, reason: str, message: str
+) -> dict:
+    """One row of REJECT_SCHEMA."""
+    return {
+        "id": segment_id(source.key, start_seconds), "source": source.key, "source_id": source.id,
+        "start_seconds": start_seconds,
+        "end_seconds": end_seconds, "reason": reason, "message": message.replace(source.path, source.key),
+    }  # fmt: skip
+
+
+class _RollingShards:
+    """Writes rows into <unit>-000.parquet, <unit>-001.parquet, ..., each of at most `rows_per_shard` rows; opens none before the first row."""
+
+    def __init__(self, data_dir: str, unit: str, rows_per_shard: int) -> None:
+        self.folder, self.unit, self.rows_per_shard = storage.join(data_dir, "segments"), unit, rows_per_shard
+        self.results: list[dict] = []
+        self.index_rows: list[dict] = []
+        self._writer: ShardWriter | None = None
+
+    def write(self, row: dict) -> None:
+        path = self._path(len(self.results))
+        if self._writer is None:
+            self._writer = ShardWriter(path, SEGMENT_SCHEMA, compression=SEGMENT_COMPRESSION)
+        place = {"shard": path.rsplit("/", 1)[-1], "row": self._writer.num_rows}
+        self._writer.write(row)
+        self.index_rows.append({field: place[field] if field in place else row[field] for field in UNIT_SCHEMA.names})
+        if self._writer.num_rows == self.rows_per_shard:
+            self._close()
+
+    def delete_later(self) -> None:
+        """Deletes the shards of a killed run that got further than this one, because a source has changed or its decoder has died since."""
+        end = first = len(self.results)
+        while storage.exists(self._path(end)):
+            end += 1
+        for number in reversed(range(first, end)):  # the last one first, so that a kill here leaves no gap
+            storage.delete_file(self._path(number))
+
+    def __enter__(self) -> "_RollingShards":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None:
+            self._close()
+        elif self._writer:
+            self._writer.abort()
+
+    def _path(self, number: int) -> str:
+        return storage.join(self.folder, f"{self.unit}-{number:03d}.parquet")
+
+    def _close(self) -> None:
+        if self._writer:
+            self.results.append(self._writer.close())
+            self._writer = None

@@ -1,0 +1,1 @@
+"""What there is to prepare: folders, listings and tables become rows of sources."""

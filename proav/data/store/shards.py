@@ -1,0 +1,223 @@
+"""A finished data set: its manifest, and random access to windows of frames.
+
+Files under <run_dir>/data: segments/*.parquet (one row a segment), units/*.parquet, rejects/*.parquet and
+sources/*.parquet (a file a unit),
+index.parquet (every segment with its shard and row), manifest.json (written last: without it the data set is not finished). Works without
+Ray. Letters: T frames, H and W rows and columns, M mel bins, S mel columns in a frame.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from proav import storage
+from proav.data.store.frames import decode_frames
+from proav.data.store.parquet import DamagedShard, RowReader, open_parquet
+from proav.data.store.schema import ACCOUNT_SCHEMA, FORMAT, FULL_SCALE, REJECT_SCHEMA
+from proav.errors import UserError
+from proav.text import one_form
+
+UNREAD_COLUMNS = ("checksum", "picture_hash", "sound_hash")
+"""Of use to the filters and to verification alone: half of the memory that two million segments would take in every loader."""
+
+
+def read_manifest(data_dir: str) -> dict:
+    """The data set's description. Raises UserError where preprocessing has not finished."""
+    path = storage.join(data_dir, "manifest.json")
+    try:
+        manifest = json.loads(storage.read_text(path))
+    except FileNotFoundError:
+        raise UserError(
+            f"no prepared data in {data_dir} (no manifest.json); run: python ray_jobs/preprocess.py --config FILE, with the same run_dir"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedShard(f"{path} is damaged: {error}; delete it and run preprocess again: finished shards are kept") from None
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has format {manifest.get('format')}, this proav reads format {FORMAT}; prepare the data again in another run_dir=DIR, or delete {data_dir}"
+        )
+    return manifest
+
+
+def manifest_hash(manifest: dict) -> str:
+    """What identifies the data: labels, the checksums of all shards, and what the filters leave in use."""
+    parts = [
+        manifest["labels"],
+        [shard["sha256"] for shard in manifest["shards"]],
+        manifest["index"]["sha256"],
+        manifest["filters"]["avoid_shot_cuts"],
+    ]
+    content = json.dumps(parts)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def read_rejects(data_dir: str) -> pa.Table:
+    """All rejected sources and spans of them, by source and start."""
+    return _read_all(storage.join(data_dir, "rejects"), REJECT_SCHEMA)
+
+
+def read_accounts(data_dir: str) -> pa.Table:
+    """Where the seconds of each planned stretch went, by source and start."""
+    return _read_all(storage.join(data_dir, "sources"), ACCOUNT_SCHEMA)
+
+
+def _read_all(folder: str, schema: pa.Schema) -> pa.Table:
+    with ThreadPoolExecutor(8) as pool:
+        tables = list(
+            pool.map(
+                lambda path: open_parquet(path).read(),
+                (path for path in storage.list_files(folder) if path.endswith(".parquet")),
+            )
+        )
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+class SegmentStore:
+    """Random access to the segments of a finished data set, by index 0 .. len - 1 (shards in order of name).
+
+    Only metadata is held in memory; `window` reads one row's bytes and decodes just the frames asked for. Pickles as the folder's name.
+    Raises UserError where the data set is not finished, DamagedShard where it is damaged.
+    """
+
+    def __init__(self, data_dir: str, *, cache_bytes: int = 256 << 20) -> None:
+        self.data_dir, self.cache_bytes = data_dir, cache_bytes
+        self.manifest = read_manifest(data_dir)
+        file = open_parquet(storage.join(data_dir, "index.parquet"))
+        self.index = file.read(columns=[name for name in file.schema_arrow.names if name not in UNREAD_COLUMNS])
+        if self.index.num_rows != self.manifest["counts"]["segments"]:
+            raise DamagedShard(
+                f"{data_dir}/index.parquet has {self.index.num_rows} rows, the manifest {self.manifest['counts']['segments']}; "
+                "delete manifest.json and run preprocess again"
+            )
+        digests = {shard["name"]: shard["sha256"] for shard in self.manifest["shards"]}
+        self._reader = RowReader(storage.join(data_dir, "segments"), cache_bytes=cache_bytes, digests=digests)
+
+    def __getstate__(self) -> dict:
+        return {"data_dir": self.data_dir, "cache_bytes": self.cache_bytes}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["data_dir"], cache_bytes=state["cache_bytes"])
+
+    def __len__(self) -> int:
+        return self.index.num_rows
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The vocabulary, in the order of the label embedding."""
+        return tuple(self.manifest["labels"])
+
+    @property
+    def rows(self) -> "Rows":
+        """Metadata of each segment as a dict: store.rows[7]["label"]."""
+        return Rows(self.index)
+
+    def column(self, name: str) -> np.ndarray:
+        """One metadata column for all segments."""
+        return self.index.column(name).to_numpy()
+
+    def label_indices(self) -> np.ndarray:
+        """int64 [len]: each segment's place in the vocabulary; len(labels), the null label, where it has none."""
+        return label_indices(self.index.column("label"), self.labels)
+
+    def indices(self, *, split: str | None = None, shard: str | None = None) -> np.ndarray:
+        """int64: the used segments of a split, of a shard, or both; those that the filters leave out are not among them."""
+        keep = pc.equal(self.index.column("dropped"), "").to_numpy().copy()
+        for name, value in (("split", split), ("shard", shard)):
+            if value is not None:
+                keep &= pc.equal(self.index.column(name), value).to_numpy()
+        return np.flatnonzero(keep)
+
+    def stretches(self, *, num_frames: int, split: str | None = None, shard: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(segments, first frames, frames), int64 each: the parts of used segments that windows of `num_frames` frames may be drawn from.
+
+        A whole segment is one stretch; where the data set was filtered with avoid_shot_cuts, each of its shots is. Shorter ones are left out.
+        """
+        segments = self.indices(split=split, shard=shard)
+        frames = self.column("num_frames")[segments].astype(np.int64)
+        first = np.zeros(len(segments), np.int64)
+        if self.manifest["filters"]["avoid_shot_cuts"] and len(segments):
+            cuts = self.index.column("shot_starts").take(segments).combine_chunks()
+            shots = pc.list_value_length(cuts).to_numpy() + 1
+            opening = np.cumsum(shots) - shots  # place of each segment's first shot
+            later = np.ones(shots.sum(), bool)
+            later[opening] = False
+            first = np.zeros(len(later), np.int64)
+            first[later] = cuts.flatten().to_numpy()
+            ends = np.append(first[1:], 0)
+            ends[opening + shots - 1] = frames
+            segments, frames = np.repeat(segments, shots), ends - first
+        keep = frames >= num_frames
+        return segments[keep], first[keep], frames[keep]
+
+    def window(
+        self, index: int, start: int = 0, num_frames: int | None = None, *, want: Sequence[str] = ("video", "mel", "audio")
+    ) -> dict[str, np.ndarray]:
+        """Frames start .. start + num_frames - 1 of a segment (to its end where None), and the mel columns and sound that belong to them.
+
+        Returns those of `want`: video uint8 [T, H, W, 3]; mel float16 [T, M, S] in [-1, 1]; audio float32 [samples] in [-1, 1].
+        """
+        place = {
+            name: self.index.column(name)[index].as_py()
+            for name in ("shard", "row", "num_frames", "fps", "sample_rate", "video_codec", "video_shape", "mel_shape")
+        }
+        count = place["num_frames"] - start if num_frames is None else num_frames
+        assert 0 <= start and count >= 1 and start + count <= place["num_frames"], f"frames {start} to {start + count} of {place['num_frames']}"
+        window = {}
+        if "video" in want:
+
+            def pictures() -> np.ndarray:
+                row = self._reader.read(place["shard"], place["row"], ("video", "frame_offsets"))
+                form = {"codec": place["video_codec"], "shape": place["video_shape"]}
+                try:
+                    return decode_frames(row["video"], row["frame_offsets"], **form, start=start, count=count)
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"row {place['row']}: frames cannot be decoded ({error})") from error
+
+            window["video"] = self._reader.checked(place["shard"], pictures)
+        if "mel" in want:
+            mel = np.frombuffer(self._reader.read(place["shard"], place["row"], ("mel",))["mel"], np.float16).reshape(place["mel_shape"])
+            window["mel"] = mel[start : start + count].copy()
+        if "audio" in want:
+            per_frame = place["sample_rate"] // place["fps"]
+            sound = np.frombuffer(self._reader.read(place["shard"], place["row"], ("audio",))["audio"], np.int16)
+            window["audio"] = sound[start * per_frame : (start + count) * per_frame].astype(np.float32) / FULL_SCALE
+        return window
+
+
+class Rows(Sequence):
+    """Rows of an Arrow table as dicts, made when they are asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: int) -> dict:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return {name: self.table.column(name)[index].as_py() for name in self.table.column_names}
+
+    def __iter__(self):
+        for batch in self.table.to_batches(max_chunksize=1024):
+            yield from batch.to_pylist()
+
+
+def label_indices(labels: pa.ChunkedArray, vocabulary: Sequence[str]) -> np.ndarray:
+    """int64: place in the vocabulary, len(vocabulary) where it is not there."""
+    names = pa.array([one_form(label) for label in vocabulary], pa.string())
+    found = pc.index_in(pc.utf8_normalize(labels, form="NFC"), value_set=names)
+    return pc.fill_null(found, len(vocabulary)).to_numpy().astype(np.int64)
+
+
+def index_bytes(index: pa.Table) -> pa.Buffer:
+    """The content of index.parquet."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(index, buffer, compression="zstd", write_statistics=False)
+    return buffer.getvalue()

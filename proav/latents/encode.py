@@ -1,0 +1,262 @@
+"""Windows to stored latents: MDSA over every shard once, with Ray Data; and the statistics that normalize them.
+
+For each window both kinds are stored: the joint planes, which ST-DiT learns to make, and the lone planes (each modality encoded without
+the other), as which a given stream always enters. One shard of segments becomes one shard of latents, so that a run can go on where it stopped.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from proav import storage
+from proav.config import Config
+from proav.data.feeds.feed import check_fits
+from proav.data.store.parquet import ShardWriter, open_parquet
+from proav.data.store.shards import SegmentStore, manifest_hash
+from proav.errors import TOLD, UserError, raise_from_text, to_text
+from proav.geometry import LatentGeometry
+from proav.latents.statistics import merge_statistics, shard_sums
+from proav.runs.checkpoint import Checkpoint, check_resumable, list_checkpoints, load_checkpoint
+from proav.runs.progress import Progress
+
+LATENT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),  # of the segment
+        ("source_id", pa.string()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("start_frame", pa.int32()),
+        ("flipped", pa.bool_()),
+        ("joint", pa.large_binary()),
+        ("lone", pa.large_binary()),
+        ("shape", pa.list_(pa.int32())),
+    ]
+)
+"""`joint` and `lone` are float16 stacks [D, 6, N, N], not normalized; bytes, since nested lists cost more to read than the model takes to run."""
+
+ROW_OVERHEAD_BYTES = 850
+"""What a row takes beside its planes: the other columns and their places in the file; measured."""
+OF_A_SHARD = b"proav.config.reading"
+"""Key of a shard's metadata that says what made it."""
+
+
+def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
+    """Encodes all windows of the run's shards with its newest MDSA checkpoint; returns the content of latents/stats.json.
+
+    Done already with this very checkpoint and these settings: nothing is changed. Shards that are missing are made. Latents of another MDSA, of
+    other data or settings are deleted only with `encode.replace`, or with replace_unused if no ST-DiT was trained on them; else UserError.
+    Raises UserError also where data or MDSA are missing, MDSA was made for other clips than this configuration's, or the disk has no room.
+    """
+    folder = _folder(config)
+    store = SegmentStore(config.data_folder)
+    check_fits(store, config)
+    checkpoint = load_checkpoint(storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa", verify=False)  # verified where it is read
+    check_resumable(checkpoint, config.model_copy(update={"seed": checkpoint.config.seed}), checkpoint.labels)  # encoding draws nothing
+    settings = {
+        "mdsa_checkpoint": checkpoint.hash,
+        "stride_frames": config.encode.stride_frames,
+        "flips": config.encode.flips,
+        "data": manifest_hash(store.manifest),
+        "latent_scale": config.diffusion.latent_scale,
+    }
+    shards = [shard["name"] for shard in store.manifest["shards"]]
+    _settle_other_latents(config, settings, shards, replace_unused)
+    there = {path.rsplit("/", 1)[-1] for path in storage.list_files(folder, recursive=False)}
+    stats_path = storage.join(folder, "stats.json")
+    if there == {*shards, "stats.json"}:
+        stats = json.loads(storage.read_text(stats_path))
+        print(f"encode: done already, {stats['num_windows']:,} windows in {folder}")
+        return stats
+    windows = windows_per_shard(store, config)
+    todo = sum(count for name, count in windows.items() if name not in there)
+    print(f"encode: {_size_text(config, sum(windows.values()))}" + (f"; {todo:,} windows to do" if there else ""))
+    _check_room(config, todo)
+    parts = _encode_shards(config, checkpoint, settings, windows)
+    storage.remove_leftovers(folder)  # of killed actors
+    if set(parts) != set(shards):
+        raise RuntimeError(f"Ray Data returned {len(parts)} of {len(shards)} shards; run the same command again")
+    latents = LatentGeometry.from_config(config)
+    sums = merge_statistics([parts[name] for name in shards], scale=config.diffusion.latent_scale, channels=latents.channels)
+    stats = {**settings, **sums, "labels": list(store.labels), "mdsa_path": checkpoint.path}
+    storage.write_text(stats_path, json.dumps(stats, indent=1))
+    print(f"encode: {stats['num_windows']:,} windows in {folder}")
+    return stats
+
+
+def size_text(config: Config) -> str:
+    """How many windows encoding will store and their size on disk, for --dry-run."""
+    if not storage.exists(storage.join(config.data_folder, "manifest.json")):
+        return f"latents: {config.data_folder} is not prepared yet, so their size is not known"
+    return f"latents: {_size_text(config, sum(windows_per_shard(SegmentStore(config.data_folder), config).values()))}"
+
+
+def windows_per_shard(store: SegmentStore, config: Config) -> dict[str, int]:
+    """{shard: windows that are stored of it}, in the manifest's order; windows start `encode.stride_frames` apart in each stretch of used frames."""
+    segments, _, lengths = store.stretches(num_frames=config.clip.num_frames)
+    counts = (lengths - config.clip.num_frames) // config.encode.stride_frames + 1
+    if config.encode.flips:
+        counts = counts * np.where(store.column("split")[segments] == "train", 2, 1)
+    names = [shard["name"] for shard in store.manifest["shards"]]
+    owners = pc.index_in(store.index.column("shard"), value_set=pa.array(names)).to_numpy()[segments]
+    return dict(zip(names, np.bincount(owners, counts, len(names)).astype(int).tolist(), strict=True))
+
+
+class ShardEncoder:
+    """One shard of segments -> one shard of latents; a Ray Data actor, or called by hand in a test."""
+
+    def __init__(self, config: Config, checkpoint_path: str, settings: dict, device: str = "cpu") -> None:
+        self.config, self.checkpoint_path, self.settings, self.device = config, checkpoint_path, settings, device
+        self.store, self.coder = None, None
+
+    def __call__(self, row: dict) -> dict:
+        """Returns counts and sums of the shard named row["shard"]; a shard already there with the same settings is only read.
+
+        `error` tells a user's mistake, such as a full disk or a damaged checkpoint, which Ray would wrap beyond recognition.
+        """
+        path = storage.join(_folder(self.config), row["shard"])
+        try:
+            if not (storage.exists(path) and _made_with(path) == self.settings):
+                self._encode_shard(path, row["shard"])
+            return {"shard": row["shard"], **shard_sums(path), "error": ""}
+        except TOLD as error:
+            return {"shard": row["shard"], "num_windows": 0, "sums": "", "error": to_text(error)}
+
+    @torch.inference_mode()
+    def _encode_shard(self, path: str, name: str) -> None:
+        if self.coder is None:
+            from proav.generation.pipeline import load_coder
+
+            self.store = SegmentStore(self.config.data_folder)
+            self.coder = load_coder(load_checkpoint(self.checkpoint_path, kind="mdsa", verify=False), device=self.device)
+        windows, size = self._windows(name), self.config.encode.batch_size
+        with ShardWriter(path, LATENT_SCHEMA.with_metadata({OF_A_SHARD: json.dumps(self.settings).encode()})) as writer:
+            for first in range(0, len(windows), size):
+                batch = windows[first : first + size]
+                for row in self._rows(batch, *self._encode_windows(batch)):
+                    writer.write(row)
+
+    def _windows(self, name: str) -> list[tuple[int, int, bool]]:
+        """(segment, start frame, flipped) of each window of a shard; only training windows are mirrored."""
+        splits, settings, frames = self.store.column("split"), self.config.encode, self.config.clip.num_frames
+        return [
+            (segment, start, flipped)
+            for segment, first, length in zip(*(values.tolist() for values in self.store.stretches(shard=name, num_frames=frames)), strict=True)
+            for start in range(first, first + length - frames + 1, settings.stride_frames)
+            for flipped in ((False, True) if settings.flips and splits[segment] == "train" else (False,))
+        ]
+
+    def _encode_windows(self, windows: list[tuple[int, int, bool]]) -> tuple[torch.Tensor, torch.Tensor]:
+        frames = self.config.clip.num_frames
+        parts = {}  # windows overlap: of each segment the frames from the batch's first start to its last end are decoded once
+        for index in {index for index, _, _ in windows}:
+            starts = [start for owner, start, _ in windows if owner == index]
+            span = max(starts) - min(starts) + frames
+            parts[index] = min(starts), self.store.window(index, min(starts), span, want=("video", "mel"))
+        clips = [(parts[index][1], slice(start - parts[index][0], start - parts[index][0] + frames), flipped) for index, start, flipped in windows]
+        pictures = [part["video"][place, :, ::-1] if flipped else part["video"][place] for part, place, flipped in clips]
+        video = torch.from_numpy(np.stack(pictures))
+        mel = torch.from_numpy(np.stack([part["mel"][place] for part, place, _ in clips])).float()
+        return self.coder.encode(video, mel), self.coder.encode(video, mel, lone=True)
+
+    def _rows(self, windows: list[tuple[int, int, bool]], joint_BDPNN: torch.Tensor, lone_BDPNN: torch.Tensor) -> Iterator[dict]:
+        joint, lone = joint_BDPNN.half().cpu().numpy(), lone_BDPNN.half().cpu().numpy()
+        for position, (index, start, flipped) in enumerate(windows):
+            identity = {key: self.store.index.column(key)[index].as_py() for key in ("id", "source_id", "label", "split")}
+            planes = {"joint": joint[position].tobytes(), "lone": lone[position].tobytes(), "shape": list(joint.shape[1:])}
+            yield {**identity, "start_frame": start, "flipped": flipped, **planes}
+
+
+def _encode_shards(config: Config, checkpoint: Checkpoint, settings: dict, windows: dict[str, int]) -> dict[str, dict]:
+    """What ShardEncoder says of each shard. An actor that dies is replaced, and its shard made again."""
+    import ray
+
+    from proav.on_ray.resources import device_of, wants_gpu
+
+    use_gpu = wants_gpu(config.encode.use_gpu)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    encoded = ray.data.from_items([{"shard": name} for name in windows], override_num_blocks=len(windows)).map(
+        ShardEncoder,
+        fn_constructor_kwargs={"config": config, "checkpoint_path": checkpoint.path, "settings": settings, "device": device_of(use_gpu)},
+        compute=ray.data.ActorPoolStrategy(size=min(config.encode.num_workers, len(windows))),
+        num_cpus=1,
+        num_gpus=int(use_gpu),
+    )
+    progress, parts = Progress("encode", sum(windows.values()), "windows"), {}
+    for row in encoded.iter_rows():
+        if row["error"]:
+            raise_from_text(row["error"])
+        assert row["num_windows"] == windows[row["shard"]], f"{row['num_windows']} windows of {row['shard']}, expected {windows[row['shard']]}"
+        parts[row["shard"]] = row
+        progress.update(progress.done + row["num_windows"])
+    progress.close()
+    return parts
+
+
+def _settle_other_latents(config: Config, settings: dict, shards: list[str], replace_unused: bool) -> None:
+    """Deletes latents that are there from another MDSA, other data or settings, where that is allowed. Raises UserError where it is not."""
+    folder = _folder(config)
+    there = {path.rsplit("/", 1)[-1]: path for path in storage.list_files(folder, recursive=False)}
+    if not there:
+        return
+    if "stats.json" in there:
+        found = json.loads(storage.read_text(there["stats.json"]))
+    else:  # of an interrupted run
+        found = next((_made_with(path) for name, path in there.items() if name.endswith(".parquet")), settings)
+    differing = [key for key, value in settings.items() if found.get(key) != value]
+    strangers = sorted(there.keys() - {*shards, "stats.json"})
+    if not differing and not strangers:
+        return
+    then, now = (", ".join(f"{key}={str(values.get(key))[:16]}" for key in differing) for values in (found, settings))
+    what = f"{folder} was made with {then}; this run has {now}" if differing else f"{folder} holds files that are not of this run: {strangers[0]}"
+    trained = list_checkpoints(storage.join(config.run_folder, "stdit", "checkpoints"))
+    if config.encode.replace or (replace_unused and not trained):
+        print(f"encode: {what}: deleted, to be encoded anew")
+        storage.delete_folder(folder)
+        return
+    used = f" ST-DiT was trained on it ({trained[0][1]}) and cannot go on with other latents: delete its checkpoints too." if trained else ""
+    raise UserError(f"{what}.{used} Write encode.replace=true to delete these latents and encode anew, or choose another run_dir=DIR")
+
+
+def _check_room(config: Config, num_windows: int) -> None:
+    """Raises UserError where the latents will not fit on this machine's disk."""
+    folder = _folder(config)
+    if storage.is_remote(folder):
+        return
+    place = Path(storage.open_filesystem(folder)[1])
+    free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
+    needed = num_windows * _window_bytes(config)
+    if needed > free:
+        raise UserError(
+            f"{num_windows:,} windows of latents need about {_in_units(needed)} in {folder}, where {_in_units(free)} are free; "
+            "make room, choose another run_dir=DIR, raise encode.stride_frames or write encode.flips=false"
+        )
+
+
+def _window_bytes(config: Config) -> int:
+    """On disk: joint and lone planes in float16, and the rest of the row."""
+    return 2 * 2 * math.prod(LatentGeometry.from_config(config).stack_shape) + ROW_OVERHEAD_BYTES
+
+
+def _size_text(config: Config, num_windows: int) -> str:
+    size = _window_bytes(config)
+    return f"{num_windows:,} windows, joint and lone, {_in_units(size)} each: about {_in_units(num_windows * size)} in {_folder(config)}"
+
+
+def _in_units(size: int) -> str:
+    unit, scale = next((unit, scale) for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 0)) if size >= scale)
+    return f"{size / (scale or 1e3):,.1f} {unit}"
+
+
+def _folder(config: Config) -> str:
+    return storage.join(config.run_folder, "latents")
+
+
+def _made_with(path: str) -> dict:
+    return json.loads((open_parquet(path).schema_arrow.metadata or {}).get(OF_A_SHARD, b"{}"))

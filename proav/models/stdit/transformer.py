@@ -1,0 +1,212 @@
+"""ST-DiT: the spatio-temporal diffusion transformer that denoises the six stacked planes of picture and
+sound.
+
+Not here: noise, times and sampling (`proav/diffusion`), the planes' making (`mdsa.py`), the order of tokens
+(`tokens.py`). Follows "ProAV-DiT", Figure 2 (b), in the form of STDiT and DiT (blocks) and PixArt (one shared
+modulation). Letters: B clips, D latent channels, E=D+1 condition channels, P=6 planes, N plane side, L tokens
+of all planes, d width, h heads, k head width.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from proav.config import Config
+from proav.geometry import LatentGeometry
+from proav.models.layers import ClosedLinear, Float32Linear, hidden_map, run_layer
+from proav.models.stdit.embeddings import Conditioning, TokenPositions
+from proav.models.stdit.tokens import TokenLayout, everywhere
+
+NORM_EPSILON = 1e-6
+
+
+def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LN(x) (1 + scale) + shift, the norm without weights of its own."""
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPSILON) * (1 + scale) + shift
+
+
+class RMSNorm(nn.Module):
+    """w x / sqrt(mean(x^2) + epsilon) over the last axis, in the precision of x (statistics in float32),
+    which the fused kernel wants.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), NORM_EPSILON).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """softmax(rms(Q) rms(K)^T / sqrt(k)) V over the tokens that `mix` brings together, heads of width k, then
+    a linear map; `closed` starts that map at zero.
+
+    Queries and keys are RMS-normalized per head with learned weights: logits stay bounded, which keeps bf16
+    training stable (STDiT3). mix: attention of [B, L, h, k], as in `TokenLayout`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mix: Callable[[Tensor, Tensor, Tensor], Tensor] = everywhere,
+        *,
+        closed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.mix = num_heads, mix
+        self.qkv = hidden_map(nn.Linear(width, 3 * width), parts=3)
+        self.query_norm = RMSNorm(width // num_heads)
+        self.key_norm = RMSNorm(width // num_heads)
+        self.out = hidden_map((ClosedLinear if closed else nn.Linear)(width, width))
+
+    def forward(self, tokens_BLd: Tensor) -> Tensor:
+        heads = rearrange(self.qkv(tokens_BLd), "b l (three h k) -> three b l h k", three=3, h=self.num_heads)
+        query_BLhk, key_BLhk, value_BLhk = heads
+        mixed_BLhk = self.mix(self.query_norm(query_BLhk), self.key_norm(key_BLhk), value_BLhk)
+        return self.out(mixed_BLhk.flatten(2))
+
+
+class Block(nn.Module):
+    """One layer of ST-DiT. With (shift, scale, gate)_a, (shift, scale, gate)_m = modulation of the token's
+    modality + this block's table:
+
+        x <- x + gate_a * spatial(modulate(x, a))      tokens of one plane, all six planes apart
+        x <- x + temporal(modulate(x, a))              the six tokens at one place of the planes
+        x <- x + gate_m * mlp(modulate(x, m))
+
+    attention=full replaces the first two lines by one attention over all tokens, gated. Every branch starts
+    at zero through exactly one zero factor (the gates; the temporal output map), so that the block is the
+    identity at first and no branch's gradient is blocked twice.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: int, attention: str, layout: TokenLayout
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.table = nn.Parameter(torch.zeros(6, width))
+        self.divided = attention == "divided"
+        if self.divided:
+            self.spatial = SelfAttention(width, num_heads, layout.within_planes)
+            self.temporal = SelfAttention(width, num_heads, layout.across_planes, closed=True)
+        else:
+            self.joint = SelfAttention(width, num_heads)
+        inner = mlp_ratio * width
+        expand, contract = hidden_map(nn.Linear(width, inner)), hidden_map(nn.Linear(inner, width))
+        self.mlp = nn.Sequential(expand, nn.GELU(approximate="tanh"), contract)
+
+    def forward(self, tokens_BLd: Tensor, modulation_B26d: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (modulation_B26d + self.table).unbind(2)
+        x_BLd = tokens_BLd
+        first = self.spatial if self.divided else self.joint
+        x_BLd = x_BLd + self._gated(first(self._modulated(x_BLd, shift_a, scale_a)), gate_a)
+        if self.divided:
+            x_BLd = x_BLd + self.temporal(self._modulated(x_BLd, shift_a, scale_a))
+        return x_BLd + self._gated(self.mlp(self._modulated(x_BLd, shift_m, scale_m)), gate_m)
+
+    def _modulated(self, tokens_BLd: Tensor, shift_B2d: Tensor, scale_B2d: Tensor) -> Tensor:
+        return self.layout.by_modality(modulate, tokens_BLd, shift_B2d, scale_B2d)
+
+    def _gated(self, update_BLd: Tensor, gate_B2d: Tensor) -> Tensor:
+        return self.layout.by_modality(torch.mul, update_BLd, gate_B2d)
+
+
+class STDiT(nn.Module):
+    """The denoiser: the flow's velocity or the noise of every plane, from noisy planes, two times, a label
+    and a condition.
+
+    STDiT(config, num_labels): size, patch and attention by config.stdit, planes by config.mdsa. num_labels >=
+    0; label number num_labels is the null label. The prediction is exactly zero at initialization.
+    `activation_checkpointing`: recompute each block's activations in the backward pass. Safe under ZeRO-3:
+    every parameter is used only in the forward of the module that owns it.
+    """
+
+    def __init__(self, config: Config, num_labels: int) -> None:
+        super().__init__()
+        depth, width, num_heads = config.stdit.shape
+        geometry = LatentGeometry.from_config(config)
+        self.channels, self.patches = geometry.channels, geometry.token_patches
+        self.layout = TokenLayout(geometry.token_sides)
+        self.num_labels = num_labels
+        self.activation_checkpointing = False
+        planes = list(zip(self.channels, self.patches, strict=True))
+        self.embed = nn.ModuleList(nn.Linear((2 * own + 1) * patch**2, width) for own, patch in planes)
+        self.positions = TokenPositions(geometry.token_sides, width)
+        self.conditioning = Conditioning(width, num_labels)
+        self.modulation = ClosedLinear(width, 6 * width)
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, config.stdit.mlp_ratio, config.stdit.attention, self.layout)
+            for _ in range(depth)
+        )
+        self.final_modulation = ClosedLinear(width, 2 * width)
+        self.final = nn.ModuleList(Float32Linear(width, own * patch**2) for own, patch in planes)
+        self._initialize()
+
+    @property
+    def null_label(self) -> int:
+        """The label that says nothing: what unconditional samples, and guidance, evaluate."""
+        return self.num_labels
+
+    def _initialize(self) -> None:
+        """Each plane has first and last maps of its own: the planes' channels have nothing in common."""
+        for part in (self.embed, self.blocks):
+            for module in part.modules():
+                if isinstance(module, nn.Linear) and not isinstance(module, ClosedLinear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
+        for module in self.final:
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(
+        self, noisy_BDPNN: Tensor, times_B2: Tensor, labels_B: Tensor, condition_BEPNN: Tensor | None = None
+    ) -> Tensor:
+        """The prediction [B, D, 6, N, N], in the dtype of `noisy_BDPNN`; of channels that a plane does not
+        have none is read, and zero told.
+
+        noisy_BDPNN [B, D, 6, N, N]: normalized latents with noise; a given modality's clean planes where its
+        time is 0. times_B2 [B, 2] in [0, 1]: column 0 the video's, column 1 the audio's; 0 is clean, 1 is
+        noise. labels_B [B] int64 in 0 .. num_labels (the null label). condition_BEPNN [B, D+1, 6, N, N]:
+        planes of a masked clip and the mask; None is the same as zeros.
+        """
+        vectors_B2d = F.silu(self.conditioning(times_B2, labels_B))
+        modulation_B26d = rearrange(self.modulation(vectors_B2d), "b m (six d) -> b m six d", six=6)
+        tokens_BLd = self.positions(self._tokens(noisy_BDPNN, condition_BEPNN))
+        for block in self.blocks:
+            tokens_BLd = run_layer(
+                block, tokens_BLd, modulation_B26d, recompute=self.activation_checkpointing
+            )
+        shift_B2d, scale_B2d = self.final_modulation(vectors_B2d).chunk(2, dim=-1)
+        tokens_BLd = self.layout.by_modality(modulate, tokens_BLd, shift_B2d, scale_B2d)
+        return self._stack(tokens_BLd, noisy_BDPNN.shape[1]).to(noisy_BDPNN.dtype)
+
+    def _tokens(self, noisy_BDPNN: Tensor, condition_BEPNN: Tensor | None) -> Tensor:
+        """[B, L, d]: of each plane its own channels, those of its condition, and the mask."""
+        if condition_BEPNN is None:
+            batch, channels, *rest = noisy_BDPNN.shape
+            condition_BEPNN = noisy_BDPNN.new_zeros(batch, channels + 1, *rest)
+        planes = zip(
+            noisy_BDPNN.unbind(2), condition_BEPNN.unbind(2), self.channels, self.patches, self.embed,
+            strict=True,
+        )  # fmt: skip
+        tokens = []
+        for noisy_BDNN, condition_BENN, own, patch, embed in planes:
+            told = torch.cat([noisy_BDNN[:, :own], condition_BENN[:, :own], condition_BENN[:, -1:]], dim=1)
+            cut = rearrange(told, "b c (n i) (m j) -> b (n m) (c i j)", i=patch, j=patch)
+            tokens.append(embed(cut.to(embed.weight.dtype)))
+        return torch.cat(tokens, dim=1)
+
+    def _stack(self, tokens_BLd: Tensor, stack_channels: int) -> Tensor:
+        """[B, D, 6, N, N], float32: each plane's own channels, zero behind them."""
+        planes = []
+        parts = tokens_BLd.split(self.layout.counts, dim=1)
+        for part, side, patch, final in zip(parts, self.layout.sides, self.patches, self.final, strict=True):
+            axes = {"n": side, "i": patch, "j": patch}
+            plane_BDNN = rearrange(final(part), "b (n m) (c i j) -> b c (n i) (m j)", **axes)
+            planes.append(F.pad(plane_BDNN, (0, 0, 0, 0, 0, stack_channels - plane_BDNN.shape[1])))
+        return torch.stack(planes, dim=2)

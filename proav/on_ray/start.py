@@ -1,0 +1,205 @@
+"""Joins or starts the Ray of one process, and keeps to it: by its own address, in folders that this machine
+allows.
+
+A machine may hold several Rays, of other jobs and of other people, and files of those that are gone. A job's
+processes never ask which one is "the" Ray of the machine. What a cluster has is `cluster.py`'s matter.
+Importing this imports no Ray: Ray reads some of its environment when it is imported, and this sets it.
+"""
+
+import atexit
+import contextlib
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from proav.errors import UserError
+
+ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+"""By which parts of Ray look for a cluster; the second, meant for `ray job submit`, goes before the first."""
+SETUP_HOOK = "proav.on_ray.start.keep_to_own_cluster"
+"""For ray.init's runtime_env: every worker process calls it when it starts."""
+ROOM_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead")
+"""The longest path of a temporary folder: unix(7) gives a socket's path 107 bytes, and this is Ray's
+longest."""
+FOLDERS = ("/tmp", "/var/tmp")
+"""For temporary files, if the environment names no folder that can be used."""
+MIN_FREE_BYTES = 64 * 2**20
+"""Room for a short job's logs; Ray fails in odd ways without."""
+SHARED_MEMORY = "/dev/shm"
+_SLOW_START = "timed out during startup"
+"""Ray's words, in an error without a type of its own, once 30 s were too short for its start."""
+
+
+def connect(
+    address: str,
+    *,
+    named: str | None = None,
+    namespace: str | None = None,
+    runtime_env: dict | None = None,
+    shielded: bool = False,
+) -> None:
+    """Joins the cluster at `address`; "local" starts a Ray here, whatever other Ray runs or has left its
+    files.
+
+    named: what gave the address, for messages; RAY_ADDRESS=<address> by default. shielded: a Ray that is
+    started here does not hear SIGTERM. The rest as ray.init takes it. Raises UserError: nothing answers, the
+    cluster refuses, or no folder here is fit for a Ray.
+    """
+    named = named or f"RAY_ADDRESS={address}"
+    _prepare_user()
+    here = prepare_machine() if address == "local" else {}
+    if "RAY_AUTH_MODE" not in os.environ and _has_token() and "ray" not in sys.modules:
+        # A cluster asks for a token unless told otherwise; Ray sends one by itself only to one that it found.
+        os.environ["RAY_AUTH_MODE"] = "token"
+    import ray
+
+    from proav.on_ray.resources import check_address
+
+    check_address(address, named=named)
+    shield = {signal.SIGTERM} if shielded and address == "local" else set()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, shield)  # what ray.init starts inherits it
+    try:
+        ray.init(
+            address=address, logging_level="warning", namespace=namespace, runtime_env=runtime_env, **here
+        )
+    except ConnectionError as error:
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"{named} does not let this process in ({why}); if the cluster has another token than this "
+            f"machine, "
+            "copy the head's ~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a Ray of "
+            "this "
+            "version runs there"
+        ) from error
+    except Exception as error:
+        if _SLOW_START not in str(error):
+            raise
+        raise UserError(
+            f"the Ray that was started here was not ready after 30 s ({' '.join(str(error).split())}); a "
+            "machine that is very busy is too slow for it: run the same command again when it is less so. "
+            f"What Ray itself says is in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs"
+        ) from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def keep_to_own_cluster() -> None:
+    """Names this process's cluster to the parts of Ray that look for one in the environment, else on the
+    machine.
+
+    They are the State API and what asks it: Ray Train's cleaner, which ends a run whose controller it does
+    not find, and Ray Data's watch over tasks that hang.
+    """
+    import ray
+
+    if ray.util.client.ray.is_connected():  # ray://: the cluster is another machine's
+        return
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    os.environ.pop("RAY_API_SERVER_ADDRESS", None)
+
+
+@contextlib.contextmanager
+def addresses_kept() -> Iterator[None]:
+    """Gives the address variables of this process back as they were."""
+    before = {name: os.environ.get(name) for name in ADDRESS_VARIABLES}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def prepare_machine() -> dict[str, str]:
+    """Makes this process's environment fit for starting a Ray; returns further words for ray.init.
+
+    What is chosen in place of what the environment names is said on stderr. Raises UserError if nothing can
+    be.
+    """
+    temporary = _choose_temporary_folder()
+    if not _has_token() and not _is_writable(os.path.expanduser("~")):  # Ray would write one there
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # With little /dev/shm, as in containers, Ray would warn on a small machine and end on a large one.
+    os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
+    if _is_writable(SHARED_MEMORY):
+        return {}
+    _say(f"{SHARED_MEMORY} cannot be written: Ray's objects go to {temporary}, which is slower")
+    return {"_plasma_directory": temporary}
+
+
+def _prepare_user() -> None:
+    """A home folder and a name for a user without: many libraries cannot be imported then (docker run
+    --user)."""
+    if not os.path.isabs(os.path.expanduser("~")):
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="proav-home-")
+        atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
+        _say("this user has no home folder; an empty one is used: set HOME=DIR for another")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())
+
+
+def _choose_temporary_folder() -> str:
+    """What RAY_TMPDIR or TMPDIR names, else /tmp or /var/tmp. A TMPDIR that cannot be used becomes the
+    same."""
+    given = {name: os.environ[name] for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)}
+    unfit = {name: reason for name, folder in given.items() if (reason := _unfit(folder))}
+    fit = [os.path.abspath(folder) for name, folder in given.items() if name not in unfit]
+    fit += [folder for folder in FOLDERS if not _unfit(folder)]
+    if not fit:
+        reasons = [f"{name}={given[name]} {reason}" for name, reason in unfit.items()]
+        reasons += [f"{folder} {_unfit(folder)}" for folder in FOLDERS]
+        raise UserError(
+            f"no folder for temporary files: {', '.join(reasons)}; set RAY_TMPDIR=DIR, a folder that can be "
+            f"written, of at most {ROOM_BYTES} characters"
+        )
+    for name, reason in unfit.items():
+        _say(f"{name}={given[name]} {reason}: temporary files go to {fit[0]}; set RAY_TMPDIR=DIR for another")
+    os.environ["RAY_TMPDIR"] = fit[0]
+    if "TMPDIR" in unfit or not given.get("TMPDIR"):
+        os.environ["TMPDIR"] = fit[0]  # also for the sockets of Python's own worker processes
+        tempfile.tempdir = None  # Python may have looked it up before
+    return fit[0]
+
+
+def _unfit(folder: str) -> str | None:
+    """Why Ray cannot be started with this temporary folder; None if it can."""
+    folder = os.path.abspath(folder)
+    if not os.path.isdir(folder):
+        return "is no folder"
+    if not _is_writable(folder):
+        return "cannot be written"
+    if os.path.exists(os.path.join(folder, "ray")) and not _is_writable(os.path.join(folder, "ray")):
+        return "has a folder ray that cannot be written"
+    if (length := len(os.fsencode(folder))) > ROOM_BYTES:
+        return f"is {length} characters long, where Ray's sockets leave room for {ROOM_BYTES}"
+    if (free := shutil.disk_usage(folder).free) < MIN_FREE_BYTES:
+        return f"has only {free / 2**20:.0f} MiB free"
+    return None
+
+
+def _is_writable(folder: str) -> bool:
+    """Whether files can be made there: tried, for permissions do not tell of read-only and special file
+    systems."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _has_token() -> bool:
+    """Whether a token for Ray clusters lies where Ray looks for one."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return "RAY_AUTH_TOKEN" in os.environ or os.path.isfile(named or os.path.expanduser("~/.ray/auth_token"))

@@ -1,0 +1,1 @@
+"""Pages of a run and of its data: one file each, which opens offline."""

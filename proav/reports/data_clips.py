@@ -1,0 +1,191 @@
+"""The clips on a data set's page: a sheet spread over the labels, the ends of the scores, what filters leave out, copies side by side.
+
+Which segments are shown is a function of the index alone, so that the same data set gives the same page; how many does not grow with it.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from proav.config import Config
+from proav.data.prepare.filters import REASONS, hash_words
+from proav.data.store.shards import SegmentStore
+from proav.errors import UserError
+from proav.media.container import Clip
+from proav.reports.kit.page import Markup, counted, element, number, warning
+from proav.reports.run_files import ClipPlayers
+
+MAX_SPREAD, MAX_COPIES = 6, 2
+ENDS = (
+    ("Most in step", "sync", -1),
+    ("Least in step", "sync", 0),
+    ("Most shot cuts", "cuts", -1),
+    ("Most motion", "motion", -1),
+    ("Least motion", "motion", 0),
+    ("Quietest", "rms", 0),
+)
+"""Title, score and end of it, of the segments shown for their scores."""
+
+
+def clip_sections(config: Config, folder: str, segments: pa.Table) -> list[tuple[str, str, list[Markup]]]:
+    """(id, title, children) of the sections with players; segments: the whole index, of a finished data set."""
+    try:
+        store = SegmentStore(folder)
+    except UserError as error:
+        return [("segments", "Segments", [warning(f"The shards cannot be opened: {error}")])]
+    show = _Cards(ClipPlayers(config), store, config.clip.num_frames)
+    used = store.indices()
+    spread = _spread_over_labels(segments, used)
+    ends = _ends_of_scores(segments, used, set(spread))
+    note = f"{counted(len(spread), 'segment')} of {number(len(used))} in use, spread over the labels; the clip in the middle of each, as the models see it."
+    sections = [("segments", "Segments", [element("p", note, class_="note"), _grid(show.card(index) for index in spread)])]
+    if ends:
+        text = "Of all segments in use those at the ends of the scores: where a filter would begin to take away."
+        cards = [show.card(index, title=title, around_cut=title == "Most shot cuts") for title, index in ends]
+        sections.append(("ends", "Ends of the scores", [element("p", text, class_="note"), _grid(cards)]))
+    left_out = _one_of_each_reason(segments)
+    if left_out:
+        text = "One segment of each reason. They stay stored: other filters bring them back without decoding anything again."
+        cards = [show.card(index, title=reason.replace("_", " ").capitalize(), around_cut=reason == "shot_cuts") for reason, index in left_out]
+        sections.append(("left-out", "Left out by filters", [element("p", text, class_="note"), _grid(cards)]))
+    copies = _copies(segments)
+    if copies:
+        text = "A segment that was left out as a copy, beside the one that stays."
+        pairs = [show.pair(kept, copy, name) for kept, copy, name in copies]
+        sections.append(("copies", "Copies", [element("p", text, class_="note"), element("div", pairs, class_="pairs")]))
+    return sections
+
+
+def file_name(source: str) -> str:
+    return str(source).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _grid(cards: Iterable[Markup]) -> Markup:
+    return element("div", list(cards), class_="grid")
+
+
+def _spread_over_labels(segments: pa.Table, used: np.ndarray) -> list[int]:
+    """Up to MAX_SPREAD of the used segments, evenly over their order by label."""
+    codes = segments.column("label").take(pa.array(used)).combine_chunks().dictionary_encode().indices.to_numpy()
+    ordered = used[np.argsort(codes, kind="stable")]
+    count = min(MAX_SPREAD, len(ordered))
+    return [int(ordered[place * len(ordered) // count]) for place in range(count)]
+
+
+def _ends_of_scores(segments: pa.Table, used: np.ndarray, shown: set[int]) -> list[tuple[str, int]]:
+    """(title, segment) at the ends of the scores, no segment twice and none that is shown already; of equals the first."""
+    found = []
+    for title, score, end in ENDS:
+        values = _cut_counts(segments)[used] if score == "cuts" else segments.column(score).to_numpy()[used]
+        values = values.astype(np.float64)
+        allowed = np.isfinite(values) & ~np.isin(used, list(shown))
+        if score == "cuts":
+            allowed &= values > 0
+        if not allowed.any():
+            continue
+        best = int(used[np.argmax(np.where(allowed, values if end else -values, -np.inf))])
+        found.append((title, best))
+        shown.add(best)
+    return found
+
+
+def _cut_counts(segments: pa.Table) -> np.ndarray:
+    return pc.list_value_length(segments.column("shot_starts")).fill_null(0).to_numpy()
+
+
+def _one_of_each_reason(segments: pa.Table) -> list[tuple[str, int]]:
+    """(reason, first segment that was left out for it), copies apart: those are shown beside their original."""
+    found = []
+    for reason in REASONS:
+        place = pc.index(segments.column("dropped"), reason).as_py()
+        if place >= 0 and "duplicate" not in reason:
+            found.append((reason, place))
+    return found
+
+
+def _copies(segments: pa.Table) -> list[tuple[int, int, str]]:
+    """(kept segment, its copy, kind) of the first copies that were left out; the kept one is found by its checksum, or by the nearest hashes."""
+    kept = np.flatnonzero(pc.equal(segments.column("dropped"), "").to_numpy())
+    found = []
+    for reason, name in (("duplicate", "The same bytes"), ("near_duplicate", "Alike")):
+        for copy in np.flatnonzero(pc.equal(segments.column("dropped"), reason).to_numpy())[
+            : MAX_COPIES if reason == "near_duplicate" else 1
+        ].tolist():
+            if reason == "duplicate":
+                same = pc.index(segments.column("checksum"), segments.column("checksum")[copy]).as_py()
+                found.append((same, copy, name))
+                continue
+            differing = np.zeros(len(kept), np.int64)
+            for hashes in ("picture_hash", "sound_hash"):
+                words = hash_words(segments.column(hashes))
+                differing += np.bitwise_count(words[kept] ^ words[copy]).sum(axis=1, dtype=np.int64)
+            best = int(np.argmin(differing))
+            found.append((int(kept[best]), copy, f"{name}: {differing[best]} of 512 bits of their fingerprints differ"))
+    return found
+
+
+@dataclass(frozen=True)
+class _Cards:
+    """Cards with players for segments of one store."""
+
+    players: ClipPlayers
+    store: SegmentStore
+    num_frames: int
+
+    def card(self, index: int, *, title: str | None = None, around_cut: bool = False) -> Markup:
+        row = self.store.rows[index]
+        start, frames = self._window(row, around_cut)
+        label = row["label"] or "without a label"
+        heading = f"{title}: {label}" if title else label
+        tags = [file_name(row["source"]), f"from {row['start_seconds'] + start / row['fps']:.1f} s", row["split"], *_score_tags(row)]
+        text = element("figcaption", element("h3", heading), _tags(tags), class_="text")
+        return element(
+            "figure", self._player(row, index, start, frames, f"Segment of {file_name(row['source'])}, {heading}"), text, class_="card player"
+        )
+
+    def pair(self, kept: int, copy: int, name: str) -> Markup:
+        rows = [self.store.rows[index] for index in (kept, copy)]
+        start = min(self._window(row, False)[0] for row in rows)
+        sides = []
+        for side, index, row in zip(("In use", "Left out"), (kept, copy), rows, strict=True):
+            frames = min(self.num_frames, row["num_frames"] - start)
+            caption = element("figcaption", f"{side}: {file_name(row['source'])}, from {row['start_seconds'] + start / row['fps']:.1f} s")
+            content = self._player(row, index, start, frames, f"{side}: {file_name(row['source'])}", title=f"Sound {side.lower()}")
+            sides.append(element("figure", caption, content, class_="player"))
+        buttons = [element("button", f"Play both, hear the one {heard}", type="button", aria_pressed="false") for heard in ("in use", "left out")]
+        content = [element("h3", name), element("div", buttons), element("div", sides, class_="sides")]
+        return element("div", content, class_="card pair", role="group", aria_label=name)
+
+    def _window(self, row: dict, around_cut: bool) -> tuple[int, int]:
+        """(first frame, frames) of the clip that is shown: the middle one, or the one around the first cut."""
+        frames = min(self.num_frames, row["num_frames"])
+        middle = row["shot_starts"][0] if around_cut and row["shot_starts"] else row["num_frames"] // 2
+        return min(max(0, middle - frames // 2), row["num_frames"] - frames), frames
+
+    def _player(self, row: dict, index: int, start: int, frames: int, description: str, *, title: str = "") -> Markup | list[Markup]:
+        try:
+            window = self.store.window(index, start, frames)
+        except (UserError, OSError) as error:
+            return element("div", warning(f"Segment {row['id']} cannot be shown: {error}"), class_="text")
+        clip = Clip(video=window["video"], audio=np.clip(window["audio"], -1, 1), fps=row["fps"], sample_rate=row["sample_rate"])
+        return self.players.from_clip(clip, window["mel"].astype(np.float32), description=description, title=title)
+
+
+def _tags(tags: list[str]) -> Markup:
+    return element("ul", [element("li", tag) for tag in tags], class_="tags")
+
+
+def _score_tags(row: dict) -> list[str]:
+    """The scores of a segment in words."""
+    loudness = 20 * np.log10(max(row["rms"], 1e-5))
+    tags = ["silent" if row["silent"] else f"{loudness:.0f} dB".replace("-", "−"), f"motion {row['motion']:.3f}"]
+    if np.isfinite(row["sync"]):
+        tags.append(f"synchrony {row['sync']:.2f}".replace("-", "−"))
+    if row["shot_starts"]:
+        tags.append(counted(len(row["shot_starts"]), "shot cut"))
+    shares: tuple[tuple[str, Callable[[float], bool]], ...] = (("black", lambda share: share > 0), ("frozen", lambda share: share >= 0.05))
+    tags += [f"{round(100 * row[name])} % {name}" for name, told in shares if told(row[name])]
+    return tags

@@ -1,0 +1,107 @@
+"""The tables of an evaluation as part of a page: every number with its interval and what it is between real clips; what is missing says what it needs."""
+
+from collections.abc import Sequence
+
+from proav.reports.kit.page import ACRONYMS, Markup, element, metric_name, table, warning
+
+NAMES = {
+    "av_align": "AV-Align",
+    "av_align_one_to_one": "AV-Align, one to one",
+    "psnr_mean_colour_db": "PSNR of the mean colour, dB",
+    "psnr_temporal_mean_db": "PSNR of the temporal mean, dB",
+    "psnr_linear_planes_db": "PSNR of linear planes, dB",
+    "psnr_cosine_db": "PSNR of the cosine transform, dB",
+    "mel_error_db": "Log-mel error, dB",
+    "mel_error_mean_mel_db": "Log-mel error of the mean mel, dB",
+    "mel_error_linear_planes_db": "Log-mel error of linear planes, dB",
+    "mel_error_cosine_db": "Log-mel error of the cosine transform, dB",
+    "blockiness_sound": "Blockiness of the sound",
+}
+BESIDE = {
+    "picture": (
+        ("mean colour", "psnr_mean_colour_db"),
+        ("temporal mean picture", "psnr_temporal_mean_db"),
+        ("linear planes", "psnr_linear_planes_db"),
+        ("cosine transform", "psnr_cosine_db"),
+    ),
+    "sound": (
+        ("mean mel", "mel_error_mean_mel_db"),
+        ("linear planes", "mel_error_linear_planes_db"),
+        ("cosine transform", "mel_error_cosine_db"),
+    ),
+}
+"""What stands beside a reconstruction's PSNR and log-mel error: words, and the key of the mean."""
+HEADS = ["", "value", "95 % interval", "between real clips", "", "clips", "sources"]
+STRIP_WIDTH, STRIP_HEIGHT, STRIP_EDGE = 132, 18, 8
+
+
+def number_table(values: dict) -> Markup:
+    """One table of metrics.json: {"title", "rows": [{"metric", "value", ...}], "left_out": {set and reason: clips}}."""
+    rows, said = [], {}
+    for row in values["rows"]:
+        name = shown_name(row["metric"])
+        if row["value"] is None:
+            said.setdefault(f"needs {row['needs']}", []).append(name)
+            continue
+        interval = "" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
+        floor = "" if row["floor"] is None else f"{row['floor']:.4g}"
+        rows.append([name, f"{row['value']:.4g}", interval, floor, interval_strip(name, row), row["clips"], row["sources"]])
+        if row["note"]:
+            said.setdefault(row["note"], []).append(name)
+    content = [element("h3", values["title"])]
+    if rows:
+        content.append(table(HEADS, rows, caption=values["title"]))
+        drawn = "Drawn: the value as a dot on its interval, the number between real clips as a bar, each row on a scale of its own."
+        content.append(element("p", drawn, class_="note"))
+    content += [element("p", f"{', '.join(names)}: {text}.", class_="note") for text, names in said.items()]
+    content += [warning(f"{count} clips could not be read and are left out ({what}).") for what, count in values["left_out"].items()]
+    return element("div", element("div", content, class_="text"), class_="card wide")
+
+
+def interval_strip(name: str, row: dict) -> Markup | str:
+    """The value as a dot on its interval, with a bar at what it is between real clips, on a scale of the row's own; nothing where the value is alone."""
+    marks = [row[key] for key in ("value", "low", "high", "floor") if row[key] is not None]
+    low, high = min(marks), max(marks)
+    if len(marks) == 1 or low == high:
+        return ""
+
+    def place(value: float) -> str:
+        return f"{STRIP_EDGE + (STRIP_WIDTH - 2 * STRIP_EDGE) * (value - low) / (high - low):.1f}"
+
+    middle, drawn, said = STRIP_HEIGHT / 2, [], [f"{name}: {row['value']:.4g}"]
+    if row["low"] is not None:
+        drawn.append(_line(place(row["low"]), place(row["high"]), (middle, middle), "var(--series-1)"))
+        said.append(f"interval {row['low']:.4g} to {row['high']:.4g}")
+    if row["floor"] is not None:
+        drawn.append(_line(place(row["floor"]), place(row["floor"]), (2, STRIP_HEIGHT - 2), "var(--series-2)"))
+        said.append(f"between real clips {row['floor']:.4g}")
+    drawn.append(element("circle", cx=place(row["value"]), cy=middle, r=4, fill="var(--series-1)"))
+    size = {"width": STRIP_WIDTH, "height": STRIP_HEIGHT}
+    return element("svg", drawn, **size, viewBox=f"0 0 {STRIP_WIDTH} {STRIP_HEIGHT}", role="img", aria_label=", ".join(said))
+
+
+def beside(reconstruction: dict, stream: str) -> str:
+    """What simple codes reach, to stand beside MDSA's number: `mean colour 16.26 dB, ...`; if measured."""
+    values = [(words, reconstruction.get(key)) for words, key in BESIDE[stream]]
+    return ", ".join(f"{words} {value:.2f} dB" for words, value in values if value is not None)
+
+
+def _line(start: str, end: str, heights: Sequence[float], colour: str) -> Markup:
+    return element("line", x1=start, x2=end, y1=heights[0], y2=heights[1], stroke=colour, stroke_width=2.5)
+
+
+def shown_name(metric: str) -> str:
+    """A metric's key for people: names that the field has stay as they are, others become words with their unit."""
+    if metric in NAMES:
+        return NAMES[metric]
+    if any(letter.isupper() for letter in metric) or metric in ACRONYMS:
+        return metric if metric not in ACRONYMS else ACRONYMS[metric]
+    words, unit = metric_name(metric)
+    return f"{words}, {unit}" if unit else words
+
+
+def values_text(values: dict[str, int]) -> str:
+    """How many numbers a method stores: of each stream, or of both where they differ."""
+    if values["video"] == values["audio"]:
+        return f"{values['video']:,} numbers a stream"
+    return f"{values['video']:,} numbers of the picture and {values['audio']:,} of the sound"

@@ -1,0 +1,86 @@
+"""metrics.jsonl: the curve of a training run, one JSON object a report.
+
+On this machine's disks a file that grows; on object stores, where nothing can be appended to, parts in metrics/part-*.jsonl.
+After a resume, lines beyond the checkpoint are dropped, so that the curve is that of an uninterrupted run.
+"""
+
+import json
+import time
+from pathlib import Path
+
+from proav import storage
+from proav.storage.patience import patiently
+
+FLUSH_SECONDS = 60.0
+"""On object stores, a part is written at least this often while lines come in."""
+
+
+class MetricsLog:
+    """Writes the reports of one stage; only worker 0 has one."""
+
+    def __init__(self, stage_folder: str, *, resume_clips: int) -> None:
+        self.folder, self.remote = stage_folder, storage.is_remote(stage_folder)
+        self.lines: list[dict] = []
+        self.flushed = time.monotonic()
+        self._drop_beyond(resume_clips)
+
+    def write(self, line: dict) -> None:
+        if not self.remote:
+            self._append(json.dumps(line) + "\n")
+            return
+        self.lines.append(line)
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def _append(self, text: str) -> None:
+        """Adds to the file's present end, so that a failed try leaves no half line behind."""
+        place = self._file.stat().st_size if self._file.exists() else 0
+
+        def write() -> None:
+            with open(self._file, "r+b" if self._file.exists() else "wb") as file:
+                file.seek(place)
+                file.write(text.encode())
+                file.truncate()
+
+        patiently(write, f"writing {self._file}")
+
+    def flush(self) -> None:
+        """Object stores: the lines so far become a part. Called with every checkpoint."""
+        if self.lines:
+            storage.write_text(storage.join(self.folder, "metrics", f"part-{self.lines[0]['clips']:012d}.jsonl"), _text(self.lines))
+        self.lines, self.flushed = [], time.monotonic()
+
+    @property
+    def _file(self) -> Path:
+        return Path(storage.open_filesystem(self.folder)[1], "metrics.jsonl")
+
+    def _drop_beyond(self, clips: int) -> None:
+        if not self.remote:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            if self._file.exists():
+                storage.write_text(str(self._file), _text(line for line in _parse(self._file.read_text(encoding="utf-8")) if line["clips"] <= clips))
+            return
+        filesystem, _ = storage.open_filesystem(self.folder)
+        for part in storage.list_files(storage.join(self.folder, "metrics")):
+            lines = _parse(storage.read_text(part))
+            kept = [line for line in lines if line["clips"] <= clips]
+            if not kept:
+                filesystem.delete_file(storage.open_filesystem(part)[1])
+            elif kept != lines:
+                storage.write_text(part, _text(kept))
+
+
+def read_metrics(stage_folder: str) -> list[dict]:
+    """Every report of a stage in order; empty where it has not begun."""
+    single = storage.join(stage_folder, "metrics.jsonl")
+    files = [single] if storage.exists(single) else storage.list_files(storage.join(stage_folder, "metrics"))
+    return [line for file in files for line in _parse(storage.read_text(file))]
+
+
+def _parse(text: str) -> list[dict]:
+    """The whole lines of a JSON-lines file; a last line cut off by a crash is dropped."""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n") and line.strip()]
+
+
+def _text(lines) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)

@@ -1,0 +1,1 @@
+"""The interface over HTTP: addresses, their description, the pages."""

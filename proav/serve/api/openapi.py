@@ -1,0 +1,33 @@
+"""What /openapi.json says of the body of POST /v1/videos: the schema of `VideoRequest`, as JSON and as a form with a file."""
+
+from copy import deepcopy
+
+from fastapi import FastAPI
+
+from proav.serve.orders.requests import VideoRequest
+
+
+def describe(app: FastAPI) -> None:
+    """Lets `app` describe the body that its route reads by itself."""
+    generate = app.openapi
+
+    def openapi() -> dict:
+        if app.openapi_schema is None:
+            schema = generate()
+            request = VideoRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+            schemas.update(request.pop("$defs", {}))
+            form = deepcopy(request)
+            form["properties"]["input_reference"] = {
+                "type": "string", "format": "binary", "description": "For a2v a file with sound, for v2a a file with pictures.",
+            }  # fmt: skip
+            schemas |= {"VideoRequest": request, "VideoForm": {**form, "title": "VideoForm"}}
+            content = {
+                "application/json": {"schema": {"$ref": "#/components/schemas/VideoRequest"}},
+                "multipart/form-data": {"schema": {"$ref": "#/components/schemas/VideoForm"}},
+            }
+            schema["paths"]["/v1/videos"]["post"]["requestBody"] = {"required": True, "content": content}
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi

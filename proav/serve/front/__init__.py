@@ -1,0 +1,1 @@
+"""What stands before the interface: connections, requests that arrive, who may ask, errors of every layer."""

@@ -1,0 +1,34 @@
+"""What a client gets instead of an answer. Which error it is, is decided where it is raised."""
+
+from typing import Any
+
+from proav.serve.front.raw_answers import error_object
+
+SHOWN_CHARACTERS = 60
+"""Of a client's value, in messages."""
+
+
+class ApiError(Exception):
+    """What a client gets instead of an answer: {"error": {message, type, param, code}} with an HTTP status."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str = "invalid_value",
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after_seconds = retry_after_seconds
+
+    def to_json(self) -> dict:
+        return error_object(self.status, self.message, param=self.param, code=self.code)
+
+
+def shown(value: Any) -> str:
+    """A client's value, short enough to be repeated in a message."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."

@@ -1,0 +1,97 @@
+"""What every request passes on its way in, and every answer on its way out.
+
+Who may ask, and what browsers are told. There are no users here: the rules keep pages of other sites from
+acting through a visitor's browser. How much may come is `arrival.py`; valid orders are `requests.py`.
+"""
+
+import logging
+import re
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proav.serve.front.answers import error_answer
+from proav.serve.front.errors import ApiError, shown
+from proav.serve.front.raw_answers import BROWSER_HEADERS
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+logger = logging.getLogger(__name__)
+
+
+class Gate:
+    """Turns away what must not come further, and gives what fails behind it the form of every other error.
+
+    Turned away are names that the server does not answer to, and pages of other sites (403).
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: tuple[str, ...] = ()) -> None:
+        """allowed_hosts: names without port, in lower case; none: any."""
+        self.app, self.allowed_hosts = app, allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message = {**message, "headers": [*message.get("headers", []), *BROWSER_HEADERS]}
+            await send(message)
+
+        if refusal := self._refusal(scope):
+            await error_answer(refusal)(scope, receive, guarded)
+            return
+        try:
+            await self.app(scope, receive, guarded)
+        except Exception as error:  # a defect: the log says what, the client learns that
+            if started:
+                raise
+            logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            said = "the server failed on this request; its log says more"
+            await error_answer(ApiError(500, said, code="server_error"))(scope, receive, guarded)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = scope["headers"]
+        host = b"".join(value for name, value in headers if name == b"host").decode("latin-1")
+        if self.allowed_hosts and host_name(host) not in self.allowed_hosts:
+            said = f"this server does not answer to the name {shown(host)}"
+            hint = "its setting allowed_hosts says to which it does"
+            return ApiError(403, f"{said}; {hint}", param="host", code="wrong_host")
+        if scope["method"] not in ("GET", "HEAD") and _is_foreign(headers, host):
+            return ApiError(403, "pages of other sites may not make or delete clips here", code="cross_site")
+        return None
+
+
+def host_name(host: str) -> str | None:
+    """The name in a Host header, in lower case, without port, brackets and final dot; None for none."""
+    address = _address(host, 0)
+    return address and address[0]
+
+
+def _is_foreign(headers: list[tuple[bytes, bytes]], host: str) -> bool:
+    """Whether a browser says that a page from elsewhere sends this.
+
+    Browsers name the page's site in Origin, over plain http too, and leave Sec-Fetch-Site out there. Other
+    clients send neither.
+    """
+    if any(name == b"sec-fetch-site" and value == b"cross-site" for name, value in headers):
+        return True
+    return any(name == b"origin" and not _is_own(value.decode("latin-1"), host) for name, value in headers)
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether an Origin is the address that was asked; its scheme may be that of a proxy with TLS."""
+    match = re.fullmatch(r"(https?)://(.+)", origin, re.IGNORECASE)
+    if not match:  # null: a page of a file, or of a frame without rights
+        return False
+    port = DEFAULT_PORTS[match[1].lower()]
+    address = _address(match[2], port)
+    return address is not None and address == _address(host, port)
+
+
+def _address(text: str, default_port: int) -> tuple[str, int] | None:
+    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:/?#@\s]+))(?::([0-9]{1,5}))?", text.lower())
+    return match and ((match[1] or match[2]).removesuffix("."), int(match[3] or default_port))

@@ -1,0 +1,82 @@
+"""What stands around Ray Serve's proxy: limits for what arrives, and its own answers as every other error.
+
+The proxy stands before the application. While that starts, or if the process that was to answer is lost, it
+says "Path not found" or "Internal Server Error" in plain text. The limits are `arrival.py` and
+`connections.py`.
+
+Ray Serve finds `middlewares` by the environment variable CALLBACK_VARIABLE. Light to import: each proxy does.
+"""
+
+import logging
+
+import uvicorn.config
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proav.serve.front.arrival import PROXY_LIMITS, WholeRequests
+from proav.serve.front.raw_answers import send_error
+
+CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+CALLBACK = "proav.serve.front.proxy.middlewares"
+RAYS_OWN = "/-/"
+"""Ray Serve's health and routes lie below this path."""
+MAX_TEXT_BYTES = 500
+CODES = {404: "not_found", 408: "timeout", 429: "queue_full", 503: "no_server"}
+
+logger = logging.getLogger(__name__)
+
+
+def middlewares() -> list[Middleware]:
+    """What Ray Serve's proxy puts around its own application, the outermost last.
+
+    Its uvicorn, which is about to start, gets the protocol of `connections.py`.
+    """
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "proav.serve.front.connections:Connection"
+    return [Middleware(JsonErrors), Middleware(WholeRequests, limits=PROXY_LIMITS, in_proxy=True)]
+
+
+class JsonErrors:
+    """Answers in JSON where the application behind it gives an error in plain text, or no answer at all."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(RAYS_OWN):
+            await self.app(scope, receive, send)
+            return
+        started, held, text = False, None, b""
+
+        async def told(message: Message) -> None:
+            nonlocal started, held, text
+            if held is not None:
+                text += message.get("body", b"")[: MAX_TEXT_BYTES - len(text)]
+                return
+            if message["type"] == "http.response.start" and _is_plain_error(message):
+                held = message
+                return
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, told)
+        except Exception as error:
+            if started:
+                raise
+            logger.error("%s %s failed in the proxy", scope["method"], scope["path"], exc_info=error)
+        if not started:
+            await _answer(send, 500 if held is None else held["status"], text.decode(errors="replace"))
+
+
+def _is_plain_error(start: Message) -> bool:
+    types = [value for name, value in start.get("headers", []) if name.lower() == b"content-type"]
+    return start["status"] >= 400 and (not types or types[0].startswith(b"text/plain"))
+
+
+async def _answer(send: Send, status: int, text: str) -> None:
+    said = {
+        404: "no server is at this address: it is starting, or has been stopped",
+        500: "the server lost this request; look whether it was carried out, then send it again",
+    }
+    message = said.get(status) or next(iter(text.strip().splitlines()), "the server did not answer")
+    await send_error(send, status, message, code=CODES.get(status, "server_error"))

@@ -1,0 +1,1 @@
+"""The server on Ray Serve: deployments, samplers, and what watches over them."""

@@ -1,0 +1,81 @@
+"""What the served model can do, read from its checkpoint without its weights: the answer of /v1/models, and the measure of every request."""
+
+from dataclasses import dataclass
+
+from proav import storage
+from proav.diffusion.tasks import TASKS
+from proav.geometry import ClipGeometry
+from proav.runs.checkpoint import INDEX, Checkpoint
+from proav.serve.settings import ServeSettings
+
+MAX_GUIDANCE_SCALE = 30.0
+"""As in SoundingVideoPipeline."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The model's own sizes, vocabulary and defaults."""
+
+    id: str
+    created: int
+    """Unix time in seconds at which the checkpoint was written."""
+    labels: tuple[str, ...]
+    tasks: tuple[str, ...]
+    geometry: ClipGeometry
+    steps: int
+    max_steps: int
+    guidance_scale: float
+    checkpoint_hash: str
+    clips_trained: int
+    mel: dict[str, float]
+    """Bands of the spectrogram preview: num_bins, min_hz, max_hz."""
+    max_upload_bytes: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, settings: ServeSettings) -> "ModelCard":
+        generate = checkpoint.config.generate
+        modified = storage.file_info(storage.join(checkpoint.path, INDEX)).mtime
+        return cls(
+            id=checkpoint.config.name,
+            created=int(modified.timestamp()) if modified else 0,
+            labels=checkpoint.labels,
+            tasks=tuple(name for name, task in TASKS.items() if task.can_sample),
+            geometry=ClipGeometry.from_config(checkpoint.config),
+            steps=settings.steps if settings.steps is not None else min(generate.steps, settings.max_steps),
+            max_steps=settings.max_steps,
+            guidance_scale=settings.guidance_scale if settings.guidance_scale is not None else generate.guidance_scale,
+            checkpoint_hash=checkpoint.hash,
+            clips_trained=checkpoint.clips,
+            mel=checkpoint.config.mel.model_dump(include={"num_bins", "min_hz", "max_hz"}),
+            max_upload_bytes=settings.max_upload_bytes,
+        )
+
+    @property
+    def size(self) -> str:
+        """WIDTHxHEIGHT in pixels."""
+        return f"{self.geometry.width}x{self.geometry.height}"
+
+    @property
+    def seconds(self) -> str:
+        return f"{self.geometry.seconds:g}"
+
+    def to_json(self) -> dict:
+        return {
+            "id": self.id,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "proav",
+            "labels": list(self.labels),
+            "tasks": list(self.tasks),
+            "size": self.size,
+            "seconds": self.seconds,
+            "num_frames": self.geometry.num_frames,
+            "fps": self.geometry.fps,
+            "sample_rate": self.geometry.sample_rate,
+            "steps": {"default": self.steps, "max": self.max_steps},
+            "guidance_scale": {"default": self.guidance_scale, "max": MAX_GUIDANCE_SCALE},
+            "checkpoint": self.checkpoint_hash,
+            "clips_trained": self.clips_trained,
+            "mel": self.mel,
+            "max_upload_bytes": self.max_upload_bytes,
+        }

@@ -1,0 +1,183 @@
+"""From what a client sent to a checked order, or to an ApiError that names the field. Pure: no HTTP, no Ray, no files.
+
+Decoding of an uploaded file is `references.py`, HTTP is `http.py`.
+"""
+
+import difflib
+import math
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from proav.diffusion.tasks import TASKS
+from proav.serve.front.errors import SHOWN_CHARACTERS, ApiError, shown
+from proav.serve.orders.model_card import MAX_GUIDANCE_SCALE, ModelCard
+from proav.text import find_label, without_case
+
+MAX_SEED = 2**53 - 1
+"""The largest whole number that JavaScript and every JSON reader hold exactly."""
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+def _as_text(value: Any) -> Any:
+    """Labels may be numbers: 3 in JSON is the label that a form would write as 3."""
+    if isinstance(value, bool | float | list | dict):
+        raise ValueError('expected a text, such as "3"')
+    return str(value) if isinstance(value, int) else value
+
+
+Number = BeforeValidator(_no_truth_value)
+Label = BeforeValidator(_as_text)
+
+
+class InputReference(BaseModel):
+    """A file inside a JSON body."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    image_url: str
+    """The file as a data: URL, such as data:audio/wav;base64,... (the name is that of OpenAI's interface; sound and video are taken too)."""
+
+
+class VideoRequest(BaseModel):
+    """A clip to make. Fields beyond prompt, model, seconds, size and input_reference are proav's own."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    prompt: Annotated[str, Label, Field(max_length=1000)] = ""
+    """A label of the model (GET /v1/models lists them), in any case; empty: no label."""
+    model: str | None = None
+    """Id of the served model, if given."""
+    seconds: Annotated[str | float | None, Number] = None
+    """Length of the clip; if given, the model's own."""
+    size: str | None = None
+    """WIDTHxHEIGHT; if given, the model's own."""
+    input_reference: InputReference | None = None
+    """For a2v a file with sound, for v2a a file with pictures: in a multipart body the file itself."""
+    label: Annotated[str | None, Label] = None
+    """A label of the model; the same as `prompt`, which may then be empty."""
+    task: str = "joint"
+    """joint: picture and sound; a2v: picture to given sound; v2a: sound to given picture."""
+    seed: Annotated[int | None, Number] = None
+    """The noise: same seed and settings, same clip. Empty: drawn, and reported."""
+    steps: Annotated[int | None, Number] = None
+    """Denoising steps; empty: the server's default."""
+    guidance_scale: Annotated[float | None, Number] = None
+    """Pull towards the label; 1 is none. Empty: the server's default."""
+    num_windows: Annotated[int, Number] = 1
+    """Length in clips; this version makes one."""
+
+
+class Order(BaseModel):
+    """A checked request with nothing left open: it determines the clip, together with the checkpoint and the given stream."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    prompt: str
+    label: str | None
+    task: Literal[*TASKS]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    steps: Annotated[int, Field(ge=1)]
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
+    num_windows: int = 1
+
+
+def parse_request(fields: dict[str, Any]) -> VideoRequest:
+    """The fields of a JSON or form body, typed. Raises ApiError 400 that names the first wrong field."""
+    for name in fields:
+        if name not in VideoRequest.model_fields:
+            near = difflib.get_close_matches(name, VideoRequest.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(VideoRequest.model_fields)}"
+            raise ApiError(400, f"unknown field {shown(name)}; {hint}", param=name[:SHOWN_CHARACTERS], code="unknown_parameter")
+    try:
+        return VideoRequest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = str(first["loc"][0])
+        said = first["msg"].removeprefix("Value error, ")
+        meaning = VideoRequest.model_fields[name].description
+        raise ApiError(400, f"{name}={shown(fields[name])}: {said[:1].lower()}{said[1:]}. {name}: {meaning}", param=name) from None
+
+
+def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool) -> Order:
+    """The order, with defaults filled in and a seed drawn where none is given. Raises ApiError for what this model does not have."""
+    if request.model not in (None, "", card.id):
+        raise ApiError(404, f"model={shown(request.model)} is not served here; expected {card.id}", param="model", code="model_not_found")
+    _check_own_size(request, card)
+    if request.task not in card.tasks:
+        later = " (not offered by this version)" if request.task in ("i2av", "continue") else ""
+        raise ApiError(400, f"task={shown(request.task)}: expected one of {', '.join(card.tasks)}{later}", param="task")
+    if request.num_windows != 1:
+        raise ApiError(400, f"num_windows={request.num_windows}: this version makes clips of one window; expected 1", param="num_windows")
+    given = TASKS[request.task].given
+    if given and not has_reference:
+        what = {"audio": "a file with sound", "video": "a file with pictures"}[given]
+        raise ApiError(400, f"task={request.task} needs {what} as input_reference", param="input_reference", code="missing_required_parameter")
+    if has_reference and not given:
+        raise ApiError(400, f"task={request.task} takes no input_reference; write task=a2v or task=v2a", param="input_reference")
+    return Order(
+        prompt=request.prompt,
+        label=_label_of(request, card),
+        task=request.task,
+        seed=_in_range("seed", request.seed, secrets.randbelow(2**31), 0, MAX_SEED),
+        steps=_in_range("steps", request.steps, card.steps, 1, card.max_steps),
+        guidance_scale=_in_range("guidance_scale", request.guidance_scale, card.guidance_scale, 0, MAX_GUIDANCE_SCALE),
+    )
+
+
+def check_names(given: list[str], allowed: tuple[str, ...]) -> None:
+    """Raises ApiError 400 if a query parameter is not `allowed` or is given twice."""
+    for name in given:
+        if name not in allowed:
+            expected = f"expected some of {', '.join(allowed)}" if allowed else "this address takes none"
+            said = f"unknown parameter {shown(name)} in the query; {expected}"
+            raise ApiError(400, said, param=name[:SHOWN_CHARACTERS], code="unknown_parameter")
+        if given.count(name) > 1:
+            raise ApiError(400, f"{name} is given {given.count(name)} times; expected once", param=name)
+
+
+def _check_own_size(request: VideoRequest, card: ModelCard) -> None:
+    if request.size not in (None, "", card.size):
+        raise ApiError(400, f"size={shown(request.size)}: this model makes {card.size} (WIDTHxHEIGHT); leave size out or write that", param="size")
+    if request.seconds in (None, ""):
+        return
+    try:
+        seconds = float(request.seconds)
+    except ValueError:
+        seconds = math.nan
+    if not math.isclose(seconds, card.geometry.seconds, abs_tol=1e-3):
+        said = f"seconds={shown(request.seconds)}: this model makes {card.seconds} s"
+        raise ApiError(400, f"{said}; leave seconds out or write that", param="seconds")
+
+
+def _label_of(request: VideoRequest, card: ModelCard) -> str | None:
+    """The model's own spelling of the label, None for none."""
+    known = {without_case(label): label for label in card.labels}
+    found = {}
+    for name in ("label", "prompt"):
+        text = (getattr(request, name) or "").strip()
+        if not text:
+            continue
+        exact = find_label(text, card.labels)
+        if exact is None and without_case(text) not in known:
+            expected = f"one of {', '.join(card.labels)}" if known else "nothing: this model was trained without labels"
+            raise ApiError(400, f"{name}={shown(text)} is no label of {card.id}; expected {expected}, or empty for none", param=name)
+        found[name] = known[without_case(text)] if exact is None else card.labels[exact]
+    if len(set(found.values())) > 1:
+        said = f"label={found['label']!r} and prompt={found['prompt']!r} disagree"
+        raise ApiError(400, f"{said}; the prompt names a label here: give one of the two", param="prompt")
+    return next(iter(found.values()), None)
+
+
+def _in_range(name: str, given: float | None, default: float, low: float, high: float):
+    if given is None:
+        return default
+    if not low <= given <= high:
+        raise ApiError(400, f"{name}={shown(given)}: expected {low:g} to {high if isinstance(high, int) else f'{high:g}'}", param=name)
+    return given

@@ -1,0 +1,124 @@
+"""Decoding of one upload in a process of its own, with a bound on its memory and its time.
+
+Bounds on pixels and rates are `proav/media`'s; this one holds for every container and codec, and gives all
+memory back. It imports neither PyTorch nor Ray, so that a process is there in a third of a second. Memory is
+bounded on Linux alone.
+"""
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from proav.errors import MediaError
+
+START_SECONDS = 60.0
+"""On top of the time for decoding: a busy machine may take long to start a process."""
+
+
+def decode_upload(
+    data: bytes, call: dict[str, Any], *, deadline_seconds: float, max_bytes: int
+) -> np.ndarray:
+    """float32 [samples] or uint8 [T, H, W, 3] of a file.
+
+    call: {"read": "sound" or "pictures"} and the arguments of `read_sound` or `read_clip`.
+    deadline_seconds: time that decoding may take.
+    max_bytes: memory that decoding may take, on top of the process itself and the file.
+    Raises MediaError as those, too_large for more memory, timeout, and crash.
+    """
+    path = os.pathsep.join(map(os.path.abspath, sys.path))  # Ray may have put proav anywhere
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    late = MediaError("timeout", f"the given file took longer than {deadline_seconds:g} s to decode")
+    head = {"call": call, "deadline_seconds": deadline_seconds, "max_bytes": max_bytes}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "proav.serve.orders.upload_process"],
+            input=json.dumps(head).encode() + b"\n" + data,
+            capture_output=True,
+            env=environment,
+            timeout=START_SECONDS + deadline_seconds,
+        )
+    except subprocess.TimeoutExpired:
+        raise late from None
+    answer, _, values = done.stdout.partition(b"\n")
+    if done.returncode == -signal.SIGXCPU:
+        raise late
+    if done.returncode < 0:
+        raise MediaError("crash", "the given file ended the decoder; write it anew with another program")
+    if done.returncode or not answer:
+        raise RuntimeError(f"the decoding process failed:\n{done.stderr.decode(errors='replace')}")
+    said = json.loads(answer)
+    if "reason" in said:
+        raise MediaError(said["reason"], said["message"])
+    return np.frombuffer(values, said["dtype"]).reshape(said["shape"]).copy()
+
+
+def _serve() -> None:
+    """The process's life: one file in, one answer out."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no part of the answer
+    head = json.loads(sys.stdin.buffer.readline())
+    data = sys.stdin.buffer.read()
+    try:
+        given = _decode(data, head["call"], head["deadline_seconds"], head["max_bytes"])
+        said, values = {"dtype": given.dtype.str, "shape": given.shape}, given.tobytes()
+    except MediaError as error:
+        said, values = {"reason": error.reason, "message": str(error)}, b""
+    with out:
+        out.write(json.dumps(said).encode() + b"\n" + values)
+
+
+def _decode(data: bytes, call: dict[str, Any], deadline_seconds: float, max_bytes: int) -> np.ndarray:
+    import av
+
+    from proav.media.container import read_clip, read_sound
+
+    _bound(max_bytes, deadline_seconds)
+    what, arguments = call["read"], {name: value for name, value in call.items() if name != "read"}
+    file = io.BytesIO(data)
+    av.logging.set_level(av.logging.ERROR)
+    with av.logging.Capture() as logs:
+        try:
+            if what == "pictures":
+                return read_clip(file, deadline_seconds=deadline_seconds, silent_ok=True, **arguments).video
+            return read_sound(file, deadline_seconds=deadline_seconds, **arguments)
+        except (MediaError, MemoryError) as error:
+            told = isinstance(error, MediaError) and error.reason in ("too_large", "bad_rate", "timeout")
+            if isinstance(error, MemoryError) or (not told and _ran_out(logs)):
+                needs = f"the given file needs more than the {max_bytes} bytes of memory that it may take"
+                hint = "give smaller pictures, or a simpler format"
+                raise MediaError("too_large", f"{needs}; {hint}") from error
+            raise
+
+
+def _ran_out(logs: list[tuple[int, str, str]]) -> bool:
+    """Most decoders call a picture invalid for which there is no memory; FFmpeg's log tells the two apart."""
+    words = "get_buffer() failed", "Cannot allocate memory"
+    return any(word in message for _, _, message in logs for word in words)
+
+
+def _bound(max_bytes: int, deadline_seconds: float) -> None:
+    """No more memory than now and `max_bytes`, and no more processor time than the deadline.
+
+    Both hold even inside a decoder that hangs.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    with open("/proc/self/status") as status:
+        held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+    resource.setrlimit(resource.RLIMIT_DATA, (held + max_bytes,) * 2)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = math.ceil(used.ru_utime + used.ru_stime + deadline_seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+
+
+if __name__ == "__main__":
+    _serve()

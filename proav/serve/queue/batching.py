@@ -1,0 +1,86 @@
+"""Which waiting jobs are sampled together, and when. Pure: times are given, nothing waits here.
+
+The oldest job decides: its batch takes the oldest jobs of the same task and step count, whatever their seeds, labels and guidance.
+An idle sampler waits only `wait_seconds` for company; under load, batches fill by themselves while the sampler is busy.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from proav.serve.queue.jobs import Job
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A job in the queue."""
+
+    job: Job
+    given: np.ndarray | None = None
+    """The stream that the task is given, at the model's rates."""
+    since: float = 0.0
+    """When it began to wait, in seconds of a monotonic clock."""
+    attempts: int = 0
+    """Batches that were lost with it."""
+    alone: bool = False
+    """Not to share a batch: one that it was in failed, and may have failed because of it."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What the jobs of a batch have in common."""
+        return self.job.order.task, self.job.order.steps
+
+
+class JobQueue:
+    """Waiting jobs, oldest first."""
+
+    def __init__(self, *, max_batch_size: int, wait_seconds: float) -> None:
+        self.max_batch_size, self.wait_seconds = max_batch_size, wait_seconds
+        self._waiting: list[Waiting] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._waiting)
+
+    def put(self, waiting: Waiting) -> None:
+        self._waiting.append(waiting)
+
+    def put_back(self, returned: list[Waiting]) -> None:
+        """Jobs of a batch that was lost go to the front again, in their old order."""
+        self._waiting[:0] = returned
+
+    def remove(self, job_id: str) -> bool:
+        """False where it does not wait."""
+        before = len(self._waiting)
+        self._waiting = [waiting for waiting in self._waiting if waiting.job.id != job_id]
+        return len(self._waiting) < before
+
+    def position(self, job_id: str) -> int | None:
+        """Jobs before this one; None where it does not wait."""
+        return next((index for index, waiting in enumerate(self._waiting) if waiting.job.id == job_id), None)
+
+    def delay(self, now: float) -> float | None:
+        """Seconds until a batch should start, 0 for at once; None where nothing waits."""
+        batch = self._next_batch()
+        if not batch:
+            return None
+        if batch[0].alone or len(batch) == self.max_batch_size:
+            return 0.0
+        return max(0.0, batch[0].since + self.wait_seconds - now)
+
+    def take(self) -> list[Waiting]:
+        """Removes and returns the next batch; empty where nothing waits."""
+        batch = self._next_batch()
+        self._waiting = [waiting for waiting in self._waiting if waiting not in batch]
+        return batch
+
+    def _next_batch(self) -> list[Waiting]:
+        if not self._waiting:
+            return []
+        oldest = self._waiting[0]
+        if oldest.alone:
+            return [oldest]
+        return [waiting for waiting in self._waiting if waiting.key == oldest.key and not waiting.alone][: self.max_batch_size]

@@ -1,0 +1,208 @@
+"""Jobs and where they are kept: one folder a job with job.json, what was given, and the finished mp4; each file written whole.
+
+Blocking; the server calls it from threads. What waits and what runs is `batching.py` and `dispatch.py`. A server that starts again
+finds its finished jobs here, and makes those that were cut off anew: a clip is a function of the order, so that changes nothing.
+"""
+
+import io
+import json
+import logging
+import re
+import secrets
+import time
+import tokenize
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from proav import storage
+from proav.errors import UserError
+from proav.serve.orders.requests import Order
+
+MAX_INDEX_BYTES = 2**20
+"""A larger job.json is none: an order's prompt has at most 1,000 characters."""
+DAMAGED_HEADER = EOFError, MemoryError, RecursionError, SyntaxError, TypeError, tokenize.TokenError
+"""What numpy raises besides ValueError if the header of an array is damaged, which it reads as Python."""
+INDEX, VIDEO, GIVEN = "job.json", "video.mp4", "given.npy"
+MICROSECONDS = 10**6
+
+logger = logging.getLogger(__name__)
+
+
+Time = Annotated[float, Field(ge=0, le=2.0**36)]
+"""Unix seconds, up to the year 4147."""
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class Job(BaseModel):
+    """One clip being made, from acceptance to expiry. Times are Unix seconds."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    id: str
+    order: Order
+    model: str
+    size: str
+    seconds: str
+    checkpoint: str
+    """Hash of the checkpoint that makes it."""
+    created: Time
+    status: Literal["queued", "in_progress", "completed", "failed"] = "queued"
+    progress: Annotated[int, Field(ge=0, le=100)] = 0
+    """0 to 100; 100 only when the clip can be had."""
+    completed: Time | None = None
+    expires: Time | None = None
+    error: JobError | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Job":
+        ended, failed = self.completed is not None, self.error is not None
+        if self.finished != ended or (self.status == "failed") != failed:
+            said = f"status {self.status} does not go together with completed={self.completed}"
+            raise ValueError(f"{said}, error={self.error}")
+        return self
+
+    @property
+    def place(self) -> tuple[float, str]:
+        """What jobs are listed by; as `place_of`, for every job that a service makes."""
+        return self.created, self.id
+
+    @property
+    def finished(self) -> bool:
+        return self.status in ("completed", "failed")
+
+    def finish(self, now: float, keep_seconds: float, error: JobError | None = None) -> None:
+        """Completed, or failed where there is an error."""
+        self.status, self.error = ("failed", error) if error else ("completed", None)
+        self.progress = self.progress if error else 100
+        self.completed, self.expires = now, now + keep_seconds
+
+    def to_json(self, queue_position: int | None = None) -> dict:
+        """OpenAI's video object, and proav's own fields. queue_position: 0 is next."""
+        order = self.order.model_dump()
+        return {
+            "id": self.id,
+            "object": "video",
+            "status": self.status,
+            "progress": self.progress,
+            "created_at": int(self.created),
+            "completed_at": None if self.completed is None else int(self.completed),
+            "expires_at": None if self.expires is None else int(self.expires),
+            "model": self.model,
+            "prompt": order.pop("prompt"),
+            "seconds": self.seconds,
+            "size": self.size,
+            "error": self.error.model_dump() if self.error else None,
+            "remixed_from_video_id": None,
+            **order,
+            "seconds_taken": None if self.completed is None else round(self.completed - self.created, 3),
+            "queue_position": queue_position,
+        }
+
+
+def new_id(created: float | None = None) -> str:
+    """An id that begins with the time of creation, to the microsecond; None: now.
+
+    So a page of jobs can go on after a job that is gone.
+    """
+    created = time.time() if created is None else created
+    return f"video_{round(created * MICROSECONDS):014x}{secrets.token_hex(10)}"
+
+
+def place_of(job_id: str) -> tuple[float, str] | None:
+    """Where a job of this id stands in the order of creation.
+
+    None if the id does not say, as those of older servers, which are shorter.
+    """
+    match = re.fullmatch(r"video_([0-9a-f]{14})[0-9a-f]{20}", job_id)
+    return (int(match[1], 16) / MICROSECONDS, job_id) if match else None
+
+
+class JobStore:
+    """The folders of all jobs."""
+
+    def __init__(self, folder: str) -> None:
+        """Creates the folder. Raises UserError where it cannot be."""
+        self.folder = storage.make_folder(folder)
+
+    def load(self) -> list[Job]:
+        """Every job on record, oldest first.
+
+        A folder that cannot be read, or holds the record of another, is told of in the log and left alone.
+        """
+        jobs = []
+        for path in storage.list_files(self.folder):
+            if not path.endswith(f"/{INDEX}"):
+                continue
+            try:
+                jobs.append(self._read(path))
+            except (ValueError, OSError, RecursionError) as error:
+                said = " ".join(str(error).split())[:500]
+                logger.warning("the job in %s cannot be read and is left alone: %s", path, said)
+        return sorted(jobs, key=lambda job: job.place)
+
+    def _read(self, path: str) -> Job:
+        """Raises ValueError, OSError or RecursionError."""
+        if (size := storage.file_info(path).size) > MAX_INDEX_BYTES:
+            raise ValueError(f"{size} bytes; expected at most {MAX_INDEX_BYTES}")
+        job = Job.model_validate(json.loads(storage.read_bytes(path)))
+        if not re.fullmatch(r"video_[0-9a-f]+", job.id) or self._relative(path) != f"{job.id}/{INDEX}":
+            # What is deleted later is the folder that the id names.
+            raise ValueError(f"it says that it is the record of {job.id}")
+        return job
+
+    def create(self, job: Job, given: np.ndarray | None) -> None:
+        if given is not None:
+            buffer = io.BytesIO()
+            np.save(buffer, given, allow_pickle=False)
+            storage.write_bytes(self._path(job.id, GIVEN), buffer.getvalue())
+        self.save(job)
+
+    def save(self, job: Job) -> None:
+        storage.write_text(self._path(job.id, INDEX), json.dumps(job.model_dump(mode="json")))
+
+    def save_video(self, job_id: str, mp4: bytes) -> None:
+        storage.write_bytes(self._path(job_id, VIDEO), mp4)
+
+    def read_video(self, job_id: str) -> bytes:
+        """Raises FileNotFoundError."""
+        return storage.read_bytes(self._path(job_id, VIDEO))
+
+    def read_given(self, job: Job) -> np.ndarray | None:
+        """What the client sent with the order, None where it sent nothing. Raises FileNotFoundError or ValueError where it should be there."""
+        if job.order.task == "joint":
+            return None
+        data = io.BytesIO(storage.read_bytes(self._path(job.id, GIVEN)))
+        try:
+            return np.lib.format.read_array(data, allow_pickle=False)
+        except DAMAGED_HEADER as error:
+            raise ValueError(f"{GIVEN} is damaged ({type(error).__name__}: {error})") from error
+
+    def delete(self, job_id: str) -> None:
+        storage.delete_folder(storage.join(self.folder, job_id))
+
+    def _relative(self, path: str) -> str:
+        """A path of `storage.list_files`, from the folder of all jobs on."""
+        base = self.folder if storage.is_remote(self.folder) else storage.open_filesystem(self.folder)[1]
+        return path.removeprefix(base.rstrip("/") + "/")
+
+    def _path(self, job_id: str, name: str) -> str:
+        return storage.join(self.folder, job_id, name)
+
+
+def check_writable(folder: str) -> None:
+    """Raises UserError where jobs cannot be kept, to be told before a server says that it is up."""
+    try:
+        probe = storage.join(storage.make_folder(folder), f".probe-{secrets.token_hex(4)}")
+        storage.write_text(probe, "")
+    except UserError as error:
+        raise UserError(f"jobs cannot be kept: {error}".replace("run_dir=DIR", "jobs_dir=DIR")) from error
+    filesystem, inner = storage.open_filesystem(probe)
+    filesystem.delete_file(inner)

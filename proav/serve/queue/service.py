@@ -1,0 +1,256 @@
+"""The server without its HTTP: accepts, lists, delivers and forgets jobs. `http.py` puts it on the network, `application.py` on Ray Serve.
+
+One service owns one jobs folder. Everything that blocks (files, decoding, drawing) runs in threads.
+"""
+
+import asyncio
+import functools
+import logging
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from proav.errors import UserError
+from proav.runs.checkpoint import load_checkpoint
+from proav.serve.front.errors import ApiError, shown
+from proav.serve.orders.model_card import ModelCard
+from proav.serve.orders.previews import MEDIA_TYPES, preview
+from proav.serve.orders.references import read_data_url, read_given
+from proav.serve.orders.requests import check_request, parse_request
+from proav.serve.queue.batching import Waiting
+from proav.serve.queue.dispatch import Dispatcher, Samplers
+from proav.serve.queue.jobs import Job, JobError, JobStore, new_id, place_of
+from proav.serve.settings import ServeSettings
+from proav.storage.lease import Lease
+
+UPLOADS, PREVIEWS = 2, 2
+"""Uploads that are decoded, and previews that are drawn, at a time: each kind waits for its own alone."""
+KEPT_PREVIEWS = 512
+SWEEP_SECONDS = 30.0
+"""Time between two looks for expired jobs."""
+LEASE_LOOK_SECONDS = 0.5
+RENEWALS = 6
+"""Renewals of the lease within the time after which it lapses."""
+
+logger = logging.getLogger(__name__)
+
+
+def lease_of(settings: ServeSettings) -> Lease:
+    """What a server holds its jobs folder by."""
+    beat_seconds = settings.lease_seconds / RENEWALS
+    timing = {"stale_seconds": settings.lease_seconds, "beat_seconds": beat_seconds}
+    return Lease(settings.jobs_dir, name="server", advice="choose another jobs_dir=DIR", **timing)
+
+
+class Service:
+    """Jobs of one model."""
+
+    def __init__(self, settings: ServeSettings, samplers: Samplers) -> None:
+        """Opens the checkpoint's description and the jobs folder. Raises UserError."""
+        checkpoint = load_checkpoint(settings.checkpoint, kind="stdit", verify=False)  # the samplers verify what they load
+        self.settings, self.config = settings, checkpoint.config
+        self.card = ModelCard.of(checkpoint, settings)
+        self.dispatcher = Dispatcher(samplers, self.config, settings, deliver=self._deliver)
+        self._store = JobStore(settings.jobs_dir)
+        self._lease = lease_of(settings)
+        self._jobs: dict[str, Job] = {}
+        self._num_arriving = 0
+        self._uploads = ThreadPoolExecutor(UPLOADS, thread_name_prefix="uploads")
+        self._drawing = ThreadPoolExecutor(PREVIEWS, thread_name_prefix="previews")
+        self._previews: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._tasks: list[asyncio.Task] = []
+
+    async def start(self) -> None:
+        """Takes up what an earlier server left, and begins to sample.
+
+        Raises LeaseHeld if another server keeps the jobs folder.
+        """
+        # An earlier one of this application may be ending, or have ended on another node.
+        try:
+            await asyncio.to_thread(self._lease.acquire, wait_seconds=2 * self.settings.lease_seconds)
+        except UserError as error:  # Ray Serve tells that the start failed, and not why
+            logger.error("%s", error)
+            raise
+        for job in await asyncio.to_thread(self._store.load):
+            self._jobs[job.id] = job
+        unfinished = [job for job in self._jobs.values() if not job.finished]
+        for job in unfinished:
+            await self._take_up(job)
+        if self._jobs:
+            logger.info("%d jobs on record in %s, of which %d are to be made", len(self._jobs), self._store.folder, len(unfinished))
+        works = self.dispatcher.run(), self._sweep(), self._watch_lease()
+        self._tasks = [asyncio.create_task(work) for work in works]
+
+    async def stop(self) -> None:
+        """Gives up what runs; a later server takes it up."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for pool in (self._uploads, self._drawing):
+            pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._lease.release)
+
+    async def create(self, fields: dict[str, Any], upload: bytes | None) -> Job:
+        """A new job of the fields of a body and the bytes of its input_reference, if it is a file. Raises ApiError."""
+        request = parse_request(fields)
+        order = check_request(request, self.card, has_reference=upload is not None or request.input_reference is not None)
+        if trouble := self.trouble():
+            raise ApiError(503, f"{trouble}; try again later", code="no_sampler", retry_after_seconds=self.settings.health_seconds)
+        if len(self.dispatcher.queue) + self._num_arriving >= self.settings.max_queued_jobs:
+            wait = self.dispatcher.free_after_seconds()
+            said = f"the queue is full ({self.settings.max_queued_jobs} jobs wait); try again in about {wait:.0f} s"
+            raise ApiError(429, said, code="queue_full", retry_after_seconds=wait)
+        self._num_arriving += 1
+        try:
+            given = None
+            if order.task != "joint":
+                data = upload if upload is not None else read_data_url(request.input_reference.image_url)
+                read = functools.partial(
+                    read_given, data, order.task, self.config,
+                    deadline_seconds=self.settings.decode_seconds, max_bytes=self.settings.max_decode_bytes,
+                )  # fmt: skip
+                given = await asyncio.get_running_loop().run_in_executor(self._uploads, read)
+            now = round(time.time(), 6)  # to the microsecond, as in the id
+            job = Job(
+                id=new_id(now),
+                order=order,
+                model=self.card.id,
+                size=self.card.size,
+                seconds=self.card.seconds,
+                checkpoint=self.card.checkpoint_hash,
+                created=now,
+            )
+            await asyncio.to_thread(self._store.create, job, given)
+        except UserError as error:
+            logger.error("a job cannot be kept: %s", error)
+            raise ApiError(
+                503, "the server cannot write to its jobs folder; its log says why", code="storage_failed", retry_after_seconds=60
+            ) from error
+        finally:
+            self._num_arriving -= 1
+        self._jobs[job.id] = job
+        self.dispatcher.submit(Waiting(job, given))
+        return job
+
+    def trouble(self) -> str | None:
+        """Why new jobs would wait in vain, None where all is well."""
+        if self._lease.lost:
+            return "another server has taken over the jobs folder"
+        return self.dispatcher.trouble()
+
+    def require_lease(self) -> None:
+        """Raises UserError if another server has taken over the jobs folder."""
+        self._lease.check()
+
+    async def health(self) -> tuple[bool, str]:
+        """(can make clips, by what that is known)."""
+        return (False, self.trouble()) if self._lease.lost else await self.dispatcher.health()
+
+    def get(self, job_id: str) -> Job:
+        """Raises ApiError 404."""
+        if job_id not in self._jobs:
+            raise ApiError(404, f"there is no video {shown(job_id)}: it was deleted, has expired, or never was", param="video_id", code="not_found")
+        return self._jobs[job_id]
+
+    def describe(self, job: Job) -> dict:
+        """The job as clients see it."""
+        return job.to_json(self.dispatcher.queue.position(job.id))
+
+    def page(self, *, limit: int, after: str | None, newest_first: bool) -> tuple[list[Job], bool]:
+        """(at most `limit` jobs after the place of `after` in order of creation, whether there are more).
+
+        The job `after` may be gone: its id says where it stood. Raises ApiError 400 if it is no id.
+        """
+        jobs = sorted(self._jobs.values(), key=lambda job: job.place, reverse=newest_first)
+        if after is not None:
+            place = self._jobs[after].place if after in self._jobs else place_of(after)
+            if place is None:
+                raise ApiError(400, f"after={shown(after)} is no id of a video of this server", param="after")
+            jobs = [job for job in jobs if (job.place < place if newest_first else job.place > place)]
+        return jobs[:limit], len(jobs) > limit
+
+    async def content(self, job_id: str, variant: str) -> tuple[bytes, str]:
+        """(bytes, media type) of the clip or one of its previews. Raises ApiError 404, or 409 while there is none."""
+        job = self.get(job_id)
+        if job.status != "completed":
+            why = f"it is {job.status.replace('_', ' ')}" + (f": {job.error.message}" if job.error else f", {job.progress} % done")
+            raise ApiError(409, f"video {job_id} has no content: {why}", param="video_id", code="failed" if job.error else "not_ready")
+        if variant not in MEDIA_TYPES:
+            raise ApiError(400, f"variant={shown(variant)}: expected one of {', '.join(MEDIA_TYPES)}", param="variant")
+        if (found := self._previews.get((job_id, variant))) is not None:
+            self._previews.move_to_end((job_id, variant))
+            return found, MEDIA_TYPES[variant]
+        try:
+            data = await asyncio.to_thread(self._store.read_video, job_id)
+        except FileNotFoundError:
+            raise ApiError(404, f"the clip of video {job_id} is no longer in the jobs folder", param="video_id", code="not_found") from None
+        if variant != "video":
+            loop = asyncio.get_running_loop()
+            data = await loop.run_in_executor(self._drawing, preview, data, variant, self.config)
+            self._previews[job_id, variant] = data
+            while len(self._previews) > KEPT_PREVIEWS:
+                self._previews.popitem(last=False)
+        return data, MEDIA_TYPES[variant]
+
+    async def delete(self, job_id: str) -> None:
+        """Removes a job with all it left, and cancels it where it waits or runs. Raises ApiError 404."""
+        self.get(job_id)
+        await self._forget(job_id)
+
+    async def _forget(self, job_id: str) -> None:
+        del self._jobs[job_id]
+        self.dispatcher.cancel(job_id)
+        for variant in MEDIA_TYPES:
+            self._previews.pop((job_id, variant), None)
+        await asyncio.to_thread(self._store.delete, job_id)
+
+    async def _deliver(self, job: Job, mp4: bytes | None, error: JobError | None) -> None:
+        """Keeps a clip, then the record of its job, then marks the job finished: one which says completed is so after a restart, too."""
+        now = time.time()
+        if self._lease.lost:  # what the other server writes stays
+            return
+        try:
+            if mp4 is not None:
+                await asyncio.to_thread(self._store.save_video, job.id, mp4)
+            record = job.model_copy()
+            record.finish(now, self.settings.keep_seconds, error)
+            await asyncio.to_thread(self._store.save, record)
+        except UserError as failure:
+            logger.error("the clip of %s cannot be kept: %s", job.id, failure)
+            error = JobError(code="storage_failed", message="the server could not keep the clip")
+        job.finish(now, self.settings.keep_seconds, error)
+        if job.id not in self._jobs:  # deleted while it was being written
+            await asyncio.to_thread(self._store.delete, job.id)
+
+    async def _take_up(self, job: Job) -> None:
+        """Queues a job that an earlier server did not finish, or says why it cannot be made any more."""
+        if job.checkpoint != self.card.checkpoint_hash:
+            error = JobError(
+                code="checkpoint_changed", message="the server was started with another checkpoint before this clip was made; send it again"
+            )
+            await self._deliver(job, None, error)
+            return
+        try:
+            given = await asyncio.to_thread(self._store.read_given, job)
+        except (OSError, ValueError) as problem:
+            logger.warning("the input_reference of %s cannot be read: %s", job.id, problem)
+            await self._deliver(job, None, JobError(code="storage_failed", message="its input_reference was lost; send it again"))
+            return
+        job.status, job.progress = "queued", 0
+        self.dispatcher.submit(Waiting(job, given))
+
+    async def _watch_lease(self) -> None:
+        """Stops all work if another server takes the folder over, which a long silence of this one allows."""
+        while not self._lease.lost:
+            await asyncio.sleep(LEASE_LOOK_SECONDS)
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    async def _sweep(self) -> None:
+        while True:
+            now = time.time()
+            for job in [job for job in self._jobs.values() if job.expires is not None and job.expires <= now]:
+                await self._forget(job.id)
+            await asyncio.sleep(SWEEP_SECONDS)

@@ -1,0 +1,35 @@
+"""Files, local or remote: one set of functions for both, patience where storage fails for a moment, one owner
+at a time for a folder."""
+
+from proav.storage.files import (
+    delete_file,
+    delete_folder,
+    exists,
+    file_info,
+    file_sha256,
+    flush,
+    is_folder,
+    is_remote,
+    join,
+    list_files,
+    local_copy,
+    make_folder,
+    open_filesystem,
+    open_patiently,
+    read_bytes,
+    read_text,
+    remove_leftovers,
+    rename,
+    temporary_name,
+    upload_file,
+    write_bytes,
+    write_folder,
+    write_text,
+)
+
+__all__ = [
+    "delete_file", "delete_folder", "exists", "file_info", "file_sha256", "flush", "is_folder", "is_remote", "join",
+    "list_files", "local_copy", "make_folder", "open_filesystem", "open_patiently", "read_bytes", "read_text",
+    "remove_leftovers", "rename", "temporary_name", "upload_file", "write_bytes", "write_folder",
+    "write_text",
+]  # fmt: skip

@@ -1,0 +1,305 @@
+"""Files, local or remote, behind one set of functions: every path in proav may be a folder on this machine or a URI.
+
+pyarrow's own file systems open local paths, s3://, gs://, hdfs://; fsspec opens the rest. A file that is being written never
+carries its final name, so that a reader sees a whole file or none (STYLE: nothing half written).
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from proav.errors import UserError
+from proav.storage.filesystems import FsspecHandler, LocalFile, PatientFile, PatientHandler, upload
+from proav.storage.patience import patiently
+
+LEFTOVERS = ".*.tmp"
+"""Names of what was being written when its process was killed."""
+
+
+def is_remote(path: str) -> bool:
+    """True for URIs such as s3://bucket/key; a local path, file:// included, is not remote."""
+    return "://" in str(path) and not str(path).startswith("file://")
+
+
+def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The file system that holds `path`, and the path within it; its operations are patient.
+
+    Raises UserError for a scheme that neither pyarrow nor fsspec knows.
+    """
+    filesystem, inner = _open(str(path))
+    return pafs.PyFileSystem(PatientHandler(filesystem)), inner
+
+
+def _open(
+    path: str, on_wait: Callable[[float], None] = lambda seconds: None
+) -> tuple[pafs.FileSystem, str]:
+    if not is_remote(path):
+        return pafs.LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
+    try:
+        return patiently(functools.partial(pafs.FileSystem.from_uri, path), f"opening {path}", on_wait)
+    except (ValueError, OSError):  # pyarrow does not know this scheme, or was built without it
+        import fsspec
+
+        try:
+            filesystem, inner = fsspec.core.url_to_fs(path)
+        except (ValueError, ImportError) as error:
+            raise UserError(
+                f"cannot open {path}: {error}; expected a local path, s3://, gs:// or a scheme that "
+                "fsspec knows"
+            ) from error
+        return pafs.PyFileSystem(FsspecHandler(filesystem)), inner
+
+
+def join(root: str, *parts: str) -> str:
+    """`root/part/part` for folders and URIs alike."""
+    return "/".join([str(root).rstrip("/"), *(str(part).strip("/") for part in parts)])
+
+
+def file_info(path: str) -> pafs.FileInfo:
+    """Type, size in bytes and modification time of `path`; type NotFound where there is nothing."""
+    filesystem, inner = open_filesystem(path)
+    return filesystem.get_file_info(inner)
+
+
+def exists(path: str) -> bool:
+    return file_info(path).type != pafs.FileType.NotFound
+
+
+def is_folder(path: str) -> bool:
+    return file_info(path).type == pafs.FileType.Directory
+
+
+def make_folder(path: str) -> str:
+    """Creates the folder and its parents; returns `path`. Raises UserError where a file stands in the way or writing is refused."""
+    filesystem, inner = open_filesystem(path)
+    try:
+        filesystem.create_dir(inner, recursive=True)
+    except OSError as error:
+        raise UserError(f"cannot create the folder {path}: {error}; choose another with run_dir=DIR") from error
+    return path
+
+
+def list_files(path: str, *, recursive: bool = True) -> list[str]:
+    """Every file below the folder `path`, sorted by name; empty where there is no such folder. Hidden and temporary names are left out."""
+    filesystem, inner = open_filesystem(path)
+    selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
+    files = (info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
+    relative_start = len(inner.rstrip("/")) + 1
+    shown = [file for file in files if not any(part.startswith(".") for part in file[relative_start:].split("/"))]
+    # A URI may hold what the inner path does not, such as the host of hdfs://host/folder: it stays in front.
+    return sorted(join(path, file[relative_start:]) if is_remote(path) else file for file in shown)
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file. Raises FileNotFoundError."""
+    filesystem, inner = open_filesystem(path)
+    with filesystem.open_input_stream(inner) as stream:
+        return stream.read()
+
+
+def open_patiently(path: str, on_wait: Callable[[float], None]) -> PatientFile:
+    """A file to read in any place; what fails for a moment is tried again. on_wait: as in `patiently`.
+
+    Raises OSError, and StorageUnavailable where storage fails for longer than job.retry_seconds.
+    """
+    if not is_remote(path):
+        local = os.path.abspath(str(path).removeprefix("file://"))
+        return PatientFile(functools.partial(LocalFile, local), str(path), on_wait)
+    filesystem, inner = _open(path, on_wait)
+    return PatientFile(functools.partial(filesystem.open_input_file, inner), path, on_wait)
+
+
+def file_sha256(path: str) -> tuple[str, int]:
+    """(SHA-256 in hexadecimal, bytes) of a local or remote file, read in pieces."""
+    filesystem, inner = open_filesystem(path)
+    digest, size = hashlib.sha256(), 0
+    with filesystem.open_input_stream(inner) as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+            size += len(piece)
+    return digest.hexdigest(), size
+
+
+def read_text(path: str) -> str:
+    return read_bytes(path).decode("utf-8")
+
+
+@contextlib.contextmanager
+def write_folder(path: str) -> Iterator[str]:
+    """A local folder to fill, which becomes `path` when the block ends without an error; an older `path` is replaced.
+
+    Local: a hidden sibling, flushed to the disk, renamed; an older folder is moved aside before and deleted
+    after that. Remote: a temporary local folder, uploaded file by file, the JSON files last: they mark a
+    folder as complete.
+    """
+    import tempfile
+
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="proav-") as local:
+            yield local
+            files = sorted((file for file in Path(local).rglob("*") if file.is_file()), key=lambda file: (file.suffix == ".json", str(file)))
+            for file in files:
+                with file.open("rb") as source:
+                    upload_file(join(path, file.relative_to(local).as_posix()), source)
+        return
+    target = Path(path.removeprefix("file://"))
+    temporary = temporary_name(target)
+    patiently(lambda: temporary.mkdir(parents=True, exist_ok=True), f"creating {temporary}")
+    try:
+        yield str(temporary)
+        for file in temporary.rglob("*"):
+            flush(file)
+        flush(temporary)
+        aside = temporary_name(target) if target.exists() else None
+        if aside is not None:
+            patiently(lambda: os.replace(target, aside), f"moving {target} aside")
+        try:
+            rename(temporary, target)
+        except BaseException:
+            if aside is not None:
+                rename(aside, target)
+            raise
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes the whole file or nothing: under a hidden name, flushed to the disk, then moved.
+
+    Object stores publish a file only when it is closed. Raises UserError if writing is refused or there is no
+    room.
+    """
+    import io
+
+    if is_remote(path):
+        upload_file(path, io.BytesIO(data))
+        return
+    target = Path(open_filesystem(path)[1])
+    temporary = temporary_name(target)
+
+    def write() -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    try:
+        patiently(write, f"writing {path}")
+        rename(temporary, target)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with run_dir=DIR") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def upload_file(path: str, source) -> None:
+    """Writes all that a binary file holds to a remote path. Raises UserError if writing is refused."""
+    filesystem, inner = _open(path)
+    try:
+        upload(filesystem, inner, source)
+    except OSError as error:
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"cannot write {path}: {why}; check that you may write there, or choose another run_dir=DIR"
+        ) from error
+
+
+def temporary_name(target: Path) -> Path:
+    """A hidden name beside `target`, for what is not complete yet; one that no other writer uses."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def rename(temporary: Path, target: Path) -> None:
+    """Gives a complete local file or folder its name; a power cut leaves the old one or the new one."""
+
+    failed = False
+
+    def move() -> None:
+        nonlocal failed
+        try:
+            os.replace(temporary, target)
+        except FileNotFoundError:
+            if not (failed and target.exists()):  # else an earlier try has moved it, and its answer was lost
+                raise
+        except OSError:
+            failed = True
+            raise
+
+    patiently(move, f"renaming {temporary} to {target.name}")
+    flush(target.parent)
+
+
+def flush(path: Path) -> None:
+    """Has the disk keep what was written to a local file, or the names in a local folder."""
+
+    def sync() -> None:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    patiently(sync, f"flushing {path}")
+
+
+def remove_leftovers(folder: str) -> int:
+    """Deletes what killed writers left in a local folder, and says how many; no writer may be at work there.
+
+    Object stores have none: they publish whole files only.
+    """
+    if is_remote(folder):
+        return 0
+    found = list(Path(open_filesystem(folder)[1]).glob(LEFTOVERS))
+    for leftover in found:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    return len(found)
+
+
+def write_text(path: str, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def delete_file(path: str) -> None:
+    """Removes a file; nothing happens where there is none."""
+    filesystem, inner = open_filesystem(path)
+    if filesystem.get_file_info(inner).type == pafs.FileType.File:
+        filesystem.delete_file(inner)
+
+
+def delete_folder(path: str) -> None:
+    """Removes the folder with all it holds; nothing happens where there is none."""
+    filesystem, inner = open_filesystem(path)
+    if filesystem.get_file_info(inner).type == pafs.FileType.Directory:
+        filesystem.delete_dir(inner)
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """A local folder with the files of `path`: the folder itself where it is local, else a temporary download."""
+    import tempfile
+
+    if not is_remote(path):
+        yield open_filesystem(path)[1]
+        return
+    with tempfile.TemporaryDirectory(prefix="proav-") as local:
+        inner = open_filesystem(path)[1]
+        for file in list_files(path):
+            relative = open_filesystem(file)[1][len(inner.rstrip("/")) + 1 :]
+            target = Path(local) / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(read_bytes(file))
+        yield local

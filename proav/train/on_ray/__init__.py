@@ -1,0 +1,1 @@
+"""Training on a Ray cluster: workers, their network, their turn, measurements beside them."""

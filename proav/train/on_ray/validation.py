@@ -1,0 +1,102 @@
+"""Measures the moving-average weights on held-out sources while they are trained: each checkpoint by a Ray task of its own, beside the trainer.
+
+The measuring is that of `proav/evaluate`: reconstructions of MDSA, the loss of ST-DiT, and clips that it makes. It waits for a free CPU (or GPU) and
+holds up no training; a checkpoint that is removed before or while it is measured is passed over, and it says so.
+"""
+
+import json
+import threading
+from types import TracebackType
+
+import ray
+
+from proav import storage
+from proav.config import Config
+from proav.errors import CheckpointError
+from proav.evaluate.job import evaluate
+from proav.evaluate.losses import evaluate_stdit
+from proav.evaluate.reconstruction import evaluate_reconstruction
+from proav.generation.batch import generate
+from proav.on_ray.resources import device_of, wants_gpu
+from proav.runs.checkpoint import list_checkpoints
+
+POLL_SECONDS = 2.0
+FILE = "validation.jsonl"
+
+
+class Validation:
+    """A context around the training of one stage: <stage>/validation.jsonl gets a line {"clips", ...} for each measured checkpoint.
+
+    At the end the last checkpoint is measured and waited for.
+    """
+
+    def __init__(self, config: Config, stage: str) -> None:
+        self.config, self.stage = config, stage
+        self.folder = storage.join(config.run_folder, stage)
+        self.every = getattr(config, stage).train.validate_every_clips
+        self._done = {row["clips"] for row in read_validation(self.folder)}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=f"validation of {stage}", daemon=True)
+
+    def __enter__(self) -> "Validation":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end.set()
+        self._thread.join()
+        if error is None:
+            self._measure_newest(last=True)
+
+    def _watch(self) -> None:
+        while not self._end.wait(POLL_SECONDS):
+            self._measure_newest()
+
+    def _measure_newest(self, *, last: bool = False) -> None:
+        """Measures the newest checkpoint, where it is due: `validate_every_clips` beyond the one measured before, or the last one."""
+        found = list_checkpoints(storage.join(self.folder, "checkpoints"))
+        if not found or found[0][0] in self._done or not (last or found[0][0] >= max(self._done, default=0) + self.every):
+            return
+        clips, path = found[0]
+        use_gpu = wants_gpu(self.config.evaluate.use_gpu)
+        measure = {"mdsa": evaluate_reconstruction, "stdit": evaluate_stdit}[self.stage]
+        task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), scheduling_strategy="DEFAULT")(measure)
+        try:
+            metrics = ray.get(task.remote(self.config, path, device=device_of(use_gpu)))
+            if self.stage == "stdit" and self.config.evaluate.samples_beside_training:
+                metrics |= evaluate_samples(self.config, path, storage.join(self.folder, "validation", f"{clips:012d}"))
+        except (ray.exceptions.RayError, CheckpointError):
+            if storage.exists(path):
+                raise
+            print(f"{self.stage}: the checkpoint at {clips:,} clips was gone before it could be measured; train.keep_checkpoints keeps more")
+            return
+        self._done.add(clips)
+        row = {"clips": clips, **{name: value for name, value in metrics.items() if isinstance(value, int | float)}}
+        rows = sorted([*(row for row in read_validation(self.folder) if row["clips"] != clips), row], key=lambda each: each["clips"])
+        storage.write_text(storage.join(self.folder, FILE), "".join(json.dumps(each) + "\n" for each in rows))
+        shown = {"mdsa": ("psnr_db", "mel_error_db"), "stdit": ("loss",)}[self.stage]
+        print(f"{self.stage}: {self.config.evaluate.split} at {clips:,} clips: " + ", ".join(f"{name} {row[name]:.4g}" for name in shown), flush=True)
+
+
+def evaluate_samples(config: Config, checkpoint: str, folder: str) -> dict[str, float]:
+    """Makes evaluate.samples_beside_training clips from a ST-DiT checkpoint below `folder` and measures them against the training split by the
+    protocol: {"generated_<metric>": value} of what could be had; folder/eval/metrics.json has the whole table. Ray must be running."""
+    own = config.model_copy(
+        update={
+            "run_dir": folder,
+            "data": config.data.model_copy(update={"prepared": config.data_folder}),
+            "generate": config.generate.model_copy(update={"num_samples": config.evaluate.samples_beside_training, "checkpoint": checkpoint}),
+            "evaluate": config.evaluate.model_copy(
+                update={"real": config.data_folder, "fake": storage.join(folder, "samples"), "num_workers": 1, "compare_with": None}
+            ),
+        }
+    )
+    generate(own)
+    (table,) = evaluate(own)["tables"]
+    return {f"generated_{row['metric']}": row["value"] for row in table["rows"] if row["value"] is not None}
+
+
+def read_validation(stage_folder: str) -> list[dict]:
+    """The lines of validation.jsonl, in order of clips; none where there is no file."""
+    path = storage.join(stage_folder, FILE)
+    return [json.loads(line) for line in storage.read_text(path).splitlines()] if storage.exists(path) else []

@@ -1,0 +1,230 @@
+"""Which Ray a job uses, and in what surroundings it can be started. Rays here are real; the machine's own
+are left alone."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from proav.errors import UserError
+from proav.on_ray import start as ray_start
+from proav.on_ray.start import ROOM_BYTES, prepare_machine
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def surroundings(monkeypatch):
+    """Sets environment variables (None: removes them) and gives everything back afterwards, what is tested
+    included."""
+    for name in (
+        "TMPDIR",
+        "RAY_TMPDIR",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE",
+        "HOME",
+        "USER",
+    ):
+        before = os.environ.get(name)
+        monkeypatch.setenv(name, "")  # monkeypatch then gives it back, whatever else sets it
+        os.environ.pop(name)
+        if before is not None and name in ("HOME", "USER"):
+            os.environ[name] = before
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return lambda **variables: [
+        os.environ.pop(name, None) if value is None else os.environ.update({name: str(value)})
+        for name, value in variables.items()
+    ]
+
+
+@pytest.fixture
+def short():
+    """A folder whose path leaves room for Ray's sockets, as those of pytest do not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield folder
+
+
+def test_a_temporary_folder_that_fits_is_used_without_a_word(surroundings, short, capfd):
+    surroundings(TMPDIR=short)
+    prepare_machine()
+    assert os.environ["RAY_TMPDIR"] == os.environ["TMPDIR"] == short and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_one_that_is_too_long_for_sockets_is_passed_over_and_that_is_said(
+    surroundings, tmp_path, capfd, variable
+):
+    folder = tmp_path / ("slurm_jobdir" * 5)
+    folder.mkdir()
+    surroundings(**{variable: folder})
+    prepare_machine()
+    said = capfd.readouterr().err
+    assert (
+        os.environ["RAY_TMPDIR"] == os.environ["TMPDIR"] == tempfile.gettempdir() == "/tmp"
+    )  # Python's own sockets lie there too
+    assert (
+        said.startswith(f"{variable}={folder} is {len(str(folder))} characters long")
+        and "set RAY_TMPDIR=DIR" in said
+        and said.count("\n") == 1
+    )
+
+
+def test_a_short_one_for_ray_serves_where_the_other_is_too_long(surroundings, tmp_path, short):
+    surroundings(TMPDIR=tmp_path / ("x" * 80), RAY_TMPDIR=short)
+    prepare_machine()
+    assert os.environ["RAY_TMPDIR"] == os.environ["TMPDIR"] == short
+
+
+def test_sockets_have_the_room_that_is_said(short):
+    """Ray's longest, and a listener of Python's worker processes."""
+    folder = Path(short, "x" * (ROOM_BYTES - len(short) - 1))
+    path = folder / "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead"
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as too_long, pytest.raises(OSError, match="too long"):
+        too_long.bind(f"{path}x")
+
+
+@pytest.mark.parametrize("folder", ["/nonexistent/tmp", "/sys/kernel"])
+def test_one_that_is_not_there_or_cannot_be_written_is_passed_over(surroundings, capfd, folder):
+    surroundings(TMPDIR=folder)
+    prepare_machine()
+    assert (
+        os.environ["TMPDIR"] == "/tmp"
+        and f"TMPDIR={folder} " in capfd.readouterr().err
+        and not Path("/nonexistent").exists()
+    )
+
+
+def test_where_no_folder_serves_a_line_says_what_to_set(surroundings, monkeypatch):
+    surroundings(TMPDIR="/sys/kernel")
+    monkeypatch.setattr(ray_start, "FOLDERS", ("/proc",))
+    with pytest.raises(
+        UserError,
+        match=r"TMPDIR=/sys/kernel cannot be written, /proc cannot .*set RAY_TMPDIR=DIR.* "
+        rf"at most {ROOM_BYTES} characters",
+    ):
+        prepare_machine()
+
+
+def test_a_home_that_cannot_be_written_needs_none(surroundings):
+    surroundings(HOME="/sys")
+    prepare_machine()
+    assert (
+        len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    )  # of this Ray alone; in a home that can be written, Ray keeps the user's
+
+
+def test_shared_memory_that_cannot_be_written_is_passed_over(surroundings, monkeypatch, capfd):
+    monkeypatch.setattr(ray_start, "SHARED_MEMORY", "/sys")
+    assert (
+        prepare_machine() == {"_plasma_directory": "/tmp"}
+        and "/sys cannot be written" in capfd.readouterr().err
+    )
+
+
+UNKNOWN_USER = """
+import getpass, os, sys
+from proav.on_ray.start import _prepare_user
+_prepare_user()
+print(getpass.getuser(), os.path.isdir(os.path.expanduser("~")) and os.access(os.path.expanduser("~"),
+os.W_OK))
+"""
+
+
+def test_a_machine_too_busy_for_ray_is_told_in_a_line(surroundings, short, monkeypatch):
+    """In the words of Ray 2.60, whose limit is 30 s: too long to wait for here."""
+    ray = pytest.importorskip("ray")
+
+    def time_out(**settings):
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", time_out)
+    surroundings(RAY_TMPDIR=short)
+    with pytest.raises(UserError, match="not ready after 30 s .*run the same command again"):
+        ray_start.connect("local")
+
+
+def test_a_user_without_name_and_home_gets_both():
+    inside = [
+        "unshare",
+        "-U",
+        "--map-user=12345",
+        "--map-group=12345",
+        "env",
+        "-u",
+        "HOME",
+        "-u",
+        "USER",
+        "-u",
+        "LOGNAME",
+    ]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces on this machine")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*inside, sys.executable, "-c", UNKNOWN_USER],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["12345", "True"] and "set HOME=DIR" in done.stderr, done.stderr
+
+
+JOB = """
+import os
+from proav.command_line import ray_session
+
+def seen():
+    from ray.util.state import list_actors
+    names = [actor.name for actor in list_actors()]
+    return os.environ["RAY_ADDRESS"], os.environ.get("RAY_API_SERVER_ADDRESS"), names
+
+with ray_session():
+    import ray
+    own = ray.get_runtime_context().gcs_address
+    Marker = type("Marker", (), {"ready": lambda self: True})
+    marker = ray.remote(num_cpus=0)(Marker).options(name="marker").remote()
+    ray.get(marker.ready.remote())
+    of_its_own = {"env_vars": {"A": "b"}}  # as Ray Train's processes have
+    workers = [
+        ray.remote(num_cpus=0, runtime_env=environment)(seen).remote()
+        for environment in ({}, of_its_own)
+    ]
+    for address, api_server, names in [seen(), *ray.get(workers)]:
+        assert address == own and api_server is None and "marker" in names, (own, address, api_server, names)
+assert "RAY_ADDRESS" not in os.environ and os.environ["RAY_API_SERVER_ADDRESS"]
+print("kept to its own")
+"""
+
+
+@pytest.mark.ray
+def test_all_processes_of_a_job_find_their_own_ray_beside_another(monkeypatch, tmp_path):
+    """The other one is newer by Ray's files, and named for `ray job submit`: Ray Train's cleaner would ask
+    it for this job's controller."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    from local_head import LocalHead
+
+    with LocalHead(num_cpus=1) as other:
+        Path(other.folder, "ray").mkdir()
+        Path(other.folder, "ray", "ray_current_cluster").write_text(
+            other.address
+        )  # where a job with this RAY_TMPDIR looks
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {
+            name: other.environment[name]
+            for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_API_SERVER_ADDRESS")
+        }
+        environment |= {"RAY_TMPDIR": other.folder, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", JOB], env=environment, capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode == 0 and "kept to its own" in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,403 @@
+"""The report pages: whole, offline, escaped, honest about what is missing or damaged, and playable in a real browser."""
+
+import base64
+import html.parser
+import io
+import json
+import math
+import re
+import subprocess
+from fractions import Fraction
+
+import av
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from proav.config import FilterConfig
+from proav.config.reading import config_from_dict
+from proav.data.store.frames import encode_frames
+from proav.data.store.parquet import write_shard
+from proav.data.store.schema import BULKY_COLUMNS, FORMAT, INDEX_SCHEMA, REJECT_SCHEMA, SEGMENT_SCHEMA
+from proav.data.store.shards import index_bytes
+from proav.reports.kit.figures import _mel_row, curve
+from proav.reports.kit.page import duration, element, metric_name, number
+from proav.reports.run import write_data_report, write_report
+from proav.reports.run_files import read_metrics
+from tests.serve.browser import find_chromium
+
+HOSTILE = "<script>alert(1)</script>\"'&"
+
+
+def small_config(run_dir):
+    return config_from_dict(
+        {
+            "name": "small",
+            "run_dir": str(run_dir),
+            "clip": {"num_frames": 8, "fps": 5, "height": 64, "width": 64},
+            "mel": {"num_bins": 64, "hop": 100},
+            "mdsa": {"plane_size": 8, "width": 64, "bi_block": {"block_size": 4}, "audio_input": "native"},
+            "data": {"segment_seconds": 2.0},
+        }
+    )
+
+
+def write_mp4(path, *, seed=0, seconds=1.6, fps=5, size=64, rate=16000):
+    """A coloured square that moves, and a tone that rises; written by PyAV alone, so that the page is tested against foreign files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    background, square = rng.integers(30, 220, (2, 3))
+    with av.open(str(path), "w", format="mp4") as container:
+        video, audio = container.add_stream("libx264", rate=fps), container.add_stream("aac", rate=rate)
+        video.width = video.height = size
+        video.pix_fmt, audio.layout = "yuv420p", "mono"
+        for index in range(round(seconds * fps)):
+            picture = np.broadcast_to(background, (size, size, 3)).astype(np.uint8).copy()
+            left = 4 + 6 * index % (size - 16)
+            picture[20:36, left : left + 16] = square
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, fps)
+            container.mux(video.encode(frame))
+        times = np.arange(round(seconds * rate)) / rate
+        wave = (0.3 * np.sin(2 * np.pi * (200 + 300 * seed + 600 * times) * times)).astype(np.float32)
+        for start in range(0, len(wave), 1024):
+            frame = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], "fltp", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            container.mux(audio.encode(frame))
+        for stream in (video, audio):
+            container.mux(stream.encode())
+
+
+def write_run(run, *, num_samples=3):
+    """What a small run leaves, without its weights and shards."""
+    lines = []
+    for index in range(num_samples):
+        name = f"{index // 1000:06d}/{index:09d}.mp4"
+        write_mp4(run / "samples" / name, seed=index)
+        label = HOSTILE if index == 0 else ["waterfall", "dog barking", "sea"][index % 3]
+        settings = {"seed": 7, "task": "joint", "label": label, "steps": 30, "guidance_scale": 1.5}
+        lines.append(json.dumps({"index": index, "path": name, **settings, "checkpoint": "a1" * 32, "seconds": 1.6}))
+    (run / "samples" / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    for index in range(2):
+        write_mp4(run / "eval" / "reconstructions" / f"{index:03d}_real.mp4", seed=index)
+        write_mp4(run / "eval" / "reconstructions" / f"{index:03d}_reconstructed.mp4", seed=index + 1)
+    protocol = "held-out clips, one window each, EMA weights, float32"
+    metrics = {
+        "protocol": {"mdsa_checkpoint": "a1" * 32, "stdit_checkpoint": None, "settings": {"split": "validation"}},
+        "reconstruction": {"psnr_db": 21.53, "psnr_mean_colour_db": 12.1, "mel_error_db": 6.2, "num_clips": 32, "protocol": protocol},
+        "stdit": {"loss": 0.71, "loss_at_initialization": 1.99, "protocol": protocol, "per_task": {"joint": 0.7, "a2v": 0.61}},
+        "seeds": [0, 1],
+    }
+    (run / "eval" / "metrics.json").write_text(json.dumps(metrics))
+    rng = np.random.default_rng(0)
+    for stage, first in (("mdsa", 9.0), ("stdit", 2.0)):
+        reports = [
+            {"clips": 64 * k, "step": 8 * k, "loss": first / k + 0.4, "mel": 3.0 / k, "clips_per_second": 21 + rng.random(), "device": "cpu"}
+            for k in range(1, 80)
+        ]
+        card = {"format": 1, "kind": stage, "clips": 5056, "hash": "a1" * 32, "versions": {"proav": "0.1.0", "torch": "2.13.0"}}
+        folder = run / stage / "checkpoints" / "clips-000005056"
+        folder.mkdir(parents=True)
+        (run / stage / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
+        (folder / "checkpoint.json").write_text(json.dumps(card))
+        (run / stage / "checkpoints" / "latest").write_text("clips-000005056\n")
+
+
+class Page(html.parser.HTMLParser):
+    """Tags of a page in order, with a check that every element is closed where it should be."""
+
+    VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.words = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    write_run(run)
+    path = write_report(small_config(run))
+    return run, (run / "report.html").read_text("utf-8"), path
+
+
+def test_page_is_whole_and_fetches_nothing(whole_run):
+    run, text, path = whole_run
+    assert path == str(run / "report.html")
+    page = Page(text)
+    for _, attributes in page.tags:
+        for key in ("src", "href", "xlink:href", "srcset", "poster", "action"):
+            assert not re.match(r"\s*(https?:)?//", attributes.get(key) or "", re.I)
+    assert "default-src 'none'" in next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv"))
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#|['\"]?data:)", text)
+    identities = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(identities) == len(set(identities))
+    assert {link["href"][1:] for link in page.all("a")} <= set(identities)
+
+
+def test_every_video_decodes_from_the_page(whole_run):
+    _, text, _ = whole_run
+    videos = Page(text).all("video")
+    assert len(videos) == 3 + 4
+    for video in videos:
+        assert video["aria-label"] and "controls" in video and "loop" in video and video["class"] == "pixels"
+        content = base64.b64decode(video["src"].removeprefix("data:video/mp4;base64,"))
+        with av.open(io.BytesIO(content)) as container:
+            assert len([frame for frame in container.decode(video=0)]) == 8
+
+
+def test_pictures_carry_descriptions(whole_run):
+    _, text, _ = whole_run
+    drawings = Page(text).all("svg")
+    assert len(drawings) >= 3 + 4 + 4
+    assert all(drawing["role"] == "img" and len(drawing["aria-label"]) > 20 for drawing in drawings)
+    assert "#010101" not in text and "#020202" not in text
+
+
+def test_hostile_label_stays_text(whole_run):
+    _, text, _ = whole_run
+    page = Page(text)
+    assert len(page.all("script")) == 1
+    assert HOSTILE in page.text
+
+
+def test_page_tells_what_the_run_can_show(whole_run):
+    _, text, _ = whole_run
+    words = Page(text).text
+    assert "8 frames of 64×64 pixels at 5 fps, 1.6 seconds" in words
+    assert "has seen 5,056 clips" in words and "on CPU" in words
+    assert "not what the method can reach" in words
+    for number_shown in ("21.53", "12.1", "0.71", "1.99", "0.61"):
+        assert number_shown in words
+    assert words.count("held-out clips, one window each") == 2
+
+
+def test_the_head_tells_what_simple_codes_reach(tmp_path):
+    write_run(tmp_path, num_samples=1)
+    path = tmp_path / "eval" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    simple = {"psnr_linear_planes_db": 23.8, "psnr_cosine_db": 24.85, "mel_error_cosine_db": 1.6}
+    metrics["reconstruction"] |= simple
+    about = {"values_per_stream": {"video": 3072, "audio": 3072}, "protocol": "fitted on training clips"}
+    path.write_text(json.dumps(metrics | {"yardsticks": about}))
+    write_report(small_config(tmp_path))
+    words = Page((tmp_path / "report.html").read_text("utf-8")).text
+    head = words[: words.index("Expect blurry")]
+    pictures = "mean colour 12.10 dB, linear planes 23.80 dB, cosine transform 24.85 dB"
+    assert f"MDSA reaches 21.53 dB PSNR in the picture ({pictures})" in head
+    assert "6.20 dB log-mel error in the sound (cosine transform 1.60 dB)" in head
+    assert "as many, 3,072 numbers a stream" in head
+    assert "fitted on training clips" in words  # the card of the yardsticks, with its protocol
+    path.write_text(json.dumps(metrics | {"yardsticks": {"absent": "they need a training split"}}))
+    write_report(small_config(tmp_path))
+    words = Page((tmp_path / "report.html").read_text("utf-8")).text
+    assert "no cosine transform: they need a training split." in words
+
+
+def test_empty_run_names_the_commands(tmp_path):
+    write_report(small_config(tmp_path))
+    words = Page((tmp_path / "report.html").read_text("utf-8")).text
+    for job in ("generate.py", "evaluate.py", "stage=mdsa", "stage=stdit"):
+        assert job in words
+    assert "Nothing has been trained" in words
+
+
+def test_damage_is_named(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "samples" / "000000" / "000000001.mp4").write_bytes(b"not a video")
+    (tmp_path / "samples" / "000000" / "000000002.mp4").unlink()
+    with (tmp_path / "samples" / "manifest.jsonl").open("a") as file:
+        file.write('{"index": 3, "pa')
+    with (tmp_path / "mdsa" / "metrics.jsonl").open("a") as file:
+        file.write('{"clips": 6000, "loss": NaN, "clips_per_second": 20.0}\n')
+    (tmp_path / "eval" / "reconstructions" / "001_real.mp4").unlink()
+    (tmp_path / "stdit" / "checkpoints" / "latest").write_text("gone")
+    write_report(small_config(tmp_path))
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    assert len(page.all("video")) == 1 + 3
+    for words in (
+        "Sample 1 cannot be shown",
+        "Sample 2 cannot be shown (not_found)",
+        "manifest.jsonl, line 4",
+        "loss is not a finite number in 1 report",
+        "001_real.mp4 cannot be shown",
+        "names a checkpoint that is not there",
+    ):
+        assert words in page.text
+
+
+def test_report_is_reproducible(whole_run):
+    run, text, _ = whole_run
+    write_report(small_config(run))
+    assert (run / "report.html").read_text("utf-8") == text
+
+
+def test_metrics_of_a_restarted_run_count_once(tmp_path):
+    (tmp_path / "metrics").mkdir()
+    rows = [{"clips": 100, "loss": 3.0, "clips_per_second": 10.0}, {"clips": 200, "loss": 2.0, "clips_per_second": 10.0}]
+    again = [{"clips": 200, "loss": 2.5, "clips_per_second": 20.0}, {"clips": 300, "loss": 1.0, "clips_per_second": 20.0}]
+    for part, part_rows in enumerate((rows, again)):
+        (tmp_path / "metrics" / f"part-{part:06d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part_rows))
+    run = read_metrics(str(tmp_path))
+    assert run.series["loss"] == ([100, 200, 300], [3.0, 2.5, 1.0])
+    assert run.seconds == pytest.approx(10 + 5 + 5)
+
+
+def test_mel_rows_match_the_filterbank():
+    from proav.media.torchaudio import import_torchaudio
+
+    filters_FM = import_torchaudio().functional.melscale_fbanks(4001, 0.0, 8000.0, 64, 16000, norm="slaney", mel_scale="slaney")
+    for band in (3, 20, 40, 60):
+        assert _mel_row(float(filters_FM[:, band].argmax()) * 2, 64, 0.0, 8000.0) == pytest.approx(band, abs=0.05)
+
+
+def write_data(run, config, *, num_segments=5, dropped=None, copies=(0, 0)):
+    """A finished data set of small segments, as preprocessing leaves it; dropped: {segment: reason}; copies: two segments that are alike."""
+    dropped = dropped or {}
+    data, rng = run / "data", np.random.default_rng(0)
+    shard = str(data / "segments" / "part-00000.parquet")
+    shape, frames = (10, 64, 64, 3), 10
+    samples = frames * config.clip.sample_rate // config.clip.fps
+    mel_shape = (frames, config.mel.num_bins, config.clip.sample_rate // config.clip.fps // config.mel.hop)
+    rows = []
+    for index in range(num_segments):
+        video = np.broadcast_to(rng.integers(0, 255, (1, 1, 1, 3)), shape).astype(np.uint8).copy()
+        video[np.arange(frames), 20:36, 4 * np.arange(frames)] = 255
+        content, offsets = encode_frames(video, codec="jpeg", quality=92)
+        audio = np.zeros(samples, np.int16) if index == 1 else (rng.standard_normal(samples) * 3000).astype(np.int16)
+        name = HOSTILE if index == 0 else "sea"
+        row = {
+            "id": f"s{index}", "source": f"/videos/{name}.mp4", "source_id": f"source{index}", "label": name, "labels": [name],
+            "split": "validation" if index == 2 else "train", "start_seconds": 2.0 * index, "num_frames": frames, "fps": config.clip.fps,
+            "sample_rate": config.clip.sample_rate, "has_audio": True, "rms": float(np.sqrt(np.mean((audio / 32767.0) ** 2))), "peak": 0.5,
+            "clipped": 0.01 if index == 3 else 0.0, "silent": index == 1, "cancelled": False,
+            "mean_luma": 0.4, "motion": 0.01 * index, "black": 0.0,
+            "frozen": 0.0, "shot_starts": [5] if index == 3 else [], "sync": math.nan if index == 1 else 0.1 * index, "sync_lag": 0.02,
+            "picture_hash": rng.bytes(32), "sound_hash": rng.bytes(32), "checksum": f"{index:032x}", "video_codec": "jpeg",
+            "video_shape": list(shape), "video_dtype": "uint8", "audio_shape": [samples], "audio_dtype": "int16", "mel_shape": list(mel_shape),
+            "mel_dtype": "float16", "frame_offsets": offsets, "video": content, "audio": audio.tobytes(),
+            "mel": rng.uniform(-1, 1, mel_shape).astype(np.float16).tobytes(),
+        }  # fmt: skip
+        rows.append(row)
+    for name in ("picture_hash", "sound_hash", "checksum"):
+        rows[copies[1]][name] = rows[copies[0]][name]
+    written = write_shard(shard, rows, SEGMENT_SCHEMA)
+    places = [{"shard": "part-00000.parquet", "row": number, "dropped": dropped.get(number, "")} for number in range(num_segments)]
+    thin = [place | {key: value for key, value in row.items() if key not in BULKY_COLUMNS} for place, row in zip(places, rows, strict=True)]
+    (data / "index.parquet").write_bytes(index_bytes(pa.Table.from_pylist(thin, schema=INDEX_SCHEMA)))
+    reject = {"id": "r", "source": f"/videos/{HOSTILE}.mp4", "source_id": "r"}
+    reject |= {"start_seconds": 0.0, "end_seconds": 1.5}
+    reject |= {"reason": "no_audio", "message": "there is no sound track"}
+    write_shard(str(data / "rejects" / "part-00000.parquet"), [reject], REJECT_SCHEMA)
+    manifest = {"format": FORMAT, "labels": ["sea", HOSTILE], "shards": [written], "counts": {"segments": num_segments, "rejects": 1}}
+    manifest["filters"] = FilterConfig(duplicates="near" if dropped else "keep").model_dump(mode="json")
+    (data / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_data_page_counts_and_shows(tmp_path):
+    config = small_config(tmp_path)
+    write_data(tmp_path, config)
+    path = write_data_report(config)
+    assert path == str(tmp_path / "data" / "report.html")
+    page = Page((tmp_path / "data" / "report.html").read_text("utf-8"))
+    for words in ("5 segments of 5 sources", "10 seconds of picture", "1 segment of 1 source", "there is no sound track", HOSTILE):
+        assert words in page.text
+    facts = dict(re.findall(r"(Stored, silent|Stored, clipped sound|Files not found)[^0-9]*?(?:60 dB\) )?(\d+)", page.text))
+    assert facts == {"Stored, silent": "1", "Stored, clipped sound": "1", "Files not found": "0"}
+    assert len(page.all("video")) == 5 and len(page.all("script")) == 1
+    write_report(config)
+    assert "drawn from" not in Page((tmp_path / "report.html").read_text("utf-8")).text  # nothing is trained yet
+
+
+def test_data_page_tells_what_filters_leave_out(tmp_path):
+    config = small_config(tmp_path)
+    reasons = {1: "silent", 4: "clipped", 5: "shot_cuts", 7: "duplicate", 8: "near_duplicate"}
+    write_data(tmp_path, config, num_segments=9, dropped=reasons, copies=(2, 7))
+    write_data_report(config)
+    text = (tmp_path / "data" / "report.html").read_text("utf-8")
+    page = Page(text)
+    for words in (
+        "In use 4",
+        "Left out by filters 5",
+        "Silent: sea",
+        "Clipped: sea",
+        "Shot cuts: sea",
+        "The same bytes",
+        "of 512 bits",
+        "synchrony 0.20",
+    ):
+        assert words in page.text, words
+    assert page.text.count("Play both, hear the one in use") == 2
+    assert len(page.all("video")) == 4 + 3 + 2 * 2  # all in use, one of each reason, two pairs
+    row = re.search(r"Near copies, alike in picture and sound filters.duplicates near (\d+) near (\d+)", page.text)
+    assert row and row.groups() == ("1", "1")
+    write_data_report(config)
+    assert (tmp_path / "data" / "report.html").read_text("utf-8") == text
+
+
+def test_data_page_of_nothing_and_of_half(tmp_path):
+    config = small_config(tmp_path)
+    write_data_report(config)
+    assert "preprocess.py" in Page((tmp_path / "data" / "report.html").read_text("utf-8")).text
+    write_data(tmp_path, config)
+    (tmp_path / "data" / "manifest.json").unlink()
+    (tmp_path / "data" / "index.parquet").unlink()
+    (tmp_path / "data" / "segments" / "part-00001.parquet").write_bytes(b"PAR1 cut off")
+    write_data_report(config)
+    words = Page((tmp_path / "data" / "report.html").read_text("utf-8")).text
+    assert "5 segments of 5 sources" in words and "part-00001.parquet" in words and "preprocessing has not finished" in words
+
+
+def test_values_for_people():
+    assert [number(value) for value in (3, 12345, 0.123456, 12345.67, float("nan"))] == ["3", "12,345", "0.1235", "12,345.7", "nan"]
+    assert [duration(value) for value in (4.2, 45, 130, 7200, 4 * 86400)] == ["4.2 seconds", "45 seconds", "2.2 minutes", "2 hours", "4 days"]
+    assert metric_name("psnr_mean_colour_db") == ("PSNR mean colour", "dB")
+    assert element("a", "<b>", href='"', data_left=None) == '<a href="&quot;">&lt;b&gt;</a>'
+
+
+def test_long_curves_stay_small():
+    clips = np.arange(1, 50_001)
+    assert len(curve(clips, 1 / clips, description="a long run")) < 120_000
+
+
+def test_a_browser_plays_every_video(whole_run, tmp_path):
+    """The page as it is, with one script added that writes the players' states into the title."""
+    browser = find_chromium()
+    if browser is None:
+        pytest.skip("no Chromium on this machine; expected chromium, chromium-browser or google-chrome on PATH")
+    _, text, _ = whole_run
+    probe = "document.title = 'states ' + [...document.querySelectorAll('video')].map(v => v.error ? 'error' : v.readyState).join(',')"
+    text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text)
+    text = text.replace("</body>", f"<script>addEventListener('load', () => setTimeout(() => {{ {probe} }}, 3000))</script></body>")
+    (tmp_path / "page.html").write_text(text, "utf-8")
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    words += ["--virtual-time-budget=8000", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=90)
+    states = re.search(r"<title>states ([^<]*)</title>", done.stdout)
+    assert states, done.stderr[-2000:]
+    assert all(state.isdigit() and int(state) >= 2 for state in states.group(1).split(",")), states.group(1)

@@ -1,0 +1,68 @@
+"""Ray Serve's own plain answers become JSON; those of the application pass as they are."""
+
+import asyncio
+import json
+
+import pytest
+
+from proav.serve.front.proxy import JsonErrors
+
+TEXT = [(b"content-type", b"text/plain; charset=utf-8")]
+
+
+def answer_of(app, path="/v1/videos"):
+    """(status, headers, body) of what the wrapped application sends."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(JsonErrors(app)({"type": "http", "method": "GET", "path": path}, None, send))
+    body = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], dict(sent[0]["headers"]), body
+
+
+def saying(status, *parts, headers=TEXT):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+async def silent(scope, receive, send):
+    """As Ray's proxy after a replica was lost."""
+
+
+async def failing(scope, receive, send):
+    raise RuntimeError("secret")
+
+
+@pytest.mark.parametrize(
+    ("app", "status", "code"),
+    [
+        (saying(404, b"Path '/' not found. ", b"Ping http://.../-/routes"), 404, "not_found"),
+        (saying(503, b"Deployment is ", b"unavailable\nTraceback"), 503, "no_server"),
+        (saying(408, b""), 408, "timeout"),
+        (saying(429, b"x" * 10_000, headers=[]), 429, "queue_full"),
+        (silent, 500, "server_error"),
+        (failing, 500, "server_error"),
+    ],
+)
+def test_plain_errors_become_json(app, status, code):
+    told, headers, body = answer_of(app)
+    error = json.loads(body)["error"]
+    assert (told, error["code"], error["param"]) == (status, code, None) and 0 < len(error["message"]) <= 500
+    assert "Traceback" not in error["message"] and "secret" not in error["message"]
+    assert headers[b"content-type"] == b"application/json" and int(headers[b"content-length"]) == len(body)
+    assert (b"retry-after" in headers) == (status in (429, 503))
+    assert headers[b"x-content-type-options"] == b"nosniff"
+
+
+def test_all_else_passes_as_it_is():
+    json_type = [(b"content-type", b"application/json")]
+    assert answer_of(saying(400, b"{}", headers=json_type)) == (400, dict(json_type), b"{}")
+    assert answer_of(saying(200, b"a", b"b")) == (200, dict(TEXT), b"ab")
+    assert answer_of(saying(503, b"UNHEALTHY"), path="/-/healthz") == (503, dict(TEXT), b"UNHEALTHY")

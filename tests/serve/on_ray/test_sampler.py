@@ -1,0 +1,85 @@
+"""The sampler alone: batches equal solo runs, its event loop stays free, what is given up stops, and what is stuck says so."""
+
+import asyncio
+import io
+import time
+
+import numpy as np
+import pytest
+
+from proav.generation.pipeline import SampleRequest
+from proav.media.container import read_clip
+from proav.serve.on_ray.sampler import Sampler
+
+REQUESTS = [SampleRequest(3, 0, "rain", 2.0), SampleRequest(4, 0, None, 1.0), SampleRequest(5, 0, "speech", 0.5)]
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny_checkpoint):
+    return Sampler(tiny_checkpoint, device="cpu", threads=2, stall_seconds=5.0)
+
+
+async def answer_of(sampler, requests, steps=3):
+    events = [event async for event in sampler.sample(requests, task="joint", steps=steps)]
+    return events[:-1], events[-1]["clips"]
+
+
+def frames(mp4):
+    return read_clip(io.BytesIO(mp4), fps=5, sample_rate=16_000, height=32, width=32).video.astype(int)
+
+
+def test_a_batch_equals_its_solo_runs_and_tells_its_progress(sampler):
+    told, together = asyncio.run(answer_of(sampler, REQUESTS))
+    assert [event["done"] for event in told] == [0, 0, 1, 2, 3] and {event["total"] for event in told} == {3}
+    for mp4, request in zip(together, REQUESTS, strict=True):
+        (alone,) = asyncio.run(answer_of(sampler, [request]))[1]
+        assert np.abs(frames(mp4) - frames(alone)).mean() < 1
+    assert np.abs(frames(together[0]) - frames(together[1])).mean() > 1
+
+
+def test_the_event_loop_stays_free_while_sampling(sampler):
+    async def turns_of_the_loop():
+        work, turns = asyncio.create_task(answer_of(sampler, REQUESTS * 2, steps=400)), 0
+        while not work.done():
+            await asyncio.sleep(0.005)
+            turns += 1
+        return turns
+
+    # a loop that waits for the sampler comes round once, a free one hundreds of times
+    assert asyncio.run(turns_of_the_loop()) >= 5
+
+
+def test_a_batch_that_is_given_up_stops_before_its_end(sampler):
+    async def give_up():
+        stream = sampler.sample(REQUESTS, task="joint", steps=1000)
+        async for event in stream:
+            if event["done"] >= 2:
+                break
+        await stream.aclose()
+        began = time.monotonic()
+        await sampler.probe()  # waits for the thread
+        return time.monotonic() - began
+
+    assert asyncio.run(give_up()) < 2.0
+
+
+def test_a_mistake_in_sampling_reaches_the_caller(sampler):
+    with pytest.raises(Exception, match="thunder"):
+        asyncio.run(answer_of(sampler, [SampleRequest(0, 0, "thunder", 1.0)]))
+    with pytest.raises(Exception, match="thunder"):  # the other part of the batch ends with it
+        asyncio.run(answer_of(sampler, [REQUESTS[0], SampleRequest(0, 0, "thunder", 1.0)], steps=1000))
+
+
+def test_health_is_a_sampled_step_when_idle_and_progress_when_busy(sampler):
+    async def check():
+        sampler._progress_at = time.monotonic() - 1000
+        await sampler.check_health()
+        assert time.monotonic() - sampler._progress_at < 10  # it sampled
+        stuck = sampler._in_thread(lambda: time.sleep(0.5))
+        await sampler.check_health()
+        sampler._progress_at -= 100
+        with pytest.raises(RuntimeError, match="stall_seconds"):
+            await sampler.check_health()
+        await stuck
+
+    asyncio.run(check())

@@ -1,0 +1,103 @@
+"""Requests: what is filled in, and what is refused with the field's name."""
+
+import dataclasses
+
+import pytest
+
+from proav.runs.checkpoint import load_checkpoint
+from proav.serve.front.errors import ApiError, shown
+from proav.serve.orders.model_card import ModelCard
+from proav.serve.orders.requests import check_request, parse_request
+from proav.serve.settings import ServeSettings
+
+
+@pytest.fixture(scope="module")
+def card(tiny_checkpoint):
+    return ModelCard.of(load_checkpoint(tiny_checkpoint, kind="stdit"), ServeSettings(max_steps=50))
+
+
+def order_of(card, fields, has_reference=False):
+    return check_request(parse_request(fields), card, has_reference=has_reference)
+
+
+def test_nothing_given_gives_the_models_defaults(card):
+    order = order_of(card, {})
+    assert (order.label, order.task, order.steps, order.guidance_scale) == (None, "joint", 3, 1.5)
+    assert 0 <= order.seed < 2**31 and len({order_of(card, {}).seed for _ in range(20)}) > 1
+
+
+@pytest.mark.parametrize("fields", [{"prompt": " Rain "}, {"label": "RAIN"}, {"prompt": "rain", "label": "Rain"}, {"prompt": "", "label": "rain"}])
+def test_prompt_and_label_name_a_label_in_any_case(card, fields):
+    assert order_of(card, fields).label == "rain"
+
+
+def test_a_number_in_json_is_the_label_that_a_form_would_write(card):
+    """Classes of many data sets are numbers, 0 among them."""
+    numbered = dataclasses.replace(card, labels=("0", "3"))
+    assert order_of(numbered, {"label": 0}).label == order_of(numbered, {"prompt": 0}).label == "0"
+    assert order_of(numbered, {"label": 3, "seed": 1}) == order_of(numbered, {"label": "3", "seed": 1})
+
+
+def test_texts_of_a_form_are_numbers(card):
+    order = order_of(
+        card, {"seed": "7", "steps": "5", "guidance_scale": "2.5", "seconds": "0.8", "size": "32x32", "model": "tiny", "num_windows": "1"}
+    )
+    assert (order.seed, order.steps, order.guidance_scale) == (7, 5, 2.5)
+
+
+def test_the_whole_range_of_seeds_is_taken(card):
+    assert order_of(card, {"seed": 0}).seed == 0 and order_of(card, {"seed": 2**53 - 1}).seed == 2**53 - 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"stepz": 3}, "stepz", "did you mean steps?"),
+        ({"__proto__": 3}, "__proto__", "expected some of prompt"),
+        ({"prompt": "thunder"}, "prompt", "expected one of rain, speech"),
+        ({"label": "thunder"}, "label", "expected one of rain, speech"),
+        ({"prompt": "rain", "label": "speech"}, "prompt", "disagree"),
+        ({"prompt": 3}, "prompt", "'3' is no label of tiny; expected one of rain, speech"),
+        ({"label": 3}, "label", "'3' is no label of tiny; expected one of rain, speech"),
+        ({"label": 3.0}, "label", 'expected a text, such as "3"'),
+        ({"label": True}, "label", "expected a text"),
+        ({"prompt": "x" * 1001}, "prompt", "1000"),
+        ({"model": "sora-2"}, "model", "expected tiny"),
+        ({"seconds": "4"}, "seconds", "this model makes 0.8 s"),
+        ({"seconds": "soon"}, "seconds", "this model makes 0.8 s"),
+        ({"size": "1280x720"}, "size", "this model makes 32x32"),
+        ({"task": "i2av"}, "task", "not offered by this version"),
+        ({"task": "independent"}, "task", "expected one of joint, a2v, v2a"),
+        ({"task": "a2v"}, "input_reference", "a file with sound"),
+        ({"task": "v2a"}, "input_reference", "a file with pictures"),
+        ({"num_windows": 2}, "num_windows", "expected 1"),
+        ({"seed": -1}, "seed", "expected 0 to 9007199254740991"),
+        ({"seed": 2**53}, "seed", "expected 0 to"),
+        ({"seed": 1.5}, "seed", "integer"),
+        ({"seed": True}, "seed", "expected a number"),
+        ({"seed": 10**400}, "seed", "seed="),
+        ({"steps": 0}, "steps", "expected 1 to 50"),
+        ({"steps": 51}, "steps", "expected 1 to 50"),
+        ({"steps": [3]}, "steps", "steps=[3]"),
+        ({"guidance_scale": float("nan")}, "guidance_scale", "finite"),
+        ({"guidance_scale": 31}, "guidance_scale", "expected 0 to 30"),
+        ({"guidance_scale": "strong"}, "guidance_scale", "number"),
+        ({"input_reference": "https://example.org/a.wav"}, "input_reference", "input_reference="),
+        ({"input_reference": {"file_id": "file_1"}}, "input_reference", "input_reference="),
+    ],
+)
+def test_mistakes_name_their_field(card, fields, param, said):
+    with pytest.raises(ApiError) as caught:
+        order_of(card, fields)
+    error = caught.value
+    assert error.status in (400, 404) and error.param == param and said in error.message and len(error.message) < 500
+    assert set(error.to_json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_file_for_a_task_without_one_is_refused(card):
+    with pytest.raises(ApiError, match="takes no input_reference"):
+        order_of(card, {}, has_reference=True)
+
+
+def test_long_values_are_cut_in_messages():
+    assert len(shown("x" * 10_000)) == 60

@@ -1,0 +1,388 @@
+"""The service without network and Ray, around one real sampler: restarts, deletions, expiry, failures, the bound of the queue."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from proav.errors import UserError
+from proav.serve.front.errors import ApiError
+from proav.serve.on_ray.sampler import Sampler
+from proav.serve.orders.requests import Order
+from proav.serve.queue.dispatch import SamplerLost
+from proav.serve.queue.jobs import Job, JobStore, new_id
+from proav.serve.queue.service import Service, lease_of
+from proav.serve.settings import ServeSettings
+from proav.storage.lease import LeaseHeld
+from tests.media.hostile_files import h264
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny_checkpoint):
+    return Sampler(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture
+def settings(tiny_checkpoint, tmp_path):
+    return ServeSettings(checkpoint=tiny_checkpoint, jobs_dir=str(tmp_path / "jobs"), max_batch_size=3, max_queued_jobs=4)
+
+
+class Unreliable:
+    """A sampler that fails as told: `troubles` are raised by its first batches; it counts what it was asked for."""
+
+    def __init__(self, sampler, *troubles):
+        self.sampler, self.troubles, self.sizes = sampler, list(troubles), []
+
+    async def sample(self, requests, *, task, steps):
+        self.sizes.append(len(requests))
+        yield {"done": 0, "total": steps}
+        if self.troubles:
+            raise self.troubles.pop(0)
+        async for event in self.sampler.sample(requests, task=task, steps=steps):
+            yield event
+
+    async def probe(self):
+        if self.troubles:
+            raise self.troubles.pop(0)
+        return await self.sampler.probe()
+
+
+class Absent:
+    """No sampler: a batch waits for ever."""
+
+    async def sample(self, requests, *, task, steps):
+        await asyncio.Event().wait()
+        yield {}
+
+    async def probe(self):
+        await asyncio.Event().wait()
+
+
+def run(service, scenario):
+    """Starts the service, runs the scenario, stops it."""
+
+    async def all_of_it():
+        await service.start()
+        try:
+            return await scenario(service)
+        finally:
+            await service.stop()
+
+    return asyncio.run(all_of_it())
+
+
+async def finished(*jobs, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not all(job.finished for job in jobs):
+        assert time.monotonic() < deadline, [job.status for job in jobs]
+        await asyncio.sleep(0.01)
+
+
+def test_waiting_jobs_share_a_batch(settings, sampler):
+    counted = Unreliable(sampler)
+
+    async def scenario(service):
+        jobs = [await service.create({"seed": seed, "label": "rain", "guidance_scale": seed}, None) for seed in range(3)]
+        await finished(*jobs)
+        return [job.status for job in jobs]
+
+    assert run(Service(settings.model_copy(update={"batch_wait_seconds": 5.0}), counted), scenario) == ["completed"] * 3
+    assert counted.sizes == [3]
+
+
+def test_a_later_server_finds_what_was_finished_and_makes_what_was_not(settings, sampler):
+    async def first(service):
+        done = await service.create({"seed": 1}, None)
+        await finished(done)
+        return done.id, (await service.content(done.id, "video"))[0], [(await service.create({"seed": 1, "steps": 40}, None)).id for _ in range(2)]
+
+    done, mp4, cut_off = run(Service(settings, sampler), first)
+
+    async def second(service):
+        jobs = [service.get(job_id) for job_id in cut_off]
+        await finished(*jobs)
+        again = await service.create({"seed": 1}, None)
+        await finished(again)
+        return (await service.content(done, "video"))[0], (await service.content(again.id, "video"))[0], [job.status for job in jobs]
+
+    kept, again, statuses = run(Service(settings, sampler), second)
+    assert kept == mp4 == again and statuses == ["completed"] * 2
+
+
+def test_an_unfinished_job_of_another_checkpoint_fails_with_a_reason(settings, sampler):
+    order = Order(prompt="", label=None, task="joint", seed=0, steps=3, guidance_scale=1.0)
+    JobStore(settings.jobs_dir).create(Job(id=new_id(), order=order, model="old", size="32x32", seconds="0.8", checkpoint="other", created=1.0), None)
+
+    async def scenario(service):
+        (job,), more = service.page(limit=5, after=None, newest_first=True)
+        return job.status, job.error.code, more
+
+    assert run(Service(settings, sampler), scenario) == ("failed", "checkpoint_changed", False)
+
+
+def test_deleting_a_running_job_stops_its_batch(settings, sampler):
+    async def scenario(service):
+        job = await service.create({"steps": 200}, None)
+        while job.status != "in_progress":
+            await asyncio.sleep(0.005)
+        await service.delete(job.id)
+        after = await service.create({"steps": 1}, None)
+        await finished(after)
+        with pytest.raises(ApiError) as error:
+            service.get(job.id)
+        return error.value.status, job.finished, after.completed - after.created
+
+    status, was_finished, seconds = run(Service(settings, sampler), scenario)
+    assert status == 404 and not was_finished and seconds < 3
+    assert len(JobStore(settings.jobs_dir).load()) == 1
+
+
+def test_a_job_deleted_at_any_moment_of_its_sending_holds_up_nobody(settings, sampler):
+    async def scenario(service):
+        for num_turns in range(12):  # turns of the event loop between acceptance and deletion
+            job = await service.create({"steps": 2}, None)
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            await service.delete(job.id)
+            await finished(await service.create({"steps": 2}, None), seconds=10)
+
+    run(Service(settings.model_copy(update={"batch_wait_seconds": 0.0}), sampler), scenario)
+
+
+def test_one_bad_job_takes_no_other_with_it(settings, sampler):
+    """A batch that fails is tried job by job; so is one whose sampler is lost, three times at most."""
+    unreliable = Unreliable(sampler, ValueError("this one"), ValueError("again"))
+
+    async def scenario(service):
+        jobs = [await service.create({"seed": seed}, None) for seed in range(3)]
+        await finished(*jobs)
+        return [job.status for job in jobs], jobs[0].error.message
+
+    statuses, message = run(Service(settings.model_copy(update={"batch_wait_seconds": 5.0}), unreliable), scenario)
+    assert statuses == ["failed", "completed", "completed"] and message == "ValueError: again" and unreliable.sizes == [3, 1, 1, 1]
+
+
+def test_a_job_survives_lost_samplers_but_not_for_ever(settings, sampler):
+    async def scenario(service):
+        job = await service.create({}, None)
+        await finished(job)
+        return job.status, job.error.code if job.error else None
+
+    assert run(Service(settings, Unreliable(sampler, *[SamplerLost("it died")] * 2)), scenario) == ("completed", None)
+    assert run(Service(settings, Unreliable(sampler, *[SamplerLost("it died")] * 3)), scenario) == ("failed", "sampler_lost")
+
+
+def test_a_full_queue_and_absent_samplers_are_told(settings):
+    quick = settings.model_copy(update={"health_seconds": 1.0})
+
+    async def scenario(service):
+        for _ in range(5):  # one on its way, four waiting
+            await service.create({}, None)
+            await asyncio.sleep(0.05)
+        refused = []
+        for pause in (0.0, 1.2):
+            await asyncio.sleep(pause)
+            with pytest.raises(ApiError) as error:
+                await service.create({}, None)
+            refused.append((error.value.status, error.value.retry_after_seconds > 0))
+        return refused, await service.dispatcher.health()
+
+    refused, (healthy, why) = run(Service(quick, Absent()), scenario)
+    assert refused == [(429, True), (503, True)] and not healthy and "no sampler" in why
+
+
+def test_a_full_queue_says_when_there_will_be_room(settings, sampler):
+    """The estimate follows the batch that runs, not the short ones before it."""
+    patient = settings.model_copy(update={"max_steps": 1000, "max_queued_jobs": 1})
+
+    async def scenario(service):
+        for _ in range(3):
+            await finished(await service.create({"steps": 1}, None))
+        running = await service.create({"steps": 1000}, None)
+        while running.progress < 10:
+            await asyncio.sleep(0.01)
+        await service.create({"steps": 1}, None)
+        with pytest.raises(ApiError) as error:
+            await service.create({"steps": 1}, None)
+        began = time.monotonic()
+        await finished(running)
+        return error.value, time.monotonic() - began
+
+    error, seconds = run(Service(patient, sampler), scenario)
+    assert error.status == 429 and seconds / 3 < error.retry_after_seconds < max(1.5, 3 * seconds), seconds
+
+
+def test_health_samples_a_step_where_there_is_no_newer_evidence(settings, sampler):
+    async def scenario(service):
+        return [await service.dispatcher.health() for _ in range(2)]
+
+    (first, why), (second, why_now) = run(Service(settings, sampler), scenario)
+    assert first and second and "sampled in" in why and "progress" in why_now
+    assert run(Service(settings, Unreliable(sampler, SamplerLost("it died"))), scenario)[0] == (False, "it died")
+
+
+def test_previews_do_not_wait_for_uploads(settings, sampler):
+    """A crowd of files that take long to decode, as many as the queue takes."""
+    slow = h264(num_frames=40, width=4096, height=2160)
+
+    async def scenario(service):
+        job = await service.create({"steps": 1}, None)
+        await finished(job)
+        uploads = [asyncio.create_task(service.create({"task": "v2a", "steps": 1}, slow)) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        data, _ = await service.content(job.id, "thumbnail")
+        seconds, waiting = time.monotonic() - began, [not upload.done() for upload in uploads]
+        await asyncio.gather(*uploads)
+        return data[:2], sum(waiting), seconds, time.monotonic() - began
+
+    start, num_waiting, seconds, whole = run(Service(settings, sampler), scenario)
+    print(f"the preview took {seconds:.2f} s, the uploads {whole:.2f} s")
+    assert start == b"\xff\xd8" and num_waiting >= 3
+
+
+def test_jobs_expire(settings, sampler):
+    async def make(service):
+        await finished(await service.create({}, None))
+
+    run(Service(settings.model_copy(update={"keep_seconds": 0.01}), sampler), make)
+    time.sleep(0.02)
+
+    async def look(service):
+        await asyncio.sleep(0.2)
+        return service.page(limit=5, after=None, newest_first=True)
+
+    assert run(Service(settings, sampler), look) == ([], False)
+    assert JobStore(settings.jobs_dir).load() == []
+
+
+def test_a_given_stream_that_was_lost_is_told(settings, sampler):
+    order = Order(prompt="", label=None, task="a2v", seed=0, steps=3, guidance_scale=1.0)
+    service = Service(settings, sampler)
+    store = JobStore(settings.jobs_dir)
+    jobs = [
+        Job(id=new_id(), order=order, model="tiny", size="", seconds="", checkpoint=service.card.checkpoint_hash, created=float(number))
+        for number in range(2)
+    ]
+    store.create(jobs[0], None)
+    store.create(jobs[1], np.zeros(12_800, np.float32))
+
+    async def scenario(service):
+        found = [service.get(job.id) for job in jobs]
+        await finished(*found)
+        return [job.status for job in found]
+
+    assert run(service, scenario) == ["failed", "completed"]
+
+
+def test_a_page_goes_on_where_it_was_though_jobs_are_deleted(settings):
+    """A client that empties the list page by page deletes its own cursor; so may the expiry of jobs."""
+    roomy = settings.model_copy(update={"max_queued_jobs": 20})
+
+    async def make(service):
+        return [(await service.create({}, None)).id for _ in range(7)]
+
+    ids = run(Service(roomy, Absent()), make)
+
+    async def delete_while_paging(service, newest_first, limit):
+        seen, after, more = [], None, True
+        while more:
+            jobs, more = service.page(limit=limit, after=after, newest_first=newest_first)
+            seen += [job.id for job in jobs]
+            after = jobs[-1].id
+            for job in jobs:
+                await service.delete(job.id)
+        return seen, service.page(limit=5, after=after, newest_first=newest_first)
+
+    async def scenario(service):
+        first, more = service.page(limit=2, after=None, newest_first=False)
+        await service.delete(ids[1])
+        return [job.id for job in first], more
+
+    assert run(Service(roomy, Absent()), scenario) == (ids[:2], True)
+
+    async def later(service):
+        rest = [job.id for job in service.page(limit=5, after=ids[1], newest_first=False)[0]]
+        before = [job.id for job in service.page(limit=5, after=ids[1], newest_first=True)[0]]
+        with pytest.raises(ApiError, match="no id of a video"):
+            service.page(limit=5, after="video_x", newest_first=True)
+        return rest, before, await delete_while_paging(service, newest_first=True, limit=4)
+
+    rest, before, (seen, end) = run(Service(roomy, Absent()), later)
+    assert rest == ids[2:] and before == ids[:1]
+    assert seen == [*ids[:1:-1], ids[0]] and end == ([], False)
+
+
+def test_a_server_starts_over_damaged_records_and_deletes_only_its_own(settings, sampler):
+    """A record that names another folder must never lead a deletion there."""
+
+    async def make(service):
+        jobs = [await service.create({"steps": 1}, None) for _ in range(2)]
+        await finished(*jobs)
+        return [job.id for job in jobs]
+
+    kept, damaged = run(Service(settings, sampler), make)
+    folder = Path(settings.jobs_dir)
+    record = json.loads((folder / damaged / "job.json").read_text())
+    (folder / damaged / "job.json").write_text(json.dumps({**record, "id": kept, "expires": 1.0}))
+    (folder / "video_brackets").mkdir()
+    (folder / "video_brackets" / "job.json").write_text("[" * 10_000)
+
+    async def look(service):
+        await asyncio.sleep(0.2)  # the first look for expired jobs
+        listed = [job.id for job in service.page(limit=5, after=None, newest_first=True)[0]]
+        made = await service.create({"steps": 1}, None)
+        await finished(made)
+        await service.delete(made.id)
+        return listed
+
+    assert run(Service(settings, sampler), look) == [kept]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([kept, damaged, "video_brackets"])
+    assert (folder / kept / "video.mp4").exists() and (folder / damaged / "video.mp4").exists()
+
+
+def test_a_second_server_on_one_folder_is_refused_until_the_first_ends(settings, sampler):
+    quick = settings.model_copy(update={"lease_seconds": 0.6})
+
+    async def first(service):
+        with pytest.raises(LeaseHeld, match="jobs is in use by another server .process .*jobs_dir=DIR"):
+            await Service(quick, sampler).start()
+        job = await service.create({"steps": 200}, None)
+        assert not job.finished and (await service.health())[0]
+        return job.id
+
+    job_id = run(Service(quick, sampler), first)
+
+    async def second(service):
+        await finished(service.get(job_id))
+
+    run(Service(quick, sampler), second)
+    assert not [path for path in Path(settings.jobs_dir).iterdir() if "lease" in path.name]
+
+
+def test_a_server_that_lost_its_folder_stops_and_says_so(settings, sampler):
+    quick = settings.model_copy(update={"lease_seconds": 0.6, "max_steps": 1000})
+    lease = lease_of(quick)
+    counted = Unreliable(sampler)
+
+    async def scenario(service):
+        running = await service.create({"steps": 1000}, None)
+        while running.status != "in_progress":
+            await asyncio.sleep(0.005)
+        lease._write()  # as one that found it left over
+        deadline = time.monotonic() + 20
+        while (await service.health())[0]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        with pytest.raises(ApiError, match="another server") as refused:
+            await service.create({}, None)
+        with pytest.raises(UserError, match="taken over by another server"):
+            service.require_lease()
+        await asyncio.sleep(1.0)
+        return refused.value.status, running.finished
+
+    assert run(Service(quick, counted), scenario) == (503, False) and counted.sizes == [1]
+    assert Path(lease.path).exists()

@@ -1,0 +1,119 @@
+"""Files appear whole or not at all, on this machine and behind a URI."""
+
+import errno
+import os
+
+import fsspec
+import pytest
+
+from proav import storage
+from proav.errors import UserError
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request, tmp_path):
+    if request.param == "local":
+        yield str(tmp_path)
+    else:
+        yield "memory://bucket/run"
+        fsspec.filesystem("memory").store.clear()
+
+
+def test_write_read_list_delete(root):
+    storage.write_text(storage.join(root, "a", "x.txt"), "one")
+    storage.write_text(storage.join(root, "a", "b", "y.txt"), "two")
+    storage.write_text(storage.join(root, "a", ".hidden"), "three")
+    assert storage.read_text(storage.join(root, "a", "x.txt")) == "one"
+    names = [path[len(root) :].strip("/") for path in storage.list_files(storage.join(root, "a"))]
+    assert [name[name.index("a/") :] for name in names] == ["a/b/y.txt", "a/x.txt"]
+    assert storage.exists(storage.join(root, "a", "x.txt")) and not storage.exists(storage.join(root, "absent"))
+    assert storage.list_files(storage.join(root, "absent")) == []
+    storage.delete_folder(storage.join(root, "a"))
+    assert not storage.exists(storage.join(root, "a", "x.txt"))
+
+
+def test_a_listed_path_can_be_read(root):
+    storage.write_bytes(storage.join(root, "x.bin"), b"abc")
+    (path,) = storage.list_files(root)
+    assert storage.read_bytes(path) == b"abc"
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path):
+    target = str(tmp_path / "checkpoint")
+    with storage.write_folder(target) as folder:
+        open(os.path.join(folder, "w"), "w").write("old")
+    with pytest.raises(RuntimeError), storage.write_folder(target) as folder:
+        open(os.path.join(folder, "w"), "w").write("new")
+        raise RuntimeError
+    assert open(os.path.join(target, "w")).read() == "old"
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(tmp_path, monkeypatch):
+    target = str(tmp_path / "checkpoint")
+    with storage.write_folder(target) as folder:
+        open(os.path.join(folder, "w"), "w").write("old")
+    replace = os.replace
+
+    def refuse(source, name):
+        if "new" in os.listdir(source):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        replace(source, name)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError), storage.write_folder(target) as folder:
+        open(os.path.join(folder, "new"), "w").write("new")
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["checkpoint"] and os.listdir(target) == ["w"]
+    with storage.write_folder(target) as folder:
+        open(os.path.join(folder, "new"), "w").write("new")
+    assert os.listdir(tmp_path) == ["checkpoint"] and os.listdir(target) == ["new"]
+
+
+def test_what_killed_writers_left_is_removed_and_counted(tmp_path):
+    storage.write_text(str(tmp_path / "whole.txt"), "x")
+    (tmp_path / ".clips-000000000008.1a2b3c4d.tmp").mkdir()
+    (tmp_path / ".clips-000000000008.1a2b3c4d.tmp" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".latest.1a2b3c4d.tmp").write_bytes(b"cl")
+    assert storage.remove_leftovers(str(tmp_path)) == 2 and os.listdir(tmp_path) == ["whole.txt"]
+    assert storage.remove_leftovers("memory://bucket") == 0
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    done = []
+    flush, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append("flush") or flush(handle))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("name") or replace(*names))
+    storage.write_text(str(tmp_path / "x.txt"), "x")
+    assert done == ["flush", "name", "flush"]  # the file, then the folder that has its name
+    done.clear()
+    with storage.write_folder(str(tmp_path / "folder")) as folder:
+        open(os.path.join(folder, "w"), "w").write("x")
+    assert done == ["flush", "flush", "name", "flush"]
+
+
+def test_a_remote_folder_comes_back_as_it_was():
+    target = "memory://bucket/folder"
+    with storage.write_folder(target) as folder:
+        os.makedirs(os.path.join(folder, "inner"))
+        open(os.path.join(folder, "inner", "w"), "w").write("x")
+        open(os.path.join(folder, "done.json"), "w").write("{}")
+    with storage.local_copy(target) as local:
+        assert sorted(os.listdir(local)) == ["done.json", "inner"]
+        assert open(os.path.join(local, "inner", "w")).read() == "x"
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    # /dev/full refuses every write with ENOSPC; the temporary name is pointed at it.
+    monkeypatch.setattr(storage.files.uuid, "uuid4", lambda: type("Id", (), {"hex": "0" * 32})())
+    os.symlink("/dev/full", tmp_path / ".x.bin.00000000.tmp")
+    with pytest.raises(UserError, match="No space left.*free some space"):
+        storage.write_bytes(str(tmp_path / "x.bin"), b"x" * 100_000)
+    assert not (tmp_path / "x.bin").exists()
+
+
+def test_an_unknown_scheme_is_told():
+    with pytest.raises(UserError, match="cannot open nosuch://x"):
+        storage.open_filesystem("nosuch://x/y")
