@@ -2,7 +2,7 @@
 
 Keeps what sampling needs, the moving averages of ST-DiT and MDSA, in half precision, with configuration,
 labels and latent statistics. Places of the machine that trained it (folders, listings, weight files) stay
-behind. Training cannot go on from it. Not here: the format of checkpoints (`checkpoint.py`).
+behind. Training cannot go on from it. Not here: the format of checkpoints (`proav/runs/checkpoint.py`).
 """
 
 import argparse

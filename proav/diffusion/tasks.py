@@ -1,6 +1,6 @@
 """The tasks as rows of a table: which modality is given, whose times are drawn how, which frames are shown.
 
-Not here: the sampler's loop (`sampler.py`) and the encoding of what is given. A new task (first frame, continuation) is a new row with
+Not here: the sampler's loop (`proav/generation/sampler.py`) and the encoding of what is given. A new task (first frame, continuation) is a new row with
 a mask rule. The tasks are our choice; the paper evaluates joint generation. Letters: B clips, T frames.
 """
 

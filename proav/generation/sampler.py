@@ -1,6 +1,6 @@
 """From noise to normalized latents: the steps of the process, guidance per sample, a given modality held fixed.
 
-Not here: the process's formulas (`flow.py`, `ddpm.py`), decoding to clips (`proav/generation/pipeline.py`). Follows "ProAV-DiT", Figure 2 (b), and
+Not here: the process's formulas (`proav/diffusion`), decoding to clips (`proav/generation/pipeline.py`). Follows "ProAV-DiT", Figure 2 (b), and
 classifier-free guidance (Ho and Salimans 2022). Letters: B clips, D channels, E=D+1, P=6 planes, N plane side.
 """
 

@@ -1,6 +1,6 @@
 """The parts that every network here is made of: norms, rotary positions, attention, and the divided space-time transformer.
 
-Not here: anything that knows planes or modalities (`planes.py`, `fusion.py`). The backbone is that of the ancestor PVDM (Yu et al., 2023),
+Not here: anything that knows planes or modalities (`mdsa/planes.py`, `mdsa/fusion.py`). The backbone is that of the ancestor PVDM (Yu et al., 2023),
 a TimeSformer with rotary positions. B clips, T frames, H W rows and columns, L tokens, D width, N heads, K head width.
 """
 
@@ -59,7 +59,7 @@ def hidden_map(linear: nn.Linear, parts: int = 1) -> nn.Linear:
 def hidden_matrices(module: nn.Module) -> dict[str, int]:
     """{name of a weight: number of matrices stacked in it} for what `hidden_map` has marked in `module`.
 
-    The blocks of linear planes mark themselves (`blocks.py`).
+    The blocks of linear planes mark themselves (`mdsa/blocks.py`).
     """
     maps = ((name, part) for name, part in module.named_modules() if hasattr(part, "hidden_parts"))
     return {f"{name}.weight": linear.hidden_parts for name, linear in maps}

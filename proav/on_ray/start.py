@@ -2,7 +2,7 @@
 allows.
 
 A machine may hold several Rays, of other jobs and of other people, and files of those that are gone. A job's
-processes never ask which one is "the" Ray of the machine. What a cluster has is `cluster.py`'s matter.
+processes never ask which one is "the" Ray of the machine. What a cluster has is `resources.py`'s matter.
 Importing this imports no Ray: Ray reads some of its environment when it is imported, and this sets it.
 """
 

@@ -1,4 +1,4 @@
-"""Serving a checkpoint over HTTP: `serve run proav.serve:app`. Light to import; what is served is in `application.py`."""
+"""Serving a checkpoint over HTTP: `serve run proav.serve:app`. Light to import; what is served is in `on_ray/application.py`."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""One training worker from start to end: build, resume, loop, checkpoint. Plain torch; `launch.py` runs it on Ray.
+"""One training worker from start to end: build, resume, loop, checkpoint. Plain torch; `on_ray/launch.py` runs it on Ray.
 
 It holds what differs between the stages: which feed, which model, which step, what a checkpoint says of itself.
 """

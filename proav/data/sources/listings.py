@@ -4,7 +4,7 @@ The rows of a listing are read as a stream, and its folder of videos is listed o
 it was looked for, and is rejected when its turn comes. Formats as their authors publish them:
 
   table     CSV with a header or Parquet: path, and as wanted start_seconds, end_seconds, labels (several:
-            with ; between), split; `tables.py` reads it
+            with ; between), split; `strict_tables.py` reads it
   audioset  `# comments`, then `video id, start_seconds, end_seconds, "mid,mid"`; the split is told by the file's name: eval_segments.csv is
             validation, balanced_train_segments.csv and unbalanced_train_segments.csv are train
   vggsound  no header: `video id,start,"label",train|test`; every clip is 10 s long, test is validation

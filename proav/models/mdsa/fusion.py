@@ -1,7 +1,7 @@
 """MDSA's attention modules: MT-SelfAttn, SelfAttn, GCM-Attn and Bi-Block CrossAttn (ProAV-DiT, Section 3 and Figure 2 (a)).
 
 Every module adds an update whose output projection starts at zero, so that an untrained model is two independent autoencoders and each module's
-gain is measurable. What the paper leaves open is marked "our choice". Not here: the order of the modules (`mdsa.py`).
+gain is measurable. What the paper leaves open is marked "our choice". Not here: the order of the modules (`autoencoder.py`).
 B clips, T frames, R rows and S columns of a plane (R = T on WT and HT), C channels, K scales, G groups, L tokens.
 """
 

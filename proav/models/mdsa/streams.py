@@ -1,6 +1,6 @@
 """One modality's way into MDSA and out of it: images to planes of features, and planes of features to images.
 
-Not here: the other modality (`fusion.py`), the bottleneck and the order of things (`mdsa.py`). The form is
+Not here: the other modality (`fusion.py`), the bottleneck and the order of things (`autoencoder.py`). The form is
 the ancestor PVDM's, made once per modality (ProAV-DiT, Section 3: "dual-stream"). B clips, T frames, C
 channels, H W rows and columns of patches, M mel bins, S mel columns, D width.
 """

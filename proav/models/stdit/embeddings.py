@@ -1,6 +1,6 @@
 """What ST-DiT adds to its tokens and modulates them by: positions along T, H and W, the times of both modalities, the label.
 
-Not here: rotary positions of the autoencoder (`layers.py`). Follows "ProAV-DiT", Figure 2 (b), and DiT; the
+Not here: rotary positions of the autoencoder (`proav/models/layers.py`). Follows "ProAV-DiT", Figure 2 (b), and DiT; the
 axis-aware positions and the two times are our choice. Letters: B clips, L tokens of all planes, d width.
 """
 

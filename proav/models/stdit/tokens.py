@@ -1,7 +1,7 @@
 """The six planes as one row of tokens: which token lies where, who attends to whom.
 
 Planes with fewer channels may have larger tokens (`LatentGeometry.token_patches`), so that no width is spent
-on a few numbers. Not here: what a token says (`stdit.py`, `embeddings.py`). Letters: B clips, P=6 planes, L
+on a few numbers. Not here: what a token says (`transformer.py`, `embeddings.py`). Letters: B clips, P=6 planes, L
 tokens of all planes, l tokens of a plane, d width, h heads, k head width.
 """
 

@@ -1,7 +1,7 @@
 """ST-DiT: the spatio-temporal diffusion transformer that denoises the six stacked planes of picture and
 sound.
 
-Not here: noise, times and sampling (`proav/diffusion`), the planes' making (`mdsa.py`), the order of tokens
+Not here: noise, times and sampling (`proav/diffusion`), the planes' making (`proav/models/mdsa`), the order of tokens
 (`tokens.py`). Follows "ProAV-DiT", Figure 2 (b), in the form of STDiT and DiT (blocks) and PixArt (one shared
 modulation). Letters: B clips, D latent channels, E=D+1 condition channels, P=6 planes, N plane side, L tokens
 of all planes, d width, h heads, k head width.

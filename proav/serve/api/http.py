@@ -1,8 +1,8 @@
 """The HTTP interface: OpenAI's Videos API with proav's fields, health, and the page.
 
 It turns requests into calls of `Service` and back. Every answer that is not 2xx is JSON, {"error": {message,
-type, param, code}}. What is a valid order is decided in `requests.py`; who may ask at all, in `gate.py`; how
-much may come, in `arrival.py`.
+type, param, code}}. What is a valid order is decided in `orders/requests.py`; who may ask at all, in `front/gate.py`; how
+much may come, in `front/arrival.py`.
 """
 
 import contextlib

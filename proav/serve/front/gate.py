@@ -1,7 +1,7 @@
 """What every request passes on its way in, and every answer on its way out.
 
 Who may ask, and what browsers are told. There are no users here: the rules keep pages of other sites from
-acting through a visitor's browser. How much may come is `arrival.py`; valid orders are `requests.py`.
+acting through a visitor's browser. How much may come is `arrival.py`; valid orders are `orders/requests.py`.
 """
 
 import logging

@@ -126,7 +126,7 @@ class ReplicaSampler(Sampler):
 
 
 class RemoteSamplers:
-    """All replicas behind one handle, as `dispatch.py` wants them."""
+    """All replicas behind one handle, as `queue/dispatch.py` wants them."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._sample = handle.options(method_name="sample", stream=True)

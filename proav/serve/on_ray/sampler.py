@@ -1,6 +1,6 @@
 """One sampler: a model in memory and a thread that samples batches with it, while its event loop stays free. Served as a Ray deployment.
 
-It imports no Ray, so that it runs alone in a test. What is sampled together is decided elsewhere (`batching.py`); a batch that is given up
+It imports no Ray, so that it runs alone in a test. What is sampled together is decided elsewhere (`queue/batching.py`); a batch that is given up
 (its consumer closes the stream) stops before the next denoising step. Plain batches for now: continuous batching would come in behind
 this same interface.
 """

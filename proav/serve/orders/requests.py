@@ -1,6 +1,6 @@
 """From what a client sent to a checked order, or to an ApiError that names the field. Pure: no HTTP, no Ray, no files.
 
-Decoding of an uploaded file is `references.py`, HTTP is `http.py`.
+Decoding of an uploaded file is `references.py`, HTTP is `api/http.py`.
 """
 
 import difflib

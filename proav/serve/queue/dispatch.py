@@ -31,7 +31,7 @@ class SamplerLost(Exception):
 
 
 class Samplers(Protocol):
-    """One or many samplers behind one interface; see `sampler.py`."""
+    """One or many samplers behind one interface; see `on_ray/sampler.py`."""
 
     def sample(self, requests: Sequence[SampleRequest], *, task: str, steps: int) -> AsyncIterator[dict[str, Any]]: ...
 

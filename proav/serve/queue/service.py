@@ -1,4 +1,4 @@
-"""The server without its HTTP: accepts, lists, delivers and forgets jobs. `http.py` puts it on the network, `application.py` on Ray Serve.
+"""The server without its HTTP: accepts, lists, delivers and forgets jobs. `api/http.py` puts it on the network, `on_ray/application.py` on Ray Serve.
 
 One service owns one jobs folder. Everything that blocks (files, decoding, drawing) runs in threads.
 """

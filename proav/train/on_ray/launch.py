@@ -1,6 +1,6 @@
 """Puts training workers on a Ray cluster: how many, on what, what happens when one is lost. The only room of training with Ray.
 
-What a worker does is `worker.py`. Checkpoints go straight from the workers to <run_dir>/<stage>/checkpoints, which all nodes must
+What a worker does is `proav/train/worker.py`. Checkpoints go straight from the workers to <run_dir>/<stage>/checkpoints, which all nodes must
 reach; a restarted group of workers, of any size, goes on from the newest. Ray's own files of a run are in <run_dir>/.ray.
 """
 
