@@ -28,7 +28,9 @@ from proav.errors import UserError
 from proav.evaluate.losses import evaluate_stdit
 from proav.evaluate.reconstruction import evaluate_reconstruction
 from proav.evaluate.scores import ClipScorer
-from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline, load_coder
+from proav.generation.coder import load_coder
+from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
+from proav.generation.settings import SamplingSettings
 from proav.metrics.blockiness import blockiness, blockiness_sound
 from proav.runs.checkpoint import list_checkpoints, load_checkpoint
 from proav.train.worker import checkpoints_folder, train_worker
@@ -79,15 +81,15 @@ def measure_stdit(config: Config, checkpoint: str, samples: int) -> dict[str, fl
         return losses
     pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint)
     scorer = ClipScorer(config, ("blockiness", "blockiness_sound"))
-    scores, generate = [], config.generate
+    scores, generate, settings = [], config.generate, SamplingSettings.from_config(config)
     for first in range(0, samples, generate.batch_size):
         requests = [
             SampleRequest(
-                config.seed, index, pipeline.labels[index % len(pipeline.labels)], generate.guidance_scale
+                config.seed, index, pipeline.labels[index % len(pipeline.labels)], settings=settings
             )
             for index in range(first, min(samples, first + generate.batch_size))
         ]
-        scores += [scorer(clip, None, {}) for clip in pipeline.sample(requests, steps=generate.steps)]
+        scores += [scorer(clip, None, {}) for clip in pipeline.sample(requests)]
     return losses | _means(*([score[name] for score in scores] for name in scorer.names))
 
 

@@ -8,6 +8,7 @@ Ray.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import tempfile
@@ -21,6 +22,7 @@ from proav.config.reading import load_config
 from proav.data.feeds.feed import evaluation_windows
 from proav.data.store.shards import SegmentStore
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
+from proav.generation.settings import SamplingSettings
 from proav.media.container import Clip, read_clip, write_clip
 from proav.metrics.blockiness import blockiness
 
@@ -30,14 +32,13 @@ QUALITIES = (18, 14, 10, 6, 2)
 def samples_of(run: Path, config: Config, count: int, steps: int) -> list[Clip]:
     """Clips as the pipeline makes them, labels in turn."""
     pipeline, clips = SoundingVideoPipeline.from_checkpoint(str(run / "stdit" / "checkpoints")), []
+    settings = dataclasses.replace(SamplingSettings.from_config(config), task="joint", steps=steps)
     for first in range(0, count, config.generate.batch_size):
         requests = [
-            SampleRequest(
-                config.seed, n, pipeline.labels[n % len(pipeline.labels)], config.generate.guidance_scale
-            )
+            SampleRequest(config.seed, n, pipeline.labels[n % len(pipeline.labels)], settings=settings)
             for n in range(first, min(count, first + config.generate.batch_size))
         ]
-        clips += pipeline.sample(requests, steps=steps)
+        clips += pipeline.sample(requests)
     return clips
 
 

@@ -29,7 +29,7 @@ from proav.config.reading import config_to_dict, load_config
 from proav.data.feeds.feed import ClipFeed, evaluation_windows
 from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
-from proav.generation.pipeline import LatentCoder, pixels_to_unit
+from proav.generation.coder import LatentCoder, pixels_to_unit
 from proav.metrics.blockiness import blockiness, blockiness_sound
 from proav.metrics.reconstruction import mel_error_db, psnr_db
 from proav.models.mdsa import MDSA, CrossFlow

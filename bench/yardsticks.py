@@ -23,7 +23,7 @@ from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
 from proav.evaluate.reconstruction import evaluate_yardsticks, mean_over_windows
 from proav.evaluate.yardsticks import Yardsticks, fit_yardsticks, plan_yardsticks
-from proav.generation.pipeline import pixels_to_unit, unit_to_pixels
+from proav.generation.coder import pixels_to_unit, unit_to_pixels
 from proav.metrics.blockiness import blockiness, blockiness_sound
 from proav.metrics.reconstruction import mean_colour, mel_error_db, psnr_db
 from proav.models.mdsa import MDSA

@@ -24,6 +24,7 @@ from proav.costs import (
     stdit_cost,
     stdit_kept,
 )
+from proav.diffusion.conditions import Conditions
 from proav.geometry import ClipGeometry, LatentGeometry, stream_geometries
 from proav.models.discriminators import AudioDiscriminator, VideoDiscriminators
 from proav.models.layers import hidden_matrices
@@ -123,8 +124,9 @@ def clip_inputs(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(1, *stream_geometries(config)["video"].input_shape), torch.zeros(1, *ClipGeometry.from_config(config).mel_shape)
 
 
-def stdit_inputs(config: Config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.zeros(1, *LatentGeometry.from_config(config).stack_shape), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)
+def stdit_inputs(config: Config) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
+    stack = torch.zeros(1, *LatentGeometry.from_config(config).stack_shape)
+    return stack, torch.zeros(1, 2), Conditions(torch.zeros(1, dtype=torch.long))
 
 
 @pytest.mark.parametrize("case", CONFIGS)

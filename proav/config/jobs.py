@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from proav.config.section import Count, LabelName, PositiveInt, Section, TaskName, UseGPU
+from proav.config.section import Count, LabelName, PositiveInt, Probability, Section, TaskName, UseGPU
 
 
 class JobConfig(Section):
@@ -27,8 +27,14 @@ class GenerateConfig(Section):
     """Label of all samples; empty: the labels of the data set in turn, or none where the model has none."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 30
     """Denoising steps."""
+    solver: str | None = None
+    """euler, heun, dpmpp_2m or ddim; empty: euler for a flow, ddim for ddpm."""
+    schedule_shift: Annotated[float, Field(ge=1, le=100)] | None = None
+    """Times of sampling t become s t / (1 + (s - 1) t); empty: as in training."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
     """Classifier-free guidance; 1 is none."""
+    guidance_interval: tuple[Probability, Probability] = (0.0, 1.0)
+    """Times, 0 clean and 1 noise, between which guidance acts."""
     batch_size: PositiveInt = 8
     """Clips made at a time."""
     num_workers: PositiveInt = 1

@@ -6,6 +6,7 @@ from proav.config import Config, TrainConfig
 from proav.costs.mdsa import discriminators_cost, mdsa_costs, mdsa_kept
 from proav.costs.parts import Cost, Kept
 from proav.costs.stdit import stdit_cost, stdit_kept
+from proav.diffusion.solvers import find_solver
 from proav.geometry import ClipGeometry, LatentGeometry
 
 BACKWARD_FACTOR = 3
@@ -51,7 +52,7 @@ class Costs:
     stdit_forward_flops: int
     """One evaluation."""
     sample_evaluations: int
-    """Steps of config.generate, twice with guidance."""
+    """Calls of config.generate's solver, twice with guidance."""
     sample_flops: int
     """All evaluations and one decoding."""
     mdsa_train_flops: int
@@ -68,7 +69,9 @@ def costs(config: Config, num_labels: int = 0) -> Costs:
     """The bill of `config`; num_labels: rows of the label table beside the null label."""
     mdsa, stdit, judges = mdsa_costs(config), stdit_cost(config, num_labels), discriminators_cost(config)
     whole_mdsa = mdsa["encode"] + mdsa["decode"]
-    evaluations = config.generate.steps * (1 if config.generate.guidance_scale == 1 else 2)
+    generate = config.generate
+    calls = find_solver(generate.solver, config.diffusion.objective).num_calls(generate.steps)
+    evaluations = calls * (1 if generate.guidance_scale == 1 else 2)
 
     def train_flops(forward: int, train: TrainConfig) -> int:
         return (BACKWARD_FACTOR + train.activation_checkpointing) * forward

@@ -1,7 +1,9 @@
-"""Noise processes, tasks and sampling over the stacked latents: plain PyTorch mathematics, no model and no data.
+"""Noise processes, the solvers that follow them back, tasks and conditions: plain PyTorch mathematics over the
+stacked latents, no model and no data.
 
-Two processes with one set of methods: `RectifiedFlow` (default) and `DDPM` (the settings of PVDM); `make_process` chooses by the
-configuration. Follows "ProAV-DiT", Figure 2 (b). Letters: B clips, D channels, P=6 planes, N plane side.
+Two processes with one set of methods: `RectifiedFlow` (default) and `DDPM` (the settings of PVDM);
+`make_process` chooses by the configuration. Follows "ProAV-DiT", Figure 2 (b). Letters: B clips, D channels,
+P=6 planes, N plane side.
 """
 
 from proav.config import Config
@@ -14,9 +16,10 @@ __all__ = ["DDPM", "RectifiedFlow", "make_process"]
 def make_process(config: Config) -> RectifiedFlow | DDPM:
     """The process that config.diffusion describes.
 
-    Both have: draw_times(uniforms), add_noise(clean, noise, times), target(clean, noise), clean_from(noisy, prediction, times),
-    noise_from(noisy, prediction, times), times_of(steps), step(noisy, prediction, time, next_time, noise), zero_prediction_loss(second_moment)
-    and is_stochastic. Times are in [0, 1], 0 clean, 1 noise, and may differ per modality: times_B2, column 0 video, 1 audio.
+    Both have: draw_times(uniforms), add_noise(clean, noise, times), target(clean, noise), clean_from(noisy,
+    prediction, times), noise_from(noisy, prediction, times), zero_prediction_loss(second_moment); and what
+    solvers need: times_of(steps, shift), shares(time), estimates(state, prediction, time), objective and eta.
+    Times are in [0, 1], 0 clean, 1 noise. They may differ per modality: times_B2, column 0 video, 1 audio.
     """
     settings = config.diffusion
     if settings.objective == "flow":

@@ -1,17 +1,19 @@
-"""DDPM with the noise as target, sampled by DDIM: the settings of PVDM, behind the same methods as the flow.
+"""DDPM with the noise as target: the settings of PVDM, behind the same methods as the flow.
 
-Follows DDPM (Ho et al. 2020), DDIM (Song et al. 2021) and PVDM's schedule. Letters: B clips, D channels, P=6 planes, N plane side.
-No clamp of the estimated clean latents, where PVDM clamps to [-1, 1]: its latents are bounded by tanh, ours are normalized to unit variance
-and bounded nowhere near 1 (our choice).
+Follows DDPM (Ho et al. 2020) and PVDM's schedule; the way back is `solvers.py`. Letters: B clips, D channels,
+P=6 planes, N plane side. No clamp of the estimated clean latents, where PVDM clamps to [-1, 1]: its latents
+are bounded by tanh, ours are normalized to unit variance and bounded nowhere near 1 (our choice).
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from proav.diffusion.planes import spread_to_planes
+from proav.diffusion.times import shifted
 from proav.errors import UserError
 
 
@@ -26,17 +28,14 @@ class DDPM:
     beta_start: float = 0.0015
     beta_end: float = 0.0195
     eta: float = 0.0
+    """Share of fresh noise in DDIM's steps: 0 none, 1 that of the ancestral sampler."""
+    objective: ClassVar[str] = "ddpm"
 
     @cached_property
     def signal_shares(self) -> Tensor:
         """a_k for k = 0 .. num_steps, [num_steps + 1] float64."""
         betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps, dtype=torch.float64).square()
         return torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether `step` wants fresh noise."""
-        return self.eta > 0
 
     def draw_times(self, uniforms: Tensor) -> Tensor:
         """Uniform discrete times, t = (floor(u num_steps) + 1) / num_steps; u in (0, 1), any shape."""
@@ -66,28 +65,29 @@ class DDPM:
         """e: the prediction itself."""
         return prediction_BDPNN
 
-    def times_of(self, steps: int) -> list[float]:
-        """k_i = round(num_steps (1 - i / steps)), i = 0 .. steps, as times k / num_steps. Raises UserError for more steps than the process has."""
-        if steps > self.num_steps:
-            raise UserError(f"generate.steps={steps}: ddpm has {self.num_steps} steps; expected at most generate.steps={self.num_steps}")
-        return [round(self.num_steps * (1 - i / steps)) / self.num_steps for i in range(steps + 1)]
+    def times_of(self, steps: int, shift: float | None = None) -> list[float]:
+        """k_i = round(num_steps t_i), t_i = 1 - i / steps shifted by `shift`, as times k / num_steps.
 
-    def step(self, noisy: Tensor, prediction: Tensor, time: float, next_time: float, noise: Tensor | None = None) -> Tensor:
-        """DDIM from a = a(time) to a' = a(next_time):
-
-            sigma = eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a')
-            z'    = sqrt(a') (z - sqrt(1 - a) e) / sqrt(a) + sqrt(1 - a' - sigma^2) e + sigma noise
-
-        `noise`, like `noisy`, is wanted where eta > 0; eta = 1 is the ancestral sampler. At next_time = 0 sigma is zero.
+        Raises UserError if the process has too few steps for them.
         """
-        share, next_share = (self.signal_shares[round(at * self.num_steps)].item() for at in (time, next_time))
-        sigma = self.eta * ((1 - next_share) / (1 - share)) ** 0.5 * (1 - share / next_share) ** 0.5
-        clean = (noisy - (1 - share) ** 0.5 * prediction) / share**0.5
-        moved = next_share**0.5 * clean + max(1 - next_share - sigma**2, 0.0) ** 0.5 * prediction
-        if sigma == 0:
-            return moved
-        assert noise is not None, "DDIM with eta > 0 wants noise"
-        return moved + sigma * noise
+        ks = [round(self.num_steps * shifted(1 - i / steps, shift or 1.0)) for i in range(steps + 1)]
+        if len(set(ks)) < len(ks):
+            wanted = f"generate.steps={steps}" + (f" with generate.schedule_shift={shift:g}" if shift else "")
+            raise UserError(
+                f"{wanted}: ddpm has {self.num_steps} steps; expected at most "
+                f"generate.steps={self.num_steps}" + (", or a smaller shift" if shift else "")
+            )
+        return [k / self.num_steps for k in ks]
+
+    def shares(self, time: float) -> tuple[float, float]:
+        """(sqrt(a_k), sqrt(1 - a_k))."""
+        share = self.signal_shares[round(time * self.num_steps)].item()
+        return share**0.5, (1 - share) ** 0.5
+
+    def estimates(self, state: Tensor, prediction: Tensor, time: float) -> tuple[Tensor, Tensor]:
+        """z = (z_k - sqrt(1 - a_k) e) / sqrt(a_k) and e, all planes at one time."""
+        signal, spread = self.shares(time)
+        return (state - spread * prediction) / signal, prediction
 
     def zero_prediction_loss(self, second_moment: float = 1.0) -> float:
         """E |e|^2 = 1 per value: the loss of a model that predicts zero, whatever the latents are; the loss at initialization."""

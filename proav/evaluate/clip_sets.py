@@ -22,7 +22,7 @@ from proav.data.store.shards import SegmentStore, manifest_hash
 from proav.errors import MediaError, UserError
 from proav.evaluate.reconstruction import reconstruct
 from proav.evaluate.yardsticks import YardstickPlan, load_yardsticks
-from proav.generation.pipeline import load_coder
+from proav.generation.coder import load_coder
 from proav.media.container import Clip, probe_seconds, read_clip
 from proav.media.torchaudio import resample
 from proav.metrics.protocols import Protocol

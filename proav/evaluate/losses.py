@@ -8,6 +8,7 @@ import torch
 from proav import storage
 from proav.config import Config
 from proav.data.feeds.feed import LatentFeed
+from proav.diffusion.conditions import Conditions
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.planes import denoising_loss
 from proav.errors import UserError
@@ -36,7 +37,8 @@ def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu")
         noise = noise_batch([(config.seed, int(index)) for index in chosen], clean.shape[1:], purpose="evaluate").to(device)
         for level, time in enumerate(times.tolist()):
             times_B2 = torch.full((len(chosen), 2), time, device=device)
-            prediction = pipeline.stdit(pipeline.process.add_noise(clean, noise, times_B2), times_B2, rows["label"].to(device))
+            noisy = pipeline.process.add_noise(clean, noise, times_B2)
+            prediction = pipeline.stdit(noisy, times_B2, Conditions(rows["label"].to(device)))
             error_B = denoising_loss(prediction, pipeline.process.target(clean, noise), nothing_given, own_DP)
             losses[first : first + len(chosen), level] = error_B.cpu()
     return {

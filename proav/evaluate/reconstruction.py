@@ -11,7 +11,7 @@ from proav.config import Config
 from proav.data.feeds.feed import evaluation_windows
 from proav.data.store.shards import SegmentStore
 from proav.evaluate.yardsticks import Yardsticks
-from proav.generation.pipeline import LatentCoder, load_coder, pixels_to_unit
+from proav.generation.coder import LatentCoder, load_coder, pixels_to_unit
 from proav.media.container import Clip
 from proav.media.melframes import one_torch_thread
 from proav.metrics.reconstruction import mean_colour, mean_mel, mel_error_db, psnr_db, temporal_mean

@@ -23,7 +23,7 @@ from proav import storage
 from proav.config import Config
 from proav.data.feeds.feed import ClipFeed
 from proav.data.store.shards import SegmentStore, manifest_hash
-from proav.generation.pipeline import pixels_to_unit
+from proav.generation.coder import pixels_to_unit
 from proav.geometry import MODALITIES, PLANES, ClipGeometry, LatentGeometry
 from proav.media.melframes import one_torch_thread
 from proav.metrics.cosine_transform import CosineTransform

@@ -11,6 +11,7 @@ from proav import storage
 from proav.config import Config
 from proav.errors import TOLD, UserError, raise_from_text, to_text
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
+from proav.generation.settings import SamplingSettings
 from proav.runs.checkpoint import load_checkpoint
 from proav.runs.progress import Progress
 from proav.text import find_label
@@ -40,6 +41,7 @@ def generate(config: Config) -> list[dict]:
         )
     folder = storage.join(config.run_folder, "samples")
     checkpoint = load_checkpoint(config.generate.checkpoint or storage.join(config.run_folder, "stdit", "checkpoints"), kind="stdit")
+    SamplingSettings.from_config(config).num_calls(checkpoint.config.diffusion.objective)  # or says why not
     rows = wanted_rows(config, checkpoint)
     found = {row["index"]: row for row in read_samples(folder)}
     done = {
@@ -59,7 +61,7 @@ def generate(config: Config) -> list[dict]:
     use_gpu = wants_gpu(config.generate.use_gpu)
     made = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
         BatchSampler,
-        fn_constructor_kwargs={"checkpoint_path": checkpoint.path, "folder": folder, "steps": config.generate.steps, "device": device_of(use_gpu)},
+        fn_constructor_kwargs={"checkpoint_path": checkpoint.path, "folder": folder, "settings": SamplingSettings.from_config(config), "device": device_of(use_gpu)},
         compute=ray.data.ActorPoolStrategy(size=min(config.generate.num_workers, len(tasks))),
         num_cpus=1,
         num_gpus=int(use_gpu),
@@ -84,7 +86,7 @@ def generate(config: Config) -> list[dict]:
 
 def wanted_rows(config: Config, checkpoint) -> list[dict]:
     """The manifest's rows that this configuration asks for, in index order. Labels take turns where none is named."""
-    settings = config.generate
+    settings, sampling = config.generate, SamplingSettings.from_config(config)
     place = None if settings.label is None else find_label(settings.label, checkpoint.labels)
     if settings.label is not None and place is None:
         raise UserError(f"generate.label={settings.label!r} is unknown to the checkpoint; expected one of: {', '.join(checkpoint.labels) or 'none'}")
@@ -94,10 +96,8 @@ def wanted_rows(config: Config, checkpoint) -> list[dict]:
             "index": index,
             "path": sample_path("", index).lstrip("/"),
             "seed": config.seed,
-            "task": settings.task,
             "label": labels[index % len(labels)],
-            "steps": settings.steps,
-            "guidance_scale": settings.guidance_scale,
+            **sampling.to_dict(),
             "checkpoint": checkpoint.hash,
             "clips_trained": checkpoint.clips,
         }
@@ -118,16 +118,20 @@ def write_samples(folder: str, rows: dict[int, dict]) -> None:
 class BatchSampler:
     """A batch of manifest rows -> mp4 files; a Ray Data actor, or called by hand in a test."""
 
-    def __init__(self, checkpoint_path: str, folder: str, steps: int, device: str = "cpu") -> None:
+    def __init__(
+        self, checkpoint_path: str, folder: str, settings: SamplingSettings, device: str = "cpu"
+    ) -> None:
         self.pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint_path, device=device)
-        self.folder, self.steps = folder, steps
+        self.folder, self.settings = folder, settings
 
     def __call__(self, task: dict) -> dict:
         """Returns the rows that are done; `error` tells a user's mistake, which Ray would wrap beyond recognition."""
         rows = json.loads(task["rows"])
-        requests = [SampleRequest(row["seed"], row["index"], row["label"], row["guidance_scale"]) for row in rows]
+        requests = [
+            SampleRequest(row["seed"], row["index"], row["label"], settings=self.settings) for row in rows
+        ]
         try:
-            for row, clip in zip(rows, self.pipeline.sample(requests, steps=self.steps), strict=True):
+            for row, clip in zip(rows, self.pipeline.sample(requests), strict=True):
                 clip.save(storage.join(self.folder, row["path"]))
         except TOLD as error:
             return {"rows": "[]", "error": to_text(error)}
@@ -135,4 +139,8 @@ class BatchSampler:
 
 
 def _same(found: dict | None, wanted: dict) -> bool:
-    return found is not None and all(found.get(key) == value for key, value in wanted.items())
+    """Rows of earlier versions lack settings that were then as they are now by default."""
+    if found is None:
+        return False
+    found = SamplingSettings().to_dict() | found
+    return all(found.get(key) == value for key, value in wanted.items())

@@ -131,7 +131,7 @@ class ShardEncoder:
     @torch.inference_mode()
     def _encode_shard(self, path: str, name: str) -> None:
         if self.coder is None:
-            from proav.generation.pipeline import load_coder
+            from proav.generation.coder import load_coder
 
             self.store = SegmentStore(self.config.data_folder)
             self.coder = load_coder(load_checkpoint(self.checkpoint_path, kind="mdsa", verify=False), device=self.device)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from proav.config import Config
 from proav.diffusion.noise import noise_batch, uniforms_for
-from proav.generation.pipeline import pixels_to_unit
+from proav.generation.coder import pixels_to_unit
 from proav.geometry import PLANE_NAMES, LatentGeometry
 from proav.models.discriminators import (
     AudioDiscriminator,

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from proav.data.feeds.feed import ClipFeed
-from proav.generation.pipeline import pixels_to_unit
+from proav.generation.coder import pixels_to_unit
 from proav.media.melframes import one_torch_thread
 from proav.models.mdsa import MDSA
 from proav.train.resume import on_worker_0

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from proav.config import Config
 from proav.diffusion import make_process
+from proav.diffusion.conditions import Conditions
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.planes import denoising_loss, mix_given, plane_errors
 from proav.diffusion.tasks import draw_tasks
+from proav.generation.coder import LatentScale
 from proav.geometry import MODALITIES, PLANES_PER_MODALITY, LatentGeometry
 from proav.train.engine import Engine
 from proav.train.loop import Parts, StepOutput
@@ -31,7 +33,7 @@ class GeneratorStep:
 
     def __init__(self, config: Config, *, num_labels: int, latent_mean: Sequence[Sequence[float]], latent_std: Sequence[Sequence[float]]) -> None:
         self.config, self.num_labels, self.process = config, num_labels, make_process(config)
-        self.mean_DP11, self.std_DP11 = (torch.tensor(values, dtype=torch.float32).T[..., None, None] for values in (latent_mean, latent_std))
+        self.scale = LatentScale(latent_mean, latent_std)
         self.own_DP = torch.tensor(LatentGeometry.from_config(config).channel_mask).T
 
     def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
@@ -42,19 +44,18 @@ class GeneratorStep:
         device, positions = engine.device, batch["position"].tolist()
         draw = draw_tasks(self.config.seed, positions, self.config)
         given_B2, times_B2 = draw.given_B2.to(device), draw.times_B2.to(device)
-        joint_BDPNN, lone_BDPNN = (self.normalize(batch[kind].to(device, non_blocking=True)) for kind in ("joint", "lone"))
+        self.scale.to(device)
+        joint_BDPNN, lone_BDPNN = (
+            self.scale.normalize(batch[kind].to(device, non_blocking=True)) for kind in ("joint", "lone")
+        )
         clean_BDPNN = mix_given(joint_BDPNN, lone_BDPNN, given_B2)
         noise_BDPNN = noise_batch([(self.config.seed, position) for position in positions], clean_BDPNN.shape[1:], purpose="train").to(device)
         noisy_BDPNN = self.process.add_noise(clean_BDPNN, noise_BDPNN, times_B2)
         labels_B = torch.where(draw.drop_label_B, self.num_labels, batch["label"]).to(device)
-        prediction_BDPNN = engine.forward(noisy_BDPNN, times_B2, labels_B)
+        prediction_BDPNN = engine.forward(noisy_BDPNN, times_B2, Conditions(labels_B))
         target_BDPNN = self.process.target(clean_BDPNN, noise_BDPNN)
         losses_B = denoising_loss(prediction_BDPNN, target_BDPNN, given_B2, self.own_DP.to(device))
         return StepOutput(losses_B.mean(), self._parts(prediction_BDPNN, target_BDPNN, times_B2, given_B2))
-
-    def normalize(self, latents_BDPNN: Tensor) -> Tensor:
-        """(latent - mean) / std, per plane and channel."""
-        return (latents_BDPNN - self.mean_DP11.to(latents_BDPNN.device)) / self.std_DP11.to(latents_BDPNN.device)
 
     @torch.no_grad()
     def _parts(self, prediction_BDPNN: Tensor, target_BDPNN: Tensor, times_B2: Tensor, given_B2: Tensor) -> Parts:

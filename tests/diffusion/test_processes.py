@@ -55,25 +55,17 @@ def test_clean_and_noise_come_back_from_the_target(process):
     torch.testing.assert_close(process.noise_from(noisy, target, TIMES), noise)
 
 
-@pytest.mark.parametrize("process", [RectifiedFlow(), DDPM()])
-def test_one_step_with_the_true_target_is_the_noisier_clip_made_cleaner(process):
-    """For the flow and for DDIM without fresh noise, a step of any length along the true target stays on the clip's own path."""
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("time", [1.0, 0.5, 0.125, 0.0])
+def test_what_solvers_ask_agrees_with_what_training_asks(process, time):
     clean, noise = pair()
-    for time, next_time in [(1.0, 0.5), (0.5, 0.0), (0.75, 0.25)]:
-        at = [process.add_noise(clean, noise, torch.full((4, 2), value, dtype=torch.float64)) for value in (time, next_time)]
-        torch.testing.assert_close(process.step(at[0], process.target(clean, noise), time, next_time), at[1], rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("time, next_time", [(1.0, 0.5), (0.5, 0.125), (0.25, 0.0)])
-def test_ancestral_step_keeps_the_marginal_of_a_known_clip(time, next_time):
-    """DDIM's family shares the marginals q(z_s | z): from z_t = a z + b e and the true e, variance b_s^2 = (direct part)^2 + sigma^2."""
-    process = DDPM(eta=1.0)
-    clean, noise = pair(shape=(64, 3, 6, 8, 8))
-    _, fresh = pair(seed=1, shape=clean.shape)
-    noisy = process.add_noise(clean, noise, torch.full((64, 2), time, dtype=torch.float64))
-    signal, spread = shares(process, next_time)
-    rest = process.step(noisy, noise, time, next_time, fresh) - signal * clean
-    assert rest.std().item() == pytest.approx(spread, rel=0.01, abs=1e-6)
+    times = torch.full((4, 2), time, dtype=torch.float64)
+    noisy, target = process.add_noise(clean, noise, times), process.target(clean, noise)
+    signal, spread = process.shares(time)
+    torch.testing.assert_close(noisy, signal * clean + spread * noise)
+    made_clean, made_noise = process.estimates(noisy, target, time)
+    torch.testing.assert_close(made_clean, process.clean_from(noisy, target, times), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(made_noise, process.noise_from(noisy, target, times), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("process", PROCESSES)

@@ -6,6 +6,7 @@ import pytest
 
 from proav.errors import UserError
 from proav.generation.batch import BatchSampler, read_samples, sample_path, wanted_rows, write_samples
+from proav.generation.settings import SamplingSettings
 from proav.media.container import read_clip
 from proav.runs.checkpoint import load_checkpoint
 from tests.tiny import save_tiny_stdit, tiny_config
@@ -30,7 +31,7 @@ def test_labels_take_turns_or_are_all_the_named_one(checkpoint):
 def test_files_are_the_same_however_they_are_batched(checkpoint, tmp_path):
     rows = wanted_rows(tiny_config(), checkpoint)
     for name, batches in (("together", [rows]), ("apart", [[row] for row in rows])):
-        sampler = BatchSampler(checkpoint.path, str(tmp_path / name), steps=3)
+        sampler = BatchSampler(checkpoint.path, str(tmp_path / name), SamplingSettings(steps=3))
         for batch in batches:
             sampler({"rows": json.dumps(batch)})
     for row in rows:
@@ -44,7 +45,7 @@ def test_files_are_the_same_however_they_are_batched(checkpoint, tmp_path):
 
 def test_a_file_that_cannot_be_written_is_a_mistake_that_is_told(checkpoint, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    done = BatchSampler(checkpoint.path, str(tmp_path / "file"), steps=1)({"rows": json.dumps(wanted_rows(tiny_config(), checkpoint)[:1])})
+    done = BatchSampler(checkpoint.path, str(tmp_path / "file"), SamplingSettings(steps=1))({"rows": json.dumps(wanted_rows(tiny_config(), checkpoint)[:1])})
     assert done["rows"] == "[]" and "cannot write" in done["error"]
 
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from proav.errors import CheckpointError, UserError
-from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline, pixels_to_unit, unit_to_pixels
+from proav.generation.coder import pixels_to_unit, unit_to_pixels
+from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
+from proav.generation.settings import SamplingSettings
 from proav.media.container import Clip, read_clip
 from tests.tiny import LABELS, save_tiny_mdsa, save_tiny_stdit, tiny_config
 
@@ -37,11 +39,31 @@ def test_a_sample_is_the_same_in_any_batch(pipeline):
 
 def test_requests_of_all_kinds_share_a_batch_and_equal_their_solo_runs(pipeline):
     requests = [
-        SampleRequest(seed, index, label, scale)
+        SampleRequest(seed, index, label, settings=SamplingSettings(steps=3, guidance_scale=scale))
         for seed, index, label, scale in [(0, 0, "rain", 1.0), (7, 2, "speech", 3.0), (0, 5, None, 2.0), (1, 0, "rain", 0.0)]
     ]
-    together = pipeline.sample(requests, steps=3)
-    assert all(close(clip, pipeline.sample([request], steps=3)[0]) for clip, request in zip(together, requests, strict=True))
+    together = pipeline.sample(requests)
+    assert all(close(clip, pipeline.sample([request])[0]) for clip, request in zip(together, requests, strict=True))
+
+
+def test_unlike_tasks_steps_solvers_and_guidance_share_a_batch(pipeline):
+    given = pipeline(1, label="rain", seed=9, steps=1)[0]
+    settings = [
+        SamplingSettings(steps=4),
+        SamplingSettings(steps=2, solver="heun", guidance_scale=2.0),
+        SamplingSettings(task="a2v", steps=3),
+        SamplingSettings(steps=4, guidance_scale=3.0, guidance_interval=(0.3, 0.6)),
+        SamplingSettings(task="v2a", steps=5, solver="dpmpp_2m", schedule_shift=2.0),
+        SamplingSettings(steps=1, solver="ddim"),
+    ]
+    requests = [
+        SampleRequest(index, index, "rain", given if one.task != "joint" else None, one)
+        for index, one in enumerate(settings)
+    ]
+    told = []
+    together = pipeline.sample(requests, on_step=lambda done, total: told.append((done, total)))
+    assert told == [(done, 5) for done in range(1, 6)]
+    assert all(close(clip, pipeline.sample([request])[0]) for clip, request in zip(together, requests, strict=True))
 
 
 def test_settings_matter(pipeline):

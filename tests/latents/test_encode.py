@@ -22,7 +22,7 @@ from proav.data.feeds.feed import LatentFeed
 from proav.data.store.parquet import ShardWriter, open_parquet
 from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
-from proav.generation.pipeline import load_coder
+from proav.generation.coder import load_coder
 from proav.latents.encode import LATENT_SCHEMA, ROW_OVERHEAD_BYTES, ShardEncoder, _check_room, encode_latents, size_text, windows_per_shard
 from proav.latents.statistics import merge_statistics, plane_sums, shard_sums
 from proav.runs.checkpoint import load_checkpoint, save_checkpoint

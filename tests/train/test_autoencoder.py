@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from proav.errors import UserError
-from proav.generation.pipeline import pixels_to_unit
+from proav.generation.coder import pixels_to_unit
 from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry
 from proav.models.mdsa import MDSA
 from proav.train.autoencoder import AutoencoderStep, draw_flow, draw_frames, draw_noise, draw_shown

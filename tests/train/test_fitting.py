@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from proav.data.feeds.feed import ClipFeed
 from proav.errors import UserError
-from proav.generation.pipeline import pixels_to_unit
+from proav.generation.coder import pixels_to_unit
 from proav.models.mdsa import MDSA
 from proav.runs.checkpoint import load_checkpoint
 from proav.train.fitting import FirstClips, fit_linear_planes, fit_on_worker_0

@@ -44,7 +44,7 @@ def test_an_untrained_model_has_the_loss_of_predicting_zero():
 
 def test_normalized_latents_have_mean_0_and_deviation_1():
     _, step, config = build()
-    normalized = step.normalize(random_batch(config, clips=64)["joint"])
+    normalized = step.scale.normalize(random_batch(config, clips=64)["joint"])
     assert normalized.mean().item() == pytest.approx(0, abs=0.02) and normalized.std().item() == pytest.approx(1, rel=0.02)
 
 
@@ -71,7 +71,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_clips_alone():
 def test_labels_are_dropped_by_clip():
     engine, step, config = build("stdit.label_dropout=0.5", random_weights=True)
     seen = []
-    engine.forward = lambda noisy, times, labels: seen.append(labels) or noisy
+    engine.forward = lambda noisy, times, told: seen.append(told.labels_B) or noisy
     batch = random_batch(config)
     step.loss(engine, batch, 0)
     expected = torch.where(draw_tasks(config.seed, batch["position"], config).drop_label_B, len(LABELS), batch["label"])

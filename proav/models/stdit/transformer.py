@@ -1,10 +1,11 @@
 """ST-DiT: the spatio-temporal diffusion transformer that denoises the six stacked planes of picture and
 sound.
 
-Not here: noise, times and sampling (`proav/diffusion`), the planes' making (`proav/models/mdsa`), the order of tokens
-(`tokens.py`). Follows "ProAV-DiT", Figure 2 (b), in the form of STDiT and DiT (blocks) and PixArt (one shared
-modulation). Letters: B clips, D latent channels, E=D+1 condition channels, P=6 planes, N plane side, L tokens
-of all planes, d width, h heads, k head width.
+Not here: noise and times (`proav/diffusion`), sampling (`proav/generation`), the planes' making
+(`proav/models/mdsa`), the order of tokens (`tokens.py`). Follows "ProAV-DiT", Figure 2 (b), in the form of
+STDiT and DiT (blocks) and PixArt (one shared modulation). Letters: B clips, D latent channels, E=D+1 channels
+of a masked clip and its mask, P=6 planes, N plane side, L tokens of all planes, d width, h heads, k head
+width.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from proav.config import Config
+from proav.diffusion.conditions import Conditions
 from proav.geometry import LatentGeometry
 from proav.models.layers import ClosedLinear, Float32Linear, hidden_map, run_layer
 from proav.models.stdit.embeddings import Conditioning, TokenPositions
@@ -117,8 +119,8 @@ class Block(nn.Module):
 
 
 class STDiT(nn.Module):
-    """The denoiser: the flow's velocity or the noise of every plane, from noisy planes, two times, a label
-    and a condition.
+    """The denoiser: the flow's velocity or the noise of every plane, from noisy planes, two times and
+    conditions.
 
     STDiT(config, num_labels): size, patch and attention by config.stdit, planes by config.mdsa. num_labels >=
     0; label number num_labels is the null label. The prediction is exactly zero at initialization.
@@ -163,20 +165,18 @@ class STDiT(nn.Module):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
 
-    def forward(
-        self, noisy_BDPNN: Tensor, times_B2: Tensor, labels_B: Tensor, condition_BEPNN: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, noisy_BDPNN: Tensor, times_B2: Tensor, conditions: Conditions) -> Tensor:
         """The prediction [B, D, 6, N, N], in the dtype of `noisy_BDPNN`; of channels that a plane does not
         have none is read, and zero told.
 
         noisy_BDPNN [B, D, 6, N, N]: normalized latents with noise; a given modality's clean planes where its
         time is 0. times_B2 [B, 2] in [0, 1]: column 0 the video's, column 1 the audio's; 0 is clean, 1 is
-        noise. labels_B [B] int64 in 0 .. num_labels (the null label). condition_BEPNN [B, D+1, 6, N, N]:
-        planes of a masked clip and the mask; None is the same as zeros.
+        noise. conditions: labels in 0 .. num_labels (the null label); masked planes that are None are the
+        same as zeros.
         """
-        vectors_B2d = F.silu(self.conditioning(times_B2, labels_B))
+        vectors_B2d = F.silu(self.conditioning(times_B2, conditions.labels_B))
         modulation_B26d = rearrange(self.modulation(vectors_B2d), "b m (six d) -> b m six d", six=6)
-        tokens_BLd = self.positions(self._tokens(noisy_BDPNN, condition_BEPNN))
+        tokens_BLd = self.positions(self._tokens(noisy_BDPNN, conditions.masked_BEPNN))
         for block in self.blocks:
             tokens_BLd = run_layer(
                 block, tokens_BLd, modulation_B26d, recompute=self.activation_checkpointing
@@ -185,18 +185,18 @@ class STDiT(nn.Module):
         tokens_BLd = self.layout.by_modality(modulate, tokens_BLd, shift_B2d, scale_B2d)
         return self._stack(tokens_BLd, noisy_BDPNN.shape[1]).to(noisy_BDPNN.dtype)
 
-    def _tokens(self, noisy_BDPNN: Tensor, condition_BEPNN: Tensor | None) -> Tensor:
-        """[B, L, d]: of each plane its own channels, those of its condition, and the mask."""
-        if condition_BEPNN is None:
+    def _tokens(self, noisy_BDPNN: Tensor, masked_BEPNN: Tensor | None) -> Tensor:
+        """[B, L, d]: of each plane its own channels, those of the masked clip, and the mask."""
+        if masked_BEPNN is None:
             batch, channels, *rest = noisy_BDPNN.shape
-            condition_BEPNN = noisy_BDPNN.new_zeros(batch, channels + 1, *rest)
+            masked_BEPNN = noisy_BDPNN.new_zeros(batch, channels + 1, *rest)
         planes = zip(
-            noisy_BDPNN.unbind(2), condition_BEPNN.unbind(2), self.channels, self.patches, self.embed,
+            noisy_BDPNN.unbind(2), masked_BEPNN.unbind(2), self.channels, self.patches, self.embed,
             strict=True,
         )  # fmt: skip
         tokens = []
-        for noisy_BDNN, condition_BENN, own, patch, embed in planes:
-            told = torch.cat([noisy_BDNN[:, :own], condition_BENN[:, :own], condition_BENN[:, -1:]], dim=1)
+        for noisy_BDNN, masked_BENN, own, patch, embed in planes:
+            told = torch.cat([noisy_BDNN[:, :own], masked_BENN[:, :own], masked_BENN[:, -1:]], dim=1)
             cut = rearrange(told, "b c (n i) (m j) -> b (n m) (c i j)", i=patch, j=patch)
             tokens.append(embed(cut.to(embed.weight.dtype)))
         return torch.cat(tokens, dim=1)

@@ -132,8 +132,8 @@ class RemoteSamplers:
         self._sample = handle.options(method_name="sample", stream=True)
         self._probe = handle.options(method_name="probe")
 
-    async def sample(self, requests: Sequence[SampleRequest], *, task: str, steps: int) -> AsyncIterator[dict[str, Any]]:
-        answer = self._sample.remote(list(requests), task=task, steps=steps)
+    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[dict[str, Any]]:
+        answer = self._sample.remote(list(requests))
         try:
             async for event in answer:
                 yield event

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
+from proav.generation.settings import SamplingSettings
 from proav.media.container import Clip, encode_clip
 
 IDLE_PROBE_SECONDS = 60.0
@@ -61,10 +62,10 @@ class Sampler:
         self._sample_probe()
         logger.info("sampling on %s with %d threads, process %d", device, self._num_threads, os.getpid())
 
-    async def sample(self, requests: Sequence[SampleRequest], *, task: str, steps: int) -> AsyncIterator[dict[str, Any]]:
-        """{"done": 0 .. steps, "total": steps} as the batch goes on, the first at once.
+    async def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[dict[str, Any]]:
+        """{"done": 0 .. total, "total": calls of the model} as the batch goes on, the first at once.
 
-        In long steps the last of them is repeated, as a sign of life. The end is {"clips": [bytes of an mp4,
+        In long calls the last of them is repeated, as a sign of life. The end is {"clips": [bytes of an mp4,
         ...]} in the order asked for.
         """
         loop, events, abandoned = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
@@ -75,10 +76,12 @@ class Sampler:
                 raise Abandoned
             loop.call_soon_threadsafe(events.put_nowait, {"done": done, "total": total})
 
-        work = self._in_thread(lambda: self._sample_batch(requests, task, steps, tell))
+        objective = self._pipeline.process.objective
+        total = max(request.settings.num_calls(objective) for request in requests)
+        work = self._in_thread(lambda: self._sample_batch(requests, total, tell))
         work.add_done_callback(lambda _: events.put_nowait(None))
         try:
-            event = {"done": 0, "total": steps}
+            event = {"done": 0, "total": total}
             while event is not None:
                 yield event
                 with contextlib.suppress(TimeoutError):
@@ -123,25 +126,33 @@ class Sampler:
         future.add_done_callback(ended)
         return future
 
-    def _sample_batch(self, requests: Sequence[SampleRequest], task: str, steps: int, tell: Callable[[int, int], None]) -> list[bytes]:
-        """On a CPU each thread takes a part of the batch through all steps: faster than all threads in one matrix product after the other."""
-        tell(0, steps)
+    def _sample_batch(
+        self, requests: Sequence[SampleRequest], total: int, tell: Callable[[int, int], None]
+    ) -> list[bytes]:
+        """On a CPU each thread takes a part of the batch through all steps: faster than all threads in one
+        matrix product after the other."""
+        tell(0, total)
         size = -(-len(requests) // self._num_parts)
         parts = [requests[first : first + size] for first in range(0, len(requests), size)]
         if len(parts) == 1:
             torch.set_num_threads(self._num_threads)
-            clips = self._pipeline.sample(requests, task=task, steps=steps, on_step=tell)
+            clips = self._pipeline.sample(requests, on_step=tell)
         else:
-            clips = self._sample_parts(parts, task, steps, tell)
+            clips = self._sample_parts(parts, total, tell)
         self._progress_at = time.monotonic()
         return list(self._helpers.map(encode_clip, clips))
 
-    def _sample_parts(self, parts: list[Sequence[SampleRequest]], task: str, steps: int, tell: Callable[[int, int], None]) -> list[Clip]:
-        """One part a thread; a step is told when every part has made it. The first failure, or a batch that is given up, ends all parts."""
+    def _sample_parts(
+        self, parts: list[Sequence[SampleRequest]], total: int, tell: Callable[[int, int], None]
+    ) -> list[Clip]:
+        """One part a thread; a call of the model is told when every part has made it.
+
+        The first failure, or a batch that is given up, ends all parts.
+        """
         done, lock, broken = [0] * len(parts), threading.Lock(), threading.Event()
 
         def sample_part(index: int) -> list[Clip]:
-            def on_step(step: int, total: int) -> None:
+            def on_step(step: int, _: int) -> None:
                 if broken.is_set():
                     raise Abandoned
                 with lock:
@@ -151,7 +162,9 @@ class Sampler:
 
             torch.set_num_threads(1)  # of this thread, and of the matrix products in all
             try:
-                return self._pipeline.sample(parts[index], task=task, steps=steps, on_step=on_step)
+                clips = self._pipeline.sample(parts[index], on_step=on_step)
+                on_step(total, total)  # a part of fewer calls waits for none
+                return clips
             except BaseException:
                 broken.set()
                 raise
@@ -165,5 +178,5 @@ class Sampler:
 
     def _sample_probe(self) -> None:
         torch.set_num_threads(self._num_threads)
-        self._pipeline.sample([SampleRequest()], steps=1)
+        self._pipeline.sample([SampleRequest(settings=SamplingSettings(steps=1))])
         self._progress_at = time.monotonic()

@@ -5,6 +5,7 @@ It knows no HTTP and no Ray: samplers are whatever has `sample` and `probe`. All
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 from proav.config import Config
 from proav.generation.pipeline import SampleRequest
+from proav.generation.settings import SamplingSettings
 from proav.serve.orders.references import given_clip
 from proav.serve.queue.batching import JobQueue, Waiting
 from proav.serve.queue.jobs import Job, JobError
@@ -33,7 +35,7 @@ class SamplerLost(Exception):
 class Samplers(Protocol):
     """One or many samplers behind one interface; see `on_ray/sampler.py`."""
 
-    def sample(self, requests: Sequence[SampleRequest], *, task: str, steps: int) -> AsyncIterator[dict[str, Any]]: ...
+    def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[dict[str, Any]]: ...
 
     def probe(self) -> Awaitable[float]: ...
 
@@ -171,9 +173,8 @@ class Dispatcher:
         try:
             if not asked:  # all were cancelled before this task began
                 return
-            task, steps = asked[0].key
             requests = [_to_sample(member, self._config) for member in asked]
-            clips = await self._follow(batch, requests, task, steps)
+            clips = await self._follow(batch, requests)
             if clips is not None:
                 await self._finish(batch, asked, clips)
         except SamplerLost as error:
@@ -185,9 +186,9 @@ class Dispatcher:
             self._running.remove(batch)
             self._changed.set()
 
-    async def _follow(self, batch: Batch, requests: list[SampleRequest], task: str, steps: int) -> list[bytes] | None:
+    async def _follow(self, batch: Batch, requests: list[SampleRequest]) -> list[bytes] | None:
         """The clips; None where all jobs were cancelled meanwhile."""
-        stream = self._samplers.sample(requests, task=task, steps=steps)
+        stream = self._samplers.sample(requests)
         try:
             async for event in stream:
                 if not batch.members:
@@ -239,8 +240,16 @@ class Dispatcher:
 
 
 def _to_sample(member: Waiting, config: Config) -> SampleRequest:
+    """What an order leaves open is as in the run that made the model."""
     order = member.job.order
-    return SampleRequest(order.seed, 0, order.label, order.guidance_scale, given_clip(member.given, config))
+    settings = dataclasses.replace(
+        SamplingSettings.from_config(config),
+        task=order.task,
+        steps=order.steps,
+        guidance_scale=order.guidance_scale,
+    )
+    given = given_clip(member.given, config)
+    return SampleRequest(order.seed, 0, order.label, given, settings)
 
 
 def _tell_defect(task: asyncio.Task) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from proav.config import Config
 from proav.config.reading import config_from_dict
+from proav.diffusion.conditions import Conditions
 from proav.geometry import LatentGeometry
 from proav.models.stdit.embeddings import AXES, axis_positions, sinusoids
 from proav.models.stdit.tokens import TokenLayout, everywhere
@@ -34,20 +35,20 @@ def trained_looking(model: STDiT) -> STDiT:
 
 def inputs(
     config: Config, seed: int = 1, dtype: torch.dtype = torch.float64
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
     generator = torch.Generator().manual_seed(seed)
     noisy = torch.randn(
         BATCH, *LatentGeometry.from_config(config).stack_shape, generator=generator, dtype=dtype
     )
-    return noisy, torch.tensor([[0.3, 0.7], [0.9, 0.0]], dtype=dtype), torch.tensor([0, NUM_LABELS])
+    return noisy, torch.tensor([[0.3, 0.7], [0.9, 0.0]], dtype=dtype), Conditions(torch.tensor([0, NUM_LABELS]))
 
 
 @pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("attention", ["divided", "full"])
 def test_prediction_is_exactly_zero_at_initialization(attention, uneven):
     config = small_config(attention=attention, uneven=uneven)
-    noisy, times, labels = inputs(config, dtype=torch.float32)
-    prediction = STDiT(config, NUM_LABELS)(noisy, times, labels)
+    noisy, times, told = inputs(config, dtype=torch.float32)
+    prediction = STDiT(config, NUM_LABELS)(noisy, times, told)
     assert prediction.shape == noisy.shape and prediction.count_nonzero() == 0
 
 
@@ -65,10 +66,10 @@ def test_a_few_optimizer_steps_reach_every_parameter(attention, uneven):
     config = small_config(attention=attention, uneven=uneven)
     model = STDiT(config, NUM_LABELS)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    noisy, times, labels = inputs(config, dtype=torch.float32)
+    noisy, times, told = inputs(config, dtype=torch.float32)
     for _ in range(4):
         optimizer.zero_grad()
-        (model(noisy, times, labels) - noisy.flip(0)).square().mean().backward()
+        (model(noisy, times, told) - noisy.flip(0)).square().mean().backward()
         optimizer.step()
     untouched = [
         name
@@ -81,10 +82,10 @@ def test_a_few_optimizer_steps_reach_every_parameter(attention, uneven):
 def test_no_condition_is_a_condition_of_zeros():
     config = small_config()
     model = trained_looking(STDiT(config, NUM_LABELS))
-    noisy, times, labels = inputs(config)
+    noisy, times, told = inputs(config)
     zeros = torch.zeros(BATCH, noisy.shape[1] + 1, *noisy.shape[2:], dtype=noisy.dtype)
-    assert torch.equal(model(noisy, times, labels), model(noisy, times, labels, zeros))
-    assert not torch.allclose(model(noisy, times, labels), model(noisy, times, labels, zeros + 1))
+    assert torch.equal(model(noisy, times, told), model(noisy, times, Conditions(told.labels_B, zeros)))
+    assert not torch.allclose(model(noisy, times, told), model(noisy, times, Conditions(told.labels_B, zeros + 1)))
 
 
 @pytest.mark.parametrize("uneven", [False, True])
@@ -92,9 +93,9 @@ def test_no_condition_is_a_condition_of_zeros():
 def test_a_clip_does_not_depend_on_its_batch(attention, uneven):
     config = small_config(attention=attention, uneven=uneven)
     model = trained_looking(STDiT(config, NUM_LABELS))
-    noisy, times, labels = inputs(config)
-    together = model(noisy, times, labels)
-    alone = torch.cat([model(noisy[i : i + 1], times[i : i + 1], labels[i : i + 1]) for i in range(BATCH)])
+    noisy, times, told = inputs(config)
+    together = model(noisy, times, told)
+    alone = torch.cat([model(noisy[i : i + 1], times[i : i + 1], told.rows(slice(i, i + 1))) for i in range(BATCH)])
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)  # the last map is float32
 
 
@@ -102,12 +103,12 @@ def test_labels_and_null_label_are_told_apart_and_a_model_may_have_none():
     config = small_config()
     model = trained_looking(STDiT(config, NUM_LABELS))
     noisy, times, _ = inputs(config)
-    results = [model(noisy, times, torch.full((BATCH,), label)) for label in range(NUM_LABELS + 1)]
+    results = [model(noisy, times, Conditions(torch.full((BATCH,), label))) for label in range(NUM_LABELS + 1)]
     assert all(not torch.allclose(a, b) for i, a in enumerate(results) for b in results[:i])
     unlabelled = STDiT(config, 0)
     assert (
         unlabelled.null_label == 0
-        and unlabelled(noisy.float(), times.float(), torch.zeros(BATCH, dtype=torch.long)).shape
+        and unlabelled(noisy.float(), times.float(), Conditions(torch.zeros(BATCH, dtype=torch.long))).shape
         == noisy.shape
     )
 
@@ -128,7 +129,7 @@ def test_patches_go_back_to_their_places(plane_channels):
         for table in model.positions.parameters():
             table.zero_()
         model.positions.axes.zero_()
-    prediction = model(noisy, times, torch.zeros(BATCH, dtype=torch.long))
+    prediction = model(noisy, times, Conditions(torch.zeros(BATCH, dtype=torch.long)))
     for plane, (channels, patch) in enumerate(zip(model.channels, model.patches, strict=True)):
         # LN turns x into (x - mean) / std of its token, over the width; beyond its values that is zero
         tokens = noisy[:, :channels, plane].unfold(2, patch, patch).unfold(3, patch, patch)  # b c n m i j
@@ -285,12 +286,12 @@ def test_modulation_reaches_only_the_planes_of_its_modality(layout):
 @pytest.mark.parametrize("uneven", [False, True])
 def test_recomputed_activations_give_the_same_gradients(uneven):
     config = small_config(uneven=uneven)
-    noisy, times, labels = inputs(config)
+    noisy, times, told = inputs(config)
     model, gradients = trained_looking(STDiT(config, NUM_LABELS)), []
     for recompute in (False, True):
         model.zero_grad()
         model.activation_checkpointing = recompute
-        model(noisy, times, labels).square().mean().backward()
+        model(noisy, times, told).square().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1])
 
@@ -300,13 +301,13 @@ def test_recomputed_activations_give_the_same_gradients(uneven):
 def test_bf16_by_autocast_and_by_weights_is_near_fp32(cast_weights, uneven):
     config = small_config(uneven=uneven)
     model = trained_looking(STDiT(config, NUM_LABELS)).float()
-    noisy, times, labels = inputs(config, dtype=torch.float32)
-    exact = model(noisy, times, labels)
+    noisy, times, told = inputs(config, dtype=torch.float32)
+    exact = model(noisy, times, told)
     if cast_weights:
-        coarse = model.bfloat16()(noisy, times, labels)
+        coarse = model.bfloat16()(noisy, times, told)
     else:
         with torch.autocast("cpu", torch.bfloat16):
-            coarse = model(noisy, times, labels)
+            coarse = model(noisy, times, told)
     assert coarse.dtype == torch.float32
     assert (coarse - exact).square().mean().sqrt() < 0.03 * exact.std()
 
@@ -318,21 +319,21 @@ def test_channels_that_a_plane_does_not_have_are_neither_read_nor_told():
     config = config_from_dict({"mdsa": UNEQUAL, "stdit": CUSTOM})
     geometry = LatentGeometry.from_config(config)
     assert geometry.stack_shape == (4, 6, 16, 16) and geometry.channels == (4, 2, 1, 1, 1, 3)
-    model, (noisy, times, labels) = trained_looking(STDiT(config, NUM_LABELS)), inputs(config)
+    model, (noisy, times, told) = trained_looking(STDiT(config, NUM_LABELS)), inputs(config)
     own = torch.tensor(geometry.channel_mask).T[..., None, None].expand(geometry.stack_shape)
-    prediction = model(noisy, times, labels)
+    prediction = model(noisy, times, told)
     assert not prediction[:, ~own].any() and (prediction[:, own] != 0).all()
-    assert torch.equal(prediction, model(torch.where(own, noisy, 1e3), times, labels))
+    assert torch.equal(prediction, model(torch.where(own, noisy, 1e3), times, told))
 
 
 def test_each_plane_has_maps_of_its_own():
     model = trained_looking(STDiT(small_config(), NUM_LABELS))
-    noisy, times, labels = inputs(small_config())
-    before = model(noisy, times, labels)
+    noisy, times, told = inputs(small_config())
+    before = model(noisy, times, told)
     with torch.no_grad():
         model.final[4].weight.zero_()
         model.final[4].bias.zero_()
-    after = model(noisy, times, labels)
+    after = model(noisy, times, told)
     assert not after[:, :, 4].any()
     others = [plane for plane in range(6) if plane != 4]
     assert torch.equal(after[:, :, others], before[:, :, others])

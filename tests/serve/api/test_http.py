@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
+from proav.generation.settings import SamplingSettings
 from proav.media.container import encode_clip, read_clip
 from tests.media.hostile_files import wav
 from tests.synthetic_clips import make_clip
@@ -71,7 +72,8 @@ def test_openais_client_makes_lists_reads_and_deletes(client):
 def test_the_clip_is_that_of_the_pipeline(served, tiny_checkpoint):
     job = make(served, label="speech", seed=11, steps=3, guidance_scale=2.0)
     clip = read_clip(io.BytesIO(content(served, job["id"]).content), fps=5, sample_rate=16_000, height=32, width=32)
-    (own,) = SoundingVideoPipeline.from_checkpoint(tiny_checkpoint).sample([SampleRequest(11, 0, "speech", 2.0)], steps=3)
+    request = SampleRequest(11, 0, "speech", settings=SamplingSettings(steps=3, guidance_scale=2.0))
+    (own,) = SoundingVideoPipeline.from_checkpoint(tiny_checkpoint).sample([request])
     expected = read_clip(io.BytesIO(encode_clip(own)), fps=5, sample_rate=16_000, height=32, width=32)
     assert np.abs(clip.video.astype(int) - expected.video).mean() < 1 and np.abs(clip.audio - expected.audio).max() < 0.05
 

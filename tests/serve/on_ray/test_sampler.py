@@ -3,15 +3,24 @@
 import asyncio
 import io
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from proav.generation.pipeline import SampleRequest
+from proav.generation.settings import SamplingSettings
 from proav.media.container import read_clip
 from proav.serve.on_ray.sampler import Sampler
 
-REQUESTS = [SampleRequest(3, 0, "rain", 2.0), SampleRequest(4, 0, None, 1.0), SampleRequest(5, 0, "speech", 0.5)]
+REQUESTS = [
+    SampleRequest(seed, 0, label, settings=SamplingSettings(guidance_scale=scale))
+    for seed, label, scale in ((3, "rain", 2.0), (4, None, 1.0), (5, "speech", 0.5))
+]
+
+
+def in_steps(requests, steps):
+    return [replace(one, settings=replace(one.settings, steps=steps)) for one in requests]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +29,7 @@ def sampler(tiny_checkpoint):
 
 
 async def answer_of(sampler, requests, steps=3):
-    events = [event async for event in sampler.sample(requests, task="joint", steps=steps)]
+    events = [event async for event in sampler.sample(in_steps(requests, steps))]
     return events[:-1], events[-1]["clips"]
 
 
@@ -51,7 +60,7 @@ def test_the_event_loop_stays_free_while_sampling(sampler):
 
 def test_a_batch_that_is_given_up_stops_before_its_end(sampler):
     async def give_up():
-        stream = sampler.sample(REQUESTS, task="joint", steps=1000)
+        stream = sampler.sample(in_steps(REQUESTS, 1000))
         async for event in stream:
             if event["done"] >= 2:
                 break
@@ -65,9 +74,9 @@ def test_a_batch_that_is_given_up_stops_before_its_end(sampler):
 
 def test_a_mistake_in_sampling_reaches_the_caller(sampler):
     with pytest.raises(Exception, match="thunder"):
-        asyncio.run(answer_of(sampler, [SampleRequest(0, 0, "thunder", 1.0)]))
+        asyncio.run(answer_of(sampler, [SampleRequest(0, 0, "thunder")]))
     with pytest.raises(Exception, match="thunder"):  # the other part of the batch ends with it
-        asyncio.run(answer_of(sampler, [REQUESTS[0], SampleRequest(0, 0, "thunder", 1.0)], steps=1000))
+        asyncio.run(answer_of(sampler, [REQUESTS[0], SampleRequest(0, 0, "thunder")], steps=1000))
 
 
 def test_health_is_a_sampled_step_when_idle_and_progress_when_busy(sampler):

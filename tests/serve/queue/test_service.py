@@ -36,12 +36,12 @@ class Unreliable:
     def __init__(self, sampler, *troubles):
         self.sampler, self.troubles, self.sizes = sampler, list(troubles), []
 
-    async def sample(self, requests, *, task, steps):
+    async def sample(self, requests):
         self.sizes.append(len(requests))
-        yield {"done": 0, "total": steps}
+        yield {"done": 0, "total": requests[0].settings.steps}
         if self.troubles:
             raise self.troubles.pop(0)
-        async for event in self.sampler.sample(requests, task=task, steps=steps):
+        async for event in self.sampler.sample(requests):
             yield event
 
     async def probe(self):
@@ -53,7 +53,7 @@ class Unreliable:
 class Absent:
     """No sampler: a batch waits for ever."""
 
-    async def sample(self, requests, *, task, steps):
+    async def sample(self, requests):
         await asyncio.Event().wait()
         yield {}
 

@@ -5,9 +5,11 @@ import torch
 
 from proav.config.reading import config_from_dict
 from proav.diffusion import DDPM, RectifiedFlow
+from proav.diffusion.conditions import Conditions
 from proav.diffusion.noise import noise_batch
 from proav.errors import UserError
-from proav.generation.sampler import sample
+from proav.generation.denoise import Group, denoise
+from proav.generation.settings import SamplingSettings
 from proav.models.stdit import STDiT
 
 SHAPE = (2, 6, 4, 4)
@@ -26,12 +28,30 @@ class GaussianModel(torch.nn.Module):
         super().__init__()
         self.process, self.mean, self.std = process, mean, std
 
-    def forward(self, noisy, times_B2, labels_B, condition=None):
+    def forward(self, noisy, times_B2, conditions):
         ones, zeros = torch.ones_like(noisy), torch.zeros_like(noisy)
         signal, spread = self.process.add_noise(ones, zeros, times_B2.double()), self.process.add_noise(zeros, ones, times_B2.double())
         gain = (noisy - signal * self.mean) / ((signal * self.std) ** 2 + spread**2)
         clean, noise = self.mean + signal * self.std**2 * gain, spread * gain
         return self.process.target(clean, noise)
+
+
+def sample(model, process, noise, *, labels_B, guidance_scale_B=None, given_BDPNN=None, identities=None, on_step=None, **settings):
+    """One group of samples."""
+    guidance = None
+    if guidance_scale_B is not None:
+        ends = torch.tensor([0.0, 1.0]).expand(len(noise), 2)
+        guidance = torch.cat([guidance_scale_B[:, None], ends], dim=1)
+    group = Group(
+        SamplingSettings(**settings),
+        noise,
+        Conditions(labels_B),
+        guidance_B3=guidance,
+        given_BDPNN=given_BDPNN,
+        identities=identities,
+    )
+    (made,) = denoise(model, process, [group], on_step)
+    return made
 
 
 def gaussian() -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,10 +103,10 @@ def test_a_given_modality_conditions_the_other_as_the_joint_gaussian_says():
     rho = 0.8
 
     class Correlated(GaussianModel):
-        def forward(self, noisy, times_B2, labels_B, condition=None):
+        def forward(self, noisy, times_B2, conditions):
             assert (times_B2[:, 1] == 0).all()
             self.mean = torch.cat([rho * noisy[:, :, 3:], torch.zeros_like(noisy[:, :, 3:])], dim=2)
-            return super().forward(noisy, times_B2, labels_B)
+            return super().forward(noisy, times_B2, conditions)
 
     std = torch.full((1, 1, 1), (1 - rho**2) ** 0.5, dtype=torch.float64)
     given = noise_batch(IDENTITIES, SHAPE, purpose="given").double()
@@ -101,9 +121,9 @@ def test_given_planes_are_held_at_time_zero_and_the_others_are_not_read(process,
     seen = []
 
     class Watching(GaussianModel):
-        def forward(self, noisy, times_B2, labels_B, condition=None):
+        def forward(self, noisy, times_B2, conditions):
             seen.append((noisy.clone(), times_B2.clone()))
-            return super().forward(noisy, times_B2, labels_B)
+            return super().forward(noisy, times_B2, conditions)
 
     mean, std = gaussian()
     given = torch.randn(5, *SHAPE, dtype=torch.float64)
@@ -125,9 +145,9 @@ class LabelModel(torch.nn.Module):
         self.rows = torch.tensor([1.0, -2.0, 0.5, 0.25], dtype=torch.float64)
         self.evaluations = 0
 
-    def forward(self, noisy, times_B2, labels_B, condition=None):
+    def forward(self, noisy, times_B2, conditions):
         self.evaluations += len(noisy)
-        return self.rows[labels_B][:, None, None, None, None].expand_as(noisy)
+        return self.rows[conditions.labels_B][:, None, None, None, None].expand_as(noisy)
 
 
 def test_guidance_is_its_formula_per_sample():
@@ -217,3 +237,38 @@ def test_progress_is_told_after_each_step_and_nothing_is_left_for_autograd():
 def test_a_task_that_cannot_be_sampled_is_refused_with_those_that_can(task):
     with pytest.raises(UserError, match=f"generate.task={task} is not available; expected one of joint, a2v, v2a"):
         run(RectifiedFlow(), small_stdit(), steps=1, task=task)
+
+
+def test_guidance_acts_within_its_interval_alone():
+    """A velocity for each label: at the times of four steps, 1, 0.75, 0.5 and 0.25, two lie in [0.4, 0.8]."""
+    model = LabelModel()
+    noise = noise_batch(IDENTITIES[:1], SHAPE).double()
+    labels = torch.tensor([0])
+    result = sample(
+        model, RectifiedFlow(), noise, labels_B=labels, steps=4, guidance_scale=3.0, guidance_interval=(0.4, 0.8)
+    )
+    plain, null = model.rows[0], model.rows[3]
+    guided = null + 3 * (plain - null)
+    torch.testing.assert_close(result, noise - (plain + guided) / 2)
+    assert model.evaluations == 6
+
+
+def test_groups_of_unlike_length_share_calls_and_equal_their_solo_runs():
+    model = small_stdit()
+    groups = []
+    for number, settings in enumerate(
+        [SamplingSettings(steps=5), SamplingSettings(steps=2, solver="heun"), SamplingSettings(steps=3, solver="ddim")]
+    ):
+        rows = slice(number, number + 2)
+        noise = noise_batch(IDENTITIES[rows], SHAPE).double()
+        groups.append(Group(settings, noise, Conditions(LABELS[rows]), identities=IDENTITIES[rows]))
+    told = []
+    together = denoise(model, RectifiedFlow(), groups, lambda done, total: told.append((done, total)))
+    assert told == [(done, 5) for done in range(1, 6)]
+    for group, result in zip(groups, together, strict=True):
+        torch.testing.assert_close(denoise(model, RectifiedFlow(), [group])[0], result, rtol=1e-9, atol=1e-9)
+
+
+def test_a_solver_that_does_not_follow_the_process_is_told():
+    with pytest.raises(UserError, match="generate.solver=heun does not follow diffusion.objective=ddpm"):
+        run(DDPM(), small_stdit(), steps=3, solver="heun")

@@ -1,0 +1,115 @@
+"""Between clips and the generator's latents: MDSA, the mel transform and the latent statistics as one thing.
+
+Letters: B clips, T frames, H W rows and columns, M mel bins, S mel columns in a frame, D channels, P=6 planes,
+N plane side.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from proav.config import Config
+from proav.geometry import ClipGeometry, LatentGeometry
+from proav.media.container import Clip
+from proav.media.melframes import MelFrames
+from proav.models.mdsa import MDSA, CrossFlow
+from proav.models.mdsa.planes import stack_planes, unstack_planes
+from proav.runs.checkpoint import Checkpoint
+
+
+class LatentScale:
+    """(latent - mean) / std and back, by plane and channel.
+
+    mean, std: [6 planes][D channels], over the training set, as checkpoints and stats.json hold them.
+    """
+
+    def __init__(self, mean: Sequence[Sequence[float]], std: Sequence[Sequence[float]]) -> None:
+        columns = (torch.tensor(values, dtype=torch.float32).T[..., None, None] for values in (mean, std))
+        self.mean_DP11, self.std_DP11 = columns
+
+    def to(self, device: torch.device) -> "LatentScale":
+        """Moves it, and returns it."""
+        self.mean_DP11, self.std_DP11 = self.mean_DP11.to(device), self.std_DP11.to(device)
+        return self
+
+    def normalize(self, stack_BDPNN: Tensor) -> Tensor:
+        return (stack_BDPNN - self.mean_DP11) / self.std_DP11
+
+    def denormalize(self, stack_BDPNN: Tensor) -> Tensor:
+        return stack_BDPNN * self.std_DP11 + self.mean_DP11
+
+
+class LatentCoder:
+    """Clips to normalized latent stacks and back: MDSA, the mel transform and the latent statistics as one thing."""
+
+    def __init__(
+        self,
+        config: Config,
+        mdsa: MDSA,
+        *,
+        latent_mean: Sequence[Sequence[float]] | None = None,
+        latent_std: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        """latent_mean, latent_std: [6 planes][D channels], as a checkpoint holds them; None leaves latents as they are."""
+        self.config, self.mdsa = config, mdsa
+        self.geometry, self.latents = ClipGeometry.from_config(config), LatentGeometry.from_config(config)
+        self.mel_frames = MelFrames(config)
+        self.device = next(mdsa.parameters()).device
+        self.scale = None if latent_mean is None else LatentScale(latent_mean, latent_std).to(self.device)
+
+    def normalize(self, stack_BDPNN: Tensor) -> Tensor:
+        """What the generator sees."""
+        return stack_BDPNN if self.scale is None else self.scale.normalize(stack_BDPNN)
+
+    def denormalize(self, stack_BDPNN: Tensor) -> Tensor:
+        """The inverse of `normalize`."""
+        return stack_BDPNN if self.scale is None else self.scale.denormalize(stack_BDPNN)
+
+    def encode(self, video_BTHWC: Tensor, mel_BTMS: Tensor, *, lone: bool = False) -> Tensor:
+        """uint8 pictures and mel images in [-1, 1] to MDSA's planes, stacked, not normalized: [B, D, 6, N, N].
+
+        `lone` encodes each modality without the other; a given stream always enters the generator so.
+        """
+        video_BCTHW = pixels_to_unit(video_BTHWC.to(self.device))
+        encode = self.mdsa.encode_lone if lone else self.mdsa.encode
+        return stack_planes(encode(video_BCTHW, mel_BTMS.to(self.device)), self.latents.plane_size)
+
+    def decode(self, stack_BDPNN: Tensor, *, lone: bool = False) -> tuple[Tensor, Tensor]:
+        """Planes, stacked, not normalized, to uint8 pictures [B, T, H, W, 3] and mel images [B, T, M, S] in
+        [-1, 1].
+
+        `lone` decodes each modality without the other, as MDSA is trained to do with planes that were encoded so.
+        """
+        flow = CrossFlow.off(len(stack_BDPNN)) if lone else CrossFlow()
+        planes = unstack_planes(stack_BDPNN, self.geometry.num_frames, self.latents.channels)
+        video_BCTHW, mel_BTMS = self.mdsa.decode(planes, flow=flow)
+        return unit_to_pixels(video_BCTHW), mel_BTMS
+
+    def to_clips(self, video_BTHWC: Tensor, mel_BTMS: Tensor, *, seeds: Sequence[int]) -> list[Clip]:
+        """Pictures and mel images as clips with sound; the phase of each sound follows from its seed."""
+        audio_BL = self.mel_frames.decode(mel_BTMS.float(), seeds).cpu().numpy()
+        pictures = video_BTHWC.cpu().numpy()
+        return [
+            Clip(video=picture, audio=audio, fps=self.geometry.fps, sample_rate=self.geometry.sample_rate)
+            for picture, audio in zip(pictures, audio_BL, strict=True)
+        ]
+
+
+def load_coder(checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> LatentCoder:
+    """The autoencoder of an MDSA or a ST-DiT checkpoint (its moving average), with the latent statistics if it
+    carries them."""
+    mdsa = MDSA(checkpoint.config)
+    mdsa.load_state_dict(checkpoint.weights("mdsa" if checkpoint.kind == "stdit" else "ema"))
+    statistics = {"latent_mean": checkpoint.latent_mean, "latent_std": checkpoint.latent_std}
+    return LatentCoder(checkpoint.config, mdsa.to(device).eval(), **statistics)
+
+
+def pixels_to_unit(video_BTHWC: Tensor) -> Tensor:
+    """uint8 [B, T, H, W, C] to float [B, C, T, H, W] in [-1, 1]: x / 127.5 - 1."""
+    return video_BTHWC.movedim(-1, 1).float() / 127.5 - 1
+
+
+def unit_to_pixels(video_BCTHW: Tensor) -> Tensor:
+    """Inverse of `pixels_to_unit`, rounded and clamped to uint8."""
+    return ((video_BCTHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()

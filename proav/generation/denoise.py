@@ -1,0 +1,151 @@
+"""From noise to normalized latents: solvers, guidance, a given modality held fixed; unlike samples share calls.
+
+Not here: the solvers' formulas (`proav/diffusion/solvers.py`), decoding to clips (`pipeline.py`). Follows
+"ProAV-DiT", Figure 2 (b), and classifier-free guidance (Ho and Salimans 2022). Letters: B clips, D channels,
+P=6 planes, N plane side.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proav.diffusion import DDPM, RectifiedFlow
+from proav.diffusion.conditions import Conditions, join_conditions
+from proav.diffusion.noise import noise_batch
+from proav.diffusion.planes import spread_to_planes
+from proav.diffusion.solvers import find_solver
+from proav.diffusion.tasks import TASKS, given_row
+from proav.generation.settings import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples that begin together and have their settings in common, but for guidance."""
+
+    settings: SamplingSettings
+    noise_BDPNN: Tensor
+    """The start, from `noise_batch`, on the model's device; its dtype is the state's."""
+    conditions: Conditions
+    guidance_B3: Tensor | None = None
+    """Scale and interval of each sample; None: those of the settings."""
+    given_BDPNN: Tensor | None = None
+    """For tasks with a given modality: its planes, lone and normalized; the other planes are not read."""
+    identities: Sequence[tuple[int, int]] | None = None
+    """(seed, sample index) of each: wanted where steps have fresh noise, which is a function of them."""
+
+
+@torch.no_grad()
+def denoise(
+    model: torch.nn.Module,
+    process: RectifiedFlow | DDPM,
+    groups: Sequence[Group],
+    on_call: Callable[[int, int], None] | None = None,
+) -> list[Tensor]:
+    """Normalized latents [B, D, 6, N, N] of each group, in order.
+
+    Every clip is what it would be alone, up to the matrix kernels' rounding. A call of the model serves all
+    groups that are not done.
+
+    model: as STDiT, with `null_label`. on_call(done, total): told after each call; total is that of the group
+    which needs most. Raises UserError for a solver or a number of steps that the process does not have.
+    """
+    tracks = [_Track(process, group) for group in groups]
+    total = max(group.settings.num_calls(process.objective) for group in groups)
+    done = 0
+    while active := [track for track in tracks if track.result is None]:
+        predictions = _predict(model, active)
+        for track, prediction in zip(active, predictions, strict=True):
+            track.advance(prediction)
+        done += 1
+        if on_call is not None:
+            on_call(done, total)
+    return [track.result for track in tracks]
+
+
+class _Track:
+    """A group on its way: what its solver asks next, until it has a result."""
+
+    def __init__(self, process: RectifiedFlow | DDPM, group: Group) -> None:
+        self.group, settings = group, group.settings
+        noise, batch = group.noise_BDPNN, len(group.noise_BDPNN)
+        wants, has = TASKS[settings.task].given, group.given_BDPNN is not None
+        assert has == (wants is not None), f"task {settings.task} {'wants' if wants else 'takes no'} planes"
+        self.conditions = group.conditions.to(noise.device)
+        own = torch.tensor([[settings.guidance_scale, *settings.guidance_interval]]).expand(batch, 3)
+        self.guidance_B3 = (own if group.guidance_B3 is None else group.guidance_B3).to(noise.device)
+        self.given_B2 = torch.tensor([given_row(settings.task)], device=noise.device).expand(batch, 2)
+        self._held = spread_to_planes(self.given_B2)
+        solver = find_solver(settings.solver, process.objective)
+        times = process.times_of(settings.steps, settings.schedule_shift)
+        self._solution = solver.solve(process, noise, times, self._fresh_noise)
+        self.result: Tensor | None = None
+        self.state, self.time = next(self._solution)
+        self.state = self._hold(self.state)
+
+    def advance(self, prediction: Tensor) -> None:
+        """Tells the solver what it asked for."""
+        try:
+            state, self.time = self._solution.send(prediction)
+            self.state = self._hold(state)
+        except StopIteration as end:
+            self.result = self._hold(end.value)
+
+    @property
+    def times_B2(self) -> Tensor:
+        times_B2 = torch.full(self.given_B2.shape, self.time, device=self.state.device)
+        return times_B2.masked_fill(self.given_B2, 0.0)
+
+    @property
+    def scales_B(self) -> Tensor:
+        """Guidance at this time: 1 outside its interval."""
+        scale_B, low_B, high_B = self.guidance_B3.unbind(1)
+        return torch.where((low_B <= self.time) & (self.time <= high_B), scale_B, 1.0)
+
+    def _hold(self, state: Tensor) -> Tensor:
+        given = self.group.given_BDPNN
+        return state if given is None else torch.where(self._held, given.to(state), state)
+
+    def _fresh_noise(self, step: int) -> Tensor:
+        noise, identities = self.group.noise_BDPNN, self.group.identities
+        assert identities is not None and len(identities) == len(noise), "fresh noise wants identities"
+        return noise_batch(identities, noise.shape[1:], purpose=f"step-{step}").to(noise)
+
+
+def _predict(model: torch.nn.Module, tracks: Sequence[_Track]) -> Sequence[Tensor]:
+    """The guided prediction for each track, by one call."""
+    prediction = guided_prediction(
+        model,
+        _joined([track.state for track in tracks]),
+        _joined([track.times_B2 for track in tracks]),
+        join_conditions([track.conditions for track in tracks]),
+        _joined([track.scales_B for track in tracks]),
+    )
+    return prediction.split([len(track.state) for track in tracks])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def guided_prediction(
+    model: torch.nn.Module, state_BDPNN: Tensor, times_B2: Tensor, conditions: Conditions, scales_B: Tensor
+) -> Tensor:
+    """v = v_label + (s - 1) (v_label - v_null), which is v_null + s (v_label - v_null); s differs per sample.
+
+    The null label is evaluated in the same call, and only where it matters: not for s = 1, which asks for
+    v_label alone, nor for the null label, where both are one. The other samples cost one evaluation instead
+    of two, and their result does not depend on their neighbours' scales.
+    """
+    labels_B = conditions.labels_B
+    guided = ((scales_B != 1) & (labels_B != model.null_label)).nonzero().flatten()
+    if guided.numel() == 0:
+        return model(state_BDPNN, times_B2, conditions)
+    beside = conditions.rows(guided).without_label(model.null_label)
+    states, times = torch.cat([state_BDPNN, state_BDPNN[guided]]), torch.cat([times_B2, times_B2[guided]])
+    both = model(states, times, join_conditions([conditions, beside]))
+    prediction, null = both[: len(labels_B)].clone(), both[len(labels_B) :]
+    extra = (scales_B[guided] - 1).to(null.dtype)[:, None, None, None, None]
+    prediction[guided] += extra * (prediction[guided] - null)
+    return prediction

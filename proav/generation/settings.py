@@ -1,0 +1,68 @@
+"""How samples are made: one value that travels from a configuration, a request or a call down to the solver.
+
+Not here: what tells one sample from another of the same kind (seed, index, label, what is given).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from proav.config import Config
+from proav.diffusion.solvers import SOLVERS, find_solver
+from proav.diffusion.tasks import sampling_task
+from proav.errors import UserError
+
+MAX_STEPS, MAX_GUIDANCE_SCALE, MAX_SHIFT = 1000, 30.0, 100.0
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Raises UserError for what no model can do; what one model cannot is found by `for_process`."""
+
+    task: str = "joint"
+    """A name of TASKS that makes clips."""
+    steps: int = 30
+    """Steps of the solver, 1 to 1000."""
+    solver: str | None = None
+    """A name of SOLVERS; None: Euler's for a flow, DDIM for ddpm."""
+    schedule_shift: float | None = None
+    """Times become s t / (1 + (s - 1) t), 1 to 100; None: as in training."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance, 0 to 30; 1 is none."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times, from the cleaner to the noisier, at which guidance acts (Kynkaanniemi et al., 2024)."""
+
+    def __post_init__(self) -> None:
+        sampling_task(self.task)
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(f"steps={self.steps}: expected 1 to {MAX_STEPS}")
+        if self.solver is not None and self.solver not in SOLVERS:
+            raise UserError(f"generate.solver={self.solver} is unknown; expected one of {', '.join(SOLVERS)}")
+        if self.schedule_shift is not None and not 1 <= self.schedule_shift <= MAX_SHIFT:
+            raise UserError(f"schedule_shift={self.schedule_shift}: expected 1 to {MAX_SHIFT:g}")
+        if not 0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE:
+            raise UserError(f"guidance_scale={self.guidance_scale}: expected 0 to {MAX_GUIDANCE_SCALE:g}")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            said = f"guidance_interval=[{low},{high}]"
+            raise UserError(f"{said}: expected two times in [0, 1], the smaller first, such as [0.1,0.8]")
+
+    @classmethod
+    def from_config(cls, config: Config) -> "SamplingSettings":
+        """Those of the section `generate`."""
+        return cls(**{field.name: getattr(config.generate, field.name) for field in dataclasses.fields(cls)})
+
+    def to_dict(self) -> dict:
+        """Plain values, for manifests."""
+        return dataclasses.asdict(self) | {"guidance_interval": list(self.guidance_interval)}
+
+    @property
+    def schedule(self) -> "SamplingSettings":
+        """The same without guidance: samples that have it in common go through the same times together."""
+        return dataclasses.replace(self, guidance_scale=1.0, guidance_interval=(0.0, 1.0))
+
+    def num_calls(self, objective: str) -> int:
+        """Calls of the model for one batch, by a process of this objective.
+
+        Raises UserError if the solver does not follow it.
+        """
+        return find_solver(self.solver, objective).num_calls(self.steps)
