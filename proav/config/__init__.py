@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from proav.config.changes import Changes
 from proav.config.clip import ClipConfig, DataConfig, MelConfig
 from proav.config.filters import FilterConfig
 from proav.config.jobs import EvaluateConfig, GenerateConfig, JobConfig
@@ -40,11 +41,13 @@ __all__ = [
 class Config(Section):
     """One run, from source video to served sample."""
 
+    changes = ("machine",)
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "landscape"
     """Name of the run."""
     run_dir: str | None = None
     """Where everything goes, local or remote; empty: runs/<name>."""
-    seed: Count = 0
+    seed: Annotated[Count, Changes("mdsa", "stdit")] = 0
     """All randomness is a function of this and an index."""
     stage: Stage | None = None
     """Which model train.py trains; empty: mdsa, encode, stdit, each unless done."""

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from proav.config.changes import Changes
 from proav.config.section import LabelName, PositiveFloat, PositiveInt, Section
 
 
@@ -26,6 +27,8 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
 class ClipConfig(Section):
     """What one clip is: the window of picture and sound that the model sees and makes."""
 
+    changes = ("data", "mdsa", "stdit")
+
     num_frames: Annotated[int, Field(ge=2)] = 16
     """Frames per clip, T."""
     fps: Annotated[int, Field(ge=1, le=240)] = 10
@@ -40,6 +43,8 @@ class ClipConfig(Section):
 
 class MelConfig(Section):
     """How sound becomes mel images with the video's own T x H x W, and back."""
+
+    changes = ("data", "mdsa", "stdit")
 
     num_bins: PositiveInt = 128
     """Mel bands, M; must divide clip.height."""
@@ -57,34 +62,36 @@ class MelConfig(Section):
     """log10 of the mel magnitude that becomes +1."""
     transform: Literal["whole", "segment"] = "whole"
     """whole: one Fourier transform over the sound, its columns cut into frames. segment: each frame's sound is cut out and transformed alone."""
-    griffin_lim_iterations: PositiveInt = 32
+    griffin_lim_iterations: Annotated[PositiveInt, Changes("samples")] = 32
     """Rounds of fast Griffin-Lim when sound is made from mel images."""
-    griffin_lim_magnitude: Literal["multiplicative", "pseudo_inverse"] = "multiplicative"
+    griffin_lim_magnitude: Annotated[Literal["multiplicative", "pseudo_inverse"], Changes("samples")] = "multiplicative"
     """multiplicative: each round scales the sound's own magnitudes to the mel. pseudo_inverse: fixed ones."""
-    griffin_lim_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    griffin_lim_momentum: Annotated[float, Field(ge=0, lt=1), Changes("samples")] = 0.95
     """Momentum of fast Griffin-Lim; 0 is the plain method."""
 
 
 class DataConfig(Section):
     """Where clips come from and how they are stored."""
 
-    sources: tuple[str, ...] = ()
+    changes = ("data",)
+
+    sources: Annotated[tuple[str, ...], Changes("sources")] = ()
     """Folders, files or globs of videos with sound, local or remote."""
-    layout: Literal["label", "split/label", "aist"] = "label"
+    layout: Annotated[Literal["label", "split/label", "aist"], Changes("sources")] = "label"
     """label: the first folder is the label. split/label: train or test may be above. aist: by file name."""
-    listing: Names = ()
+    listing: Annotated[Names, Changes("sources")] = ()
     """Instead of sources: one or several tables of what to prepare, of the formats that `listing_format` names."""
-    listing_format: Literal["auto", "table", "audioset", "vggsound", "aist"] = "auto"
+    listing_format: Annotated[Literal["auto", "table", "audioset", "vggsound", "aist"], Changes("sources")] = "auto"
     """table: CSV or Parquet with a column path. audioset, vggsound: their CSV files. aist: AIST++'s split files. auto: told from the content."""
-    videos: str | None = None
+    videos: Annotated[str | None, Changes("sources")] = None
     """The folder of a listing's videos, searched with all folders below it; a table's paths begin there (empty: in the table's folder)."""
-    ontology: str | None = None
+    ontology: Annotated[str | None, Changes("sources")] = None
     """AudioSet's ontology.json or class_labels_indices.csv: the names of its labels."""
-    other_columns: tuple[str, ...] = ()
+    other_columns: Annotated[tuple[str, ...], Changes("sources")] = ()
     """Columns that a table may have besides proav's own; they are not used. Others are refused."""
     named_by_id: Literal["whole", "cut"] = "whole"
     """What a file <video id>.mp4 of AudioSet or VGGSound holds: the whole video, or only the listed stretch; <id>_<start>.mp4 is always cut."""
-    conflicts: Literal["refuse", "first"] = "refuse"
+    conflicts: Annotated[Literal["refuse", "first"], Changes("sources")] = "refuse"
     """Rows of listings that overlap or put a video on both sides: refuse them, or keep the row that is listed first and count the others."""
     prepared: str | None = None
     """Prepared data of another run: its data folder; empty: <run_dir>/data."""
@@ -110,9 +117,9 @@ class DataConfig(Section):
     """Share of *sources* held out where the listing names no split; a source is never on both sides."""
     rows_per_shard: PositiveInt = 64
     """Segments in one Parquet file."""
-    num_workers: PositiveInt | None = None
+    num_workers: Annotated[PositiveInt | None, Changes("machine")] = None
     """Decoding tasks at a time; empty: one a CPU of the cluster."""
-    stall_seconds: PositiveFloat = 60.0
+    stall_seconds: Annotated[PositiveFloat, Changes("machine")] = 60.0
     """A decoder that gets no further for so long is ended; its source is tried once more, then rejected with the reason `hang`."""
-    source_timeout_seconds: PositiveFloat | None = None
+    source_timeout_seconds: Annotated[PositiveFloat | None, Changes("machine")] = None
     """A source that takes longer to decode is rejected with the reason `timeout`; empty: films may be as long as they are."""

@@ -10,6 +10,8 @@ from proav.config.section import Probability, Section
 class FilterConfig(Section):
     """Which segments training, encoding and evaluation draw from. What is left out stays stored and is counted by reason: switching filters decodes nothing again."""
 
+    changes = ("windows",)
+
     min_rms_db: Annotated[float, Field(ge=-200, le=0)] | None = None
     """Leaves out sound below this root mean square, dB of full scale (reason `silent`, or `cancelled` if
     channels cancel in the mix); -60 is silence.

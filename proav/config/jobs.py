@@ -4,11 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from proav.config.changes import Changes
 from proav.config.section import Count, LabelName, PositiveInt, Probability, Section, TaskName, UseGPU
 
 
 class JobConfig(Section):
     """How every job deals with storage that fails and with being stopped."""
+
+    changes = ("machine",)
 
     retry_seconds: Annotated[float, Field(ge=0, le=86_400)] = 120.0
     """For how long reads and writes that fail for a moment are tried again, with growing pauses."""
@@ -18,6 +21,8 @@ class JobConfig(Section):
 
 class GenerateConfig(Section):
     """Making new clips from a trained model."""
+
+    changes = ("samples",)
 
     num_samples: PositiveInt = 16
     """Clips to make."""
@@ -35,11 +40,11 @@ class GenerateConfig(Section):
     """Classifier-free guidance; 1 is none."""
     guidance_interval: tuple[Probability, Probability] = (0.0, 1.0)
     """Times, 0 clean and 1 noise, between which guidance acts."""
-    batch_size: PositiveInt = 8
+    batch_size: Annotated[PositiveInt, Changes("machine")] = 8
     """Clips made at a time."""
-    num_workers: PositiveInt = 1
+    num_workers: Annotated[PositiveInt, Changes("machine")] = 1
     """Generating actors."""
-    use_gpu: UseGPU = "auto"
+    use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
     """auto: a GPU each if the cluster has any, or its autoscaler can add one."""
     checkpoint: str | None = None
     """A ST-DiT checkpoint; empty: the newest of this run."""
@@ -48,23 +53,25 @@ class GenerateConfig(Section):
 class EvaluateConfig(Section):
     """Measuring a run."""
 
+    changes = ("numbers",)
+
     split: Literal["train", "validation"] = "validation"
     """Which sources the reconstruction and loss are measured on."""
     max_clips: PositiveInt = 256
     """Clips of a set at most, spread evenly, where the protocol does not say how many."""
     protocol: str = "small"
     """How generated and reconstructed clips are measured: small, full, mm-diffusion-64, mm-diffusion-256, pvdm (docs/evaluation.md)."""
-    weights: str | None = None
+    weights: Annotated[str | None, Changes("machine")] = None
     """Folder with the weights of feature networks, <network>.safetensors, and of LPIPS, lpips-vgg16.safetensors or lpips-alexnet.safetensors."""
     num_resamples: Annotated[int, Field(ge=20, le=10_000)] = 200
     """Draws of sources for each interval."""
-    num_workers: PositiveInt | None = None
+    num_workers: Annotated[PositiveInt | None, Changes("machine")] = None
     """Measuring actors; empty: one for each CPU, or each GPU, of the cluster."""
     compare_with: str | None = None
     """metrics.json of another evaluation; its numbers are printed beside these if its protocol is the same, and refused otherwise."""
     samples_beside_training: Count = 0
     """Clips to make from each validated checkpoint of ST-DiT and to measure by the protocol (train.validate_every_clips); 0: none."""
-    use_gpu: UseGPU = "auto"
+    use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
     """auto: GPUs if the cluster has any, or its autoscaler can add one."""
     real: str | None = None
     """Folder of real clips (video files, or data that preprocess.py has prepared); empty: the run's own."""

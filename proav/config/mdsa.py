@@ -4,12 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from proav.config.changes import Changes
 from proav.config.section import Count, PositiveFloat, PositiveInt, Probability, Section, Weight
 from proav.config.training import MDSATrainConfig
 
 
 class MultiScaleConfig(Section):
     """MT-SelfAttn: temporal self-attention at several scales, on the planes that have time (WT, HT)."""
+
+    changes = ("mdsa",)
 
     enabled: bool = True
     """Off: the planes pass unchanged."""
@@ -26,6 +29,8 @@ class MultiScaleConfig(Section):
 class SpatialConfig(Section):
     """SelfAttn: spatial self-attention on the HW plane."""
 
+    changes = ("mdsa",)
+
     enabled: bool = True
     """Off: the plane passes unchanged."""
     num_heads: PositiveInt = 8
@@ -36,6 +41,8 @@ class SpatialConfig(Section):
 
 class GroupCrossConfig(Section):
     """GCM-Attn: cross-modal attention within temporal groups, in both directions, on WT and HT."""
+
+    changes = ("mdsa",)
 
     enabled: bool = True
     """Off: the modalities do not meet in the encoder."""
@@ -49,6 +56,8 @@ class GroupCrossConfig(Section):
 
 class BiBlockConfig(Section):
     """Bi-Block CrossAttn: cross-modal attention between equal blocks of the two modalities' planes, on the decoder's side."""
+
+    changes = ("mdsa",)
 
     enabled: bool = True
     """Off: the modalities do not meet in the decoder."""
@@ -67,6 +76,8 @@ class BiBlockConfig(Section):
 class BasesConfig(Section):
     """Bases of which each cell of a stream's first plane takes one; 1: none."""
 
+    changes = ("mdsa",)
+
     video: PositiveInt = 1
     """Of the picture's HW plane."""
     audio: PositiveInt = 1
@@ -75,6 +86,8 @@ class BasesConfig(Section):
 
 class LinearPlanesConfig(Section):
     """The linear half of the projection, through the same planes: fitted before training, then trained on."""
+
+    changes = ("mdsa",)
 
     enabled: bool = True
     """Off: the network alone makes planes, bounded by tanh, and pictures, bounded by a sigmoid."""
@@ -86,7 +99,7 @@ class LinearPlanesConfig(Section):
     """The last channels of a first plane with bases: the number of the basis, and coefficients in it."""
     fit_clips: PositiveInt = 192
     """First clips of training that the path is fitted on; of each three pictures and the sound are kept."""
-    alone_clips: Count = 0
+    alone_clips: Annotated[Count, Changes("training")] = 0
     """Clips at the beginning of training in which the path learns without the network: they cost far less."""
 
     def switched(self, modality: Literal["video", "audio"]) -> tuple[int, int]:
@@ -97,6 +110,8 @@ class LinearPlanesConfig(Section):
 
 class RefinerConfig(Section):
     """Convolutions at the picture's own resolution, behind each decoder; they start at zero."""
+
+    changes = ("mdsa",)
 
     enabled: bool = True
     """Off: the decoder ends with its patches."""
@@ -111,6 +126,8 @@ class RefinerConfig(Section):
 class PlaneChannelsConfig(Section):
     """Channels of single planes, in the order HW, WT, HT."""
 
+    changes = ("mdsa",)
+
     video: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """Of the picture's planes; empty: latent_channels each."""
     audio: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
@@ -119,6 +136,8 @@ class PlaneChannelsConfig(Section):
 
 class MDSALossConfig(Section):
     """The autoencoder's objective."""
+
+    changes = ("training",)
 
     pixel: Weight = 4.0
     """L1 on all frames."""
@@ -144,9 +163,9 @@ class MDSALossConfig(Section):
     """L1 between the discriminators' feature maps of real and decoded clips."""
     adversarial_start_clips: Count = 800_000
     """Clips seen before the discriminators enter; beyond train.num_clips: never."""
-    discriminator_width: PositiveInt = 64
+    discriminator_width: Annotated[PositiveInt, Changes("discriminators")] = 64
     """Channels of a discriminator's first layer."""
-    discriminator_layers: PositiveInt = 3
+    discriminator_layers: Annotated[PositiveInt, Changes("discriminators")] = 3
     """Strided layers of a discriminator."""
     discriminator_learning_rate: PositiveFloat = 1e-4
     """AdamW's step size for the discriminators."""
@@ -154,6 +173,8 @@ class MDSALossConfig(Section):
 
 class MDSAConfig(Section):
     """The Multi-scale Dual-stream Spatio-temporal Autoencoder."""
+
+    changes = ("mdsa",)
 
     plane_size: PositiveInt = 16
     """Rows and columns N of the HW plane and of the stacked latent; the patch follows, P = H / N. At least clip.num_frames."""
@@ -195,11 +216,11 @@ class MDSAConfig(Section):
     """GCM-Attn."""
     bi_block: BiBlockConfig = BiBlockConfig()
     """Bi-Block CrossAttn."""
-    modality_dropout: Probability = 0.1
+    modality_dropout: Annotated[Probability, Changes("training")] = 0.1
     """Training probability, each, of dropping what flows toward audio, toward video, or both."""
-    latent_noise: Weight = 0.0
+    latent_noise: Annotated[Weight, Changes("training")] = 0.0
     """Deviation of noise on the planes in training, in units of each plane's root mean square."""
-    latent_mask: Probability = 0.0
+    latent_mask: Annotated[Probability, Changes("training")] = 0.0
     """Share of training clips of whose planes a quarter, half or three quarters of the cells are hidden."""
     loss: MDSALossConfig = MDSALossConfig()
     """The objective."""

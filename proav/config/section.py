@@ -1,6 +1,6 @@
 """What every section of the configuration is, and the kinds of values that settings share."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -25,4 +25,7 @@ def _label_name(value: object) -> object:
 
 
 class Section(BaseModel):
+    changes: ClassVar[tuple[str, ...]] = ()
+    """Kinds of things that its fields change unless they say otherwise (`changes.py`)."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from proav.config.changes import Changes
 from proav.config.section import PositiveInt, Probability, Section, UseGPU, Weight
 from proav.config.training import STDiTTrainConfig
 
@@ -11,22 +12,26 @@ from proav.config.training import STDiTTrainConfig
 class EncodeConfig(Section):
     """Turning windows into stored latents, once MDSA is trained."""
 
+    changes = ("latents",)
+
     stride_frames: PositiveInt = 4
     """Frames between the starts of encoded windows."""
     flips: bool = True
     """Store the horizontal mirror image of each training window as well."""
-    batch_size: PositiveInt = 16
+    batch_size: Annotated[PositiveInt, Changes("machine")] = 16
     """Windows encoded at a time."""
-    num_workers: PositiveInt = 1
+    num_workers: Annotated[PositiveInt, Changes("machine")] = 1
     """Encoding actors."""
-    use_gpu: UseGPU = "auto"
+    use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
     """auto: a GPU each if the cluster has any, or its autoscaler can add one."""
-    replace: bool = False
+    replace: Annotated[bool, Changes("machine")] = False
     """Delete latents that another MDSA, other data or other settings made, and encode anew."""
 
 
 class STDiTConfig(Section):
     """The spatio-temporal diffusion transformer over the stacked planes."""
+
+    changes = ("stdit",)
 
     size: Literal["S", "B", "L", "XL", "custom"] = "B"
     """S 12x384, B 12x768, L 24x1024, XL 28x1152 (layers x width); custom: depth, width and num_heads."""
@@ -42,7 +47,7 @@ class STDiTConfig(Section):
     """divided: within a plane, then across the six planes. full: all tokens at once."""
     mlp_ratio: PositiveInt = 4
     """Hidden width of the MLP, in multiples of width."""
-    label_dropout: Probability = 0.1
+    label_dropout: Annotated[Probability, Changes("training")] = 0.1
     """Training probability of replacing the label by the null label, which guidance needs."""
     train: STDiTTrainConfig = STDiTTrainConfig()
     """How it is trained."""
@@ -69,13 +74,15 @@ class STDiTConfig(Section):
 class DiffusionConfig(Section):
     """The noise process and its training objective."""
 
+    changes = ("stdit",)
+
     objective: Literal["flow", "ddpm"] = "flow"
     """flow: rectified flow, velocity target, Euler sampler. ddpm: noise target, DDIM sampler (PVDM's settings)."""
     time_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     """Distribution of training times of the flow."""
     time_shift: Annotated[float, Field(ge=1, le=100)] = 1.0
     """The flow's times t become s t / (1 + (s - 1) t): more of them near noise; 1: none."""
-    latent_scale: Literal["plane", "channel"] = "plane"
+    latent_scale: Annotated[Literal["plane", "channel"], Changes("stdit", "latents")] = "plane"
     """plane: one divisor for all latents of a plane, strong channels stay strong. channel: one a channel."""
     ddpm_steps: PositiveInt = 1000
     """Discrete times of ddpm."""
@@ -83,9 +90,9 @@ class DiffusionConfig(Section):
     """First variance; the square roots are spaced evenly."""
     ddpm_beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.0195
     """Last variance."""
-    ddim_eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    ddim_eta: Annotated[float, Field(ge=0, le=1), Changes("samples")] = 0.0
     """0: deterministic DDIM; 1: ancestral noise."""
-    task_weights: dict[Literal["joint", "a2v", "v2a", "independent"], Weight] = {"joint": 0.7, "a2v": 0.1, "v2a": 0.1, "independent": 0.1}
+    task_weights: Annotated[dict[Literal["joint", "a2v", "v2a", "independent"], Weight], Changes("training")] = {"joint": 0.7, "a2v": 0.1, "v2a": 0.1, "independent": 0.1}
     """Share of each task in training; a2v: sound given, v2a: picture given, independent: a time of its own per modality."""
 
     @model_validator(mode="after")

@@ -14,6 +14,8 @@ from proav.config.section import Count, PositiveInt, Section, Weight
 class TuneConfig(Section):
     """A sweep over settings of MDSA: each trial is a training run of its own."""
 
+    changes = ("sweep",)
+
     axes: dict[str, tuple[Any, ...]] = {}
     """What varies: the dotted key of a setting of mdsa, and its values: {mdsa.group_cross.num_groups: [2, 4]}."""
     search: Literal["grid", "random", "optuna"] = "grid"

@@ -5,11 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from proav.config.changes import Changes
 from proav.config.section import Count, PositiveFloat, PositiveInt, Probability, Section, UseGPU, Weight
 
 
 class TrainConfig(Section):
     """How one model is trained. Durations are counted in clips, so that batch size and worker count can change."""
+
+    changes = ("training",)
 
     num_clips: PositiveInt = 1_000_000
     """How long to train, in clips seen."""
@@ -17,23 +20,23 @@ class TrainConfig(Section):
     """Clips per optimizer step, over all workers and accumulation steps."""
     accumulation_steps: PositiveInt = 1
     """Forward and backward passes per optimizer step; batch_size is split over them."""
-    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    num_workers: Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], Changes("machine")] = 1
     """Training processes, one a GPU where there are GPUs; [MIN,MAX] is elastic."""
-    use_gpu: UseGPU = "auto"
+    use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
     """auto: a GPU a worker if the cluster has any, or its autoscaler can add one."""
-    cpus_per_worker: PositiveInt = 1
+    cpus_per_worker: Annotated[PositiveInt, Changes("machine")] = 1
     """CPUs that a worker reserves; also its torch threads where it has no GPU."""
-    loader: Literal["processes", "actors"] = "processes"
+    loader: Annotated[Literal["processes", "actors"], Changes("machine")] = "processes"
     """What prepares batches ahead: processes beside each worker, or Ray actors of one CPU each on any node, also on those without GPUs."""
-    loader_workers: Count = 0
+    loader_workers: Annotated[Count, Changes("machine")] = 0
     """Loading processes or actors a worker; 0: the training process prepares each batch itself."""
-    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    engine: Annotated[Literal["deepspeed", "torch"], Changes("machine")] = "deepspeed"
     """deepspeed: ZeRO. torch: plain data parallel, no DeepSpeed needed."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    zero_stage: Annotated[int, Field(ge=0, le=3), Changes("machine")] = 1
     """DeepSpeed ZeRO: 0 nothing, 1 optimizer state, 2 gradients, 3 parameters are sharded over the workers."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Of the forward and backward pass; statistics, losses, EMA and master weights stay fp32."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Annotated[bool, Changes("machine")] = False
     """Recompute block activations in the backward pass: less memory, about a third more time."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: orthogonalized momentum for matrices of blocks and linear planes, AdamW for all other weights."""
@@ -61,17 +64,17 @@ class TrainConfig(Section):
     """Clips after which a weight's share in the moving average has halved (440,000 is 0.9999 a step at batch 64)."""
     ema_ramp_up: PositiveFloat = 0.05
     """The half-life is at most this share of the clips seen so far, so that early averages forget the initialization."""
-    checkpoint_every_clips: PositiveInt = 64_000
+    checkpoint_every_clips: Annotated[PositiveInt, Changes("machine")] = 64_000
     """Clips between checkpoints; one more is written at the end."""
-    checkpoint_every_minutes: Annotated[float, Field(ge=0)] = 15.0
+    checkpoint_every_minutes: Annotated[float, Field(ge=0), Changes("machine")] = 15.0
     """Minutes after which a checkpoint is written in any case; 0: by clips alone."""
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Annotated[PositiveInt, Changes("machine")] = 2
     """Older checkpoints are removed."""
-    report_every_clips: PositiveInt = 3_200
+    report_every_clips: Annotated[PositiveInt, Changes("machine")] = 3_200
     """Clips between lines of metrics.jsonl."""
-    validate_every_clips: Count = 0
+    validate_every_clips: Annotated[Count, Changes("machine")] = 0
     """Clips between measurements of the moving-average weights on evaluate.split, by a task beside the trainer that needs a CPU or GPU of its own; 0: none."""
-    max_failures: Annotated[int, Field(ge=-1)] = 3
+    max_failures: Annotated[int, Field(ge=-1), Changes("machine")] = 3
     """Restarts from the last checkpoint after a worker or node is lost; -1: no limit."""
 
     @model_validator(mode="before")

@@ -1,10 +1,10 @@
-"""The tasks as rows of a table: which modality is given, whose times are drawn how, which frames are shown.
+"""The tasks as rows of a table: which modality is given, and whose times are drawn how.
 
-Not here: the sampler's loop (`proav/generation/sampler.py`) and the encoding of what is given. A new task (first frame, continuation) is a new row with
-a mask rule. The tasks are our choice; the paper evaluates joint generation. Letters: B clips, T frames.
+Not here: the loop of sampling (`proav/generation/denoise.py`) and the encoding of what is given. The tasks are
+our choice; the paper evaluates joint generation. Letters: B clips.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,13 +23,11 @@ class Task:
 
     given: the modality that enters clean, as its lone planes at time 0, and carries no loss ("video", "audio" or None).
     own_times: each modality draws a time of its own; otherwise all that is noised shares one.
-    mask: from T to bool [T], the frames shown through the condition channels; None: nothing is shown, the channels are zero.
     can_sample: whether clips are made by it (a task may exist for training only).
     """
 
     given: str | None = None
     own_times: bool = False
-    mask: Callable[[int], Tensor] | None = None
     can_sample: bool = True
 
 

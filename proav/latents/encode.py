@@ -17,6 +17,7 @@ import torch
 
 from proav import storage
 from proav.config import Config
+from proav.config.changes import setting_values, settings_that_change
 from proav.data.feeds.feed import check_fits
 from proav.data.store.parquet import ShardWriter, open_parquet
 from proav.data.store.shards import SegmentStore, manifest_hash
@@ -43,7 +44,7 @@ LATENT_SCHEMA = pa.schema(
 
 ROW_OVERHEAD_BYTES = 850
 """What a row takes beside its planes: the other columns and their places in the file; measured."""
-OF_A_SHARD = b"proav.config.reading"
+OF_A_SHARD = b"proav.settings"
 """Key of a shard's metadata that says what made it."""
 
 
@@ -59,13 +60,9 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     check_fits(store, config)
     checkpoint = load_checkpoint(storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa", verify=False)  # verified where it is read
     check_resumable(checkpoint, config.model_copy(update={"seed": checkpoint.config.seed}), checkpoint.labels)  # encoding draws nothing
-    settings = {
-        "mdsa_checkpoint": checkpoint.hash,
-        "stride_frames": config.encode.stride_frames,
-        "flips": config.encode.flips,
-        "data": manifest_hash(store.manifest),
-        "latent_scale": config.diffusion.latent_scale,
-    }
+    values = setting_values(config)
+    own = {key.rpartition(".")[2]: values[key] for key in settings_that_change("latents")}
+    settings = {"mdsa_checkpoint": checkpoint.hash, "data": manifest_hash(store.manifest), **own}
     shards = [shard["name"] for shard in store.manifest["shards"]]
     _settle_other_latents(config, settings, shards, replace_unused)
     there = {path.rsplit("/", 1)[-1] for path in storage.list_files(folder, recursive=False)}

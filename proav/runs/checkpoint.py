@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from proav import storage
 from proav.config import Config
+from proav.config.changes import setting_values, settings_that_change
 from proav.config.reading import config_from_dict, config_to_dict
 from proav.errors import CheckpointError, ConfigError
 from proav.storage.patience import patiently
@@ -44,12 +45,8 @@ HOW_TO_MAKE = {
     "stdit": "make one with: python ray_jobs/train.py stage=stdit",
 }
 _FOLDER = re.compile(r"^clips-(\d{12})$")
-_FREE_KEYS = re.compile(
-    r"^(name|run_dir|stage|data|filters|encode|generate|evaluate|tune|job|(mdsa|stdit)\.(train|loss)"
-    r"|mel\.griffin_lim_\w+|mdsa\.(modality_dropout|latent_noise|latent_mask|linear_planes\.alone_clips)"
-    r"|stdit\.label_dropout|diffusion\.(task_weights|ddim_eta))(\.|$)"
-)
-"""Settings that may change between a checkpoint and its continuation: none of them changes what the weights mean."""
+_FIXED = {"mdsa": ("mdsa", "discriminators"), "stdit": ("mdsa", "stdit")}
+"""What of a configuration a checkpoint of each kind is bound to: without it its weights mean something else."""
 
 
 @dataclass(frozen=True)
@@ -229,15 +226,12 @@ def newest_good_checkpoint(folder: str, *, kind: str, warn: Callable[[str], None
 
 def check_resumable(checkpoint: Checkpoint, config: Config, labels: tuple[str, ...] = ()) -> None:
     """Raises CheckpointError, naming the keys, where `config` describes another model or other clips than the checkpoint."""
-    ours, theirs = _flat(config_to_dict(config)), _flat(config_to_dict(checkpoint.config))
-    relevant = [key for key in sorted(ours.keys() | theirs.keys()) if not _FREE_KEYS.match(key)]
-    if checkpoint.kind == "mdsa":
-        relevant = [key for key in relevant if not key.startswith(("stdit.", "diffusion."))]
-        relevant += ["mdsa.loss.discriminator_width", "mdsa.loss.discriminator_layers"]
-    differing = [key for key in relevant if ours.get(key) != theirs.get(key)]
+    ours, theirs = (setting_values(one) for one in (config, checkpoint.config))
+    fixed = sorted(settings_that_change(*_FIXED[checkpoint.kind]))
+    differing = [key for key in fixed if ours[key] != theirs[key]]
     if differing:
-        then = ", ".join(f"{key}={theirs.get(key)}" for key in differing[:4])
-        now = ", ".join(f"{key}={ours.get(key)}" for key in differing[:4])
+        then = ", ".join(f"{key}={theirs[key]}" for key in differing[:4])
+        now = ", ".join(f"{key}={ours[key]}" for key in differing[:4])
         more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
         raise CheckpointError(
             f"{checkpoint.path} was made with {then}{more}; this run has {now}. "
@@ -364,13 +358,6 @@ def _read(path: str, checkpoint: Checkpoint) -> bytes:
 
 def _hash_of(files: dict) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _proav_version() -> str:

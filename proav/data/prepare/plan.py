@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from proav import storage
 from proav.config import Config
+from proav.config.changes import setting_values, settings_that_change
 from proav.data.prepare.unit import WorkUnit
 from proav.data.sources.table import rows_of
 from proav.data.store.parquet import open_parquet
@@ -28,30 +29,13 @@ MAX_UNIT_SOURCES = 256
 MAX_UNIT_BYTES = 256 << 20
 """A unit of long films is closed at this size of its files."""
 
-NOT_IN_DATA = {
-    "data.sources",  # what these find is compared source by source
-    "data.layout",
-    "data.listing",
-    "data.listing_format",
-    "data.videos",
-    "data.ontology",
-    "data.other_columns",
-    "data.conflicts",
-    "data.num_workers",
-    "data.source_timeout_seconds",
-    "data.stall_seconds",
-    "mel.griffin_lim_iterations",
-    "mel.griffin_lim_magnitude",
-    "mel.griffin_lim_momentum",
-}
 PLAN_SCHEMA = pa.schema([("unit", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("digest", pa.string())])
 
 
 def data_settings(config: Config) -> dict:
     """The settings that shape the stored data, as {"section.key": value}."""
-    sections = {"clip": config.clip, "mel": config.mel, "data": config.data}
-    values = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.model_dump(mode="json").items()}
-    return {key: value for key, value in values.items() if key not in NOT_IN_DATA}
+    values = setting_values(config)
+    return {key: values[key] for key in settings_that_change("data")}
 
 
 class Plan:
@@ -109,7 +93,7 @@ def settle_plan(config: Config, data_dir: str, sources: pa.Table) -> Plan:
         storage.write_bytes(path, _plan_bytes(plan, data_settings(config)))
         return plan
     with contextlib.closing(open_parquet(path)) as file:
-        check_settings(config, data_dir, json.loads(file.schema_arrow.metadata[b"proav.config.reading"]))
+        check_settings(config, data_dir, json.loads(file.schema_arrow.metadata[b"proav.settings"]))
         if file.read(["digest"]).column("digest") != sources.column("digest"):
             _refuse_sources(data_dir, file.read(["source", "digest"]), sources)
         units = file.read(["unit"]).column("unit").combine_chunks().dictionary_encode()
@@ -150,7 +134,7 @@ def _refuse_sources(data_dir: str, planned: pa.Table, sources: pa.Table) -> None
 def _plan_bytes(plan: Plan, settings: dict) -> bytes:
     names = pa.array(plan.names, pa.string()).take(pa.array(np.repeat(np.arange(len(plan)), [plan.num_sources(name) for name in plan.names])))
     columns = [names, *(plan.sources.column(name) for name in ("key", "id", "digest"))]
-    table = pa.table(columns, schema=PLAN_SCHEMA.with_metadata({"proav.config.reading": json.dumps(settings)}))
+    table = pa.table(columns, schema=PLAN_SCHEMA.with_metadata({"proav.settings": json.dumps(settings)}))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_statistics=False, use_dictionary=["unit"])
     return buffer.getvalue()

@@ -1,0 +1,78 @@
+"""What each setting changes, said once, beside the setting.
+
+A section says it for all its fields (`changes`), a field for itself (`Annotated[..., Changes(...)]`). From this
+follow which settings shape stored data, which belong to the meaning of a model's weights, and which are the
+machine's alone. Kinds:
+
+    sources         what there is to prepare; it is compared source by source
+    data            prepared data
+    windows         which prepared segments are drawn from
+    mdsa, stdit     what the weights of a model mean: fixed for all of its training
+    discriminators  the same, of the networks that train beside MDSA
+    training        how weights come about; may change while they do
+    latents         stored latents
+    samples         generated clips
+    numbers         what is measured, and how
+    sweep           which trials a sweep has
+    machine         speed, memory and places; no result
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+KINDS = frozenset(
+    "sources data windows mdsa stdit discriminators training latents samples numbers sweep machine".split()
+)
+
+
+@dataclass(frozen=True, init=False)
+class Changes:
+    """The kinds of things that a field changes."""
+
+    kinds: tuple[str, ...]
+
+    def __init__(self, *kinds: str) -> None:
+        unknown = set(kinds) - KINDS
+        assert kinds and not unknown, f"unknown kinds {unknown}: expected some of {sorted(KINDS)}"
+        object.__setattr__(self, "kinds", kinds)
+
+
+def changes_of(section: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """{dotted key: kinds} of every setting below a section; an empty tuple for one that says nothing."""
+    found = {}
+    for name, field in section.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            found |= changes_of(type(default), f"{prefix}{name}.")
+        else:
+            found[prefix + name] = _own(field) or section.changes
+    return found
+
+
+@cache
+def settings_that_change(*kinds: str) -> tuple[str, ...]:
+    """Dotted keys of the settings that change any of these kinds, in file order."""
+    from proav.config import Config
+
+    assert set(kinds) <= KINDS, kinds
+    return tuple(key for key, own in changes_of(Config).items() if set(own) & set(kinds))
+
+
+def setting_values(config: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value as JSON holds it} of every setting."""
+    found = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found |= setting_values(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = config.model_dump(mode="json", include={name})[name]
+    return found
+
+
+def _own(field: FieldInfo) -> tuple[str, ...]:
+    return next((word.kinds for word in field.metadata if isinstance(word, Changes)), ())
