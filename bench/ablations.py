@@ -30,7 +30,7 @@ from proav.evaluate.reconstruction import evaluate_reconstruction
 from proav.evaluate.scores import ClipScorer
 from proav.generation.coder import load_coder
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 from proav.metrics.blockiness import blockiness, blockiness_sound
 from proav.runs.checkpoint import list_checkpoints, load_checkpoint
 from proav.train.worker import checkpoints_folder, train_worker

@@ -22,7 +22,7 @@ from proav.config.reading import load_config
 from proav.data.feeds.feed import evaluation_windows
 from proav.data.store.shards import SegmentStore
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip, read_clip, write_clip
 from proav.metrics.blockiness import blockiness
 

@@ -30,7 +30,7 @@ from proav.config.reading import load_config
 from proav.data.feeds.feed import ClipFeed
 from proav.data.prepare.finish import finish
 from proav.data.prepare.unit import WorkUnit, process_unit, segment_row
-from proav.data.sources.table import SourceRow
+from proav.data.sources.finding import SourceRow
 from proav.data.store.frames import decode_frames
 from proav.data.store.parquet import RowReader
 from proav.data.store.shards import SegmentStore

@@ -21,7 +21,7 @@ from proav.config.reading import load_config
 from proav.data.prepare.isolation import IsolatedDecoder
 from proav.data.prepare.plan import make_plan
 from proav.data.prepare.unit import process_unit
-from proav.data.sources.table import find_sources
+from proav.data.sources.finding import find_sources
 
 
 def make_film(clip: str, path: str, minutes: float) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from proav.config import FilterConfig
-from proav.data.prepare.filters import count_reasons, dropped
+from proav.data.prepare.filtering import count_reasons, dropped
 
 FLIPPED = 0.05
 EVERYTHING = FilterConfig(min_rms_db=-60, max_clipped=0.1, max_black=0.5, max_frozen=0.5, min_sync=-0.1, avoid_shot_cuts=True, duplicates="near")

@@ -31,11 +31,11 @@ from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
 from proav.generation.coder import LatentCoder, pixels_to_unit
 from proav.metrics.blockiness import blockiness, blockiness_sound
-from proav.metrics.reconstruction import mel_error_db, psnr_db
+from proav.metrics.fidelity import mel_error_db, psnr_db
 from proav.models.mdsa import MDSA, CrossFlow
 from proav.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from proav.train.autoencoder import AutoencoderStep
-from proav.train.engine import TorchEngine
+from proav.train.autoencoder_step import AutoencoderStep
+from proav.train.engines import TorchEngine
 from proav.train.schedule import learning_rates
 
 ENCODING = ("encoder.", "to_latents.", "multi_scale.", "spatial.", "group_cross.", "linear.")

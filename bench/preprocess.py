@@ -94,7 +94,7 @@ def run_plain(pool, files: list[str], folder: str) -> tuple[dict, int, int]:
 
 
 def run_job(files: list[str], folder: str) -> tuple[dict, dict]:
-    from proav.data.prepare.job import preprocess
+    from proav.data.prepare.preprocess import preprocess
 
     with clocks() as spent, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         manifest = preprocess(make_config(folder, files))

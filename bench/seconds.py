@@ -20,8 +20,8 @@ from proav.data.prepare.isolation import IsolatedDecoder
 from proav.data.prepare.plan import settle_plan
 from proav.data.prepare.unit import process_unit
 from proav.data.prepare.verify import verify
+from proav.data.sources.finding import find_sources
 from proav.data.sources.folders import is_video
-from proav.data.sources.table import find_sources
 from proav.data.store.shards import read_accounts, read_rejects
 
 

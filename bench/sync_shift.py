@@ -17,7 +17,7 @@ from proav.data.store.shards import SegmentStore
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
 from proav.metrics.av_align import audio_onsets, from_events, motion_strengths
-from proav.metrics.synchrony import clip_synchrony
+from proav.metrics.clip_synchrony import clip_synchrony
 
 MEASURES = ("av_align", "av_align_one_to_one", "synchrony")
 

@@ -25,7 +25,7 @@ from proav.evaluate.reconstruction import evaluate_yardsticks, mean_over_windows
 from proav.evaluate.yardsticks import Yardsticks, fit_yardsticks, plan_yardsticks
 from proav.generation.coder import pixels_to_unit, unit_to_pixels
 from proav.metrics.blockiness import blockiness, blockiness_sound
-from proav.metrics.reconstruction import mean_colour, mel_error_db, psnr_db
+from proav.metrics.fidelity import mean_colour, mel_error_db, psnr_db
 from proav.models.mdsa import MDSA
 from proav.reports.kit.tables import values_text
 from proav.train.fitting import fit_linear_planes

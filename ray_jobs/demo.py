@@ -6,11 +6,11 @@ from proav.command_line import Config, run_job
 
 
 def main(config: Config) -> None:
-    from proav.data.prepare.job import preprocess
+    from proav.data.prepare.preprocess import preprocess
     from proav.evaluate.job import evaluate
     from proav.generation.batch import generate
     from proav.latents.encode import encode_latents
-    from proav.reports.run import write_data_report, write_report
+    from proav.reports.run_page import write_data_report, write_report
     from proav.runs.progress import duration
     from proav.train.on_ray.launch import train_stage
 

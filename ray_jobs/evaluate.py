@@ -5,7 +5,7 @@ from proav.command_line import Config, run_job
 
 def main(config: Config) -> None:
     from proav.evaluate.job import evaluate
-    from proav.reports.run import write_report
+    from proav.reports.run_page import write_report
 
     evaluate(config)
     print(f"evaluate: {write_report(config)}")

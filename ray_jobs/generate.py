@@ -5,7 +5,7 @@ from proav.command_line import Config, run_job
 
 def main(config: Config) -> None:
     from proav.generation.batch import generate
-    from proav.reports.run import write_report
+    from proav.reports.run_page import write_report
 
     generate(config)
     print(f"generate: {write_report(config)}")

@@ -4,15 +4,15 @@ from proav.command_line import Config, run_job
 
 
 def main(config: Config) -> None:
-    from proav.data.prepare.job import preprocess
-    from proav.reports.run import write_data_report
+    from proav.data.prepare.preprocess import preprocess
+    from proav.reports.run_page import write_data_report
 
     preprocess(config)
     print(f"preprocess: {write_data_report(config)}")
 
 
 def verify(config: Config) -> None:
-    from proav.data.prepare.job import verify_run
+    from proav.data.prepare.preprocess import verify_run
 
     verify_run(config)
 

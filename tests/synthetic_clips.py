@@ -33,7 +33,7 @@ def prepare(config) -> dict:
     from proav.data.prepare.finish import finish
     from proav.data.prepare.plan import settle_plan
     from proav.data.prepare.unit import process_unit
-    from proav.data.sources.table import find_sources
+    from proav.data.sources.finding import find_sources
 
     data_dir, sources = f"{config.run_folder}/data", find_sources(config)
     return finish(config, data_dir, sources, [process_unit(config, data_dir, unit) for unit in settle_plan(config, data_dir, sources).units()])

@@ -25,8 +25,8 @@ RAY_FREE = [
     "proav.models.perceptual",
     "proav.diffusion",
     "proav.generation.denoise",
-    "proav.metrics.reconstruction",
-    "proav.metrics.linear_planes",
+    "proav.metrics.fidelity",
+    "proav.metrics.plane_components",
     "proav.metrics.cosine_transform",
     "proav.metrics.blockiness",
     "proav.metrics.distances",
@@ -34,7 +34,7 @@ RAY_FREE = [
     "proav.metrics.bootstrap",
     "proav.metrics.networks",
     "proav.metrics.av_align",
-    "proav.metrics.synchrony",
+    "proav.metrics.clip_synchrony",
     "proav.evaluate.measure",
     "proav.evaluate.numbers",
     "proav.evaluate.yardsticks",
@@ -43,10 +43,10 @@ RAY_FREE = [
     "proav.data.feeds.feed",
     "proav.latents.encode",
     "proav.train.loop",
-    "proav.train.autoencoder",
-    "proav.train.generator",
+    "proav.train.autoencoder_step",
+    "proav.train.generator_step",
     "proav.generation.pipeline",
-    "proav.reports.run",
+    "proav.reports.run_page",
     "proav.serve.api.http",
     "proav.serve.on_ray.sampler",
     "proav.tune.results",
@@ -95,7 +95,7 @@ ROOMS = (
 WITH_RAY = {
     "proav/command_line.py",
     "proav/data/feeds/remote_feed.py",
-    "proav/data/prepare/job.py",
+    "proav/data/prepare/preprocess.py",
     "proav/evaluate/job.py",
     "proav/evaluate/measure.py",
     "proav/generation/batch.py",
@@ -115,7 +115,7 @@ WITH_RAY = {
     "proav/tune/yardsticks.py",
 }
 """The files that import Ray, most of them within a function."""
-WITH_DEEPSPEED = {"proav/train/engine.py"}
+WITH_DEEPSPEED = {"proav/train/engines/zero.py"}
 BLOCK = """
 import sys
 class Block:

@@ -12,7 +12,7 @@ from proav.generation.batch import wanted_rows
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.metrics.agreement import class_hit
 from proav.runs.checkpoint import check_resumable
-from proav.serve.front.errors import ApiError
+from proav.serve.front.api_error import ApiError
 from proav.serve.orders.requests import check_request, parse_request
 from proav.text import find_label, one_form, without_case
 from tests.tiny import tiny_config

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from proav.config.changes import Changes
 from proav.config.clip import ClipConfig, DataConfig, MelConfig
 from proav.config.filters import FilterConfig
-from proav.config.jobs import EvaluateConfig, GenerateConfig, JobConfig
+from proav.config.generation import EvaluateConfig, GenerateConfig, JobConfig
 from proav.config.mdsa import (
     BiBlockConfig,
     GroupCrossConfig,

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from proav.diffusion.planes import spread_to_planes
+from proav.diffusion.modalities import spread_to_planes
 from proav.diffusion.times import shifted
 
 

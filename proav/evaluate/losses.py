@@ -9,8 +9,8 @@ from proav import storage
 from proav.config import Config
 from proav.data.feeds.feed import LatentFeed
 from proav.diffusion.conditions import Conditions
+from proav.diffusion.modalities import denoising_loss
 from proav.diffusion.noise import noise_batch
-from proav.diffusion.planes import denoising_loss
 from proav.errors import UserError
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.runs.checkpoint import Checkpoint

@@ -14,7 +14,7 @@ from proav.evaluate.yardsticks import Yardsticks
 from proav.generation.coder import LatentCoder, load_coder, pixels_to_unit
 from proav.media.container import Clip
 from proav.media.melframes import one_torch_thread
-from proav.metrics.reconstruction import mean_colour, mean_mel, mel_error_db, psnr_db, temporal_mean
+from proav.metrics.fidelity import mean_colour, mean_mel, mel_error_db, psnr_db, temporal_mean
 from proav.runs.checkpoint import load_checkpoint
 
 NUM_SHOWN = 6

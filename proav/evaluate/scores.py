@@ -13,8 +13,8 @@ from proav.media.container import Clip
 from proav.media.melframes import MelFrames
 from proav.metrics.av_align import av_align
 from proav.metrics.blockiness import blockiness, blockiness_sound
+from proav.metrics.clip_synchrony import clip_synchrony
 from proav.metrics.quality import WINDOW, lpips, ssim
-from proav.metrics.synchrony import clip_synchrony
 
 OF_PAIRS = (*RECONSTRUCTION_SCORES, *YARDSTICK_SCORES, "ssim", "lpips")
 """They need what the clip should equal."""

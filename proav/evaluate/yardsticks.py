@@ -27,7 +27,7 @@ from proav.generation.coder import pixels_to_unit
 from proav.geometry import MODALITIES, PLANES, ClipGeometry, LatentGeometry
 from proav.media.melframes import one_torch_thread
 from proav.metrics.cosine_transform import CosineTransform
-from proav.metrics.linear_planes import Chunks, LinearPlanes
+from proav.metrics.plane_components import Chunks, LinearPlanes
 from proav.reports.kit.tables import values_text
 
 YARDSTICK_SCORES = (

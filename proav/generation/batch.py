@@ -11,7 +11,7 @@ from proav import storage
 from proav.config import Config
 from proav.errors import TOLD, UserError, raise_from_text, to_text
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 from proav.runs.checkpoint import load_checkpoint
 from proav.runs.progress import Progress
 from proav.text import find_label

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from proav.diffusion import DDPM, RectifiedFlow
 from proav.diffusion.conditions import Conditions, join_conditions
+from proav.diffusion.modalities import spread_to_planes
 from proav.diffusion.noise import noise_batch
-from proav.diffusion.planes import spread_to_planes
 from proav.diffusion.solvers import find_solver
 from proav.diffusion.tasks import TASKS, given_row
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from proav.errors import UserError
 from proav.generation.coder import LatentCoder, load_coder
 from proav.generation.denoise import Group, denoise
 from proav.generation.inputs import fit_given
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip
 from proav.models.stdit import STDiT
 from proav.runs.checkpoint import load_checkpoint

@@ -20,7 +20,7 @@ from proav.errors import MediaError
 from proav.media.demuxing import Decoder, start_time
 from proav.media.opening import MAX_PIXELS, Watch, opened
 from proav.media.pictures import SCALING
-from proav.media.reading import Request, Segment, read_parts
+from proav.media.segments import Request, Segment, read_parts
 from proav.media.sound import SoundClock
 from proav.media.tracks import main_track
 

@@ -3,7 +3,7 @@
 Two releases are in use, and give other numbers: in that of 2023 a peak may serve several onsets; that of February 2025 (commit bf0b1e3) makes pairs
 and leaves out faint peaks. The first one's search for peaks names a count that it never sets; it is taken to be of all frames, as in the second. The
 onsets are librosa's and the motion is OpenCV's: `pip install 'proav[metrics]'` brings both. At 10 frames a second the tolerance of a frame is 100 ms
-on either side, so that chance alone pairs much. What holds at 1.6 s is `synchrony.py`.
+on either side, so that chance alone pairs much. What holds at 1.6 s is `clip_synchrony.py`.
 """
 
 import importlib.util

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proav.metrics.linear_planes import Chunks
+from proav.metrics.plane_components import Chunks
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""How alike two clips look, frame by frame: SSIM, and LPIPS by a network that the user gives. PSNR and the log-mel error are in `reconstruction.py`."""
+"""How alike two clips look, frame by frame: SSIM, and LPIPS by a network that the user gives. PSNR and the log-mel error are in `fidelity.py`."""
 
 import numpy as np
 import torch

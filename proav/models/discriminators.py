@@ -1,6 +1,6 @@
 """PatchGAN discriminators and adversarial losses for MDSA: pictures are judged frame by frame and as a clip, sound as one long spectrogram.
 
-Not here: weights and schedule (`proav/train/autoencoder.py`). The losses and the pair of 2D and 3D judges are the ancestor PVDM's; group norm for
+Not here: weights and schedule (`proav/train/autoencoder_step.py`). The losses and the pair of 2D and 3D judges are the ancestor PVDM's; group norm for
 its synchronized batch norm is our choice: it works on a CPU and does not depend on the number of workers.
 B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame.
 """

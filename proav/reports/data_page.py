@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from proav import storage
 from proav.config import Config
-from proav.data.prepare.filters import SUGGESTED, count_reasons, would_drop
+from proav.data.prepare.filtering import SUGGESTED, count_reasons, would_drop
 from proav.reports.data_clips import clip_sections, file_name
 from proav.reports.kit.figures import histogram
 from proav.reports.kit.page import Markup, build_page, counted, duration, element, facts, metrics_card, number, table, todo, warning

@@ -1,7 +1,7 @@
 """Fingerprints of picture and sound: 256 bits each that stay when a clip is encoded again, rescaled, made a little brighter or louder.
 
 Bits are signs of differences, 0 where the difference is too small to have a sign that lasts: a black picture and silence have no bit set,
-which is how `proav/data/prepare/filters.py` knows that they tell nothing. Letters: T frames, Y and X rows and columns of cells, M mel bins, S mel columns in a frame.
+which is how `proav/data/prepare/filtering.py` knows that they tell nothing. Letters: T frames, Y and X rows and columns of cells, M mel bins, S mel columns in a frame.
 """
 
 import numpy as np

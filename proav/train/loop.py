@@ -1,6 +1,6 @@
 """One worker's training loop: feed -> step -> report -> checkpoint; progress is counted in clips.
 
-It knows no model by name (`autoencoder.py` and `generator.py` say what a step is), no files and no Ray: reports and checkpoints are
+It knows no model by name (`autoencoder_step.py` and `generator_step.py` say what a step is), no files and no Ray: reports and checkpoints are
 callbacks. Plain torch; with several workers, torch.distributed is already set up.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from proav.errors import UserError
 from proav.train.ema import ExponentialMovingAverage
-from proav.train.engine import Engine, NonFiniteError
+from proav.train.engines import Engine, NonFiniteError
 from proav.train.schedule import learning_rates
 
 Parts = dict[str, tuple[Tensor, Tensor | float]]

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from proav.runs.checkpoint import Checkpoint, save_checkpoint
 from proav.train.ema import ExponentialMovingAverage
-from proav.train.engine import Engine
+from proav.train.engines import Engine
 from proav.train.loop import LoopState, TrainingStep
 
 

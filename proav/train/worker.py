@@ -23,11 +23,11 @@ from proav.models.stdit import STDiT
 from proav.runs.checkpoint import Checkpoint, check_resumable, load_checkpoint, newest_good_checkpoint
 from proav.runs.metrics_log import MetricsLog
 from proav.runs.progress import Progress
-from proav.train.autoencoder import AutoencoderStep
+from proav.train.autoencoder_step import AutoencoderStep
 from proav.train.ema import ExponentialMovingAverage
-from proav.train.engine import make_engine
+from proav.train.engines import make_engine
 from proav.train.fitting import fit_linear_planes, fit_on_worker_0
-from proav.train.generator import GeneratorStep
+from proav.train.generator_step import GeneratorStep
 from proav.train.loop import Asked, LoopState, TrainingStep, run_loop
 from proav.train.resume import load_training, on_worker_0, save_training
 

@@ -2,7 +2,7 @@
 
 from proav.config import Config
 from proav.config.changes import KINDS, changes_of, setting_values, settings_that_change
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 
 
 def test_no_setting_is_silent():

@@ -5,8 +5,8 @@ import torch
 
 from proav.config import Config
 from proav.diffusion import DDPM, RectifiedFlow, make_process
+from proav.diffusion.modalities import denoising_loss, mix_given, spread_to_planes
 from proav.diffusion.noise import uniforms_for
-from proav.diffusion.planes import denoising_loss, mix_given, spread_to_planes
 from proav.errors import UserError
 
 SHAPE = (4, 3, 6, 5, 5)

@@ -6,7 +6,7 @@ import pytest
 
 from proav.errors import UserError
 from proav.generation.batch import BatchSampler, read_samples, sample_path, wanted_rows, write_samples
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import read_clip
 from proav.runs.checkpoint import load_checkpoint
 from tests.tiny import save_tiny_stdit, tiny_config

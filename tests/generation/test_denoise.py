@@ -9,7 +9,7 @@ from proav.diffusion.conditions import Conditions
 from proav.diffusion.noise import noise_batch
 from proav.errors import UserError
 from proav.generation.denoise import Group, denoise
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 from proav.models.stdit import STDiT
 
 SHAPE = (2, 6, 4, 4)

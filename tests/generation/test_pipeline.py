@@ -7,7 +7,7 @@ import torch
 from proav.errors import CheckpointError, UserError
 from proav.generation.coder import pixels_to_unit, unit_to_pixels
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip, read_clip
 from tests.tiny import LABELS, save_tiny_mdsa, save_tiny_stdit, tiny_config
 

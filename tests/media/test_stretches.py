@@ -9,7 +9,7 @@ import pytest
 
 from proav.errors import MediaError
 from proav.media.container import read_clip
-from proav.media.reading import About, Lost, Request, Segment, read_parts
+from proav.media.segments import About, Lost, Request, Segment, read_parts
 from tests.media.flash_and_beep import beep_times, make_film, regular, white_frames
 
 FPS, RATE = 10, 16000

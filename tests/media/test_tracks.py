@@ -10,7 +10,7 @@ import pytest
 
 from proav.errors import MediaError
 from proav.media.container import read_clip
-from proav.media.reading import About, Request, Segment, read_parts
+from proav.media.segments import About, Request, Segment, read_parts
 from proav.media.tracks import parse_programmes
 from tests.media.flash_and_beep import make_film, regular
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from proav.metrics.cosine_transform import CosineTransform, cosine_coefficients, cosine_matrix
-from proav.metrics.reconstruction import psnr_db
+from proav.metrics.fidelity import psnr_db
 
 
 def moving_cosines(phases, size=16, frames=8):

@@ -3,7 +3,7 @@
 import pytest
 
 from proav.config.reading import describe_settings, load_config
-from proav.data.sources.table import find_sources
+from proav.data.sources.finding import find_sources
 from proav.errors import UserError
 from proav.models.perceptual import LPIPS
 from proav.storage.paths import GIVEN, LEFT, explain_paths, with_absolute_paths

@@ -11,13 +11,13 @@ from proav import storage
 from proav.config import Config
 from proav.data.prepare.finish import finish
 from proav.data.prepare.unit import WorkUnit, process_unit, segment_row
-from proav.data.sources.table import SourceRow
+from proav.data.sources.finding import SourceRow
 from proav.data.store.parquet import write_shard
 from proav.geometry import ClipGeometry, LatentGeometry
 from proav.latents.encode import LATENT_SCHEMA
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
-from proav.train.engine import make_engine
+from proav.train.engines import make_engine
 from tests.tiny import LABELS
 
 NUM_SEGMENTS, SEGMENT_FRAMES = 6, 8

@@ -22,9 +22,9 @@ from socket import socketpair
 
 from proav.config import Config
 from proav.config.reading import config_from_dict, config_to_dict
-from proav.data.sources.table import SourceRow
+from proav.data.sources.finding import SourceRow
 from proav.errors import MediaError, StorageUnavailable
-from proav.media.reading import About, Lost
+from proav.media.segments import About, Lost
 from proav.storage import patience
 
 MAX_TRIES = 2

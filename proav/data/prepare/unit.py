@@ -19,7 +19,7 @@ import torch
 
 from proav import storage
 from proav.config import Config
-from proav.data.sources.table import SourceRow, segment_id
+from proav.data.sources.finding import SourceRow, segment_id
 from proav.data.store.frames import encode_frames
 from proav.data.store.parquet import ShardWriter, open_parquet, write_shard
 from proav.data.store.schema import (
@@ -33,8 +33,8 @@ from proav.data.store.schema import (
 from proav.errors import MediaError
 from proav.media.container import Clip, frames_in
 from proav.media.melframes import MelFrames, one_torch_thread
-from proav.media.reading import About, Lost, Request, Segment, read_parts
-from proav.signals.scores import segment_scores
+from proav.media.segments import About, Lost, Request, Segment, read_parts
+from proav.signals.segment_scores import segment_scores
 
 RECORD_KEY = b"proav.unit"
 

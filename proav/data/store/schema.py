@@ -7,7 +7,7 @@ A row of `sources/*.parquet` accounts for the seconds of one source.
 
 import pyarrow as pa
 
-from proav.signals.scores import SCORE_FIELDS
+from proav.signals.segment_scores import SCORE_FIELDS
 
 FORMAT = 3
 """Version of the manifest and of the columns below; a reader refuses others."""
@@ -18,7 +18,7 @@ FULL_SCALE = 32767.0
 SEGMENT_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("source", pa.string()),  # its key, see proav/data/sources/table.py
+        ("source", pa.string()),  # its key, see proav/data/sources/finding.py
         ("source_id", pa.string()),
         ("label", pa.string()),  # empty: none
         ("labels", pa.list_(pa.string())),  # all that were given

@@ -3,7 +3,7 @@ and back (ProAV-DiT, Figure 2 (a)).
 
 encode: two stream encoders -> MT-SelfAttn on HT and WT, SelfAttn on HW -> GCM-Attn on HT and WT -> 1x1
 convolution; its sum with the linear planes is what is stored. decode: 1x1 convolution -> Bi-Block CrossAttn
--> two stream decoders, which add to the linear path. Not here: losses (`proav/train/autoencoder.py`),
+-> two stream decoders, which add to the linear path. Not here: losses (`proav/train/autoencoder_step.py`),
 waveforms (`proav/media`).
 B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame, P planes, N plane
 side, D latent channels.

@@ -21,8 +21,8 @@ from starlette.staticfiles import StaticFiles
 from proav.serve.api.api_page import api_page
 from proav.serve.api.openapi import describe
 from proav.serve.front.answers import Json, error_answer
+from proav.serve.front.api_error import ApiError, shown
 from proav.serve.front.arrival import WholeRequests
-from proav.serve.front.errors import ApiError, shown
 from proav.serve.front.gate import Gate
 from proav.serve.orders.requests import check_names
 from proav.serve.queue.service import Service

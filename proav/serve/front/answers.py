@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi.responses import Response
 
-from proav.serve.front.errors import ApiError
+from proav.serve.front.api_error import ApiError
 
 
 class Json(Response):

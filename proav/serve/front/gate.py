@@ -10,7 +10,7 @@ import re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proav.serve.front.answers import error_answer
-from proav.serve.front.errors import ApiError, shown
+from proav.serve.front.api_error import ApiError, shown
 from proav.serve.front.raw_answers import BROWSER_HEADERS
 
 DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip, encode_clip
 
 IDLE_PROBE_SECONDS = 60.0

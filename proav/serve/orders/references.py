@@ -17,7 +17,7 @@ from proav.errors import MediaError
 from proav.geometry import ClipGeometry
 from proav.media.container import MAX_PIXELS, Clip
 from proav.media.cutting import MAX_SOUND_SHORTFALL
-from proav.serve.front.errors import ApiError
+from proav.serve.front.api_error import ApiError
 from proav.serve.orders.upload_process import decode_upload
 
 BYTES_PER_PIXEL = 8

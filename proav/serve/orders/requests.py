@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from proav.diffusion.tasks import TASKS
-from proav.serve.front.errors import SHOWN_CHARACTERS, ApiError, shown
+from proav.serve.front.api_error import SHOWN_CHARACTERS, ApiError, shown
 from proav.serve.orders.model_card import MAX_GUIDANCE_SCALE, ModelCard
 from proav.text import find_label, without_case
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from proav.config import Config
 from proav.generation.pipeline import SampleRequest
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 from proav.serve.orders.references import given_clip
 from proav.serve.queue.batching import JobQueue, Waiting
 from proav.serve.queue.jobs import Job, JobError

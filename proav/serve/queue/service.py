@@ -13,7 +13,7 @@ from typing import Any
 
 from proav.errors import UserError
 from proav.runs.checkpoint import load_checkpoint
-from proav.serve.front.errors import ApiError, shown
+from proav.serve.front.api_error import ApiError, shown
 from proav.serve.orders.model_card import ModelCard
 from proav.serve.orders.previews import MEDIA_TYPES, preview
 from proav.serve.orders.references import read_data_url, read_given

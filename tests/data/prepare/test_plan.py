@@ -4,7 +4,7 @@ import pytest
 
 from proav.data.prepare.plan import MAX_UNIT_BYTES, MAX_UNIT_SOURCES, TARGET_UNITS, check_settings, data_settings, make_plan, settle_plan
 from proav.data.prepare.unit import WorkUnit
-from proav.data.sources.table import find_sources, rows_of
+from proav.data.sources.finding import find_sources, rows_of
 from proav.errors import UserError
 from tests.tiny import tiny_config
 

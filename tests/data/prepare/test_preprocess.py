@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from proav.config.reading import config_to_dict
-from proav.data.prepare.job import finished_records
 from proav.data.prepare.plan import settle_plan
+from proav.data.prepare.preprocess import finished_records
 from proav.data.prepare.unit import WorkUnit, process_unit, read_record
 from proav.data.prepare.verify import verify
-from proav.data.sources.table import find_sources, rows_of
+from proav.data.sources.finding import find_sources, rows_of
 from proav.data.store.shards import SegmentStore, read_manifest
 from proav.errors import UserError
 from tests.synthetic_clips import make_clip, prepare
@@ -125,7 +125,7 @@ def test_other_settings_or_sources_are_refused_and_nothing_is_changed(clips_dir,
 
 @pytest.mark.ray
 def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path, capsys):
-    from proav.data.prepare.job import preprocess
+    from proav.data.prepare.preprocess import preprocess
 
     whole, killed = (tiny_config(f"run_dir={tmp_path / name}", f"data.sources=[{clips_dir}]") for name in ("whole", "killed"))
     manifest = prepare(whole)  # without Ray: to the same bytes
@@ -137,7 +137,7 @@ def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path,
     script = f"""
         import json, os, threading, time, ray
         from pathlib import Path
-        from proav.data.prepare.job import preprocess
+        from proav.data.prepare.preprocess import preprocess
         from proav.config.reading import config_from_dict
 
         def kill_when_two_units_are_done():

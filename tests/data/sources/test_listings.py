@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from proav.config import Config, DataConfig
-from proav.data.sources.table import find_sources, rows_of, segment_id, source_id
+from proav.data.sources.finding import find_sources, rows_of, segment_id, source_id
 from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
 from proav.media.container import Clip

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from proav.config import Config, DataConfig
-from proav.data.sources.table import find_sources, rows_of
+from proav.data.sources.finding import find_sources, rows_of
 from proav.errors import UserError
 
 

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import encode_clip, read_clip
 from tests.media.hostile_files import wav
 from tests.synthetic_clips import make_clip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from proav.generation.pipeline import SampleRequest
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import read_clip
 from proav.serve.on_ray.sampler import Sampler
 

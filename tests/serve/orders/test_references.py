@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from proav.media.container import encode_clip
-from proav.serve.front.errors import ApiError
+from proav.serve.front.api_error import ApiError
 from proav.serve.orders.references import given_clip, read_data_url, read_given
 from tests.media.hostile_files import ffv1, h264, switching_h264, wav
 from tests.synthetic_clips import make_clip

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from proav.runs.checkpoint import load_checkpoint
-from proav.serve.front.errors import ApiError, shown
+from proav.serve.front.api_error import ApiError, shown
 from proav.serve.orders.model_card import ModelCard
 from proav.serve.orders.requests import check_request, parse_request
 from proav.serve.settings import ServeSettings

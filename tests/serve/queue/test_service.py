@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from proav.errors import UserError
-from proav.serve.front.errors import ApiError
+from proav.serve.front.api_error import ApiError
 from proav.serve.on_ray.sampler import Sampler
 from proav.serve.orders.requests import Order
 from proav.serve.queue.dispatch import SamplerLost

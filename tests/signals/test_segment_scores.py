@@ -13,7 +13,7 @@ from proav.config.reading import config_from_dict
 from proav.media.container import Clip, encode_clip, read_clip
 from proav.media.melframes import MelFrames
 from proav.signals.fingerprints import picture_hash, sound_hash
-from proav.signals.scores import BLACK_LUMA, SCORE_FIELDS, reduce_pictures, segment_scores, shot_starts
+from proav.signals.segment_scores import BLACK_LUMA, SCORE_FIELDS, reduce_pictures, segment_scores, shot_starts
 from proav.signals.synchrony import synchrony
 
 RATE = 16000

@@ -5,7 +5,8 @@ import torch
 import torch.distributed as dist
 
 from proav.runs.checkpoint import list_checkpoints, load_checkpoint
-from proav.train.engine import LossScale, NonFiniteError
+from proav.train.engines import NonFiniteError
+from proav.train.engines.base import LossScale
 from proav.train.loop import Asked
 from tests.train.toy import BATCH, on_workers, run_toy, shard_everything, toy_train
 

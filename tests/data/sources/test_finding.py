@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from proav.config import Config, DataConfig
-from proav.data.sources.table import SOURCE_SCHEMA, find_sources, rows_of, segment_id, source_id
+from proav.data.sources.finding import SOURCE_SCHEMA, find_sources, rows_of, segment_id, source_id
 from proav.errors import UserError
 
 

@@ -5,7 +5,7 @@ import pytest
 from proav.config import Config
 from proav.diffusion.solvers import SOLVERS
 from proav.errors import UserError
-from proav.generation.settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
-from proav.metrics.synchrony import clip_synchrony
+from proav.metrics.clip_synchrony import clip_synchrony
 from tests.tiny import tiny_config
 
 FPS, RATE, FRAMES = 10, 16_000, 16

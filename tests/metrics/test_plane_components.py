@@ -5,8 +5,8 @@ import pytest
 import torch
 from einops import rearrange
 
-from proav.metrics.linear_planes import LinearPlanes, principal_directions
-from proav.metrics.reconstruction import psnr_db
+from proav.metrics.fidelity import psnr_db
+from proav.metrics.plane_components import LinearPlanes, principal_directions
 
 SIDE, SHAPE = 4, (3, 4, 16, 16)  # C T H W
 

@@ -1,6 +1,6 @@
 """Which segments of a data set are used: decided from the columns of its index alone, in seconds, without decoding anything again.
 
-What the columns mean and how they are measured is `proav/signals/scores.py` and `proav/signals/fingerprints.py`. Letters: N segments, K candidate pairs.
+What the columns mean and how they are measured is `proav/signals/segment_scores.py` and `proav/signals/fingerprints.py`. Letters: N segments, K candidate pairs.
 """
 
 from collections.abc import Iterator

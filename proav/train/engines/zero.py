@@ -1,17 +1,13 @@
-"""Steps the optimizer on one or many workers: plain data parallel in torch, or ZeRO 1 to 3 with DeepSpeed.
+"""ZeRO 1 to 3 with DeepSpeed: optimizer state, gradients and weights sharded over the workers.
 
-Both engines keep fp32 weights and fp32 optimizer state; the precision setting is the autocast dtype of the model's forward pass.
-Their saved state is the same and knows no world size, stage or engine: whole fp32 tensors by name. This is the only room with
-DeepSpeed, which is imported only where it is asked for.
+The only file with DeepSpeed, which is imported only where it is asked for.
 """
 
 import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterable
 from itertools import accumulate
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -20,6 +16,14 @@ from torch import nn
 from proav.config import TrainConfig
 from proav.errors import UserError
 from proav.models.layers import hidden_matrices
+from proav.train.engines.base import (
+    LossScale,
+    NonFiniteError,
+    autocast,
+    load_scalars,
+    persistent_buffers,
+    scalars_of,
+)
 from proav.train.optimizers import (
     Sliced,
     SlicedMatrices,
@@ -30,95 +34,8 @@ from proav.train.optimizers import (
     state_of,
 )
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-BUCKET_BYTES = 32 * 2**20
-"""Gradients are summed over workers in flat pieces of about this size: few calls, little extra memory."""
 WHOLE_BELOW = 100_000
 """ZeRO stage 3 keeps smaller weights whole on every worker, as DeepSpeed does: gathering them costs time."""
-
-
-class NonFiniteError(UserError):
-    """A loss or gradient norm that is not a number: training stops on every worker before the optimizer steps."""
-
-
-class Engine(Protocol):
-    """What the loop needs to train a module; `make_engine` chooses."""
-
-    module: nn.Module
-    """The bare model; its weights may be sharded."""
-    device: torch.device
-    train: TrainConfig
-
-    def forward(self, *inputs, **named): ...
-    def autocast(self) -> contextlib.AbstractContextManager: ...
-    def backward(self, loss: torch.Tensor) -> None: ...
-    def step(self, rates: dict[str, float]) -> float | None: ...
-    def discard(self) -> None: ...
-    def shards(self) -> dict[str, torch.Tensor]: ...
-    def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
-    def split(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
-    def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict]: ...
-    def load_optimizer_state(self, tensors: dict[str, torch.Tensor], scalars: dict) -> None: ...
-
-
-def make_engine(module: nn.Module, train: TrainConfig, *, device: torch.device, micro_batch: int, log=print) -> Engine:
-    """The engine that `train.engine` names, with `module` (already holding its starting weights) on `device`.
-
-    micro_batch: clips of one forward pass on one worker. ZeRO stage 0 shards nothing: that is the plain torch engine.
-    Raises UserError where DeepSpeed is asked for and not installed.
-    """
-    if train.engine == "torch":
-        return TorchEngine(module, train, device=device)
-    if train.zero_stage == 0:
-        log("train.zero_stage=0 shards nothing: the plain torch engine does it")
-        return TorchEngine(module, train, device=device)
-    return DeepSpeedEngine(module, train, device=device, micro_batch=micro_batch)
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Averages the gradients over all workers, in flat buckets; a missing gradient counts as zero."""
-    parameters = list(parameters)
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    world, bucket, size = dist.get_world_size(), [], 0
-    for index, parameter in enumerate(parameters):
-        bucket.append(parameter.grad)
-        size += parameter.grad.numel() * parameter.grad.element_size()
-        if size >= BUCKET_BYTES or index == len(parameters) - 1:
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            dist.all_reduce(flat)
-            flat.div_(world)
-            for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
-                gradient.copy_(part.view_as(gradient))
-            bucket, size = [], 0
-
-
-class LossScale:
-    """The dynamic loss scale of fp16: halved where a gradient overflows, doubled after a calm stretch; 1 in other precisions.
-
-    Our choice: 2**16 at first, doubled every 2,000 steps, as mixed-precision training does since Micikevicius et al., 2018.
-    """
-
-    GROWTH_STEPS = 2000
-
-    def __init__(self, precision: str) -> None:
-        self.dynamic = precision == "fp16"
-        self.scale, self.calm_steps = (2.0**16 if self.dynamic else 1.0), 0
-
-    def after_step(self, overflow: bool) -> bool:
-        """True where the step may be skipped; False where a non-finite gradient must stop the run."""
-        if not self.dynamic:
-            return False
-        if overflow:
-            self.scale, self.calm_steps = self.scale / 2, 0
-            return self.scale >= 1.0
-        self.calm_steps += 1
-        if self.calm_steps == self.GROWTH_STEPS:
-            self.scale, self.calm_steps = self.scale * 2, 0
-        return True
 
 
 class _Autocast(nn.Module):
@@ -129,94 +46,8 @@ class _Autocast(nn.Module):
         self.inner, self.device_type, self.precision = module, device.type, precision
 
     def forward(self, *inputs, **named):
-        with _autocast(self.device_type, self.precision):
+        with autocast(self.device_type, self.precision):
             return self.inner(*inputs, **named)
-
-
-def _autocast(device_type: str, precision: str) -> contextlib.AbstractContextManager:
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device_type, dtype=DTYPES[precision])
-
-
-class TorchEngine:
-    """Every worker holds everything; gradients are averaged once per optimizer step."""
-
-    def __init__(self, module: nn.Module, train: TrainConfig, *, device: torch.device) -> None:
-        self.module, self.train, self.device = module.to(device), train, device
-        self.loss_scale = LossScale(train.precision)
-        self.optimizer = make_optimizer(self.module, train)
-        self.optimizer_steps = 0
-        if dist.is_initialized():
-            for tensor in (*self.module.parameters(), *self.module.buffers()):
-                dist.broadcast(tensor.data, 0)
-
-    def forward(self, *inputs, **named):
-        with self.autocast():
-            return self.module(*inputs, **named)
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        return _autocast(self.device.type, self.train.precision)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of `loss` divided by the accumulation steps."""
-        (loss * (self.loss_scale.scale / self.train.accumulation_steps)).backward()
-
-    def step(self, rates: dict[str, float]) -> float | None:
-        """Averages, clips, and steps; returns the gradient norm, or None where an fp16 overflow skipped the step.
-
-        Raises NonFiniteError, with the weights untouched.
-        """
-        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        average_gradients(parameters)
-        if self.loss_scale.dynamic:
-            torch._foreach_div_([parameter.grad for parameter in parameters], self.loss_scale.scale)
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        value = norm.item()
-        finite = _is_finite(value)
-        if not self.loss_scale.after_step(not finite) and not finite:
-            raise NonFiniteError(f"the gradient norm is {value}")
-        if finite:
-            nn.utils.clip_grads_with_norm_(parameters, self.train.gradient_clip, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rates[group["rate"]]
-            self.optimizer.step()
-            self.optimizer_steps += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        return value if finite else None
-
-    def discard(self) -> None:
-        """Instead of `step`: drops the gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def shards(self) -> dict[str, torch.Tensor]:
-        """This worker's part of the live weights by name: here, all of them."""
-        return {name: parameter.data for name, parameter in self.module.named_parameters()}
-
-    def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Whole tensors (and persistent buffers) from every worker's shards, as a state dict of the model. Every worker calls it."""
-        return shards | _persistent_buffers(self.module)
-
-    def split(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The inverse of `assemble`: this worker's shards of whole tensors."""
-        return {name: weights[name].to(self.device) for name, _ in self.module.named_parameters()}
-
-    def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """({"exp_avg.NAME": whole tensor, ...}, plain values). Every worker calls it."""
-        tensors = {}
-        for name, moments in moments_of(self.module, self.train).items() if self.optimizer_steps else ():
-            state = self.optimizer.state[self.module.get_parameter(name)]
-            tensors |= {f"{moment}.{name}": state[moment] for moment in moments}
-        return tensors, _scalars(self)
-
-    def load_optimizer_state(self, tensors: dict[str, torch.Tensor], scalars: dict) -> None:
-        _load_scalars(self, scalars)
-        if not self.optimizer_steps:
-            return
-        check_moments(tensors, self.module, self.train)
-        for name, moments in moments_of(self.module, self.train).items():
-            state = {moment: tensors[f"{moment}.{name}"].to(self.device) for moment in moments}
-            self.optimizer.state[self.module.get_parameter(name)] = state_of(state, self.optimizer_steps)
 
 
 class DeepSpeedEngine:
@@ -242,7 +73,7 @@ class DeepSpeedEngine:
         return self.engine(*inputs, **named)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        return _autocast(self.device.type, self.train.precision)
+        return autocast(self.device.type, self.train.precision)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradients of `loss` divided by the accumulation steps, and reduces them at the last."""
@@ -293,7 +124,7 @@ class DeepSpeedEngine:
             gathered = self._gather(shards[name])
             if dist.get_rank() == 0:
                 whole[name] = gathered[: parameter.ds_numel].view(parameter.ds_shape).cpu()
-        return (whole if self._sharded else shards) | _persistent_buffers(self.module)
+        return (whole if self._sharded else shards) | persistent_buffers(self.module)
 
     def split(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The inverse of `assemble`: this worker's shards of whole tensors."""
@@ -311,12 +142,12 @@ class DeepSpeedEngine:
                 whole = safe_get_full_optimizer_state(self.module.get_parameter(name), moment)
                 if dist.get_rank() == 0:
                     tensors[f"{moment}.{name}"] = whole.cpu()
-        return tensors, _scalars(self)
+        return tensors, scalars_of(self)
 
     def load_optimizer_state(self, tensors: dict[str, torch.Tensor], scalars: dict) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        _load_scalars(self, scalars)
+        load_scalars(self, scalars)
         if not self.optimizer_steps:
             return
         check_moments(tensors, self.module, self.train)
@@ -393,25 +224,6 @@ class DeepSpeedEngine:
         start = dist.get_rank() * size
         piece = whole.reshape(-1)[start : start + size].to(self.device, torch.float32)
         return nn.functional.pad(piece, (0, size - piece.numel()))
-
-
-def _persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
-    parameters = dict(module.named_parameters())
-    return {name: tensor for name, tensor in module.state_dict().items() if name not in parameters}
-
-
-def _scalars(engine) -> dict:
-    return {"optimizer_steps": engine.optimizer_steps, "loss_scale": engine.loss_scale.scale, "calm_steps": engine.loss_scale.calm_steps}
-
-
-def _load_scalars(engine, scalars: dict) -> None:
-    engine.optimizer_steps = scalars["optimizer_steps"]
-    if engine.loss_scale.dynamic:
-        engine.loss_scale.scale, engine.loss_scale.calm_steps = scalars["loss_scale"], scalars["calm_steps"]
-
-
-def _is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 def _import_deepspeed():

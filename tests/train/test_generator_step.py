@@ -6,7 +6,7 @@ import torch
 from proav.diffusion.tasks import draw_tasks
 from proav.geometry import LatentGeometry
 from proav.models.stdit import STDiT
-from proav.train.generator import NOISE_BUCKETS, GeneratorStep
+from proav.train.generator_step import NOISE_BUCKETS, GeneratorStep
 from tests.tiny import LABELS, randomize, tiny_config
 from tests.train.tiny_run import torch_engine
 

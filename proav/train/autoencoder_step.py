@@ -29,7 +29,7 @@ from proav.models.discriminators import (
 )
 from proav.models.mdsa import CrossFlow
 from proav.models.perceptual import LPIPS, multi_scale_gradient_loss
-from proav.train.engine import Engine, NonFiniteError, average_gradients
+from proav.train.engines import Engine, NonFiniteError, average_gradients
 from proav.train.loop import StepOutput, mean_part
 from proav.train.optimizers import MOMENTS
 

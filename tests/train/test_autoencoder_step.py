@@ -7,8 +7,8 @@ from proav.errors import UserError
 from proav.generation.coder import pixels_to_unit
 from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry
 from proav.models.mdsa import MDSA
-from proav.train.autoencoder import AutoencoderStep, draw_flow, draw_frames, draw_noise, draw_shown
-from proav.train.engine import NonFiniteError
+from proav.train.autoencoder_step import AutoencoderStep, draw_flow, draw_frames, draw_noise, draw_shown
+from proav.train.engines import NonFiniteError
 from tests.tiny import tiny_config
 from tests.train.tiny_run import torch_engine
 

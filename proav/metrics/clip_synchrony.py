@@ -8,7 +8,7 @@ import torch
 
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
-from proav.signals.scores import reduce_pictures, shot_starts
+from proav.signals.segment_scores import reduce_pictures, shot_starts
 from proav.signals.synchrony import synchrony
 
 

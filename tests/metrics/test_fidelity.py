@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from proav.metrics.reconstruction import mean_colour, mean_mel, mel_error_db, psnr_db, temporal_mean
+from proav.metrics.fidelity import mean_colour, mean_mel, mel_error_db, psnr_db, temporal_mean
 
 
 def test_psnr_of_a_known_error():

@@ -1,6 +1,6 @@
 """Scores of one segment, the columns that filters decide on: loudness, darkness, stillness, shot cuts, synchrony of sound and picture, fingerprints.
 
-Plain numpy on pictures reduced once to about 32 x 32 cells; costs a few per cent of decoding. What is done with the scores is `proav/data/prepare/filters.py`.
+Plain numpy on pictures reduced once to about 32 x 32 cells; costs a few per cent of decoding. What is done with the scores is `proav/data/prepare/filtering.py`.
 Letters: T frames, H and W rows and columns, Y and X rows and columns of cells, L sound samples, M mel bins, S mel columns in a frame, J = T * S.
 """
 

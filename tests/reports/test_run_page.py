@@ -22,8 +22,8 @@ from proav.data.store.schema import BULKY_COLUMNS, FORMAT, INDEX_SCHEMA, REJECT_
 from proav.data.store.shards import index_bytes
 from proav.reports.kit.figures import _mel_row, curve
 from proav.reports.kit.page import duration, element, metric_name, number
-from proav.reports.run import write_data_report, write_report
 from proav.reports.run_files import read_metrics
+from proav.reports.run_page import write_data_report, write_report
 from tests.serve.browser import find_chromium
 
 HOSTILE = "<script>alert(1)</script>\"'&"

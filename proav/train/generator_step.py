@@ -13,12 +13,12 @@ from torch import Tensor
 from proav.config import Config
 from proav.diffusion import make_process
 from proav.diffusion.conditions import Conditions
+from proav.diffusion.modalities import denoising_loss, mix_given, plane_errors
 from proav.diffusion.noise import noise_batch
-from proav.diffusion.planes import denoising_loss, mix_given, plane_errors
 from proav.diffusion.tasks import draw_tasks
 from proav.generation.coder import LatentScale
 from proav.geometry import MODALITIES, PLANES_PER_MODALITY, LatentGeometry
-from proav.train.engine import Engine
+from proav.train.engines import Engine
 from proav.train.loop import Parts, StepOutput
 
 NOISE_BUCKETS = 4

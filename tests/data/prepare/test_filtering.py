@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from proav.config import FilterConfig
-from proav.data.prepare.filters import REASONS, SUGGESTED, _join, count_reasons, dropped, longest_shots, near_repeats, would_drop
+from proav.data.prepare.filtering import REASONS, SUGGESTED, _join, count_reasons, dropped, longest_shots, near_repeats, would_drop
 
 RNG = np.random.default_rng(0)
 

@@ -1,0 +1,30 @@
+"""Engines step the optimizer on one or many workers: plain data parallel in torch, or ZeRO with DeepSpeed.
+
+All keep fp32 weights and fp32 optimizer state; the precision setting is the autocast dtype of the model's
+forward pass. Their saved state is the same and knows no world size, stage or engine: whole fp32 tensors by
+name.
+"""
+
+import torch
+from torch import nn
+
+from proav.config import TrainConfig
+from proav.train.engines.base import Engine, NonFiniteError, average_gradients
+from proav.train.engines.zero import DeepSpeedEngine
+from proav.train.engines.data_parallel import TorchEngine
+
+__all__ = ["DeepSpeedEngine", "Engine", "NonFiniteError", "TorchEngine", "average_gradients", "make_engine"]
+
+
+def make_engine(module: nn.Module, train: TrainConfig, *, device: torch.device, micro_batch: int, log=print) -> Engine:
+    """The engine that `train.engine` names, with `module` (already holding its starting weights) on `device`.
+
+    micro_batch: clips of one forward pass on one worker. ZeRO stage 0 shards nothing: that is the plain torch engine.
+    Raises UserError where DeepSpeed is asked for and not installed.
+    """
+    if train.engine == "torch":
+        return TorchEngine(module, train, device=device)
+    if train.zero_stage == 0:
+        log("train.zero_stage=0 shards nothing: the plain torch engine does it")
+        return TorchEngine(module, train, device=device)
+    return DeepSpeedEngine(module, train, device=device, micro_batch=micro_batch)
