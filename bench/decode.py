@@ -29,7 +29,15 @@ SEGMENT_SECONDS = 10.0
 def ours(path: str, fit: str) -> tuple[int, int]:
     """(frames, samples) as `read_segments` hands them out."""
     frames = samples = 0
-    for _, clip in read_segments(path, fps=FPS, sample_rate=SAMPLE_RATE, height=SIDE, width=SIDE, fit=fit, segment_seconds=SEGMENT_SECONDS):
+    for _, clip in read_segments(
+        path,
+        fps=FPS,
+        sample_rate=SAMPLE_RATE,
+        height=SIDE,
+        width=SIDE,
+        fit=fit,
+        segment_seconds=SEGMENT_SECONDS,
+    ):
         frames, samples = frames + len(clip.video), samples + len(clip.audio)
     return frames, samples
 
@@ -51,7 +59,11 @@ def plain_pass(path: str, fit: str) -> tuple[np.ndarray, np.ndarray]:
         side = min(video.width, video.height)
         if fit == "crop":
             cropper = av.filter.Graph()
-            source, crop, sink = cropper.add_buffer(template=video), cropper.add("crop", f"{side}:{side}"), cropper.add("buffersink")
+            source, crop, sink = (
+                cropper.add_buffer(template=video),
+                cropper.add("crop", f"{side}:{side}"),
+                cropper.add("buffersink"),
+            )
             cropper.link_nodes(source, crop, sink).configure()
             rows = columns = SIDE
         else:
@@ -68,7 +80,9 @@ def plain_pass(path: str, fit: str) -> tuple[np.ndarray, np.ndarray]:
                     if cropper:
                         cropper.vpush(shown)
                         shown = cropper.vpull()
-                    drawn = reformatter.reformat(shown, columns, rows, "rgb24", interpolation=SCALING, threads=1).to_ndarray()
+                    drawn = reformatter.reformat(
+                        shown, columns, rows, "rgb24", interpolation=SCALING, threads=1
+                    ).to_ndarray()
                 pictures.append(drawn)
             shown, drawn = frame, None
         sound += [piece.to_ndarray()[0] for piece in resampler.resample(None) if piece is not None]
@@ -88,7 +102,9 @@ def make_clips(folder: str, count: int = 3) -> list[str]:
             texture = sum(np.roll(texture, shift, axis) for shift in range(-2, 3)) / 2.2
         texture = (texture + 120).clip(0, 255).astype(np.uint8)
         time_axis = np.arange(441000) / 44100
-        sound = 0.05 * generator.normal(size=441000) + 0.2 * np.sin(2 * np.pi * (200 * time_axis + 150 * time_axis**2))
+        sound = 0.05 * generator.normal(size=441000) + 0.2 * np.sin(
+            2 * np.pi * (200 * time_axis + 150 * time_axis**2)
+        )
         sound[::22050] = 0.9
         paths.append(f"{folder}/made{number}.mp4")
         with av.open(paths[-1], "w") as container:
@@ -104,7 +120,9 @@ def make_clips(folder: str, count: int = 3) -> list[str]:
                 picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 picture.pts, picture.time_base = index, Fraction(1, 25)
                 container.mux(video.encode(picture))
-            block = av.AudioFrame.from_ndarray(np.stack([sound, 0.8 * sound]).astype(np.float32).clip(-1, 1), "fltp", "stereo")
+            block = av.AudioFrame.from_ndarray(
+                np.stack([sound, 0.8 * sound]).astype(np.float32).clip(-1, 1), "fltp", "stereo"
+            )
             block.sample_rate, block.pts, block.time_base = 44100, 0, Fraction(1, 44100)
             container.mux([*audio.encode(block), *audio.encode(None), *video.encode(None)])
     return paths
@@ -117,7 +135,9 @@ def timed(function, path: str, fit: str) -> tuple[float, tuple[int, int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", metavar="FILE")
     parser.add_argument("--fit", choices=("crop", "pad"), default="crop")
     parser.add_argument("--runs", type=int, default=7)
@@ -150,7 +170,9 @@ def main() -> None:
             seconds, frames = seconds + ours_frames / FPS, frames + ours_frames
             total = {name: total[name] + medians[name] for name in total}
     if not frames:
-        raise SystemExit("no file could be read; expected files with picture and sound, such as bench/decode.py examples/clips/*.mp4")
+        raise SystemExit(
+            "no file could be read; expected files with picture and sound, such as bench/decode.py examples/clips/*.mp4"
+        )
     result = {
         "bench": "decode", "fit": arguments.fit, "files": len(files), "seconds": round(seconds, 1), "plain_seconds": round(total["plain"], 3),
         "ours_seconds": round(total["ours"], 3), "ours_over_plain": round(total["plain"] / total["ours"], 3),

@@ -34,9 +34,13 @@ def tools(data_dir: str, network: str, weights: str, device: str):
     return SegmentStore(data_dir), load_network(network, weights, device)
 
 
-def features_of(arguments, name: str, windows: list[tuple[int, int]], kind: str, strength: float) -> tuple[np.ndarray, float, float]:
+def features_of(
+    arguments, name: str, windows: list[tuple[int, int]], kind: str, strength: float
+) -> tuple[np.ndarray, float, float]:
     """(vectors [N, D] of some windows, seconds in reading and degrading, seconds in the network)."""
-    store, network = tools(arguments.data_dir, name, os.path.join(arguments.weights, f"{name}.safetensors"), arguments.device)
+    store, network = tools(
+        arguments.data_dir, name, os.path.join(arguments.weights, f"{name}.safetensors"), arguments.device
+    )
     began, clips = time.perf_counter(), []
     for segment, start in windows:
         window, row = store.window(segment, start, FRAMES, want=("video", "audio")), store.rows[segment]
@@ -45,14 +49,20 @@ def features_of(arguments, name: str, windows: list[tuple[int, int]], kind: str,
     if network.card.kind == "video":
         batch = torch.from_numpy(np.stack([clip.video for clip in clips]))
     else:
-        batch = resample(torch.from_numpy(np.stack([clip.audio for clip in clips])), clips[0].sample_rate, network.card.sample_rate)
+        batch = resample(
+            torch.from_numpy(np.stack([clip.audio for clip in clips])),
+            clips[0].sample_rate,
+            network.card.sample_rate,
+        )
     read = time.perf_counter()
     features = network(batch).flatten(0, 1).float().cpu().numpy()
     return features, read - began, time.perf_counter() - read
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data_dir")
     parser.add_argument("weights")
     parser.add_argument("--clips", type=int, default=512)
@@ -72,7 +82,11 @@ def main() -> None:
     rows, spent = [], {}
 
     def measure(name: str, kind: str = "", strength: float = 0) -> np.ndarray:
-        columns = [[value] * len(parts) for value in (arguments, name)] + [parts] + [[value] * len(parts) for value in (kind, strength)]
+        columns = (
+            [[value] * len(parts) for value in (arguments, name)]
+            + [parts]
+            + [[value] * len(parts) for value in (kind, strength)]
+        )
         found = list((here.map if here else map)(features_of, *columns))
         reading, network = spent.get(name, (0.0, 0.0))
         spent[name] = reading + sum(one[1] for one in found), network + sum(one[2] for one in found)
@@ -83,13 +97,33 @@ def main() -> None:
             print(f"{name}: no {name}.safetensors in {arguments.weights}, left out")
             continue
         clean = measure(name)
-        mark = "" if len(clean) >= least_frechet_count(clean.shape[1]) else f" (of only {len(clean)} vectors of {clean.shape[1]} features)"
-        cases = [("itself", 0.0)] + [(kind, strength) for kind, (_, strengths) in degradations.items() for strength in strengths]
+        mark = (
+            ""
+            if len(clean) >= least_frechet_count(clean.shape[1])
+            else f" (of only {len(clean)} vectors of {clean.shape[1]} features)"
+        )
+        cases = [("itself", 0.0)] + [
+            (kind, strength) for kind, (_, strengths) in degradations.items() for strength in strengths
+        ]
         for kind, strength in cases:
             features = clean if kind == "itself" else measure(name, kind, strength)
-            distances = frechet_distance(Moments.of(clean), Moments.of(features)), kernel_distance(clean, features)
-            rows.append({"network": name, "against": kind, "strength": strength, "frechet": round(distances[0], 4), "kernel": round(distances[1], 4)})
-            print(f"{kind:10} {strength:6.3f}  {frechet} {distances[0]:12.4f}  {kernel} {distances[1]:12.4f}{mark}", flush=True)
+            distances = (
+                frechet_distance(Moments.of(clean), Moments.of(features)),
+                kernel_distance(clean, features),
+            )
+            rows.append(
+                {
+                    "network": name,
+                    "against": kind,
+                    "strength": strength,
+                    "frechet": round(distances[0], 4),
+                    "kernel": round(distances[1], 4),
+                }
+            )
+            print(
+                f"{kind:10} {strength:6.3f}  {frechet} {distances[0]:12.4f}  {kernel} {distances[1]:12.4f}{mark}",
+                flush=True,
+            )
         reading, network = spent[name]
         clips = count * len(cases)  # clean ones once, all others once
         print(

@@ -30,8 +30,13 @@ def memory_bytes(mark: str) -> tuple[int, int]:
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
-                fields = dict(line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
-                pss, rss = pss + int(fields["Pss"].split()[0]) * 1024, rss + int(fields["Rss"].split()[0]) * 1024
+                fields = dict(
+                    line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:]
+                )
+                pss, rss = (
+                    pss + int(fields["Pss"].split()[0]) * 1024,
+                    rss + int(fields["Rss"].split()[0]) * 1024,
+                )
         except OSError:  # a process that ends meanwhile
             continue
     return pss, rss
@@ -55,7 +60,11 @@ def run_demo(words: list[str]) -> dict:
     finally:
         ended.set()
         watcher.join()
-    return {"seconds": round(time.monotonic() - began, 1), "peak_pss_gib": round(peak[0] / 2**30, 2), "peak_rss_gib": round(peak[1] / 2**30, 2)}
+    return {
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_pss_gib": round(peak[0] / 2**30, 2),
+        "peak_rss_gib": round(peak[1] / 2**30, 2),
+    }
 
 
 def blockiness_rows(tables: list[dict]) -> list[tuple[str, str]]:
@@ -73,7 +82,9 @@ def blockiness_rows(tables: list[dict]) -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run-dir", help="where the run goes (default: a temporary folder)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args()
@@ -84,7 +95,10 @@ def main() -> None:
         metrics = json.loads((folder / "eval" / "metrics.json").read_text())
     reconstruction, stdit = metrics["reconstruction"], metrics["stdit"]
     rows = [
-        ("first run", f"{first['seconds']:.0f} s, peak {first['peak_pss_gib']} GiB (PSS), {first['peak_rss_gib']} GiB (RSS)"),
+        (
+            "first run",
+            f"{first['seconds']:.0f} s, peak {first['peak_pss_gib']} GiB (PSS), {first['peak_rss_gib']} GiB (RSS)",
+        ),
         ("second run", f"{second['seconds']:.0f} s"),
         ("picture", f"{reconstruction['psnr_db']:.2f} dB PSNR"),
         ("", beside(reconstruction, "picture")),

@@ -48,13 +48,22 @@ class MadeClips:
 
     def rows(self, source: SourceRow) -> Iterator[dict]:
         video, clip = self.videos[int(source.key) % len(self.videos)], self.config.clip
-        sound = np.random.default_rng(int(source.key)).normal(0, 0.1, len(video) * clip.sample_rate // clip.fps).clip(-1, 1).astype(np.float32)
-        yield segment_row(self.config, source, 0.0, Clip(video, sound, clip.fps, clip.sample_rate), self.mel_frames)
+        sound = (
+            np.random.default_rng(int(source.key))
+            .normal(0, 0.1, len(video) * clip.sample_rate // clip.fps)
+            .clip(-1, 1)
+            .astype(np.float32)
+        )
+        yield segment_row(
+            self.config, source, 0.0, Clip(video, sound, clip.fps, clip.sample_rate), self.mel_frames
+        )
 
 
 def prepare(folder: str, codec: str, num_segments: int, videos: list[np.ndarray]) -> Config:
     config = load_config(None, [f"run_dir={folder}", f"data.frame_codec={codec}"])
-    sources = tuple(SourceRow(f"{number}", f"{number}", f"{number}", split="train") for number in range(num_segments))
+    sources = tuple(
+        SourceRow(f"{number}", f"{number}", f"{number}", split="train") for number in range(num_segments)
+    )
     record = process_unit(config, config.data_folder, WorkUnit("000000", sources), MadeClips(config, videos))
     table = pa.table({"id": [source.id for source in sources], "label": [source.label for source in sources]})
     finish(config, config.data_folder, table, [record])
@@ -69,7 +78,9 @@ class Clock:
 
     def rates(self, count: float) -> tuple[float, float]:
         """`count` a second, and a core-second."""
-        used = sum(seconds - self.used.get(process, 0.0) for process, seconds in self._processor_seconds().items())
+        used = sum(
+            seconds - self.used.get(process, 0.0) for process, seconds in self._processor_seconds().items()
+        )
         return count / (time.monotonic() - self.begun), count / used
 
     def _processor_seconds(self) -> dict[int, float]:
@@ -107,7 +118,13 @@ def decoding(feed: ClipFeed, config: Config, count: int = 48) -> tuple[float, fl
     for index, start in zip(*(values.tolist() for values in feed.windows(np.arange(count))), strict=True):
         place = feed.store.rows[index]
         row = reader.read(place["shard"], place["row"], ("video", "frame_offsets"))
-        stored.append((row["video"], row["frame_offsets"], {"codec": place["video_codec"], "shape": place["video_shape"], "start": start}))
+        stored.append(
+            (
+                row["video"],
+                row["frame_offsets"],
+                {"codec": place["video_codec"], "shape": place["video_shape"], "start": start},
+            )
+        )
     clock = Clock()
     for data, offsets, window in stored:
         decode_frames(data, offsets, count=frames, **window)
@@ -126,12 +143,20 @@ def measure(config: Config, codec: str, seconds: float) -> dict:
     found["in the training process, with gains"] = through_the_feed(louder, seconds)
     found["decoding alone"] = decoding(feed, config)
     found["reading the bytes plainly"] = plainly(config)
-    return {"codec": codec, "segment_bytes": feed.store.manifest["counts"]["bytes"] // len(feed.store), "windows": found}
+    return {
+        "codec": codec,
+        "segment_bytes": feed.store.manifest["counts"]["bytes"] // len(feed.store),
+        "windows": found,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", metavar="FILE", help="videos to take the frames of, in place of made textures")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="videos to take the frames of, in place of made textures"
+    )
     parser.add_argument("--segments", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     arguments = parser.parse_args()
@@ -143,12 +168,22 @@ def main() -> None:
     results = []
     for codec in ("jpeg", "raw"):
         with tempfile.TemporaryDirectory(prefix="proav-feed-") as folder:
-            results.append(measure(prepare(folder, codec, arguments.segments, videos), codec, arguments.seconds))
+            results.append(
+                measure(prepare(folder, codec, arguments.segments, videos), codec, arguments.seconds)
+            )
     ray.shutdown()
-    print("| windows a second | " + " | ".join(f"{row['codec']}, {row['segment_bytes'] / 1e6:.2f} MB a segment" for row in results) + " |")
+    print(
+        "| windows a second | "
+        + " | ".join(f"{row['codec']}, {row['segment_bytes'] / 1e6:.2f} MB a segment" for row in results)
+        + " |"
+    )
     print("|---|" + "---|" * len(results))
     for name in results[0]["windows"]:
-        print(f"| {name} | " + " | ".join("{:,.0f} ({:,.0f})".format(*row["windows"][name]) for row in results) + " |")
+        print(
+            f"| {name} | "
+            + " | ".join("{:,.0f} ({:,.0f})".format(*row["windows"][name]) for row in results)
+            + " |"
+        )
     print(json.dumps({"bench": "feed", "cpus": os.cpu_count(), "batch": BATCH, "rows": results}))
 
 

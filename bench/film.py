@@ -27,7 +27,10 @@ from proav.data.sources.finding import find_sources
 def make_film(clip: str, path: str, minutes: float) -> None:
     """Repeats the packets of a clip of ten seconds, a fifth of a second apart (its sound is a little longer); nothing is encoded again."""
     with av.open(clip) as source, av.open(path, "w", format="matroska") as target:
-        streams = {stream.index: target.add_stream_from_template(stream) for stream in (source.streams.video[0], source.streams.audio[0])}
+        streams = {
+            stream.index: target.add_stream_from_template(stream)
+            for stream in (source.streams.video[0], source.streams.audio[0])
+        }
         for repeat in range(round(minutes * 60 / 10.2)):
             source.seek(0)
             for packet in source.demux():
@@ -41,17 +44,27 @@ def make_film(clip: str, path: str, minutes: float) -> None:
 
 def measure(path: str, data_dir: str) -> dict:
     """Prepares one film in this process; {"segments", "megabytes", "decoder_megabytes"}."""
-    config: Config = load_config("configs/landscape.yaml", ["data.listing=[]", f"data.sources=[{path}]", "data.labels=[]"])
+    config: Config = load_config(
+        "configs/landscape.yaml", ["data.listing=[]", f"data.sources=[{path}]", "data.labels=[]"]
+    )
     (unit,) = make_plan(find_sources(config)).units()
     with IsolatedDecoder(config) as decoder:
         record = process_unit(config, data_dir, unit, decoder)
     assert record["rejects"] is None, record
-    own, child = (resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {"segments": sum(shard["rows"] for shard in record["shards"]), "megabytes": round(own, 1), "decoder_megabytes": round(child, 1)}
+    own, child = (
+        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return {
+        "segments": sum(shard["rows"] for shard in record["shards"]),
+        "megabytes": round(own, 1),
+        "decoder_megabytes": round(child, 1),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, nargs="+", default=[2, 120])
     parser.add_argument("--measure", nargs=2, metavar=("FILM", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -66,7 +79,13 @@ def main() -> None:
             make_film(clip, film, minutes)
             command = [sys.executable, __file__, "--measure", film, f"{folder}/data-{minutes:g}"]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            results.append({"minutes": minutes, "film_megabytes": round(Path(film).stat().st_size / 1e6, 1), **json.loads(done.stdout)})
+            results.append(
+                {
+                    "minutes": minutes,
+                    "film_megabytes": round(Path(film).stat().st_size / 1e6, 1),
+                    **json.loads(done.stdout),
+                }
+            )
             print("  ".join(f"{key} {value}" for key, value in results[-1].items()))
     print(json.dumps({"bench": "film", "results": results}))
 

@@ -18,7 +18,15 @@ from proav.config import FilterConfig
 from proav.data.prepare.filtering import count_reasons, dropped
 
 FLIPPED = 0.05
-EVERYTHING = FilterConfig(min_rms_db=-60, max_clipped=0.1, max_black=0.5, max_frozen=0.5, min_sync=-0.1, avoid_shot_cuts=True, duplicates="near")
+EVERYTHING = FilterConfig(
+    min_rms_db=-60,
+    max_clipped=0.1,
+    max_black=0.5,
+    max_frozen=0.5,
+    min_sync=-0.1,
+    avoid_shot_cuts=True,
+    duplicates="near",
+)
 
 
 def make_index(rows: int, alike: str) -> tuple[pa.Table, np.ndarray]:
@@ -33,11 +41,25 @@ def make_index(rows: int, alike: str) -> tuple[pa.Table, np.ndarray]:
         hashes[copies] = hashes[originals] ^ np.packbits(draw.random((len(copies), 256)) < FLIPPED, axis=1)
         if same:
             hashes[:] = hashes[0]
-        columns[name] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), rows, [None, pa.py_buffer(hashes.tobytes())]).cast(pa.binary())
-    cuts = pa.ListArray.from_arrays(pa.array(2 * np.arange(rows + 1), pa.int32()), pa.array(np.tile([30, 60], rows), pa.int32()))
+        columns[name] = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(32), rows, [None, pa.py_buffer(hashes.tobytes())]
+        ).cast(pa.binary())
+    cuts = pa.ListArray.from_arrays(
+        pa.array(2 * np.arange(rows + 1), pa.int32()), pa.array(np.tile([30, 60], rows), pa.int32())
+    )
     zeros = np.zeros(rows, np.float32)
-    columns |= {"rms": zeros + 0.1, "sync": zeros + 0.2, "clipped": zeros, "black": zeros, "frozen": zeros, "shot_starts": cuts}
-    columns |= {"num_frames": np.full(rows, 100, np.int32), "checksum": [f"{number:032x}" for number in range(rows)]}
+    columns |= {
+        "rms": zeros + 0.1,
+        "sync": zeros + 0.2,
+        "clipped": zeros,
+        "black": zeros,
+        "frozen": zeros,
+        "shot_starts": cuts,
+    }
+    columns |= {
+        "num_frames": np.full(rows, 100, np.int32),
+        "checksum": [f"{number:032x}" for number in range(rows)],
+    }
     return pa.table(columns), copies
 
 
@@ -53,9 +75,21 @@ def main() -> None:
     counts = count_reasons(reasons)
     found = float(np.mean(np.asarray(reasons.take(pa.array(copies))) == "near_duplicate"))
     gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    result = {"rows": options.rows, "alike": options.alike, "seconds": round(seconds, 2), "max_gb": round(gigabytes, 2)}
-    result |= {"copies": len(copies), "found": round(found, 4), "dropped": counts, "cpu": platform.processor() or platform.machine()}
-    print(f"{options.rows:,} rows: {seconds:.1f} s, {gigabytes:.2f} GB at most, {100 * found:.1f} % of {len(copies):,} copies found, {counts}")
+    result = {
+        "rows": options.rows,
+        "alike": options.alike,
+        "seconds": round(seconds, 2),
+        "max_gb": round(gigabytes, 2),
+    }
+    result |= {
+        "copies": len(copies),
+        "found": round(found, 4),
+        "dropped": counts,
+        "cpu": platform.processor() or platform.machine(),
+    }
+    print(
+        f"{options.rows:,} rows: {seconds:.1f} s, {gigabytes:.2f} GB at most, {100 * found:.1f} % of {len(copies):,} copies found, {counts}"
+    )
     print(json.dumps(result))
 
 

@@ -30,7 +30,9 @@ VICTIMS = ("driver", "worker", "decoder", "node")
 def contents(folder: Path) -> dict[str, str]:
     """Every file of a data set by checksum, but the page, which is drawn from them."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "report.html"]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def job(head: LocalHead, run_dir: Path, sources: Path, *options: str) -> subprocess.Popen:
@@ -45,7 +47,9 @@ def job(head: LocalHead, run_dir: Path, sources: Path, *options: str) -> subproc
         "data.labels=[]",
     ]
     environment = {**head.environment, "RAY_ADDRESS": head.address}
-    return subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def units_of(run_dir: Path) -> list[Path]:
@@ -63,19 +67,29 @@ def processes_of(victim: str, driver: subprocess.Popen, node: psutil.Process) ->
             words = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if ("proav.data.prepare.isolation" in words) if victim == "decoder" else words.startswith("ray::") and "IDLE" not in words and "Map" in words:
+        if (
+            ("proav.data.prepare.isolation" in words)
+            if victim == "decoder"
+            else words.startswith("ray::") and "IDLE" not in words and "Map" in words
+        ):
             found.append(process)
     return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--copies", type=int, default=6)
     arguments = parser.parse_args()
     chance, outcomes = random.Random(arguments.seed), []
-    with own_processes(), tempfile.TemporaryDirectory(prefix="proav-bench-") as name, LocalHead(num_cpus=1) as head:
+    with (
+        own_processes(),
+        tempfile.TemporaryDirectory(prefix="proav-bench-") as name,
+        LocalHead(num_cpus=1) as head,
+    ):
         folder, sources = Path(name), Path(name) / "clips"
         sources.mkdir()
         for path in make_clips(name):
@@ -89,7 +103,11 @@ def main() -> int:
         num_units = len(units_of(folder / "whole"))
         print(f"uninterrupted: {num_units} units, {len(expected)} files", flush=True)
         for number in range(arguments.kills):
-            victim, done_units, delay = VICTIMS[number % len(VICTIMS)], chance.randrange(num_units), chance.uniform(0, 1)
+            victim, done_units, delay = (
+                VICTIMS[number % len(VICTIMS)],
+                chance.randrange(num_units),
+                chance.uniform(0, 1),
+            )
             run_dir, node = folder / f"run-{number}", head.add_node(num_cpus=1)
             first = job(head, run_dir, sources)
             while first.poll() is None and len(units_of(run_dir)) < done_units:
@@ -104,8 +122,20 @@ def main() -> int:
             status, done_before = first.returncode, len(units_of(run_dir))
             again = job(head, run_dir, sources)
             output = again.communicate()[0]
-            same = again.returncode == 0 and contents(run_dir / "data") == expected and bool(verify(str(run_dir / "data")))
-            outcomes.append({"victim": victim, "units_done": done_units, "struck": bool(struck), "job_ended_with": status, "same": same})
+            same = (
+                again.returncode == 0
+                and contents(run_dir / "data") == expected
+                and bool(verify(str(run_dir / "data")))
+            )
+            outcomes.append(
+                {
+                    "victim": victim,
+                    "units_done": done_units,
+                    "struck": bool(struck),
+                    "job_ended_with": status,
+                    "same": same,
+                }
+            )
             print(
                 f"{number + 1:2}  {victim:8} {done_units:2} units + {delay:.1f} s  struck {bool(struck)}  ended with {status}, {done_before} units  same {same}",
                 flush=True,
@@ -115,7 +145,16 @@ def main() -> int:
             head.remove_node(node)
             shutil.rmtree(run_dir)
     same = sum(outcome["same"] for outcome in outcomes)
-    print(json.dumps({"bench": "kills", "kills": sum(outcome["struck"] for outcome in outcomes), "identical": same, "outcomes": outcomes}))
+    print(
+        json.dumps(
+            {
+                "bench": "kills",
+                "kills": sum(outcome["struck"] for outcome in outcomes),
+                "identical": same,
+                "outcomes": outcomes,
+            }
+        )
+    )
     return 0 if same == len(outcomes) else 1
 
 

@@ -37,14 +37,19 @@ def make_listing(folder: Path, rows: int, files: int) -> None:
     mids = [f"/m/{number:05x}" for number in range(LABELS)]
     folder.mkdir(parents=True)
     (folder / "class_labels_indices.csv").write_text(
-        "index,mid,display_name\n" + "".join(f'{number},{mid},"Sound {number}, of a kind"\n' for number, mid in enumerate(mids))
+        "index,mid,display_name\n"
+        + "".join(f'{number},{mid},"Sound {number}, of a kind"\n' for number, mid in enumerate(mids))
     )
     names = []
     with open(folder / "unbalanced_train_segments.csv", "w") as listing:
-        listing.write(f"# Segments csv created\n# num_ytids={rows}\n# YTID, start_seconds, end_seconds, positive_labels\n")
+        listing.write(
+            f"# Segments csv created\n# num_ytids={rows}\n# YTID, start_seconds, end_seconds, positive_labels\n"
+        )
         for number in range(rows):
             name, start = hashlib.sha256(str(number).encode()).hexdigest()[:10] + "-", 10 * draw.randrange(40)
-            listing.write(f'{name}, {start}.000, {start + 10}.000, "{",".join(draw.sample(mids, 1 + number % 4))}"\n')
+            listing.write(
+                f'{name}, {start}.000, {start + 10}.000, "{",".join(draw.sample(mids, 1 + number % 4))}"\n'
+            )
             names.append(f"{name[:2]}/{name}_{start:06d}.mp4") if number < files else None
     for name in names:
         path = folder / "videos" / name
@@ -56,9 +61,27 @@ def make_listing(folder: Path, rows: int, files: int) -> None:
 def config_of(folder: Path):
     from proav.config.reading import load_config
 
-    words = [f"run_dir={folder}/run", f"data.listing={folder}/unbalanced_train_segments.csv", f"data.videos={folder}/videos"]
-    filters = ["filters.min_rms_db=-60", "filters.max_black=0.5", "filters.max_frozen=0.9", "filters.duplicates=near", "filters.avoid_shot_cuts=true"]
-    return load_config(None, [*words, f"data.ontology={folder}/class_labels_indices.csv", f"data.rows_per_shard={ROWS_PER_SHARD}", *filters])
+    words = [
+        f"run_dir={folder}/run",
+        f"data.listing={folder}/unbalanced_train_segments.csv",
+        f"data.videos={folder}/videos",
+    ]
+    filters = [
+        "filters.min_rms_db=-60",
+        "filters.max_black=0.5",
+        "filters.max_frozen=0.9",
+        "filters.duplicates=near",
+        "filters.avoid_shot_cuts=true",
+    ]
+    return load_config(
+        None,
+        [
+            *words,
+            f"data.ontology={folder}/class_labels_indices.csv",
+            f"data.rows_per_shard={ROWS_PER_SHARD}",
+            *filters,
+        ],
+    )
 
 
 def make_units(folder: Path) -> None:
@@ -74,8 +97,22 @@ def make_units(folder: Path) -> None:
     from proav.media.container import Clip
 
     rng = np.random.default_rng(0)
-    Clip(rng.integers(0, 256, (20, 64, 64, 3), np.uint8), rng.normal(0, 0.1, 32000).astype(np.float32), 10, 16000).save(str(folder / "real.mp4"))
-    real = load_config(None, [f"data.sources=[{folder}/real.mp4]", "clip.height=64", "clip.width=64", "mel.num_bins=64", "mel.hop=100"])
+    Clip(
+        rng.integers(0, 256, (20, 64, 64, 3), np.uint8),
+        rng.normal(0, 0.1, 32000).astype(np.float32),
+        10,
+        16000,
+    ).save(str(folder / "real.mp4"))
+    real = load_config(
+        None,
+        [
+            f"data.sources=[{folder}/real.mp4]",
+            "clip.height=64",
+            "clip.width=64",
+            "mel.num_bins=64",
+            "mel.hop=100",
+        ],
+    )
     process_unit(real, str(folder / "real"), make_plan(find_sources(real)).unit("000000"))
     import pyarrow.parquet as pq
 
@@ -102,16 +139,46 @@ def make_units(folder: Path) -> None:
                 )
                 account.reject(rejects[-1])
                 continue
-            place = {"shard": f"{unit.name}-{len(rows) // ROWS_PER_SHARD:03d}.parquet", "row": len(rows) % ROWS_PER_SHARD}
-            said = {"source": source.key, "source_id": source.id, "label": source.label, "labels": list(source.labels), "split": source.split}
-            alike = {"checksum": identity * 2, "picture_hash": rng.bytes(32), "sound_hash": rng.bytes(32), "rms": float(rng.random())}
-            rows.append({**pattern, **place, **said, **alike, "id": identity, "start_seconds": source.start_seconds})
+            place = {
+                "shard": f"{unit.name}-{len(rows) // ROWS_PER_SHARD:03d}.parquet",
+                "row": len(rows) % ROWS_PER_SHARD,
+            }
+            said = {
+                "source": source.key,
+                "source_id": source.id,
+                "label": source.label,
+                "labels": list(source.labels),
+                "split": source.split,
+            }
+            alike = {
+                "checksum": identity * 2,
+                "picture_hash": rng.bytes(32),
+                "sound_hash": rng.bytes(32),
+                "rms": float(rng.random()),
+            }
+            rows.append(
+                {**pattern, **place, **said, **alike, "id": identity, "start_seconds": source.start_seconds}
+            )
             account.use(rows[-1])
         for first in range(0, len(rows), ROWS_PER_SHARD):
-            shard = {"name": rows[first]["shard"], "rows": len(rows[first : first + ROWS_PER_SHARD]), "bytes": 5, "sha256": source.id * 4}
+            shard = {
+                "name": rows[first]["shard"],
+                "rows": len(rows[first : first + ROWS_PER_SHARD]),
+                "bytes": 5,
+                "sha256": source.id * 4,
+            }
             (data_dir / "segments" / shard["name"]).write_bytes(b"shard")
             shards.append(shard)
-        rejected = write_shard(str(data_dir / "rejects" / f"{unit.name}.parquet"), rejects, REJECT_SCHEMA, rows_per_group=1024) if rejects else None
+        rejected = (
+            write_shard(
+                str(data_dir / "rejects" / f"{unit.name}.parquet"),
+                rejects,
+                REJECT_SCHEMA,
+                rows_per_group=1024,
+            )
+            if rejects
+            else None
+        )
         record = {"name": unit.name, "sources": len(unit.sources), "shards": shards, "rejects": rejected}
         write_record(
             str(data_dir),
@@ -141,7 +208,11 @@ def run_step(step: str, folder: Path) -> dict:
         del plan, records
         begun, cpu = time.perf_counter(), time.process_time()
         manifest = finish(config, data_dir, sources, finished)
-        result |= {"index_bytes": manifest["index"]["bytes"], "segments": manifest["counts"]["segments"], "rejects": manifest["counts"]["rejects"]}
+        result |= {
+            "index_bytes": manifest["index"]["bytes"],
+            "segments": manifest["counts"]["segments"],
+            "rejects": manifest["counts"]["rejects"],
+        }
         assert result["segments"] + result["rejects"] == sources.num_rows
     return {
         "seconds": time.perf_counter() - begun,
@@ -152,7 +223,9 @@ def run_step(step: str, folder: Path) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=2_000_000, help="rows of the listing")
     parser.add_argument("--files", type=int, default=100_000, help="tiny files that are there")
     parser.add_argument("--folder", help="where to work; empty: a temporary folder")
@@ -160,7 +233,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.step:
         folder = Path(arguments.folder)
-        print(json.dumps(make_units(folder) if arguments.step == "units" else run_step(arguments.step, folder)))
+        print(
+            json.dumps(make_units(folder) if arguments.step == "units" else run_step(arguments.step, folder))
+        )
         return 0
     folder = Path(tempfile.mkdtemp(prefix="proav-listing-", dir=arguments.folder)) / "bench"
     try:
@@ -169,21 +244,39 @@ def main() -> int:
         for step in ("plan", "units", "resume", "manifest"):
             begun = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, __file__, "--step", step, "--folder", str(folder)], stdout=subprocess.PIPE, text=True, check=True
+                [sys.executable, __file__, "--step", step, "--folder", str(folder)],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
             ).stdout.strip()
             results[step] = json.loads(done.splitlines()[-1])
-            print(f"{step}: {time.perf_counter() - begun:.0f} s with the start of the process", file=sys.stderr, flush=True)
+            print(
+                f"{step}: {time.perf_counter() - begun:.0f} s with the start of the process",
+                file=sys.stderr,
+                flush=True,
+            )
     finally:
         shutil.rmtree(folder.parent)
     results.pop("units")
-    print(f"\n{arguments.rows:,} rows, {min(arguments.files, arguments.rows):,} files there, {results['plan']['units']:,} units\n")
+    print(
+        f"\n{arguments.rows:,} rows, {min(arguments.files, arguments.rows):,} files there, {results['plan']['units']:,} units\n"
+    )
     print("| step | seconds | processor seconds | GB | within the bounds | what |\n|---|---|---|---|---|---|")
     for step, result in results.items():
         result["within"] = result["seconds"] <= MAX_SECONDS and result["gb"] <= MAX_GB
         print(
             f"| {step} | {result['seconds']:.1f} | {result['cpu_seconds']:.1f} | {result['gb']:.2f} | {'yes' if result['within'] else 'NO'} | {STEPS[step]} |"
         )
-    print(json.dumps({"rows": arguments.rows, "files": arguments.files, "python": platform.python_version(), "steps": results}))
+    print(
+        json.dumps(
+            {
+                "rows": arguments.rows,
+                "files": arguments.files,
+                "python": platform.python_version(),
+                "steps": results,
+            }
+        )
+    )
     return 0 if all(result["within"] for result in results.values()) else 1
 
 

@@ -23,10 +23,16 @@ class LocalHead:
 
     def __init__(self, *options: str, num_cpus: int = 2, environment: dict[str, str] | None = None) -> None:
         self.options, self.num_cpus = options, num_cpus
-        self.folder = tempfile.mkdtemp(prefix="head", dir="/tmp")  # short: Ray's sockets below it may not pass 107 characters
+        self.folder = tempfile.mkdtemp(
+            prefix="head", dir="/tmp"
+        )  # short: Ray's sockets below it may not pass 107 characters
         self.port, self.dashboard_port, self.client_port, self.agent_port = free_ports(4)
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PROAV_RUNS"},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("RAY_") and name != "PROAV_RUNS"
+            },
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # a submitted job takes the first python there
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": os.urandom(32).hex(),
@@ -42,13 +48,26 @@ class LocalHead:
 
     def __enter__(self) -> "LocalHead":
         words = [
-            *("ray", "start", "--head", f"--port={self.port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"),
-            *(f"--ray-client-server-port={self.client_port}", f"--dashboard-agent-listen-port={self.agent_port}", f"--temp-dir={self.folder}"),
+            *(
+                "ray",
+                "start",
+                "--head",
+                f"--port={self.port}",
+                "--dashboard-host=127.0.0.1",
+                f"--dashboard-port={self.dashboard_port}",
+            ),
+            *(
+                f"--ray-client-server-port={self.client_port}",
+                f"--dashboard-agent-listen-port={self.agent_port}",
+                f"--temp-dir={self.folder}",
+            ),
             *(f"--num-cpus={self.num_cpus}", "--disable-usage-stats"),
             *self.options,
         ]
         try:
-            done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=START_SECONDS)
+            done = subprocess.run(
+                words, env=self.environment, capture_output=True, text=True, timeout=START_SECONDS
+            )
             if done.returncode:
                 raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout}\n{done.stderr}")
         except BaseException:
@@ -61,7 +80,9 @@ class LocalHead:
 
     def run(self, *words: str, timeout: float = 600.0, **environment: str) -> subprocess.CompletedProcess:
         """A command on this cluster's machine that knows where the cluster is."""
-        return subprocess.run(words, env={**self.environment, **environment}, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            words, env={**self.environment, **environment}, capture_output=True, text=True, timeout=timeout
+        )
 
     def add_node(self, *, num_cpus: int) -> psutil.Process:
         """A second node on this machine; returns its raylet, whose death is the node's."""
@@ -82,7 +103,13 @@ class LocalHead:
 
     def remove_node(self, raylet: psutil.Process) -> None:
         """Ends a node, if it has not ended."""
-        end(lambda: [raylet, *raylet.children(recursive=True)] if raylet.is_running() and raylet.status() != psutil.STATUS_ZOMBIE else [])
+        end(
+            lambda: (
+                [raylet, *raylet.children(recursive=True)]
+                if raylet.is_running() and raylet.status() != psutil.STATUS_ZOMBIE
+                else []
+            )
+        )
 
     def _raylets(self) -> list[psutil.Process]:
         return [each for each in processes_of(self.folder) if each.name() == "raylet"]
@@ -96,7 +123,11 @@ class LocalHead:
 def processes_of(folder: str) -> list[psutil.Process]:
     """Processes whose command line names `folder`, but for this one."""
     processes = psutil.process_iter(["cmdline"])
-    return [each for each in processes if each.pid != os.getpid() and any(folder in word for word in each.info["cmdline"] or ())]
+    return [
+        each
+        for each in processes
+        if each.pid != os.getpid() and any(folder in word for word in each.info["cmdline"] or ())
+    ]
 
 
 def free_ports(count: int) -> list[int]:

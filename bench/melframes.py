@@ -44,7 +44,13 @@ def reference_decibels(waveform_BL: torch.Tensor, sample_rate: int, n_fft: int) 
 def reference_transform(sample_rate: int, n_fft: int) -> Callable[[torch.Tensor], torch.Tensor]:
     bands = 40 if n_fft == 256 else 64  # as many as a short window fills
     return import_torchaudio().transforms.MelSpectrogram(
-        sample_rate, n_fft=n_fft, hop_length=n_fft // 4, n_mels=bands, power=1.0, norm="slaney", mel_scale="slaney"
+        sample_rate,
+        n_fft=n_fft,
+        hop_length=n_fft // 4,
+        n_mels=bands,
+        power=1.0,
+        norm="slaney",
+        mel_scale="slaney",
     )
 
 

@@ -39,7 +39,10 @@ WARM_FILES = 6
 
 
 def make_config(run_dir: str, files: list[str]) -> Config:
-    return load_config("configs/landscape.yaml", [f"run_dir={run_dir}", "data.listing=[]", f"data.sources=[{','.join(files)}]", "data.labels=[]"])
+    return load_config(
+        "configs/landscape.yaml",
+        [f"run_dir={run_dir}", "data.listing=[]", f"data.sources=[{','.join(files)}]", "data.labels=[]"],
+    )
 
 
 @functools.cache
@@ -61,9 +64,17 @@ def plain_file(task: tuple[str, str]) -> tuple[int, int]:
     with open(f"{folder}/{Path(path).stem}.bin", "wb") as file:
         for first in range(0, frames, step):
             end = min(first + step, frames)
-            audio = np.round(sound[first * samples_per_frame : end * samples_per_frame].clip(-1, 1) * FULL_SCALE).astype(np.int16)
-            mel = mel_frames.encode(torch.from_numpy(audio.astype(np.float32) / FULL_SCALE)[None])[0].numpy().astype(np.float16)
-            pictures, _ = encode_frames(video[first:end], codec=config.data.frame_codec, quality=config.data.jpeg_quality)
+            audio = np.round(
+                sound[first * samples_per_frame : end * samples_per_frame].clip(-1, 1) * FULL_SCALE
+            ).astype(np.int16)
+            mel = (
+                mel_frames.encode(torch.from_numpy(audio.astype(np.float32) / FULL_SCALE)[None])[0]
+                .numpy()
+                .astype(np.float16)
+            )
+            pictures, _ = encode_frames(
+                video[first:end], codec=config.data.frame_codec, quality=config.data.jpeg_quality
+            )
             written += sum(file.write(part) for part in (pictures, audio.tobytes(), mel.tobytes()))
     return frames, written
 
@@ -96,13 +107,19 @@ def run_plain(pool, files: list[str], folder: str) -> tuple[dict, int, int]:
 def run_job(files: list[str], folder: str) -> tuple[dict, dict]:
     from proav.data.prepare.preprocess import preprocess
 
-    with clocks() as spent, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        clocks() as spent,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         manifest = preprocess(make_config(folder, files))
     return spent, manifest["counts"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", metavar="FILE")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=4)
@@ -111,11 +128,21 @@ def main() -> None:
     import ray
 
     ray.init(address="local", num_cpus=arguments.processes, include_dashboard=False, logging_level="error")
-    with tempfile.TemporaryDirectory(prefix="proav-bench-") as folder, multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="proav-bench-") as folder,
+        multiprocessing.get_context("spawn").Pool(arguments.processes) as pool,
+    ):
         made = [] if arguments.files else make_clips(folder)
         first = itertools.islice(itertools.cycle(made or arguments.files), WARM_FILES)
-        warm = [shutil.copy(path, f"{folder}/warm{number}{Path(path).suffix}") for number, path in enumerate(first)]
-        files = arguments.files or [shutil.copy(path, f"{folder}/{copy:03d}-{Path(path).name}") for copy in range(arguments.copies) for path in made]
+        warm = [
+            shutil.copy(path, f"{folder}/warm{number}{Path(path).suffix}")
+            for number, path in enumerate(first)
+        ]
+        files = arguments.files or [
+            shutil.copy(path, f"{folder}/{copy:03d}-{Path(path).name}")
+            for copy in range(arguments.copies)
+            for path in made
+        ]
         run_plain(pool, warm * arguments.processes, f"{folder}/plain-warm")
         run_job(warm, f"{folder}/job-warm")
         rounds = []
@@ -145,9 +172,14 @@ def main() -> None:
         f"{'frames/s':12} {'of 2 cores' if arguments.processes == 2 else 'in all':>12} {'a processor-second':>20} {'windows of 16 a processor-second':>34}"
     )
     for name in ("plain", "job"):
-        wall, processor = (median(lambda each, key=f"{name}_{clock}": each[key]) for clock in ("wall", "processor"))
+        wall, processor = (
+            median(lambda each, key=f"{name}_{clock}": each[key]) for clock in ("wall", "processor")
+        )
         print(f"{name:12} {wall:12.1f} {processor:20.1f} {processor / 16:34.2f}")
-    ratios = {clock: median(lambda each, clock=clock: each[f"job_{clock}"] / each[f"plain_{clock}"]) for clock in ("wall", "processor")}
+    ratios = {
+        clock: median(lambda each, clock=clock: each[f"job_{clock}"] / each[f"plain_{clock}"])
+        for clock in ("wall", "processor")
+    }
     result = {
         "bench": "preprocess", "files": len(files), "processes": arguments.processes, "rounds": arguments.rounds,
         "plain_frames_per_second": round(median(lambda each: each["plain_wall"]), 1), "job_frames_per_second": round(median(lambda each: each["job_wall"]), 1),

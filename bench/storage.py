@@ -32,7 +32,9 @@ from proav.errors import MediaError
 from proav.media.container import read_clip
 
 FPS, SIZE, SEGMENT_FRAMES, WINDOW_FRAMES = 10, 256, 100, 16
-SCHEMA = pa.schema([("shape", pa.list_(pa.int32())), ("frame_offsets", pa.list_(pa.int64())), ("video", pa.large_binary())])
+SCHEMA = pa.schema(
+    [("shape", pa.list_(pa.int32())), ("frame_offsets", pa.list_(pa.int64())), ("video", pa.large_binary())]
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ def image_a_frame(name: str, **options) -> Candidate:
     return Candidate(
         name,
         lambda video: _joined([encode_one(frame) for frame in video]),
-        lambda data, offsets, **window: decode_frames(data, offsets, codec="jpeg", **window),  # Pillow tells the format from the bytes
+        lambda data, offsets, **window: decode_frames(
+            data, offsets, codec="jpeg", **window
+        ),  # Pillow tells the format from the bytes
     )
 
 
@@ -74,10 +78,17 @@ def zstd(name: str) -> Candidate:
 
     def decode(data, offsets, *, shape, start, count) -> np.ndarray:
         size = int(np.prod(shape[1:]))
-        pieces = [pa.decompress(data[offsets[t] : offsets[t + 1]], decompressed_size=size, codec="zstd") for t in range(start, start + count)]
+        pieces = [
+            pa.decompress(data[offsets[t] : offsets[t + 1]], decompressed_size=size, codec="zstd")
+            for t in range(start, start + count)
+        ]
         return np.stack([np.frombuffer(piece, np.uint8).reshape(shape[1:]) for piece in pieces])
 
-    return Candidate(name, lambda video: _joined([pa.compress(frame.tobytes(), codec="zstd", asbytes=True) for frame in video]), decode)
+    return Candidate(
+        name,
+        lambda video: _joined([pa.compress(frame.tobytes(), codec="zstd", asbytes=True) for frame in video]),
+        decode,
+    )
 
 
 def stream(name: str, codec: str, pix_fmt: str, *, gop: int, options: dict[str, str]) -> Candidate:
@@ -86,7 +97,12 @@ def stream(name: str, codec: str, pix_fmt: str, *, gop: int, options: dict[str, 
     def encode(video: np.ndarray) -> tuple[bytes, list[int]]:
         context = av.CodecContext.create(codec, "w")
         context.width, context.height, context.pix_fmt = video.shape[2], video.shape[1], pix_fmt
-        context.time_base, context.thread_count, context.gop_size, context.options = fractions.Fraction(1, FPS), 1, gop, options
+        context.time_base, context.thread_count, context.gop_size, context.options = (
+            fractions.Fraction(1, FPS),
+            1,
+            gop,
+            options,
+        )
         packets = []
         for number, frame in enumerate(video):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
@@ -121,12 +137,26 @@ def candidates() -> list[Candidate]:
         zstd("raw, zstd a frame"),
         ours("JPEG 92 4:4:4 (ours)", "jpeg"),
         *jpegs,
-        image_a_frame("JPEG 92 4:4:4, optimized Huffman", format="JPEG", quality=92, subsampling="4:4:4", optimize=True),
-        stream("JPEG by FFmpeg, 4:4:4, q 2", "mjpeg", "yuvj444p", gop=1, options={"flags": "qscale", "global_quality": "236", "huffman": "default"}),
+        image_a_frame(
+            "JPEG 92 4:4:4, optimized Huffman", format="JPEG", quality=92, subsampling="4:4:4", optimize=True
+        ),
+        stream(
+            "JPEG by FFmpeg, 4:4:4, q 2",
+            "mjpeg",
+            "yuvj444p",
+            gop=1,
+            options={"flags": "qscale", "global_quality": "236", "huffman": "default"},
+        ),
         image_a_frame("WebP 90", format="WEBP", quality=90, method=0),
         image_a_frame("PNG", format="PNG", compress_level=1),
         *(
-            stream(f"H.264 {chroma} crf {crf}, {gop_name}", "libx264", pix_fmt, gop=gop, options={**x264, "crf": crf})
+            stream(
+                f"H.264 {chroma} crf {crf}, {gop_name}",
+                "libx264",
+                pix_fmt,
+                gop=gop,
+                options={**x264, "crf": crf},
+            )
             for chroma, pix_fmt, crf in (("4:2:0", "yuv420p", "18"), ("4:4:4", "yuv444p", "14"))
             for gop, gop_name in ((1, "key frames only"), (8, "a key frame every 8"))
         ),
@@ -146,13 +176,19 @@ def measure(candidate: Candidate, segments: Sequence[np.ndarray], folder: str, *
 
     def read(row: int, start: int, count: int) -> np.ndarray:
         stored = reader.read("segments.parquet", row, ("video", "frame_offsets"))
-        return candidate.decode(stored["video"], stored["frame_offsets"], shape=segments[row].shape, start=start, count=count)
+        return candidate.decode(
+            stored["video"], stored["frame_offsets"], shape=segments[row].shape, start=start, count=count
+        )
 
     written, size = _least_processor_seconds(write)
     reader, drawn = RowReader(folder, cache_bytes=1), random.Random(0)
     squares = 0.0
     for row, video in enumerate(segments):
-        squares += float(np.square(read(row, 0, len(video)).astype(np.float32) - video).mean(dtype=np.float64)) * len(video) / frames
+        squares += (
+            float(np.square(read(row, 0, len(video)).astype(np.float32) - video).mean(dtype=np.float64))
+            * len(video)
+            / frames
+        )
     rows = [drawn.randrange(len(segments)) for _ in range(num_windows)]
     places = [(row, drawn.randrange(len(segments[row]) - WINDOW_FRAMES + 1), WINDOW_FRAMES) for row in rows]
     taken, _ = _least_processor_seconds(lambda: [read(*place) is None for place in places])
@@ -180,7 +216,9 @@ def read_segments(files: Sequence[str], max_segments: int) -> list[np.ndarray]:
     segments = []
     for file in files:
         try:
-            video = read_clip(file, fps=FPS, sample_rate=16000, height=SIZE, width=SIZE, fit="crop").video[:SEGMENT_FRAMES]
+            video = read_clip(file, fps=FPS, sample_rate=16000, height=SIZE, width=SIZE, fit="crop").video[
+                :SEGMENT_FRAMES
+            ]
         except MediaError as error:
             print(f"left out {file}: {error}")
             continue
@@ -189,7 +227,9 @@ def read_segments(files: Sequence[str], max_segments: int) -> list[np.ndarray]:
         if len(segments) == max_segments:
             break
     if not segments:
-        raise SystemExit(f"none of the {len(files)} files holds {WINDOW_FRAMES} frames; give others, or none at all")
+        raise SystemExit(
+            f"none of the {len(files)} files holds {WINDOW_FRAMES} frames; give others, or none at all"
+        )
     return segments
 
 
@@ -199,11 +239,18 @@ def make_segments(count: int) -> list[np.ndarray]:
     for seed in range(count):
         draw = np.random.default_rng(seed)
         rows, columns = np.meshgrid(np.fft.fftfreq(2 * SIZE), np.fft.fftfreq(2 * SIZE), indexing="ij")
-        spectrum = draw.normal(size=(3, 2 * SIZE, 2 * SIZE)) / np.maximum(np.hypot(rows, columns), 1 / SIZE) ** 1.3
-        texture = np.fft.ifft2(spectrum * np.exp(2j * np.pi * draw.random((1, 2 * SIZE, 2 * SIZE)))).real.transpose(1, 2, 0)
+        spectrum = (
+            draw.normal(size=(3, 2 * SIZE, 2 * SIZE)) / np.maximum(np.hypot(rows, columns), 1 / SIZE) ** 1.3
+        )
+        texture = np.fft.ifft2(
+            spectrum * np.exp(2j * np.pi * draw.random((1, 2 * SIZE, 2 * SIZE)))
+        ).real.transpose(1, 2, 0)
         texture = 128 + 45 * (texture - texture.mean()) / texture.std()
         steps = draw.integers(-3, 4, 2)
-        frames = [np.roll(texture, tuple(steps * t), (0, 1))[:SIZE, :SIZE] + draw.normal(0, 1.5, (SIZE, SIZE, 3)) for t in range(SEGMENT_FRAMES)]
+        frames = [
+            np.roll(texture, tuple(steps * t), (0, 1))[:SIZE, :SIZE] + draw.normal(0, 1.5, (SIZE, SIZE, 3))
+            for t in range(SEGMENT_FRAMES)
+        ]
         segments.append(np.clip(np.round(frames), 0, 255).astype(np.uint8))
     return segments
 
@@ -213,20 +260,30 @@ def _joined(pieces: list[bytes]) -> tuple[bytes, list[int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", metavar="FILE")
     parser.add_argument("--segments", type=int, default=12, help="segments used at most")
     parser.add_argument("--windows", type=int, default=24, help="random windows read of each candidate")
     arguments = parser.parse_args()
-    segments = read_segments(arguments.files, arguments.segments) if arguments.files else make_segments(min(arguments.segments, 6))
+    segments = (
+        read_segments(arguments.files, arguments.segments)
+        if arguments.files
+        else make_segments(min(arguments.segments, 6))
+    )
     results = []
     with tempfile.TemporaryDirectory(prefix="proav-storage-") as folder:
-        measure(candidates()[0], segments[:2], folder, num_windows=2)  # what is done only once in a process is done
+        measure(
+            candidates()[0], segments[:2], folder, num_windows=2
+        )  # what is done only once in a process is done
     for candidate in candidates():
         with tempfile.TemporaryDirectory(prefix="proav-storage-") as folder:
             results.append(measure(candidate, segments, folder, num_windows=arguments.windows))
     raw = results[0]["segment_bytes"]
-    print("| frames as | MB a 10 s segment | of raw | PSNR, dB | written, frames a core-second | read, windows of 16 a core-second |")
+    print(
+        "| frames as | MB a 10 s segment | of raw | PSNR, dB | written, frames a core-second | read, windows of 16 a core-second |"
+    )
     print("|---|---|---|---|---|---|")
     for row in results:
         fidelity = "exact" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}"
@@ -235,7 +292,17 @@ def main() -> None:
             f"| {row['write_frames_per_core_second']:,} | {row['read_windows_per_core_second']:.0f} |"
         )
     clips = {"files": len(arguments.files)} if arguments.files else {"made": len(segments)}
-    print(json.dumps({"bench": "storage", **clips, "segments": len(segments), "frames": sum(map(len, segments)), "rows": results}))
+    print(
+        json.dumps(
+            {
+                "bench": "storage",
+                **clips,
+                "segments": len(segments),
+                "frames": sum(map(len, segments)),
+                "rows": results,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

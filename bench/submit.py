@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 
 from local_head import LocalHead
-from ray._private.runtime_env.packaging import create_package  # what `ray job submit` itself packs with; there is no public name for it
+from ray._private.runtime_env.packaging import (
+    create_package,
+)  # what `ray job submit` itself packs with; there is no public name for it
 
 ROOT = Path(__file__).parents[1]
 JOB_SECONDS = 600.0
@@ -32,7 +34,9 @@ def upload_bytes() -> int:
 def submitted(head: LocalHead, *words: str):
     """A job under way: its `ray job submit` process, which prints what the job prints."""
     command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", *words]
-    process = subprocess.Popen(command, cwd=ROOT, env=head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         yield process
     finally:
@@ -57,7 +61,9 @@ def wait_for(process: subprocess.Popen, happened) -> float:
     began = time.monotonic()
     while not happened():
         if process.poll() is not None or time.monotonic() - began > JOB_SECONDS:
-            raise RuntimeError(f"the job ended, or took over {JOB_SECONDS:.0f} s:\n{process.communicate()[0]}")
+            raise RuntimeError(
+                f"the job ended, or took over {JOB_SECONDS:.0f} s:\n{process.communicate()[0]}"
+            )
         time.sleep(0.05)
     return time.monotonic() - began
 
@@ -77,8 +83,20 @@ def list_jobs(head: LocalHead) -> dict[str, str]:
 
 
 def measure(run_dir: Path, num_cpus: int, num_clips: int, overrides: list[str]) -> dict:
-    every = ["train.report_every_clips=8", f"train.checkpoint_every_clips={num_clips // 4}", f"train.num_clips={num_clips}"]
-    train = ["ray_jobs/train.py", "--config", "configs/demo.yaml", "stage=mdsa", *every, f"run_dir={run_dir}", *overrides]
+    every = [
+        "train.report_every_clips=8",
+        f"train.checkpoint_every_clips={num_clips // 4}",
+        f"train.num_clips={num_clips}",
+    ]
+    train = [
+        "ray_jobs/train.py",
+        "--config",
+        "configs/demo.yaml",
+        "stage=mdsa",
+        *every,
+        f"run_dir={run_dir}",
+        *overrides,
+    ]
     metrics, latest = run_dir / "mdsa" / "metrics.jsonl", run_dir / "mdsa" / "checkpoints" / "latest"
     began = time.monotonic()
     with LocalHead(num_cpus=num_cpus) as head:
@@ -99,26 +117,41 @@ def measure(run_dir: Path, num_cpus: int, num_clips: int, overrides: list[str]) 
         result["went_on_from"] = re.search(r"going on from \S*/(clips-\d+)", output)[1]
     lines = read_lines(metrics)
     result["clips"], result["loss"] = lines[-1]["clips"], lines[-1]["loss"]
-    assert [line["clips"] for line in lines] == list(range(8, num_clips + 1, 8)), "metrics.jsonl has a gap or a repetition"
+    assert [line["clips"] for line in lines] == list(range(8, num_clips + 1, 8)), (
+        "metrics.jsonl has a gap or a repetition"
+    )
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run-dir", metavar="DIR", help="an empty folder to keep the run in (default: a temporary one)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run-dir", metavar="DIR", help="an empty folder to keep the run in (default: a temporary one)"
+    )
     parser.add_argument("--num-cpus", type=int, default=2, help="CPUs that the head offers (default: 2)")
-    parser.add_argument("--num-clips", type=int, default=256, help="clips to train, a multiple of 32 (default: 256)")
+    parser.add_argument(
+        "--num-clips", type=int, default=256, help="clips to train, a multiple of 32 (default: 256)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for both jobs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        result = measure(Path(arguments.run_dir or temporary).absolute(), arguments.num_cpus, arguments.num_clips, arguments.overrides)
+        result = measure(
+            Path(arguments.run_dir or temporary).absolute(),
+            arguments.num_cpus,
+            arguments.num_clips,
+            arguments.overrides,
+        )
     print(f"upload                              {result['upload_bytes'] / 2**20:8.1f} MiB")
     print(f"submit to first training step       {result['first_step_seconds']:8.1f} s")
     print(f"preprocess, submit to end           {result['preprocess_seconds']:8.1f} s")
     print(
         f"{result['status_after_stop'].lower()} after                       {result['clips_when_stopped']:8d} clips, went on from {result['went_on_from']}"
     )
-    print(f"second submit to end                {result['second_train_seconds']:8.1f} s, {result['clips']} clips, loss {result['loss']:.4f}")
+    print(
+        f"second submit to end                {result['second_train_seconds']:8.1f} s, {result['clips']} clips, loss {result['loss']:.4f}"
+    )
     print(json.dumps(result))
 
 

@@ -22,13 +22,22 @@ from proav.metrics.clip_synchrony import clip_synchrony
 MEASURES = ("av_align", "av_align_one_to_one", "synchrony")
 
 
-def measure(video: np.ndarray, audio: np.ndarray, motion: np.ndarray, fps: int, sample_rate: int, mel_frames: MelFrames) -> dict[str, float]:
+def measure(
+    video: np.ndarray,
+    audio: np.ndarray,
+    motion: np.ndarray,
+    fps: int,
+    sample_rate: int,
+    mel_frames: MelFrames,
+) -> dict[str, float]:
     aligned = from_events(audio_onsets(audio, sample_rate), motion, fps=fps)
     return aligned | {"synchrony": clip_synchrony(Clip(video, audio, fps, sample_rate), mel_frames)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data_dir")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--shifts", type=int, nargs="+", default=[0, 1, 2, 4, 8])
@@ -36,7 +45,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     store = SegmentStore(arguments.data_dir)
-    settings = [f"{key}={value}" for key, value in store.manifest["settings"].items() if key.split(".")[0] in ("clip", "mel")]
+    settings = [
+        f"{key}={value}"
+        for key, value in store.manifest["settings"].items()
+        if key.split(".")[0] in ("clip", "mel")
+    ]
     config = load_config(None, settings)
     mel_frames, frames, furthest = MelFrames(config), arguments.frames, max(arguments.shifts)
     segments, firsts, lengths = store.stretches(num_frames=frames + furthest)
@@ -46,7 +59,8 @@ def main() -> None:
         for number in range((int(length) - furthest) // frames)
     ]
     windows = [
-        windows[number * len(windows) // min(len(windows), arguments.max_windows)] for number in range(min(len(windows), arguments.max_windows))
+        windows[number * len(windows) // min(len(windows), arguments.max_windows)]
+        for number in range(min(len(windows), arguments.max_windows))
     ]
     found = {shift: {name: defaultdict(list) for name in MEASURES} for shift in arguments.shifts}
     for segment, start in windows:
@@ -70,11 +84,26 @@ def main() -> None:
             by_source = [np.mean(values) for values in found[shift][name].values()]
             weights = [len(values) for values in found[shift][name].values()]
             mean = float(np.average(by_source, weights=weights))
-            spread = float(np.sqrt(np.sum((np.array(weights) * (np.array(by_source) - mean)) ** 2)) / np.sum(weights))
+            spread = float(
+                np.sqrt(np.sum((np.array(weights) * (np.array(by_source) - mean)) ** 2)) / np.sum(weights)
+            )
             row |= {name: round(mean, 4), f"{name}_error": round(spread, 4)}
         rows.append(row)
-        print(f"{shift:7} frames " + " ".join(f"{row[name]:16.4f} +- {row[f'{name}_error']:.4f}" for name in MEASURES))
-    print(json.dumps({"bench": "sync_shift", "windows": len(windows), "frames": frames, "fps": config.clip.fps, "rows": rows}))
+        print(
+            f"{shift:7} frames "
+            + " ".join(f"{row[name]:16.4f} +- {row[f'{name}_error']:.4f}" for name in MEASURES)
+        )
+    print(
+        json.dumps(
+            {
+                "bench": "sync_shift",
+                "windows": len(windows),
+                "frames": frames,
+                "fps": config.clip.fps,
+                "rows": rows,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -117,7 +117,10 @@ def main() -> None:
         own, own_blocks = untrained_mdsa(config)
         picture, sound = f"{own['psnr_db']:.2f}", f"{own['mel_error_db']:.2f}"
         rows.append(("MDSA before training", picture, f"{own_blocks[0]:.2f}", sound, f"{own_blocks[1]:.2f}"))
-        means |= {"psnr_untrained_mdsa_db": own["psnr_db"], "mel_error_untrained_mdsa_db": own["mel_error_db"]}
+        means |= {
+            "psnr_untrained_mdsa_db": own["psnr_db"],
+            "mel_error_untrained_mdsa_db": own["mel_error_db"],
+        }
         blocks["untrained_mdsa"] = own_blocks
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADS))]
     values = values_text(plan.record["values_per_stream"])

@@ -30,9 +30,13 @@ RAY_IN_IMAGE = re.compile(r"rayproject/ray:(\d+\.\d+\.\d+)|-ray(\d+\.\d+\.\d+)")
 def check_file(path: str) -> list[str]:
     """Checks one cluster file; returns what is left to fill in, as lines. Raises UserError for the first mistake, with its place in the file."""
     try:
-        documents = [document for document in yaml.safe_load_all(Path(path).read_text()) if document is not None]
+        documents = [
+            document for document in yaml.safe_load_all(Path(path).read_text()) if document is not None
+        ]
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected a cluster file, such as cluster/aws.yaml") from error
+        raise UserError(
+            f"{path}: {error.strerror}; expected a cluster file, such as cluster/aws.yaml"
+        ) from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not documents or not all(isinstance(document, dict) for document in documents):
@@ -46,7 +50,10 @@ def check_file(path: str) -> list[str]:
     for where, text in (found for document in documents for found in texts(document)):
         for word in PLACEHOLDER.findall(text):
             places.setdefault(word, []).append(where)
-    return [f"{word}  in {where[0]}" + (f" and {len(where) - 1} more" if len(where) > 1 else "") for word, where in places.items()]
+    return [
+        f"{word}  in {where[0]}" + (f" and {len(where) - 1} more" if len(where) > 1 else "")
+        for word, where in places.items()
+    ]
 
 
 def check_launcher(config: dict[str, Any]) -> None:
@@ -54,7 +61,10 @@ def check_launcher(config: dict[str, Any]) -> None:
     import ray.autoscaler
 
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())["properties"]
-    shape = dict.fromkeys(schema, ANY) | {"min_workers": ANY, "cluster_name!": ANY}  # min_workers: of machines of one's own; Ray moves it elsewhere
+    shape = dict.fromkeys(schema, ANY) | {
+        "min_workers": ANY,
+        "cluster_name!": ANY,
+    }  # min_workers: of machines of one's own; Ray moves it elsewhere
     shape |= {key: dict.fromkeys(schema[key]["properties"], ANY) for key in ("auth", "docker")}
     shape["provider!"] = dict.fromkeys(schema["provider"]["properties"], ANY) | LAUNCHER_PROVIDER
     check_keys(config, shape, "")
@@ -93,17 +103,28 @@ def check_node_types(config: dict[str, Any]) -> None:
             raise UserError(f"{where}.resources: CPU is missing; the autoscaler chooses nodes by it")
         most = config.get("max_workers", 0)
         check_order(
-            where, {"0": 0, "min_workers": node.get("min_workers", 0), "max_workers": node.get("max_workers", most), "the file's max_workers": most}
+            where,
+            {
+                "0": 0,
+                "min_workers": node.get("min_workers", 0),
+                "max_workers": node.get("max_workers", most),
+                "the file's max_workers": most,
+            },
         )
         image = (node.get("docker") or {}).get("worker_image", (config.get("docker") or {}).get("image", ""))
         if resources.get("GPU") and image.endswith("-cpu"):
-            raise UserError(f"{where}: has GPUs, but its image {image} has no CUDA; name another in {where}.docker.worker_image")
+            raise UserError(
+                f"{where}: has GPUs, but its image {image} has no CUDA; name another in {where}.docker.worker_image"
+            )
 
 
 def check_by_ray(config: dict[str, Any]) -> None:
     """What `ray up` itself checks: defaults are filled in, then all is compared with Ray's schema. No cloud is asked."""
     import jsonschema
-    from ray.autoscaler._private.util import prepare_config, validate_config  # what `ray up` calls; there is no public name for it
+    from ray.autoscaler._private.util import (
+        prepare_config,
+        validate_config,
+    )  # what `ray up` calls; there is no public name for it
 
     try:
         validate_config(prepare_config(config))
@@ -121,12 +142,18 @@ def check_kuberay(document: dict[str, Any]) -> None:
         raise UserError(f"kind: {kind}; expected one of {', '.join(KUBERAY)}")
     if document["apiVersion"] != "ray.io/v1":
         raise UserError(f"apiVersion: {document['apiVersion']}; expected ray.io/v1")
-    check_keys(document, {"apiVersion!": ANY, "kind!": ANY, "metadata!": METADATA, "spec!": KUBERAY[kind]}, "")
+    check_keys(
+        document, {"apiVersion!": ANY, "kind!": ANY, "metadata!": METADATA, "spec!": KUBERAY[kind]}, ""
+    )
     spec = document["spec"]
-    place = {"RayCluster": "spec", "RayJob": "spec.rayClusterSpec", "RayService": "spec.rayClusterConfig"}[kind]
+    place = {"RayCluster": "spec", "RayJob": "spec.rayClusterSpec", "RayService": "spec.rayClusterConfig"}[
+        kind
+    ]
     cluster = spec if kind == "RayCluster" else spec[place.removeprefix("spec.")]
     if cluster["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
-        raise UserError(f'{place}.headGroupSpec.rayStartParams: write {{num-cpus: "0"}}, so that no work is placed on the head')
+        raise UserError(
+            f'{place}.headGroupSpec.rayStartParams: write {{num-cpus: "0"}}, so that no work is placed on the head'
+        )
     groups = {"headGroupSpec": cluster["headGroupSpec"]}
     for index, group in enumerate(cluster.get("workerGroupSpecs", [])):
         groups[f"workerGroupSpecs[{index}]"] = group
@@ -141,7 +168,9 @@ def check_kuberay(document: dict[str, Any]) -> None:
         container = group["template"]["spec"]["containers"][0]
         limits = container.get("resources", {}).get("limits", {})
         if "memory" not in limits or "cpu" not in limits:
-            raise UserError(f"{place}.{name}: the first container's resources.limits need cpu and memory; Ray takes a pod's size from them")
+            raise UserError(
+                f"{place}.{name}: the first container's resources.limits need cpu and memory; Ray takes a pod's size from them"
+            )
         if "nvidia.com/gpu" in limits and container["image"].endswith("-cpu"):
             raise UserError(f"{place}.{name}: has GPUs, but its image {container['image']} has no CUDA")
     if kind == "RayService":
@@ -183,13 +212,19 @@ def check_images(document: Any) -> None:
             if found:
                 check_ray_version(found[1] or found[2], where)
             if text.endswith(":latest") or ":" not in text.rpartition("/")[2]:
-                raise UserError(f"{where}: {text} has no fixed tag; nodes that start later would get another image")
+                raise UserError(
+                    f"{where}: {text} has no fixed tag; nodes that start later would get another image"
+                )
 
 
 def check_ray_version(version: str, where: str) -> None:
-    wanted = next(requirement for requirement in map(Requirement, requires("proav") or ()) if requirement.name == "ray")
+    wanted = next(
+        requirement for requirement in map(Requirement, requires("proav") or ()) if requirement.name == "ray"
+    )
     if version not in wanted.specifier:
-        raise UserError(f"{where}: Ray {version}; proav needs {wanted.specifier} (installed here: {ray.__version__})")
+        raise UserError(
+            f"{where}: Ray {version}; proav needs {wanted.specifier} (installed here: {ray.__version__})"
+        )
 
 
 def check_order(where: str, numbers: dict[str, Any]) -> None:
@@ -198,7 +233,9 @@ def check_order(where: str, numbers: dict[str, Any]) -> None:
         if not isinstance(number, int):
             raise UserError(f"{where}: {name} is {number!r}; expected a whole number")
     if list(numbers.values()) != sorted(numbers.values()):
-        raise UserError(f"{where}: {' <= '.join(numbers)} must hold; given {', '.join(map(str, numbers.values()))}")
+        raise UserError(
+            f"{where}: {' <= '.join(numbers)} must hold; given {', '.join(map(str, numbers.values()))}"
+        )
 
 
 def check_keys(value: Any, shape: Any, where: str) -> None:

@@ -23,14 +23,21 @@ NODE_CONFIGS: dict[str, Shape] = {
         "InstanceType! ImageId KeyName SubnetId SubnetIds SecurityGroupIds EbsOptimized Placement UserData TagSpecifications LaunchTemplate Monitoring CpuOptions "
         "CapacityReservationSpecification InstanceInitiatedShutdownBehavior NetworkInterfaces MinCount MaxCount PrivateDnsNameOptions",
         IamInstanceProfile=keys("Arn Name"),
-        MetadataOptions=keys("HttpTokens HttpPutResponseHopLimit HttpEndpoint HttpProtocolIpv6 InstanceMetadataTags"),
+        MetadataOptions=keys(
+            "HttpTokens HttpPutResponseHopLimit HttpEndpoint HttpProtocolIpv6 InstanceMetadataTags"
+        ),
         InstanceMarketOptions=keys(
-            "MarketType!", SpotOptions=keys("MaxPrice SpotInstanceType BlockDurationMinutes ValidUntil InstanceInterruptionBehavior")
+            "MarketType!",
+            SpotOptions=keys(
+                "MaxPrice SpotInstanceType BlockDurationMinutes ValidUntil InstanceInterruptionBehavior"
+            ),
         ),
         BlockDeviceMappings=[
             keys(
                 "DeviceName! VirtualName NoDevice",
-                Ebs=keys("VolumeSize VolumeType Iops Throughput Encrypted KmsKeyId SnapshotId DeleteOnTermination"),
+                Ebs=keys(
+                    "VolumeSize VolumeType Iops Throughput Encrypted KmsKeyId SnapshotId DeleteOnTermination"
+                ),
             )
         ],
     ),
@@ -39,12 +46,16 @@ NODE_CONFIGS: dict[str, Shape] = {
         disks=[
             keys(
                 "boot autoDelete type mode interface deviceName diskSizeGb",
-                initializeParams=keys("diskSizeGb sourceImage diskType diskName labels provisionedIops provisionedThroughput"),
+                initializeParams=keys(
+                    "diskSizeGb sourceImage diskType diskName labels provisionedIops provisionedThroughput"
+                ),
             )
         ],
         metadata=keys("fingerprint", items=[keys("key! value!")]),
         serviceAccounts=[keys("email! scopes!")],
-        scheduling=keys("preemptible provisioningModel instanceTerminationAction automaticRestart onHostMaintenance maxRunDuration"),
+        scheduling=keys(
+            "preemptible provisioningModel instanceTerminationAction automaticRestart onHostMaintenance maxRunDuration"
+        ),
     ),
     "local": ANY,
 }
@@ -73,12 +84,16 @@ CLUSTER = keys(
     "rayVersion! enableInTreeAutoscaling headServiceAnnotations gcsFaultToleranceOptions historyServerOptions managedBy networkPolicy suspend tlsOptions upgradeStrategy",
     authOptions=keys("mode! secretName enableK8sTokenAuth"),
     autoscalerOptions=keys(
-        "version upscalingMode idleTimeoutSeconds image imagePullPolicy securityContext env envFrom volumeMounts command args", resources=RESOURCES
+        "version upscalingMode idleTimeoutSeconds image imagePullPolicy securityContext env envFrom volumeMounts command args",
+        resources=RESOURCES,
     ),
     **{
         "headGroupSpec!": GROUP | keys("serviceType headService enableIngress ingressOptions"),
         "workerGroupSpecs!": [
-            GROUP | keys("groupName! replicas minReplicas! maxReplicas! numOfHosts idleTimeoutSeconds scaleStrategy suspend priority"),
+            GROUP
+            | keys(
+                "groupName! replicas minReplicas! maxReplicas! numOfHosts idleTimeoutSeconds scaleStrategy suspend priority"
+            ),
         ],
     },
 )
@@ -101,7 +116,9 @@ SERVE_KEYS = keys(
     http_options=keys("host port root_path request_timeout_s keep_alive_timeout_s"),
     **{
         "applications!": [
-            keys("name import_path! route_prefix args runtime_env deployments host port autoscaling_policy logging_config external_scaler_enabled")
+            keys(
+                "name import_path! route_prefix args runtime_env deployments host port autoscaling_policy logging_config external_scaler_enabled"
+            )
         ]
     },
 )

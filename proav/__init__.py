@@ -6,7 +6,12 @@
 import importlib
 
 __version__ = "0.1.0"
-_HOMES = {"SoundingVideoPipeline": "proav.generation.pipeline", "Clip": "proav.media.container", "Config": "proav.config", "load_config": "proav.config.reading"}
+_HOMES = {
+    "SoundingVideoPipeline": "proav.generation.pipeline",
+    "Clip": "proav.media.container",
+    "Config": "proav.config",
+    "load_config": "proav.config.reading",
+}
 __all__ = [*_HOMES, "__version__"]
 
 

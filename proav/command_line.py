@@ -22,7 +22,9 @@ try:
     from proav.storage.paths import explain_paths, with_absolute_paths
     from proav.storage.patience import DEFAULT_SECONDS, retry_seconds
     from proav.storage.patience import VARIABLE as RETRY_VARIABLE
-except ModuleNotFoundError as missing:  # `ray job submit -- python ...` takes the first python that the head's PATH names
+except (
+    ModuleNotFoundError
+) as missing:  # `ray job submit -- python ...` takes the first python that the head's PATH names
     print(
         f"error: {sys.executable} has no package {missing.name}; activate the environment that proav is installed in, before `ray start` too",
         file=sys.stderr,
@@ -58,7 +60,9 @@ def run_job(
     given = None
     try:
         options = instead or {}
-        arguments = _parser(description, {option: help_text for option, (_, help_text) in options.items()}).parse_intermixed_args(argv)
+        arguments = _parser(
+            description, {option: help_text for option, (_, help_text) in options.items()}
+        ).parse_intermixed_args(argv)
         given = load_config(arguments.config, arguments.overrides)
         config = with_absolute_paths(given, runs=runs_folder())
         os.environ[RETRY_VARIABLE] = f"{config.job.retry_seconds:g}"
@@ -69,7 +73,10 @@ def run_job(
         chosen = arguments.instead
         if is_submitted():
             _tell_stop_time(config.job.stop_seconds)
-            print(f"run_dir={config.run_folder}" + ("" if storage.is_remote(config.run_folder) else " (a folder that all nodes must reach)"))
+            print(
+                f"run_dir={config.run_folder}"
+                + ("" if storage.is_remote(config.run_folder) else " (a folder that all nodes must reach)")
+            )
         record = storage.join(config.run_folder, "config.yaml")
         records = records and not chosen
         if records and not storage.exists(record):
@@ -178,15 +185,25 @@ def _parser(description: str, options: dict[str, str]) -> argparse.ArgumentParse
         for key, default, text in describe_settings()
     )
     parser = _Parser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"settings, with the library's defaults:\n{settings}"
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"settings, with the library's defaults:\n{settings}",
     )
     default = DEFAULT_CONFIG if Path(DEFAULT_CONFIG).is_file() else None
-    parser.add_argument("--config", metavar="FILE", default=default, help=f"YAML file of settings (default: {DEFAULT_CONFIG})")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration, parameters, FLOPs per clip and memory, then stop")
+    parser.add_argument(
+        "--config", metavar="FILE", default=default, help=f"YAML file of settings (default: {DEFAULT_CONFIG})"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration, parameters, FLOPs per clip and memory, then stop",
+    )
     parser.set_defaults(instead=None)
     for option, help_text in options.items():
         parser.add_argument(option, dest="instead", action="store_const", const=option, help=help_text)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings laid over the file's")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings laid over the file's"
+    )
     return parser
 
 

@@ -12,13 +12,25 @@ import numpy
 
 from proav.errors import UserError
 
-_DAMAGED_PICKLE = (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+_DAMAGED_PICKLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Admits nothing but numpy arrays in builtin containers: a file from outside cannot run code."""
 
-    _admitted = {"_reconstruct": numpy.zeros(0).__reduce__()[0], "ndarray": numpy.ndarray, "dtype": numpy.dtype}
+    _admitted = {
+        "_reconstruct": numpy.zeros(0).__reduce__()[0],
+        "ndarray": numpy.ndarray,
+        "dtype": numpy.dtype,
+    }
 
     def find_class(self, module: str, name: str):
         if module.split(".")[0] == "numpy" and name in self._admitted:
@@ -36,7 +48,9 @@ def read_array_tree(source: str | Path, *, expected: str) -> Mapping:
     except (OSError, *_DAMAGED_PICKLE) as error:
         raise UserError(f"cannot read {source}: {error}; expected {expected}") from None
     if not isinstance(tree, Mapping):
-        raise UserError(f"{source} holds {type(tree).__name__}, not nested dicts of numpy arrays; expected {expected}")
+        raise UserError(
+            f"{source} holds {type(tree).__name__}, not nested dicts of numpy arrays; expected {expected}"
+        )
     return tree
 
 

@@ -33,7 +33,16 @@ class ClipGeometry:
     @classmethod
     def from_config(cls, config) -> "ClipGeometry":
         clip, mel = config.clip, config.mel
-        return cls(clip.num_frames, clip.fps, clip.height, clip.width, clip.sample_rate, mel.num_bins, mel.n_fft, mel.hop)
+        return cls(
+            clip.num_frames,
+            clip.fps,
+            clip.height,
+            clip.width,
+            clip.sample_rate,
+            mel.num_bins,
+            mel.n_fft,
+            mel.hop,
+        )
 
     @property
     def seconds(self) -> float:
@@ -197,7 +206,10 @@ def check_geometry(config) -> None:
         clip.width % steps == 0,
         f"mel.hop={mel.hop} gives {steps} mel columns a frame, which do not tile clip.width={clip.width}; choose mel.hop so that the columns divide the width",
     )
-    require(clip.height % mel.num_bins == 0, f"mel.num_bins={mel.num_bins} does not divide clip.height={clip.height}")
+    require(
+        clip.height % mel.num_bins == 0,
+        f"mel.num_bins={mel.num_bins} does not divide clip.height={clip.height}",
+    )
     require(
         2 * mel.hop <= mel.n_fft,
         f"mel.hop={mel.hop}: windows of mel.n_fft={mel.n_fft} overlap too little to be inverted; expected mel.hop of at most {mel.n_fft // 2}",
@@ -206,9 +218,15 @@ def check_geometry(config) -> None:
         mel.min_hz < mel.max_hz <= clip.sample_rate / 2,
         f"mel.min_hz={mel.min_hz}, mel.max_hz={mel.max_hz}: expected min_hz < max_hz <= {clip.sample_rate / 2} (half of clip.sample_rate)",
     )
-    require(mel.floor_log10 < mel.ceiling_log10, f"mel.floor_log10={mel.floor_log10} must be below mel.ceiling_log10={mel.ceiling_log10}")
+    require(
+        mel.floor_log10 < mel.ceiling_log10,
+        f"mel.floor_log10={mel.floor_log10} must be below mel.ceiling_log10={mel.ceiling_log10}",
+    )
     for key in ("height", "width"):
-        require(getattr(clip, key) % n == 0, f"mdsa.plane_size={n} does not divide clip.{key}={getattr(clip, key)}")
+        require(
+            getattr(clip, key) % n == 0,
+            f"mdsa.plane_size={n} does not divide clip.{key}={getattr(clip, key)}",
+        )
         require(getattr(clip, key) % 2 == 0, f"clip.{key}={getattr(clip, key)} must be even (H.264 video)")
     require(
         frames <= n,
@@ -231,15 +249,24 @@ def check_geometry(config) -> None:
             "write fewer mdsa.refiner.levels, or mdsa.refiner.enabled=false",
         )
     scales = [scale for scale in mdsa.multi_scale.scales if frames % scale]
-    require(not scales, f"mdsa.multi_scale.scales={list(mdsa.multi_scale.scales)}: {scales} do not divide clip.num_frames={frames}")
+    require(
+        not scales,
+        f"mdsa.multi_scale.scales={list(mdsa.multi_scale.scales)}: {scales} do not divide clip.num_frames={frames}",
+    )
     require(
         frames % mdsa.group_cross.num_groups == 0,
         f"mdsa.group_cross.num_groups={mdsa.group_cross.num_groups} does not divide clip.num_frames={frames}",
     )
     block = mdsa.bi_block.block_size
     sides = {n} if mdsa.bi_block.apply_to == "HW" else {n, frames}
-    require(all(side % block == 0 for side in sides), f"mdsa.bi_block.block_size={block} does not divide the plane sides {sorted(sides)}")
-    require(n % config.stdit.patch_size == 0, f"stdit.patch_size={config.stdit.patch_size} does not divide mdsa.plane_size={n}")
+    require(
+        all(side % block == 0 for side in sides),
+        f"mdsa.bi_block.block_size={block} does not divide the plane sides {sorted(sides)}",
+    )
+    require(
+        n % config.stdit.patch_size == 0,
+        f"stdit.patch_size={config.stdit.patch_size} does not divide mdsa.plane_size={n}",
+    )
     segment_frames = int(config.data.segment_seconds * clip.fps)
     require(
         segment_frames >= frames,

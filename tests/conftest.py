@@ -14,6 +14,8 @@ def ray_local():
     """Ray on this machine with two CPUs, started by the first test that asks for it."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="warning")  # "local" ignores RAY_ADDRESS and stale address files
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, logging_level="warning"
+    )  # "local" ignores RAY_ADDRESS and stale address files
     yield ray
     ray.shutdown()

@@ -14,8 +14,15 @@ def noisy(clip: Clip, strength: float, seed: int) -> Clip:
 def blurred(clip: Clip, strength: int, seed: int) -> Clip:
     """Blocks of strength x strength pixels become their mean."""
     frames, height, width, _ = clip.video.shape
-    blocks = clip.video.reshape(frames, height // strength, strength, width // strength, strength, 3).mean((2, 4))
-    return Clip(blocks.round().astype(np.uint8).repeat(strength, 1).repeat(strength, 2), clip.audio, clip.fps, clip.sample_rate)
+    blocks = clip.video.reshape(frames, height // strength, strength, width // strength, strength, 3).mean(
+        (2, 4)
+    )
+    return Clip(
+        blocks.round().astype(np.uint8).repeat(strength, 1).repeat(strength, 2),
+        clip.audio,
+        clip.fps,
+        clip.sample_rate,
+    )
 
 
 def shuffled(clip: Clip, strength: float, seed: int) -> Clip:
@@ -29,7 +36,9 @@ def shuffled(clip: Clip, strength: float, seed: int) -> Clip:
 def frozen(clip: Clip, strength: float, seed: int) -> Clip:
     """The last share of the clip stands still."""
     last = round((1 - strength) * (len(clip.video) - 1))
-    return Clip(clip.video[np.minimum(np.arange(len(clip.video)), last)], clip.audio, clip.fps, clip.sample_rate)
+    return Clip(
+        clip.video[np.minimum(np.arange(len(clip.video)), last)], clip.audio, clip.fps, clip.sample_rate
+    )
 
 
 def hissing(clip: Clip, strength: float, seed: int) -> Clip:
@@ -42,7 +51,12 @@ def muffled(clip: Clip, strength: float, seed: int) -> Clip:
     """Everything above (1 - strength) of the band is gone."""
     spectrum = np.fft.rfft(clip.audio)
     spectrum[int((1 - strength) * len(spectrum)) :] = 0
-    return Clip(clip.video, np.fft.irfft(spectrum, len(clip.audio)).clip(-1, 1).astype(np.float32), clip.fps, clip.sample_rate)
+    return Clip(
+        clip.video,
+        np.fft.irfft(spectrum, len(clip.audio)).clip(-1, 1).astype(np.float32),
+        clip.fps,
+        clip.sample_rate,
+    )
 
 
 OF_PICTURES = {

@@ -7,7 +7,9 @@ from proav.media.container import Clip
 FPS, SAMPLE_RATE = 10, 16000
 
 
-def make_clip(number: int, *, seconds: float, silent: bool = False, height: int = 48, width: int = 64) -> Clip:
+def make_clip(
+    number: int, *, seconds: float, silent: bool = False, height: int = 48, width: int = 64
+) -> Clip:
     """A bright square that moves over a ground of its own colour, with a tone of its own pitch."""
     frames = round(seconds * FPS)
     video = np.zeros((frames, height, width, 3), np.uint8)
@@ -17,7 +19,9 @@ def make_clip(number: int, *, seconds: float, silent: bool = False, height: int 
         frame[8:24, left : left + 16] = 255 - (6 * index) % 200
     times = np.arange(frames * SAMPLE_RATE // FPS) / SAMPLE_RATE
     audio = 0.3 * np.sin(2 * np.pi * (200 + 50 * number) * times) * (1 + 0.5 * np.sin(2 * np.pi * 2 * times))
-    return Clip(video, np.zeros_like(audio, np.float32) if silent else audio.astype(np.float32), FPS, SAMPLE_RATE)
+    return Clip(
+        video, np.zeros_like(audio, np.float32) if silent else audio.astype(np.float32), FPS, SAMPLE_RATE
+    )
 
 
 def write_clips(root, lengths: dict[str, float]) -> str:
@@ -36,4 +40,9 @@ def prepare(config) -> dict:
     from proav.data.sources.finding import find_sources
 
     data_dir, sources = f"{config.run_folder}/data", find_sources(config)
-    return finish(config, data_dir, sources, [process_unit(config, data_dir, unit) for unit in settle_plan(config, data_dir, sources).units()])
+    return finish(
+        config,
+        data_dir,
+        sources,
+        [process_unit(config, data_dir, unit) for unit in settle_plan(config, data_dir, sources).units()],
+    )

@@ -33,7 +33,9 @@ def test_an_address_where_nothing_listens_is_told_at_once():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"no Ray answers at RAY_ADDRESS=127.0.0.1:{port} .*unset RAY_ADDRESS"):
+        with pytest.raises(
+            UserError, match=f"no Ray answers at RAY_ADDRESS=127.0.0.1:{port} .*unset RAY_ADDRESS"
+        ):
             check_address(f"127.0.0.1:{port}")
         with pytest.raises(UserError, match=f"no Ray answers at RAY_ADDRESS=ray://127.0.0.1:{port} "):
             check_address(f"ray://127.0.0.1:{port}")
@@ -75,7 +77,9 @@ def test_the_gpu_is_chosen_by_what_the_cluster_may_have(ray_local, monkeypatch):
     assert largest_resources()["CPU"] == 2
     assert wants_gpu(True) and not wants_gpu(False)
     assert wants_gpu("auto") == (ray_local.cluster_resources().get("GPU", 0) >= 1)
-    monkeypatch.setenv(LIMITS_VARIABLE, "CPU=64, GPU=8")  # as on the head of a cluster whose GPU nodes are not up yet
+    monkeypatch.setenv(
+        LIMITS_VARIABLE, "CPU=64, GPU=8"
+    )  # as on the head of a cluster whose GPU nodes are not up yet
     assert largest_resources()["CPU"] == 64 and wants_gpu("auto") and not wants_gpu(False)
 
 
@@ -94,5 +98,9 @@ def test_a_python_without_the_packages_is_told(tmp_path):
     root = Path(__file__).parents[1]
     block = "import sys, runpy; sys.modules['pydantic'] = None; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     words = [sys.executable, "-c", block, str(root), str(root / "ray_jobs" / "train.py"), "--dry-run"]
-    done = subprocess.run(words, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "has no package pydantic" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run(
+        words, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=60
+    )
+    assert (
+        done.returncode == 2 and "has no package pydantic" in done.stderr and "Traceback" not in done.stderr
+    )

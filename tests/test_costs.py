@@ -54,7 +54,10 @@ TINY = {
     "stdit": {"size": "custom", "depth": 2, "width": 40, "num_heads": 4, "mlp_ratio": 3, "attention": "full"},
 }
 SWITCHED_OFF = {name: {"enabled": False} for name in ("multi_scale", "spatial", "group_cross", "bi_block")}
-BARE = TINY | {"mdsa": TINY["mdsa"] | SWITCHED_OFF, "stdit": TINY["stdit"] | {"patch_size": 1, "attention": "divided"}}
+BARE = TINY | {
+    "mdsa": TINY["mdsa"] | SWITCHED_OFF,
+    "stdit": TINY["stdit"] | {"patch_size": 1, "attention": "divided"},
+}
 
 
 def tiny_with(**mdsa) -> dict:
@@ -75,8 +78,18 @@ CASES = {
         plane_channels={"video": (5, 2, 2), "audio": (2, 2, 6)},
     ),
     "tiled": tiny_with(audio_input="tiled", audio_channels=3, refiner={"width": 5}),
-    "pvdm": {"mdsa": {"plane_size": 32, "latent_channels": 4, "audio_input": "tiled", "bi_block": {"block_size": 8, "global_tokens": False}}},
-    "xl": {"mdsa": {"width": 192, "audio_input": "tiled", "audio_channels": 3}, "stdit": {"size": "XL", "attention": "full"}},
+    "pvdm": {
+        "mdsa": {
+            "plane_size": 32,
+            "latent_channels": 4,
+            "audio_input": "tiled",
+            "bi_block": {"block_size": 8, "global_tokens": False},
+        }
+    },
+    "xl": {
+        "mdsa": {"width": 192, "audio_input": "tiled", "audio_channels": 3},
+        "stdit": {"size": "XL", "attention": "full"},
+    },
 }
 SHALLOW = {"encoder_depth": 1, "decoder_depth": 1, "collapse_depth": 1}
 """FLOPs are linear in depth, and fake tensors take their time: the defaults alone are counted whole."""
@@ -84,7 +97,9 @@ REAL_FLOPS = 5e10
 """Models up to here run for real, which is faster than pretending."""
 LANDSCAPE = Path(__file__).parents[1] / "configs/landscape.yaml"
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
-CONFIGS = [pytest.param(settings, id=name) for name, settings in CASES.items()] + [pytest.param(path, id=path.name) for path in SHIPPED]
+CONFIGS = [pytest.param(settings, id=name) for name, settings in CASES.items()] + [
+    pytest.param(path, id=path.name) for path in SHIPPED
+]
 NUM_LABELS = 5
 
 
@@ -94,7 +109,9 @@ def read(case: dict | Path, *, shallow: bool = False) -> Config:
         return config
     settings, (_, width, heads) = config_to_dict(config), config.stdit.shape
     one_block = {"size": "custom", "depth": 1, "width": width, "num_heads": heads}
-    return config_from_dict(settings | {"mdsa": settings["mdsa"] | SHALLOW, "stdit": settings["stdit"] | one_block})
+    return config_from_dict(
+        settings | {"mdsa": settings["mdsa"] | SHALLOW, "stdit": settings["stdit"] | one_block}
+    )
 
 
 def on_meta(make) -> torch.nn.Module:
@@ -121,7 +138,9 @@ def counted_flops(call, *, has_attention: bool = True) -> int:
 
 
 def clip_inputs(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(1, *stream_geometries(config)["video"].input_shape), torch.zeros(1, *ClipGeometry.from_config(config).mel_shape)
+    return torch.zeros(1, *stream_geometries(config)["video"].input_shape), torch.zeros(
+        1, *ClipGeometry.from_config(config).mel_shape
+    )
 
 
 def stdit_inputs(config: Config) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
@@ -138,7 +157,9 @@ def test_parameters_equal_the_models(case):
     assert bill.mdsa_parameters == num_parameters(mdsa)
     assert stdit_cost(config).hidden == num_hidden(stdit)
     assert mdsa_costs(config)["encode"].hidden + mdsa_costs(config)["decode"].hidden == num_hidden(mdsa)
-    assert bill.discriminators_parameters == sum(num_parameters(on_meta(lambda: kind(config))) for kind in (VideoDiscriminators, AudioDiscriminator))
+    assert bill.discriminators_parameters == sum(
+        num_parameters(on_meta(lambda: kind(config))) for kind in (VideoDiscriminators, AudioDiscriminator)
+    )
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -146,12 +167,18 @@ def test_flops_equal_the_counter(case):
     config = read(case)
     small = costs(config).mdsa_train_flops + costs(config).stdit_train_flops < REAL_FLOPS
     config = read(case, shallow=not small and case != CASES["defaults"])
-    stdit, mdsa, parts = on_meta(lambda: STDiT(config, NUM_LABELS)), on_meta(lambda: MDSA(config)), mdsa_costs(config)
+    stdit, mdsa, parts = (
+        on_meta(lambda: STDiT(config, NUM_LABELS)),
+        on_meta(lambda: MDSA(config)),
+        mdsa_costs(config),
+    )
     planes = {}
     with contextlib.nullcontext() if small else FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         stdit, mdsa = stdit.to_empty(device="cpu"), mdsa.to_empty(device="cpu")
         assert counted_flops(lambda: stdit(*stdit_inputs(config))) == stdit_cost(config, NUM_LABELS).flops
-        assert counted_flops(lambda: planes.update(mdsa.encode(*clip_inputs(config)))) == parts["encode"].flops
+        assert (
+            counted_flops(lambda: planes.update(mdsa.encode(*clip_inputs(config)))) == parts["encode"].flops
+        )
         assert counted_flops(lambda: mdsa.encode_lone(*clip_inputs(config))) == parts["encode_lone"].flops
         assert counted_flops(lambda: mdsa.decode(planes)) == parts["decode"].flops
 
@@ -162,7 +189,9 @@ def test_flops_of_a_judgement_equal_the_counter(case):
     with torch.device("meta"), torch.no_grad():
         video, audio = VideoDiscriminators(config), AudioDiscriminator(config)
         clip, mel = clip_inputs(config)
-        counted = counted_flops(lambda: (video(clip, torch.zeros(1, dtype=torch.long)), audio(mel)), has_attention=False)
+        counted = counted_flops(
+            lambda: (video(clip, torch.zeros(1, dtype=torch.long)), audio(mel)), has_attention=False
+        )
     assert counted == discriminators_cost(config).flops
 
 
@@ -192,7 +221,14 @@ def kept_bytes(model: torch.nn.Module, call, precision: str) -> int:
             "mdsa": {"encoder_depth": 2, "decoder_depth": 3, "collapse_depth": 2},
         },
         {
-            "stdit": {"size": "custom", "depth": 4, "width": 384, "num_heads": 6, "attention": "full", "mlp_ratio": 2},
+            "stdit": {
+                "size": "custom",
+                "depth": 4,
+                "width": 384,
+                "num_heads": 6,
+                "attention": "full",
+                "mlp_ratio": 2,
+            },
             "mdsa": SHALLOW | {"width": 256, "decoder_depth": 3, "mlp_ratio": 2, "refiner": {"width": 64}},
         },
         {
@@ -219,10 +255,13 @@ def test_recomputation_keeps_a_small_part():
 
 
 @pytest.mark.parametrize(
-    "stage, bytes_per_parameter", [(0, 4 + 4 + 8 + 4), (1, 4 + 4 + 12 / 4 + 4), (2, 4 + 4 / 4 + 12 / 4 + 4), (3, (4 + 4 + 12 + 4) / 4)]
+    "stage, bytes_per_parameter",
+    [(0, 4 + 4 + 8 + 4), (1, 4 + 4 + 12 / 4 + 4), (2, 4 + 4 / 4 + 12 / 4 + 4), (3, (4 + 4 + 12 + 4) / 4)],
 )
 def test_zero_stages_share_what_they_say(stage, bytes_per_parameter):
-    config = config_from_dict({"stdit": {"train": {"zero_stage": stage, "num_workers": 4, "precision": "fp32"}}})
+    config = config_from_dict(
+        {"stdit": {"train": {"zero_stage": stage, "num_workers": 4, "precision": "fp32"}}}
+    )
     memory = memory_estimate(Cost(1_000_000), stdit_kept(config), config.stdit.train)
     assert memory.total - memory.activations == bytes_per_parameter * 1_000_000
     assert memory.activations == 16 * stdit_kept(config).num_bytes("fp32", recompute=False)
@@ -237,7 +276,10 @@ def test_muon_keeps_one_moment_of_hidden_matrices():
 def test_a_sample_counts_guidance_and_decoding():
     settings = {"generate": {"steps": 7, "guidance_scale": 2.0}}
     bill = costs(config_from_dict(settings))
-    assert bill.sample_flops == 14 * bill.stdit_forward_flops + bill.mdsa_decode_flops and bill.sample_evaluations == 14
+    assert (
+        bill.sample_flops == 14 * bill.stdit_forward_flops + bill.mdsa_decode_flops
+        and bill.sample_evaluations == 14
+    )
     settings["generate"]["guidance_scale"] = 1.0
     assert costs(config_from_dict(settings)).sample_evaluations == 7
 

@@ -14,7 +14,9 @@ def test_an_export_makes_the_same_clips_from_half_the_bytes(tmp_path):
     assert main([whole.path, str(tmp_path / "small")]) == 0
     small = load_checkpoint(str(tmp_path / "small" / "latest"), kind="stdit")
     assert set(small.files) == {"ema.safetensors", "mdsa.safetensors"}
-    assert small.labels == whole.labels and small.latent_std == whole.latent_std and small.config == whole.config
+    assert (
+        small.labels == whole.labels and small.latent_std == whole.latent_std and small.config == whole.config
+    )
     for name in ("ema", "mdsa"):
         size = sum(value.numel() for value in whole.weights(name).values())
         assert small.files[f"{name}.safetensors"]["bytes"] < 2.5 * size + 20_000

@@ -41,7 +41,10 @@ def test_planes_of_fewer_frames_than_cells_hold_fewer_values():
 def test_patches_of_both_streams_fill_the_plane():
     for words in ([], ["clip.fps=4", "mel.hop=125"], ["mdsa.audio_input=tiled", "mdsa.audio_channels=3"]):
         for stream in stream_geometries(load_config(None, words)).values():
-            assert stream.patch[0] * stream.plane_size == stream.rows and stream.patch[1] * stream.plane_size == stream.columns
+            assert (
+                stream.patch[0] * stream.plane_size == stream.rows
+                and stream.patch[1] * stream.plane_size == stream.columns
+            )
 
 
 def test_planes_of_few_channels_have_large_tokens():

@@ -43,13 +43,26 @@ def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
 def save_tiny_mdsa(folder: str, config: Config) -> str:
     torch.manual_seed(0)
     weights = randomize(MDSA(config), 1).state_dict()
-    return save_checkpoint(folder, kind="mdsa", clips=8, step=2, config=config, tensors={"model": weights, "ema": weights}, labels=LABELS)
+    return save_checkpoint(
+        folder,
+        kind="mdsa",
+        clips=8,
+        step=2,
+        config=config,
+        tensors={"model": weights, "ema": weights},
+        labels=LABELS,
+    )
 
 
 def save_tiny_stdit(folder: str, config: Config) -> str:
     torch.manual_seed(0)
-    mdsa, stdit = randomize(MDSA(config), 1).state_dict(), randomize(STDiT(config, num_labels=len(LABELS)), 2).state_dict()
+    mdsa, stdit = (
+        randomize(MDSA(config), 1).state_dict(),
+        randomize(STDiT(config, num_labels=len(LABELS)), 2).state_dict(),
+    )
     shape = (6, config.mdsa.latent_channels)
     statistics = {"latent_mean": torch.zeros(shape).tolist(), "latent_std": torch.full(shape, 0.5).tolist()}
     tensors = {"model": stdit, "ema": stdit, "mdsa": mdsa}
-    return save_checkpoint(folder, kind="stdit", clips=8, step=2, config=config, tensors=tensors, labels=LABELS, **statistics)
+    return save_checkpoint(
+        folder, kind="stdit", clips=8, step=2, config=config, tensors=tensors, labels=LABELS, **statistics
+    )

@@ -64,7 +64,9 @@ class MelConfig(Section):
     """whole: one Fourier transform over the sound, its columns cut into frames. segment: each frame's sound is cut out and transformed alone."""
     griffin_lim_iterations: Annotated[PositiveInt, Changes("samples")] = 32
     """Rounds of fast Griffin-Lim when sound is made from mel images."""
-    griffin_lim_magnitude: Annotated[Literal["multiplicative", "pseudo_inverse"], Changes("samples")] = "multiplicative"
+    griffin_lim_magnitude: Annotated[Literal["multiplicative", "pseudo_inverse"], Changes("samples")] = (
+        "multiplicative"
+    )
     """multiplicative: each round scales the sound's own magnitudes to the mel. pseudo_inverse: fixed ones."""
     griffin_lim_momentum: Annotated[float, Field(ge=0, lt=1), Changes("samples")] = 0.95
     """Momentum of fast Griffin-Lim; 0 is the plain method."""
@@ -81,7 +83,9 @@ class DataConfig(Section):
     """label: the first folder is the label. split/label: train or test may be above. aist: by file name."""
     listing: Annotated[Names, Changes("sources")] = ()
     """Instead of sources: one or several tables of what to prepare, of the formats that `listing_format` names."""
-    listing_format: Annotated[Literal["auto", "table", "audioset", "vggsound", "aist"], Changes("sources")] = "auto"
+    listing_format: Annotated[
+        Literal["auto", "table", "audioset", "vggsound", "aist"], Changes("sources")
+    ] = "auto"
     """table: CSV or Parquet with a column path. audioset, vggsound: their CSV files. aist: AIST++'s split files. auto: told from the content."""
     videos: Annotated[str | None, Changes("sources")] = None
     """The folder of a listing's videos, searched with all folders below it; a table's paths begin there (empty: in the table's folder)."""

@@ -30,7 +30,9 @@ def load_config(path: str | None = None, overrides: list[str] | tuple[str, ...] 
     words = list(overrides)
     for word in words:
         if "=" not in word or word.startswith("="):
-            raise ConfigError(f"cannot read the override {word!r}; expected section.key=value, such as train.batch_size=8")
+            raise ConfigError(
+                f"cannot read the override {word!r}; expected section.key=value, such as train.batch_size=8"
+            )
     files = _read_with_bases(path) if path else []
     stage = next((word.split("=", 1)[1] for word in reversed(words) if word.startswith("stage=")), None)
     stage = stage or next((file["stage"] for file in files if "stage" in file), None)
@@ -54,7 +56,8 @@ def config_from_dict(settings: dict, *, origin: str | None = None) -> Config:
             raise ConfigError(first["msg"].removeprefix("Value error, ") + where) from None
         hint = _field_doc(key)
         raise ConfigError(
-            f"{key}={first['input']!r}{where}: {first['msg'][:1].lower() + first['msg'][1:]}" + (f". {key}: {hint}" if hint else "")
+            f"{key}={first['input']!r}{where}: {first['msg'][:1].lower() + first['msg'][1:]}"
+            + (f". {key}: {hint}" if hint else "")
         ) from None
 
 
@@ -98,12 +101,18 @@ def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[dict]:
     if base is None:
         return [settings]
     if not isinstance(base, str):
-        raise ConfigError(f"base={base!r} in {path}: expected the path of a YAML file, seen from {path}, such as base: ../demo.yaml")
+        raise ConfigError(
+            f"base={base!r} in {path}: expected the path of a YAML file, seen from {path}, such as base: ../demo.yaml"
+        )
     if here in above:
-        raise ConfigError(f"base={base} in {path}: the files name each other in a circle; remove one of the base keys")
+        raise ConfigError(
+            f"base={base} in {path}: the files name each other in a circle; remove one of the base keys"
+        )
     below = Path(path).parent / base
     if not below.is_file():
-        raise ConfigError(f"base={base} in {path}: there is no file {below}; expected a path seen from {path}, such as base: ../demo.yaml")
+        raise ConfigError(
+            f"base={base} in {path}: there is no file {below}; expected a path seen from {path}, such as base: ../demo.yaml"
+        )
     return [settings, *_read_with_bases(str(below), (*above, here))]
 
 
@@ -119,8 +128,13 @@ def _lay_over(below: dict, above: dict) -> dict:
 def _read_yaml(path: str) -> dict:
     file = Path(path)
     if not file.is_file():
-        near = difflib.get_close_matches(str(file), [str(p) for p in Path("configs").rglob("*.yaml")], n=1, cutoff=0.4)
-        raise ConfigError(f"no configuration file {path}; expected a YAML file" + (f", such as {near[0]}" if near else " such as configs/demo.yaml"))
+        near = difflib.get_close_matches(
+            str(file), [str(p) for p in Path("configs").rglob("*.yaml")], n=1, cutoff=0.4
+        )
+        raise ConfigError(
+            f"no configuration file {path}; expected a YAML file"
+            + (f", such as {near[0]}" if near else " such as configs/demo.yaml")
+        )
     try:
         values = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -141,7 +155,9 @@ def _merge(settings: dict, words: list[str], path: str | None) -> dict:
             OmegaConf.update(merged, key, parsed, merge=False, force_add=True)
         return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"cannot read the override {word}: {' '.join(str(error).split())}; quote values with special characters") from None
+        raise ConfigError(
+            f"cannot read the override {word}: {' '.join(str(error).split())}; quote values with special characters"
+        ) from None
 
 
 def _name_stage(words: list[str], stage: str | None) -> list[str]:
@@ -213,7 +229,11 @@ def _field_doc(key: str) -> str | None:
             return None
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
             values = get_args(field.annotation)
-            choices = f" One of {', '.join(map(str, values))}." if values and all(isinstance(value, str) for value in values) else ""
+            choices = (
+                f" One of {', '.join(map(str, values))}."
+                if values and all(isinstance(value, str) for value in values)
+                else ""
+            )
             return (field.description or "") + choices
         section = field.annotation
     return None

@@ -28,4 +28,6 @@ class Section(BaseModel):
     changes: ClassVar[tuple[str, ...]] = ()
     """Kinds of things that its fields change unless they say otherwise (`changes.py`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )

@@ -56,12 +56,18 @@ class STDiTConfig(Section):
     def _check(self) -> "STDiTConfig":
         given = [name for name in ("depth", "width", "num_heads") if getattr(self, name) is not None]
         if self.size == "custom" and len(given) < 3:
-            raise ValueError(f"stdit.size=custom needs stdit.depth, stdit.width and stdit.num_heads; given: {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"stdit.size=custom needs stdit.depth, stdit.width and stdit.num_heads; given: {', '.join(given) or 'none'}"
+            )
         if self.size != "custom" and given:
-            raise ValueError(f"stdit.{given[0]} is fixed by stdit.size={self.size}; write stdit.size=custom to choose it")
+            raise ValueError(
+                f"stdit.{given[0]} is fixed by stdit.size={self.size}; write stdit.size=custom to choose it"
+            )
         depth, width, heads = self.shape
         if width % heads or (width // heads) % 2 or width % 4:
-            raise ValueError(f"stdit.width={width} must be a multiple of 4 and split into stdit.num_heads={heads} heads of an even width")
+            raise ValueError(
+                f"stdit.width={width} must be a multiple of 4 and split into stdit.num_heads={heads} heads of an even width"
+            )
         return self
 
     @property
@@ -92,13 +98,19 @@ class DiffusionConfig(Section):
     """Last variance."""
     ddim_eta: Annotated[float, Field(ge=0, le=1), Changes("samples")] = 0.0
     """0: deterministic DDIM; 1: ancestral noise."""
-    task_weights: Annotated[dict[Literal["joint", "a2v", "v2a", "independent"], Weight], Changes("training")] = {"joint": 0.7, "a2v": 0.1, "v2a": 0.1, "independent": 0.1}
+    task_weights: Annotated[
+        dict[Literal["joint", "a2v", "v2a", "independent"], Weight], Changes("training")
+    ] = {"joint": 0.7, "a2v": 0.1, "v2a": 0.1, "independent": 0.1}
     """Share of each task in training; a2v: sound given, v2a: picture given, independent: a time of its own per modality."""
 
     @model_validator(mode="after")
     def _check(self) -> "DiffusionConfig":
         if sum(self.task_weights.values()) <= 0:
-            raise ValueError("diffusion.task_weights are all zero; give at least one task a positive weight, such as {joint: 1.0}")
+            raise ValueError(
+                "diffusion.task_weights are all zero; give at least one task a positive weight, such as {joint: 1.0}"
+            )
         if self.ddpm_beta_start > self.ddpm_beta_end:
-            raise ValueError(f"diffusion.ddpm_beta_start={self.ddpm_beta_start} is above diffusion.ddpm_beta_end={self.ddpm_beta_end}")
+            raise ValueError(
+                f"diffusion.ddpm_beta_start={self.ddpm_beta_start} is above diffusion.ddpm_beta_end={self.ddpm_beta_end}"
+            )
         return self

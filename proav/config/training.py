@@ -81,18 +81,26 @@ class TrainConfig(Section):
     @classmethod
     def _without_zero(cls, values: Any) -> Any:
         """engine=torch alone means zero_stage=0, so that a resolved configuration can be read again."""
-        return {"zero_stage": 0, **values} if isinstance(values, dict) and values.get("engine") == "torch" else values
+        return (
+            {"zero_stage": 0, **values}
+            if isinstance(values, dict) and values.get("engine") == "torch"
+            else values
+        )
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         if not isinstance(self.num_workers, int) and self.num_workers[0] > self.num_workers[1]:
-            raise ValueError(f"train.num_workers={list(self.num_workers)}: MIN is above MAX; write [{self.num_workers[1]},{self.num_workers[0]}]")
+            raise ValueError(
+                f"train.num_workers={list(self.num_workers)}: MIN is above MAX; write [{self.num_workers[1]},{self.num_workers[0]}]"
+            )
         if self.batch_size % self._clips_that_split(self.worker_counts):
             raise ValueError(self._uneven())
         if self.loader == "actors" and not self.loader_workers:
             raise ValueError("train.loader=actors needs a number of them, such as train.loader_workers=2")
         if self.num_clips < self.batch_size:
-            raise ValueError(f"train.num_clips={self.num_clips} is less than one batch; expected at least train.batch_size={self.batch_size}")
+            raise ValueError(
+                f"train.num_clips={self.num_clips} is less than one batch; expected at least train.batch_size={self.batch_size}"
+            )
         if self.engine == "torch" and self.zero_stage > 0:
             raise ValueError(
                 f"train.engine=torch shards nothing, but train.zero_stage={self.zero_stage}; write train.zero_stage=0 or train.engine=deepspeed"
@@ -114,18 +122,34 @@ class TrainConfig(Section):
         counts, step = self.worker_counts, self._clips_that_split(self.worker_counts)
         least, most = counts[0], counts[-1]
         given = f"{most}" if least == most else f"{least} to {most}"
-        fits = [count for count in range(1, self.batch_size + 1) if self.batch_size % self._clips_that_split(range(count, count + 1)) == 0]
+        fits = [
+            count
+            for count in range(1, self.batch_size + 1)
+            if self.batch_size % self._clips_that_split(range(count, count + 1)) == 0
+        ]
         if least == most:
-            near = [max((count for count in fits if count < most), default=0), min((count for count in fits if count > most), default=0)]
+            near = [
+                max((count for count in fits if count < most), default=0),
+                min((count for count in fits if count > most), default=0),
+            ]
             workers = [f"{count}" for count in near if count]
         else:  # the widest ranges within the given one that start or end where it does; a single count where there is none
             down = (range(least, end + 1) for end in range(most - 1, least, -1))
             up = (range(start, most + 1) for start in range(least + 1, most))
-            wide = [next((part for part in parts if self.batch_size % self._clips_that_split(part) == 0), None) for parts in (down, up)]
-            workers = [f"[{part[0]},{part[-1]}]" for part in wide if part] or [f"{count}" for count in fits if count in counts]
+            wide = [
+                next((part for part in parts if self.batch_size % self._clips_that_split(part) == 0), None)
+                for parts in (down, up)
+            ]
+            workers = [f"[{part[0]},{part[-1]}]" for part in wide if part] or [
+                f"{count}" for count in fits if count in counts
+            ]
         lower = self.batch_size // step * step
-        sizes = [size for size in (lower, lower + step) if 0 < size < 16 * self.batch_size]  # what all of a wide range divide may be astronomical
-        choices = [f"train.num_workers={count}" for count in workers] + [f"train.batch_size={size} (a multiple of {step})" for size in sizes]
+        sizes = [
+            size for size in (lower, lower + step) if 0 < size < 16 * self.batch_size
+        ]  # what all of a wide range divide may be astronomical
+        choices = [f"train.num_workers={count}" for count in workers] + [
+            f"train.batch_size={size} (a multiple of {step})" for size in sizes
+        ]
         return (
             f"train.batch_size={self.batch_size} does not split over {given} workers x {self.accumulation_steps} accumulation steps into whole "
             f"micro-batches; write {' or '.join(choices) or f'another train.num_workers or a multiple of {step}'}"

@@ -37,7 +37,9 @@ class Conditions:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Conditions(**{name: None if value is None else change(value) for name, value in values.items()})
+        return Conditions(
+            **{name: None if value is None else change(value) for name, value in values.items()}
+        )
 
 
 def join_conditions(parts: Sequence[Conditions]) -> Conditions:

@@ -34,7 +34,9 @@ class DDPM:
     @cached_property
     def signal_shares(self) -> Tensor:
         """a_k for k = 0 .. num_steps, [num_steps + 1] float64."""
-        betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps, dtype=torch.float64).square()
+        betas = torch.linspace(
+            self.beta_start**0.5, self.beta_end**0.5, self.num_steps, dtype=torch.float64
+        ).square()
         return torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
 
     def draw_times(self, uniforms: Tensor) -> Tensor:
@@ -43,7 +45,9 @@ class DDPM:
 
     def _shares(self, times_B2: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(sqrt(a), sqrt(1 - a)) per plane, [B, 1, 6, 1, 1]."""
-        share_B2 = self.signal_shares.to(like.device)[(times_B2.to(like.device) * self.num_steps).round().long()]
+        share_B2 = self.signal_shares.to(like.device)[
+            (times_B2.to(like.device) * self.num_steps).round().long()
+        ]
         share = spread_to_planes(share_B2)
         return share.sqrt().to(like.dtype), (1 - share).sqrt().to(like.dtype)
 

@@ -31,7 +31,9 @@ def noise_for(seed: int, index: int, shape: Sequence[int], *, purpose: str = "sa
     return torch.from_numpy(values)
 
 
-def noise_batch(identities: Sequence[tuple[int, int]], shape: Sequence[int], *, purpose: str = "sample") -> Tensor:
+def noise_batch(
+    identities: Sequence[tuple[int, int]], shape: Sequence[int], *, purpose: str = "sample"
+) -> Tensor:
     """[B, *shape]: the noise of each (seed, index) pair."""
     return torch.stack([noise_for(seed, index, shape, purpose=purpose) for seed, index in identities])
 
@@ -39,6 +41,8 @@ def noise_batch(identities: Sequence[tuple[int, int]], shape: Sequence[int], *, 
 def uniforms_for(seed: int, index: int, count: int, *, purpose: str) -> Tensor:
     """u in (0, 1), [count] float64, the hash itself read as 53-bit fractions plus half a unit; count of at most 8."""
     assert count * _WORD_BITS <= 512, "BLAKE2b gives 512 bits"
-    words = np.frombuffer(_digest(purpose, seed, index, 64), dtype="<u8")[:count] >> np.uint64(_WORD_BITS - _MANTISSA_BITS)
+    words = np.frombuffer(_digest(purpose, seed, index, 64), dtype="<u8")[:count] >> np.uint64(
+        _WORD_BITS - _MANTISSA_BITS
+    )
     # Half a unit keeps 0 out; the largest fraction rounds to 1 - 2^-53, which keeps 1 out.
     return torch.from_numpy(np.minimum((words + 0.5) * 2.0**-_MANTISSA_BITS, 1 - 2.0**-_MANTISSA_BITS))

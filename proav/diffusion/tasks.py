@@ -61,7 +61,9 @@ def sampling_task(name: str) -> Task:
     """The row of a task that makes clips. Raises UserError for any other name, with those that can be had."""
     available = [known for known, task in TASKS.items() if task.can_sample]
     if name not in available:
-        raise UserError(f"generate.task={name} is not available; expected one of {', '.join(available)}, such as generate.task={available[0]}")
+        raise UserError(
+            f"generate.task={name} is not available; expected one of {', '.join(available)}, such as generate.task={available[0]}"
+        )
     return TASKS[name]
 
 

@@ -40,12 +40,16 @@ def generate(config: Config) -> list[dict]:
             f"generate.task={config.generate.task}: generate.py makes joint samples; a2v and v2a take a given file: SoundingVideoPipeline(task=...)"
         )
     folder = storage.join(config.run_folder, "samples")
-    checkpoint = load_checkpoint(config.generate.checkpoint or storage.join(config.run_folder, "stdit", "checkpoints"), kind="stdit")
+    checkpoint = load_checkpoint(
+        config.generate.checkpoint or storage.join(config.run_folder, "stdit", "checkpoints"), kind="stdit"
+    )
     SamplingSettings.from_config(config).num_calls(checkpoint.config.diffusion.objective)  # or says why not
     rows = wanted_rows(config, checkpoint)
     found = {row["index"]: row for row in read_samples(folder)}
     done = {
-        row["index"]: found[row["index"]] for row in rows if _same(found.get(row["index"]), row) and storage.exists(storage.join(folder, row["path"]))
+        row["index"]: found[row["index"]]
+        for row in rows
+        if _same(found.get(row["index"]), row) and storage.exists(storage.join(folder, row["path"]))
     }
     missing = [row for row in rows if row["index"] not in done]
     if not missing:
@@ -61,7 +65,12 @@ def generate(config: Config) -> list[dict]:
     use_gpu = wants_gpu(config.generate.use_gpu)
     made = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
         BatchSampler,
-        fn_constructor_kwargs={"checkpoint_path": checkpoint.path, "folder": folder, "settings": SamplingSettings.from_config(config), "device": device_of(use_gpu)},
+        fn_constructor_kwargs={
+            "checkpoint_path": checkpoint.path,
+            "folder": folder,
+            "settings": SamplingSettings.from_config(config),
+            "device": device_of(use_gpu),
+        },
         compute=ray.data.ActorPoolStrategy(size=min(config.generate.num_workers, len(tasks))),
         num_cpus=1,
         num_gpus=int(use_gpu),
@@ -89,7 +98,9 @@ def wanted_rows(config: Config, checkpoint) -> list[dict]:
     settings, sampling = config.generate, SamplingSettings.from_config(config)
     place = None if settings.label is None else find_label(settings.label, checkpoint.labels)
     if settings.label is not None and place is None:
-        raise UserError(f"generate.label={settings.label!r} is unknown to the checkpoint; expected one of: {', '.join(checkpoint.labels) or 'none'}")
+        raise UserError(
+            f"generate.label={settings.label!r} is unknown to the checkpoint; expected one of: {', '.join(checkpoint.labels) or 'none'}"
+        )
     labels = [checkpoint.labels[place]] if place is not None else list(checkpoint.labels) or [None]
     return [
         {
@@ -112,7 +123,10 @@ def read_samples(folder: str) -> list[dict]:
 
 
 def write_samples(folder: str, rows: dict[int, dict]) -> None:
-    storage.write_text(storage.join(folder, "manifest.jsonl"), "".join(json.dumps(rows[index]) + "\n" for index in sorted(rows)))
+    storage.write_text(
+        storage.join(folder, "manifest.jsonl"),
+        "".join(json.dumps(rows[index]) + "\n" for index in sorted(rows)),
+    )
 
 
 class BatchSampler:

@@ -112,4 +112,6 @@ def pixels_to_unit(video_BTHWC: Tensor) -> Tensor:
 
 def unit_to_pixels(video_BCTHW: Tensor) -> Tensor:
     """Inverse of `pixels_to_unit`, rounded and clamped to uint8."""
-    return ((video_BCTHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
+    return (
+        ((video_BCTHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
+    )

@@ -128,9 +128,7 @@ class SoundingVideoPipeline:
             guidance_scale=guidance_scale,
             guidance_interval=tuple(guidance_interval),
         )
-        given = fit_given(
-            self.config, task, audio=audio, sample_rate=sample_rate, video=video, clip=clip
-        )
+        given = fit_given(self.config, task, audio=audio, sample_rate=sample_rate, video=video, clip=clip)
         clips, calls = [], settings.num_calls(self.process.objective)
         total = -(-num_samples // batch_size) * calls
         for first in range(0, num_samples, batch_size):

@@ -58,8 +58,12 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     folder = _folder(config)
     store = SegmentStore(config.data_folder)
     check_fits(store, config)
-    checkpoint = load_checkpoint(storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa", verify=False)  # verified where it is read
-    check_resumable(checkpoint, config.model_copy(update={"seed": checkpoint.config.seed}), checkpoint.labels)  # encoding draws nothing
+    checkpoint = load_checkpoint(
+        storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa", verify=False
+    )  # verified where it is read
+    check_resumable(
+        checkpoint, config.model_copy(update={"seed": checkpoint.config.seed}), checkpoint.labels
+    )  # encoding draws nothing
     values = setting_values(config)
     own = {key.rpartition(".")[2]: values[key] for key in settings_that_change("latents")}
     settings = {"mdsa_checkpoint": checkpoint.hash, "data": manifest_hash(store.manifest), **own}
@@ -73,14 +77,21 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
         return stats
     windows = windows_per_shard(store, config)
     todo = sum(count for name, count in windows.items() if name not in there)
-    print(f"encode: {_size_text(config, sum(windows.values()))}" + (f"; {todo:,} windows to do" if there else ""))
+    print(
+        f"encode: {_size_text(config, sum(windows.values()))}"
+        + (f"; {todo:,} windows to do" if there else "")
+    )
     _check_room(config, todo)
     parts = _encode_shards(config, checkpoint, settings, windows)
     storage.remove_leftovers(folder)  # of killed actors
     if set(parts) != set(shards):
-        raise RuntimeError(f"Ray Data returned {len(parts)} of {len(shards)} shards; run the same command again")
+        raise RuntimeError(
+            f"Ray Data returned {len(parts)} of {len(shards)} shards; run the same command again"
+        )
     latents = LatentGeometry.from_config(config)
-    sums = merge_statistics([parts[name] for name in shards], scale=config.diffusion.latent_scale, channels=latents.channels)
+    sums = merge_statistics(
+        [parts[name] for name in shards], scale=config.diffusion.latent_scale, channels=latents.channels
+    )
     stats = {**settings, **sums, "labels": list(store.labels), "mdsa_path": checkpoint.path}
     storage.write_text(stats_path, json.dumps(stats, indent=1))
     print(f"encode: {stats['num_windows']:,} windows in {folder}")
@@ -109,7 +120,12 @@ class ShardEncoder:
     """One shard of segments -> one shard of latents; a Ray Data actor, or called by hand in a test."""
 
     def __init__(self, config: Config, checkpoint_path: str, settings: dict, device: str = "cpu") -> None:
-        self.config, self.checkpoint_path, self.settings, self.device = config, checkpoint_path, settings, device
+        self.config, self.checkpoint_path, self.settings, self.device = (
+            config,
+            checkpoint_path,
+            settings,
+            device,
+        )
         self.store, self.coder = None, None
 
     def __call__(self, row: dict) -> dict:
@@ -131,9 +147,13 @@ class ShardEncoder:
             from proav.generation.coder import load_coder
 
             self.store = SegmentStore(self.config.data_folder)
-            self.coder = load_coder(load_checkpoint(self.checkpoint_path, kind="mdsa", verify=False), device=self.device)
+            self.coder = load_coder(
+                load_checkpoint(self.checkpoint_path, kind="mdsa", verify=False), device=self.device
+            )
         windows, size = self._windows(name), self.config.encode.batch_size
-        with ShardWriter(path, LATENT_SCHEMA.with_metadata({OF_A_SHARD: json.dumps(self.settings).encode()})) as writer:
+        with ShardWriter(
+            path, LATENT_SCHEMA.with_metadata({OF_A_SHARD: json.dumps(self.settings).encode()})
+        ) as writer:
             for first in range(0, len(windows), size):
                 batch = windows[first : first + size]
                 for row in self._rows(batch, *self._encode_windows(batch)):
@@ -144,7 +164,10 @@ class ShardEncoder:
         splits, settings, frames = self.store.column("split"), self.config.encode, self.config.clip.num_frames
         return [
             (segment, start, flipped)
-            for segment, first, length in zip(*(values.tolist() for values in self.store.stretches(shard=name, num_frames=frames)), strict=True)
+            for segment, first, length in zip(
+                *(values.tolist() for values in self.store.stretches(shard=name, num_frames=frames)),
+                strict=True,
+            )
             for start in range(first, first + length - frames + 1, settings.stride_frames)
             for flipped in ((False, True) if settings.flips and splits[segment] == "train" else (False,))
         ]
@@ -156,21 +179,38 @@ class ShardEncoder:
             starts = [start for owner, start, _ in windows if owner == index]
             span = max(starts) - min(starts) + frames
             parts[index] = min(starts), self.store.window(index, min(starts), span, want=("video", "mel"))
-        clips = [(parts[index][1], slice(start - parts[index][0], start - parts[index][0] + frames), flipped) for index, start, flipped in windows]
-        pictures = [part["video"][place, :, ::-1] if flipped else part["video"][place] for part, place, flipped in clips]
+        clips = [
+            (parts[index][1], slice(start - parts[index][0], start - parts[index][0] + frames), flipped)
+            for index, start, flipped in windows
+        ]
+        pictures = [
+            part["video"][place, :, ::-1] if flipped else part["video"][place]
+            for part, place, flipped in clips
+        ]
         video = torch.from_numpy(np.stack(pictures))
         mel = torch.from_numpy(np.stack([part["mel"][place] for part, place, _ in clips])).float()
         return self.coder.encode(video, mel), self.coder.encode(video, mel, lone=True)
 
-    def _rows(self, windows: list[tuple[int, int, bool]], joint_BDPNN: torch.Tensor, lone_BDPNN: torch.Tensor) -> Iterator[dict]:
+    def _rows(
+        self, windows: list[tuple[int, int, bool]], joint_BDPNN: torch.Tensor, lone_BDPNN: torch.Tensor
+    ) -> Iterator[dict]:
         joint, lone = joint_BDPNN.half().cpu().numpy(), lone_BDPNN.half().cpu().numpy()
         for position, (index, start, flipped) in enumerate(windows):
-            identity = {key: self.store.index.column(key)[index].as_py() for key in ("id", "source_id", "label", "split")}
-            planes = {"joint": joint[position].tobytes(), "lone": lone[position].tobytes(), "shape": list(joint.shape[1:])}
+            identity = {
+                key: self.store.index.column(key)[index].as_py()
+                for key in ("id", "source_id", "label", "split")
+            }
+            planes = {
+                "joint": joint[position].tobytes(),
+                "lone": lone[position].tobytes(),
+                "shape": list(joint.shape[1:]),
+            }
             yield {**identity, "start_frame": start, "flipped": flipped, **planes}
 
 
-def _encode_shards(config: Config, checkpoint: Checkpoint, settings: dict, windows: dict[str, int]) -> dict[str, dict]:
+def _encode_shards(
+    config: Config, checkpoint: Checkpoint, settings: dict, windows: dict[str, int]
+) -> dict[str, dict]:
     """What ShardEncoder says of each shard. An actor that dies is replaced, and its shard made again."""
     import ray
 
@@ -178,9 +218,16 @@ def _encode_shards(config: Config, checkpoint: Checkpoint, settings: dict, windo
 
     use_gpu = wants_gpu(config.encode.use_gpu)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    encoded = ray.data.from_items([{"shard": name} for name in windows], override_num_blocks=len(windows)).map(
+    encoded = ray.data.from_items(
+        [{"shard": name} for name in windows], override_num_blocks=len(windows)
+    ).map(
         ShardEncoder,
-        fn_constructor_kwargs={"config": config, "checkpoint_path": checkpoint.path, "settings": settings, "device": device_of(use_gpu)},
+        fn_constructor_kwargs={
+            "config": config,
+            "checkpoint_path": checkpoint.path,
+            "settings": settings,
+            "device": device_of(use_gpu),
+        },
         compute=ray.data.ActorPoolStrategy(size=min(config.encode.num_workers, len(windows))),
         num_cpus=1,
         num_gpus=int(use_gpu),
@@ -189,7 +236,9 @@ def _encode_shards(config: Config, checkpoint: Checkpoint, settings: dict, windo
     for row in encoded.iter_rows():
         if row["error"]:
             raise_from_text(row["error"])
-        assert row["num_windows"] == windows[row["shard"]], f"{row['num_windows']} windows of {row['shard']}, expected {windows[row['shard']]}"
+        assert row["num_windows"] == windows[row["shard"]], (
+            f"{row['num_windows']} windows of {row['shard']}, expected {windows[row['shard']]}"
+        )
         parts[row["shard"]] = row
         progress.update(progress.done + row["num_windows"])
     progress.close()
@@ -205,20 +254,34 @@ def _settle_other_latents(config: Config, settings: dict, shards: list[str], rep
     if "stats.json" in there:
         found = json.loads(storage.read_text(there["stats.json"]))
     else:  # of an interrupted run
-        found = next((_made_with(path) for name, path in there.items() if name.endswith(".parquet")), settings)
+        found = next(
+            (_made_with(path) for name, path in there.items() if name.endswith(".parquet")), settings
+        )
     differing = [key for key, value in settings.items() if found.get(key) != value]
     strangers = sorted(there.keys() - {*shards, "stats.json"})
     if not differing and not strangers:
         return
-    then, now = (", ".join(f"{key}={str(values.get(key))[:16]}" for key in differing) for values in (found, settings))
-    what = f"{folder} was made with {then}; this run has {now}" if differing else f"{folder} holds files that are not of this run: {strangers[0]}"
+    then, now = (
+        ", ".join(f"{key}={str(values.get(key))[:16]}" for key in differing) for values in (found, settings)
+    )
+    what = (
+        f"{folder} was made with {then}; this run has {now}"
+        if differing
+        else f"{folder} holds files that are not of this run: {strangers[0]}"
+    )
     trained = list_checkpoints(storage.join(config.run_folder, "stdit", "checkpoints"))
     if config.encode.replace or (replace_unused and not trained):
         print(f"encode: {what}: deleted, to be encoded anew")
         storage.delete_folder(folder)
         return
-    used = f" ST-DiT was trained on it ({trained[0][1]}) and cannot go on with other latents: delete its checkpoints too." if trained else ""
-    raise UserError(f"{what}.{used} Write encode.replace=true to delete these latents and encode anew, or choose another run_dir=DIR")
+    used = (
+        f" ST-DiT was trained on it ({trained[0][1]}) and cannot go on with other latents: delete its checkpoints too."
+        if trained
+        else ""
+    )
+    raise UserError(
+        f"{what}.{used} Write encode.replace=true to delete these latents and encode anew, or choose another run_dir=DIR"
+    )
 
 
 def _check_room(config: Config, num_windows: int) -> None:
@@ -247,7 +310,9 @@ def _size_text(config: Config, num_windows: int) -> str:
 
 
 def _in_units(size: int) -> str:
-    unit, scale = next((unit, scale) for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 0)) if size >= scale)
+    unit, scale = next(
+        (unit, scale) for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 0)) if size >= scale
+    )
     return f"{size / (scale or 1e3):,.1f} {unit}"
 
 

@@ -41,18 +41,43 @@ class Clip:
 
     def __post_init__(self) -> None:
         video, audio = self.video, self.audio
-        if not (isinstance(video, np.ndarray) and video.dtype == np.uint8 and video.ndim == 4 and video.shape[-1] == 3 and video.size):
-            raise MediaError("bad_clip", f"a clip's video is {_describe(video)}; expected a uint8 numpy array [T, H, W, 3]")
+        if not (
+            isinstance(video, np.ndarray)
+            and video.dtype == np.uint8
+            and video.ndim == 4
+            and video.shape[-1] == 3
+            and video.size
+        ):
+            raise MediaError(
+                "bad_clip", f"a clip's video is {_describe(video)}; expected a uint8 numpy array [T, H, W, 3]"
+            )
         if not (isinstance(audio, np.ndarray) and audio.dtype == np.float32 and audio.ndim == 1):
-            raise MediaError("bad_clip", f"a clip's audio is {_describe(audio)}; expected a float32 numpy array [samples], mono")
-        if not (isinstance(self.fps, int) and isinstance(self.sample_rate, int) and self.fps > 0 and self.sample_rate > 0):
-            raise MediaError("bad_clip", f"fps={self.fps!r}, sample_rate={self.sample_rate!r}: expected positive whole numbers")
+            raise MediaError(
+                "bad_clip",
+                f"a clip's audio is {_describe(audio)}; expected a float32 numpy array [samples], mono",
+            )
+        if not (
+            isinstance(self.fps, int)
+            and isinstance(self.sample_rate, int)
+            and self.fps > 0
+            and self.sample_rate > 0
+        ):
+            raise MediaError(
+                "bad_clip",
+                f"fps={self.fps!r}, sample_rate={self.sample_rate!r}: expected positive whole numbers",
+            )
         expected = round(len(video) * self.sample_rate / self.fps)
         if len(audio) != expected:
             rates = f"{self.fps} fps and {self.sample_rate} Hz"
-            raise MediaError("bad_clip", f"{len(audio)} sound samples for {len(video)} frames; expected {expected} at {rates}")
+            raise MediaError(
+                "bad_clip",
+                f"{len(audio)} sound samples for {len(video)} frames; expected {expected} at {rates}",
+            )
         if not np.abs(audio).max(initial=0.0) <= 1.0:  # also false where a sample is not a number
-            raise MediaError("bad_clip", "a clip's audio leaves [-1, 1] or is not finite; divide it by its largest magnitude")
+            raise MediaError(
+                "bad_clip",
+                "a clip's audio leaves [-1, 1] or is not finite; divide it by its largest magnitude",
+            )
 
     @property
     def seconds(self) -> float:
@@ -158,7 +183,13 @@ def read_clip(
     return next(_clips(source, request))[1]
 
 
-def read_sound(source: str | BinaryIO, *, sample_rate: int, max_seconds: float = float("inf"), deadline_seconds: float | None = None) -> np.ndarray:
+def read_sound(
+    source: str | BinaryIO,
+    *,
+    sample_rate: int,
+    max_seconds: float = float("inf"),
+    deadline_seconds: float | None = None,
+) -> np.ndarray:
     """The sound of a file, with or without pictures, as float32 [samples], mono, in [-1, 1]: all of it, or its first `max_seconds`.
 
     A pause of more than 30 s is the end, as is a clock that starts anew. Raises MediaError as
@@ -215,10 +246,17 @@ def encode_clip(clip: Clip, *, crf: int = CRF) -> bytes:
     """
     _, height, width, _ = clip.video.shape
     if height % 2 or width % 2:
-        raise MediaError("not_writable", f"H.264 cannot hold frames of {height}x{width}; expected even rows and columns")
+        raise MediaError(
+            "not_writable", f"H.264 cannot hold frames of {height}x{width}; expected even rows and columns"
+        )
     if clip.sample_rate not in AAC_RATES:
-        raise MediaError("not_writable", f"AAC cannot hold sound at {clip.sample_rate} Hz; expected one of {', '.join(map(str, AAC_RATES))}")
-    with tempfile.TemporaryDirectory(prefix="proav-") as folder:  # a real file: moving the index to the front reads it again
+        raise MediaError(
+            "not_writable",
+            f"AAC cannot hold sound at {clip.sample_rate} Hz; expected one of {', '.join(map(str, AAC_RATES))}",
+        )
+    with tempfile.TemporaryDirectory(
+        prefix="proav-"
+    ) as folder:  # a real file: moving the index to the front reads it again
         file = os.path.join(folder, "clip.mp4")
         with av.open(file, "w", format="mp4", options={"movflags": "+faststart"}) as container:
             _mux(container, clip, crf)
@@ -228,12 +266,22 @@ def encode_clip(clip: Clip, *, crf: int = CRF) -> bytes:
 
 def _mux(container, clip: Clip, crf: int) -> None:
     _, height, width, _ = clip.video.shape
-    options = {"crf": str(crf), "preset": "fast", "g": str(2 * clip.fps), "bf": "0"}  # looking ahead over B-frames, x264 reads unset memory
+    options = {
+        "crf": str(crf),
+        "preset": "fast",
+        "g": str(2 * clip.fps),
+        "bf": "0",
+    }  # looking ahead over B-frames, x264 reads unset memory
     video = container.add_stream("libx264", rate=clip.fps, options=options)
     video.width, video.height, video.pix_fmt = width, height, "yuv420p"
     context = video.codec_context
     context.thread_count, context.time_base = 1, Fraction(1, clip.fps)
-    context.colorspace, context.color_range, context.color_primaries, context.color_trc = 1, ColorRange.MPEG, ColorPrimaries.BT709, ColorTrc.BT709
+    context.colorspace, context.color_range, context.color_primaries, context.color_trc = (
+        1,
+        ColorRange.MPEG,
+        ColorPrimaries.BT709,
+        ColorTrc.BT709,
+    )
     audio = container.add_stream("aac", rate=clip.sample_rate, layout="mono")
     audio.bit_rate = min(128_000, 6 * clip.sample_rate)  # the format's limit is 6144 bits for 1024 samples
     reformatter = VideoReformatter()
@@ -242,15 +290,26 @@ def _mux(container, clip: Clip, crf: int) -> None:
     for index, pixels in enumerate(clip.video):
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         picture = reformatter.reformat(
-            picture, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, interpolation=SCALING, threads=1
+            picture,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=SCALING,
+            threads=1,
         )
         picture.pts, picture.time_base = index, Fraction(1, clip.fps)
         container.mux(video.encode(picture))
         last = index + 1 == len(clip.video)
-        while next_sample < len(clip.audio) and (last or next_sample * clip.fps <= (index + 1) * clip.sample_rate):
+        while next_sample < len(clip.audio) and (
+            last or next_sample * clip.fps <= (index + 1) * clip.sample_rate
+        ):
             samples = clip.audio[None, next_sample : next_sample + samples_per_packet]
             sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", "mono")
-            sound.sample_rate, sound.pts, sound.time_base = clip.sample_rate, next_sample, Fraction(1, clip.sample_rate)
+            sound.sample_rate, sound.pts, sound.time_base = (
+                clip.sample_rate,
+                next_sample,
+                Fraction(1, clip.sample_rate),
+            )
             container.mux(audio.encode(sound))
             next_sample += samples_per_packet
     container.mux(video.encode(None))

@@ -123,8 +123,12 @@ class Decoder:
         self.has_later_tracks = False
         self.num_frames = dict.fromkeys((stream.type for stream in streams), 0)
         self.num_packets = dict.fromkeys(self.num_frames, 0)
-        self._recent = {kind: [0, 0] for kind in self.num_frames}  # packets, packets that failed, since the last check
-        self._unplaced = set(self.num_frames)  # streams of which no frame has come since the file was opened or sought in
+        self._recent = {
+            kind: [0, 0] for kind in self.num_frames
+        }  # packets, packets that failed, since the last check
+        self._unplaced = set(
+            self.num_frames
+        )  # streams of which no frame has come since the file was opened or sought in
         self._counted = container.format.name in COUNTED_FORMATS
         self._first_key: int | None = None  # these two: of the pictures of counted formats, in packets
         self._reordered: int | None = None
@@ -187,10 +191,14 @@ class Decoder:
                 return
             yield packet
 
-    def frames_from(self, start: float | None, file_start: float) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame]]:
+    def frames_from(
+        self, start: float | None, file_start: float
+    ) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame]]:
         """As `frames`, from the key frame before `start`; from the beginning where None or where the file cannot be sought in."""
         if start is not None and self._counted:
-            next((kind for kind, _ in self.frames() if kind == "video"), None)  # from the beginning, for `_late_by`
+            next(
+                (kind for kind, _ in self.frames() if kind == "video"), None
+            )  # from the beginning, for `_late_by`
         if start is None:
             return self.frames()
         margin = MPEG_MARGIN_SECONDS if self._container.format.name == "mpeg" else SEEK_MARGIN_SECONDS
@@ -206,7 +214,10 @@ class Decoder:
                     return itertools.chain(ahead, frames)
                 break
         if not self._seek(file_start - 1):
-            raise MediaError("unreadable", f"{self._name} cannot be read from {start - file_start:g} s on: it has no usable index")
+            raise MediaError(
+                "unreadable",
+                f"{self._name} cannot be read from {start - file_start:g} s on: it has no usable index",
+            )
         return self.frames()
 
     def _seek(self, seconds: float) -> bool:
@@ -221,7 +232,13 @@ class Decoder:
         kind, time_base, decoded = stream.type, self._time_bases[stream.index], []
         self._recent[kind][0] += packet is not None
         self.num_packets[kind] += packet is not None
-        if self._counted and kind == "video" and self._first_key is None and packet is not None and packet.is_keyframe:
+        if (
+            self._counted
+            and kind == "video"
+            and self._first_key is None
+            and packet is not None
+            and packet.is_keyframe
+        ):
             self._first_key = packet.dts
         try:
             frames = stream.codec_context.decode(packet)
@@ -244,7 +261,9 @@ class Decoder:
             self.num_frames[kind] += 1
             frame.time_base = time_base  # frames let out at the end of the file come without
             if kind in self._unplaced and frame.pts is None and packet is not None:
-                frame.pts = packet.pts  # WMA names no time for its first frames: after a seek they would land anywhere
+                frame.pts = (
+                    packet.pts
+                )  # WMA names no time for its first frames: after a seek they would land anywhere
             self._unplaced.discard(kind)
             if self._counted and kind == "video":
                 frame.pts = None if frame.dts is None else frame.dts - self._late_by(frame)

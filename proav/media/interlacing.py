@@ -53,6 +53,10 @@ class Deinterlacer:
 def _graph(frame: av.VideoFrame) -> av.filter.Graph:
     graph = av.filter.Graph()
     graph.threads = 1
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base)
-    graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced"), graph.add("buffersink")).configure()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
+    )
+    graph.link_nodes(
+        source, graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced"), graph.add("buffersink")
+    ).configure()
     return graph

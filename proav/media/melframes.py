@@ -57,14 +57,20 @@ class MelFrames:
         batch, length = waveform_BL.shape
         frames, rest = divmod(length, self.geometry.samples_per_frame)
         if rest or not frames:
-            raise UserError(f"{length} sound samples are no whole number of frames; expected a multiple of {self.geometry.samples_per_frame}")
+            raise UserError(
+                f"{length} sound samples are no whole number of frames; expected a multiple of {self.geometry.samples_per_frame}"
+            )
         pieces = self._pieces(frames)
-        spectrum_BFJ = self._transform(waveform_BL.float().reshape(batch * pieces, length // pieces)).abs()[..., :-1]
+        spectrum_BFJ = self._transform(waveform_BL.float().reshape(batch * pieces, length // pieces)).abs()[
+            ..., :-1
+        ]
         mel_BMJ = self._filters_MF.to(spectrum_BFJ.device) @ spectrum_BFJ
         floor, ceiling = self.settings.floor_log10, self.settings.ceiling_log10
         level = mel_BMJ.clamp(min=10.0 ** (floor - 1)).log10()
         normalized = ((level - floor) * (2 / (ceiling - floor)) - 1).clamp(-1.0, 1.0)
-        return rearrange(normalized, "(b p) m (t s) -> b (p t) m s", p=pieces, s=self.geometry.mel_steps).contiguous()
+        return rearrange(
+            normalized, "(b p) m (t s) -> b (p t) m s", p=pieces, s=self.geometry.mel_steps
+        ).contiguous()
 
     def decode(self, mel_BTMS: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         """mel_BTMS -> waveform_BL in [-1, 1], L = T * samples a frame, by fast Griffin-Lim towards its bands.
@@ -89,14 +95,20 @@ class MelFrames:
     def tile(self, mel_BTMS: torch.Tensor, channels: int = 1) -> torch.Tensor:
         """The native grid as images of the video's size, image_BCTHW: every value a block of pixels, low frequencies in the bottom row."""
         rows, columns = self.geometry.tile
-        return repeat(mel_BTMS.flip(2), "b t m s -> b c t (m rows) (s columns)", c=channels, rows=rows, columns=columns)
+        return repeat(
+            mel_BTMS.flip(2), "b t m s -> b c t (m rows) (s columns)", c=channels, rows=rows, columns=columns
+        )
 
     def untile(self, image_BCTHW: torch.Tensor) -> torch.Tensor:
         """The mean over channels and blocks, mel_BTMS: the exact inverse of `tile`, and its least-squares inverse for other images."""
         rows, columns = self.geometry.tile
-        blocks = rearrange(image_BCTHW, "b c t (m rows) (s columns) -> b t m s (c rows columns)", rows=rows, columns=columns)
+        blocks = rearrange(
+            image_BCTHW, "b c t (m rows) (s columns) -> b t m s (c rows columns)", rows=rows, columns=columns
+        )
         corner = blocks[..., :1]
-        mean = corner + (blocks - corner).mean(dim=-1, keepdim=True)  # from the corner: the mean of equal values is that value, to the bit
+        mean = corner + (blocks - corner).mean(
+            dim=-1, keepdim=True
+        )  # from the corner: the mean of equal values is that value, to the bit
         return mean.squeeze(-1).flip(2)
 
     def _pieces(self, frames: int) -> int:
@@ -105,7 +117,15 @@ class MelFrames:
 
     def _transform(self, waveform_BL: torch.Tensor) -> torch.Tensor:
         window = self._window.to(waveform_BL.device)
-        return torch.stft(waveform_BL, self.geometry.n_fft, self.geometry.hop, window=window, center=True, pad_mode="constant", return_complex=True)
+        return torch.stft(
+            waveform_BL,
+            self.geometry.n_fft,
+            self.geometry.hop,
+            window=window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
 
     def _griffin_lim(self, mel_BJM: torch.Tensor, phase_BJF: torch.Tensor, length: int) -> torch.Tensor:
         """Fast Griffin-Lim (Perraudin, Balazs, Sondergaard 2013) towards mel bands: the sound, [B, length].
@@ -187,6 +207,10 @@ def _limit(waveform_BL: torch.Tensor) -> torch.Tensor:
     """
     magnitude = waveform_BL.abs()
     room = 1 - LIMITER_KNEE
-    bent = torch.where(magnitude > LIMITER_KNEE, LIMITER_KNEE + room * torch.tanh((magnitude - LIMITER_KNEE) / room), magnitude)
+    bent = torch.where(
+        magnitude > LIMITER_KNEE,
+        LIMITER_KNEE + room * torch.tanh((magnitude - LIMITER_KNEE) / room),
+        magnitude,
+    )
     limited = torch.where(magnitude.amax(dim=1, keepdim=True) > 1, bent.clamp(max=1.0), magnitude)
     return limited * waveform_BL.sign()

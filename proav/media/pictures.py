@@ -54,7 +54,9 @@ class Canvas:
     HLG) is tone-mapped. Untagged pictures of more than 576 rows are read as BT.709, others as BT.601, as players do.
     """
 
-    def __init__(self, *, height: int, width: int, fit: Literal["pad", "crop"], pixel_aspect: Fraction = Fraction(1)) -> None:
+    def __init__(
+        self, *, height: int, width: int, fit: Literal["pad", "crop"], pixel_aspect: Fraction = Fraction(1)
+    ) -> None:
         assert fit in ("pad", "crop"), fit
         self.height, self.width, self.fit = height, width, fit
         self.pixel_aspect = pixel_aspect
@@ -81,7 +83,9 @@ class Canvas:
         aspect = Fraction(frame.width, frame.height) * self.pixel_aspect
         cropper = None
         if self.fit == "pad":
-            whole = min(Fraction(width) / aspect, Fraction(height))  # rows of the whole picture inside the canvas
+            whole = min(
+                Fraction(width) / aspect, Fraction(height)
+            )  # rows of the whole picture inside the canvas
             height, width = _between(round(whole), 1, height), _between(round(whole * aspect), 1, width)
         else:
             cropper = _centre_cropper(frame, Fraction(width, height) / self.pixel_aspect)
@@ -92,7 +96,9 @@ class Canvas:
             rows=height,
             columns=width,
             cropper=cropper,
-            format=("rgba64le" if has_alpha else "rgb48le") if high_range else ("rgba" if has_alpha else "rgb24"),
+            format=("rgba64le" if has_alpha else "rgb48le")
+            if high_range
+            else ("rgba" if has_alpha else "rgb24"),
             matrix=untagged if frame.colorspace == UNSPECIFIED else None,
             transfer=frame.color_trc if high_range else None,
         )
@@ -102,7 +108,13 @@ class Canvas:
             drawing.cropper.vpush(frame)
             frame = drawing.cropper.vpull()
         scaled = self._reformatter.reformat(
-            frame, drawing.columns, drawing.rows, drawing.format, src_colorspace=drawing.matrix, interpolation=SCALING, threads=1
+            frame,
+            drawing.columns,
+            drawing.rows,
+            drawing.format,
+            src_colorspace=drawing.matrix,
+            interpolation=SCALING,
+            threads=1,
         ).to_ndarray()
         picture = scaled[..., :3]
         if drawing.transfer is not None:
@@ -251,7 +263,9 @@ def _centre_cropper(frame: av.VideoFrame, aspect: Fraction) -> av.filter.Graph |
     if (rows, columns) == (frame.height, frame.width):
         return None
     graph = av.filter.Graph()
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000))
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000)
+    )
     graph.link_nodes(source, graph.add("crop", f"{columns}:{rows}"), graph.add("buffersink")).configure()
     return graph
 

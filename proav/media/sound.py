@@ -222,7 +222,9 @@ class _Run:
 
     def _mix(self, frame: av.AudioFrame, first: int = 0) -> np.ndarray:
         """Decoded sound of any number type, from sample `first` on, as float32 mono in [-1, 1]."""
-        packed = [piece.to_ndarray().reshape(-1, len(self._weights)) for piece in self._packer.resample(frame)]
+        packed = [
+            piece.to_ndarray().reshape(-1, len(self._weights)) for piece in self._packer.resample(frame)
+        ]
         values = np.concatenate(packed)[first:]
         finite = np.isfinite(values)
         if not finite.all():

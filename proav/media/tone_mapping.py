@@ -15,22 +15,36 @@ PEAK_NITS = 1000.0
 WHITE_NITS = 203.0
 GAMMA = 2.4
 NUM_GAINS = 4096
-PQ_M1, PQ_M2, PQ_C1, PQ_C2, PQ_C3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128  # SMPTE ST 2084
+PQ_M1, PQ_M2, PQ_C1, PQ_C2, PQ_C3 = (
+    2610 / 16384,
+    2523 / 32,
+    3424 / 4096,
+    2413 / 128,
+    2392 / 128,
+)  # SMPTE ST 2084
 HLG_A, HLG_B, HLG_C = 0.17883277, 0.28466892, 0.55991073  # BT.2100
 HLG_SYSTEM_GAMMA = 1.2  # BT.2100, at 1000 nits
 BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
-BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
+BT2020_TO_BT709 = np.array(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
+)
 
 
 def to_standard_range(picture_HWC: np.ndarray, transfer: int) -> np.ndarray:
     """uint16 [H, W, 3] of PQ or HLG codes (full range, BT.2020) -> uint8 [H, W, 3], BT.709."""
     nits_HWC = _light(transfer)[picture_HWC]
-    if transfer == HLG:  # the table gave scene light in [0, 1]; the display's light depends on the luminance (BT.2100's OOTF)
+    if (
+        transfer == HLG
+    ):  # the table gave scene light in [0, 1]; the display's light depends on the luminance (BT.2100's OOTF)
         luminance_HW = nits_HWC @ BT2020_LUMINANCE
         nits_HWC *= PEAK_NITS * luminance_HW[..., None] ** (HLG_SYSTEM_GAMMA - 1)
-    brightest_HW = np.maximum(np.maximum(nits_HWC[..., 0], nits_HWC[..., 1]), nits_HWC[..., 2])  # one gain a pixel keeps its hue
+    brightest_HW = np.maximum(
+        np.maximum(nits_HWC[..., 0], nits_HWC[..., 1]), nits_HWC[..., 2]
+    )  # one gain a pixel keeps its hue
     shares_HW = np.sqrt(np.minimum(brightest_HW, PEAK_NITS) / PEAK_NITS)
-    gain_HW = _gains()[np.round(shares_HW * (NUM_GAINS - 1)).astype(np.uint16)] * (PEAK_NITS / np.maximum(brightest_HW, PEAK_NITS))
+    gain_HW = _gains()[np.round(shares_HW * (NUM_GAINS - 1)).astype(np.uint16)] * (
+        PEAK_NITS / np.maximum(brightest_HW, PEAK_NITS)
+    )
     linear_HWC = (nits_HWC * (gain_HW[..., None] / WHITE_NITS)) @ BT2020_TO_BT709.T
     return np.round(255 * linear_HWC.clip(0, 1) ** (1 / GAMMA)).astype(np.uint8)
 
@@ -59,7 +73,9 @@ def tone_curve(nits: np.ndarray) -> np.ndarray:
     code, white = np.minimum(pq_from_nits(nits) / peak, 1.0), pq_from_nits(WHITE_NITS) / peak
     knee = 1.5 * white - 0.5
     t = np.maximum(code - knee, 0) / (1 - knee)
-    spline = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (3 * t**2 - 2 * t**3) * white
+    spline = (
+        (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (3 * t**2 - 2 * t**3) * white
+    )
     return nits_from_pq(np.where(code < knee, code, spline) * peak)
 
 

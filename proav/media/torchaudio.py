@@ -33,6 +33,8 @@ def resample(waveform_BL: torch.Tensor, from_rate: int, to_rate: int) -> torch.T
 
 def _fail_if_no_align(function):
     def fail(*args, **kwargs):
-        raise RuntimeError(f"torchaudio.functional.{function.__name__} needs torchaudio's compiled part, which this torch cannot load")
+        raise RuntimeError(
+            f"torchaudio.functional.{function.__name__} needs torchaudio's compiled part, which this torch cannot load"
+        )
 
     return fail

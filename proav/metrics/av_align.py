@@ -17,7 +17,15 @@ from proav.errors import UserError
 
 ONSET_RATE = 22_050
 """The rate in Hz to which the released code brings sound: librosa's own."""
-FARNEBACK = {"pyr_scale": 0.5, "levels": 3, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0}
+FARNEBACK = {
+    "pyr_scale": 0.5,
+    "levels": 3,
+    "winsize": 15,
+    "iterations": 3,
+    "poly_n": 5,
+    "poly_sigma": 1.2,
+    "flags": 0,
+}
 MIN_MOTION = 0.1
 """Pixels a frame below which the release of 2025 takes no peak."""
 
@@ -57,7 +65,10 @@ def motion_strengths(video_THWC: np.ndarray) -> np.ndarray:
     """
     cv2, _ = libraries()
     grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in video_THWC]
-    flows = (cv2.calcOpticalFlowFarneback(before, after, None, **FARNEBACK) for before, after in zip(grey, grey[1:]))
+    flows = (
+        cv2.calcOpticalFlowFarneback(before, after, None, **FARNEBACK)
+        for before, after in zip(grey, grey[1:])
+    )
     motion = [float(np.hypot(flow[..., 0], flow[..., 1]).mean(dtype=np.float64)) for flow in flows]
     return np.array([motion[0], *motion])
 
@@ -65,10 +76,14 @@ def motion_strengths(video_THWC: np.ndarray) -> np.ndarray:
 def peak_times(strengths_T: np.ndarray, fps: float, *, min_strength: float = 0.0) -> np.ndarray:
     """Times of strict local maxima of at least `min_strength`, in seconds; that is `MIN_MOTION` for the release of 2025."""
     inner = strengths_T[1:-1]
-    return (np.flatnonzero((inner > strengths_T[:-2]) & (inner > strengths_T[2:]) & (inner >= min_strength)) + 1) / fps
+    return (
+        np.flatnonzero((inner > strengths_T[:-2]) & (inner > strengths_T[2:]) & (inner >= min_strength)) + 1
+    ) / fps
 
 
-def av_align(video_THWC: np.ndarray, audio_L: np.ndarray, *, fps: float, sample_rate: int) -> dict[str, float]:
+def av_align(
+    video_THWC: np.ndarray, audio_L: np.ndarray, *, fps: float, sample_rate: int
+) -> dict[str, float]:
     """Both releases' scores of a clip: `av_align` (2023) and `av_align_one_to_one` (2025), tolerance 1 / fps; uint8 [T, H, W, 3], T of at least 2.
 
     audio_L: float32, mono. NaN where undefined.
@@ -80,7 +95,9 @@ def from_events(onsets: Sequence[float], strengths_T: np.ndarray, *, fps: float)
     """The same from onsets in seconds and from motion, for one picture with several sounds."""
     return {
         "av_align": matched_share(onsets, peak_times(strengths_T, fps), tolerance_seconds=1 / fps),
-        "av_align_one_to_one": paired_share(onsets, peak_times(strengths_T, fps, min_strength=MIN_MOTION), tolerance_seconds=1 / fps),
+        "av_align_one_to_one": paired_share(
+            onsets, peak_times(strengths_T, fps, min_strength=MIN_MOTION), tolerance_seconds=1 / fps
+        ),
     }
 
 

@@ -60,7 +60,12 @@ def bootstrap_interval(
         chosen = [_drawn(generator, len(group)) for group in (groups[:1] if paired else groups)]
         chosen = chosen * len(groups) if paired else chosen
         try:
-            draws[number] = statistic(*(np.concatenate([group[place] for place in places]) for group, places in zip(groups, chosen, strict=True)))
+            draws[number] = statistic(
+                *(
+                    np.concatenate([group[place] for place in places])
+                    for group, places in zip(groups, chosen, strict=True)
+                )
+            )
         except UserError as error:
             return Interval(None, None, f"no interval, for some draws of sources are too small: {error}")
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])

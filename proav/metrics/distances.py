@@ -30,7 +30,9 @@ class Moments:
     @classmethod
     def of(cls, features_ND: np.ndarray) -> "Moments":
         features = np.asarray(features_ND, np.float64)
-        assert features.ndim == 2 and len(features), f"features of shape {features.shape}; expected [N, D] with N >= 1"
+        assert features.ndim == 2 and len(features), (
+            f"features of shape {features.shape}; expected [N, D] with N >= 1"
+        )
         mean = features.mean(0)
         deviations = features - mean
         return cls(len(features), mean, deviations.T @ deviations)
@@ -39,7 +41,11 @@ class Moments:
         """Of both sets together: scatter = S1 + S2 + d d^T n1 n2 / (n1 + n2), d the difference of the means."""
         count = self.count + other.count
         difference = other.mean - self.mean
-        scatter = self.scatter + other.scatter + np.outer(difference, difference) * (self.count * other.count / count)
+        scatter = (
+            self.scatter
+            + other.scatter
+            + np.outer(difference, difference) * (self.count * other.count / count)
+        )
         return Moments(count, self.mean + difference * (other.count / count), scatter)
 
     @property
@@ -59,7 +65,9 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     roots = [_square_root(moments.covariance) for moments in (first, second)]
     fidelity = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
     difference = first.mean - second.mean
-    return float(difference @ difference + np.trace(first.covariance) + np.trace(second.covariance) - 2 * fidelity)
+    return float(
+        difference @ difference + np.trace(first.covariance) + np.trace(second.covariance) - 2 * fidelity
+    )
 
 
 def frechet_bias(moments: Moments, *, first_count: int, second_count: int) -> float:
@@ -87,10 +95,19 @@ def check_frechet_counts(first: Moments, second: Moments) -> None:
     needed = least_frechet_count(len(first.mean))
     fewest = min(first.count, second.count)
     if fewest < needed:
-        raise UserError(f"at least {needed:,} feature vectors of each set ({len(first.mean):,} features), there are {fewest:,}")
+        raise UserError(
+            f"at least {needed:,} feature vectors of each set ({len(first.mean):,} features), there are {fewest:,}"
+        )
 
 
-def polynomial_kernel(first_ND: np.ndarray, second_MD: np.ndarray, *, degree: int = 3, gamma: float | None = None, coef0: float = 1.0) -> np.ndarray:
+def polynomial_kernel(
+    first_ND: np.ndarray,
+    second_MD: np.ndarray,
+    *,
+    degree: int = 3,
+    gamma: float | None = None,
+    coef0: float = 1.0,
+) -> np.ndarray:
     """(gamma <x, y> + coef0)^degree, [N, M]; gamma None is 1 / D: scikit-learn's defaults, which KID and KVD use."""
     gamma = 1 / first_ND.shape[1] if gamma is None else gamma
     return (gamma * (first_ND @ second_MD.T) + coef0) ** degree
@@ -116,7 +133,11 @@ def kernel_distance(
     first, second = (np.asarray(features, np.float64) for features in (first_ND, second_MD))
     if min(len(first), len(second)) < 2:
         raise UserError(f"at least 2 feature vectors of each set, there are {min(len(first), len(second))}")
-    names = np.arange(len(first) + len(second)) if sources is None else np.concatenate([np.asarray(each) for each in sources])
+    names = (
+        np.arange(len(first) + len(second))
+        if sources is None
+        else np.concatenate([np.asarray(each) for each in sources])
+    )
     assert len(names) == len(first) + len(second), "a source for every vector"
     first_source, second_source = np.split(np.unique(names, return_inverse=True)[1], [len(first)])
     fewest = min(len(np.unique(first_source)), len(np.unique(second_source)))
@@ -147,11 +168,15 @@ def _eigenvalues_without_spread(moments: Moments) -> np.ndarray:
     return np.clip(mean + (values - mean) * np.sqrt(np.clip(wanted / spread, 0, 1)), 0, None)
 
 
-def _mean_of_pairs(first: np.ndarray, second: np.ndarray, first_source: np.ndarray, second_source: np.ndarray, options: dict) -> float:
+def _mean_of_pairs(
+    first: np.ndarray, second: np.ndarray, first_source: np.ndarray, second_source: np.ndarray, options: dict
+) -> float:
     """Mean of the kernel over pairs of two sources."""
     sums, count = [], 0
     for start in range(0, len(first), BLOCK_ROWS):
         apart = first_source[start : start + BLOCK_ROWS, None] != second_source[None]
-        sums.append(np.where(apart, polynomial_kernel(first[start : start + BLOCK_ROWS], second, **options), 0).sum())
+        sums.append(
+            np.where(apart, polynomial_kernel(first[start : start + BLOCK_ROWS], second, **options), 0).sum()
+        )
         count += int(apart.sum())
     return math.fsum(sums) / count

@@ -26,7 +26,9 @@ def temporal_mean(video_BCTHW: Tensor) -> Tensor:
     return video_BCTHW.mean(2, keepdim=True).expand_as(video_BCTHW)
 
 
-def mel_error_db(mel_BTMS: Tensor, reference_BTMS: Tensor, *, floor_log10: float, ceiling_log10: float) -> Tensor:
+def mel_error_db(
+    mel_BTMS: Tensor, reference_BTMS: Tensor, *, floor_log10: float, ceiling_log10: float
+) -> Tensor:
     """Mean absolute log-mel error of each clip, [B], in dB of magnitude: 20 log10, so that [-1, 1] spans 20 (ceiling - floor) dB."""
     span_db = 20 * (ceiling_log10 - floor_log10)
     return (mel_BTMS.double() - reference_BTMS.double()).abs().flatten(1).mean(1) * span_db / 2

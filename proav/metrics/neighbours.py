@@ -40,7 +40,10 @@ def density_coverage(real_ND: np.ndarray, fake_MD: np.ndarray, *, k: int = 5) ->
     real, fake = _checked(real_ND, fake_MD, k)
     radii, inside, covered = _radii(real, k), 0, 0
     for first in range(0, len(real), BLOCK_ROWS):
-        within = squared_distances(real[first : first + BLOCK_ROWS], fake) <= radii[first : first + BLOCK_ROWS, None]
+        within = (
+            squared_distances(real[first : first + BLOCK_ROWS], fake)
+            <= radii[first : first + BLOCK_ROWS, None]
+        )
         inside, covered = inside + int(within.sum()), covered + int(within.any(1).sum())
     return inside / (k * len(fake)), covered / len(real)
 
@@ -91,10 +94,15 @@ def memorization(fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.n
 
     1: new clips are as far from the training clips as clips of other sources are; near 0: they repeat them.
     """
-    return float(np.median(nearest_training(fake_MD, training_ND).distances) / np.median(nearest_training(held_out_KD, training_ND).distances))
+    return float(
+        np.median(nearest_training(fake_MD, training_ND).distances)
+        / np.median(nearest_training(held_out_KD, training_ND).distances)
+    )
 
 
-def copied_share(fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.ndarray, *, quantile: float = 0.01) -> float:
+def copied_share(
+    fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.ndarray, *, quantile: float = 0.01
+) -> float:
     """Share of generated vectors that are nearer to a training vector than that quantile of held-out real ones, in [0, 1].
 
     `quantile` where generated clips are as new as held-out ones. Unlike `memorization`, whose median does not move before half are copies, it sees a
@@ -102,7 +110,9 @@ def copied_share(fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.n
     """
     needed = math.ceil(1 / quantile)
     if len(held_out_KD) < needed:
-        raise UserError(f"at least {needed:,} feature vectors of held-out clips, there are {len(held_out_KD):,}")
+        raise UserError(
+            f"at least {needed:,} feature vectors of held-out clips, there are {len(held_out_KD):,}"
+        )
     limit = np.quantile(nearest_training(held_out_KD, training_ND).distances, quantile)
     return float(np.mean(nearest_training(fake_MD, training_ND).distances < limit))
 
@@ -110,7 +120,9 @@ def copied_share(fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.n
 def _checked(real_ND: np.ndarray, fake_MD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     real, fake = np.asarray(real_ND, np.float64), np.asarray(fake_MD, np.float64)
     if min(len(real), len(fake)) <= k:
-        raise UserError(f"at least {k + 1} feature vectors of each set ({k} neighbours), there are {min(len(real), len(fake))}")
+        raise UserError(
+            f"at least {k + 1} feature vectors of each set ({k} neighbours), there are {min(len(real), len(fake))}"
+        )
     return real, fake
 
 
@@ -129,5 +141,7 @@ def _covered(queries: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> flo
     """Share of queries inside the ball of at least one centre."""
     found = 0
     for first in range(0, len(queries), BLOCK_ROWS):
-        found += int((squared_distances(queries[first : first + BLOCK_ROWS], centres) <= radii[None]).any(1).sum())
+        found += int(
+            (squared_distances(queries[first : first + BLOCK_ROWS], centres) <= radii[None]).any(1).sum()
+        )
     return found / len(queries)

@@ -23,7 +23,9 @@ class Distance:
 
     name: str
     """As it is printed; a name that the field knows is given only to what the field means by it."""
-    kind: Literal["frechet", "kernel", "precision_recall", "density_coverage", "diversity", "nearest_training"]
+    kind: Literal[
+        "frechet", "kernel", "precision_recall", "density_coverage", "diversity", "nearest_training"
+    ]
     network: str
     scale: float = 1.0
     """Factor of the printed number."""
@@ -139,12 +141,22 @@ PROTOCOLS = {
         Protocol(
             "full",
             "everything that can be measured on the model's own clips: with I3D and YAMNet, and more with networks that the user brings",
-            distances=(*_I3D, Distance("FAD-YAMNet", "frechet", "yamnet"), Distance("KAD-YAMNet", "kernel", "yamnet"), *_OF_SETS),
+            distances=(
+                *_I3D,
+                Distance("FAD-YAMNet", "frechet", "yamnet"),
+                Distance("KAD-YAMNet", "kernel", "yamnet"),
+                *_OF_SETS,
+            ),
             scores=_OF_CLIPS,
             feature_scores=_OF_FEATURES,
         ),
         _MM_DIFFUSION_64,
-        dataclasses.replace(_MM_DIFFUSION_64, name="mm-diffusion-256", about="the same at 256x256, as tables of 256x256 models are made", size=256),
+        dataclasses.replace(
+            _MM_DIFFUSION_64,
+            name="mm-diffusion-256",
+            about="the same at 256x256, as tables of 256x256 models are made",
+            size=256,
+        ),
         Protocol(
             "pvdm",
             "PVDM's released evaluation: FVD of 2,048 clips of 16 frames of 256x256 against the training split, at the model's frame rate",

@@ -19,19 +19,27 @@ def ssim(video_THWC: np.ndarray, reference_THWC: np.ndarray) -> float:
     (of all weights, not N - 1), windows that lie wholly in the frame. 1 where equal; can be negative. As in Wang et al. 2004, which takes grey
     pictures; on colour each channel counts alike, as in scikit-image with gaussian_weights and channel_axis.
     """
-    assert video_THWC.shape == reference_THWC.shape and min(video_THWC.shape[1:3]) >= WINDOW, (video_THWC.shape, reference_THWC.shape)
+    assert video_THWC.shape == reference_THWC.shape and min(video_THWC.shape[1:3]) >= WINDOW, (
+        video_THWC.shape,
+        reference_THWC.shape,
+    )
     places = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     weights = torch.exp(-(places**2) / (2 * SIGMA**2))
     kernel = weights / weights.sum()
     first, second = (
-        torch.from_numpy(np.ascontiguousarray(video)).double().movedim(-1, 1).flatten(0, 1)[:, None] for video in (video_THWC, reference_THWC)
+        torch.from_numpy(np.ascontiguousarray(video)).double().movedim(-1, 1).flatten(0, 1)[:, None]
+        for video in (video_THWC, reference_THWC)
     )
 
     def mean(x: Tensor) -> Tensor:
         return F.conv2d(F.conv2d(x, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
 
     m1, m2 = mean(first), mean(second)
-    v1, v2, v12 = mean(first * first) - m1 * m1, mean(second * second) - m2 * m2, mean(first * second) - m1 * m2
+    v1, v2, v12 = (
+        mean(first * first) - m1 * m1,
+        mean(second * second) - m2 * m2,
+        mean(first * second) - m1 * m2,
+    )
     c1, c2 = (K1 * 255) ** 2, (K2 * 255) ** 2
     return float(((2 * m1 * m2 + c1) * (2 * v12 + c2) / ((m1 * m1 + m2 * m2 + c1) * (v1 + v2 + c2))).mean())
 
@@ -40,8 +48,12 @@ def ssim(video_THWC: np.ndarray, reference_THWC: np.ndarray) -> float:
 def lpips(network: nn.Module, video_THWC: np.ndarray, reference_THWC: np.ndarray) -> float:
     """Mean LPIPS of corresponding frames, uint8 [T, H, W, 3]; network: `proav.models.perceptual.LPIPS`. 0 where equal."""
     device = next(network.buffers()).device
-    first, second = (torch.from_numpy(np.ascontiguousarray(video)).movedim(-1, 1).float() / 127.5 - 1 for video in (video_THWC, reference_THWC))
+    first, second = (
+        torch.from_numpy(np.ascontiguousarray(video)).movedim(-1, 1).float() / 127.5 - 1
+        for video in (video_THWC, reference_THWC)
+    )
     distances = [
-        network(a.to(device), b.to(device)).double().cpu() for a, b in zip(first.split(LPIPS_FRAMES), second.split(LPIPS_FRAMES), strict=True)
+        network(a.to(device), b.to(device)).double().cpu()
+        for a, b in zip(first.split(LPIPS_FRAMES), second.split(LPIPS_FRAMES), strict=True)
     ]
     return float(torch.cat(distances).mean())

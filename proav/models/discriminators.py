@@ -26,7 +26,9 @@ class GroupNorm(nn.GroupNorm):
     """Group norm with statistics in float32; the result has the input's precision."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+        return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(
+            x.dtype
+        )
 
 
 class PatchDiscriminator(nn.Module):
@@ -45,7 +47,13 @@ class PatchDiscriminator(nn.Module):
             halve = [index < num_layers and side >= SMALLEST_STRIDED_SIDE for side in sides]
             kernel, stride = [4 if half else 3 for half in halve], [2 if half else 1 for half in halve]
             norm = [GroupNorm(math.gcd(32, out_channels), out_channels)] if index else []
-            layers.append(nn.Sequential(convolution(channels, out_channels, kernel, stride=stride, padding=1), *norm, nn.LeakyReLU(0.2)))
+            layers.append(
+                nn.Sequential(
+                    convolution(channels, out_channels, kernel, stride=stride, padding=1),
+                    *norm,
+                    nn.LeakyReLU(0.2),
+                )
+            )
             sides = [side // 2 if half else side for side, half in zip(sides, halve)]
             channels = out_channels
         self.layers = nn.ModuleList(layers)
@@ -84,7 +92,9 @@ class AudioDiscriminator(nn.Module):
         super().__init__()
         clip, loss = ClipGeometry.from_config(config), config.mdsa.loss
         sides = (clip.mel_bins, clip.num_frames * clip.mel_steps)
-        self.spectrogram = PatchDiscriminator(1, sides, width=loss.discriminator_width, num_layers=loss.discriminator_layers)
+        self.spectrogram = PatchDiscriminator(
+            1, sides, width=loss.discriminator_width, num_layers=loss.discriminator_layers
+        )
 
     def forward(self, mel_BTMS: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """([logits], all feature maps)."""
@@ -94,12 +104,17 @@ class AudioDiscriminator(nn.Module):
 
 def pick_frames(video_BCTHW: Tensor, frames_B: Tensor) -> Tensor:
     """Frame frames_B[b] of clip b: [B, C, H, W]."""
-    return video_BCTHW[torch.arange(len(video_BCTHW), device=video_BCTHW.device), :, frames_B.to(video_BCTHW.device)]
+    return video_BCTHW[
+        torch.arange(len(video_BCTHW), device=video_BCTHW.device), :, frames_B.to(video_BCTHW.device)
+    ]
 
 
 def hinge_discriminator_loss(real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor]) -> Tensor:
     """Sum over judges of (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2, in float32."""
-    return sum((F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()) / 2 for real, fake in zip(real_logits, fake_logits, strict=True))
+    return sum(
+        (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()) / 2
+        for real, fake in zip(real_logits, fake_logits, strict=True)
+    )
 
 
 def hinge_generator_loss(fake_logits: Sequence[Tensor]) -> Tensor:
@@ -109,5 +124,8 @@ def hinge_generator_loss(fake_logits: Sequence[Tensor]) -> Tensor:
 
 def feature_matching_loss(real_features: Sequence[Tensor], fake_features: Sequence[Tensor]) -> Tensor:
     """Mean over feature maps of mean |real - fake|, in float32; no gradient flows to the real side."""
-    distances = [F.l1_loss(fake.float(), real.detach().float()) for real, fake in zip(real_features, fake_features, strict=True)]
+    distances = [
+        F.l1_loss(fake.float(), real.detach().float())
+        for real, fake in zip(real_features, fake_features, strict=True)
+    ]
     return sum(distances) / len(distances)

@@ -23,12 +23,18 @@ class Norm(nn.LayerNorm):
     """Layer norm over the last axis with statistics in float32, whatever the precision of the input; the result has the input's precision."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+        return F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        ).to(x.dtype)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
     """Switches autocast off inside; devices without autocast, such as meta, have nothing to switch."""
-    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+    return (
+        torch.autocast(device.type, enabled=False)
+        if torch.amp.is_autocast_available(device.type)
+        else nullcontext()
+    )
 
 
 class Float32Linear(nn.Linear):
@@ -84,7 +90,9 @@ def rotary_angles(positions_LA: Tensor, head_width: int) -> Tensor:
     """
     axes = positions_LA.shape[-1]
     pairs = head_width // (2 * axes)
-    frequencies = ROTARY_BASE ** -(torch.arange(pairs, dtype=torch.float32, device=positions_LA.device) / max(pairs, 1))
+    frequencies = ROTARY_BASE ** -(
+        torch.arange(pairs, dtype=torch.float32, device=positions_LA.device) / max(pairs, 1)
+    )
     return (positions_LA[..., None] * frequencies).flatten(-2)
 
 
@@ -95,7 +103,9 @@ def axis_positions(length: int, device: torch.device) -> Tensor:
 
 def grid_positions(rows: int, columns: int, device: torch.device) -> Tensor:
     """Positions [rows * columns, 2] of the cells of a grid, row by row."""
-    return torch.cartesian_prod(*(torch.arange(side, dtype=torch.float32, device=device) for side in (rows, columns)))
+    return torch.cartesian_prod(
+        *(torch.arange(side, dtype=torch.float32, device=device) for side in (rows, columns))
+    )
 
 
 def rotate(x_BNLK: Tensor, angles_LK2: Tensor) -> Tensor:
@@ -106,7 +116,10 @@ def rotate(x_BNLK: Tensor, angles_LK2: Tensor) -> Tensor:
     """
     half = angles_LK2.shape[-1]
     first, second, rest = x_BNLK.float().split([half, half, x_BNLK.shape[-1] - 2 * half], dim=-1)
-    cos, sin = angles_LK2.cos().unsqueeze(-3), angles_LK2.sin().unsqueeze(-3)  # one set of angles for all heads
+    cos, sin = (
+        angles_LK2.cos().unsqueeze(-3),
+        angles_LK2.sin().unsqueeze(-3),
+    )  # one set of angles for all heads
     return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1).to(x_BNLK.dtype)
 
 
@@ -129,12 +142,19 @@ class Attention(nn.Module):
         self.to_output = hidden_map((ClosedLinear if closed else nn.Linear)(num_heads * head_width, width))
 
     def forward(
-        self, x_BLD: Tensor, context_BMD: Tensor | None = None, *, positions_LA: Tensor | None = None, context_positions_MA: Tensor | None = None
+        self,
+        x_BLD: Tensor,
+        context_BMD: Tensor | None = None,
+        *,
+        positions_LA: Tensor | None = None,
+        context_positions_MA: Tensor | None = None,
     ) -> Tensor:
         """[B, L, D] -> [B, L, D]. Positions in cells turn queries and keys, the context's default to the tokens'; else order plays no part."""
         context_BMD = x_BLD if context_BMD is None else context_BMD
         q_BNLK = rearrange(self.to_query(x_BLD), "b l (n k) -> b n l k", n=self.num_heads)
-        k_BNMK, v_BNMK = rearrange(self.to_key_value(context_BMD), "b m (two n k) -> two b n m k", two=2, n=self.num_heads)
+        k_BNMK, v_BNMK = rearrange(
+            self.to_key_value(context_BMD), "b m (two n k) -> two b n m k", two=2, n=self.num_heads
+        )
         if positions_LA is not None:
             context_positions_MA = positions_LA if context_positions_MA is None else context_positions_MA
             q_BNLK = rotate(q_BNLK, rotary_angles(positions_LA, self.head_width))
@@ -178,7 +198,9 @@ class SpaceTimeBlock(nn.Module):
 def run_layer(layer: nn.Module, *inputs, recompute: bool) -> Tensor:
     """layer(*inputs), keeping only the inputs for the backward pass where `recompute`: less memory, one more forward pass, equal gradients."""
     if recompute and torch.is_grad_enabled():
-        return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)  # no layer of ours draws random numbers
+        return checkpoint(
+            layer, *inputs, use_reentrant=False, preserve_rng_state=False
+        )  # no layer of ours draws random numbers
     return layer(*inputs)
 
 
@@ -187,7 +209,9 @@ class SpaceTimeTransformer(nn.Module):
 
     def __init__(self, depth: int, width: int, num_heads: int, head_width: int, mlp_ratio: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(SpaceTimeBlock(width, num_heads, head_width, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            SpaceTimeBlock(width, num_heads, head_width, mlp_ratio) for _ in range(depth)
+        )
 
     def forward(self, x_BTHWD: Tensor, *, recompute: bool = False) -> Tensor:
         for block in self.blocks:

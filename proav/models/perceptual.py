@@ -40,8 +40,14 @@ class Backbone:
         """The shape of every tensor in a weights file."""
         shapes = {}
         for index, (channels, out, kernel, *_) in enumerate(self.convolutions):
-            shapes[f"backbone.{index}.weight"], shapes[f"backbone.{index}.bias"] = (out, channels, kernel, kernel), (out,)
-        return shapes | {f"head.{index}.weight": (1, self.convolutions[tap][1], 1, 1) for index, tap in enumerate(self.taps)}
+            shapes[f"backbone.{index}.weight"], shapes[f"backbone.{index}.bias"] = (
+                (out, channels, kernel, kernel),
+                (out,),
+            )
+        return shapes | {
+            f"head.{index}.weight": (1, self.convolutions[tap][1], 1, 1)
+            for index, tap in enumerate(self.taps)
+        }
 
 
 def _vgg16() -> Backbone:
@@ -56,7 +62,15 @@ def _vgg16() -> Backbone:
 
 
 _ALEXNET = Backbone(
-    "alexnet", ((3, 64, 11, 4, 2, 0), (64, 192, 5, 1, 2, 3), (192, 384, 3, 1, 1, 3), (384, 256, 3, 1, 1, 0), (256, 256, 3, 1, 1, 0)), (0, 1, 2, 3, 4)
+    "alexnet",
+    (
+        (3, 64, 11, 4, 2, 0),
+        (64, 192, 5, 1, 2, 3),
+        (192, 384, 3, 1, 1, 3),
+        (384, 256, 3, 1, 1, 0),
+        (256, 256, 3, 1, 1, 0),
+    ),
+    (0, 1, 2, 3, 4),
 )
 BACKBONES = {backbone.name: backbone for backbone in (_vgg16(), _ALEXNET)}
 
@@ -73,9 +87,15 @@ class LPIPS(nn.Module):
         self.network, tensors = _read_weights(Path(path))
         backbone = BACKBONES[self.network]
         self.pools, self.taps = [spec[5] for spec in backbone.convolutions], backbone.taps
-        self.backbone = nn.ModuleList(nn.Conv2d(*spec[:3], stride=spec[3], padding=spec[4]) for spec in backbone.convolutions)
-        self.head = nn.ModuleList(nn.Conv2d(backbone.convolutions[tap][1], 1, 1, bias=False) for tap in backbone.taps)
-        self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False)  # LPIPS v0.1's own input scaling
+        self.backbone = nn.ModuleList(
+            nn.Conv2d(*spec[:3], stride=spec[3], padding=spec[4]) for spec in backbone.convolutions
+        )
+        self.head = nn.ModuleList(
+            nn.Conv2d(backbone.convolutions[tap][1], 1, 1, bias=False) for tap in backbone.taps
+        )
+        self.register_buffer(
+            "mean", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False
+        )  # LPIPS v0.1's own input scaling
         self.register_buffer("std", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
         self.load_state_dict(tensors)
         self.requires_grad_(False).eval()
@@ -127,7 +147,9 @@ def _read_weights(path: Path) -> tuple[str, dict[str, Tensor]]:
         raise UserError(f"{path} is not a safetensors file ({error}); {how}") from None
     network = metadata.get("network")
     if metadata.get("format") != FORMAT or network not in BACKBONES:
-        raise UserError(f"{path} does not say that it holds LPIPS weights: no metadata format={FORMAT} and network={'|'.join(BACKBONES)}; {how}")
+        raise UserError(
+            f"{path} does not say that it holds LPIPS weights: no metadata format={FORMAT} and network={'|'.join(BACKBONES)}; {how}"
+        )
     if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != BACKBONES[network].shapes:
         raise UserError(f"{path} does not hold the tensors of LPIPS with {network}; {how}")
     return network, tensors

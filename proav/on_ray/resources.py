@@ -28,9 +28,14 @@ def largest_resources() -> dict[str, float]:
 def read_limits(text: str) -> dict[str, float]:
     """The text CPU=64,GPU=8 as {"CPU": 64.0, "GPU": 8.0}. Raises UserError for anything else."""
     try:
-        return {kind.strip(): float(number) for kind, number in (word.split("=") for word in text.split(",") if word.strip())}
+        return {
+            kind.strip(): float(number)
+            for kind, number in (word.split("=") for word in text.split(",") if word.strip())
+        }
     except ValueError:
-        raise UserError(f"{LIMITS_VARIABLE}={text}: expected resources and numbers, such as CPU=64,GPU=8") from None
+        raise UserError(
+            f"{LIMITS_VARIABLE}={text}: expected resources and numbers, such as CPU=64,GPU=8"
+        ) from None
 
 
 def wants_gpu(setting: bool | Literal["auto"]) -> bool:

@@ -41,21 +41,36 @@ def clip_sections(config: Config, folder: str, segments: pa.Table) -> list[tuple
     spread = _spread_over_labels(segments, used)
     ends = _ends_of_scores(segments, used, set(spread))
     note = f"{counted(len(spread), 'segment')} of {number(len(used))} in use, spread over the labels; the clip in the middle of each, as the models see it."
-    sections = [("segments", "Segments", [element("p", note, class_="note"), _grid(show.card(index) for index in spread)])]
+    sections = [
+        (
+            "segments",
+            "Segments",
+            [element("p", note, class_="note"), _grid(show.card(index) for index in spread)],
+        )
+    ]
     if ends:
-        text = "Of all segments in use those at the ends of the scores: where a filter would begin to take away."
+        text = (
+            "Of all segments in use those at the ends of the scores: where a filter would begin to take away."
+        )
         cards = [show.card(index, title=title, around_cut=title == "Most shot cuts") for title, index in ends]
         sections.append(("ends", "Ends of the scores", [element("p", text, class_="note"), _grid(cards)]))
     left_out = _one_of_each_reason(segments)
     if left_out:
         text = "One segment of each reason. They stay stored: other filters bring them back without decoding anything again."
-        cards = [show.card(index, title=reason.replace("_", " ").capitalize(), around_cut=reason == "shot_cuts") for reason, index in left_out]
-        sections.append(("left-out", "Left out by filters", [element("p", text, class_="note"), _grid(cards)]))
+        cards = [
+            show.card(index, title=reason.replace("_", " ").capitalize(), around_cut=reason == "shot_cuts")
+            for reason, index in left_out
+        ]
+        sections.append(
+            ("left-out", "Left out by filters", [element("p", text, class_="note"), _grid(cards)])
+        )
     copies = _copies(segments)
     if copies:
         text = "A segment that was left out as a copy, beside the one that stays."
         pairs = [show.pair(kept, copy, name) for kept, copy, name in copies]
-        sections.append(("copies", "Copies", [element("p", text, class_="note"), element("div", pairs, class_="pairs")]))
+        sections.append(
+            ("copies", "Copies", [element("p", text, class_="note"), element("div", pairs, class_="pairs")])
+        )
     return sections
 
 
@@ -69,7 +84,9 @@ def _grid(cards: Iterable[Markup]) -> Markup:
 
 def _spread_over_labels(segments: pa.Table, used: np.ndarray) -> list[int]:
     """Up to MAX_SPREAD of the used segments, evenly over their order by label."""
-    codes = segments.column("label").take(pa.array(used)).combine_chunks().dictionary_encode().indices.to_numpy()
+    codes = (
+        segments.column("label").take(pa.array(used)).combine_chunks().dictionary_encode().indices.to_numpy()
+    )
     ordered = used[np.argsort(codes, kind="stable")]
     count = min(MAX_SPREAD, len(ordered))
     return [int(ordered[place * len(ordered) // count]) for place in range(count)]
@@ -123,7 +140,9 @@ def _copies(segments: pa.Table) -> list[tuple[int, int, str]]:
                 words = hash_words(segments.column(hashes))
                 differing += np.bitwise_count(words[kept] ^ words[copy]).sum(axis=1, dtype=np.int64)
             best = int(np.argmin(differing))
-            found.append((int(kept[best]), copy, f"{name}: {differing[best]} of 512 bits of their fingerprints differ"))
+            found.append(
+                (int(kept[best]), copy, f"{name}: {differing[best]} of 512 bits of their fingerprints differ")
+            )
     return found
 
 
@@ -140,10 +159,18 @@ class _Cards:
         start, frames = self._window(row, around_cut)
         label = row["label"] or "without a label"
         heading = f"{title}: {label}" if title else label
-        tags = [file_name(row["source"]), f"from {row['start_seconds'] + start / row['fps']:.1f} s", row["split"], *_score_tags(row)]
+        tags = [
+            file_name(row["source"]),
+            f"from {row['start_seconds'] + start / row['fps']:.1f} s",
+            row["split"],
+            *_score_tags(row),
+        ]
         text = element("figcaption", element("h3", heading), _tags(tags), class_="text")
         return element(
-            "figure", self._player(row, index, start, frames, f"Segment of {file_name(row['source'])}, {heading}"), text, class_="card player"
+            "figure",
+            self._player(row, index, start, frames, f"Segment of {file_name(row['source'])}, {heading}"),
+            text,
+            class_="card player",
         )
 
     def pair(self, kept: int, copy: int, name: str) -> Markup:
@@ -152,10 +179,23 @@ class _Cards:
         sides = []
         for side, index, row in zip(("In use", "Left out"), (kept, copy), rows, strict=True):
             frames = min(self.num_frames, row["num_frames"] - start)
-            caption = element("figcaption", f"{side}: {file_name(row['source'])}, from {row['start_seconds'] + start / row['fps']:.1f} s")
-            content = self._player(row, index, start, frames, f"{side}: {file_name(row['source'])}", title=f"Sound {side.lower()}")
+            caption = element(
+                "figcaption",
+                f"{side}: {file_name(row['source'])}, from {row['start_seconds'] + start / row['fps']:.1f} s",
+            )
+            content = self._player(
+                row,
+                index,
+                start,
+                frames,
+                f"{side}: {file_name(row['source'])}",
+                title=f"Sound {side.lower()}",
+            )
             sides.append(element("figure", caption, content, class_="player"))
-        buttons = [element("button", f"Play both, hear the one {heard}", type="button", aria_pressed="false") for heard in ("in use", "left out")]
+        buttons = [
+            element("button", f"Play both, hear the one {heard}", type="button", aria_pressed="false")
+            for heard in ("in use", "left out")
+        ]
         content = [element("h3", name), element("div", buttons), element("div", sides, class_="sides")]
         return element("div", content, class_="card pair", role="group", aria_label=name)
 
@@ -165,13 +205,22 @@ class _Cards:
         middle = row["shot_starts"][0] if around_cut and row["shot_starts"] else row["num_frames"] // 2
         return min(max(0, middle - frames // 2), row["num_frames"] - frames), frames
 
-    def _player(self, row: dict, index: int, start: int, frames: int, description: str, *, title: str = "") -> Markup | list[Markup]:
+    def _player(
+        self, row: dict, index: int, start: int, frames: int, description: str, *, title: str = ""
+    ) -> Markup | list[Markup]:
         try:
             window = self.store.window(index, start, frames)
         except (UserError, OSError) as error:
             return element("div", warning(f"Segment {row['id']} cannot be shown: {error}"), class_="text")
-        clip = Clip(video=window["video"], audio=np.clip(window["audio"], -1, 1), fps=row["fps"], sample_rate=row["sample_rate"])
-        return self.players.from_clip(clip, window["mel"].astype(np.float32), description=description, title=title)
+        clip = Clip(
+            video=window["video"],
+            audio=np.clip(window["audio"], -1, 1),
+            fps=row["fps"],
+            sample_rate=row["sample_rate"],
+        )
+        return self.players.from_clip(
+            clip, window["mel"].astype(np.float32), description=description, title=title
+        )
 
 
 def _tags(tags: list[str]) -> Markup:
@@ -181,11 +230,17 @@ def _tags(tags: list[str]) -> Markup:
 def _score_tags(row: dict) -> list[str]:
     """The scores of a segment in words."""
     loudness = 20 * np.log10(max(row["rms"], 1e-5))
-    tags = ["silent" if row["silent"] else f"{loudness:.0f} dB".replace("-", "−"), f"motion {row['motion']:.3f}"]
+    tags = [
+        "silent" if row["silent"] else f"{loudness:.0f} dB".replace("-", "−"),
+        f"motion {row['motion']:.3f}",
+    ]
     if np.isfinite(row["sync"]):
         tags.append(f"synchrony {row['sync']:.2f}".replace("-", "−"))
     if row["shot_starts"]:
         tags.append(counted(len(row["shot_starts"]), "shot cut"))
-    shares: tuple[tuple[str, Callable[[float], bool]], ...] = (("black", lambda share: share > 0), ("frozen", lambda share: share >= 0.05))
+    shares: tuple[tuple[str, Callable[[float], bool]], ...] = (
+        ("black", lambda share: share > 0),
+        ("frozen", lambda share: share >= 0.05),
+    )
     tags += [f"{round(100 * row[name])} % {name}" for name, told in shares if told(row[name])]
     return tags

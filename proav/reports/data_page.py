@@ -16,7 +16,19 @@ from proav.config import Config
 from proav.data.prepare.filtering import SUGGESTED, count_reasons, would_drop
 from proav.reports.data_clips import clip_sections, file_name
 from proav.reports.kit.figures import histogram
-from proav.reports.kit.page import Markup, build_page, counted, duration, element, facts, metrics_card, number, table, todo, warning
+from proav.reports.kit.page import (
+    Markup,
+    build_page,
+    counted,
+    duration,
+    element,
+    facts,
+    metrics_card,
+    number,
+    table,
+    todo,
+    warning,
+)
 from proav.reports.run_files import read_json, read_rejects, read_segments
 
 MAX_EXAMPLES = 3
@@ -66,10 +78,17 @@ def write_data_report(config: Config) -> str:
     manifest, manifest_problem = read_json(storage.join(folder, "manifest.json"))
     problems += reject_problems + ([manifest_problem] if manifest_problem else [])
     header = [*_header(config, segments, rejects), [warning(text) for text in problems]]
-    sections = [("rejects", "Rejects", _rejects(rejects)), ("manifest", "Manifest", _manifest(config, manifest))]
+    sections = [
+        ("rejects", "Rejects", _rejects(rejects)),
+        ("manifest", "Manifest", _manifest(config, manifest)),
+    ]
     if segments.num_rows:
         finished = manifest is not None and "dropped" in segments.column_names
-        clips = clip_sections(config, folder, segments) if finished else [("segments", "Segments", [_unfinished(config)])]
+        clips = (
+            clip_sections(config, folder, segments)
+            if finished
+            else [("segments", "Segments", [_unfinished(config)])]
+        )
         sections = [
             clips[0],
             ("labels", "Labels and splits", _labels(segments)),
@@ -110,7 +129,11 @@ def _header(config: Config, segments: pa.Table, rejects: pa.Table) -> list[Marku
     held_out = in_split(segments, "validation")
     labels = {label for label in pc.unique(segments.column("label")).to_pylist() if label}
     sum_of = lambda values: number(int(pc.sum(values).as_py() or 0))
-    in_use = pc.sum(pc.equal(segments.column("dropped"), "")).as_py() if "dropped" in segments.column_names else None
+    in_use = (
+        pc.sum(pc.equal(segments.column("dropped"), "")).as_py()
+        if "dropped" in segments.column_names
+        else None
+    )
     rows = [
         ("In use", number(in_use)) if in_use is not None else ("In use", None),
         ("Left out by filters", number(segments.num_rows - in_use))
@@ -152,23 +175,50 @@ def _header(config: Config, segments: pa.Table, rejects: pa.Table) -> list[Marku
 
 
 def _labels(segments: pa.Table) -> list[Markup]:
-    stored = dict(zip(*(counts.to_pylist() for counts in pc.value_counts(segments.column("label")).flatten()), strict=True))
-    used = segments.filter(pc.equal(segments.column("dropped"), "")) if "dropped" in segments.column_names else segments
-    groups = used.group_by(["label", "split"]).aggregate([("source_id", "count_distinct"), ("num_frames", "count")]).to_pylist()
+    stored = dict(
+        zip(
+            *(counts.to_pylist() for counts in pc.value_counts(segments.column("label")).flatten()),
+            strict=True,
+        )
+    )
+    used = (
+        segments.filter(pc.equal(segments.column("dropped"), ""))
+        if "dropped" in segments.column_names
+        else segments
+    )
+    groups = (
+        used.group_by(["label", "split"])
+        .aggregate([("source_id", "count_distinct"), ("num_frames", "count")])
+        .to_pylist()
+    )
     by_label = {label: [count, 0, 0, 0, 0] for label, count in stored.items()}
     for group in groups:
         counts, side = by_label[group["label"]], 3 if group["split"] == "train" else 4
-        for place, added in ((1, group["num_frames_count"]), (2, group["source_id_count_distinct"]), (side, group["num_frames_count"])):
+        for place, added in (
+            (1, group["num_frames_count"]),
+            (2, group["source_id_count_distinct"]),
+            (side, group["num_frames_count"]),
+        ):
             counts[place] += added
-    rows = [[label or "without a label", *counts] for label, counts in sorted(by_label.items(), key=lambda item: (-item[1][1], item[0]))]
+    rows = [
+        [label or "without a label", *counts]
+        for label, counts in sorted(by_label.items(), key=lambda item: (-item[1][1], item[0]))
+    ]
     heads = ["Label", "Segments stored", "In use", "Of sources", "Train", "Held out"]
     content = [table(heads, rows[:MAX_LABELS], caption="Segments by label and split")]
     if len(rows) > MAX_LABELS:
-        content.insert(0, element("p", f"The {MAX_LABELS} most frequent of {number(len(rows))} labels.", class_="note"))
-    sides = [set(pc.unique(in_split(segments, split).column("source_id")).to_pylist()) for split in ("train", "validation")]
+        content.insert(
+            0, element("p", f"The {MAX_LABELS} most frequent of {number(len(rows))} labels.", class_="note")
+        )
+    sides = [
+        set(pc.unique(in_split(segments, split).column("source_id")).to_pylist())
+        for split in ("train", "validation")
+    ]
     both = sides[0] & sides[1]
     if both:
-        content.insert(0, warning(f"{counted(len(both), 'source')} on both sides of the split, such as {min(both)}."))
+        content.insert(
+            0, warning(f"{counted(len(both), 'source')} on both sides of the split, such as {min(both)}.")
+        )
     return content
 
 
@@ -177,7 +227,11 @@ def _scores(segments: pa.Table) -> list[Markup]:
     column = lambda name: segments.column(name).to_numpy()
     seconds, loudness = segment_seconds(segments), 20 * np.log10(np.maximum(column("rms"), 1e-5))
     shortest, longest = f"{seconds.min():.3g}", f"{seconds.max():.3g}"
-    text = f"Segments last {shortest} to {longest} seconds" if shortest != longest else f"All segments last {longest} seconds"
+    text = (
+        f"Segments last {shortest} to {longest} seconds"
+        if shortest != longest
+        else f"All segments last {longest} seconds"
+    )
     cuts = np.asarray(pc.list_value_length(segments.column("shot_starts")).fill_null(0))
     in_step = column("sync") > LAG_MIN_SYNC
     drawings = [
@@ -191,14 +245,33 @@ def _scores(segments: pa.Table) -> list[Markup]:
         ("Shot cuts", cuts, "cuts in a segment", _count_edges),
         ("Synchrony", column("sync"), "correlation of onsets of sound with jerks of picture", None),
     ]
-    cards = [_score_card(name, values[np.isfinite(values)], unit, edges_of) for name, values, unit, edges_of in drawings]
+    cards = [
+        _score_card(name, values[np.isfinite(values)], unit, edges_of)
+        for name, values, unit, edges_of in drawings
+    ]
     if in_step.any():
         lag_text = [f", where synchrony is above {LAG_MIN_SYNC}"]
         words = f"Lag of the sound of {counted(int(in_step.sum()), 'segment')} with synchrony above {LAG_MIN_SYNC}, in seconds"
-        drawing = histogram(column("sync_lag")[in_step], unit="seconds, positive: sound late", description=words, edges=np.linspace(-0.5, 0.5, 21))
-        cards.append(element("figure", element("figcaption", element("strong", "Lag of the sound"), lag_text), drawing, class_="card figure"))
+        drawing = histogram(
+            column("sync_lag")[in_step],
+            unit="seconds, positive: sound late",
+            description=words,
+            edges=np.linspace(-0.5, 0.5, 21),
+        )
+        cards.append(
+            element(
+                "figure",
+                element("figcaption", element("strong", "Lag of the sound"), lag_text),
+                drawing,
+                class_="card figure",
+            )
+        )
     undefined = int(np.count_nonzero(np.isnan(column("sync"))))
-    note = f" {counted(undefined, 'segment')} without events in picture or sound: synchrony is undefined there." if undefined else ""
+    note = (
+        f" {counted(undefined, 'segment')} without events in picture or sound: synchrony is undefined there."
+        if undefined
+        else ""
+    )
     return [element("p", f"{text}.{note}", class_="note"), element("div", cards, class_="grid")]
 
 
@@ -212,30 +285,48 @@ def _count_edges(values: np.ndarray) -> np.ndarray:
     return np.arange(0.5, values.max() + step + 0.5, step)
 
 
-def _score_card(name: str, values: np.ndarray, unit: str, edges_of: Callable[[np.ndarray], np.ndarray] | None) -> Markup:
+def _score_card(
+    name: str, values: np.ndarray, unit: str, edges_of: Callable[[np.ndarray], np.ndarray] | None
+) -> Markup:
     """The histogram of a score; edges_of: of one that is 0 for nearly all segments, the edges for those where it is not."""
     shown = values[values > 0] if edges_of else values
     zeros = f", 0 in {number(len(values) - len(shown))} of {number(len(values))}" if edges_of else None
     caption = element("figcaption", element("strong", name), zeros)
     if not len(shown):
         return element("figure", caption, class_="card figure")
-    low, middle, high = (number(round(float(value), 4)) for value in (shown.min(), np.median(shown), shown.max()))
+    low, middle, high = (
+        number(round(float(value), 4)) for value in (shown.min(), np.median(shown), shown.max())
+    )
     words = f"{name} of {counted(len(shown), 'segment')} ({unit}): {low} to {high}, median {middle}"
-    return element("figure", caption, histogram(shown, unit=unit, description=words, edges=edges_of and edges_of(shown)), class_="card figure")
+    return element(
+        "figure",
+        caption,
+        histogram(shown, unit=unit, description=words, edges=edges_of and edges_of(shown)),
+        class_="card figure",
+    )
 
 
 def _filters(config: Config, segments: pa.Table, manifest: dict) -> list[Markup]:
     """What each filter is set to and leaves out, and what it would on its own at a value to start from."""
     chosen, found = manifest.get("filters", {}), count_reasons(segments.column("dropped"))
     few = segments.num_rows <= MAX_COMPARED
-    tried = would_drop(segments, SUGGESTED if few else SUGGESTED.model_copy(update={"duplicates": "exact"}), num_frames=config.clip.num_frames)
+    tried = would_drop(
+        segments,
+        SUGGESTED if few else SUGGESTED.model_copy(update={"duplicates": "exact"}),
+        num_frames=config.clip.num_frames,
+    )
     rows = []
     for reason, (setting, what) in FILTERS.items():
         value, start = chosen.get(setting), getattr(SUGGESTED, setting)
         off = value in (None, False, "keep") or (reason == "near_duplicate" and value == "exact")
         would = tried[reason] if few or reason != "near_duplicate" else "not counted"
         unbroken = lambda name, text: element(name, text, style="white-space: nowrap")
-        row = [what, unbroken("code", f"filters.{setting}"), unbroken("span", "off" if off else _setting(value)), found.get(reason, 0)]
+        row = [
+            what,
+            unbroken("code", f"filters.{setting}"),
+            unbroken("span", "off" if off else _setting(value)),
+            found.get(reason, 0),
+        ]
         rows.append([*row, unbroken("span", _setting("exact" if reason == "duplicate" else start)), would])
     note = [
         "A segment that several filters would leave out is counted under the first. Filters are settings of preprocess: with other ones it runs again ",
@@ -253,11 +344,17 @@ def _setting(value: float | bool | str) -> str:
 def _rejects(rejects: pa.Table) -> list[Markup]:
     if not rejects.num_rows:
         return [element("p", "Nothing was rejected.")]
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(rejects.column("reason")).to_pylist()}
+    counts = {
+        entry["values"]: entry["counts"] for entry in pc.value_counts(rejects.column("reason")).to_pylist()
+    }
     rows = []
     for reason, count in sorted(counts.items(), key=lambda item: (-item[1], str(item[0]))):
-        members = rejects.filter(pc.equal(rejects.column("reason"), reason)).slice(0, MAX_EXAMPLES).to_pylist()
-        examples = [element("div", element("code", file_name(row["source"])), f" {row['message']}") for row in members]
+        members = (
+            rejects.filter(pc.equal(rejects.column("reason"), reason)).slice(0, MAX_EXAMPLES).to_pylist()
+        )
+        examples = [
+            element("div", element("code", file_name(row["source"])), f" {row['message']}") for row in members
+        ]
         rows.append([reason, count, Markup("".join(examples))])
     return [table(["Reason", "Count", "Examples"], rows, caption="Rejects by reason")]
 

@@ -42,7 +42,9 @@ class Metrics:
     def seconds(self) -> float:
         """Time spent training: clips between reports over the rate then; unlike a clock it survives restarts."""
         clips, rates = self.series.get("clips_per_second", ([], []))
-        return float(sum(step / rate for step, rate in zip(np.diff([0, *clips]), rates, strict=True) if rate > 0))
+        return float(
+            sum(step / rate for step, rate in zip(np.diff([0, *clips]), rates, strict=True) if rate > 0)
+        )
 
 
 def read_json(path: str) -> tuple[dict | None, str | None]:
@@ -53,7 +55,11 @@ def read_json(path: str) -> tuple[dict | None, str | None]:
         value = json.loads(storage.read_text(path))
     except (ValueError, OSError) as error:
         return None, f"{path} cannot be read: {error}"
-    return (value, None) if isinstance(value, dict) else (None, f"{path} holds {type(value).__name__}, not an object")
+    return (
+        (value, None)
+        if isinstance(value, dict)
+        else (None, f"{path} holds {type(value).__name__}, not an object")
+    )
 
 
 def read_json_lines(path: str) -> tuple[list[dict], list[str]]:
@@ -61,7 +67,9 @@ def read_json_lines(path: str) -> tuple[list[dict], list[str]]:
     rows, problems = [], []
     if not storage.exists(path):
         return rows, problems
-    for line_number, line in enumerate(storage.read_bytes(path).decode("utf-8", errors="replace").splitlines(), start=1):
+    for line_number, line in enumerate(
+        storage.read_bytes(path).decode("utf-8", errors="replace").splitlines(), start=1
+    ):
         try:
             row = json.loads(line) if line.strip() else None
         except ValueError:
@@ -102,7 +110,10 @@ def read_metrics(stage_folder: str) -> Metrics:
                 places, values = series.setdefault(f"validation_{key}", ([], []))
                 places.append(row["clips"])
                 values.append(value)
-    problems += [f"{stage_folder}: {key} is not a finite number in {counted(count, 'report')}" for key, count in broken.items()]
+    problems += [
+        f"{stage_folder}: {key} is not a finite number in {counted(count, 'report')}"
+        for key, count in broken.items()
+    ]
     devices = tuple(dict.fromkeys(str(row["device"]) for row in by_clips.values() if row.get("device")))
     return Metrics(series, problems, len(by_clips), devices)
 
@@ -123,7 +134,9 @@ def read_table(path: str) -> tuple[pa.Table | None, list[str]]:
         return None, []
     try:
         with contextlib.closing(open_parquet(path)) as file:
-            return file.read(columns=[name for name in file.schema_arrow.names if name not in BULKY_COLUMNS]), []
+            return file.read(
+                columns=[name for name in file.schema_arrow.names if name not in BULKY_COLUMNS]
+            ), []
     except (UserError, pa.ArrowException, OSError) as error:
         return None, [f"{path} cannot be read: {error}"]
 
@@ -164,11 +177,19 @@ class ClipPlayers:
         if not storage.exists(path):
             raise MediaError("not_found", f"there is no file {path}")
         content = storage.read_bytes(path)
-        read = read_clip(io.BytesIO(content), fps=clip.fps, sample_rate=clip.sample_rate, height=clip.height, width=clip.width)
+        read = read_clip(
+            io.BytesIO(content),
+            fps=clip.fps,
+            sample_rate=clip.sample_rate,
+            height=clip.height,
+            width=clip.width,
+        )
         strip = self._strip(read, self._mel(read), None, description=description, title=title)
         return player(content, strip, description=description, pixel_width=clip.width)
 
-    def from_clip(self, clip: Clip, mel_TMS: np.ndarray, *, description: str, title: str = "") -> list[Markup]:
+    def from_clip(
+        self, clip: Clip, mel_TMS: np.ndarray, *, description: str, title: str = ""
+    ) -> list[Markup]:
         """Player for a clip in memory, with the mel frames stored for it and its waveform."""
         with tempfile.TemporaryDirectory(prefix="proav-") as folder:
             path = Path(folder) / "clip.mp4"
@@ -181,7 +202,18 @@ class ClipPlayers:
         """Mel frames [T, M, S] of the clip's sound."""
         return self.mel_frames.encode(torch.from_numpy(clip.audio)[None])[0].numpy()
 
-    def _strip(self, clip: Clip, mel_TMS: np.ndarray, waveform_L: np.ndarray | None, *, description: str, title: str) -> Markup:
+    def _strip(
+        self, clip: Clip, mel_TMS: np.ndarray, waveform_L: np.ndarray | None, *, description: str, title: str
+    ) -> Markup:
         text = f"{counted(len(clip.video), 'frame')} over the mel spectrogram of the sound, {clip.seconds:g} seconds: {description}"
         mel = self.config.mel
-        return clip_strip(clip.video, mel_TMS, waveform_L, fps=clip.fps, min_hz=mel.min_hz, max_hz=mel.max_hz, description=text, title=title)
+        return clip_strip(
+            clip.video,
+            mel_TMS,
+            waveform_L,
+            fps=clip.fps,
+            min_hz=mel.min_hz,
+            max_hz=mel.max_hz,
+            description=text,
+            title=title,
+        )

@@ -31,7 +31,15 @@ from proav.reports.kit.page import (
     warning,
 )
 from proav.reports.kit.tables import beside, number_table, values_text
-from proav.reports.run_files import ClipPlayers, Metrics, read_checkpoint_card, read_json, read_json_lines, read_metrics, read_segments
+from proav.reports.run_files import (
+    ClipPlayers,
+    Metrics,
+    read_checkpoint_card,
+    read_json,
+    read_json_lines,
+    read_metrics,
+    read_segments,
+)
 
 __all__ = ["write_data_report", "write_report"]
 
@@ -74,7 +82,9 @@ def write_report(config: Config) -> str:
 
 def command(config: Config, job: str, *words: str) -> str:
     """What to type to run `job` for this run."""
-    return " ".join([f"python ray_jobs/{job}.py --config {storage.join(config.run_folder, 'config.yaml')}", *words])
+    return " ".join(
+        [f"python ray_jobs/{job}.py --config {storage.join(config.run_folder, 'config.yaml')}", *words]
+    )
 
 
 def clip_words(config: Config) -> str:
@@ -84,10 +94,19 @@ def clip_words(config: Config) -> str:
     return f"{picture}, {clip.seconds:g} seconds, with sound at {clip.sample_rate / 1000:g} kHz"
 
 
-def _header(config: Config, metrics: dict[str, Metrics], cards: dict, segments: pa.Table, samples: list[dict]) -> list[Markup]:
+def _header(
+    config: Config, metrics: dict[str, Metrics], cards: dict, segments: pa.Table, samples: list[dict]
+) -> list[Markup]:
     seeds = sorted({sample["seed"] for sample in samples if "seed" in sample}, key=str)
-    settings = dict.fromkeys(f"{sample.get('steps', '?')} steps, guidance {sample.get('guidance_scale', 1)}" for sample in samples)
-    versions = dict.fromkeys(f"{name} {version}" for card in cards.values() if card for name, version in dict(card.get("versions") or {}).items())
+    settings = dict.fromkeys(
+        f"{sample.get('steps', '?')} steps, guidance {sample.get('guidance_scale', 1)}" for sample in samples
+    )
+    versions = dict.fromkeys(
+        f"{name} {version}"
+        for card in cards.values()
+        if card
+        for name, version in dict(card.get("versions") or {}).items()
+    )
     checkpoints = [
         (
             f"{ACRONYMS[stage]} checkpoint",
@@ -103,12 +122,19 @@ def _header(config: Config, metrics: dict[str, Metrics], cards: dict, segments: 
         element("p", "proav run", class_="eyebrow"),
         element("h1", config.name),
         element("p", f"A model of clips with picture and sound: {clip_words(config)}.", class_="lead"),
-        element("div", [element("p", text) for text in _statement(config, metrics, cards, segments)], class_="statement"),
+        element(
+            "div",
+            [element("p", text) for text in _statement(config, metrics, cards, segments)],
+            class_="statement",
+        ),
         facts(
             [
                 *checkpoints,
                 ("Seed of the run", number(config.seed)),
-                ("Seeds of the samples", f"{', '.join(map(str, seeds[:6]))}{' …' if len(seeds) > 6 else ''}" if seeds else None),
+                (
+                    "Seeds of the samples",
+                    f"{', '.join(map(str, seeds[:6]))}{' …' if len(seeds) > 6 else ''}" if seeds else None,
+                ),
                 ("Sampling", "; ".join(settings) or None),
                 ("Versions", ", ".join(versions) or None),
             ]
@@ -126,11 +152,21 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
     train = in_split(segments, "train")
     sources = num_sources(train)
     names = {"mdsa": "autoencoder (MDSA)", "stdit": "generator (ST-DiT)"}
-    parts = [f"the {names[stage]} has seen {counted(seen[stage], 'clip')}" for stage in TRAINED if seen[stage]]
+    parts = [
+        f"the {names[stage]} has seen {counted(seen[stage], 'clip')}" for stage in TRAINED if seen[stage]
+    ]
     text = " and ".join(parts)
-    text += f", drawn from {counted(sources, 'source')} ({duration(float(segment_seconds(train).sum()))} of video)" if sources else ""
+    text += (
+        f", drawn from {counted(sources, 'source')} ({duration(float(segment_seconds(train).sum()))} of video)"
+        if sources
+        else ""
+    )
     spent = sum(metrics[stage].seconds for stage in TRAINED)
-    devices = list(dict.fromkeys("CPU" if device == "cpu" else device for stage in TRAINED for device in metrics[stage].devices))
+    devices = list(
+        dict.fromkeys(
+            "CPU" if device == "cpu" else device for stage in TRAINED for device in metrics[stage].devices
+        )
+    )
     text += f", in {duration(spent)} of training" if spent else ""
     text += f" on {', '.join(devices)}" if devices else ""
     measured = _measured_sentence(config)
@@ -180,20 +216,41 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
-def _samples(config: Config, players: ClipPlayers, samples: list[dict], problems: list[str], card: dict | None) -> list[Markup]:
+def _samples(
+    config: Config, players: ClipPlayers, samples: list[dict], problems: list[str], card: dict | None
+) -> list[Markup]:
     if not samples:
-        return [todo("No clips have been generated yet:", command(config, "generate")), *map(warning, problems)]
+        return [
+            todo("No clips have been generated yet:", command(config, "generate")),
+            *map(warning, problems),
+        ]
     samples = sorted(samples, key=lambda sample: sample.get("index", 0))
     shown = samples[:MAX_SAMPLES]
-    count = f"All {counted(len(samples), 'clip')}" if len(samples) == len(shown) else f"The first {len(shown)} of {counted(len(samples), 'clip')}"
+    count = (
+        f"All {counted(len(samples), 'clip')}"
+        if len(samples) == len(shown)
+        else f"The first {len(shown)} of {counted(len(samples), 'clip')}"
+    )
     how = "Under each video stand its frames and its sound as a mel spectrogram, over one time axis; a click there goes to that time."
     notes = [element("p", f"{count}, in the order of their index: none was picked. {how}", class_="note")]
     hashes = {str(sample.get("checkpoint")) for sample in samples}
     if len(hashes) > 1:
-        notes.append(warning(f"These clips were made by {len(hashes)} different checkpoints: {', '.join(sorted(hashes))}."))
+        notes.append(
+            warning(
+                f"These clips were made by {len(hashes)} different checkpoints: {', '.join(sorted(hashes))}."
+            )
+        )
     elif card and card.get("hash") and not _same_hash(str(card["hash"]), *hashes):
-        notes.append(warning(f"These clips were made by the checkpoint {hashes.pop()[:16]}, which is not this run's newest."))
-    return [*notes, *map(warning, problems), element("div", [_sample(config, players, sample) for sample in shown], class_="grid")]
+        notes.append(
+            warning(
+                f"These clips were made by the checkpoint {hashes.pop()[:16]}, which is not this run's newest."
+            )
+        )
+    return [
+        *notes,
+        *map(warning, problems),
+        element("div", [_sample(config, players, sample) for sample in shown], class_="grid"),
+    ]
 
 
 def _same_hash(newest: str, made_by: str) -> bool:
@@ -209,10 +266,19 @@ def _sample(config: Config, players: ClipPlayers, sample: dict) -> Markup:
     tags += [f"{sample['steps']} steps"] if "steps" in sample else []
     tags += [f"guidance {sample['guidance_scale']}"] if sample.get("guidance_scale", 1) != 1 else []
     try:
-        content = players.from_file(_sample_path(config, sample), description=f"Generated clip {index}, {title}")
+        content = players.from_file(
+            _sample_path(config, sample), description=f"Generated clip {index}, {title}"
+        )
     except MediaError as error:
-        content = element("div", warning(f"Sample {index} cannot be shown ({error.reason}): {error}"), class_="text")
-    text = element("figcaption", element("h3", title), element("ul", [element("li", tag) for tag in tags], class_="tags"), class_="text")
+        content = element(
+            "div", warning(f"Sample {index} cannot be shown ({error.reason}): {error}"), class_="text"
+        )
+    text = element(
+        "figcaption",
+        element("h3", title),
+        element("ul", [element("li", tag) for tag in tags], class_="tags"),
+        class_="text",
+    )
     return element("figure", content, text, class_="card player")
 
 
@@ -231,7 +297,9 @@ def _sample_path(config: Config, sample: dict) -> str:
 def _reconstructions(config: Config, players: ClipPlayers) -> list[Markup]:
     folder = storage.join(config.run_folder, "eval", "reconstructions")
     files = {path.rsplit("/", 1)[-1]: path for path in storage.list_files(folder)}
-    names = sorted({name.rsplit("_", 1)[0] for name in files if name.endswith(("_real.mp4", "_reconstructed.mp4"))})
+    names = sorted(
+        {name.rsplit("_", 1)[0] for name in files if name.endswith(("_real.mp4", "_reconstructed.mp4"))}
+    )
     if not names:
         return [todo("Nothing has been reconstructed yet:", command(config, "evaluate"))]
     pairs = []
@@ -242,12 +310,31 @@ def _reconstructions(config: Config, players: ClipPlayers) -> list[Markup]:
             try:
                 content = players.from_file(path, description=f"{title} clip {name}", title=f"{title} sound")
             except MediaError as error:
-                content = element("div", warning(f"{name}_{kind}.mp4 cannot be shown ({error.reason}): {error}"), class_="text")
+                content = element(
+                    "div",
+                    warning(f"{name}_{kind}.mp4 cannot be shown ({error.reason}): {error}"),
+                    class_="text",
+                )
             sides.append(element("figure", element("figcaption", title), content, class_="player"))
-        buttons = [element("button", f"Play both, hear the {heard}", type="button", aria_pressed="false") for heard in ("real", "reconstructed")]
+        buttons = [
+            element("button", f"Play both, hear the {heard}", type="button", aria_pressed="false")
+            for heard in ("real", "reconstructed")
+        ]
         text = [element("h3", f"Clip {name}"), element("div", buttons)]
-        pairs.append(element("div", text, element("div", sides, class_="sides"), class_="card pair", role="group", aria_label=f"Clip {name}"))
-    split = {"train": "clips the autoencoder was trained on", "validation": "clips of sources the autoencoder never saw"}[config.evaluate.split]
+        pairs.append(
+            element(
+                "div",
+                text,
+                element("div", sides, class_="sides"),
+                class_="card pair",
+                role="group",
+                aria_label=f"Clip {name}",
+            )
+        )
+    split = {
+        "train": "clips the autoencoder was trained on",
+        "validation": "clips of sources the autoencoder never saw",
+    }[config.evaluate.split]
     limits = f" The first {MAX_RECONSTRUCTIONS} of {len(names)}." if len(names) > MAX_RECONSTRUCTIONS else ""
     note = f"Real {split}, beside what is left of them after encoding and decoding: the best that the generator could reach with this autoencoder."
     return [element("p", note, limits, class_="note"), element("div", pairs, class_="pairs")]
@@ -259,18 +346,33 @@ def _curves(config: Config, metrics: dict[str, Metrics]) -> list[Markup]:
         name, run = ACRONYMS[stage], metrics[stage]
         content.append(element("h3", name, style="margin-top: 1.5rem"))
         if not run.series:
-            content += [todo(f"{name} has not been trained yet:", command(config, "train", f"stage={stage}")), *map(warning, run.problems)]
+            content += [
+                todo(f"{name} has not been trained yet:", command(config, "train", f"stage={stage}")),
+                *map(warning, run.problems),
+            ]
             continue
         spent = f" in {duration(run.seconds)}" if run.seconds else ""
-        content.append(element("p", f"{counted(run.clips, 'clip')} seen{spent}, {counted(run.num_reports, 'report')}.", class_="note"))
+        content.append(
+            element(
+                "p",
+                f"{counted(run.clips, 'clip')} seen{spent}, {counted(run.num_reports, 'report')}.",
+                class_="note",
+            )
+        )
         content += map(warning, run.problems)
         first = [key for key in ("loss", "clips_per_second") if key in run.series]
-        rest = [key for key, (_, values) in run.series.items() if key not in NOT_CURVES and min(values) < max(values)]
+        rest = [
+            key
+            for key, (_, values) in run.series.items()
+            if key not in NOT_CURVES and min(values) < max(values)
+        ]
         content.append(element("div", [_curve_card(name, key, run) for key in first], class_="grid"))
         if rest:
             names = ", ".join(" ".join(metric_name(key)).strip() for key in rest)
             more = element("div", [_curve_card(name, key, run) for key in rest], class_="grid")
-            content.append(element("details", element("summary", f"{counted(len(rest), 'more curve')}: {names}"), more))
+            content.append(
+                element("details", element("summary", f"{counted(len(rest), 'more curve')}: {names}"), more)
+            )
     return content
 
 
@@ -281,7 +383,9 @@ def _curve_card(stage: str, key: str, run: Metrics) -> Markup:
     ends = [f"{number(values[end])} at {counted(int(clips[end]), 'clip')}" for end in (0, -1)]
     description = f"{stage}, {name} over clips trained: from {ends[0]} to {ends[1]}."
     caption = element("figcaption", element("strong", name), f", last {number(values[-1])}")
-    drawing = curve(clips, values, description=description, series=2 if throughput else 1, from_zero=throughput)
+    drawing = curve(
+        clips, values, description=description, series=2 if throughput else 1, from_zero=throughput
+    )
     return element("figure", caption, drawing, class_="card figure")
 
 
@@ -292,7 +396,11 @@ def _metrics(config: Config) -> list[Markup]:
     if values is None:
         return [todo("Nothing has been measured yet:", command(config, "evaluate"))]
     tables, protocol = values.pop("tables", []), values.pop("protocol", None)
-    note = element("p", "Every number stands with its protocol; numbers of other protocols are not comparable.", class_="note")
+    note = element(
+        "p",
+        "Every number stands with its protocol; numbers of other protocols are not comparable.",
+        class_="note",
+    )
     groups = {key: value for key, value in values.items() if isinstance(value, dict)}
     single = {key: value for key, value in values.items() if key not in groups}
     cards = [metrics_card(metric_name(key)[0], value) for key, value in groups.items()]
@@ -305,4 +413,10 @@ def _metrics(config: Config) -> list[Markup]:
 
 
 def _configuration(config: Config) -> list[Markup]:
-    return [element("details", element("summary", "Every setting of this run, resolved"), element("pre", config_to_yaml(config), tabindex="0"))]
+    return [
+        element(
+            "details",
+            element("summary", "Every setting of this run, resolved"),
+            element("pre", config_to_yaml(config), tabindex="0"),
+        )
+    ]

@@ -90,12 +90,16 @@ class Checkpoint:
         """
         file = f"{name}.safetensors"
         if file not in self.files:
-            raise CheckpointError(f"the checkpoint {self.path} holds no {file}; it holds {', '.join(sorted(self.files))}")
+            raise CheckpointError(
+                f"the checkpoint {self.path} holds no {file}; it holds {', '.join(sorted(self.files))}"
+            )
         data = self._whole(file)
         try:
             return load_safetensors(data)
         except SafetensorError as error:
-            raise CheckpointError(f"{storage.join(self.path, file)} is not readable: {error}; {_remedy(self.kind)}") from error
+            raise CheckpointError(
+                f"{storage.join(self.path, file)} is not readable: {error}; {_remedy(self.kind)}"
+            ) from error
 
     def _whole(self, file: str) -> bytes:
         """The bytes of one file, as they were written."""
@@ -152,7 +156,11 @@ def save_checkpoint(
             "latent_mean": latent_mean,
             "latent_std": latent_std,
             "mdsa_hash": mdsa_hash,
-            "versions": {"proav": _proav_version(), "torch": torch.__version__, "python": platform.python_version()},
+            "versions": {
+                "proav": _proav_version(),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "training": training or {},
             "files": files,
@@ -173,21 +181,38 @@ def load_checkpoint(path: str, *, kind: str | None = None, verify: bool = True) 
     folder = _resolve(str(path), kind)
     index = _read_index(folder, kind)
     if kind is not None and index["kind"] != kind:
-        raise CheckpointError(f"{folder} is a checkpoint of {index['kind']}, expected one of {kind}; {HOW_TO_MAKE.get(kind, '')}".rstrip("; "))
+        raise CheckpointError(
+            f"{folder} is a checkpoint of {index['kind']}, expected one of {kind}; {HOW_TO_MAKE.get(kind, '')}".rstrip(
+                "; "
+            )
+        )
     for file, entry in index["files"].items() if verify else ():
         target = storage.join(folder, file)
         if not storage.exists(target):
             raise CheckpointError(f"{folder} is damaged: {file} is missing; {_remedy(index['kind'])}")
         _check_file(folder, index["kind"], file, entry, functools.partial(storage.file_sha256, target))
     if _hash_of(index["files"]) != index["hash"]:
-        raise CheckpointError(f"{folder} is damaged: the table of files in {INDEX} does not match its hash; {_remedy(index['kind'])}")
+        raise CheckpointError(
+            f"{folder} is damaged: the table of files in {INDEX} does not match its hash; {_remedy(index['kind'])}"
+        )
     try:
         config = config_from_dict(index["config"], origin=storage.join(folder, INDEX))
     except ConfigError as error:
-        raise CheckpointError(f"{folder} holds a configuration that this version of proav cannot run: {error}") from error
-    statistics = {key: tuple(map(tuple, index[key])) if index[key] is not None else None for key in ("latent_mean", "latent_std")}
+        raise CheckpointError(
+            f"{folder} holds a configuration that this version of proav cannot run: {error}"
+        ) from error
+    statistics = {
+        key: tuple(map(tuple, index[key])) if index[key] is not None else None
+        for key in ("latent_mean", "latent_std")
+    }
     names = ("kind", "clips", "step", "hash", "mdsa_hash", "training", "files", "versions")
-    return Checkpoint(path=folder, config=config, labels=tuple(index["labels"]), **statistics, **{name: index[name] for name in names})
+    return Checkpoint(
+        path=folder,
+        config=config,
+        labels=tuple(index["labels"]),
+        **statistics,
+        **{name: index[name] for name in names},
+    )
 
 
 def list_checkpoints(folder: str) -> list[tuple[int, str]]:
@@ -202,7 +227,9 @@ def list_checkpoints(folder: str) -> list[tuple[int, str]]:
     return sorted(found, reverse=True)
 
 
-def newest_good_checkpoint(folder: str, *, kind: str, warn: Callable[[str], None] = print) -> Checkpoint | None:
+def newest_good_checkpoint(
+    folder: str, *, kind: str, warn: Callable[[str], None] = print
+) -> Checkpoint | None:
     """The newest checkpoint below `folder` that is whole; None where there is none at all.
 
     Damaged ones are passed over, each with a line to `warn`. Raises CheckpointError where every one is damaged.
@@ -220,7 +247,9 @@ def newest_good_checkpoint(folder: str, *, kind: str, warn: Callable[[str], None
             warn(f"WARNING: going on from the older checkpoint {path} at {clips:,} clips")
         return checkpoint
     if failures:
-        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} can be used ({failures[0]}); delete that folder to start anew")
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {folder} can be used ({failures[0]}); delete that folder to start anew"
+        )
     return None
 
 
@@ -252,10 +281,16 @@ def _resolve(path: str, kind: str | None) -> str:
         if path.rsplit("/", 1)[-1] == INDEX:
             return path.rsplit("/", 1)[0]
         return _follow(path, hint)
-    if info.type == pafs.FileType.Directory and not storage.exists(storage.join(path, INDEX)) and storage.exists(storage.join(path, LATEST)):
+    if (
+        info.type == pafs.FileType.Directory
+        and not storage.exists(storage.join(path, INDEX))
+        and storage.exists(storage.join(path, LATEST))
+    ):
         return _follow(storage.join(path, LATEST), hint)
     if info.type == pafs.FileType.NotFound:
-        raise CheckpointError(f"no checkpoint at {path}; expected a checkpoint folder or a `{LATEST}` file; {hint}")
+        raise CheckpointError(
+            f"no checkpoint at {path}; expected a checkpoint folder or a `{LATEST}` file; {hint}"
+        )
     return path
 
 
@@ -271,7 +306,9 @@ def _follow(path: str, hint: str) -> str:
         )
     folder = storage.join(path.rsplit("/", 1)[0] if "/" in path else ".", name)
     if not storage.is_folder(folder):
-        raise CheckpointError(f"{path} names {name}, which is not there; give the path of another checkpoint beside it, or {hint}")
+        raise CheckpointError(
+            f"{path} names {name}, which is not there; give the path of another checkpoint beside it, or {hint}"
+        )
     return folder
 
 
@@ -279,23 +316,46 @@ def _read_index(folder: str, kind: str | None) -> dict:
     path = storage.join(folder, INDEX)
     if not storage.exists(path):
         if storage.exists(storage.join(folder, "model.safetensors")):
-            raise CheckpointError(f"{folder} is half written: {INDEX} is missing; give another checkpoint, or delete the folder")
-        raise CheckpointError(f"no checkpoint in {folder}: neither {INDEX} nor `{LATEST}` is there; {HOW_TO_MAKE.get(kind or 'stdit')}")
+            raise CheckpointError(
+                f"{folder} is half written: {INDEX} is missing; give another checkpoint, or delete the folder"
+            )
+        raise CheckpointError(
+            f"no checkpoint in {folder}: neither {INDEX} nor `{LATEST}` is there; {HOW_TO_MAKE.get(kind or 'stdit')}"
+        )
     try:
         index = json.loads(storage.read_text(path))
     except ValueError as error:
-        raise CheckpointError(f"{folder} is damaged: {INDEX} is not JSON ({error}); {_remedy(kind)}") from error
+        raise CheckpointError(
+            f"{folder} is damaged: {INDEX} is not JSON ({error}); {_remedy(kind)}"
+        ) from error
     if not isinstance(index, dict) or "format" not in index:
-        raise CheckpointError(f"{path} is not a proav checkpoint: it has no `format`; expected format {FORMAT}")
+        raise CheckpointError(
+            f"{path} is not a proav checkpoint: it has no `format`; expected format {FORMAT}"
+        )
     if index["format"] != FORMAT:
         changed = f" ({WHAT_CHANGED[index['format']]})" if index["format"] in WHAT_CHANGED else ""
         raise CheckpointError(
             f"{folder} has checkpoint format {index['format']}, this proav {_proav_version()} reads format {FORMAT}{changed}; "
             f"train anew in another run_dir=DIR, or install the proav that made it: {index.get('versions')}"
         )
-    wanted = {"kind", "clips", "step", "config", "labels", "latent_mean", "latent_std", "mdsa_hash", "versions", "training", "files", "hash"}
+    wanted = {
+        "kind",
+        "clips",
+        "step",
+        "config",
+        "labels",
+        "latent_mean",
+        "latent_std",
+        "mdsa_hash",
+        "versions",
+        "training",
+        "files",
+        "hash",
+    }
     if wanted - index.keys():
-        raise CheckpointError(f"{folder} is damaged: {INDEX} lacks {', '.join(sorted(wanted - index.keys()))}; {_remedy(kind)}")
+        raise CheckpointError(
+            f"{folder} is damaged: {INDEX} lacks {', '.join(sorted(wanted - index.keys()))}; {_remedy(kind)}"
+        )
     return index
 
 
@@ -306,9 +366,13 @@ def _check_file(folder: str, kind: str, file: str, entry: dict, read: Callable[[
         return
     digest, size = read()
     if size != entry["bytes"]:
-        raise CheckpointError(f"{folder} is damaged: {file} has {size} bytes, expected {entry['bytes']}; {_remedy(kind)}")
+        raise CheckpointError(
+            f"{folder} is damaged: {file} has {size} bytes, expected {entry['bytes']}; {_remedy(kind)}"
+        )
     if digest != entry["sha256"]:
-        raise CheckpointError(f"{folder} is damaged: the checksum of {file} differs from {INDEX}; {_remedy(kind)}")
+        raise CheckpointError(
+            f"{folder} is damaged: the checksum of {file} differs from {INDEX}; {_remedy(kind)}"
+        )
 
 
 def _remedy(kind: str | None) -> str:
@@ -346,14 +410,18 @@ def _write_tensors(group: Mapping[str, torch.Tensor], target: str, path: str, dt
 
 def _storable(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     tensor = tensor.detach().to("cpu")
-    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
+    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).clone(
+        memory_format=torch.contiguous_format
+    )
 
 
 def _read(path: str, checkpoint: Checkpoint) -> bytes:
     try:
         return storage.read_bytes(path)
     except FileNotFoundError:
-        raise CheckpointError(f"{checkpoint.path} is damaged: {path.rsplit('/', 1)[-1]} is missing; {_remedy(checkpoint.kind)}") from None
+        raise CheckpointError(
+            f"{checkpoint.path} is damaged: {path.rsplit('/', 1)[-1]} is missing; {_remedy(checkpoint.kind)}"
+        ) from None
 
 
 def _hash_of(files: dict) -> str:

@@ -47,7 +47,10 @@ class MetricsLog:
     def flush(self) -> None:
         """Object stores: the lines so far become a part. Called with every checkpoint."""
         if self.lines:
-            storage.write_text(storage.join(self.folder, "metrics", f"part-{self.lines[0]['clips']:012d}.jsonl"), _text(self.lines))
+            storage.write_text(
+                storage.join(self.folder, "metrics", f"part-{self.lines[0]['clips']:012d}.jsonl"),
+                _text(self.lines),
+            )
         self.lines, self.flushed = [], time.monotonic()
 
     @property
@@ -58,7 +61,14 @@ class MetricsLog:
         if not self.remote:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             if self._file.exists():
-                storage.write_text(str(self._file), _text(line for line in _parse(self._file.read_text(encoding="utf-8")) if line["clips"] <= clips))
+                storage.write_text(
+                    str(self._file),
+                    _text(
+                        line
+                        for line in _parse(self._file.read_text(encoding="utf-8"))
+                        if line["clips"] <= clips
+                    ),
+                )
             return
         filesystem, _ = storage.open_filesystem(self.folder)
         for part in storage.list_files(storage.join(self.folder, "metrics")):
@@ -79,7 +89,9 @@ def read_metrics(stage_folder: str) -> list[dict]:
 
 def _parse(text: str) -> list[dict]:
     """The whole lines of a JSON-lines file; a last line cut off by a crash is dropped."""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n") and line.strip()]
+    return [
+        json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n") and line.strip()
+    ]
 
 
 def _text(lines) -> str:

@@ -11,7 +11,9 @@ class Progress:
     found done (`start`) counts as done, not as speed.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, start: int = 0, every_seconds: float = 10.0, stream=None) -> None:
+    def __init__(
+        self, what: str, total: int, unit: str, *, start: int = 0, every_seconds: float = 10.0, stream=None
+    ) -> None:
         self.what, self.total, self.unit, self.start, self.done = what, total, unit, start, start
         self.stream = stream or sys.stderr
         self.terminal = self.stream.isatty()
@@ -36,7 +38,11 @@ class Progress:
     def _show(self, note: str) -> None:
         elapsed = max(time.monotonic() - self.began, 1e-6)
         rate = (self.done - self.start) / elapsed
-        left = f", {duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
+        left = (
+            f", {duration((self.total - self.done) / rate)} left"
+            if rate > 0 and self.done < self.total
+            else ""
+        )
         line = f"{self.what}: {self.done:,} / {self.total:,} {self.unit}, {rate:.3g} {self.unit}/s{left}, {duration(elapsed)} so far{'  ' + note if note else ''}"
         self.stream.write(f"\r\x1b[2K{line}" if self.terminal else line + "\n")
         self.stream.flush()

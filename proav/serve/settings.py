@@ -116,7 +116,9 @@ class ServeSettings(Section):
     def _check(self) -> "ServeSettings":
         low, high = self.replica_range
         if not 1 <= low <= high:
-            raise ValueError(f"num_replicas={self.num_replicas}: expected a number of at least 1, or [MIN, MAX] with 1 <= MIN <= MAX")
+            raise ValueError(
+                f"num_replicas={self.num_replicas}: expected a number of at least 1, or [MIN, MAX] with 1 <= MIN <= MAX"
+            )
         if self.steps is not None and self.steps > self.max_steps:
             raise ValueError(f"steps={self.steps} is above max_steps={self.max_steps}")
         if self.max_arriving_bytes < self.max_upload_bytes:
@@ -132,7 +134,11 @@ class ServeSettings(Section):
     @property
     def replica_range(self) -> tuple[int, int]:
         """(fewest, most) samplers."""
-        return self.num_replicas if isinstance(self.num_replicas, tuple) else (self.num_replicas, self.num_replicas)
+        return (
+            self.num_replicas
+            if isinstance(self.num_replicas, tuple)
+            else (self.num_replicas, self.num_replicas)
+        )
 
 
 def read_settings(arguments: dict[str, Any]) -> ServeSettings:
@@ -143,7 +149,11 @@ def read_settings(arguments: dict[str, Any]) -> ServeSettings:
     for key in arguments:
         if key not in ServeSettings.model_fields:
             near = difflib.get_close_matches(key, ServeSettings.model_fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(ServeSettings.model_fields)}"
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"expected one of {', '.join(ServeSettings.model_fields)}"
+            )
             raise ConfigError(f"unknown setting {key}={arguments[key]}; {hint}")
     try:
         settings = ServeSettings.model_validate(arguments)
@@ -170,4 +180,6 @@ def _own_checkpoint(runs: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    return path if storage.is_remote(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+    return (
+        path if storage.is_remote(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+    )

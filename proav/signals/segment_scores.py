@@ -73,7 +73,10 @@ def segment_scores(
     video_THWC uint8, at least 2 frames of 16 x 16; sound_L float32 in [-1, 1], T * sample_rate / fps samples; mel_TMS in [-1, 1].
     cancelled: the sound is what is left of channels that take each other away.
     """
-    assert len(mel_TMS) == len(video_THWC) and len(sound_L) == round(len(video_THWC) * sample_rate / fps), (mel_TMS.shape, sound_L.shape)
+    assert len(mel_TMS) == len(video_THWC) and len(sound_L) == round(len(video_THWC) * sample_rate / fps), (
+        mel_TMS.shape,
+        sound_L.shape,
+    )
     rms = math.sqrt(np.vdot(sound_L, sound_L.astype(np.float64)) / len(sound_L))
     magnitude = np.abs(sound_L)
     reduced = reduce_pictures(video_THWC)
@@ -117,7 +120,9 @@ def reduce_pictures(video_THWC: np.ndarray, *, levels: int = 16) -> ReducedPictu
     block_rows, block_columns = math.ceil(height / CELLS), math.ceil(width / CELLS)
     rows, columns = height // block_rows, width // block_columns
     largest_sum = 255 * sum(LUMA_WEIGHTS) * block_rows * block_columns
-    weights = np.zeros((width, 3, columns), np.float32 if largest_sum < 1 << 24 else np.float64)  # exact below 2^24 and 2^53
+    weights = np.zeros(
+        (width, 3, columns), np.float32 if largest_sum < 1 << 24 else np.float64
+    )  # exact below 2^24 and 2^53
     inside = np.arange(columns * block_columns)
     weights[inside, :, inside // block_columns] = LUMA_WEIGHTS
     weights = weights.reshape(3 * width, columns)
@@ -128,16 +133,24 @@ def reduce_pictures(video_THWC: np.ndarray, *, levels: int = 16) -> ReducedPictu
     change, before = 0, None
     for number, frame in enumerate(video_THWC):
         blocks = frame[: rows * block_rows].reshape(rows, block_rows, 3 * width)
-        sums = np.add.reduce(blocks.transpose(1, 0, 2), axis=0, dtype=sum_type)  # over the first axis numpy is twice as fast
+        sums = np.add.reduce(
+            blocks.transpose(1, 0, 2), axis=0, dtype=sum_type
+        )  # over the first axis numpy is twice as fast
         luma_TYX[number] = (sums.astype(weights.dtype) @ weights) / largest_sum
         pixels = frame[block_rows // 2 :: block_rows, block_columns // 2 :: block_columns]
-        counts[number] = np.bincount((pixels // np.uint8(256 // levels) + channel_places).ravel(), minlength=3 * levels)
+        counts[number] = np.bincount(
+            (pixels // np.uint8(256 // levels) + channel_places).ravel(), minlength=3 * levels
+        )
         after = frame[:: max(1, height // CELLS)]  # so many rows tell the motion as well as all
         if before is not None:
-            change += int((np.maximum(after, before) - np.minimum(after, before)).sum(dtype=np.uint32))  # within uint8: four times as fast
+            change += int(
+                (np.maximum(after, before) - np.minimum(after, before)).sum(dtype=np.uint32)
+            )  # within uint8: four times as fast
         before = after
     colours_TK = np.cumsum(counts.reshape(frames, 3, levels), axis=2).reshape(frames, -1) / (pixels.size // 3)
-    return ReducedPictures(luma_TYX, colours_TK.astype(np.float32), change / (max(1, frames - 1) * before.size * 255))
+    return ReducedPictures(
+        luma_TYX, colours_TK.astype(np.float32), change / (max(1, frames - 1) * before.size * 255)
+    )
 
 
 def shot_starts(luma_TYX: np.ndarray, colours_TK: np.ndarray, *, fps: int) -> list[int]:
@@ -152,7 +165,9 @@ def shot_starts(luma_TYX: np.ndarray, colours_TK: np.ndarray, *, fps: int) -> li
         return []
     pictures_TN = luma_TYX.reshape(frames, -1)
     centred = pictures_TN - pictures_TN.mean(axis=1, keepdims=True)
-    directions_TN = centred / (np.linalg.norm(centred, axis=1, keepdims=True) + 1e-3 * math.sqrt(centred.shape[1]))
+    directions_TN = centred / (
+        np.linalg.norm(centred, axis=1, keepdims=True) + 1e-3 * math.sqrt(centred.shape[1])
+    )
 
     def distances(after: np.ndarray, before: np.ndarray) -> np.ndarray:
         return np.stack(
@@ -175,7 +190,10 @@ def shot_starts(luma_TYX: np.ndarray, colours_TK: np.ndarray, *, fps: int) -> li
         """First frames of new shots, `apart` after the last of the old one; what lies between is a mixture of the two."""
         first, last = numbers[apart - 1 :], numbers[apart - 1 :] - apart
         beside = np.pad(steps, ((0, 0), (1, 1)), mode="reflect")
-        around = np.maximum(usual[:, first - 1], (beside[:, last] + beside[:, first + 1]) / 2) + CUT_FLOORS[:, None]
+        around = (
+            np.maximum(usual[:, first - 1], (beside[:, last] + beside[:, first + 1]) / 2)
+            + CUT_FLOORS[:, None]
+        )
 
         def stands_out(changes: np.ndarray, around: np.ndarray) -> np.ndarray:
             return (np.prod(changes / around, axis=0) >= ratio**3) & (changes[2] >= CUT_MIN_UNLIKENESS)
@@ -187,5 +205,7 @@ def shot_starts(luma_TYX: np.ndarray, colours_TK: np.ndarray, *, fps: int) -> li
         return first[found][stands_out(least, around[:, found])]
 
     hard, mixed = cuts(1, CUT_RATIO).tolist(), cuts(2, MIXED_CUT_RATIO).tolist()
-    starts = hard + [start for start in mixed if 2 < start < frames - 1 and all(abs(start - cut) > 1 for cut in hard)]
+    starts = hard + [
+        start for start in mixed if 2 < start < frames - 1 and all(abs(start - cut) > 1 for cut in hard)
+    ]
     return sorted(start for start in starts if start - 1 not in starts)

@@ -22,7 +22,9 @@ MIN_SPREAD = 1e-4
 """Standard deviation below which a stream holds no events: steady sound, or pictures that stand still. Mel range and white are 2 and 1."""
 
 
-def synchrony(luma_TYX: np.ndarray, mel_TMS: np.ndarray, *, fps: int, shot_starts: list[int]) -> tuple[float, float]:
+def synchrony(
+    luma_TYX: np.ndarray, mel_TMS: np.ndarray, *, fps: int, shot_starts: list[int]
+) -> tuple[float, float]:
     """(correlation in [-1, 1], lag in seconds of the best correlation, positive: the sound is late); NaN where undefined.
 
     Sound: half-wave rectified difference of mel columns against the maximum of three bins before (SuperFlux: Böck and Widmer 2013), smoothed
@@ -55,8 +57,12 @@ def synchrony(luma_TYX: np.ndarray, mel_TMS: np.ndarray, *, fps: int, shot_start
     if not defined[max_lag]:
         return undefined
     covariance = (heard * seen).sum(axis=1) / count - mean_heard * mean_seen
-    correlation = np.where(defined, covariance / np.maximum(spread_heard * spread_seen, MIN_SPREAD**2), -np.inf)
-    return float(np.clip(correlation[max_lag], -1, 1)), float(lags[np.argmax(correlation)] / (fps * steps_a_frame))
+    correlation = np.where(
+        defined, covariance / np.maximum(spread_heard * spread_seen, MIN_SPREAD**2), -np.inf
+    )
+    return float(np.clip(correlation[max_lag], -1, 1)), float(
+        lags[np.argmax(correlation)] / (fps * steps_a_frame)
+    )
 
 
 def _jerks(luma_TYX: np.ndarray, apart: int, shot_starts: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +70,9 @@ def _jerks(luma_TYX: np.ndarray, apart: int, shot_starts: list[int]) -> tuple[np
     cells = luma_TYX.reshape(len(luma_TYX), -1)
     second = np.abs(cells[2 * apart :] - 2 * cells[apart:-apart] + cells[: -2 * apart])
     strength, used = np.zeros(len(cells)), np.zeros(len(cells), bool)
-    strength[apart:-apart] = np.maximum(second.mean(axis=1) - np.median(second[:, ::4], axis=1), 0)  # of a quarter: as good, and it takes time
+    strength[apart:-apart] = np.maximum(
+        second.mean(axis=1) - np.median(second[:, ::4], axis=1), 0
+    )  # of a quarter: as good, and it takes time
     used[apart:-apart] = True
     for start in shot_starts:
         used[max(0, start - apart) : start + apart] = False
@@ -80,7 +88,9 @@ def _onsets(mel_TMS: np.ndarray, *, columns_a_second: int, width: int) -> np.nda
     before[:, :-1] = np.maximum(before[:, :-1], mel_JM[:-gap, 1:])
     strength, known = np.zeros(len(mel_JM)), np.zeros(len(mel_JM))
     first, edge = gap // 2, int(np.ceil(EDGE_SECONDS * columns_a_second))
-    strength[first : first + len(before)] = np.maximum(mel_JM[gap:] - before, 0).mean(axis=1)  # between the two columns compared
+    strength[first : first + len(before)] = np.maximum(mel_JM[gap:] - before, 0).mean(
+        axis=1
+    )  # between the two columns compared
     known[first + edge : first + len(before) - edge] = 1
     window = np.hanning(width + 2)[1:-1]
     share = np.convolve(known, window, mode="same")[: len(known)]

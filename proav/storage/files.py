@@ -37,9 +37,7 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(PatientHandler(filesystem)), inner
 
 
-def _open(
-    path: str, on_wait: Callable[[float], None] = lambda seconds: None
-) -> tuple[pafs.FileSystem, str]:
+def _open(path: str, on_wait: Callable[[float], None] = lambda seconds: None) -> tuple[pafs.FileSystem, str]:
     if not is_remote(path):
         return pafs.LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
     try:
@@ -82,7 +80,9 @@ def make_folder(path: str) -> str:
     try:
         filesystem.create_dir(inner, recursive=True)
     except OSError as error:
-        raise UserError(f"cannot create the folder {path}: {error}; choose another with run_dir=DIR") from error
+        raise UserError(
+            f"cannot create the folder {path}: {error}; choose another with run_dir=DIR"
+        ) from error
     return path
 
 
@@ -92,7 +92,9 @@ def list_files(path: str, *, recursive: bool = True) -> list[str]:
     selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
     files = (info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
     relative_start = len(inner.rstrip("/")) + 1
-    shown = [file for file in files if not any(part.startswith(".") for part in file[relative_start:].split("/"))]
+    shown = [
+        file for file in files if not any(part.startswith(".") for part in file[relative_start:].split("/"))
+    ]
     # A URI may hold what the inner path does not, such as the host of hdfs://host/folder: it stays in front.
     return sorted(join(path, file[relative_start:]) if is_remote(path) else file for file in shown)
 
@@ -144,7 +146,10 @@ def write_folder(path: str) -> Iterator[str]:
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="proav-") as local:
             yield local
-            files = sorted((file for file in Path(local).rglob("*") if file.is_file()), key=lambda file: (file.suffix == ".json", str(file)))
+            files = sorted(
+                (file for file in Path(local).rglob("*") if file.is_file()),
+                key=lambda file: (file.suffix == ".json", str(file)),
+            )
             for file in files:
                 with file.open("rb") as source:
                     upload_file(join(path, file.relative_to(local).as_posix()), source)
@@ -197,7 +202,9 @@ def write_bytes(path: str, data: bytes) -> None:
         patiently(write, f"writing {path}")
         rename(temporary, target)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with run_dir=DIR") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with run_dir=DIR"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -54,10 +54,17 @@ class AutoencoderStep:
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self.config, self.weights, self.device = config, config.mdsa.loss, device
-        self.perceptual = LPIPS(self.weights.perceptual_weights).to(device) if self.weights.perceptual_weights else None
-        self.discriminators = nn.ModuleDict({"video": VideoDiscriminators(config), "audio": AudioDiscriminator(config)}).to(device)
+        self.perceptual = (
+            LPIPS(self.weights.perceptual_weights).to(device) if self.weights.perceptual_weights else None
+        )
+        self.discriminators = nn.ModuleDict(
+            {"video": VideoDiscriminators(config), "audio": AudioDiscriminator(config)}
+        ).to(device)
         self.optimizer = torch.optim.AdamW(
-            self.discriminators.parameters(), lr=self.weights.discriminator_learning_rate, betas=config.mdsa.train.betas, weight_decay=0.0
+            self.discriminators.parameters(),
+            lr=self.weights.discriminator_learning_rate,
+            betas=config.mdsa.train.betas,
+            weight_decay=0.0,
         )
         self.optimizer_steps = 0
         self._judged: dict | None = None
@@ -84,20 +91,29 @@ class AutoencoderStep:
         self._judged = None
         if clips >= self.weights.adversarial_start_clips:
             self._judged = {
-                "autocast": engine.autocast if self.config.mdsa.train.precision == "bf16" else contextlib.nullcontext,
+                "autocast": engine.autocast
+                if self.config.mdsa.train.precision == "bf16"
+                else contextlib.nullcontext,
                 "video": ((video_BCTHW, video_out.detach()), (frames_B,)),
                 "audio": ((mel_BTMS, mel_out.detach()), ()),
             }
             terms |= self._adversarial(video_BCTHW, video_out, mel_BTMS, mel_out, frames_B)
         total = sum(weight * value for weight, value in terms.values())
         error_B = (video_out.detach().clamp(-1, 1) - video_BCTHW).square().mean(dim=(1, 2, 3, 4))
-        parts = {name: (value.detach() * len(positions), float(len(positions))) for name, (_, value) in terms.items()}
-        return StepOutput(total, parts | {"video_psnr": mean_part(10 * torch.log10(4 / error_B.clamp(min=1e-10)))})
+        parts = {
+            name: (value.detach() * len(positions), float(len(positions)))
+            for name, (_, value) in terms.items()
+        }
+        return StepOutput(
+            total, parts | {"video_psnr": mean_part(10 * torch.log10(4 / error_B.clamp(min=1e-10)))}
+        )
 
     def _to_device(self, planes: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: plane.to(self.device, non_blocking=True) for name, plane in planes.items()}
 
-    def _reconstruction(self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def _reconstruction(
+        self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor
+    ) -> dict[str, tuple[float, Tensor]]:
         """{name: (weight, value)} of the terms that need no judge."""
         weights = self.weights
         terms = {
@@ -112,7 +128,10 @@ class AutoencoderStep:
             frames = pick_frames(video_out, frames_B), pick_frames(video, frames_B)
             terms["video_lpips"] = (weights.perceptual, self.perceptual(*frames).mean())
         elif weights.multi_scale_gradient:
-            terms["video_gradient"] = (weights.multi_scale_gradient, multi_scale_gradient_loss(video_out, video))
+            terms["video_gradient"] = (
+                weights.multi_scale_gradient,
+                multi_scale_gradient_loss(video_out, video),
+            )
         if weights.mel_difference:
             difference_BMC = rearrange(mel_out - mel, "b t m s -> b m (t s)")
             between_steps, between_bands = (difference_BMC.diff(dim=axis).abs().mean() for axis in (-1, -2))
@@ -120,17 +139,28 @@ class AutoencoderStep:
             terms["mel_difference"] = (weight, (between_steps + between_bands) / 2)
         return terms
 
-    def _adversarial(self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def _adversarial(
+        self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor
+    ) -> dict[str, tuple[float, Tensor]]:
         """{name: (weight, value)} of what the frozen discriminators say of the reconstructions."""
         terms = {}
         self.discriminators.requires_grad_(False)
-        for name, share, real, fake, more in (("video", 1.0, video, video_out, (frames_B,)), ("audio", self.weights.audio, mel, mel_out, ())):
+        for name, share, real, fake, more in (
+            ("video", 1.0, video, video_out, (frames_B,)),
+            ("audio", self.weights.audio, mel, mel_out, ()),
+        ):
             with self._judged["autocast"]():
                 with torch.no_grad():
                     _, real_features = self.discriminators[name](real, *more)
                 fake_logits, fake_features = self.discriminators[name](fake, *more)
-            terms[f"{name}_adversarial"] = (share * self.weights.adversarial, hinge_generator_loss(fake_logits))
-            terms[f"{name}_feature_matching"] = (share * self.weights.feature_matching, feature_matching_loss(real_features, fake_features))
+            terms[f"{name}_adversarial"] = (
+                share * self.weights.adversarial,
+                hinge_generator_loss(fake_logits),
+            )
+            terms[f"{name}_feature_matching"] = (
+                share * self.weights.feature_matching,
+                feature_matching_loss(real_features, fake_features),
+            )
         self.discriminators.requires_grad_(True)
         return terms
 
@@ -169,7 +199,10 @@ class AutoencoderStep:
         moments = {"steps": torch.tensor(self.optimizer_steps)}
         for name, parameter in self.discriminators.named_parameters() if self.optimizer_steps else ():
             moments |= {f"{moment}.{name}": self.optimizer.state[parameter][moment] for moment in MOMENTS}
-        return {"discriminators": self.discriminators.state_dict(), "training/discriminators_optimizer": moments}
+        return {
+            "discriminators": self.discriminators.state_dict(),
+            "training/discriminators_optimizer": moments,
+        }
 
     def load_tensors(self, read: Callable[[str], dict[str, Tensor]]) -> None:
         self.discriminators.load_state_dict(read("discriminators"))
@@ -182,7 +215,9 @@ class AutoencoderStep:
 
 def draw_frames(seed: int, positions: list[int], num_frames: int) -> Tensor:
     """int64 [B]: the frame of each clip that is judged alone, uniform, a function of (seed, position)."""
-    return torch.tensor([int(uniforms_for(seed, position, 1, purpose="frame")[0] * num_frames) for position in positions])
+    return torch.tensor(
+        [int(uniforms_for(seed, position, 1, purpose="frame")[0] * num_frames) for position in positions]
+    )
 
 
 def draw_flow(seed: int, positions: list[int], probability: float) -> CrossFlow:

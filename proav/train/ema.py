@@ -30,7 +30,9 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def update(self, shards: dict[str, torch.Tensor], *, clips: int, batch_clips: int) -> None:
         """average <- decay * average + (1 - decay) * weights, after the step that brought training to `clips` clips."""
-        decay = ema_decay(batch_clips=batch_clips, clips=clips, half_life_clips=self.half_life_clips, ramp_up=self.ramp_up)
+        decay = ema_decay(
+            batch_clips=batch_clips, clips=clips, half_life_clips=self.half_life_clips, ramp_up=self.ramp_up
+        )
         averages = list(self.shards.values())
         torch._foreach_lerp_(averages, [shards[name].detach().float() for name in self.shards], 1 - decay)
 

@@ -31,7 +31,14 @@ class GeneratorStep:
     latent_mean, latent_std: [6 planes][D channels], over the training set; the model sees (latent - mean) / std.
     """
 
-    def __init__(self, config: Config, *, num_labels: int, latent_mean: Sequence[Sequence[float]], latent_std: Sequence[Sequence[float]]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        num_labels: int,
+        latent_mean: Sequence[Sequence[float]],
+        latent_std: Sequence[Sequence[float]],
+    ) -> None:
         self.config, self.num_labels, self.process = config, num_labels, make_process(config)
         self.scale = LatentScale(latent_mean, latent_std)
         self.own_DP = torch.tensor(LatentGeometry.from_config(config).channel_mask).T
@@ -49,7 +56,9 @@ class GeneratorStep:
             self.scale.normalize(batch[kind].to(device, non_blocking=True)) for kind in ("joint", "lone")
         )
         clean_BDPNN = mix_given(joint_BDPNN, lone_BDPNN, given_B2)
-        noise_BDPNN = noise_batch([(self.config.seed, position) for position in positions], clean_BDPNN.shape[1:], purpose="train").to(device)
+        noise_BDPNN = noise_batch(
+            [(self.config.seed, position) for position in positions], clean_BDPNN.shape[1:], purpose="train"
+        ).to(device)
         noisy_BDPNN = self.process.add_noise(clean_BDPNN, noise_BDPNN, times_B2)
         labels_B = torch.where(draw.drop_label_B, self.num_labels, batch["label"]).to(device)
         prediction_BDPNN = engine.forward(noisy_BDPNN, times_B2, Conditions(labels_B))
@@ -58,17 +67,27 @@ class GeneratorStep:
         return StepOutput(losses_B.mean(), self._parts(prediction_BDPNN, target_BDPNN, times_B2, given_B2))
 
     @torch.no_grad()
-    def _parts(self, prediction_BDPNN: Tensor, target_BDPNN: Tensor, times_B2: Tensor, given_B2: Tensor) -> Parts:
+    def _parts(
+        self, prediction_BDPNN: Tensor, target_BDPNN: Tensor, times_B2: Tensor, given_B2: Tensor
+    ) -> Parts:
         """The error of each modality, and of each span of noise levels, over the streams that are not given."""
-        error_BP, count_P = plane_errors(prediction_BDPNN, target_BDPNN, self.own_DP.to(prediction_BDPNN.device))
+        error_BP, count_P = plane_errors(
+            prediction_BDPNN, target_BDPNN, self.own_DP.to(prediction_BDPNN.device)
+        )
         by_modality = (len(MODALITIES), PLANES_PER_MODALITY)
         error_B2 = (error_BP * count_P).unflatten(1, by_modality).sum(2) / count_P.view(by_modality).sum(1)
         made_B2 = (~given_B2).float()
-        parts = {f"{name}_loss": ((error_B2 * made_B2)[:, i].sum(), made_B2[:, i].sum()) for i, name in enumerate(MODALITIES)}
+        parts = {
+            f"{name}_loss": ((error_B2 * made_B2)[:, i].sum(), made_B2[:, i].sum())
+            for i, name in enumerate(MODALITIES)
+        }
         bucket_B2 = (times_B2 * NOISE_BUCKETS).long().clamp(max=NOISE_BUCKETS - 1)
         for bucket in range(NOISE_BUCKETS):
             chosen_B2 = made_B2 * (bucket_B2 == bucket)
-            parts[f"loss_noise_{bucket + 1}_of_{NOISE_BUCKETS}"] = ((error_B2 * chosen_B2).sum(), chosen_B2.sum())
+            parts[f"loss_noise_{bucket + 1}_of_{NOISE_BUCKETS}"] = (
+                (error_B2 * chosen_B2).sum(),
+                chosen_B2.sum(),
+            )
         return parts
 
     def backward_others(self, accumulation_steps: int) -> None:

@@ -105,10 +105,17 @@ class Meter:
 
     def __init__(self, device: torch.device, start: dict[str, tuple[float, float]]) -> None:
         self.device = device
-        self.sums = {name: torch.tensor(pair, dtype=torch.float64, device=device) for name, pair in start.items()}
+        self.sums = {
+            name: torch.tensor(pair, dtype=torch.float64, device=device) for name, pair in start.items()
+        }
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
-        pair = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device).detach() for value in (total, count)])
+        pair = torch.stack(
+            [
+                torch.as_tensor(value, dtype=torch.float64, device=self.device).detach()
+                for value in (total, count)
+            ]
+        )
         self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def totals(self) -> dict[str, tuple[float, float]]:
@@ -193,8 +200,13 @@ def run_loop(
 def split_batch(batch: dict, parts: int) -> list[dict]:
     """A batch as `parts` equal batches, in order."""
     sizes = {len(values) for values in batch.values()}
-    assert len(sizes) == 1 and sizes.pop() % parts == 0, "a worker's batch splits evenly into its passes (checked by TrainConfig)"
-    chunks = {name: [values[i * len(values) // parts : (i + 1) * len(values) // parts] for i in range(parts)] for name, values in batch.items()}
+    assert len(sizes) == 1 and sizes.pop() % parts == 0, (
+        "a worker's batch splits evenly into its passes (checked by TrainConfig)"
+    )
+    chunks = {
+        name: [values[i * len(values) // parts : (i + 1) * len(values) // parts] for i in range(parts)]
+        for name, values in batch.items()
+    }
     return [{name: chunks[name][i] for name in batch} for i in range(parts)]
 
 
@@ -260,7 +272,9 @@ def _train_step(
         for name, (total, number) in output.parts.items():
             meter.add(name, total, number)
     meter.add("skipped_steps", float(norm is None), 1.0)
-    meter.add("grad_norm", norm or 0.0, float(norm is not None))  # always: the workers sum equal lists of names
+    meter.add(
+        "grad_norm", norm or 0.0, float(norm is not None)
+    )  # always: the workers sum equal lists of names
 
 
 def _leave_out(
@@ -338,7 +352,9 @@ def _line(meter: Meter, waits: Waits, state: LoopState, rates: dict[str, float])
         "clips_per_second": (state.clips - state.reported_clips) / seconds,
         "seconds": state.seconds,
         **waits.shares(seconds, meter.device),
-        "device": torch.cuda.get_device_name(meter.device) if meter.device.type == "cuda" else meter.device.type,
+        "device": torch.cuda.get_device_name(meter.device)
+        if meter.device.type == "cuda"
+        else meter.device.type,
         "peak_memory_gib": _peak_memory_bytes(meter.device) / 2**30,
     }
 

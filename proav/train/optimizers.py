@@ -72,7 +72,9 @@ class WholeMatrices:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def __call__(self, parameters: list[Tensor], directions: list[Tensor]) -> None:
-        moving = torch.stack(torch._foreach_norm(directions)).tolist()  # what took no part has nothing to update
+        moving = torch.stack(
+            torch._foreach_norm(directions)
+        ).tolist()  # what took no part has nothing to update
         matrices = [pair for pair, norm in zip(zip(parameters, directions, strict=True), moving) if norm]
         matrices.sort(key=lambda pair: -pair[1].numel())
         for start in range(0, len(matrices), self.world):  # in each round matrices of like size, one a worker

@@ -14,23 +14,43 @@ from proav.train.engines import Engine
 from proav.train.loop import LoopState, TrainingStep
 
 
-def save_training(folder: str, engine: Engine, average: ExponentialMovingAverage, step: TrainingStep, state: LoopState, **description) -> str | None:
+def save_training(
+    folder: str,
+    engine: Engine,
+    average: ExponentialMovingAverage,
+    step: TrainingStep,
+    state: LoopState,
+    **description,
+) -> str | None:
     """Writes a checkpoint of everything; returns its path on worker 0, None elsewhere. Every worker calls it.
 
     `description`: kind, config, labels, latent statistics and so on, as `save_checkpoint` takes them.
     """
     moments, scalars = engine.optimizer_state()
-    tensors = {"model": engine.assemble(engine.shards()), "ema": engine.assemble(average.shards), "training/optimizer": moments, **step.tensors()}
+    tensors = {
+        "model": engine.assemble(engine.shards()),
+        "ema": engine.assemble(average.shards),
+        "training/optimizer": moments,
+        **step.tensors(),
+    }
     path = None
     if _rank() == 0:
         description["tensors"] = tensors | description.pop("tensors", {})
-        path = save_checkpoint(folder, clips=state.clips, step=state.step, training={"engine": scalars, "loop": asdict(state)}, **description)
+        path = save_checkpoint(
+            folder,
+            clips=state.clips,
+            step=state.step,
+            training={"engine": scalars, "loop": asdict(state)},
+            **description,
+        )
     if dist.is_initialized():
         dist.barrier()
     return path
 
 
-def load_training(checkpoint: Checkpoint, engine: Engine, average: ExponentialMovingAverage, step: TrainingStep) -> LoopState:
+def load_training(
+    checkpoint: Checkpoint, engine: Engine, average: ExponentialMovingAverage, step: TrainingStep
+) -> LoopState:
     """Restores optimizer, moving average and the networks beside the model; returns where the loop stood.
 
     The model's own weights are loaded before the engine is made (`checkpoint.weights("model")`). Every worker calls it.

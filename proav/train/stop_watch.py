@@ -18,7 +18,9 @@ def listen(seconds: float) -> None:
     """Takes this process's signals from now on; called in its main thread, in which Ray runs what it is
     sent."""
     StopRequest(seconds, defer=True).__enter__()  # as long as the process lives
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # a shielded Ray (proav/command_line.py) blocks it
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGTERM}
+    )  # a shielded Ray (proav/command_line.py) blocks it
 
 
 class StopWatch:

@@ -65,7 +65,9 @@ def plan_stage(config: Config, stage: str) -> StagePlan:
     return _plan_autoencoder(config) if stage == "mdsa" else _plan_generator(config)
 
 
-def find_resume_point(config: Config, stage: str, plan: StagePlan, warn: Callable[[str], None]) -> Checkpoint | None:
+def find_resume_point(
+    config: Config, stage: str, plan: StagePlan, warn: Callable[[str], None]
+) -> Checkpoint | None:
     """The newest whole checkpoint of this stage; None where it has not begun. Raises CheckpointError where it belongs to another run."""
     checkpoint = newest_good_checkpoint(checkpoints_folder(config, stage), kind=stage, warn=warn)
     if checkpoint is not None:
@@ -76,7 +78,11 @@ def find_resume_point(config: Config, stage: str, plan: StagePlan, warn: Callabl
                 f"{checkpoint.path} was trained with {stage}.train.optimizer={then}, {now} cannot go on; "
                 f"write {stage}.train.optimizer={then}, or choose another run_dir=DIR to start anew"
             )
-        theirs = {"mdsa_hash": checkpoint.mdsa_hash, "latent_mean": checkpoint.latent_mean, "latent_std": checkpoint.latent_std}
+        theirs = {
+            "mdsa_hash": checkpoint.mdsa_hash,
+            "latent_mean": checkpoint.latent_mean,
+            "latent_std": checkpoint.latent_std,
+        }
         if any(_as_tuples(plan.description.get(key)) != value for key, value in theirs.items()):
             raise CheckpointError(
                 f"{checkpoint.path} was trained on other latents than those in {config.run_folder}/latents; "
@@ -103,7 +109,9 @@ def train_worker(
     Raises UserError (CheckpointError, NonFiniteError and others).
     """
     train = train_settings(config, stage)
-    say = (lambda text: sys.stderr.write(text + "\n")) if rank == 0 else (lambda text: None)  # Ray Train shows what is printed twice
+    say = (
+        (lambda text: sys.stderr.write(text + "\n")) if rank == 0 else (lambda text: None)
+    )  # Ray Train shows what is printed twice
     plan = plan_stage(config, stage)
     found = on_worker_0(lambda: _path_of(find_resume_point(config, stage, plan, say)))
     checkpoint = load_checkpoint(found, kind=stage, verify=False) if found else None
@@ -115,12 +123,24 @@ def train_worker(
     elif plan.fit is not None:
         fitted = fit_on_worker_0(model, plan.fit, device)
         say(f"{stage}: {fitted}")
-    engine = make_engine(model, train, device=device, micro_batch=train.batch_size // world // train.accumulation_steps, log=say)
-    average = ExponentialMovingAverage(engine.shards(), half_life_clips=train.ema_half_life_clips, ramp_up=train.ema_ramp_up)
+    engine = make_engine(
+        model,
+        train,
+        device=device,
+        micro_batch=train.batch_size // world // train.accumulation_steps,
+        log=say,
+    )
+    average = ExponentialMovingAverage(
+        engine.shards(), half_life_clips=train.ema_half_life_clips, ramp_up=train.ema_ramp_up
+    )
     state = load_training(checkpoint, engine, average, step) if checkpoint is not None else LoopState()
-    say(f"{stage}: {_describe(model, engine, device, world)}, {f'going on from {checkpoint.path}' if checkpoint else 'from the beginning'}")
+    say(
+        f"{stage}: {_describe(model, engine, device, world)}, {f'going on from {checkpoint.path}' if checkpoint else 'from the beginning'}"
+    )
     if checkpoint is not None and stage == "mdsa" and checkpoint.config.filters != config.filters:
-        say(f"{stage}: the filters are OTHERS than those of {checkpoint.path}: from here on clips are drawn from what is in use now")
+        say(
+            f"{stage}: the filters are OTHERS than those of {checkpoint.path}: from here on clips are drawn from what is in use now"
+        )
     reporter = _Reporter(config, stage, state, report) if rank == 0 else None
     carried = {"mdsa": plan.mdsa_weights()} if rank == 0 and plan.mdsa_weights else {}
 
@@ -132,9 +152,16 @@ def train_worker(
         if reporter:
             reporter.log.flush()
 
-    first_step = -(-state.clips // train.batch_size)  # not state.step: the batch size may have changed, and no position comes twice
+    first_step = -(
+        -state.clips // train.batch_size
+    )  # not state.step: the batch size may have changed, and no position comes twice
     batches = plan.feed.iterate(
-        first_step, rank=rank, world=world, loader=train.loader, loader_workers=train.loader_workers, pin_memory=device.type == "cuda"
+        first_step,
+        rank=rank,
+        world=world,
+        loader=train.loader,
+        loader_workers=train.loader_workers,
+        pin_memory=device.type == "cuda",
     )
     with contextlib.closing(batches):  # ends the loading processes or actors
         finished = run_loop(
@@ -152,7 +179,9 @@ class _Reporter:
 
     def __init__(self, config: Config, stage: str, state: LoopState, report: Callable[[dict], None]) -> None:
         self.log = MetricsLog(storage.join(config.run_folder, stage), resume_clips=state.clips)
-        self.progress = Progress(f"train {stage}", train_settings(config, stage).num_clips, "clips", start=state.clips)
+        self.progress = Progress(
+            f"train {stage}", train_settings(config, stage).num_clips, "clips", start=state.clips
+        )
         self.report, self.last = report, {}
 
     def write(self, line: dict) -> None:
@@ -177,21 +206,35 @@ def _plan_generator(config: Config) -> StagePlan:
     try:
         stats = json.loads(storage.read_text(storage.join(folder, "stats.json")))
     except FileNotFoundError:
-        raise UserError(f"no latents in {folder} (no stats.json): ST-DiT trains on the planes of a trained MDSA; run: {ENCODE}") from None
+        raise UserError(
+            f"no latents in {folder} (no stats.json): ST-DiT trains on the planes of a trained MDSA; run: {ENCODE}"
+        ) from None
     labels = tuple(stats["labels"])
-    mdsa = load_checkpoint(storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa", verify=False)  # what is read of it is verified then
+    mdsa = load_checkpoint(
+        storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa", verify=False
+    )  # what is read of it is verified then
     if mdsa.hash != stats["mdsa_checkpoint"]:
-        raise UserError(f"the latents in {folder} were made by another MDSA checkpoint than {mdsa.path}; run: {ENCODE} and encode.replace=true")
-    if storage.exists(storage.join(config.data_folder, "manifest.json")) and manifest_hash(read_manifest(config.data_folder)) != stats["data"]:
+        raise UserError(
+            f"the latents in {folder} were made by another MDSA checkpoint than {mdsa.path}; run: {ENCODE} and encode.replace=true"
+        )
+    if (
+        storage.exists(storage.join(config.data_folder, "manifest.json"))
+        and manifest_hash(read_manifest(config.data_folder)) != stats["data"]
+    ):
         raise UserError(
             f"the latents in {folder} were made of other data than {config.data_folder} now holds (were its filters changed?); "
             f"run: {ENCODE} and encode.replace=true, or preprocess with the earlier filters"
         )
-    feed = LatentFeed(folder, labels=labels, split="train", seed=config.seed, batch_size=config.stdit.train.batch_size)
+    feed = LatentFeed(
+        folder, labels=labels, split="train", seed=config.seed, batch_size=config.stdit.train.batch_size
+    )
     statistics = {"latent_mean": stats["mean"], "latent_std": stats["std"]}
     return StagePlan(
         feed=feed,
-        build=lambda device: (STDiT(config, len(labels)), GeneratorStep(config, num_labels=len(labels), **statistics)),
+        build=lambda device: (
+            STDiT(config, len(labels)),
+            GeneratorStep(config, num_labels=len(labels), **statistics),
+        ),
         labels=labels,
         description={**statistics, "mdsa_hash": mdsa.hash},
         mdsa_weights=lambda: mdsa.weights("ema"),
@@ -201,7 +244,9 @@ def _plan_generator(config: Config) -> StagePlan:
 def _describe(model: nn.Module, engine, device: torch.device, world: int) -> str:
     train = engine.train
     count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
-    engine_name = f"DeepSpeed ZeRO-{train.zero_stage}" if type(engine).__name__ == "DeepSpeedEngine" else "torch"
+    engine_name = (
+        f"DeepSpeed ZeRO-{train.zero_stage}" if type(engine).__name__ == "DeepSpeedEngine" else "torch"
+    )
     return f"{count / 1e6:.3g} M parameters, {engine_name}, {train.precision} on {world} x {device.type} (process {os.getpid()})"
 
 

@@ -13,10 +13,22 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmark takes in orphans by prctl, which Linux has")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the benchmark takes in orphans by prctl, which Linux has"
+)
 def test_a_job_brings_a_node_up_and_idleness_takes_it_down(tmp_path):
-    command = [sys.executable, "bench/autoscaling.py", "--copies", "1", "--idle-seconds", "4", "--skip-training"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_MODE", "RAY_ADDRESS")} | {"TMPDIR": "/tmp"}
+    command = [
+        sys.executable,
+        "bench/autoscaling.py",
+        "--copies",
+        "1",
+        "--idle-seconds",
+        "4",
+        "--skip-training",
+    ]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_MODE", "RAY_ADDRESS")
+    } | {"TMPDIR": "/tmp"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -25,4 +37,8 @@ def test_a_job_brings_a_node_up_and_idleness_takes_it_down(tmp_path):
     assert (first["cpu"], first["training"]) == (last["cpu"], last["training"]) == (0, 0)
     for folder in result["folders"]:  # the benchmark's own and Ray's
         assert not Path(folder).exists()
-        assert not [process for process in psutil.process_iter(["cmdline"]) if folder in " ".join(process.info["cmdline"] or [])]
+        assert not [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if folder in " ".join(process.info["cmdline"] or [])
+        ]

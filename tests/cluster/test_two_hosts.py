@@ -28,7 +28,11 @@ def why_not() -> str | None:
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if made.returncode:
         return f"no network namespaces here: {made.stderr.strip()}"
-    cable = subprocess.run(["ip", "-n", name, "link", "add", "cable0", "type", "veth", "peer", "name", "cable1"], capture_output=True, text=True)
+    cable = subprocess.run(
+        ["ip", "-n", name, "link", "add", "cable0", "type", "veth", "peer", "name", "cable1"],
+        capture_output=True,
+        text=True,
+    )
     subprocess.run(["ip", "netns", "del", name], check=True)
     return f"no virtual cables here: {cable.stderr.strip()}" if cable.returncode else None
 
@@ -56,7 +60,9 @@ def test_zero_over_two_hosts_is_one_worker_alone(tmp_path, monkeypatch):
         for host in hosts:
             host.start_ray()
         job = hosts[0].start([sys.executable, "ray_jobs/train.py", "--config", str(config), *words], log)
-        bench.wait_for(lambda: len(bench.curve(tmp_path / "two")) > 0, JOB_SECONDS, "the first step", job, log)
+        bench.wait_for(
+            lambda: len(bench.curve(tmp_path / "two")) > 0, JOB_SECONDS, "the first step", job, log
+        )
         workers = [host.num_training_workers() for host in hosts]
         assert job.wait(JOB_SECONDS) == 0, log.read_text()[-6000:]
     assert workers == [1, 1]

@@ -24,7 +24,10 @@ def test_a_shape_changes_data_and_both_models_and_a_number_of_workers_nothing():
 
 
 def test_how_weights_come_about_may_change_and_what_they_mean_may_not():
-    training, fixed = settings_that_change("training"), settings_that_change("mdsa", "stdit", "discriminators")
+    training, fixed = (
+        settings_that_change("training"),
+        settings_that_change("mdsa", "stdit", "discriminators"),
+    )
     assert {"mdsa.train.learning_rate", "mdsa.loss.mel", "stdit.label_dropout"} <= set(training)
     assert {"mdsa.width", "stdit.depth", "seed", "mdsa.loss.discriminator_width"} <= set(fixed)
     assert not set(training) & set(fixed)

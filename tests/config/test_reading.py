@@ -52,10 +52,22 @@ def test_shipped_configs_load_and_survive_a_round_trip(path):
         (["mdsa.plane_size=8"], "planes keep every frame"),
         (["mdsa.plane_size=32"], "write mdsa.audio_input=tiled"),
         (["stdit.width=64"], "write stdit.size=custom"),
-        (["stage=mdsa", "train.batch_size=6", "train.num_workers=[2,4]"], "write train.num_workers=[2,3] or train.batch_size=12 (a multiple of 12)"),
-        (["stage=mdsa", "train.batch_size=24", "train.num_workers=5"], "write train.num_workers=4 or train.num_workers=6 or train.batch_size=20"),
-        (["stage=mdsa", "train.batch_size=24", "train.num_workers=[5,7]"], "write train.num_workers=6 or train.batch_size=210"),
-        (["stage=mdsa", "train.batch_size=7", "train.accumulation_steps=2"], "write train.batch_size=6 (a multiple of 2) or train.batch_size=8"),
+        (
+            ["stage=mdsa", "train.batch_size=6", "train.num_workers=[2,4]"],
+            "write train.num_workers=[2,3] or train.batch_size=12 (a multiple of 12)",
+        ),
+        (
+            ["stage=mdsa", "train.batch_size=24", "train.num_workers=5"],
+            "write train.num_workers=4 or train.num_workers=6 or train.batch_size=20",
+        ),
+        (
+            ["stage=mdsa", "train.batch_size=24", "train.num_workers=[5,7]"],
+            "write train.num_workers=6 or train.batch_size=210",
+        ),
+        (
+            ["stage=mdsa", "train.batch_size=7", "train.accumulation_steps=2"],
+            "write train.batch_size=6 (a multiple of 2) or train.batch_size=8",
+        ),
         (["train.loader=actors"], "train.loader_workers=2"),
         (["data.segment_seconds=1"], "expected at least 1.6"),
         (["mel.max_hz=9000"], "8000.0 (half of clip.sample_rate)"),
@@ -97,10 +109,17 @@ def test_overrides_win_over_the_file_and_leave_its_neighbours(tmp_path):
 
 
 def test_a_train_section_of_the_file_stands_below_what_is_more_specific(tmp_path):
-    path = write(tmp_path, "train: {batch_size: 12, num_clips: 2400, warmup_clips: 0}\nmdsa:\n  train: {batch_size: 24}\n")
+    path = write(
+        tmp_path,
+        "train: {batch_size: 12, num_clips: 2400, warmup_clips: 0}\nmdsa:\n  train: {batch_size: 24}\n",
+    )
     config = load_config(path, ["train.num_clips=4800"])
     assert (config.mdsa.train.batch_size, config.stdit.train.batch_size) == (24, 12)
-    assert (config.mdsa.train.num_clips, config.stdit.train.num_clips, config.stdit.train.warmup_clips) == (4800, 4800, 0)
+    assert (config.mdsa.train.num_clips, config.stdit.train.num_clips, config.stdit.train.warmup_clips) == (
+        4800,
+        4800,
+        0,
+    )
 
 
 def test_a_file_laid_over_its_base(tmp_path):
@@ -109,10 +128,16 @@ def test_a_file_laid_over_its_base(tmp_path):
     )
     (tmp_path / "sweeps").mkdir()
     top = tmp_path / "sweeps" / "top.yaml"
-    top.write_text("base: ../base.yaml\nname: above\nclip: {height: 32}\ntrain: {num_clips: 1200}\ndiffusion:\n  task_weights: {joint: 1.0}\n")
+    top.write_text(
+        "base: ../base.yaml\nname: above\nclip: {height: 32}\ntrain: {num_clips: 1200}\ndiffusion:\n  task_weights: {joint: 1.0}\n"
+    )
     config = load_config(str(top), ["clip.width=256", "mel.num_bins=32"])
     assert (config.name, config.clip.height, config.clip.width, config.mdsa.width) == ("above", 32, 256, 96)
-    assert (config.mdsa.train.batch_size, config.mdsa.train.num_clips, config.stdit.train.num_clips) == (12, 1200, 1200)
+    assert (config.mdsa.train.batch_size, config.mdsa.train.num_clips, config.stdit.train.num_clips) == (
+        12,
+        1200,
+        1200,
+    )
     assert config.diffusion.task_weights == {"joint": 1.0}
     top.write_text("base: ../absent.yaml\n")
     with pytest.raises(ConfigError, match="there is no file .*absent.yaml"):

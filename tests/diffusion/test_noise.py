@@ -33,8 +33,13 @@ def test_another_process_draws_the_same_noise():
         "from proav.diffusion.noise import noise_for, uniforms_for; "
         "print(noise_for(3, 8, (2, 2)).flatten().tolist(), uniforms_for(3, 8, 2, purpose='task').tolist())"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert printed == f"{noise_for(3, 8, (2, 2)).flatten().tolist()} {uniforms_for(3, 8, 2, purpose='task').tolist()}"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert (
+        printed
+        == f"{noise_for(3, 8, (2, 2)).flatten().tolist()} {uniforms_for(3, 8, 2, purpose='task').tolist()}"
+    )
 
 
 def test_seeds_indices_and_purposes_are_all_told_apart():
@@ -47,7 +52,9 @@ def test_seeds_indices_and_purposes_are_all_told_apart():
 def test_noise_is_standard_normal_and_uncorrelated_between_indices():
     draws = torch.stack([noise_for(0, index, (4096,)) for index in range(32)])
     assert draws.dtype == torch.float32
-    assert draws.mean().item() == pytest.approx(0, abs=0.01) and draws.std().item() == pytest.approx(1, abs=0.01)
+    assert draws.mean().item() == pytest.approx(0, abs=0.01) and draws.std().item() == pytest.approx(
+        1, abs=0.01
+    )
     correlation = torch.corrcoef(draws) - torch.eye(32)
     assert correlation.abs().max() < 5 / 4096**0.5
 
@@ -55,5 +62,10 @@ def test_noise_is_standard_normal_and_uncorrelated_between_indices():
 def test_uniforms_fill_the_open_interval():
     uniforms = torch.stack([uniforms_for(0, index, 8, purpose="test") for index in range(5000)])
     assert uniforms.dtype == torch.float64 and uniforms.min() > 0 and uniforms.max() < 1
-    torch.testing.assert_close(torch.histc(uniforms, 10, 0, 1) / uniforms.numel(), torch.full((10,), 0.1, dtype=torch.float64), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        torch.histc(uniforms, 10, 0, 1) / uniforms.numel(),
+        torch.full((10,), 0.1, dtype=torch.float64),
+        atol=0.01,
+        rtol=0,
+    )
     assert (torch.corrcoef(uniforms.T) - torch.eye(8)).abs().max() < 0.06

@@ -16,7 +16,9 @@ TIMES = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0], [1.0, 0.125]], dtype
 
 def pair(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64), torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64), torch.randn(
+        shape, generator=generator, dtype=torch.float64
+    )
 
 
 def shares(process, time: float) -> tuple[float, float]:
@@ -25,7 +27,9 @@ def shares(process, time: float) -> tuple[float, float]:
         return 1 - time, time
     product = 1.0
     for k in range(round(time * process.num_steps)):
-        root = process.beta_start**0.5 + (process.beta_end**0.5 - process.beta_start**0.5) * k / (process.num_steps - 1)
+        root = process.beta_start**0.5 + (process.beta_end**0.5 - process.beta_start**0.5) * k / (
+            process.num_steps - 1
+        )
         product *= 1 - root**2
     return product**0.5, (1 - product) ** 0.5
 
@@ -38,7 +42,9 @@ def test_noisy_planes_are_the_formula_at_each_modalitys_time(process):
         for modality, time in enumerate(times):
             planes = slice(3 * modality, 3 * modality + 3)
             signal, spread = shares(process, time)
-            torch.testing.assert_close(noisy[clip, :, planes], signal * clean[clip, :, planes] + spread * noise[clip, :, planes])
+            torch.testing.assert_close(
+                noisy[clip, :, planes], signal * clean[clip, :, planes] + spread * noise[clip, :, planes]
+            )
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -83,7 +89,13 @@ def test_loss_of_a_zero_prediction_has_a_closed_form(process):
     mean, std = 0.5, 2.0
     clean, noise = pair(shape=(64, 3, 6, 12, 12))
     clean = mean + std * clean
-    loss = denoising_loss(torch.zeros_like(clean), process.target(clean, noise), torch.zeros(64, 2, dtype=torch.bool)).mean().item()
+    loss = (
+        denoising_loss(
+            torch.zeros_like(clean), process.target(clean, noise), torch.zeros(64, 2, dtype=torch.bool)
+        )
+        .mean()
+        .item()
+    )
     assert loss == pytest.approx(process.zero_prediction_loss(mean**2 + std**2), rel=0.01)
 
 
@@ -107,11 +119,15 @@ def test_more_ddim_steps_than_the_process_has_are_refused():
 def test_drawn_times_follow_their_distribution():
     uniforms = torch.stack([uniforms_for(0, i, 1, purpose="test") for i in range(20_000)]).flatten()
     logits = RectifiedFlow().draw_times(uniforms).logit()
-    assert logits.mean().item() == pytest.approx(0, abs=0.03) and logits.std().item() == pytest.approx(1, abs=0.03)
+    assert logits.mean().item() == pytest.approx(0, abs=0.03) and logits.std().item() == pytest.approx(
+        1, abs=0.03
+    )
     assert torch.equal(RectifiedFlow("uniform").draw_times(uniforms), uniforms)
     steps = DDPM(num_steps=10).draw_times(uniforms) * 10
     assert torch.bincount(steps.round().long(), minlength=11).tolist()[0] == 0
-    torch.testing.assert_close(torch.bincount(steps.round().long())[1:] / 20_000, torch.full((10,), 0.1), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        torch.bincount(steps.round().long())[1:] / 20_000, torch.full((10,), 0.1), atol=0.01, rtol=0
+    )
 
 
 def test_the_extreme_uniforms_are_legal_times():
@@ -132,7 +148,9 @@ def test_given_planes_carry_no_loss_and_clips_count_equally():
 
 def test_given_modality_enters_as_lone_planes():
     joint, lone = pair()
-    mixed = mix_given(joint, lone, torch.tensor([[False, False], [True, False], [False, True], [False, False]]))
+    mixed = mix_given(
+        joint, lone, torch.tensor([[False, False], [True, False], [False, True], [False, False]])
+    )
     assert torch.equal(mixed[0], joint[0])
     assert torch.equal(mixed[1, :, :3], lone[1, :, :3]) and torch.equal(mixed[1, :, 3:], joint[1, :, 3:])
     assert torch.equal(mixed[2, :, 3:], lone[2, :, 3:]) and torch.equal(mixed[2, :, :3], joint[2, :, :3])
@@ -144,7 +162,9 @@ def test_values_per_modality_spread_to_its_three_planes():
 
 def test_configuration_chooses_the_process():
     assert make_process(Config()) == RectifiedFlow("logit_normal")
-    assert make_process(Config.model_validate({"diffusion": {"objective": "ddpm", "ddim_eta": 0.5}})) == DDPM(1000, 0.0015, 0.0195, 0.5)
+    assert make_process(Config.model_validate({"diffusion": {"objective": "ddpm", "ddim_eta": 0.5}})) == DDPM(
+        1000, 0.0015, 0.0195, 0.5
+    )
 
 
 def test_the_loss_counts_each_value_that_a_plane_really_has_once():

@@ -102,9 +102,7 @@ def errors(process, name, all_steps, span=None):
     return [(one - truth).abs().max().item() for one in made]
 
 
-@pytest.mark.parametrize(
-    ("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)]
-)
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
 def test_errors_fall_with_the_steps_at_the_order_of_the_solver(name, order):
     """Twice the steps: 2^order times less error. Between two times, since the logarithm of the shares, in
     which DPM-Solver++ steps, has no end at noise and at clean."""
@@ -115,7 +113,8 @@ def test_errors_fall_with_the_steps_at_the_order_of_the_solver(name, order):
 
 def test_second_order_at_equal_calls_is_nearer_than_first():
     euler, heun, multistep = (
-        errors(RectifiedFlow(), name, (steps,))[0] for name, steps in (("euler", 20), ("heun", 10), ("dpmpp_2m", 20))
+        errors(RectifiedFlow(), name, (steps,))[0]
+        for name, steps in (("euler", 20), ("heun", 10), ("dpmpp_2m", 20))
     )
     assert heun < euler / 4 and multistep < euler / 4
 
@@ -135,7 +134,9 @@ def test_ddpm_is_followed_to_its_data(name):
 
 def test_solvers_that_do_not_fit_are_told_with_those_that_do():
     assert find_solver(None, "flow") is SOLVERS["euler"] and find_solver(None, "ddpm") is SOLVERS["ddim"]
-    with pytest.raises(UserError, match="generate.solver=heun does not follow .*ddpm; expected one of dpmpp_2m"):
+    with pytest.raises(
+        UserError, match="generate.solver=heun does not follow .*ddpm; expected one of dpmpp_2m"
+    ):
         find_solver("heun", "ddpm")
     with pytest.raises(UserError, match="generate.solver=rk4 is unknown; expected one of euler, heun"):
         find_solver("rk4", "flow")

@@ -19,7 +19,9 @@ def test_draws_do_not_depend_on_the_batch():
     for start in (0, 13, 39):
         part = draw_tasks(5, torch.arange(start, 40), Config())
         assert part.names == together.names[start:]
-        assert torch.equal(part.times_B2, together.times_B2[start:]) and torch.equal(part.drop_label_B, together.drop_label_B[start:])
+        assert torch.equal(part.times_B2, together.times_B2[start:]) and torch.equal(
+            part.drop_label_B, together.drop_label_B[start:]
+        )
     assert not torch.equal(draw_tasks(6, range(40), Config()).times_B2, together.times_B2)
 
 
@@ -56,12 +58,16 @@ def test_times_of_a_joint_task_are_logit_normal_and_independent_of_the_task():
     own = torch.tensor([name == "independent" for name in draw.names])
     for rows in (own, ~own):
         logits = draw.times_B2[rows, 0].logit()
-        assert logits.mean().item() == pytest.approx(0, abs=0.08) and logits.std().item() == pytest.approx(1, abs=0.08)
+        assert logits.mean().item() == pytest.approx(0, abs=0.08) and logits.std().item() == pytest.approx(
+            1, abs=0.08
+        )
     assert torch.corrcoef(draw.times_B2[own].T)[0, 1].abs() < 0.08
 
 
 def test_ddpm_draws_discrete_times():
-    draw = draw_tasks(0, range(100), Config.model_validate({"diffusion": {"objective": "ddpm", "ddpm_steps": 10}}))
+    draw = draw_tasks(
+        0, range(100), Config.model_validate({"diffusion": {"objective": "ddpm", "ddpm_steps": 10}})
+    )
     assert set((draw.times_B2 * 10).round(decimals=4).flatten().tolist()) <= set(range(11))
 
 

@@ -13,9 +13,13 @@ from tests.train.tiny_run import write_segments
 def test_files_become_windows_that_do_not_overlap(folders, view):
     clips = files_below("real", folders[0], view, max_clips=100)
     assert len(clips.items) == 2 * (3 * 2 + 2 * 3 + 2 * 4) and clips.num_sources == 14
-    assert [item.id for item in clips.items[:2]] == ["rain/0.mp4@0", "rain/0.mp4@1"] and clips.items[0].label == "rain"
+    assert [item.id for item in clips.items[:2]] == ["rain/0.mp4@0", "rain/0.mp4@1"] and clips.items[
+        0
+    ].label == "rain"
     loaded = clips.load(clips.items[:3])
-    assert all(one.clip.video.shape == (4, 32, 32, 3) and one.clip.fps == 5 and not one.problem for one in loaded)
+    assert all(
+        one.clip.video.shape == (4, 32, 32, 3) and one.clip.fps == 5 and not one.problem for one in loaded
+    )
     assert not np.array_equal(loaded[0].clip.video, loaded[1].clip.video)
 
 

@@ -22,7 +22,16 @@ def real():
     for path in sorted(CLIPS.iterdir()):
         if path.suffix in (".mp4", ".webm", ".wmv"):
             try:
-                segments = read_segments(str(path), fps=10, sample_rate=16_000, height=64, width=64, fit="crop", segment_seconds=1.6, min_frames=16)
+                segments = read_segments(
+                    str(path),
+                    fps=10,
+                    sample_rate=16_000,
+                    height=64,
+                    width=64,
+                    fit="crop",
+                    segment_seconds=1.6,
+                    min_frames=16,
+                )
                 found += [clip for _, clip in segments]
             except MediaError:
                 continue
@@ -43,14 +52,21 @@ def measured(real):
 
 OF_TIME = ("shuffle", "freeze")
 """What only moves or stands still hardly shows in the third moments of random features: the kernel distance is not held to it."""
-CASES = [("video", name, *case) for name, case in OF_PICTURES.items()] + [("audio", name, *case) for name, case in OF_SOUND.items()]
+CASES = [("video", name, *case) for name, case in OF_PICTURES.items()] + [
+    ("audio", name, *case) for name, case in OF_SOUND.items()
+]
 
 
-@pytest.mark.parametrize(("kind", "name", "degrade", "strengths"), CASES, ids=[f"{kind}-{name}" for kind, name, *_ in CASES])
+@pytest.mark.parametrize(
+    ("kind", "name", "degrade", "strengths"), CASES, ids=[f"{kind}-{name}" for kind, name, *_ in CASES]
+)
 def test_distances_rise_with_every_degradation(real, measured, kind, name, degrade, strengths):
     network, clean = measured[kind]
     assert frechet_distance(Moments.of(clean), Moments.of(clean)) == pytest.approx(0, abs=1e-9)
-    found = [clean] + [features(network, [degrade(clip, strength, number) for number, clip in enumerate(real)]) for strength in strengths]
+    found = [clean] + [
+        features(network, [degrade(clip, strength, number) for number, clip in enumerate(real)])
+        for strength in strengths
+    ]
     frechet = [frechet_distance(Moments.of(clean), Moments.of(each)) for each in found]
     assert frechet == sorted(frechet), frechet
     if name not in OF_TIME:

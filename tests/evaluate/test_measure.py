@@ -8,7 +8,15 @@ import pytest
 
 from proav.errors import UserError
 from proav.evaluate.clip_sets import files_below
-from proav.evaluate.measure import UNIT_CLIPS, Measurer, Measures, measure_set, measured_folder, read_measured, unit_items
+from proav.evaluate.measure import (
+    UNIT_CLIPS,
+    Measurer,
+    Measures,
+    measure_set,
+    measured_folder,
+    read_measured,
+    unit_items,
+)
 from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.ray
@@ -16,7 +24,9 @@ NETWORKS = {"surrogate-video": None, "surrogate-audio": None}
 
 
 def measures(**changes):
-    return Measures(**{"config": tiny_config(), "networks": NETWORKS, "scores": ("av_align", "synchrony"), **changes})
+    return Measures(
+        **{"config": tiny_config(), "networks": NETWORKS, "scores": ("av_align", "synchrony"), **changes}
+    )
 
 
 def files(folder):
@@ -25,9 +35,16 @@ def files(folder):
 
 def test_workers_change_nothing_and_units_are_kept(folders, view, tmp_path, ray_local):
     clips, told = files_below("real", folders[0], view, max_clips=100), measures(scores=("synchrony",))
-    one, two = (measure_set(clips, told, f"{tmp_path}/{count}", num_workers=count, use_gpu=False) for count in (1, 2))
-    assert files(tmp_path / "1") == files(tmp_path / "2") and len(files(tmp_path / "1")) == -(-len(clips.items) // UNIT_CLIPS) == 3
-    assert one.ids == two.ids == [item.id for item in clips.items] and one.features["surrogate-video"][0].shape == (1, 64)
+    one, two = (
+        measure_set(clips, told, f"{tmp_path}/{count}", num_workers=count, use_gpu=False) for count in (1, 2)
+    )
+    assert (
+        files(tmp_path / "1") == files(tmp_path / "2")
+        and len(files(tmp_path / "1")) == -(-len(clips.items) // UNIT_CLIPS) == 3
+    )
+    assert one.ids == two.ids == [item.id for item in clips.items] and one.features["surrogate-video"][
+        0
+    ].shape == (1, 64)
     assert {"read", "scores", "surrogate-video"} <= set(one.cost)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "1").iterdir()}
     lost = tmp_path / "1" / "000001.parquet"
@@ -43,7 +60,10 @@ def test_a_clip_is_measured_as_if_it_were_alone(folders, view, tmp_path):
     measurer = Measurer(clips, told, str(tmp_path))
     rows, _ = measurer.measure(unit_items(clips, 0))
     (alone,), _ = measurer.measure(clips.items[5:6])
-    assert rows[5]["id"] == alone["id"] and rows[5]["features:surrogate-video"] == alone["features:surrogate-video"]
+    assert (
+        rows[5]["id"] == alone["id"]
+        and rows[5]["features:surrogate-video"] == alone["features:surrogate-video"]
+    )
     assert rows[5]["features:surrogate-audio"] == alone["features:surrogate-audio"]
     np.testing.assert_equal(rows[5]["av_align"], alone["av_align"])
 
@@ -53,7 +73,9 @@ def test_clips_that_cannot_be_read_are_counted_and_left_out(folders, view, tmp_p
     measurer = Measurer(clips, told, str(tmp_path))
     assert measurer({"unit": 0})["error"] == ""
     measured = read_measured(clips, told, str(tmp_path))
-    assert len(measured) == 9 and measured.problems == {"unreadable": 1} and "broken.mp4@0" not in measured.ids
+    assert (
+        len(measured) == 9 and measured.problems == {"unreadable": 1} and "broken.mp4@0" not in measured.ids
+    )
 
 
 def test_the_folder_follows_from_all_that_the_numbers_follow_from(folders, view):

@@ -32,9 +32,18 @@ def line(kind, real, fake, **options):
 def test_a_set_against_itself_and_against_another():
     real = measured(0)
     (same,) = line("frechet", real, real)
-    assert same.value == pytest.approx(0, abs=1e-9) and same.floor > 0.05 and "would differ by about" in same.note
+    assert (
+        same.value == pytest.approx(0, abs=1e-9)
+        and same.floor > 0.05
+        and "would differ by about" in same.note
+    )
     (far,) = line("frechet", real, measured(1, shift=2.0))
-    assert far.value == pytest.approx(24, rel=0.2) and far.low < 24 < far.high and far.clips == 120 and far.sources == 60
+    assert (
+        far.value == pytest.approx(24, rel=0.2)
+        and far.low < 24 < far.high
+        and far.clips == 120
+        and far.sources == 60
+    )
     (scaled,) = line("frechet", real, measured(1, shift=2.0), scale=1e4)
     assert (
         scaled.value == pytest.approx(1e4 * far.value)
@@ -53,8 +62,12 @@ def test_windows_of_a_clip_are_vectors_of_their_own():
         for each in (real, fake)
     ]  # fmt: skip
     (windows,), (vectors,) = line("kernel", real, fake), line("kernel", *flat)
-    assert windows.value == pytest.approx(vectors.value, rel=1e-12) and windows.floor == pytest.approx(vectors.floor, rel=1e-12)
-    assert (windows.low, windows.high) == pytest.approx((vectors.low, vectors.high), rel=1e-9)  # the same sources are drawn
+    assert windows.value == pytest.approx(vectors.value, rel=1e-12) and windows.floor == pytest.approx(
+        vectors.floor, rel=1e-12
+    )
+    assert (windows.low, windows.high) == pytest.approx(
+        (vectors.low, vectors.high), rel=1e-9
+    )  # the same sources are drawn
 
 
 def test_halves_share_no_source():
@@ -66,20 +79,34 @@ def test_halves_share_no_source():
 
 def test_too_few_say_how_many():
     (few,) = line("frechet", measured(0, 7), measured(1, 7))
-    assert few.value is None and few.needs == "at least 8 feature vectors of each set (6 features), there are 7"
+    assert (
+        few.value is None and few.needs == "at least 8 feature vectors of each set (6 features), there are 7"
+    )
     (kernel,) = line("kernel", measured(0, 7), measured(1, 7))
-    assert kernel.value is not None and kernel.low is None and "at least 5 sources, there are 4" in kernel.note
+    assert (
+        kernel.value is not None and kernel.low is None and "at least 5 sources, there are 4" in kernel.note
+    )
     (absent,) = set_numbers(Distance("D", "kernel", "other"), measured(0), measured(1), DRAWS)
     assert absent.value is None and "network other" in absent.needs
 
 
 def test_pairs_of_numbers_and_memorization():
     real, fake, held_out = measured(0), measured(1), measured(2)
-    precision, recall = set_numbers(Distance("precision_recall", "precision_recall", "net"), real, fake, DRAWS)
-    assert (precision.metric, recall.metric) == ("precision", "recall") and precision.value > 0.5 < recall.value and precision.low is None
+    precision, recall = set_numbers(
+        Distance("precision_recall", "precision_recall", "net"), real, fake, DRAWS
+    )
+    assert (
+        (precision.metric, recall.metric) == ("precision", "recall")
+        and precision.value > 0.5 < recall.value
+        and precision.low is None
+    )
     (new,) = line("nearest_training", real, fake, held_out=held_out)
     (copied,) = line("nearest_training", real, real, held_out=held_out)
-    assert new.value == pytest.approx(1, abs=0.2) and copied.value == pytest.approx(0, abs=1e-6) and copied.floor == 1
+    assert (
+        new.value == pytest.approx(1, abs=0.2)
+        and copied.value == pytest.approx(0, abs=1e-6)
+        and copied.floor == 1
+    )
     assert line("nearest_training", real, fake)[0].needs
 
 
@@ -93,9 +120,18 @@ def test_diversity_is_of_the_generated_clips_beside_that_of_the_real():
 def test_scores_are_means_with_what_is_left_out():
     values = np.where(np.arange(120) % 3 == 0, np.nan, 2.0)
     found, absent = score_numbers(
-        ["synchrony", "ssim"], measured(0, scores={"synchrony": values}), DRAWS, real=measured(1, scores={"synchrony": values + 1})
+        ["synchrony", "ssim"],
+        measured(0, scores={"synchrony": values}),
+        DRAWS,
+        real=measured(1, scores={"synchrony": values + 1}),
     )
-    assert (found.value, found.low, found.high, found.floor, found.clips) == (2.0, 2.0, 2.0, 3.0, 80) and "undefined for 40 clips" in found.note
+    assert (found.value, found.low, found.high, found.floor, found.clips) == (
+        2.0,
+        2.0,
+        2.0,
+        3.0,
+        80,
+    ) and "undefined for 40 clips" in found.note
     assert absent.value is None
 
 
@@ -112,5 +148,11 @@ def test_infinite_scores_are_left_out_of_the_mean_and_of_the_real_clips_beside_i
 def test_numbers_do_not_follow_from_the_order_of_clips():
     real, fake = measured(0), measured(1, shift=0.3)
     order = np.random.default_rng(3).permutation(120)
-    mixed = dataclasses.replace(fake, sources=[fake.sources[n] for n in order], features={"net": [fake.features["net"][n] for n in order]})
-    assert line("kernel", real, mixed)[0].value == pytest.approx(line("kernel", real, fake)[0].value, rel=1e-9)
+    mixed = dataclasses.replace(
+        fake,
+        sources=[fake.sources[n] for n in order],
+        features={"net": [fake.features["net"][n] for n in order]},
+    )
+    assert line("kernel", real, mixed)[0].value == pytest.approx(
+        line("kernel", real, fake)[0].value, rel=1e-9
+    )

@@ -46,7 +46,9 @@ def test_they_store_as_many_numbers_as_mdsa(tmp_path):
     plan, latents = plan_yardsticks(config), LatentGeometry.from_config(config)
     fitted = fit_yardsticks(config, plan)
     assert plan.record["values_per_stream"] == {"video": 4 * 3 * 16, "audio": 4 * 3 * 16}
-    assert len(fitted.video_cosine.kept) == len(fitted.audio_cosine.kept) == latents.values_per_stream("video")
+    assert (
+        len(fitted.video_cosine.kept) == len(fitted.audio_cosine.kept) == latents.values_per_stream("video")
+    )
     window = SegmentStore(config.data_folder).window(0, 0, 4)
     video = torch.from_numpy(window["video"])[None].movedim(-1, 1).float() / 127.5 - 1
     mel = torch.from_numpy(window["mel"]).float()[None]

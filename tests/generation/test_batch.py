@@ -22,8 +22,16 @@ def test_paths():
 
 
 def test_labels_take_turns_or_are_all_the_named_one(checkpoint):
-    assert [row["label"] for row in wanted_rows(tiny_config("generate.num_samples=5"), checkpoint)] == ["rain", "speech", "rain", "speech", "rain"]
-    assert {row["label"] for row in wanted_rows(tiny_config("generate.label=speech"), checkpoint)} == {"speech"}
+    assert [row["label"] for row in wanted_rows(tiny_config("generate.num_samples=5"), checkpoint)] == [
+        "rain",
+        "speech",
+        "rain",
+        "speech",
+        "rain",
+    ]
+    assert {row["label"] for row in wanted_rows(tiny_config("generate.label=speech"), checkpoint)} == {
+        "speech"
+    }
     with pytest.raises(UserError, match="expected one of: rain, speech"):
         wanted_rows(tiny_config("generate.label=thunder"), checkpoint)
 
@@ -35,7 +43,10 @@ def test_files_are_the_same_however_they_are_batched(checkpoint, tmp_path):
         for batch in batches:
             sampler({"rows": json.dumps(batch)})
     for row in rows:
-        a, b = (read_clip(str(tmp_path / name / row["path"]), fps=5, sample_rate=16_000, height=32, width=32) for name in ("together", "apart"))
+        a, b = (
+            read_clip(str(tmp_path / name / row["path"]), fps=5, sample_rate=16_000, height=32, width=32)
+            for name in ("together", "apart")
+        )
         difference = abs(a.video.astype(int) - b.video.astype(int))
         # a rounded pixel may change its H.264 block a little
         assert difference.max() <= 48 and difference.mean() < 0.5
@@ -45,7 +56,9 @@ def test_files_are_the_same_however_they_are_batched(checkpoint, tmp_path):
 
 def test_a_file_that_cannot_be_written_is_a_mistake_that_is_told(checkpoint, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    done = BatchSampler(checkpoint.path, str(tmp_path / "file"), SamplingSettings(steps=1))({"rows": json.dumps(wanted_rows(tiny_config(), checkpoint)[:1])})
+    done = BatchSampler(checkpoint.path, str(tmp_path / "file"), SamplingSettings(steps=1))(
+        {"rows": json.dumps(wanted_rows(tiny_config(), checkpoint)[:1])}
+    )
     assert done["rows"] == "[]" and "cannot write" in done["error"]
 
 

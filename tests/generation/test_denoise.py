@@ -30,13 +30,27 @@ class GaussianModel(torch.nn.Module):
 
     def forward(self, noisy, times_B2, conditions):
         ones, zeros = torch.ones_like(noisy), torch.zeros_like(noisy)
-        signal, spread = self.process.add_noise(ones, zeros, times_B2.double()), self.process.add_noise(zeros, ones, times_B2.double())
+        signal, spread = (
+            self.process.add_noise(ones, zeros, times_B2.double()),
+            self.process.add_noise(zeros, ones, times_B2.double()),
+        )
         gain = (noisy - signal * self.mean) / ((signal * self.std) ** 2 + spread**2)
         clean, noise = self.mean + signal * self.std**2 * gain, spread * gain
         return self.process.target(clean, noise)
 
 
-def sample(model, process, noise, *, labels_B, guidance_scale_B=None, given_BDPNN=None, identities=None, on_step=None, **settings):
+def sample(
+    model,
+    process,
+    noise,
+    *,
+    labels_B,
+    guidance_scale_B=None,
+    given_BDPNN=None,
+    identities=None,
+    on_step=None,
+    **settings,
+):
     """One group of samples."""
     guidance = None
     if guidance_scale_B is not None:
@@ -56,12 +70,16 @@ def sample(model, process, noise, *, labels_B, guidance_scale_B=None, given_BDPN
 
 def gaussian() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(2, 6, 1, 1, generator=generator, dtype=torch.float64), 0.2 + torch.rand(2, 6, 1, 1, generator=generator, dtype=torch.float64)
+    return torch.randn(2, 6, 1, 1, generator=generator, dtype=torch.float64), 0.2 + torch.rand(
+        2, 6, 1, 1, generator=generator, dtype=torch.float64
+    )
 
 
 def run(process, model, *, steps, count=5, task="joint", **more):
     noise, labels = noise_batch(IDENTITIES[:count], SHAPE).double(), torch.zeros(count, dtype=torch.long)
-    return noise, sample(model, process, noise, labels_B=labels, steps=steps, task=task, identities=IDENTITIES[:count], **more)
+    return noise, sample(
+        model, process, noise, labels_B=labels, steps=steps, task=task, identities=IDENTITIES[:count], **more
+    )
 
 
 def test_euler_with_the_best_velocity_carries_noise_to_the_data_and_its_error_falls_with_the_steps():
@@ -94,8 +112,17 @@ def test_ancestral_sampling_has_the_datas_mean_and_spread():
     process = DDPM(eta=1.0)
     identities = [(0, index) for index in range(4)]
     noise = noise_batch(identities, (2, 6, 16, 16)).double()
-    result = sample(GaussianModel(process, mean, std), process, noise, labels_B=torch.zeros(4, dtype=torch.long), steps=1000, identities=identities)
-    assert result.mean().item() == pytest.approx(0.8, abs=0.01) and result.std().item() == pytest.approx(0.3, rel=0.04)
+    result = sample(
+        GaussianModel(process, mean, std),
+        process,
+        noise,
+        labels_B=torch.zeros(4, dtype=torch.long),
+        steps=1000,
+        identities=identities,
+    )
+    assert result.mean().item() == pytest.approx(0.8, abs=0.01) and result.std().item() == pytest.approx(
+        0.3, rel=0.04
+    )
 
 
 def test_a_given_modality_conditions_the_other_as_the_joint_gaussian_says():
@@ -110,12 +137,18 @@ def test_a_given_modality_conditions_the_other_as_the_joint_gaussian_says():
 
     std = torch.full((1, 1, 1), (1 - rho**2) ** 0.5, dtype=torch.float64)
     given = noise_batch(IDENTITIES, SHAPE, purpose="given").double()
-    noise, result = run(RectifiedFlow(), Correlated(RectifiedFlow(), None, std), steps=400, task="a2v", given_BDPNN=given)
+    noise, result = run(
+        RectifiedFlow(), Correlated(RectifiedFlow(), None, std), steps=400, task="a2v", given_BDPNN=given
+    )
     assert torch.equal(result[:, :, 3:], given[:, :, 3:])
-    torch.testing.assert_close(result[:, :, :3], rho * given[:, :, 3:] + std * noise[:, :, :3], atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        result[:, :, :3], rho * given[:, :, 3:] + std * noise[:, :, :3], atol=0.01, rtol=0
+    )
 
 
-@pytest.mark.parametrize("task, held, free", [("a2v", slice(3, 6), slice(0, 3)), ("v2a", slice(0, 3), slice(3, 6))])
+@pytest.mark.parametrize(
+    "task, held, free", [("a2v", slice(3, 6), slice(0, 3)), ("v2a", slice(0, 3), slice(3, 6))]
+)
 @pytest.mark.parametrize("process", PROCESSES)
 def test_given_planes_are_held_at_time_zero_and_the_others_are_not_read(process, task, held, free):
     seen = []
@@ -130,8 +163,13 @@ def test_given_planes_are_held_at_time_zero_and_the_others_are_not_read(process,
     given[:, :, free] = float("nan")
     _, result = run(process, Watching(process, mean, std), steps=4, task=task, given_BDPNN=given)
     column = 1 if task == "a2v" else 0
-    assert all(torch.equal(noisy[:, :, held], given[:, :, held]) and (times[:, column] == 0).all() for noisy, times in seen)
-    assert [times[0, 1 - column].item() for _, times in seen] == [pytest.approx(time) for time in process.times_of(4)[:-1]]
+    assert all(
+        torch.equal(noisy[:, :, held], given[:, :, held]) and (times[:, column] == 0).all()
+        for noisy, times in seen
+    )
+    assert [times[0, 1 - column].item() for _, times in seen] == [
+        pytest.approx(time) for time in process.times_of(4)[:-1]
+    ]
     assert torch.equal(result[:, :, held], given[:, :, held]) and result.isfinite().all()
 
 
@@ -161,7 +199,11 @@ def test_guidance_is_its_formula_per_sample():
 
 def test_the_null_label_is_evaluated_only_where_it_matters():
     noise = noise_batch(IDENTITIES, SHAPE).double()
-    for scales, per_step in [(torch.ones(5), 5), (torch.tensor([2.0, 1, 1, 1, 1]), 6), (torch.full((5,), 2.0), 9)]:  # sample 3 has the null label
+    for scales, per_step in [
+        (torch.ones(5), 5),
+        (torch.tensor([2.0, 1, 1, 1, 1]), 6),
+        (torch.full((5,), 2.0), 9),
+    ]:  # sample 3 has the null label
         model = LabelModel()
         sample(model, RectifiedFlow(), noise, labels_B=LABELS, guidance_scale_B=scales, steps=3)
         assert model.evaluations == 3 * per_step
@@ -188,7 +230,10 @@ def small_stdit() -> STDiT:
 def test_every_clip_of_a_batch_is_what_it_would_be_alone(process, task):
     """Labels, guidance scales, seeds and given planes differ within the batch."""
     model = small_stdit()
-    noise, given = noise_batch(IDENTITIES, SHAPE).double(), noise_batch(IDENTITIES, SHAPE, purpose="given").double()
+    noise, given = (
+        noise_batch(IDENTITIES, SHAPE).double(),
+        noise_batch(IDENTITIES, SHAPE, purpose="given").double(),
+    )
 
     def make(rows: list[int]) -> torch.Tensor:
         return sample(
@@ -215,7 +260,9 @@ def test_the_batch_is_no_matter_in_float32_either():
     noise = noise_batch(IDENTITIES, SHAPE)
 
     def make(rows: slice) -> torch.Tensor:
-        return sample(model, RectifiedFlow(), noise[rows], labels_B=LABELS[rows], guidance_scale_B=SCALES[rows], steps=5)
+        return sample(
+            model, RectifiedFlow(), noise[rows], labels_B=LABELS[rows], guidance_scale_B=SCALES[rows], steps=5
+        )
 
     alone = torch.cat([make(slice(row, row + 1)) for row in range(5)])
     torch.testing.assert_close(make(slice(0, 5)), alone, rtol=1e-4, atol=1e-4)
@@ -224,18 +271,24 @@ def test_the_batch_is_no_matter_in_float32_either():
 def test_ones_as_scales_equal_no_guidance_to_the_bit():
     model, noise = small_stdit(), noise_batch(IDENTITIES, SHAPE).double()
     plain = sample(model, RectifiedFlow(), noise, labels_B=LABELS, steps=3)
-    assert torch.equal(plain, sample(model, RectifiedFlow(), noise, labels_B=LABELS, guidance_scale_B=torch.ones(5), steps=3))
+    assert torch.equal(
+        plain, sample(model, RectifiedFlow(), noise, labels_B=LABELS, guidance_scale_B=torch.ones(5), steps=3)
+    )
 
 
 def test_progress_is_told_after_each_step_and_nothing_is_left_for_autograd():
     told = []
-    _, result = run(RectifiedFlow(), small_stdit(), steps=3, on_step=lambda done, total: told.append((done, total)))
+    _, result = run(
+        RectifiedFlow(), small_stdit(), steps=3, on_step=lambda done, total: told.append((done, total))
+    )
     assert told == [(1, 3), (2, 3), (3, 3)] and not result.requires_grad
 
 
 @pytest.mark.parametrize("task", ["i2av", "continue", "independent", "sing"])
 def test_a_task_that_cannot_be_sampled_is_refused_with_those_that_can(task):
-    with pytest.raises(UserError, match=f"generate.task={task} is not available; expected one of joint, a2v, v2a"):
+    with pytest.raises(
+        UserError, match=f"generate.task={task} is not available; expected one of joint, a2v, v2a"
+    ):
         run(RectifiedFlow(), small_stdit(), steps=1, task=task)
 
 
@@ -245,7 +298,13 @@ def test_guidance_acts_within_its_interval_alone():
     noise = noise_batch(IDENTITIES[:1], SHAPE).double()
     labels = torch.tensor([0])
     result = sample(
-        model, RectifiedFlow(), noise, labels_B=labels, steps=4, guidance_scale=3.0, guidance_interval=(0.4, 0.8)
+        model,
+        RectifiedFlow(),
+        noise,
+        labels_B=labels,
+        steps=4,
+        guidance_scale=3.0,
+        guidance_interval=(0.4, 0.8),
     )
     plain, null = model.rows[0], model.rows[3]
     guided = null + 3 * (plain - null)
@@ -257,7 +316,11 @@ def test_groups_of_unlike_length_share_calls_and_equal_their_solo_runs():
     model = small_stdit()
     groups = []
     for number, settings in enumerate(
-        [SamplingSettings(steps=5), SamplingSettings(steps=2, solver="heun"), SamplingSettings(steps=3, solver="ddim")]
+        [
+            SamplingSettings(steps=5),
+            SamplingSettings(steps=2, solver="heun"),
+            SamplingSettings(steps=3, solver="ddim"),
+        ]
     ):
         rows = slice(number, number + 2)
         noise = noise_batch(IDENTITIES[rows], SHAPE).double()

@@ -14,7 +14,9 @@ from tests.tiny import LABELS, save_tiny_mdsa, save_tiny_stdit, tiny_config
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    return SoundingVideoPipeline.from_checkpoint(save_tiny_stdit(str(tmp_path_factory.mktemp("checkpoints")), tiny_config()))
+    return SoundingVideoPipeline.from_checkpoint(
+        save_tiny_stdit(str(tmp_path_factory.mktemp("checkpoints")), tiny_config())
+    )
 
 
 def close(a, b):
@@ -40,10 +42,17 @@ def test_a_sample_is_the_same_in_any_batch(pipeline):
 def test_requests_of_all_kinds_share_a_batch_and_equal_their_solo_runs(pipeline):
     requests = [
         SampleRequest(seed, index, label, settings=SamplingSettings(steps=3, guidance_scale=scale))
-        for seed, index, label, scale in [(0, 0, "rain", 1.0), (7, 2, "speech", 3.0), (0, 5, None, 2.0), (1, 0, "rain", 0.0)]
+        for seed, index, label, scale in [
+            (0, 0, "rain", 1.0),
+            (7, 2, "speech", 3.0),
+            (0, 5, None, 2.0),
+            (1, 0, "rain", 0.0),
+        ]
     ]
     together = pipeline.sample(requests)
-    assert all(close(clip, pipeline.sample([request])[0]) for clip, request in zip(together, requests, strict=True))
+    assert all(
+        close(clip, pipeline.sample([request])[0]) for clip, request in zip(together, requests, strict=True)
+    )
 
 
 def test_unlike_tasks_steps_solvers_and_guidance_share_a_batch(pipeline):
@@ -63,7 +72,9 @@ def test_unlike_tasks_steps_solvers_and_guidance_share_a_batch(pipeline):
     told = []
     together = pipeline.sample(requests, on_step=lambda done, total: told.append((done, total)))
     assert told == [(done, 5) for done in range(1, 6)]
-    assert all(close(clip, pipeline.sample([request])[0]) for clip, request in zip(together, requests, strict=True))
+    assert all(
+        close(clip, pipeline.sample([request])[0]) for clip, request in zip(together, requests, strict=True)
+    )
 
 
 def test_settings_matter(pipeline):
@@ -99,14 +110,21 @@ def test_another_rate_and_stereo_are_fitted(pipeline):
     stereo = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 48_000)).astype(np.float32)
     (clip,) = pipeline(1, task="a2v", audio=stereo, sample_rate=48_000, steps=1)
     assert clip.audio.shape == (12_800,)
-    square = np.sign(np.sin(np.arange(48_000) / 50)).astype(np.float32)  # at full scale: interpolation overshoots its edges
+    square = np.sign(np.sin(np.arange(48_000) / 50)).astype(
+        np.float32
+    )  # at full scale: interpolation overshoots its edges
     (clip,) = pipeline(1, task="a2v", audio=torch.from_numpy(square), sample_rate=np.int64(48_000), steps=1)
     assert 0.9 < np.abs(clip.audio).max() <= 1
 
 
 def test_a_given_clip_of_another_frame_rate_is_taken_by_time(pipeline):
     video = np.arange(8, dtype=np.uint8)[:, None, None, None].repeat(32, 1).repeat(32, 2).repeat(3, 3)
-    (clip,) = pipeline(1, task="v2a", clip=Clip(video=video, audio=np.zeros(12_800, np.float32), fps=10, sample_rate=16_000), steps=1)
+    (clip,) = pipeline(
+        1,
+        task="v2a",
+        clip=Clip(video=video, audio=np.zeros(12_800, np.float32), fps=10, sample_rate=16_000),
+        steps=1,
+    )
     assert clip.video[:, 0, 0, 0].tolist() == [0, 2, 4, 6]
 
 
@@ -115,7 +133,11 @@ def test_given_pictures_of_another_size_keep_their_proportions(pipeline):
     video = np.zeros((4, 64, 128, 3), np.uint8)
     video[:, :, 40:88] = 255
     (clip,) = pipeline(1, task="v2a", video=torch.from_numpy(video), steps=1)
-    assert clip.video.shape == (4, 32, 32, 3) and (clip.video[:, :, 6:26] > 250).all() and (clip.video[:, :, :2] < 5).all()
+    assert (
+        clip.video.shape == (4, 32, 32, 3)
+        and (clip.video[:, :, 6:26] > 250).all()
+        and (clip.video[:, :, :2] < 5).all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,9 +152,15 @@ def test_given_pictures_of_another_size_keep_their_proportions(pipeline):
         ({"num_windows": 3}, "num_windows=3"),
         ({"task": "a2v"}, "takes audio=... or clip=..."),
         ({"task": "a2v", "audio": np.zeros(100, np.float32)}, "sample_rate"),
-        ({"task": "a2v", "audio": np.zeros(100, np.float32), "sample_rate": 16_000}, "expected at least the 0.8 s"),
+        (
+            {"task": "a2v", "audio": np.zeros(100, np.float32), "sample_rate": 16_000},
+            "expected at least the 0.8 s",
+        ),
         ({"task": "a2v", "audio": np.full(20_000, np.nan, np.float32), "sample_rate": 16_000}, "finite"),
-        ({"task": "a2v", "audio": np.full(20_000, 300, np.int16), "sample_rate": 16_000}, "expected samples in [-1, 1]"),
+        (
+            {"task": "a2v", "audio": np.full(20_000, 300, np.int16), "sample_rate": 16_000},
+            "expected samples in [-1, 1]",
+        ),
         ({"task": "a2v", "audio": np.zeros(20_000, np.float32), "sample_rate": 0}, "sample_rate=0"),
         ({"task": "v2a", "video": np.zeros((4, 32, 32, 3), np.float32)}, "uint8 [T, H, W, 3]"),
         ({"task": "v2a", "video": np.zeros((2, 32, 32, 3), np.uint8)}, "expected at least 4"),

@@ -23,7 +23,15 @@ from proav.data.store.parquet import ShardWriter, open_parquet
 from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
 from proav.generation.coder import load_coder
-from proav.latents.encode import LATENT_SCHEMA, ROW_OVERHEAD_BYTES, ShardEncoder, _check_room, encode_latents, size_text, windows_per_shard
+from proav.latents.encode import (
+    LATENT_SCHEMA,
+    ROW_OVERHEAD_BYTES,
+    ShardEncoder,
+    _check_room,
+    encode_latents,
+    size_text,
+    windows_per_shard,
+)
 from proav.latents.statistics import merge_statistics, plane_sums, shard_sums
 from proav.runs.checkpoint import load_checkpoint, save_checkpoint
 from tests.tiny import LABELS, save_tiny_mdsa, save_tiny_stdit, tiny_config
@@ -41,40 +49,61 @@ def prepare(folder, *words: str, frames: int = 8, **segments) -> Config:
 
 
 def digests(config: Config) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(config.run_folder, "latents").iterdir()}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in Path(config.run_folder, "latents").iterdir()
+    }
 
 
 def write_rows(path, stacks: np.ndarray, splits: list[str]) -> dict:
     with ShardWriter(str(path), LATENT_SCHEMA) as writer:
         for stack, split in zip(stacks, splits, strict=True):
-            identity = {"id": "", "source_id": "", "label": "", "split": split, "start_frame": 0, "flipped": False}
+            identity = {
+                "id": "",
+                "source_id": "",
+                "label": "",
+                "split": split,
+                "start_frame": 0,
+                "flipped": False,
+            }
             writer.write({**identity, "joint": stack.tobytes(), "lone": b"", "shape": list(stack.shape)})
     return shard_sums(str(path))
 
 
 def test_statistics_are_exact_and_the_same_bits_for_any_grouping_and_order(tmp_path):
     draw = np.random.default_rng(0)
-    stacks = np.tanh(draw.normal(size=(12, 3, 6, 4, 4)) * 10.0 ** draw.integers(-7, 1, (12, 3, 6, 1, 1))).astype(np.float16)
+    stacks = np.tanh(
+        draw.normal(size=(12, 3, 6, 4, 4)) * 10.0 ** draw.integers(-7, 1, (12, 3, 6, 1, 1))
+    ).astype(np.float16)
     splits = ["train"] * 10 + ["validation"] * 2
     whole = merge_statistics([write_rows(tmp_path / "whole.parquet", stacks, splits)])
     values = stacks[:10].astype(np.longdouble).transpose(2, 1, 0, 3, 4).reshape(6, 3, -1)
     assert whole["num_windows"] == 12
     np.testing.assert_array_equal(np.array(whole["mean"]), values.mean(-1).astype(np.float64))
-    np.testing.assert_allclose(np.array(whole["std"]), np.maximum(values.std(-1), 1e-3).astype(np.float64), rtol=1e-15)
+    np.testing.assert_allclose(
+        np.array(whole["std"]), np.maximum(values.std(-1), 1e-3).astype(np.float64), rtol=1e-15
+    )
     for number, cuts in enumerate(([5], [1, 2, 11], [3, 4, 6, 10])):
         order = draw.permutation(12)
         groups = np.split(order, cuts)
-        parts = [write_rows(tmp_path / f"{number}-{k}.parquet", stacks[group], [splits[i] for i in group]) for k, group in enumerate(groups)]
+        parts = [
+            write_rows(tmp_path / f"{number}-{k}.parquet", stacks[group], [splits[i] for i in group])
+            for k, group in enumerate(groups)
+        ]
         assert merge_statistics(parts) == whole
 
 
 def test_one_deviation_a_plane_is_the_root_of_its_channels_mean_variance(tmp_path):
     draw = np.random.default_rng(0)
-    stacks = (draw.normal(size=(20, 4, 6, 4, 4)) * np.array([4.0, 2.0, 1.0, 0.0])[:, None, None, None]).astype(np.float16)
+    stacks = (
+        draw.normal(size=(20, 4, 6, 4, 4)) * np.array([4.0, 2.0, 1.0, 0.0])[:, None, None, None]
+    ).astype(np.float16)
     part = write_rows(tmp_path / "shard.parquet", stacks, ["train"] * 20)
     channel, plane = merge_statistics([part]), merge_statistics([part], scale="plane", channels=[3] * 6)
     assert channel["mean"] == plane["mean"]
-    expected = np.sqrt((np.array(channel["std"])[:, :3] ** 2).mean(1))  # the fourth channel is none of the plane's own
+    expected = np.sqrt(
+        (np.array(channel["std"])[:, :3] ** 2).mean(1)
+    )  # the fourth channel is none of the plane's own
     np.testing.assert_allclose(np.array(plane["std"]), np.repeat(expected[:, None], 4, 1), rtol=1e-12)
 
 
@@ -82,7 +111,9 @@ def test_statistics_of_a_constant_and_of_no_numbers():
     totals, squares = plane_sums(np.full((2, 6, 4, 4), -0.25, np.float16), "shard")
     assert (totals == -4 * 2**24).all() and (squares == 2**48).all()
     assert plane_sums(np.full((1, 6, 256, 256), 1, np.float16), "shard")[1][0][0] == 2**64
-    assert plane_sums(np.full((1, 6, 4, 4), -1000.5, np.float16), "shard")[1][0][0] == 16 * (2001 * 2**23) ** 2
+    assert (
+        plane_sums(np.full((1, 6, 4, 4), -1000.5, np.float16), "shard")[1][0][0] == 16 * (2001 * 2**23) ** 2
+    )
     for value in (np.nan, np.inf, 1025):
         with pytest.raises(UserError, match="shard holds latents that are no numbers within 1024"):
             plane_sums(np.full((2, 6, 4, 4), value, np.float16), "shard")
@@ -98,15 +129,22 @@ def test_stored_latents_are_those_of_the_windows_and_none_crosses_a_cut(tmp_path
     expected = windows_per_shard(store, config)
     for name in expected:
         told = encoder({"shard": name})
-        assert not told["error"] and told["num_windows"] == expected[name] == 3 * 5  # starts 3, 5, 9, 11 and 15; the training segment mirrored
+        assert (
+            not told["error"] and told["num_windows"] == expected[name] == 3 * 5
+        )  # starts 3, 5, 9, 11 and 15; the training segment mirrored
     feed = LatentFeed(f"{tmp_path}/latents", labels=LABELS)
     rows = feed.rows(range(len(feed)))
-    assert rows["start_frame"].tolist() == [3, 3, 5, 5, 9, 9, 11, 11, 15, 15] * 3 and rows["flipped"].tolist() == [False, True] * 15
+    assert (
+        rows["start_frame"].tolist() == [3, 3, 5, 5, 9, 9, 11, 11, 15, 15] * 3
+        and rows["flipped"].tolist() == [False, True] * 15
+    )
     coder = load_coder(checkpoint)
     for index in (3, 14):
         segment, start = 2 * (index // 10), int(rows["start_frame"][index])
         window = store.window(segment, start, 4, want=("video", "mel"))
-        video = np.ascontiguousarray(window["video"][:, :, ::-1] if rows["flipped"][index] else window["video"])
+        video = np.ascontiguousarray(
+            window["video"][:, :, ::-1] if rows["flipped"][index] else window["video"]
+        )
         arguments = torch.from_numpy(video)[None], torch.from_numpy(window["mel"]).float()[None]
         for kind in ("joint", "lone"):
             with torch.inference_mode():
@@ -118,8 +156,12 @@ def test_the_size_is_told_and_a_full_disk_refused(tmp_path):
     config = prepare(tmp_path, frames=16)
     assert "not prepared yet" in size_text(tiny_config(f"run_dir={tmp_path}/other"))
     store, name = SegmentStore(config.data_folder), "000000-000.parquet"
-    assert windows_per_shard(store, config)[name] == 2 * 7 * 2 and size_text(config).startswith("latents: 84 windows, joint and lone, 2.4 kB each")
-    ShardEncoder(config, load_checkpoint(f"{tmp_path}/mdsa/checkpoints", kind="mdsa").path, {})({"shard": name})
+    assert windows_per_shard(store, config)[name] == 2 * 7 * 2 and size_text(config).startswith(
+        "latents: 84 windows, joint and lone, 2.4 kB each"
+    )
+    ShardEncoder(config, load_checkpoint(f"{tmp_path}/mdsa/checkpoints", kind="mdsa").path, {})(
+        {"shard": name}
+    )
     path = Path(config.run_folder, "latents", name)
     planes = 2 * 2 * 4 * 6 * 4 * 4
     overhead = path.stat().st_size / open_parquet(str(path)).metadata.num_rows - planes
@@ -144,7 +186,11 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path, ray_local):
 
     driver = prepare(tmp_path / "driver", frames=16)
     Path(tmp_path, "driver.yaml").write_text(config_to_yaml(driver))
-    job = subprocess.Popen([sys.executable, "ray_jobs/encode.py", "--config", f"{tmp_path}/driver.yaml"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    job = subprocess.Popen(
+        [sys.executable, "ray_jobs/encode.py", "--config", f"{tmp_path}/driver.yaml"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
     wait_for_shard(driver)
     family = psutil.Process(job.pid).children(recursive=True)
     os.kill(job.pid, signal.SIGKILL)
@@ -186,12 +232,21 @@ def kill_at_first_shard(config: Config, name: str, killed: list) -> None:
 def test_latents_of_another_autoencoder_are_refused_until_told_otherwise(tmp_path, ray_local, capsys):
     config = prepare(tmp_path)
     first = encode_latents(config)
-    with pytest.raises(UserError, match=r"was made with stride_frames=2; this run has stride_frames=4\. Write encode.replace=true"):
+    with pytest.raises(
+        UserError,
+        match=r"was made with stride_frames=2; this run has stride_frames=4\. Write encode.replace=true",
+    ):
         encode_latents(tiny_config(f"run_dir={tmp_path}", "encode.stride_frames=4"))
     checkpoint = load_checkpoint(f"{tmp_path}/mdsa/checkpoints", kind="mdsa")
     weights = {name: value + 0.01 for name, value in checkpoint.weights("ema").items()}
     path = save_checkpoint(
-        f"{tmp_path}/mdsa/checkpoints", kind="mdsa", clips=16, step=4, config=config, tensors={"model": weights, "ema": weights}, labels=LABELS
+        f"{tmp_path}/mdsa/checkpoints",
+        kind="mdsa",
+        clips=16,
+        step=4,
+        config=config,
+        tensors={"model": weights, "ema": weights},
+        labels=LABELS,
     )
     newer = load_checkpoint(path).hash
     said = f"was made with mdsa_checkpoint={checkpoint.hash[:16]}; this run has mdsa_checkpoint={newer[:16]}"
@@ -206,5 +261,7 @@ def test_latents_of_another_autoencoder_are_refused_until_told_otherwise(tmp_pat
     second = encode_latents(config, replace_unused=True)
     assert f"{said}: deleted" in capsys.readouterr().out
     assert second["mdsa_checkpoint"] == newer and second["mean"] != first["mean"]
-    third = encode_latents(tiny_config(f"run_dir={tmp_path}", "encode.stride_frames=4", "encode.replace=true"))
+    third = encode_latents(
+        tiny_config(f"run_dir={tmp_path}", "encode.stride_frames=4", "encode.replace=true")
+    )
     assert third["num_windows"] == 24 and third["stride_frames"] == 4

@@ -33,7 +33,9 @@ def beep(sample_rate: int) -> np.ndarray:
 
 def regular(rate, seconds=2, first=0) -> list[Fraction]:
     """Times of pictures `1 / rate` apart."""
-    return [Fraction(first) + Fraction(index) / Fraction(rate) for index in range(int(seconds * Fraction(rate)))]
+    return [
+        Fraction(first) + Fraction(index) / Fraction(rate) for index in range(int(seconds * Fraction(rate)))
+    ]
 
 
 def is_white(time: Fraction, flashes: Sequence) -> bool:
@@ -57,7 +59,9 @@ def make_film(
     tick = tick or times[1] - times[0]
     with av.open(str(path), "w", options=container_options or {}) as container:
         pictures = container.add_stream(
-            video, rate=1 / tick if tick > Fraction(1, 1000) else None, options=VIDEO_OPTIONS.get(video, {}) | (options or {})
+            video,
+            rate=1 / tick if tick > Fraction(1, 1000) else None,
+            options=VIDEO_OPTIONS.get(video, {}) | (options or {}),
         )
         pictures.width, pictures.height, pictures.pix_fmt = width, height, pixel_format
         pictures.codec_context.time_base, pictures.codec_context.thread_count = tick, 1
@@ -67,10 +71,18 @@ def make_film(
             pictures.codec_context.sample_aspect_ratio = sample_aspect
         if rotation:
             pictures.set_display_rotation(rotation)
-        sound = container.add_stream(audio, rate=sample_rate, layout=layout, options=AUDIO_OPTIONS.get(audio, {})) if audio else None
+        sound = (
+            container.add_stream(audio, rate=sample_rate, layout=layout, options=AUDIO_OPTIONS.get(audio, {}))
+            if audio
+            else None
+        )
         packets = []
         for time in times:
-            pixels = np.full((height, width, 3), 235 if is_white(time, flashes) else 20, np.uint8) if paint is None else paint(time)
+            pixels = (
+                np.full((height, width, 3), 235 if is_white(time, flashes) else 20, np.uint8)
+                if paint is None
+                else paint(time)
+            )
             picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pixel_format)
             picture.pts, picture.time_base = round(time / tick), tick
             packets += pictures.encode(prepare(picture))
@@ -91,11 +103,22 @@ def _encoded_sound(stream, beeps, sound_from, sound_to, hole, layout, channel) -
     samples = np.zeros((round(sound_to * rate) - first, num_channels), np.float32)
     for time in beeps:
         start, tone = round(time * rate) - first, beep(rate)
-        samples[start : start + len(tone), slice(None) if channel is None else slice(channel, channel + 1)] = tone[:, None]
-    resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate, frame_size=stream.codec_context.frame_size or 1024)
+        samples[
+            start : start + len(tone), slice(None) if channel is None else slice(channel, channel + 1)
+        ] = tone[:, None]
+    resampler = av.AudioResampler(
+        format=stream.codec_context.format,
+        layout=layout,
+        rate=rate,
+        frame_size=stream.codec_context.frame_size or 1024,
+    )
     frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), "flt", layout)
     frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
-    pieces = [piece for piece in [*resampler.resample(frame), *resampler.resample(None)] if not hole[0] <= piece.time < hole[1]]
+    pieces = [
+        piece
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]
+        if not hole[0] <= piece.time < hole[1]
+    ]
     return [packet for piece in [*pieces, None] for packet in stream.encode(piece)]
 
 
@@ -108,8 +131,12 @@ class FieldMarker:
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
         if self._graph is None:
             self._graph = av.filter.Graph()
-            source = self._graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base)
-            self._graph.link_nodes(source, self._graph.add("setfield", self._order), self._graph.add("buffersink")).configure()
+            source = self._graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
+            )
+            self._graph.link_nodes(
+                source, self._graph.add("setfield", self._order), self._graph.add("buffersink")
+            ).configure()
         self._graph.vpush(frame)
         return self._graph.vpull()
 
@@ -133,10 +160,15 @@ def white_frames(video: np.ndarray) -> list[int]:
     return np.flatnonzero(centre > 128).tolist()
 
 
-def expected_white(times: Sequence[Fraction], flashes: Sequence, fps: int, count: int, start: Fraction) -> list[int]:
+def expected_white(
+    times: Sequence[Fraction], flashes: Sequence, fps: int, count: int, start: Fraction
+) -> list[int]:
     """The frames k of `count` for which the last picture with a time stamp of at most start + k / fps is white; the first is held before it.
 
     So a flash that begins at start + t first shows at k = ceil(t fps), and (k - 1/2) / fps is within half a frame interval of t.
     """
-    shown = [max((time for time in times if time <= start + Fraction(k, fps)), default=times[0]) for k in range(count)]
+    shown = [
+        max((time for time in times if time <= start + Fraction(k, fps)), default=times[0])
+        for k in range(count)
+    ]
     return [k for k, time in enumerate(shown) if is_white(time, flashes)]

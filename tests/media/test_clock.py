@@ -52,15 +52,25 @@ def film_of(folder, kind: tuple[str, str, str], **options) -> str:
     extension, video, audio = kind
     if missing := {video, audio} - av.codec.codecs_available:
         pytest.skip(f"this PyAV cannot write {', '.join(missing)}")
-    return flash_and_beep(folder / f"film.{extension}", video=video, audio=audio, pixel_format=PIXEL_FORMATS.get(video, "yuv420p"), **options)
+    return flash_and_beep(
+        folder / f"film.{extension}",
+        video=video,
+        audio=audio,
+        pixel_format=PIXEL_FORMATS.get(video, "yuv420p"),
+        **options,
+    )
 
 
 def check(path, *, times=TIMES, start=Fraction(0), fps=10, tolerance=BEEP_TOLERANCE, first=None, **options):
     """`start`: the film's time at which the clip begins; `first`: where it is read from; returns the clip."""
-    clip = read_clip(path, fps=fps, sample_rate=RATE, height=16, width=16, start_seconds=float(first or 0), **options)
+    clip = read_clip(
+        path, fps=fps, sample_rate=RATE, height=16, width=16, start_seconds=float(first or 0), **options
+    )
     start = start if first is None else start + first
     assert white_frames(clip.video) == expected_white(times, FLASHES, fps, len(clip.video), start)
-    expected = [time - float(start) for time in BEEPS if 0 <= time - float(start) <= clip.seconds - BEEP_SECONDS]
+    expected = [
+        time - float(start) for time in BEEPS if 0 <= time - float(start) <= clip.seconds - BEEP_SECONDS
+    ]
     errors = np.abs(np.array(beep_times(clip.audio, RATE, len(expected))) - expected)
     assert len(errors) and errors.max() <= tolerance, errors
     assert len(clip.audio) == len(clip.video) * RATE // fps
@@ -78,35 +88,52 @@ def test_containers_and_codecs(tmp_path, kind):
 
 
 def test_pictures_without_sound_are_told_apart(tmp_path):
-    path = make_film(tmp_path / "film.gif", times=TIMES, flashes=FLASHES, video="gif", audio=None, pixel_format="rgb8", tick=Fraction(1, 100))
+    path = make_film(
+        tmp_path / "film.gif",
+        times=TIMES,
+        flashes=FLASHES,
+        video="gif",
+        audio=None,
+        pixel_format="rgb8",
+        tick=Fraction(1, 100),
+    )
     with pytest.raises(MediaError) as caught:
         read_clip(path, fps=10, sample_rate=RATE, height=16, width=16)
     assert caught.value.reason == "no_audio"
     clip = read_clip(path, fps=10, sample_rate=RATE, height=16, width=16, silent_ok=True)
-    assert white_frames(clip.video) == expected_white(TIMES, FLASHES, 10, len(clip.video), Fraction(0)) and not clip.audio.any()
+    assert (
+        white_frames(clip.video) == expected_white(TIMES, FLASHES, 10, len(clip.video), Fraction(0))
+        and not clip.audio.any()
+    )
 
 
 @pytest.mark.parametrize("extension", ["mp4", "mkv"])
 @pytest.mark.parametrize(
     ("rate", "fps"),
-    [(rate, 10) for rate in (5, 12, 15, "24000/1001", 24, 25, "30000/1001", 30, 50, "60000/1001", 60, 120)] + [(25, 30), (30, 25), (24, 4)],
+    [(rate, 10) for rate in (5, 12, 15, "24000/1001", 24, 25, "30000/1001", 30, 50, "60000/1001", 60, 120)]
+    + [(25, 30), (30, 25), (24, 4)],
 )
 def test_frame_rates_up_and_down(tmp_path, rate, fps, extension):
     times = regular(rate, SECONDS)
-    path = flash_and_beep(tmp_path / f"film.{extension}", times=times, video="mpeg2video" if rate in (24, 25, 30) else "libx264")
+    path = flash_and_beep(
+        tmp_path / f"film.{extension}", times=times, video="mpeg2video" if rate in (24, 25, 30) else "libx264"
+    )
     clip = check(path, times=times, fps=fps)
     assert abs(clip.seconds - SECONDS) <= max(1 / fps, 0.1)
 
 
 @pytest.mark.parametrize(
-    ("extension", "video"), [("mp4", "libx264"), ("mov", "libx265"), ("mkv", "libx264"), ("webm", "libvpx-vp9"), ("flv", "libx264")]
+    ("extension", "video"),
+    [("mp4", "libx264"), ("mov", "libx265"), ("mkv", "libx264"), ("webm", "libvpx-vp9"), ("flv", "libx264")],
 )
 def test_variable_frame_rate(tmp_path, extension, video):
     generator, times = random.Random(3), [Fraction(0)]
     while times[-1] < SECONDS:
         times.append(times[-1] + Fraction(generator.choice([1, 2, 3, 8]), 60))
     audio = "libopus" if extension == "webm" else "aac"
-    path = flash_and_beep(tmp_path / f"film.{extension}", times=times[:-1], tick=Fraction(1, 90000), video=video, audio=audio)
+    path = flash_and_beep(
+        tmp_path / f"film.{extension}", times=times[:-1], tick=Fraction(1, 90000), video=video, audio=audio
+    )
     check(path, times=times[:-1])
 
 
@@ -150,7 +177,12 @@ def test_edit_lists(tmp_path, extension, video):
 )  # fmt: skip
 def test_clocks_that_do_not_begin_at_zero(tmp_path, extension, shift):
     """95,443 s of a transport stream: the 33 bits of its time stamps run over in the film."""
-    path = flash_and_beep(tmp_path / f"film.{extension}", shift=shift, video="libx264", audio="mp2" if extension in ("ts", "mpg") else "aac")
+    path = flash_and_beep(
+        tmp_path / f"film.{extension}",
+        shift=shift,
+        video="libx264",
+        audio="mp2" if extension in ("ts", "mpg") else "aac",
+    )
     check(path)
     check(path, first=Fraction(11, 10))
 
@@ -160,13 +192,25 @@ def test_negative_time_stamps(tmp_path, extension):
     """The first picture's stamp is that of the file's clock, before 0."""
     audio = "pcm_s16le" if extension == "mkv" else "mp2"
     options = {"avoid_negative_ts": "disabled"}
-    path = flash_and_beep(tmp_path / f"film.{extension}", shift=-Fraction(10, 25), container_options=options, audio=audio, options={"bf": "0"})
+    path = flash_and_beep(
+        tmp_path / f"film.{extension}",
+        shift=-Fraction(10, 25),
+        container_options=options,
+        audio=audio,
+        options={"bf": "0"},
+    )
     check(path)
 
 
 @pytest.mark.parametrize("extension", ["mp4", "mkv", "ts", "flv", "avi"])
 @pytest.mark.parametrize(
-    "options", [{"bf": "0"}, {"bf": "1"}, {"bf": "4", "x264-params": "b-pyramid=normal:b-adapt=0"}, {"x264-params": "open-gop=1:bframes=3"}]
+    "options",
+    [
+        {"bf": "0"},
+        {"bf": "1"},
+        {"bf": "4", "x264-params": "b-pyramid=normal:b-adapt=0"},
+        {"x264-params": "open-gop=1:bframes=3"},
+    ],
 )
 def test_reordered_pictures(tmp_path, extension, options):
     audio = "pcm_s16le" if extension in ("mkv", "avi") else "aac"
@@ -182,8 +226,20 @@ ODD_PICTURES = {
     "tall pixels": {"sample_aspect": Fraction(1, 3), "extension": "mp4"},
     "interlaced H.264": {"options": INTERLACED, "prepare": True},
     "interlaced H.264 in mp4": {"options": INTERLACED, "prepare": True, "extension": "mp4"},
-    "interlaced MPEG-2": {"options": INTERLACED, "prepare": True, "video": "mpeg2video", "extension": "ts", "audio": "mp2"},
-    "interlaced MPEG-4": {"options": INTERLACED, "prepare": True, "video": "mpeg4", "extension": "avi", "audio": "pcm_s16le"},
+    "interlaced MPEG-2": {
+        "options": INTERLACED,
+        "prepare": True,
+        "video": "mpeg2video",
+        "extension": "ts",
+        "audio": "mp2",
+    },
+    "interlaced MPEG-4": {
+        "options": INTERLACED,
+        "prepare": True,
+        "video": "mpeg4",
+        "extension": "avi",
+        "audio": "pcm_s16le",
+    },
     "10 bit": {"pixel_format": "yuv420p10le"},
     "10 bit HEVC": {"pixel_format": "yuv420p10le", "video": "libx265", "extension": "mp4"},
     "10 bit AV1": {"pixel_format": "yuv420p10le", "video": "libsvtav1"},
@@ -204,7 +260,9 @@ def test_odd_pictures_keep_time(tmp_path, name, first):
     check(flash_and_beep(path, prepare=prepare, **film), first=first)
 
 
-@pytest.mark.parametrize("sample_rate", [8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000])
+@pytest.mark.parametrize(
+    "sample_rate", [8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000]
+)
 @pytest.mark.parametrize(("extension", "audio"), [("mp4", "aac"), ("mkv", "pcm_s16le"), ("mkv", "flac")])
 def test_sample_rates(tmp_path, sample_rate, extension, audio):
     check(flash_and_beep(tmp_path / f"film.{extension}", audio=audio, sample_rate=sample_rate))
@@ -222,7 +280,9 @@ def test_channel_layouts(tmp_path, layout, audio, extension):
     PCM in Matroska does not name its channels.
     """
     names = [channel.name for channel in av.AudioLayout(layout).channels]
-    shares = np.array([{"FC": 2**0.5, "LFE": 0.0, "FL": 1.0, "FR": 1.0}.get(name, 0.5**0.5) for name in names])
+    shares = np.array(
+        [{"FC": 2**0.5, "LFE": 0.0, "FL": 1.0, "FR": 1.0}.get(name, 0.5**0.5) for name in names]
+    )
     film = partial(flash_and_beep, audio=audio, layout=layout, video="mpeg2video")
     for channel, share in enumerate(shares / shares.sum()):
         path = film(tmp_path / f"{channel}.{extension}", channel=channel)

@@ -16,7 +16,9 @@ from proav.media.container import Clip, encode_clip, read_clip, read_segments, r
 from tests.media.flash_and_beep import make_film, regular
 from tests.media.hostile_files import h264, switching_h264, wav
 
-REAL_CLIPS, HOSTILE_FILES = (Path(os.environ.get(name, f"no-{name}")) for name in ("PROAV_REAL_CLIPS", "PROAV_HOSTILE_FILES"))
+REAL_CLIPS, HOSTILE_FILES = (
+    Path(os.environ.get(name, f"no-{name}")) for name in ("PROAV_REAL_CLIPS", "PROAV_HOSTILE_FILES")
+)
 RATE, FPS = 16000, 10
 SMALL = {"fps": FPS, "sample_rate": RATE, "height": 32, "width": 32}
 FLASHES, BEEPS = (0.5, 1.7, 3.1), (0.5, 1.7, 3.1)
@@ -24,7 +26,9 @@ FLASHES, BEEPS = (0.5, 1.7, 3.1), (0.5, 1.7, 3.1)
 
 def film(path, *, seconds=4, rate=30, sound_to=None, **options):
     """A film of `seconds` with its sound, or sound up to `sound_to`."""
-    return make_film(path, times=regular(rate, seconds), sound_to=seconds if sound_to is None else sound_to, **options)
+    return make_film(
+        path, times=regular(rate, seconds), sound_to=seconds if sound_to is None else sound_to, **options
+    )
 
 
 def test_clip_says_what_is_wrong_with_arrays():
@@ -63,13 +67,22 @@ def test_a_written_clip_comes_back_in_step_and_in_colour(tmp_path):
 
 
 def test_written_files_are_the_same_bytes_play_while_loading_and_name_their_colours(tmp_path):
-    clip = Clip(np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8), np.zeros(6400, np.float32), 10, RATE)
+    clip = Clip(
+        np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8),
+        np.zeros(6400, np.float32),
+        10,
+        RATE,
+    )
     data = encode_clip(clip)
     assert data == encode_clip(clip)
     assert data.index(b"moov") < data.index(b"mdat")
     with av.open(io.BytesIO(data)) as container:
         frame = next(container.decode(video=0))
-        assert (frame.colorspace, frame.format.name, container.streams.audio[0].codec_context.name) == (1, "yuv420p", "aac")
+        assert (frame.colorspace, frame.format.name, container.streams.audio[0].codec_context.name) == (
+            1,
+            "yuv420p",
+            "aac",
+        )
 
 
 def test_the_same_clip_gives_the_same_bytes_whatever_was_in_memory():
@@ -80,7 +93,12 @@ def test_the_same_clip_gives_the_same_bytes_whatever_was_in_memory():
     root = Path(__file__).parents[2]  # glibc fills memory that is not set with this byte
     runs = [
         subprocess.run(
-            [sys.executable, "-c", script], cwd=root, env={**os.environ, "MALLOC_PERTURB_": fill}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script],
+            cwd=root,
+            env={**os.environ, "MALLOC_PERTURB_": fill},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         for fill in ("0", "77")
     ]
@@ -90,7 +108,10 @@ def test_the_same_clip_gives_the_same_bytes_whatever_was_in_memory():
 def test_what_the_format_cannot_hold_is_refused(tmp_path):
     for shape, rate, word in (((4, 33, 32, 3), RATE, "even"), ((4, 32, 32, 3), 10000, "AAC")):
         with pytest.raises(MediaError, match=word) as caught:
-            write_clip(tmp_path / "x.mp4", Clip(np.zeros(shape, np.uint8), np.zeros(4 * rate // 10, np.float32), 10, rate))
+            write_clip(
+                tmp_path / "x.mp4",
+                Clip(np.zeros(shape, np.uint8), np.zeros(4 * rate // 10, np.float32), 10, rate),
+            )
         assert caught.value.reason == "not_writable"
     assert not list(tmp_path.iterdir())
 
@@ -106,7 +127,9 @@ def test_segments_are_the_whole_in_pieces(tmp_path):
 
 
 def test_a_span_read_by_seeking_is_the_span_of_the_whole(tmp_path):
-    path = film(tmp_path / "clip.mp4", flashes=FLASHES, beeps=BEEPS, sample_rate=RATE)  # resampling may begin anywhere between two samples
+    path = film(
+        tmp_path / "clip.mp4", flashes=FLASHES, beeps=BEEPS, sample_rate=RATE
+    )  # resampling may begin anywhere between two samples
     whole = read_clip(path, **SMALL)
     ((start, part),) = read_segments(path, **SMALL, segment_seconds=10, start_seconds=1.5, end_seconds=3.5)
     assert start == 1.5 and np.array_equal(part.video, whole.video[15:35])
@@ -121,7 +144,9 @@ def test_progress_is_told_while_reading(tmp_path):
     signs = []
     segments = read_segments(path, **SMALL, segment_seconds=1, on_progress=lambda: signs.append(1))
     counts = [len(signs) for _ in segments]
-    assert counts[0] >= 25 and len(signs) >= 100 and counts == sorted(counts)  # at least one for each picture's packet
+    assert (
+        counts[0] >= 25 and len(signs) >= 100 and counts == sorted(counts)
+    )  # at least one for each picture's packet
 
 
 def test_the_clip_ends_with_the_shorter_stream(tmp_path):
@@ -135,7 +160,14 @@ def test_the_clip_ends_with_the_shorter_stream(tmp_path):
 def test_fit(tmp_path, fit, size):
     height, width = size
     pixels = np.full((height, width, 3), 230, np.uint8)
-    path = film(tmp_path / "clip.mkv", rate=10, seconds=1, size=size, paint=lambda time: pixels, pixel_format="yuv444p")
+    path = film(
+        tmp_path / "clip.mkv",
+        rate=10,
+        seconds=1,
+        size=size,
+        paint=lambda time: pixels,
+        pixel_format="yuv444p",
+    )
     picture = read_clip(path, **SMALL, fit=fit).video[3].mean(axis=-1)
     if fit == "crop":
         assert picture.min() > 200
@@ -147,7 +179,14 @@ def test_fit(tmp_path, fit, size):
 
 def test_pixels_that_are_not_square(tmp_path):
     pixels = np.full((64, 64, 3), 230, np.uint8)
-    path = film(tmp_path / "clip.mkv", rate=10, seconds=1, size=(64, 64), paint=lambda _: pixels, sample_aspect=Fraction(2))
+    path = film(
+        tmp_path / "clip.mkv",
+        rate=10,
+        seconds=1,
+        size=(64, 64),
+        paint=lambda _: pixels,
+        sample_aspect=Fraction(2),
+    )
     picture = read_clip(path, **SMALL).video[0].mean(axis=-1)
     assert (picture > 100).any(axis=1).sum() == 16 and (picture > 100).any(axis=0).sum() == 32
 
@@ -157,7 +196,9 @@ def test_pictures_are_turned_upright(tmp_path, degrees, corner):
     """A mark in the stored top left corner; the display turns it counterclockwise."""
     pixels = np.full((64, 64, 3), 20, np.uint8)
     pixels[:24, :24] = 250
-    path = film(tmp_path / "clip.mp4", rate=10, seconds=1, size=(64, 64), paint=lambda _: pixels, rotation=degrees)
+    path = film(
+        tmp_path / "clip.mp4", rate=10, seconds=1, size=(64, 64), paint=lambda _: pixels, rotation=degrees
+    )
     picture = read_clip(path, **SMALL).video[0].mean(axis=-1)
     corners = np.array([[picture[4, 4], picture[4, 27]], [picture[27, 4], picture[27, 27]]])
     assert np.unravel_index(corners.argmax(), (2, 2)) == corner
@@ -169,7 +210,9 @@ def test_sources_are_paths_or_open_files(tmp_path):
     from_bytes = read_clip(io.BytesIO(Path(path).read_bytes()), **SMALL)
     with open(path, "rb") as file:
         from_file = read_clip(file, **SMALL)
-    assert np.array_equal(from_path.video, from_bytes.video) and np.array_equal(from_path.audio, from_file.audio)
+    assert np.array_equal(from_path.video, from_bytes.video) and np.array_equal(
+        from_path.audio, from_file.audio
+    )
     write_clip("memory://clips/a.mp4", from_path)
     assert len(read_clip("memory://clips/a.mp4", **SMALL).video) == 40
     assert np.allclose(read_sound(path, sample_rate=RATE)[: len(from_path.audio)], from_path.audio)
@@ -187,7 +230,11 @@ def test_every_failure_has_its_reason(tmp_path):
             read_clip(str(tmp_path / name), **SMALL)
         assert caught.value.reason == reason, name
     wrong_spans = [({"start_seconds": -1.0}, "bad_span"), ({"start_seconds": float("nan")}, "bad_span")]
-    for options, reason in (({"num_frames": 11}, "too_short"), ({"deadline_seconds": 0.0}, "timeout"), *wrong_spans):
+    for options, reason in (
+        ({"num_frames": 11}, "too_short"),
+        ({"deadline_seconds": 0.0}, "timeout"),
+        *wrong_spans,
+    ):
         with pytest.raises(MediaError) as caught:
             read_clip(good, **SMALL, **options)
         assert caught.value.reason == reason
@@ -207,7 +254,9 @@ HOSTILE = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(not HOSTILE_FILES.is_dir(), reason="PROAV_HOSTILE_FILES names no folder of odd and broken files")
+@pytest.mark.skipif(
+    not HOSTILE_FILES.is_dir(), reason="PROAV_HOSTILE_FILES names no folder of odd and broken files"
+)
 def test_odd_and_broken_files():
     for path in sorted(HOSTILE_FILES.iterdir()):
         if path.stat().st_size > 400_000 and path.name not in HOSTILE:
@@ -222,7 +271,9 @@ def test_odd_and_broken_files():
     assert caught.value.reason == "too_short"
 
 
-@pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="PROAV_REAL_CLIPS names no folder of real clips with their MANIFEST.csv")
+@pytest.mark.skipif(
+    not REAL_CLIPS.is_dir(), reason="PROAV_REAL_CLIPS names no folder of real clips with their MANIFEST.csv"
+)
 def test_real_clips_have_the_length_that_their_listing_says():
     import csv
 
@@ -230,7 +281,9 @@ def test_real_clips_have_the_length_that_their_listing_says():
         rows = list(csv.DictReader(file))[::25]
     for row in rows:
         clip = read_clip(str(REAL_CLIPS / row["file"]), **SMALL)
-        assert abs(clip.seconds - min(float(row["duration_s"]), float(row["audio_s"]) + 0.1)) < 0.25, row["file"]
+        assert abs(clip.seconds - min(float(row["duration_s"]), float(row["audio_s"]) + 0.1)) < 0.25, row[
+            "file"
+        ]
 
 
 @pytest.mark.parametrize("rate", [1, 999, 768_001, 2**31 - 1])

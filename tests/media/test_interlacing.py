@@ -33,9 +33,14 @@ def edges(picture: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("order", "first_row"), [("tff", 0), ("bff", 1)])
-@pytest.mark.parametrize(("extension", "video", "audio"), [("ts", "mpeg2video", "mp2"), ("mp4", "libx264", "aac")])
+@pytest.mark.parametrize(
+    ("extension", "video", "audio"), [("ts", "mpeg2video", "mp2"), ("mp4", "libx264", "aac")]
+)
 def test_a_moving_edge_has_no_comb(tmp_path, extension, video, audio, order, first_row):
-    options = {"tff": INTERLACED, "bff": {**INTERLACED, "x264-params": "bff=1:log-level=none"}}[order] | {"crf": "5", "bf": "0"}
+    options = {"tff": INTERLACED, "bff": {**INTERLACED, "x264-params": "bff=1:log-level=none"}}[order] | {
+        "crf": "5",
+        "bf": "0",
+    }
     times = regular(25, Fraction(2, 5))
     path = make_film(
         tmp_path / f"film.{extension}", times=times, paint=lambda time: fields(time, first_row), size=(HEIGHT, WIDTH), video=video, audio=audio,
@@ -54,7 +59,9 @@ def test_a_moving_edge_has_no_comb(tmp_path, extension, video, audio, order, fir
 
 def frames(count, *, size=(HEIGHT, WIDTH), first=0):
     for index in range(first, first + count):
-        frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 100, np.uint8), format="rgb24").reformat(format="yuv420p")
+        frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 100, np.uint8), format="rgb24").reformat(
+            format="yuv420p"
+        )
         frame.pts, frame.time_base = index, Fraction(1, 25)
         yield frame
 
@@ -62,13 +69,21 @@ def frames(count, *, size=(HEIGHT, WIDTH), first=0):
 def test_whole_pictures_pass_unchanged():
     deinterlacer = Deinterlacer()
     given = list(frames(3))
-    assert [deinterlacer.push(frame) for frame in given] == [[frame] for frame in given] and not deinterlacer.finish()
+    assert [deinterlacer.push(frame) for frame in given] == [
+        [frame] for frame in given
+    ] and not deinterlacer.finish()
 
 
 def test_none_is_lost_where_interlaced_and_whole_pictures_and_sizes_change():
     deinterlacer, out = Deinterlacer(), []
     large, small = FieldMarker(), FieldMarker()
-    given = [*frames(2), *map(large, frames(3, first=2)), *frames(2, first=5), *map(small, frames(3, size=(32, 64), first=7)), *frames(2, first=10)]
+    given = [
+        *frames(2),
+        *map(large, frames(3, first=2)),
+        *frames(2, first=5),
+        *map(small, frames(3, size=(32, 64), first=7)),
+        *frames(2, first=10),
+    ]
     for frame in given:
         out += deinterlacer.push(frame)
     out += deinterlacer.finish()
@@ -79,4 +94,7 @@ def test_none_is_lost_where_interlaced_and_whole_pictures_and_sizes_change():
 
 def test_pictures_too_small_to_be_filled_in_are_left():
     deinterlacer, marker = Deinterlacer(), FieldMarker()
-    assert len([picture for frame in frames(3, size=(8, 8)) for picture in deinterlacer.push(marker(frame))]) == 3
+    assert (
+        len([picture for frame in frames(3, size=(8, 8)) for picture in deinterlacer.push(marker(frame))])
+        == 3
+    )

@@ -15,7 +15,11 @@ MAGNITUDES = ("multiplicative", "pseudo_inverse")
 
 
 def make(transform="whole", *, clip=None, **mel):
-    return MelFrames(Config.model_validate({"clip": clip or {}, "mel": {"transform": transform, **mel}, "mdsa": {"audio_input": "tiled"}}))
+    return MelFrames(
+        Config.model_validate(
+            {"clip": clip or {}, "mel": {"transform": transform, **mel}, "mdsa": {"audio_input": "tiled"}}
+        )
+    )
 
 
 def tone(hz, *, samples=25600, amplitude=0.5):
@@ -25,9 +29,13 @@ def tone(hz, *, samples=25600, amplitude=0.5):
 def chirp_and_clicks(samples=25600):
     time = torch.arange(samples) / RATE
     sound = 0.3 * torch.sin(2 * math.pi * (200 * time + 1200 * time**2))
-    sound += 0.01 * torch.randn(samples, generator=torch.Generator().manual_seed(0))  # no real recording is silent between its partials
+    sound += 0.01 * torch.randn(
+        samples, generator=torch.Generator().manual_seed(0)
+    )  # no real recording is silent between its partials
     for start in range(2000, samples - 400, 5000):
-        sound[start : start + 200] += 0.5 * torch.randn(200, generator=torch.Generator().manual_seed(start)) * torch.linspace(1, 0, 200)
+        sound[start : start + 200] += (
+            0.5 * torch.randn(200, generator=torch.Generator().manual_seed(start)) * torch.linspace(1, 0, 200)
+        )
     return sound.clamp(-1, 1)[None]
 
 
@@ -59,7 +67,9 @@ def test_untile_undoes_tile_to_the_bit(clip, mel, mel_shape, image_shape, channe
 def test_untile_is_the_mean_of_a_block():
     frames = make()
     image = torch.randn(1, 1, 16, 256, 256, generator=torch.Generator().manual_seed(0))
-    expected = image[0, 0, 3, 254:256, 16:32].mean()  # the lowest band is the bottom block, column 1 the second
+    expected = image[
+        0, 0, 3, 254:256, 16:32
+    ].mean()  # the lowest band is the bottom block, column 1 the second
     torch.testing.assert_close(frames.untile(image)[0, 3, 0, 1], expected, atol=1e-6, rtol=0)
 
 
@@ -68,7 +78,9 @@ def test_a_tone_lights_its_band_and_low_is_at_the_bottom(hz):
     frames = make()
     mel = frames.encode(tone(hz))
     band = int(mel[0, 4:12].mean(dim=(0, 2)).argmax())
-    centre = float((frames._filters_MF[band] * torch.linspace(0, 8000, 257)).sum() / frames._filters_MF[band].sum())
+    centre = float(
+        (frames._filters_MF[band] * torch.linspace(0, 8000, 257)).sum() / frames._filters_MF[band].sum()
+    )
     assert abs(centre - hz) < max(40, 0.03 * hz)
     row = int(frames.tile(mel)[0, 0, 8].mean(dim=1).argmax())
     assert row // 2 == 127 - band
@@ -182,7 +194,9 @@ def test_pieces_are_added_where_they_begin(size, hop):
 def test_levels_follow_the_formula():
     frames = make()
     quiet, loud = (frames.encode(tone(1000, amplitude=amplitude))[0, 8].max() for amplitude in (0.01, 0.1))
-    torch.testing.assert_close(loud - quiet, torch.tensor(2 / 6), atol=1e-4, rtol=0)  # one decade of six, over a range of two
+    torch.testing.assert_close(
+        loud - quiet, torch.tensor(2 / 6), atol=1e-4, rtol=0
+    )  # one decade of six, over a range of two
 
 
 def test_a_click_lands_in_its_frame_and_column():
@@ -221,7 +235,9 @@ def test_decoding_does_not_depend_on_the_batch(transform):
     mel = frames.encode(sound)
     together = frames.decode(mel, [5, 6, 7])
     for index in range(3):
-        torch.testing.assert_close(together[index], frames.decode(mel[index : index + 1], [5 + index])[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            together[index], frames.decode(mel[index : index + 1], [5 + index])[0], atol=1e-5, rtol=0
+        )
     assert not torch.allclose(frames.decode(mel[:1], [8])[0], together[0], atol=1e-3)
 
 
@@ -232,7 +248,9 @@ def test_a_window_of_a_segment_has_the_segments_columns(transform, margin):
     segment = frames.encode(sound)[0, 20:36].permute(1, 0, 2).flatten(1)
     window = frames.encode(sound[:, 20 * 1600 : 36 * 1600])[0].permute(1, 0, 2).flatten(1)
     first, last = margin
-    torch.testing.assert_close(window[:, first : 256 - last], segment[:, first : 256 - last], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        window[:, first : 256 - last], segment[:, first : 256 - last], atol=1e-4, rtol=0
+    )
     if transform == "whole":  # what the edges cost: noise at full density, column 0 loses half of its window
         difference_decibels = (window - segment)[:, 0].abs().mean() * 60
         assert 1 < difference_decibels < 12
@@ -266,4 +284,6 @@ def test_resample_keeps_a_tone():
     time = torch.arange(44100) / 44100
     resampled = resample(torch.sin(2 * math.pi * 440 * time)[None], 44100, RATE)
     assert resampled.shape == (1, RATE)
-    torch.testing.assert_close(resampled[:, 200:-200], tone(440, samples=RATE, amplitude=1.0)[:, 200:-200], atol=5e-3, rtol=0)
+    torch.testing.assert_close(
+        resampled[:, 200:-200], tone(440, samples=RATE, amplitude=1.0)[:, 200:-200], atol=5e-3, rtol=0
+    )

@@ -169,9 +169,7 @@ def test_waiting_for_storage_is_not_time_for_decoding(monkeypatch):
     """It has a limit of its own."""
     watch = Watch(deadline_seconds=0.5)
     clock = iter([0.0, 0.4, 30.4, 30.6])
-    monkeypatch.setattr(
-        "proav.media.opening.time", SimpleNamespace(monotonic=lambda: next(clock))
-    )
+    monkeypatch.setattr("proav.media.opening.time", SimpleNamespace(monotonic=lambda: next(clock)))
     watch.start("a.mp4")
     watch.sign()
     watch.add(30.0)

@@ -308,9 +308,7 @@ def test_a_part_with_other_tracks_is_told(tmp_path, pieces, order):
     path.write_bytes(b"".join({"a": pieces["ts"][1], "b": Path(other).read_bytes()}[part] for part in order))
     segments, losses, _ = parts_of(path)
     assert seconds(segments) == (6.0 * order.count("a") if order[0] == "a" else 3.0)
-    (loss,) = (
-        losses  # FFmpeg knows the tracks of the beginning; how long later ones are nobody knows
-    )
+    (loss,) = losses  # FFmpeg knows the tracks of the beginning; how long later ones are nobody knows
     assert loss.reason == ("other_tracks" if loss.end_seconds is not None else "later_tracks")
     assert loss.end_seconds is None or 2.5 < loss.end_seconds - loss.start_seconds < 3.2
 

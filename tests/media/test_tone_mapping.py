@@ -31,7 +31,11 @@ def standard_code(nits) -> np.ndarray:
 def hlg_from_nits(nits: float) -> float:
     """The code of grey: BT.2100's inverse OOTF, then its OETF."""
     light = (nits / 1000) ** (1 / 1.2)
-    return float(np.sqrt(3 * light)) if light <= 1 / 12 else float(0.17883277 * np.log(12 * light - 0.28466892) + 0.55991073)
+    return (
+        float(np.sqrt(3 * light))
+        if light <= 1 / 12
+        else float(0.17883277 * np.log(12 * light - 0.28466892) + 0.55991073)
+    )
 
 
 def grey_frame(code: float, *, transfer: int, size=(32, 48), matrix=9) -> av.VideoFrame:
@@ -48,7 +52,9 @@ def test_pq_and_hlg_at_the_values_that_are_published():
     """SMPTE ST 2084, BT.2100, BT.2408: 58 % of PQ and 75 % of HLG are the reference white of 203 nits."""
     np.testing.assert_allclose(nits_from_pq([0, 1]), [0, 10000], atol=1e-9)
     np.testing.assert_allclose(pq_from_nits([100, 203, 1000]), [0.508078, 0.580689, 0.751827], atol=1e-6)
-    np.testing.assert_allclose(pq_from_nits(nits_from_pq(np.linspace(0, 1, 50))), np.linspace(0, 1, 50), atol=1e-6)
+    np.testing.assert_allclose(
+        pq_from_nits(nits_from_pq(np.linspace(0, 1, 50))), np.linspace(0, 1, 50), atol=1e-6
+    )
     np.testing.assert_allclose(scene_light_from_hlg([0, 0.5, 1]), [0, 1 / 12, 1], atol=1e-6)
     assert abs(1000 * float(scene_light_from_hlg(0.75)) ** 1.2 - 203) < 0.5
 
@@ -71,7 +77,9 @@ def test_a_grey_ramp_of_known_nits(transfer, code_of, fit):
     for nits in (0.0, 0.5, 2.0, 5.0, 10.0, 26.0, 50.0, 85.0, 120.0, 203.0, 400.0, 1000.0):
         picture = canvas.draw(grey_frame(float(code_of(nits)), transfer=transfer))[12:20].astype(int)
         assert np.ptp(picture) <= 1
-        step = float(standard_code(tone_curve(nits * 1.03)) - standard_code(tone_curve(nits))) if nits else 1.0  # 10 bits are no finer
+        step = (
+            float(standard_code(tone_curve(nits * 1.03)) - standard_code(tone_curve(nits))) if nits else 1.0
+        )  # 10 bits are no finer
         assert abs(picture.mean() - (standard_code(tone_curve(nits)) if nits else 0)) <= 1 + step
         assert picture.mean() > last
         last = picture.mean()
@@ -85,7 +93,10 @@ def test_colours_inside_bt709_keep_their_light():
 
 
 def test_what_is_brighter_than_the_peak_is_white_and_keeps_its_hue():
-    codes = np.round(65535 * pq_from_nits(np.array([[[4000.0, 4000.0, 4000.0], [9000.0, 900.0, 900.0], [900.0, 90.0, 90.0]]]))).astype(np.uint16)
+    codes = np.round(
+        65535
+        * pq_from_nits(np.array([[[4000.0, 4000.0, 4000.0], [9000.0, 900.0, 900.0], [900.0, 90.0, 90.0]]]))
+    ).astype(np.uint16)
     white, brightest, bright = to_standard_range(codes, PQ)[0].astype(int)
     assert (white == 255).all() and brightest[0] == 255 and np.abs(brightest - bright).max() <= 4
 
@@ -94,13 +105,19 @@ def test_what_is_brighter_than_the_peak_is_white_and_keeps_its_hue():
 def test_standard_range_is_untouched(transfer):
     """BT.709, unspecified, BT.601, and BT.2020 without high range."""
     frame = grey_frame(0.4, transfer=transfer, matrix=1)
-    assert np.abs(Canvas(height=32, width=32, fit="crop").draw(frame).astype(int) - round(0.4 * 255)).max() <= 1
+    assert (
+        np.abs(Canvas(height=32, width=32, fit="crop").draw(frame).astype(int) - round(0.4 * 255)).max() <= 1
+    )
 
 
 def test_files_carry_the_transfer(tmp_path):
     path = str(tmp_path / "film.mkv")
     with av.open(path, "w") as container:
-        video = container.add_stream("libx265", rate=10, options={"x265-params": "log-level=none:pools=none", "preset": "ultrafast", "crf": "10"})
+        video = container.add_stream(
+            "libx265",
+            rate=10,
+            options={"x265-params": "log-level=none:pools=none", "preset": "ultrafast", "crf": "10"},
+        )
         video.width, video.height, video.pix_fmt = 96, 64, "yuv420p10le"
         context = video.codec_context
         context.colorspace, context.color_range, context.color_trc, context.color_primaries = 9, 1, PQ, 9

@@ -171,8 +171,7 @@ def test_picture_and_sound_are_of_one_programme(tmp_path, programmes):
     assert about.sound_track == about.picture_track and abs(pitch(segment.audio) - hertz[number]) < 3
     assert (
         f"programme {number} is taken, there are others: {3 - number} (picture {2 - number}, sound "
-        f"{2 - number}), 3 (sound 2)"
-        in about.note
+        f"{2 - number}), 3 (sound 2)" in about.note
     )
     about, segment = read(path, picture_track=1)
     assert (about.picture_track, about.sound_track) == (1, 1) and abs(pitch(segment.audio) - 700) < 3

@@ -32,7 +32,9 @@ def test_class_hits():
 def test_class_divergence_is_that_of_the_softmax():
     generator = np.random.default_rng(0)
     made, real = generator.normal(size=(2, 3, 5))
-    assert class_divergence(made, real) == pytest.approx(entropy(softmax(real.mean(0)), softmax(made.mean(0))), rel=1e-9)
+    assert class_divergence(made, real) == pytest.approx(
+        entropy(softmax(real.mean(0)), softmax(made.mean(0))), rel=1e-9
+    )
     even, other = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
     assert class_divergence(other, even) == pytest.approx((np.log(2) + np.log(2 / 3)) / 2, rel=1e-12)
     assert class_divergence(made, made + 7.0) == pytest.approx(0, abs=1e-12)

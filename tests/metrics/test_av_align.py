@@ -7,7 +7,14 @@ import pytest
 
 from proav.errors import UserError
 from proav.metrics import av_align
-from proav.metrics.av_align import audio_onsets, from_events, matched_share, motion_strengths, paired_share, peak_times
+from proav.metrics.av_align import (
+    audio_onsets,
+    from_events,
+    matched_share,
+    motion_strengths,
+    paired_share,
+    peak_times,
+)
 
 RATE = 16_000
 
@@ -22,7 +29,9 @@ def clicks(times, seconds=2.0):
 
 def test_matchings_by_hand():
     onsets, peaks = [0.50, 0.55, 1.50], [0.52, 1.0]
-    assert matched_share(onsets, peaks, tolerance_seconds=0.1) == pytest.approx(2 / (3 + 2 - 2))  # both first onsets share a peak
+    assert matched_share(onsets, peaks, tolerance_seconds=0.1) == pytest.approx(
+        2 / (3 + 2 - 2)
+    )  # both first onsets share a peak
     assert paired_share(onsets, peaks, tolerance_seconds=0.1) == pytest.approx(1 / (3 + 2 - 1))
     assert matched_share([0.5], [0.625], tolerance_seconds=0.125) == 0  # nearer than, not as near as
     for share in (matched_share, paired_share):
@@ -38,7 +47,9 @@ def test_only_one_to_one_stays_below_one():
 
 
 def test_a_peak_is_strict_and_the_release_of_2025_leaves_out_faint_ones():
-    motion = np.array([0.0, 0.05, 0.0, 0.3, 0.3, 0.0, 0.1, 0.0])  # a faint peak, a plateau, a peak at the limit itself
+    motion = np.array(
+        [0.0, 0.05, 0.0, 0.3, 0.3, 0.0, 0.1, 0.0]
+    )  # a faint peak, a plateau, a peak at the limit itself
     assert peak_times(motion, 10).tolist() == [0.1, 0.6]
     assert peak_times(motion, 10, min_strength=av_align.MIN_MOTION).tolist() == [0.6]
     scores = from_events([0.1, 0.6], motion, fps=10)
@@ -58,8 +69,14 @@ def test_peaks_are_where_the_picture_moves_most():
     video = np.stack([np.roll(texture, offset, axis=1) for offset in offsets])
     assert peak_times(motion_strengths(video), 10).tolist() == [0.4, 0.9]
     sound = clicks([0.4, 0.9], seconds=1.2)
-    assert av_align.av_align(video, sound, fps=10, sample_rate=RATE) == {"av_align": 1, "av_align_one_to_one": 1}
-    assert av_align.av_align(video, np.zeros_like(sound), fps=10, sample_rate=RATE) == {"av_align": 0, "av_align_one_to_one": 0}
+    assert av_align.av_align(video, sound, fps=10, sample_rate=RATE) == {
+        "av_align": 1,
+        "av_align_one_to_one": 1,
+    }
+    assert av_align.av_align(video, np.zeros_like(sound), fps=10, sample_rate=RATE) == {
+        "av_align": 0,
+        "av_align_one_to_one": 0,
+    }
 
 
 def test_a_missing_library_is_told_with_what_to_type(monkeypatch):

@@ -18,7 +18,9 @@ def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says():
         generator = np.random.default_rng(trial)
         values = np.repeat(generator.normal(size=100), 4) + 0.1 * generator.normal(size=400)
         groups = source_groups([f"s{number // 4}" for number in range(400)])
-        interval = bootstrap_interval(lambda places, values=values: values[places].mean(), groups, num_resamples=200, seed=trial)
+        interval = bootstrap_interval(
+            lambda places, values=values: values[places].mean(), groups, num_resamples=200, seed=trial
+        )
         covered += interval.low <= 0 <= interval.high
     assert covered / num_trials == pytest.approx(0.95, abs=0.05)
 
@@ -38,7 +40,10 @@ def test_the_shift_that_draws_add_to_a_distance_is_taken_out():
     def distance(first, second):
         return frechet_distance(Moments.of(real[first]), Moments.of(fake[second]))
 
-    value, interval = distance(np.arange(300), np.arange(300)), bootstrap_interval(distance, *groups, num_resamples=200)
+    value, interval = (
+        distance(np.arange(300), np.arange(300)),
+        bootstrap_interval(distance, *groups, num_resamples=200),
+    )
     assert value > 0.05 and interval.low <= 0 < interval.high + 0.5 * value and interval.high < value
 
 
@@ -50,7 +55,9 @@ def _intervals_of_sources(statistic, *, num_trials=40, num_sources=50, width=12,
     for trial in range(num_trials):
         generator = np.random.default_rng(trial)
         centres = generator.normal(size=(2, num_sources, width))
-        first, second = np.sqrt(0.5) * (np.repeat(centres, 2, axis=1) + generator.normal(size=(2, 2 * num_sources, width)))
+        first, second = np.sqrt(0.5) * (
+            np.repeat(centres, 2, axis=1) + generator.normal(size=(2, 2 * num_sources, width))
+        )
         second = second + shift
 
         def of_draw(real, fake, first=first, second=second):
@@ -61,10 +68,17 @@ def _intervals_of_sources(statistic, *, num_trials=40, num_sources=50, width=12,
 
 def test_the_interval_of_a_kernel_distance_covers_the_truth():
     """Equal distributions, then k(x, y) = <x, y> / 12 whose distance is |shift|^2 / 12. Clips of one source left in, half the intervals lie below it."""
-    covered = np.mean([i.low <= 0 <= i.high for i in _intervals_of_sources(lambda f, s, sources: kernel_distance(f, s, sources=sources))])
+    covered = np.mean(
+        [
+            i.low <= 0 <= i.high
+            for i in _intervals_of_sources(lambda f, s, sources: kernel_distance(f, s, sources=sources))
+        ]
+    )
     assert covered >= 0.85
     linear = {"degree": 1, "coef0": 0.0}
-    found = _intervals_of_sources(lambda f, s, sources: kernel_distance(f, s, sources=sources, **linear), shift=0.5)
+    found = _intervals_of_sources(
+        lambda f, s, sources: kernel_distance(f, s, sources=sources, **linear), shift=0.5
+    )
     assert np.mean([i.low <= 0.25 <= i.high for i in found]) >= 0.85
     plain = _intervals_of_sources(lambda f, s, sources: kernel_distance(f, s))
     assert np.mean([interval.high < 0 for interval in plain]) > 0.4
@@ -87,21 +101,32 @@ def test_draws_that_the_statistic_refuses_give_no_interval_but_a_reason():
         return 0.0
 
     interval = bootstrap_interval(needs_fifteen, groups)
-    assert (interval.low, interval.high) == (None, None) and "draws of sources are too small: at least 15 clips" in interval.reason
+    assert (interval.low, interval.high) == (
+        None,
+        None,
+    ) and "draws of sources are too small: at least 15 clips" in interval.reason
 
 
 def test_a_draw_holds_two_sources_at_least():
     names = np.array(list("abcde"))
     numbers = []
-    bootstrap_interval(lambda places: float(numbers.append(len(set(names[places]))) or 0), source_groups(names), num_resamples=3000)
+    bootstrap_interval(
+        lambda places: float(numbers.append(len(set(names[places]))) or 0),
+        source_groups(names),
+        num_resamples=3000,
+    )
     assert min(numbers) == 2
 
 
 def test_paired_sets_draw_the_same_sources():
     values = np.random.default_rng(0).normal(size=50)
     groups = source_groups([str(number) for number in range(50)])
-    same = bootstrap_interval(lambda first, second: (values[first] - values[second]).mean(), groups, groups, paired=True)
-    apart = bootstrap_interval(lambda first, second: values[first].mean() - values[second].mean(), groups, groups)
+    same = bootstrap_interval(
+        lambda first, second: (values[first] - values[second]).mean(), groups, groups, paired=True
+    )
+    apart = bootstrap_interval(
+        lambda first, second: values[first].mean() - values[second].mean(), groups, groups
+    )
     assert same.low == same.high == 0 and apart.high - apart.low > 0.3
 
 
@@ -121,4 +146,7 @@ def test_seed_and_order():
 
 def test_few_sources_give_no_interval_but_a_reason():
     interval = bootstrap_interval(lambda places: 0.0, source_groups(["a", "b", "b"]))
-    assert (interval.low, interval.high) == (None, None) and "at least 5 sources, there are 2" in interval.reason
+    assert (interval.low, interval.high) == (
+        None,
+        None,
+    ) and "at least 5 sources, there are 2" in interval.reason

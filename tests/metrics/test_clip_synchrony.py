@@ -8,7 +8,15 @@ from proav.metrics.clip_synchrony import clip_synchrony
 from tests.tiny import tiny_config
 
 FPS, RATE, FRAMES = 10, 16_000, 16
-CONFIG = tiny_config("clip.fps=10", "clip.num_frames=16", "clip.height=64", "clip.width=64", "mel.num_bins=64", "mel.hop=100", "mdsa.plane_size=16")
+CONFIG = tiny_config(
+    "clip.fps=10",
+    "clip.num_frames=16",
+    "clip.height=64",
+    "clip.width=64",
+    "mel.num_bins=64",
+    "mel.hop=100",
+    "mdsa.plane_size=16",
+)
 
 
 def made_clip(seed, late_frames=0):
@@ -40,6 +48,9 @@ def test_it_falls_when_the_sound_is_late():
 
 def test_it_is_undefined_without_events():
     clip = made_clip(0)
-    silent, still = Clip(clip.video, np.zeros_like(clip.audio), FPS, RATE), Clip(np.full_like(clip.video, 90), clip.audio, FPS, RATE)
+    silent, still = (
+        Clip(clip.video, np.zeros_like(clip.audio), FPS, RATE),
+        Clip(np.full_like(clip.video, 90), clip.audio, FPS, RATE),
+    )
     short = Clip(clip.video[:8], clip.audio[: 8 * RATE // FPS], FPS, RATE)
     assert all(np.isnan(clip_synchrony(one, MelFrames(CONFIG))) for one in (silent, still, short))

@@ -40,7 +40,10 @@ class Given(torch.nn.Module):
 
 def test_frechet_distance_of_known_gaussians():
     """Commuting covariances: |m1 - m2|^2 + sum (sqrt(l) - sqrt(k))^2."""
-    first, second = moments([0, 0, 0], np.diag([4.0, 1.0, 0.0])), moments([1, 2, 0], np.diag([1.0, 9.0, 25.0]))
+    first, second = (
+        moments([0, 0, 0], np.diag([4.0, 1.0, 0.0])),
+        moments([1, 2, 0], np.diag([1.0, 9.0, 25.0])),
+    )
     assert frechet_distance(first, second) == pytest.approx(5 + 1 + 4 + 25, rel=1e-12)
     assert frechet_distance(second, first) == pytest.approx(35, rel=1e-12)
     turn = scipy.linalg.expm(np.array([[0, 1, 0.5], [-1, 0, 2], [-0.5, -2, 0]]))
@@ -51,7 +54,9 @@ def test_frechet_distance_of_known_gaussians():
 def test_frechet_distance_equals_scipys_square_root():
     first, second = Moments.of(draw(1, 300)), Moments.of(draw(2, 200, spread=1.5, shift=0.3))
     root = scipy.linalg.sqrtm(first.covariance @ second.covariance).real
-    expected = np.sum((first.mean - second.mean) ** 2) + np.trace(first.covariance + second.covariance - 2 * root)
+    expected = np.sum((first.mean - second.mean) ** 2) + np.trace(
+        first.covariance + second.covariance - 2 * root
+    )
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
 
 
@@ -60,7 +65,9 @@ def test_frechet_distance_equals_torchmetrics():
     metric = FrechetInceptionDistance(feature=Given(), input_img_size=(6,)).set_dtype(torch.float64)
     metric.update(torch.from_numpy(real), real=True)
     metric.update(torch.from_numpy(fake), real=False)
-    assert frechet_distance(Moments.of(real), Moments.of(fake)) == pytest.approx(metric.compute().item(), rel=1e-6)
+    assert frechet_distance(Moments.of(real), Moments.of(fake)) == pytest.approx(
+        metric.compute().item(), rel=1e-6
+    )
 
 
 def test_frechet_distance_of_any_rank_equals_that_of_centred_vectors():
@@ -84,7 +91,10 @@ def test_frechet_distance_of_few_vectors_stays_real():
 
 def test_moments_merge_to_those_of_the_whole():
     features = draw(3, 97)
-    whole, parts = Moments.of(features), [Moments.of(features[first : first + 10]) for first in range(0, 97, 10)]
+    whole, parts = (
+        Moments.of(features),
+        [Moments.of(features[first : first + 10]) for first in range(0, 97, 10)],
+    )
     merged = parts[0]
     for part in parts[1:]:
         merged = merged.merge(part)
@@ -94,7 +104,9 @@ def test_moments_merge_to_those_of_the_whole():
 
 
 def test_too_few_vectors_are_told_with_the_number_needed():
-    with pytest.raises(UserError, match="at least 22 feature vectors of each set .20 features., there are 21"):
+    with pytest.raises(
+        UserError, match="at least 22 feature vectors of each set .20 features., there are 21"
+    ):
         check_frechet_counts(Moments.of(draw(1, 21, 20)), Moments.of(draw(2, 50, 20)))
     check_frechet_counts(Moments.of(draw(1, 22, 20)), Moments.of(draw(2, 22, 20)))
 
@@ -103,9 +115,16 @@ def test_the_bias_is_what_samples_of_one_distribution_show():
     truth = moments(np.zeros(4), np.diag([4.0, 1.0, 0.5, 0.1]))
     generator, root = np.random.default_rng(0), np.sqrt(np.diag([4.0, 1.0, 0.5, 0.1]))
     found = [
-        frechet_distance(Moments.of(generator.normal(size=(150, 4)) @ root), Moments.of(generator.normal(size=(300, 4)) @ root)) for _ in range(600)
+        frechet_distance(
+            Moments.of(generator.normal(size=(150, 4)) @ root),
+            Moments.of(generator.normal(size=(300, 4)) @ root),
+        )
+        for _ in range(600)
     ]
-    expected, error = frechet_bias(truth, first_count=150, second_count=300), np.std(found) / np.sqrt(len(found))
+    expected, error = (
+        frechet_bias(truth, first_count=150, second_count=300),
+        np.std(found) / np.sqrt(len(found)),
+    )
     assert np.mean(found) == pytest.approx(expected, abs=4 * error + 0.03 * expected)
 
 
@@ -152,7 +171,9 @@ def test_kernel_distance_leaves_out_pairs_of_one_source():
     blocks = [np.kron(np.eye(count), np.ones((3, 3))) == 0 for count in (4, 3)]
     expected = whole[0][blocks[0]].mean() + whole[1][blocks[1]].mean() - 2 * whole[2].mean()
     assert kernel_distance(first, second, sources=sources) == pytest.approx(expected, rel=1e-9)
-    assert kernel_distance(first, first, sources=(sources[0], sources[0])) == pytest.approx(0, abs=1e-12)  # across the sets too
+    assert kernel_distance(first, first, sources=(sources[0], sources[0])) == pytest.approx(
+        0, abs=1e-12
+    )  # across the sets too
     names = [f"r{number}" for number in range(12)], [f"f{number}" for number in range(9)]
     assert kernel_distance(first, second, sources=names) == kernel_distance(first, second)
     with pytest.raises(UserError, match="at least 2 sources in each set, there is 1"):

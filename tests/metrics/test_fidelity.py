@@ -26,7 +26,9 @@ def test_trivial_pictures():
 def test_mel_error_in_decibels():
     mel = torch.zeros(1, 4, 8, 2)
     # The window 10^-5 .. 10^1 spans 120 dB over [-1, 1]: 0.1 is 6 dB.
-    assert mel_error_db(mel + 0.1, mel, floor_log10=-5, ceiling_log10=1).item() == pytest.approx(6.0, abs=1e-5)
+    assert mel_error_db(mel + 0.1, mel, floor_log10=-5, ceiling_log10=1).item() == pytest.approx(
+        6.0, abs=1e-5
+    )
 
 
 def test_mean_mel_is_steady_and_keeps_the_spectrum():

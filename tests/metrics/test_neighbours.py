@@ -6,7 +6,15 @@ from sklearn.neighbors import NearestNeighbors
 
 from proav.errors import UserError
 from proav.metrics import neighbours
-from proav.metrics.neighbours import copied_share, density_coverage, diversity, memorization, nearest_training, precision_recall, squared_distances
+from proav.metrics.neighbours import (
+    copied_share,
+    density_coverage,
+    diversity,
+    memorization,
+    nearest_training,
+    precision_recall,
+    squared_distances,
+)
 
 
 def draw(seed, count, *, shift=0.0):
@@ -27,7 +35,9 @@ def test_precision_and_recall_counted_on_a_line():
 def test_density_and_coverage_counted_on_a_line():
     fake = np.array([[2.0], [2.25], [40.0], [41.0]])
     density, coverage = density_coverage(LINE, fake, k=1)
-    assert density == pytest.approx((3 + 2 + 0 + 0) / 4)  # 2 lies within reach of 1, 2, 3; 2.25 within that of 2, 3
+    assert density == pytest.approx(
+        (3 + 2 + 0 + 0) / 4
+    )  # 2 lies within reach of 1, 2, 3; 2.25 within that of 2, 3
     assert coverage == pytest.approx(3 / 6)
 
 
@@ -49,7 +59,9 @@ def test_radii_are_scikit_learns():
 def test_diversity_of_a_triangle():
     assert diversity(np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])) == pytest.approx((3 + 4 + 5) / 3)
     assert diversity(np.full((4, 7), 1e6)) == pytest.approx(0, abs=1e-6)
-    assert diversity(np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]), sources=["a", "a", "b"]) == pytest.approx((4 + 5) / 2)
+    assert diversity(
+        np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]), sources=["a", "a", "b"]
+    ) == pytest.approx((4 + 5) / 2)
     with pytest.raises(UserError, match="at least 2 sources"):
         diversity(LINE, sources=["a"] * 6)
 
@@ -76,7 +88,12 @@ def test_blocks_change_nothing(monkeypatch):
     real, fake = draw(8, 70), draw(9, 50, shift=0.5)
 
     def everything():
-        return [*precision_recall(real, fake), *density_coverage(real, fake), diversity(real), *nearest_training(fake, real).distances]
+        return [
+            *precision_recall(real, fake),
+            *density_coverage(real, fake),
+            diversity(real),
+            *nearest_training(fake, real).distances,
+        ]
 
     whole = everything()
     monkeypatch.setattr(neighbours, "BLOCK_ROWS", 16)

@@ -27,7 +27,13 @@ SMALL_MDSA = {
 
 
 def _merge(base: dict, changes: dict) -> dict:
-    return {**base, **{key: _merge(base.get(key, {}), value) if isinstance(value, dict) else value for key, value in changes.items()}}
+    return {
+        **base,
+        **{
+            key: _merge(base.get(key, {}), value) if isinstance(value, dict) else value
+            for key, value in changes.items()
+        },
+    }
 
 
 @pytest.fixture
@@ -71,4 +77,6 @@ def open_gates():
 def clips():
     """(video_BCTHW, mel_BTMS) of three clips."""
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(3, 3, 8, 32, 32, generator=generator) * 2 - 1, torch.rand(3, 8, 16, 8, generator=generator) * 2 - 1
+    return torch.rand(3, 3, 8, 32, 32, generator=generator) * 2 - 1, torch.rand(
+        3, 8, 16, 8, generator=generator
+    ) * 2 - 1

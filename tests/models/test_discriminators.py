@@ -14,7 +14,10 @@ from proav.models.discriminators import (
 
 
 def test_hinge_losses_by_hand():
-    real, fake = [torch.tensor([2.0, 0.5]), torch.tensor([-1.0])], [torch.tensor([-2.0, 0.0]), torch.tensor([1.0])]
+    real, fake = (
+        [torch.tensor([2.0, 0.5]), torch.tensor([-1.0])],
+        [torch.tensor([-2.0, 0.0]), torch.tensor([1.0])],
+    )
     # first judge: (0 + 0.5) / 2 and (0 + 1) / 2, halved sum; second: 2 and 2
     assert hinge_discriminator_loss(real, fake).item() == pytest.approx((0.25 + 0.5) / 2 + (2 + 2) / 2)
     assert hinge_generator_loss(fake).item() == pytest.approx(1.0 - 1.0)

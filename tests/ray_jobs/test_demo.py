@@ -24,7 +24,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 def run(script: str, *words: str, check: int | None = 0) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "ray_jobs" / script), *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+        [sys.executable, str(ROOT / "ray_jobs" / script), *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     if check is not None:
         assert done.returncode == check, done.stdout[-3000:] + done.stderr[-6000:]
@@ -38,9 +43,15 @@ def finished(tmp_path_factory):
     splits = ["train", "train", "train", "validation"]
     listing.write_text(
         "path,labels,split\n"
-        + "".join(f"{ROOT}/examples/clips/{name},{'ab'[i % 2]},{split}\n" for i, (name, split) in enumerate(zip(CLIPS, splits, strict=True)))
+        + "".join(
+            f"{ROOT}/examples/clips/{name},{'ab'[i % 2]},{split}\n"
+            for i, (name, split) in enumerate(zip(CLIPS, splits, strict=True))
+        )
     )
-    words = [word for word in TINY if not word.startswith("name=")] + [f"data.listing={listing}", f"run_dir={folder}/run"]
+    words = [word for word in TINY if not word.startswith("name=")] + [
+        f"data.listing={listing}",
+        f"run_dir={folder}/run",
+    ]
     return folder / "run", words, run("demo.py", *words)
 
 
@@ -58,12 +69,16 @@ def test_every_file_of_the_contract_is_there(finished):
     ):
         assert (folder / name).is_file(), name
     for stage in ("mdsa", "stdit"):
-        latest = folder / stage / "checkpoints" / (folder / stage / "checkpoints" / "latest").read_text().strip()
+        latest = (
+            folder / stage / "checkpoints" / (folder / stage / "checkpoints" / "latest").read_text().strip()
+        )
         assert (latest / "checkpoint.json").is_file() and (latest / "ema.safetensors").is_file()
         lines = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
         assert [line["clips"] for line in lines] == [4, 8, 12, 16]
         assert all({"clips", "step", "loss", "clips_per_second", "seconds"} <= set(line) for line in lines)
-    assert list((folder / "data" / "segments").glob("*.parquet")) and list((folder / "latents").glob("*.parquet"))
+    assert list((folder / "data" / "segments").glob("*.parquet")) and list(
+        (folder / "latents").glob("*.parquet")
+    )
 
 
 def test_samples_play_with_picture_and_sound(finished):
@@ -81,7 +96,16 @@ def test_samples_play_with_picture_and_sound(finished):
 def test_numbers_carry_their_protocol(finished):
     metrics = json.loads((finished[0] / "eval" / "metrics.json").read_text())
     for part, names in (
-        ("reconstruction", ("psnr_db", "psnr_mean_colour_db", "psnr_temporal_mean_db", "mel_error_db", "mel_error_mean_mel_db")),
+        (
+            "reconstruction",
+            (
+                "psnr_db",
+                "psnr_mean_colour_db",
+                "psnr_temporal_mean_db",
+                "mel_error_db",
+                "mel_error_mean_mel_db",
+            ),
+        ),
         ("reconstruction", YARDSTICK_SCORES),
         ("stdit", ("loss", "loss_at_initialization")),
     ):
@@ -99,7 +123,9 @@ def test_the_checkpoint_alone_makes_the_same_clips(finished, tmp_path):
     shutil.copytree(folder / "stdit" / "checkpoints", tmp_path / "elsewhere")
     pipeline = SoundingVideoPipeline.from_checkpoint(str(tmp_path / "elsewhere" / "latest"))
     row = json.loads((folder / "samples" / "manifest.jsonl").read_text().splitlines()[0])
-    (clip,) = pipeline(1, label=row["label"], seed=row["seed"], steps=row["steps"], guidance_scale=row["guidance_scale"])
+    (clip,) = pipeline(
+        1, label=row["label"], seed=row["seed"], steps=row["steps"], guidance_scale=row["guidance_scale"]
+    )
     with av.open(str(folder / "samples" / row["path"])) as container:
         stored = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert abs(stored.astype(float) - clip.video[0]).mean() < 12  # the file went through H.264
@@ -107,12 +133,23 @@ def test_the_checkpoint_alone_makes_the_same_clips(finished, tmp_path):
 
 def test_a_second_run_changes_nothing_and_says_so(finished):
     folder, words, _ = finished
-    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".parquet", ".mp4", ".safetensors")}
+    kept = {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.suffix in (".parquet", ".mp4", ".safetensors")
+    }
     began = time.monotonic()
     again = run("demo.py", *words)
     assert time.monotonic() - began < 60
-    assert all(f"{stage}: done already" in again.stdout for stage in ("preprocess", "mdsa", "encode", "stdit", "generate", "evaluate")), again.stdout
-    assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".parquet", ".mp4", ".safetensors")}
+    assert all(
+        f"{stage}: done already" in again.stdout
+        for stage in ("preprocess", "mdsa", "encode", "stdit", "generate", "evaluate")
+    ), again.stdout
+    assert kept == {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.suffix in (".parquet", ".mp4", ".safetensors")
+    }
 
 
 def test_more_samples_are_added_to_those_there(finished):

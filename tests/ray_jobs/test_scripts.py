@@ -14,7 +14,12 @@ SCRIPTS = sorted(path.name for path in (ROOT / "ray_jobs").glob("*.py"))
 def run(script: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, str(ROOT / "ray_jobs" / script), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, str(ROOT / "ray_jobs" / script), *words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -25,14 +30,23 @@ def test_help_lists_the_settings(script):
 
 
 def test_dry_run_prints_settings_and_costs_and_leaves_nothing(tmp_path):
-    done = run("train.py", "--config", "configs/landscape.yaml", "--dry-run", f"run_dir={tmp_path}/run", "stage=mdsa")
+    done = run(
+        "train.py", "--config", "configs/landscape.yaml", "--dry-run", f"run_dir={tmp_path}/run", "stage=mdsa"
+    )
     assert done.returncode == 0, done.stderr
     assert "plane_size: 16" in done.stdout and "FLOP" in done.stdout and "parameters" in done.stdout.lower()
     assert not (tmp_path / "run").exists()
 
 
 def test_settings_may_stand_on_both_sides_of_options(tmp_path):
-    done = run("train.py", "seed=3", "--config", "configs/landscape.yaml", "--dry-run", f"run_dir=file://{tmp_path}/run")
+    done = run(
+        "train.py",
+        "seed=3",
+        "--config",
+        "configs/landscape.yaml",
+        "--dry-run",
+        f"run_dir=file://{tmp_path}/run",
+    )
     assert done.returncode == 0, done.stderr
     assert "seed: 3" in done.stdout and f"run_dir: {tmp_path}/run" in done.stdout
 
@@ -50,7 +64,9 @@ def test_settings_may_stand_on_both_sides_of_options(tmp_path):
 def test_a_mistake_is_told_without_a_traceback(words, said, tmp_path):
     done = run("train.py", *words, f"run_dir={tmp_path}/run")
     assert done.returncode == 2
-    assert said in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 2
+    assert (
+        said in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 2
+    )
     assert not (tmp_path / "run").exists()
 
 

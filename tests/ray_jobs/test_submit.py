@@ -41,13 +41,26 @@ def test_a_submitted_training_that_is_stopped_goes_on_by_address(tmp_path, bench
         done = subprocess.run(more, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert f"going on from {run_dir}/mdsa/checkpoints/clips-{saved:012d}" in done.stdout + done.stderr
-        wrong = subprocess.run(more, cwd=ROOT, env=environment | {"RAY_AUTH_TOKEN": "0" * 64}, capture_output=True, text=True, timeout=300)
+        wrong = subprocess.run(
+            more,
+            cwd=ROOT,
+            env=environment | {"RAY_AUTH_TOKEN": "0" * 64},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert wrong.returncode == 2 and "copy the head's ~/.ray/auth_token" in wrong.stderr.splitlines()[-1]
     assert [line["clips"] for line in bench.read_lines(metrics)] == list(range(4, saved + 9, 4))
-    assert not importlib.import_module("local_head").processes_of(head.folder) and not os.path.exists(head.folder)
+    assert not importlib.import_module("local_head").processes_of(head.folder) and not os.path.exists(
+        head.folder
+    )
 
 
 def test_what_is_uploaded_is_small_and_whole(bench, tmp_path):
     assert bench.upload_bytes() < 20e6
-    left_out = {line.strip("/\n") for line in (ROOT / ".rayignore").read_text().splitlines() if not line.startswith("#")}
+    left_out = {
+        line.strip("/\n")
+        for line in (ROOT / ".rayignore").read_text().splitlines()
+        if not line.startswith("#")
+    }
     assert not left_out & {"proav", "ray_jobs", "configs", "examples"}

@@ -76,26 +76,56 @@ def write_run(run, *, num_samples=3):
         write_mp4(run / "samples" / name, seed=index)
         label = HOSTILE if index == 0 else ["waterfall", "dog barking", "sea"][index % 3]
         settings = {"seed": 7, "task": "joint", "label": label, "steps": 30, "guidance_scale": 1.5}
-        lines.append(json.dumps({"index": index, "path": name, **settings, "checkpoint": "a1" * 32, "seconds": 1.6}))
+        lines.append(
+            json.dumps({"index": index, "path": name, **settings, "checkpoint": "a1" * 32, "seconds": 1.6})
+        )
     (run / "samples" / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     for index in range(2):
         write_mp4(run / "eval" / "reconstructions" / f"{index:03d}_real.mp4", seed=index)
         write_mp4(run / "eval" / "reconstructions" / f"{index:03d}_reconstructed.mp4", seed=index + 1)
     protocol = "held-out clips, one window each, EMA weights, float32"
     metrics = {
-        "protocol": {"mdsa_checkpoint": "a1" * 32, "stdit_checkpoint": None, "settings": {"split": "validation"}},
-        "reconstruction": {"psnr_db": 21.53, "psnr_mean_colour_db": 12.1, "mel_error_db": 6.2, "num_clips": 32, "protocol": protocol},
-        "stdit": {"loss": 0.71, "loss_at_initialization": 1.99, "protocol": protocol, "per_task": {"joint": 0.7, "a2v": 0.61}},
+        "protocol": {
+            "mdsa_checkpoint": "a1" * 32,
+            "stdit_checkpoint": None,
+            "settings": {"split": "validation"},
+        },
+        "reconstruction": {
+            "psnr_db": 21.53,
+            "psnr_mean_colour_db": 12.1,
+            "mel_error_db": 6.2,
+            "num_clips": 32,
+            "protocol": protocol,
+        },
+        "stdit": {
+            "loss": 0.71,
+            "loss_at_initialization": 1.99,
+            "protocol": protocol,
+            "per_task": {"joint": 0.7, "a2v": 0.61},
+        },
         "seeds": [0, 1],
     }
     (run / "eval" / "metrics.json").write_text(json.dumps(metrics))
     rng = np.random.default_rng(0)
     for stage, first in (("mdsa", 9.0), ("stdit", 2.0)):
         reports = [
-            {"clips": 64 * k, "step": 8 * k, "loss": first / k + 0.4, "mel": 3.0 / k, "clips_per_second": 21 + rng.random(), "device": "cpu"}
+            {
+                "clips": 64 * k,
+                "step": 8 * k,
+                "loss": first / k + 0.4,
+                "mel": 3.0 / k,
+                "clips_per_second": 21 + rng.random(),
+                "device": "cpu",
+            }
             for k in range(1, 80)
         ]
-        card = {"format": 1, "kind": stage, "clips": 5056, "hash": "a1" * 32, "versions": {"proav": "0.1.0", "torch": "2.13.0"}}
+        card = {
+            "format": 1,
+            "kind": stage,
+            "clips": 5056,
+            "hash": "a1" * 32,
+            "versions": {"proav": "0.1.0", "torch": "2.13.0"},
+        }
         folder = run / stage / "checkpoints" / "clips-000005056"
         folder.mkdir(parents=True)
         (run / stage / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
@@ -153,7 +183,9 @@ def test_page_is_whole_and_fetches_nothing(whole_run):
     for _, attributes in page.tags:
         for key in ("src", "href", "xlink:href", "srcset", "poster", "action"):
             assert not re.match(r"\s*(https?:)?//", attributes.get(key) or "", re.I)
-    assert "default-src 'none'" in next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv"))
+    assert "default-src 'none'" in next(
+        meta["content"] for meta in page.all("meta") if meta.get("http-equiv")
+    )
     assert not re.search(r"@import|url\(\s*['\"]?(?!#|['\"]?data:)", text)
     identities = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(identities) == len(set(identities))
@@ -259,10 +291,18 @@ def test_report_is_reproducible(whole_run):
 
 def test_metrics_of_a_restarted_run_count_once(tmp_path):
     (tmp_path / "metrics").mkdir()
-    rows = [{"clips": 100, "loss": 3.0, "clips_per_second": 10.0}, {"clips": 200, "loss": 2.0, "clips_per_second": 10.0}]
-    again = [{"clips": 200, "loss": 2.5, "clips_per_second": 20.0}, {"clips": 300, "loss": 1.0, "clips_per_second": 20.0}]
+    rows = [
+        {"clips": 100, "loss": 3.0, "clips_per_second": 10.0},
+        {"clips": 200, "loss": 2.0, "clips_per_second": 10.0},
+    ]
+    again = [
+        {"clips": 200, "loss": 2.5, "clips_per_second": 20.0},
+        {"clips": 300, "loss": 1.0, "clips_per_second": 20.0},
+    ]
     for part, part_rows in enumerate((rows, again)):
-        (tmp_path / "metrics" / f"part-{part:06d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part_rows))
+        (tmp_path / "metrics" / f"part-{part:06d}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in part_rows)
+        )
     run = read_metrics(str(tmp_path))
     assert run.series["loss"] == ([100, 200, 300], [3.0, 2.5, 1.0])
     assert run.seconds == pytest.approx(10 + 5 + 5)
@@ -271,9 +311,13 @@ def test_metrics_of_a_restarted_run_count_once(tmp_path):
 def test_mel_rows_match_the_filterbank():
     from proav.media.torchaudio import import_torchaudio
 
-    filters_FM = import_torchaudio().functional.melscale_fbanks(4001, 0.0, 8000.0, 64, 16000, norm="slaney", mel_scale="slaney")
+    filters_FM = import_torchaudio().functional.melscale_fbanks(
+        4001, 0.0, 8000.0, 64, 16000, norm="slaney", mel_scale="slaney"
+    )
     for band in (3, 20, 40, 60):
-        assert _mel_row(float(filters_FM[:, band].argmax()) * 2, 64, 0.0, 8000.0) == pytest.approx(band, abs=0.05)
+        assert _mel_row(float(filters_FM[:, band].argmax()) * 2, 64, 0.0, 8000.0) == pytest.approx(
+            band, abs=0.05
+        )
 
 
 def write_data(run, config, *, num_segments=5, dropped=None, copies=(0, 0)):
@@ -289,7 +333,11 @@ def write_data(run, config, *, num_segments=5, dropped=None, copies=(0, 0)):
         video = np.broadcast_to(rng.integers(0, 255, (1, 1, 1, 3)), shape).astype(np.uint8).copy()
         video[np.arange(frames), 20:36, 4 * np.arange(frames)] = 255
         content, offsets = encode_frames(video, codec="jpeg", quality=92)
-        audio = np.zeros(samples, np.int16) if index == 1 else (rng.standard_normal(samples) * 3000).astype(np.int16)
+        audio = (
+            np.zeros(samples, np.int16)
+            if index == 1
+            else (rng.standard_normal(samples) * 3000).astype(np.int16)
+        )
         name = HOSTILE if index == 0 else "sea"
         row = {
             "id": f"s{index}", "source": f"/videos/{name}.mp4", "source_id": f"source{index}", "label": name, "labels": [name],
@@ -307,14 +355,25 @@ def write_data(run, config, *, num_segments=5, dropped=None, copies=(0, 0)):
     for name in ("picture_hash", "sound_hash", "checksum"):
         rows[copies[1]][name] = rows[copies[0]][name]
     written = write_shard(shard, rows, SEGMENT_SCHEMA)
-    places = [{"shard": "part-00000.parquet", "row": number, "dropped": dropped.get(number, "")} for number in range(num_segments)]
-    thin = [place | {key: value for key, value in row.items() if key not in BULKY_COLUMNS} for place, row in zip(places, rows, strict=True)]
+    places = [
+        {"shard": "part-00000.parquet", "row": number, "dropped": dropped.get(number, "")}
+        for number in range(num_segments)
+    ]
+    thin = [
+        place | {key: value for key, value in row.items() if key not in BULKY_COLUMNS}
+        for place, row in zip(places, rows, strict=True)
+    ]
     (data / "index.parquet").write_bytes(index_bytes(pa.Table.from_pylist(thin, schema=INDEX_SCHEMA)))
     reject = {"id": "r", "source": f"/videos/{HOSTILE}.mp4", "source_id": "r"}
     reject |= {"start_seconds": 0.0, "end_seconds": 1.5}
     reject |= {"reason": "no_audio", "message": "there is no sound track"}
     write_shard(str(data / "rejects" / "part-00000.parquet"), [reject], REJECT_SCHEMA)
-    manifest = {"format": FORMAT, "labels": ["sea", HOSTILE], "shards": [written], "counts": {"segments": num_segments, "rejects": 1}}
+    manifest = {
+        "format": FORMAT,
+        "labels": ["sea", HOSTILE],
+        "shards": [written],
+        "counts": {"segments": num_segments, "rejects": 1},
+    }
     manifest["filters"] = FilterConfig(duplicates="near" if dropped else "keep").model_dump(mode="json")
     (data / "manifest.json").write_text(json.dumps(manifest))
 
@@ -325,13 +384,25 @@ def test_data_page_counts_and_shows(tmp_path):
     path = write_data_report(config)
     assert path == str(tmp_path / "data" / "report.html")
     page = Page((tmp_path / "data" / "report.html").read_text("utf-8"))
-    for words in ("5 segments of 5 sources", "10 seconds of picture", "1 segment of 1 source", "there is no sound track", HOSTILE):
+    for words in (
+        "5 segments of 5 sources",
+        "10 seconds of picture",
+        "1 segment of 1 source",
+        "there is no sound track",
+        HOSTILE,
+    ):
         assert words in page.text
-    facts = dict(re.findall(r"(Stored, silent|Stored, clipped sound|Files not found)[^0-9]*?(?:60 dB\) )?(\d+)", page.text))
+    facts = dict(
+        re.findall(
+            r"(Stored, silent|Stored, clipped sound|Files not found)[^0-9]*?(?:60 dB\) )?(\d+)", page.text
+        )
+    )
     assert facts == {"Stored, silent": "1", "Stored, clipped sound": "1", "Files not found": "0"}
     assert len(page.all("video")) == 5 and len(page.all("script")) == 1
     write_report(config)
-    assert "drawn from" not in Page((tmp_path / "report.html").read_text("utf-8")).text  # nothing is trained yet
+    assert (
+        "drawn from" not in Page((tmp_path / "report.html").read_text("utf-8")).text
+    )  # nothing is trained yet
 
 
 def test_data_page_tells_what_filters_leave_out(tmp_path):
@@ -354,7 +425,9 @@ def test_data_page_tells_what_filters_leave_out(tmp_path):
         assert words in page.text, words
     assert page.text.count("Play both, hear the one in use") == 2
     assert len(page.all("video")) == 4 + 3 + 2 * 2  # all in use, one of each reason, two pairs
-    row = re.search(r"Near copies, alike in picture and sound filters.duplicates near (\d+) near (\d+)", page.text)
+    row = re.search(
+        r"Near copies, alike in picture and sound filters.duplicates near (\d+) near (\d+)", page.text
+    )
     assert row and row.groups() == ("1", "1")
     write_data_report(config)
     assert (tmp_path / "data" / "report.html").read_text("utf-8") == text
@@ -370,12 +443,28 @@ def test_data_page_of_nothing_and_of_half(tmp_path):
     (tmp_path / "data" / "segments" / "part-00001.parquet").write_bytes(b"PAR1 cut off")
     write_data_report(config)
     words = Page((tmp_path / "data" / "report.html").read_text("utf-8")).text
-    assert "5 segments of 5 sources" in words and "part-00001.parquet" in words and "preprocessing has not finished" in words
+    assert (
+        "5 segments of 5 sources" in words
+        and "part-00001.parquet" in words
+        and "preprocessing has not finished" in words
+    )
 
 
 def test_values_for_people():
-    assert [number(value) for value in (3, 12345, 0.123456, 12345.67, float("nan"))] == ["3", "12,345", "0.1235", "12,345.7", "nan"]
-    assert [duration(value) for value in (4.2, 45, 130, 7200, 4 * 86400)] == ["4.2 seconds", "45 seconds", "2.2 minutes", "2 hours", "4 days"]
+    assert [number(value) for value in (3, 12345, 0.123456, 12345.67, float("nan"))] == [
+        "3",
+        "12,345",
+        "0.1235",
+        "12,345.7",
+        "nan",
+    ]
+    assert [duration(value) for value in (4.2, 45, 130, 7200, 4 * 86400)] == [
+        "4.2 seconds",
+        "45 seconds",
+        "2.2 minutes",
+        "2 hours",
+        "4 days",
+    ]
     assert metric_name("psnr_mean_colour_db") == ("PSNR mean colour", "dB")
     assert element("a", "<b>", href='"', data_left=None) == '<a href="&quot;">&lt;b&gt;</a>'
 
@@ -389,13 +478,24 @@ def test_a_browser_plays_every_video(whole_run, tmp_path):
     """The page as it is, with one script added that writes the players' states into the title."""
     browser = find_chromium()
     if browser is None:
-        pytest.skip("no Chromium on this machine; expected chromium, chromium-browser or google-chrome on PATH")
+        pytest.skip(
+            "no Chromium on this machine; expected chromium, chromium-browser or google-chrome on PATH"
+        )
     _, text, _ = whole_run
     probe = "document.title = 'states ' + [...document.querySelectorAll('video')].map(v => v.error ? 'error' : v.readyState).join(',')"
     text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text)
-    text = text.replace("</body>", f"<script>addEventListener('load', () => setTimeout(() => {{ {probe} }}, 3000))</script></body>")
+    text = text.replace(
+        "</body>",
+        f"<script>addEventListener('load', () => setTimeout(() => {{ {probe} }}, 3000))</script></body>",
+    )
     (tmp_path / "page.html").write_text(text, "utf-8")
-    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    words = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     words += ["--virtual-time-budget=8000", "--dump-dom", (tmp_path / "page.html").as_uri()]
     done = subprocess.run(words, capture_output=True, text=True, timeout=90)
     states = re.search(r"<title>states ([^<]*)</title>", done.stdout)

@@ -18,7 +18,12 @@ def test_a_resumed_curve_has_no_line_twice(tmp_path, place):
     assert [line["clips"] for line in read_metrics(folder)] == [10, 20, 30]
     log.write({"clips": 40, "loss": 2.0})
     log.flush()
-    assert [(line["clips"], line["loss"]) for line in read_metrics(folder)] == [(10, 1.0), (20, 1.0), (30, 1.0), (40, 2.0)]
+    assert [(line["clips"], line["loss"]) for line in read_metrics(folder)] == [
+        (10, 1.0),
+        (20, 1.0),
+        (30, 1.0),
+        (40, 2.0),
+    ]
     MetricsLog(folder, resume_clips=0)
     assert read_metrics(folder) == []
 

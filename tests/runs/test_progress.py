@@ -11,7 +11,12 @@ class Terminal(io.StringIO):
 
 
 def test_durations():
-    assert [duration(seconds) for seconds in (0.4, 59.4, 190, 19_200)] == ["0 s", "59 s", "3 min 10 s", "5 h 20 min"]
+    assert [duration(seconds) for seconds in (0.4, 59.4, 190, 19_200)] == [
+        "0 s",
+        "59 s",
+        "3 min 10 s",
+        "5 h 20 min",
+    ]
 
 
 def test_plain_lines_in_a_file():

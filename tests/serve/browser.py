@@ -39,8 +39,15 @@ def open_browser(binary: str, *, width: int = 1280, height: int = 900) -> Iterat
             "--no-first-run",
             "--disable-background-networking",
         ]
-        words += ["--remote-debugging-port=0", f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        words += [
+            "--remote-debugging-port=0",
+            f"--user-data-dir={profile}",
+            f"--window-size={width},{height}",
+            "about:blank",
+        ]
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         socket = None
         try:
             port, path = _wait_for_port(Path(profile) / "DevToolsActivePort", process)
@@ -93,7 +100,9 @@ class Tab:
         if method == "Network.requestWillBeSent":
             self.addresses.append(event["request"]["url"])
         elif method == "Runtime.consoleAPICalled" and event["type"] in ("error", "warning", "assert"):
-            self.problems.append(" ".join(str(part.get("value", part.get("description"))) for part in event["args"]))
+            self.problems.append(
+                " ".join(str(part.get("value", part.get("description"))) for part in event["args"])
+            )
         elif method == "Runtime.exceptionThrown":
             details = event["exceptionDetails"]
             self.problems.append(details.get("exception", {}).get("description", details["text"]))
@@ -106,7 +115,9 @@ class Tab:
 
     def evaluate(self, expression: str) -> Any:
         result = self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in result, result["exceptionDetails"].get("exception", {}).get("description")
+        assert "exceptionDetails" not in result, (
+            result["exceptionDetails"].get("exception", {}).get("description")
+        )
         return result["result"].get("value")
 
     def wait(self, expression: str, *, seconds: float = 20) -> Any:
@@ -136,18 +147,26 @@ class Tab:
         }})()""")
         assert not place["hit"], f"{selector} is covered by {place['hit'][:200]}"
         for kind in ("mousePressed", "mouseReleased"):
-            self.send("Input.dispatchMouseEvent", type=kind, x=place["x"], y=place["y"], button="left", clickCount=1)
+            self.send(
+                "Input.dispatchMouseEvent", type=kind, x=place["x"], y=place["y"], button="left", clickCount=1
+            )
 
     def press(self, key: str) -> None:
         code, text = KEYS[key]
         for kind in ("keyDown", "keyUp"):
             self.send(
-                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **({"text": text} if text and kind == "keyDown" else {})
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                windowsVirtualKeyCode=code,
+                **({"text": text} if text and kind == "keyDown" else {}),
             )
 
     def fill(self, selector: str, text: str) -> None:
         """Replaces what stands in a text field, as typing does."""
-        self.evaluate(f"(() => {{ const field = document.querySelector({json.dumps(selector)}); field.focus(); field.select(); }})()")
+        self.evaluate(
+            f"(() => {{ const field = document.querySelector({json.dumps(selector)}); field.focus(); field.select(); }})()"
+        )
         self.send("Input.insertText", text=text)
 
     def choose(self, selector: str, value: str) -> None:
@@ -173,9 +192,18 @@ class Tab:
 
     def screen(self, *, width: int, height: int, dark: bool = False, phone: bool = False) -> None:
         """Size in CSS pixels and colour scheme; nothing glides, so that what is clicked stands still."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.send("Emulation.setEmulatedMedia", features=[scheme, {"name": "prefers-reduced-motion", "value": "reduce"}])
+        self.send(
+            "Emulation.setEmulatedMedia",
+            features=[scheme, {"name": "prefers-reduced-motion", "value": "reduce"}],
+        )
 
     def screenshot(self, path: str, *, whole: bool = True) -> None:
         """A PNG of the page; `whole`: also of what lies below the fold."""

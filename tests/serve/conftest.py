@@ -46,11 +46,23 @@ class Server:
         """Where a Ray that was killed has left its address, at which nobody answers."""
         (self.ray_folder / "ray").mkdir()
         (self.ray_folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{free_port()}")
-        command = [str(Path(sys.executable).parent / "serve"), "run", "proav.serve:app", *(f"{key}={value}" for key, value in self.settings.items())]
+        command = [
+            str(Path(sys.executable).parent / "serve"),
+            "run",
+            "proav.serve:app",
+            *(f"{key}={value}" for key, value in self.settings.items()),
+        ]
         environment = os.environ | {"RAY_TMPDIR": str(self.ray_folder)}
         environment.pop("RAY_ADDRESS", None)
         with open(self.folder / "server.log", "a") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
@@ -127,9 +139,15 @@ def front(tiny_checkpoint, tiny_sampler, tmp_path):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, tiny_checkpoint):
     """The process behind `served`."""
-    limits = {"max_queued_jobs": 6, "max_upload_bytes": 2**20, "max_steps": 1000}  # a job of 1000 steps takes seconds
+    limits = {
+        "max_queued_jobs": 6,
+        "max_upload_bytes": 2**20,
+        "max_steps": 1000,
+    }  # a job of 1000 steps takes seconds
     limits |= {"frozen_seconds": 6, "pause_seconds": 5, "head_seconds": 4}
-    server = Server(tmp_path_factory.mktemp("server"), checkpoint=tiny_checkpoint, threads_per_replica=1, **limits)
+    server = Server(
+        tmp_path_factory.mktemp("server"), checkpoint=tiny_checkpoint, threads_per_replica=1, **limits
+    )
     yield server.start()
     server.stop()
 

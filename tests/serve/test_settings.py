@@ -10,8 +10,20 @@ from proav.serve.settings import read_settings
 
 
 def test_texts_of_a_command_line_equal_values_of_a_file():
-    texts = {"num_replicas": "[1, 3]", "use_gpu": "false", "max_batch_size": "4", "batch_wait_seconds": "0.5", "checkpoint": "s3://bucket/run"}
-    values = {"num_replicas": [1, 3], "use_gpu": False, "max_batch_size": 4, "batch_wait_seconds": 0.5, "checkpoint": "s3://bucket/run"}
+    texts = {
+        "num_replicas": "[1, 3]",
+        "use_gpu": "false",
+        "max_batch_size": "4",
+        "batch_wait_seconds": "0.5",
+        "checkpoint": "s3://bucket/run",
+    }
+    values = {
+        "num_replicas": [1, 3],
+        "use_gpu": False,
+        "max_batch_size": 4,
+        "batch_wait_seconds": 0.5,
+        "checkpoint": "s3://bucket/run",
+    }
     assert read_settings(texts) == read_settings(values)
     assert read_settings(texts).replica_range == (1, 3)
     names = ("clips.lan", "127.0.0.1", "::1")

@@ -13,12 +13,20 @@ from proav.config.reading import config_from_dict
 from proav.media.container import Clip, encode_clip, read_clip
 from proav.media.melframes import MelFrames
 from proav.signals.fingerprints import picture_hash, sound_hash
-from proav.signals.segment_scores import BLACK_LUMA, SCORE_FIELDS, reduce_pictures, segment_scores, shot_starts
+from proav.signals.segment_scores import (
+    BLACK_LUMA,
+    SCORE_FIELDS,
+    reduce_pictures,
+    segment_scores,
+    shot_starts,
+)
 from proav.signals.synchrony import synchrony
 
 RATE = 16000
 REAL_CLIPS = Path(os.environ.get("PROAV_REAL_CLIPS", "real-clips"))
-needs_real_clips = pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason=f"no folder {REAL_CLIPS}; PROAV_REAL_CLIPS names where the real clips are")
+needs_real_clips = pytest.mark.skipif(
+    not REAL_CLIPS.is_dir(), reason=f"no folder {REAL_CLIPS}; PROAV_REAL_CLIPS names where the real clips are"
+)
 
 
 def mel_of(sound_L, *, fps=10, hop=100):
@@ -41,7 +49,13 @@ def texture(seed, *, size=64, smooth=4):
 
 def shots(*lengths, seed=0, drift=1):
     """Shots of these many frames, each of another texture that moves `drift` pixels a frame."""
-    return np.stack([np.roll(texture(seed + number), drift * frame, axis=1) for number, length in enumerate(lengths) for frame in range(length)])
+    return np.stack(
+        [
+            np.roll(texture(seed + number), drift * frame, axis=1)
+            for number, length in enumerate(lengths)
+            for frame in range(length)
+        ]
+    )
 
 
 def starts_of(video, *, fps=10):
@@ -65,7 +79,8 @@ def test_levels_have_closed_forms():
 
 
 @pytest.mark.parametrize(
-    ("frames", "height", "width", "fps"), [(2, 16, 16, 1), (3, 33, 50, 60), (9, 90, 160, 25), (40, 17, 300, 8), (30, 600, 64, 60)]
+    ("frames", "height", "width", "fps"),
+    [(2, 16, 16, 1), (3, 33, 50, 60), (9, 90, 160, 25), (40, 17, 300, 8), (30, 600, 64, 60)],
 )
 def test_any_size_rate_and_length(frames, height, width, fps):
     rng = np.random.default_rng(0)
@@ -76,7 +91,9 @@ def test_any_size_rate_and_length(frames, height, width, fps):
     assert reduced.luma_TYX.mean() == pytest.approx((video.mean(axis=(0, 1, 2)) @ weights) / 255, abs=0.01)
     samples = frames * 12000 // fps
     mel = rng.uniform(-1, 1, (frames, 16, 4)).astype(np.float16)
-    scores = segment_scores(video, rng.uniform(-1, 1, samples).astype(np.float32), fps=fps, sample_rate=12000, mel_TMS=mel)
+    scores = segment_scores(
+        video, rng.uniform(-1, 1, samples).astype(np.float32), fps=fps, sample_rate=12000, mel_TMS=mel
+    )
     assert len(scores["picture_hash"]) == len(scores["sound_hash"]) == 32
     assert math.isnan(scores["sync"]) or -1 <= scores["sync"] <= 1
 
@@ -130,7 +147,14 @@ def test_what_looks_like_a_cut_is_none():
     brighter = shots(30, drift=0)
     brighter[15:] = brighter[15:] // 2 + 100
     fast = shots(30, drift=16)
-    for name, video in {"flash": flash, "lightning": lightning, "dissolve": dissolve, "fade": fade, "exposure": brighter, "motion": fast}.items():
+    for name, video in {
+        "flash": flash,
+        "lightning": lightning,
+        "dissolve": dissolve,
+        "fade": fade,
+        "exposure": brighter,
+        "motion": fast,
+    }.items():
         assert starts_of(video) == [], name
     assert starts_of(np.concatenate([flash, shots(20, seed=5)])) == [30]
 
@@ -166,7 +190,11 @@ def test_the_lag_of_the_sound_is_found(fps, late):
 def test_synchrony_is_undefined_without_events():
     video, sound = flashes_and_beeps()
     still, times = np.repeat(video[:1], len(video), axis=0), np.arange(len(sound)) / RATE
-    for pictures, heard in ((still, sound), (video, 0 * sound), (video, 0.3 * np.sin(2 * np.pi * 440 * times))):
+    for pictures, heard in (
+        (still, sound),
+        (video, 0 * sound),
+        (video, 0.3 * np.sin(2 * np.pi * 440 * times)),
+    ):
         scores = scores_of(pictures, heard)
         assert math.isnan(scores["sync"]) and math.isnan(scores["sync_lag"])
     assert math.isnan(scores_of(video[:6], sound[: 6 * RATE // 10])["sync"])
@@ -179,11 +207,20 @@ def bits_apart(one, other):
 def busy_clip(seed, *, seconds=4, size=96):
     """Textures that drift and noise whose bands swell, each seed its own."""
     rng = np.random.default_rng(seed)
-    ground, front = texture(seed, size=size, smooth=8).astype(float), texture(seed + 1000, size=size, smooth=16).astype(float)
+    ground, front = (
+        texture(seed, size=size, smooth=8).astype(float),
+        texture(seed + 1000, size=size, smooth=16).astype(float),
+    )
     share = 0.5 + 0.4 * np.sin(np.arange(10 * seconds) / 3 + seed)
-    video = np.stack([np.roll(mix * ground + (1 - mix) * front, frame // 2, axis=0) for frame, mix in enumerate(share)]).astype(np.uint8)
+    video = np.stack(
+        [np.roll(mix * ground + (1 - mix) * front, frame // 2, axis=0) for frame, mix in enumerate(share)]
+    ).astype(np.uint8)
     times = np.arange(seconds * RATE) / RATE
-    tones = [np.sin(2 * np.pi * rng.uniform(80, 7000) * times) * (1 + np.sin(2 * np.pi * rng.uniform(0.2, 2) * times + seed)) for _ in range(20)]
+    tones = [
+        np.sin(2 * np.pi * rng.uniform(80, 7000) * times)
+        * (1 + np.sin(2 * np.pi * rng.uniform(0.2, 2) * times + seed))
+        for _ in range(20)
+    ]
     sound = 0.01 * np.sum(tones, axis=0) + rng.normal(0, 0.005, len(times))
     return Clip(video, np.clip(sound, -1, 1).astype(np.float32), 10, RATE)
 
@@ -210,7 +247,13 @@ def test_fingerprints_ignore_black_bars_and_level_and_know_nothing_of_black_and_
     luma = reduce_pictures(clip.video).luma_TYX
     barred = np.zeros((len(clip.video), 192, 96, 3), np.uint8)
     barred[:, 48:144] = clip.video
-    assert bits_apart(picture_hash(luma, black=BLACK_LUMA), picture_hash(reduce_pictures(barred).luma_TYX, black=BLACK_LUMA)) < 20
+    assert (
+        bits_apart(
+            picture_hash(luma, black=BLACK_LUMA),
+            picture_hash(reduce_pictures(barred).luma_TYX, black=BLACK_LUMA),
+        )
+        < 20
+    )
     assert picture_hash(np.zeros((9, 32, 32), np.float32), black=BLACK_LUMA) == bytes(32)
     assert picture_hash(np.full((9, 32, 32), 0.5, np.float32), black=BLACK_LUMA) == bytes(32)
     mel = mel_of(clip.audio)
@@ -221,7 +264,13 @@ def test_fingerprints_ignore_black_bars_and_level_and_know_nothing_of_black_and_
 
 @needs_real_clips
 def test_cuts_of_real_clips():
-    expected = {"c034_": [68], "c039_": [64], "c056_tears-of-steel-battle-film-gunshots-music_d": [10, 42, 55, 60, 75], "c098_": [], "c000_": []}
+    expected = {
+        "c034_": [68],
+        "c039_": [64],
+        "c056_tears-of-steel-battle-film-gunshots-music_d": [10, 42, 55, 60, 75],
+        "c098_": [],
+        "c000_": [],
+    }
     for name, starts in expected.items():
         path = sorted(REAL_CLIPS.glob(f"{name}*"))[0]
         clip = read_clip(str(path), fps=10, sample_rate=RATE, height=64, width=64)
@@ -233,7 +282,9 @@ def test_synchrony_of_real_clips_falls_when_the_sound_is_shifted():
     names = ("c020", "c022", "c024", "c029", "c059", "c060", "c061", "c069", "c081", "c083", "c087", "c089")
     shifts, table = (0, 2, 4, 8), []
     for name in names:
-        clip = read_clip(str(sorted(REAL_CLIPS.glob(f"{name}_*"))[0]), fps=10, sample_rate=RATE, height=64, width=64)
+        clip = read_clip(
+            str(sorted(REAL_CLIPS.glob(f"{name}_*"))[0]), fps=10, sample_rate=RATE, height=64, width=64
+        )
         luma = reduce_pictures(clip.video).luma_TYX
         sounds = [np.roll(clip.audio, shift * RATE // 10) for shift in shifts]
         table.append([synchrony(luma, mel_of(sound), fps=10, shot_starts=[])[0] for sound in sounds])

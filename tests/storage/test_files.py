@@ -26,7 +26,9 @@ def test_write_read_list_delete(root):
     assert storage.read_text(storage.join(root, "a", "x.txt")) == "one"
     names = [path[len(root) :].strip("/") for path in storage.list_files(storage.join(root, "a"))]
     assert [name[name.index("a/") :] for name in names] == ["a/b/y.txt", "a/x.txt"]
-    assert storage.exists(storage.join(root, "a", "x.txt")) and not storage.exists(storage.join(root, "absent"))
+    assert storage.exists(storage.join(root, "a", "x.txt")) and not storage.exists(
+        storage.join(root, "absent")
+    )
     assert storage.list_files(storage.join(root, "absent")) == []
     storage.delete_folder(storage.join(root, "a"))
     assert not storage.exists(storage.join(root, "a", "x.txt"))

@@ -76,8 +76,7 @@ def test_whatever_the_setting(tmp_path, monkeypatch, word, fail):
     said = message_from(tmp_path, monkeypatch, [word], fail)
     assert (
         f"{word.replace('[', '').replace(']', '')} is seen from the folder where the command is typed, "
-        f"{tmp_path}"
-        in said
+        f"{tmp_path}" in said
     )
 
 

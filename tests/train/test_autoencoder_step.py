@@ -23,7 +23,9 @@ def build(*overrides):
 
 def random_batch(config, clips=4, first=0):
     clip, generator = ClipGeometry.from_config(config), torch.Generator().manual_seed(1)
-    video = torch.randint(0, 256, (clips, clip.num_frames, clip.height, clip.width, 3), generator=generator, dtype=torch.uint8)
+    video = torch.randint(
+        0, 256, (clips, clip.num_frames, clip.height, clip.width, 3), generator=generator, dtype=torch.uint8
+    )
     mel = torch.rand(clips, *clip.mel_shape, generator=generator) * 2 - 1
     return {"video": video, "mel": mel, "position": torch.arange(first, first + clips)}
 
@@ -35,15 +37,26 @@ def halves_of(batch):
 def test_discriminators_enter_at_their_clip_count():
     engine, step, config = build()
     before, after = (step.loss(engine, random_batch(config), clips).parts for clips in (7, 8))
-    assert set(after) - set(before) == {f"{name}_{term}" for name in ("video", "audio") for term in ("adversarial", "feature_matching")}
+    assert set(after) - set(before) == {
+        f"{name}_{term}" for name in ("video", "audio") for term in ("adversarial", "feature_matching")
+    }
     assert set(before) == {"video_l1", "video_gradient", "mel_l1", "mel_difference", "video_psnr"}
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
     engine, step, config = build()
     output, loss = step.loss(engine, random_batch(config), 8), config.mdsa.loss
-    weights = {"video_l1": loss.pixel, "video_gradient": loss.multi_scale_gradient, "mel_l1": loss.mel, "mel_difference": loss.mel_difference}
-    weights |= {f"{name}_{term}": getattr(loss, term) for name in ("video", "audio") for term in ("adversarial", "feature_matching")}
+    weights = {
+        "video_l1": loss.pixel,
+        "video_gradient": loss.multi_scale_gradient,
+        "mel_l1": loss.mel,
+        "mel_difference": loss.mel_difference,
+    }
+    weights |= {
+        f"{name}_{term}": getattr(loss, term)
+        for name in ("video", "audio")
+        for term in ("adversarial", "feature_matching")
+    }
     expected = sum(weight * output.parts[name][0] / output.parts[name][1] for name, weight in weights.items())
     torch.testing.assert_close(output.loss.detach(), expected.to(output.loss.dtype))
 
@@ -125,12 +138,24 @@ def test_the_autoencoders_pass_leaves_the_discriminators_alone_and_theirs_leaves
     engine.backward(step.loss(engine, random_batch(config), 8).loss)
     assert all(parameter.grad is None for parameter in step.discriminators.parameters())
     assert all(parameter.requires_grad for parameter in step.discriminators.parameters())
-    gradients = {name: parameter.grad.clone() for name, parameter in engine.module.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad.clone()
+        for name, parameter in engine.module.named_parameters()
+        if parameter.grad is not None
+    }
     before = {name: tensor.clone() for name, tensor in step.discriminators.state_dict().items()}
     step.backward_others(1)
     step.step_others()
-    assert all(torch.equal(gradients[name], parameter.grad) for name, parameter in engine.module.named_parameters() if name in gradients)
-    moved = [name for name, tensor in step.discriminators.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert all(
+        torch.equal(gradients[name], parameter.grad)
+        for name, parameter in engine.module.named_parameters()
+        if name in gradients
+    )
+    moved = [
+        name
+        for name, tensor in step.discriminators.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    ]
     assert (
         any(name.startswith("video.frame") for name in moved)
         and any(name.startswith("video.clip") for name in moved)
@@ -154,7 +179,9 @@ def test_discriminators_learn_to_tell():
         adversarial.append(step.loss(engine, random_batch(config), 8).parts["video_adversarial"][0].item())
         step.backward_others(1)
         step.step_others()
-    assert adversarial[-1] > adversarial[0] + 1  # the autoencoder's side of the hinge: its clips are seen through
+    assert (
+        adversarial[-1] > adversarial[0] + 1
+    )  # the autoencoder's side of the hinge: its clips are seen through
 
 
 def test_a_broken_discriminator_gradient_stops_before_its_optimizer():
@@ -183,7 +210,15 @@ def test_draws_belong_to_clips():
     assert torch.equal(draw_flow(0, positions[100:110], 0.1).to_video_B, flow.to_video_B[100:110])
     assert torch.bincount(frames_B).tolist() == pytest.approx([750] * 4, rel=0.12)
     cases = (
-        torch.stack([~flow.to_video_B & flow.to_audio_B, flow.to_video_B & ~flow.to_audio_B, ~flow.to_video_B & ~flow.to_audio_B]).double().mean(1)
+        torch.stack(
+            [
+                ~flow.to_video_B & flow.to_audio_B,
+                flow.to_video_B & ~flow.to_audio_B,
+                ~flow.to_video_B & ~flow.to_audio_B,
+            ]
+        )
+        .double()
+        .mean(1)
     )
     assert cases.tolist() == pytest.approx([0.1] * 3, abs=0.02)
     assert draw_flow(0, positions, 0.0).to_video_B.all() and draw_flow(0, positions, 0.0).to_audio_B.all()

@@ -12,7 +12,9 @@ def test_a_weight_halves_in_a_half_life():
 
 
 def test_early_averages_are_short():
-    assert ema_decay(batch_clips=10, clips=200, half_life_clips=1000, ramp_up=0.05) == pytest.approx(0.5)  # half-life 10 clips
+    assert ema_decay(batch_clips=10, clips=200, half_life_clips=1000, ramp_up=0.05) == pytest.approx(
+        0.5
+    )  # half-life 10 clips
     assert ema_decay(batch_clips=10, clips=10, half_life_clips=1000, ramp_up=0.0) == 0.0
 
 
@@ -29,7 +31,9 @@ def test_the_average_of_a_step_function_has_a_closed_form():
 def test_clips_count_not_steps():
     runs = []
     for batch in (5, 20):
-        average = ExponentialMovingAverage({"a": torch.zeros(1, dtype=torch.float64)}, half_life_clips=50, ramp_up=1e9)
+        average = ExponentialMovingAverage(
+            {"a": torch.zeros(1, dtype=torch.float64)}, half_life_clips=50, ramp_up=1e9
+        )
         for clips in range(batch, 101, batch):
             average.update({"a": torch.ones(1)}, clips=clips, batch_clips=batch)
         runs.append(average.shards["a"])

@@ -71,11 +71,15 @@ def test_fp16_overflows_skip_steps_until_the_scale_fits():
     assert not LossScale("bf16").after_step(overflow=True)
 
 
-@pytest.mark.parametrize(("fault", "reason"), [("poison", "the loss is not finite; loss nan"), ("steep", "the gradient norm is nan; loss 0")])
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("poison", "the loss is not finite; loss nan"), ("steep", "the gradient norm is nan; loss 0")],
+)
 def test_broken_numbers_stop_before_the_optimizer(tmp_path, fault, reason):
     bad_step = 6
     with pytest.raises(
-        NonFiniteError, match=rf"before optimizer step {bad_step + 1} \({bad_step * BATCH} clips seen\): {reason}.* on clip positions \[48, 49,"
+        NonFiniteError,
+        match=rf"before optimizer step {bad_step + 1} \({bad_step * BATCH} clips seen\): {reason}.* on clip positions \[48, 49,",
     ):
         run_toy(str(tmp_path), toy_train(checkpoint_every_clips=BATCH), **{fault: bad_step * BATCH + 3})
     assert load_checkpoint(str(tmp_path)).clips == bad_step * BATCH
@@ -144,13 +148,22 @@ def zero_stages_agree(folder, **settings):
         settings = settings | {"accumulation_steps": 1 if stage == 3 else 2}
         train = toy_train(engine="deepspeed", zero_stage=stage, **settings)
         lines, weights, average = run_toy(f"{folder}/{stage}", train)
-        again, weights_again, average_again = run_toy(f"{folder}/{stage}-again", train, resume=f"{folder}/{stage}/{HALF}")
-        _, converted, converted_average = run_toy(f"{folder}/{stage}-converted", train, resume=f"{folder}/torch/{HALF}")
+        again, weights_again, average_again = run_toy(
+            f"{folder}/{stage}-again", train, resume=f"{folder}/{stage}/{HALF}"
+        )
+        _, converted, converted_average = run_toy(
+            f"{folder}/{stage}-converted", train, resume=f"{folder}/torch/{HALF}"
+        )
         torch.testing.assert_close(losses(again), losses(lines)[4:], rtol=1e-12, atol=0)
         if dist.get_rank() == 0:
             assert_close(weights, weights_again, 0)
             assert_close(average, average_again, 0)
-            for result, name in ((weights, "model"), (average, "ema"), (converted, "model"), (converted_average, "ema")):
+            for result, name in (
+                (weights, "model"),
+                (average, "ema"),
+                (converted, "model"),
+                (converted_average, "ema"),
+            ):
                 assert_close(result, reference.weights(name), 1e-5)
 
 
@@ -165,7 +178,9 @@ def broken_numbers_stop_all(folder):
     for stage in (0, 2, 3):
         for fault in ("poison", "steep"):
             train = toy_train(engine="deepspeed", zero_stage=stage, checkpoint_every_clips=BATCH)
-            with pytest.raises(NonFiniteError, match=r"positions \[24, 25, 26, 27\]; .*positions \[28, 29, 30, 31\]"):
+            with pytest.raises(
+                NonFiniteError, match=r"positions \[24, 25, 26, 27\]; .*positions \[28, 29, 30, 31\]"
+            ):
                 run_toy(f"{folder}/{stage}{fault}", train, **{fault: 3 * BATCH + 6})
             assert load_checkpoint(f"{folder}/{stage}{fault}").clips == 3 * BATCH
 

@@ -18,14 +18,24 @@ def build(*overrides, random_weights=False):
     torch.manual_seed(0)
     model = STDiT(config, len(LABELS))
     shape = (6, config.mdsa.latent_channels)
-    step = GeneratorStep(config, num_labels=len(LABELS), latent_mean=torch.full(shape, MEAN).tolist(), latent_std=torch.full(shape, STD).tolist())
+    step = GeneratorStep(
+        config,
+        num_labels=len(LABELS),
+        latent_mean=torch.full(shape, MEAN).tolist(),
+        latent_std=torch.full(shape, STD).tolist(),
+    )
     return torch_engine(randomize(model, 3) if random_weights else model, config, "stdit"), step, config
 
 
 def random_batch(config, clips=8, first=0):
     shape, generator = LatentGeometry.from_config(config).stack_shape, torch.Generator().manual_seed(1)
     joint, lone = (torch.randn(clips, *shape, generator=generator) * STD + MEAN for _ in range(2))
-    return {"joint": joint, "lone": lone, "label": torch.arange(clips) % len(LABELS), "position": torch.arange(first, first + clips)}
+    return {
+        "joint": joint,
+        "lone": lone,
+        "label": torch.arange(clips) % len(LABELS),
+        "position": torch.arange(first, first + clips),
+    }
 
 
 def means(parts):
@@ -37,15 +47,21 @@ def test_an_untrained_model_has_the_loss_of_predicting_zero():
     output = step.loss(engine, random_batch(config, clips=64), 0)
     assert output.loss.item() == pytest.approx(step.process.zero_prediction_loss(), rel=0.02)
     parts = means(output.parts)
-    assert parts["video_loss"] == pytest.approx(2.0, rel=0.05) and parts["audio_loss"] == pytest.approx(2.0, rel=0.05)
-    counts = sum(output.parts[f"loss_noise_{bucket + 1}_of_{NOISE_BUCKETS}"][1] for bucket in range(NOISE_BUCKETS))
+    assert parts["video_loss"] == pytest.approx(2.0, rel=0.05) and parts["audio_loss"] == pytest.approx(
+        2.0, rel=0.05
+    )
+    counts = sum(
+        output.parts[f"loss_noise_{bucket + 1}_of_{NOISE_BUCKETS}"][1] for bucket in range(NOISE_BUCKETS)
+    )
     assert counts == output.parts["video_loss"][1] + output.parts["audio_loss"][1]
 
 
 def test_normalized_latents_have_mean_0_and_deviation_1():
     _, step, config = build()
     normalized = step.scale.normalize(random_batch(config, clips=64)["joint"])
-    assert normalized.mean().item() == pytest.approx(0, abs=0.02) and normalized.std().item() == pytest.approx(1, rel=0.02)
+    assert normalized.mean().item() == pytest.approx(
+        0, abs=0.02
+    ) and normalized.std().item() == pytest.approx(1, rel=0.02)
 
 
 def test_a_given_stream_enters_as_its_lone_planes_and_is_not_a_target():
@@ -64,7 +80,10 @@ def test_a_given_stream_enters_as_its_lone_planes_and_is_not_a_target():
 def test_the_loss_of_a_batch_is_the_mean_of_its_clips_alone():
     engine, step, config = build(random_weights=True)
     batch = random_batch(config)
-    alone = [step.loss(engine, {name: values[i : i + 1] for name, values in batch.items()}, 0).loss for i in range(8)]
+    alone = [
+        step.loss(engine, {name: values[i : i + 1] for name, values in batch.items()}, 0).loss
+        for i in range(8)
+    ]
     torch.testing.assert_close(step.loss(engine, batch, 0).loss, sum(alone) / 8)
 
 
@@ -74,5 +93,9 @@ def test_labels_are_dropped_by_clip():
     engine.forward = lambda noisy, times, told: seen.append(told.labels_B) or noisy
     batch = random_batch(config)
     step.loss(engine, batch, 0)
-    expected = torch.where(draw_tasks(config.seed, batch["position"], config).drop_label_B, len(LABELS), batch["label"])
-    assert torch.equal(seen[0], expected) and (expected == len(LABELS)).any() and (expected != len(LABELS)).any()
+    expected = torch.where(
+        draw_tasks(config.seed, batch["position"], config).drop_label_B, len(LABELS), batch["label"]
+    )
+    assert (
+        torch.equal(seen[0], expected) and (expected == len(LABELS)).any() and (expected != len(LABELS)).any()
+    )

@@ -33,12 +33,17 @@ def prepare(folder, stage, *overrides, damaged_segment=None):
     if stage == "mdsa":
         write_segments(config, damaged=damaged_segment)
     else:
-        write_latents(config, load_checkpoint(save_tiny_mdsa(f"{folder}/mdsa/checkpoints", config), kind="mdsa").hash)
+        write_latents(
+            config, load_checkpoint(save_tiny_mdsa(f"{folder}/mdsa/checkpoints", config), kind="mdsa").hash
+        )
     return config
 
 
 def curve(folder, stage):
-    return [{name: value for name, value in line.items() if name not in OF_THE_MACHINE} for line in read_metrics(f"{folder}/{stage}")]
+    return [
+        {name: value for name, value in line.items() if name not in OF_THE_MACHINE}
+        for line in read_metrics(f"{folder}/{stage}")
+    ]
 
 
 def interrupted_equals_uninterrupted(folder, overrides, stages=("mdsa", "stdit")):
@@ -51,7 +56,10 @@ def interrupted_equals_uninterrupted(folder, overrides, stages=("mdsa", "stdit")
             assert summary["clips"] == clips
         assert curve(config.run_folder, stage) == curve(whole.run_folder, stage)
         assert [line["clips"] for line in curve(config.run_folder, stage)] == [4, 8, 12, 16]
-        one, other = (load_checkpoint(f"{place.run_folder}/{stage}/checkpoints", kind=stage) for place in (whole, config))
+        one, other = (
+            load_checkpoint(f"{place.run_folder}/{stage}/checkpoints", kind=stage)
+            for place in (whole, config)
+        )
         assert one.files == other.files  # every file, by checksum
 
 
@@ -119,7 +127,9 @@ def test_models_whose_every_weight_is_sharded_train_as_on_one_worker(tmp_path):
 
 def test_another_batch_size_goes_on_with_the_next_clip(tmp_path, monkeypatch):
     seen, at = [], ClipFeed.at
-    monkeypatch.setattr(ClipFeed, "at", lambda feed, positions: seen.extend(positions.tolist()) or at(feed, positions))
+    monkeypatch.setattr(
+        ClipFeed, "at", lambda feed, positions: seen.extend(positions.tolist()) or at(feed, positions)
+    )
     for words in (("train.num_clips=8",), ("train.batch_size=2",)):
         train_worker(prepare(tmp_path, "mdsa", *TORCH, *words), "mdsa", device=CPU)
     assert seen == list(range(8)) + list(range(16))  # the linear planes' fit, once, then training
@@ -129,7 +139,9 @@ def test_a_crash_between_checkpoints_leaves_no_trace_in_the_curve(tmp_path):
     config = prepare(tmp_path, "mdsa", *TORCH)
     train_worker(config, "mdsa", device=CPU)
     expected = curve(tmp_path, "mdsa")
-    storage.delete_folder(f"{tmp_path}/mdsa/checkpoints/clips-000000000016")  # as if killed after the line at 16 clips, before its checkpoint
+    storage.delete_folder(
+        f"{tmp_path}/mdsa/checkpoints/clips-000000000016"
+    )  # as if killed after the line at 16 clips, before its checkpoint
     train_worker(config, "mdsa", device=CPU)
     assert curve(tmp_path, "mdsa") == expected
 
@@ -147,9 +159,17 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capfd):
 def test_a_generator_checkpoint_makes_clips_alone(tmp_path):
     config = prepare(tmp_path, "stdit", *TORCH)
     train_worker(config, "stdit", device=CPU)
-    mdsa, stdit = (load_checkpoint(f"{tmp_path}/{stage}/checkpoints", kind=stage) for stage in ("mdsa", "stdit"))
-    assert stdit.labels == LABELS and stdit.mdsa_hash == mdsa.hash and stdit.latent_std == ((0.5,) * config.mdsa.latent_channels,) * 6
-    assert all(torch.equal(tensor, stdit.weights("mdsa")[name]) for name, tensor in mdsa.weights("ema").items())
+    mdsa, stdit = (
+        load_checkpoint(f"{tmp_path}/{stage}/checkpoints", kind=stage) for stage in ("mdsa", "stdit")
+    )
+    assert (
+        stdit.labels == LABELS
+        and stdit.mdsa_hash == mdsa.hash
+        and stdit.latent_std == ((0.5,) * config.mdsa.latent_channels,) * 6
+    )
+    assert all(
+        torch.equal(tensor, stdit.weights("mdsa")[name]) for name, tensor in mdsa.weights("ema").items()
+    )
 
 
 def test_what_is_missing_is_told_with_the_command_to_type(tmp_path):
@@ -172,7 +192,9 @@ def test_latents_of_another_autoencoder_are_refused(tmp_path):
     (tmp_path / "latents/stats.json").write_text(json.dumps(stats | {"mdsa_checkpoint": "another"}))
     with pytest.raises(UserError, match="made by another MDSA checkpoint .*encode.py .*encode.replace=true"):
         train_worker(config, "stdit", device=CPU)
-    (tmp_path / "latents/stats.json").write_text(json.dumps(stats | {"std": [[0.25] * config.mdsa.latent_channels] * 6}))
+    (tmp_path / "latents/stats.json").write_text(
+        json.dumps(stats | {"std": [[0.25] * config.mdsa.latent_channels] * 6})
+    )
     with pytest.raises(CheckpointError, match="was trained on other latents than those in"):
         train_worker(config, "stdit", device=CPU)
 
@@ -197,8 +219,20 @@ def test_filters_that_change_are_told_and_their_latents_refused(tmp_path, capfd)
 @pytest.mark.ray
 def test_what_loads_the_batches_changes_nothing(tmp_path, ray_local):
     files = []
-    for name, words in (("none", ()), ("processes", ("train.loader_workers=1",)), ("actors", ("train.loader_workers=1", "train.loader=actors"))):
-        config = prepare(tmp_path / name, "mdsa", *TORCH, *words, "train.num_clips=8", "stage=mdsa", "train.augment_gain_db=6")
+    for name, words in (
+        ("none", ()),
+        ("processes", ("train.loader_workers=1",)),
+        ("actors", ("train.loader_workers=1", "train.loader=actors")),
+    ):
+        config = prepare(
+            tmp_path / name,
+            "mdsa",
+            *TORCH,
+            *words,
+            "train.num_clips=8",
+            "stage=mdsa",
+            "train.augment_gain_db=6",
+        )
         train_worker(config, "mdsa", device=CPU)
         files.append(load_checkpoint(f"{config.run_folder}/mdsa/checkpoints", kind="mdsa").files)
     assert files[0] == files[1] == files[2]

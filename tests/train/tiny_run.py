@@ -47,8 +47,14 @@ class RandomSegments:
         random = np.random.default_rng(number + (1000 if source.split == self.other_split else 0))
         video = random.integers(0, 256, (self.frames, clip.height, clip.width, 3), np.uint8)
         audio = random.integers(-9000, 9000, self.frames * clip.samples_per_frame).astype(np.float32) / 32767
-        row = segment_row(self.config, source, 0.0, Clip(video, audio, clip.fps, clip.sample_rate), self.mel_frames)
-        yield row | {"shot_starts": self.shots} | ({"video": row["video"][:100]} if number == self.damaged else {})
+        row = segment_row(
+            self.config, source, 0.0, Clip(video, audio, clip.fps, clip.sample_rate), self.mel_frames
+        )
+        yield (
+            row
+            | {"shot_starts": self.shots}
+            | ({"video": row["video"][:100]} if number == self.damaged else {})
+        )
 
 
 def write_segments(
@@ -63,7 +69,10 @@ def write_segments(
     """Random segments as a finished data set, their splits in turn; the frames of segment `damaged` are cut off."""
     data_dir = storage.join(config.run_folder, "data")
     sources = tuple(
-        SourceRow(f"source-{n}", f"{n}.mp4", f"{n}.mp4", LABELS[n % 2], (LABELS[n % 2],), splits[n % len(splits)]) for n in range(NUM_SEGMENTS)
+        SourceRow(
+            f"source-{n}", f"{n}.mp4", f"{n}.mp4", LABELS[n % 2], (LABELS[n % 2],), splits[n % len(splits)]
+        )
+        for n in range(NUM_SEGMENTS)
     )
     decoder = RandomSegments(config, damaged=damaged, frames=frames, shots=shots, other_split=other_split)
     record = process_unit(config, data_dir, WorkUnit("000000", sources), decoder)

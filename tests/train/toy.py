@@ -66,8 +66,12 @@ class ToyStep:
         errors_B = (outputs_BO - batch["inputs"][:, :3].sin()).square().mean(1)
         poisoned_B = torch.isin(batch["position"], torch.tensor(self.poison))
         errors_B = torch.where(poisoned_B, torch.full_like(errors_B, float("nan")), errors_B)
-        slope_B = torch.where(batch["position"] == self.steep, outputs_BO[:, 0] * 0, torch.ones(len(outputs_BO)))
-        errors_B = errors_B + slope_B.sqrt() - slope_B.detach().sqrt()  # zero, with an infinite derivative at zero
+        slope_B = torch.where(
+            batch["position"] == self.steep, outputs_BO[:, 0] * 0, torch.ones(len(outputs_BO))
+        )
+        errors_B = (
+            errors_B + slope_B.sqrt() - slope_B.detach().sqrt()
+        )  # zero, with an infinite derivative at zero
         return StepOutput(errors_B.mean(), {"error": mean_part(errors_B)})
 
     def backward_others(self, accumulation_steps):
@@ -91,7 +95,9 @@ def toy_batches(start_step: int, rank: int = 0, world: int = 1):
     share, step = BATCH // world, start_step
     while True:
         positions = torch.arange(step * BATCH + rank * share, step * BATCH + (rank + 1) * share)
-        inputs = torch.stack([torch.randn(7, generator=torch.Generator().manual_seed(int(position))) for position in positions])
+        inputs = torch.stack(
+            [torch.randn(7, generator=torch.Generator().manual_seed(int(position))) for position in positions]
+        )
         yield {"inputs": inputs, "position": positions}
         step += 1
 
@@ -103,11 +109,17 @@ def run_toy(folder: str, train: TrainConfig, *, resume: str | None = None, asked
     model, checkpoint = ToyModel(), load_checkpoint(resume) if resume else None
     if checkpoint:
         model.load_state_dict(checkpoint.weights("model"))
-    engine = make_engine(model, train, device=torch.device("cpu"), micro_batch=BATCH // world // train.accumulation_steps)
-    average = ExponentialMovingAverage(engine.shards(), half_life_clips=train.ema_half_life_clips, ramp_up=train.ema_ramp_up)
+    engine = make_engine(
+        model, train, device=torch.device("cpu"), micro_batch=BATCH // world // train.accumulation_steps
+    )
+    average = ExponentialMovingAverage(
+        engine.shards(), half_life_clips=train.ema_half_life_clips, ramp_up=train.ema_ramp_up
+    )
     step, lines = ToyStep(**faults), []
     state = load_training(checkpoint, engine, average, step) if checkpoint else LoopState()
-    save = lambda state: save_training(folder, engine, average, step, state, kind="mdsa", config=Config(), keep=train.keep_checkpoints)
+    save = lambda state: save_training(
+        folder, engine, average, step, state, kind="mdsa", config=Config(), keep=train.keep_checkpoints
+    )
     batches = toy_batches(state.step, rank, world)
     run_loop(step, batches, engine, average, state, report=lines.append, save=save, asked=asked)
     if train.engine == "deepspeed" and train.zero_stage == 3:
@@ -128,11 +140,18 @@ def assert_sharded(module: nn.Module) -> None:
 def on_workers(world: int, function, *arguments) -> None:
     """Runs function(*arguments) in `world` processes that form a gloo group; an error in one is raised here."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_enter, args=(world, str(Path(folder, "store")), function, arguments), nprocs=world)
+        multiprocessing.spawn(
+            _enter, args=(world, str(Path(folder, "store")), function, arguments), nprocs=world
+        )
 
 
 def _enter(rank: int, world: int, store: str, function, arguments) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DS_ACCELERATOR": "cpu"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "DS_ACCELERATOR": "cpu",
+    }
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:

@@ -65,16 +65,22 @@ class Feed(ABC):
         loader_workers: processes or Ray actors (`loader`) that prepare batches ahead; 0 prepares each when it is asked for, in this process.
         Closing the iterator ends them. Raises RuntimeError where one of them is killed: a process at once, an actor if its successors are too.
         """
-        self.positions(start_step, rank=rank, world=world)  # a wrong split is told here, not in a worker process
+        self.positions(
+            start_step, rank=rank, world=world
+        )  # a wrong split is told here, not in a worker process
         if loader_workers == 0:
             return (self.batch(step, rank=rank, world=world) for step in itertools.count(start_step))
         if loader == "actors":
             from proav.data.feeds.remote_feed import actor_batches
 
-            return actor_batches(self, start_step, rank=rank, world=world, num_actors=loader_workers, pin_memory=pin_memory)
+            return actor_batches(
+                self, start_step, rank=rank, world=world, num_actors=loader_workers, pin_memory=pin_memory
+            )
         return self._from_processes(start_step, rank, world, loader_workers, pin_memory)
 
-    def _from_processes(self, start_step: int, rank: int, world: int, loader_workers: int, pin_memory: bool) -> Iterator[dict]:
+    def _from_processes(
+        self, start_step: int, rank: int, world: int, loader_workers: int, pin_memory: bool
+    ) -> Iterator[dict]:
         loader = torch.utils.data.DataLoader(
             _Steps(self, rank, world),
             sampler=_CountFrom(start_step),
@@ -137,7 +143,9 @@ class ClipFeed(Feed):
         self.store, self.num_frames, self.split = SegmentStore(data_dir), config.clip.num_frames, split
         self.seed, self.batch_size, self.with_audio = seed, batch_size, with_audio
         check_fits(self.store, config)
-        self.segments, self.first_frames, self.frames = self.store.stretches(split=split, num_frames=self.num_frames)
+        self.segments, self.first_frames, self.frames = self.store.stretches(
+            split=split, num_frames=self.num_frames
+        )
         if not len(self.segments):
             raise UserError(_no_clips(self.store, split, self.num_frames))
         self.slots_per_stretch = self.frames // self.num_frames
@@ -184,12 +192,17 @@ class ClipFeed(Feed):
         indices, starts = self.windows(positions)
         want = ("video", "mel", "audio") if self.with_audio else ("video", "mel")
         windows = [
-            self.store.window(index, start, self.num_frames, want=want) for index, start in zip(indices.tolist(), starts.tolist(), strict=True)
+            self.store.window(index, start, self.num_frames, want=want)
+            for index, start in zip(indices.tolist(), starts.tolist(), strict=True)
         ]
         decibels = np.zeros(len(positions), np.float32)
         if self.louder:
-            decibels = self.louder.draw(self.seed, positions, self.store.index.column("peak").take(indices).to_numpy())
-            for window, index, start, gain in zip(windows, indices.tolist(), starts.tolist(), decibels.tolist(), strict=True):
+            decibels = self.louder.draw(
+                self.seed, positions, self.store.index.column("peak").take(indices).to_numpy()
+            )
+            for window, index, start, gain in zip(
+                windows, indices.tolist(), starts.tolist(), decibels.tolist(), strict=True
+            ):
                 window |= self.louder.sound(self.store, index, start, self.num_frames, gain)
         if self.pitch:
             bins = pitches(self.seed, positions, self.pitch).tolist()
@@ -222,12 +235,27 @@ class LatentFeed(Feed):
     """
 
     def __init__(
-        self, latents_dir: str, *, labels: Sequence[str], split: str = "train", seed: int = 0, batch_size: int = 1, cache_bytes: int = 1 << 30
+        self,
+        latents_dir: str,
+        *,
+        labels: Sequence[str],
+        split: str = "train",
+        seed: int = 0,
+        batch_size: int = 1,
+        cache_bytes: int = 1 << 30,
     ) -> None:
-        self.latents_dir, self.split, self.seed, self.batch_size, self.labels = latents_dir, split, seed, batch_size, tuple(labels)
+        self.latents_dir, self.split, self.seed, self.batch_size, self.labels = (
+            latents_dir,
+            split,
+            seed,
+            batch_size,
+            tuple(labels),
+        )
         files = [path for path in storage.list_files(latents_dir) if path.endswith(".parquet")]
         if not files:
-            raise UserError(f"no latents in {latents_dir}; run: python ray_jobs/encode.py --config FILE, with the same run_dir")
+            raise UserError(
+                f"no latents in {latents_dir}; run: python ray_jobs/encode.py --config FILE, with the same run_dir"
+            )
         columns = ["id", "source_id", "label", "split", "start_frame", "flipped"]
         names, rows, tables = [], [], []
         for path in files:
@@ -240,7 +268,9 @@ class LatentFeed(Feed):
         self.shard_numbers = np.repeat(np.arange(len(names)), [len(keep) for keep in rows])
         self.index = pa.concat_tables(tables)
         if not len(self.row_numbers):
-            raise UserError(f"{latents_dir} has no clips to use in the split {split} (no windows); check data.validation_fraction and the listing")
+            raise UserError(
+                f"{latents_dir} has no clips to use in the split {split} (no windows); check data.validation_fraction and the listing"
+            )
         self.label_indices = label_indices(self.index.column("label"), self.labels)
         self.reader = RowReader(latents_dir, cache_bytes=cache_bytes)
         self.order = EpochOrder(seed, len(self.row_numbers))
@@ -257,11 +287,20 @@ class LatentFeed(Feed):
         """The stored windows with these numbers, 0 .. len - 1 in order of file and row, without the shuffled order of training."""
         indices = np.asarray(indices, np.int64)
         stored = [
-            self.reader.read(self.names[self.shard_numbers[index]], int(self.row_numbers[index]), ("joint", "lone", "shape")) for index in indices
+            self.reader.read(
+                self.names[self.shard_numbers[index]],
+                int(self.row_numbers[index]),
+                ("joint", "lone", "shape"),
+            )
+            for index in indices
         ]
 
         def stack(name: str) -> torch.Tensor:
-            return torch.from_numpy(np.stack([np.frombuffer(row[name], np.float16).reshape(row["shape"]) for row in stored]).astype(np.float32))
+            return torch.from_numpy(
+                np.stack(
+                    [np.frombuffer(row[name], np.float16).reshape(row["shape"]) for row in stored]
+                ).astype(np.float32)
+            )
 
         taken = self.index.take(indices)
         return {
@@ -275,7 +314,9 @@ class LatentFeed(Feed):
         }
 
 
-def evaluation_windows(store: SegmentStore, config: Config, *, split: str, max_clips: int) -> list[tuple[int, int]]:
+def evaluation_windows(
+    store: SegmentStore, config: Config, *, split: str, max_clips: int
+) -> list[tuple[int, int]]:
     """(segment index, start frame) of the split's windows of T frames that do not overlap, in fixed order, of what the filters leave in use.
 
     Of n windows at most `max_clips` are taken, evenly spread: number floor(i * n / m). Raises UserError where the split has none.
@@ -291,7 +332,10 @@ def evaluation_windows(store: SegmentStore, config: Config, *, split: str, max_c
     numbers = np.arange(count) * total // count
     owners = np.searchsorted(np.cumsum(counts), numbers, side="right")
     ordinals = numbers - (np.cumsum(counts) - counts)[owners]
-    return [(int(segments[owner]), int(first_frames[owner] + ordinal * frames)) for owner, ordinal in zip(owners, ordinals, strict=True)]
+    return [
+        (int(segments[owner]), int(first_frames[owner] + ordinal * frames))
+        for owner, ordinal in zip(owners, ordinals, strict=True)
+    ]
 
 
 def check_fits(store: SegmentStore, config: Config) -> None:
@@ -307,8 +351,12 @@ def check_fits(store: SegmentStore, config: Config) -> None:
                 f"write {key}={kept}, or prepare the data again in another run_dir=DIR"
             )
     given, kept = config.filters.model_dump(mode="json"), store.manifest["filters"]
-    differing = [f"filters.{key}={kept[key]} there, {value} now" for key, value in given.items() if value != kept[key]]
-    if config.filters != FilterConfig() and differing:  # a configuration that names no filters takes the data as it is
+    differing = [
+        f"filters.{key}={kept[key]} there, {value} now" for key, value in given.items() if value != kept[key]
+    ]
+    if (
+        config.filters != FilterConfig() and differing
+    ):  # a configuration that names no filters takes the data as it is
         raise UserError(
             f"{store.data_dir} was filtered otherwise ({', '.join(differing)}); run ray_jobs/preprocess.py with the same run_dir "
             "and these filters, which decodes nothing again, or leave them out"

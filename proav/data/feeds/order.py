@@ -57,7 +57,15 @@ class EpochOrder:
         return self._permutations[epoch]
 
 
-def slot_starts(seed: int, epochs: np.ndarray, slots: np.ndarray, *, ordinals: np.ndarray, counts: np.ndarray, choices: np.ndarray) -> np.ndarray:
+def slot_starts(
+    seed: int,
+    epochs: np.ndarray,
+    slots: np.ndarray,
+    *,
+    ordinals: np.ndarray,
+    counts: np.ndarray,
+    choices: np.ndarray,
+) -> np.ndarray:
     """int64 [n]: the start drawn for each slot in its epoch.
 
     A segment with `choices` possible starts and `counts` slots is cut into that many equal strata; slot number k draws uniformly from the k-th:

@@ -24,21 +24,35 @@ WAIT_SECONDS = 30.0
 """How long the actors may take to start before it is said what is waited for."""
 
 
-def actor_batches(feed: Feed, start_step: int, *, rank: int, world: int, num_actors: int, pin_memory: bool = False) -> Iterator[dict]:
+def actor_batches(
+    feed: Feed, start_step: int, *, rank: int, world: int, num_actors: int, pin_memory: bool = False
+) -> Iterator[dict]:
     """Batches of start_step, start_step + 1, ... of this rank without end, in order; closing the iterator ends the actors.
 
     Raises UserError where Ray is not running, RuntimeError where a batch kills every actor that prepares it.
     """
     if not ray.is_initialized():
-        raise UserError("train.loader=actors needs Ray, which is not running here; write train.loader=processes")
+        raise UserError(
+            "train.loader=actors needs Ray, which is not running here; write train.loader=processes"
+        )
     return _in_order(feed, start_step, rank, world, num_actors, pin_memory)
 
 
-def _in_order(feed: Feed, start_step: int, rank: int, world: int, num_actors: int, pin_memory: bool) -> Iterator[dict]:
+def _in_order(
+    feed: Feed, start_step: int, rank: int, world: int, num_actors: int, pin_memory: bool
+) -> Iterator[dict]:
     # SPREAD also leaves a training worker's own bundle of resources, in which there is no room.
-    options = {"num_cpus": 1, "num_gpus": 0, "scheduling_strategy": "SPREAD", "max_restarts": -1, "max_task_retries": MAX_DEATHS - 1}
+    options = {
+        "num_cpus": 1,
+        "num_gpus": 0,
+        "scheduling_strategy": "SPREAD",
+        "max_restarts": -1,
+        "max_task_retries": MAX_DEATHS - 1,
+    }
     stored = [ray.put(pickle.dumps(feed))]  # in a list: an actor fetches it itself, once, its successor again
-    actors = [_Preparer.options(**options).remote() for _ in range(num_actors)]  # they end when this generator does
+    actors = [
+        _Preparer.options(**options).remote() for _ in range(num_actors)
+    ]  # they end when this generator does
     _tell_if_waiting(actors)
     steps, asked = itertools.count(start_step), deque()
     for step in itertools.count(start_step):
@@ -55,14 +69,21 @@ def _in_order(feed: Feed, start_step: int, rank: int, world: int, num_actors: in
         asked.popleft()
         if isinstance(batch, UserError):
             raise batch
-        yield {name: torch.tensor(values, pin_memory=pin_memory) if isinstance(values, np.ndarray) else values for name, values in batch.items()}
+        yield {
+            name: torch.tensor(values, pin_memory=pin_memory) if isinstance(values, np.ndarray) else values
+            for name, values in batch.items()
+        }
 
 
 def _tell_if_waiting(actors: list) -> None:
     """Ray waits without a word for CPUs that are not there: says what is waited for."""
-    started, missing = ray.wait([actor.__ray_ready__.remote() for actor in actors], num_returns=len(actors), timeout=WAIT_SECONDS)
+    started, missing = ray.wait(
+        [actor.__ray_ready__.remote() for actor in actors], num_returns=len(actors), timeout=WAIT_SECONDS
+    )
     if missing:
-        free, everywhere = (math.floor(found.get("CPU", 0)) for found in (ray.available_resources(), ray.cluster_resources()))
+        free, everywhere = (
+            math.floor(found.get("CPU", 0)) for found in (ray.available_resources(), ray.cluster_resources())
+        )
         print(
             f"train: {len(started)} of a worker's {len(actors)} loading actors have started after {WAIT_SECONDS:g} s; each needs a CPU, and of the "
             f"cluster's {everywhere} are {free} free: add nodes, or write fewer train.loader_workers or train.loader=processes"

@@ -27,7 +27,15 @@ REASONS = (
 
 Duplicates come last, so that of two copies the one stays that no other filter leaves out.
 """
-SUGGESTED = FilterConfig(min_rms_db=-60, max_clipped=0.01, max_black=0.5, max_frozen=0.5, min_sync=-0.1, avoid_shot_cuts=True, duplicates="near")
+SUGGESTED = FilterConfig(
+    min_rms_db=-60,
+    max_clipped=0.01,
+    max_black=0.5,
+    max_frozen=0.5,
+    min_sync=-0.1,
+    avoid_shot_cuts=True,
+    duplicates="near",
+)
 """Thresholds to start from; the data set's page shows what each would leave out."""
 
 NEAR_SHARE = 0.45
@@ -60,10 +68,15 @@ def count_reasons(reasons: pa.Array | pa.ChunkedArray) -> dict[str, int]:
 def would_drop(index: pa.Table, filters: FilterConfig = SUGGESTED, *, num_frames: int) -> dict[str, int]:
     """How many of the segments each filter would leave out on its own."""
     rows = np.arange(index.num_rows)
-    return {reason: int(np.count_nonzero(_applies(reason, index, filters, num_frames, rows))) for reason in REASONS}
+    return {
+        reason: int(np.count_nonzero(_applies(reason, index, filters, num_frames, rows)))
+        for reason in REASONS
+    }
 
 
-def _applies(reason: str, index: pa.Table, filters: FilterConfig, num_frames: int, rows: np.ndarray) -> np.ndarray:
+def _applies(
+    reason: str, index: pa.Table, filters: FilterConfig, num_frames: int, rows: np.ndarray
+) -> np.ndarray:
     """bool [len(rows)]: which of these rows the filter of that reason leaves out."""
 
     def column(name: str) -> np.ndarray:
@@ -81,15 +94,26 @@ def _applies(reason: str, index: pa.Table, filters: FilterConfig, num_frames: in
             most = getattr(filters, f"max_{reason}")
             return nothing if most is None else column(reason) > most
         case "out_of_sync":
-            return nothing if filters.min_sync is None else ~(column("sync") >= filters.min_sync)  # also where it is not a number
+            return (
+                nothing if filters.min_sync is None else ~(column("sync") >= filters.min_sync)
+            )  # also where it is not a number
         case "shot_cuts":
             return longest_shots(index)[rows] < num_frames if filters.avoid_shot_cuts else nothing
         case "duplicate":
-            return nothing if filters.duplicates == "keep" else repeats(index.column("checksum").take(pa.array(rows)))
+            return (
+                nothing
+                if filters.duplicates == "keep"
+                else repeats(index.column("checksum").take(pa.array(rows)))
+            )
         case "near_duplicate":
             if filters.duplicates != "near":
                 return nothing
-            return near_repeats(*(hash_words(index.column(name).take(pa.array(rows))) for name in ("picture_hash", "sound_hash")))
+            return near_repeats(
+                *(
+                    hash_words(index.column(name).take(pa.array(rows)))
+                    for name in ("picture_hash", "sound_hash")
+                )
+            )
     raise AssertionError(reason)
 
 
@@ -140,9 +164,14 @@ def near_repeats(pictures: np.ndarray, sounds: np.ndarray) -> np.ndarray:
         for keyed, other in ((0, 1), (1, 0)):
             for pairs in _candidates(keys[keyed], keys[other]):
                 pairs = pairs[:, groups[pairs[0]] != groups[pairs[1]]]
-                for which in (other, keyed):  # the hash without the key first: that it is near is not likely yet
+                for which in (
+                    other,
+                    keyed,
+                ):  # the hash without the key first: that it is near is not likely yet
                     words, limit = hashes[which], limits[which]
-                    differing = np.bitwise_count(words[pairs[0]] ^ words[pairs[1]]).sum(axis=1, dtype=np.int64)
+                    differing = np.bitwise_count(words[pairs[0]] ^ words[pairs[1]]).sum(
+                        axis=1, dtype=np.int64
+                    )
                     pairs = pairs[:, differing <= np.minimum(limit[pairs[0]], limit[pairs[1]])]
                 groups = _join(groups, pairs)
     repeated = np.zeros(len(pictures), bool)
@@ -169,7 +198,11 @@ def _candidates(keys: np.ndarray, second_keys: np.ndarray) -> Iterator[np.ndarra
     spare = 64 - KEY_BITS - row_bits
     assert spare >= 0, f"{len(keys)} segments"
     second = second_keys >> np.uint64(max(0, KEY_BITS - spare))
-    ordered = np.sort((keys << np.uint64(64 - KEY_BITS)) | (second << np.uint64(row_bits)) | np.arange(len(keys), dtype=np.uint64))
+    ordered = np.sort(
+        (keys << np.uint64(64 - KEY_BITS))
+        | (second << np.uint64(row_bits))
+        | np.arange(len(keys), dtype=np.uint64)
+    )
     bucket = ordered >> np.uint64(64 - KEY_BITS)
     rows = (ordered & np.uint64((1 << row_bits) - 1)).astype(np.int64)
     for apart in range(1, min(MAX_NEIGHBOURS, len(rows) - 1) + 1):

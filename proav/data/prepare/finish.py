@@ -52,12 +52,18 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
             f"delete {data_dir}"
         )
     index = _read_units(data_dir, [record["name"] for record in records])
-    index = index.append_column("dropped", dropped(index, config.filters, num_frames=config.clip.num_frames)).cast(INDEX_SCHEMA)
-    used = index.select(["source_id", "label", "split", "num_frames", "fps"]).filter(pc.equal(index.column("dropped"), ""))
+    index = index.append_column(
+        "dropped", dropped(index, config.filters, num_frames=config.clip.num_frames)
+    ).cast(INDEX_SCHEMA)
+    used = index.select(["source_id", "label", "split", "num_frames", "fps"]).filter(
+        pc.equal(index.column("dropped"), "")
+    )
     left_out = _counts(pc.filter(index.column("dropped"), pc.not_equal(index.column("dropped"), "")))
     if not used.num_rows:
         counted = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
-        raise UserError(f"the filters leave none of the {index.num_rows} segments in use ({counted}); loosen them, such as filters.duplicates=keep")
+        raise UserError(
+            f"the filters leave none of the {index.num_rows} segments in use ({counted}); loosen them, such as filters.duplicates=keep"
+        )
     content = index_bytes(index)
     storage.write_bytes(storage.join(data_dir, "index.parquet"), content)
     without_label = sources.filter(pc.equal(sources.column("label"), "")).column("id")
@@ -115,7 +121,10 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
 def summary(manifest: dict, data_dir: str) -> list[str]:
     """What the job prints: what is there, and loudly what is not."""
     counts = manifest["counts"]
-    splits = ", ".join(f"{tally['segments']} {name} (of {tally['sources']} sources)" for name, tally in manifest["splits"].items())
+    splits = ", ".join(
+        f"{tally['segments']} {name} (of {tally['sources']} sources)"
+        for name, tally in manifest["splits"].items()
+    )
     labels = [f"{label or '(none)'} {tally['segments']}" for label, tally in manifest["label_counts"].items()]
     more = f" and {len(labels) - 12} more" if len(labels) > 12 else ""
     lines = [
@@ -131,7 +140,9 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
     )
     if counts["rejects"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["rejects_by_reason"].items())
-        lines.append(f"REJECTED: {counts['rejects']} sources or parts of them ({reasons}); see {storage.join(data_dir, 'rejects')}/*.parquet")
+        lines.append(
+            f"REJECTED: {counts['rejects']} sources or parts of them ({reasons}); see {storage.join(data_dir, 'rejects')}/*.parquet"
+        )
     if beside := manifest.get("passed_over"):
         count = sum(beside.values())
         lines.append(
@@ -147,7 +158,9 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
         )
     if manifest["dropped_by_reason"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["dropped_by_reason"].items())
-        lines.append(f"FILTERED: {counts['segments'] - counts['segments_used']} of {counts['segments']} segments are not used ({reasons})")
+        lines.append(
+            f"FILTERED: {counts['segments'] - counts['segments_used']} of {counts['segments']} segments are not used ({reasons})"
+        )
     if counts["silent_segments"] and manifest["filters"]["min_rms_db"] is None:
         lines.append(
             f"SILENT: {counts['silent_segments']} of {counts['segments']} segments hold no sound above -60 "
@@ -165,7 +178,9 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
         more = f" and {len(unseen) - 12} more" if len(unseen) > 12 else ""
         lines.append(f"NO CLIPS for the labels {', '.join(unseen[:12])}{more} of data.labels")
     if manifest["labels"] and counts["sources_without_label"]:
-        lines.append(f"NO LABEL: {counts['sources_without_label']} of {counts['sources']} sources have none of the vocabulary's labels")
+        lines.append(
+            f"NO LABEL: {counts['sources_without_label']} of {counts['sources']} sources have none of the vocabulary's labels"
+        )
     return lines
 
 
@@ -175,12 +190,20 @@ def _vocabulary(config: Config, index: pa.Table) -> list[str]:
 
 def _read_units(data_dir: str, names: Sequence[str]) -> pa.Table:
     def read(name: str) -> pa.Table:
-        return open_parquet(storage.join(data_dir, "units", f"{name}.parquet")).read(use_threads=False).replace_schema_metadata(None)
+        return (
+            open_parquet(storage.join(data_dir, "units", f"{name}.parquet"))
+            .read(use_threads=False)
+            .replace_schema_metadata(None)
+        )
 
     parts = []
     with ThreadPoolExecutor(8) as pool:
         for first in range(0, len(names), UNITS_PER_CHUNK):
-            parts.append(pa.concat_tables(pool.map(read, names[first : first + UNITS_PER_CHUNK])).cast(UNIT_SCHEMA).combine_chunks())
+            parts.append(
+                pa.concat_tables(pool.map(read, names[first : first + UNITS_PER_CHUNK]))
+                .cast(UNIT_SCHEMA)
+                .combine_chunks()
+            )
     return pa.concat_tables(parts)
 
 
@@ -199,7 +222,11 @@ def _seconds(index: pa.Table) -> float:
 
 
 def _tally(index: pa.Table) -> dict:
-    return {"sources": pc.count_distinct(index.column("source_id")).as_py(), "segments": index.num_rows, "seconds": _seconds(index)}
+    return {
+        "sources": pc.count_distinct(index.column("source_id")).as_py(),
+        "segments": index.num_rows,
+        "seconds": _seconds(index),
+    }
 
 
 def _tallies(index: pa.Table, column: str) -> dict[str, dict]:
@@ -210,7 +237,10 @@ def _tallies(index: pa.Table, column: str) -> dict[str, dict]:
         return {}
     changes = np.flatnonzero(pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)) + 1
     edges = [0, *changes.tolist(), len(values)]
-    return {values[first].as_py(): _tally(ordered.slice(first, end - first)) for first, end in zip(edges, edges[1:], strict=False)}
+    return {
+        values[first].as_py(): _tally(ordered.slice(first, end - first))
+        for first, end in zip(edges, edges[1:], strict=False)
+    }
 
 
 def _spread(values: np.ndarray) -> dict:
@@ -218,4 +248,9 @@ def _spread(values: np.ndarray) -> dict:
     if not len(values):
         return {}
     low, middle, high = np.percentile(values, (5, 50, 95)).tolist()
-    return {"p05": round(low, 6), "median": round(middle, 6), "p95": round(high, 6), "mean": round(float(values.mean(dtype=np.float64)), 6)}
+    return {
+        "p05": round(low, 6),
+        "median": round(middle, 6),
+        "p95": round(high, 6),
+        "mean": round(float(values.mean(dtype=np.float64)), 6),
+    }

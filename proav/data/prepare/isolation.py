@@ -102,7 +102,9 @@ class IsolatedDecoder:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)
             status = self._process.returncode
-            raise _DecoderEnded("crash" if status != 0 else "", f"the decoder died of {_death(status)}") from None  # 0: it was idle for too long
+            raise _DecoderEnded(
+                "crash" if status != 0 else "", f"the decoder died of {_death(status)}"
+            ) from None  # 0: it was idle for too long
         finally:
             if not answered:  # also where the caller stops in the middle of a source
                 self.close()
@@ -111,7 +113,9 @@ class IsolatedDecoder:
         if kind == "unavailable":
             raise StorageUnavailable(value)
         if kind == "failed":
-            raise RuntimeError(f"decoding {source.key} failed; this is a fault of proav, not of the file:\n{value}")
+            raise RuntimeError(
+                f"decoding {source.key} failed; this is a fault of proav, not of the file:\n{value}"
+            )
 
     def _receive(self, seconds: float) -> tuple[str, object]:
         if not self._connection.poll(seconds):
@@ -120,7 +124,9 @@ class IsolatedDecoder:
 
     def _start(self) -> None:
         self._num_sources += 1
-        if self._process is not None and (self._process.poll() is not None or self._num_sources > MAX_SOURCES):
+        if self._process is not None and (
+            self._process.poll() is not None or self._num_sources > MAX_SOURCES
+        ):
             self.close()
         if self._process is not None:
             return
@@ -129,8 +135,16 @@ class IsolatedDecoder:
         path = os.pathsep.join(map(os.path.abspath, sys.path))  # Ray may have put proav anywhere
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # one decoder, one core
         with theirs:
-            command = [sys.executable, "-P", "-m", "proav.data.prepare.isolation", str(theirs.fileno())]  # -P: nothing else of this folder comes first
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "proav.data.prepare.isolation",
+                str(theirs.fileno()),
+            ]  # -P: nothing else of this folder comes first
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+            )
         self._connection = Connection(ours.detach())
         self._connection.send(config_to_dict(self.config))
         try:
@@ -223,6 +237,11 @@ def _die_with_parent() -> None:
 
 if __name__ == "__main__":
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the job; this process ends when the pipe does
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), Connection(int(sys.argv[1])) as pipe:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the job; this process ends when the pipe does
+    with (
+        contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),
+        Connection(int(sys.argv[1])) as pipe,
+    ):
         _serve(pipe)

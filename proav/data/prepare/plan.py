@@ -29,7 +29,9 @@ MAX_UNIT_SOURCES = 256
 MAX_UNIT_BYTES = 256 << 20
 """A unit of long films is closed at this size of its files."""
 
-PLAN_SCHEMA = pa.schema([("unit", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("digest", pa.string())])
+PLAN_SCHEMA = pa.schema(
+    [("unit", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("digest", pa.string())]
+)
 
 
 def data_settings(config: Config) -> dict:
@@ -121,9 +123,21 @@ def check_settings(config: Config, data_dir: str, stored: dict) -> None:
 
 def _refuse_sources(data_dir: str, planned: pa.Table, sources: pa.Table) -> None:
     """Raises UserError that names the sources in which the plan and the table differ."""
-    new = set(sources.filter(pc.invert(pc.is_in(sources.column("digest"), planned.column("digest")))).column("key").to_pylist())
-    gone = set(planned.filter(pc.invert(pc.is_in(planned.column("digest"), sources.column("digest")))).column("source").to_pylist())
-    differences = (("new", sorted(new - gone)), ("gone", sorted(gone - new)), ("with another label, split or stretch", sorted(new & gone)))
+    new = set(
+        sources.filter(pc.invert(pc.is_in(sources.column("digest"), planned.column("digest"))))
+        .column("key")
+        .to_pylist()
+    )
+    gone = set(
+        planned.filter(pc.invert(pc.is_in(planned.column("digest"), sources.column("digest"))))
+        .column("source")
+        .to_pylist()
+    )
+    differences = (
+        ("new", sorted(new - gone)),
+        ("gone", sorted(gone - new)),
+        ("with another label, split or stretch", sorted(new & gone)),
+    )
     parts = [f"{len(keys):,} {word} (such as {keys[0]})" for word, keys in differences if keys]
     raise UserError(
         f"{data_dir} was made from other sources: {', '.join(parts)}; nothing was changed. "
@@ -132,7 +146,9 @@ def _refuse_sources(data_dir: str, planned: pa.Table, sources: pa.Table) -> None
 
 
 def _plan_bytes(plan: Plan, settings: dict) -> bytes:
-    names = pa.array(plan.names, pa.string()).take(pa.array(np.repeat(np.arange(len(plan)), [plan.num_sources(name) for name in plan.names])))
+    names = pa.array(plan.names, pa.string()).take(
+        pa.array(np.repeat(np.arange(len(plan)), [plan.num_sources(name) for name in plan.names]))
+    )
     columns = [names, *(plan.sources.column(name) for name in ("key", "id", "digest"))]
     table = pa.table(columns, schema=PLAN_SCHEMA.with_metadata({"proav.settings": json.dumps(settings)}))
     buffer = io.BytesIO()

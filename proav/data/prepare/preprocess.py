@@ -53,20 +53,38 @@ def preprocess(config: Config) -> dict:
     with only_writer(data_dir):
         plan = settle_plan(config, data_dir, sources)
         records = finished_records(data_dir, plan)
-        if manifest and len(records) == len(plan) and _is_whole(data_dir, manifest) and not _filters_changed(config, manifest):
-            print("\n".join([f"preprocess: done already, nothing changed ({manifest['counts']['sources']} sources)", *summary(manifest, data_dir)]))
+        if (
+            manifest
+            and len(records) == len(plan)
+            and _is_whole(data_dir, manifest)
+            and not _filters_changed(config, manifest)
+        ):
+            print(
+                "\n".join(
+                    [
+                        f"preprocess: done already, nothing changed ({manifest['counts']['sources']} sources)",
+                        *summary(manifest, data_dir),
+                    ]
+                )
+            )
             return manifest
         for folder in FOLDERS:
             storage.make_folder(storage.join(data_dir, folder))
         if records:
-            print(f"preprocess: {len(records)} of {len(plan)} units are there from an earlier run, {len(plan) - len(records)} to do")
-        if len(records) < len(plan):  # until all shards are there the data set is not finished, though it may have been
+            print(
+                f"preprocess: {len(records)} of {len(plan)} units are there from an earlier run, {len(plan) - len(records)} to do"
+            )
+        if len(records) < len(
+            plan
+        ):  # until all shards are there the data set is not finished, though it may have been
             storage.delete_file(storage.join(data_dir, "manifest.json"))
         for record in _run_units(config, data_dir, plan, records):
             records[record["name"]] = record
         missing = [name for name in plan.names if name not in records]
         if missing:  # Ray Data has lost rows before without an error: count, never trust
-            raise RuntimeError(f"Ray Data returned {len(plan) - len(missing)} of {len(plan)} units; run the same command again")
+            raise RuntimeError(
+                f"Ray Data returned {len(plan) - len(missing)} of {len(plan)} units; run the same command again"
+            )
         for folder in ("", *FOLDERS):
             storage.remove_leftovers(storage.join(data_dir, folder))
         finished, sources = [records[name] for name in plan.names], sources.select(["id", "label"])
@@ -78,7 +96,9 @@ def preprocess(config: Config) -> dict:
 
 def verify_run(config: Config) -> None:
     """Reads all of the run's data again, on all CPUs of the cluster, and prints what was proven. Raises UserError that says what is damaged."""
-    data_dir = config.data_folder if storage.is_remote(config.data_folder) else os.path.abspath(config.data_folder)
+    data_dir = (
+        config.data_folder if storage.is_remote(config.data_folder) else os.path.abspath(config.data_folder)
+    )
     proven = verify(data_dir, each=_on_ray)
     print(
         f"preprocess: verified {data_dir}: {proven['rows']:,} segments in {proven['shards']:,} shards "
@@ -95,7 +115,11 @@ def verify_run(config: Config) -> None:
 def finished_records(data_dir: str, plan: Plan) -> dict[str, dict]:
     """Records of the units that are done and whose files are all there in full length."""
     known = set(plan.names)
-    paths = [path for path in storage.list_files(storage.join(data_dir, "units")) if path.rsplit("/", 1)[-1].removesuffix(".parquet") in known]
+    paths = [
+        path
+        for path in storage.list_files(storage.join(data_dir, "units"))
+        if path.rsplit("/", 1)[-1].removesuffix(".parquet") in known
+    ]
     with ThreadPoolExecutor(8) as pool:
         records = list(pool.map(read_record, paths))
     sizes = _sizes(data_dir)
@@ -125,9 +149,13 @@ def _files_are_there(record: dict, sizes: dict[str, dict[str, int]]) -> bool:
 
 def _own_data_folder(config: Config) -> str:
     if config.data.prepared:
-        raise UserError(f"data.prepared={config.data.prepared} names data that is prepared already; leave it empty to prepare data under run_dir")
+        raise UserError(
+            f"data.prepared={config.data.prepared} names data that is prepared already; leave it empty to prepare data under run_dir"
+        )
     run_dir = config.run_folder
-    return storage.join(run_dir if storage.is_remote(run_dir) else os.path.abspath(run_dir), "data")  # Ray's workers may stand elsewhere
+    return storage.join(
+        run_dir if storage.is_remote(run_dir) else os.path.abspath(run_dir), "data"
+    )  # Ray's workers may stand elsewhere
 
 
 def _read_finished(config: Config, data_dir: str) -> dict | None:
@@ -161,22 +189,33 @@ def _run_units(config: Config, data_dir: str, plan: Plan, records: dict[str, dic
     if not todo:
         return
 
-    shaping = Config(clip=config.clip, mel=config.mel, data=config.data.model_copy(update={"sources": (), "listing": ()}))
+    shaping = Config(
+        clip=config.clip, mel=config.mel, data=config.data.model_copy(update={"sources": (), "listing": ()})
+    )
     decoder_text = json.dumps(config_to_dict(shaping))
 
     def run(row: dict) -> dict:
         records = []
         try:
             for text in json.loads(zlib.decompress(row["units"])):
-                records.append(process_unit(config, data_dir, WorkUnit.from_json(text), decoder_of_this_process(decoder_text)))
+                records.append(
+                    process_unit(
+                        config, data_dir, WorkUnit.from_json(text), decoder_of_this_process(decoder_text)
+                    )
+                )
             return {"records": json.dumps(records), "error": ""}
         except TOLD as error:
             return {"records": "", "error": to_text(error)}
 
     total = plan.sources.num_rows
-    progress = Progress("preprocess", total, "sources", start=total - sum(plan.num_sources(name) for name in todo))
+    progress = Progress(
+        "preprocess", total, "sources", start=total - sum(plan.num_sources(name) for name in todo)
+    )
     try:
-        rows = [{"units": zlib.compress(json.dumps([plan.unit(name).to_json() for name in names]).encode())} for names in _tasks(plan, todo)]
+        rows = [
+            {"units": zlib.compress(json.dumps([plan.unit(name).to_json() for name in names]).encode())}
+            for names in _tasks(plan, todo)
+        ]
         for row in _map_rows(run, rows, num_workers=config.data.num_workers):
             if row["error"]:
                 raise_from_text(row["error"])
@@ -195,11 +234,15 @@ def _tasks(plan: Plan, todo: Sequence[str]) -> list[Sequence[str]]:
     return [todo[first : first + units] for first in range(0, len(todo), units)]
 
 
-def _map_rows(function: Callable[[dict], dict], rows: Sequence[dict], *, num_workers: int | None = None) -> Iterator[dict]:
+def _map_rows(
+    function: Callable[[dict], dict], rows: Sequence[dict], *, num_workers: int | None = None
+) -> Iterator[dict]:
     """function(row) of each row, a Ray Data task each, as they are finished."""
     import ray
 
-    assert ray.is_initialized(), "preprocess needs Ray: call ray.init() first, or use proav.command_line.ray_session"
+    assert ray.is_initialized(), (
+        "preprocess needs Ray: call ray.init() first, or use proav.command_line.ray_session"
+    )
     context = ray.data.DataContext.get_current()
     before, context.enable_progress_bars = context.enable_progress_bars, False
     try:
@@ -216,4 +259,7 @@ def _map_rows(function: Callable[[dict], dict], rows: Sequence[dict], *, num_wor
 def _on_ray(function: Callable, items: list) -> Iterable:
     """Like map, over the cluster, in any order; results come as JSON."""
     rows = [{"item": json.dumps(item)} for item in items]
-    return (json.loads(row["result"]) for row in _map_rows(lambda row: {"result": json.dumps(function(json.loads(row["item"])))}, rows))
+    return (
+        json.loads(row["result"])
+        for row in _map_rows(lambda row: {"result": json.dumps(function(json.loads(row["item"])))}, rows)
+    )

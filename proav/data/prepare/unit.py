@@ -52,7 +52,10 @@ class WorkUnit:
     @classmethod
     def from_json(cls, text: str) -> "WorkUnit":
         values = json.loads(text)
-        return cls(values["name"], tuple(SourceRow(**{**source, "labels": tuple(source["labels"])}) for source in values["sources"]))
+        return cls(
+            values["name"],
+            tuple(SourceRow(**{**source, "labels": tuple(source["labels"])}) for source in values["sources"]),
+        )
 
 
 class SourceDecoder:
@@ -183,7 +186,9 @@ def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) ->
         "name": unit.name,
         "sources": len(unit.sources),
         "shards": shards.results,
-        "rejects": write_shard(rejects_path, rejects, REJECT_SCHEMA, rows_per_group=1024) if rejects else None,
+        "rejects": write_shard(rejects_path, rejects, REJECT_SCHEMA, rows_per_group=1024)
+        if rejects
+        else None,
     }
     record |= write_accounts(data_dir, unit.name, accounts)
     write_record(data_dir, record, shards.index_rows)
@@ -208,7 +213,13 @@ def write_record(data_dir: str, record: dict, index_rows: list[dict]) -> None:
     """Writes units/<name>.parquet: the record as metadata, the segments' rows of UNIT_SCHEMA as rows."""
     schema = UNIT_SCHEMA.with_metadata({RECORD_KEY: json.dumps(record)})
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(index_rows, schema=schema), buffer, compression="zstd", write_statistics=False, use_dictionary=False)
+    pq.write_table(
+        pa.Table.from_pylist(index_rows, schema=schema),
+        buffer,
+        compression="zstd",
+        write_statistics=False,
+        use_dictionary=False,
+    )
     storage.write_bytes(storage.join(data_dir, "units", f"{record['name']}.parquet"), buffer.getvalue())
 
 
@@ -232,7 +243,9 @@ def segment_row(
     sound = audio.astype(np.float32) / FULL_SCALE
     with one_torch_thread():  # the mel's last bits depend on the number of threads
         mel_TMS = mel_frames.encode(torch.from_numpy(sound)[None])[0].numpy().astype(np.float16)
-    video, offsets = encode_frames(clip.video, codec=config.data.frame_codec, quality=config.data.jpeg_quality)
+    video, offsets = encode_frames(
+        clip.video, codec=config.data.frame_codec, quality=config.data.jpeg_quality
+    )
     assert len(mel_TMS) == len(clip.video), f"{len(mel_TMS)} mel frames beside {len(clip.video)} pictures"
     sound_bytes, mel_bytes = audio.tobytes(), mel_TMS.tobytes()
     return {
@@ -304,7 +317,9 @@ class _RollingShards:
             self._writer = ShardWriter(path, SEGMENT_SCHEMA, compression=SEGMENT_COMPRESSION)
         place = {"shard": path.rsplit("/", 1)[-1], "row": self._writer.num_rows}
         self._writer.write(row)
-        self.index_rows.append({field: place[field] if field in place else row[field] for field in UNIT_SCHEMA.names})
+        self.index_rows.append(
+            {field: place[field] if field in place else row[field] for field in UNIT_SCHEMA.names}
+        )
         if self._writer.num_rows == self.rows_per_shard:
             self._close()
 

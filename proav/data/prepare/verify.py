@@ -39,7 +39,11 @@ def verify(data_dir: str, *, each: Callable[[Callable, list], Iterable] = map) -
     "seconds": {"declared", "used", "rejected"}}. Raises DamagedShard that names what is wrong and what to do.
     """
     manifest = read_manifest(data_dir)
-    problems = [problem for found in each(check_shard, [(data_dir, shard) for shard in manifest["shards"]]) for problem in found]
+    problems = [
+        problem
+        for found in each(check_shard, [(data_dir, shard) for shard in manifest["shards"]])
+        for problem in found
+    ]
     kinds = (
         ("segments", "segments", manifest["shards"]),
         ("rejects", "rejects", manifest["rejects"]),
@@ -48,7 +52,10 @@ def verify(data_dir: str, *, each: Callable[[Callable, list], Iterable] = map) -
     for name, folder, entries in kinds:
         known = {entry["name"] for entry in entries}
         there = {path.rsplit("/", 1)[-1] for path in storage.list_files(storage.join(data_dir, folder))}
-        problems += [f"{storage.join(data_dir, folder, extra)} is not in the manifest's {name}" for extra in sorted(there - known)]
+        problems += [
+            f"{storage.join(data_dir, folder, extra)} is not in the manifest's {name}"
+            for extra in sorted(there - known)
+        ]
     for folder, entries in (("rejects", manifest["rejects"]), ("sources", manifest["accounts"])):
         problems += [
             problem
@@ -67,7 +74,9 @@ def verify(data_dir: str, *, each: Callable[[Callable, list], Iterable] = map) -
     )
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise DamagedShard(f"{'; '.join(problems[:3])}{more}; delete these files and run preprocess again: it makes what is missing")
+        raise DamagedShard(
+            f"{'; '.join(problems[:3])}{more}; delete these files and run preprocess again: it makes what is missing"
+        )
     counts = manifest["counts"]
     return {
         "sources": counts["sources"],
@@ -89,9 +98,24 @@ def check_shard(task: tuple[str, dict]) -> list[str]:
         return problems
     try:
         reader = RowReader(storage.join(data_dir, "segments"), cache_bytes=0)
-        columns = ("num_frames", "fps", "sample_rate", "rms", "checksum", "frame_offsets", "mel_shape", "video", "audio", "mel")
+        columns = (
+            "num_frames",
+            "fps",
+            "sample_rate",
+            "rms",
+            "checksum",
+            "frame_offsets",
+            "mel_shape",
+            "video",
+            "audio",
+            "mel",
+        )
         rows = (reader.read(entry["name"], number, columns) for number in range(entry["rows"]))
-        return [f"{path}, row {number}: {problem}" for number, row in enumerate(rows) for problem in _check_row(row)]
+        return [
+            f"{path}, row {number}: {problem}"
+            for number, row in enumerate(rows)
+            for problem in _check_row(row)
+        ]
     except UserError as error:
         return [str(error)]
 
@@ -101,12 +125,18 @@ def _check_row(row: dict) -> list[str]:
     sound = np.frombuffer(row["audio"], np.int16)
     problems = []
     if len(offsets) != frames + 1 or offsets[-1] != len(row["video"]):
-        problems.append(f"{len(row['video'])} bytes of pictures where {offsets[-1]} for {frames} frames are stated")
+        problems.append(
+            f"{len(row['video'])} bytes of pictures where {offsets[-1]} for {frames} frames are stated"
+        )
     if len(sound) * row["fps"] != frames * row["sample_rate"]:
         problems.append(f"{len(sound)} sound samples for {frames} frames")
     if row["mel_shape"][0] != frames or 2 * int(np.prod(row["mel_shape"])) != len(row["mel"]):
         problems.append(f"mel frames {row['mel_shape']} in {len(row['mel'])} bytes for {frames} frames")
-    rms = np.sqrt(np.mean(np.square(sound.astype(np.float32) / FULL_SCALE, dtype=np.float64))) if len(sound) else 0.0
+    rms = (
+        np.sqrt(np.mean(np.square(sound.astype(np.float32) / FULL_SCALE, dtype=np.float64)))
+        if len(sound)
+        else 0.0
+    )
     if abs(rms - row["rms"]) > RMS_TOLERANCE:
         problems.append(f"its sound has a root mean square of {rms:.6f}, not of {row['rms']:.6f} as stated")
     if row_checksum(row["video"], row["audio"], row["mel"]) != row["checksum"]:
@@ -128,19 +158,34 @@ def _check_file(path: str, entry: dict) -> list[str]:
 def _check_records(data_dir: str, manifest: dict) -> list[str]:
     """The units' own records against the manifest."""
     records = [read_record(path) for path in storage.list_files(storage.join(data_dir, "units"))]
-    problems = [] if len(records) == manifest["units"] else [f"{storage.join(data_dir, 'units')} has {len(records)} records, not {manifest['units']}"]
-    written = hashlib.sha256(repr(sorted(shard["sha256"] for record in records for shard in record["shards"])).encode()).digest()
-    if written != hashlib.sha256(repr(sorted(shard["sha256"] for shard in manifest["shards"])).encode()).digest():
-        problems.append(f"the records in {storage.join(data_dir, 'units')} and the manifest name different shards")
+    problems = (
+        []
+        if len(records) == manifest["units"]
+        else [f"{storage.join(data_dir, 'units')} has {len(records)} records, not {manifest['units']}"]
+    )
+    written = hashlib.sha256(
+        repr(sorted(shard["sha256"] for record in records for shard in record["shards"])).encode()
+    ).digest()
+    if (
+        written
+        != hashlib.sha256(repr(sorted(shard["sha256"] for shard in manifest["shards"])).encode()).digest()
+    ):
+        problems.append(
+            f"the records in {storage.join(data_dir, 'units')} and the manifest name different shards"
+        )
     return problems
 
 
 def _check_rows(data_dir: str, manifest: dict) -> list[str]:
     """Each id and place once, and each planned source accounted for."""
-    index = open_parquet(storage.join(data_dir, "index.parquet")).read(columns=["id", "source_id", "shard", "row"])
+    index = open_parquet(storage.join(data_dir, "index.parquet")).read(
+        columns=["id", "source_id", "shard", "row"]
+    )
     problems = []
     if doubled := index.num_rows - pc.count_distinct(index.column("id")).as_py():
-        problems.append(f"{doubled} segments of {storage.join(data_dir, 'index.parquet')} share the id of another")
+        problems.append(
+            f"{doubled} segments of {storage.join(data_dir, 'index.parquet')} share the id of another"
+        )
     places = index.group_by("shard").aggregate([("row", "count"), ("row", "count_distinct"), ("row", "max")])
     stated = {shard["name"]: shard["rows"] for shard in manifest["shards"]}
     listed = {
@@ -148,10 +193,18 @@ def _check_rows(data_dir: str, manifest: dict) -> list[str]:
         for place in places.to_pylist()
         if place["row_count"] == place["row_count_distinct"] == place["row_max"] + 1
     }
-    wrong = sorted(shard for shard in stated.keys() | set(places.column("shard").to_pylist()) if stated.get(shard) != listed.get(shard))
+    wrong = sorted(
+        shard
+        for shard in stated.keys() | set(places.column("shard").to_pylist())
+        if stated.get(shard) != listed.get(shard)
+    )
     problems += [f"the index does not list the rows of {shard} once each" for shard in wrong]
-    planned = pc.unique(open_parquet(storage.join(data_dir, "plan.parquet")).read(columns=["source_id"]).column("source_id"))
-    kept = pa.concat_arrays([pc.unique(index.column("source_id")), pc.unique(read_rejects(data_dir).column("source_id"))])
+    planned = pc.unique(
+        open_parquet(storage.join(data_dir, "plan.parquet")).read(columns=["source_id"]).column("source_id")
+    )
+    kept = pa.concat_arrays(
+        [pc.unique(index.column("source_id")), pc.unique(read_rejects(data_dir).column("source_id"))]
+    )
     for missing, said in (
         (_without(planned, kept), "planned sources have neither a segment nor a reason"),
         (_without(kept, planned), "sources were never planned"),

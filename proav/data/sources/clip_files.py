@@ -14,11 +14,19 @@ from proav.data.sources.folders import PassedOver, found_table, is_video, normal
 from proav.errors import UserError
 
 VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")
-CLIP_FILE = rf"(?:^|/)Y?(?P<id>{VIDEO_ID.pattern})(?:_0*(?P<start>\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?\.[A-Za-z0-9]+$"
+CLIP_FILE = (
+    rf"(?:^|/)Y?(?P<id>{VIDEO_ID.pattern})(?:_0*(?P<start>\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?\.[A-Za-z0-9]+$"
+)
 """<id>.mp4, Y<id>.mp4, <id>_<start>.mp4 and <id>_<start>_<end>.mp4, zero-padded or not: seconds, such as 30, 000030 or 30.000, or milliseconds."""
 
 CLIP_SCHEMA = pa.schema(
-    [("id", pa.string()), ("start_seconds", pa.float64()), ("end_seconds", pa.float64()), ("labels", pa.list_(pa.string())), ("split", pa.string())]
+    [
+        ("id", pa.string()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("labels", pa.list_(pa.string())),
+        ("split", pa.string()),
+    ]
 )
 """A listed stretch of a video of YouTube, before its file is looked for."""
 MEDIA_SCHEMA = pa.schema([("relative", pa.string()), ("num_bytes", pa.int64())])
@@ -27,7 +35,9 @@ MEDIA_SCHEMA = pa.schema([("relative", pa.string()), ("num_bytes", pa.int64())])
 def list_videos(folder: str) -> pa.Table:
     """MEDIA_SCHEMA: every video below the folder, sorted, so that a choice among several files of a clip is always the same."""
     if not storage.is_folder(folder):
-        raise UserError(f"data.videos={folder}: no such folder; expected the folder where the videos of data.listing are")
+        raise UserError(
+            f"data.videos={folder}: no such folder; expected the folder where the videos of data.listing are"
+        )
     others = PassedOver()
 
     def files():
@@ -62,7 +72,11 @@ def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: s
     place = np.where(cut >= 0, cut, by_id)
     is_found, is_cut = place >= 0, (cut >= 0) | ((by_id >= 0) & (named_by_id == "cut"))
     chosen = videos.take(pa.array(np.maximum(place, 0), mask=~is_found))
-    relative = pc.if_else(pa.array(is_found), chosen.column("relative").combine_chunks(), pc.binary_join_element_wise(ids, "mp4", "."))
+    relative = pc.if_else(
+        pa.array(is_found),
+        chosen.column("relative").combine_chunks(),
+        pc.binary_join_element_wise(ids, "mp4", "."),
+    )
     columns = {
         "key": pc.binary_join_element_wise("youtube", ids, "/"),
         "path": pc.binary_join_element_wise(normal_path(folder).rstrip("/"), relative, "/"),
@@ -80,7 +94,9 @@ def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: s
         + (f"; {num_spare:,} files more hold a clip that another file holds already" if num_spare else "")
     )
     if not is_found.any():
-        print(f"sources: NONE of the clips is there: expected files such as {ids[0]}_{int(start[0])}.mp4 or {ids[0]}.mp4 below {folder}")
+        print(
+            f"sources: NONE of the clips is there: expected files such as {ids[0]}_{int(start[0])}.mp4 or {ids[0]}.mp4 below {folder}"
+        )
     return pa.table(columns)
 
 
@@ -96,17 +112,23 @@ def _place_of_name(videos: pa.Table) -> tuple[pa.Array, int]:
     firsts = firsts[seen >= 0]
     is_first = np.zeros(len(codes), bool)
     is_first[firsts] = True
-    return pc.if_else(pa.array(is_first), clip, pa.scalar(None, pa.string())), int((codes >= 0).sum() - len(firsts))
+    return pc.if_else(pa.array(is_first), clip, pa.scalar(None, pa.string())), int(
+        (codes >= 0).sum() - len(firsts)
+    )
 
 
 def _look_up(names: pa.Array, places: pa.Array) -> np.ndarray:
     """int64: where in `places` each name is, -1 where it is not."""
-    return pc.fill_null(pc.index_in(names, value_set=places), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return (
+        pc.fill_null(pc.index_in(names, value_set=places), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    )
 
 
 def _texts_of(start: np.ndarray) -> tuple[pa.Array, pa.Array]:
     """Start times as files' names write them, in seconds (30, 2.5) and in milliseconds (30000, 2500)."""
     values, codes = np.unique(np.round(start * 1000).astype(np.int64), return_inverse=True)
-    seconds = pa.array([f"{value / 1000:.3f}".rstrip("0").rstrip(".") for value in values.tolist()], pa.string())
+    seconds = pa.array(
+        [f"{value / 1000:.3f}".rstrip("0").rstrip(".") for value in values.tolist()], pa.string()
+    )
     milliseconds = pa.array([str(value) for value in values.tolist()], pa.string())
     return seconds.take(pa.array(codes)), milliseconds.take(pa.array(codes))

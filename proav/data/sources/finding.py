@@ -34,7 +34,10 @@ SOURCE_SCHEMA = pa.schema(
         ("split", pa.string()),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),  # null: to the end
-        ("file_start_seconds", pa.float64()),  # where in the source its file begins: 30 where the file was cut out of a video at 30 s
+        (
+            "file_start_seconds",
+            pa.float64(),
+        ),  # where in the source its file begins: 30 where the file was cut out of a video at 30 s
         ("num_bytes", pa.int64()),  # of the file, for even units of work; 0 where it is not known
         ("digest", pa.string()),  # of everything that decides what a row becomes; the path is not part of it
     ]
@@ -86,7 +89,9 @@ def find_sources(config: Config) -> pa.Table:
             "add data.listing=null or data.sources=[]"
         )
     if not data.sources and not data.listing:
-        raise UserError("no videos are configured; write data.sources=[FOLDER] (folders, files or globs) or data.listing=FILE.csv")
+        raise UserError(
+            "no videos are configured; write data.sources=[FOLDER] (folders, files or globs) or data.listing=FILE.csv"
+        )
     if data.listing:
         found = read_listings(data)
     else:
@@ -116,8 +121,20 @@ def _drop_repeats(found: pa.Table, *, keep_first: bool) -> pa.Table:
     """
     end = pc.fill_null(found.column("end_seconds"), np.inf)
     order = pc.sort_indices(
-        pa.table({"key": found.column("key"), "start": found.column("start_seconds"), "end": end, "place": np.arange(found.num_rows)}),
-        sort_keys=[("key", "ascending"), ("start", "ascending"), ("end", "ascending"), ("place", "ascending")],
+        pa.table(
+            {
+                "key": found.column("key"),
+                "start": found.column("start_seconds"),
+                "end": end,
+                "place": np.arange(found.num_rows),
+            }
+        ),
+        sort_keys=[
+            ("key", "ascending"),
+            ("start", "ascending"),
+            ("end", "ascending"),
+            ("place", "ascending"),
+        ],
     )
     found, place, end = found.take(order).combine_chunks(), order.to_numpy(), end.take(order).to_numpy()
     start, source = found.column("start_seconds").to_numpy(), _runs(found.column("key"))
@@ -144,7 +161,10 @@ def _drop_repeats(found: pa.Table, *, keep_first: bool) -> pa.Table:
     overlapping = _overlapping(keep, source, start, end, place, found, keep_first=keep_first)
     keep[overlapping] = False
     for count, what in (
-        (int(repeated.sum()), "rows repeat a stretch that is listed already; each stretch is taken once, with the labels of all its rows"),
+        (
+            int(repeated.sum()),
+            "rows repeat a stretch that is listed already; each stretch is taken once, with the labels of all its rows",
+        ),
         (int(wrong_side.sum()), "rows LEFT OUT: their video is listed for the other split before"),
         (len(overlapping), "rows LEFT OUT: they overlap with a stretch that is listed before"),
     ):
@@ -154,10 +174,21 @@ def _drop_repeats(found: pa.Table, *, keep_first: bool) -> pa.Table:
     return found.set_column(found.column_names.index("split"), "split", split).filter(pa.array(keep))
 
 
-def _overlapping(keep: np.ndarray, source: np.ndarray, start: np.ndarray, end: np.ndarray, place: np.ndarray, found: pa.Table, *, keep_first: bool):
+def _overlapping(
+    keep: np.ndarray,
+    source: np.ndarray,
+    start: np.ndarray,
+    end: np.ndarray,
+    place: np.ndarray,
+    found: pa.Table,
+    *,
+    keep_first: bool,
+):
     """Rows to leave out, so that the kept stretches of a source do not overlap; those that are listed first stay. UserError unless keep_first."""
     rows = np.flatnonzero(keep)
-    meets = np.flatnonzero((source[rows[1:]] == source[rows[:-1]]) & (start[rows[1:]] < end[rows[:-1]]))  # sorted: the first overlap is with the next
+    meets = np.flatnonzero(
+        (source[rows[1:]] == source[rows[:-1]]) & (start[rows[1:]] < end[rows[:-1]])
+    )  # sorted: the first overlap is with the next
     if len(meets) and not keep_first:
         before, row = rows[meets[0]], rows[meets[0] + 1]
         until = "its end" if np.isinf(end[before]) else f"{end[before]:g} s"
@@ -180,16 +211,22 @@ def _overlapping(keep: np.ndarray, source: np.ndarray, start: np.ndarray, end: n
 def _merge_labels(found: pa.Table, repeated: np.ndarray) -> pa.Table:
     """Gives the first row of each repeated stretch the labels of all of its rows."""
     merged: dict[int, dict[str, None]] = {}
-    heads = np.maximum.accumulate(np.where(repeated, 0, np.arange(len(repeated)))) if len(repeated) else repeated
+    heads = (
+        np.maximum.accumulate(np.where(repeated, 0, np.arange(len(repeated)))) if len(repeated) else repeated
+    )
     labels = found.column("labels").combine_chunks()
     for row in np.flatnonzero(repeated):
         head = int(heads[row])
-        merged.setdefault(head, dict.fromkeys(labels[head].as_py())).update(dict.fromkeys(labels[int(row)].as_py()))
+        merged.setdefault(head, dict.fromkeys(labels[head].as_py())).update(
+            dict.fromkeys(labels[int(row)].as_py())
+        )
     if not merged:
         return found
     source = np.arange(len(labels))
     source[list(merged)] = len(labels) + np.arange(len(merged))
-    labels = pa.concat_arrays([labels, pa.array([list(names) for names in merged.values()], labels.type)]).take(pa.array(source))
+    labels = pa.concat_arrays(
+        [labels, pa.array([list(names) for names in merged.values()], labels.type)]
+    ).take(pa.array(source))
     return found.set_column(found.column_names.index("labels"), "labels", labels)
 
 
@@ -197,10 +234,18 @@ def _choose_labels(labels: pa.ChunkedArray, vocabulary: tuple[str, ...]) -> pa.A
     """The first of each row's labels that is in the vocabulary (any, where that is empty), or an empty string."""
     lists = labels.combine_chunks()
     names, rows = lists.flatten(), pc.list_parent_indices(lists).to_numpy()
-    known = np.flatnonzero(pc.is_in(names, value_set=pa.array(vocabulary, pa.string())).to_numpy(zero_copy_only=False)) if vocabulary else None
+    known = (
+        np.flatnonzero(
+            pc.is_in(names, value_set=pa.array(vocabulary, pa.string())).to_numpy(zero_copy_only=False)
+        )
+        if vocabulary
+        else None
+    )
     if vocabulary and not len(known):
         found = sorted(name for name in pc.unique(names).to_pylist() if name)
-        raise UserError(f"data.labels={list(vocabulary)}: no source has one of these labels; found: {', '.join(found[:12]) or 'no labels at all'}")
+        raise UserError(
+            f"data.labels={list(vocabulary)}: no source has one of these labels; found: {', '.join(found[:12]) or 'no labels at all'}"
+        )
     known = np.arange(len(names)) if known is None else known
     labelled, first = np.unique(rows[known], return_index=True)
     place = np.full(len(lists), -1)
@@ -218,7 +263,12 @@ def _assign_splits(found: pa.Table, fraction: float) -> pa.Array:
     undecided = np.flatnonzero(pc.equal(given, "").to_numpy(zero_copy_only=False))
     if not len(undecided):
         return given
-    groups = pc.coalesce(found.column("group"), found.column("key")).take(pa.array(undecided)).combine_chunks().dictionary_encode()
+    groups = (
+        pc.coalesce(found.column("group"), found.column("key"))
+        .take(pa.array(undecided))
+        .combine_chunks()
+        .dictionary_encode()
+    )
     hashes = np.array([int(_short_hash(group), 16) for group in groups.dictionary.to_pylist()], np.uint64)
     is_validation = hashes / 2.0**64 < fraction
     named = set(pc.unique(given).to_pylist())
@@ -243,14 +293,23 @@ def _runs(sorted_values: pa.ChunkedArray) -> np.ndarray:
 
 def _ids(keys: pa.ChunkedArray) -> pa.Array:
     coded = keys.combine_chunks().dictionary_encode()
-    return pa.chunked_array([_hashes(batch) for batch in _batches(coded.dictionary)], pa.string()).combine_chunks().take(coded.indices)
+    return (
+        pa.chunked_array([_hashes(batch) for batch in _batches(coded.dictionary)], pa.string())
+        .combine_chunks()
+        .take(coded.indices)
+    )
 
 
 def _digests(columns: dict) -> pa.ChunkedArray:
     """Hashes of key, labels, split and stretch, in whole milliseconds."""
-    start, end = (pc.round(pc.multiply(columns[name], 1000)).cast(pa.int64()).cast(pa.string()) for name in ("start_seconds", "end_seconds"))
+    start, end = (
+        pc.round(pc.multiply(columns[name], 1000)).cast(pa.int64()).cast(pa.string())
+        for name in ("start_seconds", "end_seconds")
+    )
     labels = pc.binary_join(columns["labels"], "\x1f")
-    text = pc.binary_join_element_wise(*(columns[name] for name in ("key", "label", "split")), labels, start, pc.fill_null(end, ""), "\x1e")
+    text = pc.binary_join_element_wise(
+        *(columns[name] for name in ("key", "label", "split")), labels, start, pc.fill_null(end, ""), "\x1e"
+    )
     return pa.chunked_array([_hashes(batch) for batch in _batches(_one_chunk(text))], pa.string())
 
 

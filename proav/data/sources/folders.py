@@ -38,7 +38,10 @@ FOUND_SCHEMA = pa.schema(
         ("end_seconds", pa.float64()),  # null: to the end
         ("file_start_seconds", pa.float64()),
         ("num_bytes", pa.int64()),
-        ("group", pa.string()),  # rows of one group are never on both sides of a split; null: the key is the group
+        (
+            "group",
+            pa.string(),
+        ),  # rows of one group are never on both sides of a split; null: the key is the group
     ]
 )
 """What a source is before ids, label and split are settled."""
@@ -64,7 +67,9 @@ AIST_GENRES = {
     "JB": "Ballet Jazz",
 }
 """Genres of the AIST Dance Video Database by the code in a file's name."""
-AIST_NAME = re.compile(r"(g(" + "|".join(AIST_GENRES) + r")_s[A-Z]{2}_)c(?:All|\d\d)((?:_d\d\d)+_m[A-Z]{2}\d_ch\d\d)")
+AIST_NAME = re.compile(
+    r"(g(" + "|".join(AIST_GENRES) + r")_s[A-Z]{2}_)c(?:All|\d\d)((?:_d\d\d)+_m[A-Z]{2}\d_ch\d\d)"
+)
 """genre_situation_camera_dancers_music_choreography, as in gBR_sBM_c01_d04_mBR0_ch01."""
 
 
@@ -72,7 +77,10 @@ def found_table(rows: Iterable[tuple], schema: pa.Schema = FOUND_SCHEMA) -> pa.T
     """Tuples in the order of the schema's fields as a table; only one batch of them is held as Python objects."""
     rows, batches = iter(rows), []
     while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
-        arrays = [pa.array(column, field.type) for column, field in zip(zip(*batch, strict=True), schema, strict=True)]
+        arrays = [
+            pa.array(column, field.type)
+            for column, field in zip(zip(*batch, strict=True), schema, strict=True)
+        ]
         batches.append(pa.record_batch(arrays, schema=schema))
     return pa.Table.from_batches(batches, schema)
 
@@ -111,7 +119,9 @@ def one_key_a_file(found: pa.Table) -> pa.Table:
     if len(keys.dictionary) < len(firsts):
         codes = keys.indices.to_numpy()
         shared = int(np.flatnonzero(np.bincount(codes) > 1)[0])
-        one, other = sorted(paths.dictionary[int(index)].as_py() for index in np.flatnonzero(codes == shared)[:2])
+        one, other = sorted(
+            paths.dictionary[int(index)].as_py() for index in np.flatnonzero(codes == shared)[:2]
+        )
         raise UserError(
             f"{one} and {other} would both be called {keys.dictionary[shared]}; "
             "expected folders of different names: rename one, or give the folder above both"
@@ -132,14 +142,18 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
         skip = len(inner.rstrip("/")) + 1
         for info in filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True)):
             relative = info.path[skip:]
-            if info.type == pafs.FileType.File and not any(part.startswith(".") for part in relative.split("/")):
+            if info.type == pafs.FileType.File and not any(
+                part.startswith(".") for part in relative.split("/")
+            ):
                 yield relative, info.size or 0
         return
     unreadable: list[str] = []
     if os.path.isdir(normal_path(folder)):
         yield from _walk_local(normal_path(folder), "", frozenset(), unreadable)
     if unreadable:
-        print(f"LEFT OUT: {len(unreadable)} files whose names are not UTF-8, such as {unreadable[0]!r}; rename them to use them")
+        print(
+            f"LEFT OUT: {len(unreadable)} files whose names are not UTF-8, such as {unreadable[0]!r}; rename them to use them"
+        )
 
 
 def normal_path(path: str) -> str:
@@ -154,7 +168,9 @@ def is_video(path: str) -> bool:
     return path.rsplit(".", 1)[-1].lower() in VIDEO_SUFFIXES
 
 
-def _walk_local(folder: str, prefix: str, above: frozenset, unreadable: list[str]) -> Iterator[tuple[str, int]]:
+def _walk_local(
+    folder: str, prefix: str, above: frozenset, unreadable: list[str]
+) -> Iterator[tuple[str, int]]:
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
     if here in above:  # a link to a folder above: everything there has its place already
@@ -197,11 +213,15 @@ def _place(given: str) -> _Place:
     if info.type == pafs.FileType.Directory:
         return _Place(source, source, pattern=re.compile(".*", re.DOTALL))
     if not re.search(r"[*?\[]", source):
-        raise UserError(f"data.sources: no such file or folder: {source}; expected existing folders, files or globs, such as data.sources=[videos]")
+        raise UserError(
+            f"data.sources: no such file or folder: {source}; expected existing folders, files or globs, such as data.sources=[videos]"
+        )
     scheme, _, inner = source.rpartition("://")
     parts = inner.split("/")
     first = next(index for index, part in enumerate(parts) if re.search(r"[*?\[]", part))
-    root = (f"{scheme}://" if scheme else "") + ("/".join(parts[:first]) or ("/" if inner.startswith("/") else "."))
+    root = (f"{scheme}://" if scheme else "") + (
+        "/".join(parts[:first]) or ("/" if inner.startswith("/") else ".")
+    )
     root = NamesOnDisk().find(root)
     if not storage.is_folder(root):
         raise UserError(f"data.sources={source}: no such folder: {root}")
@@ -317,7 +337,14 @@ def _glob_to_regex(pattern: str) -> str:
     tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]*\]|[^*?\[]+|\[", pattern)
     return "".join(
-        tokens.get(piece) or ("[^" + piece[2:] if piece.startswith("[!") else piece if len(piece) > 2 and piece[0] == "[" else re.escape(piece))
+        tokens.get(piece)
+        or (
+            "[^" + piece[2:]
+            if piece.startswith("[!")
+            else piece
+            if len(piece) > 2 and piece[0] == "["
+            else re.escape(piece)
+        )
         for piece in pieces
     )
 

@@ -27,7 +27,15 @@ import pyarrow as pa
 from proav import storage
 from proav.config import DataConfig
 from proav.data.sources.clip_files import CLIP_SCHEMA, VIDEO_ID, find_clips, list_videos
-from proav.data.sources.folders import AIST_GENRES, AIST_NAME, aist_sequence, found_table, normal_path, one_key_a_file, root_name
+from proav.data.sources.folders import (
+    AIST_GENRES,
+    AIST_NAME,
+    aist_sequence,
+    found_table,
+    normal_path,
+    one_key_a_file,
+    root_name,
+)
 from proav.data.sources.names import NamesOnDisk
 from proav.data.sources.strict_tables import (
     cell,
@@ -65,7 +73,9 @@ def read_listings(data: DataConfig) -> pa.Table:
             paths.append(part)
         else:
             if folder is None:
-                raise UserError(f"data.listing={listing} names videos without their paths; add data.videos=FOLDER, the folder where they are")
+                raise UserError(
+                    f"data.listing={listing} names videos without their paths; add data.videos=FOLDER, the folder where they are"
+                )
             videos = list_videos(folder) if videos is None else videos
             if kind == "aist":
                 part = found_table(_aist_rows(listing, folder, videos))
@@ -120,14 +130,23 @@ def _table_row(record: dict, root: str, names: NamesOnDisk) -> tuple:
     given = text_of(record.get("path"))
     if not given:
         raise UserError("the path is empty")
-    path = given if storage.is_remote(given) else normal_path(given) if os.path.isabs(given) else storage.join(root, given)
+    path = (
+        given
+        if storage.is_remote(given)
+        else normal_path(given)
+        if os.path.isabs(given)
+        else storage.join(root, given)
+    )
     path = path if storage.is_remote(path) else names.find(os.path.normpath(path))
     key = f"{root_name(root)}/{path[len(root) + 1 :]}" if path.startswith(root + "/") else path
     start, end = _stretch(cell(record.get("start_seconds")), cell(record.get("end_seconds")))
     split = text_of(record.get("split"))
     if split and split not in TABLE_SPLITS:
         near = difflib.get_close_matches(split, TABLE_SPLITS, n=1, cutoff=0.2)
-        raise UserError(f"split={split!r}; expected train, validation or nothing" + (f"; did you mean {near[0]}?" if near else ""))
+        raise UserError(
+            f"split={split!r}; expected train, validation or nothing"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
     return key, path, labels_of(record.get("labels")), split, start, end, 0.0, 0, None
 
 
@@ -176,7 +195,9 @@ def _aist_rows(listing: str, folder: str, videos: pa.Table) -> Iterator[tuple]:
     """Rows of a split file of AIST++ as FOUND_SCHEMA: every camera's video of every performance that it lists."""
     split = "train" if "train" in listing.rsplit("/", 1)[-1] else "validation"
     files: dict[str, list[tuple[str, int]]] = {}
-    for relative, num_bytes in zip(videos.column("relative").to_pylist(), videos.column("num_bytes").to_pylist(), strict=True):
+    for relative, num_bytes in zip(
+        videos.column("relative").to_pylist(), videos.column("num_bytes").to_pylist(), strict=True
+    ):
         name = AIST_NAME.search(relative.rsplit("/", 1)[-1])
         if name:
             files.setdefault(aist_sequence(name), []).append((relative, num_bytes))
@@ -187,13 +208,27 @@ def _aist_rows(listing: str, folder: str, videos: pa.Table) -> Iterator[tuple]:
                 continue
             name = AIST_NAME.fullmatch(line.strip())
             if not name:
-                raise UserError(f"data.listing={listing}, line {number}: {line.strip()!r} is no name of AIST++, such as gBR_sBM_cAll_d04_mBR0_ch01")
+                raise UserError(
+                    f"data.listing={listing}, line {number}: {line.strip()!r} is no name of AIST++, such as gBR_sBM_cAll_d04_mBR0_ch01"
+                )
             sequence = aist_sequence(name)
             num_listed, num_missing = num_listed + 1, num_missing + (sequence not in files)
             for relative, num_bytes in files.get(sequence, [(f"{sequence}.mp4", 0)]):
                 path = storage.join(normal_path(folder), relative)
-                yield f"{root_name(folder)}/{relative}", path, [AIST_GENRES[name[2]]], split, 0.0, None, 0.0, num_bytes, sequence
-    print(f"sources: {num_listed - num_missing:,} of the {num_listed:,} performances in {listing} are in {folder}, {num_missing:,} are not")
+                yield (
+                    f"{root_name(folder)}/{relative}",
+                    path,
+                    [AIST_GENRES[name[2]]],
+                    split,
+                    0.0,
+                    None,
+                    0.0,
+                    num_bytes,
+                    sequence,
+                )
+    print(
+        f"sources: {num_listed - num_missing:,} of the {num_listed:,} performances in {listing} are in {folder}, {num_missing:,} are not"
+    )
 
 
 def _read_ontology(listing: str, ontology: str | None) -> dict[str, str]:
@@ -219,7 +254,9 @@ def _read_ontology(listing: str, ontology: str | None) -> dict[str, str]:
             names[row["mid"]] = one_form(row["display_name"])
         return names
     except (ValueError, csv.Error, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot read data.ontology={ontology}: {type(error).__name__} {error}; {expected}") from error
+        raise UserError(
+            f"cannot read data.ontology={ontology}: {type(error).__name__} {error}; {expected}"
+        ) from error
 
 
 def _video_id(text: str) -> str:

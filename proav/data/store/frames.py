@@ -17,20 +17,29 @@ def encode_frames(video_THWC: np.ndarray, *, codec: str, quality: int) -> tuple[
 
     video_THWC: uint8 [T, H, W, 3]. codec: "raw" or "jpeg" (`quality` 50 to 100, for jpeg).
     """
-    assert video_THWC.dtype == np.uint8 and video_THWC.ndim == 4 and video_THWC.shape[-1] == 3, f"frames of {video_THWC.dtype} {video_THWC.shape}"
-    pieces = [frame.tobytes() if codec == "raw" else _encode_jpeg(frame, quality) for frame in np.ascontiguousarray(video_THWC)]
+    assert video_THWC.dtype == np.uint8 and video_THWC.ndim == 4 and video_THWC.shape[-1] == 3, (
+        f"frames of {video_THWC.dtype} {video_THWC.shape}"
+    )
+    pieces = [
+        frame.tobytes() if codec == "raw" else _encode_jpeg(frame, quality)
+        for frame in np.ascontiguousarray(video_THWC)
+    ]
     offsets = np.cumsum([0, *map(len, pieces)])
     return b"".join(pieces), offsets.tolist()
 
 
-def decode_frames(data, offsets, *, codec: str, shape: tuple[int, ...], start: int = 0, count: int | None = None) -> np.ndarray:
+def decode_frames(
+    data, offsets, *, codec: str, shape: tuple[int, ...], start: int = 0, count: int | None = None
+) -> np.ndarray:
     """Frames start .. start + count - 1 as uint8 [count, H, W, 3]; only these are decoded.
 
     data: bytes or a buffer. shape: (T, H, W, 3) of the whole. Raises ValueError or OSError on damaged bytes.
     """
     frames, height, width, channels = shape
     count = frames - start if count is None else count
-    assert 0 <= start and count >= 0 and start + count <= frames, f"frames {start} to {start + count} of {frames}"
+    assert 0 <= start and count >= 0 and start + count <= frames, (
+        f"frames {start} to {start + count} of {frames}"
+    )
     view = memoryview(data)
     if codec == "raw":
         piece = view[offsets[start] : offsets[start + count]]

@@ -52,14 +52,18 @@ class ShardWriter:
     The same rows give the same bytes. An error inside the block leaves nothing behind. Raises UserError where the disk is full.
     """
 
-    def __init__(self, path: str, schema: pa.Schema, *, rows_per_group: int = 1, compression: str | dict = "none") -> None:
+    def __init__(
+        self, path: str, schema: pa.Schema, *, rows_per_group: int = 1, compression: str | dict = "none"
+    ) -> None:
         self.path, self.schema, self.rows_per_group = path, schema, rows_per_group
         self.result: dict | None = None
         self.num_rows = 0
         self._pending: list[dict] = []
         self._temporary: Path | None = None
         try:
-            if storage.is_remote(path):  # on this machine first, without a name: an object store would publish a half-written file when it is closed
+            if storage.is_remote(
+                path
+            ):  # on this machine first, without a name: an object store would publish a half-written file when it is closed
                 file = tempfile.TemporaryFile(buffering=0)
             else:
                 target = Path(storage.open_filesystem(path)[1])
@@ -67,14 +71,18 @@ class ShardWriter:
                 self._temporary = storage.temporary_name(target)
                 file = patiently(lambda: open(self._temporary, "wb", buffering=0), f"creating {path}")
             self._sink = _HashedFile(file)
-            self._writer = pq.ParquetWriter(self._sink, schema, use_dictionary=False, write_statistics=False, compression=compression)
+            self._writer = pq.ParquetWriter(
+                self._sink, schema, use_dictionary=False, write_statistics=False, compression=compression
+            )
         except OSError as error:
             self._remove()
             raise _write_error(path, error) from error
 
     def write(self, row: dict) -> None:
         """Appends one row; all columns of the schema must be there, and no others."""
-        assert set(row) == set(self.schema.names), f"columns {sorted(set(row) ^ set(self.schema.names))} are missing or unknown"
+        assert set(row) == set(self.schema.names), (
+            f"columns {sorted(set(row) ^ set(self.schema.names))} are missing or unknown"
+        )
         self._pending.append(row)
         if len(self._pending) == self.rows_per_group:
             self._flush()
@@ -88,7 +96,12 @@ class ShardWriter:
         except OSError as error:
             self.abort()
             raise _write_error(self.path, error) from error
-        self.result = {"name": self.path.rsplit("/", 1)[-1], "rows": self.num_rows, "bytes": self._sink.size, "sha256": self._sink.hash.hexdigest()}
+        self.result = {
+            "name": self.path.rsplit("/", 1)[-1],
+            "rows": self.num_rows,
+            "bytes": self._sink.size,
+            "sha256": self._sink.hash.hexdigest(),
+        }
         return self.result
 
     def abort(self) -> None:
@@ -111,7 +124,9 @@ class ShardWriter:
         if not self._pending:
             return
         try:
-            self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self.schema), row_group_size=self.rows_per_group)
+            self._writer.write_table(
+                pa.Table.from_pylist(self._pending, schema=self.schema), row_group_size=self.rows_per_group
+            )
         except OSError as error:
             self.abort()
             raise _write_error(self.path, error) from error
@@ -132,7 +147,14 @@ class ShardWriter:
             self._temporary.unlink(missing_ok=True)
 
 
-def write_shard(path: str, rows: Iterable[dict], schema: pa.Schema, *, rows_per_group: int = 1, compression: str | dict = "none") -> dict:
+def write_shard(
+    path: str,
+    rows: Iterable[dict],
+    schema: pa.Schema,
+    *,
+    rows_per_group: int = 1,
+    compression: str | dict = "none",
+) -> dict:
     """Writes all rows as one file, whole or not at all; returns {"name", "rows", "bytes", "sha256"}."""
     with ShardWriter(path, schema, rows_per_group=rows_per_group, compression=compression) as writer:
         for row in rows:
@@ -155,7 +177,9 @@ def only_writer(folder: str) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"another job is at work in {folder}; wait for its end, or choose another run_dir=DIR") from None
+                raise UserError(
+                    f"another job is at work in {folder}; wait for its end, or choose another run_dir=DIR"
+                ) from None
         yield
     finally:
         os.close(handle)
@@ -297,7 +321,9 @@ def _value(column: pa.ChunkedArray, row: int):
     if chunk.null_count:
         return None
     _, offsets, data = chunk.buffers()
-    bounds = np.frombuffer(offsets, np.int64 if pa.types.is_large_binary(column.type) else np.int32)[chunk.offset : chunk.offset + 2]
+    bounds = np.frombuffer(offsets, np.int64 if pa.types.is_large_binary(column.type) else np.int32)[
+        chunk.offset : chunk.offset + 2
+    ]
     return memoryview(data)[slice(*bounds.tolist())] if data is not None else memoryview(b"")
 
 
@@ -338,7 +364,11 @@ class _HashedFile:
 
 def _write_error(path: str, error: OSError) -> UserError:
     why = WHY.get(error.errno) or error.strerror or str(error)
-    why += f" (of {tempfile.gettempdir()}, by way of which it goes, or over there)" if storage.is_remote(path) else ""
+    why += (
+        f" (of {tempfile.gettempdir()}, by way of which it goes, or over there)"
+        if storage.is_remote(path)
+        else ""
+    )
     return UserError(
         f"cannot write {path}: {why}; what was finished is kept: make room or choose another run_dir=DIR, then run the same command again"
     )

@@ -44,7 +44,13 @@ SEGMENT_SCHEMA = pa.schema(
     ]
 )
 BULKY_COLUMNS = ("frame_offsets", "video", "audio", "mel")
-UNIT_SCHEMA = pa.schema([("shard", pa.string()), ("row", pa.int32()), *(field for field in SEGMENT_SCHEMA if field.name not in BULKY_COLUMNS)])
+UNIT_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("row", pa.int32()),
+        *(field for field in SEGMENT_SCHEMA if field.name not in BULKY_COLUMNS),
+    ]
+)
 INDEX_SCHEMA = UNIT_SCHEMA.append(pa.field("dropped", pa.string()))  # empty: used; else the filter's reason
 
 REJECT_SCHEMA = pa.schema(

@@ -37,7 +37,9 @@ def read_manifest(data_dir: str) -> dict:
             f"no prepared data in {data_dir} (no manifest.json); run: python ray_jobs/preprocess.py --config FILE, with the same run_dir"
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamagedShard(f"{path} is damaged: {error}; delete it and run preprocess again: finished shards are kept") from None
+        raise DamagedShard(
+            f"{path} is damaged: {error}; delete it and run preprocess again: finished shards are kept"
+        ) from None
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{path} has format {manifest.get('format')}, this proav reads format {FORMAT}; prepare the data again in another run_dir=DIR, or delete {data_dir}"
@@ -89,7 +91,9 @@ class SegmentStore:
         self.data_dir, self.cache_bytes = data_dir, cache_bytes
         self.manifest = read_manifest(data_dir)
         file = open_parquet(storage.join(data_dir, "index.parquet"))
-        self.index = file.read(columns=[name for name in file.schema_arrow.names if name not in UNREAD_COLUMNS])
+        self.index = file.read(
+            columns=[name for name in file.schema_arrow.names if name not in UNREAD_COLUMNS]
+        )
         if self.index.num_rows != self.manifest["counts"]["segments"]:
             raise DamagedShard(
                 f"{data_dir}/index.parquet has {self.index.num_rows} rows, the manifest {self.manifest['counts']['segments']}; "
@@ -133,7 +137,9 @@ class SegmentStore:
                 keep &= pc.equal(self.index.column(name), value).to_numpy()
         return np.flatnonzero(keep)
 
-    def stretches(self, *, num_frames: int, split: str | None = None, shard: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def stretches(
+        self, *, num_frames: int, split: str | None = None, shard: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(segments, first frames, frames), int64 each: the parts of used segments that windows of `num_frames` frames may be drawn from.
 
         A whole segment is one stretch; where the data set was filtered with avoid_shot_cuts, each of its shots is. Shorter ones are left out.
@@ -156,7 +162,12 @@ class SegmentStore:
         return segments[keep], first[keep], frames[keep]
 
     def window(
-        self, index: int, start: int = 0, num_frames: int | None = None, *, want: Sequence[str] = ("video", "mel", "audio")
+        self,
+        index: int,
+        start: int = 0,
+        num_frames: int | None = None,
+        *,
+        want: Sequence[str] = ("video", "mel", "audio"),
     ) -> dict[str, np.ndarray]:
         """Frames start .. start + num_frames - 1 of a segment (to its end where None), and the mel columns and sound that belong to them.
 
@@ -164,10 +175,21 @@ class SegmentStore:
         """
         place = {
             name: self.index.column(name)[index].as_py()
-            for name in ("shard", "row", "num_frames", "fps", "sample_rate", "video_codec", "video_shape", "mel_shape")
+            for name in (
+                "shard",
+                "row",
+                "num_frames",
+                "fps",
+                "sample_rate",
+                "video_codec",
+                "video_shape",
+                "mel_shape",
+            )
         }
         count = place["num_frames"] - start if num_frames is None else num_frames
-        assert 0 <= start and count >= 1 and start + count <= place["num_frames"], f"frames {start} to {start + count} of {place['num_frames']}"
+        assert 0 <= start and count >= 1 and start + count <= place["num_frames"], (
+            f"frames {start} to {start + count} of {place['num_frames']}"
+        )
         window = {}
         if "video" in want:
 
@@ -181,12 +203,18 @@ class SegmentStore:
 
             window["video"] = self._reader.checked(place["shard"], pictures)
         if "mel" in want:
-            mel = np.frombuffer(self._reader.read(place["shard"], place["row"], ("mel",))["mel"], np.float16).reshape(place["mel_shape"])
+            mel = np.frombuffer(
+                self._reader.read(place["shard"], place["row"], ("mel",))["mel"], np.float16
+            ).reshape(place["mel_shape"])
             window["mel"] = mel[start : start + count].copy()
         if "audio" in want:
             per_frame = place["sample_rate"] // place["fps"]
-            sound = np.frombuffer(self._reader.read(place["shard"], place["row"], ("audio",))["audio"], np.int16)
-            window["audio"] = sound[start * per_frame : (start + count) * per_frame].astype(np.float32) / FULL_SCALE
+            sound = np.frombuffer(
+                self._reader.read(place["shard"], place["row"], ("audio",))["audio"], np.int16
+            )
+            window["audio"] = (
+                sound[start * per_frame : (start + count) * per_frame].astype(np.float32) / FULL_SCALE
+            )
         return window
 
 

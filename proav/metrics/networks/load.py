@@ -25,10 +25,15 @@ def load_network(name: str, weights: str | None = None, device: str = "cpu") -> 
     """The network with the weights of that file. Raises UserError: unknown name, no file, a file of something else."""
     if name not in NETWORKS:
         near = difflib.get_close_matches(name, NETWORKS, n=1)
-        raise UserError(f"no feature network {name}; expected one of: {', '.join(NETWORKS)}" + (f"; did you mean {near[0]}?" if near else ""))
+        raise UserError(
+            f"no feature network {name}; expected one of: {', '.join(NETWORKS)}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
     card = NETWORKS[name]
     if card in surrogate.CARDS:
         return surrogate.load(name, device)
     if weights is None:
-        raise UserError(f"the network {name} needs its weights, evaluate.weights=DIR with {name}.safetensors; to make it: {card.source}")
+        raise UserError(
+            f"the network {name} needs its weights, evaluate.weights=DIR with {name}.safetensors; to make it: {card.source}"
+        )
     return MODULES[name].load(weights, device) if name in MODULES else given.load(card, weights, device)

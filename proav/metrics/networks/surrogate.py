@@ -17,8 +17,18 @@ SEED = 20_251_115
 SIDE = 32
 """Rows and columns to which pictures are brought."""
 CARDS = (
-    NetworkCard("surrogate-video", "video", DIMENSION, ("sFVD", "sKVD", "diversity", "nearest_training"), "Apache-2.0", "", min_frames=4),
-    NetworkCard("surrogate-audio", "audio", DIMENSION, ("sFAD", "sKAD"), "Apache-2.0", "", sample_rate=SAMPLE_RATE),
+    NetworkCard(
+        "surrogate-video",
+        "video",
+        DIMENSION,
+        ("sFVD", "sKVD", "diversity", "nearest_training"),
+        "Apache-2.0",
+        "",
+        min_frames=4,
+    ),
+    NetworkCard(
+        "surrogate-audio", "audio", DIMENSION, ("sFAD", "sKAD"), "Apache-2.0", "", sample_rate=SAMPLE_RATE
+    ),
 )
 
 
@@ -30,11 +40,16 @@ class SurrogateVideo(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = _random_layers([(3, 16, (3, 5, 5), (1, 2, 2)), (16, 32, (3, 3, 3), (1, 2, 2)), (32, 32, (3, 3, 3), (2, 2, 2))], nn.Conv3d)
+        self.layers = _random_layers(
+            [(3, 16, (3, 5, 5), (1, 2, 2)), (16, 32, (3, 3, 3), (1, 2, 2)), (32, 32, (3, 3, 3), (2, 2, 2))],
+            nn.Conv3d,
+        )
 
     @torch.inference_mode()
     def forward(self, video_BTHWC: Tensor) -> Tensor:
-        pictures = video_BTHWC.to(self.layers[0].weight.device).flatten(0, 1).movedim(-1, 1).float() / 127.5 - 1
+        pictures = (
+            video_BTHWC.to(self.layers[0].weight.device).flatten(0, 1).movedim(-1, 1).float() / 127.5 - 1
+        )
         small = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
         return _summary(self.layers, small.unflatten(0, video_BTHWC.shape[:2]).movedim(1, 2))
 
@@ -47,24 +62,36 @@ class SurrogateAudio(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = _random_layers([(1, 16, (5, 5), (2, 2)), (16, 32, (3, 3), (2, 2)), (32, 32, (3, 3), (2, 2))], nn.Conv2d)
+        self.layers = _random_layers(
+            [(1, 16, (5, 5), (2, 2)), (16, 32, (3, 3), (2, 2)), (32, 32, (3, 3), (2, 2))], nn.Conv2d
+        )
         self.register_buffer("window", torch.hann_window(512), persistent=False)
 
     @torch.inference_mode()
     def forward(self, audio_BL: Tensor) -> Tensor:
-        spectrum = torch.stft(audio_BL.to(self.window.device), 512, 256, window=self.window, return_complex=True).abs()[:, 1:]
+        spectrum = torch.stft(
+            audio_BL.to(self.window.device), 512, 256, window=self.window, return_complex=True
+        ).abs()[:, 1:]
         bands = spectrum.unflatten(1, (64, 4)).mean(2)
         return _summary(self.layers, (torch.log10(bands + 1e-3) / 2)[:, None])
 
 
 def load(name: str, device: str) -> nn.Module:
-    return {card.name: network for card, network in zip(CARDS, (SurrogateVideo, SurrogateAudio), strict=True)}[name]().to(device).eval()
+    return (
+        {card.name: network for card, network in zip(CARDS, (SurrogateVideo, SurrogateAudio), strict=True)}[
+            name
+        ]()
+        .to(device)
+        .eval()
+    )
 
 
 def _random_layers(shapes: list[tuple], convolution: type) -> nn.ModuleList:
     generator, layers = torch.Generator().manual_seed(SEED), []
     for channels, out, kernel, stride in shapes:
-        layer = convolution(channels, out, kernel, stride=stride, padding=tuple(size // 2 for size in kernel), bias=False)
+        layer = convolution(
+            channels, out, kernel, stride=stride, padding=tuple(size // 2 for size in kernel), bias=False
+        )
         with torch.no_grad():
             fan_in = layer.weight[0].numel()
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * (2 / fan_in) ** 0.5)

@@ -28,8 +28,19 @@ def load_state(network: nn.Module, path: str, *, form: str, card: NetworkCard) -
     network.load_state_dict(tensors)
 
 
-def save_state(tensors: dict[str, Tensor], destination: str | Path, *, form: str, card: NetworkCard, source_sha256: str) -> None:
+def save_state(
+    tensors: dict[str, Tensor], destination: str | Path, *, form: str, card: NetworkCard, source_sha256: str
+) -> None:
     """Writes the whole file or nothing."""
     temporary = Path(f"{destination}.part")
-    save_file(tensors, temporary, metadata={"format": form, "network": card.name, "source_sha256": source_sha256, "licence": card.licence})
+    save_file(
+        tensors,
+        temporary,
+        metadata={
+            "format": form,
+            "network": card.name,
+            "source_sha256": source_sha256,
+            "licence": card.licence,
+        },
+    )
     temporary.replace(destination)

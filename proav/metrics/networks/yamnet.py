@@ -73,7 +73,9 @@ class YAMNet(nn.Module):
         """Log-mel patches [N, 96, 64] -> [N, 1024]."""
         x = log_mel_NJM[:, None]
         for convolution in self.convolutions:
-            x = F.relu(convolution(_pad_same(x, convolution.stride[0]) if convolution.kernel_size[0] > 1 else x))
+            x = F.relu(
+                convolution(_pad_same(x, convolution.stride[0]) if convolution.kernel_size[0] > 1 else x)
+            )
         return x.mean((2, 3))
 
     def log_mel(self, audio_NL: Tensor) -> Tensor:
@@ -108,7 +110,9 @@ def convert_weights(source: str | Path, destination: str | Path) -> None:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        raise UserError("reading a .tflite file needs ai-edge-litert; type: pip install ai-edge-litert") from None
+        raise UserError(
+            "reading a .tflite file needs ai-edge-litert; type: pip install ai-edge-litert"
+        ) from None
     found = file_hash(source)
     try:
         interpreter = Interpreter(str(source), experimental_preserve_all_tensors=True)
@@ -122,15 +126,25 @@ def convert_weights(source: str | Path, destination: str | Path) -> None:
 def _state_of(interpreter) -> dict[str, Tensor]:
     """The network's constants by their order in the graph, dequantized: kernels [out, height, width, in], depthwise ones [1, height, width, out]."""
     details, state = {detail["index"]: detail for detail in interpreter.get_tensor_details()}, {}
-    produced = {int(output): op for op in interpreter._get_ops_details() for output in op["outputs"] if op["op_name"] == "DEQUANTIZE"}
+    produced = {
+        int(output): op
+        for op in interpreter._get_ops_details()
+        for output in op["outputs"]
+        if op["op_name"] == "DEQUANTIZE"
+    }
 
     def constant(index: int) -> np.ndarray:
         index = int(produced[index]["inputs"][0]) if index in produced else index
-        values, quantization = interpreter.get_tensor(index).astype(np.float32), details[index]["quantization_parameters"]
+        values, quantization = (
+            interpreter.get_tensor(index).astype(np.float32),
+            details[index]["quantization_parameters"],
+        )
         if len(quantization["scales"]):
             shape = [1] * values.ndim
             shape[quantization["quantized_dimension"]] = -1 if len(quantization["scales"]) > 1 else 1
-            values = (values - quantization["zero_points"].reshape(shape)) * quantization["scales"].reshape(shape)
+            values = (values - quantization["zero_points"].reshape(shape)) * quantization["scales"].reshape(
+                shape
+            )
         return values
 
     network, ops = YAMNet(), interpreter._get_ops_details()
@@ -139,7 +153,11 @@ def _state_of(interpreter) -> dict[str, Tensor]:
         raise ValueError(f"{len(convolutions)} convolutions, expected {len(network.convolutions)}")
     for number, op in enumerate(convolutions):
         kernel, bias = (constant(int(index)) for index in op["inputs"][1:3])
-        kernel = kernel.transpose(3, 0, 1, 2) if op["op_name"] == "DEPTHWISE_CONV_2D" else kernel.transpose(0, 3, 1, 2)
+        kernel = (
+            kernel.transpose(3, 0, 1, 2)
+            if op["op_name"] == "DEPTHWISE_CONV_2D"
+            else kernel.transpose(0, 3, 1, 2)
+        )
         state[f"convolutions.{number}.weight"], state[f"convolutions.{number}.bias"] = kernel, bias
     last = [op for op in ops if op["op_name"] == "FULLY_CONNECTED"][-1]
     state["classes.weight"], state["classes.bias"] = (constant(int(index)) for index in last["inputs"][1:3])

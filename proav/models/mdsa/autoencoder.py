@@ -27,7 +27,14 @@ from proav.models.mdsa.fusion import (
     SpatialAttention,
 )
 from proav.models.mdsa.linear_planes import FitSample, LinearPlanes
-from proav.models.mdsa.streams import FromLatents, StreamDecoder, StreamEncoder, ToLatents, tile_mel, untile_mel
+from proav.models.mdsa.streams import (
+    FromLatents,
+    StreamDecoder,
+    StreamEncoder,
+    ToLatents,
+    tile_mel,
+    untile_mel,
+)
 
 TIME_PLANES = ("WT", "HT")
 

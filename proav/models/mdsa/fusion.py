@@ -25,14 +25,18 @@ class MultiScaleTemporalAttention(nn.Module):
         self.scales = scales
         self.norm = Norm(width)
         num_modules = 1 if share_scales else len(scales)
-        self.attentions = nn.ModuleList(Attention(width, num_heads, width // num_heads, closed=True) for _ in range(num_modules))
+        self.attentions = nn.ModuleList(
+            Attention(width, num_heads, width // num_heads, closed=True) for _ in range(num_modules)
+        )
         self.fusion_KC = nn.Parameter(torch.zeros(len(scales), width))
 
     def forward(self, plane_BTSC: Tensor) -> Tensor:
         b, t, _, _ = plane_BTSC.shape
         columns_BTC = rearrange(self.norm(plane_BTSC), "b t s c -> (b s) t c")
         weights_KC = self.fusion_KC.float().softmax(dim=0)
-        update_BTC = sum(weight_C * self._at_scale(columns_BTC, index).float() for index, weight_C in enumerate(weights_KC))
+        update_BTC = sum(
+            weight_C * self._at_scale(columns_BTC, index).float() for index, weight_C in enumerate(weights_KC)
+        )
         return plane_BTSC + rearrange(update_BTC.to(plane_BTSC.dtype), "(b s) t c -> b t s c", b=b)
 
     def _at_scale(self, columns_BTC: Tensor, index: int) -> Tensor:
@@ -43,7 +47,9 @@ class MultiScaleTemporalAttention(nn.Module):
         update_BTC = attention(pooled_BTC, positions_LA=centres)
         if scale == 1:
             return update_BTC
-        upsample = linear_resize_matrix(num_frames // scale, num_frames, update_BTC.device).to(update_BTC.dtype)
+        upsample = linear_resize_matrix(num_frames // scale, num_frames, update_BTC.device).to(
+            update_BTC.dtype
+        )
         return torch.einsum("ut,btc->buc", upsample, update_BTC)
 
 
@@ -57,14 +63,21 @@ class SpatialAttention(nn.Module):
 
     def forward(self, plane_BHWC: Tensor) -> Tensor:
         _, h, w, _ = plane_BHWC.shape
-        update = self.attention(rearrange(self.norm(plane_BHWC), "b h w c -> b (h w) c"), positions_LA=grid_positions(h, w, plane_BHWC.device))
+        update = self.attention(
+            rearrange(self.norm(plane_BHWC), "b h w c -> b (h w) c"),
+            positions_LA=grid_positions(h, w, plane_BHWC.device),
+        )
         return plane_BHWC + rearrange(update, "b (h w) c -> b h w c", h=h)
 
 
 def add_where(plane_BRSC: Tensor, update_BRSC: Tensor, flows_B: Tensor | None) -> Tensor:
     """plane + update for the clips whose flow is on (all of them where None); the others pass bit for bit."""
     updated = plane_BRSC + update_BRSC.to(plane_BRSC.dtype)
-    return updated if flows_B is None else torch.where(flows_B.to(plane_BRSC.device)[:, None, None, None], updated, plane_BRSC)
+    return (
+        updated
+        if flows_B is None
+        else torch.where(flows_B.to(plane_BRSC.device)[:, None, None, None], updated, plane_BRSC)
+    )
 
 
 class CrossAttentionPair(nn.Module):
@@ -92,15 +105,24 @@ class GroupCrossAttention(CrossAttentionPair):
         self.num_groups = num_groups
 
     def forward(
-        self, video_BTSC: Tensor, audio_BTSC: Tensor, to_video_B: Tensor | None = None, to_audio_B: Tensor | None = None
+        self,
+        video_BTSC: Tensor,
+        audio_BTSC: Tensor,
+        to_video_B: Tensor | None = None,
+        to_audio_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Two planes [B, T, S, C] -> the two, updated; masks [B] tell which clips' flow is on."""
         _, t, s, _ = video_BTSC.shape
-        video_BLC, audio_BLC = self._group(self.norm_video(video_BTSC)), self._group(self.norm_audio(audio_BTSC))
+        video_BLC, audio_BLC = (
+            self._group(self.norm_video(video_BTSC)),
+            self._group(self.norm_audio(audio_BTSC)),
+        )
         positions_LA = grid_positions(t // self.num_groups, s, video_BTSC.device)
         update_video = self._ungroup(self.to_video(video_BLC, audio_BLC, positions_LA=positions_LA), s)
         update_audio = self._ungroup(self.to_audio(audio_BLC, video_BLC, positions_LA=positions_LA), s)
-        return add_where(video_BTSC, update_video, to_video_B), add_where(audio_BTSC, update_audio, to_audio_B)
+        return add_where(video_BTSC, update_video, to_video_B), add_where(
+            audio_BTSC, update_audio, to_audio_B
+        )
 
     def _group(self, plane_BTSC: Tensor) -> Tensor:
         return rearrange(plane_BTSC, "b (g t) s c -> (b g) (t s) c", g=self.num_groups)
@@ -122,14 +144,22 @@ class BiBlockCrossAttention(CrossAttentionPair):
         self.block_size, self.global_tokens = block_size, global_tokens
 
     def forward(
-        self, video_BRSC: Tensor, audio_BRSC: Tensor, to_video_B: Tensor | None = None, to_audio_B: Tensor | None = None
+        self,
+        video_BRSC: Tensor,
+        audio_BRSC: Tensor,
+        to_video_B: Tensor | None = None,
+        to_audio_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Two planes [B, R, S, C] -> the two, updated; masks [B] tell which clips' flow is on."""
         update_video = self._update(video_BRSC, audio_BRSC, self.to_video, self.norm_video, self.norm_audio)
         update_audio = self._update(audio_BRSC, video_BRSC, self.to_audio, self.norm_audio, self.norm_video)
-        return add_where(video_BRSC, update_video, to_video_B), add_where(audio_BRSC, update_audio, to_audio_B)
+        return add_where(video_BRSC, update_video, to_video_B), add_where(
+            audio_BRSC, update_audio, to_audio_B
+        )
 
-    def _update(self, plane_BRSC: Tensor, other_BRSC: Tensor, attention: Attention, norm: Norm, other_norm: Norm) -> Tensor:
+    def _update(
+        self, plane_BRSC: Tensor, other_BRSC: Tensor, attention: Attention, norm: Norm, other_norm: Norm
+    ) -> Tensor:
         b, r, s, _ = plane_BRSC.shape
         size, blocks_down = self.block_size, r // self.block_size
         queries_BGLC, context_BGLC = self._tile(plane_BRSC), self._tile(other_BRSC)
@@ -148,7 +178,9 @@ class BiBlockCrossAttention(CrossAttentionPair):
 
     def _tile(self, plane_BRSC: Tensor) -> Tensor:
         """[B, R, S, C] -> [B, G, L, C]: G blocks of L cells, row by row."""
-        return rearrange(plane_BRSC, "b (i p) (j q) c -> b (i j) (p q) c", p=self.block_size, q=self.block_size)
+        return rearrange(
+            plane_BRSC, "b (i p) (j q) c -> b (i j) (p q) c", p=self.block_size, q=self.block_size
+        )
 
 
 def _means_of_others(blocks_BGLC: Tensor) -> Tensor:

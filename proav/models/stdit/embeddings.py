@@ -110,4 +110,9 @@ class Conditioning(nn.Module):
     def forward(self, times_B2: Tensor, labels_B: Tensor) -> Tensor:
         """[B, 2, d]. times in [0, 1], column 0 video, 1 audio; labels in 0 .. num_labels."""
         waves_B2F = sinusoids(TIME_SCALE * times_B2, NUM_FREQUENCIES).to(self.own_time[0].weight.dtype)
-        return self.own_time(waves_B2F) + self.other_time(waves_B2F.flip(1)) + self.modality + self.label(labels_B)[:, None]
+        return (
+            self.own_time(waves_B2F)
+            + self.other_time(waves_B2F.flip(1))
+            + self.modality
+            + self.label(labels_B)[:, None]
+        )

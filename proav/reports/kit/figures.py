@@ -36,15 +36,25 @@ STRIP_LEFT, STRIP_RIGHT = 0.115, 0.985
 def themed_svg(figure: Figure, description: str) -> Markup:
     """The figure as an SVG element with `description` as its text alternative."""
     buffer = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": hashlib.sha256(description.encode("utf-8")).hexdigest(), "svg.image_inline": True}
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": hashlib.sha256(description.encode("utf-8")).hexdigest(),
+        "svg.image_inline": True,
+    }
     with matplotlib.rc_context(settings):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        FigureCanvasSVG(figure).print_svg(
+            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     for colour, variable in THEME.items():
         text = text.replace(colour, variable)
-    text = re.sub(r'(<(?:g|image)\b[^>]*?) id="[^"]*"', r"\1", text)  # they repeat from figure to figure, and an id must be unique in a page
-    text = re.sub(r"<defs>\s*<style.*?</defs>", "", text, count=1, flags=re.DOTALL)  # a style in an inline SVG would apply to the whole page
+    text = re.sub(
+        r'(<(?:g|image)\b[^>]*?) id="[^"]*"', r"\1", text
+    )  # they repeat from figure to figure, and an id must be unique in a page
+    text = re.sub(
+        r"<defs>\s*<style.*?</defs>", "", text, count=1, flags=re.DOTALL
+    )  # a style in an inline SVG would apply to the whole page
     head, body = text.split(">", 1)
     view = re.search(r'viewBox="[^"]*"', head).group()
     opening = str(element("svg", role="img", aria_label=description)).removesuffix("></svg>")
@@ -62,7 +72,14 @@ def _new_axes(figure: Figure, box: tuple[float, float, float, float]):
     return axes
 
 
-def curve(clips: Sequence[float], values: Sequence[float], *, description: str, series: int = 1, from_zero: bool = False) -> Markup:
+def curve(
+    clips: Sequence[float],
+    values: Sequence[float],
+    *,
+    description: str,
+    series: int = 1,
+    from_zero: bool = False,
+) -> Markup:
     """One quantity over clips trained; logarithmic where all values are positive and span more than a factor of 20.
 
     Long runs are drawn as the mean of up to 400 stretches with the range behind it.
@@ -75,9 +92,20 @@ def curve(clips: Sequence[float], values: Sequence[float], *, description: str, 
     if len(values) > 400:
         stretches = np.array_split(np.arange(len(values)), 400)
         low, high = ([extreme(values[part]) for part in stretches] for extreme in (np.min, np.max))
-        clips, values = np.array([clips[part].mean() for part in stretches]), np.array([values[part].mean() for part in stretches])
+        clips, values = (
+            np.array([clips[part].mean() for part in stretches]),
+            np.array([values[part].mean() for part in stretches]),
+        )
         axes.fill_between(clips, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(clips, values, color=colour, linewidth=1.6, solid_joinstyle="round", marker="o" if len(values) < 12 else None, markersize=3)
+    axes.plot(
+        clips,
+        values,
+        color=colour,
+        linewidth=1.6,
+        solid_joinstyle="round",
+        marker="o" if len(values) < 12 else None,
+        markersize=3,
+    )
     if from_zero:
         axes.set_ylim(0, 1.15 * max(values.max(), 1e-9))
     elif values.min() > 0 and values.max() / values.min() > 20:
@@ -94,7 +122,9 @@ def curve(clips: Sequence[float], values: Sequence[float], *, description: str, 
     return themed_svg(figure, description)
 
 
-def histogram(values: Sequence[float], *, unit: str, description: str, edges: Sequence[float] | None = None) -> Markup:
+def histogram(
+    values: Sequence[float], *, unit: str, description: str, edges: Sequence[float] | None = None
+) -> Markup:
     """How many items lie where: between these edges, or in up to 24 bins from the least to the greatest value."""
     figure = Figure(figsize=(3.6, 2.1))
     figure.patch.set_alpha(0)
@@ -139,7 +169,12 @@ def clip_strip(
 
     axes = figure.add_axes((STRIP_LEFT, 1 - frame_inches / height, width, frame_inches / height))
     for first, frame in zip(range(0, num_frames, every), shown, strict=True):
-        axes.imshow(_at_most(frame, 96), aspect="auto", interpolation="none", extent=(first, min(first + every, num_frames), 0, 1))
+        axes.imshow(
+            _at_most(frame, 96),
+            aspect="auto",
+            interpolation="none",
+            extent=(first, min(first + every, num_frames), 0, 1),
+        )
         axes.axvline(first, color=CARD, linewidth=2 if first else 0)
     axes.set_xlim(0, num_frames)
     axes.axis("off")
@@ -148,11 +183,26 @@ def clip_strip(
     axes = _new_axes(figure, (STRIP_LEFT, bottom, width, mel_inches / height))
     bins = mel_TMS.shape[1]
     image_ML = mel_TMS.transpose(1, 0, 2).reshape(bins, -1)
-    axes.imshow(image_ML, aspect="auto", origin="lower", extent=(0, seconds, -0.5, bins - 0.5), cmap="magma", vmin=-1, vmax=1, interpolation="none")
+    axes.imshow(
+        image_ML,
+        aspect="auto",
+        origin="lower",
+        extent=(0, seconds, -0.5, bins - 0.5),
+        cmap="magma",
+        vmin=-1,
+        vmax=1,
+        interpolation="none",
+    )
     ticks = [(hz, _mel_row(hz, bins, min_hz, max_hz)) for hz in FREQUENCIES_HZ]
     ticks = [(hz, row) for hz, row in ticks if -0.5 <= row <= bins - 0.5]
-    ticks = [tick for tick, above in zip(ticks, [*ticks[1:], (0, math.inf)], strict=True) if above[1] - tick[1] > 0.09 * bins]  # room for each label
-    axes.set_yticks([row for _, row in ticks], [f"{hz / 1000:g}k" if hz >= 1000 else str(hz) for hz, _ in ticks])
+    ticks = [
+        tick
+        for tick, above in zip(ticks, [*ticks[1:], (0, math.inf)], strict=True)
+        if above[1] - tick[1] > 0.09 * bins
+    ]  # room for each label
+    axes.set_yticks(
+        [row for _, row in ticks], [f"{hz / 1000:g}k" if hz >= 1000 else str(hz) for hz, _ in ticks]
+    )
     axes.text(-0.125, 1.0, "Hz", transform=axes.transAxes, fontsize=7, color=MUTED, va="top")
     for start in np.arange(1, num_frames) / fps:
         axes.axvline(start, color="white", alpha=0.18, linewidth=0.5)
@@ -162,7 +212,13 @@ def clip_strip(
         axes = _new_axes(figure, (STRIP_LEFT, foot / height, width, wave_inches / height))
         parts = np.array_split(waveform_L, 240)
         times = (np.arange(240) + 0.5) / 240 * seconds
-        axes.fill_between(times, [part.min() for part in parts], [part.max() for part in parts], color=SERIES_2, linewidth=0.5)
+        axes.fill_between(
+            times,
+            [part.min() for part in parts],
+            [part.max() for part in parts],
+            color=SERIES_2,
+            linewidth=0.5,
+        )
         axes.set(ylim=(-1, 1), yticks=[])
     axes.set_xlim(0, seconds)
     axes.xaxis.set_minor_locator(FixedLocator(np.arange(num_frames + 1) / fps))

@@ -12,9 +12,20 @@ from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 
-UNITS = {"db": "dB", "seconds": "s", "minutes": "min", "hz": "Hz", "bytes": "bytes", "percent": "%", "ms": "ms"}
+UNITS = {
+    "db": "dB",
+    "seconds": "s",
+    "minutes": "min",
+    "hz": "Hz",
+    "bytes": "bytes",
+    "percent": "%",
+    "ms": "ms",
+}
 """Last words of a metric's key that are its unit, and how the unit is written."""
-ACRONYMS = {name: name.upper() for name in ("psnr", "ssim", "lpips", "fvd", "fad", "kvd", "kid", "mdsa", "ema", "rms", "fps")} | {"stdit": "ST-DiT"}
+ACRONYMS = {
+    name: name.upper()
+    for name in ("psnr", "ssim", "lpips", "fvd", "fad", "kvd", "kid", "mdsa", "ema", "rms", "fps")
+} | {"stdit": "ST-DiT"}
 VOID_ELEMENTS = {"input", "img", "br", "hr", "meta", "link"}
 
 
@@ -51,7 +62,13 @@ def data_uri(content: bytes, media_type: str) -> str:
 
 
 def section(identity: str, title: str, *children) -> Markup:
-    return element("section", element("h2", title, id=f"{identity}-title"), *children, id=identity, aria_labelledby=f"{identity}-title")
+    return element(
+        "section",
+        element("h2", title, id=f"{identity}-title"),
+        *children,
+        id=identity,
+        aria_labelledby=f"{identity}-title",
+    )
 
 
 def todo(what: str, command: str) -> Markup:
@@ -65,17 +82,38 @@ def warning(text: str) -> Markup:
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
     """A list of terms and values; pairs whose value is None are left out."""
-    return element("dl", [element("div", element("dt", term), element("dd", value)) for term, value in pairs if value is not None], class_="facts")
+    return element(
+        "dl",
+        [
+            element("div", element("dt", term), element("dd", value))
+            for term, value in pairs
+            if value is not None
+        ],
+        class_="facts",
+    )
 
 
 def table(heads: list[str], rows: Iterable[Iterable], *, caption: str) -> Markup:
     """A table whose first column names the row; numbers are set to the right."""
     rows = [list(row) for row in rows]
     numeric = [bool(rows) and all(is_number(row[column]) for row in rows) for column in range(len(heads))]
-    head = element("tr", [element("th", text, scope="col", class_="number" if numeric[i] else None) for i, text in enumerate(heads)])
+    head = element(
+        "tr",
+        [
+            element("th", text, scope="col", class_="number" if numeric[i] else None)
+            for i, text in enumerate(heads)
+        ],
+    )
     body = []
     for first, *rest in rows:
-        cells = [element("td", number(value) if is_number(value) else value, class_="number" if is_number(value) else None) for value in rest]
+        cells = [
+            element(
+                "td",
+                number(value) if is_number(value) else value,
+                class_="number" if is_number(value) else None,
+            )
+            for value in rest
+        ]
         body.append(element("tr", element("th", first, scope="row"), cells))
     whole = element("table", element("thead", head), element("tbody", body), aria_label=caption)
     return element("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
@@ -103,7 +141,9 @@ def duration(seconds: float) -> str:
     """`40 seconds`, `12 minutes`, `3.5 hours`, whatever suits the length."""
     for size, noun in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {noun}s" if seconds < 10 * size else f"{seconds / size:,.0f} {noun}s"
+            return (
+                f"{seconds / size:.2g} {noun}s" if seconds < 10 * size else f"{seconds / size:,.0f} {noun}s"
+            )
     return f"{seconds:.2g} seconds" if seconds < 10 else f"{seconds:.0f} seconds"
 
 
@@ -130,22 +170,47 @@ def metrics_card(title: str, values, *, level: int = 3, wide: bool = False) -> M
         elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             heads = list(dict.fromkeys(head for item in value for head in item))
             cells = [[item.get(head, "") for head in heads] for item in value]
-            inner += [element("h4", name), table([" ".join(metric_name(head)).strip() for head in heads], cells, caption=name)]
+            inner += [
+                element("h4", name),
+                table([" ".join(metric_name(head)).strip() for head in heads], cells, caption=name),
+            ]
         elif is_number(value):
-            rows.append(element("tr", element("th", label, scope="row"), element("td", number(value), class_="number")))
+            rows.append(
+                element(
+                    "tr", element("th", label, scope="row"), element("td", number(value), class_="number")
+                )
+            )
         else:
             items = (value or ["none"]) if isinstance(value, list) else ["none" if value is None else value]
             text = ", ".join(number(item) if is_number(item) else str(item) for item in items)
             if len(text) <= 24 and key != "protocol":
-                rows.append(element("tr", element("th", label, scope="row"), element("td", text, class_="number")))
+                rows.append(
+                    element("tr", element("th", label, scope="row"), element("td", text, class_="number"))
+                )
             else:
-                texts.append(element("p", None if key == "protocol" else element("strong", f"{name}: "), text, class_="protocol"))
+                texts.append(
+                    element(
+                        "p",
+                        None if key == "protocol" else element("strong", f"{name}: "),
+                        text,
+                        class_="protocol",
+                    )
+                )
     heading = element("h3" if level == 3 else "h4", title)
-    content = [heading, element("table", element("tbody", rows), aria_label=title) if rows else None, inner, texts]
+    content = [
+        heading,
+        element("table", element("tbody", rows), aria_label=title) if rows else None,
+        inner,
+        texts,
+    ]
     if level > 3:
         return element("div", content)
-    wide = wide or any(isinstance(value, list) and value and isinstance(value[0], dict) for value in values.values())
-    return element("div", element("div", content, class_="text"), class_="card metric wide" if wide else "card metric")
+    wide = wide or any(
+        isinstance(value, list) and value and isinstance(value[0], dict) for value in values.values()
+    )
+    return element(
+        "div", element("div", content, class_="text"), class_="card metric wide" if wide else "card metric"
+    )
 
 
 def player(video: bytes, strip: Markup | None, *, description: str, pixel_width: int) -> list[Markup]:
@@ -167,12 +232,20 @@ def player(video: bytes, strip: Markup | None, *, description: str, pixel_width:
 def build_page(title: str, header: list[Markup], sections: list[tuple[str, str, list]]) -> str:
     """The whole HTML file; `sections` are (id, title, children). Nothing in it is fetched: a content policy forbids it."""
     folder = files("proav.report_page")
-    style, script, template = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js", "page.html"))
+    style, script, template = (
+        (folder / name).read_text("utf-8") for name in ("page.css", "page.js", "page.html")
+    )
     links = [element("li", element("a", name, href=f"#{identity}")) for identity, name, _ in sections]
     navigation = element("nav", element("ul", links), aria_label="Sections")
-    main = element("main", [section(identity, name, children) for identity, name, children in sections], id="content")
+    main = element(
+        "main", [section(identity, name, children) for identity, name, children in sections], id="content"
+    )
     promise = "Written by proav. Everything on this page, videos included, is in this one file: it opens without a network."
     footer = element("footer", element("p", promise))
-    script_hash = "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    script_hash = "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode(
+        "ascii"
+    )
     body = element("header", header, navigation) + "\n" + main + "\n" + footer
-    return string.Template(template).substitute(title=escape(title), style=style, script=script, script_hash=script_hash, body=body)
+    return string.Template(template).substitute(
+        title=escape(title), style=style, script=script, script_hash=script_hash, body=body
+    )

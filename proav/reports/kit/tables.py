@@ -45,7 +45,17 @@ def number_table(values: dict) -> Markup:
             continue
         interval = "" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
         floor = "" if row["floor"] is None else f"{row['floor']:.4g}"
-        rows.append([name, f"{row['value']:.4g}", interval, floor, interval_strip(name, row), row["clips"], row["sources"]])
+        rows.append(
+            [
+                name,
+                f"{row['value']:.4g}",
+                interval,
+                floor,
+                interval_strip(name, row),
+                row["clips"],
+                row["sources"],
+            ]
+        )
         if row["note"]:
             said.setdefault(row["note"], []).append(name)
     content = [element("h3", values["title"])]
@@ -54,7 +64,10 @@ def number_table(values: dict) -> Markup:
         drawn = "Drawn: the value as a dot on its interval, the number between real clips as a bar, each row on a scale of its own."
         content.append(element("p", drawn, class_="note"))
     content += [element("p", f"{', '.join(names)}: {text}.", class_="note") for text, names in said.items()]
-    content += [warning(f"{count} clips could not be read and are left out ({what}).") for what, count in values["left_out"].items()]
+    content += [
+        warning(f"{count} clips could not be read and are left out ({what}).")
+        for what, count in values["left_out"].items()
+    ]
     return element("div", element("div", content, class_="text"), class_="card wide")
 
 
@@ -73,11 +86,20 @@ def interval_strip(name: str, row: dict) -> Markup | str:
         drawn.append(_line(place(row["low"]), place(row["high"]), (middle, middle), "var(--series-1)"))
         said.append(f"interval {row['low']:.4g} to {row['high']:.4g}")
     if row["floor"] is not None:
-        drawn.append(_line(place(row["floor"]), place(row["floor"]), (2, STRIP_HEIGHT - 2), "var(--series-2)"))
+        drawn.append(
+            _line(place(row["floor"]), place(row["floor"]), (2, STRIP_HEIGHT - 2), "var(--series-2)")
+        )
         said.append(f"between real clips {row['floor']:.4g}")
     drawn.append(element("circle", cx=place(row["value"]), cy=middle, r=4, fill="var(--series-1)"))
     size = {"width": STRIP_WIDTH, "height": STRIP_HEIGHT}
-    return element("svg", drawn, **size, viewBox=f"0 0 {STRIP_WIDTH} {STRIP_HEIGHT}", role="img", aria_label=", ".join(said))
+    return element(
+        "svg",
+        drawn,
+        **size,
+        viewBox=f"0 0 {STRIP_WIDTH} {STRIP_HEIGHT}",
+        role="img",
+        aria_label=", ".join(said),
+    )
 
 
 def beside(reconstruction: dict, stream: str) -> str:

@@ -19,12 +19,18 @@ curl {url}/v1/videos/VIDEO_ID/content -o clip.mp4"""
 def api_page(schema: dict[str, Any], *, url: str, label: str) -> str:
     """HTML of an OpenAPI schema. url: where the server is reached; label: one that its model knows, quoted as JSON."""
     parts = [f"<h1>{escape(schema['info']['title'])}</h1>"]
-    parts.append("<p>OpenAI's Videos interface with fields of proav's own. Every error is JSON: <code>{error: {message, type, param, code}}</code>. ")
-    parts.append('The schema for programs: <a href="/openapi.json">openapi.json</a>. The page to make clips: <a href="/">here</a>.</p>')
+    parts.append(
+        "<p>OpenAI's Videos interface with fields of proav's own. Every error is JSON: <code>{error: {message, type, param, code}}</code>. "
+    )
+    parts.append(
+        'The schema for programs: <a href="/openapi.json">openapi.json</a>. The page to make clips: <a href="/">here</a>.</p>'
+    )
     parts.append(f"<pre>{escape(EXAMPLE.format(url=url, label=label))}</pre>")
     for path, methods in schema["paths"].items():
         for method, route in methods.items():
-            parts.append(f"<h2>{method.upper()} {escape(path)}</h2><p>{escape(route.get('description', ''))}</p>")
+            parts.append(
+                f"<h2>{method.upper()} {escape(path)}</h2><p>{escape(route.get('description', ''))}</p>"
+            )
             if "requestBody" in route:
                 parts.append(_fields_table(schema["components"]["schemas"]["VideoForm"]))
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>proav: the interface</title><style>{STYLE}</style>'

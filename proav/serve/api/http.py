@@ -44,7 +44,14 @@ def http_app(service: Service) -> FastAPI:
         yield
         await service.stop()
 
-    app = FastAPI(title="proav", lifespan=lifespan, default_response_class=Json, redirect_slashes=False, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="proav",
+        lifespan=lifespan,
+        default_response_class=Json,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
     settings = service.settings
     app.add_middleware(Gate, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(WholeRequests, limits=settings.limits, in_proxy=False)
@@ -76,7 +83,9 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         limit = query.get("limit", str(DEFAULT_LIMIT))
         if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_LIMIT:
             raise ApiError(400, f"limit={shown(limit)}: expected 1 to {MAX_LIMIT}", param="limit")
-        jobs, has_more = service.page(limit=int(limit), after=query.get("after"), newest_first=order == "desc")
+        jobs, has_more = service.page(
+            limit=int(limit), after=query.get("after"), newest_first=order == "desc"
+        )
         data = [service.describe(job) for job in jobs]
         ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
         return Json({"object": "list", "data": data, **ends, "has_more": has_more})
@@ -104,7 +113,9 @@ def _add_videos(app: FastAPI, service: Service) -> None:
 
     def job_answer(job) -> Response:
         after = max(1, round(1000 * service.dispatcher.poll_after_seconds()))
-        return Json(service.describe(job), headers={"openai-poll-after-ms": str(after), "cache-control": "no-store"})
+        return Json(
+            service.describe(job), headers={"openai-poll-after-ms": str(after), "cache-control": "no-store"}
+        )
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -117,7 +128,12 @@ def _add_models(app: FastAPI, service: Service) -> None:
     async def model(model_id: str) -> Response:
         """Its labels, tasks, size, length, rates, and the defaults and limits of a request."""
         if model_id != service.card.id:
-            raise ApiError(404, f"model {shown(model_id)} is not served here; expected {service.card.id}", param="model", code="model_not_found")
+            raise ApiError(
+                404,
+                f"model {shown(model_id)} is not served here; expected {service.card.id}",
+                param="model",
+                code="model_not_found",
+            )
         return Json(service.card.to_json())
 
     @app.get("/healthz", summary="Health")
@@ -125,8 +141,13 @@ def _add_models(app: FastAPI, service: Service) -> None:
         """200 only when a sampler can really sample: by recent progress, or by sampling a step now; else 503."""
         healthy, reason = await service.health()
         if not healthy:
-            raise ApiError(503, reason, code="no_sampler", retry_after_seconds=service.settings.health_seconds)
-        return Json({"status": "ok", "reason": reason, "queued": len(service.dispatcher.queue)}, headers={"cache-control": "no-store"})
+            raise ApiError(
+                503, reason, code="no_sampler", retry_after_seconds=service.settings.health_seconds
+            )
+        return Json(
+            {"status": "ok", "reason": reason, "queued": len(service.dispatcher.queue)},
+            headers={"cache-control": "no-store"},
+        )
 
 
 def _add_pages(app: FastAPI, service: Service) -> None:
@@ -167,13 +188,24 @@ async def read_body(request: Request) -> tuple[dict[str, Any], bytes | None]:
         try:
             fields = json.loads(await request.body())
         except (ValueError, RecursionError) as error:
-            raise ApiError(400, f"the body is no valid JSON ({str(error)[:100]})", code="invalid_json") from error
+            raise ApiError(
+                400, f"the body is no valid JSON ({str(error)[:100]})", code="invalid_json"
+            ) from error
         if not isinstance(fields, dict):
-            raise ApiError(400, f'the body is {shown(fields)}; expected a JSON object such as {{"prompt": ""}}', code="invalid_json")
+            raise ApiError(
+                400,
+                f'the body is {shown(fields)}; expected a JSON object such as {{"prompt": ""}}',
+                code="invalid_json",
+            )
         return fields, None
     if media_type not in ("multipart/form-data", "application/x-www-form-urlencoded"):
         expected = "expected application/json or multipart/form-data"
-        raise ApiError(415, f"content-type {shown(media_type)}; {expected}", param="content-type", code="unsupported_media_type")
+        raise ApiError(
+            415,
+            f"content-type {shown(media_type)}; {expected}",
+            param="content-type",
+            code="unsupported_media_type",
+        )
     fields, upload = {}, None
     async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS, max_part_size=MAX_FIELD_BYTES) as form:
         for name, value in form.multi_items():
@@ -188,7 +220,11 @@ async def read_body(request: Request) -> tuple[dict[str, Any], bytes | None]:
             elif value or name == "prompt":  # an empty form field is one that was left empty
                 fields[name] = value
     if upload is not None and "input_reference" in fields:
-        raise ApiError(400, "input_reference is given as a file and as text; expected one of them", param="input_reference")
+        raise ApiError(
+            400,
+            "input_reference is given as a file and as text; expected one of them",
+            param="input_reference",
+        )
     return fields, upload
 
 
@@ -204,7 +240,12 @@ def ranged(data: bytes, media_type: str, range_header: str | None) -> Response:
     if start > end:
         if first and last and int(last) < int(first):  # not a range at all
             return Response(data, media_type=media_type, headers=headers)
-        error = ApiError(416, f"range {range_header}: the file has {len(data)} bytes", param="range", code="range_not_satisfiable")
+        error = ApiError(
+            416,
+            f"range {range_header}: the file has {len(data)} bytes",
+            param="range",
+            code="range_not_satisfiable",
+        )
         return Json(error.to_json(), status_code=416, headers={"content-range": f"bytes */{len(data)}"})
     headers["content-range"] = f"bytes {start}-{end}/{len(data)}"
     return Response(data[start : end + 1], status_code=206, media_type=media_type, headers=headers)
@@ -222,7 +263,11 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
         404: f"there is nothing at {shown(path)}{_hint(path)}",
         405: f"{request.method} is not offered at {shown(path)}",
     }
-    api_error = ApiError(error.status_code, said.get(error.status_code, str(error.detail)), code=codes.get(error.status_code, "invalid_request"))
+    api_error = ApiError(
+        error.status_code,
+        said.get(error.status_code, str(error.detail)),
+        code=codes.get(error.status_code, "invalid_request"),
+    )
     return error_answer(api_error, dict(error.headers or {}))
 
 

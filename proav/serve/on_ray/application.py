@@ -86,11 +86,22 @@ def sampler_options(settings: ServeSettings) -> dict[str, Any]:
     use_gpu = _gpu_is_there() if settings.use_gpu == "auto" else settings.use_gpu
     scaling: dict[str, Any] = {"num_replicas": low}
     if low < high:  # a batch counts as one request
-        scaling = {"autoscaling_config": {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": 1, "upscale_delay_s": 10}}
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": low,
+                "max_replicas": high,
+                "target_ongoing_requests": 1,
+                "upscale_delay_s": 10,
+            }
+        }
     return {
         "name": "Sampler",
         **scaling,
-        "ray_actor_options": {"num_cpus": settings.cpus_per_replica, "num_gpus": int(use_gpu), "runtime_env": {"env_vars": SAMPLER_ENVIRONMENT}},
+        "ray_actor_options": {
+            "num_cpus": settings.cpus_per_replica,
+            "num_gpus": int(use_gpu),
+            "runtime_env": {"env_vars": SAMPLER_ENVIRONMENT},
+        },
         "max_ongoing_requests": 1,
         "logging_config": QUIET,
         "graceful_shutdown_timeout_s": settings.stall_seconds,

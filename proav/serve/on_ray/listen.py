@@ -34,11 +34,17 @@ def start_listening(host: str | None, port: int | None) -> bool:
     options = command.params if command is not None and command.info_name == "run" else {}
     if "address" not in options or ray.is_initialized():
         if host or port:
-            raise UserError("host=... and port=... are for `serve run proav.serve:app`; in a Serve config file write them under http_options")
+            raise UserError(
+                "host=... and port=... are for `serve run proav.serve:app`; in a Serve config file write them under http_options"
+            )
         return False
-    if any(options.get(name) for name in ("runtime_env", "runtime_env_json", "working_dir")):  # `serve run` must connect, with these
+    if any(
+        options.get(name) for name in ("runtime_env", "runtime_env_json", "working_dir")
+    ):  # `serve run` must connect, with these
         if host or port:
-            raise UserError("host=... and port=... cannot be had together with a runtime environment; first type: serve start --http-port PORT")
+            raise UserError(
+                "host=... and port=... cannot be had together with a runtime environment; first type: serve start --http-port PORT"
+            )
         _prepare(options["address"])
         return False
     _tell_of_another(options["address"])

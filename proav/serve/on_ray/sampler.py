@@ -91,7 +91,9 @@ class Sampler:
         finally:
             abandoned.set()
             if not work.done():
-                work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else will look at it
+                work.add_done_callback(
+                    lambda ended: ended.cancelled() or ended.exception()
+                )  # nobody else will look at it
 
     async def probe(self) -> float:
         """Samples one step; returns the seconds that took, with the wait for a batch that is running."""

@@ -43,7 +43,9 @@ class ModelCard:
             geometry=ClipGeometry.from_config(checkpoint.config),
             steps=settings.steps if settings.steps is not None else min(generate.steps, settings.max_steps),
             max_steps=settings.max_steps,
-            guidance_scale=settings.guidance_scale if settings.guidance_scale is not None else generate.guidance_scale,
+            guidance_scale=settings.guidance_scale
+            if settings.guidance_scale is not None
+            else generate.guidance_scale,
             checkpoint_hash=checkpoint.hash,
             clips_trained=checkpoint.clips,
             mel=checkpoint.config.mel.model_dump(include={"num_bins", "min_hz", "max_hz"}),

@@ -18,13 +18,24 @@ from proav.media.melframes import MelFrames
 
 SHEET_PIXELS = 1024
 """Width of a sheet at most."""
-MEDIA_TYPES = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/jpeg", "spectrogram": "image/png"}
+MEDIA_TYPES = {
+    "video": "video/mp4",
+    "thumbnail": "image/jpeg",
+    "spritesheet": "image/jpeg",
+    "spectrogram": "image/png",
+}
 
 
 def preview(mp4: bytes, variant: str, config: Config) -> bytes:
     """The bytes of `variant`, one of MEDIA_TYPES except video."""
     geometry = ClipGeometry.from_config(config)
-    clip = read_clip(io.BytesIO(mp4), fps=geometry.fps, sample_rate=geometry.sample_rate, height=geometry.height, width=geometry.width)
+    clip = read_clip(
+        io.BytesIO(mp4),
+        fps=geometry.fps,
+        sample_rate=geometry.sample_rate,
+        height=geometry.height,
+        width=geometry.width,
+    )
     if variant == "thumbnail":
         return _jpeg(Image.fromarray(clip.video[len(clip.video) // 2]))
     if variant == "spritesheet":
@@ -42,7 +53,9 @@ def _sheet(video_THWC: np.ndarray) -> Image.Image:
     for index, frame in enumerate(video_THWC):
         sheet.paste(Image.fromarray(frame), (index % columns * width, index // columns * height))
     if sheet.width > SHEET_PIXELS:
-        sheet = sheet.resize((SHEET_PIXELS, max(1, round(sheet.height * SHEET_PIXELS / sheet.width))), Image.Resampling.LANCZOS)
+        sheet = sheet.resize(
+            (SHEET_PIXELS, max(1, round(sheet.height * SHEET_PIXELS / sheet.width))), Image.Resampling.LANCZOS
+        )
     return sheet
 
 

@@ -29,12 +29,20 @@ def read_data_url(url: str) -> bytes:
     """The bytes of a data: URL, base64 or percent-encoded. Raises ApiError 400 for any other address: a server that fetches what clients name is a hole."""
     head, comma, body = url.partition(",")
     if not head.startswith("data:") or not comma:
-        said = "input_reference names an address; expected a data: URL, or the file itself in a multipart body"
+        said = (
+            "input_reference names an address; expected a data: URL, or the file itself in a multipart body"
+        )
         raise ApiError(400, said, param="input_reference")
     try:
-        return base64.b64decode(body, validate=True) if head.endswith(";base64") else urllib.parse.unquote_to_bytes(body)
+        return (
+            base64.b64decode(body, validate=True)
+            if head.endswith(";base64")
+            else urllib.parse.unquote_to_bytes(body)
+        )
     except (binascii.Error, ValueError) as error:
-        raise ApiError(400, f"input_reference is no valid data: URL ({error})", param="input_reference") from error
+        raise ApiError(
+            400, f"input_reference is no valid data: URL ({error})", param="input_reference"
+        ) from error
 
 
 def read_given(
@@ -61,7 +69,9 @@ def read_given(
     try:
         given = decode_upload(data, call, deadline_seconds=deadline_seconds, max_bytes=max_bytes)
     except MediaError as error:
-        raise ApiError(400, f"input_reference: {_plain(error)}", param="input_reference", code=error.reason) from error
+        raise ApiError(
+            400, f"input_reference: {_plain(error)}", param="input_reference", code=error.reason
+        ) from error
     if TASKS[task].given == "video":
         return given
     sound = given

@@ -93,8 +93,17 @@ def parse_request(fields: dict[str, Any]) -> VideoRequest:
     for name in fields:
         if name not in VideoRequest.model_fields:
             near = difflib.get_close_matches(name, VideoRequest.model_fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(VideoRequest.model_fields)}"
-            raise ApiError(400, f"unknown field {shown(name)}; {hint}", param=name[:SHOWN_CHARACTERS], code="unknown_parameter")
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"expected some of {', '.join(VideoRequest.model_fields)}"
+            )
+            raise ApiError(
+                400,
+                f"unknown field {shown(name)}; {hint}",
+                param=name[:SHOWN_CHARACTERS],
+                code="unknown_parameter",
+            )
     try:
         return VideoRequest.model_validate(fields)
     except ValidationError as error:
@@ -102,32 +111,56 @@ def parse_request(fields: dict[str, Any]) -> VideoRequest:
         name = str(first["loc"][0])
         said = first["msg"].removeprefix("Value error, ")
         meaning = VideoRequest.model_fields[name].description
-        raise ApiError(400, f"{name}={shown(fields[name])}: {said[:1].lower()}{said[1:]}. {name}: {meaning}", param=name) from None
+        raise ApiError(
+            400, f"{name}={shown(fields[name])}: {said[:1].lower()}{said[1:]}. {name}: {meaning}", param=name
+        ) from None
 
 
 def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool) -> Order:
     """The order, with defaults filled in and a seed drawn where none is given. Raises ApiError for what this model does not have."""
     if request.model not in (None, "", card.id):
-        raise ApiError(404, f"model={shown(request.model)} is not served here; expected {card.id}", param="model", code="model_not_found")
+        raise ApiError(
+            404,
+            f"model={shown(request.model)} is not served here; expected {card.id}",
+            param="model",
+            code="model_not_found",
+        )
     _check_own_size(request, card)
     if request.task not in card.tasks:
         later = " (not offered by this version)" if request.task in ("i2av", "continue") else ""
-        raise ApiError(400, f"task={shown(request.task)}: expected one of {', '.join(card.tasks)}{later}", param="task")
+        raise ApiError(
+            400, f"task={shown(request.task)}: expected one of {', '.join(card.tasks)}{later}", param="task"
+        )
     if request.num_windows != 1:
-        raise ApiError(400, f"num_windows={request.num_windows}: this version makes clips of one window; expected 1", param="num_windows")
+        raise ApiError(
+            400,
+            f"num_windows={request.num_windows}: this version makes clips of one window; expected 1",
+            param="num_windows",
+        )
     given = TASKS[request.task].given
     if given and not has_reference:
         what = {"audio": "a file with sound", "video": "a file with pictures"}[given]
-        raise ApiError(400, f"task={request.task} needs {what} as input_reference", param="input_reference", code="missing_required_parameter")
+        raise ApiError(
+            400,
+            f"task={request.task} needs {what} as input_reference",
+            param="input_reference",
+            code="missing_required_parameter",
+        )
     if has_reference and not given:
-        raise ApiError(400, f"task={request.task} takes no input_reference; write task=a2v or task=v2a", param="input_reference")
+        raise ApiError(
+            400,
+            f"task={request.task} takes no input_reference; write task=a2v or task=v2a",
+            param="input_reference",
+        )
     return Order(
         prompt=request.prompt,
         label=_label_of(request, card),
         task=request.task,
         seed=_in_range("seed", request.seed, secrets.randbelow(2**31), 0, MAX_SEED),
         steps=_in_range("steps", request.steps, card.steps, 1, card.max_steps),
-        guidance_scale=_in_range("guidance_scale", request.guidance_scale, card.guidance_scale, 0, MAX_GUIDANCE_SCALE),
+        guidance_scale=_in_range(
+            "guidance_scale", request.guidance_scale, card.guidance_scale, 0, MAX_GUIDANCE_SCALE
+        ),
     )
 
 
@@ -144,7 +177,11 @@ def check_names(given: list[str], allowed: tuple[str, ...]) -> None:
 
 def _check_own_size(request: VideoRequest, card: ModelCard) -> None:
     if request.size not in (None, "", card.size):
-        raise ApiError(400, f"size={shown(request.size)}: this model makes {card.size} (WIDTHxHEIGHT); leave size out or write that", param="size")
+        raise ApiError(
+            400,
+            f"size={shown(request.size)}: this model makes {card.size} (WIDTHxHEIGHT); leave size out or write that",
+            param="size",
+        )
     if request.seconds in (None, ""):
         return
     try:
@@ -166,8 +203,16 @@ def _label_of(request: VideoRequest, card: ModelCard) -> str | None:
             continue
         exact = find_label(text, card.labels)
         if exact is None and without_case(text) not in known:
-            expected = f"one of {', '.join(card.labels)}" if known else "nothing: this model was trained without labels"
-            raise ApiError(400, f"{name}={shown(text)} is no label of {card.id}; expected {expected}, or empty for none", param=name)
+            expected = (
+                f"one of {', '.join(card.labels)}"
+                if known
+                else "nothing: this model was trained without labels"
+            )
+            raise ApiError(
+                400,
+                f"{name}={shown(text)} is no label of {card.id}; expected {expected}, or empty for none",
+                param=name,
+            )
         found[name] = known[without_case(text)] if exact is None else card.labels[exact]
     if len(set(found.values())) > 1:
         said = f"label={found['label']!r} and prompt={found['prompt']!r} disagree"
@@ -179,5 +224,9 @@ def _in_range(name: str, given: float | None, default: float, low: float, high: 
     if given is None:
         return default
     if not low <= given <= high:
-        raise ApiError(400, f"{name}={shown(given)}: expected {low:g} to {high if isinstance(high, int) else f'{high:g}'}", param=name)
+        raise ApiError(
+            400,
+            f"{name}={shown(given)}: expected {low:g} to {high if isinstance(high, int) else f'{high:g}'}",
+            param=name,
+        )
     return given

@@ -83,4 +83,6 @@ class JobQueue:
         oldest = self._waiting[0]
         if oldest.alone:
             return [oldest]
-        return [waiting for waiting in self._waiting if waiting.key == oldest.key and not waiting.alone][: self.max_batch_size]
+        return [waiting for waiting in self._waiting if waiting.key == oldest.key and not waiting.alone][
+            : self.max_batch_size
+        ]

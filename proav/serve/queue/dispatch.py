@@ -57,10 +57,17 @@ class Dispatcher:
     """The queue and the batches in flight."""
 
     def __init__(
-        self, samplers: Samplers, config: Config, settings: ServeSettings, *, deliver: Callable[[Job, bytes | None, JobError | None], Awaitable[None]]
+        self,
+        samplers: Samplers,
+        config: Config,
+        settings: ServeSettings,
+        *,
+        deliver: Callable[[Job, bytes | None, JobError | None], Awaitable[None]],
     ) -> None:
         """deliver(job, mp4, error) is called once for each job that ends, with one of mp4 and error."""
-        self.queue = JobQueue(max_batch_size=settings.max_batch_size, wait_seconds=settings.batch_wait_seconds)
+        self.queue = JobQueue(
+            max_batch_size=settings.max_batch_size, wait_seconds=settings.batch_wait_seconds
+        )
         self.evidence_at: float | None = None
         self._samplers, self._config, self._settings, self._deliver = samplers, config, settings, deliver
         self._max_batches = settings.replica_range[1]
@@ -127,7 +134,11 @@ class Dispatcher:
                 return f"no sampler has made progress for {still:.0f} s"
             return None
         waited = max((now - batch.sent for batch in self._running), default=0.0)
-        return f"no sampler has taken a batch for {waited:.0f} s" if waited > self._settings.health_seconds else None
+        return (
+            f"no sampler has taken a batch for {waited:.0f} s"
+            if waited > self._settings.health_seconds
+            else None
+        )
 
     async def health(self) -> tuple[bool, str]:
         """(can sample, by what that is known), from recent progress, or else by sampling a step."""
@@ -202,14 +213,19 @@ class Dispatcher:
                     return event["clips"]
                 batch.done = event["done"]
                 for member in batch.members:
-                    member.job.status, member.job.progress = "in_progress", min(99, 100 * event["done"] // event["total"])
+                    member.job.status, member.job.progress = (
+                        "in_progress",
+                        min(99, 100 * event["done"] // event["total"]),
+                    )
         finally:
             await stream.aclose()
         raise SamplerLost("the sampler's answer ended early")
 
     async def _finish(self, batch: Batch, asked: list[Waiting], clips: list[bytes]) -> None:
         self._pace.learn(steps=batch.steps, num_jobs=batch.num_jobs, seconds=time.monotonic() - batch.sent)
-        delivered = [(member, clip) for member, clip in zip(asked, clips, strict=True) if member in batch.members]
+        delivered = [
+            (member, clip) for member, clip in zip(asked, clips, strict=True) if member in batch.members
+        ]
         await asyncio.gather(*(self._deliver(member.job, clip, None) for member, clip in delivered))
 
     async def _lost(self, batch: Batch, error: SamplerLost) -> None:

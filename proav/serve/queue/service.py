@@ -48,7 +48,9 @@ class Service:
 
     def __init__(self, settings: ServeSettings, samplers: Samplers) -> None:
         """Opens the checkpoint's description and the jobs folder. Raises UserError."""
-        checkpoint = load_checkpoint(settings.checkpoint, kind="stdit", verify=False)  # the samplers verify what they load
+        checkpoint = load_checkpoint(
+            settings.checkpoint, kind="stdit", verify=False
+        )  # the samplers verify what they load
         self.settings, self.config = settings, checkpoint.config
         self.card = ModelCard.of(checkpoint, settings)
         self.dispatcher = Dispatcher(samplers, self.config, settings, deliver=self._deliver)
@@ -78,7 +80,12 @@ class Service:
         for job in unfinished:
             await self._take_up(job)
         if self._jobs:
-            logger.info("%d jobs on record in %s, of which %d are to be made", len(self._jobs), self._store.folder, len(unfinished))
+            logger.info(
+                "%d jobs on record in %s, of which %d are to be made",
+                len(self._jobs),
+                self._store.folder,
+                len(unfinished),
+            )
         works = self.dispatcher.run(), self._sweep(), self._watch_lease()
         self._tasks = [asyncio.create_task(work) for work in works]
 
@@ -94,9 +101,16 @@ class Service:
     async def create(self, fields: dict[str, Any], upload: bytes | None) -> Job:
         """A new job of the fields of a body and the bytes of its input_reference, if it is a file. Raises ApiError."""
         request = parse_request(fields)
-        order = check_request(request, self.card, has_reference=upload is not None or request.input_reference is not None)
+        order = check_request(
+            request, self.card, has_reference=upload is not None or request.input_reference is not None
+        )
         if trouble := self.trouble():
-            raise ApiError(503, f"{trouble}; try again later", code="no_sampler", retry_after_seconds=self.settings.health_seconds)
+            raise ApiError(
+                503,
+                f"{trouble}; try again later",
+                code="no_sampler",
+                retry_after_seconds=self.settings.health_seconds,
+            )
         if len(self.dispatcher.queue) + self._num_arriving >= self.settings.max_queued_jobs:
             wait = self.dispatcher.free_after_seconds()
             said = f"the queue is full ({self.settings.max_queued_jobs} jobs wait); try again in about {wait:.0f} s"
@@ -125,7 +139,10 @@ class Service:
         except UserError as error:
             logger.error("a job cannot be kept: %s", error)
             raise ApiError(
-                503, "the server cannot write to its jobs folder; its log says why", code="storage_failed", retry_after_seconds=60
+                503,
+                "the server cannot write to its jobs folder; its log says why",
+                code="storage_failed",
+                retry_after_seconds=60,
             ) from error
         finally:
             self._num_arriving -= 1
@@ -150,7 +167,12 @@ class Service:
     def get(self, job_id: str) -> Job:
         """Raises ApiError 404."""
         if job_id not in self._jobs:
-            raise ApiError(404, f"there is no video {shown(job_id)}: it was deleted, has expired, or never was", param="video_id", code="not_found")
+            raise ApiError(
+                404,
+                f"there is no video {shown(job_id)}: it was deleted, has expired, or never was",
+                param="video_id",
+                code="not_found",
+            )
         return self._jobs[job_id]
 
     def describe(self, job: Job) -> dict:
@@ -174,17 +196,31 @@ class Service:
         """(bytes, media type) of the clip or one of its previews. Raises ApiError 404, or 409 while there is none."""
         job = self.get(job_id)
         if job.status != "completed":
-            why = f"it is {job.status.replace('_', ' ')}" + (f": {job.error.message}" if job.error else f", {job.progress} % done")
-            raise ApiError(409, f"video {job_id} has no content: {why}", param="video_id", code="failed" if job.error else "not_ready")
+            why = f"it is {job.status.replace('_', ' ')}" + (
+                f": {job.error.message}" if job.error else f", {job.progress} % done"
+            )
+            raise ApiError(
+                409,
+                f"video {job_id} has no content: {why}",
+                param="video_id",
+                code="failed" if job.error else "not_ready",
+            )
         if variant not in MEDIA_TYPES:
-            raise ApiError(400, f"variant={shown(variant)}: expected one of {', '.join(MEDIA_TYPES)}", param="variant")
+            raise ApiError(
+                400, f"variant={shown(variant)}: expected one of {', '.join(MEDIA_TYPES)}", param="variant"
+            )
         if (found := self._previews.get((job_id, variant))) is not None:
             self._previews.move_to_end((job_id, variant))
             return found, MEDIA_TYPES[variant]
         try:
             data = await asyncio.to_thread(self._store.read_video, job_id)
         except FileNotFoundError:
-            raise ApiError(404, f"the clip of video {job_id} is no longer in the jobs folder", param="video_id", code="not_found") from None
+            raise ApiError(
+                404,
+                f"the clip of video {job_id} is no longer in the jobs folder",
+                param="video_id",
+                code="not_found",
+            ) from None
         if variant != "video":
             loop = asyncio.get_running_loop()
             data = await loop.run_in_executor(self._drawing, preview, data, variant, self.config)
@@ -227,7 +263,8 @@ class Service:
         """Queues a job that an earlier server did not finish, or says why it cannot be made any more."""
         if job.checkpoint != self.card.checkpoint_hash:
             error = JobError(
-                code="checkpoint_changed", message="the server was started with another checkpoint before this clip was made; send it again"
+                code="checkpoint_changed",
+                message="the server was started with another checkpoint before this clip was made; send it again",
             )
             await self._deliver(job, None, error)
             return
@@ -235,7 +272,11 @@ class Service:
             given = await asyncio.to_thread(self._store.read_given, job)
         except (OSError, ValueError) as problem:
             logger.warning("the input_reference of %s cannot be read: %s", job.id, problem)
-            await self._deliver(job, None, JobError(code="storage_failed", message="its input_reference was lost; send it again"))
+            await self._deliver(
+                job,
+                None,
+                JobError(code="storage_failed", message="its input_reference was lost; send it again"),
+            )
             return
         job.status, job.progress = "queued", 0
         self.dispatcher.submit(Waiting(job, given))

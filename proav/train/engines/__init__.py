@@ -16,7 +16,9 @@ from proav.train.engines.data_parallel import TorchEngine
 __all__ = ["DeepSpeedEngine", "Engine", "NonFiniteError", "TorchEngine", "average_gradients", "make_engine"]
 
 
-def make_engine(module: nn.Module, train: TrainConfig, *, device: torch.device, micro_batch: int, log=print) -> Engine:
+def make_engine(
+    module: nn.Module, train: TrainConfig, *, device: torch.device, micro_batch: int, log=print
+) -> Engine:
     """The engine that `train.engine` names, with `module` (already holding its starting weights) on `device`.
 
     micro_batch: clips of one forward pass on one worker. ZeRO stage 0 shards nothing: that is the plain torch engine.

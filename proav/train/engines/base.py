@@ -56,7 +56,9 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
             dist.all_reduce(flat)
             flat.div_(world)
-            for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            for gradient, part in zip(
+                bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True
+            ):
                 gradient.copy_(part.view_as(gradient))
             bucket, size = [], 0
 
@@ -98,7 +100,11 @@ def persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def scalars_of(engine) -> dict:
-    return {"optimizer_steps": engine.optimizer_steps, "loss_scale": engine.loss_scale.scale, "calm_steps": engine.loss_scale.calm_steps}
+    return {
+        "optimizer_steps": engine.optimizer_steps,
+        "loss_scale": engine.loss_scale.scale,
+        "calm_steps": engine.loss_scale.calm_steps,
+    }
 
 
 def load_scalars(engine, scalars: dict) -> None:

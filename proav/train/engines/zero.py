@@ -53,7 +53,9 @@ class _Autocast(nn.Module):
 class DeepSpeedEngine:
     """ZeRO 1 to 3: optimizer state, gradients and weights sharded over the workers."""
 
-    def __init__(self, module: nn.Module, train: TrainConfig, *, device: torch.device, micro_batch: int) -> None:
+    def __init__(
+        self, module: nn.Module, train: TrainConfig, *, device: torch.device, micro_batch: int
+    ) -> None:
         self._deepspeed = _import_deepspeed()
         self.module, self.train, self.device = module, train, device
         self.loss_scale = LossScale(train.precision)
@@ -112,7 +114,10 @@ class DeepSpeedEngine:
 
     def shards(self) -> dict[str, torch.Tensor]:
         """This worker's part of the live weights by name: whole tensors up to stage 2, flat slices at stage 3."""
-        return {name: parameter.ds_tensor.data if self._sharded else parameter.data for name, parameter in self.module.named_parameters()}
+        return {
+            name: parameter.ds_tensor.data if self._sharded else parameter.data
+            for name, parameter in self.module.named_parameters()
+        }
 
     def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Whole tensors (and persistent buffers) from every worker's shards, as a state dict of the model. Every worker calls it.
@@ -130,7 +135,9 @@ class DeepSpeedEngine:
         """The inverse of `assemble`: this worker's shards of whole tensors."""
         if not self._sharded:
             return {name: weights[name].to(self.device) for name, _ in self.module.named_parameters()}
-        return {name: self._slice(weights[name], parameter) for name, parameter in self.module.named_parameters()}
+        return {
+            name: self._slice(weights[name], parameter) for name, parameter in self.module.named_parameters()
+        }
 
     def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict]:
         """({"exp_avg.NAME": whole tensor, ...}, plain values), gathered tensor by tensor; worker 0 gets the tensors. Every worker calls it."""
@@ -230,10 +237,14 @@ def _import_deepspeed():
     try:
         import deepspeed
     except ImportError as error:
-        raise UserError(f"train.engine=deepspeed, but DeepSpeed cannot be imported ({error}); install it, or write train.engine=torch") from error
+        raise UserError(
+            f"train.engine=deepspeed, but DeepSpeed cannot be imported ({error}); install it, or write train.engine=torch"
+        ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that torch is about to change; torch says so at every call, of every step.
-    warnings.filterwarnings("ignore", message=r"`torch.distributed.\w+` is deprecated", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore", message=r"`torch.distributed.\w+` is deprecated", category=FutureWarning
+    )
     if deepspeed.get_accelerator().device_name() == "cpu":
         # Without this, every start on a CPU compiles a shared-memory collective, which takes a C++ compiler and half a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

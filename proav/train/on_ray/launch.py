@@ -68,9 +68,17 @@ def _train_stage(
     plan = plan_stage(config, stage)
     checkpoint = find_resume_point(config, stage, plan, print)
     if checkpoint is not None and checkpoint.clips >= train.num_clips:
-        print(f"{stage}: done already, {checkpoint.clips:,} of {train.num_clips:,} clips seen; {checkpoint.path}")
+        print(
+            f"{stage}: done already, {checkpoint.clips:,} of {train.num_clips:,} clips seen; {checkpoint.path}"
+        )
         seconds = checkpoint.training["loop"]["seconds"]
-        summary = {"stage": stage, "clips": checkpoint.clips, "step": checkpoint.step, "seconds": seconds, "metrics": {}}
+        summary = {
+            "stage": stage,
+            "clips": checkpoint.clips,
+            "step": checkpoint.step,
+            "seconds": seconds,
+            "metrics": {},
+        }
         return {**summary, "checkpoint": checkpoint.path, "already_done": True}
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -88,7 +96,9 @@ def _run_workers(
 ) -> dict:
     use_gpu = wants_gpu(train.use_gpu)
     _tell_if_waiting(train, use_gpu)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes come and go
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # other nodes come and go
     mailbox = _Mailbox.options(num_cpus=0, scheduling_strategy=here).remote(turn)
     trainer = TorchTrainer(
         _run_worker,
@@ -97,7 +107,9 @@ def _run_workers(
             backend="nccl" if use_gpu else "gloo", stop_seconds=config.job.stop_seconds
         ),
         scaling_config=ScalingConfig(
-            num_workers=train.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+            num_workers=train.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=_run_config(config, stage, train, callbacks),
     )
@@ -106,7 +118,11 @@ def _run_workers(
         if summary.pop("stopped"):
             raise Stopped(_stopped_text(config, stage, summary))
         StopRequest.check()  # it came as the last step was done
-    return {**summary, "checkpoint": list_checkpoints(checkpoints_folder(config, stage))[0][1], "already_done": False}
+    return {
+        **summary,
+        "checkpoint": list_checkpoints(checkpoints_folder(config, stage))[0][1],
+        "already_done": False,
+    }
 
 
 def _fit(trainer: TorchTrainer, mailbox, lease: Lease) -> dict:
@@ -294,7 +310,9 @@ class _PreemptionWatch:
         return True
 
 
-def _run_config(config: Config, stage: str, train: TrainConfig, callbacks: Sequence[ray.train.UserCallback]) -> RunConfig:
+def _run_config(
+    config: Config, stage: str, train: TrainConfig, callbacks: Sequence[ray.train.UserCallback]
+) -> RunConfig:
     filesystem, folder = storage.open_filesystem(storage.join(config.run_folder, ".ray"))
     return RunConfig(
         name=stage,
@@ -302,7 +320,9 @@ def _run_config(config: Config, stage: str, train: TrainConfig, callbacks: Seque
         storage_filesystem=filesystem,  # patient; Ray's own would fail at the first time-out
         failure_config=FailureConfig(max_failures=train.max_failures),
         callbacks=list(callbacks),
-        logging_config=LoggingConfig(log_level="WARNING"),  # at INFO every report is a line of its own beside our progress
+        logging_config=LoggingConfig(
+            log_level="WARNING"
+        ),  # at INFO every report is a line of its own beside our progress
     )
 
 
@@ -320,4 +340,6 @@ def _tell_if_waiting(train: TrainConfig, use_gpu: bool) -> None:
                 else "an autoscaler may add them; else add nodes, or stop this job and lower train.num_workers, train.cpus_per_worker "
                 "or train.loader_workers"
             )
-            print(f"train: {least} workers need {number:g} {kind}, the cluster has {have.get(kind, 0):g}; waiting for more: {promise}")
+            print(
+                f"train: {least} workers need {number:g} {kind}, the cluster has {have.get(kind, 0):g}; waiting for more: {promise}"
+            )

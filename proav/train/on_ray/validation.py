@@ -55,7 +55,11 @@ class Validation:
     def _measure_newest(self, *, last: bool = False) -> None:
         """Measures the newest checkpoint, where it is due: `validate_every_clips` beyond the one measured before, or the last one."""
         found = list_checkpoints(storage.join(self.folder, "checkpoints"))
-        if not found or found[0][0] in self._done or not (last or found[0][0] >= max(self._done, default=0) + self.every):
+        if (
+            not found
+            or found[0][0] in self._done
+            or not (last or found[0][0] >= max(self._done, default=0) + self.every)
+        ):
             return
         clips, path = found[0]
         use_gpu = wants_gpu(self.config.evaluate.use_gpu)
@@ -64,18 +68,32 @@ class Validation:
         try:
             metrics = ray.get(task.remote(self.config, path, device=device_of(use_gpu)))
             if self.stage == "stdit" and self.config.evaluate.samples_beside_training:
-                metrics |= evaluate_samples(self.config, path, storage.join(self.folder, "validation", f"{clips:012d}"))
+                metrics |= evaluate_samples(
+                    self.config, path, storage.join(self.folder, "validation", f"{clips:012d}")
+                )
         except (ray.exceptions.RayError, CheckpointError):
             if storage.exists(path):
                 raise
-            print(f"{self.stage}: the checkpoint at {clips:,} clips was gone before it could be measured; train.keep_checkpoints keeps more")
+            print(
+                f"{self.stage}: the checkpoint at {clips:,} clips was gone before it could be measured; train.keep_checkpoints keeps more"
+            )
             return
         self._done.add(clips)
-        row = {"clips": clips, **{name: value for name, value in metrics.items() if isinstance(value, int | float)}}
-        rows = sorted([*(row for row in read_validation(self.folder) if row["clips"] != clips), row], key=lambda each: each["clips"])
+        row = {
+            "clips": clips,
+            **{name: value for name, value in metrics.items() if isinstance(value, int | float)},
+        }
+        rows = sorted(
+            [*(row for row in read_validation(self.folder) if row["clips"] != clips), row],
+            key=lambda each: each["clips"],
+        )
         storage.write_text(storage.join(self.folder, FILE), "".join(json.dumps(each) + "\n" for each in rows))
         shown = {"mdsa": ("psnr_db", "mel_error_db"), "stdit": ("loss",)}[self.stage]
-        print(f"{self.stage}: {self.config.evaluate.split} at {clips:,} clips: " + ", ".join(f"{name} {row[name]:.4g}" for name in shown), flush=True)
+        print(
+            f"{self.stage}: {self.config.evaluate.split} at {clips:,} clips: "
+            + ", ".join(f"{name} {row[name]:.4g}" for name in shown),
+            flush=True,
+        )
 
 
 def evaluate_samples(config: Config, checkpoint: str, folder: str) -> dict[str, float]:
@@ -85,9 +103,16 @@ def evaluate_samples(config: Config, checkpoint: str, folder: str) -> dict[str, 
         update={
             "run_dir": folder,
             "data": config.data.model_copy(update={"prepared": config.data_folder}),
-            "generate": config.generate.model_copy(update={"num_samples": config.evaluate.samples_beside_training, "checkpoint": checkpoint}),
+            "generate": config.generate.model_copy(
+                update={"num_samples": config.evaluate.samples_beside_training, "checkpoint": checkpoint}
+            ),
             "evaluate": config.evaluate.model_copy(
-                update={"real": config.data_folder, "fake": storage.join(folder, "samples"), "num_workers": 1, "compare_with": None}
+                update={
+                    "real": config.data_folder,
+                    "fake": storage.join(folder, "samples"),
+                    "num_workers": 1,
+                    "compare_with": None,
+                }
             ),
         }
     )

@@ -30,7 +30,9 @@ def feed(data_dir, run_config):
 
 def join(parts):
     return {
-        key: torch.cat([part[key] for part in parts]) if torch.is_tensor(parts[0][key]) else sum((part[key] for part in parts), [])
+        key: torch.cat([part[key] for part in parts])
+        if torch.is_tensor(parts[0][key])
+        else sum((part[key] for part in parts), [])
         for key in parts[0]
     }
 
@@ -38,7 +40,9 @@ def join(parts):
 def assert_same(first, second):
     assert first.keys() == second.keys()
     for key in first:
-        assert torch.equal(first[key], second[key]) if torch.is_tensor(first[key]) else first[key] == second[key], key
+        assert (
+            torch.equal(first[key], second[key]) if torch.is_tensor(first[key]) else first[key] == second[key]
+        ), key
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -72,7 +76,10 @@ def test_loading_actors_change_nothing(feed, world, ray_local):
 def assert_loaded_the_same(feed, world, loader):
     """The steps 3 to 6, past the end of the first epoch, of all ranks in sum."""
     assert feed.num_slots < 7 * BATCH
-    parts = [load(feed, 4, start_step=3, rank=rank, world=world, loader_workers=2, loader=loader) for rank in range(world)]
+    parts = [
+        load(feed, 4, start_step=3, rank=rank, world=world, loader_workers=2, loader=loader)
+        for rank in range(world)
+    ]
     for step, batches in enumerate(zip(*parts, strict=True), 3):
         assert_same(join(list(batches)), feed.batch(step))
 
@@ -86,7 +93,11 @@ def load(feed, count, start_step=0, **words):
 def test_a_killed_actor_costs_no_batch(feed, ray_local):
     with contextlib.closing(feed.iterate(loader_workers=2, loader="actors")) as batches:
         seen = [next(batches)]
-        (victim, *_) = [process for process in psutil.Process().children(recursive=True) if process.name().startswith("ray::_Preparer")]
+        (victim, *_) = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if process.name().startswith("ray::_Preparer")
+        ]
         os.kill(victim.pid, signal.SIGKILL)
         seen += itertools.islice(batches, 11)
     for step, batch in enumerate(seen):
@@ -111,7 +122,10 @@ def deadly(data_dir, run_config):
 
 
 def test_a_killed_loading_process_is_told(data_dir, run_config):
-    with pytest.raises(RuntimeError, match=r"a loading process was killed .*write fewer train.loader_workers, or train.loader=actors"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"a loading process was killed .*write fewer train.loader_workers, or train.loader=actors",
+    ):
         load(deadly(data_dir, run_config), 1, loader_workers=1)
 
 
@@ -126,7 +140,9 @@ def test_an_epoch_holds_each_slot_once_and_long_segments_count_more(feed):
     indices, starts = feed.windows(np.arange(feed.num_slots))
     lengths = feed.store.column("num_frames")
     segments, counts = np.unique(indices, return_counts=True)
-    assert segments.tolist() == [index for index in feed.store.indices(split="train").tolist() if lengths[index] >= 4]
+    assert segments.tolist() == [
+        index for index in feed.store.indices(split="train").tolist() if lengths[index] >= 4
+    ]
     assert counts.tolist() == (lengths[segments] // 4).tolist()
     assert np.all(starts >= 0) and np.all(starts + 4 <= lengths[indices])
     later, _ = feed.windows(np.arange(feed.num_slots, 2 * feed.num_slots))
@@ -136,18 +152,29 @@ def test_an_epoch_holds_each_slot_once_and_long_segments_count_more(feed):
 def test_over_epochs_every_start_occurs(feed):
     indices, starts = feed.windows(np.arange(60 * feed.num_slots))
     longest = int(indices[np.argmax(feed.store.column("num_frames")[indices])])
-    assert set(starts[indices == longest].tolist()) == set(range(feed.store.rows[longest]["num_frames"] - 4 + 1))
+    assert set(starts[indices == longest].tolist()) == set(
+        range(feed.store.rows[longest]["num_frames"] - 4 + 1)
+    )
 
 
 def test_batches_hold_what_the_store_holds(feed):
     batch = feed.batch(7)
     indices, starts = feed.windows(feed.positions(7))
-    assert batch["video"].dtype == torch.uint8 and batch["mel"].dtype == torch.float32 and batch["label"].dtype == torch.int64
+    assert (
+        batch["video"].dtype == torch.uint8
+        and batch["mel"].dtype == torch.float32
+        and batch["label"].dtype == torch.int64
+    )
     for place, (index, start) in enumerate(zip(indices.tolist(), starts.tolist(), strict=True)):
         window = feed.store.window(index, start, 4)
         video = window["video"][:, :, ::-1] if batch["flipped"][place] else window["video"]
-        assert np.array_equal(batch["video"][place].numpy(), video) and np.array_equal(batch["mel"][place].numpy(), window["mel"].astype(np.float32))
-        assert batch["segment_id"][place] == feed.store.rows[index]["id"] and batch["label"][place] == feed.store.label_indices()[index]
+        assert np.array_equal(batch["video"][place].numpy(), video) and np.array_equal(
+            batch["mel"][place].numpy(), window["mel"].astype(np.float32)
+        )
+        assert (
+            batch["segment_id"][place] == feed.store.rows[index]["id"]
+            and batch["label"][place] == feed.store.label_indices()[index]
+        )
 
 
 def test_seeds_differ_and_flips_are_optional(feed, data_dir, run_config):
@@ -161,12 +188,23 @@ def test_mistakes_are_told(data_dir, run_config):
     with pytest.raises(UserError, match="does not split over 3 workers"):
         ClipFeed(data_dir, run_config, batch_size=4).batch(0, world=3)
     with pytest.raises(UserError, match="none of them with 12 frames or more in one piece"):
-        ClipFeed(data_dir, tiny_config("clip.num_frames=12", "mdsa.plane_size=16", "data.segment_seconds=3", "mel.hop=200"), split="train").batch(0)
+        ClipFeed(
+            data_dir,
+            tiny_config("clip.num_frames=12", "mdsa.plane_size=16", "data.segment_seconds=3", "mel.hop=200"),
+            split="train",
+        ).batch(0)
     with pytest.raises(UserError, match=r"was prepared with clip.height=32, the configuration says 64"):
         ClipFeed(data_dir, tiny_config("clip.height=64"))
-    with pytest.raises(UserError, match=r"was prepared with mel.transform=whole, the configuration says segment"):
-        evaluation_windows(SegmentStore(data_dir), tiny_config("mel.transform=segment"), split="train", max_clips=4)
-    with pytest.raises(UserError, match=r"filtered otherwise \(filters.min_rms_db=None there, -50.0 now\).*decodes nothing again"):
+    with pytest.raises(
+        UserError, match=r"was prepared with mel.transform=whole, the configuration says segment"
+    ):
+        evaluation_windows(
+            SegmentStore(data_dir), tiny_config("mel.transform=segment"), split="train", max_clips=4
+        )
+    with pytest.raises(
+        UserError,
+        match=r"filtered otherwise \(filters.min_rms_db=None there, -50.0 now\).*decodes nothing again",
+    ):
         ClipFeed(data_dir, tiny_config("filters.min_rms_db=-50"))
     with pytest.raises(UserError, match="has no clips to use in the split test"):
         ClipFeed(data_dir, run_config, split="test")
@@ -175,7 +213,9 @@ def test_mistakes_are_told(data_dir, run_config):
 @pytest.fixture(scope="module")
 def cut_config(tmp_path_factory):
     """Six segments of 20 frames, cut before frames 3, 9 and 15: a shot of 3 frames, too short for a window of 4, two of 6 and one of 5."""
-    config = tiny_config(f"run_dir={tmp_path_factory.mktemp('cut')}", "filters.avoid_shot_cuts=true", "data.frame_codec=raw")
+    config = tiny_config(
+        f"run_dir={tmp_path_factory.mktemp('cut')}", "filters.avoid_shot_cuts=true", "data.frame_codec=raw"
+    )
     write_segments(config, frames=20, shots=(3, 9, 15), splits=("train", "validation"))
     return config
 
@@ -199,8 +239,15 @@ def test_a_gain_moves_the_mel_and_the_sound_and_nothing_else(data_dir, run_confi
     span = run_config.mel.ceiling_log10 - run_config.mel.floor_log10
     shift = (louder["mel"] - plain["mel"]) * span / 2 * 20
     inside = (plain["mel"].abs() < 0.8) & (louder["mel"].abs() < 0.8)
-    assert inside.any() and (shift - gains[:, None, None, None])[inside].abs().max() < 0.1  # float16 keeps 0.03 dB
-    assert_same(*({name: batch[name] for name in batch if name not in ("mel", "audio", "gain_db")} for batch in (plain, louder)))
+    assert (
+        inside.any() and (shift - gains[:, None, None, None])[inside].abs().max() < 0.1
+    )  # float16 keeps 0.03 dB
+    assert_same(
+        *(
+            {name: batch[name] for name in batch if name not in ("mel", "audio", "gain_db")}
+            for batch in (plain, louder)
+        )
+    )
 
 
 def test_the_mel_of_an_unchanged_gain_is_the_stored_one_and_no_gain_clips(data_dir, run_config):
@@ -215,8 +262,14 @@ def test_evaluation_windows_are_spread_and_apart(data_dir, run_config):
     store = SegmentStore(data_dir)
     every = evaluation_windows(store, run_config, split="train", max_clips=1000)
     lengths = store.column("num_frames")
-    assert every == [(int(index), start) for index in store.indices(split="train") for start in range(0, int(lengths[index]) - 3, 4)]
-    assert evaluation_windows(store, run_config, split="train", max_clips=3) == [every[number * len(every) // 3] for number in range(3)]
+    assert every == [
+        (int(index), start)
+        for index in store.indices(split="train")
+        for start in range(0, int(lengths[index]) - 3, 4)
+    ]
+    assert evaluation_windows(store, run_config, split="train", max_clips=3) == [
+        every[number * len(every) // 3] for number in range(3)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +307,10 @@ def test_latents_come_back_in_a_reproducible_order(latents_dir):
         assert np.array_equal(epoch["joint"][place].numpy(), values[0, row].astype(np.float32))
         assert np.array_equal(epoch["lone"][place].numpy(), values[1, row].astype(np.float32))
         assert epoch["label"][place] == (0 if row % 2 else 1) and epoch["flipped"][place] == (row % 2 == 1)
-    assert_same(join([feed.batch(4, rank=rank, world=3) for rank in range(3)]), LatentFeed(folder, labels=("rain",), seed=1, batch_size=3).batch(4))
+    assert_same(
+        join([feed.batch(4, rank=rank, world=3) for rank in range(3)]),
+        LatentFeed(folder, labels=("rain",), seed=1, batch_size=3).batch(4),
+    )
     (first,) = itertools.islice(feed.iterate(1), 1)
     assert_same(first, feed.batch(1))
 

@@ -10,7 +10,12 @@ def test_hash_is_fixed_for_good():
 
 def test_uniform_flips_and_gains_are_fair():
     draws = uniform(3, 1, 5, np.arange(20_000))
-    assert 0 <= draws.min() and draws.max() < 1 and abs(draws.mean() - 0.5) < 0.01 and abs(draws.std() - 12**-0.5) < 0.01
+    assert (
+        0 <= draws.min()
+        and draws.max() < 1
+        and abs(draws.mean() - 0.5) < 0.01
+        and abs(draws.std() - 12**-0.5) < 0.01
+    )
     assert abs(flips(7, np.arange(20_000)).mean() - 0.5) < 0.02
     decibels = gains(7, np.arange(20_000), 6.0)
     assert -6 <= decibels.min() < -5.9 and 5.9 < decibels.max() < 6 and abs(decibels.mean()) < 0.1
@@ -33,7 +38,9 @@ def test_every_epoch_visits_every_slot_once():
 def test_starts_cover_all_choices_evenly_and_stay_in_their_strata():
     epochs = np.repeat(np.arange(4000), 3)
     slots = np.tile(np.arange(3), 4000)
-    starts = slot_starts(0, epochs, slots, ordinals=slots, counts=np.full(12_000, 3), choices=np.full(12_000, 10))
+    starts = slot_starts(
+        0, epochs, slots, ordinals=slots, counts=np.full(12_000, 3), choices=np.full(12_000, 10)
+    )
     share = np.bincount(starts, minlength=10) / 12_000
     assert len(share) == 10 and np.abs(share - 0.1).max() < 0.02
     assert np.all(starts[slots == 0] <= 3) and np.all(starts[slots == 2] >= 6)

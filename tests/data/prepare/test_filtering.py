@@ -7,7 +7,16 @@ import pyarrow as pa
 import pytest
 
 from proav.config import FilterConfig
-from proav.data.prepare.filtering import REASONS, SUGGESTED, _join, count_reasons, dropped, longest_shots, near_repeats, would_drop
+from proav.data.prepare.filtering import (
+    REASONS,
+    SUGGESTED,
+    _join,
+    count_reasons,
+    dropped,
+    longest_shots,
+    near_repeats,
+    would_drop,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -29,7 +38,15 @@ def index_of(count, **columns):
 
 
 def test_filters_are_off_by_default():
-    bad = index_of(3, rms=[0.0] * 3, clipped=[1.0] * 3, black=[1.0] * 3, frozen=[1.0] * 3, sync=[float("nan")] * 3, checksum=["a"] * 3)
+    bad = index_of(
+        3,
+        rms=[0.0] * 3,
+        clipped=[1.0] * 3,
+        black=[1.0] * 3,
+        frozen=[1.0] * 3,
+        sync=[float("nan")] * 3,
+        checksum=["a"] * 3,
+    )
     assert dropped(bad, FilterConfig(), num_frames=16).to_pylist() == [""] * 3
     assert dropped(bad.slice(0, 0), SUGGESTED, num_frames=16).to_pylist() == []
 
@@ -45,7 +62,16 @@ def test_each_filter_names_its_reason():
     )
     filters = FilterConfig(min_rms_db=-60, max_clipped=0.2, max_black=0.5, max_frozen=0.5, min_sync=0.0)
     reasons = dropped(index, filters, num_frames=16)
-    assert reasons.to_pylist() == ["", "silent", "", "clipped", "black", "frozen", "out_of_sync", "out_of_sync"]
+    assert reasons.to_pylist() == [
+        "",
+        "silent",
+        "",
+        "clipped",
+        "black",
+        "frozen",
+        "out_of_sync",
+        "out_of_sync",
+    ]
     assert count_reasons(reasons) == {"silent": 1, "clipped": 1, "black": 1, "frozen": 1, "out_of_sync": 2}
     alone = would_drop(index, filters, num_frames=16)
     assert list(alone) == list(REASONS) and alone["frozen"] == 2 and alone["near_duplicate"] == 0
@@ -53,7 +79,11 @@ def test_each_filter_names_its_reason():
 
 def test_a_segment_needs_one_shot_of_a_window():
     starts = [[], [15, 30, 45, 60, 75, 90], [16], [84], [10, 85], [85]]
-    index = index_of(6, num_frames=pa.array([100, 100, 100, 100, 100, 99], pa.int32()), shot_starts=pa.array(starts, pa.list_(pa.int32())))
+    index = index_of(
+        6,
+        num_frames=pa.array([100, 100, 100, 100, 100, 99], pa.int32()),
+        shot_starts=pa.array(starts, pa.list_(pa.int32())),
+    )
     assert longest_shots(index).tolist() == [100, 15, 84, 84, 75, 85]
     filters = FilterConfig(avoid_shot_cuts=True)
     assert dropped(index, filters, num_frames=16).to_pylist() == ["", "shot_cuts", "", "", "", ""]
@@ -62,7 +92,13 @@ def test_a_segment_needs_one_shot_of_a_window():
 
 def test_of_copies_the_first_that_no_other_filter_leaves_out_stays():
     index = index_of(5, checksum=["a", "b", "a", "a", "b"], rms=[0.0, 0.1, 0.1, 0.1, 0.1])
-    assert dropped(index, FilterConfig(duplicates="exact"), num_frames=16).to_pylist() == ["", "", "duplicate", "duplicate", "duplicate"]
+    assert dropped(index, FilterConfig(duplicates="exact"), num_frames=16).to_pylist() == [
+        "",
+        "",
+        "duplicate",
+        "duplicate",
+        "duplicate",
+    ]
     louder = dropped(index, FilterConfig(duplicates="exact", min_rms_db=-60), num_frames=16)
     assert louder.to_pylist() == ["silent", "", "", "duplicate", "duplicate"]
 
@@ -91,11 +127,18 @@ def test_chains_of_copies_leave_the_first():
     assert _join(np.arange(7), np.array([[5, 2, 3, 2], [6, 5, 4, 1]])).tolist() == [0, 1, 1, 3, 3, 1, 1]
     pictures, sounds = hashes(6), hashes(6)
     for number in (2, 4, 5):
-        pictures[number], sounds[number] = flipped(pictures[0], 10, seed=number), flipped(sounds[0], 10, seed=number)
-    index = index_of(6, picture_hash=[row.tobytes() for row in pictures], sound_hash=[row.tobytes() for row in sounds])
+        pictures[number], sounds[number] = (
+            flipped(pictures[0], 10, seed=number),
+            flipped(sounds[0], 10, seed=number),
+        )
+    index = index_of(
+        6, picture_hash=[row.tobytes() for row in pictures], sound_hash=[row.tobytes() for row in sounds]
+    )
     reasons = dropped(index, FilterConfig(duplicates="near"), num_frames=16).to_pylist()
     assert reasons == ["", "", "near_duplicate", "", "near_duplicate", "near_duplicate"]
-    again = dropped(pa.concat_tables([index.slice(0, 3), index.slice(3)]), FilterConfig(duplicates="near"), num_frames=16)
+    again = dropped(
+        pa.concat_tables([index.slice(0, 3), index.slice(3)]), FilterConfig(duplicates="near"), num_frames=16
+    )
     assert again.to_pylist() == reasons
 
 

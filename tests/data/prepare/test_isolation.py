@@ -64,7 +64,9 @@ def strike_after(decoder, rows, number, blow) -> list[dict]:
 
 def test_rows_are_those_of_this_process(config, decoder, sources):
     for name in ("short.mp4", "long.mp4"):
-        assert repr(list(decoder.rows(sources[name]))) == repr(list(SourceDecoder(config).rows(sources[name])))  # NaN is not itself
+        assert repr(list(decoder.rows(sources[name]))) == repr(
+            list(SourceDecoder(config).rows(sources[name]))
+        )  # NaN is not itself
     process = decoder._process
     with pytest.raises(MediaError, match="cannot be opened") as error:
         list(decoder.rows(sources["text.mp4"]))
@@ -83,18 +85,29 @@ def test_one_death_loses_nothing_and_doubles_nothing(config, decoder, sources, c
     assert "long.mp4: the decoder died of SIGKILL (try 1 of 2)" in capfd.readouterr().err
 
 
-def test_a_source_that_kills_its_decoder_is_set_aside_and_its_neighbours_are_not(config, decoder, sources, tmp_path):
+def test_a_source_that_kills_its_decoder_is_set_aside_and_its_neighbours_are_not(
+    config, decoder, sources, tmp_path
+):
     """As a file that crashes the decoder: whoever decodes it dies, twice."""
-    (unit,) = [unit for unit in make_plan(find_sources(config)).units() if unit.sources[0] == sources["long.mp4"]]
+    (unit,) = [
+        unit for unit in make_plan(find_sources(config)).units() if unit.sources[0] == sources["long.mp4"]
+    ]
     unit = type(unit)("000000", (sources["short.mp4"], sources["long.mp4"], sources["text.mp4"]))
 
     class Struck:
         def rows(self, source):
-            return iter(strike_after(decoder, decoder.rows(source), 2, signal.SIGSEGV)) if source == sources["long.mp4"] else decoder.rows(source)
+            return (
+                iter(strike_after(decoder, decoder.rows(source), 2, signal.SIGSEGV))
+                if source == sources["long.mp4"]
+                else decoder.rows(source)
+            )
 
     record = process_unit(config, str(tmp_path), unit, Struck())
     rejects = {row["source"].rsplit("/", 1)[-1]: row for row in read_rejects(str(tmp_path)).to_pylist()}
-    assert {name: row["reason"] for name, row in rejects.items()} == {"long.mp4": "crash", "text.mp4": "unreadable"}
+    assert {name: row["reason"] for name, row in rejects.items()} == {
+        "long.mp4": "crash",
+        "text.mp4": "unreadable",
+    }
     assert "died of SIGSEGV, 2 times" in rejects["long.mp4"]["message"] and record["rejects"]["rows"] == 2
     assert sum(shard["rows"] for shard in record["shards"]) >= 1
 
@@ -132,7 +145,13 @@ def test_modules_of_the_folder_that_a_worker_stands_in_do_not_come_first(config,
         with IsolatedDecoder(config) as decoder:
             print(sum(isinstance(part, dict) for part in decoder.rows(short)))
     """
-    done = subprocess.run([sys.executable, "-P", "-c", textwrap.dedent(script)], cwd="/", capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(script)],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout == "1\n", done.stderr
 
 
@@ -150,7 +169,9 @@ def test_the_decoder_dies_with_its_parent(config):
         os.kill(decoder._process.pid, 19)  # even one that stands still
         os.kill(os.getpid(), 9)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+    )
     pid = int(done.stdout.split()[-1])
     deadline = time.monotonic() + 10
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:

@@ -2,7 +2,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from proav.data.prepare.plan import MAX_UNIT_BYTES, MAX_UNIT_SOURCES, TARGET_UNITS, check_settings, data_settings, make_plan, settle_plan
+from proav.data.prepare.plan import (
+    MAX_UNIT_BYTES,
+    MAX_UNIT_SOURCES,
+    TARGET_UNITS,
+    check_settings,
+    data_settings,
+    make_plan,
+    settle_plan,
+)
 from proav.data.prepare.unit import WorkUnit
 from proav.data.sources.finding import find_sources, rows_of
 from proav.errors import UserError
@@ -12,7 +20,9 @@ from tests.tiny import tiny_config
 @pytest.fixture
 def sources(tmp_path):
     """A table of 300 sources, of a listing whose files are absent."""
-    (tmp_path / "clips.csv").write_text("path,labels\n" + "".join(f"{number:03d}.mp4,label {number % 7}\n" for number in range(300)))
+    (tmp_path / "clips.csv").write_text(
+        "path,labels\n" + "".join(f"{number:03d}.mp4,label {number % 7}\n" for number in range(300))
+    )
     return find_sources(tiny_config(f"data.listing={tmp_path}/clips.csv"))
 
 
@@ -36,7 +46,10 @@ def test_units_depend_on_the_table_alone(sources):
 def test_every_row_is_in_one_unit_in_order(sources):
     plan = make_plan(sources)
     assert [row for unit in plan.units() for row in unit.sources] == rows_of(sources)
-    assert plan.names == [f"{number:06d}" for number in range(60)] and [unit.name for unit in plan.units()] == plan.names
+    assert (
+        plan.names == [f"{number:06d}" for number in range(60)]
+        and [unit.name for unit in plan.units()] == plan.names
+    )
     unit = plan.unit("000003")
     assert len(unit.sources) == 5 and WorkUnit.from_json(unit.to_json()) == unit
 
@@ -53,7 +66,9 @@ def test_a_plan_is_kept(sources, tmp_path):
     config = tiny_config(f"run_dir={tmp_path}")
     plan = settle_plan(config, f"{tmp_path}/data", sources)
     before = (tmp_path / "data" / "plan.parquet").read_bytes()
-    again = settle_plan(tiny_config("data.num_workers=7", "seed=5", "data.videos=elsewhere"), f"{tmp_path}/data", sources)
+    again = settle_plan(
+        tiny_config("data.num_workers=7", "seed=5", "data.videos=elsewhere"), f"{tmp_path}/data", sources
+    )
     assert again.names == plan.names and list(again.units()) == list(plan.units())
     assert (tmp_path / "data" / "plan.parquet").read_bytes() == before
 
@@ -65,7 +80,10 @@ def test_what_another_version_or_no_plan_began_is_refused(sources, tmp_path):
     with pytest.raises(UserError, match="has finished units of work but no plan.parquet.*delete"):
         settle_plan(config, folder, sources)
     settings = {key: value for key, value in data_settings(config).items() if key != "data.named_by_id"}
-    with pytest.raises(UserError, match=r"another version of proav \(they differ in the settings data.named_by_id\).*run_dir=DIR"):
+    with pytest.raises(
+        UserError,
+        match=r"another version of proav \(they differ in the settings data.named_by_id\).*run_dir=DIR",
+    ):
         check_settings(config, folder, settings)
 
 
@@ -78,10 +96,13 @@ def test_other_settings_or_sources_are_refused_and_nothing_is_changed(sources, t
     with pytest.raises(UserError, match=r"1 gone \(such as .*/299.mp4\); nothing was changed"):
         settle_plan(config, folder, sources.slice(0, 299))
     listing = tmp_path / "clips.csv"
-    listing.write_text(listing.read_text().replace("000.mp4,label 0", "000.mp4,label 1").replace("001.mp4", "new.mp4"))
+    listing.write_text(
+        listing.read_text().replace("000.mp4,label 0", "000.mp4,label 1").replace("001.mp4", "new.mp4")
+    )
     changed = find_sources(tiny_config(f"data.listing={listing}"))
     with pytest.raises(
-        UserError, match=r"1 new \(such as .*/new.mp4\), 1 gone \(such as .*/001.mp4\), 1 with another label.* \(such as .*/000.mp4\)"
+        UserError,
+        match=r"1 new \(such as .*/new.mp4\), 1 gone \(such as .*/001.mp4\), 1 with another label.* \(such as .*/000.mp4\)",
     ):
         settle_plan(config, folder, changed)
     assert (tmp_path / "data" / "plan.parquet").read_bytes() == before

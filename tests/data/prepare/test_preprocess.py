@@ -23,7 +23,9 @@ from tests.tiny import tiny_config
 def contents(data_dir) -> dict[str, str]:
     """Every file that a finished data set consists of, by checksum."""
     files = [path for path in Path(data_dir).rglob("*") if path.is_file()]
-    return {path.relative_to(data_dir).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        path.relative_to(data_dir).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def test_two_runs_give_the_same_bytes_wherever_the_sources_are(clips_dir, tmp_path):
@@ -71,14 +73,18 @@ def test_units_come_back_from_json(clips_dir):
 def test_long_units_roll_over_into_more_shards(clips_dir, tmp_path):
     config = tiny_config(f"data.sources=[{clips_dir}]", "data.rows_per_shard=2")
     record = process_unit(config, str(tmp_path), WorkUnit("000000", tuple(rows_of(find_sources(config)))))
-    assert [(shard["name"], shard["rows"]) for shard in record["shards"]] == [(f"000000-{number:03d}.parquet", 2) for number in range(4)] + [
-        ("000000-004.parquet", 1)
-    ]
+    assert [(shard["name"], shard["rows"]) for shard in record["shards"]] == [
+        (f"000000-{number:03d}.parquet", 2) for number in range(4)
+    ] + [("000000-004.parquet", 1)]
     assert (
         record["rejects"]["rows"] == 4 and read_record(str(tmp_path / "units" / "000000.parquet")) == record
     )
-    fewer = process_unit(config, str(tmp_path), WorkUnit("000000", tuple(rows_of(find_sources(config)))[:1]))  # as where sources vanish in between
-    assert [path.name for path in (tmp_path / "segments").iterdir()] == [shard["name"] for shard in fewer["shards"]] and len(fewer["shards"]) < 5
+    fewer = process_unit(
+        config, str(tmp_path), WorkUnit("000000", tuple(rows_of(find_sources(config)))[:1])
+    )  # as where sources vanish in between
+    assert [path.name for path in (tmp_path / "segments").iterdir()] == [
+        shard["name"] for shard in fewer["shards"]
+    ] and len(fewer["shards"]) < 5
     assert not list((tmp_path / "rejects").iterdir())
 
 
@@ -86,15 +92,23 @@ def test_all_sources_rejected_is_an_error_with_counts(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.mp4").write_text("no video")
     (tmp_path / "3.mp4").write_bytes(b"")
-    with pytest.raises(UserError, match=r"none of the 4 sources can be used \(unreadable: 3, empty_file: 1\).*rejects"):
+    with pytest.raises(
+        UserError, match=r"none of the 4 sources can be used \(unreadable: 3, empty_file: 1\).*rejects"
+    ):
         prepare(tiny_config(f"run_dir={tmp_path}/run", f"data.sources=[{tmp_path}]"))
     assert not (tmp_path / "run" / "data" / "manifest.json").exists()
 
 
 def test_listed_files_that_are_gone_are_rejects(clips_dir, tmp_path):
-    (tmp_path / "clips.csv").write_text(f"path,start_seconds,end_seconds,split\n{clips_dir}/rain/a.mp4,1,3,train\nabsent.mp4,,,validation\n")
+    (tmp_path / "clips.csv").write_text(
+        f"path,start_seconds,end_seconds,split\n{clips_dir}/rain/a.mp4,1,3,train\nabsent.mp4,,,validation\n"
+    )
     manifest = prepare(tiny_config(f"run_dir={tmp_path}/run", f"data.listing={tmp_path}/clips.csv"))
-    assert manifest["rejects_by_reason"] == {"not_found": 1} and manifest["counts"]["segments"] == 1 and manifest["counts"]["seconds"] == 2.0
+    assert (
+        manifest["rejects_by_reason"] == {"not_found": 1}
+        and manifest["counts"]["segments"] == 1
+        and manifest["counts"]["seconds"] == 2.0
+    )
 
 
 def test_a_unit_whose_rejects_are_deleted_is_made_again(clips_dir, tmp_path):
@@ -127,7 +141,10 @@ def test_other_settings_or_sources_are_refused_and_nothing_is_changed(clips_dir,
 def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path, capsys):
     from proav.data.prepare.preprocess import preprocess
 
-    whole, killed = (tiny_config(f"run_dir={tmp_path / name}", f"data.sources=[{clips_dir}]") for name in ("whole", "killed"))
+    whole, killed = (
+        tiny_config(f"run_dir={tmp_path / name}", f"data.sources=[{clips_dir}]")
+        for name in ("whole", "killed")
+    )
     manifest = prepare(whole)  # without Ray: to the same bytes
     assert verify(f"{tmp_path}/whole/data") == {
         "sources": 7, "shards": 6, "rows": 9, "rejects": 4, "bytes": manifest["counts"]["bytes"],
@@ -149,7 +166,9 @@ def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path,
         threading.Thread(target=kill_when_two_units_are_done, daemon=True).start()
         preprocess(config_from_dict(json.loads('''{json.dumps(config_to_dict(killed))}''')))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 9, done.stderr
     finished = sorted((tmp_path / "killed" / "data" / "units").glob("*.parquet"))
     times = {path: path.stat().st_mtime_ns for path in finished}
@@ -179,7 +198,10 @@ def test_remote_run_folder(clips_dir):
 
     try:
         manifest = prepare(tiny_config("run_dir=memory://proav-test-run", f"data.sources=[{clips_dir}]"))
-        assert read_manifest("memory://proav-test-run/data") == manifest and verify("memory://proav-test-run/data")["rows"] == 9
+        assert (
+            read_manifest("memory://proav-test-run/data") == manifest
+            and verify("memory://proav-test-run/data")["rows"] == 9
+        )
         assert SegmentStore("memory://proav-test-run/data").window(3, 2, 4)["video"].shape == (4, 32, 32, 3)
     finally:
         fsspec.filesystem("memory").rm("/proav-test-run", recursive=True)

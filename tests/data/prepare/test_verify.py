@@ -25,7 +25,11 @@ def shards(copy):
 def restate(copy, path, key="shards"):
     """Makes the manifest agree with a file that was changed."""
     manifest = json.loads((copy / "manifest.json").read_text())
-    entries = [manifest["index"]] if key == "index" else [entry for entry in manifest[key] if entry["name"] == path.name]
+    entries = (
+        [manifest["index"]]
+        if key == "index"
+        else [entry for entry in manifest[key] if entry["name"] == path.name]
+    )
     for entry in entries:
         entry["sha256"], entry["bytes"] = file_sha256(str(path))
         entry["rows"] = pq.read_metadata(path).num_rows
@@ -38,12 +42,17 @@ def rewrite(path, change):
     table = pq.read_table(path)
     rows = table.to_pylist()
     change(rows)
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path, row_group_size=1, use_dictionary=False)
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=table.schema), path, row_group_size=1, use_dictionary=False
+    )
 
 
 def test_a_whole_set_is_proven(copy):
     assert verify(str(copy))["rows"] == 9
-    assert verify(str(copy), each=lambda function, items: reversed([function(item) for item in items]))["shards"] == 6
+    assert (
+        verify(str(copy), each=lambda function, items: reversed([function(item) for item in items]))["shards"]
+        == 6
+    )
 
 
 def test_changed_missing_and_foreign_files(copy):
@@ -64,11 +73,17 @@ def test_changed_missing_and_foreign_files(copy):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda row: row.update(audio=bytes(len(row["audio"]))), "row 0: its sound has a root mean square of 0.000000, not"),
+        (
+            lambda row: row.update(audio=bytes(len(row["audio"]))),
+            "row 0: its sound has a root mean square of 0.000000, not",
+        ),
         (lambda row: row.update(audio=row["audio"][:-200]), "row 0: .* sound samples for 10 frames"),
         (lambda row: row.update(video=row["video"][:-1]), "row 0: .* bytes of pictures where"),
         (lambda row: row.update(mel=row["mel"][:-2]), r"row 0: mel frames \[10, 32, .*\] in .* bytes"),
-        (lambda row: row.update(video=row["video"][:-1] + b"\0"), "row 0: its content does not have its checksum"),
+        (
+            lambda row: row.update(video=row["video"][:-1] + b"\0"),
+            "row 0: its content does not have its checksum",
+        ),
     ],
 )
 def test_mute_truncated_or_changed_rows_are_found_even_under_a_fresh_checksum(copy, change, said):
@@ -86,7 +101,10 @@ def test_doubled_and_unlisted_rows_are_found(copy):
     for table, said in (
         (pa.concat_tables([index, index.slice(0, 1)]), "share the id of another"),
         (index.slice(1), "does not list the rows of 000"),
-        (index.filter(pc.not_equal(index.column("shard"), shards(copy)[2].name)), f"does not list the rows of {shards(copy)[2].name}"),
+        (
+            index.filter(pc.not_equal(index.column("shard"), shards(copy)[2].name)),
+            f"does not list the rows of {shards(copy)[2].name}",
+        ),
     ):
         pq.write_table(table, copy / "index.parquet")
         restate(copy, copy / "index.parquet", "index")

@@ -31,7 +31,11 @@ def test_ids_follow_the_documented_format():
 def test_folder_is_searched_with_labels_from_its_first_level(tmp_path):
     touch(tmp_path / "videos", "rain/deep/b.MP4", "rain/a.webm", "c.mkv", "notes.txt", ".hidden/d.mp4")
     rows = find(sources=(str(tmp_path / "videos"),))
-    assert [(row.key, row.label) for row in rows] == [("videos/c.mkv", ""), ("videos/rain/a.webm", "rain"), ("videos/rain/deep/b.MP4", "rain")]
+    assert [(row.key, row.label) for row in rows] == [
+        ("videos/c.mkv", ""),
+        ("videos/rain/a.webm", "rain"),
+        ("videos/rain/deep/b.MP4", "rain"),
+    ]
 
 
 def test_moving_the_root_keeps_ids_and_splits(tmp_path):
@@ -131,20 +135,33 @@ def test_files_with_other_endings_are_counted(tmp_path, capsys):
 def test_globs_and_single_files(tmp_path):
     touch(tmp_path / "set", "x/a.mp4", "x/deep/b.mp4", "y/c.mp4", "y/c.txt", "odd.bin")
     assert [row.key for row in find(sources=(f"{tmp_path}/set/*/*.mp4",))] == ["set/x/a.mp4", "set/y/c.mp4"]
-    assert [row.key for row in find(sources=(f"{tmp_path}/set/**/*.mp4",))] == ["set/x/a.mp4", "set/x/deep/b.mp4", "set/y/c.mp4"]
+    assert [row.key for row in find(sources=(f"{tmp_path}/set/**/*.mp4",))] == [
+        "set/x/a.mp4",
+        "set/x/deep/b.mp4",
+        "set/y/c.mp4",
+    ]
     assert [row.key for row in find(sources=(f"{tmp_path}/set/[!x]/?.mp4",))] == ["set/y/c.mp4"]
     assert [row.key for row in find(sources=(f"{tmp_path}/set/odd.bin",))] == ["set/odd.bin"]
 
 
 def test_the_same_file_below_two_roots_appears_once(tmp_path):
     touch(tmp_path / "set", "x/a.mp4", "x/b.mp4")
-    rows = find(sources=(str(tmp_path / "set"), str(tmp_path / "set" / "x"), f"{tmp_path}/set/x/*.mp4", str(tmp_path / "set")))
+    rows = find(
+        sources=(
+            str(tmp_path / "set"),
+            str(tmp_path / "set" / "x"),
+            f"{tmp_path}/set/x/*.mp4",
+            str(tmp_path / "set"),
+        )
+    )
     assert [row.key for row in rows] == ["set/x/a.mp4", "set/x/b.mp4"]
 
 
 def test_order_does_not_depend_on_the_order_of_sources(tmp_path):
     touch(tmp_path, "one/a.mp4", "two/b.mp4")
-    assert find(sources=(str(tmp_path / "one"), str(tmp_path / "two"))) == find(sources=(str(tmp_path / "two"), str(tmp_path / "one")))
+    assert find(sources=(str(tmp_path / "one"), str(tmp_path / "two"))) == find(
+        sources=(str(tmp_path / "two"), str(tmp_path / "one"))
+    )
 
 
 def test_split_is_by_hash_and_both_sides_get_a_source(tmp_path):
@@ -185,7 +202,10 @@ def test_parquet_listing(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table({"path": ["a.mp4"], "labels": [["rain", "wind"]], "end_seconds": [4.0]}), tmp_path / "clips.parquet")
+    pq.write_table(
+        pa.table({"path": ["a.mp4"], "labels": [["rain", "wind"]], "end_seconds": [4.0]}),
+        tmp_path / "clips.parquet",
+    )
     (row,) = find(listing=str(tmp_path / "clips.parquet"))
     assert (row.label, row.labels, row.end_seconds) == ("rain", ("rain", "wind"), 4.0)
 
@@ -235,9 +255,17 @@ def test_repeated_sources_are_taken_once_and_counted(tmp_path, capsys):
     assert find(sources=(str(tmp_path / "set"),) * 3) == once and len(once) == 2
     assert "sources: 4 rows repeat" in capsys.readouterr().out
     listing = tmp_path / "clips.csv"
-    listing.write_text("path,labels\n" + "set/x/a.mp4,rain\n" * 5 + "set/x/a.mp4,wind\n" + "./set/../set/x/b.mp4,rain\nset/x/b.mp4,rain\n")
+    listing.write_text(
+        "path,labels\n"
+        + "set/x/a.mp4,rain\n" * 5
+        + "set/x/a.mp4,wind\n"
+        + "./set/../set/x/b.mp4,rain\nset/x/b.mp4,rain\n"
+    )
     rows = find(listing=str(listing))
-    assert [(row.path, row.labels) for row in rows] == [(f"{tmp_path}/set/x/a.mp4", ("rain", "wind")), (f"{tmp_path}/set/x/b.mp4", ("rain",))]
+    assert [(row.path, row.labels) for row in rows] == [
+        (f"{tmp_path}/set/x/a.mp4", ("rain", "wind")),
+        (f"{tmp_path}/set/x/b.mp4", ("rain",)),
+    ]
     assert "sources: 6 rows repeat" in capsys.readouterr().out
 
 
@@ -272,6 +300,10 @@ def test_remote_folders_globs_and_listings():
         ]
         assert find(sources=("memory://proav-sources/set/*/b.mp4",)) == [replace(rows[1], split="train")]
         (row,) = find(listing="memory://proav-sources/set/clips.csv")
-        assert (row.key, row.path, row.label) == ("set/rain/a.mp4", "memory://proav-sources/set/rain/a.mp4", "drizzle")
+        assert (row.key, row.path, row.label) == (
+            "set/rain/a.mp4",
+            "memory://proav-sources/set/rain/a.mp4",
+            "drizzle",
+        )
     finally:
         files.rm("/proav-sources", recursive=True)

@@ -19,7 +19,11 @@ _bbbbbbbbbB, 0.000, 8.500, "/m/speech"
 Ycccccccc-C, 2.500, 12.500, "/t/dd1,/m/rain"
 ddddddddddD, 100.000, 110.000, "/m/rain"
 """
-ONTOLOGY = [{"id": "/m/rain", "name": "Rain"}, {"id": "/m/speech", "name": "Male speech, man speaking"}, {"id": "/t/dd1", "name": "Wind; breeze"}]
+ONTOLOGY = [
+    {"id": "/m/rain", "name": "Rain"},
+    {"id": "/m/speech", "name": "Male speech, man speaking"},
+    {"id": "/t/dd1", "name": "Wind; breeze"},
+]
 VGGSOUND = 'eeeeeeeeeeE,0,raining,test\neeeeeeeeeeE,188,wind noise,test\nffffffffffF,7,"heart sounds, heartbeat",train\n'
 COMPOSED, DECOMPOSED = "Caf\u00e9", "Cafe\u0301"
 
@@ -53,29 +57,57 @@ def by_id(table):
 
 def test_audioset_has_names_of_the_ontology_and_the_split_of_its_file(folder):
     rows = by_id(find(folder, "eval_segments.csv"))
-    assert rows["--aaaaaaaaA"].labels == ("Rain", "Male speech, man speaking") and rows["--aaaaaaaaA"].label == "Rain"
+    assert (
+        rows["--aaaaaaaaA"].labels == ("Rain", "Male speech, man speaking")
+        and rows["--aaaaaaaaA"].label == "Rain"
+    )
     assert rows["Ycccccccc-C"].labels == ("Wind; breeze", "Rain")
     assert {row.split for row in rows.values()} == {"validation"}
     assert (rows["_bbbbbbbbbB"].start_seconds, rows["_bbbbbbbbbB"].end_seconds) == (0.0, 8.5)
     (folder / "eval_segments.csv").rename(folder / "unbalanced_train_segments.csv")
     rows = by_id(find(folder, "unbalanced_train_segments.csv", labels=("Male speech, man speaking",)))
     assert {row.split for row in rows.values()} == {"train"}
-    assert [rows[name].label for name in sorted(rows)] == ["Male speech, man speaking", "", "Male speech, man speaking", ""]
+    assert [rows[name].label for name in sorted(rows)] == [
+        "Male speech, man speaking",
+        "",
+        "Male speech, man speaking",
+        "",
+    ]
 
 
 def test_ontology_as_csv(folder):
-    text = "index,mid,display_name\n" + "".join(f'{number},{entry["id"]},"{entry["name"]}"\n' for number, entry in enumerate(ONTOLOGY))
+    text = "index,mid,display_name\n" + "".join(
+        f'{number},{entry["id"]},"{entry["name"]}"\n' for number, entry in enumerate(ONTOLOGY)
+    )
     (folder / "class_labels_indices.csv").write_text(text)
-    assert find(folder, "eval_segments.csv", ontology=str(folder / "class_labels_indices.csv")) == find(folder, "eval_segments.csv")
+    assert find(folder, "eval_segments.csv", ontology=str(folder / "class_labels_indices.csv")) == find(
+        folder, "eval_segments.csv"
+    )
 
 
 def test_names_that_files_have(folder, capsys):
     """Cut clips, named with their start in any of the ways in use, before whole videos; a name decides where in the video its file begins."""
-    touch(folder, "a/--aaaaaaaaA_000030.mp4", "_bbbbbbbbbB_0_8500.mkv", "YYcccccccc-C.webm", "ddddddddddD_100000_110000.mp4")
-    touch(folder, "ddddddddddD_99.mp4", "z/ddddddddddD_100.000.mp4", "ddddddddddD.txt", "other.mp4", "--aaaaaaaaA.mp4")
+    touch(
+        folder,
+        "a/--aaaaaaaaA_000030.mp4",
+        "_bbbbbbbbbB_0_8500.mkv",
+        "YYcccccccc-C.webm",
+        "ddddddddddD_100000_110000.mp4",
+    )
+    touch(
+        folder,
+        "ddddddddddD_99.mp4",
+        "z/ddddddddddD_100.000.mp4",
+        "ddddddddddD.txt",
+        "other.mp4",
+        "--aaaaaaaaA.mp4",
+    )
     table = find(folder, "eval_segments.csv")
     rows = by_id(table)
-    assert {name: (row.path.removeprefix(f"{folder}/videos/"), row.file_start_seconds, row.num_bytes) for name, row in rows.items()} == {
+    assert {
+        name: (row.path.removeprefix(f"{folder}/videos/"), row.file_start_seconds, row.num_bytes)
+        for name, row in rows.items()
+    } == {
         "--aaaaaaaaA": ("a/--aaaaaaaaA_000030.mp4", 30.0, 3),
         "_bbbbbbbbbB": ("_bbbbbbbbbB_0_8500.mkv", 0.0, 3),
         "Ycccccccc-C": ("YYcccccccc-C.webm", 0.0, 3),
@@ -94,7 +126,11 @@ def test_a_name_without_a_start_is_a_whole_video_unless_told(folder):
     rows = by_id(find(folder, "eval_segments.csv"))
     assert [rows[name].file_start_seconds for name in ("--aaaaaaaaA", "_bbbbbbbbbB")] == [0.0, 0.0]
     rows = by_id(find(folder, "eval_segments.csv", named_by_id="cut"))
-    assert [rows[name].file_start_seconds for name in ("--aaaaaaaaA", "_bbbbbbbbbB", "ddddddddddD")] == [30.0, 0.0, 0.0]
+    assert [rows[name].file_start_seconds for name in ("--aaaaaaaaA", "_bbbbbbbbbB", "ddddddddddD")] == [
+        30.0,
+        0.0,
+        0.0,
+    ]
 
 
 def test_cut_files_named_by_id_do_not_tell_which_of_two_stretches_they_hold(folder, capsys):
@@ -119,7 +155,10 @@ def test_what_is_listed_and_not_there_stays_a_row(folder, capsys):
 def test_vggsound(folder):
     touch(folder, "eeeeeeeeeeE_000188.mp4")
     rows = rows_of(find(folder, "vggsound.csv"))
-    assert [(row.key, row.start_seconds, row.end_seconds, row.label, row.split, row.file_start_seconds) for row in rows] == [
+    assert [
+        (row.key, row.start_seconds, row.end_seconds, row.label, row.split, row.file_start_seconds)
+        for row in rows
+    ] == [
         ("youtube/eeeeeeeeeeE", 0.0, 10.0, "raining", "validation", 0.0),
         ("youtube/eeeeeeeeeeE", 188.0, 198.0, "wind noise", "validation", 188.0),
         ("youtube/ffffffffffF", 7.0, 17.0, "heart sounds, heartbeat", "train", 0.0),
@@ -193,23 +232,35 @@ def test_listings_that_contradict_each_other(folder, capsys):
     (folder / "vggsound.csv").write_text(vggsound)
     listings = ["eval_segments.csv", "vggsound.csv"]
     with pytest.raises(
-        UserError, match="ddddddddddD.mp4 is listed for validation and for train; expected a source on one side only.*conflicts=first"
+        UserError,
+        match="ddddddddddD.mp4 is listed for validation and for train; expected a source on one side only.*conflicts=first",
     ):
         find(folder, listings)
     (folder / "vggsound.csv").write_text(vggsound.replace("train", "test"))
-    with pytest.raises(UserError, match=r"--aaaaaaaaA.mp4 is listed from 30 s to 40 s and again from 35 s; .*conflicts=first"):
+    with pytest.raises(
+        UserError, match=r"--aaaaaaaaA.mp4 is listed from 30 s to 40 s and again from 35 s; .*conflicts=first"
+    ):
         find(folder, listings)
     (folder / "vggsound.csv").write_text(vggsound)
     rows = rows_of(find(folder, listings, conflicts="first"))
-    assert [(row.key[8:], row.start_seconds) for row in rows if row.key[8:] in ("--aaaaaaaaA", "ddddddddddD")] == [
+    assert [
+        (row.key[8:], row.start_seconds) for row in rows if row.key[8:] in ("--aaaaaaaaA", "ddddddddddD")
+    ] == [
         ("--aaaaaaaaA", 30.0),
         ("--aaaaaaaaA", 40.0),
         ("ddddddddddD", 100.0),
     ]
     out = capsys.readouterr().out
-    assert "1 rows LEFT OUT: their video is listed for the other split" in out and "1 rows LEFT OUT: they overlap" in out
+    assert (
+        "1 rows LEFT OUT: their video is listed for the other split" in out
+        and "1 rows LEFT OUT: they overlap" in out
+    )
     rows = rows_of(find(folder, listings[::-1], conflicts="first"))
-    assert [(row.key[8:], row.start_seconds, row.split) for row in rows if row.key[8:] in ("--aaaaaaaaA", "ddddddddddD")] == [
+    assert [
+        (row.key[8:], row.start_seconds, row.split)
+        for row in rows
+        if row.key[8:] in ("--aaaaaaaaA", "ddddddddddD")
+    ] == [
         ("--aaaaaaaaA", 35.0, "validation"),
         ("ddddddddddD", 0.0, "train"),
     ]
@@ -235,7 +286,12 @@ def test_plain_tables_may_lie_elsewhere_than_their_videos(folder):
 
 
 def test_landscape_has_folders_of_splits_and_of_classes(folder):
-    touch(folder, "train/explosion/explosion_1_0_0.mp4", "train/wind_noise/wind_noise_4_2_1.mp4", "test/explosion/explosion_9_0_0.mp4")
+    touch(
+        folder,
+        "train/explosion/explosion_1_0_0.mp4",
+        "train/wind_noise/wind_noise_4_2_1.mp4",
+        "test/explosion/explosion_9_0_0.mp4",
+    )
     config = Config(data=DataConfig(sources=[str(folder / "videos")], layout="split/label"))
     assert [(row.key, row.label, row.split) for row in rows_of(find_sources(config))] == [
         ("videos/test/explosion/explosion_9_0_0.mp4", "explosion", "validation"),
@@ -250,20 +306,33 @@ def test_landscape_has_folders_of_splits_and_of_classes(folder):
 
 
 def test_aist_names_its_genres_and_all_cameras_of_a_dance_are_on_one_side(folder):
-    names = [f"gBR_sBM_c{camera:02d}_d04_mBR{music}_ch01.mp4" for camera in range(1, 10) for music in range(6)]
+    names = [
+        f"gBR_sBM_c{camera:02d}_d04_mBR{music}_ch01.mp4" for camera in range(1, 10) for music in range(6)
+    ]
     touch(folder, *names, "crop/gLH_sFM_c01_d16_mLH4_ch09_crop.mp4")
     config = Config(data=DataConfig(sources=[str(folder / "videos")], layout="aist", validation_fraction=0.3))
     rows = rows_of(find_sources(config))
-    assert {row.label for row in rows} == {"Break", "LA style Hip-hop"} and {row.split for row in rows} == {"train", "validation"}
+    assert {row.label for row in rows} == {"Break", "LA style Hip-hop"} and {row.split for row in rows} == {
+        "train",
+        "validation",
+    }
     for music in range(6):
         assert len({row.split for row in rows if f"mBR{music}" in row.key}) == 1
     touch(folder, "dance.mp4")
-    with pytest.raises(UserError, match=r"dance.mp4 .* is not named as AIST\+\+ names its videos.*data.layout=label"):
+    with pytest.raises(
+        UserError, match=r"dance.mp4 .* is not named as AIST\+\+ names its videos.*data.layout=label"
+    ):
         find_sources(config)
 
 
 def test_aist_split_files(folder, capsys):
-    touch(folder, "gBR_sBM_c01_d04_mBR0_ch01.mp4", "gBR_sBM_c02_d04_mBR0_ch01.mp4", "gPO_sBM_c01_d10_mPO1_ch02.mp4", "gPO_sBM_c01_d10_mPO1_ch03.mp4")
+    touch(
+        folder,
+        "gBR_sBM_c01_d04_mBR0_ch01.mp4",
+        "gBR_sBM_c02_d04_mBR0_ch01.mp4",
+        "gPO_sBM_c01_d10_mPO1_ch02.mp4",
+        "gPO_sBM_c01_d10_mPO1_ch03.mp4",
+    )
     (folder / "crossmodal_train.txt").write_text("gBR_sBM_cAll_d04_mBR0_ch01\ngKR_sBM_cAll_d28_mKR2_ch01\n")
     (folder / "crossmodal_test.txt").write_text("gPO_sBM_cAll_d10_mPO1_ch02\n")
     rows = rows_of(find(folder, ["crossmodal_train.txt", "crossmodal_test.txt"]))
@@ -280,8 +349,16 @@ def test_aist_split_files(folder, capsys):
     ("name", "text", "message"),
     [
         ("eval_segments.csv", AUDIOSET + "-eeeeeeeeeE, 3.000, 13.000\n", r"line 8: 3 fields; expected 4"),
-        ("eval_segments.csv", AUDIOSET + 'short, 3.000, 13.000, "/m/rain"\n', r"line 8: 'short' is no video id; expected 11"),
-        ("eval_segments.csv", AUDIOSET + '-eeeeeeeeeE, 3.000, 3.000, "/m/rain"\n', "end_seconds=3 is not after start_seconds=3"),
+        (
+            "eval_segments.csv",
+            AUDIOSET + 'short, 3.000, 13.000, "/m/rain"\n',
+            r"line 8: 'short' is no video id; expected 11",
+        ),
+        (
+            "eval_segments.csv",
+            AUDIOSET + '-eeeeeeeeeE, 3.000, 3.000, "/m/rain"\n',
+            "end_seconds=3 is not after start_seconds=3",
+        ),
         (
             "eval_segments.csv",
             AUDIOSET + '-eeeeeeeeeE, 3.000, 13.000, "/m/0zzz"\n',
@@ -295,7 +372,11 @@ def test_aist_split_files(folder, capsys):
         ),
         ("vggsound.csv", VGGSOUND + "ggggggggggG,1,a, b,train\n", "line 4: 5 fields"),
         ("vggsound.csv", VGGSOUND + "ggggggggggG,1,rain,valid\n", "line 4: the last field is 'valid'"),
-        ("vggsound.csv", VGGSOUND + "ggggggggggG,-1,rain,test\n", "line 4: start_seconds='-1'; expected seconds from 0 up"),
+        (
+            "vggsound.csv",
+            VGGSOUND + "ggggggggggG,-1,rain,test\n",
+            "line 4: start_seconds='-1'; expected seconds from 0 up",
+        ),
     ],
 )
 def test_mistakes_are_named(folder, name, text, message):
@@ -307,12 +388,16 @@ def test_mistakes_are_named(folder, name, text, message):
 def test_what_a_format_needs_is_named(folder):
     with pytest.raises(UserError, match="names videos without their paths; add data.videos=FOLDER"):
         find(folder, "eval_segments.csv", videos=None)
-    with pytest.raises(UserError, match=r"labels are ids such as /m/09x0r; add data.ontology=FILE.*ontology.json"):
+    with pytest.raises(
+        UserError, match=r"labels are ids such as /m/09x0r; add data.ontology=FILE.*ontology.json"
+    ):
         find(folder, "eval_segments.csv", ontology=None)
     with pytest.raises(UserError, match="data.ontology: no such file: absent.json"):
         find(folder, "eval_segments.csv", ontology="absent.json")
     (folder / "ontology.json").write_text('[{"id": "/m/rain"}]')
-    with pytest.raises(UserError, match=r"cannot read data.ontology=.*ontology.json: KeyError 'name'; expected"):
+    with pytest.raises(
+        UserError, match=r"cannot read data.ontology=.*ontology.json: KeyError 'name'; expected"
+    ):
         find(folder, "eval_segments.csv")
     (folder / "ontology.json").write_text('[{"id": "/m/rain", "name": null}]')
     with pytest.raises(UserError, match=r"cannot read data.ontology=.*ontology.json: AttributeError"):
@@ -332,8 +417,15 @@ def test_what_a_format_needs_is_named(folder):
 
 def test_cut_and_whole_videos_give_the_same_segments(folder, tmp_path):
     """Ids and times are those of the video, wherever its file begins; what is not there is a reject."""
-    config = tiny_config(f"data.listing={folder}/eval_segments.csv", f"data.videos={folder}/videos", f"data.ontology={folder}/ontology.json")
-    text = AUDIOSET.splitlines()[:3] + ['--aaaaaaaaA, 2.000, 4.000, "/m/rain"', 'ddddddddddD, 0.000, 10.000, "/m/rain"']
+    config = tiny_config(
+        f"data.listing={folder}/eval_segments.csv",
+        f"data.videos={folder}/videos",
+        f"data.ontology={folder}/ontology.json",
+    )
+    text = AUDIOSET.splitlines()[:3] + [
+        '--aaaaaaaaA, 2.000, 4.000, "/m/rain"',
+        'ddddddddddD, 0.000, 10.000, "/m/rain"',
+    ]
     (folder / "eval_segments.csv").write_text("\n".join(text) + "\n")
     whole = make_clip(3, seconds=5.0)
     whole.save(str(folder / "videos" / "--aaaaaaaaA.mp4"))
@@ -341,7 +433,9 @@ def test_cut_and_whole_videos_give_the_same_segments(folder, tmp_path):
     for run in ("whole", "cut"):
         if run == "cut":
             (folder / "videos" / "--aaaaaaaaA.mp4").unlink()
-            Clip(whole.video[20:], whole.audio[32000:], whole.fps, whole.sample_rate).save(str(folder / "videos" / "--aaaaaaaaA_000002.mp4"))
+            Clip(whole.video[20:], whole.audio[32000:], whole.fps, whole.sample_rate).save(
+                str(folder / "videos" / "--aaaaaaaaA_000002.mp4")
+            )
         manifest = prepare(config.model_copy(update={"run_dir": str(tmp_path / run)}))
         assert manifest["rejects_by_reason"] == {"not_found": 1} and manifest["counts"]["sources"] == 2
         store = SegmentStore(f"{tmp_path}/{run}/data")

@@ -30,8 +30,12 @@ def test_window_equals_full_decode_and_reads_no_other_frame(video, codec):
     full = decode_frames(data, offsets, codec=codec, shape=SHAPE)
     damaged = bytearray(len(data))
     damaged[offsets[3] : offsets[7]] = data[offsets[3] : offsets[7]]
-    assert np.array_equal(decode_frames(bytes(damaged), offsets, codec=codec, shape=SHAPE, start=3, count=4), full[3:7])
+    assert np.array_equal(
+        decode_frames(bytes(damaged), offsets, codec=codec, shape=SHAPE, start=3, count=4), full[3:7]
+    )
 
 
 def test_same_frames_same_bytes(video):
-    assert encode_frames(video, codec="jpeg", quality=92) == encode_frames(video.copy(), codec="jpeg", quality=92)
+    assert encode_frames(video, codec="jpeg", quality=92) == encode_frames(
+        video.copy(), codec="jpeg", quality=92
+    )

@@ -14,20 +14,28 @@ SCHEMA = pa.schema([("id", pa.string()), ("data", pa.large_binary()), ("shape", 
 
 
 def make_rows(count):
-    return [{"id": f"row {number}", "data": bytes([number]) * (100 + number), "shape": [number, 2]} for number in range(count)]
+    return [
+        {"id": f"row {number}", "data": bytes([number]) * (100 + number), "shape": [number, 2]}
+        for number in range(count)
+    ]
 
 
 def test_rows_come_back_in_any_order(tmp_path):
     rows = make_rows(11)
     result = write_shard(str(tmp_path / "a.parquet"), rows, SCHEMA, rows_per_group=3)
-    assert result["rows"] == 11 and (result["sha256"], result["bytes"]) == file_sha256(str(tmp_path / "a.parquet"))
+    assert result["rows"] == 11 and (result["sha256"], result["bytes"]) == file_sha256(
+        str(tmp_path / "a.parquet")
+    )
     reader = RowReader(str(tmp_path), cache_bytes=200)
     for number in (10, 0, 3, 2, 10):
         assert reader.read("a.parquet", number, ("id", "data", "shape")) == rows[number]
 
 
 def test_same_rows_same_bytes(tmp_path):
-    first, second = (write_shard(str(tmp_path / name), make_rows(5), SCHEMA)["sha256"] for name in ("a.parquet", "b.parquet"))
+    first, second = (
+        write_shard(str(tmp_path / name), make_rows(5), SCHEMA)["sha256"]
+        for name in ("a.parquet", "b.parquet")
+    )
     assert first == second
 
 
@@ -54,7 +62,11 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path):
-    with only_writer(str(tmp_path)), pytest.raises(UserError, match="another job is at work in"), only_writer(str(tmp_path)):
+    with (
+        only_writer(str(tmp_path)),
+        pytest.raises(UserError, match="another job is at work in"),
+        only_writer(str(tmp_path)),
+    ):
         raise AssertionError
     with only_writer(str(tmp_path)), only_writer("memory://anything"):
         pass
@@ -91,7 +103,9 @@ def test_a_full_disk_is_the_users_error_and_leaves_no_file(tmp_path):
         except UserError as error:
             print(error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+    )
     assert "cannot write" in done.stdout and "make room" in done.stdout, done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
 

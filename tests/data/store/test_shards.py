@@ -19,7 +19,11 @@ from tests.tiny import tiny_config
 def test_segments_of_a_source_follow_each_other(data_dir):
     store = SegmentStore(data_dir)
     rows = [row for row in store.rows if row["source"] == "set/speech/c.mp4"]
-    assert [(row["start_seconds"], row["num_frames"]) for row in rows] == [(0.0, 10), (2.0, 10), (4.0, 10)]  # the last 0.2 s hold no clip of 4 frames
+    assert [(row["start_seconds"], row["num_frames"]) for row in rows] == [
+        (0.0, 10),
+        (2.0, 10),
+        (4.0, 10),
+    ]  # the last 0.2 s hold no clip of 4 frames
     assert [row["id"] for row in rows] == [segment_id("set/speech/c.mp4", start) for start in (0.0, 2.0, 4.0)]
     assert {row["label"] for row in rows} == {"speech"} and len({row["split"] for row in rows}) == 1
 
@@ -29,9 +33,15 @@ def test_window_is_a_slice_of_the_whole(data_dir, run_config):
     for index in range(len(store)):
         whole = store.window(index)
         frames = store.rows[index]["num_frames"]
-        assert whole["video"].shape == (frames, 32, 32, 3) and whole["mel"].shape == (frames, 32, steps) and whole["audio"].shape == (frames * 3200,)
+        assert (
+            whole["video"].shape == (frames, 32, 32, 3)
+            and whole["mel"].shape == (frames, 32, steps)
+            and whole["audio"].shape == (frames * 3200,)
+        )
         part = store.window(index, 1, 3)
-        assert np.array_equal(part["video"], whole["video"][1:4]) and np.array_equal(part["mel"], whole["mel"][1:4])
+        assert np.array_equal(part["video"], whole["video"][1:4]) and np.array_equal(
+            part["mel"], whole["mel"][1:4]
+        )
         assert np.array_equal(part["audio"], whole["audio"][3200:12800])
 
 
@@ -78,7 +88,9 @@ def test_manifest_counts(data_dir):
     }  # fmt: skip
     assert manifest["rejects_by_reason"] == {"too_short": 3, "unreadable": 1}
     assert (
-        sum(tally["segments"] for tally in manifest["label_counts"].values()) == sum(tally["segments"] for tally in manifest["splits"].values()) == 9
+        sum(tally["segments"] for tally in manifest["label_counts"].values())
+        == sum(tally["segments"] for tally in manifest["splits"].values())
+        == 9
     )
     assert counts["seconds"] == pytest.approx(manifest["counts"]["frames"] / 5)
 
@@ -99,9 +111,13 @@ def test_stretches_are_whole_segments_or_shots(data_dir, tmp_path):
     used = ["", "", "", "silent", *[""] * 5]
     for name, values in (("shot_starts", cuts), ("dropped", used)):
         place = index.schema.get_field_index(name)
-        index = index.set_column(place, index.schema.field(place), pa.array(values, index.schema.field(place).type))
+        index = index.set_column(
+            place, index.schema.field(place), pa.array(values, index.schema.field(place).type)
+        )
     pq.write_table(index, copy / "index.parquet")
-    found = list(zip(*(column.tolist() for column in SegmentStore(str(copy)).stretches(num_frames=4)), strict=True))
+    found = list(
+        zip(*(column.tolist() for column in SegmentStore(str(copy)).stretches(num_frames=4)), strict=True)
+    )
     shots = [(segment, first, end - first) for segment in range(9) if not used[segment]
              for first, end in zip([0, *cuts[segment]], [*cuts[segment], lengths[segment]], strict=True)]  # fmt: skip
     assert found == [shot for shot in shots if shot[2] >= 4] and len(found) < len(shots)

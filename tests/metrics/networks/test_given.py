@@ -51,7 +51,10 @@ def install(tmp_path, monkeypatch):
 
 @pytest.fixture
 def weights(tmp_path):
-    save_file({"projection": torch.randn(441, 1024, generator=torch.Generator().manual_seed(0))}, tmp_path / "audioclip.safetensors")
+    save_file(
+        {"projection": torch.randn(441, 1024, generator=torch.Generator().manual_seed(0))},
+        tmp_path / "audioclip.safetensors",
+    )
     return weights_file("audioclip", str(tmp_path))
 
 
@@ -68,7 +71,10 @@ def test_an_installed_package_gives_the_network(install, weights):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("narrow", r"audioclip of tiny_two 1.0 gave float32 \[2, 1, 512\]; expected float32 \[2, windows, 1024\]"),
+        (
+            "narrow",
+            r"audioclip of tiny_two 1.0 gave float32 \[2, 1, 512\]; expected float32 \[2, windows, 1024\]",
+        ),
         ("endless", "not finite"),
         ("listed", "gave list"),
     ],
@@ -80,10 +86,15 @@ def test_features_are_held_to_the_card(function, message, install, weights):
 
 
 def test_what_is_missing_is_named(install, weights):
-    with pytest.raises(UserError, match="no installed package has code for the network audioclip; expected an entry point audioclip"):
+    with pytest.raises(
+        UserError,
+        match="no installed package has code for the network audioclip; expected an entry point audioclip",
+    ):
         load_network("audioclip", weights)
     install("tiny_three", "tiny_three_code:absent")
-    with pytest.raises(UserError, match="tiny_three 1.0 declares tiny_three_code:absent for the network audioclip, but"):
+    with pytest.raises(
+        UserError, match="tiny_three 1.0 declares tiny_three_code:absent for the network audioclip, but"
+    ):
         load_network("audioclip", weights)
     with pytest.raises(UserError, match="needs its weights, evaluate.weights=DIR with audioclip.safetensors"):
         load_network("audioclip")
@@ -110,10 +121,18 @@ def test_a_network_of_both_is_called_with_both(install, tmp_path):
 def test_a_classifier_has_as_many_features_as_its_file_names_classes(install, tmp_path):
     install("tiny_seven", "tiny_seven_code:classes", network="classifier")
     path, video = tmp_path / "classifier.safetensors", torch.zeros(2, 4, 8, 8, 3, dtype=torch.uint8)
-    for names, message in ((["dog", "cat"], r"expected float32 \[2, windows, 2\]"), ("dog", "names no classes"), (None, "names no classes")):
+    for names, message in (
+        (["dog", "cat"], r"expected float32 \[2, windows, 2\]"),
+        ("dog", "names no classes"),
+        (None, "names no classes"),
+    ):
         save_file({"none": torch.zeros(1)}, path, metadata={"classes": json.dumps(names)} if names else None)
         with pytest.raises(UserError, match=message):
             load_network("classifier", str(path))(video)
     save_file({"none": torch.zeros(1)}, path, metadata={"classes": json.dumps(["dog", "cat", "rain"])})
     network = load_network("classifier", str(path))
-    assert network(video).shape == (2, 1, 3) and class_names(NETWORKS["classifier"], str(path)) == ("dog", "cat", "rain")
+    assert network(video).shape == (2, 1, 3) and class_names(NETWORKS["classifier"], str(path)) == (
+        "dog",
+        "cat",
+        "rain",
+    )

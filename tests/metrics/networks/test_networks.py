@@ -22,11 +22,15 @@ CLIP = HERE.parents[2] / "examples" / "clips" / "man_at_a_webcam.mp4"
 
 
 def clips(count, frames=8, size=48, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, frames, size, size, 3), np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (count, frames, size, size, 3), np.uint8)
+    )
 
 
 def sounds(count, seconds=1.0, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).uniform(-0.5, 0.5, (count, int(16_000 * seconds))).astype(np.float32))
+    return torch.from_numpy(
+        np.random.default_rng(seed).uniform(-0.5, 0.5, (count, int(16_000 * seconds))).astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize(("name", "batch"), [("surrogate-video", clips(3)), ("surrogate-audio", sounds(3))])
@@ -35,12 +39,19 @@ def test_surrogates_give_one_vector_a_clip_whatever_the_batch(name, batch):
     features = network(batch)
     assert features.shape == (3, 1, network.card.dimension) and features.dtype == torch.float32
     torch.testing.assert_close(network(batch[1:2]), features[1:2])
-    torch.testing.assert_close(load_network(name)(batch), features)  # fixed weights, whatever was drawn before
+    torch.testing.assert_close(
+        load_network(name)(batch), features
+    )  # fixed weights, whatever was drawn before
     assert not torch.allclose(features[0], features[1], atol=1e-3)
 
 
 def test_no_network_lends_its_name_to_anothers_metric():
-    assert not any(metric in {"FVD", "KVD", "FAD"} for card in NETWORKS.values() if card.name.startswith("surrogate") for metric in card.metrics)
+    assert not any(
+        metric in {"FVD", "KVD", "FAD"}
+        for card in NETWORKS.values()
+        if card.name.startswith("surrogate")
+        for metric in card.metrics
+    )
     assert {card.name for card in NETWORKS.values() if "FVD" in card.metrics} == {"i3d-kinetics400"}
 
 
@@ -77,11 +88,30 @@ def published_tree():
         if isinstance(layer, torch.nn.Conv3d) and layer is not network.logits:
             names = [name for name in key.split(".")[1:] if name not in ("layers", "convolution")]
             out, channels, *kernel = layer.weight.shape
-            array = (draw.standard_normal((*kernel, channels, out)) / np.sqrt(channels * np.prod(kernel))).astype(np.float32)
-            put("params", names, {"Conv_0": {"kernel": array}, "BatchNorm_0": {"bias": draw.standard_normal(out).astype(np.float32)}})
-            statistics = {"mean": draw.standard_normal((1, 1, 1, 1, out)), "var": draw.uniform(0.5, 2, (1, 1, 1, 1, out))}
-            put("batch_stats", names, {"BatchNorm_0": {name: values.astype(np.float32) for name, values in statistics.items()}})
-    last = {"kernel": draw.standard_normal((1, 1, 1, 1024, 400)).astype(np.float32), "bias": draw.standard_normal(400).astype(np.float32)}
+            array = (
+                draw.standard_normal((*kernel, channels, out)) / np.sqrt(channels * np.prod(kernel))
+            ).astype(np.float32)
+            put(
+                "params",
+                names,
+                {
+                    "Conv_0": {"kernel": array},
+                    "BatchNorm_0": {"bias": draw.standard_normal(out).astype(np.float32)},
+                },
+            )
+            statistics = {
+                "mean": draw.standard_normal((1, 1, 1, 1, out)),
+                "var": draw.uniform(0.5, 2, (1, 1, 1, 1, out)),
+            }
+            put(
+                "batch_stats",
+                names,
+                {"BatchNorm_0": {name: values.astype(np.float32) for name, values in statistics.items()}},
+            )
+    last = {
+        "kernel": draw.standard_normal((1, 1, 1, 1024, 400)).astype(np.float32),
+        "bias": draw.standard_normal(400).astype(np.float32),
+    }
     tree["params"]["Logits/Conv3d_0c_1x1"] = {"Conv_0": last}
     return tree
 
@@ -93,7 +123,8 @@ def test_folding_batch_norm_changes_nothing():
     weights, statistics = tree["params"]["Conv3d_2b_1x1"], tree["batch_stats"]["Conv3d_2b_1x1"]["BatchNorm_0"]
     kernel = torch.from_numpy(weights["Conv_0"]["kernel"]).permute(4, 3, 0, 1, 2)
     mean, var, bias = (
-        torch.from_numpy(values).reshape(1, -1, 1, 1, 1) for values in (statistics["mean"], statistics["var"], weights["BatchNorm_0"]["bias"])
+        torch.from_numpy(values).reshape(1, -1, 1, 1, 1)
+        for values in (statistics["mean"], statistics["var"], weights["BatchNorm_0"]["bias"])
     )
     expected = F.relu((F.conv3d(x, kernel) - mean) / torch.sqrt(var + 1e-3) + bias)
     torch.testing.assert_close(network.stem["Conv3d_2b_1x1"](x), expected, rtol=1e-4, atol=1e-5)
@@ -147,25 +178,36 @@ def test_i3d_is_the_published_network():
 def random_yamnet(tmp_path_factory):
     path, network = tmp_path_factory.mktemp("weights") / "yamnet.safetensors", yamnet.YAMNet()
     generator = torch.Generator().manual_seed(0)
-    state = {key: 0.05 * torch.randn(value.shape, generator=generator) for key, value in network.state_dict().items()}
+    state = {
+        key: 0.05 * torch.randn(value.shape, generator=generator)
+        for key, value in network.state_dict().items()
+    }
     save_file(state, path, metadata={"format": yamnet.FORMAT})
     return str(path)
 
 
 def test_yamnet_gives_a_vector_for_each_window(random_yamnet):
     network = load_network("yamnet", random_yamnet)
-    assert [network(sounds(2, seconds)).shape for seconds in (0.5, 0.975, 1.4625, 1.6, 4.0)] == [(2, count, 1024) for count in (1, 1, 2, 2, 7)]
+    assert [network(sounds(2, seconds)).shape for seconds in (0.5, 0.975, 1.4625, 1.6, 4.0)] == [
+        (2, count, 1024) for count in (1, 1, 2, 2, 7)
+    ]
     sound = sounds(1, 1.5)
     torch.testing.assert_close(network(sound)[:, 1], network(sound[:, 7_800:23_400])[:, 0])
-    torch.testing.assert_close(network(sound[:, :8_000])[0, 0], network(F.pad(sound[:, :8_000], (0, 7_600)))[0, 0])
+    torch.testing.assert_close(
+        network(sound[:, :8_000])[0, 0], network(F.pad(sound[:, :8_000], (0, 7_600)))[0, 0]
+    )
     with pytest.raises(UserError, match="does not hold the weights of yamnet"):
         save_file({"a": torch.zeros(1)}, Path(random_yamnet).with_name("other.safetensors"))
         load_network("yamnet", str(Path(random_yamnet).with_name("other.safetensors")))
 
 
 def test_yamnets_mel_bands_are_htks():
-    expected = import_torchaudio().functional.melscale_fbanks(257, 125.0, 7500.0, 64, 16_000, norm=None, mel_scale="htk")
-    torch.testing.assert_close(yamnet.mel_matrix(), expected, atol=0.005, rtol=0)  # torchaudio's sides are straight in hertz, TensorFlow's in mel
+    expected = import_torchaudio().functional.melscale_fbanks(
+        257, 125.0, 7500.0, 64, 16_000, norm=None, mel_scale="htk"
+    )
+    torch.testing.assert_close(
+        yamnet.mel_matrix(), expected, atol=0.005, rtol=0
+    )  # torchaudio's sides are straight in hertz, TensorFlow's in mel
 
 
 def test_yamnet_is_the_published_network():

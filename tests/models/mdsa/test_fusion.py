@@ -1,7 +1,12 @@
 import torch
 from einops import rearrange
 
-from proav.models.mdsa.fusion import BiBlockCrossAttention, GroupCrossAttention, MultiScaleTemporalAttention, SpatialAttention
+from proav.models.mdsa.fusion import (
+    BiBlockCrossAttention,
+    GroupCrossAttention,
+    MultiScaleTemporalAttention,
+    SpatialAttention,
+)
 
 WIDTH, HEADS = 16, 2
 
@@ -17,9 +22,14 @@ def test_multi_scale_attention_with_uniform_attention_is_the_mean_over_time():
         attention.to_query.weight.data.zero_()
         torch.nn.init.eye_(attention.to_output.weight)
     module.fusion_KC.data.normal_()
-    mean = module.norm(plane).mean(dim=1, keepdim=True)  # the mean of means of equal spans is the mean; interpolating a constant keeps it
+    mean = module.norm(plane).mean(
+        dim=1, keepdim=True
+    )  # the mean of means of equal spans is the mean; interpolating a constant keeps it
     weights = module.fusion_KC.softmax(dim=0)
-    expected = plane + sum(weight * attention.to_key_value(mean)[..., WIDTH:] for weight, attention in zip(weights, module.attentions))
+    expected = plane + sum(
+        weight * attention.to_key_value(mean)[..., WIDTH:]
+        for weight, attention in zip(weights, module.attentions)
+    )
     torch.testing.assert_close(module(plane), expected)
 
 
@@ -51,7 +61,9 @@ def test_fusion_weights_choose_a_scale_per_channel(open_gates):
     both.fusion_KC.data.neg_()
     coarse = both(plane)
     both.fusion_KC.data[:, : WIDTH // 2].neg_()
-    torch.testing.assert_close(both(plane), torch.cat([fine[..., : WIDTH // 2], coarse[..., WIDTH // 2 :]], dim=-1))
+    torch.testing.assert_close(
+        both(plane), torch.cat([fine[..., : WIDTH // 2], coarse[..., WIDTH // 2 :]], dim=-1)
+    )
 
 
 def test_sharing_scales_shares_projections():
@@ -65,7 +77,10 @@ def test_modules_start_as_the_identity():
     plane, other = torch.randn(2, 1, 8, 8, WIDTH)
     assert torch.equal(SpatialAttention(WIDTH, HEADS)(plane), plane)
     assert torch.equal(MultiScaleTemporalAttention(WIDTH, HEADS, (1, 2), share_scales=False)(plane), plane)
-    for module in (GroupCrossAttention(WIDTH, HEADS, 4), BiBlockCrossAttention(WIDTH, HEADS, 4, global_tokens=True)):
+    for module in (
+        GroupCrossAttention(WIDTH, HEADS, 4),
+        BiBlockCrossAttention(WIDTH, HEADS, 4, global_tokens=True),
+    ):
         assert all(torch.equal(out, into) for out, into in zip(module(plane, other), (plane, other)))
 
 
@@ -74,7 +89,9 @@ def test_gates_open_in_the_first_step():
     plane, other = torch.randn(2, 1, 8, 8, WIDTH)
     video, audio = module(plane, other)
     (video.square().sum() + audio.square().sum()).backward()
-    assert all(attention.to_output.weight.grad.abs().max() > 0 for attention in (module.to_video, module.to_audio))
+    assert all(
+        attention.to_output.weight.grad.abs().max() > 0 for attention in (module.to_video, module.to_audio)
+    )
 
 
 def test_group_attention_stays_in_its_temporal_group_in_both_directions(open_gates):
@@ -97,11 +114,16 @@ def test_both_directions_read_the_planes_before_the_update(open_gates):
     video, audio = torch.randn(2, 1, 8, 3, WIDTH)
     off, on = torch.tensor([False]), torch.tensor([True])
     both = module(video, audio)
-    assert torch.equal(both[0], module(video, audio, on, off)[0]) and torch.equal(both[1], module(video, audio, off, on)[1])
+    assert torch.equal(both[0], module(video, audio, on, off)[0]) and torch.equal(
+        both[1], module(video, audio, off, on)[1]
+    )
 
 
 def test_flow_masks_act_per_clip(open_gates):
-    for module in (open_gates(GroupCrossAttention(WIDTH, HEADS, 2)), open_gates(BiBlockCrossAttention(WIDTH, HEADS, 4, global_tokens=True))):
+    for module in (
+        open_gates(GroupCrossAttention(WIDTH, HEADS, 2)),
+        open_gates(BiBlockCrossAttention(WIDTH, HEADS, 4, global_tokens=True)),
+    ):
         video, audio = torch.randn(2, 3, 8, 8, WIDTH)
         to_video, to_audio = torch.tensor([True, False, True]), torch.tensor([False, True, True])
         full, masked = module(video, audio), module(video, audio, to_video, to_audio)

@@ -128,7 +128,9 @@ def test_lone_encoding_is_joint_encoding_without_flow(make_mdsa, open_gates, cli
     on, off = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
     half = model.encode(*clips, flow=CrossFlow(to_video_B=off, to_audio_B=on))
     joint = model.encode(*clips)
-    assert all(torch.equal(half[name], (lone if name.startswith("v") else joint)[name]) for name in PLANE_NAMES)
+    assert all(
+        torch.equal(half[name], (lone if name.startswith("v") else joint)[name]) for name in PLANE_NAMES
+    )
     assert not torch.allclose(joint["v_WT"], lone["v_WT"], atol=1e-3)
 
 
@@ -136,9 +138,13 @@ def test_lone_decoding_is_joint_decoding_without_flow(make_mdsa, open_gates, cli
     model = open_gates(make_mdsa())
     planes = model.encode(*clips)
     video, mel = model.decode(planes, flow=CrossFlow.off(3))
-    alone_video, nothing = model.decode({name: plane for name, plane in planes.items() if name.startswith("v")})
+    alone_video, nothing = model.decode(
+        {name: plane for name, plane in planes.items() if name.startswith("v")}
+    )
     none, alone_mel = model.decode({name: plane for name, plane in planes.items() if name.startswith("a")})
-    assert nothing is None and none is None and torch.equal(video, alone_video) and torch.equal(mel, alone_mel)
+    assert (
+        nothing is None and none is None and torch.equal(video, alone_video) and torch.equal(mel, alone_mel)
+    )
     assert not torch.allclose(model.decode(planes)[0], video, atol=1e-4)
 
 
@@ -146,7 +152,10 @@ def test_lone_planes_leak_nothing_and_joint_planes_do(make_mdsa, open_gates, cli
     model = open_gates(make_mdsa())
     video, mel = clips
     other = video.flip(0)
-    lone, joint = (model.encode_lone(video, mel), model.encode_lone(other, mel)), (model.encode(video, mel), model.encode(other, mel))
+    lone, joint = (
+        (model.encode_lone(video, mel), model.encode_lone(other, mel)),
+        (model.encode(video, mel), model.encode(other, mel)),
+    )
     for name in ("a_HW", "a_WT", "a_HT"):
         assert torch.equal(lone[0][name], lone[1][name])
     assert not torch.allclose(joint[0]["a_WT"], joint[1]["a_WT"], atol=1e-3)
@@ -155,7 +164,11 @@ def test_lone_planes_leak_nothing_and_joint_planes_do(make_mdsa, open_gates, cli
 def test_flow_is_per_clip(make_mdsa, open_gates, clips):
     model = open_gates(make_mdsa())
     mask = torch.tensor([True, False, True])
-    mixed, joint, lone = model.encode(*clips, flow=CrossFlow(to_video_B=mask)), model.encode(*clips), model.encode_lone(*clips)
+    mixed, joint, lone = (
+        model.encode(*clips, flow=CrossFlow(to_video_B=mask)),
+        model.encode(*clips),
+        model.encode_lone(*clips),
+    )
     assert torch.equal(mixed["v_WT"], torch.where(mask[:, None, None, None], joint["v_WT"], lone["v_WT"]))
     assert torch.equal(mixed["a_WT"], joint["a_WT"])
 
@@ -164,7 +177,11 @@ def test_flow_is_drawn_with_equal_shares_and_repeats():
     draw = CrossFlow.draw(60_000, 0.1, torch.Generator().manual_seed(0))
     again = CrossFlow.draw(60_000, 0.1, torch.Generator().manual_seed(0))
     assert torch.equal(draw.to_video_B, again.to_video_B) and torch.equal(draw.to_audio_B, again.to_audio_B)
-    cases = [draw.to_video_B & ~draw.to_audio_B, ~draw.to_video_B & draw.to_audio_B, ~draw.to_video_B & ~draw.to_audio_B]
+    cases = [
+        draw.to_video_B & ~draw.to_audio_B,
+        ~draw.to_video_B & draw.to_audio_B,
+        ~draw.to_video_B & ~draw.to_audio_B,
+    ]
     assert all(abs(case.double().mean() - 0.1) < 0.005 for case in cases)  # four standard deviations
     never = CrossFlow.draw(1000, 0.0, torch.Generator())
     assert never.to_video_B.all() and never.to_audio_B.all()
@@ -173,7 +190,9 @@ def test_flow_is_drawn_with_equal_shares_and_repeats():
 @pytest.mark.parametrize("name", FUSION)
 def test_repeats_are_modules_in_a_row(make_mdsa, open_gates, clips, name):
     single, double = open_gates(make_mdsa()), open_gates(make_mdsa(**{name: {"repeats": 2}}))
-    count = [sum(weight.numel() for weight in getattr(model, name).parameters()) for model in (single, double)]
+    count = [
+        sum(weight.numel() for weight in getattr(model, name).parameters()) for model in (single, double)
+    ]
     assert count[1] == 2 * count[0]
     assert not torch.allclose(single(*clips)[0], double(*clips)[0], atol=1e-4)
 
@@ -247,7 +266,10 @@ def test_hidden_cells_do_not_reach_the_decoder(make_mdsa, clips):
 def test_activation_checkpointing_gives_equal_gradients_and_every_weight_learns(make_mdsa, open_gates, clips):
     model = open_gates(make_mdsa())
     model.fit_linear_planes([clips])
-    kept, recomputed = _gradients(model, clips, activation_checkpointing=False), _gradients(model, clips, activation_checkpointing=True)
+    kept, recomputed = (
+        _gradients(model, clips, activation_checkpointing=False),
+        _gradients(model, clips, activation_checkpointing=True),
+    )
     assert _equal(kept, recomputed)
     assert all(gradient.abs().max() > 0 for gradient in kept.values())
 
@@ -286,8 +308,12 @@ def test_one_stream_has_the_parameters_of_its_ancestor():
     with torch.device("meta"):
         settings = ALONE | {"plane_size": 32, "latent_channels": 4, "audio_input": "tiled"}
         model = MDSA(Config(mdsa=settings | {"bi_block": {"block_size": 8}}))
-    stream = [parts["video"] for parts in (model.encoder, model.to_latents, model.from_latents, model.decoder)]
-    assert sum(weight.numel() for part in stream for weight in part.parameters()) == 62_064_399  # PVDM's autoencoder at its released settings
+    stream = [
+        parts["video"] for parts in (model.encoder, model.to_latents, model.from_latents, model.decoder)
+    ]
+    assert (
+        sum(weight.numel() for part in stream for weight in part.parameters()) == 62_064_399
+    )  # PVDM's autoencoder at its released settings
 
 
 def test_full_scale_costs_less_than_its_bounds():

@@ -13,7 +13,11 @@ def _projection(t=4, h=5, w=6, width=16):
 def test_projection_collapses_the_axis_that_the_name_lacks():
     project, volume = _projection()
     planes = project(volume)
-    assert {name: tuple(plane.shape[1:3]) for name, plane in planes.items()} == {"HW": (5, 6), "WT": (4, 6), "HT": (4, 5)}
+    assert {name: tuple(plane.shape[1:3]) for name, plane in planes.items()} == {
+        "HW": (5, 6),
+        "WT": (4, 6),
+        "HT": (4, 5),
+    }
 
 
 def test_a_cell_of_the_volume_reaches_one_cell_of_each_plane():

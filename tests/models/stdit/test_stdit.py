@@ -40,7 +40,11 @@ def inputs(
     noisy = torch.randn(
         BATCH, *LatentGeometry.from_config(config).stack_shape, generator=generator, dtype=dtype
     )
-    return noisy, torch.tensor([[0.3, 0.7], [0.9, 0.0]], dtype=dtype), Conditions(torch.tensor([0, NUM_LABELS]))
+    return (
+        noisy,
+        torch.tensor([[0.3, 0.7], [0.9, 0.0]], dtype=dtype),
+        Conditions(torch.tensor([0, NUM_LABELS])),
+    )
 
 
 @pytest.mark.parametrize("uneven", [False, True])
@@ -85,7 +89,9 @@ def test_no_condition_is_a_condition_of_zeros():
     noisy, times, told = inputs(config)
     zeros = torch.zeros(BATCH, noisy.shape[1] + 1, *noisy.shape[2:], dtype=noisy.dtype)
     assert torch.equal(model(noisy, times, told), model(noisy, times, Conditions(told.labels_B, zeros)))
-    assert not torch.allclose(model(noisy, times, told), model(noisy, times, Conditions(told.labels_B, zeros + 1)))
+    assert not torch.allclose(
+        model(noisy, times, told), model(noisy, times, Conditions(told.labels_B, zeros + 1))
+    )
 
 
 @pytest.mark.parametrize("uneven", [False, True])
@@ -95,7 +101,9 @@ def test_a_clip_does_not_depend_on_its_batch(attention, uneven):
     model = trained_looking(STDiT(config, NUM_LABELS))
     noisy, times, told = inputs(config)
     together = model(noisy, times, told)
-    alone = torch.cat([model(noisy[i : i + 1], times[i : i + 1], told.rows(slice(i, i + 1))) for i in range(BATCH)])
+    alone = torch.cat(
+        [model(noisy[i : i + 1], times[i : i + 1], told.rows(slice(i, i + 1))) for i in range(BATCH)]
+    )
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)  # the last map is float32
 
 
@@ -103,7 +111,9 @@ def test_labels_and_null_label_are_told_apart_and_a_model_may_have_none():
     config = small_config()
     model = trained_looking(STDiT(config, NUM_LABELS))
     noisy, times, _ = inputs(config)
-    results = [model(noisy, times, Conditions(torch.full((BATCH,), label))) for label in range(NUM_LABELS + 1)]
+    results = [
+        model(noisy, times, Conditions(torch.full((BATCH,), label))) for label in range(NUM_LABELS + 1)
+    ]
     assert all(not torch.allclose(a, b) for i, a in enumerate(results) for b in results[:i])
     unlabelled = STDiT(config, 0)
     assert (

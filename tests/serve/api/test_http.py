@@ -23,7 +23,9 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def client(served):
-    openai = pytest.importorskip("openai", reason="OpenAI's client is not installed: pip install 'proav[test]'")
+    openai = pytest.importorskip(
+        "openai", reason="OpenAI's client is not installed: pip install 'proav[test]'"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield openai.OpenAI(base_url=f"{served}/v1", api_key="none", max_retries=0)
@@ -53,14 +55,25 @@ def content(served, video_id, **query):
 def test_openais_client_makes_lists_reads_and_deletes(client):
     model = client.models.list().data[0]
     assert model.labels == ["rain", "speech"] and client.models.retrieve(model.id).seconds == "0.8"
-    video = client.videos.create_and_poll(prompt="rain", model=model.id, size="32x32", seconds="0.8", extra_body={"seed": 5, "steps": 2})
-    assert (video.status, video.progress, video.label, video.seed, video.seconds, video.size) == ("completed", 100, "rain", 5, "0.8", "32x32")
+    video = client.videos.create_and_poll(
+        prompt="rain", model=model.id, size="32x32", seconds="0.8", extra_body={"seed": 5, "steps": 2}
+    )
+    assert (video.status, video.progress, video.label, video.seed, video.seconds, video.size) == (
+        "completed",
+        100,
+        "rain",
+        5,
+        "0.8",
+        "32x32",
+    )
     mp4 = client.videos.download_content(video.id).read()
     with av.open(io.BytesIO(mp4)) as file:
         assert (file.streams.video[0].width, file.streams.audio[0].rate) == (32, 16_000)
     for variant in ("thumbnail", "spritesheet"):
         assert client.videos.download_content(video.id, variant=variant).read()[:2] == b"\xff\xd8"
-    later = client.videos.create_and_poll(prompt="", input_reference=("clip.mp4", mp4), extra_body={"task": "v2a", "steps": 1})
+    later = client.videos.create_and_poll(
+        prompt="", input_reference=("clip.mp4", mp4), extra_body={"task": "v2a", "steps": 1}
+    )
     assert later.status == "completed" and later.task == "v2a"
     assert [found.id for found in client.videos.list(limit=1)][:2] == [later.id, video.id]  # page after page
     assert client.videos.delete(later.id).deleted
@@ -71,32 +84,46 @@ def test_openais_client_makes_lists_reads_and_deletes(client):
 
 def test_the_clip_is_that_of_the_pipeline(served, tiny_checkpoint):
     job = make(served, label="speech", seed=11, steps=3, guidance_scale=2.0)
-    clip = read_clip(io.BytesIO(content(served, job["id"]).content), fps=5, sample_rate=16_000, height=32, width=32)
+    clip = read_clip(
+        io.BytesIO(content(served, job["id"]).content), fps=5, sample_rate=16_000, height=32, width=32
+    )
     request = SampleRequest(11, 0, "speech", settings=SamplingSettings(steps=3, guidance_scale=2.0))
     (own,) = SoundingVideoPipeline.from_checkpoint(tiny_checkpoint).sample([request])
     expected = read_clip(io.BytesIO(encode_clip(own)), fps=5, sample_rate=16_000, height=32, width=32)
-    assert np.abs(clip.video.astype(int) - expected.video).mean() < 1 and np.abs(clip.audio - expected.audio).max() < 0.05
+    assert (
+        np.abs(clip.video.astype(int) - expected.video).mean() < 1
+        and np.abs(clip.audio - expected.audio).max() < 0.05
+    )
 
 
 def test_clips_made_together_equal_those_made_alone(served):
     orders = [
-        {"seed": seed, "label": label, "guidance_scale": scale, "steps": 4} for seed, label, scale in [(1, "rain", 1), (2, "", 3), (3, "speech", 0)]
+        {"seed": seed, "label": label, "guidance_scale": scale, "steps": 4}
+        for seed, label, scale in [(1, "rain", 1), (2, "", 3), (3, "speech", 0)]
     ]
     ids = [requests.post(f"{served}/v1/videos", json=order).json()["id"] for order in orders]
     for video_id, order in zip(ids, orders, strict=True):
         wait_for(served, video_id)
         alone = make(served, **order)["id"]
         together, solo = (
-            read_clip(io.BytesIO(content(served, name).content), fps=5, sample_rate=16_000, height=32, width=32).video.astype(int)
+            read_clip(
+                io.BytesIO(content(served, name).content), fps=5, sample_rate=16_000, height=32, width=32
+            ).video.astype(int)
             for name in (video_id, alone)
         )
         assert np.abs(together - solo).mean() < 1
 
 
 def test_given_sound_comes_back_in_the_clip(served):
-    answer = requests.post(f"{served}/v1/videos", data={"task": "a2v", "steps": "1", "seed": ""}, files={"input_reference": ("a.wav", wav(0.8))})
+    answer = requests.post(
+        f"{served}/v1/videos",
+        data={"task": "a2v", "steps": "1", "seed": ""},
+        files={"input_reference": ("a.wav", wav(0.8))},
+    )
     job = wait_for(served, answer.json()["id"])
-    clip = read_clip(io.BytesIO(content(served, job["id"]).content), fps=5, sample_rate=16_000, height=32, width=32)
+    clip = read_clip(
+        io.BytesIO(content(served, job["id"]).content), fps=5, sample_rate=16_000, height=32, width=32
+    )
     tone = 8000 / 32768 * np.sin(np.arange(12_800) / 10)
     assert job["status"] == "completed" and np.corrcoef(clip.audio[1000:-1000], tone[1000:-1000])[0, 1] > 0.99
 
@@ -106,7 +133,12 @@ def test_parts_of_a_clip_can_be_asked_for(served):
     whole = requests.get(url)
     size = len(whole.content)
     assert whole.headers["content-type"] == "video/mp4" and whole.headers["accept-ranges"] == "bytes"
-    for asked, part in [("0-9", slice(0, 10)), ("10-", slice(10, None)), ("-5", slice(size - 5, None)), (f"5-{10 * size}", slice(5, None))]:
+    for asked, part in [
+        ("0-9", slice(0, 10)),
+        ("10-", slice(10, None)),
+        ("-5", slice(size - 5, None)),
+        (f"5-{10 * size}", slice(5, None)),
+    ]:
         answer = requests.get(url, headers={"range": f"bytes={asked}"})
         assert answer.status_code == 206 and answer.content == whole.content[part], asked
         assert answer.headers["content-range"].endswith(f"/{size}")
@@ -129,7 +161,11 @@ def test_a_running_job_tells_its_progress_and_can_be_cancelled(served):
     assert seen <= {"queued", "in_progress"} and int(job.headers["openai-poll-after-ms"]) > 0
     assert requests.get(f"{served}/v1/videos/{waiting['id']}").json()["queue_position"] == 0
     for name in (waiting["id"], video_id):
-        assert requests.delete(f"{served}/v1/videos/{name}").json() == {"id": name, "object": "video.deleted", "deleted": True}
+        assert requests.delete(f"{served}/v1/videos/{name}").json() == {
+            "id": name,
+            "object": "video.deleted",
+            "deleted": True,
+        }
     began = time.monotonic()
     assert make(served, steps=1)["status"] == "completed" and time.monotonic() - began < 5
 
@@ -137,7 +173,9 @@ def test_a_running_job_tells_its_progress_and_can_be_cancelled(served):
 def test_a_full_queue_is_told_with_the_time_to_come_again(served):
     accepted = []
     try:
-        for number in range(40):  # none shares a batch; a job of so many steps takes far longer than forty requests
+        for number in range(
+            40
+        ):  # none shares a batch; a job of so many steps takes far longer than forty requests
             answer = requests.post(f"{served}/v1/videos", json={"steps": 1000 - number})
             if answer.status_code != 200:
                 break
@@ -145,7 +183,9 @@ def test_a_full_queue_is_told_with_the_time_to_come_again(served):
         assert answer.status_code == 429 and len(accepted) >= 6
         assert int(answer.headers["retry-after"]) >= 1 and answer.json()["error"]["code"] == "queue_full"
         began = time.monotonic()
-        assert requests.get(f"{served}/healthz").status_code == 200 and time.monotonic() - began < 5  # answers while it samples
+        assert (
+            requests.get(f"{served}/healthz").status_code == 200 and time.monotonic() - began < 5
+        )  # answers while it samples
     finally:
         for video_id in accepted:
             requests.delete(f"{served}/v1/videos/{video_id}")
@@ -157,14 +197,50 @@ def test_a_full_queue_is_told_with_the_time_to_come_again(served):
         ("POST", "/v1/videos", {"json": {"label": "thunder"}}, 400, "label"),
         ("POST", "/v1/videos", {"json": {"stepz": 1}}, 400, "stepz"),
         ("POST", "/v1/videos", {"json": {"task": "a2v"}}, 400, "input_reference"),
-        ("POST", "/v1/videos", {"json": {"task": "a2v", "input_reference": {"image_url": "http://127.0.0.1/x"}}}, 400, "input_reference"),
-        ("POST", "/v1/videos", {"data": {"task": "v2a"}, "files": {"input_reference": ("x.mp4", b"no video")}}, 400, "input_reference"),
+        (
+            "POST",
+            "/v1/videos",
+            {"json": {"task": "a2v", "input_reference": {"image_url": "http://127.0.0.1/x"}}},
+            400,
+            "input_reference",
+        ),
+        (
+            "POST",
+            "/v1/videos",
+            {"data": {"task": "v2a"}, "files": {"input_reference": ("x.mp4", b"no video")}},
+            400,
+            "input_reference",
+        ),
         ("POST", "/v1/videos", {"files": {"sound": ("x.wav", b"")}}, 400, "sound"),
         ("POST", "/v1/videos", {"data": "{", "headers": {"content-type": "application/json"}}, 400, None),
-        ("POST", "/v1/videos", {"data": "[" * 100_000, "headers": {"content-type": "application/json"}}, 400, None),
-        ("POST", "/v1/videos", {"data": "--x", "headers": {"content-type": "multipart/form-data"}}, 400, None),
-        ("POST", "/v1/videos", {"data": "prompt", "headers": {"content-type": "text/plain"}}, 415, "content-type"),
-        ("POST", "/v1/videos", {"data": b"x" * (2**20 + 1), "headers": {"content-type": "application/json"}}, 413, None),
+        (
+            "POST",
+            "/v1/videos",
+            {"data": "[" * 100_000, "headers": {"content-type": "application/json"}},
+            400,
+            None,
+        ),
+        (
+            "POST",
+            "/v1/videos",
+            {"data": "--x", "headers": {"content-type": "multipart/form-data"}},
+            400,
+            None,
+        ),
+        (
+            "POST",
+            "/v1/videos",
+            {"data": "prompt", "headers": {"content-type": "text/plain"}},
+            415,
+            "content-type",
+        ),
+        (
+            "POST",
+            "/v1/videos",
+            {"data": b"x" * (2**20 + 1), "headers": {"content-type": "application/json"}},
+            413,
+            None,
+        ),
         ("POST", "/v1/videos", {"json": {}, "headers": {"sec-fetch-site": "cross-site"}}, 403, None),
         ("POST", "/v1/videos?steps=3", {"json": {}}, 400, "steps"),
         ("PUT", "/v1/videos", {}, 405, None),
@@ -187,21 +263,59 @@ def test_refusals_are_json_that_names_the_field(served, method, path, said, stat
 
 
 def test_a_body_without_a_stated_length_is_cut_off_at_the_limit(served):
-    answer = requests.post(f"{served}/v1/videos", data=(b" " * 65_536 for _ in range(40)), headers={"content-type": "application/json"})
+    answer = requests.post(
+        f"{served}/v1/videos",
+        data=(b" " * 65_536 for _ in range(40)),
+        headers={"content-type": "application/json"},
+    )
     assert answer.status_code == 413
 
 
 def test_no_malformed_request_gives_a_500(served):
     randomness = random.Random(0)
-    values = [None, True, -1, 2**70, 1e308, "", "rain", "\ud800", "\x00", [], {}, [[1]], "9" * 5000, "NaN", {"image_url": 3}]
-    names = ["prompt", "label", "task", "seed", "steps", "guidance_scale", "num_windows", "seconds", "size", "model", "input_reference", "\ud83d", ""]
+    values = [
+        None,
+        True,
+        -1,
+        2**70,
+        1e308,
+        "",
+        "rain",
+        "\ud800",
+        "\x00",
+        [],
+        {},
+        [[1]],
+        "9" * 5000,
+        "NaN",
+        {"image_url": 3},
+    ]
+    names = [
+        "prompt",
+        "label",
+        "task",
+        "seed",
+        "steps",
+        "guidance_scale",
+        "num_windows",
+        "seconds",
+        "size",
+        "model",
+        "input_reference",
+        "\ud83d",
+        "",
+    ]
     statuses = set()
     for number in range(100):
-        body = json.dumps({randomness.choice(names): randomness.choice(values) for _ in range(randomness.randint(1, 3))}).encode()
+        body = json.dumps(
+            {randomness.choice(names): randomness.choice(values) for _ in range(randomness.randint(1, 3))}
+        ).encode()
         if number % 3 == 0:
             body = bytearray(body)
             body[randomness.randrange(len(body))] = randomness.randrange(256)
-        answer = requests.post(f"{served}/v1/videos", data=bytes(body), headers={"content-type": "application/json"})
+        answer = requests.post(
+            f"{served}/v1/videos", data=bytes(body), headers={"content-type": "application/json"}
+        )
         statuses.add(answer.status_code)
         if answer.status_code == 200:
             requests.delete(f"{served}/v1/videos/{answer.json()['id']}")
@@ -221,7 +335,10 @@ def test_requests_are_answered_while_it_samples_and_decodes(served):
         for _ in range(2):
             form = {"task": "v2a", "steps": "1"}
             requests.delete(
-                f"{served}/v1/videos/" + requests.post(f"{served}/v1/videos", data=form, files={"input_reference": ("b.mp4", big)}).json()["id"]
+                f"{served}/v1/videos/"
+                + requests.post(
+                    f"{served}/v1/videos", data=form, files={"input_reference": ("b.mp4", big)}
+                ).json()["id"]
             )
             content(served, finished, variant="spectrogram")
         ended.set()
@@ -239,7 +356,9 @@ def test_the_schema_tells_the_fields(served):
     schema = requests.get(f"{served}/openapi.json").json()
     body = schema["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
-    assert {"prompt", "label", "task", "seed", "input_reference"} <= set(schema["components"]["schemas"]["VideoRequest"]["properties"])
+    assert {"prompt", "label", "task", "seed", "input_reference"} <= set(
+        schema["components"]["schemas"]["VideoRequest"]["properties"]
+    )
     assert schema["components"]["schemas"]["VideoForm"]["properties"]["input_reference"]["format"] == "binary"
     page = requests.get(f"{served}/docs")
     assert page.status_code == 200 and "guidance_scale" in page.text and "//cdn" not in page.text

@@ -91,7 +91,15 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme):
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", blocks[0])) | (
         dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", blocks[1])) if scheme else {}
     )
-    texts = [("ink", "paper"), ("ink", "card"), ("ink", "wash"), ("muted", "paper"), ("muted", "card"), ("accent", "paper"), ("paper", "accent")]
+    texts = [
+        ("ink", "paper"),
+        ("ink", "card"),
+        ("ink", "wash"),
+        ("muted", "paper"),
+        ("muted", "card"),
+        ("accent", "paper"),
+        ("paper", "accent"),
+    ]
     texts += [("accent", "card"), ("warning", "card"), ("warning", "warning-wash"), ("screen-ink", "stage")]
     for pairs, least in ((texts, 4.5), ([("edge", "paper"), ("edge", "card"), ("accent", "wash")], 3.0)):
         for first, second in pairs:
@@ -104,7 +112,9 @@ def tab(served):
     """The page in a browser, loaded once for all tests of this file."""
     binary = find_chromium()
     if binary is None:
-        pytest.skip("no Chromium on this machine; expected chromium, chromium-browser or google-chrome on PATH")
+        pytest.skip(
+            "no Chromium on this machine; expected chromium, chromium-browser or google-chrome on PATH"
+        )
     with open_browser(binary) as one:
         one.screen(width=1280, height=900)
         one.open(served + "/")
@@ -141,11 +151,15 @@ def shown_error(tab, name):
 def test_a_clip_is_made_and_plays_with_its_sound(tab, made, served):
     assert not tab.evaluate("video.paused")  # it starts by itself: the click on Generate allows that
     tab.wait("video.currentTime > 0.1")
-    tab.wait("video.videoWidth > 0 && video.webkitAudioDecodedByteCount > 0 && video.webkitVideoDecodedByteCount > 0")
+    tab.wait(
+        "video.videoWidth > 0 && video.webkitAudioDecodedByteCount > 0 && video.webkitVideoDecodedByteCount > 0"
+    )
     assert tab.evaluate("video.muted") is False
     job = requests.get(f"{served}/v1/videos/{made}", timeout=30).json()
     assert (job["label"], job["seed"], job["steps"]) == ("rain", 7, 3)
-    with av.open(io.BytesIO(requests.get(f"{served}/v1/videos/{made}/content", timeout=30).content)) as container:
+    with av.open(
+        io.BytesIO(requests.get(f"{served}/v1/videos/{made}/content", timeout=30).content)
+    ) as container:
         assert (len(container.streams.video), len(container.streams.audio)) == (1, 1)
     width, height = map(int, job["size"].split("x"))
     assert tab.evaluate("[video.videoWidth, video.videoHeight]") == [width, height]
@@ -169,7 +183,9 @@ def test_frames_and_spectrogram_lie_over_one_time_axis(tab, made):
     tab.evaluate("video.pause()")
     tab.click("#tracks")
     seconds = tab.evaluate("Number(tracks.getAttribute('aria-valuemax'))")
-    tab.wait(f"Math.abs(video.currentTime - {seconds / 2}) < 0.02 * {seconds} && !video.seeking")  # so the server answers ranges
+    tab.wait(
+        f"Math.abs(video.currentTime - {seconds / 2}) < 0.02 * {seconds} && !video.seeking"
+    )  # so the server answers ranges
     assert tab.evaluate("parseFloat(playhead.style.left)") == pytest.approx(50, abs=2)
     tab.evaluate("tracks.focus()")
     tab.press("Home")
@@ -194,7 +210,10 @@ def test_gallery_shows_the_clip_and_plays_it(tab, made, served):
     tab.wait(f"location.hash === '#{made}' && !video.paused && video.currentTime > 0")
     assert tab.evaluate("document.querySelector('.pick[aria-current]').closest('.clip').dataset.id") == made
     tab.click(f'.clip[data-id="{first}"] .remove')
-    assert tab.evaluate(f"""document.querySelector('.clip[data-id="{first}"] .question').textContent""") == "Delete?"
+    assert (
+        tab.evaluate(f"""document.querySelector('.clip[data-id="{first}"] .question').textContent""")
+        == "Delete?"
+    )
     tab.click(f'.clip[data-id="{first}"] .remove')
     tab.wait(f"""!document.querySelector('.clip[data-id="{first}"]')""")
     tab.open("about:blank")
@@ -203,7 +222,11 @@ def test_gallery_shows_the_clip_and_plays_it(tab, made, served):
 
 
 def test_refusal_stands_at_its_field(tab, made):
-    for field, name, wrong in (("#seed", "seed", "abc"), ("#steps", "steps", "0"), ("#guidance", "guidance", "-1")):
+    for field, name, wrong in (
+        ("#seed", "seed", "abc"),
+        ("#steps", "steps", "0"),
+        ("#guidance", "guidance", "-1"),
+    ):
         before = tab.evaluate(f"document.querySelector('{field}').value")
         tab.fill(field, wrong)
         tab.click("#generate")
@@ -229,7 +252,9 @@ def test_picture_to_a_given_sound(tab, made, tmp_path):
     (tmp_path / "notes.txt").write_text("no sound at all\n" * 99)
     tab.give_file("#file", str(tmp_path / "notes.txt"))
     tab.click("#generate")
-    tab.wait("!document.querySelector('#error-file').hidden && !/Choose/.test(document.querySelector('#error-file').textContent)")
+    tab.wait(
+        "!document.querySelector('#error-file').hidden && !/Choose/.test(document.querySelector('#error-file').textContent)"
+    )
     assert not API_NAMES.search(shown_error(tab, "file"))
     tone(tmp_path / "tone.wav", seconds=0.1)
     tab.give_file("#file", str(tmp_path / "tone.wav"))
@@ -294,7 +319,9 @@ def test_full_queue_is_told_with_the_time_to_come_again(tab, made, served):
         for _ in range(10):  # one that is taken, since a job has just left the queue, fills it again
             before = tab.evaluate("location.hash")
             tab.click("#generate")
-            tab.wait(f"!document.querySelector('#error-form').hidden || location.hash !== {json.dumps(before)}")
+            tab.wait(
+                f"!document.querySelector('#error-form').hidden || location.hash !== {json.dumps(before)}"
+            )
             if not tab.evaluate("document.querySelector('#error-form').hidden"):
                 break
         assert re.search(r"queue is full.*Try again in \d+ s\.", shown_error(tab, "form"))
@@ -313,7 +340,13 @@ def test_clips_of_following_seeds_are_made_together(tab, made):
 
 def test_server_that_does_not_answer_is_told_and_awaited(tab, made):
     def network(offline):
-        tab.send("Network.emulateNetworkConditions", offline=offline, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        tab.send(
+            "Network.emulateNetworkConditions",
+            offline=offline,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
 
     network(True)
     tab.click("#generate")
@@ -347,4 +380,8 @@ def test_page_is_quiet_and_asks_nobody_else(tab, made, served):
     tab.evaluate("1")
     expected = r"status of 4\d\d|ERR_INTERNET_DISCONNECTED|ERR_BLOCKED_BY_CLIENT"
     assert [problem for problem in tab.problems if not re.search(expected, problem)] == []
-    assert {address for address in tab.addresses if not address.startswith((served + "/", "data:", "about:", "blob:"))} == set()
+    assert {
+        address
+        for address in tab.addresses
+        if not address.startswith((served + "/", "data:", "about:", "blob:"))
+    } == set()

@@ -137,7 +137,10 @@ def test_mistakes_at_the_start_are_told_in_a_line(server, tmp_path, tiny_checkpo
         port = taken.getsockname()[1]
         cases = [
             ([f"checkpoint={mdsa}"], "is a checkpoint of mdsa, expected one of stdit"),
-            ([f"checkpoint={tiny_checkpoint}", f"jobs_dir={tmp_path}/jobs", f"port={port}"], f"cannot listen on 127.0.0.1:{port}"),
+            (
+                [f"checkpoint={tiny_checkpoint}", f"jobs_dir={tmp_path}/jobs", f"port={port}"],
+                f"cannot listen on 127.0.0.1:{port}",
+            ),
             (
                 [f"checkpoint={tiny_checkpoint}", f"jobs_dir={server.folder}/jobs", f"port={free_port()}"],
                 f"is in use by another server (process {replica(server, 'Front').pid} on host ",

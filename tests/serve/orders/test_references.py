@@ -17,7 +17,9 @@ CONFIG = tiny_config()  # 4 frames of 32x32 at 5 fps: 0.8 s, 12800 samples
 LIMITS = {"deadline_seconds": 20, "max_bytes": 512 * 2**20}
 
 
-@pytest.mark.parametrize("data", [wav(0.8), wav(3.0), wav(1.0, rate=44_100, channels=2), encode_clip(make_clip(1, seconds=1.0))])
+@pytest.mark.parametrize(
+    "data", [wav(0.8), wav(3.0), wav(1.0, rate=44_100, channels=2), encode_clip(make_clip(1, seconds=1.0))]
+)
 def test_sound_of_any_file_is_given_at_the_models_rate(data):
     given = read_given(data, "a2v", CONFIG, **LIMITS)
     assert given.shape == (12_800,) and given.dtype == np.float32 and 0.05 < np.abs(given).max() <= 1
@@ -49,14 +51,22 @@ def test_sound_that_ends_a_little_early_is_filled_with_silence():
 def test_files_that_will_not_do_are_refused(data, task, said):
     with pytest.raises(ApiError) as error:
         read_given(data, task, CONFIG, **LIMITS)
-    assert error.value.status == 400 and error.value.param == "input_reference" and said in error.value.message
+    assert (
+        error.value.status == 400 and error.value.param == "input_reference" and said in error.value.message
+    )
     assert "<" not in error.value.message and "None" not in error.value.message
 
 
 def test_data_urls():
     assert read_data_url("data:audio/wav;base64," + base64.b64encode(b"\x00\xff").decode()) == b"\x00\xff"
     assert read_data_url("data:,a%20b") == b"a b"
-    for wrong in ("https://example.org/a.wav", "file:///etc/passwd", "data:audio/wav;base64", "data:audio/wav;base64,#", "data:;base64,a"):
+    for wrong in (
+        "https://example.org/a.wav",
+        "file:///etc/passwd",
+        "data:audio/wav;base64",
+        "data:audio/wav;base64,#",
+        "data:;base64,a",
+    ):
         with pytest.raises(ApiError, match="data: URL"):
             read_data_url(wrong)
 

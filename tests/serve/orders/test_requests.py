@@ -26,7 +26,15 @@ def test_nothing_given_gives_the_models_defaults(card):
     assert 0 <= order.seed < 2**31 and len({order_of(card, {}).seed for _ in range(20)}) > 1
 
 
-@pytest.mark.parametrize("fields", [{"prompt": " Rain "}, {"label": "RAIN"}, {"prompt": "rain", "label": "Rain"}, {"prompt": "", "label": "rain"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": " Rain "},
+        {"label": "RAIN"},
+        {"prompt": "rain", "label": "Rain"},
+        {"prompt": "", "label": "rain"},
+    ],
+)
 def test_prompt_and_label_name_a_label_in_any_case(card, fields):
     assert order_of(card, fields).label == "rain"
 
@@ -40,7 +48,16 @@ def test_a_number_in_json_is_the_label_that_a_form_would_write(card):
 
 def test_texts_of_a_form_are_numbers(card):
     order = order_of(
-        card, {"seed": "7", "steps": "5", "guidance_scale": "2.5", "seconds": "0.8", "size": "32x32", "model": "tiny", "num_windows": "1"}
+        card,
+        {
+            "seed": "7",
+            "steps": "5",
+            "guidance_scale": "2.5",
+            "seconds": "0.8",
+            "size": "32x32",
+            "model": "tiny",
+            "num_windows": "1",
+        },
     )
     assert (order.seed, order.steps, order.guidance_scale) == (7, 5, 2.5)
 
@@ -90,7 +107,12 @@ def test_mistakes_name_their_field(card, fields, param, said):
     with pytest.raises(ApiError) as caught:
         order_of(card, fields)
     error = caught.value
-    assert error.status in (400, 404) and error.param == param and said in error.message and len(error.message) < 500
+    assert (
+        error.status in (400, 404)
+        and error.param == param
+        and said in error.message
+        and len(error.message) < 500
+    )
     assert set(error.to_json()["error"]) == {"message", "type", "param", "code"}
 
 

@@ -46,7 +46,9 @@ def test_a_full_batch_does_not_wait():
 
 
 def test_a_job_that_is_to_be_alone_is():
-    queue = queue_of(waiting("a", alone=True, since=10.0), waiting("b"), waiting("c", alone=True), waiting("d"))
+    queue = queue_of(
+        waiting("a", alone=True, since=10.0), waiting("b"), waiting("c", alone=True), waiting("d")
+    )
     assert queue.delay(10.0) == 0.0
     assert [names(queue.take()) for _ in range(3)] == [["a"], ["b", "d"], ["c"]]
 

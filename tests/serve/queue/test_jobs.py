@@ -12,8 +12,20 @@ from proav.serve.queue.jobs import Job, JobError, JobStore, check_writable, new_
 
 
 def make_job(**order):
-    order = Order(**{"prompt": "Rain \ud800", "label": "rain", "task": "joint", "seed": 2**53 - 1, "steps": 3, "guidance_scale": 1.5, **order})
-    return Job(id=new_id(), order=order, model="tiny", size="32x32", seconds="0.8", checkpoint="abc", created=100.25)
+    order = Order(
+        **{
+            "prompt": "Rain \ud800",
+            "label": "rain",
+            "task": "joint",
+            "seed": 2**53 - 1,
+            "steps": 3,
+            "guidance_scale": 1.5,
+            **order,
+        }
+    )
+    return Job(
+        id=new_id(), order=order, model="tiny", size="32x32", seconds="0.8", checkpoint="abc", created=100.25
+    )
 
 
 def test_a_job_comes_back_as_it_was(tmp_path):
@@ -23,7 +35,10 @@ def test_a_job_comes_back_as_it_was(tmp_path):
     assert JobStore(str(tmp_path)).load() == [job]
 
 
-@pytest.mark.parametrize(("task", "given"), [("a2v", np.arange(8, dtype=np.float32)), ("v2a", np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3))])
+@pytest.mark.parametrize(
+    ("task", "given"),
+    [("a2v", np.arange(8, dtype=np.float32)), ("v2a", np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3))],
+)
 def test_what_was_given_comes_back(tmp_path, task, given):
     store, job = JobStore(str(tmp_path)), make_job(task=task)
     store.create(job, given)
@@ -133,11 +148,28 @@ def test_a_folder_that_cannot_be_written_is_told_of(tmp_path):
 def test_the_public_object_has_openais_fields_and_ours():
     job = make_job()
     shown = job.to_json(queue_position=2)
-    assert (shown["object"], shown["status"], shown["progress"], shown["queue_position"]) == ("video", "queued", 0, 2)
-    assert (shown["created_at"], shown["expires_at"], shown["label"], shown["seed"], shown["error"]) == (100, None, "rain", 2**53 - 1, None)
+    assert (shown["object"], shown["status"], shown["progress"], shown["queue_position"]) == (
+        "video",
+        "queued",
+        0,
+        2,
+    )
+    assert (shown["created_at"], shown["expires_at"], shown["label"], shown["seed"], shown["error"]) == (
+        100,
+        None,
+        "rain",
+        2**53 - 1,
+        None,
+    )
     job.finish(160.0, 40.0)
     shown = job.to_json()
-    assert (shown["status"], shown["progress"], shown["completed_at"], shown["expires_at"], shown["seconds_taken"]) == (
+    assert (
+        shown["status"],
+        shown["progress"],
+        shown["completed_at"],
+        shown["expires_at"],
+        shown["seconds_taken"],
+    ) == (
         "completed",
         100,
         160,

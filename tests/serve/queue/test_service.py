@@ -27,7 +27,9 @@ def sampler(tiny_checkpoint):
 
 @pytest.fixture
 def settings(tiny_checkpoint, tmp_path):
-    return ServeSettings(checkpoint=tiny_checkpoint, jobs_dir=str(tmp_path / "jobs"), max_batch_size=3, max_queued_jobs=4)
+    return ServeSettings(
+        checkpoint=tiny_checkpoint, jobs_dir=str(tmp_path / "jobs"), max_batch_size=3, max_queued_jobs=4
+    )
 
 
 class Unreliable:
@@ -85,11 +87,17 @@ def test_waiting_jobs_share_a_batch(settings, sampler):
     counted = Unreliable(sampler)
 
     async def scenario(service):
-        jobs = [await service.create({"seed": seed, "label": "rain", "guidance_scale": seed}, None) for seed in range(3)]
+        jobs = [
+            await service.create({"seed": seed, "label": "rain", "guidance_scale": seed}, None)
+            for seed in range(3)
+        ]
         await finished(*jobs)
         return [job.status for job in jobs]
 
-    assert run(Service(settings.model_copy(update={"batch_wait_seconds": 5.0}), counted), scenario) == ["completed"] * 3
+    assert (
+        run(Service(settings.model_copy(update={"batch_wait_seconds": 5.0}), counted), scenario)
+        == ["completed"] * 3
+    )
     assert counted.sizes == [3]
 
 
@@ -97,7 +105,11 @@ def test_a_later_server_finds_what_was_finished_and_makes_what_was_not(settings,
     async def first(service):
         done = await service.create({"seed": 1}, None)
         await finished(done)
-        return done.id, (await service.content(done.id, "video"))[0], [(await service.create({"seed": 1, "steps": 40}, None)).id for _ in range(2)]
+        return (
+            done.id,
+            (await service.content(done.id, "video"))[0],
+            [(await service.create({"seed": 1, "steps": 40}, None)).id for _ in range(2)],
+        )
 
     done, mp4, cut_off = run(Service(settings, sampler), first)
 
@@ -106,7 +118,11 @@ def test_a_later_server_finds_what_was_finished_and_makes_what_was_not(settings,
         await finished(*jobs)
         again = await service.create({"seed": 1}, None)
         await finished(again)
-        return (await service.content(done, "video"))[0], (await service.content(again.id, "video"))[0], [job.status for job in jobs]
+        return (
+            (await service.content(done, "video"))[0],
+            (await service.content(again.id, "video"))[0],
+            [job.status for job in jobs],
+        )
 
     kept, again, statuses = run(Service(settings, sampler), second)
     assert kept == mp4 == again and statuses == ["completed"] * 2
@@ -114,7 +130,18 @@ def test_a_later_server_finds_what_was_finished_and_makes_what_was_not(settings,
 
 def test_an_unfinished_job_of_another_checkpoint_fails_with_a_reason(settings, sampler):
     order = Order(prompt="", label=None, task="joint", seed=0, steps=3, guidance_scale=1.0)
-    JobStore(settings.jobs_dir).create(Job(id=new_id(), order=order, model="old", size="32x32", seconds="0.8", checkpoint="other", created=1.0), None)
+    JobStore(settings.jobs_dir).create(
+        Job(
+            id=new_id(),
+            order=order,
+            model="old",
+            size="32x32",
+            seconds="0.8",
+            checkpoint="other",
+            created=1.0,
+        ),
+        None,
+    )
 
     async def scenario(service):
         (job,), more = service.page(limit=5, after=None, newest_first=True)
@@ -161,8 +188,14 @@ def test_one_bad_job_takes_no_other_with_it(settings, sampler):
         await finished(*jobs)
         return [job.status for job in jobs], jobs[0].error.message
 
-    statuses, message = run(Service(settings.model_copy(update={"batch_wait_seconds": 5.0}), unreliable), scenario)
-    assert statuses == ["failed", "completed", "completed"] and message == "ValueError: again" and unreliable.sizes == [3, 1, 1, 1]
+    statuses, message = run(
+        Service(settings.model_copy(update={"batch_wait_seconds": 5.0}), unreliable), scenario
+    )
+    assert (
+        statuses == ["failed", "completed", "completed"]
+        and message == "ValueError: again"
+        and unreliable.sizes == [3, 1, 1, 1]
+    )
 
 
 def test_a_job_survives_lost_samplers_but_not_for_ever(settings, sampler):
@@ -171,8 +204,14 @@ def test_a_job_survives_lost_samplers_but_not_for_ever(settings, sampler):
         await finished(job)
         return job.status, job.error.code if job.error else None
 
-    assert run(Service(settings, Unreliable(sampler, *[SamplerLost("it died")] * 2)), scenario) == ("completed", None)
-    assert run(Service(settings, Unreliable(sampler, *[SamplerLost("it died")] * 3)), scenario) == ("failed", "sampler_lost")
+    assert run(Service(settings, Unreliable(sampler, *[SamplerLost("it died")] * 2)), scenario) == (
+        "completed",
+        None,
+    )
+    assert run(Service(settings, Unreliable(sampler, *[SamplerLost("it died")] * 3)), scenario) == (
+        "failed",
+        "sampler_lost",
+    )
 
 
 def test_a_full_queue_and_absent_samplers_are_told(settings):
@@ -221,7 +260,10 @@ def test_health_samples_a_step_where_there_is_no_newer_evidence(settings, sample
 
     (first, why), (second, why_now) = run(Service(settings, sampler), scenario)
     assert first and second and "sampled in" in why and "progress" in why_now
-    assert run(Service(settings, Unreliable(sampler, SamplerLost("it died"))), scenario)[0] == (False, "it died")
+    assert run(Service(settings, Unreliable(sampler, SamplerLost("it died"))), scenario)[0] == (
+        False,
+        "it died",
+    )
 
 
 def test_previews_do_not_wait_for_uploads(settings, sampler):
@@ -264,7 +306,15 @@ def test_a_given_stream_that_was_lost_is_told(settings, sampler):
     service = Service(settings, sampler)
     store = JobStore(settings.jobs_dir)
     jobs = [
-        Job(id=new_id(), order=order, model="tiny", size="", seconds="", checkpoint=service.card.checkpoint_hash, created=float(number))
+        Job(
+            id=new_id(),
+            order=order,
+            model="tiny",
+            size="",
+            seconds="",
+            checkpoint=service.card.checkpoint_hash,
+            created=float(number),
+        )
         for number in range(2)
     ]
     store.create(jobs[0], None)

@@ -36,7 +36,11 @@ class KillOnce(ray.train.UserCallback):
 
     def after_report(self, run_context, metrics, checkpoint):
         if metrics[0]["clips"] > self.clips and not self.marker.exists():
-            victim = next(process for process in siblings() if b"RayTrainWorker" in Path(f"/proc/{process}/cmdline").read_bytes())
+            victim = next(
+                process
+                for process in siblings()
+                if b"RayTrainWorker" in Path(f"/proc/{process}/cmdline").read_bytes()
+            )
             self.marker.write_text(str(victim))
             os.kill(victim, signal.SIGKILL)
 
@@ -46,7 +50,10 @@ def siblings() -> list[int]:
     found = []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):  # a process that ends meanwhile
-            if folder.name.isdigit() and int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) == os.getppid():
+            if (
+                folder.name.isdigit()
+                and int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) == os.getppid()
+            ):
                 found.append(int(folder.name))
     return found
 
@@ -56,7 +63,14 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path, ray_local):
     settings = ("train.num_clips=24", *COMMON)
     alone = prepare(tmp_path / "alone", "mdsa", *settings, "train.engine=torch")
     train_worker(alone, "mdsa", device=torch.device("cpu"))
-    config = prepare(tmp_path / "ray", "mdsa", *settings, "train.zero_stage=2", "train.num_workers=2", "train.max_failures=1")
+    config = prepare(
+        tmp_path / "ray",
+        "mdsa",
+        *settings,
+        "train.zero_stage=2",
+        "train.num_workers=2",
+        "train.max_failures=1",
+    )
     marker = tmp_path / "killed"
     summary = train_stage(config, "mdsa", callbacks=[KillOnce(8, marker)])
     assert marker.exists() and summary["clips"] == 24 and not summary["already_done"]
@@ -64,7 +78,10 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path, ray_local):
     assert [line["clips"] for line in disturbed] == [4, 8, 12, 16, 20, 24]
     for line, wanted in zip(disturbed, expected, strict=True):
         assert line == pytest.approx(wanted, rel=1e-3)
-    ours, theirs = load_checkpoint(f"{config.run_folder}/mdsa/checkpoints"), load_checkpoint(f"{alone.run_folder}/mdsa/checkpoints")
+    ours, theirs = (
+        load_checkpoint(f"{config.run_folder}/mdsa/checkpoints"),
+        load_checkpoint(f"{alone.run_folder}/mdsa/checkpoints"),
+    )
     for name in ("model", "ema", "discriminators"):
         for key, tensor in theirs.weights(name).items():
             torch.testing.assert_close(ours.weights(name)[key], tensor, rtol=0, atol=5e-4)
@@ -75,7 +92,14 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path, ray_local):
 def test_a_mistake_that_one_worker_finds_ends_all_and_comes_out_as_such(tmp_path, ray_local):
     with pytest.raises(UserError, match="preprocess.py"):
         train_stage(tiny_config(f"run_dir={tmp_path}/empty"), "mdsa")
-    config = prepare(tmp_path / "damaged", "mdsa", "train.num_workers=2", "train.engine=torch", "train.num_clips=64", damaged_segment=5)
+    config = prepare(
+        tmp_path / "damaged",
+        "mdsa",
+        "train.num_workers=2",
+        "train.engine=torch",
+        "train.num_clips=64",
+        damaged_segment=5,
+    )
     with pytest.raises(DamagedShard, match="000000-002.parquet .* row 1: frames cannot be decoded"):
         train_stage(config, "mdsa")
 

@@ -18,7 +18,13 @@ from tests.tiny import save_tiny_mdsa
 from tests.train.test_worker import TORCH, prepare
 
 pytestmark = pytest.mark.ray
-WORDS = ("train.num_clips=16", "train.checkpoint_every_clips=8", "train.keep_checkpoints=9", "train.validate_every_clips=8", "evaluate.split=train")
+WORDS = (
+    "train.num_clips=16",
+    "train.checkpoint_every_clips=8",
+    "train.keep_checkpoints=9",
+    "train.validate_every_clips=8",
+    "evaluate.split=train",
+)
 
 
 def test_checkpoints_are_measured_beside_the_trainer(tmp_path, ray_local, monkeypatch):
@@ -27,10 +33,16 @@ def test_checkpoints_are_measured_beside_the_trainer(tmp_path, ray_local, monkey
     with Validation(config, "mdsa"):
         train_worker(config, "mdsa", device=torch.device("cpu"))
     rows = read_validation(f"{tmp_path}/mdsa")
-    assert [row["clips"] for row in rows] in ([8, 16], [16])  # the first may have been overtaken by the second
+    assert [row["clips"] for row in rows] in (
+        [8, 16],
+        [16],
+    )  # the first may have been overtaken by the second
     newest = load_checkpoint(f"{tmp_path}/mdsa/checkpoints")
     expected = evaluate_reconstruction(config, newest.path)
-    assert rows[-1]["psnr_db"] == pytest.approx(expected["psnr_db"], rel=1e-4) and rows[-1]["num_clips"] == expected["num_clips"]
+    assert (
+        rows[-1]["psnr_db"] == pytest.approx(expected["psnr_db"], rel=1e-4)
+        and rows[-1]["num_clips"] == expected["num_clips"]
+    )
     clips, values = read_metrics(f"{tmp_path}/mdsa").series["validation_psnr_db"]
     assert (clips[-1], values[-1]) == (16, rows[-1]["psnr_db"])
     with Validation(config, "mdsa"):
@@ -45,20 +57,38 @@ def test_a_checkpoint_that_is_gone_is_told(tmp_path, ray_local, monkeypatch, cap
     monkeypatch.setattr(validation, "list_checkpoints", lambda folder: [(24, found[0][1] + "-gone")])
     with Validation(config, "mdsa"):
         pass
-    assert "24 clips was gone before it could be measured" in capsys.readouterr().out and read_validation(f"{tmp_path}/mdsa") == []
+    assert (
+        "24 clips was gone before it could be measured" in capsys.readouterr().out
+        and read_validation(f"{tmp_path}/mdsa") == []
+    )
 
 
 def test_clips_are_made_from_a_checkpoint_and_measured_beside_the_trainer(tmp_path, ray_local, monkeypatch):
     monkeypatch.setattr(validation, "POLL_SECONDS", 0.1)
     monkeypatch.setitem(PROTOCOLS, "small", dataclasses.replace(PROTOCOLS["small"], scores=()))
-    words = ("generate.steps=1", "evaluate.num_resamples=20", "evaluate.samples_beside_training=3", "train.checkpoint_every_clips=16")
+    words = (
+        "generate.steps=1",
+        "evaluate.num_resamples=20",
+        "evaluate.samples_beside_training=3",
+        "train.checkpoint_every_clips=16",
+    )
     config = prepare(tmp_path, "mdsa", *TORCH, *WORDS, *words)
     save_tiny_mdsa(f"{tmp_path}/mdsa/checkpoints", config)
     encode_latents(config)
     with Validation(config, "stdit"):
         train_worker(config, "stdit", device=torch.device("cpu"))
     (row,) = read_validation(f"{tmp_path}/stdit")
-    table = json.loads((tmp_path / "stdit/validation/000000000016/eval/metrics.json").read_text())["tables"][0]
+    table = json.loads((tmp_path / "stdit/validation/000000000016/eval/metrics.json").read_text())["tables"][
+        0
+    ]
     measured = {each["metric"]: each for each in table["rows"] if each["value"] is not None}
-    assert row["clips"] == 16 and "loss" in row and row["generated_sKVD"] == measured["sKVD"]["value"] and measured["sKVD"]["clips"] == 3
-    assert read_metrics(f"{tmp_path}/stdit").series["validation_generated_sKVD"] == ([16], [row["generated_sKVD"]])
+    assert (
+        row["clips"] == 16
+        and "loss" in row
+        and row["generated_sKVD"] == measured["sKVD"]["value"]
+        and measured["sKVD"]["clips"] == 3
+    )
+    assert read_metrics(f"{tmp_path}/stdit").series["validation_generated_sKVD"] == (
+        [16],
+        [row["generated_sKVD"]],
+    )
