@@ -34,6 +34,8 @@ RAY_FREE = [
     "proav.metrics.networks",
     "proav.metrics.av_align",
     "proav.metrics.synchrony",
+    "proav.metrics.world",
+    "proav.world",
     "proav.evaluate.measure",
     "proav.evaluate.numbers",
     "proav.evaluate.yardsticks",
@@ -68,6 +70,7 @@ FLOORS = {
         "proav.stopping",
         "proav.lease",
         "proav.paths",
+        "proav.world",
     ),
     2: ("proav.models", "proav.diffusion", "proav.media"),
     3: (
