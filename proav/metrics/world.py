@@ -28,6 +28,8 @@ WORLD_SCORES = (
     "sounds",
 )
 """What is measured of each clip."""
+WITH_SCALE = WORLD_SCORES[:5]
+"""Those that say how good clips are; the others say what these rest on."""
 COUNTED_BY = {"impacts_heard": "impacts", "sounds_seen": "sounds"}
 """Shares of impacts and of sounds, not of clips: over many clips each weighs by its count."""
 MEDIANS = ("median_offset_ms",)
@@ -151,6 +153,6 @@ def scale_texts(metrics: Sequence[str]) -> dict[str, str]:
     texts = {}
     for metric in metrics:
         values = {kind: row[metric] for kind, row in rows.items() if row.get(metric) is not None}
-        if metric in WORLD_SCORES and values:
+        if metric in WITH_SCALE and values:
             texts[metric] = ", ".join(f"{kind} {value:.3g}" for kind, value in values.items())
     return texts

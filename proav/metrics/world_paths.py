@@ -130,7 +130,11 @@ def find_path(track: Track, *, fps: float) -> Path | None:
     lines = [possible[stretch] for stretch in itertools.pairwise(ends)]
     meetings = [_meet(before, after, fps) for before, after in itertools.pairwise(lines)]
     turns = [
-        Turn(time, _with_gravity((before.at(time) + after.at(time)) / 2, time), after.velocity - before.velocity)
+        Turn(
+            time,
+            _with_gravity((before.at(time) + after.at(time)) / 2, time),
+            after.velocity - before.velocity,
+        )
         for (time, _), (before, after) in zip(meetings, itertools.pairwise(lines), strict=True)
     ]
     square = sum(line.square for line in lines) + sum(gap for _, gap in meetings)
@@ -138,7 +142,7 @@ def find_path(track: Track, *, fps: float) -> Path | None:
 
 
 def _meet(before: Line, after: Line, fps: float) -> tuple[float, float]:
-    """(time, squared distance) where two neighbouring lines are nearest, between their ends or a little outside."""
+    """(time, squared distance) where two lines are nearest: between them, or up to SLACK_FRAMES outside."""
     apart, change = after.origin - before.origin, after.velocity - before.velocity
     time = -(apart @ change) / max(change @ change, 1e-9)
     slack = SLACK_FRAMES / fps

@@ -1,4 +1,4 @@
-"""The made world's metric: on paths and sounds with known times, on pairs that are late, lost or foreign, and on rubbish."""
+"""The made world's metric: on known times, on sounds that are late, lost or foreign, and on rubbish."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ RADIUS, BOUNCE = 0.1, 0.3417
 
 
 def place(time: float) -> tuple[float, float]:
-    """Centre of an object that falls to the floor at BOUNCE, with 1.2 heights per second, and leaves with 0.9."""
+    """Centre of an object that meets the floor at BOUNCE at 1.2 heights per second and leaves at 0.9."""
     since = time - BOUNCE
     speed = 1.2 if since < 0 else -0.9
     return 0.3 + 0.4 * time, FLOOR - RADIUS + speed * since + GRAVITY * since**2 / 2
@@ -32,7 +32,9 @@ def picture(centres, *, radius: float = RADIUS, colour=(220, 50, 50), frames: in
     return video.round().astype(np.uint8)
 
 
-def sound(*times: float, material: str = "rubber", radius: float = RADIUS, frames: int = FRAMES) -> np.ndarray:
+def sound(
+    *times: float, material: str = "rubber", radius: float = RADIUS, frames: int = FRAMES
+) -> np.ndarray:
     seconds = np.arange(frames * RATE // FPS) / RATE
     parts = (0.3 * impact_sound(MATERIALS[material], pitch_hz(radius), seconds - time) for time in times)
     return sum(parts, np.zeros(len(seconds))).astype(np.float32)
@@ -77,10 +79,12 @@ def test_offsets_are_measured_and_more_than_a_frame_is_not_heard(late, heard):
 def test_silence_and_sounds_of_nothing_count_against_a_clip():
     silent = scores(BALL, np.zeros_like(sound()))
     assert silent["impacts_heard"] == 0 and silent["sounds"] == 0
-    assert all(np.isnan(silent[name]) for name in ("sounds_seen", "median_offset_ms", "label_fits", "pitch_fits"))
+    lost = ("sounds_seen", "median_offset_ms", "label_fits", "pitch_fits")
+    assert all(np.isnan(silent[name]) for name in lost)
     still = scores(picture(lambda time: []), sound(0.3))
     assert still["sounds_seen"] == 0 and still["label_fits"] == 1
-    assert all(np.isnan(still[name]) for name in ("impacts_heard", "median_offset_ms", "pitch_fits", "followed"))
+    lost = ("impacts_heard", "median_offset_ms", "pitch_fits", "followed")
+    assert all(np.isnan(still[name]) for name in lost)
     twice = scores(BALL, sound(BOUNCE, BOUNCE + 0.2))
     assert twice["impacts_heard"] == 1 and twice["sounds_seen"] == 0.5
 
@@ -135,7 +139,8 @@ def test_pairs_are_one_to_one_as_many_as_can_be_and_the_nearest():
     assert match_times([0.1, 0.2], [0.15], tolerance=0.1) in ([(0, 0)], [(1, 0)])
     assert match_times([0.0, 0.1], [0.05, 0.18], tolerance=0.1) == [(0, 0), (1, 1)]
     assert match_times([0.1, 0.5], [0.49, 0.52], tolerance=0.1) == [(1, 0)]
-    assert match_times([0.1], [0.2], tolerance=0.1) == [(0, 0)] and not match_times([0.1], [0.21], tolerance=0.1)
+    assert match_times([0.1], [0.2], tolerance=0.1) == [(0, 0)]
+    assert not match_times([0.1], [0.21], tolerance=0.1)
     assert match_times([], [0.1], tolerance=0.1) == []
 
 
