@@ -160,10 +160,13 @@ def show(title: str, found: dict) -> None:
             f"  {what:8} recall {row['recall']:.3f}  precision {row['precision']:.3f}  "
             f"median offset {row['median_offset_ms']:.2f} ms  ({row['in_table']} in the table)"
         )
-    print(f"  {'':22}" + "".join(f"{name:>18}" for name in SHOWN))
+    print(f"  {'':22}" + "".join(f"  {name}" for name in SHOWN))
     for kind, row in found["scores"].items():
         cells = ("-" if row[name] is None else f"{row[name]:.3f}" for name in SHOWN)
-        print(f"  {kind:22}" + "".join(f"{cell:>18}" for cell in cells))
+        print(
+            f"  {kind:22}"
+            + "".join(f"  {cell:>{len(name)}}" for cell, name in zip(cells, SHOWN, strict=True))
+        )
 
 
 def main() -> None:

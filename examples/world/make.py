@@ -14,12 +14,13 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
 from draw import draw_frames
-from physics import Scene, make_scene
+from physics import Scene, label_of, make_scene
 from sound import amplitude, make_sound
 
 from proav import storage
@@ -37,6 +38,8 @@ COLUMNS = (
     "pitches_hz", "speed", "impulse", "amplitude",
 )  # fmt: skip
 """Of the table of truth."""
+LISTED = ("path", "labels", "split")
+"""Of the listings."""
 CHUNK = 8
 """Clips that a process takes at a time."""
 
@@ -49,6 +52,12 @@ def split_of(index: int) -> str:
 def clip_path(index: int) -> str:
     """Below the world's folder."""
     return f"clips/{index:06d}.mp4"
+
+
+def listing_row(index: int) -> dict:
+    """A clip as preprocess reads it. It knows no third split: clips for tests have their own listing."""
+    split = "train" if split_of(index) == "train" else "validation"
+    return dict(zip(LISTED, (clip_path(index), label_of(index), split), strict=True))
 
 
 def make_clip(scene: Scene, *, fps: int, size: int) -> Clip:
@@ -100,18 +109,9 @@ def main() -> None:
             progress.update(number)
     progress.close()
     storage.remove_leftovers(os.path.join(folder, "clips"))
-    labels = [make_scene(arguments.seed, index).material.name for index in range(min(5, arguments.clips))]
     for name, of_test in (("clips.csv", False), ("test.csv", True)):
-        listed = [index for index in indices if (split_of(index) == "test") == of_test]
-        rows = [
-            {
-                "path": clip_path(index),
-                "labels": labels[index % len(labels)],
-                "split": "train" if split_of(index) == "train" else "validation",
-            }
-            for index in listed
-        ]
-        storage.write_text(os.path.join(folder, name), _table(("path", "labels", "split"), rows))
+        listed = (index for index in indices if (split_of(index) == "test") == of_test)
+        storage.write_text(os.path.join(folder, name), _table(LISTED, map(listing_row, listed)))
     storage.write_text(os.path.join(folder, "truth.csv"), _table(COLUMNS, truth))
     storage.write_text(os.path.join(folder, "world.json"), json.dumps(record | {"done": True}, indent=1))
     spent = time.monotonic() - began
@@ -168,7 +168,7 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.9g}"
 
 
-def _table(columns: tuple[str, ...], rows: list[dict]) -> str:
+def _table(columns: tuple[str, ...], rows: Iterable[dict]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

@@ -107,11 +107,15 @@ def random_of(seed: int, index: int, what: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, (index << 8) | what]))
 
 
+def label_of(index: int) -> str:
+    """The material of a clip. Labels take turns: a fifth of all clips is of each."""
+    return sorted(MATERIALS)[index % len(MATERIALS)]
+
+
 def make_scene(seed: int, index: int) -> Scene:
-    """The scene of this number. Labels take turns: a fifth of all clips is of each material."""
+    """The scene of this number."""
     generator = random_of(seed, index, 0)
-    names = sorted(MATERIALS)
-    material = MATERIALS[names[index % len(names)]]
+    material = MATERIALS[label_of(index)]
     kind = generator.random()
     if kind < EMPTY_SHARE:
         return Scene(seed, index, material, (), ())

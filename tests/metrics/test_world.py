@@ -147,6 +147,6 @@ def test_pairs_are_one_to_one_as_many_as_can_be_and_the_nearest():
 def test_the_scale_falls_as_sounds_get_late():
     rows = world_scale()["windows"]["scores"]
     kinds = ("true clips", "sound 1 frame late", "sound 2 frames late", "sound 4 frames late")
-    heard = [rows[kind]["impacts_heard"] for kind in kinds]
-    assert heard == sorted(heard, reverse=True) and heard[0] > 0.95 and heard[2] < 0.5
+    true, one, two, four = (rows[kind]["impacts_heard"] for kind in kinds)
+    assert true > 0.95 and 0.9 > one > 0.5 and max(two, four) < 0.4  # the last two are chance
     assert rows["another clip's sound"]["label_fits"] < 0.05 < rows["true clips"]["label_fits"]
