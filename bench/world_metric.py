@@ -41,9 +41,9 @@ def late(clips: list[Clip], number: int, frames: int) -> np.ndarray:
 
 SOUNDS: dict[str, Callable[[list[Clip], int], np.ndarray]] = {
     "true clips": lambda clips, number: clips[number].audio,
-    "sound 1 frame late": lambda clips, number: late(clips, number, 1),
-    "sound 2 frames late": lambda clips, number: late(clips, number, 2),
-    "sound 4 frames late": lambda clips, number: late(clips, number, 4),
+    "1 frame late": lambda clips, number: late(clips, number, 1),
+    "2 frames late": lambda clips, number: late(clips, number, 2),
+    "4 frames late": lambda clips, number: late(clips, number, 4),
     "another clip's sound": lambda clips, number: clips[(number + 1) % len(clips)].audio,
 }
 """Every clip's next one is of another label."""

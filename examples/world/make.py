@@ -24,6 +24,7 @@ from physics import Scene, label_of, make_scene
 from sound import amplitude, make_sound
 
 from proav import storage
+from proav.errors import UserError
 from proav.media.container import Clip
 from proav.progress import Progress, duration
 
@@ -31,8 +32,8 @@ FORMAT = 1
 """Of the world: another one has other clips."""
 SAMPLE_RATE = 16_000
 SPLITS = ("train",) * 8 + ("validation", "test")
-"""By the tens of the index, so that every split has all labels, which take turns, and a longer world keeps
-the splits of a shorter one."""
+"""Of five clips each, in turns: every split has all labels, and a longer world keeps the splits of a shorter
+one."""
 COLUMNS = (
     "path", "split", "label", "time_seconds", "kind", "in_picture", "objects", "x", "y", "radii",
     "pitches_hz", "speed", "impulse", "amplitude",
@@ -98,8 +99,8 @@ def main() -> None:
     if _is_done(Path(folder), record):
         print(f"world: done already, {arguments.clips:,} clips in {folder}")
         return
-    os.makedirs(os.path.join(folder, "clips"), exist_ok=True)
     storage.write_text(os.path.join(folder, "world.json"), json.dumps(record | {"done": False}, indent=1))
+    os.makedirs(os.path.join(folder, "clips"), exist_ok=True)
     indices = range(arguments.clips)
     progress, truth = Progress("world", arguments.clips, "clips"), []
     with ProcessPoolExecutor(arguments.processes) as pool:
@@ -120,17 +121,19 @@ def main() -> None:
 
 def _is_done(folder: Path, record: dict) -> bool:
     """Whether the world is there whole. Exits with what to type if another one is there."""
+    if folder.exists() and not folder.is_dir():
+        _refuse(f"{folder} is a file; expected a folder")
     if not folder.exists() or not any(folder.iterdir()):
         return False
     stated = folder / "world.json"
     if not stated.is_file():
         _refuse(f"{folder} holds other files; expected a new or empty folder, or a world that is not done")
     there = json.loads(stated.read_text())
-    done = there.pop("done")
+    done = there.pop("done", False)
     if differing := [name for name in record if name != "clips" and there.get(name) != record[name]]:
         told = ", ".join(f"{name} {there.get(name)}, not {record[name]}" for name in differing)
         _refuse(f"{folder} holds a world of {told}; choose another folder, or delete that one")
-    if there["clips"] > record["clips"]:
+    if there["clips"] > record["clips"]:  # which would be no part of the listings
         fewer = f"{there['clips']:,} clips, more than --clips {record['clips']}"
         _refuse(f"{folder} holds {fewer}; choose another folder, or delete that one")
     whole = all((folder / clip_path(index)).is_file() for index in range(record["clips"]))
@@ -177,4 +180,7 @@ def _table(columns: tuple[str, ...], rows: Iterable[dict]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        _refuse(str(error))

@@ -15,7 +15,9 @@ from proav.world import FLOOR, GRAVITY, MAX_RADIUS, MIN_RADIUS
 MIN_COLOUR = 40
 """Largest minus smallest colour of a pixel from which it may be an object's; grounds stay below 15."""
 MAX_OBJECTS = 3
-"""Of a clip. A frame with more patches than this is not of this world."""
+"""Of a clip."""
+MAX_PATCHES = 6
+"""Of a frame, in which there may be specks beside the objects. A frame with more is not of this world."""
 MIN_PATCH_RADIUS, MAX_PATCH_RADIUS = 0.6 * MIN_RADIUS, 2.2 * MAX_RADIUS
 """Of patches that count: smaller ones are specks, larger ones no objects, not even several that touch."""
 RADIUS_SCALE, STEP_SCALE = 0.12, 0.15
@@ -54,7 +56,7 @@ class Patch:
 def find_tracks(video_THWC: np.ndarray) -> list[Track]:
     """The objects of a clip, uint8 [T, H, W, 3]: as many as most frames have patches. None in rubbish."""
     frames = find_patches(video_THWC)
-    counts = [len(patches) for patches in frames if 0 < len(patches) <= MAX_OBJECTS]
+    counts = [min(len(patches), MAX_OBJECTS) for patches in frames if 0 < len(patches) <= MAX_PATCHES]
     if 2 * len(counts) < len(frames):
         return []
     number = max(sorted(set(counts)), key=counts.count)
@@ -66,7 +68,7 @@ def find_tracks(video_THWC: np.ndarray) -> list[Track]:
     radii = np.median([[patch.radius for patch in patches] for patches in full], axis=0)
     places_TN2 = np.full((len(frames), number, 2), np.nan)
     for frame, patches in enumerate(frames):
-        if len(patches) == number:
+        if number <= len(patches) <= MAX_PATCHES:
             _give(places_TN2, frame, radii, patches)
         elif 0 < len(patches) < number:
             _share(places_TN2, frame, radii, patches)
@@ -139,7 +141,7 @@ def _distance(place: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _give(places_TN2: np.ndarray, frame: int, radii: np.ndarray, patches: list[Patch]) -> None:
-    """Each patch to the object that it fits best in size and place."""
+    """To each object the patch that fits it best in size and place; patches of none are specks."""
     expected = _expected(places_TN2, frame, radii)
 
     def cost(order: tuple[int, ...]) -> float:
@@ -149,7 +151,7 @@ def _give(places_TN2: np.ndarray, frame: int, radii: np.ndarray, patches: list[P
             for each, patch in enumerate(order)
         )
 
-    order = min(itertools.permutations(range(len(patches))), key=cost)
+    order = min(itertools.permutations(range(len(patches)), len(radii)), key=cost)
     for each, patch in enumerate(order):
         places_TN2[frame, each] = patches[patch].place
 

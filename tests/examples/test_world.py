@@ -176,7 +176,7 @@ def test_other_worlds_and_wrong_words_are_refused(world, made, tmp_path, monkeyp
     assert "seed 5, not 1" in said(made, "--clips", 10, "--seed", 1)
     assert "10 clips, more than --clips 1" in said(made, "--clips", 1, "--seed", 5)
     (tmp_path / "letter.txt").write_text("mine")
-    assert "holds other files" in said(tmp_path)
+    assert "holds other files" in said(tmp_path) and "is a file" in said(tmp_path / "letter.txt")
     for words, named in (("--fps 7", "--fps 7"), ("--size 63", "--size 63"), ("--clips 0", "--clips")):
         assert named in said(tmp_path / "new", *words.split())
     assert files(made) == before and not (tmp_path / "new").exists()
