@@ -35,6 +35,7 @@ RAY_FREE = [
     "proav.metrics.networks",
     "proav.metrics.av_align",
     "proav.metrics.clip_synchrony",
+    "proav.metrics.world",
     "proav.evaluate.measure",
     "proav.evaluate.numbers",
     "proav.evaluate.yardsticks",

@@ -60,7 +60,9 @@ class EvaluateConfig(Section):
     max_clips: PositiveInt = 256
     """Clips of a set at most, spread evenly, where the protocol does not say how many."""
     protocol: str = "small"
-    """How generated and reconstructed clips are measured: small, full, mm-diffusion-64, mm-diffusion-256, pvdm (docs/evaluation.md)."""
+    """How generated and reconstructed clips are measured: small, full, mm-diffusion-64, mm-diffusion-256,
+    pvdm, and world for clips of the made world (docs/evaluation.md, docs/world.md).
+    """
     weights: Annotated[str | None, Changes("machine")] = None
     """Folder with the weights of feature networks, <network>.safetensors, and of LPIPS, lpips-vgg16.safetensors or lpips-alexnet.safetensors."""
     num_resamples: Annotated[int, Field(ge=20, le=10_000)] = 200

@@ -25,6 +25,7 @@ from proav.evaluate.yardsticks import YARDSTICK_SCORES, YardstickPlan, make_yard
 from proav.metrics import av_align
 from proav.metrics.networks import NETWORKS, given, weights_file
 from proav.metrics.protocols import Protocol, find_protocol, protocol_hash
+from proav.metrics.world import scale_texts
 from proav.runs.checkpoint import Checkpoint, check_resumable, load_checkpoint
 
 OF_FOLDERS = "folders are compared as they are: nothing is reconstructed, and no clip is for training"
@@ -118,7 +119,10 @@ def _tables(config: Config, protocol: Protocol, measures: Measures, comparisons:
             found["reconstruction"] = mean_scores(scores, sources=sets["fake"].sources, config=config)
         classes = given.class_names(NETWORKS["classifier"], measures.networks["classifier"]) if "classifier" in measures.networks else ()
         rows = [number.to_dict() for number in table_numbers(protocol, comparison, sets, resampling, missing, classes=classes)]
-        found["tables"].append({"name": comparison.name, "title": comparison.title, "rows": rows, "left_out": left_out(sets)})
+        table = {"name": comparison.name, "title": comparison.title, "rows": rows, "left_out": left_out(sets)}
+        if scale := scale_texts([row["metric"] for row in rows]):
+            table["scale"] = scale
+        found["tables"].append(table)
         for measured in sets.values():
             for activity, seconds in measured.cost.items():
                 cost[activity] = cost.get(activity, 0.0) + seconds
@@ -334,5 +338,11 @@ def _needs_of(metric: str) -> str:
         "ssim": "frames of at least 11x11 pixels",
         "blockiness": "pictures that mdsa.plane_size divides and in which something changes",
         "blockiness_sound": "clips of several frames in whose sound something changes",
+        "impacts_heard": "clips of the made world in whose picture something bounces",
+        "sounds_seen": "clips with sounds that begin",
+        "median_offset_ms": "clips in which impacts are seen, with sounds at most 0.4 s away",
+        "label_fits": "clips with sounds that begin, and labels of the made world's materials",
+        "pitch_fits": "clips with impacts that are both seen and heard",
+        "followed": "clips with colourful objects",
     }
     return needs.get(metric, "clips with onsets and motion")

@@ -111,7 +111,7 @@ class Measurer:
                 seconds[name] = time.perf_counter() - began
             began = time.perf_counter()
             for row, one in readable:
-                row |= score(one.clip, one.real, one.scores)
+                row |= score(one.clip, one.real, one.scores, label=row["label"])
             seconds["scores"] = time.perf_counter() - began
         return rows, seconds
 

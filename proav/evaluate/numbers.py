@@ -15,9 +15,16 @@ import numpy as np
 from proav.errors import UserError
 from proav.evaluate.measure import Measured
 from proav.metrics.bootstrap import bootstrap_interval, source_groups
-from proav.metrics.distances import Moments, check_frechet_counts, frechet_bias, frechet_distance, kernel_distance
+from proav.metrics.distances import (
+    Moments,
+    check_frechet_counts,
+    frechet_bias,
+    frechet_distance,
+    kernel_distance,
+)
 from proav.metrics.neighbours import density_coverage, diversity, memorization, precision_recall
 from proav.metrics.protocols import Distance
+from proav.metrics.world import COUNTED_BY, MEDIANS
 
 NO_INTERVAL = {"precision_recall", "density_coverage", "nearest_training"}
 """Their neighbourhoods change where a draw holds a clip twice: resampling does not tell how sure they are."""
@@ -106,7 +113,10 @@ def set_numbers(
 
 
 def score_numbers(names: Sequence[str], measured: Measured, resampling: Resampling, *, real: Measured | None = None) -> list[Number]:
-    """Means over clips of scores of single clips; floor: the same of the real clips, where it can be measured of them alone."""
+    """Means over clips of scores of single clips; floor: the same of the real clips, where it can be measured of them alone.
+
+    Some are shares of what a clip holds several of, and some are medians: see `_over_clips`.
+    """
     lines = []
     for name in names:
         values = measured.scores.get(name, np.full(len(measured), np.nan))
@@ -116,15 +126,25 @@ def score_numbers(names: Sequence[str], measured: Measured, resampling: Resampli
             continue
         sources = [measured.sources[place] for place in used]
         interval = bootstrap_interval(
-            lambda places, values=values[used]: float(values[places].mean()), source_groups(sources), **dataclasses.asdict(resampling)
+            lambda places, used=used: _over_clips(name, measured, used[places]), source_groups(sources), **dataclasses.asdict(resampling)
         )
         of_real = np.array([]) if real is None else real.scores.get(name, np.array([]))
-        of_real = of_real[np.isfinite(of_real)]
-        floor = float(of_real.mean()) if len(of_real) else None
+        real_used = np.flatnonzero(np.isfinite(of_real))
+        floor = _over_clips(name, real, real_used) if len(real_used) else None
         left_out = len(measured) - len(used)
         note = "; ".join(filter(None, [interval.reason, f"undefined for {left_out:,} clips, which are left out" if left_out else ""]))
-        lines.append(Number(name, float(values[used].mean()), interval.low, interval.high, floor, len(used), len(set(sources)), note))
+        lines.append(Number(name, _over_clips(name, measured, used), interval.low, interval.high, floor, len(used), len(set(sources)), note))
     return lines
+
+
+def _over_clips(name: str, measured: Measured, places: np.ndarray) -> float:
+    """One number of the clips at these places: their mean, each clip weighted by what it counts, or their median."""
+    values = measured.scores[name][places]
+    if name in MEDIANS:
+        return float(np.median(values))
+    if name in COUNTED_BY:
+        return float(np.average(values, weights=measured.scores[COUNTED_BY[name]][places]))
+    return float(values.mean())
 
 
 @dataclass(frozen=True, eq=False)

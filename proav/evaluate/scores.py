@@ -15,10 +15,11 @@ from proav.metrics.av_align import av_align
 from proav.metrics.blockiness import blockiness, blockiness_sound
 from proav.metrics.clip_synchrony import clip_synchrony
 from proav.metrics.quality import WINDOW, lpips, ssim
+from proav.metrics.world import WORLD_SCORES, world_scores
 
 OF_PAIRS = (*RECONSTRUCTION_SCORES, *YARDSTICK_SCORES, "ssim", "lpips")
 """They need what the clip should equal."""
-OF_ONE = ("av_align", "av_align_one_to_one", "synchrony", "blockiness", "blockiness_sound")
+OF_ONE = ("av_align", "av_align_one_to_one", "synchrony", "blockiness", "blockiness_sound", *WORLD_SCORES)
 OF_LIBRARIES = ("av_align", "av_align_one_to_one")
 """They need what not every installation has."""
 
@@ -34,8 +35,13 @@ class ClipScorer:
     def _mel_frames(self) -> MelFrames:
         return MelFrames(self._config)
 
-    def __call__(self, clip: Clip, real: Clip | None, measured: dict[str, float]) -> dict[str, float]:
-        """A value a name; NaN where one is undefined for this clip. measured: what loading the clip has measured already."""
+    def __call__(
+        self, clip: Clip, real: Clip | None, measured: dict[str, float], *, label: str = ""
+    ) -> dict[str, float]:
+        """A value a name; NaN where one is undefined for this clip. measured: what loading the clip has measured already.
+
+        label: the clip's own, or the one that it was made for.
+        """
         found = {}
         if "ssim" in self.names and real is not None:
             found["ssim"] = ssim(clip.video, real.video) if min(clip.video.shape[1:3]) >= WINDOW else float("nan")
@@ -50,5 +56,8 @@ class ClipScorer:
         if "blockiness_sound" in self.names:
             mel_TMS = self._mel_frames.encode(torch.from_numpy(clip.audio)[None])[0].numpy()
             found["blockiness_sound"] = blockiness_sound(mel_TMS)
+        if set(WORLD_SCORES) & set(self.names):
+            rates = {"fps": clip.fps, "sample_rate": clip.sample_rate}
+            found |= world_scores(clip.video, clip.audio, **rates, label=label)
         found |= measured
         return {name: float(found.get(name, np.nan)) for name in self.names}

@@ -51,6 +51,7 @@ def format_table(table: dict) -> str:
         for row in rows
     ]
     lines += [f"  {', '.join(metrics)}: needs {what}" for what, metrics in needs.items()]
+    lines += [f"  {metric} of known clips: {text}" for metric, text in table.get("scale", {}).items()]
     lines += [f"  left out: {count:,} clips, {what}" for what, count in table["left_out"].items()]
     return "\n".join([f"{table['title']}:", *lines])
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proav.errors import UserError
+from proav.metrics.world import WORLD_SCORES
 
 SURROGATES = ("surrogate-video", "surrogate-audio")
 """Networks of fixed random weights: they need no file, and their distances bear names of their own."""
@@ -165,6 +166,12 @@ PROTOCOLS = {
             num_frames=16,
             size=256,
             num_clips=2048,
+        ),
+        Protocol(
+            "world",
+            "for models of the made world (examples/world): whether what is seen is heard, when, and by the right object",
+            distances=(),
+            scores=WORLD_SCORES,
         ),
     )
 }

@@ -8,7 +8,18 @@ from statistics import mean
 
 from proav import storage
 from proav.config import Config
-from proav.reports.kit.page import Markup, build_page, counted, duration, element, facts, metrics_card, number, table, warning
+from proav.reports.kit.page import (
+    Markup,
+    build_page,
+    counted,
+    duration,
+    element,
+    facts,
+    metrics_card,
+    number,
+    table,
+    warning,
+)
 from proav.tune.figures import SHAPES, flops_range, front_svg, fronts_png, legend, look_of, scores_svg
 from proav.tune.record import CRASHED, FAILED, FINISHED, RUNNING, STOPPED
 from proav.tune.rows import Row, best_row, rungs_of

@@ -18,11 +18,31 @@ from proav.data.store.shards import SegmentStore
 from proav.errors import Stopped, UserError
 from proav.on_ray.resources import largest_resources
 from proav.train.worker import plan_stage
-from proav.tune.record import CRASHED, FINISHED, RUNNING, STOPPED, TrialRecord, is_done, read_record, read_records, score, write_record
+from proav.tune.record import (
+    CRASHED,
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    TrialRecord,
+    is_done,
+    read_record,
+    read_records,
+    score,
+    write_record,
+)
 from proav.tune.results import metrics_lines, write_results
 from proav.tune.room import concurrent_trials
 from proav.tune.search import OptunaPoints, PlannedPoints, Points, TrialSearcher
-from proav.tune.space import Point, Trial, check_sweep, describe, make_trial, num_trials, planned_points, trials_folder
+from proav.tune.space import (
+    Point,
+    Trial,
+    check_sweep,
+    describe,
+    make_trial,
+    num_trials,
+    planned_points,
+    trials_folder,
+)
 from proav.tune.trial import run_trial
 from proav.tune.yardsticks import sweep_yardsticks
 

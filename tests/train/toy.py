@@ -13,8 +13,8 @@ from proav.config import Config, TrainConfig
 from proav.models.layers import hidden_map
 from proav.runs.checkpoint import load_checkpoint
 from proav.train.ema import ExponentialMovingAverage
-from proav.train.engines import zero as engine_room
 from proav.train.engines import make_engine
+from proav.train.engines import zero as engine_room
 from proav.train.loop import Asked, LoopState, StepOutput, mean_part, run_loop
 from proav.train.resume import load_training, save_training
 

@@ -8,7 +8,17 @@ import pytest
 
 from proav.config.reading import load_config
 from proav.errors import UserError
-from proav.tune.record import CRASHED, FAILED, FINISHED, STOPPED, TrialRecord, is_done, read_records, schedule_of, write_record
+from proav.tune.record import (
+    CRASHED,
+    FAILED,
+    FINISHED,
+    STOPPED,
+    TrialRecord,
+    is_done,
+    read_records,
+    schedule_of,
+    write_record,
+)
 from proav.tune.results import write_results
 from proav.tune.rows import best_row, front, make_rows, rungs_of
 from proav.tune.space import grid_points, make_trial

@@ -64,6 +64,10 @@ def number_table(values: dict) -> Markup:
         drawn = "Drawn: the value as a dot on its interval, the number between real clips as a bar, each row on a scale of its own."
         content.append(element("p", drawn, class_="note"))
     content += [element("p", f"{', '.join(names)}: {text}.", class_="note") for text, names in said.items()]
+    if scale := values.get("scale", {}):
+        said = "; ".join(f"{shown_name(metric)}: {text}" for metric, text in scale.items())
+        note = f"For clips whose truth is known (bench/world_metric.py): {said}."
+        content.append(element("p", note, class_="note"))
     content += [
         warning(f"{count} clips could not be read and are left out ({what}).")
         for what, count in values["left_out"].items()

@@ -10,8 +10,8 @@ from torch import nn
 
 from proav.config import TrainConfig
 from proav.train.engines.base import Engine, NonFiniteError, average_gradients
-from proav.train.engines.zero import DeepSpeedEngine
 from proav.train.engines.data_parallel import TorchEngine
+from proav.train.engines.zero import DeepSpeedEngine
 
 __all__ = ["DeepSpeedEngine", "Engine", "NonFiniteError", "TorchEngine", "average_gradients", "make_engine"]
 

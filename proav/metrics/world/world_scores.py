@@ -1,0 +1,158 @@
+"""How well clips of the made world keep its laws: what is seen is heard, in time, and by the right object.
+
+Impacts are found in the picture (`objects.py`, `trajectories.py`) and in the sound
+(`onsets.py`), each without the other, and are then matched. What the numbers are for true clips, and
+for clips whose sound is late or another clip's, is in `scale.json` (`bench/world_metric.py`).
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from proav.metrics.world.laws import MATERIALS, pitch_hz
+from proav.metrics.world.objects import MIN_COLOUR, find_tracks
+from proav.metrics.world.onsets import Sound, find_sounds, fitting_material
+from proav.metrics.world.trajectories import Impact, find_impacts, find_path
+
+WORLD_SCORES = (
+    "impacts_heard",
+    "sounds_seen",
+    "median_offset_ms",
+    "label_fits",
+    "pitch_fits",
+    "followed",
+    "impacts",
+    "sounds",
+)
+"""What is measured of each clip."""
+WITH_SCALE = WORLD_SCORES[:5]
+"""Those that say how good clips are; the others say what these rest on."""
+COUNTED_BY = {"impacts_heard": "impacts", "sounds_seen": "sounds"}
+"""Shares of impacts and of sounds, not of clips: over many clips each weighs by its count."""
+MEDIANS = ("median_offset_ms",)
+"""Over many clips the median is told, not the mean."""
+PAIRING_SECONDS = 0.4
+"""Impacts and sounds further apart are no pair. Half of a window of 0.8 s: offsets of several frames are
+measured, not cut off."""
+PITCH_OCTAVES = 0.25
+"""By which a pitch may differ from that of the object's size: 12 % of the radius. Pitches of the world
+spread over 1.83 octaves."""
+EDGE_FRAMES = 0.15
+"""An impact just before the second frame is found at the second, for it has only one frame before it."""
+MANY = 1e4
+"""More than there are events in a clip."""
+MIN_COLOURED = 0.005
+"""Share of pixels with an object's colour from which there is something to follow."""
+
+
+def world_scores(
+    video_THWC: np.ndarray, audio_L: np.ndarray, *, fps: float, sample_rate: int, label: str = ""
+) -> dict[str, float]:
+    """The world's scores of one clip; NaN where there is nothing to measure.
+
+    impacts, sounds: how many are counted. An impact is counted if at least two frames lie on each side of
+    it, the same of sounds. impacts_heard: share of counted impacts with a sound at most a frame away, one to
+    one; sounds_seen: the same of counted sounds. median_offset_ms: median distance of impacts to their
+    sounds, up to 400 ms. label_fits: 1 if the label's material is the one that the sounds are most like, else
+    0. pitch_fits: 1 if the pitch of most heard impacts is that of the object's size. followed: share of the
+    objects' places that lie on paths of this world's gravity; NaN if nothing colourful is there.
+
+    video_THWC: uint8, square pictures, 4 frames or more to find anything. audio_L: mono.
+    """
+    impacts, followed = see(video_THWC, fps=fps)
+    sounds = find_sounds(audio_L, sample_rate=sample_rate)
+    seen, heard = [impact.time for impact in impacts], [sound.time for sound in sounds]
+    first, last = counted_span(len(video_THWC), fps)
+    counted = [number for number, time in enumerate(seen) if first <= time <= last]
+    counted_sounds = [number for number, time in enumerate(heard) if first <= time <= last]
+    near = match_times(seen, heard, tolerance=1 / fps)
+    pairs = match_times(seen, heard, tolerance=PAIRING_SECONDS)
+    offsets = [abs(seen[impact] - heard[sound]) for impact, sound in pairs if impact in counted]
+    material = fitting_material(sounds)
+    told = [pitch_octaves(impacts[impact], sounds[sound]) for impact, sound in near]
+    told = [octaves for octaves in told if np.isfinite(octaves)]
+    return {
+        "impacts_heard": _share(counted, {impact for impact, _ in near}),
+        "sounds_seen": _share(counted_sounds, {sound for _, sound in near}),
+        "median_offset_ms": 1000 * float(np.median(offsets)) if offsets else float("nan"),
+        "label_fits": float(material == label) if material and label in MATERIALS else float("nan"),
+        "pitch_fits": float(np.median(told) <= PITCH_OCTAVES) if told else float("nan"),
+        "followed": followed,
+        "impacts": float(len(counted)),
+        "sounds": float(len(counted_sounds)),
+    }
+
+
+def see(video_THWC: np.ndarray, *, fps: float) -> tuple[list[Impact], float]:
+    """(impacts in the picture in order of time, share of places on paths of this world)."""
+    tracks = find_tracks(video_THWC)
+    paths = [path for path in (find_path(track, fps=fps) for track in tracks) if path and path.is_followed]
+    if not tracks:
+        video = video_THWC.astype(np.int16)
+        coloured = float((video.max(-1) - video.min(-1) > MIN_COLOUR).mean())
+        return [], 0.0 if coloured >= MIN_COLOURED else float("nan")
+    found = sum(int(np.isfinite(path.track.places_T2[:, 0]).sum()) for path in paths)
+    return find_impacts(paths), found / (len(tracks) * len(video_THWC))
+
+
+def counted_span(num_frames: int, fps: float) -> tuple[float, float]:
+    """From when to when an impact has two frames on each side, in seconds, less EDGE_FRAMES."""
+    return (1 + EDGE_FRAMES) / fps, (num_frames - 2 - EDGE_FRAMES) / fps
+
+
+def match_times(
+    first: Sequence[float], second: Sequence[float], *, tolerance: float
+) -> list[tuple[int, int]]:
+    """Pairs of places in two sorted lists of times, one to one: as many as can be at most `tolerance` apart,
+    and of these pairings the one of least distances together.
+
+    Pairs of least distances never cross, so that the best pairing of the beginnings of both lists leads to
+    that of the whole.
+    """
+    best = np.zeros((len(first) + 1, len(second) + 1))
+    for row, one in enumerate(first):
+        for column, other in enumerate(second):
+            apart = abs(one - other) / tolerance
+            # A pair more is worth more than any distances saved. Times are sums of rounded numbers.
+            paired = best[row, column] + MANY - apart if apart <= 1 + 1e-9 else 0.0
+            best[row + 1, column + 1] = max(best[row, column + 1], best[row + 1, column], paired)
+    pairs, row, column = [], len(first), len(second)
+    while row and column:
+        if best[row, column] == best[row - 1, column]:
+            row -= 1
+        elif best[row, column] == best[row, column - 1]:
+            column -= 1
+        else:
+            row, column = row - 1, column - 1
+            pairs.append((row, column))
+    return pairs[::-1]
+
+
+def pitch_octaves(impact: Impact, sound: Sound) -> float:
+    """How far a sound's pitch is from that of the nearest object that meets, in octaves."""
+    return min(abs(float(np.log2(sound.pitch / pitch_hz(radius)))) for radius in impact.radii)
+
+
+def _share(counted: Sequence[int], matched: set[int]) -> float:
+    return sum(number in matched for number in counted) / len(counted) if counted else float("nan")
+
+
+@functools.cache
+def world_scale() -> dict:
+    """What the scores are for clips whose truth is known; {} before it is measured."""
+    path = Path(__file__).with_name("scale.json")
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def scale_texts(metrics: Sequence[str]) -> dict[str, str]:
+    """{metric: its value for each kind of known clips} for those among `metrics` that have a scale."""
+    rows = world_scale().get("windows", {}).get("scores", {})
+    texts = {}
+    for metric in metrics:
+        values = {kind: row[metric] for kind, row in rows.items() if row.get(metric) is not None}
+        if metric in WITH_SCALE and values:
+            texts[metric] = ", ".join(f"{kind} {value:.3g}" for kind, value in values.items())
+    return texts

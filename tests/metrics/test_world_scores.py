@@ -1,0 +1,165 @@
+"""The made world's metric: on known times, on sounds that are late, lost or foreign, and on rubbish."""
+
+import numpy as np
+import pytest
+
+from proav.metrics.world.laws import FLOOR, GRAVITY, MATERIALS, impact_sound, pitch_hz
+from proav.metrics.world.objects import Track, find_tracks
+from proav.metrics.world.onsets import find_sounds, fitting_material
+from proav.metrics.world.trajectories import find_impacts, find_path
+from proav.metrics.world.world_scores import (
+    WORLD_SCORES,
+    match_times,
+    see,
+    world_scale,
+    world_scores,
+)
+
+FPS, RATE, SIZE, FRAMES = 10, 16_000, 64, 8
+RADIUS, BOUNCE = 0.1, 0.3417
+"""An object that meets the floor once, at a time between frames."""
+
+
+def place(time: float) -> tuple[float, float]:
+    """Centre of an object that meets the floor at BOUNCE at 1.2 heights per second and leaves at 0.9."""
+    since = time - BOUNCE
+    speed = 1.2 if since < 0 else -0.9
+    return 0.3 + 0.4 * time, FLOOR - RADIUS + speed * since + GRAVITY * since**2 / 2
+
+
+def picture(centres, *, radius: float = RADIUS, colour=(220, 50, 50), frames: int = FRAMES) -> np.ndarray:
+    """Discs at centres(time) before grey: uint8 [T, H, W, 3]."""
+    rows, columns = (np.indices((SIZE, SIZE)) + 0.5) / SIZE
+    video = np.full((frames, SIZE, SIZE, 3), 130.0)
+    for number in range(frames):
+        for x, y in centres(number / FPS):
+            cover = np.clip((radius - np.hypot(columns - x, rows - y)) * SIZE + 0.5, 0, 1)[..., None]
+            video[number] += cover * (np.array(colour) - video[number])
+    return video.round().astype(np.uint8)
+
+
+def sound(
+    *times: float, material: str = "rubber", radius: float = RADIUS, frames: int = FRAMES
+) -> np.ndarray:
+    seconds = np.arange(frames * RATE // FPS) / RATE
+    parts = (0.3 * impact_sound(MATERIALS[material], pitch_hz(radius), seconds - time) for time in times)
+    return sum(parts, np.zeros(len(seconds))).astype(np.float32)
+
+
+def scores(video: np.ndarray, audio: np.ndarray, label: str = "rubber") -> dict[str, float]:
+    found = world_scores(video, audio, fps=FPS, sample_rate=RATE, label=label)
+    assert tuple(found) == WORLD_SCORES
+    return found
+
+
+BALL = picture(lambda time: [place(time)])
+
+
+def test_an_impact_is_found_between_frames_with_its_size():
+    (impact,), followed = see(BALL, fps=FPS)
+    assert impact.time == pytest.approx(BOUNCE, abs=0.003) and impact.kind == "floor" and followed == 1
+    assert impact.radii == pytest.approx((RADIUS,), rel=0.04)
+
+
+@pytest.mark.parametrize("name", sorted(MATERIALS))
+def test_a_sound_is_found_with_its_material_and_pitch(name):
+    sounds = find_sounds(sound(0.1234, 0.5, material=name, radius=0.08), sample_rate=RATE)
+    assert [one.time for one in sounds] == pytest.approx([0.1234, 0.5], abs=0.003)
+    assert fitting_material(sounds) == name
+    assert all(abs(np.log2(one.pitch / pitch_hz(0.08))) < 0.1 for one in sounds)
+
+
+def test_what_belongs_together_fits_in_everything():
+    found = scores(BALL, sound(BOUNCE))
+    assert found["impacts_heard"] == found["sounds_seen"] == found["label_fits"] == found["pitch_fits"] == 1
+    assert found["impacts"] == found["sounds"] == found["followed"] == 1 and found["median_offset_ms"] < 3
+
+
+@pytest.mark.parametrize(("late", "heard"), [(0.09, 1), (0.11, 0), (0.2, 0), (-0.09, 1), (-0.2, 0)])
+def test_offsets_are_measured_and_more_than_a_frame_is_not_heard(late, heard):
+    found = scores(BALL, sound(BOUNCE + late))
+    assert found["impacts_heard"] == found["sounds_seen"] == heard
+    assert found["median_offset_ms"] == pytest.approx(1000 * abs(late), abs=4)
+
+
+def test_silence_and_sounds_of_nothing_count_against_a_clip():
+    silent = scores(BALL, np.zeros_like(sound()))
+    assert silent["impacts_heard"] == 0 and silent["sounds"] == 0
+    lost = ("sounds_seen", "median_offset_ms", "label_fits", "pitch_fits")
+    assert all(np.isnan(silent[name]) for name in lost)
+    still = scores(picture(lambda time: []), sound(0.3))
+    assert still["sounds_seen"] == 0 and still["label_fits"] == 1
+    lost = ("impacts_heard", "median_offset_ms", "pitch_fits", "followed")
+    assert all(np.isnan(still[name]) for name in lost)
+    twice = scores(BALL, sound(BOUNCE, BOUNCE + 0.2))
+    assert twice["impacts_heard"] == 1 and twice["sounds_seen"] == 0.5
+
+
+def test_another_material_and_another_size_are_noticed():
+    assert scores(BALL, sound(BOUNCE, material="metal"))["label_fits"] == 0
+    assert np.isnan(scores(BALL, sound(BOUNCE), label="waterfall")["label_fits"])
+    assert scores(BALL, sound(BOUNCE, radius=0.065))["pitch_fits"] == 0
+
+
+def test_where_nothing_happens_nothing_counts():
+    flying = picture(lambda time: [(0.5, 0.3 + 0.2 * time - 0.4 * time + GRAVITY * time**2 / 2)])
+    found = scores(flying, np.zeros_like(sound()))
+    assert found["impacts"] == found["sounds"] == 0 and found["followed"] == 1
+    assert np.isnan(found["impacts_heard"]) and np.isnan(found["sounds_seen"])
+
+
+def test_objects_that_meet_in_the_air_are_one_impact():
+    def centres(time):
+        turn, fall = 0.35, GRAVITY * time**2 / 2
+        apart = 0.1 + abs(time - turn) * 0.5
+        return [(0.5 - apart, 0.2 + fall), (0.5 + apart, 0.2 + fall)]
+
+    impacts, followed = see(picture(centres), fps=FPS)
+    assert [impact.kind for impact in impacts] == ["objects"] and followed == 1
+    assert impacts[0].time == pytest.approx(0.35, abs=0.01)
+
+
+def test_specks_beside_an_object_do_not_hide_it():
+    specked = BALL.copy()
+    specked[2:5, 4:9, 4:9] = specked[4:6, 20:26, 40:46] = (30, 200, 60)
+    (impact,), followed = see(specked, fps=FPS)
+    assert impact.time == pytest.approx(BOUNCE, abs=0.003) and followed == 1
+
+
+def test_a_turn_without_contact_is_no_impact():
+    turn = picture(lambda time: [(0.5, 0.2 + 0.5 * abs(time - 0.35) + GRAVITY * time**2 / 2)])
+    (track,) = find_tracks(turn)
+    path = find_path(track, fps=FPS)
+    assert len(path.turns) == 1 and not find_impacts([path])
+
+
+def test_rubbish_gives_no_impacts_and_no_errors():
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (FRAMES, SIZE, SIZE, 3), np.uint8)
+    hiss = generator.normal(0, 0.1, FRAMES * RATE // FPS).astype(np.float32)
+    black, silence = np.zeros_like(noise), np.zeros_like(hiss)
+    for video in (noise, black, noise[:2], noise[:, :1, :1], np.roll(BALL, 20, 0)[::-1]):
+        for audio in (hiss, silence, np.ones_like(hiss), hiss[:100], hiss[:0]):
+            scores(video, audio)
+    assert scores(noise, hiss)["impacts"] == 0 and scores(noise, hiss)["followed"] == 0
+    assert np.isnan(scores(black, silence)["followed"])
+    jumping = picture(lambda time: [tuple(generator.uniform(0.2, 0.8, 2))])
+    assert scores(jumping, silence)["followed"] == 0 or scores(jumping, silence)["impacts"] == 0
+    assert find_path(Track(0.1, np.full((8, 2), np.nan)), fps=FPS) is None
+
+
+def test_pairs_are_one_to_one_as_many_as_can_be_and_the_nearest():
+    assert match_times([0.1, 0.2], [0.15], tolerance=0.1) in ([(0, 0)], [(1, 0)])
+    assert match_times([0.0, 0.1], [0.05, 0.18], tolerance=0.1) == [(0, 0), (1, 1)]
+    assert match_times([0.1, 0.5], [0.49, 0.52], tolerance=0.1) == [(1, 0)]
+    assert match_times([0.1], [0.2], tolerance=0.1) == [(0, 0)]
+    assert not match_times([0.1], [0.21], tolerance=0.1)
+    assert match_times([], [0.1], tolerance=0.1) == []
+
+
+def test_the_scale_falls_as_sounds_get_late():
+    rows = world_scale()["windows"]["scores"]
+    kinds = ("true clips", "1 frame late", "2 frames late", "4 frames late")
+    true, one, two, four = (rows[kind]["impacts_heard"] for kind in kinds)
+    assert true > 0.95 and 0.9 > one > 0.5 and max(two, four) < 0.4  # the last two are chance
+    assert rows["another clip's sound"]["label_fits"] < 0.05 < rows["true clips"]["label_fits"]
