@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from proav.diffusion.conditions import Conditions
 from proav.geometry import MODALITIES, PLANE_NAMES, PLANES_PER_MODALITY
 
 NUM_MODALITIES = len(MODALITIES)
@@ -107,12 +108,8 @@ class Conditioning(nn.Module):
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(self.label.weight, std=0.02)
 
-    def forward(self, times_B2: Tensor, labels_B: Tensor) -> Tensor:
+    def forward(self, times_B2: Tensor, conditions: Conditions) -> Tensor:
         """[B, 2, d]. times in [0, 1], column 0 video, 1 audio; labels in 0 .. num_labels."""
         waves_B2F = sinusoids(TIME_SCALE * times_B2, NUM_FREQUENCIES).to(self.own_time[0].weight.dtype)
-        return (
-            self.own_time(waves_B2F)
-            + self.other_time(waves_B2F.flip(1))
-            + self.modality
-            + self.label(labels_B)[:, None]
-        )
+        times_B2d = self.own_time(waves_B2F) + self.other_time(waves_B2F.flip(1))
+        return times_B2d + self.modality + self.label(conditions.labels_B)[:, None]

@@ -174,7 +174,7 @@ class STDiT(nn.Module):
         noise. conditions: labels in 0 .. num_labels (the null label); masked planes that are None are the
         same as zeros.
         """
-        vectors_B2d = F.silu(self.conditioning(times_B2, conditions.labels_B))
+        vectors_B2d = F.silu(self.conditioning(times_B2, conditions))
         modulation_B26d = rearrange(self.modulation(vectors_B2d), "b m (six d) -> b m six d", six=6)
         tokens_BLd = self.positions(self._tokens(noisy_BDPNN, conditions.masked_BEPNN))
         for block in self.blocks:

@@ -266,16 +266,16 @@ def test_attention_matches_its_formula():
 
 def test_each_modality_knows_its_own_time_and_the_other_by_different_maps():
     conditioning = trained_looking(STDiT(small_config(), NUM_LABELS)).conditioning
-    times, labels = torch.tensor([[0.2, 0.6]], dtype=torch.float64), torch.tensor([1])
-    video, audio = conditioning(times, labels)[0]
-    changed_video, changed_audio = conditioning(torch.tensor([[0.2, 0.5]], dtype=torch.float64), labels)[0]
+    times, told = torch.tensor([[0.2, 0.6]], dtype=torch.float64), Conditions(torch.tensor([1]))
+    video, audio = conditioning(times, told)[0]
+    changed_video, changed_audio = conditioning(torch.tensor([[0.2, 0.5]], dtype=torch.float64), told)[0]
     assert not torch.allclose(video, changed_video) and not torch.allclose(audio, changed_audio)
-    swapped = conditioning(times.flip(1), labels)[0]
+    swapped = conditioning(times.flip(1), told)[0]
     assert not torch.allclose(
         swapped.flip(0), torch.stack([video, audio])
     )  # the modality row tells them apart
     conditioning.modality.data.zero_()
-    torch.testing.assert_close(conditioning(times.flip(1), labels)[0].flip(0), conditioning(times, labels)[0])
+    torch.testing.assert_close(conditioning(times.flip(1), told)[0].flip(0), conditioning(times, told)[0])
 
 
 @pytest.mark.parametrize("layout", [EVEN, UNEVEN])
