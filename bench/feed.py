@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import torch
-from proav.data.sources.finding.finding import SourceRow
+from proav.data.sources.finding import SourceRow
 from storage import make_segments, read_segments
 
 from proav.config import Config

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import av
 from decode import make_clips
-from proav.data.sources.finding.finding import find_sources
+from proav.data.sources.finding import find_sources
 
 from proav.config import Config
 from proav.config.reading import load_config

@@ -87,7 +87,7 @@ def config_of(folder: Path):
 def make_units(folder: Path) -> None:
     """Stand-ins for the files that finished units leave."""
     import numpy as np
-    from proav.data.sources.finding.finding import find_sources, segment_id
+    from proav.data.sources.finding import find_sources, segment_id
 
     from proav.config.reading import load_config
     from proav.data.prepare.plan import make_plan, settle_plan
@@ -189,7 +189,7 @@ def make_units(folder: Path) -> None:
 
 def run_step(step: str, folder: Path) -> dict:
     """One step in this process: {"seconds", "gb", ...}."""
-    from proav.data.sources.finding.finding import find_sources
+    from proav.data.sources.finding import find_sources
 
     from proav.data.prepare.finish import finish
     from proav.data.prepare.plan import settle_plan

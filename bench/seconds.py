@@ -13,7 +13,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from proav.data.sources.finding.finding import find_sources
+from proav.data.sources.finding import find_sources
 
 from proav.config import Config
 from proav.config.reading import load_config

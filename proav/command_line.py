@@ -18,6 +18,7 @@ try:
     from proav.config import Config
     from proav.config.reading import config_to_yaml, describe_settings, load_config
     from proav.errors import StorageUnavailable, UserError
+    from proav.runs.layout import RunFolder
     from proav.stopping import HOW_TO_GO_ON, StopRequest
     from proav.storage.paths import explain_paths, with_absolute_paths
     from proav.storage.patience import DEFAULT_SECONDS, retry_seconds
@@ -77,7 +78,7 @@ def run_job(
                 f"run_dir={config.run_folder}"
                 + ("" if storage.is_remote(config.run_folder) else " (a folder that all nodes must reach)")
             )
-        record = storage.join(config.run_folder, "config.yaml")
+        record = RunFolder(config).config_file
         records = records and not chosen
         if records and not storage.exists(record):
             storage.write_text(record, config_to_yaml(config))

@@ -34,7 +34,7 @@ def write_clips(root, lengths: dict[str, float]) -> str:
 
 def prepare(config) -> dict:
     """Preprocessing without Ray: every unit in this process."""
-    from proav.data.sources.finding.finding import find_sources
+    from proav.data.sources.finding import find_sources
 
     from proav.data.prepare.finish import finish
     from proav.data.prepare.plan import settle_plan

@@ -27,6 +27,7 @@ from proav.media.container import Clip, probe_seconds, read_clip
 from proav.media.torchaudio import resample
 from proav.metrics.protocols import Protocol
 from proav.runs.checkpoint import Checkpoint, load_checkpoint
+from proav.runs.layout import RunFolder
 from proav.text import one_form
 
 
@@ -130,7 +131,7 @@ def samples_of(name: str, config: Config, view: View, *, max_clips: int) -> Clip
     """The run's generated samples, in order of their index; each is a source of its own. Raises UserError where there are none."""
     from proav.generation.batch import read_samples
 
-    folder = storage.join(config.run_folder, "samples")
+    folder = RunFolder(config).samples
     rows = sorted(read_samples(folder), key=lambda row: row["index"])[:max_clips]
     if not rows:
         raise UserError(f"no samples in {folder}; run: python ray_jobs/generate.py --config FILE, with the same run_dir")

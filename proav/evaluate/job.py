@@ -27,6 +27,7 @@ from proav.metrics.networks import NETWORKS, given, weights_file
 from proav.metrics.protocols import Protocol, find_protocol, protocol_hash
 from proav.metrics.world import scale_texts
 from proav.runs.checkpoint import Checkpoint, check_resumable, load_checkpoint
+from proav.runs.layout import RunFolder
 
 OF_FOLDERS = "folders are compared as they are: nothing is reconstructed, and no clip is for training"
 """Why two folders have no yardsticks."""
@@ -70,7 +71,7 @@ def evaluate(config: Config) -> dict:
         "absent": [] if av_align.is_installed() else [score for score in protocol.scores if score in OF_LIBRARIES],
         "patches": config.mdsa.plane_size,  # not in the hash: models with other patches may be compared
     }
-    path = storage.join(config.run_folder, "eval", "metrics.json")
+    path = RunFolder(config).metrics
     metrics = json.loads(storage.read_text(path)) if storage.exists(path) else {}
     if metrics.get("protocol") == identity:
         print(f"evaluate: done already, {path}")
@@ -198,9 +199,9 @@ def left_out(sets: dict[str, Measured]) -> dict[str, int]:
 
 
 def _checkpoints(config: Config) -> tuple[Checkpoint, Checkpoint | None]:
-    mdsa = load_checkpoint(storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa")
+    mdsa = load_checkpoint(RunFolder(config).mdsa.checkpoints, kind="mdsa")
     check_resumable(mdsa, config.model_copy(update={"seed": mdsa.config.seed}), mdsa.labels)  # a run may be measured with another seed
-    folder = storage.join(config.run_folder, "stdit", "checkpoints")
+    folder = RunFolder(config).stdit.checkpoints
     stdit = load_checkpoint(folder, kind="stdit") if storage.exists(storage.join(folder, "latest")) else None
     if stdit is not None:
         check_latents(config, stdit)
@@ -233,7 +234,7 @@ def _run_sets(
             kinds=("frechet", "kernel"),
         )
     ]  # fmt: skip
-    if stdit is None or not storage.exists(storage.join(config.run_folder, "samples", "manifest.jsonl")):
+    if stdit is None or not storage.exists(storage.join(RunFolder(config).samples, "manifest.jsonl")):
         return found
     fake = samples_of("generated", config, view, max_clips=most)
     train = segments_of("real-train", config, view, split="train", max_clips=most)
@@ -296,7 +297,7 @@ def _measure(config: Config, measures: Measures, protocol: Protocol, comparison:
             pairs = (score for score in protocol.scores if score in OF_PAIRS)
             scores = tuple(dict.fromkeys([*RECONSTRUCTION_SCORES, *YARDSTICK_SCORES, *pairs, *scores]))
         own = Measures(measures.config, measures.networks, scores, measures.perceptual_weights if "lpips" in scores else None)
-        found[name] = measure_set(clips, own, measured_folder(config.run_folder, clips, own), num_workers=workers, use_gpu=use_gpu)
+        found[name] = measure_set(clips, own, measured_folder(RunFolder(config).evaluation, clips, own), num_workers=workers, use_gpu=use_gpu)
     return found
 
 

@@ -14,6 +14,7 @@ from proav.diffusion.noise import noise_batch
 from proav.errors import UserError
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.runs.checkpoint import Checkpoint
+from proav.runs.layout import RunFolder
 
 NUM_TIMES = 8
 """Noise levels at which ST-DiT's validation loss is taken: the middles of equal shares of the training distribution of times."""
@@ -23,7 +24,7 @@ NUM_TIMES = 8
 def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu") -> dict:
     """ST-DiT's joint loss on stored latents of the evaluated split at fixed times and noises, beside the loss that a zero prediction has."""
     pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint_path, device=device)
-    feed = LatentFeed(storage.join(config.run_folder, "latents"), split=config.evaluate.split, labels=pipeline.labels)
+    feed = LatentFeed(RunFolder(config).latents, split=config.evaluate.split, labels=pipeline.labels)
     picked = np.unique(np.linspace(0, len(feed) - 1, min(config.evaluate.max_clips, len(feed))).round().astype(int))
     times = pipeline.process.draw_times((torch.arange(NUM_TIMES, dtype=torch.float64) + 0.5) / NUM_TIMES)
     losses, moments = np.zeros((len(picked), NUM_TIMES)), np.zeros(len(picked))
@@ -54,12 +55,12 @@ def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu")
 
 def check_latents(config: Config, stdit: Checkpoint) -> None:
     """Raises UserError where the stored latents are missing or not those of the MDSA that ST-DiT was trained with: its loss would mean nothing."""
-    folder = storage.join(config.run_folder, "latents")
+    folder = RunFolder(config).latents
     path = storage.join(folder, "stats.json")
     if not storage.exists(path):
         raise UserError(f"no latents in {folder} (no stats.json) for ST-DiT; run: python ray_jobs/encode.py --config FILE, with the same run_dir")
     if json.loads(storage.read_text(path))["mdsa_checkpoint"] != stdit.mdsa_hash:
         raise UserError(
             f"{stdit.path} was trained on the latents of another MDSA checkpoint than {folder}; "
-            f"delete {storage.join(config.run_folder, 'stdit', 'checkpoints')} and train anew with: python ray_jobs/train.py stage=stdit"
+            f"delete {RunFolder(config).stdit.checkpoints} and train anew with: python ray_jobs/train.py stage=stdit"
         )

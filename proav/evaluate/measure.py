@@ -147,8 +147,8 @@ def unit_path(folder: str, unit: int) -> str:
     return storage.join(folder, f"{unit:06d}.parquet")
 
 
-def measured_folder(run_folder: str, clip_set: ClipSet, measures: Measures) -> str:
-    """<run_dir>/eval/measured/<set>-<hash>: the hash is of all that the measurements follow from."""
+def measured_folder(evaluation_folder: str, clip_set: ClipSet, measures: Measures) -> str:
+    """<evaluation folder>/measured/<set>-<hash>: the hash is of all that the measurements follow from."""
     follows_from = {
         "set": clip_set.identity,
         "view": vars(clip_set.view),
@@ -157,7 +157,7 @@ def measured_folder(run_folder: str, clip_set: ClipSet, measures: Measures) -> s
         **measures.to_dict(),
     }
     told = json.dumps(follows_from, sort_keys=True)
-    return storage.join(run_folder, "eval", "measured", f"{clip_set.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}")
+    return storage.join(evaluation_folder, "measured", f"{clip_set.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}")
 
 
 def measure_set(clip_set: ClipSet, measures: Measures, folder: str, *, num_workers: int, use_gpu: bool) -> Measured:

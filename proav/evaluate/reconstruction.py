@@ -16,6 +16,7 @@ from proav.media.container import Clip
 from proav.media.melframes import one_torch_thread
 from proav.metrics.fidelity import mean_colour, mean_mel, mel_error_db, psnr_db, temporal_mean
 from proav.runs.checkpoint import load_checkpoint
+from proav.runs.layout import RunFolder
 
 NUM_SHOWN = 6
 """Reconstructions that are kept as mp4 files for the report."""
@@ -145,7 +146,7 @@ def save_shown(config: Config, checkpoint_path: str, *, device: str = "cpu") -> 
     coder = load_coder(load_checkpoint(checkpoint_path, kind="mdsa"), device=device)
     store = SegmentStore(config.data_folder)
     windows = evaluation_windows(store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips)
-    folder = storage.join(config.run_folder, "eval", "reconstructions")
+    folder = RunFolder(config).reconstructions
     storage.delete_folder(folder)  # pairs of an earlier evaluation may have other numbers
     for number in np.unique(np.linspace(0, len(windows) - 1, min(NUM_SHOWN, len(windows))).round().astype(int)).tolist():
         index, start = windows[number]

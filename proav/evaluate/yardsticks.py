@@ -29,6 +29,7 @@ from proav.media.melframes import one_torch_thread
 from proav.metrics.cosine_transform import CosineTransform
 from proav.metrics.plane_components import Chunks, LinearPlanes
 from proav.reports.kit.tables import values_text
+from proav.runs.layout import RunFolder
 
 YARDSTICK_SCORES = (
     "psnr_linear_planes_db",
@@ -137,7 +138,7 @@ def plan_yardsticks(config: Config) -> YardstickPlan:
     has_training = len(store.stretches(split="train", num_frames=geometry.num_frames)[0])
     needs = "" if has_training else f"a training split to fit them on; {config.data_folder} has no clip of it"
     name = f"yardsticks-{YardstickPlan(record, '').hash}.safetensors"
-    return YardstickPlan(record, storage.join(config.run_folder, "eval", name), needs)
+    return YardstickPlan(record, storage.join(RunFolder(config).evaluation, name), needs)
 
 
 def make_yardsticks(config: Config, plan: YardstickPlan) -> None:

@@ -13,6 +13,7 @@ from proav.errors import TOLD, UserError, raise_from_text, to_text
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.generation.sampling_settings import SamplingSettings
 from proav.runs.checkpoint import load_checkpoint
+from proav.runs.layout import RunFolder
 from proav.runs.progress import Progress
 from proav.text import find_label
 
@@ -39,10 +40,9 @@ def generate(config: Config) -> list[dict]:
         raise UserError(
             f"generate.task={config.generate.task}: generate.py makes joint samples; a2v and v2a take a given file: SoundingVideoPipeline(task=...)"
         )
-    folder = storage.join(config.run_folder, "samples")
-    checkpoint = load_checkpoint(
-        config.generate.checkpoint or storage.join(config.run_folder, "stdit", "checkpoints"), kind="stdit"
-    )
+    run = RunFolder(config)
+    folder = run.samples
+    checkpoint = load_checkpoint(config.generate.checkpoint or run.stdit.checkpoints, kind="stdit")
     SamplingSettings.from_config(config).num_calls(checkpoint.config.diffusion.objective)  # or says why not
     rows = wanted_rows(config, checkpoint)
     found = {row["index"]: row for row in read_samples(folder)}

@@ -25,6 +25,7 @@ from proav.errors import TOLD, UserError, raise_from_text, to_text
 from proav.geometry import LatentGeometry
 from proav.latents.statistics import merge_statistics, shard_sums
 from proav.runs.checkpoint import Checkpoint, check_resumable, list_checkpoints, load_checkpoint
+from proav.runs.layout import RunFolder
 from proav.runs.progress import Progress
 
 LATENT_SCHEMA = pa.schema(
@@ -59,7 +60,7 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     store = SegmentStore(config.data_folder)
     check_fits(store, config)
     checkpoint = load_checkpoint(
-        storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa", verify=False
+        RunFolder(config).mdsa.checkpoints, kind="mdsa", verify=False
     )  # verified where it is read
     check_resumable(
         checkpoint, config.model_copy(update={"seed": checkpoint.config.seed}), checkpoint.labels
@@ -100,7 +101,7 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
 
 def size_text(config: Config) -> str:
     """How many windows encoding will store and their size on disk, for --dry-run."""
-    if not storage.exists(storage.join(config.data_folder, "manifest.json")):
+    if not storage.exists(RunFolder(config).data_manifest):
         return f"latents: {config.data_folder} is not prepared yet, so their size is not known"
     return f"latents: {_size_text(config, sum(windows_per_shard(SegmentStore(config.data_folder), config).values()))}"
 
@@ -269,7 +270,7 @@ def _settle_other_latents(config: Config, settings: dict, shards: list[str], rep
         if differing
         else f"{folder} holds files that are not of this run: {strangers[0]}"
     )
-    trained = list_checkpoints(storage.join(config.run_folder, "stdit", "checkpoints"))
+    trained = list_checkpoints(RunFolder(config).stdit.checkpoints)
     if config.encode.replace or (replace_unused and not trained):
         print(f"encode: {what}: deleted, to be encoded anew")
         storage.delete_folder(folder)
@@ -317,7 +318,7 @@ def _in_units(size: int) -> str:
 
 
 def _folder(config: Config) -> str:
-    return storage.join(config.run_folder, "latents")
+    return RunFolder(config).latents
 
 
 def _made_with(path: str) -> dict:

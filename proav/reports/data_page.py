@@ -30,6 +30,7 @@ from proav.reports.kit.page import (
     warning,
 )
 from proav.reports.run_files import read_json, read_rejects, read_segments
+from proav.runs.layout import RunFolder
 
 MAX_EXAMPLES = 3
 MAX_LABELS = 60
@@ -116,7 +117,7 @@ def in_split(segments: pa.Table, split: str) -> pa.Table:
 
 
 def _command(config: Config) -> str:
-    return f"python ray_jobs/preprocess.py --config {storage.join(config.run_folder, 'config.yaml')}"
+    return f"python ray_jobs/preprocess.py --config {RunFolder(config).config_file}"
 
 
 def _header(config: Config, segments: pa.Table, rejects: pa.Table) -> list[Markup]:

@@ -40,6 +40,7 @@ from proav.reports.run_files import (
     read_metrics,
     read_segments,
 )
+from proav.runs.layout import RunFolder
 
 __all__ = ["write_data_report", "write_report"]
 
@@ -82,9 +83,7 @@ def write_report(config: Config) -> str:
 
 def command(config: Config, job: str, *words: str) -> str:
     """What to type to run `job` for this run."""
-    return " ".join(
-        [f"python ray_jobs/{job}.py --config {storage.join(config.run_folder, 'config.yaml')}", *words]
-    )
+    return " ".join([f"python ray_jobs/{job}.py --config {RunFolder(config).config_file}", *words])
 
 
 def clip_words(config: Config) -> str:
@@ -191,7 +190,7 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
 
 def _measured_sentence(config: Config) -> list[str]:
     """MDSA's numbers beside those of simple codes; nothing before they are measured."""
-    values, _ = read_json(storage.join(config.run_folder, "eval", "metrics.json"))
+    values, _ = read_json(RunFolder(config).metrics)
     reconstruction = (values or {}).get("reconstruction")
     if not isinstance(reconstruction, dict):
         return []
@@ -285,7 +284,7 @@ def _sample(config: Config, players: ClipPlayers, sample: dict) -> Markup:
 def _sample_path(config: Config, sample: dict) -> str:
     """The manifest's path, which is relative to the samples' folder or to the run's, or whole."""
     path = str(sample.get("path", ""))
-    folder = storage.join(config.run_folder, "samples")
+    folder = RunFolder(config).samples
     if not path:
         raise MediaError("not_found", "its line in samples/manifest.jsonl names no path")
     if storage.is_remote(path) or path.startswith("/"):
@@ -295,7 +294,7 @@ def _sample_path(config: Config, sample: dict) -> str:
 
 
 def _reconstructions(config: Config, players: ClipPlayers) -> list[Markup]:
-    folder = storage.join(config.run_folder, "eval", "reconstructions")
+    folder = RunFolder(config).reconstructions
     files = {path.rsplit("/", 1)[-1]: path for path in storage.list_files(folder)}
     names = sorted(
         {name.rsplit("_", 1)[0] for name in files if name.endswith(("_real.mp4", "_reconstructed.mp4"))}
@@ -390,7 +389,7 @@ def _curve_card(stage: str, key: str, run: Metrics) -> Markup:
 
 
 def _metrics(config: Config) -> list[Markup]:
-    values, problem = read_json(storage.join(config.run_folder, "eval", "metrics.json"))
+    values, problem = read_json(RunFolder(config).metrics)
     if problem:
         return [warning(problem)]
     if values is None:

@@ -21,6 +21,7 @@ from proav.errors import CheckpointError, UserError
 from proav.models.mdsa import MDSA
 from proav.models.stdit import STDiT
 from proav.runs.checkpoint import Checkpoint, check_resumable, load_checkpoint, newest_good_checkpoint
+from proav.runs.layout import RunFolder
 from proav.runs.metrics_log import MetricsLog
 from proav.runs.progress import Progress
 from proav.train.autoencoder_step import AutoencoderStep
@@ -57,7 +58,7 @@ def train_settings(config: Config, stage: str) -> TrainConfig:
 
 
 def checkpoints_folder(config: Config, stage: str) -> str:
-    return storage.join(config.run_folder, stage, "checkpoints")
+    return RunFolder(config).stage(stage).checkpoints
 
 
 def plan_stage(config: Config, stage: str) -> StagePlan:
@@ -85,7 +86,7 @@ def find_resume_point(
         }
         if any(_as_tuples(plan.description.get(key)) != value for key, value in theirs.items()):
             raise CheckpointError(
-                f"{checkpoint.path} was trained on other latents than those in {config.run_folder}/latents; "
+                f"{checkpoint.path} was trained on other latents than those in {RunFolder(config).latents}; "
                 f"delete {checkpoints_folder(config, stage)} to train anew, or choose another run_dir=DIR"
             )
     return checkpoint
@@ -178,7 +179,7 @@ class _Reporter:
     """Worker 0's lines: into metrics.jsonl, onto the terminal, and to whoever listens."""
 
     def __init__(self, config: Config, stage: str, state: LoopState, report: Callable[[dict], None]) -> None:
-        self.log = MetricsLog(storage.join(config.run_folder, stage), resume_clips=state.clips)
+        self.log = MetricsLog(RunFolder(config).stage(stage).path, resume_clips=state.clips)
         self.progress = Progress(
             f"train {stage}", train_settings(config, stage).num_clips, "clips", start=state.clips
         )
@@ -202,7 +203,8 @@ def _plan_autoencoder(config: Config) -> StagePlan:
 
 
 def _plan_generator(config: Config) -> StagePlan:
-    folder = storage.join(config.run_folder, "latents")
+    run = RunFolder(config)
+    folder = run.latents
     try:
         stats = json.loads(storage.read_text(storage.join(folder, "stats.json")))
     except FileNotFoundError:
@@ -211,14 +213,14 @@ def _plan_generator(config: Config) -> StagePlan:
         ) from None
     labels = tuple(stats["labels"])
     mdsa = load_checkpoint(
-        storage.join(config.run_folder, "mdsa", "checkpoints"), kind="mdsa", verify=False
+        run.mdsa.checkpoints, kind="mdsa", verify=False
     )  # what is read of it is verified then
     if mdsa.hash != stats["mdsa_checkpoint"]:
         raise UserError(
             f"the latents in {folder} were made by another MDSA checkpoint than {mdsa.path}; run: {ENCODE} and encode.replace=true"
         )
     if (
-        storage.exists(storage.join(config.data_folder, "manifest.json"))
+        storage.exists(run.data_manifest)
         and manifest_hash(read_manifest(config.data_folder)) != stats["data"]
     ):
         raise UserError(

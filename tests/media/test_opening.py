@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from proav.data.sources.finding.finding import find_sources, rows_of
+from proav.data.sources.finding import find_sources, rows_of
 
 from proav.data.prepare.isolation import IsolatedDecoder
 from proav.data.prepare.unit import SourceDecoder, WorkUnit, process_unit

@@ -1,7 +1,7 @@
 """What relative paths are seen from, and that a message about one says so."""
 
 import pytest
-from proav.data.sources.finding.finding import find_sources
+from proav.data.sources.finding import find_sources
 
 from proav.config.reading import describe_settings, load_config
 from proav.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 import torch
-from proav.data.sources.finding.finding import SourceRow
+from proav.data.sources.finding import SourceRow
 
 from proav import storage
 from proav.config import Config

@@ -22,7 +22,7 @@ from socket import socketpair
 
 from proav.config import Config
 from proav.config.reading import config_from_dict, config_to_dict
-from proav.data.sources.finding.finding import SourceRow
+from proav.data.sources.finding import SourceRow
 from proav.errors import MediaError, StorageUnavailable
 from proav.media.segments import About, Lost
 from proav.storage import patience

@@ -18,7 +18,7 @@ from proav import storage
 from proav.config import Config
 from proav.config.changes import setting_values, settings_that_change
 from proav.data.prepare.unit import WorkUnit
-from proav.data.sources.finding.finding import rows_of
+from proav.data.sources.finding import rows_of
 from proav.data.store.parquet import open_parquet
 from proav.errors import UserError
 

@@ -18,7 +18,7 @@ from proav.data.prepare.isolation import decoder_of_this_process
 from proav.data.prepare.plan import Plan, check_settings, settle_plan
 from proav.data.prepare.unit import WorkUnit, process_unit, read_record
 from proav.data.prepare.verify import verify
-from proav.data.sources.finding.finding import find_sources
+from proav.data.sources.finding import find_sources
 from proav.data.sources.folders import files_below
 from proav.data.store.parquet import only_writer
 from proav.data.store.shards import read_manifest

@@ -19,7 +19,7 @@ import torch
 
 from proav import storage
 from proav.config import Config
-from proav.data.sources.finding.finding import SourceRow, segment_id
+from proav.data.sources.finding import SourceRow, segment_id
 from proav.data.store.frames import encode_frames
 from proav.data.store.parquet import ShardWriter, open_parquet, write_shard
 from proav.data.store.schema import (

@@ -25,6 +25,7 @@ from proav.config import Config, TrainConfig
 from proav.errors import Stopped, UserError
 from proav.on_ray.resources import largest_resources, wants_gpu
 from proav.runs.checkpoint import list_checkpoints
+from proav.runs.layout import RunFolder
 from proav.stopping import StopRequest
 from proav.storage.lease import Lease
 from proav.train.loop import Asked
@@ -55,7 +56,7 @@ def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.Use
     another job that trains the same stage of the same run; none of these is tried again. Raises Stopped if
     SIGTERM or SIGINT came to this process or to a worker, with a checkpoint of all that was done.
     """
-    folder = storage.make_folder(storage.join(config.run_folder, stage))
+    folder = storage.make_folder(RunFolder(config).stage(stage).path)
     with Lease(folder, name="training") as lease:
         _tell_leftovers(folder)
         return _train_stage(config, stage, lease, callbacks)
@@ -313,7 +314,7 @@ class _PreemptionWatch:
 def _run_config(
     config: Config, stage: str, train: TrainConfig, callbacks: Sequence[ray.train.UserCallback]
 ) -> RunConfig:
-    filesystem, folder = storage.open_filesystem(storage.join(config.run_folder, ".ray"))
+    filesystem, folder = storage.open_filesystem(RunFolder(config).of_ray)
     return RunConfig(
         name=stage,
         storage_path=folder,

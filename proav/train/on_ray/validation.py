@@ -19,6 +19,7 @@ from proav.evaluate.reconstruction import evaluate_reconstruction
 from proav.generation.batch import generate
 from proav.on_ray.resources import device_of, wants_gpu
 from proav.runs.checkpoint import list_checkpoints
+from proav.runs.layout import RunFolder
 
 POLL_SECONDS = 2.0
 FILE = "validation.jsonl"
@@ -32,7 +33,7 @@ class Validation:
 
     def __init__(self, config: Config, stage: str) -> None:
         self.config, self.stage = config, stage
-        self.folder = storage.join(config.run_folder, stage)
+        self.folder = RunFolder(config).stage(stage).path
         self.every = getattr(config, stage).train.validate_every_clips
         self._done = {row["clips"] for row in read_validation(self.folder)}
         self._end = threading.Event()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from proav.data.sources.finding.finding import find_sources, rows_of
+from proav.data.sources.finding import find_sources, rows_of
 
 from proav.config.reading import config_to_dict
 from proav.data.prepare.isolation import IsolatedDecoder
@@ -137,7 +137,7 @@ def test_modules_of_the_folder_that_a_worker_stands_in_do_not_come_first(config,
         import json, os, sys
         sys.path.append({str(ROOT)!r})
         from proav.data.prepare.isolation import IsolatedDecoder
-        from proav.data.sources.finding.finding import find_sources, rows_of
+        from proav.data.sources.finding import find_sources, rows_of
         from proav.config.reading import config_from_dict
         os.chdir({str(tmp_path)!r})
         config = config_from_dict(json.loads('''{json.dumps(config_to_dict(config))}'''))
@@ -159,7 +159,7 @@ def test_the_decoder_dies_with_its_parent(config):
     script = f"""
         import json, os
         from proav.data.prepare.isolation import IsolatedDecoder
-        from proav.data.sources.finding.finding import find_sources, rows_of
+        from proav.data.sources.finding import find_sources, rows_of
         from proav.config.reading import config_from_dict
         config = config_from_dict(json.loads('''{json.dumps(config_to_dict(config))}'''))
         decoder = IsolatedDecoder(config)

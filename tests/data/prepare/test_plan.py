@@ -1,7 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from proav.data.sources.finding.finding import find_sources, rows_of
+from proav.data.sources.finding import find_sources, rows_of
 
 from proav.data.prepare.plan import (
     MAX_UNIT_BYTES,

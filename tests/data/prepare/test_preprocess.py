@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from proav.data.sources.finding.finding import find_sources, rows_of
+from proav.data.sources.finding import find_sources, rows_of
 
 from proav.config.reading import config_to_dict
 from proav.data.prepare.plan import settle_plan

@@ -2,7 +2,7 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-from proav.data.sources.finding.finding import SOURCE_SCHEMA, find_sources, rows_of, segment_id, source_id
+from proav.data.sources.finding import SOURCE_SCHEMA, find_sources, rows_of, segment_id, source_id
 
 from proav.config import Config, DataConfig
 from proav.errors import UserError

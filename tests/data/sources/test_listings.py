@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from proav.data.sources.finding.finding import find_sources, rows_of, segment_id, source_id
+from proav.data.sources.finding import find_sources, rows_of, segment_id, source_id
 
 from proav.config import Config, DataConfig
 from proav.data.store.shards import SegmentStore

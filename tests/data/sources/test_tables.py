@@ -6,7 +6,7 @@ import warnings
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from proav.data.sources.finding.finding import find_sources, rows_of
+from proav.data.sources.finding import find_sources, rows_of
 
 from proav.config import Config, DataConfig
 from proav.errors import UserError
