@@ -1,1 +1,4 @@
-"""Files and arrays: reading and writing clips (`container`), sound as mel images and back (`melframes`). Knows neither models nor Ray."""
+"""Files and arrays: reads and writes clips (`container`), turns sound into mel images and back (`melframes`).
+
+Knows neither models nor Ray.
+"""

@@ -1,7 +1,8 @@
 """Clips in files: picture and sound read onto one clock in a single pass, and written as mp4 (PyAV).
 
-Not for features or storage of data sets (`melframes.py`, `proav/data/store/shards.py`). Clips are what ProAV-DiT is trained on: T frames of
-H x W with the sound of exactly the same time. Letters: T frames, H and W rows and columns.
+Not for mel images (`melframes.py`) or for the storage of data sets (`proav/data/store/shards.py`).
+ProAV-DiT is trained on clips: T frames of H x W with the sound of exactly the same time.
+Letters: T frames, H and W rows and columns.
 """
 
 import os
@@ -25,13 +26,17 @@ from proav.media.sound import SoundClock
 from proav.media.tracks import main_track
 
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+"""Sample rates that AAC can hold, in Hz."""
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
     """Picture and sound of the same stretch of time.
 
-    video: uint8 [T, H, W, 3], RGB. audio: float32 [T * sample_rate / fps], mono, in [-1, 1]. Raises MediaError("bad_clip") for anything else.
+    video: uint8 [T, H, W, 3], RGB.
+    audio: float32 [T * sample_rate / fps], mono, in [-1, 1].
+    fps: frames per second. sample_rate: Hz. Both are whole numbers.
+    Raises MediaError("bad_clip") for anything else.
     """
 
     video: np.ndarray
@@ -73,7 +78,7 @@ class Clip:
                 "bad_clip",
                 f"{len(audio)} sound samples for {len(video)} frames; expected {expected} at {rates}",
             )
-        if not np.abs(audio).max(initial=0.0) <= 1.0:  # also false where a sample is not a number
+        if not np.abs(audio).max(initial=0.0) <= 1.0:  # also false if a sample is not a number
             raise MediaError(
                 "bad_clip",
                 "a clip's audio leaves [-1, 1] or is not finite; divide it by its largest magnitude",
@@ -89,7 +94,7 @@ class Clip:
 
 
 CRF = 10
-"""x264's quality. 18, often used, leaves 37 dB of 64x64 samples and adds a grid (bench/coding.py)."""
+"""x264's quality. The often used 18 leaves 64x64 samples at 37 dB and adds a grid (bench/coding.py)."""
 
 
 def read_segments(
@@ -108,45 +113,58 @@ def read_segments(
     on_progress: Callable[[], None] | None = None,
     silent_ok: bool = False,
 ) -> Iterator[tuple[float, Clip]]:
-    """(start in seconds, Clip) for one stretch of at most `segment_seconds` after the other, in one decoding pass with bounded memory.
+    """Cuts a file into consecutive clips, in one decoding pass with bounded memory.
 
-    One clock: time 0 is where the file's pictures start, or its sound where that starts a frame or more earlier. Frame k of a clip is the
-    picture shown k / fps after its start. A picture stays until the next one; the first is held where
-    pictures start late, the last as
-    long as the sound if the file has shown stills before. Silence stands where sound starts late or pauses.
-    Pictures that start more than
-    30 s late are missing until then, and sound that pauses for longer is missing there; a pause of both is no
-    clip either. The pictures' end
-    is the end, unless the sound ends more than 0.1 s before it: then that is. Where the file's clock starts
-    anew a new clip begins, and its
-    time goes on behind the one before. Only whole frames, each with exactly its sound. `reading.read_parts`
-    also tells what is left out.
+    Returns an iterator of (start in seconds, Clip). A clip is at most `segment_seconds` long. It holds whole
+    frames only, with exactly their sound. `segments.read_parts` also tells what is left out.
 
-    Picture and sound are of one programme. If its main sound track is silent in what is read, another that is
-    not is taken.
+    Picture and sound share one clock:
+    - Time 0 is the start of the file's pictures. If the sound starts a frame or more earlier, time 0 is the
+      start of the sound.
+    - Frame k of a clip is the picture shown k / fps after the clip's start. A picture stays until the next.
+    - If pictures start late, the first one is shown from time 0 on. If they start more than 30 s late, they
+      are missing until then.
+    - If sound starts late or pauses, silence fills the time. If it pauses for more than 30 s, it is missing
+      there.
+    - No clip goes over a pause of both.
+    - The last clip ends with the pictures, or with the sound if that ends more than 0.1 s earlier. If the
+      file has shown stills before, its last picture is held as long as the sound.
+    - If the file's clock starts anew, a new clip begins. Its time goes on behind the clip before.
 
-    source: a path, local or remote, or an open binary file. start_seconds, end_seconds: the part to read (a seek, not a decoding from the
-    start). min_frames: shorter remainders are left out. deadline_seconds: time this function may spend, the caller's own not counted.
-    on_progress: called at each packet that is read, as a sign of life. silent_ok: a file without a sound track gives silence instead of an
-    error.
-    Raises MediaError with reason not_found, empty_file, unreadable, no_video, no_audio, unsupported_codec,
-    too_large, bad_rate, bad_span, bad_clock, decode_error, truncated (ends long before its header says),
-    too_short (holds no segment of min_frames), no_sound or no_picture (for more than 30 s), or timeout; and
-    StorageUnavailable.
+    Picture and sound come from one programme. If its main sound track is silent in the part that is read,
+    another one that is not silent is taken.
+
+    source: a path, local or remote, or an open binary file.
+    fps: frames per second of the clips.
+    sample_rate: of the clips' sound, Hz.
+    height, width: of the clips' frames, pixels.
+    fit: "pad" or "crop", as in `pictures.Canvas`.
+    segment_seconds: longest clip.
+    start_seconds, end_seconds: the part to read. It is found by a seek, not by decoding from the start.
+    min_frames: remainders with fewer frames are left out.
+    deadline_seconds: time that this function may spend. The caller's own time is not counted.
+    on_progress: called at each packet that is read, as a sign of life.
+    silent_ok: a file without a sound track gives silence instead of an error.
+
+    Raises StorageUnavailable, and MediaError with reason not_found, empty_file, unreadable, no_video,
+    no_audio, unsupported_codec, too_large, bad_rate, bad_span, bad_clock, decode_error, truncated (ends long
+    before its header says), too_short (holds no segment of min_frames), no_sound or no_picture (for more than
+    30 s), or timeout.
     """
     request = Request(
         fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit,
         segment_frames=frames_in(segment_seconds, fps),
         start_seconds=start_seconds,
         max_frames=None if end_seconds is None else max(0, frames_in(end_seconds - start_seconds, fps)),
-        min_frames=min_frames, deadline_seconds=deadline_seconds, on_progress=on_progress, silent_ok=silent_ok,
+        min_frames=min_frames, deadline_seconds=deadline_seconds, on_progress=on_progress,
+        silent_ok=silent_ok,
     )  # fmt: skip
     assert request.segment_frames >= 1, (segment_seconds, fps)
     return _clips(source, request)
 
 
 def frames_in(seconds: float, fps: int) -> int:
-    """Whole frames of a time, rounding forgiven."""
+    """Number of whole frames in a time; rounding errors of the time do not count."""
     return int(seconds * fps + 1e-6)
 
 
@@ -170,9 +188,10 @@ def read_clip(
     silent_ok: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Clip:
-    """`num_frames` frames (None: all) from `start_seconds` on, with their sound.
+    """Reads one clip: `num_frames` frames (None: all) from `start_seconds` on, with their sound.
 
-    Clock, arguments and errors as in `read_segments`. max_pixels: files with larger pictures are refused.
+    The clock, the other arguments and the errors are those of `read_segments`.
+    max_pixels: files with larger pictures are refused (rows x columns).
     """
     request = Request(
         fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit,
@@ -190,10 +209,15 @@ def read_sound(
     max_seconds: float = float("inf"),
     deadline_seconds: float | None = None,
 ) -> np.ndarray:
-    """The sound of a file, with or without pictures, as float32 [samples], mono, in [-1, 1]: all of it, or its first `max_seconds`.
+    """The sound of a file, with or without pictures: float32 [samples], mono, in [-1, 1].
 
-    A pause of more than 30 s is the end, as is a clock that starts anew. Raises MediaError as
-    `read_segments`.
+    A pause of more than 30 s ends it, and so does a clock that starts anew.
+
+    source: a path, local or remote, or an open binary file.
+    sample_rate: of the result, Hz.
+    max_seconds: at most this much sound is returned, from its beginning.
+    deadline_seconds: time that this function may spend.
+    Raises MediaError as `read_segments`.
     """
     watch = Watch(deadline_seconds)
     with opened(source, watch) as (container, name):
@@ -219,7 +243,7 @@ def read_sound(
 def probe_seconds(source: str | BinaryIO) -> float:
     """Length that the file's header states for its pictures, in seconds; 0 if it states none.
 
-    0 also if it cannot be opened. Nothing is decoded. Raises StorageUnavailable.
+    Also 0 if the file cannot be opened. Nothing is decoded. Raises StorageUnavailable.
     """
     try:
         with opened(source, Watch()) as (container, name):
@@ -234,15 +258,16 @@ def probe_seconds(source: str | BinaryIO) -> float:
 def write_clip(path: str, clip: Clip, *, crf: int = CRF) -> None:
     """Writes an mp4 (H.264, AAC) under a temporary name and moves it to `path`, local or remote.
 
-    crf: x264's quality, 0 (lossless) .. 51. Raises MediaError("not_writable") for sizes or rates that the format cannot hold.
+    crf: x264's quality, 0 (lossless) .. 51.
+    Raises MediaError("not_writable") if the format cannot hold the clip's size or sample rate.
     """
     storage.write_bytes(str(path), encode_clip(clip, crf=crf))
 
 
 def encode_clip(clip: Clip, *, crf: int = CRF) -> bytes:
-    """The bytes of `clip` as mp4: H.264 4:2:0 BT.709 + AAC, index in front, the encoder's delay taken back by the edit list.
+    """The bytes of `clip` as mp4: H.264 4:2:0 BT.709 with AAC, the index in front.
 
-    The same clip gives the same bytes (one encoding thread).
+    The edit list takes back the encoder's delay. The same clip gives the same bytes (one encoding thread).
     """
     _, height, width, _ = clip.video.shape
     if height % 2 or width % 2:
@@ -252,11 +277,11 @@ def encode_clip(clip: Clip, *, crf: int = CRF) -> bytes:
     if clip.sample_rate not in AAC_RATES:
         raise MediaError(
             "not_writable",
-            f"AAC cannot hold sound at {clip.sample_rate} Hz; expected one of {', '.join(map(str, AAC_RATES))}",
+            f"AAC cannot hold sound at {clip.sample_rate} Hz; "
+            f"expected one of {', '.join(map(str, AAC_RATES))}",
         )
-    with tempfile.TemporaryDirectory(
-        prefix="proav-"
-    ) as folder:  # a real file: moving the index to the front reads it again
+    # a real file: FFmpeg reads it again when it moves the index to the front
+    with tempfile.TemporaryDirectory(prefix="proav-") as folder:
         file = os.path.join(folder, "clip.mp4")
         with av.open(file, "w", format="mp4", options={"movflags": "+faststart"}) as container:
             _mux(container, clip, crf)
@@ -270,8 +295,8 @@ def _mux(container, clip: Clip, crf: int) -> None:
         "crf": str(crf),
         "preset": "fast",
         "g": str(2 * clip.fps),
-        "bf": "0",
-    }  # looking ahead over B-frames, x264 reads unset memory
+        "bf": "0",  # if x264 looks ahead over B-frames, it reads unset memory
+    }
     video = container.add_stream("libx264", rate=clip.fps, options=options)
     video.width, video.height, video.pix_fmt = width, height, "yuv420p"
     context = video.codec_context

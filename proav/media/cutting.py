@@ -1,7 +1,7 @@
-"""One stretch of a file, picture and sound on one clock without a joint, cut into clips; what cannot be used
-is told with its span.
+"""Cuts one stretch of a file into clips, and tells the span of what cannot be used.
 
-Knows nothing of files. Private to `proav/media/container.py`.
+A stretch is picture and sound on one clock, without a joint (`joints.py`).
+Knows nothing of files (`segments.py`). Private to `proav/media`, except for two tolerances.
 """
 
 import math
@@ -14,22 +14,22 @@ from proav.media.pictures import LAST_FRAME_SLACK, MAX_GAP_SECONDS, PictureClock
 from proav.media.sound import Silence, SoundClock
 
 MAX_SOUND_SHORTFALL = 0.1
-"""Sound may end this much before the pictures, in seconds, and is filled with silence; if it ends earlier,
-the clip ends with it."""
+"""Seconds by which sound may end before the pictures; silence fills them. If it ends earlier, the clip ends
+with it."""
 PAUSE_SECONDS = 1.0
-"""A stretch of more than this without sound and without pictures was not recorded: no clip goes on over it.
-A stretch of more than this without sound and without pictures was not recorded: no clip goes on over it."""
+"""A longer time without sound and without pictures was not recorded: no clip goes over it."""
 MAX_LEAD_SECONDS = 40.0
-"""Pictures that lead by more wait no longer for their sound; this bounds the frames that are held."""
+"""Pictures that lead by more no longer wait for their sound. This bounds the number of frames held."""
 MAX_SKEW_SECONDS = 5.0
-"""Streams lie at most this far apart in a file."""
+"""Pictures and sound of the same time lie at most this far apart in a file."""
 MAX_STILL_SECONDS = 600.0
-"""Sound that leads by more waits no longer for the next picture; this bounds the sound that is held."""
+"""Sound that leads by more no longer waits for the next picture. This bounds the sound held."""
 
 
 def end_slack_seconds(fps: int) -> float:
-    """Less than this is not told as lost at the end of a stretch: less than a frame, or as much as sound may
-    be short.
+    """Seconds: a shorter loss at the end of a stretch is not told.
+
+    This is one frame, or as much as the sound may be short (MAX_SOUND_SHORTFALL) if that is longer.
     """
     return max(MAX_SOUND_SHORTFALL, 1 / fps) + 1e-6
 
@@ -38,7 +38,8 @@ def end_slack_seconds(fps: int) -> float:
 class Cut:
     """A clip's frames, from frame `first` of the stretch on, and its sound.
 
-    cancelled: as SoundClock.cancels.
+    video: uint8 [T, H, W, 3]. audio: float32 [samples].
+    cancelled: what `SoundClock.cancels` says of the sound.
     """
 
     first: int
@@ -49,9 +50,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Loss:
-    """Frames first ..
+    """Frames `first` to `end` - 1 of the stretch cannot be used.
 
-    end - 1 of the stretch cannot be used. reason: too_short, no_sound, no_picture or gap.
+    reason: too_short, no_sound, no_picture or gap.
     """
 
     first: int
@@ -60,26 +61,30 @@ class Loss:
 
 
 class Stretch:
-    """Cuts what two clocks have finished into clips of `min_frames` to `segment_frames` frames (None: as
-    long as may be).
-    """
+    """Cuts what two clocks have finished into clips of `min_frames` to `segment_frames` frames."""
 
     def __init__(
         self, pictures: PictureClock, sound: SoundClock | Silence, *, fps: int, sample_rate: int,
         segment_frames: int | None, min_frames: int, first: int = 0,
     ) -> None:  # fmt: skip
-        """first: the first frame that is wanted."""
+        """pictures, sound: the clocks to cut from.
+        fps: frames per second of `pictures`.
+        sample_rate: of `sound`, Hz.
+        segment_frames: frames in a whole clip; None: clips are as long as possible.
+        min_frames: shorter clips are lost as too_short.
+        first: the first frame that is wanted.
+        """
         self._first = first
         self.pictures, self.sound = pictures, sound
         self._fps, self._sample_rate = fps, sample_rate
         self._segment_frames, self._min_frames = segment_frames, max(1, min_frames)
         self._next = 0  # the first frame that is neither cut nor lost
-        self._num_holes = 0  # those of the sound that are behind
+        self._num_holes = 0  # holes of the sound that lie before what is cut next
         self._loss: Loss | None = None
 
     @property
     def reached(self) -> int:
-        """The first frame that is neither cut nor lost nor before the first that is wanted."""
+        """The first frame that is not cut, not lost and not dropped as unwanted."""
         return self._next
 
     @property
@@ -88,7 +93,7 @@ class Stretch:
         return self.pictures.full and self.sound.seconds >= self.pictures.seconds
 
     def ready(self) -> Iterable[Cut | Loss]:
-        """What both streams have passed."""
+        """Clips and losses of the time that both streams have passed."""
         pictures, sound = self.pictures, self.sound
         lead = pictures.seconds - sound.seconds
         if lead > MAX_LEAD_SECONDS and not pictures.full:
@@ -103,11 +108,11 @@ class Stretch:
         known = min(pictures.num_frames, int(min(sound.seconds, 1e9) * self._fps + 1e-6))
         whole = self._segment_frames is None or known < self._next + self._segment_frames
         if whole and len(self.sound.holes) == self._num_holes and pictures.late <= MAX_GAP_SECONDS:
-            return ()  # asked at every frame: nothing costs nothing
+            return ()  # this runs at every frame: the usual case must be cheap
         return self._cut_until(known)
 
     def rest(self) -> Iterator[Cut | Loss]:
-        """The stretch has ended, or all that was asked for has been read: what is left."""
+        """What is left when the stretch has ended, or when all that was asked for has been read."""
         pictures, sound = self.pictures, self.sound
         sound.finish()
         pictures.finish(sound.seconds)
@@ -126,7 +131,7 @@ class Stretch:
         yield from self._told()
 
     def _frames(self, seconds: float) -> int:
-        """Whole frames in a time."""
+        """Number of whole frames in a time, with a little slack for the last."""
         return int(min(seconds, 1e9) * self._fps + LAST_FRAME_SLACK)
 
     def _cut_until(self, known: int, *, ended: bool = False) -> Iterator[Cut | Loss]:
@@ -144,8 +149,9 @@ class Stretch:
         yield from self._whole_segments(limit)
 
     def _unusable(self, known: int, ended: bool) -> Iterator[tuple[int, int, str]]:
-        """(first, end, reason) in frames, in order; without a reason if it is not sure yet whether these can
-        be used.
+        """Yields (first, end, reason) in frames, in order.
+
+        The reason is "" if it is not known yet whether these frames can be used.
         """
         late = self.pictures.late
         if late > MAX_GAP_SECONDS:
@@ -158,10 +164,8 @@ class Stretch:
                 yield self._frames(begin), self._up(end), ""
                 return
             else:
-                for (
-                    one,
-                    other,
-                ) in self.pictures.pauses:  # the picture from before the pause does not come back
+                # the picture shown before the pause is not shown again after it
+                for one, other in self.pictures.pauses:
                     if min(other, end) - max(one, begin) > PAUSE_SECONDS:
                         back = other if other - end < PAUSE_SECONDS else end
                         yield self._frames(max(one, begin)), self._up(back), "gap"
@@ -196,7 +200,7 @@ class Stretch:
         yield cut
 
     def _lose(self, end: int, reason: str) -> Iterator[Loss]:
-        """Frames up to `end` are lost; a loss that goes on is told once, when it is over."""
+        """Frames up to `end` are lost. A loss that goes on is told once, when it is over."""
         self._drop(min(end, self._first))
         first = self._next
         if end <= first:

@@ -1,6 +1,6 @@
 """An opened media file as decoded frames in file order: seeking, counting damage.
 
-Knows nothing of clips. Private to `proav/media/container.py`.
+Knows nothing of clips (`segments.py`). Private to `proav/media`.
 """
 
 import itertools
@@ -14,35 +14,38 @@ from proav.media.joints import Joint, with_joints
 from proav.media.opening import MAX_PIXELS, Watch, no_memory, words
 
 SEEK_MARGIN_SECONDS = 0.2
-"""Reading a span starts this much earlier: the first sound after a seek lacks the overlap with what came before."""
+"""Reading a span starts this much earlier. The first sound after a seek lacks the overlap with what came
+before."""
 MPEG_MARGIN_SECONDS = 3.0
-"""The same for MPEG program streams (.mpg, .vob): only some of their pictures have a time stamp, and before
-the second one after a seek FFmpeg's guesses are late by a few pictures. Made files have stamps up to 1.2 s
+"""The same for MPEG program streams (.mpg, .vob). Only some of their pictures have a time stamp. Until the
+second stamp after a seek, FFmpeg's guesses are late by a few pictures. Made files have stamps up to 1.2 s
 apart."""
 MAX_DAMAGE = 0.1
-"""A stretch of which more than this share of a stream's packets cannot be decoded is refused."""
+"""A stretch is refused if more than this share of a stream's packets in it cannot be decoded."""
 COUNTED_FORMATS = ("avi",)
-"""They carry no time stamps, only pictures in the order of decoding. With B-frames FFmpeg stamps them late, by as many as wait to be shown, and H.264
-even out of order; the count of packets at which a picture came out is in order, and late by the same number."""
+"""Formats without time stamps; their pictures are in decoding order. With B-frames FFmpeg's stamps are late
+by the number of pictures that wait to be shown. With H.264 they are even out of order. The count of packets
+at which a picture came out is in order, and late by the same number."""
 END_TIME_FORMATS = ("matroska,webm", "nut", "asf")
-"""Their headers state when the file ends on its own clock, not how long it is."""
+"""Formats whose headers state when the file ends on its own clock, not how long it is."""
 MAX_REORDERED = 16
-"""Of H.264, the most of any codec."""
+"""Most pictures that may wait to be shown: the limit of H.264, the largest of any codec."""
 MIN_RATE, MAX_RATE = 1_000, 768_000
-"""Sound of other rates, in Hz, is a header's mistake: at 1 Hz, nine kilobytes would become hours."""
+"""Rates of sound in Hz. Any other is a mistake of the header: at 1 Hz, nine kilobytes would become hours."""
 MAX_SOUND_FRAME_SECONDS = 30.0
-"""Codecs hand out some milliseconds at a time, up to a few seconds."""
+"""Longest piece of decoded sound. Codecs give some milliseconds at a time, up to a few seconds."""
 MAX_PIXEL_ASPECT = 4
-"""Pixels said to be more than so many times as wide as high, or as high as wide, are a writer's mistake and taken as square."""
+"""Largest ratio of a pixel's sides. A larger one is a mistake of the file's writer: the pixel is taken as
+square."""
 
 
 def start_time(stream) -> Fraction | None:
-    """When the stream starts, in seconds of the file's clock, if its header says."""
+    """When the stream starts, in seconds of the file's clock; None if its header does not say."""
     return None if stream.start_time is None else stream.start_time * stream.time_base
 
 
 def declared_seconds(container) -> float:
-    """Length of the file by its header, 0 if it states none."""
+    """Length of the file in seconds by its header, 0 if it states none."""
     duration = container.duration or 0
     if container.format.name in END_TIME_FORMATS and duration > (container.start_time or 0):
         duration -= container.start_time or 0
@@ -50,7 +53,7 @@ def declared_seconds(container) -> float:
 
 
 def declared_end(container, stream) -> float | None:
-    """When the stream ends, in seconds of the file's clock, if its header says."""
+    """When the stream ends, in seconds of the file's clock; None if its header does not say."""
     if stream.duration is not None:
         start = 0 if container.format.name in END_TIME_FORMATS else stream.start_time or 0
         return float((start + stream.duration) * stream.time_base)
@@ -63,16 +66,19 @@ def declared_end(container, stream) -> float | None:
 
 
 def origin(video_start: Fraction | None, audio_start: Fraction | None, frame_seconds: Fraction) -> Fraction:
-    """Time 0 of a clip on the file's clock: where pictures start, or sound where that starts at least `frame_seconds` earlier."""
+    """Time 0 on the file's clock, in seconds: the start of the pictures.
+
+    If the sound starts at least `frame_seconds` earlier, time 0 is the start of the sound.
+    """
     if video_start is None or audio_start is None:
         return video_start if video_start is not None else audio_start or Fraction(0)
     return audio_start if video_start - audio_start >= frame_seconds else video_start
 
 
 def check_pixels(picture, name: str, max_pixels: int) -> None:
-    """Raises MediaError("too_large") if a picture has more pixels, or a stream says that its have.
+    """Raises MediaError("too_large") if a picture has more than `max_pixels`, or if a stream states more.
 
-    Asked of every picture, since files may change their size midway.
+    This is checked for every picture, since the size may change within a file.
     """
     if picture.width * picture.height > max_pixels:
         said = f"{name} has pictures of {picture.width}x{picture.height}"
@@ -80,8 +86,8 @@ def check_pixels(picture, name: str, max_pixels: int) -> None:
 
 
 def check_sound(frame: av.AudioFrame, name: str) -> None:
-    """Raises MediaError bad_rate or too_large if sound would become far more at another rate than it is."""
-    if not frame.samples or not frame.sample_rate:  # nothing, of which nothing is made
+    """Raises MediaError bad_rate or too_large if a small piece of sound would become huge when resampled."""
+    if not frame.samples or not frame.sample_rate:  # nothing to resample
         return
     if not MIN_RATE <= frame.sample_rate <= MAX_RATE:
         said = f"{name} says that its sound has a rate of {frame.sample_rate} Hz"
@@ -92,7 +98,7 @@ def check_sound(frame: av.AudioFrame, name: str) -> None:
 
 
 def pixel_aspect(video) -> Fraction:
-    """Width over height of a pixel; 1 where the file gives nothing sensible."""
+    """Width over height of a pixel; 1 if the file states nothing sensible."""
     aspect = Fraction(video.sample_aspect_ratio or 1)
     return aspect if 1 <= aspect * MAX_PIXEL_ASPECT <= MAX_PIXEL_ASPECT**2 else Fraction(1)
 
@@ -100,12 +106,19 @@ def pixel_aspect(video) -> Fraction:
 class Decoder:
     """Decodes chosen streams of a container on one thread, in file order.
 
-    `watch` is told of each packet, and its clock starts here.
+    Afterwards `stopped_by` says which error ended the reading, if any. `has_later_tracks` says whether tracks
+    began in the middle of the file. `num_frames` and `num_packets` count by kind, "video" or "audio".
     """
 
     def __init__(
         self, container, streams: list, name: str, watch: Watch, max_pixels: int = MAX_PIXELS
     ) -> None:
+        """container: of PyAV, opened for reading.
+        streams: those of its streams to decode; at most one of a kind.
+        name: of the file, for messages.
+        watch: is told of each packet; its clock starts here.
+        max_pixels: larger pictures raise MediaError("too_large").
+        """
         self._container, self._streams, self._name = container, streams, name
         beside = (
             stream
@@ -123,14 +136,13 @@ class Decoder:
         self.has_later_tracks = False
         self.num_frames = dict.fromkeys((stream.type for stream in streams), 0)
         self.num_packets = dict.fromkeys(self.num_frames, 0)
-        self._recent = {
-            kind: [0, 0] for kind in self.num_frames
-        }  # packets, packets that failed, since the last check
-        self._unplaced = set(
-            self.num_frames
-        )  # streams of which no frame has come since the file was opened or sought in
+        # by kind: packets, and packets that failed, since the last check
+        self._recent = {kind: [0, 0] for kind in self.num_frames}
+        # kinds of which no frame has come since the file was opened or since the last seek
+        self._unplaced = set(self.num_frames)
         self._counted = container.format.name in COUNTED_FORMATS
-        self._first_key: int | None = None  # these two: of the pictures of counted formats, in packets
+        # for pictures of counted formats, in packets: the first key frame, and how late pictures come out
+        self._first_key: int | None = None
         self._reordered: int | None = None
         for stream in streams:
             stream.thread_type = "NONE"
@@ -138,7 +150,7 @@ class Decoder:
                 stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(max_pixels)}
 
     def damage(self) -> str:
-        """What is wrong if too much failed since the last call, else nothing."""
+        """Says what is wrong if too many packets failed since the last call; else ""."""
         found = ""
         for kind, (packets, failed) in self._recent.items():
             if failed > MAX_DAMAGE * packets:
@@ -151,10 +163,9 @@ class Decoder:
         return found
 
     def frames(self) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame | Joint]]:
-        """("video" or "audio", frame) to the end of the file, or of what is readable of it; ("joint", Joint)
-        where the clock starts anew.
+        """Yields ("video" or "audio", frame), and ("joint", Joint) at each place where the clock starts anew.
 
-        Raises MediaError timeout or bad_clock.
+        Ends at the end of the file, or of what is readable of it. Raises MediaError timeout or bad_clock.
         """
         for packet in self.packets():
             if isinstance(packet, Joint):
@@ -168,7 +179,7 @@ class Decoder:
             yield from self._decode(stream, None)
 
     def packets(self) -> Iterator[av.Packet | Joint]:
-        """The same before decoding."""
+        """As `frames`, before decoding."""
         return with_joints(self._read_packets(), self._time_bases, self._name)
 
     def _read_packets(self) -> Iterator[av.Packet]:
@@ -177,9 +188,7 @@ class Decoder:
             self._watch.sign()
             try:
                 packet = next(packets, None)
-            except (
-                IndexError
-            ):  # PyAV knows the tracks that were there when the file was opened, and no later ones
+            except IndexError:  # PyAV knows only the tracks that were there when the file was opened
                 self.has_later_tracks, packets = True, self._container.demux(*self._demuxed)
                 continue
             except (av.FFmpegError, OSError) as error:
@@ -194,16 +203,19 @@ class Decoder:
     def frames_from(
         self, start: float | None, file_start: float
     ) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame]]:
-        """As `frames`, from the key frame before `start`; from the beginning where None or where the file cannot be sought in."""
+        """As `frames`, from the key frame before `start`; from the beginning if it is None or seeking fails.
+
+        start, file_start: where to begin, and where the file begins, in seconds of the file's clock.
+        Raises MediaError("unreadable") if the file cannot be read from `start` on.
+        """
         if start is not None and self._counted:
-            next(
-                (kind for kind, _ in self.frames() if kind == "video"), None
-            )  # from the beginning, for `_late_by`
+            # the first picture of the file is decoded for `_late_by`
+            next((kind for kind, _ in self.frames() if kind == "video"), None)
         if start is None:
             return self.frames()
         margin = MPEG_MARGIN_SECONDS if self._container.format.name == "mpeg" else SEEK_MARGIN_SECONDS
         if not self._seek(start - margin):
-            self._seek(file_start - 1)  # a search that failed (RealMedia) has left the file at its end
+            self._seek(file_start - 1)  # a seek that failed (RealMedia) has left the file at its end
             return self.frames()
         ahead = []
         frames = self.frames()
@@ -245,9 +257,9 @@ class Decoder:
         except MemoryError as error:
             raise no_memory(self._name) from error
         except (av.FFmpegError, OSError):
-            if kind == "video":  # a decoder refuses pictures above its limit, and keeps their size
+            if kind == "video":  # a decoder that refused a picture above its limit still knows its size
                 check_pixels(stream.codec_context, self._name, self._max_pixels)
-            # before the first good frame this is a stream cut open between key frames, not damage
+            # before the first good frame this is a stream that was cut between key frames, not damage
             self._recent[kind][1] += bool(self.num_frames[kind])
             return decoded
         for frame in frames:
@@ -259,11 +271,10 @@ class Decoder:
                 self._recent[kind][1] += bool(self.num_frames[kind])
                 continue
             self.num_frames[kind] += 1
-            frame.time_base = time_base  # frames let out at the end of the file come without
+            frame.time_base = time_base  # the last frames come without one, at the end of the file
             if kind in self._unplaced and frame.pts is None and packet is not None:
-                frame.pts = (
-                    packet.pts
-                )  # WMA names no time for its first frames: after a seek they would land anywhere
+                # WMA's first frames have no time: after a seek their place would be unknown
+                frame.pts = packet.pts
             self._unplaced.discard(kind)
             if self._counted and kind == "video":
                 frame.pts = None if frame.dts is None else frame.dts - self._late_by(frame)
@@ -271,7 +282,10 @@ class Decoder:
         return decoded
 
     def _late_by(self, frame: av.VideoFrame) -> int:
-        """How many packets of a counted format pass before a picture comes out; settled by the first picture of the file."""
+        """How many packets of a counted format pass before a picture comes out.
+
+        The first picture of the file settles this number.
+        """
         if self._reordered is None:
             late = frame.dts - self._first_key if self._first_key is not None else 0
             self._reordered = late if 0 <= late <= MAX_REORDERED else 0

@@ -1,18 +1,21 @@
-"""Interlaced pictures -> whole ones (`Deinterlacer`): every second row of a picture was taken half a frame later, and a moving edge is a comb.
+"""Interlaced pictures -> whole ones (`Deinterlacer`).
 
-FFmpeg's bwdif fills in the rows of the later field; the picture of the first field keeps the time stamp. Private to `proav/media`.
+In an interlaced picture every second row was taken half a frame later, so a moving edge looks like a comb.
+FFmpeg's bwdif fills in the rows of the later field. The picture of the first field keeps the time stamp.
+Private to `proav/media/pictures.py`.
 """
 
 import av
 
 MIN_SIDE = 16
-"""Smaller pictures are left as they are: bwdif needs some rows and columns of each plane."""
+"""Pixels. Smaller pictures are left as they are: bwdif needs some rows and columns of each plane."""
 
 
 class Deinterlacer:
-    """One picture out for each one in; those not marked as interlaced pass unchanged.
+    """Gives one picture for each one it takes. Pictures not marked as interlaced pass unchanged.
 
-    Costs nothing before the first interlaced picture. From then on pictures come one late, as bwdif looks at both neighbours.
+    It costs nothing before the first interlaced picture. From then on pictures come one later, since bwdif
+    looks at both neighbours.
     """
 
     def __init__(self) -> None:
@@ -33,7 +36,7 @@ class Deinterlacer:
         return finished + self._pull()
 
     def finish(self) -> list[av.VideoFrame]:
-        """The stream has ended: lets out what is held."""
+        """Returns the pictures still held, at the end of the stream."""
         if self._graph is None:
             return []
         self._graph.vpush(None)

@@ -1,8 +1,7 @@
 """Packets in file order, with a mark at each joint: a place where the clock of a file starts anew.
 
-Captures that were put one behind the other have one, and recorders that were started again. No packet is
-decoded here.
-Private to `proav/media/container.py`.
+Captures put one behind the other have a joint, and so have recordings that were stopped and started again.
+No packet is decoded here (`demuxing.py`). Private to `proav/media`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,29 +13,26 @@ import av
 from proav.errors import MediaError
 
 BACK_SECONDS = 0.5
-"""A clock that goes back by more starts anew; by less, something was sent twice."""
+"""A clock that goes back by more than this starts anew. If by less, something was sent twice."""
 AHEAD_SECONDS = 30.0
-"""A stream whose clock goes ahead by more than this and is alone in that has paused; with the others, their
-clock starts anew."""
+"""If only one stream's clock goes ahead by more than this, that stream has paused. If the clocks of all
+streams do, the clock of the file starts anew."""
 WAIT_SECONDS = 5.0
-"""After a joint of one stream the other's is waited for so long, on the clock of the file: multiplexers put
+"""How long a joint of one stream waits for that of the other, on the clock of the file. Multiplexers put
 streams up to two seconds apart."""
 MAX_LATE_SECONDS = 2.0
-"""A stream that goes on for longer on the old clock has not met the joint of the other."""
-
-
+"""If a stream goes on for longer than this on the old clock, it has no joint where the other has one."""
 MIN_SKIPPED_SECONDS = 2.0
-"""Packets of other tracks alone, for longer than multiplexers put streams apart, are a stretch of their own.
-Packets of other tracks alone, for longer than multiplexers put streams apart, are a stretch of their own."""
+"""Packets of other tracks alone for longer than this are a stretch of their own. Multiplexers put streams
+less far apart."""
 
 
 @dataclass(frozen=True)
 class Joint:
     """A new clock begins, or a stretch without the tracks that are read ends.
 
-    starts: the earliest time on the new clock of each stream, by the stream's index, seconds.
-    skipped_seconds: length of
-    the stretch before it in which there were packets of other tracks alone.
+    starts: earliest time of each stream on the new clock, by the stream's index, in seconds.
+    skipped_seconds: length of the stretch before the joint that held packets of other tracks alone.
     """
 
     starts: dict[int, float]
@@ -46,24 +42,22 @@ class Joint:
 def with_joints(
     packets: Iterable[av.Packet], time_bases: dict[int, Fraction], name: str
 ) -> Iterator[av.Packet | Joint]:
-    """The packets of the streams of which `time_bases` are given, and a Joint before the first packet on a
-    new clock.
+    """Yields the packets of the wanted streams, and a Joint before the first packet on a new clock.
 
-    Packets of other streams are left out; where there was nothing else at the file's beginning or end stands
-    a Joint, too.
+    Packets of other streams are left out. If the file's beginning or end holds nothing else for more than
+    MIN_SKIPPED_SECONDS, a Joint stands there, too.
 
     Packets of the old clock that come after those of the new one are moved before the joint. A single packet
-    with
-    a stray time loses it: its place is then guessed. Raises MediaError("bad_clock") if one stream starts anew
-    and the other does not.
+    with a stray time loses that time; its place is then guessed.
+
+    packets: in file order. time_bases: seconds a tick of each wanted stream, by its index. name: of the file,
+    for messages. Raises MediaError("bad_clock") if one stream starts anew and the other does not.
     """
-    time_bases = {
-        index: float(time_base) for index, time_base in time_bases.items()
-    }  # a Fraction costs ten times as much
+    # floats: a Fraction costs ten times as much
+    time_bases = {index: float(time_base) for index, time_base in time_bases.items()}
     last: dict[int, float] = {}
-    others: dict[
-        int, tuple[float, float]
-    ] = {}  # first and last time of each other stream, since the last packet that was wanted
+    # first and last time of each other stream since the last wanted packet
+    others: dict[int, tuple[float, float]] = {}
     joining: _Joining | None = None
     for packet in packets:
         if not packet.size:
@@ -117,15 +111,16 @@ def _skipped(others: dict[int, tuple[float, float]]) -> float:
 
 
 def _all_behind(time: float, index: int, last: dict[int, float]) -> bool:
-    """Whether the other streams are far from a time ahead, so that a pause of this one alone does not
-    explain it.
+    """Whether every other stream is far behind this time.
+
+    If one is not, a pause of this stream alone explains the jump.
     """
     others = [value for other, value in last.items() if other != index]
     return bool(others) and all(time - value > AHEAD_SECONDS for value in others)
 
 
 class _Joining:
-    """What has come on the new clock, until it is sure that this is one and every stream has met it."""
+    """Holds what has come on a new clock, until that clock is certain and every stream has reached it."""
 
     def __init__(
         self,
@@ -137,6 +132,14 @@ class _Joining:
         name: str,
         skipped: float,
     ) -> None:
+        """packet: the first on the new clock.
+        index: of its stream.
+        time: of the packet, seconds.
+        old: last time of each stream on the old clock, seconds.
+        time_bases: seconds a tick of each stream.
+        name: of the file, for messages.
+        skipped: as Joint.skipped_seconds.
+        """
         self._skipped = skipped
         self.first, self.last = index, {index: time}
         self.num_packets = 1
@@ -148,10 +151,12 @@ class _Joining:
         self._time_bases, self._name = time_bases, name
 
     def take(self, packet: av.Packet, index: int, time: float | None, old: dict[int, float]) -> str:
-        """ "new": held.
+        """Says to which clock a packet belongs, and holds it if that is the new one.
 
-        "old": of the old clock. "stray": the first packet was alone with its time. "full": a packet of yet
-        another clock.
+        packet, index, time: the packet, its stream and its time in seconds, None if it has none.
+        old: last time of each stream on the old clock; brought up to date.
+        Returns "new": the packet is held. "old": it is of the old clock. "stray": the first packet was alone
+        with its time. "full": this packet is of yet another clock.
         """
         if index == self.first:
             if (
@@ -191,8 +196,9 @@ class _Joining:
         )
 
     def released(self, *, stray: bool = False) -> Iterator[av.Packet | Joint]:
-        """The joint and what was held; without the joint and without its time if the first packet was a
-        stray.
+        """Yields the joint, then the packets held.
+
+        stray: there is no joint; the first packet loses its time.
         """
         if stray:
             self._held[0].pts = self._held[0].dts = None

@@ -1,7 +1,9 @@
-"""Sound as mel images, one a video frame, and back: the audio half of ProAV-DiT's input (Figure 1), with no learned vocoder.
+"""Sound as mel images, one a video frame, and back, with no learned vocoder.
 
-Not for files (`container.py`). The paper gives no mel settings; all are ours and live in `MelConfig`.
-Letters: B clips, L sound samples, T frames, M mel bins (lowest first), S mel columns within a frame, F Fourier bins, J = T * S columns.
+This is the audio half of ProAV-DiT's input (Figure 1). The paper gives no mel settings. All are ours, in
+`MelConfig` (`proav/config/clip.py`). Not for files (`container.py`).
+Letters: B clips, L sound samples, T frames, M mel bins (lowest first), S mel columns within a frame,
+F Fourier bins, J = T * S columns, C channels, H and W rows and columns, N samples in a Fourier window.
 """
 
 import contextlib
@@ -17,20 +19,26 @@ from proav.geometry import ClipGeometry
 from proav.media.torchaudio import import_torchaudio
 
 TINY = 1e-16
-"""Least divisor: far below what is heard, and far enough from zero that no quotient overflows float32."""
+"""Smallest divisor: far below what is heard, and far enough from zero that no quotient overflows float32."""
 LIMITER_KNEE = 0.9
-"""Sound above this magnitude is bent to stay below 1, in clips that would pass it."""
+"""In clips that would pass 1, sound above this magnitude is bent to stay below 1."""
 
 
 class MelFrames:
-    """The transform of one configuration; holds no state that changes, works on any device and for any whole number of frames.
+    """The mel transform of one configuration, on any device and for any whole number of frames.
 
-    Native grid [B, T, M, S], values in [-1, 1]: y = 2 (log10 m - floor) / (ceiling - floor) - 1, clipped, where m is the Slaney mel band
-    (area-normalized filters on the magnitude of a Hann-window Fourier transform). -1 means silence.
-    transform "whole": one Fourier transform over all of the sound, column j centred on sample j * hop and belonging to frame j // S; sound
-    is taken as zero beyond its ends and the last column, centred on the end, is dropped. So the columns of a window equal those of the
-    sound around it except within n_fft / 2 samples of its borders: the first 3 and last 2 of 256 at the default settings.
-    transform "segment": every frame's sound is cut out and transformed alone in the same way; windows then agree everywhere.
+    It holds no state that changes.
+
+    Native grid [B, T, M, S], values in [-1, 1]: y = 2 (log10 m - floor) / (ceiling - floor) - 1, clipped.
+    m is the Slaney mel band: area-normalized filters on the magnitude of a Hann-window Fourier transform.
+    -1 means silence.
+
+    transform "whole": one Fourier transform over all of the sound. Column j is centred on sample j * hop and
+    belongs to frame j // S. Sound is taken as zero beyond its ends. The last column, centred on the end, is
+    dropped. So the columns of a window equal those of the sound around it, except within n_fft / 2 samples of
+    the window's borders. At the default settings these are the first 3 and the last 2 of 256.
+    transform "segment": every frame's sound is cut out and transformed alone, in the same way. Windows then
+    agree everywhere.
     """
 
     def __init__(self, config: Config) -> None:
@@ -53,12 +61,16 @@ class MelFrames:
         return torch.linalg.pinv(self._filters_MF.double()).float()
 
     def encode(self, waveform_BL: torch.Tensor) -> torch.Tensor:
-        """Waveform in [-1, 1], L a whole number of frames, -> mel_BTMS, float32 in [-1, 1]. Raises UserError for another length."""
+        """Waveform in [-1, 1] -> mel_BTMS, float32 in [-1, 1].
+
+        Raises UserError if L is not a whole number of frames.
+        """
         batch, length = waveform_BL.shape
         frames, rest = divmod(length, self.geometry.samples_per_frame)
         if rest or not frames:
             raise UserError(
-                f"{length} sound samples are no whole number of frames; expected a multiple of {self.geometry.samples_per_frame}"
+                f"{length} sound samples are no whole number of frames; "
+                f"expected a multiple of {self.geometry.samples_per_frame}"
             )
         pieces = self._pieces(frames)
         spectrum_BFJ = self._transform(waveform_BL.float().reshape(batch * pieces, length // pieces)).abs()[
@@ -75,7 +87,7 @@ class MelFrames:
     def decode(self, mel_BTMS: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         """mel_BTMS -> waveform_BL in [-1, 1], L = T * samples a frame, by fast Griffin-Lim towards its bands.
 
-        seeds: one a clip; it alone decides the first phase, so that a clip sounds the same in any batch.
+        seeds: one a clip. The seed alone decides the first phase, so a clip sounds the same in any batch.
         Peaks above 1 are rounded off, see `_limit`.
         """
         batch, frames = mel_BTMS.shape[:2]
@@ -93,26 +105,31 @@ class MelFrames:
         return _limit(waveform.reshape(batch, -1))
 
     def tile(self, mel_BTMS: torch.Tensor, channels: int = 1) -> torch.Tensor:
-        """The native grid as images of the video's size, image_BCTHW: every value a block of pixels, low frequencies in the bottom row."""
+        """The native grid as images of the video's size, image_BCTHW.
+
+        Every value becomes a block of pixels. Low frequencies are in the bottom row.
+        """
         rows, columns = self.geometry.tile
         return repeat(
             mel_BTMS.flip(2), "b t m s -> b c t (m rows) (s columns)", c=channels, rows=rows, columns=columns
         )
 
     def untile(self, image_BCTHW: torch.Tensor) -> torch.Tensor:
-        """The mean over channels and blocks, mel_BTMS: the exact inverse of `tile`, and its least-squares inverse for other images."""
+        """The mean over channels and blocks, mel_BTMS.
+
+        It is the exact inverse of `tile`. For other images it is the least-squares inverse.
+        """
         rows, columns = self.geometry.tile
         blocks = rearrange(
             image_BCTHW, "b c t (m rows) (s columns) -> b t m s (c rows columns)", rows=rows, columns=columns
         )
+        # taken from the corner, the mean of equal values is that value, to the bit
         corner = blocks[..., :1]
-        mean = corner + (blocks - corner).mean(
-            dim=-1, keepdim=True
-        )  # from the corner: the mean of equal values is that value, to the bit
+        mean = corner + (blocks - corner).mean(dim=-1, keepdim=True)
         return mean.squeeze(-1).flip(2)
 
     def _pieces(self, frames: int) -> int:
-        """Stretches of sound that are transformed alone."""
+        """Number of stretches of sound that are transformed alone."""
         return frames if self.settings.transform == "segment" else 1
 
     def _transform(self, waveform_BL: torch.Tensor) -> torch.Tensor:
@@ -131,7 +148,7 @@ class MelFrames:
         """Fast Griffin-Lim (Perraudin, Balazs, Sondergaard 2013) towards mel bands: the sound, [B, length].
 
         A round: x <- t * gain(|t|) with t = c + momentum (c - c').
-        c is the spectrum of the sound of x, and c' that of the round before. At first t has magnitude 1.
+        c is the spectrum of the sound of x, and c' is c of the round before. At first t has magnitude 1.
         """
         settings, n_fft, hop = self.settings, self.geometry.n_fft, self.geometry.hop
         window = self._window.to(mel_BJM.device)
@@ -152,12 +169,15 @@ class MelFrames:
         return sound_of(spectrum_BJF)
 
     def _gain_towards(self, mel_BJM: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What each bin of a magnitude_BJF is to be multiplied with, so that its mel bands come to mel_BJM.
+        """Returns the gain: a function of magnitude_BJF that gives a factor for each bin.
+
+        The factors bring the mel bands of the magnitude to mel_BJM.
 
         multiplicative: M^T (m / M a) / M^T 1 with filters M, mel m, magnitude a (Richardson 1972, Lucy 1974).
         Each band asks for a factor. A bin takes the mean of what its bands ask, weighted by their filters.
         So partials stay as sharp as they have become. A bin that no filter reaches is silent.
-        pseudo_inverse: max(pinv(M) m, 0) / a, the magnitude of least norm, in every round the same.
+        pseudo_inverse: max(pinv(M) m, 0) / a. The target is the magnitude of least norm, the same in every
+        round.
         """
         if self.settings.griffin_lim_magnitude == "pseudo_inverse":
             wanted_BJF = (mel_BJM @ self._inverse_FM.mT.to(mel_BJM.device)).clamp(min=0.0)
@@ -169,7 +189,10 @@ class MelFrames:
 
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Torch on one thread within the block: the last bits of mel images depend on the number of threads, and stored ones shall not."""
+    """Runs torch on one thread within the block.
+
+    The last bits of mel images depend on the number of threads. Those of stored images must not.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -179,7 +202,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def _overlap_add(pieces_BJN: torch.Tensor, hop: int) -> torch.Tensor:
-    """The sum of pieces of N samples, each begun `hop` samples after the one before; zeros follow."""
+    """The sum of pieces of N samples. Each begins `hop` samples after the one before; zeros follow."""
     batch, columns, size = pieces_BJN.shape
     blocks = -(-size // hop)
     blocks_BJKH = torch.nn.functional.pad(pieces_BJN, (0, blocks * hop - size)).unflatten(2, (blocks, hop))
@@ -190,20 +213,24 @@ def _overlap_add(pieces_BJN: torch.Tensor, hop: int) -> torch.Tensor:
 
 
 def _magnitude(spectrum: torch.Tensor) -> torch.Tensor:
-    """|spectrum|; torch's own, which is careful about extreme numbers, takes twice as long on a CPU."""
+    """|spectrum|. Torch's own abs is careful with extreme numbers and takes twice as long on a CPU."""
     return (spectrum.real.square() + spectrum.imag.square()).sqrt()
 
 
 def _first_phase(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Unit complex numbers of uniform angle, a function of the seed and the shape alone (drawn on the CPU for every device)."""
+    """Unit complex numbers of uniform angle, a function of the seed and the shape alone.
+
+    They are drawn on the CPU for every device.
+    """
     angle = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * (2 * torch.pi)
     return torch.polar(torch.ones_like(angle), angle)
 
 
 def _limit(waveform_BL: torch.Tensor) -> torch.Tensor:
-    """Brings clips whose peak passes 1 into [-1, 1] by bending what is above the knee (a tanh with slope 1 there); others stay as they are.
+    """Brings clips whose peak passes 1 into [-1, 1]; other clips stay as they are.
 
-    Scaling such clips down as a whole was measured and is worse: one stray peak cost a loud clip up to 7.5 dB everywhere.
+    What is above the knee is bent by a tanh, whose slope at the knee is 1. Scaling such clips down as a whole
+    was measured and is worse: one stray peak cost a loud clip up to 7.5 dB everywhere.
     """
     magnitude = waveform_BL.abs()
     room = 1 - LIMITER_KNEE

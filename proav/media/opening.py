@@ -1,7 +1,8 @@
-"""Files and streams as opened containers, with patience where storage fails for a moment.
+"""Files and streams as opened containers, with patience if storage fails for a moment.
 
-Private to `proav/media`. A local file is read as patiently as one on an object store: an error of a disk over
-a network would else look like the end of the file, and the rest of a recording would be missing.
+A local file is read as patiently as one on an object store. Otherwise an error of a disk over a network would
+look like the end of the file, and the rest of a recording would be missing.
+Decodes nothing (`demuxing.py`). Private to `proav/media`.
 """
 
 import contextlib
@@ -27,15 +28,15 @@ FORMATS = (
 """Formats that are opened: files that hold media, never playlists that name other files or addresses."""
 LOCAL_BUFFER_BYTES, REMOTE_BUFFER_BYTES = 1 << 15, 1 << 20
 MAX_PIXELS = 8192 * 8192
-"""Larger pictures are refused wherever in a file they come, before a decoder takes memory for them."""
+"""Larger pictures are refused anywhere in a file, before a decoder takes memory for them."""
 
 
 class Watch:
-    """What the reader of a file minds beside it: a time limit, a sign of life, and what storage has failed
-    with.
+    """Watches the reading of a file: a time limit, a sign of life, and the error of storage in `failure`.
 
-    deadline_seconds: of each start; on_progress: called whenever the reader gets further. Waiting for storage
-    does not count towards the deadline: it has a limit of its own, job.retry_seconds.
+    deadline_seconds: time limit, counted anew from each `start`. on_progress: called each time the reader
+    gets further. Waiting for storage does not count towards the deadline. It has its own limit,
+    job.retry_seconds.
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class Watch:
         self.start("the file")
 
     def start(self, name: str) -> None:
-        """The clock begins anew. name: of the file, for messages."""
+        """Starts the clock anew. name: of the file, for messages."""
         self._name = name
         self._deadline = None if self._seconds is None else time.monotonic() + self._seconds
 
     def sign(self) -> None:
-        """Work goes on. Raises MediaError("timeout"), and what storage has failed with."""
+        """Says that work goes on. Raises MediaError("timeout"), or the error of storage."""
         self.check_storage()
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise MediaError("timeout", f"{self._name} took longer than {self._seconds:g} s to decode")
@@ -59,13 +60,15 @@ class Watch:
             self._on_progress()
 
     def check_storage(self) -> None:
-        """Raises StorageUnavailable, or a request to stop, if reading has failed with that: FFmpeg goes on as
-        if the file had ended."""
+        """Raises StorageUnavailable, or a request to stop, if reading has failed with it.
+
+        FFmpeg itself goes on as if the file had ended.
+        """
         if self.failure is not None:
             raise self.failure
 
     def add(self, seconds: float) -> None:
-        """So many seconds were spent on waiting for storage."""
+        """Moves the deadline by the seconds that were spent on waiting for storage."""
         if self._deadline is not None:
             self._deadline += seconds
 
@@ -80,8 +83,10 @@ class Watch:
 
 @contextlib.contextmanager
 def opened(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[av.container.InputContainer, str]]:
-    """(container, name for messages). Raises MediaError not_found, empty_file or unreadable, and
-    StorageUnavailable."""
+    """Opens a media file; yields (container, name for messages).
+
+    Raises StorageUnavailable, and MediaError not_found, empty_file or unreadable.
+    """
     with _byte_source(source, watch) as (file, name, buffer_bytes):
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
         try:
@@ -106,7 +111,7 @@ def can_be_read_again(source: str | BinaryIO) -> bool:
 
 
 def read_head(source: str | BinaryIO, num_bytes: int, watch: Watch) -> bytes:
-    """The file's first bytes, of one that can be read again."""
+    """The first `num_bytes` of a file that can be read again."""
     with _byte_source(source, watch) as (file, _, _):
         file.seek(0)
         try:
@@ -128,7 +133,7 @@ def words(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _byte_source(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[BinaryIO, str, int]]:
-    """(file, name, buffer size)."""
+    """Yields (file, name for messages, size of its buffer in bytes)."""
     if hasattr(source, "read"):
         name = str(getattr(source, "name", "the given file"))
         if source.seekable():
@@ -157,21 +162,21 @@ def _byte_source(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[BinaryI
 
 
 def _check_kind(name: str, watch: Watch) -> None:
-    """Whether a local name is a file: a pipe would be waited for."""
+    """Raises MediaError("unreadable") if a local name is not a file: reading a pipe would wait for ever."""
     path = name.removeprefix("file://")
     if not stat.S_ISREG(patiently(lambda: os.stat(path), f"looking at {name}", watch.add).st_mode):
         raise MediaError("unreadable", f"{name} is not a file")
 
 
 class _Source(io.RawIOBase):
-    """A file for PyAV. What reading fails with is the watch's; FFmpeg is told of an error of input.
+    """A file for PyAV. An error of reading goes to `watch.failure`; FFmpeg is told only that input failed.
 
-    Once the file was open, no error is a mistake of the user's, nor damage.
+    After the file was opened, an error of reading is neither the user's mistake nor damage to the file.
     """
 
     def __init__(self, file: PatientFile, name: str, watch: Watch) -> None:
         super().__init__()
-        self.name = name  # FFmpeg looks at its ending where the contents do not decide
+        self.name = name  # FFmpeg looks at its ending if the contents do not decide
         self._patient, self._watch, self._at = file, watch, 0
 
     def readable(self) -> bool:
@@ -196,6 +201,6 @@ class _Source(io.RawIOBase):
             except OSError as error:
                 said = f"reading {self.name} failed ({words(error)}) after it was opened"
                 self._watch.failure = StorageUnavailable(f"{said}; run the same command again")
-            except BaseException as error:  # PyAV drops requests to stop
+            except BaseException as error:  # PyAV would drop a request to stop
                 self._watch.failure = error
         raise OSError(errno.EIO, "storage has failed")

@@ -1,6 +1,7 @@
 """Decoded pictures -> RGB frames of one size (`Canvas`) at the times of a regular clock (`PictureClock`).
 
-Knows nothing of files or sound. Pictures are chosen by their time stamps, never by counting. Private to `proav/media/container.py`.
+Pictures are chosen by their time stamps, never by counting. Knows nothing of files (`segments.py`) or sound
+(`sound.py`). Letters: H and W rows and columns.
 """
 
 from dataclasses import dataclass
@@ -16,27 +17,29 @@ from proav.media.interlacing import Deinterlacer
 from proav.media.tone_mapping import HLG, PQ, to_standard_range
 
 SCALING = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-"""Bicubic with chroma at full resolution: 0.15 ms a frame dearer than the default, and 2.5 times closer to a float reference on coloured edges."""
+"""Bicubic with chroma at full resolution. It costs 0.15 ms a frame more than the default. On coloured edges
+it is 2.5 times closer to a float reference."""
 MAX_GAP_SECONDS = 30.0
-"""Sound that pauses for longer is missing, and so are pictures that begin so much later; shorter pauses
-become silence, or the first picture."""
+"""Sound that pauses for longer is missing, and so are pictures that begin later than this. Shorter pauses
+are filled with silence, or with the first picture."""
 STILL_SECONDS = 1.0
-"""A file that has shown one picture for longer is taken for one whose writer writes pictures only when they
-change."""
+"""If a file has shown one picture for longer than this, its writer is taken to write a picture only when
+it changes."""
 UNSEEN_DURATION = 2 / 3
-"""A last picture that is said to last less than this share of the shortest distance of two pictures has no
-duration of its own: FFmpeg fills one in."""
+"""If the stated duration of the last picture is less than this share of the shortest distance of two
+pictures, FFmpeg has filled it in. The picture then has no duration of its own."""
 MIN_TOLERANCE, MAX_TOLERANCE = 1e-6, 5e-4
-"""Time stamps are off by up to half a tick of their container, but a coarse tick (AVI counts frames) does not excuse half a frame."""
+"""Limits, in seconds, of how far a time stamp may be off. It is off by up to half a tick of its container.
+But a coarse tick (AVI counts frames) does not excuse half a frame."""
 LAST_FRAME_SLACK = 0.1
-"""The last frame of a clip may lack this share of its time (millisecond time stamps round the end of a stream)."""
+"""The last frame of a clip may lack this share of its time: millisecond time stamps round a stream's end."""
 UNSPECIFIED = 2
 """FFmpeg's AVCOL_SPC_UNSPECIFIED: the file does not say which matrix made its YUV."""
 
 
 @dataclass(frozen=True)
 class _Drawing:
-    """How pictures of one size and format come onto a canvas."""
+    """How pictures of one size and format are drawn onto a canvas."""
 
     rows: int
     columns: int
@@ -44,14 +47,18 @@ class _Drawing:
     format: str
     matrix: Colorspace | None
     transfer: int | None
-    """PQ or HLG where there is a tone to map."""
+    """PQ or HLG if the picture is to be tone-mapped, else None."""
 
 
 class Canvas:
-    """Draws a decoded picture as uint8 [H, W, 3]: turned upright, pixels made square, scaled, then padded or cropped.
+    """Draws decoded pictures as uint8 [H, W, 3], RGB: upright, with square pixels, scaled, padded or cropped.
 
-    fit "pad" keeps the whole picture between black bars, "crop" keeps the centre. Transparency is drawn on black. High dynamic range (PQ,
-    HLG) is tone-mapped. Untagged pictures of more than 576 rows are read as BT.709, others as BT.601, as players do.
+    Transparency is drawn on black. High dynamic range (PQ, HLG) is tone-mapped. Untagged pictures of more
+    than 576 rows are read as BT.709, others as BT.601, as players do.
+
+    height, width: of the canvas, pixels.
+    fit: "pad" keeps the whole picture between black bars, "crop" keeps the centre.
+    pixel_aspect: width over height of the pictures' pixels.
     """
 
     def __init__(
@@ -83,9 +90,8 @@ class Canvas:
         aspect = Fraction(frame.width, frame.height) * self.pixel_aspect
         cropper = None
         if self.fit == "pad":
-            whole = min(
-                Fraction(width) / aspect, Fraction(height)
-            )  # rows of the whole picture inside the canvas
+            # rows of the whole picture inside the canvas
+            whole = min(Fraction(width) / aspect, Fraction(height))
             height, width = _between(round(whole), 1, height), _between(round(whole * aspect), 1, width)
         else:
             cropper = _centre_cropper(frame, Fraction(width, height) / self.pixel_aspect)
@@ -126,12 +132,14 @@ class Canvas:
 
 
 class PictureClock:
-    """Turns decoded pictures into frames 0, 1, 2 ... of a regular clock: frame k is the picture shown at start + k / fps.
+    """Turns decoded pictures into frames 0, 1, 2 ... of a regular clock.
 
-    Shown at a time is the last picture whose time stamp is not later; before the first picture, the first. `frames` holds what is
-    finished and not yet taken. `pauses` are the stretches of more than STILL_SECONDS that a picture is shown
-    beyond its own duration, or
-    before the first, [from, to] in seconds after the start. Interlaced pictures are made whole.
+    Frame k is the picture shown at start + k / fps. This is the last picture whose time stamp is not later,
+    or the first picture if there is none. Interlaced pictures are made whole.
+
+    `frames` holds what is finished and not yet taken. `late` is how long after the start the first picture
+    comes, in seconds. `pauses` are stretches of more than STILL_SECONDS, [from, to] in seconds after the
+    start. In them a picture is shown beyond the usual duration, or none has come yet.
     """
 
     def __init__(
@@ -145,7 +153,14 @@ class PictureClock:
         default_duration: float,
         max_still: float = float("inf"),
     ) -> None:
-        """max_still: pictures that pause for longer have ended, `broke_off`."""
+        """canvas: draws the frames.
+        fps: frames per second.
+        start: of frame 0, seconds of the file's clock.
+        tick: of the file's time stamps, seconds.
+        max_frames: no more than these are made; None: no limit.
+        default_duration: of a picture, seconds, if nothing else tells.
+        max_still: if a picture is shown for more seconds, the pictures have ended: `broke_off`.
+        """
         self.canvas, self.fps, self.start, self.max_frames, self.max_still = (
             canvas,
             fps,
@@ -159,9 +174,8 @@ class PictureClock:
         self.pauses: list[tuple[float, float]] = []
         self.late = 0.0
         self._has_stills = False
-        self._duration = self._least = (
-            0.0  # of the last picture as the file says; the shortest distance of two
-        )
+        # stated duration of the last picture; shortest distance of two pictures
+        self._duration = self._least = 0.0
         self._deinterlacer = Deinterlacer()
         self._tick = tick
         self._tolerance = max(MIN_TOLERANCE, min(tick / 2, MAX_TOLERANCE))
@@ -180,15 +194,19 @@ class PictureClock:
         return self.max_frames is not None and self.num_frames >= self.max_frames
 
     def push(self, frame: av.VideoFrame) -> None:
-        """Takes the next picture in order of showing; one that comes after a later one (a damaged stream) is left out."""
+        """Takes the next picture in order of showing.
+
+        In a damaged stream a picture may come after a later one. It is left out.
+        """
         self._duration = frame.duration * self._tick
         for picture in self._deinterlacer.push(frame):
             self._show(picture)
 
     def finish(self, sound_seconds: float) -> None:
-        """The stream has ended: the last picture stays for its own duration.
+        """Finishes the frames at the end of the stream: the last picture stays for its own duration.
 
-        As long as the sound if the file does not say how long, or has shown stills before.
+        If the file does not say how long that is, or has shown stills before, it stays as long as the sound.
+        sound_seconds: length of the sound after the start; infinite if there is none.
         """
         for picture in self._deinterlacer.finish():
             self._show(picture)
@@ -201,8 +219,9 @@ class PictureClock:
         self._finish_frames(int((end - self.start) * self.fps + LAST_FRAME_SLACK))
 
     def hold_until(self, seconds: float) -> None:
-        """No picture comes any more before this time: the one that is shown stays; before the first, the
-        frames are missing.
+        """Finishes the frames up to this time, in seconds after the start: no more pictures come before it.
+
+        The picture that is shown stays. If none has come yet, the frames are missing (None).
         """
         if self._shown is None:
             self.late = seconds
@@ -213,7 +232,7 @@ class PictureClock:
         return np.stack(self.skip(count))
 
     def skip(self, count: int) -> list[np.ndarray | None]:
-        """The next `count` frames as they are; they are forgotten."""
+        """Takes out the next `count` frames; None stands for one that is missing."""
         taken, self.frames = self.frames[:count], self.frames[count:]
         return taken
 
@@ -240,7 +259,7 @@ class PictureClock:
         self._shown, self._drawn, self._time = frame, None, time
 
     def _next_time(self) -> float:
-        """When the picture that is shown ends, by its own duration or by the distance to the one before."""
+        """When the picture that is shown ends: after its own duration, or after the last distance of two."""
         if self._shown is None:
             return self.start
         return self._time + (float(self._shown.duration * self._shown.time_base) or self._interval)
@@ -257,7 +276,10 @@ class PictureClock:
 
 
 def _centre_cropper(frame: av.VideoFrame, aspect: Fraction) -> av.filter.Graph | None:
-    """Keeps the largest centred part of a picture whose columns / rows are `aspect`; None where that is all of it."""
+    """Cuts out the largest centred part of a picture whose columns / rows are `aspect`.
+
+    None if that is the whole picture.
+    """
     columns = _between(round(frame.height * aspect), 1, frame.width)
     rows = _between(round(frame.width / aspect), 1, frame.height)
     if (rows, columns) == (frame.height, frame.width):

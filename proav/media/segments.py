@@ -1,6 +1,8 @@
 """A file as parts in order of time: segments that can be used, and what is lost, each with its span.
 
-Private to `proav/media/container.py`, which says what the clock is.
+For the preparation of data, which reports what is lost. Others read clips with `container.py`, which also
+explains the clock. Not here: decoding (`demuxing.py`), the cutting of one stretch (`cutting.py`).
+Letters: T frames, H and W rows and columns.
 """
 
 import contextlib
@@ -49,12 +51,13 @@ WHY_LOST = {
     "truncated": "says that it holds picture or sound up to {end:.2f} s, but ends after {begin:.2f} s",
     "past_end": "ends after {begin:.2f} s; up to {end:.2f} s are listed",
 }
+"""What a loss's message says of the file, by reason."""
 
 JOINABLE_FORMATS = ("mpegts", "mpeg")
-"""Files of these stay readable when they are put one behind the other. Before a span of one is looked for,
-all its packets are looked at."""
+"""Files of these formats stay readable when they are put one behind the other. So before a span of such a
+file is read, all its packets are searched for joints."""
 MAX_PAUSE_SECONDS = 6 * 3600.0
-"""A picture that is shown for longer is the last one: a stray time stamp may say a million years."""
+"""A picture that is shown for longer is the last one. A stray time stamp may say a million years."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,9 @@ logger = logging.getLogger(__name__)
 class About:
     """What is known of a file so far.
 
-    end_seconds: where it ends, by its header or by what was read, or where the asked span does.
+    end_seconds: where it ends, by its header or by what was read, or where the requested span ends.
+    picture_track, sound_track: what is read, as places among the file's tracks of that kind, from 0.
+    note: a sentence on programmes and tracks that are not read, for people.
     """
 
     end_seconds: float
@@ -74,7 +79,11 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Frames that can be used. start_seconds: within the file. cancelled: as SoundClock.cancels."""
+    """Frames that can be used.
+
+    start_seconds: within the file. video: uint8 [T, H, W, 3]. audio: float32 [samples].
+    cancelled: what `SoundClock.cancels` says of the sound.
+    """
 
     start_seconds: float
     video: np.ndarray
@@ -86,7 +95,7 @@ class Segment:
 class Lost:
     """A span of the file that cannot be used.
 
-    end_seconds: None: nobody knows. reason: a short stable word; message: for people.
+    end_seconds: None if nobody knows. reason: a short stable word. message: for people.
     """
 
     start_seconds: float
@@ -97,10 +106,19 @@ class Lost:
 
 @dataclass(frozen=True)
 class Request:
-    """What to read of a file and how. segment_frames: None: clips as long as may be. max_frames: None: to the
-    end.
+    """What to read of a file, and how.
 
-    wanted_from: this many frames are read and left out, without a word; max_frames is counted from there.
+    fps, sample_rate: of the segments, per second. height, width: of their frames, pixels.
+    fit: "pad" or "crop", as in `pictures.Canvas`.
+    segment_frames: frames in a whole segment; None: segments are as long as possible.
+    start_seconds: where to begin.
+    max_frames: how many frames to read; None: up to the end.
+    wanted_from: this many frames are read first and left out without a word; max_frames counts from there.
+    min_frames: shorter segments are lost as too_short.
+    deadline_seconds, on_progress: as in `opening.Watch`.
+    silent_ok: a file without a sound track gives silence instead of an error.
+    picture_track, sound_track: places among the file's tracks of that kind, from 0; None: the main ones.
+    max_pixels: files with larger pictures are refused.
     """
 
     fps: int
@@ -126,13 +144,11 @@ class Request:
 
 
 def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Segment | Lost]:
-    """About as soon as something is known, then segments and losses in order of time, About again when all is
-    known.
+    """Reads a file in parts: About, then segments and losses in order of time, then About again.
 
-    The losses and segments cover the file, or the span that was asked for, up to `end_slack_seconds` at the
-    end of each
-    stretch. Raises MediaError, as `container.read_segments`, where nothing can be used of the file, or
-    nothing more of it.
+    About comes as soon as something is known, and again when more or all is known. Segments and losses cover
+    the file, or the requested span, except for up to `end_slack_seconds` at the end of each stretch.
+    Raises MediaError, as `container.read_segments`, if nothing or nothing more of the file can be used.
     """
     start, asked = request.start_seconds, request.asked_seconds
     if not (0 <= start < float("inf") and (asked is None or asked > 0)):
@@ -157,7 +173,7 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
             joined = _has_joints(container, tracks, name, watch)
             files.close()
             container, name = files.enter_context(opened(source, watch))
-            if joined:  # its clock does not say where something is
+            if joined:  # its clock does not say where the span is: it is read from the beginning
                 request = replace(
                     request, wanted_from=math.ceil(start * request.fps - 1e-6), start_seconds=0.0
                 )
@@ -168,13 +184,17 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
 
 
 def _has_joints(container, tracks: Tracks, name: str, watch: Watch) -> bool:
-    """Whether the file's clock starts anew somewhere; nothing is decoded."""
+    """Whether the file's clock starts anew somewhere. Nothing is decoded."""
     decoder = Decoder(container, tracks.streams(container), name, watch)
     return any(isinstance(packet, Joint) for packet in decoder.packets())
 
 
 def _listen(container, name: str, tracks: Tracks, request: Request, watch: Watch) -> None:
-    """Chooses the sound track by what the tracks hold in the span that is read."""
+    """Chooses the sound track by what the tracks hold in the requested span.
+
+    container, name: as `opened` gives them. tracks: gets the choice. request: holds the span. watch: is told
+    of each packet.
+    """
     first, end = (container.start_time or 0) / av.time_base + request.start_seconds, None
     if request.start_seconds:
         with contextlib.suppress(av.FFmpegError, OSError):
@@ -192,6 +212,10 @@ class _Reader:
     """Reads chosen tracks of an opened file, one stretch after the other."""
 
     def __init__(self, container, name: str, tracks: Tracks, request: Request, watch: Watch) -> None:
+        """container, name: as `opened` gives them.
+        tracks, request: what to read.
+        watch: is told of each packet.
+        """
         self.container, self.name, self.request, self.watch = container, name, request, watch
         self.streams = tracks.streams(container)
         self.video, self.audio = [*self.streams, None][:2]
@@ -200,19 +224,19 @@ class _Reader:
             height=request.height, width=request.width, fit=request.fit, pixel_aspect=pixel_aspect(self.video)
         )
         self.file_start = float(self._origin([start_time(stream) for stream in self.streams]))
-        self.clock = (
-            self.file_start + request.start_seconds
-        )  # the time of the file's clock at which the stretch begins
-        self.base = 0  # and the frame that this is, from start_seconds on
-        self.told = request.wanted_from  # frames that are cut or lost
+        # where the stretch begins: time on the file's clock, and frame, counted from start_seconds on
+        self.clock = self.file_start + request.start_seconds
+        self.base = 0
+        self.told = request.wanted_from  # up to this frame all is told, as a segment or as lost
         self.end_frame = None if request.max_frames is None else request.wanted_from + request.max_frames
-        self.seconds = self.longest = 0.0  # with picture and sound in one piece, with either in all
+        # seconds: the longest piece with picture and sound; longest: all pieces with either, together
+        self.seconds = self.longest = 0.0
         self.num_segments = self.num_cleaned = 0
-        self.losses: list[Lost] = []  # before the first segment
+        self.losses: list[Lost] = []  # those before the first segment; they are told with it
         self.decoder = Decoder(container, self.streams, name, watch, request.max_pixels)
 
     def parts(self) -> Iterator[Segment | Lost | float]:
-        """Segments and losses; last, where the file ends, or the span that was asked for."""
+        """Yields segments and losses; last, a float: where the file ends, or the requested span."""
         stretch = self._stretch()
         for kind, frame in self.decoder.frames_from(
             self.clock if self.request.start_seconds else None, self.file_start
@@ -229,7 +253,7 @@ class _Reader:
                 continue
             try:
                 (stretch.pictures if kind == "video" else stretch.sound).push(frame)
-            except (av.FFmpegError, ValueError) as error:  # a pixel or sample format that cannot be converted
+            except (av.FFmpegError, ValueError) as error:  # a format that cannot be converted
                 said = f"{self.name}: {kind} in the format {frame.format.name} cannot be converted ({error})"
                 raise MediaError("decode_error", said) from error
             if pieces := stretch.ready():
@@ -283,8 +307,10 @@ class _Reader:
         )
 
     def _join(self, joint: Joint, reached: int) -> Stretch:
-        """The stretch after a joint: right behind the one before or, if the clock has gone ahead, as much
-        later.
+        """The stretch after a joint. It follows right behind the one before.
+
+        If the clock has gone ahead, the stretch begins later by as much.
+        reached: the frame after all that came before, counted from start_seconds on.
         """
         starts = [joint.starts.get(stream.index) for stream in self.streams]
         clock = (
@@ -297,7 +323,7 @@ class _Reader:
         return self._stretch()
 
     def _take(self, pieces: Iterator[Cut | Loss]) -> Iterator[Segment | Lost]:
-        """Pieces of the stretch as parts of the file."""
+        """Yields the pieces of a stretch as parts of the file."""
         for piece in pieces:
             first = self.base + piece.first
             end = self.base + piece.end if isinstance(piece, Loss) else first + len(piece.video)
@@ -314,7 +340,10 @@ class _Reader:
                     yield Segment(self._time(first), piece.video, piece.audio, piece.cancelled)
 
     def _lose(self, end: int | float, reason: str, message: str = "") -> Iterator[Lost]:
-        """What was not told yet, up to frame `end`, is lost: told at once, or with the first segment."""
+        """Tells as lost what was not told yet, up to frame `end`: at once, or with the first segment.
+
+        reason: as in WHY_LOST, or decode_error. message: for people; "": the one of WHY_LOST.
+        """
         if end <= self.told:
             return
         begin, stop = self._time(self.told), self._time(end)
@@ -332,9 +361,9 @@ class _Reader:
         return self.request.start_seconds + frame / self.request.fps
 
     def _ending(self) -> Iterator[Lost | float]:
-        """What the file declares, or was asked for, and does not hold.
+        """Tells as lost what the file declares, or what was requested, but the file does not hold.
 
-        Raises MediaError where it holds no segment.
+        Raises MediaError if the file holds no segment.
         """
         request = self.request
         reached = self.told / request.fps

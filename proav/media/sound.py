@@ -1,6 +1,7 @@
 """Decoded sound -> mono float samples at one rate on a clock that starts at a given time (`SoundClock`).
 
-Knows nothing of files or pictures. Gaps between time stamps become silence, overlaps are cut. Private to `proav/media/container.py`.
+Gaps between time stamps become silence, overlaps are cut. Knows nothing of files (`segments.py`) or pictures
+(`pictures.py`). Private to `proav/media`, except for SILENT_RMS.
 """
 
 from collections import deque
@@ -13,30 +14,35 @@ import numpy as np
 from proav.media.pictures import MAX_GAP_SECONDS
 
 MAX_JITTER_SECONDS = 0.02
-"""Time stamps may disagree with the running sample count by this much before silence is put in or samples are cut: more than
-millisecond rounding, less than one AAC frame at 48 kHz (21.3 ms), so that a lost frame is always noticed."""
+"""Time stamps may disagree with the running sample count by this much. Beyond it, silence is put in or
+samples are cut. It is more than millisecond rounding. It is less than one AAC frame at 48 kHz (21.3 ms), so
+a lost frame is always noticed."""
 CHANNEL_WEIGHTS = {"FL": 1.0, "FR": 1.0, "DL": 1.0, "DR": 1.0, "FC": 2**0.5, "LFE": 0.0, "LFE2": 0.0}
 SURROUND_WEIGHT = 0.5**0.5
-"""The mean of the ITU-R BS.775 stereo pair: front left and right 1, centre sqrt 2, all others sqrt 1/2, no low-frequency effects."""
+"""The mean of the ITU-R BS.775 stereo pair: front left and right 1, centre sqrt 2, all others sqrt 1/2, no
+low-frequency effects."""
 UNNAMED_CHANNEL = "NONE"
 USUAL_LAYOUTS = {6: "5.1", 8: "7.1"}
-"""What players take so many channels for where the file (PCM in Matroska, say) does not name them; any other number is averaged."""
+"""Layouts that players assume for a number of channels if the file does not name them (PCM in Matroska, for
+example). With any other number of unnamed channels the mean is taken."""
 BLOCK_SAMPLES = 8192
-"""Sound is mixed and resampled in blocks of at least this many samples: decoders hand out a thousand at a time, which is dear."""
+"""Sound is mixed and resampled in blocks of at least this many samples. Decoders give a thousand at a time;
+to mix so few at once is slow."""
 MAX_OVERSHOOT = 4.0
-"""Float sound may pass 1 by rounding; what is far beyond is damage and must not drown the other channels."""
+"""Samples are clipped to this magnitude before the mix. Float sound may pass 1 by rounding. What is far
+beyond is damage and must not drown the other channels."""
 SILENT_RMS = 1e-3
 """Sound below this root mean square, -60 dB of full scale, counts as silent. Our choice."""
 MAX_CANCELLED = 0.01
-"""A mix of at most this share of its channels' power is what is left when they cancel. Our choice."""
+"""If the mix has at most this share of its channels' power, the channels cancel. Our choice."""
 
 
 class SoundClock:
-    """Collects decoded sound as float32 mono samples in [-1, 1]; sample 0 is at `start` (seconds of the file's clock).
+    """Collects decoded sound as float32 mono samples in [-1, 1].
 
+    Sample 0 is at `start`, in seconds of the file's clock. `sample_rate` is in Hz.
     `holes` are the stretches without sound of more than `hole_seconds`, [from, to] in seconds after the
-    start; silence stands there.
-    Samples that are not numbers become silence and are counted in `num_cleaned`.
+    start. Silence stands there. Samples that are not numbers become silence and are counted in `num_cleaned`.
     """
 
     def __init__(self, *, sample_rate: int, start: float, hole_seconds: float = MAX_GAP_SECONDS) -> None:
@@ -44,7 +50,7 @@ class SoundClock:
         self.num_samples = 0
         self.num_cleaned = 0
         self.holes: list[list[float]] = []
-        self._chunks: deque[np.ndarray | int] = deque()  # an int: so many samples of silence
+        self._chunks: deque[np.ndarray | int] = deque()  # an int is a number of silent samples
         self._first = 0  # the number of the first sample that is held
         self._run: _Run | None = None
         self._to_drop = 0
@@ -75,21 +81,24 @@ class SoundClock:
             self._collect(run.add(frame))
 
     def finish(self) -> None:
-        """Lets out what is held on the way."""
+        """Collects what is still on its way, at the end of the stream or of a run."""
         if self._run is not None:
             self._collect(self._run.finish())
             self.num_cleaned += self._run.num_cleaned
             self._run = None
 
     def silence_until(self, seconds: float) -> None:
-        """Nothing comes any more before this time; what does is left out."""
+        """Fills with silence up to this time, in seconds after the start.
+
+        Sound that comes for this time later is left out.
+        """
         self.finish()
         if (missing := round(seconds * self.sample_rate) - self.num_samples) > 0:
             self._note_hole(self.seconds, seconds)
             self._append_silence(missing)
 
     def take(self, first: int, count: int) -> np.ndarray:
-        """Samples first .. first + count - 1, zeros beyond the end; earlier ones are forgotten."""
+        """Samples first .. first + count - 1, zeros beyond the end. Earlier samples are forgotten."""
         self.forget(first)
         taken, filled = np.zeros(count, np.float32), 0
         for chunk in self._chunks:
@@ -112,10 +121,10 @@ class SoundClock:
                 self._chunks.appendleft(chunk - excess if isinstance(chunk, int) else chunk[excess:])
 
     def cancels(self, first: float, last: float) -> bool:
-        """Whether the channels hold sound from `first` to `last` (seconds), but take each other away in the
-        mix. Earlier times are forgotten.
+        """Whether the channels hold sound from `first` to `last` (seconds), but cancel each other in the mix.
 
         The mix must be 20 dB below what the channels' shares would give if they had nothing in common.
+        Earlier times are forgotten.
         """
         while self._levels and self._levels[0].end <= first:
             self._levels.popleft()
@@ -126,7 +135,10 @@ class SoundClock:
         return apart >= SILENT_RMS**2 and mixed <= MAX_CANCELLED * apart
 
     def _begin_run(self, frame: av.AudioFrame) -> None:
-        """Places the first sample of a run: silence before it where it is late, its early part dropped where it is early."""
+        """Places the first sample of a run.
+
+        If the run is late, silence is put before it. If it is early, its early part is dropped.
+        """
         self.finish()
         start = frame.time if frame.time is not None else self.start + self.seconds
         offset = round((start - self.start) * self.sample_rate) - self.num_samples
@@ -157,8 +169,9 @@ class SoundClock:
 
 
 class _Level(NamedTuple):
-    """Mean power of some sound: of its channels' shares, added as if they had nothing in common, and of
-    their mix.
+    """Mean power of a piece of sound from `begin` to `end`, in seconds after the clock's start.
+
+    apart: of its channels' shares, added as if they had nothing in common. mixed: of their mix.
     """
 
     begin: float
@@ -168,12 +181,17 @@ class _Level(NamedTuple):
 
 
 class _Run:
-    """Gapless sound of one rate, layout and format, on its way to mono at another rate; `num_samples` have come in since `start`.
+    """Gapless sound of one rate, layout and format, on its way to mono at another rate.
 
-    What comes in waits in a queue until there is a block to mix: every method returns the samples that are ready.
+    `num_samples` have come in since `start`. What comes in waits in a queue until there is a block to mix.
+    Every method returns the samples that are ready.
     """
 
     def __init__(self, frame: av.AudioFrame, start: float, clock_start: float, sample_rate: int) -> None:
+        """frame: the first; it tells the rate, layout and format.
+        start, clock_start: of the run and of its clock, seconds of the file's clock.
+        sample_rate: of the result, Hz.
+        """
         self._offset = start - clock_start
         self.kind, self.rate, self.start = _kind(frame), frame.sample_rate, start
         self.num_samples = 0
@@ -182,7 +200,7 @@ class _Run:
         self._num_mixed = 0
         self._weights = _channel_weights(frame.layout)
         self._queue = av.AudioFifo()
-        # Samples of one channel after the other: PyAV reads beyond the planes of planar sound of 8 channels and more.
+        # Interleaved samples: with planar sound of 8 channels and more, PyAV reads beyond the planes.
         self._packer = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
         self._resampler = av.AudioResampler(format="fltp", layout="mono", rate=sample_rate)
 
@@ -197,7 +215,7 @@ class _Run:
         return self._mix_queue() if self._queue.samples >= BLOCK_SAMPLES else []
 
     def add_end_of(self, frame: av.AudioFrame, first: int) -> list[np.ndarray]:
-        """Without the frame's first samples."""
+        """Adds the frame without its first `first` samples."""
         self.num_samples += max(0, frame.samples - first)
         return self._mix_queue() + self._resample(self._mix(frame, first))
 
@@ -242,7 +260,7 @@ class _Run:
 
 
 class Silence:
-    """Stands in for the SoundClock of a file without sound, where the caller allows that."""
+    """Stands in for the SoundClock of a file without sound, if the caller allows that."""
 
     seconds = float("inf")
     num_cleaned = 0
@@ -266,12 +284,18 @@ def _kind(frame: av.AudioFrame) -> tuple:
 
 
 def _samples(frames: list) -> list[np.ndarray]:
-    """Of resampled mono frames; the resampler passes sound of the right rate through, the end mark (None) too."""
+    """The samples of resampled mono frames.
+
+    The resampler passes sound that already has the right rate through, and the end mark (None), too.
+    """
     return [frame.to_ndarray()[0] for frame in frames if frame is not None]
 
 
 def _channel_weights(layout: av.AudioLayout) -> np.ndarray:
-    """The share of each channel in the mono mix; they add up to 1, so that the mix of samples in [-1, 1] stays there."""
+    """The share of each channel in the mono mix.
+
+    The shares add up to 1, so the mix of samples in [-1, 1] stays there.
+    """
     names = [channel.name for channel in layout.channels]
     if set(names) == {UNNAMED_CHANNEL}:
         usual = USUAL_LAYOUTS.get(len(names))

@@ -1,7 +1,12 @@
-"""Pictures of high dynamic range (ITU-R BT.2100: PQ or HLG, BT.2020 primaries) -> BT.709 as any screen shows it. Closed formulas, no state.
+"""Pictures of high dynamic range -> BT.709 as any screen shows it.
 
-Light in nits (cd / m2) -> the tone curve of ITU-R BT.2390 (EETF) from a peak of 1000 nits down to the 203 nits that ITU-R BT.2408 makes the
-white of standard pictures -> BT.709 primaries (ITU-R BT.2087) -> the inverse of ITU-R BT.1886's gamma. Letters: H and W rows and columns, C channels.
+The input is ITU-R BT.2100: PQ or HLG, BT.2020 primaries. Closed formulas, no state. The steps:
+1. Codes -> light in nits (cd / m2).
+2. The tone curve of ITU-R BT.2390 (EETF), from a peak of 1000 nits down to 203 nits. ITU-R BT.2408 makes
+   these 203 nits the white of standard pictures.
+3. BT.709 primaries (ITU-R BT.2087).
+4. The inverse of ITU-R BT.1886's gamma.
+Which pictures need this is decided in `pictures.py`. Letters: H and W rows and columns, C channels.
 """
 
 from functools import cache
@@ -11,7 +16,8 @@ import numpy as np
 PQ, HLG = 16, 18
 """Codes of the transfer characteristics in ITU-T H.273 (and in FFmpeg's AVColorTransferCharacteristic)."""
 PEAK_NITS = 1000.0
-"""What is brighter is white. One value for all files, the nominal peak of HLG and the commonest one of PQ masters: metadata is often wrong."""
+"""What is brighter becomes white. It is one value for all files, since metadata is often wrong: the nominal
+peak of HLG and the commonest peak of PQ masters."""
 WHITE_NITS = 203.0
 GAMMA = 2.4
 NUM_GAINS = 4096
@@ -33,14 +39,12 @@ BT2020_TO_BT709 = np.array(
 def to_standard_range(picture_HWC: np.ndarray, transfer: int) -> np.ndarray:
     """uint16 [H, W, 3] of PQ or HLG codes (full range, BT.2020) -> uint8 [H, W, 3], BT.709."""
     nits_HWC = _light(transfer)[picture_HWC]
-    if (
-        transfer == HLG
-    ):  # the table gave scene light in [0, 1]; the display's light depends on the luminance (BT.2100's OOTF)
+    # HLG: the table gave scene light in [0, 1]; the display's light depends on the luminance (BT.2100's OOTF)
+    if transfer == HLG:
         luminance_HW = nits_HWC @ BT2020_LUMINANCE
         nits_HWC *= PEAK_NITS * luminance_HW[..., None] ** (HLG_SYSTEM_GAMMA - 1)
-    brightest_HW = np.maximum(
-        np.maximum(nits_HWC[..., 0], nits_HWC[..., 1]), nits_HWC[..., 2]
-    )  # one gain a pixel keeps its hue
+    # one gain for all channels of a pixel keeps its hue
+    brightest_HW = np.maximum(np.maximum(nits_HWC[..., 0], nits_HWC[..., 1]), nits_HWC[..., 2])
     shares_HW = np.sqrt(np.minimum(brightest_HW, PEAK_NITS) / PEAK_NITS)
     gain_HW = _gains()[np.round(shares_HW * (NUM_GAINS - 1)).astype(np.uint16)] * (
         PEAK_NITS / np.maximum(brightest_HW, PEAK_NITS)
@@ -62,13 +66,16 @@ def pq_from_nits(nits: np.ndarray) -> np.ndarray:
 
 
 def scene_light_from_hlg(code: np.ndarray) -> np.ndarray:
-    """BT.2100's inverse OETF: E^2 / 3 up to 1/2, (exp((E - c) / a) + b) / 12 above; E and the light in [0, 1]."""
+    """BT.2100's inverse OETF: E^2 / 3 up to 1/2, (exp((E - c) / a) + b) / 12 above; E and light in [0, 1]."""
     code = np.asarray(code, np.float64)
     return np.where(code <= 0.5, code**2 / 3, (np.exp((code - HLG_C) / HLG_A) + HLG_B) / 12)
 
 
 def tone_curve(nits: np.ndarray) -> np.ndarray:
-    """BT.2390's EETF from black..PEAK_NITS to black..WHITE_NITS: the identity up to a knee, a Hermite spline in PQ codes above it."""
+    """BT.2390's EETF from black..PEAK_NITS to black..WHITE_NITS.
+
+    It is the identity up to a knee, and a Hermite spline in PQ codes above it.
+    """
     peak = pq_from_nits(PEAK_NITS)
     code, white = np.minimum(pq_from_nits(nits) / peak, 1.0), pq_from_nits(WHITE_NITS) / peak
     knee = 1.5 * white - 0.5
@@ -81,7 +88,7 @@ def tone_curve(nits: np.ndarray) -> np.ndarray:
 
 @cache
 def _light(transfer: int) -> np.ndarray:
-    """Of all 65536 codes: nits of PQ, scene light of HLG."""
+    """A table of all 65536 codes: nits for PQ, scene light for HLG."""
     codes = np.arange(65536) / 65535
     return (nits_from_pq(codes) if transfer == PQ else scene_light_from_hlg(codes)).astype(np.float32)
 

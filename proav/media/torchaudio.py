@@ -1,6 +1,8 @@
-"""torchaudio through a shim: its published wheel links CUDA libraries, so that a plain import fails beside a CPU build of torch.
+"""torchaudio through a shim.
 
-Its Python part needs none of them. Everything in proav that wants torchaudio imports it here. Not for reading or writing files.
+Its published wheel links CUDA libraries, so a plain import fails beside a CPU build of torch. Its Python part
+needs none of them. Everything in proav that needs torchaudio imports it from here. Not for reading or writing
+files (`container.py`). Letters: B clips, L sound samples.
 """
 
 import importlib
@@ -11,7 +13,10 @@ import torch
 
 
 def import_torchaudio() -> types.ModuleType:
-    """The torchaudio module; where its compiled part cannot be loaded, its Python part alone (no forced_align, load or save)."""
+    """The torchaudio module.
+
+    If its compiled part cannot be loaded, the Python part alone: without forced_align, load and save.
+    """
     try:
         return importlib.import_module("torchaudio")
     except OSError:
@@ -25,7 +30,10 @@ def import_torchaudio() -> types.ModuleType:
 
 
 def resample(waveform_BL: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tensor:
-    """Sound at another rate: windowed-sinc interpolation, [B, L] -> [B, ceil(L * to_rate / from_rate)], rates in Hz."""
+    """Sound at another rate by windowed-sinc interpolation: [B, L] -> [B, ceil(L * to_rate / from_rate)].
+
+    from_rate, to_rate: Hz.
+    """
     if from_rate == to_rate:
         return waveform_BL
     return import_torchaudio().functional.resample(waveform_BL, from_rate, to_rate)
@@ -34,7 +42,8 @@ def resample(waveform_BL: torch.Tensor, from_rate: int, to_rate: int) -> torch.T
 def _fail_if_no_align(function):
     def fail(*args, **kwargs):
         raise RuntimeError(
-            f"torchaudio.functional.{function.__name__} needs torchaudio's compiled part, which this torch cannot load"
+            f"torchaudio.functional.{function.__name__} needs torchaudio's compiled part, "
+            "which this torch cannot load"
         )
 
     return fail

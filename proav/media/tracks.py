@@ -1,7 +1,6 @@
-"""Which tracks of a file are read: one picture and one sound of the same programme, those that hold
-something.
+"""Chooses the tracks of a file that are read: one picture and one sound of the same programme.
 
-Knows nothing of clips. Private to `proav/media/container.py`.
+Tracks that hold something are preferred. Knows nothing of clips (`segments.py`). Private to `proav/media`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,21 +15,22 @@ from proav.media.opening import Watch, can_be_read_again, read_head
 from proav.media.sound import SILENT_RMS
 
 NO_PROGRAMME = -1
-"""Of tracks that no programme of the file names."""
+"""The programme of tracks that no programme of the file names."""
 HEAD_BYTES = 4 << 20
-"""So much of a transport stream is searched for its programmes: half a second at 64 Mbit/s."""
+"""How much of a transport stream is searched for its programmes: half a second at 64 Mbit/s."""
 TRANSPORT_SYNC, PACKET_SIZES = 0x47, (188, 192, 204)
-"""MPEG-2 transport streams, ISO/IEC 13818-1; with time codes (Blu-ray), with error correction."""
+"""Packets of MPEG-2 transport streams: as in ISO/IEC 13818-1, with time codes (Blu-ray), with error
+correction."""
 COVER = av.stream.Disposition.attached_pic
 
 
 @dataclass
 class Tracks:
-    """What is read of a file: indices of its streams.
+    """What is read of a file.
 
-    candidates: the sound tracks between which their content decides, the one that is taken otherwise in
-    front; why: of
-    the sound's choice, for people.
+    video, audio: indices of its streams; audio is None without sound.
+    candidates: the sound tracks between which their content decides; the default one is in front.
+    why: the reason for the choice of sound, for people.
     """
 
     video: int
@@ -62,10 +62,11 @@ def choose_tracks(
 ) -> Tracks:
     """The picture and the sound to read.
 
-    programmes: stream ids of each programme, {} if the file has none. picture_track, sound_track: places
-    among the
-    file's tracks of that kind, from 0; None: the main one whose programme has both. silent_ok: a file without
-    sound is none the worse.
+    container, name: the opened file, and its name for messages.
+    programmes: stream ids of each programme, {} if the file has none.
+    picture_track, sound_track: places among the file's tracks of that kind, from 0; None: the main track
+    whose programme has both.
+    silent_ok: a file without sound is accepted.
     Raises MediaError no_video, no_audio, unsupported_codec or no_track.
     """
     videos, audios = _tracks(container, "video"), _tracks(container, "audio")
@@ -105,7 +106,7 @@ def choose_tracks(
 
 
 def main_track(container, kind: str, name: str):
-    """The container's main stream of `kind` ("video", "audio"), no cover picture.
+    """The container's main stream of `kind`, "video" or "audio"; never a cover picture.
 
     Raises MediaError no_KIND or unsupported_codec.
     """
@@ -116,7 +117,7 @@ def main_track(container, kind: str, name: str):
 
 
 def choose_by_content(tracks: Tracks, container, loudness: dict[int, float]) -> None:
-    """Takes another sound track if the chosen one is silent and that is not.
+    """Takes the loudest sound track if the chosen one is silent and the loudest is not.
 
     loudness: root mean square of each candidate, by index.
     """
@@ -128,7 +129,7 @@ def choose_by_content(tracks: Tracks, container, loudness: dict[int, float]) -> 
 
 
 def note_others(tracks: Tracks, container, programmes: dict[int, set[int]]) -> str:
-    """A sentence on the programmes and tracks that are not read; "" if there are none."""
+    """A sentence on the programmes and tracks that are not read, "" if there are none."""
     videos, audios = _tracks(container, "video"), _tracks(container, "audio")
     groups = {stream.index: _programmes_of(stream, programmes) for stream in [*videos, *audios]}
     mine, notes = groups[tracks.video], []
@@ -159,10 +160,13 @@ def note_others(tracks: Tracks, container, programmes: dict[int, set[int]]) -> s
 def loudness_of(
     container, indices: Sequence[int], *, end_seconds: float | None, on_packet: Callable[[], None]
 ) -> dict[int, float]:
-    """Root mean square of each sound track, as loud as it gets, from where the container stands to the end;
-    stops when the first is heard.
+    """Root mean square of the loudest frame of each sound track, by the stream's index.
 
-    What cannot be decoded counts as silent. end_seconds: on the file's clock.
+    Reads from where the container stands. Stops as soon as the first track is not silent. What cannot be
+    decoded counts as silent.
+
+    indices: the streams. end_seconds: where to stop, on the file's clock; None: at the end of the file.
+    on_packet: called at each packet.
     """
     streams = [container.streams[index] for index in indices]
     packers: dict[tuple, av.AudioResampler] = {}
@@ -179,7 +183,7 @@ def loudness_of(
             ):
                 return loudness
             frames = packet.decode() if packet.size else []
-        except IndexError:  # of a track that was not there when the file was opened
+        except IndexError:  # a packet of a track that was not there when the file was opened
             packets = container.demux(*streams)
             continue
         except (av.FFmpegError, OSError, ValueError):
@@ -200,17 +204,17 @@ def loudness_of(
 
 
 def programmes_of(source: str | BinaryIO, container, watch: Watch) -> dict[int, set[int]]:
-    """The programmes of an opened file, as `parse_programmes`; {} where its tracks cannot be of several."""
+    """The programmes of an opened file, as `parse_programmes`; {} if it cannot have several."""
     if container.format.name != "mpegts" or len(container.streams) < 2 or not can_be_read_again(source):
         return {}
     return parse_programmes(read_head(source, HEAD_BYTES, watch))
 
 
 def parse_programmes(head: bytes) -> dict[int, set[int]]:
-    """The programmes of an MPEG transport stream: number -> packet identifiers of their streams. {} if the
-    stream names none.
+    """The programmes of an MPEG transport stream: number -> packet identifiers of their streams.
 
-    head: its first bytes; association and map tables come at least every half second.
+    {} if the stream names none.
+    head: its first bytes. Association and map tables come at least every half second.
     """
     first, size = next(
         (
@@ -268,7 +272,7 @@ def _tracks(container, kind: str) -> list:
 
 
 def _decodable(container, streams: list) -> list:
-    """Those for which there is a decoder, the container's main one in front."""
+    """The streams for which there is a decoder, the container's main one in front."""
     best = container.streams.best(streams[0].type) if streams else None
     found = [stream for stream in streams if stream.codec_context is not None]
     return sorted(found, key=lambda stream: best is None or stream.index != best.index)

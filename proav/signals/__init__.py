@@ -1,1 +1,4 @@
-"""Numbers that say something of one clip: scores that filters decide on, synchrony, fingerprints. Arrays in, numbers out."""
+"""Numbers about one clip: scores that filters decide on, synchrony, fingerprints.
+
+Arrays in, numbers out.
+"""

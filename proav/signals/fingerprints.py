@@ -1,21 +1,32 @@
-"""Fingerprints of picture and sound: 256 bits each that stay when a clip is encoded again, rescaled, made a little brighter or louder.
+"""Fingerprints of picture and sound, 256 bits each.
 
-Bits are signs of differences, 0 where the difference is too small to have a sign that lasts: a black picture and silence have no bit set,
-which is how `proav/data/prepare/filtering.py` knows that they tell nothing. Letters: T frames, Y and X rows and columns of cells, M mel bins, S mel columns in a frame.
+They stay when a clip is encoded again, rescaled, or made a little brighter or louder.
+
+Bits are signs of differences. A bit is 0 if the difference is too small to have a lasting sign. So a black
+picture and silence have no bit set. By this `proav/data/prepare/filtering.py` knows that they tell nothing.
+Comparing fingerprints is not here: it is in that file, too.
+Letters: T frames, Y and X rows and columns of cells, M mel bins, S mel columns in a frame, J = T * S mel
+columns.
 """
 
 import numpy as np
 
 HASH_BYTES = 32
 MIN_LUMA_DIFFERENCE = 1 / 255
-"""Of means of areas, white is 1."""
+"""Smallest difference of the mean luma of two areas that sets a bit; white is 1."""
 MIN_MEL_DIFFERENCE = 0.005
-"""Of means of areas of the mel, whose range is 2: 0.3 dB at the default floor and ceiling."""
+"""The same for means of areas of the mel, whose range is 2: 0.3 dB at the default floor and ceiling."""
 
 
 def picture_hash(luma_TYX: np.ndarray, *, black: float) -> bytes:
-    """256 bits: half of them whether an area is brighter than its left neighbour (8 x 8 of them, in both halves of the time), half whether an
-    area became brighter from one ninth of the time to the next (4 x 4). Black bars are cut off first, so that they do not matter.
+    """256 bits from where a picture is brighter, in space and in time.
+
+    Half of them say whether an area is brighter than its left neighbour (8 x 8 of them, in both halves of the
+    time). The other half say whether an area became brighter from one ninth of the time to the next (4 x 4).
+    Black bars are cut off first, so that they do not matter.
+
+    luma_TYX: mean luma of cells, white is 1.
+    black: outer rows and columns that are always darker than this are bars.
     """
     rows, columns = (np.flatnonzero(luma_TYX.max(axis=(0, other)) >= black) for other in (2, 1))
     if not len(rows):
@@ -27,14 +38,18 @@ def picture_hash(luma_TYX: np.ndarray, *, black: float) -> bytes:
 
 
 def sound_hash(mel_TMS: np.ndarray) -> bytes:
-    """256 bits: whether the step from one of 17 bands to the next grows from one seventeenth of the time to the next (Haitsma and Kalker 2002)."""
+    """256 bits from the mel (Haitsma and Kalker 2002).
+
+    A bit says whether the step from one of 17 bands to the next grows from one seventeenth of the time to
+    the next.
+    """
     mel_JM = mel_TMS.astype(np.float32).transpose(0, 2, 1).reshape(-1, mel_TMS.shape[1])
     change = np.diff(np.diff(_means(mel_JM, (17, 17)), axis=0), axis=1)
     return np.packbits(change > MIN_MEL_DIFFERENCE).tobytes()
 
 
 def _means(values: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-    """Means over sizes[k] equal stretches of each axis, cells on a border counted by their share."""
+    """Means over sizes[k] equal stretches of axis k. Cells on a border are counted by their share."""
     for axis, size in enumerate(sizes):
         length = values.shape[axis]
         edges = np.linspace(0, length, size + 1)

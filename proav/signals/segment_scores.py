@@ -1,7 +1,10 @@
-"""Scores of one segment, the columns that filters decide on: loudness, darkness, stillness, shot cuts, synchrony of sound and picture, fingerprints.
+"""Scores of one segment, the columns that filters decide on.
 
-Plain numpy on pictures reduced once to about 32 x 32 cells; costs a few per cent of decoding. What is done with the scores is `proav/data/prepare/filtering.py`.
-Letters: T frames, H and W rows and columns, Y and X rows and columns of cells, L sound samples, M mel bins, S mel columns in a frame, J = T * S.
+They are loudness, darkness, stillness, shot cuts, synchrony of sound and picture, and fingerprints. Plain
+numpy on pictures that are reduced once to about 32 x 32 cells. This costs a few per cent of decoding.
+Not here: what is done with the scores (`proav/data/prepare/filtering.py`).
+Letters: T frames, H and W rows and columns, C colours, Y and X rows and columns of cells, N cells of a
+picture, L sound samples, M mel bins, S mel columns in a frame, K entries of the colours' distributions.
 """
 
 import math
@@ -17,43 +20,48 @@ from proav.signals.synchrony import synchrony
 CLIPPED_LEVEL = 0.999
 """A sample of at least this magnitude counts as clipped."""
 LUMA_WEIGHTS = (77, 150, 29)
-"""BT.601's weights of red, green and blue in parts of 256: sums of whole numbers are exact, whatever computes them in whatever order."""
+"""BT.601's weights of red, green and blue in parts of 256. Sums of whole numbers are exact on any machine
+and in any order."""
 BLACK_LUMA, BLACK_SHARE = 0.1, 0.98
-"""A picture is black when this share of its cells is darker than this; both as in FFmpeg's filter blackdetect."""
+"""A picture is black if at least BLACK_SHARE of its cells are darker than BLACK_LUMA. Both are as in FFmpeg's
+filter blackdetect."""
 FROZEN_CHANGE = 1 / 255
-"""A picture stands still when no cell's mean changes by more: a still that was encoded again moves less, a mouth in a quiet face much more."""
+"""A picture stands still if no cell's mean changes by more than this. A still that was encoded again moves
+less, a mouth in a quiet face much more."""
 CELLS = 32
-"""Most cells along a side of the reduced picture."""
+"""Largest number of cells along a side of the reduced picture."""
 
 CUT_RATIO = 1.9
-"""A cut's step is this many times the steps around it, as the geometric mean over CUT_FLOORS' three distances; measured on 206 real clips."""
+"""A cut's step is this many times the steps around it, as the geometric mean over the three distances of
+CUT_FLOORS. Measured on 206 real clips."""
 MIXED_CUT_RATIO = 3.0
-"""The same for a cut with one frame that mixes both shots, as conversions of the frame rate leave it; measured on the same clips."""
+"""The same for a cut with one frame that mixes both shots, as conversions of the frame rate leave it.
+Measured on the same clips."""
 CUT_FLOORS = np.array([0.02, 0.008, 0.04])
-"""What is added to the steps around, so that still pictures do not make a cut of every change: of mean |difference| of cells, of the distance
-between the distributions of each colour (Wasserstein-1), both in full scale, and of 1 - correlation."""
+"""Added to the steps around, so that with still pictures not every change is a cut. One for each distance:
+mean |difference| of cells; distance between the distributions of each colour (Wasserstein-1), both with
+full scale 1; 1 - correlation."""
 CUT_MIN_UNLIKENESS = 0.1
-"""1 - correlation below this is the same picture, brighter or darker: no cut."""
+"""If 1 - correlation is below this, the picture is the same one, brighter or darker: no cut."""
 CUT_WINDOW_SECONDS, CUT_PERSISTENCE_SECONDS = 0.5, 0.2
-"""How far around a step the usual change is measured, and how long the new picture must stay: a flash goes back before."""
+"""How far around a step the usual change is measured, and how long the new picture must stay. A flash goes
+back earlier."""
 
 SCORE_FIELDS = [
     pa.field("rms", pa.float32()),  # of the sound, full scale 1
     pa.field("peak", pa.float32()),  # largest |sample|
     pa.field("clipped", pa.float32()),  # share of samples at full scale
     pa.field("silent", pa.bool_()),  # rms below -60 dB of full scale, and no louder in the source's channels
-    pa.field("cancelled", pa.bool_()),  # the source's channels hold sound and take each other away in the mix
+    pa.field("cancelled", pa.bool_()),  # the source's channels hold sound but cancel each other in the mix
     pa.field("mean_luma", pa.float32()),  # of all pixels, white is 1
     pa.field("motion", pa.float32()),  # mean |difference| of a pixel to the frame before, full scale 1
     pa.field("black", pa.float32()),  # share of pictures that are black
     pa.field("frozen", pa.float32()),  # share of steps from picture to picture without change
     pa.field("shot_starts", pa.list_(pa.int32())),  # frames at which a new shot begins; frame 0 is not listed
-    pa.field(
-        "sync", pa.float32()
-    ),  # correlation of onsets of sound with changes of picture, NaN where undefined
-    pa.field(
-        "sync_lag", pa.float32()
-    ),  # seconds by which the sound is late where they fit best, NaN where undefined
+    # correlation of onsets of sound with jerks of the picture, NaN if undefined
+    pa.field("sync", pa.float32()),
+    # seconds by which the sound is late at the best correlation, NaN if undefined
+    pa.field("sync_lag", pa.float32()),
     pa.field("picture_hash", pa.binary()),  # 32 bytes, alike for pictures that look alike
     pa.field("sound_hash", pa.binary()),  # 32 bytes, alike for sounds that sound alike
 ]
@@ -70,8 +78,11 @@ def segment_scores(
 ) -> dict:
     """The values of SCORE_FIELDS for one segment.
 
-    video_THWC uint8, at least 2 frames of 16 x 16; sound_L float32 in [-1, 1], T * sample_rate / fps samples; mel_TMS in [-1, 1].
-    cancelled: the sound is what is left of channels that take each other away.
+    video_THWC: uint8, RGB, at least 2 frames of 16 x 16.
+    sound_L: float32 in [-1, 1], T * sample_rate / fps samples.
+    fps: frames per second. sample_rate: Hz.
+    mel_TMS: mel of the sound, in [-1, 1].
+    cancelled: the sound is what is left of channels that cancel each other in the mix.
     """
     assert len(mel_TMS) == len(video_THWC) and len(sound_L) == round(len(video_THWC) * sample_rate / fps), (
         mel_TMS.shape,
@@ -104,9 +115,13 @@ def segment_scores(
 
 @dataclass(frozen=True, eq=False)
 class ReducedPictures:
-    """luma_TYX: float32, the mean luma of blocks of pixels, 16 to 32 along a side, white is 1; an incomplete last block is left out.
-    colours_TK: float32, the cumulative distributions of red, green and blue over one pixel of each block: the mean |difference| of two rows is
-    the Wasserstein-1 distance of their colours, full scale 1. motion: mean |difference| of a pixel to the frame before, full scale 1.
+    """Pictures of a segment, reduced to cells, distributions of colours and one number for motion.
+
+    luma_TYX: float32, mean luma of blocks of pixels, 16 to 32 along a side; white is 1. An incomplete last
+    block is left out.
+    colours_TK: float32, cumulative distributions of red, green and blue over one pixel of each block. The
+    mean |difference| of two rows is the Wasserstein-1 distance of their colours, full scale 1.
+    motion: mean |difference| of a pixel to the frame before, full scale 1.
     """
 
     luma_TYX: np.ndarray
@@ -115,14 +130,16 @@ class ReducedPictures:
 
 
 def reduce_pictures(video_THWC: np.ndarray, *, levels: int = 16) -> ReducedPictures:
-    """One pass over uint8 pictures, a frame at a time: that stays in the processor's cache, and takes no memory beside the result's."""
+    """Reduces uint8 pictures in one pass, a frame at a time; levels: of each colour in the distributions.
+
+    One frame stays in the processor's cache, and no memory is needed beside the result.
+    """
     frames, height, width, _ = video_THWC.shape
     block_rows, block_columns = math.ceil(height / CELLS), math.ceil(width / CELLS)
     rows, columns = height // block_rows, width // block_columns
     largest_sum = 255 * sum(LUMA_WEIGHTS) * block_rows * block_columns
-    weights = np.zeros(
-        (width, 3, columns), np.float32 if largest_sum < 1 << 24 else np.float64
-    )  # exact below 2^24 and 2^53
+    # float32 is exact below 2^24, float64 below 2^53
+    weights = np.zeros((width, 3, columns), np.float32 if largest_sum < 1 << 24 else np.float64)
     inside = np.arange(columns * block_columns)
     weights[inside, :, inside // block_columns] = LUMA_WEIGHTS
     weights = weights.reshape(3 * width, columns)
@@ -133,19 +150,17 @@ def reduce_pictures(video_THWC: np.ndarray, *, levels: int = 16) -> ReducedPictu
     change, before = 0, None
     for number, frame in enumerate(video_THWC):
         blocks = frame[: rows * block_rows].reshape(rows, block_rows, 3 * width)
-        sums = np.add.reduce(
-            blocks.transpose(1, 0, 2), axis=0, dtype=sum_type
-        )  # over the first axis numpy is twice as fast
+        # over the first axis numpy is twice as fast
+        sums = np.add.reduce(blocks.transpose(1, 0, 2), axis=0, dtype=sum_type)
         luma_TYX[number] = (sums.astype(weights.dtype) @ weights) / largest_sum
         pixels = frame[block_rows // 2 :: block_rows, block_columns // 2 :: block_columns]
         counts[number] = np.bincount(
             (pixels // np.uint8(256 // levels) + channel_places).ravel(), minlength=3 * levels
         )
-        after = frame[:: max(1, height // CELLS)]  # so many rows tell the motion as well as all
+        after = frame[:: max(1, height // CELLS)]  # these rows tell the motion as well as all rows
         if before is not None:
-            change += int(
-                (np.maximum(after, before) - np.minimum(after, before)).sum(dtype=np.uint32)
-            )  # within uint8: four times as fast
+            # differences within uint8 are four times as fast
+            change += int((np.maximum(after, before) - np.minimum(after, before)).sum(dtype=np.uint32))
         before = after
     colours_TK = np.cumsum(counts.reshape(frames, 3, levels), axis=2).reshape(frames, -1) / (pixels.size // 3)
     return ReducedPictures(
@@ -156,9 +171,12 @@ def reduce_pictures(video_THWC: np.ndarray, *, levels: int = 16) -> ReducedPictu
 def shot_starts(luma_TYX: np.ndarray, colours_TK: np.ndarray, *, fps: int) -> list[int]:
     """Frames at which a new shot begins, by cuts that are hard or have one mixed frame; frame 0 is not one.
 
-    A step is a cut where picture, colours and structure change CUT_RATIO times as much as in the steps around it (so fast motion, fades
-    and dissolves are none), the picture is not the same one brighter or darker, and the pictures of the next 0.2 s are all as far from those
-    before (so a flash is none). The first and the last step are never cuts: what follows or went before is too short to tell.
+    A step is a cut if all three hold:
+    - Picture, colours and structure change CUT_RATIO times as much as in the steps around it. So fast motion,
+      fades and dissolves are no cuts.
+    - The picture is not the same one, brighter or darker.
+    - The pictures of the next 0.2 s are all as far from those before. So a flash is no cut.
+    The first and the last step are never cuts: what went before or follows is too short to tell.
     """
     frames = len(luma_TYX)
     if frames < 4:
@@ -187,7 +205,10 @@ def shot_starts(luma_TYX: np.ndarray, colours_TK: np.ndarray, *, fps: int) -> li
     offsets = sorted({0, (stay + 1) // 2, stay})
 
     def cuts(apart: int, ratio: float) -> np.ndarray:
-        """First frames of new shots, `apart` after the last of the old one; what lies between is a mixture of the two."""
+        """First frames of new shots, `apart` after the last frame of the old one.
+
+        A frame between them is a mixture of the two.
+        """
         first, last = numbers[apart - 1 :], numbers[apart - 1 :] - apart
         beside = np.pad(steps, ((0, 0), (1, 1)), mode="reflect")
         around = (

@@ -1,35 +1,49 @@
-"""How well sound and picture of a segment belong together in time: the correlation of onsets of sound with jerks of the picture.
+"""How well sound and picture of a segment fit in time: correlation of sound onsets with jerks of the picture.
 
-A cheap measure for filtering, right on average over many segments: one segment without clear events says little. Letters: T frames, Y and X
-rows and columns of cells, M mel bins, S mel columns in a frame, J = T * S mel columns.
+A cheap measure for filtering, right on average over many segments. One segment without clear events says
+little.
+Not here: the other scores (`segment_scores.py`).
+Letters: T frames, Y and X rows and columns of cells, M mel bins, S mel columns in a frame, J = T * S mel
+columns.
 """
 
 import numpy as np
 
 MAX_LAG_SECONDS = 0.5
-"""Lags that are tried on either side."""
+"""Largest lag that is tried, on either side."""
 ONSET_SECONDS = 0.02
-"""The rise of the mel over this time is an onset's strength."""
+"""An onset's strength is the rise of the mel over this time."""
 EDGE_SECONDS = 0.03
-"""Mel columns this near to the segment's ends see the silence beyond them: no onset is taken from there."""
+"""Mel columns this near to the segment's ends see the silence beyond. No onset is taken from there."""
 JERKS_A_SECOND = 12.5
-"""Above about this many frames a second the picture's second difference is taken over more frames, so that it is of events and not of noise."""
+"""Above about this many frames a second, the picture's second difference is taken over more frames. It then
+shows events, not noise."""
 TREND_SECONDS = 1.0
-"""Slow changes are taken out by the mean over this time on either side."""
+"""The mean over this time on either side is subtracted, to remove slow changes."""
 MIN_STEPS = 8
-"""Fewer frames that both streams cover give no correlation."""
+"""If both streams cover fewer frames than this, there is no correlation."""
 MIN_SPREAD = 1e-4
-"""Standard deviation below which a stream holds no events: steady sound, or pictures that stand still. Mel range and white are 2 and 1."""
+"""If the standard deviation is below this, a stream holds no events: the sound is steady, or the pictures
+stand still. The range of the mel is 2, and white is 1."""
 
 
 def synchrony(
     luma_TYX: np.ndarray, mel_TMS: np.ndarray, *, fps: int, shot_starts: list[int]
 ) -> tuple[float, float]:
-    """(correlation in [-1, 1], lag in seconds of the best correlation, positive: the sound is late); NaN where undefined.
+    """(correlation in [-1, 1], lag in seconds of the best correlation); NaN if undefined.
 
-    Sound: half-wave rectified difference of mel columns against the maximum of three bins before (SuperFlux: Böck and Widmer 2013), smoothed
-    over three frames. Picture: |second difference| in time of every cell, its mean over the cells less their median, so that what moves locally
-    counts and what shakes everywhere does not. Frames beside a cut are left out: a cut is no event of the scene.
+    A positive lag means that the sound is late.
+
+    Sound: half-wave rectified difference of mel columns against the maximum of three bins before (SuperFlux:
+    Böck and Widmer 2013), smoothed over three frames.
+    Picture: |second difference| in time of every cell, its mean over the cells less their median. So what
+    moves locally counts, and what shakes everywhere does not. Frames beside a cut are left out: a cut is no
+    event of the scene.
+
+    luma_TYX: mean luma of cells, white is 1.
+    mel_TMS: mel of the sound, in [-1, 1].
+    fps: frames per second.
+    shot_starts: frames at which a new shot begins, as `segment_scores.shot_starts`.
     """
     undefined = (float("nan"), float("nan"))
     frames, _, steps_a_frame = mel_TMS.shape
@@ -66,13 +80,12 @@ def synchrony(
 
 
 def _jerks(luma_TYX: np.ndarray, apart: int, shot_starts: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(strength [T], whether it is defined [T])."""
+    """Jerks of the picture: (strength [T], whether it is defined [T])."""
     cells = luma_TYX.reshape(len(luma_TYX), -1)
     second = np.abs(cells[2 * apart :] - 2 * cells[apart:-apart] + cells[: -2 * apart])
     strength, used = np.zeros(len(cells)), np.zeros(len(cells), bool)
-    strength[apart:-apart] = np.maximum(
-        second.mean(axis=1) - np.median(second[:, ::4], axis=1), 0
-    )  # of a quarter: as good, and it takes time
+    # the median of a quarter of the cells is as good; of all of them it takes time
+    strength[apart:-apart] = np.maximum(second.mean(axis=1) - np.median(second[:, ::4], axis=1), 0)
     used[apart:-apart] = True
     for start in shot_starts:
         used[max(0, start - apart) : start + apart] = False
@@ -80,7 +93,10 @@ def _jerks(luma_TYX: np.ndarray, apart: int, shot_starts: list[int]) -> tuple[np
 
 
 def _onsets(mel_TMS: np.ndarray, *, columns_a_second: int, width: int) -> np.ndarray:
-    """Onset strength at each mel column [J], smoothed by a Hann window of `width` columns; NaN where no sound is near."""
+    """Onset strength at each mel column [J], smoothed by a Hann window of `width` columns.
+
+    NaN where too little sound is near.
+    """
     mel_JM = np.ascontiguousarray(mel_TMS.astype(np.float32).transpose(0, 2, 1)).reshape(-1, mel_TMS.shape[1])
     gap = max(1, round(ONSET_SECONDS * columns_a_second))
     before = mel_JM[:-gap].copy()
@@ -88,9 +104,8 @@ def _onsets(mel_TMS: np.ndarray, *, columns_a_second: int, width: int) -> np.nda
     before[:, :-1] = np.maximum(before[:, :-1], mel_JM[:-gap, 1:])
     strength, known = np.zeros(len(mel_JM)), np.zeros(len(mel_JM))
     first, edge = gap // 2, int(np.ceil(EDGE_SECONDS * columns_a_second))
-    strength[first : first + len(before)] = np.maximum(mel_JM[gap:] - before, 0).mean(
-        axis=1
-    )  # between the two columns compared
+    # the strength stands between the two columns compared
+    strength[first : first + len(before)] = np.maximum(mel_JM[gap:] - before, 0).mean(axis=1)
     known[first + edge : first + len(before) - edge] = 1
     window = np.hanning(width + 2)[1:-1]
     share = np.convolve(known, window, mode="same")[: len(known)]
@@ -99,7 +114,7 @@ def _onsets(mel_TMS: np.ndarray, *, columns_a_second: int, width: int) -> np.nda
 
 
 def _without_trend(values: np.ndarray, used: np.ndarray, reach: int) -> np.ndarray:
-    """Values less the mean of the used ones within `reach` on either side."""
+    """Values minus the mean of the used ones within `reach` on either side."""
     sums = np.concatenate([[0.0], np.cumsum(np.where(used, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(used)])
     places = np.arange(len(values))
