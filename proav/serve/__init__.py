@@ -1,4 +1,7 @@
-"""Serving a checkpoint over HTTP: `serve run proav.serve:app`. Light to import; what is served is in `on_ray/application.py`."""
+"""Serving a checkpoint over HTTP: `serve run proav.serve:app`.
+
+Light to import; the application itself is in `on_ray/application.py`.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +10,10 @@ if TYPE_CHECKING:
 
 
 def app(arguments: dict[str, Any]) -> "Application":
-    """The application that `serve run proav.serve:app [key=value ...]` starts; the keys are those of `ServeSettings`."""
+    """The application that `serve run proav.serve:app [key=value ...]` starts.
+
+    arguments: values by key; the keys are those of `ServeSettings`. Raises StartError for a user's mistake.
+    """
     from proav.serve.on_ray.application import build
 
     return build(arguments)

@@ -1,8 +1,8 @@
 """The HTTP interface: OpenAI's Videos API with proav's fields, health, and the page.
 
 It turns requests into calls of `Service` and back. Every answer that is not 2xx is JSON, {"error": {message,
-type, param, code}}. What is a valid order is decided in `orders/requests.py`; who may ask at all, in `front/gate.py`; how
-much may come, in `front/arrival.py`.
+type, param, code}}. Not here: `orders/requests.py` decides what a valid order is, `front/gate.py` who may ask
+at all, and `front/arrival.py` how much may come.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ MAX_FORM_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 1024
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 REMIX = re.compile(r"(/v1)?/+videos/[^/]*/remix/?")
-"""OpenAI's clients know it, and would otherwise look for a mistake of their own."""
+"""An address that OpenAI's clients know. Without a hint, users would look for a mistake of their own."""
 
 
 def http_app(service: Service) -> FastAPI:
-    """The ASGI application of one service, which it starts and stops."""
+    """The ASGI application of one service. It starts and stops the service."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_) -> AsyncIterator[None]:
@@ -74,7 +74,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/videos", summary="List jobs")
     async def page(request: Request) -> Response:
-        """Jobs in order of creation, newest first unless order=asc; after=ID goes on after a job."""
+        """Jobs by time of creation, newest first unless order=asc. after=ID goes on after that job."""
         query = request.query_params
         check_names(parameters(request), ("limit", "after", "order"))
         order = query.get("order", "desc")
@@ -92,13 +92,13 @@ def _add_videos(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/videos/{video_id}", summary="Look at a job")
     async def retrieve(video_id: str, request: Request) -> Response:
-        """Its status (queued, in_progress, completed, failed), progress from 0 to 100, and error."""
+        """Its status (queued, in_progress, completed, failed), its progress from 0 to 100, and its error."""
         check_names(parameters(request), ())
         return job_answer(service.get(video_id))
 
     @app.delete("/v1/videos/{video_id}", summary="Cancel or remove")
     async def delete(video_id: str, request: Request) -> Response:
-        """Cancels a job that waits or runs, and removes a finished one with its clip."""
+        """Cancels a job that waits or runs; removes a finished one with its clip."""
         check_names(parameters(request), ())
         await service.delete(video_id)
         return Json({"id": video_id, "object": "video.deleted", "deleted": True})
@@ -106,7 +106,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     @app.head("/v1/videos/{video_id}/content", include_in_schema=False)
     @app.get("/v1/videos/{video_id}/content", summary="The clip or a preview")
     async def content(video_id: str, request: Request) -> Response:
-        """variant=video: the mp4, whole or by Range; thumbnail, spritesheet (JPEG), spectrogram (PNG)."""
+        """variant=video: the mp4, whole or by Range. Or thumbnail, spritesheet (JPEG), spectrogram (PNG)."""
         check_names(parameters(request), ("variant",))
         data, media_type = await service.content(video_id, request.query_params.get("variant", "video"))
         return ranged(data, media_type, request.headers.get("range"))
@@ -138,7 +138,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
     @app.get("/healthz", summary="Health")
     async def healthz() -> Response:
-        """200 only when a sampler can really sample: by recent progress, or by sampling a step now; else 503."""
+        """200 only if a sampler can sample: by recent progress, or by sampling a step now; else 503."""
         healthy, reason = await service.health()
         if not healthy:
             raise ApiError(
@@ -165,7 +165,11 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 
 
 class PageFiles(StaticFiles):
-    """The page's scripts and styles, asked for anew each time (by ETag, which is cheap): a newer server comes with a newer page."""
+    """The page's scripts and styles.
+
+    Browsers ask for them anew each time, because a newer server comes with a newer page. They ask by ETag,
+    which is cheap.
+    """
 
     def file_response(self, *arguments, **settings) -> Response:
         response = super().file_response(*arguments, **settings)
@@ -174,12 +178,12 @@ class PageFiles(StaticFiles):
 
 
 def parameters(request: Request) -> list[str]:
-    """Names of what stands after the question mark, one as often as it is given."""
+    """Names of the query parameters; a name that is given twice comes twice."""
     return [name for name, _ in request.query_params.multi_items()]
 
 
 async def read_body(request: Request) -> tuple[dict[str, Any], bytes | None]:
-    """(fields, bytes of the file input_reference if there is one) of a JSON or form body.
+    """(fields, file) of a JSON or form body; file: the bytes of input_reference, None if it is no file.
 
     Raises ApiError 400 or 415.
     """
@@ -229,7 +233,11 @@ async def read_body(request: Request) -> tuple[dict[str, Any], bytes | None]:
 
 
 def ranged(data: bytes, media_type: str, range_header: str | None) -> Response:
-    """The bytes, or the one range of them that is asked for (RFC 9110, 14; browsers seek by it). Other forms of Range get everything."""
+    """The bytes, or the one range of them that is asked for (RFC 9110, 14); browsers seek by it.
+
+    range_header: value of the header Range; other forms of it get everything.
+    Returns status 200, 206 for a range, or 416 for a range outside the file.
+    """
     headers = {"accept-ranges": "bytes", "cache-control": "private, max-age=86400, immutable"}
     match = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", range_header or "")
     if not match or match.groups() == ("", ""):
@@ -256,7 +264,7 @@ async def _api_error(_: Request, error: ApiError) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    """What the framework refuses: an unknown path, a wrong method, a form that cannot be read."""
+    """The answer to what the framework refuses: an unknown path, a wrong method, an unreadable form."""
     codes = {404: "not_found", 405: "method_not_allowed"}
     path = request.url.path
     said = {
@@ -272,7 +280,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _hint(path: str) -> str:
-    """What the client of a path that is not there may have meant."""
+    """A hint at what the client may have meant by a path that does not exist."""
     if REMIX.fullmatch(path):
         return "; remix is not offered: send POST /v1/videos with another label or seed instead"
     if re.fullmatch(r"/+(videos|models)(/.*)?", path, re.DOTALL):

@@ -1,4 +1,8 @@
-"""What /openapi.json says of the body of POST /v1/videos: the schema of `VideoRequest`, as JSON and as a form with a file."""
+"""What /openapi.json says of the body of POST /v1/videos.
+
+It is the schema of `VideoRequest` (`proav/serve/orders/requests.py`), once as JSON and once as a form with a
+file.
+"""
 
 from copy import deepcopy
 
@@ -8,7 +12,7 @@ from proav.serve.orders.requests import VideoRequest
 
 
 def describe(app: FastAPI) -> None:
-    """Lets `app` describe the body that its route reads by itself."""
+    """Adds the body to the schema of `app`: the route reads it by itself, so FastAPI does not know it."""
     generate = app.openapi
 
     def openapi() -> dict:
@@ -19,8 +23,10 @@ def describe(app: FastAPI) -> None:
             schemas.update(request.pop("$defs", {}))
             form = deepcopy(request)
             form["properties"]["input_reference"] = {
-                "type": "string", "format": "binary", "description": "For a2v a file with sound, for v2a a file with pictures.",
-            }  # fmt: skip
+                "type": "string",
+                "format": "binary",
+                "description": "For a2v a file with sound, for v2a a file with pictures.",
+            }
             schemas |= {"VideoRequest": request, "VideoForm": {**form, "title": "VideoForm"}}
             content = {
                 "application/json": {"schema": {"$ref": "#/components/schemas/VideoRequest"}},

@@ -1,1 +1,1 @@
-"""What stands before the interface: connections, requests that arrive, who may ask, errors of every layer."""
+"""What comes before the interface: connections, arriving requests, who may ask, errors of every layer."""

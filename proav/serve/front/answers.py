@@ -1,6 +1,6 @@
-"""Answers in JSON: what every address gives, errors included.
+"""Answers of the application in JSON, errors included.
 
-Which error it is, is decided where it is raised.
+Which error it is, is decided where it is raised. Errors of Ray Serve's proxy are sent by `raw_answers.py`.
 """
 
 import json
@@ -13,7 +13,7 @@ from proav.serve.front.api_error import ApiError
 
 
 class Json(Response):
-    """JSON in ASCII: what a client sent may hold characters that UTF-8 does not."""
+    """JSON in ASCII: text that a client sent may hold characters that UTF-8 cannot encode."""
 
     media_type = "application/json"
 
@@ -22,10 +22,10 @@ class Json(Response):
 
 
 def error_answer(error: ApiError, headers: dict[str, str] | None = None) -> Response:
-    """{"error": {message, type, param, code}} with the status of the error, never to be kept by a cache."""
+    """{"error": {message, type, param, code}} with the status of the error; caches must not keep it."""
     headers = {"cache-control": "no-store", **(headers or {})}
     if error.retry_after_seconds is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_seconds))
     if error.status == 409:
-        headers["x-should-retry"] = "false"  # OpenAI's client would ask again at once
+        headers["x-should-retry"] = "false"  # otherwise OpenAI's client asks again at once
     return Json(error.to_json(), status_code=error.status, headers=headers)

@@ -1,15 +1,18 @@
-"""What a client gets instead of an answer. Which error it is, is decided where it is raised."""
+"""`ApiError`: what a client gets instead of an answer.
+
+Which error it is, is decided where it is raised. How it is sent is `answers.py`.
+"""
 
 from typing import Any
 
 from proav.serve.front.raw_answers import error_object
 
 SHOWN_CHARACTERS = 60
-"""Of a client's value, in messages."""
+"""Most characters of a client's value that a message repeats."""
 
 
 class ApiError(Exception):
-    """What a client gets instead of an answer: {"error": {message, type, param, code}} with an HTTP status."""
+    """What a client gets instead of an answer: {"error": {message, type, param, code}} with a status."""
 
     def __init__(
         self,
@@ -20,6 +23,13 @@ class ApiError(Exception):
         code: str = "invalid_value",
         retry_after_seconds: float | None = None,
     ) -> None:
+        """status: HTTP status of the answer.
+
+        message: what was given and what was expected, for people.
+        param: name of the field that is wrong, None if it is no field's fault.
+        code: a short stable word for programs.
+        retry_after_seconds: when the client may ask again; None: not told.
+        """
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.retry_after_seconds = retry_after_seconds

@@ -1,8 +1,8 @@
-"""Requests that arrive whole, in bounded time and memory, before anything behind this sees them.
+"""Lets each request arrive whole, in bounded time and memory, before anything behind this sees it.
 
-It stands in Ray Serve's proxy, where the bytes arrive (`proxy_errors.middlewares`), so that clients that
-never finish take no place of the application. It stands in the application too, for proxies that were not
-told of it. Heads of requests are `connections.py`. Light to import: each proxy does.
+It stands in Ray Serve's proxy, where the bytes arrive (`middlewares` in `proxy.py`). So clients that never
+finish take no place in the application. It stands in the application too, because a proxy may run without it.
+Heads of requests are `connections.py`. Light to import, because each proxy imports it.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from proav.serve.front.raw_answers import send_error
 
 LIMITS_HEADER = b"x-proav-limits"
-"""The proxy asks for the limits of the application with it, and takes them from the answer."""
+"""With this header the proxy asks for the application's limits, and takes them from the answer."""
 LINGER_SECONDS = 2.0
-"""Time for which a refused client may go on sending."""
+"""How long a refused client may go on sending."""
 SMALL_BYTES = 64 * 1024
-"""So much of each body counts for nothing: while large ones fill the memory, small requests still pass."""
+"""Not counted of each body, so that small requests still pass while large ones fill the memory."""
 
 
 @dataclass
 class Limits:
-    """What connections may take; all are settings of the server, where they are described."""
+    """What connections may take. All are settings of the server; `proav/serve/settings.py` describes them."""
 
     max_connections: int = 4096
     head_seconds: float = 10.0
@@ -38,17 +38,17 @@ class Limits:
         return json.dumps(asdict(self), separators=(",", ":")).encode("ascii")
 
     def take(self, header: bytes) -> None:
-        """Becomes what the application has said."""
+        """Takes over the values that the application has said in its header."""
         for name, value in json.loads(header).items():
             setattr(self, name, value)
 
 
 PROXY_LIMITS = Limits()
-"""Those of this process, if it is a proxy: the defaults until the application has answered once."""
+"""Limits of this process, if it is a proxy: the defaults until the application has answered once."""
 
 
 class Refused(Exception):
-    """A request that will not be waited for."""
+    """A request that the server does not wait for any longer."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -56,16 +56,20 @@ class Refused(Exception):
 
 
 class WholeRequests:
-    """Hands a request on when the last byte of its body is there.
+    """Hands a request on when the last byte of its body has arrived.
 
-    Else it answers 408, 413 or 503, and closes the connection.
+    Otherwise it answers 408, 413 or 503, and closes the connection.
     """
 
     def __init__(self, app: ASGIApp, *, limits: Limits, in_proxy: bool) -> None:
-        """in_proxy: takes the limits of the application over, which else are given for good."""
+        """app: what stands behind it.
+
+        limits: what bodies may take.
+        in_proxy: whether it stands in the proxy; then the application's answers replace `limits`.
+        """
         self.app, self.limits, self.in_proxy = app, limits, in_proxy
         self.held_bytes = 0
-        """Of bodies that arrive, or whose requests are not answered yet."""
+        """Counted bytes of bodies that are arriving, or whose requests are not answered yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,9 +87,9 @@ class WholeRequests:
             request.release()
 
     async def _refuse(self, refused: Refused, receive: Receive, send: Send) -> None:
-        """Answers, then throws away for a while what still comes.
+        """Answers, then reads and drops for a while what still comes.
 
-        A connection that is closed over unread bytes is reset, and takes the answer with it.
+        A connection that is closed before all bytes are read is reset, and the client loses the answer.
         """
         await send_error(send, refused.status, refused.message, code=refused.code, close=True, more=True)
         with contextlib.suppress(TimeoutError):
@@ -96,6 +100,7 @@ class WholeRequests:
         await send({"type": "http.response.body", "body": b""})
 
     def _telling(self, scope: Scope, send: Send) -> Send:
+        """`send` with the limits: the proxy asks for them and takes them, the application adds them."""
         if self.in_proxy:
             scope["headers"] = [*scope["headers"], (LIMITS_HEADER, b"?")]
         elif not any(name == LIMITS_HEADER for name, _ in scope["headers"]):
@@ -124,7 +129,7 @@ class _Arriving:
         self._body, self._counted = bytearray(), 0
 
     async def read(self, scope: Scope, receive: Receive) -> list[Message] | None:
-        """[the body as one message]; None if the client goes away before it is whole. Raises Refused."""
+        """[the body as one message]; None if the client leaves before the body is whole. Raises Refused."""
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not (declared.isdigit() and len(declared) < 19 and int(declared) <= self._limits.max_upload_bytes):
             raise self._too_large()
@@ -171,7 +176,7 @@ class _Arriving:
 
 
 def _first(messages: list[Message], receive: Receive) -> Receive:
-    """These messages, which nothing holds after they were given, then whatever comes after a request."""
+    """Gives these messages, each once and without keeping it, then what comes after the request."""
 
     async def given() -> Message:
         return messages.pop() if messages else await receive()

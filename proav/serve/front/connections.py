@@ -1,8 +1,8 @@
-"""Connections before there is a request: their number, heads that do not arrive, answers that nobody reads.
+"""Bounds on connections: their number, heads that do not arrive, answers that nobody reads.
 
-uvicorn's protocol with these limits. Ray Serve offers no way to hand its uvicorn a protocol, so it is entered
-in uvicorn's own table (`proxy_errors.middlewares`). Bodies are `arrival.py`. Light to import: each proxy
-does.
+This is uvicorn's protocol with these limits. Ray Serve offers no way to give its uvicorn a protocol, so
+`middlewares` in `proxy.py` enters this one in uvicorn's own table. Bodies are `arrival.py`. Light to import,
+because each proxy imports it.
 """
 
 import asyncio
@@ -14,21 +14,22 @@ from proav.serve.front.arrival import LINGER_SECONDS, PROXY_LIMITS
 from proav.serve.front.raw_answers import error_bytes
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Of a request's head, or of what stands between the parts of a body."""
+"""Most bytes of a request's head, or of what stands between the parts of a body."""
 LOOK_SECONDS = 1.0
-"""Between two looks at a connection."""
+"""Time between two looks at a connection."""
 
 
 class Connection(HttpToolsProtocol):
     """One connection, which ends early if its client does not go on.
 
-    A head that is not whole is answered 408, one that is too long 431, a connection too many 503.
+    An incomplete head is answered 408, a head that is too long 431, a connection beyond the limit 503.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._since = self._unread_since = time.monotonic()  # of the head that is waited for; of unread bytes
-        self._began = False  # whether a byte of that head is there
+        # Since when it waits for a head, and since when the client has read nothing.
+        self._since = self._unread_since = time.monotonic()
+        self._began = False  # whether a byte of that head has arrived
         self._loose_bytes = self._unread_bytes = 0
         self._refused_at: float | None = None
         self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
@@ -63,7 +64,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is told so in the form of every other error."""
+        """Answers bytes that are no HTTP in the form of every other error."""
         self._end(400, "this is no valid HTTP request", "invalid_request")
 
     @property
@@ -71,7 +72,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _look(self) -> None:
-        """Once a second, as long as the connection is open."""
+        """Ends the connection if its client does not go on; called once a second while it is open."""
         if self.transport.get_protocol() is not self:  # it has become a WebSocket
             return
         self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
@@ -91,17 +92,18 @@ class Connection(HttpToolsProtocol):
             self._end(408, said, "timeout")
 
     def _give_up(self) -> None:
-        """A request that is being answered is told that its client has gone."""
+        """Tells a request that is being answered that its client has gone."""
         if not self._waits_for_head:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             self.flow.resume_writing()
 
     def _end(self, status: int, message: str, code: str) -> None:
-        """Answers and closes; nothing is said if an answer is on its way, or no request has begun.
+        """Answers and closes.
 
-        What still comes is read and thrown away for a while: a connection that is closed over unread bytes is
-        reset, and takes the answer with it.
+        Nothing is sent if another answer is on its way. A 408 is sent only if a head has begun. What still
+        comes is read and dropped for a while: a connection that is closed before all bytes are read is reset,
+        and the client loses the answer.
         """
         self._refused_at = time.monotonic()
         answered = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete

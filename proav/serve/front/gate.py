@@ -1,7 +1,8 @@
-"""What every request passes on its way in, and every answer on its way out.
+"""Who may ask, and what browsers are told.
 
-Who may ask, and what browsers are told. There are no users here: the rules keep pages of other sites from
-acting through a visitor's browser. How much may come is `arrival.py`; valid orders are `orders/requests.py`.
+Every request passes here on its way in, and every answer on its way out. There are no users here. The rules
+keep pages of other sites from acting through a visitor's browser. How much may come is `arrival.py`; valid
+orders are `orders/requests.py`.
 """
 
 import logging
@@ -19,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 class Gate:
-    """Turns away what must not come further, and gives what fails behind it the form of every other error.
+    """Turns away what must not come further, and answers failures behind it in the form of every other error.
 
-    Turned away are names that the server does not answer to, and pages of other sites (403).
+    A request to a name that the server does not answer to, or from a page of another site, gets 403.
     """
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: tuple[str, ...] = ()) -> None:
-        """allowed_hosts: names without port, in lower case; none: any."""
+        """app: what stands behind it. allowed_hosts: names without port, in lower case; empty: any."""
         self.app, self.allowed_hosts = app, allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,7 +47,7 @@ class Gate:
             return
         try:
             await self.app(scope, receive, guarded)
-        except Exception as error:  # a defect: the log says what, the client learns that
+        except Exception as error:  # a defect: only the log says which
             if started:
                 raise
             logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
@@ -66,16 +67,16 @@ class Gate:
 
 
 def host_name(host: str) -> str | None:
-    """The name in a Host header, in lower case, without port, brackets and final dot; None for none."""
+    """The name in a Host header, in lower case, without port, brackets and final dot; None if it has none."""
     address = _address(host, 0)
     return address and address[0]
 
 
 def _is_foreign(headers: list[tuple[bytes, bytes]], host: str) -> bool:
-    """Whether a browser says that a page from elsewhere sends this.
+    """Whether a browser says that a page of another site sends this.
 
-    Browsers name the page's site in Origin, over plain http too, and leave Sec-Fetch-Site out there. Other
-    clients send neither.
+    Browsers name the page's site in Origin. Over plain http they do so too, but leave out Sec-Fetch-Site.
+    Other clients send neither.
     """
     if any(name == b"sec-fetch-site" and value == b"cross-site" for name, value in headers):
         return True
@@ -83,7 +84,7 @@ def _is_foreign(headers: list[tuple[bytes, bytes]], host: str) -> bool:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Whether an Origin is the address that was asked; its scheme may be that of a proxy with TLS."""
+    """Whether an Origin is the address that was asked. Its scheme may be that of a proxy with TLS."""
     match = re.fullmatch(r"(https?)://(.+)", origin, re.IGNORECASE)
     if not match:  # null: a page of a file, or of a frame without rights
         return False

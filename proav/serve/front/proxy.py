@@ -1,10 +1,11 @@
-"""What stands around Ray Serve's proxy: limits for what arrives, and its own answers as every other error.
+"""What stands around Ray Serve's proxy: limits for what arrives, and JSON for the proxy's own errors.
 
-The proxy stands before the application. While that starts, or if the process that was to answer is lost, it
-says "Path not found" or "Internal Server Error" in plain text. The limits are `arrival.py` and
-`connections.py`.
+The proxy stands before the application. It answers by itself while the application starts, or if the process
+that was to answer is lost: "Path not found" or "Internal Server Error", in plain text. The limits are
+`arrival.py` and `connections.py`.
 
-Ray Serve finds `middlewares` by the environment variable CALLBACK_VARIABLE. Light to import: each proxy does.
+Ray Serve finds `middlewares` by the environment variable CALLBACK_VARIABLE. Light to import, because each
+proxy imports it.
 """
 
 import logging
@@ -29,14 +30,14 @@ logger = logging.getLogger(__name__)
 def middlewares() -> list[Middleware]:
     """What Ray Serve's proxy puts around its own application, the outermost last.
 
-    Its uvicorn, which is about to start, gets the protocol of `connections.py`.
+    It also gives the proxy's uvicorn, which is about to start, the protocol of `connections.py`.
     """
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "proav.serve.front.connections:Connection"
     return [Middleware(JsonErrors), Middleware(WholeRequests, limits=PROXY_LIMITS, in_proxy=True)]
 
 
 class JsonErrors:
-    """Answers in JSON where the application behind it gives an error in plain text, or no answer at all."""
+    """Answers in JSON if the application behind it gives an error in plain text, or no answer at all."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,6 +1,6 @@
-"""The error of every answer, and how it is sent without a framework: in Ray Serve's proxy, and below ASGI.
+"""The form of every error, and how to send one without a framework: in Ray Serve's proxy, and below ASGI.
 
-Light to import: each proxy does. Answers of the application are `answers.py`.
+Answers of the application are `answers.py`. Light to import, because each proxy imports it.
 """
 
 import json
@@ -13,14 +13,18 @@ BROWSER_HEADERS = [
     (b"content-security-policy", b"frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
 ]
-"""Of every answer: no other site may show it in a frame, and no browser may take it for a script."""
+"""Headers of every answer: no other site may frame it, and no browser may take it for a script."""
 RETRY_SECONDS = 5
 RETRIED = 429, 503
-"""Statuses that say when to come again."""
+"""Statuses of answers that say when to come again."""
 
 
 def error_object(status: int, message: str, *, param: str | None = None, code: str) -> dict[str, Any]:
-    """{"error": {message, type, param, code}}, as OpenAI's interface has it."""
+    """{"error": {message, type, param, code}}, as in OpenAI's interface.
+
+    status: HTTP status, from which the type follows.
+    message, param, code: as in `ApiError` (`api_error.py`).
+    """
     client_error = "rate_limit_error" if status == 429 else "invalid_request_error"
     kind = "server_error" if status >= 500 else client_error
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -29,10 +33,12 @@ def error_object(status: int, message: str, *, param: str | None = None, code: s
 async def send_error(
     send: Send, status: int, message: str, *, code: str, close: bool = False, more: bool = False
 ) -> None:
-    """Answers by ASGI.
+    """Sends an error by ASGI.
 
-    close: the connection ends with it, since more of the request may be on its way.
-    more: the last, empty part of the body is the caller's to send.
+    send: ASGI's way to the client.
+    status, message, code: as in `error_object`.
+    close: whether the connection ends with it, because more of the request may be on its way.
+    more: whether the caller sends the last, empty part of the body.
     """
     headers, body = _parts(status, message, code, close)
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -40,13 +46,14 @@ async def send_error(
 
 
 def error_bytes(status: int, message: str, *, code: str) -> bytes:
-    """The answer as it goes over a connection that ends with it."""
+    """The bytes of a whole answer, for a connection that ends with it."""
     headers, body = _parts(status, message, code, close=True)
     start = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
     return b"\r\n".join([start, *map(b": ".join, headers), b"", body])
 
 
 def _parts(status: int, message: str, code: str, close: bool) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """(headers, body) of an error; arguments as in `send_error`."""
     body = json.dumps(error_object(status, message, code=code)).encode("ascii")
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"cache-control", b"no-store"), *BROWSER_HEADERS]

@@ -1,1 +1,1 @@
-"""The server on Ray Serve: deployments, samplers, and what watches over them."""
+"""The server on Ray Serve: deployments, samplers, and the watchdog over their processes."""

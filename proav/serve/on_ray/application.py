@@ -1,6 +1,8 @@
-"""The application on Ray Serve: one ingress with the queue, and samplers behind it. The only module of the server that knows Ray.
+"""The application on Ray Serve: one ingress with the queue, and samplers behind it.
 
-`serve run proav.serve:app` builds it; every mistake in what was given ends the command here, in a line, before anything starts.
+`serve run proav.serve:app` builds it. A mistake in what was given ends that command here, with one line,
+before anything starts. Of the server's files, only this one and `listen.py` import Ray. The sampler itself is
+`sampler.py`; the ingress serves `api/http.py`.
 """
 
 import logging
@@ -31,27 +33,30 @@ from proav.serve.settings import SHOWCASE_CHECKPOINT, ServeSettings, read_settin
 
 MAX_OPEN_REQUESTS = 1000
 HEALTH_PERIOD_SECONDS = 3.0
-"""Also the time after which Serve replaces a sampler that has ended."""
+"""Time between health checks, and the time after which Serve replaces a sampler that has ended."""
 HEALTH_TIMEOUT_SECONDS = 10.0
 HEALTH_FAILURES = 3
-"""Ray Serve replaces a replica after so many failures in a row."""
+"""Failed health checks in a row after which Ray Serve replaces a replica."""
 SAMPLER_ENVIRONMENT = {
-    # glibc: the large batches of a CPU otherwise give their memory back after every layer, and have it cleared anew for the next.
+    # glibc: otherwise a large batch on a CPU gives its memory back after every layer, and the system clears
+    # it anew for the next layer.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    # OpenMP: threads that wait by spinning take the processor from those they wait for, where other processes want it too.
+    # OpenMP: if other processes want the processor too, threads that wait by spinning take it from the
+    # threads that they wait for.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 ENDING_SECONDS = 10.0
+"""How long a new server waits for one that was killed a moment ago and may still be ending."""
 SIGNS = 4
-"""Signs of life of a sampler at work within the time that /healthz accepts."""
+"""Signs of life that a sampler at work gives within the time that /healthz accepts."""
 QUIET = {"enable_access_log": False}
-"""Clients that poll would fill the log."""
+"""No access log, because clients that poll would fill it."""
 
 
 class StartError(click.ClickException):
-    """A mistake of the user's in a way that `serve run` prints as one line."""
+    """A user's mistake, as an error that `serve run` prints in one line."""
 
     exit_code = 2
 
@@ -72,7 +77,6 @@ def build(arguments: dict[str, Any]) -> serve.Application:
             )
         check_writable(settings.jobs_dir)
         if start_listening(settings.host, settings.port):
-            # A server that was killed a moment ago may still be ending.
             lease_of(settings).require_free(wait_seconds=ENDING_SECONDS)
     except UserError as error:
         raise StartError(str(error)) from None
@@ -81,7 +85,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
 
 
 def sampler_options(settings: ServeSettings) -> dict[str, Any]:
-    """Ray Serve's options of the samplers: their number, what each reserves, and how their health is watched."""
+    """Ray Serve's options for the samplers: their number, what each reserves, how their health is watched."""
     low, high = settings.replica_range
     use_gpu = _gpu_is_there() if settings.use_gpu == "auto" else settings.use_gpu
     scaling: dict[str, Any] = {"num_replicas": low}
@@ -112,7 +116,10 @@ def sampler_options(settings: ServeSettings) -> dict[str, Any]:
 
 
 def front_options() -> dict[str, Any]:
-    """Ray Serve's options of the ingress: one, since it owns the queue; it waits and moves files, so it reserves no CPU."""
+    """Ray Serve's options for the ingress.
+
+    There is one ingress, because it owns the queue. It waits and moves files, so it reserves no CPU.
+    """
     return {
         "name": "Front",
         "num_replicas": 1,
@@ -124,7 +131,7 @@ def front_options() -> dict[str, Any]:
 
 
 class ReplicaSampler(Sampler):
-    """A sampler as a replica."""
+    """A sampler as a replica of Ray Serve."""
 
     def __init__(self, settings: ServeSettings) -> None:
         _log_with_serve()
@@ -137,7 +144,7 @@ class ReplicaSampler(Sampler):
 
 
 class RemoteSamplers:
-    """All replicas behind one handle, as `queue/dispatch.py` wants them."""
+    """All replicas behind one handle; these are the `Samplers` of `queue/dispatch.py`."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._sample = handle.options(method_name="sample", stream=True)
@@ -193,7 +200,7 @@ def _node_cpus() -> float:
 
 
 def _log_with_serve() -> None:
-    """proav's own messages go where Serve's go: the terminal and the files of the session."""
+    """Sends proav's own messages where Serve's go: to the terminal and to Ray's log files."""
     ours = logging.getLogger("proav")
     ours.handlers, ours.propagate = logging.getLogger("ray.serve").handlers, False
     ours.setLevel(logging.INFO)

@@ -1,8 +1,9 @@
-"""One sampler: a model in memory and a thread that samples batches with it, while its event loop stays free. Served as a Ray deployment.
+"""One sampler: a model in memory, and a thread that samples batches with it while the event loop stays free.
 
-It imports no Ray, so that it runs alone in a test. What is sampled together is decided elsewhere (`queue/batching.py`); a batch that is given up
-(its consumer closes the stream) stops before the next denoising step. Plain batches for now: continuous batching would come in behind
-this same interface.
+`application.py` makes it a Ray deployment. This file imports no Ray, so that a sampler runs alone in a test.
+What is sampled together is decided in `queue/batching.py`. A batch is given up if its consumer closes the
+stream; it then stops before the next denoising step. Batches are plain for now: continuous batching would
+come in behind this same interface.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip, encode_clip
 
 IDLE_PROBE_SECONDS = 60.0
-"""An idle sampler proves itself by a sampled step when its last work is older than this."""
+"""An idle sampler samples one step as a proof if its last work is older than this."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,14 @@ class Sampler:
         stall_seconds: float = 120.0,
         sign_seconds: float = 2.0,
     ) -> None:
-        """Loads the checkpoint and samples one step, so that a sampler that is up can sample. Raises CheckpointError.
+        """Loads the checkpoint and samples one step, so that a sampler that is up can sample.
 
-        threads: of PyTorch; None leaves them as they are.
-        device: None takes the GPU if this process has one.
+        checkpoint: ST-DiT checkpoint, its folder or a `latest` file.
+        threads: number of PyTorch threads; None leaves it as it is.
+        device: torch device; None takes the GPU if this process has one.
         stall_seconds: time without a denoising step that counts as trouble.
         sign_seconds: longest silence of a batch that is being sampled.
+        Raises CheckpointError.
         """
         self._num_threads = threads or torch.get_num_threads()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,10 +66,11 @@ class Sampler:
         logger.info("sampling on %s with %d threads, process %d", device, self._num_threads, os.getpid())
 
     async def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[dict[str, Any]]:
-        """{"done": 0 .. total, "total": calls of the model} as the batch goes on, the first at once.
+        """Samples one batch; gives its progress, then its clips.
 
-        In long calls the last of them is repeated, as a sign of life. The end is {"clips": [bytes of an mp4,
-        ...]} in the order asked for.
+        Progress is {"done": 0 .. total, "total": calls of the model}. The first comes at once. During a long
+        call the last one is repeated, as a sign of life. The end is {"clips": [bytes of an mp4, ...]}, in the
+        order of `requests`.
         """
         loop, events, abandoned = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
 
@@ -91,18 +95,17 @@ class Sampler:
         finally:
             abandoned.set()
             if not work.done():
-                work.add_done_callback(
-                    lambda ended: ended.cancelled() or ended.exception()
-                )  # nobody else will look at it
+                # Nobody else will look at its exception.
+                work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
     async def probe(self) -> float:
-        """Samples one step; returns the seconds that took, with the wait for a batch that is running."""
+        """Samples one step. Returns the seconds that this took, including the wait for a running batch."""
         began = time.monotonic()
         await self._in_thread(self._sample_probe)
         return time.monotonic() - began
 
     def trouble(self) -> str | None:
-        """Why this sampler should be replaced, None if all is well: it is at work and makes no progress."""
+        """Why this sampler should be replaced: it is at work and makes no progress. None if all is well."""
         silence = time.monotonic() - self._progress_at
         if not self._busy or silence <= self._stall_seconds:
             return None
@@ -131,8 +134,11 @@ class Sampler:
     def _sample_batch(
         self, requests: Sequence[SampleRequest], total: int, tell: Callable[[int, int], None]
     ) -> list[bytes]:
-        """On a CPU each thread takes a part of the batch through all steps: faster than all threads in one
-        matrix product after the other."""
+        """The mp4 files of one batch.
+
+        On a CPU each thread takes a part of the batch through all steps. That is faster than all threads
+        together in one matrix product after the other.
+        """
         tell(0, total)
         size = -(-len(requests) // self._num_parts)
         parts = [requests[first : first + size] for first in range(0, len(requests), size)]
@@ -147,9 +153,9 @@ class Sampler:
     def _sample_parts(
         self, parts: list[Sequence[SampleRequest]], total: int, tell: Callable[[int, int], None]
     ) -> list[Clip]:
-        """One part a thread; a call of the model is told when every part has made it.
+        """Samples each part in a thread; a call of the model is reported when every part has made it.
 
-        The first failure, or a batch that is given up, ends all parts.
+        The first failure ends all parts. So does a batch that is given up.
         """
         done, lock, broken = [0] * len(parts), threading.Lock(), threading.Event()
 
@@ -162,10 +168,10 @@ class Sampler:
                     if min(done) > before:
                         tell(min(done), total)
 
-            torch.set_num_threads(1)  # of this thread, and of the matrix products in all
+            torch.set_num_threads(1)  # for this thread, and for the matrix products in all threads
             try:
                 clips = self._pipeline.sample(parts[index], on_step=on_step)
-                on_step(total, total)  # a part of fewer calls waits for none
+                on_step(total, total)  # a part with fewer calls holds back no other
                 return clips
             except BaseException:
                 broken.set()

@@ -1,9 +1,10 @@
 """Ends a process that does not run any more, so that Ray Serve starts another.
 
-Ray Serve asks a process for its health, gives it three times the time-out, and then asks it to end: a frozen
-one holds its processors or GPU all that while. Here a small process of its own waits for signs of life and
-sends SIGKILL, which Ray notices at once. A process that is only slow, on a busy machine, is left alone (on
-Linux, which tells the two apart). The watcher imports nothing of proav, and goes when its parent goes.
+Ray Serve asks a process for its health, waits for three times the time-out, and then asks it to end. All that
+time a frozen process holds its processors or its GPU. Here a separate small process, the watcher, waits for
+signs of life. If none comes, it sends SIGKILL, which Ray notices at once. A process that is only slow, on a
+busy machine, is left alone (on Linux, which tells the two apart). The watcher imports nothing of proav, and
+ends when its parent ends.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Callable
 
 BEATS = 6
-"""Signs of life within the time after which a process counts as frozen."""
+"""Signs of life that a process gives within the time after which it counts as frozen."""
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,11 @@ logger = logging.getLogger(__name__)
 def watch(name: str, *, frozen_seconds: float, trouble: Callable[[], str | None] = lambda: None) -> None:
     """Watches this process from now on until it ends.
 
-    name: what it is called in the log.
-    frozen_seconds: it is killed if it gave no sign of life for so long, and none of its threads is about to.
-    trouble: asked several times in that span; the process ends at once for what it says; None: all is well.
+    name: what the process is called in the log.
+    frozen_seconds: it is killed if it gives no sign of life for this time and none of its threads runs or is
+        about to run.
+    trouble: asked several times in that span; None means that all is well. If it returns a text, the process
+        ends at once and the log says the text.
     """
     words = [sys.executable, "-I", os.path.abspath(__file__), str(os.getpid()), str(frozen_seconds), name]
     watcher = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
@@ -49,8 +52,7 @@ def watch(name: str, *, frozen_seconds: float, trouble: Callable[[], str | None]
 
 
 def _runs(pid: int) -> bool:
-    """Whether one of its threads computes, or waits for a processor or a disk; False where nobody can
-    tell."""
+    """Whether a thread of the process computes, or waits for a processor or a disk; False if unknown."""
     for stat in glob.glob(f"/proc/{pid}/task/*/stat"):
         with contextlib.suppress(OSError), open(stat) as file:
             if file.read().rpartition(")")[2].split()[0] in "RD":
@@ -59,7 +61,7 @@ def _runs(pid: int) -> bool:
 
 
 def _main() -> None:
-    """The watcher's life."""
+    """The life of the watcher: it waits for signs of life, and kills a frozen process."""
     pid, frozen_seconds, name = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
     while (signs := select.select([0], [], [], frozen_seconds)[0]) or _runs(pid):
         if signs and not os.read(0, 4096):

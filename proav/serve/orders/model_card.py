@@ -1,4 +1,7 @@
-"""What the served model can do, read from its checkpoint without its weights: the answer of /v1/models, and the measure of every request."""
+"""What the served model can do, read from its checkpoint without its weights.
+
+It is the answer of /v1/models, and every request is checked against it (`requests.py`).
+"""
 
 from dataclasses import dataclass
 
@@ -9,7 +12,7 @@ from proav.runs.checkpoint import INDEX, Checkpoint
 from proav.serve.settings import ServeSettings
 
 MAX_GUIDANCE_SCALE = 30.0
-"""As in SoundingVideoPipeline."""
+"""As in `proav/generation/sampling_settings.py`."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class ModelCard:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: ServeSettings) -> "ModelCard":
+        """The card of a checkpoint; `settings` go before the defaults of the checkpoint's run."""
         generate = checkpoint.config.generate
         modified = storage.file_info(storage.join(checkpoint.path, INDEX)).mtime
         return cls(

@@ -1,6 +1,8 @@
-"""Still pictures of a finished clip: its middle frame, a sheet of its frames, the spectrogram of its sound. Blocking; called in threads.
+"""Still pictures of a finished clip: its middle frame, a sheet of its frames, the spectrogram of its sound.
 
-Made from the mp4 alone, so that they show what was delivered.
+They are made from the mp4 alone, so that they show what was delivered. The functions block; the server calls
+them in threads (`queue/service.py`). Letters: T frames, H and W rows and columns, C channels, M mel bins, S
+mel steps within a frame, L = T S mel steps of the clip.
 """
 
 import io
@@ -17,7 +19,7 @@ from proav.media.container import Clip, read_clip
 from proav.media.melframes import MelFrames
 
 SHEET_PIXELS = 1024
-"""Width of a sheet at most."""
+"""Largest width of a sheet."""
 MEDIA_TYPES = {
     "video": "video/mp4",
     "thumbnail": "image/jpeg",
@@ -27,7 +29,10 @@ MEDIA_TYPES = {
 
 
 def preview(mp4: bytes, variant: str, config: Config) -> bytes:
-    """The bytes of `variant`, one of MEDIA_TYPES except video."""
+    """The bytes of one preview of a clip.
+
+    variant: one of MEDIA_TYPES except video. config: that of the run that made the model.
+    """
     geometry = ClipGeometry.from_config(config)
     clip = read_clip(
         io.BytesIO(mp4),
@@ -45,7 +50,7 @@ def preview(mp4: bytes, variant: str, config: Config) -> bytes:
 
 
 def _sheet(video_THWC: np.ndarray) -> Image.Image:
-    """All frames in reading order, in a grid about as wide as high, shrunk to at most SHEET_PIXELS across."""
+    """All frames in reading order, in about as many columns as rows, shrunk to SHEET_PIXELS if wider."""
     num_frames, height, width, _ = video_THWC.shape
     columns = math.ceil(math.sqrt(num_frames))
     rows = math.ceil(num_frames / columns)
@@ -60,7 +65,10 @@ def _sheet(video_THWC: np.ndarray) -> Image.Image:
 
 
 def _spectrogram(clip: Clip, config: Config) -> bytes:
-    """The log-mel image that the model works on, low bands at the bottom, one pixel a band and column: the whole width is the clip's time."""
+    """The log-mel image that the model works on, with low bands at the bottom.
+
+    It has one pixel for each band and mel step, so that its whole width is the time of the clip.
+    """
     mel_TMS = MelFrames(config).encode(torch.from_numpy(clip.audio[None]))[0].numpy()
     image_ML = mel_TMS.transpose(1, 0, 2).reshape(mel_TMS.shape[1], -1)[::-1]
     colours = matplotlib.colormaps["magma"]((image_ML.clip(-1, 1) + 1) / 2, bytes=True)[..., :3]

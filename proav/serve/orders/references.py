@@ -1,7 +1,8 @@
 """An uploaded file as the stream that a task is given, at the model's own rates and size.
 
-Runs in a thread: it waits for the decoding, which is `upload_process.py`. Which tasks take a file is
-`requests.py`; the beginning of the file is used, as in SoundingVideoPipeline.
+It runs in a thread, because it waits for the decoding, which is `upload_process.py`. Which tasks take a file
+is `requests.py`. The beginning of the file is used, as in SoundingVideoPipeline. Letters: T frames, H and W
+rows and columns.
 """
 
 import base64
@@ -21,12 +22,15 @@ from proav.serve.front.api_error import ApiError
 from proav.serve.orders.upload_process import decode_upload
 
 BYTES_PER_PIXEL = 8
-"""Memory that is allowed for each pixel of an uploaded file's pictures: a decoder holds several at a time.
-What needs more fails while it is decoded, and then not every decoder says why."""
+"""Memory allowed for each pixel of a picture in an uploaded file: a decoder holds several pictures at a time.
+A file that needs more fails while it is decoded, and then not every decoder says why."""
 
 
 def read_data_url(url: str) -> bytes:
-    """The bytes of a data: URL, base64 or percent-encoded. Raises ApiError 400 for any other address: a server that fetches what clients name is a hole."""
+    """The bytes of a data: URL, base64 or percent-encoded.
+
+    Raises ApiError 400 for any other address: a server that fetches what clients name is a security hole.
+    """
     head, comma, body = url.partition(",")
     if not head.startswith("data:") or not comma:
         said = (
@@ -48,9 +52,14 @@ def read_data_url(url: str) -> bytes:
 def read_given(
     data: bytes, task: str, config: Config, *, deadline_seconds: float, max_bytes: int
 ) -> np.ndarray:
-    """a2v: float32 [samples]; v2a: uint8 [T, H, W, 3]. Raises ApiError 400 if the file does not hold that.
+    """The given stream of a task: float32 [samples] for a2v, uint8 [T, H, W, 3] for v2a.
 
+    data: the uploaded file.
+    task: a2v or v2a.
+    config: that of the run that made the model, which sets rates and sizes.
+    deadline_seconds: time that decoding may take.
     max_bytes: memory that decoding may take.
+    Raises ApiError 400 if the file does not hold that stream.
     """
     geometry = ClipGeometry.from_config(config)
     if TASKS[task].given == "video":
@@ -78,13 +87,16 @@ def read_given(
     missing = geometry.num_samples - len(sound)
     if missing > MAX_SOUND_SHORTFALL * geometry.sample_rate:
         held = f"{math.floor(100 * len(sound) / geometry.sample_rate) / 100:g} s"
-        said = f"input_reference holds {held} of sound; expected at least the {geometry.seconds:g} s of a clip (its beginning is used)"
+        said = (
+            f"input_reference holds {held} of sound; "
+            f"expected at least the {geometry.seconds:g} s of a clip (its beginning is used)"
+        )
         raise ApiError(400, said, param="input_reference", code="too_short")
     return np.pad(sound, (0, missing))
 
 
 def given_clip(given: np.ndarray | None, config: Config) -> Clip | None:
-    """The clip that SampleRequest.given wants: the given stream, with black or silence for the other."""
+    """The clip for SampleRequest.given: the given stream, with black or silence as the other stream."""
     if given is None:
         return None
     geometry = ClipGeometry.from_config(config)
@@ -95,5 +107,5 @@ def given_clip(given: np.ndarray | None, config: Config) -> Clip | None:
 
 
 def _plain(error: MediaError) -> str:
-    """PyAV has no name for a file in memory."""
+    """The message with a name for the file: PyAV has none for a file in memory."""
     return str(error).replace("<none>", "the given file")

@@ -1,6 +1,6 @@
-"""From what a client sent to a checked order, or to an ApiError that names the field. Pure: no HTTP, no Ray, no files.
+"""Turns what a client sent into a checked order, or into an ApiError that names the field.
 
-Decoding of an uploaded file is `references.py`, HTTP is `api/http.py`.
+Pure: no HTTP, no Ray, no files. Decoding of an uploaded file is `references.py`, HTTP is `api/http.py`.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from proav.serve.orders.model_card import MAX_GUIDANCE_SCALE, ModelCard
 from proav.text import find_label, without_case
 
 MAX_SEED = 2**53 - 1
-"""The largest whole number that JavaScript and every JSON reader hold exactly."""
+"""The largest whole number up to which JavaScript and every JSON reader are exact."""
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -26,7 +26,7 @@ def _no_truth_value(value: Any) -> Any:
 
 
 def _as_text(value: Any) -> Any:
-    """Labels may be numbers: 3 in JSON is the label that a form would write as 3."""
+    """Takes a whole number as a label: 3 in JSON is the label that a form would write as 3."""
     if isinstance(value, bool | float | list | dict):
         raise ValueError('expected a text, such as "3"')
     return str(value) if isinstance(value, int) else value
@@ -42,7 +42,7 @@ class InputReference(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     image_url: str
-    """The file as a data: URL, such as data:audio/wav;base64,... (the name is that of OpenAI's interface; sound and video are taken too)."""
+    """A sound or video file as a data: URL, such as data:audio/wav;base64,... (the name is OpenAI's)."""
 
 
 class VideoRequest(BaseModel):
@@ -51,31 +51,34 @@ class VideoRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     prompt: Annotated[str, Label, Field(max_length=1000)] = ""
-    """A label of the model (GET /v1/models lists them), in any case; empty: no label."""
+    """A label of the model (GET /v1/models lists them), in capitals or not; empty: no label."""
     model: str | None = None
-    """Id of the served model, if given."""
+    """Id of the served model; may be left out."""
     seconds: Annotated[str | float | None, Number] = None
-    """Length of the clip; if given, the model's own."""
+    """Length of the clip in seconds: the model's own; may be left out."""
     size: str | None = None
-    """WIDTHxHEIGHT; if given, the model's own."""
+    """WIDTHxHEIGHT in pixels: the model's own; may be left out."""
     input_reference: InputReference | None = None
-    """For a2v a file with sound, for v2a a file with pictures: in a multipart body the file itself."""
+    """For a2v a file with sound, for v2a a file with pictures. In a multipart body: the file itself."""
     label: Annotated[str | None, Label] = None
     """A label of the model; the same as `prompt`, which may then be empty."""
     task: str = "joint"
-    """joint: picture and sound; a2v: picture to given sound; v2a: sound to given picture."""
+    """joint: picture and sound; a2v: a picture for given sound; v2a: sound for a given picture."""
     seed: Annotated[int | None, Number] = None
-    """The noise: same seed and settings, same clip. Empty: drawn, and reported."""
+    """Seed of the noise: the same seed and settings give the same clip. Empty: drawn, and reported."""
     steps: Annotated[int | None, Number] = None
     """Denoising steps; empty: the server's default."""
     guidance_scale: Annotated[float | None, Number] = None
-    """Pull towards the label; 1 is none. Empty: the server's default."""
+    """Classifier-free guidance towards the label; 1 is none. Empty: the server's default."""
     num_windows: Annotated[int, Number] = 1
-    """Length in clips; this version makes one."""
+    """Length in clips; this version makes only 1."""
 
 
 class Order(BaseModel):
-    """A checked request with nothing left open: it determines the clip, together with the checkpoint and the given stream."""
+    """A checked request with nothing left open.
+
+    Together with the checkpoint and the given stream, it determines the clip.
+    """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -117,7 +120,11 @@ def parse_request(fields: dict[str, Any]) -> VideoRequest:
 
 
 def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool) -> Order:
-    """The order, with defaults filled in and a seed drawn where none is given. Raises ApiError for what this model does not have."""
+    """The order of a request: defaults are filled in, and a seed is drawn if none is given.
+
+    card: what the model can do. has_reference: whether the client sent a file.
+    Raises ApiError for what this model does not have.
+    """
     if request.model not in (None, "", card.id):
         raise ApiError(
             404,
@@ -179,7 +186,8 @@ def _check_own_size(request: VideoRequest, card: ModelCard) -> None:
     if request.size not in (None, "", card.size):
         raise ApiError(
             400,
-            f"size={shown(request.size)}: this model makes {card.size} (WIDTHxHEIGHT); leave size out or write that",
+            f"size={shown(request.size)}: this model makes {card.size} (WIDTHxHEIGHT); "
+            "leave size out or write that",
             param="size",
         )
     if request.seconds in (None, ""):
@@ -194,7 +202,7 @@ def _check_own_size(request: VideoRequest, card: ModelCard) -> None:
 
 
 def _label_of(request: VideoRequest, card: ModelCard) -> str | None:
-    """The model's own spelling of the label, None for none."""
+    """The model's own spelling of the label; None if no label is given."""
     known = {without_case(label): label for label in card.labels}
     found = {}
     for name in ("label", "prompt"):
@@ -221,6 +229,7 @@ def _label_of(request: VideoRequest, card: ModelCard) -> str | None:
 
 
 def _in_range(name: str, given: float | None, default: float, low: float, high: float):
+    """`given` if it is in [low, high], `default` if it is None. Raises ApiError 400 that names the field."""
     if given is None:
         return default
     if not low <= given <= high:

@@ -1,8 +1,8 @@
-"""Decoding of one upload in a process of its own, with a bound on its memory and its time.
+"""Decodes one upload in a process of its own, with a bound on its memory and its time.
 
-Bounds on pixels and rates are `proav/media`'s; this one holds for every container and codec, and gives all
-memory back. It imports neither PyTorch nor Ray, so that a process is there in a third of a second. Memory is
-bounded on Linux alone.
+Bounds on pixels and rates are in `proav/media`. The bounds here hold for every container and codec, and all
+memory comes back when the process ends. It imports neither PyTorch nor Ray, so that it starts in a third of a
+second. Memory is bounded on Linux only. Letters: T frames, H and W rows and columns.
 """
 
 import io
@@ -19,18 +19,19 @@ import numpy as np
 from proav.errors import MediaError
 
 START_SECONDS = 60.0
-"""On top of the time for decoding: a busy machine may take long to start a process."""
+"""Added to the time for decoding, because a busy machine may take long to start a process."""
 
 
 def decode_upload(
     data: bytes, call: dict[str, Any], *, deadline_seconds: float, max_bytes: int
 ) -> np.ndarray:
-    """float32 [samples] or uint8 [T, H, W, 3] of a file.
+    """The sound of a file as float32 [samples], or its pictures as uint8 [T, H, W, 3].
 
+    data: the file.
     call: {"read": "sound" or "pictures"} and the arguments of `read_sound` or `read_clip`.
     deadline_seconds: time that decoding may take.
-    max_bytes: memory that decoding may take, on top of the process itself and the file.
-    Raises MediaError as those, too_large for more memory, timeout, and crash.
+    max_bytes: memory that decoding may take, beyond the process itself and the file.
+    Raises MediaError as these functions do; also too_large for more memory, timeout, and crash.
     """
     path = os.pathsep.join(map(os.path.abspath, sys.path))  # Ray may have put proav anywhere
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -60,9 +61,9 @@ def decode_upload(
 
 
 def _serve() -> None:
-    """The process's life: one file in, one answer out."""
+    """The life of the process: one file in, one answer out."""
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no part of the answer
+    os.dup2(2, 1)  # what a library prints must not get into the answer
     head = json.loads(sys.stdin.buffer.readline())
     data = sys.stdin.buffer.read()
     try:
@@ -75,6 +76,7 @@ def _serve() -> None:
 
 
 def _decode(data: bytes, call: dict[str, Any], deadline_seconds: float, max_bytes: int) -> np.ndarray:
+    """What `decode_upload` returns, decoded in this process; the same arguments and errors."""
     import av
 
     from proav.media.container import read_clip, read_sound
@@ -98,15 +100,18 @@ def _decode(data: bytes, call: dict[str, Any], deadline_seconds: float, max_byte
 
 
 def _ran_out(logs: list[tuple[int, str, str]]) -> bool:
-    """Most decoders call a picture invalid for which there is no memory; FFmpeg's log tells the two apart."""
+    """Whether FFmpeg's log says that memory ran out.
+
+    Most decoders then call the picture invalid, so that their error does not tell the two apart.
+    """
     words = "get_buffer() failed", "Cannot allocate memory"
     return any(word in message for _, _, message in logs for word in words)
 
 
 def _bound(max_bytes: int, deadline_seconds: float) -> None:
-    """No more memory than now and `max_bytes`, and no more processor time than the deadline.
+    """Allows `max_bytes` of memory beyond the present use, and processor time up to the deadline.
 
-    Both hold even inside a decoder that hangs.
+    Both bounds hold even inside a decoder that hangs.
     """
     if sys.platform != "linux":
         return

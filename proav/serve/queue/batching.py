@@ -1,7 +1,9 @@
-"""Which waiting jobs are sampled together, and when. Pure: times are given, nothing waits here.
+"""Which waiting jobs are sampled together, and when.
 
-The oldest job decides: its batch takes the oldest jobs of the same task and step count, whatever their seeds, labels and guidance.
-An idle sampler waits only `wait_seconds` for company; under load, batches fill by themselves while the sampler is busy.
+The oldest job decides: its batch takes the oldest jobs of the same task and step count, whatever their seeds,
+labels and guidance. An idle sampler waits only `wait_seconds` for more jobs. Under load, batches fill by
+themselves while the sampler is busy. Pure: the caller gives the times, and nothing waits here. Batches are
+sent by `dispatch.py`.
 """
 
 from collections.abc import Iterator
@@ -22,9 +24,9 @@ class Waiting:
     since: float = 0.0
     """When it began to wait, in seconds of a monotonic clock."""
     attempts: int = 0
-    """Batches that were lost with it."""
+    """How many batches with this job were lost."""
     alone: bool = False
-    """Not to share a batch: one that it was in failed, and may have failed because of it."""
+    """Whether it must not share a batch: one that it was in failed, perhaps because of it."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -49,21 +51,21 @@ class JobQueue:
         self._waiting.append(waiting)
 
     def put_back(self, returned: list[Waiting]) -> None:
-        """Jobs of a batch that was lost go to the front again, in their old order."""
+        """Puts the jobs of a batch that was lost or failed to the front again, in their old order."""
         self._waiting[:0] = returned
 
     def remove(self, job_id: str) -> bool:
-        """False where it does not wait."""
+        """Takes a job out of the queue; False if it does not wait."""
         before = len(self._waiting)
         self._waiting = [waiting for waiting in self._waiting if waiting.job.id != job_id]
         return len(self._waiting) < before
 
     def position(self, job_id: str) -> int | None:
-        """Jobs before this one; None where it does not wait."""
+        """Number of jobs before this one; None if it does not wait."""
         return next((index for index, waiting in enumerate(self._waiting) if waiting.job.id == job_id), None)
 
     def delay(self, now: float) -> float | None:
-        """Seconds until a batch should start, 0 for at once; None where nothing waits."""
+        """Seconds until a batch should start, 0 for at once; None if nothing waits."""
         batch = self._next_batch()
         if not batch:
             return None
@@ -72,7 +74,7 @@ class JobQueue:
         return max(0.0, batch[0].since + self.wait_seconds - now)
 
     def take(self) -> list[Waiting]:
-        """Removes and returns the next batch; empty where nothing waits."""
+        """Removes and returns the next batch; empty if nothing waits."""
         batch = self._next_batch()
         self._waiting = [waiting for waiting in self._waiting if waiting not in batch]
         return batch

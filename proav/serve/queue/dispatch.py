@@ -1,6 +1,8 @@
-"""Brings waiting jobs to samplers: as many batches on the way as there are samplers, their progress, their failures, their cancellation.
+"""Brings waiting jobs to samplers: as many batches at a time as there are samplers.
 
-It knows no HTTP and no Ray: samplers are whatever has `sample` and `probe`. All methods run on one event loop, and none blocks it.
+It follows their progress, their failures and their cancellation. It knows no HTTP and no Ray: samplers are
+whatever has `sample` and `probe`. All methods run on one event loop, and none blocks it. Which jobs share a
+batch is `batching.py`.
 """
 
 import asyncio
@@ -21,15 +23,15 @@ from proav.serve.queue.pace import Pace
 from proav.serve.settings import ServeSettings
 
 MAX_LOST_BATCHES = 3
-"""A job whose sampler is lost so many times fails: it may be what ends them."""
+"""A job fails if its sampler is lost this many times: the job may be what ends the samplers."""
 MAX_WAIT_SECONDS = 3600.0
-"""The longest time that a client is told to stay away."""
+"""The longest time for which a client is told to stay away."""
 
 logger = logging.getLogger(__name__)
 
 
 class SamplerLost(Exception):
-    """The sampler ended in the middle of a batch; another may do it."""
+    """The sampler ended in the middle of a batch; another sampler may make the batch."""
 
 
 class Samplers(Protocol):
@@ -48,7 +50,8 @@ class Batch:
         self.num_jobs, self.steps = len(members), members[0].job.order.steps
         self.done = 0
         self.sent = self.heard = self.moved = time.monotonic()
-        """When it was sent, or begun; when its sampler last gave a sign of life; when it made progress."""
+        """Seconds of a monotonic clock. sent: when it was sent, and later when it began. heard: when its
+        sampler last gave a sign of life. moved: when it last made progress."""
         self.started = False
         self.task: asyncio.Task | None = None
 
@@ -64,11 +67,17 @@ class Dispatcher:
         *,
         deliver: Callable[[Job, bytes | None, JobError | None], Awaitable[None]],
     ) -> None:
-        """deliver(job, mp4, error) is called once for each job that ends, with one of mp4 and error."""
+        """samplers: what makes the batches.
+
+        config: that of the run that made the model.
+        settings: those of the server.
+        deliver: deliver(job, mp4, error) is called once for each job that ends, with either mp4 or error.
+        """
         self.queue = JobQueue(
             max_batch_size=settings.max_batch_size, wait_seconds=settings.batch_wait_seconds
         )
         self.evidence_at: float | None = None
+        """When a sampler last proved that it can sample, in seconds of a monotonic clock."""
         self._samplers, self._config, self._settings, self._deliver = samplers, config, settings, deliver
         self._max_batches = settings.replica_range[1]
         self._running: list[Batch] = []
@@ -77,18 +86,22 @@ class Dispatcher:
         self._probe: asyncio.Task | None = None
 
     def submit(self, waiting: Waiting) -> None:
+        """Puts a job at the end of the queue."""
         waiting.since = time.monotonic()
         self.queue.put(waiting)
         self._changed.set()
 
     def cancel(self, job_id: str) -> None:
-        """Takes the job out of the queue or out of its batch; a batch that nobody waits for ends before its next denoising step."""
+        """Takes the job out of the queue or out of its batch.
+
+        A batch that nobody waits for ends before its next denoising step.
+        """
         self.queue.remove(job_id)
         for batch in self._running:
             batch.members = [member for member in batch.members if member.job.id != job_id]
 
     async def run(self) -> None:
-        """Sends batches until cancelled; then the running ones are given up."""
+        """Sends batches until it is cancelled; then it gives up the running ones."""
         try:
             while True:
                 await self._wait_for_change()
@@ -101,14 +114,14 @@ class Dispatcher:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def poll_after_seconds(self) -> float:
-        """How soon a client may ask again without a waste: a twentieth of the time of a running batch."""
+        """How soon a client may ask again without waste: a twentieth of the time of a running batch."""
         seconds = [self._pace.expect(steps=batch.steps, num_jobs=batch.num_jobs) for batch in self._running]
         return min(1.0, max(0.05, min(seconds, default=2.0) / 20))
 
     def free_after_seconds(self) -> float:
-        """Estimate of when a full queue will have room.
+        """Estimate of the seconds until a full queue has room.
 
-        That is when the first of the running batches ends, so that the next leaves the queue.
+        That is when the first of the running batches ends, because the next batch then leaves the queue.
         """
         if len(self._running) < self._max_batches:
             return 1.0
@@ -124,7 +137,7 @@ class Dispatcher:
         return min(MAX_WAIT_SECONDS, max(1.0, min(rests)))
 
     def trouble(self) -> str | None:
-        """Why new jobs would wait in vain, None where all is well: a batch without a sampler, or without progress."""
+        """Why new jobs would wait in vain: a batch has no sampler, or no progress. None if all is well."""
         now = time.monotonic()
         if started := [batch for batch in self._running if batch.started]:
             silence, still = (now - max(getattr(one, what) for one in started) for what in ("heard", "moved"))
@@ -141,7 +154,10 @@ class Dispatcher:
         )
 
     async def health(self) -> tuple[bool, str]:
-        """(can sample, by what that is known), from recent progress, or else by sampling a step."""
+        """(whether a sampler can sample, how that is known).
+
+        Recent progress shows it, or a sign of life during a batch. If no batch has begun, a step is sampled.
+        """
         if trouble := self.trouble():
             return False, trouble
         age = None if self.evidence_at is None else time.monotonic() - self.evidence_at
@@ -198,7 +214,7 @@ class Dispatcher:
             self._changed.set()
 
     async def _follow(self, batch: Batch, requests: list[SampleRequest]) -> list[bytes] | None:
-        """The clips; None where all jobs were cancelled meanwhile."""
+        """The clips of a batch; None if all its jobs were cancelled meanwhile."""
         stream = self._samplers.sample(requests)
         try:
             async for event in stream:
@@ -229,7 +245,10 @@ class Dispatcher:
         await asyncio.gather(*(self._deliver(member.job, clip, None) for member, clip in delivered))
 
     async def _lost(self, batch: Batch, error: SamplerLost) -> None:
-        """The jobs wait again, each alone from now on, so that one that ends samplers takes no other with it."""
+        """Queues the jobs again, each alone: a job that ends samplers then takes no other with it.
+
+        A job that was in MAX_LOST_BATCHES lost batches fails.
+        """
         logger.warning("a batch of %d was lost: %s", len(batch.members), error)
         again = []
         for member in batch.members:
@@ -244,7 +263,7 @@ class Dispatcher:
         self.queue.put_back(again)
 
     async def _failed(self, batch: Batch, error: Exception) -> None:
-        """A job that was alone has failed; those of a batch are tried alone."""
+        """Fails a job that was alone; tries the jobs of a larger batch again, each alone."""
         if len(batch.members) == 1:
             message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             await self._deliver(batch.members[0].job, None, JobError(code="sampling_failed", message=message))
@@ -256,7 +275,7 @@ class Dispatcher:
 
 
 def _to_sample(member: Waiting, config: Config) -> SampleRequest:
-    """What an order leaves open is as in the run that made the model."""
+    """What a sampler gets for a job; settings that an order leaves open are those of the model's run."""
     order = member.job.order
     settings = dataclasses.replace(
         SamplingSettings.from_config(config),

@@ -1,7 +1,9 @@
-"""Jobs and where they are kept: one folder a job with job.json, what was given, and the finished mp4; each file written whole.
+"""Jobs, and the folders in which they are kept.
 
-Blocking; the server calls it from threads. What waits and what runs is `batching.py` and `dispatch.py`. A server that starts again
-finds its finished jobs here, and makes those that were cut off anew: a clip is a function of the order, so that changes nothing.
+Each job has a folder with job.json, what was given, and the finished mp4. Each file is written whole. The
+functions block; the server calls them in threads. What waits and what runs is `batching.py` and
+`dispatch.py`. A server that starts again finds its finished jobs here. It makes those that were cut off anew:
+a clip is a function of the order, so that changes nothing.
 """
 
 import io
@@ -21,9 +23,9 @@ from proav.errors import UserError
 from proav.serve.orders.requests import Order
 
 MAX_INDEX_BYTES = 2**20
-"""A larger job.json is none: an order's prompt has at most 1,000 characters."""
+"""A larger file is no job.json: the prompt of an order has at most 1,000 characters."""
 DAMAGED_HEADER = EOFError, MemoryError, RecursionError, SyntaxError, TypeError, tokenize.TokenError
-"""What numpy raises besides ValueError if the header of an array is damaged, which it reads as Python."""
+"""What numpy raises, besides ValueError, for an array's damaged header, which it reads as Python code."""
 INDEX, VIDEO, GIVEN = "job.json", "video.mp4", "given.npy"
 MICROSECONDS = 10**6
 
@@ -56,7 +58,7 @@ class Job(BaseModel):
     created: Time
     status: Literal["queued", "in_progress", "completed", "failed"] = "queued"
     progress: Annotated[int, Field(ge=0, le=100)] = 0
-    """0 to 100; 100 only when the clip can be had."""
+    """0 to 100; 100 only if the clip can be fetched."""
     completed: Time | None = None
     expires: Time | None = None
     error: JobError | None = None
@@ -71,7 +73,7 @@ class Job(BaseModel):
 
     @property
     def place(self) -> tuple[float, str]:
-        """What jobs are listed by; as `place_of`, for every job that a service makes."""
+        """What lists are sorted by. For every job that a service makes, it equals `place_of(id)`."""
         return self.created, self.id
 
     @property
@@ -79,13 +81,13 @@ class Job(BaseModel):
         return self.status in ("completed", "failed")
 
     def finish(self, now: float, keep_seconds: float, error: JobError | None = None) -> None:
-        """Completed, or failed where there is an error."""
+        """Marks it as completed at `now`, or as failed if there is an error."""
         self.status, self.error = ("failed", error) if error else ("completed", None)
         self.progress = self.progress if error else 100
         self.completed, self.expires = now, now + keep_seconds
 
     def to_json(self, queue_position: int | None = None) -> dict:
-        """OpenAI's video object, and proav's own fields. queue_position: 0 is next."""
+        """OpenAI's video object and proav's own fields. queue_position: 0 is next; None: it does not wait."""
         order = self.order.model_dump()
         return {
             "id": self.id,
@@ -108,9 +110,9 @@ class Job(BaseModel):
 
 
 def new_id(created: float | None = None) -> str:
-    """An id that begins with the time of creation, to the microsecond; None: now.
+    """An id that begins with the time of creation, to the microsecond.
 
-    So a page of jobs can go on after a job that is gone.
+    So a list of jobs can go on after a job that was deleted. created: Unix seconds; None: now.
     """
     created = time.time() if created is None else created
     return f"video_{round(created * MICROSECONDS):014x}{secrets.token_hex(10)}"
@@ -119,7 +121,7 @@ def new_id(created: float | None = None) -> str:
 def place_of(job_id: str) -> tuple[float, str] | None:
     """Where a job of this id stands in the order of creation.
 
-    None if the id does not say, as those of older servers, which are shorter.
+    None if the id does not tell it. The ids of older servers, which are shorter, do not.
     """
     match = re.fullmatch(r"video_([0-9a-f]{14})[0-9a-f]{20}", job_id)
     return (int(match[1], 16) / MICROSECONDS, job_id) if match else None
@@ -129,13 +131,14 @@ class JobStore:
     """The folders of all jobs."""
 
     def __init__(self, folder: str) -> None:
-        """Creates the folder. Raises UserError where it cannot be."""
+        """Creates the folder. Raises UserError if it cannot be created."""
         self.folder = storage.make_folder(folder)
 
     def load(self) -> list[Job]:
         """Every job on record, oldest first.
 
-        A folder that cannot be read, or holds the record of another, is told of in the log and left alone.
+        A folder that cannot be read, or that holds the record of another job, is reported in the log and left
+        alone.
         """
         jobs = []
         for path in storage.list_files(self.folder):
@@ -149,7 +152,7 @@ class JobStore:
         return sorted(jobs, key=lambda job: job.place)
 
     def _read(self, path: str) -> Job:
-        """Raises ValueError, OSError or RecursionError."""
+        """The job of one job.json. Raises ValueError, OSError or RecursionError."""
         if (size := storage.file_info(path).size) > MAX_INDEX_BYTES:
             raise ValueError(f"{size} bytes; expected at most {MAX_INDEX_BYTES}")
         job = Job.model_validate(json.loads(storage.read_bytes(path)))
@@ -176,7 +179,10 @@ class JobStore:
         return storage.read_bytes(self._path(job_id, VIDEO))
 
     def read_given(self, job: Job) -> np.ndarray | None:
-        """What the client sent with the order, None where it sent nothing. Raises FileNotFoundError or ValueError where it should be there."""
+        """What the client sent with the order; None if the task takes nothing.
+
+        Raises FileNotFoundError if it is missing, ValueError if it is damaged.
+        """
         if job.order.task == "joint":
             return None
         data = io.BytesIO(storage.read_bytes(self._path(job.id, GIVEN)))
@@ -189,7 +195,7 @@ class JobStore:
         storage.delete_folder(storage.join(self.folder, job_id))
 
     def _relative(self, path: str) -> str:
-        """A path of `storage.list_files`, from the folder of all jobs on."""
+        """A path of `storage.list_files`, relative to the folder of all jobs."""
         base = self.folder if storage.is_remote(self.folder) else storage.open_filesystem(self.folder)[1]
         return path.removeprefix(base.rstrip("/") + "/")
 
@@ -198,7 +204,7 @@ class JobStore:
 
 
 def check_writable(folder: str) -> None:
-    """Raises UserError where jobs cannot be kept, to be told before a server says that it is up."""
+    """Raises UserError if jobs cannot be kept there. A server checks this before it says that it is up."""
     try:
         probe = storage.join(storage.make_folder(folder), f".probe-{secrets.token_hex(4)}")
         storage.write_text(probe, "")

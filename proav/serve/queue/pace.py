@@ -1,22 +1,22 @@
-"""How long batches take, learnt from those that ended: for what a full queue tells clients.
+"""How long batches take, learnt from those that ended.
 
-Pure: times are given.
+The server tells clients by it when to ask again (`dispatch.py`). Pure: the caller gives the times.
 """
 
 SMOOTHING = 0.3
 """Weight of the newest batch in a mean."""
 UNKNOWN_STEP_SECONDS = 0.1
-"""A denoising step of one job, before any batch has ended."""
+"""What a denoising step of one job is taken to last before any batch has ended."""
 
 
 class Pace:
-    """Seconds that a denoising step takes, with its share of the decoding, by the jobs in the batch."""
+    """Seconds of a denoising step, with its share of the decoding, for each number of jobs in a batch."""
 
     def __init__(self) -> None:
         self._step_seconds: dict[int, float] = {}
 
     def learn(self, *, steps: int, num_jobs: int, seconds: float) -> None:
-        """A batch has ended."""
+        """Takes in a batch that has ended after `seconds`."""
         newest = seconds / steps
         before = self._step_seconds.get(num_jobs, newest)
         self._step_seconds[num_jobs] = (1 - SMOOTHING) * before + SMOOTHING * newest
@@ -24,7 +24,7 @@ class Pace:
     def expect(self, *, steps: int, num_jobs: int) -> float:
         """Seconds of a whole batch.
 
-        One of an unknown size takes as long as the nearest known one, or longer if it is larger.
+        A batch of unknown size takes as long as one of the nearest known size, or longer if it is larger.
         """
         if not self._step_seconds:
             return steps * num_jobs * UNKNOWN_STEP_SECONDS
@@ -32,9 +32,12 @@ class Pace:
         return steps * self._step_seconds[known] * max(1.0, num_jobs / known)
 
     def rest(self, *, steps: int, num_jobs: int, done: int, elapsed_seconds: float) -> float:
-        """Seconds until a batch ends that has made `done` steps.
+        """Seconds until a running batch ends.
 
-        Its own pace tells more than that of others.
+        steps: of the whole batch.
+        num_jobs: jobs in the batch.
+        done: steps that it has made. If there are any, its own pace counts, which tells more than others.
+        elapsed_seconds: time since it began.
         """
         whole = elapsed_seconds * steps / done if done else self.expect(steps=steps, num_jobs=num_jobs)
         return max(0.0, whole - elapsed_seconds)

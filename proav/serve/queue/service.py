@@ -1,6 +1,7 @@
-"""The server without its HTTP: accepts, lists, delivers and forgets jobs. `api/http.py` puts it on the network, `on_ray/application.py` on Ray Serve.
+"""The server without its HTTP: accepts, lists, delivers and forgets jobs.
 
-One service owns one jobs folder. Everything that blocks (files, decoding, drawing) runs in threads.
+`api/http.py` puts it on the network, `on_ray/application.py` on Ray Serve. One service owns one jobs folder.
+Everything that blocks (files, decoding, drawing) runs in threads.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from proav.serve.settings import ServeSettings
 from proav.storage.lease import Lease
 
 UPLOADS, PREVIEWS = 2, 2
-"""Uploads that are decoded, and previews that are drawn, at a time: each kind waits for its own alone."""
+"""Uploads that are decoded, and previews that are drawn, at a time. Neither kind waits for the other."""
 KEPT_PREVIEWS = 512
 SWEEP_SECONDS = 30.0
 """Time between two looks for expired jobs."""
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def lease_of(settings: ServeSettings) -> Lease:
-    """What a server holds its jobs folder by."""
+    """The lease by which a server holds its jobs folder."""
     beat_seconds = settings.lease_seconds / RENEWALS
     timing = {"stale_seconds": settings.lease_seconds, "beat_seconds": beat_seconds}
     return Lease(settings.jobs_dir, name="server", advice="choose another jobs_dir=DIR", **timing)
@@ -48,9 +49,8 @@ class Service:
 
     def __init__(self, settings: ServeSettings, samplers: Samplers) -> None:
         """Opens the checkpoint's description and the jobs folder. Raises UserError."""
-        checkpoint = load_checkpoint(
-            settings.checkpoint, kind="stdit", verify=False
-        )  # the samplers verify what they load
+        # Not verified here: the samplers verify what they load.
+        checkpoint = load_checkpoint(settings.checkpoint, kind="stdit", verify=False)
         self.settings, self.config = settings, checkpoint.config
         self.card = ModelCard.of(checkpoint, settings)
         self.dispatcher = Dispatcher(samplers, self.config, settings, deliver=self._deliver)
@@ -68,10 +68,10 @@ class Service:
 
         Raises LeaseHeld if another server keeps the jobs folder.
         """
-        # An earlier one of this application may be ending, or have ended on another node.
+        # An earlier server of this application may still be ending, or may have ended on another node.
         try:
             await asyncio.to_thread(self._lease.acquire, wait_seconds=2 * self.settings.lease_seconds)
-        except UserError as error:  # Ray Serve tells that the start failed, and not why
+        except UserError as error:  # Ray Serve says that the start failed, but not why
             logger.error("%s", error)
             raise
         for job in await asyncio.to_thread(self._store.load):
@@ -90,7 +90,7 @@ class Service:
         self._tasks = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
-        """Gives up what runs; a later server takes it up."""
+        """Gives up the running jobs; a later server takes them up."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -99,7 +99,10 @@ class Service:
         await asyncio.to_thread(self._lease.release)
 
     async def create(self, fields: dict[str, Any], upload: bytes | None) -> Job:
-        """A new job of the fields of a body and the bytes of its input_reference, if it is a file. Raises ApiError."""
+        """Checks a request and queues a job for it.
+
+        fields: those of the body. upload: bytes of input_reference; None if it is no file. Raises ApiError.
+        """
         request = parse_request(fields)
         order = check_request(
             request, self.card, has_reference=upload is not None or request.input_reference is not None
@@ -113,7 +116,10 @@ class Service:
             )
         if len(self.dispatcher.queue) + self._num_arriving >= self.settings.max_queued_jobs:
             wait = self.dispatcher.free_after_seconds()
-            said = f"the queue is full ({self.settings.max_queued_jobs} jobs wait); try again in about {wait:.0f} s"
+            said = (
+                f"the queue is full ({self.settings.max_queued_jobs} jobs wait); "
+                f"try again in about {wait:.0f} s"
+            )
             raise ApiError(429, said, code="queue_full", retry_after_seconds=wait)
         self._num_arriving += 1
         try:
@@ -151,7 +157,7 @@ class Service:
         return job
 
     def trouble(self) -> str | None:
-        """Why new jobs would wait in vain, None where all is well."""
+        """Why new jobs would wait in vain; None if all is well."""
         if self._lease.lost:
             return "another server has taken over the jobs folder"
         return self.dispatcher.trouble()
@@ -161,11 +167,11 @@ class Service:
         self._lease.check()
 
     async def health(self) -> tuple[bool, str]:
-        """(can make clips, by what that is known)."""
+        """(whether clips can be made, how that is known)."""
         return (False, self.trouble()) if self._lease.lost else await self.dispatcher.health()
 
     def get(self, job_id: str) -> Job:
-        """Raises ApiError 404."""
+        """The job of this id. Raises ApiError 404."""
         if job_id not in self._jobs:
             raise ApiError(
                 404,
@@ -180,9 +186,11 @@ class Service:
         return job.to_json(self.dispatcher.queue.position(job.id))
 
     def page(self, *, limit: int, after: str | None, newest_first: bool) -> tuple[list[Job], bool]:
-        """(at most `limit` jobs after the place of `after` in order of creation, whether there are more).
+        """(at most `limit` jobs by time of creation, whether there are more).
 
-        The job `after` may be gone: its id says where it stood. Raises ApiError 400 if it is no id.
+        after: id of the job after which the list goes on; None: from the start. The job may be deleted:
+            its id says where it stood.
+        Raises ApiError 400 if `after` is no id.
         """
         jobs = sorted(self._jobs.values(), key=lambda job: job.place, reverse=newest_first)
         if after is not None:
@@ -193,7 +201,10 @@ class Service:
         return jobs[:limit], len(jobs) > limit
 
     async def content(self, job_id: str, variant: str) -> tuple[bytes, str]:
-        """(bytes, media type) of the clip or one of its previews. Raises ApiError 404, or 409 while there is none."""
+        """(bytes, media type) of the clip or of one of its previews.
+
+        Raises ApiError: 404 for an unknown job, 409 if there is no clip (yet), 400 for an unknown variant.
+        """
         job = self.get(job_id)
         if job.status != "completed":
             why = f"it is {job.status.replace('_', ' ')}" + (
@@ -230,7 +241,7 @@ class Service:
         return data, MEDIA_TYPES[variant]
 
     async def delete(self, job_id: str) -> None:
-        """Removes a job with all it left, and cancels it where it waits or runs. Raises ApiError 404."""
+        """Removes a job with all its files, and cancels it if it waits or runs. Raises ApiError 404."""
         self.get(job_id)
         await self._forget(job_id)
 
@@ -242,7 +253,10 @@ class Service:
         await asyncio.to_thread(self._store.delete, job_id)
 
     async def _deliver(self, job: Job, mp4: bytes | None, error: JobError | None) -> None:
-        """Keeps a clip, then the record of its job, then marks the job finished: one which says completed is so after a restart, too."""
+        """Keeps a clip, then the record of its job, and only then marks the job finished.
+
+        So a job that says completed is completed after a restart, too.
+        """
         now = time.time()
         if self._lease.lost:  # what the other server writes stays
             return
@@ -264,7 +278,8 @@ class Service:
         if job.checkpoint != self.card.checkpoint_hash:
             error = JobError(
                 code="checkpoint_changed",
-                message="the server was started with another checkpoint before this clip was made; send it again",
+                message="the server was started with another checkpoint before this clip was made; "
+                "send it again",
             )
             await self._deliver(job, None, error)
             return
@@ -282,7 +297,10 @@ class Service:
         self.dispatcher.submit(Waiting(job, given))
 
     async def _watch_lease(self) -> None:
-        """Stops all work if another server takes the folder over, which a long silence of this one allows."""
+        """Stops all work if another server takes the folder over.
+
+        It may do so after a long silence of this one.
+        """
         while not self._lease.lost:
             await asyncio.sleep(LEASE_LOOK_SECONDS)
         for task in self._tasks:
@@ -290,6 +308,7 @@ class Service:
                 task.cancel()
 
     async def _sweep(self) -> None:
+        """Removes expired jobs, again and again."""
         while True:
             now = time.time()
             for job in [job for job in self._jobs.values() if job.expires is not None and job.expires <= now]:
