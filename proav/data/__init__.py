@@ -1,4 +1,6 @@
-"""From source videos to batches: `sources` finds them, `preprocess` (Ray Data) writes shards of segments, `shards` reads them, `feed` draws windows.
+"""From source videos to batches.
 
-Everything but `preprocess` and `latents` works without Ray.
+`sources` finds the videos. `prepare` decodes them and writes shards of segments. `store` reads the shards.
+`feeds` draws windows from them. Only `prepare/preprocess.py` and `feeds/remote_feed.py` need Ray.
+Stored latents are made in `proav/latents`.
 """

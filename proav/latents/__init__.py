@@ -1,1 +1,1 @@
-"""Stored latents: MDSA over every shard once, and the statistics that normalize them."""
+"""Stored latents: MDSA encodes every shard once, and statistics normalize the result."""

@@ -1,7 +1,12 @@
-"""Windows to stored latents: MDSA over every shard once, with Ray Data; and the statistics that normalize them.
+"""Windows to stored latents: MDSA encodes every shard once, with Ray Data.
 
-For each window both kinds are stored: the joint planes, which ST-DiT learns to make, and the lone planes (each modality encoded without
-the other), as which a given stream always enters. One shard of segments becomes one shard of latents, so that a run can go on where it stopped.
+For each window two kinds of planes are stored. ST-DiT learns to make the joint planes. The lone planes are
+each modality encoded without the other; a given stream always enters as lone planes. One shard of segments
+becomes one shard of latents, so that a run can go on where it stopped.
+
+The statistics that normalize the latents are `statistics.py`. Reading latents is `proav/data/feeds/feed.py`.
+
+Letters: B windows, D latent channels, P = 6 planes, N plane side.
 """
 
 import json
@@ -41,30 +46,39 @@ LATENT_SCHEMA = pa.schema(
         ("shape", pa.list_(pa.int32())),
     ]
 )
-"""`joint` and `lone` are float16 stacks [D, 6, N, N], not normalized; bytes, since nested lists cost more to read than the model takes to run."""
+"""`joint` and `lone` are float16 stacks [D, 6, N, N], not normalized. They are bytes, because nested lists
+cost more to read than the model takes to run.
+"""
 
 ROW_OVERHEAD_BYTES = 850
-"""What a row takes beside its planes: the other columns and their places in the file; measured."""
+"""What a row takes beside its planes: the other columns and their places in the file. Measured."""
 OF_A_SHARD = b"proav.settings"
-"""Key of a shard's metadata that says what made it."""
+"""Key in a shard's metadata; its value says what made the shard."""
 
 
 def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
-    """Encodes all windows of the run's shards with its newest MDSA checkpoint; returns the content of latents/stats.json.
+    """Encodes all windows of the run's shards with its newest MDSA checkpoint.
 
-    Done already with this very checkpoint and these settings: nothing is changed. Shards that are missing are made. Latents of another MDSA, of
-    other data or settings are deleted only with `encode.replace`, or with replace_unused if no ST-DiT was trained on them; else UserError.
-    Raises UserError also where data or MDSA are missing, MDSA was made for other clips than this configuration's, or the disk has no room.
+    If it is done already with this checkpoint and these settings: changes nothing.
+    If shards are missing: makes them.
+    If there are latents of another MDSA, of other data or settings: deletes them, if `encode.replace` or
+    replace_unused allows it, else raises UserError.
+
+    config: of the run.
+    replace_unused: whether latents that no ST-DiT was trained on may be deleted.
+
+    Returns the content of latents/stats.json. Raises UserError also if data or MDSA are missing, if MDSA was
+    made for other clips than this configuration's, or if the disk has no room.
     """
     folder = _folder(config)
     store = SegmentStore(config.data_folder)
     check_fits(store, config)
+    # not verified here: its tensors are verified when they are read
     checkpoint = load_checkpoint(
         RunFolder(config).mdsa.checkpoints, kind="mdsa", verify=False
-    )  # verified where it is read
-    check_resumable(
-        checkpoint, config.model_copy(update={"seed": checkpoint.config.seed}), checkpoint.labels
-    )  # encoding draws nothing
+    )
+    # the seed may differ, because encoding draws nothing
+    check_resumable(checkpoint, config.model_copy(update={"seed": checkpoint.config.seed}), checkpoint.labels)
     values = setting_values(config)
     own = {key.rpartition(".")[2]: values[key] for key in settings_that_change("latents")}
     settings = {"mdsa_checkpoint": checkpoint.hash, "data": manifest_hash(store.manifest), **own}
@@ -100,14 +114,20 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
 
 
 def size_text(config: Config) -> str:
-    """How many windows encoding will store and their size on disk, for --dry-run."""
+    """How many windows encoding will store, and their size on disk; for --dry-run."""
     if not storage.exists(RunFolder(config).data_manifest):
         return f"latents: {config.data_folder} is not prepared yet, so their size is not known"
-    return f"latents: {_size_text(config, sum(windows_per_shard(SegmentStore(config.data_folder), config).values()))}"
+    return (
+        "latents: "
+        f"{_size_text(config, sum(windows_per_shard(SegmentStore(config.data_folder), config).values()))}"
+    )
 
 
 def windows_per_shard(store: SegmentStore, config: Config) -> dict[str, int]:
-    """{shard: windows that are stored of it}, in the manifest's order; windows start `encode.stride_frames` apart in each stretch of used frames."""
+    """{shard: windows that are stored of it}, in the manifest's order.
+
+    In each stretch of used frames, windows start `encode.stride_frames` apart.
+    """
     segments, _, lengths = store.stretches(num_frames=config.clip.num_frames)
     counts = (lengths - config.clip.num_frames) // config.encode.stride_frames + 1
     if config.encode.flips:
@@ -118,7 +138,13 @@ def windows_per_shard(store: SegmentStore, config: Config) -> dict[str, int]:
 
 
 class ShardEncoder:
-    """One shard of segments -> one shard of latents; a Ray Data actor, or called by hand in a test."""
+    """One shard of segments -> one shard of latents; a Ray Data actor, or called directly in a test.
+
+    config: of the run.
+    checkpoint_path: the MDSA checkpoint's folder.
+    settings: what makes the latents; stored with the shard.
+    device: "cpu" or "cuda".
+    """
 
     def __init__(self, config: Config, checkpoint_path: str, settings: dict, device: str = "cpu") -> None:
         self.config, self.checkpoint_path, self.settings, self.device = (
@@ -130,9 +156,10 @@ class ShardEncoder:
         self.store, self.coder = None, None
 
     def __call__(self, row: dict) -> dict:
-        """Returns counts and sums of the shard named row["shard"]; a shard already there with the same settings is only read.
+        """Returns counts and sums of the shard named row["shard"].
 
-        `error` tells a user's mistake, such as a full disk or a damaged checkpoint, which Ray would wrap beyond recognition.
+        A shard that is already there with the same settings is only read. `error` is the text of a UserError
+        or StorageUnavailable, such as a full disk or a damaged checkpoint: Ray would wrap one that is raised.
         """
         path = storage.join(_folder(self.config), row["shard"])
         try:
@@ -161,7 +188,7 @@ class ShardEncoder:
                     writer.write(row)
 
     def _windows(self, name: str) -> list[tuple[int, int, bool]]:
-        """(segment, start frame, flipped) of each window of a shard; only training windows are mirrored."""
+        """(segment, start frame, flipped) of each window of a shard. Only training windows are mirrored."""
         splits, settings, frames = self.store.column("split"), self.config.encode, self.config.clip.num_frames
         return [
             (segment, start, flipped)
@@ -174,8 +201,11 @@ class ShardEncoder:
         ]
 
     def _encode_windows(self, windows: list[tuple[int, int, bool]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Joint and lone planes [B, D, P, N, N] of (segment, start frame, flipped) each."""
         frames = self.config.clip.num_frames
-        parts = {}  # windows overlap: of each segment the frames from the batch's first start to its last end are decoded once
+        # Windows overlap, so each segment's frames are decoded once: from its first start in the batch to its
+        # last end.
+        parts = {}
         for index in {index for index, _, _ in windows}:
             starts = [start for owner, start, _ in windows if owner == index]
             span = max(starts) - min(starts) + frames
@@ -212,7 +242,13 @@ class ShardEncoder:
 def _encode_shards(
     config: Config, checkpoint: Checkpoint, settings: dict, windows: dict[str, int]
 ) -> dict[str, dict]:
-    """What ShardEncoder says of each shard. An actor that dies is replaced, and its shard made again."""
+    """What ShardEncoder returns for each shard. If an actor dies, it is replaced and its shard made again.
+
+    config: of the run.
+    checkpoint: of MDSA.
+    settings: what makes the latents.
+    windows: {shard: windows that are stored of it}.
+    """
     import ray
 
     from proav.on_ray.resources import device_of, wants_gpu
@@ -247,7 +283,15 @@ def _encode_shards(
 
 
 def _settle_other_latents(config: Config, settings: dict, shards: list[str], replace_unused: bool) -> None:
-    """Deletes latents that are there from another MDSA, other data or settings, where that is allowed. Raises UserError where it is not."""
+    """Deletes latents of another MDSA, of other data or settings, if that is allowed.
+
+    config: of the run.
+    settings: what makes this run's latents.
+    shards: names of this run's shards.
+    replace_unused: as in `encode_latents`.
+
+    Raises UserError if they may not be deleted.
+    """
     folder = _folder(config)
     there = {path.rsplit("/", 1)[-1]: path for path in storage.list_files(folder, recursive=False)}
     if not there:
@@ -276,17 +320,19 @@ def _settle_other_latents(config: Config, settings: dict, shards: list[str], rep
         storage.delete_folder(folder)
         return
     used = (
-        f" ST-DiT was trained on it ({trained[0][1]}) and cannot go on with other latents: delete its checkpoints too."
+        f" ST-DiT was trained on it ({trained[0][1]}) and cannot go on with other latents: "
+        "delete its checkpoints too."
         if trained
         else ""
     )
     raise UserError(
-        f"{what}.{used} Write encode.replace=true to delete these latents and encode anew, or choose another run_dir=DIR"
+        f"{what}.{used} Write encode.replace=true to delete these latents and encode anew, "
+        "or choose another run_dir=DIR"
     )
 
 
 def _check_room(config: Config, num_windows: int) -> None:
-    """Raises UserError where the latents will not fit on this machine's disk."""
+    """Raises UserError if the latents will not fit on this machine's disk."""
     folder = _folder(config)
     if storage.is_remote(folder):
         return
@@ -295,19 +341,23 @@ def _check_room(config: Config, num_windows: int) -> None:
     needed = num_windows * _window_bytes(config)
     if needed > free:
         raise UserError(
-            f"{num_windows:,} windows of latents need about {_in_units(needed)} in {folder}, where {_in_units(free)} are free; "
+            f"{num_windows:,} windows of latents need about {_in_units(needed)} in {folder}, "
+            f"where {_in_units(free)} are free; "
             "make room, choose another run_dir=DIR, raise encode.stride_frames or write encode.flips=false"
         )
 
 
 def _window_bytes(config: Config) -> int:
-    """On disk: joint and lone planes in float16, and the rest of the row."""
+    """Bytes of a window on disk: joint and lone planes in float16, and the rest of the row."""
     return 2 * 2 * math.prod(LatentGeometry.from_config(config).stack_shape) + ROW_OVERHEAD_BYTES
 
 
 def _size_text(config: Config, num_windows: int) -> str:
     size = _window_bytes(config)
-    return f"{num_windows:,} windows, joint and lone, {_in_units(size)} each: about {_in_units(num_windows * size)} in {_folder(config)}"
+    return (
+        f"{num_windows:,} windows, joint and lone, {_in_units(size)} each: "
+        f"about {_in_units(num_windows * size)} in {_folder(config)}"
+    )
 
 
 def _in_units(size: int) -> str:

@@ -1,9 +1,10 @@
-"""Mean and standard deviation of the stored latents, exact: the same bits however windows are grouped into
-shards, and in whatever order.
+"""Mean and standard deviation of the stored latents, exact to the last bit.
 
-Floating-point sums depend on their order. Latents are float16, that is whole multiples of 2^-24, and their
-squares of 2^-48: they are summed as integers, without any rounding, and rounded once at the end. Letters: D
-channels, P planes, N plane side.
+They do not depend on the order of windows or on how windows are grouped into shards. Floating-point sums
+would. Latents are float16, that is whole multiples of 2^-24, and their squares are whole multiples of 2^-48.
+So they are summed as integers, and rounded once at the end. What makes the latents is `encode.py`.
+
+Letters: D latent channels, P planes, N plane side.
 """
 
 import json
@@ -20,18 +21,19 @@ from proav.geometry import PLANE_NAMES
 UNIT_BITS = 24
 """float16's smallest step is 2^-24."""
 LOW_BITS = 17
+"""A value in units is split into two parts, above and below 2^LOW_BITS."""
 MAX_LATENT = 1024.0
-"""Planes have about unit mean square. Up to here the two parts of a value in units, above and below
-2^LOW_BITS, have products that fit in 64 bits.
-"""
+"""Planes have about unit mean square. Up to this value, the products of the two parts fit in 64 bits."""
 MIN_STD = 1e-3
-"""A plane channel that never moves would otherwise be blown up by its normalization."""
+"""Least standard deviation. Without it, normalization would blow up a plane channel that is constant."""
 
 
 def shard_sums(path: str) -> dict:
-    """{"num_windows", "sums"} of a finished shard: of the joint planes of its training windows the count of
-    values a channel, and their sums and sums of squares [P][D] in units of 2^-24 and 2^-48, as JSON. Raises
-    UserError where they are no numbers within MAX_LATENT.
+    """{"num_windows", "sums"} of a finished shard.
+
+    sums is JSON, over the joint planes of the training windows: the count of values a channel, and their sums
+    and sums of squares [P][D] in units of 2^-24 and 2^-48. Raises UserError if a value is not a number within
+    MAX_LATENT.
     """
     file, num_windows, count, totals, squares = open_parquet(path), 0, 0, 0, 0
     for batch in file.iter_batches(batch_size=64, columns=["split", "joint", "shape"]):
@@ -51,7 +53,9 @@ def shard_sums(path: str) -> dict:
 
 def plane_sums(stack_DPNN: np.ndarray, origin: str) -> tuple[np.ndarray, np.ndarray]:
     """Sums of the values and of their squares, Python integers [P][D], in units of 2^-24 and 2^-48.
+
     stack_DPNN: float16.
+    origin: the file, for the message of UserError if a value is not a number within MAX_LATENT.
     """
     values_PDNN = stack_DPNN.astype(np.float64).swapaxes(0, 1)
     if not (np.abs(values_PDNN) <= MAX_LATENT).all():
@@ -61,7 +65,7 @@ def plane_sums(stack_DPNN: np.ndarray, origin: str) -> tuple[np.ndarray, np.ndar
         )
     units_PDNN = (values_PDNN * 2.0**UNIT_BITS).astype(np.int64)
     high, low = units_PDNN >> LOW_BITS, units_PDNN & ((1 << LOW_BITS) - 1)
-    totals, high_high, high_low, low_low = (  # rows of N products fit in 64 bits, planes may not
+    totals, high_high, high_low, low_low = (  # sums over rows of N fit in 64 bits, over planes maybe not
         terms.sum(-1).astype(object).sum(-1) for terms in (units_PDNN, high * high, high * low, low * low)
     )
     return totals, high_high * 2 ** (2 * LOW_BITS) + high_low * 2 ** (LOW_BITS + 1) + low_low
@@ -70,10 +74,14 @@ def plane_sums(stack_DPNN: np.ndarray, origin: str) -> tuple[np.ndarray, np.ndar
 def merge_statistics(
     parts: Iterable[dict], *, scale: str = "channel", channels: Sequence[int] | None = None
 ) -> dict:
-    """{"num_windows", "planes", "mean", "std"} over all shards, mean and standard deviation [P][D].
+    """{"num_windows", "planes", "mean", "std"} over all shards; mean and standard deviation are [P][D].
 
-    scale "plane": one deviation for all channels of a plane, the root of their mean variance. channels: how
-    many a plane really has; None: all.
+    parts: of `shard_sums`.
+    scale: "channel": one deviation a channel. "plane": one deviation for all channels of a plane, the root of
+        their mean variance.
+    channels: how many channels each plane really has; None: all.
+
+    Raises UserError if there are no training windows.
     """
     num_windows, count, totals, squares = 0, 0, 0, 0
     for part in parts:

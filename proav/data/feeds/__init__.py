@@ -1,1 +1,1 @@
-"""From stored segments and latents to batches: the order, the windows, the changes, in this process or on other machines."""
+"""From stored segments and latents to batches: order, windows, augmentation; here or on other machines."""

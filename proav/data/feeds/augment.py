@@ -1,6 +1,9 @@
-"""Changes to the clips that MDSA trains on, decided by (seed, position) alone: a resumed run sees the same.
+"""Augmentation of the clips that MDSA trains on.
 
-b clips, T frames, H W rows and columns, M mel bins, S mel columns in a frame.
+Every change is decided by (seed, position) alone, so a resumed run sees the same clips. The random draws are
+in `order.py`. Stored latents are not changed here: `proav/latents/encode.py` stores the mirrored windows.
+
+Letters: b clips, T frames, H W rows and columns, M mel bins, S mel columns in a frame.
 """
 
 import numpy as np
@@ -15,11 +18,13 @@ from proav.media.melframes import MelFrames, one_torch_thread
 class PictureChanges:
     """Pictures mirrored, turned, and in other colours.
 
-    flip: left to right, with probability 1/2.
-    turned: top to bottom, and if pictures are square also rows for columns, with probability 1/2 each.
-        Together with flip these are the eight symmetries of the square.
-    colour: pixels in [-1, 1] times a contrast, even in [1 - colour, 1 + colour], plus a brightness, even in
-        [-colour / 2, colour / 2], clamped and rounded.
+    config: the clip's height and width.
+    seed: of the run.
+    flip: mirror left to right, with probability 1/2.
+    turned: mirror top to bottom, and transpose if pictures are square, with probability 1/2 each. Together
+        with flip these are the eight symmetries of the square.
+    colour: in [0, 1]. Pixels in [-1, 1] are multiplied by a contrast, uniform in [1 - colour, 1 + colour].
+        Then a brightness is added, uniform in [-colour / 2, colour / 2]. The result is clamped and rounded.
     """
 
     def __init__(
@@ -33,7 +38,7 @@ class PictureChanges:
         return flips(self.seed, positions) if self.flip else np.zeros(len(positions), bool)
 
     def __call__(self, pictures: list[np.ndarray], positions: np.ndarray) -> torch.Tensor:
-        """uint8 [T, H, W, 3] each -> [b, T, H, W, 3]."""
+        """b pictures of uint8 [T, H, W, 3] -> uint8 [b, T, H, W, 3]."""
         still = np.zeros((2, len(positions)), bool)
         upside_down, transposed = turns(self.seed, positions) if self.turned else still
         contrasts, brightnesses = colours(self.seed, positions, self.colour)
@@ -57,15 +62,16 @@ def recoloured(picture: torch.Tensor, contrast: float, brightness: float) -> tor
 
 
 def raised(mel_TMS: np.ndarray, num_bins: int) -> np.ndarray:
-    """Mel frames with everything moved up by so many bins, down if negative; the edge bin fills the gap."""
+    """Mel frames moved up by `num_bins` bins (down if negative); the edge bin fills the gap."""
     bins = np.arange(mel_TMS.shape[1])
     return mel_TMS[:, np.clip(bins - num_bins, 0, len(bins) - 1)]
 
 
 class Louder:
-    """Sound with another gain, and its mel, made from the sound of the whole segment as the stored mel was.
+    """Sound with another gain, and its mel.
 
-    A shift of the stored mel would be cheaper, but wrong wherever that was cut off at its floor or ceiling.
+    The mel is made from the sound of the whole segment, as the stored mel was. Shifting the stored mel would
+    be cheaper, but wrong at all values that were cut off at the mel's floor or ceiling.
     """
 
     def __init__(self, config: Config, most_db: float) -> None:
@@ -79,7 +85,14 @@ class Louder:
     def sound(
         self, store: SegmentStore, index: int, start: int, count: int, gain_db: float
     ) -> dict[str, np.ndarray]:
-        """mel and audio of a window, as `SegmentStore.window` gives them."""
+        """mel and audio of a window, as `SegmentStore.window` gives them.
+
+        store: the data set.
+        index: the segment's place in the store.
+        start: the window's first frame.
+        count: the window's length in frames.
+        gain_db: gain in dB, from `draw`.
+        """
         audio = store.window(index, want=("audio",))["audio"] * np.float32(10 ** (gain_db / 20))
         with one_torch_thread():
             mel = self.mel_frames.encode(torch.from_numpy(audio)[None])[0].numpy().astype(np.float16)

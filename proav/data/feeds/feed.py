@@ -1,8 +1,14 @@
-"""(seed, position) -> batch: windows of segments for MDSA, stored latents for ST-DiT. A pure index over files; it knows no trainer and no Ray.
+"""(seed, position) -> batch: windows of segments for MDSA, stored latents for ST-DiT.
 
-The global batch of step s is positions s * batch_size to (s + 1) * batch_size - 1; each rank takes an equal contiguous slice of it, so that
-world size, worker processes and resumption change nothing. Letters: b clips of this rank, T frames, H W rows and columns, M mel bins,
-S mel columns in a frame, D latent channels, N plane side.
+A pure index over files, which knows no trainer. The order of the windows is `order.py`, the augmentation is
+`augment.py`, and loading by Ray actors is `remote_feed.py`.
+
+The global batch of step s is positions s * batch_size to (s + 1) * batch_size - 1. Each rank takes an equal
+contiguous slice of it. So neither the world size, nor the number of worker processes, nor a resumed run
+changes the batches.
+
+Letters: b clips of this rank, T frames, H W rows and columns, M mel bins, S mel columns in a frame, D latent
+channels, N plane side.
 """
 
 import itertools
@@ -28,7 +34,7 @@ PREFETCH_BATCHES = 2
 
 
 class Feed(ABC):
-    """Batches by step; what ClipFeed and LatentFeed share. `at(positions)` makes one batch and is theirs."""
+    """Batches by step: what ClipFeed and LatentFeed share. Each has its own `at`, which makes one batch."""
 
     batch_size: int
 
@@ -37,14 +43,18 @@ class Feed(ABC):
         """The clips at these positions as one batch."""
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> dict:
-        """This rank's clips of the global batch of `step`. Raises UserError where batch_size does not split over `world`."""
+        """This rank's clips of the global batch of `step`.
+
+        Raises UserError if batch_size is not a multiple of `world`.
+        """
         return self.at(self.positions(step, rank=rank, world=world))
 
     def positions(self, step: int, *, rank: int = 0, world: int = 1) -> np.ndarray:
         """int64 [b]: the positions of this rank's clips."""
         if self.batch_size % world:
             raise UserError(
-                f"a batch of {self.batch_size} clips does not split over {world} workers; expected train.batch_size to be a multiple of {world}"
+                f"a batch of {self.batch_size} clips does not split over {world} workers; "
+                f"expected train.batch_size to be a multiple of {world}"
             )
         share = self.batch_size // world
         first = step * self.batch_size + rank * share
@@ -60,14 +70,23 @@ class Feed(ABC):
         loader: Literal["processes", "actors"] = "processes",
         pin_memory: bool = False,
     ) -> Iterator[dict]:
-        """Batches of start_step, start_step + 1, ... without end, in order; the same whatever prepares them.
+        """Batches of start_step, start_step + 1, ... in order, without end.
 
-        loader_workers: processes or Ray actors (`loader`) that prepare batches ahead; 0 prepares each when it is asked for, in this process.
-        Closing the iterator ends them. Raises RuntimeError where one of them is killed: a process at once, an actor if its successors are too.
+        The batches do not depend on loader_workers and loader. Closing the iterator ends the workers.
+
+        start_step: step of the first batch.
+        rank: place of this training worker, 0 to world - 1.
+        world: number of training workers.
+        loader_workers: how many processes or actors prepare batches ahead. 0: this process prepares each
+            batch when it is asked for.
+        loader: what they are: processes on this machine, or Ray actors.
+        pin_memory: whether tensors lie in page-locked memory.
+
+        Raises UserError if batch_size is not a multiple of `world`. Raises RuntimeError if a loading process
+        is killed, or if an actor and all its successors are.
         """
-        self.positions(
-            start_step, rank=rank, world=world
-        )  # a wrong split is told here, not in a worker process
+        # a wrong split is reported here, not in a worker process
+        self.positions(start_step, rank=rank, world=world)
         if loader_workers == 0:
             return (self.batch(step, rank=rank, world=world) for step in itertools.count(start_step))
         if loader == "actors":
@@ -81,6 +100,7 @@ class Feed(ABC):
     def _from_processes(
         self, start_step: int, rank: int, world: int, loader_workers: int, pin_memory: bool
     ) -> Iterator[dict]:
+        """Batches that worker processes prepare. The parameters are those of `iterate`."""
         loader = torch.utils.data.DataLoader(
             _Steps(self, rank, world),
             sampler=_CountFrom(start_step),
@@ -98,8 +118,9 @@ class Feed(ABC):
                 if "DataLoader worker" not in str(error):
                     raise
                 raise RuntimeError(
-                    f"a loading process was killed ({str(error).splitlines()[0]}); as a rule memory or /dev/shm was full: write fewer "
-                    "train.loader_workers, or train.loader=actors, which are replaced"
+                    f"a loading process was killed ({str(error).splitlines()[0]}); as a rule memory or "
+                    "/dev/shm was full: write fewer train.loader_workers, or train.loader=actors, which are "
+                    "replaced"
                 ) from error
             if isinstance(batch, UserError):
                 raise batch
@@ -107,20 +128,37 @@ class Feed(ABC):
 
 
 class ClipFeed(Feed):
-    """Windows of T frames out of the segments of one split that the filters leave in use; with filters.avoid_shot_cuts, each out of one shot.
+    """Windows of T frames out of the used segments of one split.
 
-    A stretch (`SegmentStore.stretches`) of F frames has floor(F / T) slots, so that long ones count proportionally; an epoch visits each slot
-    once, in a permutation from (seed, epoch), at a start drawn from (seed, epoch, slot) (`order.slot_starts`). Position p is slot p % n of
-    epoch p // n.
+    A segment is used if no filter leaves it out. With filters.avoid_shot_cuts, each window lies in one shot.
 
-    `at` and `batch` return video uint8 [b, T, H, W, 3], mel float32 [b, T, M, S] in [-1, 1], label int64 [b] (len(labels): the null label),
-    position int64 [b], start_frame int64 [b], flipped bool [b], gain_db float32 [b], segment_id and source_id (lists of str) and, with_audio,
-    audio float32 [b, samples] in [-1, 1].
+    A stretch (`SegmentStore.stretches`) of F frames has floor(F / T) slots, so long stretches count in
+    proportion. An epoch visits each of the n slots once, in a permutation from (seed, epoch). The window's
+    start is drawn from (seed, epoch, slot), see `order.slot_starts`. Position p is the epoch's slot number
+    p % n; its epoch is p // n.
 
-    flip, turned, colour: as in `PictureChanges`. gain_db: amplify the sound by a gain drawn evenly from
-    [-gain_db, gain_db], not beyond full scale, and make its mel anew. pitch: raise the mel frames by a number
-    of bins drawn evenly from -pitch .. pitch. All are decided by (seed, position).
-    Raises UserError where the split has no clip.
+    `at` and `batch` return:
+        video: uint8 [b, T, H, W, 3].
+        mel: float32 [b, T, M, S] in [-1, 1].
+        label: int64 [b]; len(labels) is the null label.
+        position, start_frame: int64 [b].
+        flipped: bool [b].
+        gain_db: float32 [b].
+        segment_id, source_id: lists of str.
+        audio: float32 [b, samples] in [-1, 1], only if with_audio.
+
+    data_dir: the data set's folder.
+    config: of the run; must agree with the data, see `check_fits`.
+    split: train or validation.
+    seed: of order and augmentation.
+    batch_size: clips of all ranks together.
+    flip, turned, colour: as in `PictureChanges`.
+    gain_db: the sound is amplified by a gain uniform in [-gain_db, gain_db] dB, not beyond full scale; its
+        mel is made anew.
+    pitch: the mel frames are raised by a number of bins, uniform over -pitch .. pitch.
+    with_audio: whether batches hold audio too; not together with pitch.
+
+    All augmentation is decided by (seed, position). Raises UserError if the split has no clip.
     """
 
     def __init__(
@@ -157,12 +195,15 @@ class ClipFeed(Feed):
 
     @classmethod
     def of_mdsa(cls, config: Config) -> "ClipFeed":
-        """The clips that MDSA trains on, changed as mdsa.train says; the first also fit its linear planes."""
+        """The clips that MDSA trains on, augmented as mdsa.train says.
+
+        The first ones also fit its linear planes.
+        """
         train = config.mdsa.train
         return cls(
-            config.data_folder, config, seed=config.seed, batch_size=train.batch_size, flip=train.augment_flip,
-            turned=train.augment_turns, colour=train.augment_colour, gain_db=train.augment_gain_db,
-            pitch=train.augment_pitch,
+            config.data_folder, config, seed=config.seed, batch_size=train.batch_size,
+            flip=train.augment_flip, turned=train.augment_turns, colour=train.augment_colour,
+            gain_db=train.augment_gain_db, pitch=train.augment_pitch,
         )  # fmt: skip
 
     @property
@@ -172,10 +213,11 @@ class ClipFeed(Feed):
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """The vocabulary, in the order of the label embedding."""
         return self.store.labels
 
     def windows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(segment index in the store, start frame) of each position, int64 [b] each; nothing is read."""
+        """(segment index in the store, start frame) of each position, int64 [b] each. No file is read."""
         epochs, slots = self.order.slots(positions)
         owners = np.searchsorted(self.first_slot, slots, side="right") - 1
         starts = slot_starts(
@@ -225,13 +267,26 @@ class ClipFeed(Feed):
 
 
 class LatentFeed(Feed):
-    """Stored latents of one split out of <run_dir>/latents/*.parquet: every stored window once an epoch, in a permutation from (seed, epoch).
+    """Stored latents of one split out of <run_dir>/latents/*.parquet.
 
-    `at`, `batch` and `rows` return joint and lone float32 [b, D, 6, N, N] (as stored, not normalized), label int64 [b] (its place in `labels`,
-    len(labels) where it has none), start_frame int64 [b], flipped bool [b], segment_id and source_id (lists of str); `at` and `batch` also
-    position int64 [b].
+    An epoch visits every stored window once, in a permutation from (seed, epoch).
 
-    labels: the vocabulary, of the data set's manifest or of a checkpoint. Raises UserError where there are no latents of that split.
+    `at`, `batch` and `rows` return:
+        joint, lone: float32 [b, D, 6, N, N], as stored, not normalized.
+        label: int64 [b], the place in `labels`; len(labels) if there is none.
+        start_frame: int64 [b].
+        flipped: bool [b].
+        segment_id, source_id: lists of str.
+        position: int64 [b], not from `rows`.
+
+    latents_dir: the folder of the latents.
+    labels: the vocabulary, of the data set's manifest or of a checkpoint.
+    split: train or validation.
+    seed: of the order.
+    batch_size: clips of all ranks together.
+    cache_bytes: how much of what was read last stays in memory.
+
+    Raises UserError if there are no latents of that split.
     """
 
     def __init__(
@@ -254,7 +309,8 @@ class LatentFeed(Feed):
         files = [path for path in storage.list_files(latents_dir) if path.endswith(".parquet")]
         if not files:
             raise UserError(
-                f"no latents in {latents_dir}; run: python ray_jobs/encode.py --config FILE, with the same run_dir"
+                f"no latents in {latents_dir}; run: python ray_jobs/encode.py --config FILE, with the same "
+                "run_dir"
             )
         columns = ["id", "source_id", "label", "split", "start_frame", "flipped"]
         names, rows, tables = [], [], []
@@ -269,7 +325,8 @@ class LatentFeed(Feed):
         self.index = pa.concat_tables(tables)
         if not len(self.row_numbers):
             raise UserError(
-                f"{latents_dir} has no clips to use in the split {split} (no windows); check data.validation_fraction and the listing"
+                f"{latents_dir} has no clips to use in the split {split} (no windows); "
+                "check data.validation_fraction and the listing"
             )
         self.label_indices = label_indices(self.index.column("label"), self.labels)
         self.reader = RowReader(latents_dir, cache_bytes=cache_bytes)
@@ -284,7 +341,7 @@ class LatentFeed(Feed):
         return {**self.rows(slots), "position": torch.from_numpy(np.asarray(positions, np.int64))}
 
     def rows(self, indices: Sequence[int]) -> dict:
-        """The stored windows with these numbers, 0 .. len - 1 in order of file and row, without the shuffled order of training."""
+        """The stored windows with these numbers: 0 .. len - 1 in order of file and row, not shuffled."""
         indices = np.asarray(indices, np.int64)
         stored = [
             self.reader.read(
@@ -317,9 +374,16 @@ class LatentFeed(Feed):
 def evaluation_windows(
     store: SegmentStore, config: Config, *, split: str, max_clips: int
 ) -> list[tuple[int, int]]:
-    """(segment index, start frame) of the split's windows of T frames that do not overlap, in fixed order, of what the filters leave in use.
+    """Windows of T frames for evaluation, in a fixed order, from the used segments; they do not overlap.
 
-    Of n windows at most `max_clips` are taken, evenly spread: number floor(i * n / m). Raises UserError where the split has none.
+    Of the split's n windows m = min(n, max_clips) are taken, evenly spread: the numbers floor(i * n / m).
+
+    store: the data set.
+    config: of the run; must agree with the data, see `check_fits`.
+    split: train or validation.
+    max_clips: the most windows to take.
+
+    Returns (segment index, start frame) of each. Raises UserError if the split has none.
     """
     check_fits(store, config)
     frames = config.clip.num_frames
@@ -339,10 +403,11 @@ def evaluation_windows(
 
 
 def check_fits(store: SegmentStore, config: Config) -> None:
-    """Raises UserError where the data set was prepared for other clips, mel frames or filters than the configuration's."""
+    """Raises UserError if the data set was prepared with other settings of clip, mel or filters."""
     for key, kept in store.manifest["settings"].items():
         section, name = key.split(".")
-        if section == "data" or key == "clip.num_frames":  # how it was stored; windows may be of any length
+        # how clips were stored does not matter, and windows may be of any length
+        if section == "data" or key == "clip.num_frames":
             continue
         given = getattr(getattr(config, section), name)
         if given != kept:
@@ -354,32 +419,35 @@ def check_fits(store: SegmentStore, config: Config) -> None:
     differing = [
         f"filters.{key}={kept[key]} there, {value} now" for key, value in given.items() if value != kept[key]
     ]
-    if (
-        config.filters != FilterConfig() and differing
-    ):  # a configuration that names no filters takes the data as it is
+    # a configuration that names no filters takes the data as they are
+    if config.filters != FilterConfig() and differing:
         raise UserError(
-            f"{store.data_dir} was filtered otherwise ({', '.join(differing)}); run ray_jobs/preprocess.py with the same run_dir "
-            "and these filters, which decodes nothing again, or leave them out"
+            f"{store.data_dir} was filtered otherwise ({', '.join(differing)}); run ray_jobs/preprocess.py "
+            "with the same run_dir and these filters, which decodes nothing again, or leave them out"
         )
 
 
 def _no_clips(store: SegmentStore, split: str, num_frames: int) -> str:
     used, stored = len(store.indices(split=split)), int(np.count_nonzero(store.column("split") == split))
     return (
-        f"{store.data_dir} has no clips to use in the split {split} ({stored} segments; the filters leave {used} in use, none of them with "
-        f"{num_frames} frames or more in one piece); check data.validation_fraction, the listing's split column, clip.num_frames and filters"
+        f"{store.data_dir} has no clips to use in the split {split} ({stored} segments; the filters leave "
+        f"{used} in use, none of them with {num_frames} frames or more in one piece); check "
+        "data.validation_fraction, the listing's split column, clip.num_frames and filters"
     )
 
 
 def _process_context() -> multiprocessing.context.BaseContext:
-    """Workers are forked from a clean server that has imported this module; forks of this process could inherit locks of Arrow's or Ray's threads."""
+    """Workers are forked from a clean server process that has imported this module.
+
+    A fork of this process could inherit locks that Arrow's or Ray's threads hold.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
 
 
 class _Steps(torch.utils.data.Dataset):
-    """step -> batch, for DataLoader; its worker processes receive the feed as file names and settings, not as data."""
+    """step -> batch, for DataLoader. Worker processes receive the feed as file names and settings."""
 
     def __init__(self, feed: Feed, rank: int, world: int) -> None:
         self.feed, self.rank, self.world = feed, rank, world
@@ -388,7 +456,7 @@ class _Steps(torch.utils.data.Dataset):
         torch.set_num_threads(1)
         try:
             return self.feed.batch(step, rank=self.rank, world=self.world)
-        except UserError as error:  # DataLoader would bring it home with a traceback for its message
+        except UserError as error:  # DataLoader would put a traceback into its message
             return error
 
 

@@ -1,7 +1,10 @@
-"""The order in which training meets the windows: pure functions of (seed, epoch, position), the same on every machine and world size.
+"""The order of training and its random draws: pure functions of (seed, epoch, position).
 
-Positions count clips from the start of training; epoch = position // n, where n is the number of slots. Hashes are spelled out here
-instead of taken from a random generator, whose stream may change between numpy releases: a resumed run must go on in the same order.
+They give the same on every machine and for every world size. Positions count clips from the start of
+training; epoch = position // n, with n the number of slots. What the draws change in a clip is `augment.py`.
+
+The hashes are written out here, because a random generator's stream may change between NumPy releases. A
+resumed run must go on in the same order.
 """
 
 import numpy as np
@@ -11,7 +14,13 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hash_uint64(seed: int, stream: int, epoch: int, indices: np.ndarray) -> np.ndarray:
-    """uint64 [n]: SplitMix64's finalizer, chained over the four arguments; `stream` keeps uses apart."""
+    """uint64 [n]: SplitMix64's finalizer, chained over the four arguments.
+
+    seed: of the run.
+    stream: a number for each use, which keeps the uses apart.
+    epoch: from 0.
+    indices: [n], what is hashed.
+    """
     state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):  # wraps around by design
         for value in (seed, stream, epoch):
@@ -20,17 +29,20 @@ def hash_uint64(seed: int, stream: int, epoch: int, indices: np.ndarray) -> np.n
 
 
 def uniform(seed: int, stream: int, epoch: int, indices: np.ndarray) -> np.ndarray:
-    """float64 [n] in [0, 1), 53 bits."""
+    """float64 [n]: uniform in [0, 1), 53 bits. The parameters are those of `hash_uint64`."""
     return (hash_uint64(seed, stream, epoch, indices) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """int64 [n]: a permutation of 0 .. n - 1, by sorting hashes (stable, so that equal hashes keep their order)."""
+    """int64 [n]: a permutation of 0 .. n - 1, by a stable sort of hashes: equal hashes keep their order."""
     return np.argsort(hash_uint64(seed, _ORDER, epoch, np.arange(n)), kind="stable")
 
 
 class EpochOrder:
-    """position -> (epoch, slot): each epoch visits each of n slots once. Keeps the last two permutations (8 bytes a slot)."""
+    """position -> (epoch, slot): each epoch visits each of n slots once.
+
+    Keeps the last two permutations in memory (8 bytes a slot).
+    """
 
     def __init__(self, seed: int, num_slots: int) -> None:
         assert num_slots >= 1
@@ -68,8 +80,16 @@ def slot_starts(
 ) -> np.ndarray:
     """int64 [n]: the start drawn for each slot in its epoch.
 
-    A segment with `choices` possible starts and `counts` slots is cut into that many equal strata; slot number k draws uniformly from the k-th:
-    start = floor((k + u) / counts * choices), u from (seed, epoch, slot). So an epoch covers long segments evenly and every start is as likely.
+    A stretch's possible starts are cut into as many equal strata as it has slots. Slot number k of a stretch
+    draws uniformly from stratum k: start = floor((k + u) / counts * choices), u from (seed, epoch, slot). So
+    an epoch covers long stretches evenly, and every start is equally likely.
+
+    seed: of the run.
+    epochs: int64 [n], the epoch of each slot.
+    slots: int64 [n], the slot's number in the data set.
+    ordinals: int64 [n], k, the slot's number in its stretch, from 0.
+    counts: int64 [n], slots in its stretch.
+    choices: int64 [n], possible starts in its stretch, in frames.
     """
     draws = np.empty(len(slots))
     for epoch in np.unique(epochs).tolist():
@@ -84,13 +104,13 @@ def flips(seed: int, positions: np.ndarray) -> np.ndarray:
 
 
 def turns(seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(mirrored top to bottom, transposed), bool [n]: the clip at a position, each with probability 1/2."""
+    """bool [n] each: whether a clip is mirrored top to bottom, and transposed; with probability 1/2 each."""
     draws = hash_uint64(seed, _TURN, 0, positions)
     return draws >> np.uint64(63) == 1, (draws >> np.uint64(62)) & np.uint64(1) == 1
 
 
 def colours(seed: int, positions: np.ndarray, most: float) -> tuple[np.ndarray, np.ndarray]:
-    """Contrast, even in [1 - most, 1 + most), and brightness, even in [-most / 2, most / 2): float64 [n]."""
+    """float64 [n] each: contrast, uniform in [1 - most, 1 + most); brightness in [-most / 2, most / 2)."""
     contrast, brightness = (uniform(seed, stream, 0, positions) for stream in (_CONTRAST, _BRIGHTNESS))
     return 1 + most * (2 * contrast - 1), most * (brightness - 0.5)
 
@@ -101,7 +121,7 @@ def gains(seed: int, positions: np.ndarray, most_db: float) -> np.ndarray:
 
 
 def pitches(seed: int, positions: np.ndarray, most: int) -> np.ndarray:
-    """int64 [n]: by how many mel bins the clip at a position is raised, even over -most .. most."""
+    """int64 [n]: by how many mel bins the clip at a position is raised, uniform over -most .. most."""
     return (uniform(seed, _PITCH, 0, positions) * (2 * most + 1)).astype(np.int64) - most
 
 

@@ -1,7 +1,10 @@
-"""Batches prepared by Ray actors: on nodes without GPUs while the GPUs train. Only who prepares which step; what a batch holds is `feed`.
+"""Batches prepared by Ray actors, for example on nodes without GPUs while the GPUs train.
 
-Actor k of n prepares the steps start + k, start + k + n, ...; each batch is a function of its step alone, so that an actor that dies is
-simply asked again, by its successor. Batches come back through the object store, a bounded number at a time, and are handed on in order.
+This file decides only who prepares which step. What a batch holds is `feed.py`.
+
+Actor k of n prepares the steps start + k, start + k + n, ... Each batch is a function of its step alone. So
+if an actor dies, its successor prepares the same batch. Batches come back through the object store, a bounded
+number at a time, and are handed on in order.
 """
 
 import itertools
@@ -19,17 +22,28 @@ from proav.data.feeds.feed import PREFETCH_BATCHES, Feed
 from proav.errors import UserError
 
 MAX_DEATHS = 4
-"""Actors that die while a batch is asked of them before it is held to be the batch's fault; the death over the batch before it counts too."""
+"""A batch is held to be at fault after so many actors died while it was asked of them. A death over the batch
+before it counts too.
+"""
 WAIT_SECONDS = 30.0
-"""How long the actors may take to start before it is said what is waited for."""
+"""If the actors take longer than this to start, a message says what they wait for."""
 
 
 def actor_batches(
     feed: Feed, start_step: int, *, rank: int, world: int, num_actors: int, pin_memory: bool = False
 ) -> Iterator[dict]:
-    """Batches of start_step, start_step + 1, ... of this rank without end, in order; closing the iterator ends the actors.
+    """Batches of start_step, start_step + 1, ... of this rank in order, without end.
 
-    Raises UserError where Ray is not running, RuntimeError where a batch kills every actor that prepares it.
+    Closing the iterator ends the actors.
+
+    feed: what the batches hold; sent to the actors as file names and settings.
+    start_step: step of the first batch.
+    rank: place of this training worker, 0 to world - 1.
+    world: number of training workers.
+    num_actors: loading actors of this rank; each needs one CPU.
+    pin_memory: whether tensors lie in page-locked memory.
+
+    Raises UserError if Ray is not running. Raises RuntimeError if a batch kills every actor that prepares it.
     """
     if not ray.is_initialized():
         raise UserError(
@@ -41,7 +55,8 @@ def actor_batches(
 def _in_order(
     feed: Feed, start_step: int, rank: int, world: int, num_actors: int, pin_memory: bool
 ) -> Iterator[dict]:
-    # SPREAD also leaves a training worker's own bundle of resources, in which there is no room.
+    """The parameters are those of `actor_batches`."""
+    # SPREAD also leaves a training worker's own bundle of resources: there is no room in it.
     options = {
         "num_cpus": 1,
         "num_gpus": 0,
@@ -49,10 +64,10 @@ def _in_order(
         "max_restarts": -1,
         "max_task_retries": MAX_DEATHS - 1,
     }
-    stored = [ray.put(pickle.dumps(feed))]  # in a list: an actor fetches it itself, once, its successor again
-    actors = [
-        _Preparer.options(**options).remote() for _ in range(num_actors)
-    ]  # they end when this generator does
+    # in a list, so that Ray does not resolve it: each actor fetches it once, and its successor again
+    stored = [ray.put(pickle.dumps(feed))]
+    # the actors end when this generator does
+    actors = [_Preparer.options(**options).remote() for _ in range(num_actors)]
     _tell_if_waiting(actors)
     steps, asked = itertools.count(start_step), deque()
     for step in itertools.count(start_step):
@@ -63,7 +78,8 @@ def _in_order(
             batch = ray.get(asked[0])
         except RayActorError as error:
             raise RuntimeError(
-                f"step {step}, worker {rank}: every actor that prepared this batch died ({' '.join(str(error).split())[:300]}); "
+                f"step {step}, worker {rank}: every actor that prepared this batch died "
+                f"({' '.join(str(error).split())[:300]}); "
                 "as a rule their memory was full: write fewer train.loader_workers"
             ) from error
         asked.popleft()
@@ -76,7 +92,7 @@ def _in_order(
 
 
 def _tell_if_waiting(actors: list) -> None:
-    """Ray waits without a word for CPUs that are not there: says what is waited for."""
+    """Prints what the actors wait for, because Ray waits silently for CPUs that are not there."""
     started, missing = ray.wait(
         [actor.__ray_ready__.remote() for actor in actors], num_returns=len(actors), timeout=WAIT_SECONDS
     )
@@ -85,8 +101,9 @@ def _tell_if_waiting(actors: list) -> None:
             math.floor(found.get("CPU", 0)) for found in (ray.available_resources(), ray.cluster_resources())
         )
         print(
-            f"train: {len(started)} of a worker's {len(actors)} loading actors have started after {WAIT_SECONDS:g} s; each needs a CPU, and of the "
-            f"cluster's {everywhere} are {free} free: add nodes, or write fewer train.loader_workers or train.loader=processes"
+            f"train: {len(started)} of a worker's {len(actors)} loading actors have started after "
+            f"{WAIT_SECONDS:g} s; each needs a CPU, and of the cluster's {everywhere} are {free} free: add "
+            "nodes, or write fewer train.loader_workers or train.loader=processes"
         )
 
 
@@ -99,7 +116,16 @@ class _Preparer:
         self.feed: Feed | None = None
 
     def batch(self, stored: list[ray.ObjectRef], step: int, rank: int, world: int) -> dict | UserError:
-        """NumPy arrays, which cross the object store without a copy, in place of tensors; a user's mistake as a value, past Ray's wrapping."""
+        """The batch of `step`, with NumPy arrays in place of tensors.
+
+        Arrays cross the object store without a copy. A UserError is returned as a value, because Ray would
+        wrap one that is raised.
+
+        stored: a list with the reference to the pickled feed.
+        step: from 0.
+        rank: place of the training worker, 0 to world - 1.
+        world: number of training workers.
+        """
         try:
             self.feed = self.feed or pickle.loads(ray.get(stored[0]))
             batch = self.feed.batch(step, rank=rank, world=world)

@@ -1,1 +1,1 @@
-"""Preprocessing: from the list of sources to a finished data set, in units of work that are the same however often they are stopped."""
+"""Preprocessing: from the list of sources to a finished data set, in units of work that can be resumed."""

@@ -1,6 +1,9 @@
-"""Which segments of a data set are used: decided from the columns of its index alone, in seconds, without decoding anything again.
+"""Which segments of a data set are used: decided from the columns of its index alone.
 
-What the columns mean and how they are measured is `proav/signals/segment_scores.py` and `proav/signals/fingerprints.py`. Letters: N segments, K candidate pairs.
+Nothing is decoded again, so it takes seconds. How the columns are measured is
+`proav/signals/segment_scores.py` and `proav/signals/fingerprints.py`.
+
+Letters: N segments, K candidate pairs.
 """
 
 from collections.abc import Iterator
@@ -23,9 +26,9 @@ REASONS = (
     "duplicate",
     "near_duplicate",
 )
-"""The values of the column `dropped`, in the order in which they are tried: a segment is counted under the first that applies.
+"""The values of the column `dropped`, in the order in which they are tried. The first that applies counts.
 
-Duplicates come last, so that of two copies the one stays that no other filter leaves out.
+Duplicates come last: if another filter leaves out one of two copies, the other copy stays.
 """
 SUGGESTED = FilterConfig(
     min_rms_db=-60,
@@ -36,21 +39,32 @@ SUGGESTED = FilterConfig(
     avoid_shot_cuts=True,
     duplicates="near",
 )
-"""Thresholds to start from; the data set's page shows what each would leave out."""
+"""Thresholds to start from. The data set's page shows what each would leave out."""
 
 NEAR_SHARE = 0.45
-"""Near: the hashes differ in at most this share of the bits that tell something (set or not set, whichever is fewer). Measured on real clips:
-encoded again at another size, quality, rate and level at most 0.33 (picture) and 0.40 (sound); 22,000 unrelated pairs at least 0.83 in sound."""
+"""Two hashes are near if they differ in at most this share of the telling bits: those set or those not set,
+whichever are fewer. Measured on real clips: at most 0.33 (picture) and 0.40 (sound) after encoding again at
+another size, quality, rate and level; at least 0.83 in sound for 22,000 unrelated pairs.
+"""
 MIN_TELLING_BITS = 16
-"""A hash with fewer set (or fewer not set) is of a black or flat picture, silence or a steady tone: those are never near anything."""
+"""A hash with fewer telling bits is of a black or flat picture, of silence or of a steady tone. It is never
+near another.
+"""
 NUM_TABLES, KEY_BITS = 16, 24
-"""Candidates agree in all bits of one of so many random keys of either hash: with 5 % of the bits of either flipped 99.7 % of pairs do."""
+"""A key is KEY_BITS random bits of a hash. Two segments are candidates if they agree in one of NUM_TABLES
+keys of either hash. If 5 % of the bits of either are flipped, 99.7 % of pairs still do.
+"""
 MAX_NEIGHBOURS = 4
-"""Segments of one key are ordered by the other hash, and each is compared with so many after it: no key makes the work quadratic."""
+"""Segments of one key are ordered by the other hash, and each is compared with so many after it. So a key
+that many segments share does not make the work quadratic.
+"""
 
 
 def dropped(index: pa.Table, filters: FilterConfig, *, num_frames: int) -> pa.Array:
-    """string [N]: "" where the segment is used, else the first of REASONS that applies; num_frames: the length of a window."""
+    """string [N]: "" if the segment is used, else the first of REASONS that applies.
+
+    num_frames: the length of a window.
+    """
     reasons = np.zeros(index.num_rows, np.int8)  # 0: used, else place in REASONS + 1
     for number, reason in enumerate(REASONS, start=1):
         open_rows = np.flatnonzero(reasons == 0)
@@ -60,7 +74,7 @@ def dropped(index: pa.Table, filters: FilterConfig, *, num_frames: int) -> pa.Ar
 
 
 def count_reasons(reasons: pa.Array | pa.ChunkedArray) -> dict[str, int]:
-    """How many segments each reason leaves out, in the order of REASONS; reasons without any are not named."""
+    """How many segments each reason leaves out, in the order of REASONS. Reasons with none are not named."""
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(reasons).to_pylist()}
     return {reason: counts[reason] for reason in REASONS if counts.get(reason)}
 
@@ -77,7 +91,14 @@ def would_drop(index: pa.Table, filters: FilterConfig = SUGGESTED, *, num_frames
 def _applies(
     reason: str, index: pa.Table, filters: FilterConfig, num_frames: int, rows: np.ndarray
 ) -> np.ndarray:
-    """bool [len(rows)]: which of these rows the filter of that reason leaves out."""
+    """bool [len(rows)]: which of these rows the filter of that reason leaves out.
+
+    reason: one of REASONS.
+    index: the data set's index, N rows.
+    filters: the thresholds.
+    num_frames: the length of a window.
+    rows: int64, places in the index.
+    """
 
     def column(name: str) -> np.ndarray:
         return index.column(name).to_numpy()[rows]
@@ -94,9 +115,8 @@ def _applies(
             most = getattr(filters, f"max_{reason}")
             return nothing if most is None else column(reason) > most
         case "out_of_sync":
-            return (
-                nothing if filters.min_sync is None else ~(column("sync") >= filters.min_sync)
-            )  # also where it is not a number
+            # written so that NaN is left out too
+            return nothing if filters.min_sync is None else ~(column("sync") >= filters.min_sync)
         case "shot_cuts":
             return longest_shots(index)[rows] < num_frames if filters.avoid_shot_cuts else nothing
         case "duplicate":
@@ -122,7 +142,7 @@ def longest_shots(index: pa.Table) -> np.ndarray:
     starts = index.column("shot_starts").combine_chunks()
     counts = np.asarray(pc.list_value_length(starts).fill_null(0), np.int64)
     frames = index.column("num_frames").to_numpy().astype(np.int64)
-    ends = np.cumsum(counts + 1)  # each segment's shots: those that begin at its cuts, and the first
+    ends = np.cumsum(counts + 1)  # a segment has its first shot, and one more for each cut
     firsts = ends - counts - 1
     begins = np.zeros(int(ends[-1]) if len(ends) else 0, np.int64)
     later = np.ones(len(begins), bool)
@@ -134,7 +154,7 @@ def longest_shots(index: pa.Table) -> np.ndarray:
 
 
 def repeats(keys: pa.ChunkedArray) -> np.ndarray:
-    """bool [N]: which of the values stood there before."""
+    """bool [N]: which values occur earlier in the column too."""
     codes = keys.combine_chunks().dictionary_encode().indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
     repeated = np.ones(len(codes), bool)
@@ -150,24 +170,25 @@ def hash_words(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def near_repeats(pictures: np.ndarray, sounds: np.ndarray) -> np.ndarray:
-    """bool [N]: segments whose picture and sound are both near those of an earlier one, directly or over others; hashes uint64 [N, 4].
+    """bool [N]: segments whose picture and sound are both near those of an earlier one.
 
-    Candidates by locality-sensitive hashing, each then checked exactly.
+    Two segments also count as near if a chain of near segments connects them. Candidates come from
+    locality-sensitive hashing; each pair is then checked exactly.
+
+    pictures, sounds: hashes, uint64 [N, 4].
     """
     telling = np.stack([_telling_bits(pictures), _telling_bits(sounds)])
     rows = np.flatnonzero((telling >= MIN_TELLING_BITS).all(axis=0))
     hashes, limits = (pictures[rows], sounds[rows]), NEAR_SHARE * telling[:, rows]
-    generator = np.random.default_rng(0)  # always the same keys: the same index is always decided alike
+    generator = np.random.default_rng(0)  # always the same keys: the same index gives the same result
     groups = np.arange(len(rows))
     for _ in range(NUM_TABLES):
         keys = [_key(words, generator.choice(8 * HASH_BYTES, KEY_BITS, replace=False)) for words in hashes]
         for keyed, other in ((0, 1), (1, 0)):
             for pairs in _candidates(keys[keyed], keys[other]):
                 pairs = pairs[:, groups[pairs[0]] != groups[pairs[1]]]
-                for which in (
-                    other,
-                    keyed,
-                ):  # the hash without the key first: that it is near is not likely yet
+                # the hash without the key first: it excludes more pairs
+                for which in (other, keyed):
                     words, limit = hashes[which], limits[which]
                     differing = np.bitwise_count(words[pairs[0]] ^ words[pairs[1]]).sum(
                         axis=1, dtype=np.int64
@@ -193,7 +214,10 @@ def _key(words: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def _candidates(keys: np.ndarray, second_keys: np.ndarray) -> Iterator[np.ndarray]:
-    """int64 [2, K] each: pairs of rows with the same key that are 1, 2, ... MAX_NEIGHBOURS apart in the order of the second key."""
+    """int64 [2, K] each: pairs of rows with the same key.
+
+    The pairs are 1, 2, ... MAX_NEIGHBOURS apart in the order of the second key.
+    """
     row_bits = max(1, (len(keys) - 1).bit_length())
     spare = 64 - KEY_BITS - row_bits
     assert spare >= 0, f"{len(keys)} segments"
@@ -213,7 +237,7 @@ def _candidates(keys: np.ndarray, second_keys: np.ndarray) -> Iterator[np.ndarra
 
 
 def _join(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """The smallest row of each connected group, after these pairs of rows were connected too."""
+    """The smallest row of each row's connected group, after these pairs were connected too."""
     while True:
         one, other = groups[pairs[0]], groups[pairs[1]]
         if np.array_equal(one, other):

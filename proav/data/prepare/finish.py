@@ -1,7 +1,9 @@
-"""The end of preprocessing: the records of all units become index.parquet and manifest.json, with counts of everything that was kept and not.
+"""The end of preprocessing: the records of all units become index.parquet and manifest.json.
 
-Here the filters decide which segments are used; changing them later comes back here and decodes nothing. The manifest holds no time and no
-absolute path: the same sources and settings give the same manifest. Reading it is `shards.read_manifest`.
+The manifest counts everything that was kept and everything that was not. Here the filters decide which
+segments are used. If they change later, only this part runs again, and nothing is decoded. The manifest holds
+no time and no absolute path: the same sources and settings give the same manifest.
+`proav/data/store/shards.py` reads it.
 """
 
 import hashlib
@@ -28,17 +30,23 @@ from proav.geometry import ClipGeometry
 
 VERSIONED = ("proav", "av", "numpy", "pillow", "pyarrow", "torch", "torchaudio")
 SPREAD = ("rms", "peak", "clipped", "mean_luma", "motion", "black", "frozen", "sync")
-"""Scores whose distribution the manifest tells."""
+"""Scores whose distribution is in the manifest."""
 UNITS_PER_CHUNK = 64
-"""Units that are put together at a time: thousands of small chunks cost as much memory as their rows, and so does all in one piece meanwhile."""
+"""Units that are put together at a time. Thousands of small chunks would cost as much memory again as their
+rows, and so would one copy of all of them.
+"""
 
 
 def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[dict]) -> dict:
-    """Writes index.parquet and, last, manifest.json; returns the manifest.
+    """Writes index.parquet and, last, manifest.json.
 
-    sources: the columns id and label of SOURCE_SCHEMA, and what was passed over as metadata. records: of all
-    units. Raises UserError where no source could be used: the reasons counted, and where their table is;
-    or where the filters leave nothing in use.
+    config: of the run.
+    data_dir: the data set's folder.
+    sources: the columns id and label of SOURCE_SCHEMA, and what was passed over as metadata.
+    records: of all units, in the plan's order.
+
+    Returns the manifest. Raises UserError if no source can be used, with the reasons counted, or if the
+    filters leave no segment in use.
     """
     shards = [shard for record in records for shard in record["shards"]]
     rejects = read_rejects(data_dir)
@@ -62,7 +70,8 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
     if not used.num_rows:
         counted = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
         raise UserError(
-            f"the filters leave none of the {index.num_rows} segments in use ({counted}); loosen them, such as filters.duplicates=keep"
+            f"the filters leave none of the {index.num_rows} segments in use ({counted}); "
+            "loosen them, such as filters.duplicates=keep"
         )
     content = index_bytes(index)
     storage.write_bytes(storage.join(data_dir, "index.parquet"), content)
@@ -119,7 +128,7 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
 
 
 def summary(manifest: dict, data_dir: str) -> list[str]:
-    """What the job prints: what is there, and loudly what is not."""
+    """The lines that the job prints: what is there, and in capitals what is not."""
     counts = manifest["counts"]
     splits = ", ".join(
         f"{tally['segments']} {name} (of {tally['sources']} sources)"
@@ -141,7 +150,8 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
     if counts["rejects"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["rejects_by_reason"].items())
         lines.append(
-            f"REJECTED: {counts['rejects']} sources or parts of them ({reasons}); see {storage.join(data_dir, 'rejects')}/*.parquet"
+            f"REJECTED: {counts['rejects']} sources or parts of them ({reasons}); "
+            f"see {storage.join(data_dir, 'rejects')}/*.parquet"
         )
     if beside := manifest.get("passed_over"):
         count = sum(beside.values())
@@ -152,26 +162,26 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
     if counts["sources_with_other_tracks"]:
         lines.append(
             f"OTHER TRACKS: {counts['sources_with_other_tracks']} sources have programmes or tracks that "
-            f"are not used; "
+            "are not used; "
             f"see the column note of {storage.join(data_dir, 'sources')}/*.parquet, and data.picture_track, "
-            f"data.sound_track"
+            "data.sound_track"
         )
     if manifest["dropped_by_reason"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["dropped_by_reason"].items())
         lines.append(
-            f"FILTERED: {counts['segments'] - counts['segments_used']} of {counts['segments']} segments are not used ({reasons})"
+            f"FILTERED: {counts['segments'] - counts['segments_used']} of {counts['segments']} segments "
+            f"are not used ({reasons})"
         )
     if counts["silent_segments"] and manifest["filters"]["min_rms_db"] is None:
         lines.append(
-            f"SILENT: {counts['silent_segments']} of {counts['segments']} segments hold no sound above -60 "
-            f"dB; "
-            "they are used: filters.min_rms_db=-60 leaves them out"
+            f"SILENT: {counts['silent_segments']} of {counts['segments']} segments hold no sound above "
+            "-60 dB; they are used: filters.min_rms_db=-60 leaves them out"
         )
     if counts["cancelled_segments"]:
         lines.append(
             f"CANCELLED: in {counts['cancelled_segments']} of {counts['segments']} segments the channels "
-            f"hold sound that takes itself away "
-            "in the mix to mono; filters.min_rms_db=-60 leaves the silent ones out"
+            "hold sound that takes itself away in the mix to mono; filters.min_rms_db=-60 leaves the silent "
+            "ones out"
         )
     unseen = [label for label in manifest["labels"] if label not in manifest["label_counts"]]
     if unseen:
@@ -179,7 +189,8 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
         lines.append(f"NO CLIPS for the labels {', '.join(unseen[:12])}{more} of data.labels")
     if manifest["labels"] and counts["sources_without_label"]:
         lines.append(
-            f"NO LABEL: {counts['sources_without_label']} of {counts['sources']} sources have none of the vocabulary's labels"
+            f"NO LABEL: {counts['sources_without_label']} of {counts['sources']} sources have none of the "
+            "vocabulary's labels"
         )
     return lines
 
@@ -230,7 +241,7 @@ def _tally(index: pa.Table) -> dict:
 
 
 def _tallies(index: pa.Table, column: str) -> dict[str, dict]:
-    """_tally for each value of a column, in one pass, sorted by value."""
+    """`_tally` for each value of a column, in one pass, sorted by value."""
     ordered = index.select([column, "source_id", "num_frames", "fps"]).sort_by(column)
     values = ordered.column(column).combine_chunks()
     if not len(values):

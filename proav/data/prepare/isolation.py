@@ -1,7 +1,8 @@
-"""Decoding in a process of its own: a file that crashes or hangs the decoder must not take its neighbours, the unit or the job with it.
+"""Decoding in a process of its own, so that a file that crashes or hangs the decoder harms no other file.
 
-The rows of a source come through a pipe; the process that asks for them writes them. So a decoder that dies loses nothing that was delivered,
-and its death is told apart from that of the machine: only a decoder that dies while its user lives counts as a try.
+What is decoded and how is `unit.py`. The rows of a source come through a pipe, and the process that asked for
+them writes them. So if a decoder dies, nothing is lost that was delivered. The death of a decoder is also
+told apart from that of the machine: only a decoder that dies while its user lives counts as a try.
 """
 
 import contextlib
@@ -28,23 +29,24 @@ from proav.media.segments import About, Lost
 from proav.storage import patience
 
 MAX_TRIES = 2
-"""A source that has ended so many decoders is rejected; another try would take as long and end the same."""
+"""A source that has ended so many decoders is rejected. Another try would take as long and end the same."""
 MAX_SOURCES = 1000
-"""Sources after which the process is replaced: decoders of broken files may leak."""
+"""Sources after which the process is replaced, because decoding broken files may leak memory."""
 HEARTBEAT_SECONDS = 1.0
 IDLE_SECONDS = 20.0
-"""A process that nobody asks for so long ends by itself and gives its memory back."""
+"""A process that receives no source for so long ends by itself and frees its memory."""
 START_SECONDS = 120.0
-"""Importing PyTorch from a busy network disk may take a minute; it does not count as standing still."""
+"""Longest start. Importing PyTorch from a busy network disk may take a minute; that is no stall."""
 
 
 class IsolatedDecoder:
-    """`decode.SourceDecoder` in a process of its own, which is started when it is needed and replaced when it dies or stands still.
+    """`unit.SourceDecoder` in a process of its own.
 
         with IsolatedDecoder(config) as decoder:
             rows = list(decoder.rows(source))
 
-    A process that makes no progress for `data.stall_seconds` is killed.
+    The process is started when it is needed. If it makes no progress for `data.stall_seconds`, it is killed.
+    If it has died or was killed, a new one is started.
     """
 
     def __init__(self, config: Config) -> None:
@@ -54,13 +56,13 @@ class IsolatedDecoder:
         self._num_sources = 0
 
     def rows(self, source: SourceRow) -> Iterator[dict | Lost | About]:
-        """As SourceDecoder.rows, StorageUnavailable included; MediaError also with the reasons `crash` and
-        `hang`."""
+        """As `SourceDecoder.rows`; MediaError also has the reasons `crash` and `hang`."""
         num_delivered = num_tries = 0
         while True:
             try:
                 for number, row in enumerate(self._ask(source)):
-                    if number >= num_delivered:  # what an earlier try has delivered comes again, the same
+                    # an earlier try may have delivered the first rows; they come again, the same
+                    if number >= num_delivered:
                         num_delivered += 1
                         yield row
                 return
@@ -102,11 +104,12 @@ class IsolatedDecoder:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)
             status = self._process.returncode
+            # status 0: it was idle for too long
             raise _DecoderEnded(
                 "crash" if status != 0 else "", f"the decoder died of {_death(status)}"
-            ) from None  # 0: it was idle for too long
+            ) from None
         finally:
-            if not answered:  # also where the caller stops in the middle of a source
+            if not answered:  # also if the caller stops in the middle of a source
                 self.close()
         if kind == "rejected":
             raise MediaError(*value)
@@ -135,13 +138,8 @@ class IsolatedDecoder:
         path = os.pathsep.join(map(os.path.abspath, sys.path))  # Ray may have put proav anywhere
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # one decoder, one core
         with theirs:
-            command = [
-                sys.executable,
-                "-P",
-                "-m",
-                "proav.data.prepare.isolation",
-                str(theirs.fileno()),
-            ]  # -P: nothing else of this folder comes first
+            # -P: no file of the current folder hides a module
+            command = [sys.executable, "-P", "-m", "proav.data.prepare.isolation", str(theirs.fileno())]
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
             )
@@ -156,12 +154,15 @@ class IsolatedDecoder:
 
 @functools.lru_cache(maxsize=1)
 def decoder_of_this_process(config_text: str) -> IsolatedDecoder:
-    """One decoder for all units that a worker process is given: starting it takes longer than decoding a clip. config_text: JSON of the settings."""
+    """One decoder for all units of a worker process, because starting one takes longer than decoding a clip.
+
+    config_text: JSON of the settings.
+    """
     return IsolatedDecoder(config_from_dict(json.loads(config_text)))
 
 
 class _DecoderEnded(Exception):
-    """The process died, or was killed since it stood still; no reason: it had just retired."""
+    """The process died, or was killed because it made no progress. reason: empty if it had just retired."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -175,7 +176,7 @@ def _death(status: int | None) -> str:
 
 
 def _serve(connection: Connection) -> None:
-    """The process's life: a source in, rows and one last word out, until nobody asks any more."""
+    """The loop of the process: receives a source, sends its rows and how it ended; ends if none comes."""
     from proav.data.prepare.unit import SourceDecoder
 
     config = config_from_dict(connection.recv())
@@ -198,7 +199,7 @@ def _serve(connection: Connection) -> None:
 
 
 class _Heartbeat:
-    """What goes through the pipe, from either thread."""
+    """Sends through the pipe, from either thread."""
 
     def __init__(self, connection: Connection, stall_seconds: float) -> None:
         self.connection, self.stall_seconds = connection, stall_seconds
@@ -215,8 +216,11 @@ class _Heartbeat:
             self.send("alive", None)
 
     def watch_storage(self) -> None:
-        """Storage that does not answer is no decoder that stands still, nor a fault of the file."""
-        with contextlib.suppress(OSError):  # the parent is gone, and this process goes with it
+        """Beats while storage does not answer, because neither the decoder nor the file is at fault then.
+
+        If storage does not answer for too long, the process reports it and ends.
+        """
+        with contextlib.suppress(OSError):  # the parent is gone, and this process ends with it
             while True:
                 time.sleep(HEARTBEAT_SECONDS)
                 waited = patience.waiting_seconds()
@@ -229,7 +233,7 @@ class _Heartbeat:
 
 
 def _die_with_parent() -> None:
-    """The process is killed with the one that started it, even where that was killed itself and a decoder here hangs."""
+    """The process is killed with its parent, even if the parent was killed and a decoder here hangs."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -237,9 +241,8 @@ def _die_with_parent() -> None:
 
 if __name__ == "__main__":
     _die_with_parent()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the job; this process ends when the pipe does
+    # Ctrl-C is for the job; this process ends when the pipe does
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with (
         contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),
         Connection(int(sys.argv[1])) as pipe,

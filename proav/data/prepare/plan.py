@@ -1,7 +1,8 @@
-"""What a data set is made of, decided before the first file is decoded: the settings that shape it, its sources, and the units of work.
+"""The plan of a data set, made before the first file is decoded: its settings, sources and units of work.
 
-data/plan.parquet is written first and never changed, so that a run that goes on later makes the same units; another configuration or
-another list of sources is refused with the differences named. Nothing is decoded here.
+data/plan.parquet is written first and never changed, so that a resumed run makes the same units. Another
+configuration or another list of sources is refused, and the differences are named. Nothing is decoded here:
+that is `unit.py`.
 """
 
 import contextlib
@@ -25,9 +26,11 @@ from proav.errors import UserError
 TARGET_UNITS = 64
 """A small data set is cut into about so many units, for parallel work and short restarts."""
 MAX_UNIT_SOURCES = 256
-"""Sources in a unit of a large data set: half an hour of work at most is done again after a crash, and two million sources are 8,000 units."""
+"""Most sources in a unit. So a crash costs at most half an hour of work, and two million sources are 8,000
+units.
+"""
 MAX_UNIT_BYTES = 256 << 20
-"""A unit of long films is closed at this size of its files."""
+"""Most bytes of a unit's files, unless it has a single file; it keeps units of long films short."""
 
 PLAN_SCHEMA = pa.schema(
     [("unit", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("digest", pa.string())]
@@ -41,10 +44,13 @@ def data_settings(config: Config) -> dict:
 
 
 class Plan:
-    """The units of work over a table of sources; a unit's rows are made when it is asked for, so that a plan of millions stays small."""
+    """The units of work over a table of sources.
+
+    A unit's rows are made when it is asked for, so that a plan of millions stays small.
+    """
 
     def __init__(self, sources: pa.Table, names: list[str], firsts: np.ndarray) -> None:
-        """firsts: int64, the row at which each unit begins."""
+        """sources: of SOURCE_SCHEMA. names: of the units. firsts: int64, the first row of each unit."""
         self.sources, self.names = sources, names
         self._bounds = np.append(firsts, sources.num_rows)
         self._place = {name: place for place, name in enumerate(names)}
@@ -53,6 +59,7 @@ class Plan:
         return len(self.names)
 
     def num_sources(self, name: str) -> int:
+        """How many sources the unit of this name has."""
         place = self._place[name]
         return int(self._bounds[place + 1] - self._bounds[place])
 
@@ -61,14 +68,16 @@ class Plan:
         return self.sources.slice(self._bounds[self._place[name]], self.num_sources(name))
 
     def unit(self, name: str) -> WorkUnit:
+        """The unit of this name, with its rows."""
         return WorkUnit(name, tuple(rows_of(self.table(name))))
 
     def units(self) -> Iterator[WorkUnit]:
+        """All units, in order, one at a time."""
         return map(self.unit, self.names)
 
 
 def make_plan(sources: pa.Table) -> Plan:
-    """Consecutive sources in units; a function of the table alone, never of the cluster."""
+    """Consecutive sources in units: a function of the table alone, never of the cluster."""
     most = min(MAX_UNIT_SOURCES, -(-sources.num_rows // TARGET_UNITS))
     num_bytes = np.append(0, np.cumsum(sources.column("num_bytes").to_numpy()))
     firsts, row = [], 0
@@ -80,16 +89,17 @@ def make_plan(sources: pa.Table) -> Plan:
 
 
 def settle_plan(config: Config, data_dir: str, sources: pa.Table) -> Plan:
-    """The units of work: those of data/plan.parquet if there is one, else new ones, which are written down.
+    """The units of work: those of data/plan.parquet if there is one, else new ones, which are written there.
 
-    Raises UserError where the plan was made with other settings or sources, or units are there without one; nothing is changed then.
+    Raises UserError if the plan was made with other settings or sources, or if there are finished units but
+    no plan. Nothing is changed then.
     """
     path = storage.join(data_dir, "plan.parquet")
     if not storage.exists(path):
         if storage.list_files(storage.join(data_dir, "units")):
             raise UserError(
-                f"{data_dir} has finished units of work but no plan.parquet, which says of what sources; put it back, "
-                f"choose another run_dir=DIR, or delete {data_dir} to prepare it anew"
+                f"{data_dir} has finished units of work but no plan.parquet, which says of what sources; "
+                f"put it back, choose another run_dir=DIR, or delete {data_dir} to prepare it anew"
             )
         plan = make_plan(sources)
         storage.write_bytes(path, _plan_bytes(plan, data_settings(config)))
@@ -104,11 +114,12 @@ def settle_plan(config: Config, data_dir: str, sources: pa.Table) -> Plan:
 
 
 def check_settings(config: Config, data_dir: str, stored: dict) -> None:
-    """Raises UserError that names the settings in which the stored data and the configuration differ."""
+    """Raises UserError if the stored data and the configuration differ in a setting; it names them."""
     given = data_settings(config)
     if unknown := sorted(given.keys() ^ stored.keys()):
         raise UserError(
-            f"{data_dir} was made by another version of proav (they differ in the settings {', '.join(unknown[:4])}); nothing was changed. "
+            f"{data_dir} was made by another version of proav (they differ in the settings "
+            f"{', '.join(unknown[:4])}); nothing was changed. "
             f"Choose another run_dir=DIR, or delete {data_dir} to prepare it anew"
         )
     differing = [key for key in sorted(given) if given[key] != stored[key]]

@@ -1,7 +1,8 @@
-"""The preprocessing job on Ray Data: sources -> units of work -> shards, resumable and the same to the last bit however often it is stopped.
+"""The preprocessing job on Ray Data: sources -> units of work -> shards.
 
-One row of the Ray data set is one unit; its task writes the unit's files itself (`decode.process_unit`) and returns a short record, so that no
-picture passes through the object store. What a unit does is plain Python and knows no Ray.
+It can be stopped and resumed at any time; the result is the same to the last bit. One row of the Ray data set
+is one task of a few units. The task writes the units' files itself and returns short records, so that no
+picture passes through the object store. What a unit does is `unit.py`, in plain Python without Ray.
 """
 
 import json
@@ -27,18 +28,21 @@ from proav.on_ray.resources import largest_resources
 from proav.runs.progress import Progress
 
 SOURCES_PER_TASK = 16
-"""Small units are put together up to so many sources a task: more would make progress too seldom to see."""
+"""A task has small units up to so many sources together. With more, progress would be shown too rarely."""
 FOLDERS = ("segments", "rejects", "sources", "units")
 TASKS_PER_CPU = 4
-"""At least so many tasks for each CPU, so that none is left with much more than the others."""
+"""At least so many tasks for each CPU, so that all finish at about the same time."""
 
 
 def preprocess(config: Config) -> dict:
-    """Prepares the run's data under <run_dir>/data and returns the manifest; Ray must be running (ray.init).
+    """Prepares the run's data under <run_dir>/data; Ray must be running (ray.init).
 
-    Finished already with these settings, sources and filters: changes nothing and says so. Other filters alone: decides anew which segments are
-    used, without decoding. Interrupted before: makes the units that are missing. Raises UserError: nothing to prepare, all sources rejected, a
-    full disk, data that is there from other settings or sources, or another job at work on it.
+    If it is finished already with these settings, sources and filters: changes nothing and says so.
+    If only the filters differ: decides anew which segments are used, without decoding.
+    If it was interrupted: makes the units that are missing.
+
+    Returns the manifest. Raises UserError if there is nothing to prepare, if all sources are rejected, if the
+    disk is full, if there are data of other settings or sources, or if another job is at work on them.
     """
     data_dir = _own_data_folder(config)
     manifest = _read_finished(config, data_dir)
@@ -62,7 +66,8 @@ def preprocess(config: Config) -> dict:
             print(
                 "\n".join(
                     [
-                        f"preprocess: done already, nothing changed ({manifest['counts']['sources']} sources)",
+                        "preprocess: done already, nothing changed "
+                        f"({manifest['counts']['sources']} sources)",
                         *summary(manifest, data_dir),
                     ]
                 )
@@ -72,18 +77,19 @@ def preprocess(config: Config) -> dict:
             storage.make_folder(storage.join(data_dir, folder))
         if records:
             print(
-                f"preprocess: {len(records)} of {len(plan)} units are there from an earlier run, {len(plan) - len(records)} to do"
+                f"preprocess: {len(records)} of {len(plan)} units are there from an earlier run, "
+                f"{len(plan) - len(records)} to do"
             )
-        if len(records) < len(
-            plan
-        ):  # until all shards are there the data set is not finished, though it may have been
+        # a data set that was finished but has lost files is not finished until they are made again
+        if len(records) < len(plan):
             storage.delete_file(storage.join(data_dir, "manifest.json"))
         for record in _run_units(config, data_dir, plan, records):
             records[record["name"]] = record
         missing = [name for name in plan.names if name not in records]
-        if missing:  # Ray Data has lost rows before without an error: count, never trust
+        if missing:  # Ray Data has lost rows without an error before
             raise RuntimeError(
-                f"Ray Data returned {len(plan) - len(missing)} of {len(plan)} units; run the same command again"
+                f"Ray Data returned {len(plan) - len(missing)} of {len(plan)} units; "
+                "run the same command again"
             )
         for folder in ("", *FOLDERS):
             storage.remove_leftovers(storage.join(data_dir, folder))
@@ -95,7 +101,10 @@ def preprocess(config: Config) -> dict:
 
 
 def verify_run(config: Config) -> None:
-    """Reads all of the run's data again, on all CPUs of the cluster, and prints what was proven. Raises UserError that says what is damaged."""
+    """Reads all of the run's data again, on all CPUs of the cluster, and prints what was proven.
+
+    Raises UserError that says what is damaged.
+    """
     data_dir = (
         config.data_folder if storage.is_remote(config.data_folder) else os.path.abspath(config.data_folder)
     )
@@ -104,16 +113,16 @@ def verify_run(config: Config) -> None:
         f"preprocess: verified {data_dir}: {proven['rows']:,} segments in {proven['shards']:,} shards "
         f"({proven['bytes'] / 1e6:.1f} MB) and "
         f"{proven['rejects']:,} rejects account for all {proven['sources']:,} sources; nothing is missing, "
-        f"doubled, truncated or changed; "
+        "doubled, truncated or changed; "
         f"of {proven['seconds']['declared']:,.1f} s of the sources {proven['seconds']['used']:,.1f} are in "
-        f"segments and "
-        f"{proven['seconds']['rejected']:,.1f} in rejects, the rest is less than a frame at an end; "
+        f"segments and {proven['seconds']['rejected']:,.1f} in rejects, the rest is less than a frame at an "
+        "end; "
         f"{proven['silent']:,} segments are silent, and marked so"
     )
 
 
 def finished_records(data_dir: str, plan: Plan) -> dict[str, dict]:
-    """Records of the units that are done and whose files are all there in full length."""
+    """Records of the finished units whose files are all there in full length, by the unit's name."""
     known = set(plan.names)
     paths = [
         path
@@ -135,7 +144,7 @@ def _sizes(data_dir: str) -> dict[str, dict[str, int]]:
 
 
 def _files_are_there(record: dict, sizes: dict[str, dict[str, int]]) -> bool:
-    """False also where another version of proav has written the record."""
+    """Whether the record's files are there in full length; False if another version of proav wrote it."""
     rejects = [record["rejects"]] if record["rejects"] else []
     parts = (
         ("segments", record["shards"]),
@@ -150,16 +159,19 @@ def _files_are_there(record: dict, sizes: dict[str, dict[str, int]]) -> bool:
 def _own_data_folder(config: Config) -> str:
     if config.data.prepared:
         raise UserError(
-            f"data.prepared={config.data.prepared} names data that is prepared already; leave it empty to prepare data under run_dir"
+            f"data.prepared={config.data.prepared} names data that is prepared already; "
+            "leave it empty to prepare data under run_dir"
         )
     run_dir = config.run_folder
-    return storage.join(
-        run_dir if storage.is_remote(run_dir) else os.path.abspath(run_dir), "data"
-    )  # Ray's workers may stand elsewhere
+    # absolute, because Ray's workers may have another current folder
+    return storage.join(run_dir if storage.is_remote(run_dir) else os.path.abspath(run_dir), "data")
 
 
 def _read_finished(config: Config, data_dir: str) -> dict | None:
-    """The manifest of an earlier run with the same settings, if it ended. Raises UserError where the settings were others."""
+    """The manifest if an earlier run has finished, else None.
+
+    Raises UserError if that run had other settings.
+    """
     if not storage.exists(storage.join(data_dir, "manifest.json")):
         return None
     manifest = read_manifest(data_dir)
@@ -172,7 +184,7 @@ def _filters_changed(config: Config, manifest: dict) -> bool:
 
 
 def _is_whole(data_dir: str, manifest: dict) -> bool:
-    """The files that the manifest names are there, in full length."""
+    """Whether the files that the manifest names are there, in full length."""
     sizes = _sizes(data_dir)
     if storage.file_info(storage.join(data_dir, "index.parquet")).size != manifest["index"]["bytes"]:
         return False
@@ -184,7 +196,15 @@ def _is_whole(data_dir: str, manifest: dict) -> bool:
 
 
 def _run_units(config: Config, data_dir: str, plan: Plan, records: dict[str, dict]) -> Iterator[dict]:
-    """The records of the units that have none yet as they are finished, in any order. Raises UserError where a unit met one."""
+    """The records of the units that have none yet, in the order in which they finish.
+
+    config: of the run.
+    data_dir: the data set's folder, absolute.
+    plan: all units.
+    records: of the finished units, by name.
+
+    Raises UserError or StorageUnavailable if a unit did.
+    """
     todo = [name for name in plan.names if name not in records]
     if not todo:
         return
@@ -227,7 +247,10 @@ def _run_units(config: Config, data_dir: str, plan: Plan, records: dict[str, dic
 
 
 def _tasks(plan: Plan, todo: Sequence[str]) -> list[Sequence[str]]:
-    """The units of each task: several where they are small, as between two tasks a CPU waits for Ray, 0.2 s, a third of a clip's decoding."""
+    """The units of each task: several if they are small.
+
+    Between two tasks a CPU waits 0.2 s for Ray; that is a third of the time to decode a clip.
+    """
     per_unit = sum(plan.num_sources(name) for name in todo) / len(todo)
     cpus = max(1, int(largest_resources().get("CPU", 1)))
     units = max(1, min(int(SOURCES_PER_TASK / per_unit), len(todo) // (TASKS_PER_CPU * cpus)))
@@ -237,7 +260,7 @@ def _tasks(plan: Plan, todo: Sequence[str]) -> list[Sequence[str]]:
 def _map_rows(
     function: Callable[[dict], dict], rows: Sequence[dict], *, num_workers: int | None = None
 ) -> Iterator[dict]:
-    """function(row) of each row, a Ray Data task each, as they are finished."""
+    """function(row) of each row, a Ray Data task each, in the order in which they finish."""
     import ray
 
     assert ray.is_initialized(), (
@@ -246,7 +269,8 @@ def _map_rows(
     context = ray.data.DataContext.get_current()
     before, context.enable_progress_bars = context.enable_progress_bars, False
     try:
-        # Without a size the pool grows with the cluster; a size taken from the CPUs that are up now would hold an idle cluster at one node for good.
+        # Without a size the pool grows with the cluster. A size taken from the CPUs that are up now would
+        # keep an idle cluster at one node for good.
         yield from (
             ray.data.from_items(list(rows), override_num_blocks=len(rows))
             .map(function, compute=ray.data.TaskPoolStrategy(size=num_workers), num_cpus=1)
@@ -257,7 +281,7 @@ def _map_rows(
 
 
 def _on_ray(function: Callable, items: list) -> Iterable:
-    """Like map, over the cluster, in any order; results come as JSON."""
+    """Like map, over the cluster, in any order. Items and results travel as JSON."""
     rows = [{"item": json.dumps(item)} for item in items]
     return (
         json.loads(row["result"])

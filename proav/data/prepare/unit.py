@@ -1,8 +1,10 @@
-"""One unit of preprocessing: a few sources in, shards of segments, rejects and accounts out; plain functions,
-with Ray or without.
+"""One unit of preprocessing: a few sources in; shards of segments, rejects and accounts out.
 
-A source is decoded a segment at a time, so that memory does not grow with the length of a film. A unit's files have fixed names and its record,
-units/<name>.parquet, is written last: a unit with a record is done, one without is made again, to the same bytes.
+Plain functions that work without Ray; the job on Ray is `preprocess.py`. A source is decoded a segment at a
+time, so memory does not grow with the length of a film.
+
+A unit's files have fixed names. Its record, units/<name>.parquet, is written last. A unit with a record is
+done; one without a record is made again, to the same bytes.
 """
 
 import contextlib
@@ -71,11 +73,14 @@ class SourceDecoder:
     def rows(
         self, source: SourceRow, on_progress: Callable[[], None] | None = None
     ) -> Iterator[dict | Lost | About]:
-        """The segments of one source, in order of time, as rows; between them what is lost, and what is known
-        of the source.
+        """The segments of one source as rows, in order of time.
 
-        Raises MediaError where it, or the rest of it, cannot be used, and StorageUnavailable. on_progress:
-        called whenever the decoder gets further, and while it waits for storage.
+        Between them come Lost, a span that cannot be used, and About, what is known of the source.
+
+        source: what to decode.
+        on_progress: called whenever the decoder gets further, and while it waits for storage.
+
+        Raises MediaError if the source, or the rest of it, cannot be used. Raises StorageUnavailable.
         """
         clip, data, offset = self.config.clip, self.config.data, source.file_start_seconds
         length = None if source.end_seconds is None else source.end_seconds - source.start_seconds
@@ -113,7 +118,7 @@ class Account:
 
     @property
     def end(self) -> float:
-        """Where the source ends, as far as is known."""
+        """Where the source ends in seconds, as far as is known."""
         return (
             max(self.reached, self.about.end_seconds)
             if self.source.end_seconds is None
@@ -121,10 +126,12 @@ class Account:
         )
 
     def use(self, segment: dict) -> None:
+        """Counts a row of SEGMENT_SCHEMA as used."""
         seconds = segment["num_frames"] / segment["fps"]
         self.used, self.reached = self.used + seconds, segment["start_seconds"] + seconds
 
     def reject(self, row: dict) -> None:
+        """Counts a row of REJECT_SCHEMA as rejected, if its end is known."""
         if row["end_seconds"] is not None:
             self.rejected, self.reached = (
                 self.rejected + row["end_seconds"] - row["start_seconds"],
@@ -132,12 +139,12 @@ class Account:
             )
 
     def rest(self, error: MediaError) -> dict:
-        """The row that rejects all that has not been reached."""
+        """The row that rejects everything after the last span that was used or rejected."""
         end = self.end if self.end > self.reached else None
         return reject_row(self.source, self.reached, end, error.reason, str(error))
 
     def row(self) -> dict:
-        """Of ACCOUNT_SCHEMA."""
+        """One row of ACCOUNT_SCHEMA."""
         source = self.source
         return asdict(self.about) | {
             "source": source.key, "source_id": source.id,
@@ -147,12 +154,18 @@ class Account:
 
 
 def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) -> dict:
-    """Decodes the unit's sources and writes its shards, rejects, accounts and record; returns the record.
+    """Decodes the unit's sources and writes its shards, rejects, accounts and record.
 
-    decoder: has the method `rows` of SourceDecoder, which is the default. The record: {"name", "sources", "shards": [{"name", "rows", "bytes",
-    "sha256"}], "rejects": the same or None, "accounts": the same, "seconds": {"declared", "used",
-    "rejected"}, "noted"}. Raises UserError where the disk is full, and StorageUnavailable; a source that
-    cannot be used never raises, it is rejected with a reason.
+    config: of the run.
+    data_dir: the data set's folder.
+    unit: what to decode.
+    decoder: has the method `rows` of SourceDecoder, which is the default.
+
+    Returns the record: {"name", "sources", "shards": [{"name", "rows", "bytes", "sha256"}], "rejects": one
+    such entry or None, "accounts": one such entry, "seconds": {"declared", "used", "rejected"}, "noted"}.
+
+    Raises UserError if the disk is full. Raises StorageUnavailable. A source that cannot be used does not
+    raise: it is rejected with a reason.
     """
     decoder = decoder or SourceDecoder(config)
     shards, rejects, accounts = _RollingShards(data_dir, unit.name, config.data.rows_per_shard), [], []
@@ -196,7 +209,7 @@ def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) ->
 
 
 def write_accounts(data_dir: str, name: str, accounts: list[dict]) -> dict:
-    """Writes sources/<name>.parquet; returns what the unit's record says of it."""
+    """Writes sources/<name>.parquet and returns what the unit's record says of it."""
     path = storage.join(data_dir, "sources", f"{name}.parquet")
     return {
         "accounts": write_shard(path, accounts, ACCOUNT_SCHEMA, rows_per_group=1024, compression="zstd"),
@@ -210,7 +223,7 @@ def write_accounts(data_dir: str, name: str, accounts: list[dict]) -> dict:
 
 
 def write_record(data_dir: str, record: dict, index_rows: list[dict]) -> None:
-    """Writes units/<name>.parquet: the record as metadata, the segments' rows of UNIT_SCHEMA as rows."""
+    """Writes units/<name>.parquet: the record as metadata, and a row of UNIT_SCHEMA for each segment."""
     schema = UNIT_SCHEMA.with_metadata({RECORD_KEY: json.dumps(record)})
     buffer = io.BytesIO()
     pq.write_table(
@@ -224,7 +237,7 @@ def write_record(data_dir: str, record: dict, index_rows: list[dict]) -> None:
 
 
 def read_record(path: str) -> dict:
-    """The record of a finished unit. Raises DamagedShard."""
+    """The record of a finished unit. Raises DamagedShard if the file is missing or damaged."""
     with contextlib.closing(open_parquet(path)) as file:
         return json.loads(file.schema_arrow.metadata[RECORD_KEY])
 
@@ -238,7 +251,17 @@ def segment_row(
     *,
     cancelled: bool = False,
 ) -> dict:
-    """One row of SEGMENT_SCHEMA. The mel is that of the stored (int16) sound, so that it can be made again from the row."""
+    """One row of SEGMENT_SCHEMA.
+
+    The mel is made from the stored int16 sound, so that it can be made again from the row.
+
+    config: the codec and quality of frames.
+    source: where the segment comes from.
+    start_seconds: where in the source it begins.
+    clip: its pictures and sound.
+    mel_frames: makes the mel.
+    cancelled: whether the channels' sound cancels itself in the mix to mono.
+    """
     audio = np.round(clip.audio * FULL_SCALE).astype(np.int16)
     sound = audio.astype(np.float32) / FULL_SCALE
     with one_torch_thread():  # the mel's last bits depend on the number of threads
@@ -284,7 +307,7 @@ def segment_row(
 
 
 def row_checksum(video: bytes, audio: bytes, mel: bytes) -> str:
-    """32 hexadecimal digits that two segments share only if they hold the same."""
+    """32 hexadecimal digits of SHA-256. Two segments share them only if they hold the same."""
     digest = hashlib.sha256()
     for part in (video, audio, mel):
         digest.update(part)
@@ -294,7 +317,14 @@ def row_checksum(video: bytes, audio: bytes, mel: bytes) -> str:
 def reject_row(
     source: SourceRow, start_seconds: float, end_seconds: float | None, reason: str, message: str
 ) -> dict:
-    """One row of REJECT_SCHEMA."""
+    """One row of REJECT_SCHEMA.
+
+    source: of which the span is rejected.
+    start_seconds: where in the source the span begins.
+    end_seconds: where it ends; None if nobody knows.
+    reason: a short stable word for tables.
+    message: for people; the source's path in it becomes its key.
+    """
     return {
         "id": segment_id(source.key, start_seconds), "source": source.key, "source_id": source.id,
         "start_seconds": start_seconds,
@@ -303,7 +333,10 @@ def reject_row(
 
 
 class _RollingShards:
-    """Writes rows into <unit>-000.parquet, <unit>-001.parquet, ..., each of at most `rows_per_shard` rows; opens none before the first row."""
+    """Writes rows into <unit>-000.parquet, <unit>-001.parquet, ..., each of at most `rows_per_shard` rows.
+
+    No file is opened before its first row.
+    """
 
     def __init__(self, data_dir: str, unit: str, rows_per_shard: int) -> None:
         self.folder, self.unit, self.rows_per_shard = storage.join(data_dir, "segments"), unit, rows_per_shard
@@ -312,6 +345,7 @@ class _RollingShards:
         self._writer: ShardWriter | None = None
 
     def write(self, row: dict) -> None:
+        """Appends one row of SEGMENT_SCHEMA."""
         path = self._path(len(self.results))
         if self._writer is None:
             self._writer = ShardWriter(path, SEGMENT_SCHEMA, compression=SEGMENT_COMPRESSION)
@@ -324,7 +358,10 @@ class _RollingShards:
             self._close()
 
     def delete_later(self) -> None:
-        """Deletes the shards of a killed run that got further than this one, because a source has changed or its decoder has died since."""
+        """Deletes the shards beyond this run's last one, which a killed run has left.
+
+        That run got further if a source has changed or its decoder has died since.
+        """
         end = first = len(self.results)
         while storage.exists(self._path(end)):
             end += 1

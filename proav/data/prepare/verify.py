@@ -1,7 +1,7 @@
 """Proof that a finished data set is whole: nothing missing, doubled, truncated, silently mute or left out.
-Every byte is read again.
 
-A shard is checked by a plain function of its own, so that a caller may hand the shards to as many processes as it likes.
+Every byte is read again. A plain function checks one shard, so a caller may spread the shards over processes;
+`preprocess.py` does it with Ray. No source is decoded again.
 """
 
 import hashlib
@@ -20,22 +20,23 @@ from proav.errors import UserError
 from proav.media.cutting import end_slack_seconds
 
 RMS_TOLERANCE = 1e-6
-"""float32 rounding of a root mean square of at most 1, with room."""
+"""float32 rounding of a root mean square of at most 1, with a margin."""
 TIME_TOLERANCE = 1e-3
-"""Times are told apart to the millisecond, as ids are."""
+"""Seconds. Times are told apart to the millisecond, as ids are."""
 
 
 def verify(data_dir: str, *, each: Callable[[Callable, list], Iterable] = map) -> dict:
     """Checks a finished data set against its plan, its manifest and its own columns.
 
-    Every file has its checksum and no file is foreign; every row has its number of pictures, sound samples and mel frames, its own checksum and
-    the loudness that it states; every id and every place occurs once; every planned source has segments or a
-    reason why not; its segments and
-    rejects cover its seconds, one behind the other, but for less than a frame (or 0.1 s) at the end of a
-    stretch.
+    Every file has its checksum, and no file is foreign. Every row has its number of pictures, sound samples
+    and mel frames, its own checksum, and the loudness that it states. Every id and every place occurs once.
+    Every planned source has segments or a reason why not. Its segments and rejects follow one another and
+    cover its seconds; less than a frame (or 0.1 s) may be missing at the end of a stretch.
 
-    each: applies a function to a list, like map; in any order. Returns {"sources", "shards", "rows",
-    "rejects", "bytes", "silent",
+    data_dir: the data set's folder.
+    each: applies a function to a list, like map; results may come in any order.
+
+    Returns {"sources", "shards", "rows", "rejects", "bytes", "silent",
     "seconds": {"declared", "used", "rejected"}}. Raises DamagedShard that names what is wrong and what to do.
     """
     manifest = read_manifest(data_dir)
@@ -75,7 +76,8 @@ def verify(data_dir: str, *, each: Callable[[Callable, list], Iterable] = map) -
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise DamagedShard(
-            f"{'; '.join(problems[:3])}{more}; delete these files and run preprocess again: it makes what is missing"
+            f"{'; '.join(problems[:3])}{more}; "
+            "delete these files and run preprocess again: it makes what is missing"
         )
     counts = manifest["counts"]
     return {
@@ -90,7 +92,10 @@ def verify(data_dir: str, *, each: Callable[[Callable, list], Iterable] = map) -
 
 
 def check_shard(task: tuple[str, dict]) -> list[str]:
-    """What is wrong with one shard, [] if nothing is. task: the data set's folder, and the shard's entry of the manifest."""
+    """What is wrong with one shard; [] if nothing is.
+
+    task: the data set's folder, and the shard's entry in the manifest.
+    """
     data_dir, entry = task
     path = storage.join(data_dir, "segments", entry["name"])
     problems = _check_file(path, entry)
@@ -156,7 +161,7 @@ def _check_file(path: str, entry: dict) -> list[str]:
 
 
 def _check_records(data_dir: str, manifest: dict) -> list[str]:
-    """The units' own records against the manifest."""
+    """What is wrong if the units' own records are compared with the manifest."""
     records = [read_record(path) for path in storage.list_files(storage.join(data_dir, "units"))]
     problems = (
         []
@@ -177,7 +182,7 @@ def _check_records(data_dir: str, manifest: dict) -> list[str]:
 
 
 def _check_rows(data_dir: str, manifest: dict) -> list[str]:
-    """Each id and place once, and each planned source accounted for."""
+    """What is wrong unless each id and place occurs once and each planned source is accounted for."""
     index = open_parquet(storage.join(data_dir, "index.parquet")).read(
         columns=["id", "source_id", "shard", "row"]
     )
@@ -215,7 +220,7 @@ def _check_rows(data_dir: str, manifest: dict) -> list[str]:
 
 
 def _check_seconds(data_dir: str, manifest: dict) -> list[str]:
-    """Each source's seconds in segments or rejects, without a hole and without an overlap."""
+    """What is wrong unless segments and rejects cover each source's seconds without a hole or an overlap."""
     index = open_parquet(storage.join(data_dir, "index.parquet")).read(
         columns=["source_id", "start_seconds", "num_frames", "fps"]
     )
@@ -224,7 +229,7 @@ def _check_seconds(data_dir: str, manifest: dict) -> list[str]:
     if accounts.num_rows != planned:
         return [
             f"{storage.join(data_dir, 'sources')} accounts for {accounts.num_rows} of {planned} planned "
-            f"stretches"
+            "stretches"
         ]
     seconds = pc.divide(index.column("num_frames").cast(pa.float64()), index.column("fps").cast(pa.float64()))
     index = index.append_column("end_seconds", pc.add(index.column("start_seconds"), seconds))
@@ -242,11 +247,10 @@ def _check_seconds(data_dir: str, manifest: dict) -> list[str]:
     names = ids.combine_chunks().dictionary_encode()
     source, start, end = names.indices.to_numpy(), starts.to_numpy(), ends.to_numpy()
     is_span = np.arange(len(source)) >= accounts.num_rows
-    order = np.lexsort(
-        (is_span, np.round(1000 * start), source)
-    )  # each stretch, and behind it what became of it
+    # each stretch is followed by its segments and rejects
+    order = np.lexsort((is_span, np.round(1000 * start), source))
     source, start, end, is_span = source[order], start[order], end[order], is_span[order]
-    stretch = np.cumsum(~is_span) - 1  # the place of each row's stretch among those rows that are one
+    stretch = np.cumsum(~is_span) - 1  # the number of each row's stretch
     first = np.flatnonzero(~is_span)
     before = np.where(is_span, np.append(0, end[:-1]), start)  # where the row before ends
     before[first[first + 1 < len(end)] + 1] = start[first[first + 1 < len(end)]]

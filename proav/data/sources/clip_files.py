@@ -1,6 +1,7 @@
-"""Files of listed clips: a folder of videos is listed once, and the names say which stretch of which video of YouTube a file holds.
+"""Files of listed clips: a file's name says which stretch of which YouTube video it holds.
 
-All clips are looked up at once, by columns: two million of them take seconds.
+The folder of videos is listed once. All clips are looked up at once, by columns: two million of them take
+seconds. The listings themselves are read in `listings.py`.
 """
 
 import re
@@ -17,7 +18,9 @@ VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 CLIP_FILE = (
     rf"(?:^|/)Y?(?P<id>{VIDEO_ID.pattern})(?:_0*(?P<start>\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?\.[A-Za-z0-9]+$"
 )
-"""<id>.mp4, Y<id>.mp4, <id>_<start>.mp4 and <id>_<start>_<end>.mp4, zero-padded or not: seconds, such as 30, 000030 or 30.000, or milliseconds."""
+"""<id>.mp4, Y<id>.mp4, <id>_<start>.mp4 and <id>_<start>_<end>.mp4. Times are in seconds, such as 30, 000030
+or 30.000, or in milliseconds; they may be zero-padded.
+"""
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -28,12 +31,16 @@ CLIP_SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
-"""A listed stretch of a video of YouTube, before its file is looked for."""
+"""A listed stretch of a YouTube video, before its file is looked for."""
 MEDIA_SCHEMA = pa.schema([("relative", pa.string()), ("num_bytes", pa.int64())])
 
 
 def list_videos(folder: str) -> pa.Table:
-    """MEDIA_SCHEMA: every video below the folder, sorted, so that a choice among several files of a clip is always the same."""
+    """Every video below the folder as MEDIA_SCHEMA.
+
+    Sorted, so that the choice among several files of a clip is always the same. Raises UserError if there is
+    no such folder.
+    """
     if not storage.is_folder(folder):
         raise UserError(
             f"data.videos={folder}: no such folder; expected the folder where the videos of data.listing are"
@@ -52,22 +59,30 @@ def list_videos(folder: str) -> pa.Table:
 
 
 def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: str) -> pa.Table:
-    """The listed stretches of videos with their files, as FOUND_SCHEMA. A clip without a file has the path `folder`/<id>.mp4."""
+    """The listed stretches of videos with their files, as FOUND_SCHEMA.
+
+    A clip without a file has the path `folder`/<id>.mp4.
+
+    clips: of CLIP_SCHEMA.
+    folder: the folder of videos.
+    videos: what is in it, of MEDIA_SCHEMA.
+    named_by_id: what a file <id>.mp4 holds, see `DataConfig.named_by_id`.
+    """
     ids, start = clips.column("id").combine_chunks(), clips.column("start_seconds").to_numpy()
     places, num_spare = _place_of_name(videos)
     seconds, milliseconds = _texts_of(start)
     cut = _look_up(pc.binary_join_element_wise(ids, seconds, "@"), places)
     cut = np.where(cut < 0, _look_up(pc.binary_join_element_wise(ids, milliseconds, "@"), places), cut)
     by_id = _look_up(ids, places)
-    if named_by_id == "cut":  # the name does not say which of several stretches was cut out
+    if named_by_id == "cut":  # of several stretches, the name does not say which one was cut out
         codes = ids.dictionary_encode().indices.to_numpy()
         stretches = np.unique(codes.astype(np.int64) << 40 | np.round(start * 1000).astype(np.int64))
         unclear = (cut < 0) & (by_id >= 0) & (np.bincount(stretches >> 40)[codes] > 1)
         by_id[unclear] = -1
         if unclear.any():
             print(
-                f"sources: {unclear.sum():,} clips NOT TAKEN: their file is named by the video's id alone, of which several stretches are listed; "
-                "expected <id>_<start>.mp4"
+                f"sources: {unclear.sum():,} clips NOT TAKEN: their file is named by the video's id alone, "
+                "of which several stretches are listed; expected <id>_<start>.mp4"
             )
     place = np.where(cut >= 0, cut, by_id)
     is_found, is_cut = place >= 0, (cut >= 0) | ((by_id >= 0) & (named_by_id == "cut"))
@@ -89,19 +104,24 @@ def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: s
         "group": pa.nulls(len(ids), pa.string()),
     }
     print(
-        f"sources: {is_found.sum():,} of {len(ids):,} listed clips are in {folder} ({(is_found & is_cut).sum():,} cut, "
+        f"sources: {is_found.sum():,} of {len(ids):,} listed clips are in {folder} "
+        f"({(is_found & is_cut).sum():,} cut, "
         f"{(is_found & ~is_cut).sum():,} in whole videos), {(~is_found).sum():,} are not"
         + (f"; {num_spare:,} files more hold a clip that another file holds already" if num_spare else "")
     )
     if not is_found.any():
         print(
-            f"sources: NONE of the clips is there: expected files such as {ids[0]}_{int(start[0])}.mp4 or {ids[0]}.mp4 below {folder}"
+            f"sources: NONE of the clips is there: expected files such as {ids[0]}_{int(start[0])}.mp4 or "
+            f"{ids[0]}.mp4 below {folder}"
         )
     return pa.table(columns)
 
 
 def _place_of_name(videos: pa.Table) -> tuple[pa.Array, int]:
-    """What clip each file holds, as "<id>@<start>" or "<id>", null where its name says nothing; repeated names become null, and are counted."""
+    """What clip each file holds, and how many files repeat one that an earlier file holds.
+
+    The clip is "<id>@<start>" or "<id>". It is null if the file's name says nothing, or for a repeated clip.
+    """
     names = pc.extract_regex(videos.column("relative").combine_chunks(), CLIP_FILE)
     ids, start = pc.struct_field(names, "id"), pc.struct_field(names, "start")
     start = pc.utf8_rtrim(pc.replace_substring_regex(start, r"(\.\d*?)0+$", r"\1"), ".")
@@ -118,14 +138,14 @@ def _place_of_name(videos: pa.Table) -> tuple[pa.Array, int]:
 
 
 def _look_up(names: pa.Array, places: pa.Array) -> np.ndarray:
-    """int64: where in `places` each name is, -1 where it is not."""
+    """int64: where in `places` each name is; -1 if it is not there."""
     return (
         pc.fill_null(pc.index_in(names, value_set=places), -1).to_numpy(zero_copy_only=False).astype(np.int64)
     )
 
 
 def _texts_of(start: np.ndarray) -> tuple[pa.Array, pa.Array]:
-    """Start times as files' names write them, in seconds (30, 2.5) and in milliseconds (30000, 2500)."""
+    """Start times as file names write them: in seconds (30, 2.5) and in milliseconds (30000, 2500)."""
     values, codes = np.unique(np.round(start * 1000).astype(np.int64), return_inverse=True)
     seconds = pa.array(
         [f"{value / 1000:.3f}".rstrip("0").rstrip(".") for value in values.tolist()], pa.string()

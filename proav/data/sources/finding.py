@@ -1,13 +1,18 @@
-"""What there is to prepare: folders, files, globs or listings become one Arrow table, a row a stretch of a source video, with ids, labels and splits.
+"""What there is to prepare: folders, files, globs or listings become one Arrow table.
 
-No video is opened here and nothing is written; a file that turns out to be missing or broken is rejected later, with a reason. All is done
-on columns, so that two million rows take seconds and a few hundred MB.
+A row is a stretch of a source video, with its ids, labels and split. No video is opened here and nothing is
+written. A missing or broken file is rejected later, with a reason, by `proav/data/prepare/unit.py`. All is
+done on columns: two million rows take seconds and a few hundred MB. Reading folders is `folders.py`; reading
+listings is `listings.py`.
 
-Ids are a format, fixed for good. A source's key is "<name of the root folder>/<path below it>", where the root is the folder that was
-given (for a file: the folder it is in; for a glob: the part before the first wildcard; for a listing: its folder, or data.videos), so that
-moving the root changes no id. A path of a listing that lies elsewhere is its own key; a video of AudioSet or VGGSound has the key
-"youtube/<video id>", however its files are called. source id = the first 16 hexadecimal digits of SHA-256 of the key; segment id = the same
-of "<key>@<start in whole milliseconds>".
+Ids are a format, fixed for good:
+    key of a source: "<name of the root folder>/<path below it>", so that moving the root changes no id.
+    root: the folder that was given. For a file: the folder it is in. For a glob: the part before the first
+        wildcard. For a listing: its folder, or data.videos.
+    exceptions: a listed path outside the root is its own key. A video of AudioSet or VGGSound has the key
+        "youtube/<video id>", whatever its files are called.
+    source id: the first 16 hexadecimal digits of SHA-256 of the key.
+    segment id: the same of "<key>@<start in whole milliseconds>".
 """
 
 import hashlib
@@ -34,11 +39,9 @@ SOURCE_SCHEMA = pa.schema(
         ("split", pa.string()),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),  # null: to the end
-        (
-            "file_start_seconds",
-            pa.float64(),
-        ),  # where in the source its file begins: 30 where the file was cut out of a video at 30 s
-        ("num_bytes", pa.int64()),  # of the file, for even units of work; 0 where it is not known
+        # where in the source its file begins: 30 if the file was cut out of a video at 30 s
+        ("file_start_seconds", pa.float64()),
+        ("num_bytes", pa.int64()),  # of the file, for units of work of equal size; 0 if not known
         ("digest", pa.string()),  # of everything that decides what a row becomes; the path is not part of it
     ]
 )
@@ -46,7 +49,7 @@ SOURCE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A stretch of one source video: what to decode, and what is said of it."""
+    """A stretch of one source video: what to decode, its label and its split. Fields: SOURCE_SCHEMA."""
 
     id: str
     key: str
@@ -67,30 +70,34 @@ def rows_of(sources: pa.Table) -> list[SourceRow]:
 
 
 def source_id(key: str) -> str:
+    """The id of the source with this key."""
     return _short_hash(key)
 
 
 def segment_id(key: str, start_seconds: float) -> str:
+    """The id of the segment that begins at this time in the source with this key."""
     return _short_hash(f"{key}@{round(start_seconds * 1000)}")
 
 
 def find_sources(config: Config) -> pa.Table:
-    """All stretches to prepare, ordered by key and start, each once, with labels and splits decided.
+    """All stretches to prepare, each once, ordered by key and start, with labels and splits decided.
 
-    Of SOURCE_SCHEMA, one chunk a column; `folders.passed_over` reads its metadata.
+    Prints what is repeated, left out or not there.
 
-    Prints what is repeated, left out or not there. Raises UserError: nothing configured, no such folder or file, no videos in it, an
-    unreadable listing, two files of one name, a source on both sides, stretches that overlap.
+    Returns a table of SOURCE_SCHEMA, one chunk a column; `folders.passed_over` reads its metadata. Raises
+    UserError if nothing is configured, if a folder or file does not exist or holds no videos, if a listing
+    cannot be read, if two files would have one key, if a source is on both sides, or if stretches overlap.
     """
     data = config.data
     if data.sources and data.listing:
         raise UserError(
-            f"data.sources={list(data.sources)} and data.listing={list(data.listing)} are both given; expected one: "
-            "add data.listing=null or data.sources=[]"
+            f"data.sources={list(data.sources)} and data.listing={list(data.listing)} are both given; "
+            "expected one: add data.listing=null or data.sources=[]"
         )
     if not data.sources and not data.listing:
         raise UserError(
-            "no videos are configured; write data.sources=[FOLDER] (folders, files or globs) or data.listing=FILE.csv"
+            "no videos are configured; write data.sources=[FOLDER] (folders, files or globs) or "
+            "data.listing=FILE.csv"
         )
     if data.listing:
         found = read_listings(data)
@@ -109,15 +116,16 @@ def find_sources(config: Config) -> pa.Table:
     sources = pa.table([columns[name] for name in SOURCE_SCHEMA.names], schema=SOURCE_SCHEMA).combine_chunks()
     sources = sources.replace_schema_metadata(notes)
     del found, columns, label, split
-    pa.default_memory_pool().release_unused()  # the driver lives on for hours: what sorting took goes back to the system
+    # the driver lives on for hours: give back the memory that sorting took
+    pa.default_memory_pool().release_unused()
     return sources
 
 
 def _drop_repeats(found: pa.Table, *, keep_first: bool) -> pa.Table:
-    """Each stretch once, ordered by key and start; a stretch that is listed again adds only its labels.
+    """Each stretch once, ordered by key and start. A stretch that is listed again adds only its labels.
 
-    A row that names a side decides for all rows of its source. Rows of a source that name different sides, or that overlap, are a
-    UserError, or, with keep_first, all but those listed first are left out.
+    A row that names a side decides for all rows of its source. Rows of a source that name different sides or
+    overlap raise UserError. With keep_first, all but those listed first are left out instead.
     """
     end = pc.fill_null(found.column("end_seconds"), np.inf)
     order = pc.sort_indices(
@@ -142,15 +150,16 @@ def _drop_repeats(found: pa.Table, *, keep_first: bool) -> pa.Table:
     sides = pc.index_in(found.column("split"), value_set=pa.array(SPLITS)).fill_null(-1).to_numpy()
     side_of = np.full(source[-1] + 1 if len(source) else 0, -1)
     named = np.flatnonzero(sides >= 0)
-    named = named[np.argsort(place[named])[::-1]]  # the row listed first is written last, and stays
+    named = named[np.argsort(place[named])[::-1]]  # the row listed first is assigned last, so it counts
     side_of[source[named]] = sides[named]
     wrong_side = (sides >= 0) & (sides != side_of[source])
     if wrong_side.any() and not keep_first:
         row = int(np.flatnonzero(wrong_side)[0])
         one, other = (SPLITS[side] for side in (side_of[source[row]], sides[row]))
         raise UserError(
-            f"{found.column('path')[row]} is listed for {one} and for {other}; expected a source on one side only"
-            ", or data.conflicts=first to keep the side that is listed first"
+            f"{found.column('path')[row]} is listed for {one} and for {other}; "
+            "expected a source on one side only, "
+            "or data.conflicts=first to keep the side that is listed first"
         )
     same = (source[1:] == source[:-1]) & (start[1:] == start[:-1]) & (end[1:] == end[:-1])
     repeated = np.concatenate([[False], same]) if len(source) else np.zeros(0, bool)
@@ -163,7 +172,8 @@ def _drop_repeats(found: pa.Table, *, keep_first: bool) -> pa.Table:
     for count, what in (
         (
             int(repeated.sum()),
-            "rows repeat a stretch that is listed already; each stretch is taken once, with the labels of all its rows",
+            "rows repeat a stretch that is listed already; each stretch is taken once, with the labels of "
+            "all its rows",
         ),
         (int(wrong_side.sum()), "rows LEFT OUT: their video is listed for the other split before"),
         (len(overlapping), "rows LEFT OUT: they overlap with a stretch that is listed before"),
@@ -184,17 +194,27 @@ def _overlapping(
     *,
     keep_first: bool,
 ):
-    """Rows to leave out, so that the kept stretches of a source do not overlap; those that are listed first stay. UserError unless keep_first."""
+    """Rows to leave out, so that the kept stretches of a source do not overlap. The first listed stay.
+
+    All arrays have an entry for each row of `found`, sorted by source and start.
+
+    keep: bool, rows that have been kept so far.
+    source: int64, the number of the row's source.
+    start, end: seconds; inf for an open end.
+    place: where the row was listed.
+    found: the rows, for the message.
+    keep_first: if False, the first overlap raises UserError.
+    """
     rows = np.flatnonzero(keep)
-    meets = np.flatnonzero(
-        (source[rows[1:]] == source[rows[:-1]]) & (start[rows[1:]] < end[rows[:-1]])
-    )  # sorted: the first overlap is with the next
+    # rows are sorted, so if any of a source overlap, two neighbours do
+    meets = np.flatnonzero((source[rows[1:]] == source[rows[:-1]]) & (start[rows[1:]] < end[rows[:-1]]))
     if len(meets) and not keep_first:
         before, row = rows[meets[0]], rows[meets[0] + 1]
         until = "its end" if np.isinf(end[before]) else f"{end[before]:g} s"
         raise UserError(
-            f"{found.column('path')[int(row)]} is listed from {start[before]:g} s to {until} and again from {start[row]:g} s; "
-            "expected stretches that do not overlap, or data.conflicts=first to keep the one that is listed first"
+            f"{found.column('path')[int(row)]} is listed from {start[before]:g} s to {until} and again from "
+            f"{start[row]:g} s; expected stretches that do not overlap, or data.conflicts=first to keep the "
+            "one that is listed first"
         )
     left_out = []
     for one in np.unique(source[rows[meets]]):
@@ -209,7 +229,7 @@ def _overlapping(
 
 
 def _merge_labels(found: pa.Table, repeated: np.ndarray) -> pa.Table:
-    """Gives the first row of each repeated stretch the labels of all of its rows."""
+    """Gives the first row of each repeated stretch the labels of all its rows."""
     merged: dict[int, dict[str, None]] = {}
     heads = (
         np.maximum.accumulate(np.where(repeated, 0, np.arange(len(repeated)))) if len(repeated) else repeated
@@ -231,7 +251,11 @@ def _merge_labels(found: pa.Table, repeated: np.ndarray) -> pa.Table:
 
 
 def _choose_labels(labels: pa.ChunkedArray, vocabulary: tuple[str, ...]) -> pa.Array:
-    """The first of each row's labels that is in the vocabulary (any, where that is empty), or an empty string."""
+    """The first of each row's labels that is in the vocabulary, else an empty string.
+
+    If the vocabulary is empty, the first label counts. Raises UserError if no row has a label of the
+    vocabulary.
+    """
     lists = labels.combine_chunks()
     names, rows = lists.flatten(), pc.list_parent_indices(lists).to_numpy()
     known = (
@@ -244,7 +268,8 @@ def _choose_labels(labels: pa.ChunkedArray, vocabulary: tuple[str, ...]) -> pa.A
     if vocabulary and not len(known):
         found = sorted(name for name in pc.unique(names).to_pylist() if name)
         raise UserError(
-            f"data.labels={list(vocabulary)}: no source has one of these labels; found: {', '.join(found[:12]) or 'no labels at all'}"
+            f"data.labels={list(vocabulary)}: no source has one of these labels; found: "
+            f"{', '.join(found[:12]) or 'no labels at all'}"
         )
     known = np.arange(len(names)) if known is None else known
     labelled, first = np.unique(rows[known], return_index=True)
@@ -254,10 +279,12 @@ def _choose_labels(labels: pa.ChunkedArray, vocabulary: tuple[str, ...]) -> pa.A
 
 
 def _assign_splits(found: pa.Table, fraction: float) -> pa.Array:
-    """Sides for the rows that name none: validation where the hash of the group, read as a number in [0, 1), is below `fraction`.
+    """Decides the side of the rows that name none.
 
-    With two groups or more both sides get one (if 0 < fraction): should validation be empty, the lowest hash goes there; should train be
-    empty, the highest goes there. So the split is a function of the set of groups alone. A group is a source, or all cameras' views of a dance.
+    A group is a source, or all cameras' views of one dance. Its rows are validation if its hash, read as a
+    number in [0, 1), is below `fraction`. If fraction > 0 and there are two groups or more, no side stays
+    empty. If validation is empty, the group with the lowest hash goes there. If train is empty, the group
+    with the highest hash goes there. So the split is a function of the set of groups alone.
     """
     given = found.column("split").combine_chunks()
     undecided = np.flatnonzero(pc.equal(given, "").to_numpy(zero_copy_only=False))
@@ -301,7 +328,7 @@ def _ids(keys: pa.ChunkedArray) -> pa.Array:
 
 
 def _digests(columns: dict) -> pa.ChunkedArray:
-    """Hashes of key, labels, split and stretch, in whole milliseconds."""
+    """Hashes of key, label, split, labels and stretch; times in whole milliseconds."""
     start, end = (
         pc.round(pc.multiply(columns[name], 1000)).cast(pa.int64()).cast(pa.string())
         for name in ("start_seconds", "end_seconds")

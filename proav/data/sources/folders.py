@@ -1,6 +1,7 @@
-"""Files of videos as they lie in folders, local or remote: search, globs, and what folders' and files' names say of label and split.
+"""Videos in local or remote folders: search, globs, and what the names of folders and files say.
 
-Nothing is opened here. A folder of millions of files is listed once, in pieces that become Arrow batches.
+The names say label and split, see `DataConfig.layout`. No file is opened here. A folder of millions of files
+is listed once, in pieces that become Arrow batches. Ids and the final split are `finding.py`.
 """
 
 import itertools
@@ -26,7 +27,9 @@ VIDEO_SUFFIXES = (
     "m2ts", "m2v", "m4v", "mj2", "mk3d", "mkv", "mov", "mp4", "mpe", "mpeg", "mpg", "mpv", "mts", "mxf",
     "nut", "ogm", "ogv", "qt", "rm", "rmvb", "tod", "tp", "trp", "ts", "vob", "vro", "webm", "wmv", "xvid",
 )  # fmt: skip
-"""Files that are looked for in folders and globs; a file named by itself or in a listing may be called anything."""
+"""Endings of files that are looked for in folders and globs. A file that data.sources or a listing names may
+have any ending.
+"""
 
 FOUND_SCHEMA = pa.schema(
     [
@@ -38,22 +41,20 @@ FOUND_SCHEMA = pa.schema(
         ("end_seconds", pa.float64()),  # null: to the end
         ("file_start_seconds", pa.float64()),
         ("num_bytes", pa.int64()),
-        (
-            "group",
-            pa.string(),
-        ),  # rows of one group are never on both sides of a split; null: the key is the group
+        # rows of one group are never on both sides of a split; null: the key is the group
+        ("group", pa.string()),
     ]
 )
-"""What a source is before ids, label and split are settled."""
+"""A source before its ids, label and split are decided."""
 ROWS_PER_BATCH = 1 << 16
 PASSED_OVER = b"proav.passed_over"
-"""In the metadata of a table of sources: JSON, how many files of each unknown ending lie beside them."""
+"""Key in the metadata of a table of sources: JSON, how many files of each unknown ending lie beside them."""
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "test", "testing", "eval"), "validation"),
 }
-"""What the layout split/label takes for a split, in any case."""
+"""Names of folders that the layout split/label takes for splits, in upper or lower case."""
 AIST_GENRES = {
     "BR": "Break",
     "PO": "Pop",
@@ -66,7 +67,7 @@ AIST_GENRES = {
     "JS": "Street Jazz",
     "JB": "Ballet Jazz",
 }
-"""Genres of the AIST Dance Video Database by the code in a file's name."""
+"""Genres of the AIST Dance Video Database, by the code in a file's name."""
 AIST_NAME = re.compile(
     r"(g(" + "|".join(AIST_GENRES) + r")_s[A-Z]{2}_)c(?:All|\d\d)((?:_d\d\d)+_m[A-Z]{2}\d_ch\d\d)"
 )
@@ -74,7 +75,10 @@ AIST_NAME = re.compile(
 
 
 def found_table(rows: Iterable[tuple], schema: pa.Schema = FOUND_SCHEMA) -> pa.Table:
-    """Tuples in the order of the schema's fields as a table; only one batch of them is held as Python objects."""
+    """Tuples in the order of the schema's fields as a table.
+
+    Only one batch of them is held as Python objects.
+    """
     rows, batches = iter(rows), []
     while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
         arrays = [
@@ -86,11 +90,14 @@ def found_table(rows: Iterable[tuple], schema: pa.Schema = FOUND_SCHEMA) -> pa.T
 
 
 def find_in_folders(sources: Iterable[str], layout: str, *, labels: Sequence[str] = ()) -> pa.Table:
-    """The videos below folders, files and globs as FOUND_SCHEMA; a file that is named twice is there twice.
+    """The videos below folders, files and globs as FOUND_SCHEMA. A file that is named twice is there twice.
 
-    layout: what the folders' names say, see `DataConfig.layout`. labels: the vocabulary; a folder train or
-    test that it names is a label. Raises UserError: nothing there, no videos, a name that does not fit
-    the layout, folders of splits that the layout takes for labels.
+    sources: folders, files and globs.
+    layout: what the folders' names say, see `DataConfig.layout`.
+    labels: the vocabulary. A folder train or test is a label if the vocabulary names it.
+
+    Raises UserError if a source does not exist or holds no videos, if a name does not fit the layout, or if
+    the layout takes folders of splits for labels.
     """
     places = [_place(source) for source in sources]
     by_root = _roots_are_splits(places)
@@ -108,7 +115,10 @@ def find_in_folders(sources: Iterable[str], layout: str, *, labels: Sequence[str
 
 
 def one_key_a_file(found: pa.Table) -> pa.Table:
-    """Gives the same file below two roots the key of the first root. Raises UserError where two files would share a key."""
+    """Gives a file below two roots the key of the first root.
+
+    Raises UserError if two files would share a key.
+    """
     paths = found.column("path").combine_chunks().dictionary_encode()
     codes = paths.indices.to_numpy()
     firsts = np.unique(codes, return_index=True)[1]
@@ -130,13 +140,19 @@ def one_key_a_file(found: pa.Table) -> pa.Table:
 
 
 def files_below(folder: str) -> list[tuple[str, str, int]]:
-    """(path relative to the folder, path, bytes) of every file that is not hidden, sorted; empty where there is no such folder."""
+    """(path relative to the folder, path, bytes) of every file that is not hidden, sorted.
+
+    Empty if there is no such folder.
+    """
     root = normal_path(folder)
     return sorted((relative, storage.join(root, relative), size) for relative, size in walk(folder))
 
 
 def walk(folder: str) -> Iterator[tuple[str, int]]:
-    """(path relative to the folder, bytes) of every file that is not hidden, in no order; nothing where there is no such folder."""
+    """(path relative to the folder, bytes) of every file that is not hidden, in any order.
+
+    Yields nothing if there is no such folder.
+    """
     if storage.is_remote(folder):
         filesystem, inner = storage.open_filesystem(folder)
         skip = len(inner.rstrip("/")) + 1
@@ -152,28 +168,39 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
         yield from _walk_local(normal_path(folder), "", frozenset(), unreadable)
     if unreadable:
         print(
-            f"LEFT OUT: {len(unreadable)} files whose names are not UTF-8, such as {unreadable[0]!r}; rename them to use them"
+            f"LEFT OUT: {len(unreadable)} files whose names are not UTF-8, such as {unreadable[0]!r}; "
+            "rename them to use them"
         )
 
 
 def normal_path(path: str) -> str:
+    """A local path as an absolute one; a remote path as it is."""
     return path if storage.is_remote(path) else os.path.abspath(path.removeprefix("file://"))
 
 
 def root_name(root: str) -> str:
+    """The last part of a folder's path."""
     return normal_path(root).rstrip("/").rsplit("/", 1)[-1]
 
 
 def is_video(path: str) -> bool:
+    """Whether the file has the ending of a video, in upper or lower case."""
     return path.rsplit(".", 1)[-1].lower() in VIDEO_SUFFIXES
 
 
 def _walk_local(
     folder: str, prefix: str, above: frozenset, unreadable: list[str]
 ) -> Iterator[tuple[str, int]]:
+    """(relative path, bytes) of each file below `folder`.
+
+    folder: on this machine.
+    prefix: its path relative to the folder where the walk began, empty or ending in /.
+    above: (device, inode) of the folders above it, so that a circle of links ends.
+    unreadable: receives the paths that are not UTF-8.
+    """
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to a folder above: everything there has its place already
+    if here in above:  # a link to a folder above: its files are found there
         return
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -195,7 +222,7 @@ def _is_utf8(name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Place:
-    """One entry of data.sources: a file `name` in the folder `root`, or what matches `pattern` below it."""
+    """One entry of data.sources: the file `name` in the folder `root`, or what matches `pattern` below it."""
 
     source: str
     root: str
@@ -214,7 +241,8 @@ def _place(given: str) -> _Place:
         return _Place(source, source, pattern=re.compile(".*", re.DOTALL))
     if not re.search(r"[*?\[]", source):
         raise UserError(
-            f"data.sources: no such file or folder: {source}; expected existing folders, files or globs, such as data.sources=[videos]"
+            f"data.sources: no such file or folder: {source}; "
+            "expected existing folders, files or globs, such as data.sources=[videos]"
         )
     scheme, _, inner = source.rpartition("://")
     parts = inner.split("/")
@@ -229,7 +257,15 @@ def _place(given: str) -> _Place:
 
 
 def _rows_of(place: _Place, layout: str, passed_over: "PassedOver", *, by_root: bool) -> Iterator[tuple]:
-    """Rows of one entry of data.sources. by_root: the folders that are given are splits."""
+    """Rows of one entry of data.sources, as tuples of FOUND_SCHEMA.
+
+    place: the entry.
+    layout: see `DataConfig.layout`.
+    passed_over: receives the files that are no videos.
+    by_root: whether the given folders are splits.
+
+    Raises UserError if the entry has no videos.
+    """
     side = split_of_folder(root_name(place.root)) if by_root else ""
     if place.pattern is None:
         layout = layout if layout == "aist" else "file"
@@ -262,7 +298,7 @@ def _rows_of(place: _Place, layout: str, passed_over: "PassedOver", *, by_root: 
 
 
 class PassedOver:
-    """Counts files whose endings are not those of videos, by ending."""
+    """Counts the files that do not have the ending of a video, by ending."""
 
     def __init__(self) -> None:
         self._endings: Counter[str] = Counter()
@@ -294,13 +330,13 @@ def passed_over(table: pa.Table) -> dict[str, int]:
 
 
 def told_endings(counts: dict[str, int]) -> str:
-    """.txt 9, .foo 5"""
+    """The counts as text, such as `.txt 9, .foo 5`; at most eight endings are named."""
     more = f" and {len(counts) - 8} endings more" if len(counts) > 8 else ""
     return ", ".join(f"{ending} {count:,}" for ending, count in list(counts.items())[:8]) + more
 
 
 def split_of_folder(name: str) -> str:
-    """The side that a folder's name means, empty for none."""
+    """The side of the split that a folder's name means; empty if none."""
     return SPLIT_FOLDERS.get(name.lower(), "")
 
 
@@ -310,16 +346,17 @@ def _roots_are_splits(places: Iterable[_Place]) -> bool:
 
 
 def _has_unread_split(relative: str, layout: str) -> bool:
-    """Whether a folder of a split stands where the layout does not look for one."""
+    """Whether a folder has the name of a split, but the layout does not look for one at that depth."""
     folders = relative.split("/")[:-1]
     first = 1 if layout == "label" or (folders and split_of_folder(folders[0])) else 0
     return any(split_of_folder(folder) == "validation" for folder in folders[first:])
 
 
 def _refuse_splits_as_labels(found: pa.Table, vocabulary: Sequence[str]) -> None:
-    """Raises UserError where the folders that would be labels are those of splits.
+    """Raises UserError if the folders that would be labels are those of splits.
 
-    train is also a vehicle: it is refused only if it is all there is. What the vocabulary names is a label.
+    "train" is also a vehicle: it is refused only if all folders have names of splits. A name in the
+    vocabulary is a label.
     """
     labels = set(pc.unique(found.column("labels").combine_chunks().flatten()).to_pylist())
     splits = sorted(label for label in labels if split_of_folder(label) and label not in vocabulary)
@@ -333,7 +370,7 @@ def _refuse_splits_as_labels(found: pa.Table, vocabulary: Sequence[str]) -> None
 
 
 def _glob_to_regex(pattern: str) -> str:
-    """`**` crosses folders, `*` and `?` do not, [abc] is a set."""
+    """A glob as a regular expression: `**` crosses folders, `*` and `?` do not, [abc] is a set."""
     tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]*\]|[^*?\[]+|\[", pattern)
     return "".join(
@@ -350,7 +387,16 @@ def _glob_to_regex(pattern: str) -> str:
 
 
 def _row(root: str, relative: str, size: int, layout: str, side: str) -> tuple:
-    """side: of the root, for rows whose folders below it name none."""
+    """A tuple of FOUND_SCHEMA for one file.
+
+    root: the folder that was given.
+    relative: the file's path below it.
+    size: of the file, in bytes.
+    layout: see `DataConfig.layout`.
+    side: the root's split, for files whose folders below the root name none.
+
+    Raises UserError if the name does not fit the layout.
+    """
     key, group = f"{root_name(root)}/{relative}", None
     folders, labels, split = [one_form(folder) for folder in relative.split("/")[:-1]], (), side
     if layout == "label":
@@ -362,13 +408,14 @@ def _row(root: str, relative: str, size: int, layout: str, side: str) -> tuple:
         name = AIST_NAME.search(relative.rsplit("/", 1)[-1])
         if not name:
             raise UserError(
-                f"data.layout=aist: {relative} of {root} is not named as AIST++ names its videos; expected genre, situation, camera, dancer, music "
-                "and choreography, such as gBR_sBM_c01_d04_mBR0_ch01.mp4; use data.layout=label for folders that are named by label"
+                f"data.layout=aist: {relative} of {root} is not named as AIST++ names its videos; "
+                "expected genre, situation, camera, dancer, music and choreography, such as "
+                "gBR_sBM_c01_d04_mBR0_ch01.mp4; use data.layout=label for folders that are named by label"
             )
         labels, group = [AIST_GENRES[name[2]]], aist_sequence(name)
     return key, storage.join(normal_path(root), relative), labels, split, 0.0, None, 0.0, size, group
 
 
 def aist_sequence(name: re.Match) -> str:
-    """One performance, whichever camera filmed it: gBR_sBM_cAll_d04_mBR0_ch01."""
+    """The name of a performance without its camera, such as gBR_sBM_cAll_d04_mBR0_ch01."""
     return f"{name[1]}cAll{name[3]}"

@@ -1,16 +1,19 @@
-"""Listings of what to prepare: plain tables, and those of AudioSet, VGGSound and AIST++ beside a folder of their videos.
+"""Listings of what to prepare: plain tables, and the listings of AudioSet, VGGSound and AIST++.
 
-The rows of a listing are read as a stream, and its folder of videos is listed once; what is listed and not there stays a row, with the path where
-it was looked for, and is rejected when its turn comes. Formats as their authors publish them:
+The last three need a folder of their videos, see `clip_files.py`. Rows are read as a stream, and the folder
+of videos is listed once. A listed file that does not exist stays a row, with the path where it was looked
+for. It is rejected when its turn comes. Formats, as their authors publish them:
 
-  table     CSV with a header or Parquet: path, and as wanted start_seconds, end_seconds, labels (several:
+  table     CSV with a header, or Parquet: path, and as wanted start_seconds, end_seconds, labels (several:
             with ; between), split; `strict_tables.py` reads it
-  audioset  `# comments`, then `video id, start_seconds, end_seconds, "mid,mid"`; the split is told by the file's name: eval_segments.csv is
-            validation, balanced_train_segments.csv and unbalanced_train_segments.csv are train
+  audioset  `# comments`, then `video id, start_seconds, end_seconds, "mid,mid"`; the file's name says the
+            split: eval_segments.csv is validation, balanced_train_segments.csv and
+            unbalanced_train_segments.csv are train
   vggsound  no header: `video id,start,"label",train|test`; every clip is 10 s long, test is validation
-  aist      one performance a line, gBR_sBM_cAll_d04_mBR0_ch01, in crossmodal_train.txt (train), crossmodal_val.txt and _test.txt (validation)
+  aist      one performance a line, such as gBR_sBM_cAll_d04_mBR0_ch01; crossmodal_train.txt is train,
+            crossmodal_val.txt and crossmodal_test.txt are validation
 
-Lines at the head of a text that begin with # are comments in every format.
+In every format, lines at the head of a text that begin with # are comments.
 """
 
 import csv
@@ -56,16 +59,18 @@ VGGSOUND_SPLITS = {"train": "train", "test": "validation"}
 
 
 def read_listings(data: DataConfig) -> pa.Table:
-    """The rows of all listings as FOUND_SCHEMA (proav/data/sources/folders.py), those of a format in the order in which they are listed.
+    """The rows of all listings as FOUND_SCHEMA (`folders.py`); rows of one format keep their order.
 
-    Raises UserError: no such file, not readable, a row that cannot be, a format that needs data.videos or data.ontology.
+    Raises UserError if a listing does not exist or cannot be read, if a row is wrong, or if the format needs
+    data.videos or data.ontology.
     """
     paths, clips, videos, names = [], [], None, NamesOnDisk()
     folder = names.find(data.videos) if data.videos else None
     for listing in map(names.find, data.listing):
         if not storage.exists(listing):
             raise UserError(
-                f"data.listing: no such file: {listing}; expected a CSV or Parquet file with a column path, or a listing of AudioSet or VGGSound"
+                f"data.listing: no such file: {listing}; expected a CSV or Parquet file with a column path, "
+                "or a listing of AudioSet or VGGSound"
             )
         kind = _recognize(listing) if data.listing_format == "auto" else data.listing_format
         if kind == "table":
@@ -74,7 +79,8 @@ def read_listings(data: DataConfig) -> pa.Table:
         else:
             if folder is None:
                 raise UserError(
-                    f"data.listing={listing} names videos without their paths; add data.videos=FOLDER, the folder where they are"
+                    f"data.listing={listing} names videos without their paths; "
+                    "add data.videos=FOLDER, the folder where they are"
                 )
             videos = list_videos(folder) if videos is None else videos
             if kind == "aist":
@@ -96,7 +102,7 @@ def read_listings(data: DataConfig) -> pa.Table:
 
 
 def _recognize(listing: str) -> str:
-    """The format, told from the first line that is no comment; AudioSet's comments name the column YTID."""
+    """The format, by the first line that is no comment. AudioSet's comments name the column YTID."""
     if is_parquet(listing):
         return "table"
     with open_text(listing) as lines:
@@ -117,7 +123,15 @@ def _recognize(listing: str) -> str:
 def _table_rows(
     listing: str, videos: str | None, other_columns: tuple[str, ...], names: NamesOnDisk
 ) -> Iterator[tuple]:
-    """Rows of a plain table as FOUND_SCHEMA."""
+    """Rows of a plain table as tuples of FOUND_SCHEMA.
+
+    listing: the table's path.
+    videos: the folder where its paths begin; None: the table's own folder.
+    other_columns: columns that the table may have besides, unused.
+    names: finds the files' names on disk.
+
+    Raises UserError that names the row.
+    """
     root = normal_path(videos) if videos else normal_path(listing).rsplit("/", 1)[0]
     for number, record in enumerate(table_records(listing, other_columns), 1):
         try:
@@ -151,7 +165,7 @@ def _table_row(record: dict, root: str, names: NamesOnDisk) -> tuple:
 
 
 def _clip_rows(listing: str, read_row: Callable[[list[str]], tuple]) -> Iterator[tuple]:
-    """read_row(fields) of every line that is no comment."""
+    """read_row(fields) of every line that is no comment. Raises UserError that names the line."""
     with open_text(listing) as lines:
         rows = csv.reader(lines, skipinitialspace=True)
         for row in rows:
@@ -169,21 +183,21 @@ def _audioset_reader(listing: str, ontology: str | None) -> Callable[[list[str]]
 
 
 def _audioset_row(row: list[str], names: dict[str, str], split: str) -> tuple:
-    """A line of one of AudioSet's segment files as CLIP_SCHEMA."""
+    """A line of one of AudioSet's segment files as a tuple of CLIP_SCHEMA."""
     if len(row) != 4:
         raise UserError(f'{len(row)} fields; expected 4: video id, start_seconds, end_seconds, "mid,mid"')
     try:
         labels = [names[mid] for mid in row[3].replace(" ", "").split(",")]
     except KeyError as error:
         raise UserError(
-            f"the label {error} is not among the {len(names)} of data.ontology; expected AudioSet's ontology.json or class_labels_indices.csv, "
-            "whole, of the same release"
+            f"the label {error} is not among the {len(names)} of data.ontology; expected AudioSet's "
+            "ontology.json or class_labels_indices.csv, whole, of the same release"
         ) from None
     return _video_id(row[0]), *_stretch(row[1], row[2]), labels, split
 
 
 def _vggsound_row(row: list[str]) -> tuple:
-    """A line of VGGSound's file as CLIP_SCHEMA."""
+    """A line of VGGSound's file as a tuple of CLIP_SCHEMA."""
     if len(row) != 4 or row[3] not in VGGSOUND_SPLITS:
         wrong = f"{len(row)} fields" if len(row) != 4 else f"the last field is {row[3]!r}"
         raise UserError(f'{wrong}; expected 4 fields: video id, start in seconds, "label", train or test')
@@ -192,7 +206,10 @@ def _vggsound_row(row: list[str]) -> tuple:
 
 
 def _aist_rows(listing: str, folder: str, videos: pa.Table) -> Iterator[tuple]:
-    """Rows of a split file of AIST++ as FOUND_SCHEMA: every camera's video of every performance that it lists."""
+    """Rows of a split file of AIST++ as tuples of FOUND_SCHEMA.
+
+    Each listed performance gives a row for the video of every camera.
+    """
     split = "train" if "train" in listing.rsplit("/", 1)[-1] else "validation"
     files: dict[str, list[tuple[str, int]]] = {}
     for relative, num_bytes in zip(
@@ -209,7 +226,8 @@ def _aist_rows(listing: str, folder: str, videos: pa.Table) -> Iterator[tuple]:
             name = AIST_NAME.fullmatch(line.strip())
             if not name:
                 raise UserError(
-                    f"data.listing={listing}, line {number}: {line.strip()!r} is no name of AIST++, such as gBR_sBM_cAll_d04_mBR0_ch01"
+                    f"data.listing={listing}, line {number}: {line.strip()!r} is no name of AIST++, "
+                    "such as gBR_sBM_cAll_d04_mBR0_ch01"
                 )
             sequence = aist_sequence(name)
             num_listed, num_missing = num_listed + 1, num_missing + (sequence not in files)
@@ -227,16 +245,21 @@ def _aist_rows(listing: str, folder: str, videos: pa.Table) -> Iterator[tuple]:
                     sequence,
                 )
     print(
-        f"sources: {num_listed - num_missing:,} of the {num_listed:,} performances in {listing} are in {folder}, {num_missing:,} are not"
+        f"sources: {num_listed - num_missing:,} of the {num_listed:,} performances in {listing} are in "
+        f"{folder}, {num_missing:,} are not"
     )
 
 
 def _read_ontology(listing: str, ontology: str | None) -> dict[str, str]:
-    """Names of AudioSet's labels by their ids."""
-    expected = "expected AudioSet's ontology.json (a list of {id, name, ...}) or class_labels_indices.csv (index,mid,display_name)"
+    """Names of AudioSet's labels by their ids. Raises UserError if the ontology is missing or unreadable."""
+    expected = (
+        "expected AudioSet's ontology.json (a list of {id, name, ...}) or class_labels_indices.csv "
+        "(index,mid,display_name)"
+    )
     if ontology is None:
         raise UserError(
-            f"data.listing={listing} is AudioSet's, its labels are ids such as /m/09x0r; add data.ontology=FILE for their names: {expected}"
+            f"data.listing={listing} is AudioSet's, its labels are ids such as /m/09x0r; "
+            f"add data.ontology=FILE for their names: {expected}"
         )
     if not storage.exists(ontology):
         raise UserError(f"data.ontology: no such file: {ontology}; {expected}")
@@ -265,7 +288,7 @@ def _video_id(text: str) -> str:
     return text
 
 
-@functools.lru_cache(1 << 16, typed=True)  # in a listing of millions, most stretches begin where others do
+@functools.lru_cache(1 << 16, typed=True)  # in a listing of millions, most times occur many times
 def _stretch(start: object, end: object) -> tuple[float, float | None]:
     start_seconds, end_seconds = seconds_of(start, "start_seconds") or 0.0, seconds_of(end, "end_seconds")
     if end_seconds is not None and end_seconds <= start_seconds:

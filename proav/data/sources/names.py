@@ -1,8 +1,8 @@
 """Names of files on disk, found in whichever Unicode form they are asked for.
 
-macOS, and archives made there, write a file's accents apart from their letters; whoever types the name
-writes them together. Linux holds the two for different names. The file's own name, with its own bytes, is
-what is opened and what its key is made of.
+macOS, and archives made there, write accents apart from their letters (NFD). People type them together (NFC).
+Linux takes the two for different names. A file is always opened by the bytes of its own name, and its key is
+made of them. Labels are compared in one form: that is `proav/text.py`.
 """
 
 import os
@@ -12,13 +12,13 @@ from proav.text import one_form
 
 
 class NamesOnDisk:
-    """Finds local paths; each folder that a name which is not ASCII is looked for in is listed once."""
+    """Finds local paths. A folder is listed at most once, and only for a name that is not ASCII."""
 
     def __init__(self) -> None:
         self._folders: dict[str, dict[str, str]] = {}
 
     def find(self, path: str) -> str:
-        """The path as written on disk; `path` itself if it is remote or nothing of that name is there."""
+        """The path as written on disk; `path` itself if it is remote or if there is nothing of that name."""
         if path.isascii() or storage.is_remote(path):
             return path
         folder, name = os.path.split(path)
@@ -29,11 +29,11 @@ class NamesOnDisk:
         return os.path.join(found, name)
 
     def _names_in(self, folder: str) -> dict[str, str]:
-        """The folder's names that are not ASCII by themselves and by their composed form."""
+        """The folder's names that are not ASCII, each under itself and under its composed form."""
         if folder not in self._folders:
             try:
                 names = sorted(name for name in os.listdir(folder) if not name.isascii())
-            except OSError:  # no such folder: what is missing is told when its turn comes
+            except OSError:  # no such folder: missing files are reported later
                 names = []
             by_form = {one_form(name): name for name in reversed(names)}
             self._folders[folder] = by_form | {name: name for name in names}

@@ -1,7 +1,8 @@
 """Plain tables of what to prepare, CSV or Parquet, read as strictly as settings.
 
-What stands in a table is used, told to be unused, or refused. A cell is missing if nothing stands there
-(CSV), or null or NaN (Parquet). Zero and false are values. A CSV may begin with `# comments`.
+Each column of a table is used, reported as unused, or refused. A cell is missing if it is empty (CSV), or
+null or NaN (Parquet). Zero and false are values. A CSV may begin with `# comments`. What the rows become is
+`listings.py`.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from proav.text import one_form
 
 COLUMNS = ("path", "start_seconds", "end_seconds", "labels", "split")
 FOR_PEOPLE = ("licence", "license", "source", "attribution", "changes")
-"""Columns that say where a clip comes from; a table may have them, and proav makes no use of them."""
+"""Columns that say where a clip comes from. A table may have them; proav does not use them."""
 OFTEN_MEANT = {
     **dict.fromkeys(("file", "filename", "file_name", "video", "video_path"), "path"),
     **dict.fromkeys(("begin", "onset"), "start_seconds"),
@@ -31,22 +32,23 @@ OFTEN_MEANT = {
     **dict.fromkeys(("class", "class_name", "category", "tag", "tags"), "labels"),
     "subset": "split",
 }
-"""Names from other people's tables that do not look like ours."""
+"""Other programs' names of our columns, for error messages."""
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
-"""The row numbers that pandas stores in Parquet; they say nothing of a clip."""
+"""The column of row numbers that pandas stores in Parquet; it says nothing of a clip and is left out."""
 LABEL_SEPARATOR = ";"
-"""Between several labels in the column `labels`; the first one of the vocabulary is the clip's label."""
+"""Between several labels in the column `labels`. The first that the vocabulary has is the clip's label."""
 NO_LABELS = ("nan", "<na>", "nat")
-"""What programs write, in any case, for a value that is missing."""
+"""What programs write for a missing value, in upper or lower case."""
 
 
 def is_parquet(listing: str) -> bool:
+    """Whether the file has the ending of a Parquet file."""
     return listing.lower().endswith((".parquet", ".pq"))
 
 
 @contextlib.contextmanager
 def open_text(listing: str) -> Iterator[io.TextIOWrapper]:
-    """The lines of a text file. Raises UserError where it is not UTF-8 or not CSV."""
+    """The lines of a text file. Raises UserError if they are not UTF-8 or not CSV."""
     filesystem, inner = storage.open_filesystem(listing)
     try:
         with (
@@ -61,7 +63,7 @@ def open_text(listing: str) -> Iterator[io.TextIOWrapper]:
 
 
 def without_comments(lines: Iterable[str], comments: list[str] | None = None) -> Iterator[str]:
-    """The lines from the first one on that is neither empty nor a comment; `comments` receives those."""
+    """The lines after the empty lines and comments at the head; `comments` receives those comments."""
 
     def at_head(line: str) -> bool:
         is_comment = line.lstrip().startswith("#")
@@ -73,17 +75,19 @@ def without_comments(lines: Iterable[str], comments: list[str] | None = None) ->
 
 
 def table_records(listing: str, other_columns: Sequence[str] = ()) -> Iterator[dict]:
-    """The rows of a table as {column: cell}, the columns that proav uses alone; a cell may be missing.
+    """The rows of a table as {column: cell}, only the columns that proav uses. A cell may be missing.
 
-    other_columns: those that the table may have besides, unused. Raises UserError: not readable, a column
-    that is not known, is named twice or has no name, more cells than columns.
+    other_columns: columns that the table may have besides, unused.
+
+    Raises UserError if the table cannot be read, if a column is unknown, named twice or without a name, or if
+    a row has more cells than there are columns.
     """
     return (_parquet_records if is_parquet(listing) else _csv_records)(listing, other_columns)
 
 
 def cell(value: object) -> str | bool | int | float | Decimal | None:
-    """What stands in a cell, text without spaces around; None if nothing does. Raises UserError for lists."""
-    # the commonest first: tables have millions of rows
+    """A cell's value, text without spaces around it; None if it is missing. Raises UserError for a list."""
+    # the most frequent types first: tables have millions of rows
     if isinstance(value, str):
         return value.strip() or None
     if value is None:
@@ -99,7 +103,10 @@ def cell(value: object) -> str | bool | int | float | Decimal | None:
 
 
 def text_of(value: object) -> str:
-    """A cell as text, empty if it is missing. 2.0 is pandas' class number 2 beside missing ones."""
+    """A cell as text, empty if it is missing.
+
+    2.0 becomes "2": pandas writes whole numbers so if some in the column are missing.
+    """
     if isinstance(value, str):
         return value.strip()
     value = cell(value)
@@ -109,7 +116,7 @@ def text_of(value: object) -> str:
 
 
 def labels_of(value: object) -> list[str]:
-    """The labels in a cell, each once, in the form NFC. Raises UserError for a missing value as text."""
+    """The labels in a cell, each once, in the form NFC. Raises UserError for a text such as "nan"."""
     words = value if isinstance(value, list) else text_of(value).split(LABEL_SEPARATOR)
     labels = [one_form(text_of(word)) for word in words]
     for label in labels:
@@ -121,7 +128,7 @@ def labels_of(value: object) -> list[str]:
 
 
 def seconds_of(value: object, column: str) -> float | None:
-    """A time in a cell; None where it is missing. Raises UserError for what is no time."""
+    """The seconds in a cell; None if it is missing. Raises UserError if they are no time from 0 up."""
     value = cell(value)
     if value is None:
         return None
@@ -136,7 +143,7 @@ def seconds_of(value: object, column: str) -> float | None:
 
 def _csv_records(listing: str, other_columns: Sequence[str]) -> Iterator[dict]:
     with open_text(listing) as lines:
-        # strict: an open quote would swallow the rows that follow
+        # strict: otherwise an open quote would swallow the rows that follow
         rows = csv.reader(without_comments(lines), skipinitialspace=True, strict=True)
         names = [name.strip() for name in next(rows, [])]
         used = _used_columns(listing, [name for name in names if name], other_columns)
@@ -153,7 +160,7 @@ def _csv_records(listing: str, other_columns: Sequence[str]) -> Iterator[dict]:
 
 
 def _check_nameless(row: list[str], names: list[str], where: str) -> None:
-    """Raises UserError where something stands in a cell that belongs to no column."""
+    """Raises UserError if a cell that belongs to no column is not empty. where: for the message."""
     for place, given in enumerate(row):
         if not given.strip() or (place < len(names) and names[place]):
             continue
@@ -184,7 +191,7 @@ def _parquet_records(listing: str, other_columns: Sequence[str]) -> Iterator[dic
 
 
 def _used_columns(listing: str, names: Sequence[str], other_columns: Sequence[str]) -> list[str]:
-    """Those of COLUMNS that are there; tells the unused ones. Raises UserError for what may not be there."""
+    """The COLUMNS that the table has. Prints the unused ones; raises UserError for those that are refused."""
     expected = "expected path and, as wanted, start_seconds, end_seconds, labels, split"
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -215,7 +222,7 @@ def _used_columns(listing: str, names: Sequence[str], other_columns: Sequence[st
 
 
 def _nearest_column(name: str, names: Sequence[str]) -> str | None:
-    """The column that was meant, among those that are not there yet."""
+    """The column that was probably meant, among those that the table does not have."""
     word, free = name.strip().lower(), [column for column in COLUMNS if column not in names]
     meant = OFTEN_MEANT.get(word)
     near = [column for column in free if column == meant or column.startswith(word + "_")]

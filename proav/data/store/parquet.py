@@ -1,7 +1,8 @@
-"""Parquet files of rows with bulky bytes: a writer that publishes whole files only, and a reader that fetches single rows.
+"""Parquet files of rows with bulky bytes: a writer of whole files, and a reader of single rows.
 
-Bulky columns are large_binary with shape and dtype beside them: nested lists cost more to read than decoding the video does. One row is
-one row group, so that a row can be read without its neighbours and a writer never holds more than one. What the columns mean is `shards`.
+Bulky columns are large_binary with shape and dtype beside them, because nested lists cost more to read than
+decoding the video does. One row is one row group, so that a row can be read without its neighbours and a
+writer never holds more than one. What the columns mean is `schema.py`.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from proav.storage.patience import patiently
 T = TypeVar("T")
 
 FAULTS = (OSError, ValueError, pa.ArrowException)
-"""How bytes that make no sense show: Arrow's errors, and those of decoders of pictures."""
+"""Errors that damaged bytes lead to: Arrow's, and those of picture decoders."""
 WHY = {
     errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
@@ -39,17 +40,24 @@ REPAIR = "delete that file and run the same job again: it makes what is missing"
 
 
 class DamagedShard(UserError):
-    """A Parquet file whose content is not what was written."""
+    """A file of a data set that is missing, or whose content is not what was written."""
 
 
 class ShardWriter:
-    """Streams rows into one Parquet file; the file gets its name when it is complete, or never.
+    """Streams rows into one Parquet file. The file gets its name when it is complete, or never.
 
         with ShardWriter(path, schema) as writer:
             writer.write({"id": ..., ...})
         writer.result        # {"name", "rows", "bytes", "sha256"}
 
-    The same rows give the same bytes. An error inside the block leaves nothing behind. Raises UserError where the disk is full.
+    The same rows give the same bytes. An error inside the block leaves nothing behind.
+
+    path: local or remote.
+    schema: the columns.
+    rows_per_group: rows in a row group.
+    compression: of all columns, or of each by name.
+
+    Raises UserError if the file cannot be written, for example if the disk is full.
     """
 
     def __init__(
@@ -61,9 +69,9 @@ class ShardWriter:
         self._pending: list[dict] = []
         self._temporary: Path | None = None
         try:
-            if storage.is_remote(
-                path
-            ):  # on this machine first, without a name: an object store would publish a half-written file when it is closed
+            # a remote file is written on this machine first, without a name: an object store would publish a
+            # half-written file when it is closed
+            if storage.is_remote(path):
                 file = tempfile.TemporaryFile(buffering=0)
             else:
                 target = Path(storage.open_filesystem(path)[1])
@@ -79,7 +87,7 @@ class ShardWriter:
             raise _write_error(path, error) from error
 
     def write(self, row: dict) -> None:
-        """Appends one row; all columns of the schema must be there, and no others."""
+        """Appends one row. It must have all columns of the schema and no others."""
         assert set(row) == set(self.schema.names), (
             f"columns {sorted(set(row) ^ set(self.schema.names))} are missing or unknown"
         )
@@ -155,7 +163,12 @@ def write_shard(
     rows_per_group: int = 1,
     compression: str | dict = "none",
 ) -> dict:
-    """Writes all rows as one file, whole or not at all; returns {"name", "rows", "bytes", "sha256"}."""
+    """Writes all rows as one file, whole or not at all.
+
+    rows: dicts, one a row; the other parameters are those of ShardWriter.
+
+    Returns {"name", "rows", "bytes", "sha256"}. Raises UserError if the file cannot be written.
+    """
     with ShardWriter(path, schema, rows_per_group=rows_per_group, compression=compression) as writer:
         for row in rows:
             writer.write(row)
@@ -164,9 +177,10 @@ def write_shard(
 
 @contextlib.contextmanager
 def only_writer(folder: str) -> Iterator[None]:
-    """Holds a local folder against a second job on this machine. Raises UserError where another holds it.
+    """Locks a local folder against a second job on this machine. Raises UserError if another job holds it.
 
-    The lock ends with the process, however it ends. Object stores and some network disks know no locks: there nothing is held.
+    The lock ends with the process, however it ends. Object stores and some network disks have no locks: there
+    nothing is locked.
     """
     if storage.is_remote(folder):
         yield
@@ -188,9 +202,12 @@ def only_writer(folder: str) -> Iterator[None]:
 class RowReader:
     """Single rows out of many Parquet files in one folder, by (file name, row number).
 
-    Keeps a few files open and up to `cache_bytes` of the values read last. digests: {file name: SHA-256} of
-    what was written; a file without one is damaged if it reads the same twice and is no Parquet file. Pickles
-    as its arguments: each worker process opens its own files.
+    It is pickled as its arguments: each worker process opens its own files.
+
+    folder: local or remote.
+    cache_bytes: how much of the values read last stays in memory.
+    open_files: how many files stay open.
+    digests: {file name: SHA-256} of what was written, see `fault_of`.
     """
 
     def __init__(
@@ -216,12 +233,12 @@ class RowReader:
     def read(self, name: str, row: int, columns: Sequence[str]) -> dict:
         """The values of one row: bytes columns as zero-copy memoryviews, the others as Python values.
 
-        Raises DamagedShard, UserError for a row that is not there, StorageUnavailable.
+        Raises DamagedShard if the file is damaged, is missing or has no such row. Raises StorageUnavailable.
         """
         return self.checked(name, lambda: self._read(name, row, columns))
 
     def checked(self, name: str, read: Callable[[], T]) -> T:
-        """read(), which reads from the file `name`; if it fails, once more with nothing of that file kept.
+        """read(), which reads from the file `name`. If it fails, the file is closed and it is tried again.
 
         Raises DamagedShard if it fails again and the file's bytes stay the same, else StorageUnavailable.
         """
@@ -257,6 +274,7 @@ class RowReader:
         return self._files[name]
 
     def _read_group(self, file: pq.ParquetFile, name: str, group: int, columns: tuple[str, ...]) -> pa.Table:
+        """These columns of row group number `group` of `file`, called `name`; from memory if kept there."""
         key = (name, group, columns)
         if key in self._groups:
             self._groups.move_to_end(key)
@@ -277,10 +295,12 @@ class RowReader:
 
 
 def open_parquet(path: str, sha256: str | None = None) -> pq.ParquetFile:
-    """Opens a local or remote Parquet file. Raises DamagedShard if it is missing or is none.
+    """Opens a local or remote Parquet file.
 
-    sha256: of what was written; a file without one is damaged if it reads the same twice and is no Parquet
-    file.
+    sha256: of what was written, see `fault_of`.
+
+    Raises DamagedShard if the file is missing or is no Parquet file. Raises StorageUnavailable if its bytes
+    differ each time.
     """
     try:
         return _open_parquet(path)
@@ -293,7 +313,12 @@ def open_parquet(path: str, sha256: str | None = None) -> pq.ParquetFile:
 
 
 def fault_of(path: str, error: Exception, sha256: str | None) -> Exception:
-    """What to raise after a file was read twice and made no sense: damage, if its bytes stay the same."""
+    """What to raise after a file was read twice and made no sense.
+
+    DamagedShard if its bytes stay the same, else StorageUnavailable.
+
+    sha256: of what was written, if known; then the message says whether the file still holds that.
+    """
     why = " ".join(str(error).split())
     first, second = (storage.file_sha256(path)[0] for _ in range(2))
     if first != second:
@@ -314,7 +339,7 @@ def _open_parquet(path: str) -> pq.ParquetFile:
 
 
 def _value(column: pa.ChunkedArray, row: int):
-    """One value; bytes as a view of Arrow's own memory (a scalar would hold a copy: 2.5 ms for raw pictures)."""
+    """One value; bytes are a view of Arrow's memory. A scalar would copy them: 2.5 ms for raw pictures."""
     if not (pa.types.is_large_binary(column.type) or pa.types.is_binary(column.type)):
         return column[row].as_py()
     chunk = column.slice(row, 1).chunk(0)
@@ -328,10 +353,10 @@ def _value(column: pa.ChunkedArray, row: int):
 
 
 class _HashedFile:
-    """A file for writing that hashes and counts what passes; what pyarrow's Parquet writer needs of a file and no more."""
+    """A file for writing that hashes and counts its bytes; only what pyarrow's Parquet writer needs."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """file: unbuffered, so that what does not fit on the disk fails where it is written."""
+        """file: unbuffered, so that a write that does not fit on the disk fails at once."""
         self.file, self.hash, self.size = file, hashlib.sha256(), 0
         self.discarding = False
 
@@ -339,8 +364,9 @@ class _HashedFile:
         if self.discarding:
             return len(data)
         view, number = memoryview(data).cast("B"), self.file.fileno()
-        while view:  # a file may take less than all; at a place, so that a failed try can be made again
-            written = patiently(lambda: os.pwrite(number, view, self.size), "writing a shard")  # noqa: B023
+        # a write may take only some of the bytes; pwrite has a position, so that a failed try can be repeated
+        while view:
+            written = patiently(lambda: os.pwrite(number, view, self.size), "writing a shard")
             self.hash.update(view[:written])
             self.size, view = self.size + written, view[written:]
         return len(data)
@@ -370,5 +396,6 @@ def _write_error(path: str, error: OSError) -> UserError:
         else ""
     )
     return UserError(
-        f"cannot write {path}: {why}; what was finished is kept: make room or choose another run_dir=DIR, then run the same command again"
+        f"cannot write {path}: {why}; what was finished is kept: make room or choose another run_dir=DIR, "
+        "then run the same command again"
     )

@@ -1,8 +1,11 @@
-"""The columns of a data set's files: segments, their index, what was rejected, accounts of the sources.
+"""The columns of a data set's files: segments, their index, rejects, and accounts of the sources.
 
-Bulky values are bytes with shape and dtype beside them. A row of `segments/*.parquet` is one segment; everything but its bulky columns is
-repeated in `units/*.parquet`, a file a unit of work, and in index.parquet, where `dropped` says which segments the filters leave out.
-A row of `sources/*.parquet` accounts for the seconds of one source.
+Bulky values are bytes with shape and dtype beside them. A row of `segments/*.parquet` is one segment. All but
+its bulky columns are repeated in `units/*.parquet`, a file a unit of work, and in index.parquet. There the
+column `dropped` says which segments the filters leave out. A row of `sources/*.parquet` says where the
+seconds of one planned stretch of a source went. Files are written and read in `parquet.py`.
+
+Letters: T frames, H and W rows and columns, M mel bins, S mel columns in a frame.
 """
 
 import pyarrow as pa
@@ -10,7 +13,7 @@ import pyarrow as pa
 from proav.signals.segment_scores import SCORE_FIELDS
 
 FORMAT = 3
-"""Version of the manifest and of the columns below; a reader refuses others."""
+"""Version of the manifest and of the columns below. A reader refuses other versions."""
 
 FULL_SCALE = 32767.0
 """The int16 value of a sound sample of 1."""
@@ -64,7 +67,7 @@ REJECT_SCHEMA = pa.schema(
         ("message", pa.string()),
     ]
 )
-"""A rejected source, or a span of one; `id` is that of a segment from start_seconds on."""
+"""A rejected source, or a span of one. `id` is that of a segment that begins at start_seconds."""
 
 ACCOUNT_SCHEMA = pa.schema(
     [
@@ -82,4 +85,4 @@ ACCOUNT_SCHEMA = pa.schema(
 """One row a planned stretch of a source: where its seconds went."""
 
 SEGMENT_COMPRESSION = {name: "zstd" if name in ("audio", "mel") else "none" for name in SEGMENT_SCHEMA.names}
-"""Frames are compressed already, or raw for speed; metadata is too short to gain."""
+"""Frames are JPEG already, or raw for speed; metadata is too short to gain."""

@@ -1,9 +1,14 @@
-"""A finished data set: its manifest, and random access to windows of frames.
+"""A finished data set: its manifest, and random access to windows of frames; works without Ray.
 
-Files under <run_dir>/data: segments/*.parquet (one row a segment), units/*.parquet, rejects/*.parquet and
-sources/*.parquet (a file a unit),
-index.parquet (every segment with its shard and row), manifest.json (written last: without it the data set is not finished). Works without
-Ray. Letters: T frames, H and W rows and columns, M mel bins, S mel columns in a frame.
+Files under <run_dir>/data:
+    segments/*.parquet: one row a segment.
+    units/*.parquet, rejects/*.parquet, sources/*.parquet: a file a unit.
+    index.parquet: every segment with its shard and row.
+    manifest.json: written last; without it the data set is not finished.
+
+Their columns are `schema.py`. What writes them is `proav/data/prepare`.
+
+Letters: T frames, H and W rows and columns, M mel bins, S mel columns in a frame.
 """
 
 import hashlib
@@ -24,17 +29,24 @@ from proav.errors import UserError
 from proav.text import one_form
 
 UNREAD_COLUMNS = ("checksum", "picture_hash", "sound_hash")
-"""Of use to the filters and to verification alone: half of the memory that two million segments would take in every loader."""
+"""Only the filters and the verification use these. They are half of the memory that two million segments
+would take in every loader.
+"""
 
 
 def read_manifest(data_dir: str) -> dict:
-    """The data set's description. Raises UserError where preprocessing has not finished."""
+    """The data set's description.
+
+    Raises UserError if preprocessing has not finished or the format is another. Raises DamagedShard if it is
+    no JSON.
+    """
     path = storage.join(data_dir, "manifest.json")
     try:
         manifest = json.loads(storage.read_text(path))
     except FileNotFoundError:
         raise UserError(
-            f"no prepared data in {data_dir} (no manifest.json); run: python ray_jobs/preprocess.py --config FILE, with the same run_dir"
+            f"no prepared data in {data_dir} (no manifest.json); "
+            "run: python ray_jobs/preprocess.py --config FILE, with the same run_dir"
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DamagedShard(
@@ -42,13 +54,14 @@ def read_manifest(data_dir: str) -> dict:
         ) from None
     if manifest.get("format") != FORMAT:
         raise UserError(
-            f"{path} has format {manifest.get('format')}, this proav reads format {FORMAT}; prepare the data again in another run_dir=DIR, or delete {data_dir}"
+            f"{path} has format {manifest.get('format')}, this proav reads format {FORMAT}; "
+            f"prepare the data again in another run_dir=DIR, or delete {data_dir}"
         )
     return manifest
 
 
 def manifest_hash(manifest: dict) -> str:
-    """What identifies the data: labels, the checksums of all shards, and what the filters leave in use."""
+    """16 hexadecimal digits that identify the data: labels, checksums of all shards, and what is in use."""
     parts = [
         manifest["labels"],
         [shard["sha256"] for shard in manifest["shards"]],
@@ -60,12 +73,12 @@ def manifest_hash(manifest: dict) -> str:
 
 
 def read_rejects(data_dir: str) -> pa.Table:
-    """All rejected sources and spans of them, by source and start."""
+    """All rejected sources and spans of them, in order of source and start."""
     return _read_all(storage.join(data_dir, "rejects"), REJECT_SCHEMA)
 
 
 def read_accounts(data_dir: str) -> pa.Table:
-    """Where the seconds of each planned stretch went, by source and start."""
+    """Where the seconds of each planned stretch went, in order of source and start."""
     return _read_all(storage.join(data_dir, "sources"), ACCOUNT_SCHEMA)
 
 
@@ -83,8 +96,13 @@ def _read_all(folder: str, schema: pa.Schema) -> pa.Table:
 class SegmentStore:
     """Random access to the segments of a finished data set, by index 0 .. len - 1 (shards in order of name).
 
-    Only metadata is held in memory; `window` reads one row's bytes and decodes just the frames asked for. Pickles as the folder's name.
-    Raises UserError where the data set is not finished, DamagedShard where it is damaged.
+    Only metadata is held in memory. `window` reads one row's bytes and decodes only the frames asked for. The
+    store is pickled as its arguments.
+
+    data_dir: the data set's folder.
+    cache_bytes: how much of the values read last stays in memory.
+
+    Raises UserError if the data set is not finished, DamagedShard if it is damaged.
     """
 
     def __init__(self, data_dir: str, *, cache_bytes: int = 256 << 20) -> None:
@@ -96,7 +114,8 @@ class SegmentStore:
         )
         if self.index.num_rows != self.manifest["counts"]["segments"]:
             raise DamagedShard(
-                f"{data_dir}/index.parquet has {self.index.num_rows} rows, the manifest {self.manifest['counts']['segments']}; "
+                f"{data_dir}/index.parquet has {self.index.num_rows} rows, the manifest "
+                f"{self.manifest['counts']['segments']}; "
                 "delete manifest.json and run preprocess again"
             )
         digests = {shard["name"]: shard["sha256"] for shard in self.manifest["shards"]}
@@ -126,11 +145,11 @@ class SegmentStore:
         return self.index.column(name).to_numpy()
 
     def label_indices(self) -> np.ndarray:
-        """int64 [len]: each segment's place in the vocabulary; len(labels), the null label, where it has none."""
+        """int64 [len]: each segment's place in the vocabulary; the null label, len(labels), if none."""
         return label_indices(self.index.column("label"), self.labels)
 
     def indices(self, *, split: str | None = None, shard: str | None = None) -> np.ndarray:
-        """int64: the used segments of a split, of a shard, or both; those that the filters leave out are not among them."""
+        """int64: the segments that the filters leave in use, of a split, of a shard, or of both."""
         keep = pc.equal(self.index.column("dropped"), "").to_numpy().copy()
         for name, value in (("split", split), ("shard", shard)):
             if value is not None:
@@ -140,9 +159,16 @@ class SegmentStore:
     def stretches(
         self, *, num_frames: int, split: str | None = None, shard: str | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(segments, first frames, frames), int64 each: the parts of used segments that windows of `num_frames` frames may be drawn from.
+        """The parts of used segments that windows of `num_frames` frames may be drawn from.
 
-        A whole segment is one stretch; where the data set was filtered with avoid_shot_cuts, each of its shots is. Shorter ones are left out.
+        A whole segment is one stretch. If the data set was filtered with avoid_shot_cuts, each shot is one.
+        Stretches shorter than `num_frames` are left out.
+
+        num_frames: the length of a window.
+        split: train or validation; None: both.
+        shard: a shard's file name; None: all.
+
+        Returns (segments, first frames, frames), int64 each.
         """
         segments = self.indices(split=split, shard=shard)
         frames = self.column("num_frames")[segments].astype(np.int64)
@@ -169,9 +195,15 @@ class SegmentStore:
         *,
         want: Sequence[str] = ("video", "mel", "audio"),
     ) -> dict[str, np.ndarray]:
-        """Frames start .. start + num_frames - 1 of a segment (to its end where None), and the mel columns and sound that belong to them.
+        """Frames start .. start + num_frames - 1 of a segment, and the mel and sound that belong to them.
 
-        Returns those of `want`: video uint8 [T, H, W, 3]; mel float16 [T, M, S] in [-1, 1]; audio float32 [samples] in [-1, 1].
+        index: the segment's place in the store.
+        start: the first frame.
+        num_frames: how many; None: to the segment's end.
+        want: which of video, mel and audio to read.
+
+        Returns those of `want`: video uint8 [T, H, W, 3]; mel float16 [T, M, S] in [-1, 1]; audio float32
+        [samples] in [-1, 1]. Raises DamagedShard or StorageUnavailable, as `RowReader.checked`.
         """
         place = {
             name: self.index.column(name)[index].as_py()
@@ -238,7 +270,7 @@ class Rows(Sequence):
 
 
 def label_indices(labels: pa.ChunkedArray, vocabulary: Sequence[str]) -> np.ndarray:
-    """int64: place in the vocabulary, len(vocabulary) where it is not there."""
+    """int64: each label's place in the vocabulary; len(vocabulary) if it is not there."""
     names = pa.array([one_form(label) for label in vocabulary], pa.string())
     found = pc.index_in(pc.utf8_normalize(labels, form="NFC"), value_set=names)
     return pc.fill_null(found, len(vocabulary)).to_numpy().astype(np.int64)
