@@ -1,16 +1,16 @@
-"""Every derived size of a run, as values with methods: frames, samples, mel columns, patches, planes, tokens, seconds.
+"""Every derived size of a run, as values with methods: frames, samples, mel columns, patches, planes, tokens.
 
-Letters used through the package: B clips, T frames, C channels, H and W rows and columns, M mel bins, S mel columns within a frame,
-P planes, N rows and columns of a plane, L tokens, D latent channels. FLOPs and parameters are counted in
-`proav/costs`.
+Not here: FLOPs and parameters (`proav/costs`). Letters used through the package: B clips, T frames, C
+channels, H and W rows and columns, M mel bins, S mel columns within a frame, P planes, N rows and columns of
+a plane, L tokens, D latent channels.
 """
 
 from dataclasses import dataclass
 
 MODALITIES = ("video", "audio")
-"""The columns of every [B, 2] tensor: times, what is given."""
+"""The columns of every [B, 2] tensor, such as the times or what is given."""
 PLANES = ("HW", "WT", "HT")
-"""One modality's planes, named by the axes they keep; T is always the first axis of WT and HT."""
+"""One modality's planes, named by the axes they keep. T is always the first axis of WT and HT."""
 PLANES_PER_MODALITY = len(PLANES)
 
 PLANE_NAMES = tuple(f"{modality[0]}_{plane}" for modality in MODALITIES for plane in PLANES)
@@ -19,7 +19,11 @@ PLANE_NAMES = tuple(f"{modality[0]}_{plane}" for modality in MODALITIES for plan
 
 @dataclass(frozen=True)
 class ClipGeometry:
-    """Shape and rates of one clip, picture and sound on one clock."""
+    """Shape and rates of one clip. Picture and sound share one clock.
+
+    num_frames: T. fps: frames a second. height, width: H and W, pixels. sample_rate: of the sound, Hz.
+    mel_bins: M. n_fft, hop: window and step of the mel columns, in samples of the sound.
+    """
 
     num_frames: int
     fps: int
@@ -69,7 +73,7 @@ class ClipGeometry:
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Times that a mel value is repeated along (H, W) in the mel image."""
+        """How often a mel value is repeated along (H, W) in the mel image."""
         return self.height // self.mel_bins, self.width // self.mel_steps
 
 
@@ -90,27 +94,27 @@ class LatentGeometry:
 
     @property
     def stack_channels(self) -> int:
-        """Channels D of the stack: those of its widest plane. The others' further channels are zero and stand for nothing."""
+        """Channels D of the stack: those of its widest plane. In narrower planes the rest is zero."""
         return max(self.channels)
 
     @property
     def plane_shapes(self) -> dict[str, tuple[int, int]]:
-        """Rows and columns of each plane of one modality, as MDSA makes it."""
+        """Rows and columns of each plane of one modality, as MDSA makes them."""
         n, t = self.plane_size, self.num_frames
         return {"HW": (n, n), "WT": (t, n), "HT": (t, n)}
 
     @property
     def stack_shape(self) -> tuple[int, int, int, int]:
-        """(D, 6, N, N): the six planes of both modalities, the time axis resized to N where T is smaller."""
+        """(D, 6, N, N): the six planes of both modalities. A time axis shorter than N is resized to N."""
         return self.stack_channels, len(PLANE_NAMES), self.plane_size, self.plane_size
 
     @property
     def token_patches(self) -> tuple[int, ...]:
         """Rows and columns of cells in a token of each plane.
 
-        token_patch in the widest plane, twice as much in a plane of at most a quarter of its channels, and so
-        on, as far as planes can be cut so: a token holds more than a quarter of the values of one of the
-        widest plane.
+        It is token_patch in the widest plane. In a plane with at most a quarter of its channels it is twice
+        as much, and so on, as long as the plane can be cut so. A token thus holds more than a quarter of the
+        values of a token of the widest plane.
         """
         return tuple(self._token_patch(own) for own in self.channels)
 
@@ -136,7 +140,7 @@ class LatentGeometry:
         return dict(zip(PLANES, self.channels[first : first + PLANES_PER_MODALITY], strict=True))
 
     def values_per_stream(self, modality: str) -> int:
-        """Numbers that MDSA keeps of one modality of a clip: the sum over its planes of rows x columns x channels."""
+        """Numbers that MDSA keeps of one modality of a clip: rows x columns x channels, over its planes."""
         channels = self.channels_per_plane(modality)
         return sum(rows * columns * channels[name] for name, (rows, columns) in self.plane_shapes.items())
 
@@ -173,7 +177,10 @@ class StreamGeometry:
 
 
 def stream_geometries(config) -> dict[str, StreamGeometry]:
-    """{"video": ..., "audio": ...}: what the two encoders read; the audio stream is the mel grid, native or tiled to H x W."""
+    """{"video": ..., "audio": ...}: what the two encoders read.
+
+    The audio stream is the mel grid, native or tiled to H x W.
+    """
     clip, mdsa = ClipGeometry.from_config(config), config.mdsa
     video = StreamGeometry(3, clip.num_frames, clip.height, clip.width, mdsa.plane_size)
     if mdsa.audio_input == "native":
@@ -184,7 +191,7 @@ def stream_geometries(config) -> dict[str, StreamGeometry]:
 
 
 def check_geometry(config) -> None:
-    """Raises ValueError, naming the keys, where sizes do not fit together."""
+    """Raises ValueError, naming the keys, if sizes do not fit together."""
     clip, mel, mdsa = config.clip, config.mel, config.mdsa
     frames, n = clip.num_frames, mdsa.plane_size
 
@@ -194,17 +201,20 @@ def check_geometry(config) -> None:
 
     require(
         clip.sample_rate % clip.fps == 0,
-        f"clip.sample_rate={clip.sample_rate} is not a whole number of samples per frame at clip.fps={clip.fps}; expected a multiple of clip.fps",
+        f"clip.sample_rate={clip.sample_rate} is not a whole number of samples per frame at "
+        f"clip.fps={clip.fps}; expected a multiple of clip.fps",
     )
     per_frame = clip.sample_rate // clip.fps
     require(
         per_frame % mel.hop == 0,
-        f"mel.hop={mel.hop} does not divide the {per_frame} samples of a frame (clip.sample_rate / clip.fps); expected a divisor, such as {_divisor_near(per_frame, mel.hop)}",
+        f"mel.hop={mel.hop} does not divide the {per_frame} samples of a frame "
+        f"(clip.sample_rate / clip.fps); expected a divisor, such as {_divisor_near(per_frame, mel.hop)}",
     )
     steps = per_frame // mel.hop
     require(
         clip.width % steps == 0,
-        f"mel.hop={mel.hop} gives {steps} mel columns a frame, which do not tile clip.width={clip.width}; choose mel.hop so that the columns divide the width",
+        f"mel.hop={mel.hop} gives {steps} mel columns a frame, which do not tile clip.width={clip.width}; "
+        "choose mel.hop so that the columns divide the width",
     )
     require(
         clip.height % mel.num_bins == 0,
@@ -212,11 +222,13 @@ def check_geometry(config) -> None:
     )
     require(
         2 * mel.hop <= mel.n_fft,
-        f"mel.hop={mel.hop}: windows of mel.n_fft={mel.n_fft} overlap too little to be inverted; expected mel.hop of at most {mel.n_fft // 2}",
+        f"mel.hop={mel.hop}: windows of mel.n_fft={mel.n_fft} overlap too little to be inverted; "
+        f"expected mel.hop of at most {mel.n_fft // 2}",
     )
     require(
         mel.min_hz < mel.max_hz <= clip.sample_rate / 2,
-        f"mel.min_hz={mel.min_hz}, mel.max_hz={mel.max_hz}: expected min_hz < max_hz <= {clip.sample_rate / 2} (half of clip.sample_rate)",
+        f"mel.min_hz={mel.min_hz}, mel.max_hz={mel.max_hz}: "
+        f"expected min_hz < max_hz <= {clip.sample_rate / 2} (half of clip.sample_rate)",
     )
     require(
         mel.floor_log10 < mel.ceiling_log10,
@@ -230,12 +242,14 @@ def check_geometry(config) -> None:
         require(getattr(clip, key) % 2 == 0, f"clip.{key}={getattr(clip, key)} must be even (H.264 video)")
     require(
         frames <= n,
-        f"clip.num_frames={frames} does not fit mdsa.plane_size={n}: planes keep every frame; expected mdsa.plane_size of at least {frames}",
+        f"clip.num_frames={frames} does not fit mdsa.plane_size={n}: planes keep every frame; "
+        f"expected mdsa.plane_size of at least {frames}",
     )
     if mdsa.audio_input == "native":
         require(
             mel.num_bins % n == 0 and steps % n == 0,
-            f"mel images of {mel.num_bins} bins x {steps} columns do not split into mdsa.plane_size={n} patches a side; write mdsa.audio_input=tiled",
+            f"mel images of {mel.num_bins} bins x {steps} columns do not split into mdsa.plane_size={n} "
+            "patches a side; write mdsa.audio_input=tiled",
         )
     if mdsa.refiner.enabled:
         cells = mdsa.refiner.patch * 2 ** (mdsa.refiner.levels - 1)
@@ -245,13 +259,15 @@ def check_geometry(config) -> None:
         uneven = [f"{key}={side}" for key, side in sides.items() if side % cells]
         require(
             not uneven,
-            f"mdsa.refiner halves its images to cells of {cells} pixels (patch x 2^(levels - 1)), which do not divide {', '.join(uneven)}; "
+            f"mdsa.refiner halves its images to cells of {cells} pixels (patch x 2^(levels - 1)), "
+            f"which do not divide {', '.join(uneven)}; "
             "write fewer mdsa.refiner.levels, or mdsa.refiner.enabled=false",
         )
     scales = [scale for scale in mdsa.multi_scale.scales if frames % scale]
     require(
         not scales,
-        f"mdsa.multi_scale.scales={list(mdsa.multi_scale.scales)}: {scales} do not divide clip.num_frames={frames}",
+        f"mdsa.multi_scale.scales={list(mdsa.multi_scale.scales)}: {scales} do not divide "
+        f"clip.num_frames={frames}",
     )
     require(
         frames % mdsa.group_cross.num_groups == 0,
@@ -270,7 +286,8 @@ def check_geometry(config) -> None:
     segment_frames = int(config.data.segment_seconds * clip.fps)
     require(
         segment_frames >= frames,
-        f"data.segment_seconds={config.data.segment_seconds} holds {segment_frames} frames at clip.fps={clip.fps}, less than a clip of {frames}; expected at least {frames / clip.fps:g}",
+        f"data.segment_seconds={config.data.segment_seconds} holds {segment_frames} frames at "
+        f"clip.fps={clip.fps}, less than a clip of {frames}; expected at least {frames / clip.fps:g}",
     )
 
 

@@ -1,8 +1,8 @@
-"""What a configuration costs, in closed form: parameters, FLOPs per clip, memory per worker. Nothing is built.
+"""What a configuration costs, in closed form: parameters, FLOPs per clip, memory per worker.
 
-Not here: measured times (`bench/`). A multiply-add is two FLOPs; only matrix products, convolutions and
-attention are counted (norms, activations, Griffin-Lim and the mux are left out), as torch's FlopCounterMode
-does and most papers do (the DiT family prints multiply-adds: double theirs).
+No network is built. Not here: measured times (`bench/`). A multiply-add counts as two FLOPs. Only matrix
+products, convolutions and attention are counted, as torch's FlopCounterMode and most papers do; norms,
+activations, Griffin-Lim and the mux are left out. The DiT family prints multiply-adds: double its numbers.
 """
 
 from proav.costs.mdsa import discriminators_cost, mdsa_costs, mdsa_kept

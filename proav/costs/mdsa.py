@@ -1,6 +1,7 @@
 """MDSA's parameters, FLOPs and kept values, and those of its discriminators.
 
-T frames, N plane side, C width, D latent channels.
+Not here: ST-DiT (`stdit.py`), the costs of a whole run (`run.py`). Letters: T frames, N plane side, C width,
+D latent channels, M mel bins, S mel columns in a frame.
 """
 
 import math
@@ -22,9 +23,10 @@ from proav.geometry import PLANES, ClipGeometry, LatentGeometry, StreamGeometry,
 
 
 def mdsa_costs(config: Config) -> dict[str, Cost]:
-    """MDSA by part, both streams: {"encode", "encode_lone", "decode"}; encode and decode hold all parameters.
+    """The cost of each part of MDSA, both streams together: {"encode", "encode_lone", "decode"}.
 
-    encode: both modalities, joint; encode_lone: each without the other; decode: both, joint.
+    encode: both modalities together. encode_lone: each modality without the other. decode: both together.
+    encode and decode hold all parameters.
     """
     mdsa, cells, lone, decoders = config.mdsa, _plane_cells(config), Cost(), Cost()
     for modality, stream in stream_geometries(config).items():
@@ -41,7 +43,7 @@ def mdsa_costs(config: Config) -> dict[str, Cost]:
 
 
 def _stream_encoder(config: Config, geometry: StreamGeometry) -> Cost:
-    """Patches, space-time transformer, and the collapse of each of the three axes."""
+    """Patches, space-time transformer, and the collapse of each of the three axes, for one modality."""
     mdsa, frames, side = config.mdsa, geometry.num_frames, geometry.plane_size
     patch_values = geometry.channels * geometry.patch[0] * geometry.patch[1]
     return sum_of(
@@ -53,7 +55,7 @@ def _stream_encoder(config: Config, geometry: StreamGeometry) -> Cost:
 
 
 def _stream_decoder(config: Config, modality: str) -> Cost:
-    """Space-time transformer, patches, refiner."""
+    """Space-time transformer, patches and refiner of one modality."""
     mdsa, geometry = config.mdsa, stream_geometries(config)[modality]
     patch_values = geometry.channels * geometry.patch[0] * geometry.patch[1]
     cells = geometry.num_frames * geometry.plane_size**2
@@ -74,7 +76,7 @@ def _space_time_transformer(config: Config, depth: int) -> Cost:
 
 
 def _collapse(config: Config, length: int, sequences: int) -> Cost:
-    """The token and its positions, then layers over length + 1 tokens, the last for the token alone."""
+    """The token and its positions, then layers over length + 1 tokens; the last computes the token alone."""
     mdsa = config.mdsa
     width, inner, hidden = mdsa.width, mdsa.collapse_heads * (mdsa.width // 8), mdsa.collapse_mlp_width
 
@@ -120,7 +122,7 @@ def _intra_modal(config: Config) -> Cost:
 
 
 def _group_cross(config: Config) -> Cost:
-    """GCM-Attn: both directions on WT and HT; zero where it is switched off."""
+    """GCM-Attn: both directions on WT and HT; zero if it is switched off."""
     mdsa, group = config.mdsa, config.mdsa.group_cross
     if not group.enabled:
         return Cost()
@@ -132,7 +134,7 @@ def _group_cross(config: Config) -> Cost:
 
 
 def _bi_block(config: Config) -> Cost:
-    """Bi-Block CrossAttn: both directions, on HW or on all planes; zero where it is switched off."""
+    """Bi-Block CrossAttn: both directions, on HW or on all planes; zero if it is switched off."""
     mdsa, settings = config.mdsa, config.mdsa.bi_block
     if not settings.enabled:
         return Cost()
@@ -149,10 +151,10 @@ def _bi_block(config: Config) -> Cost:
 
 
 def _linear_path(config: Config, modality: str) -> tuple[Cost, Cost]:
-    """Encoding, which takes all planes but the last off again with the decoder's maps; and decoding.
+    """(encoding, decoding) of one modality on the linear path; zero if it is switched off.
 
-    With switched cells the last is taken off too, and all bases are run both ways, for the choice needs what
-    each makes.
+    Encoding also runs the decoder's maps, to subtract every plane but the last. With switched cells it
+    subtracts the last plane too. All bases then run both ways, because the choice needs the result of each.
     """
     if not config.mdsa.linear_planes.enabled:
         return Cost(), Cost()
@@ -170,10 +172,10 @@ def _linear_path(config: Config, modality: str) -> tuple[Cost, Cost]:
 
 
 def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
-    """The map between lapped images and each plane, one way, in the order in which planes are taken off, and
-    last those of switched cells.
+    """{plane: the map between its lapped images and its cells, one way}, in the order of subtraction.
 
-    D V parameters in a hidden matrix, one gain, and 2 cells D V FLOPs, V the values of a block.
+    Switched cells add a last entry, "switched". A map has D V parameters in a hidden matrix and one gain. It
+    costs 2 cells D V FLOPs. V is the number of values in a block.
     """
     mdsa, images = config.mdsa, _plane_images(config, modality)
     cells, depth, gain = _plane_cells(config), mdsa.channels(modality), Cost(1)
@@ -191,7 +193,7 @@ def _linear_maps(config: Config, modality: str) -> dict[str, Cost]:
 def _lapping(config: Config, modality: str) -> dict[str, int]:
     """FLOPs of the filter across the borders of a clip's blocks, for each plane, one way.
 
-    Along an axis with blocks of P pixels a product with a P x P matrix for all pixels and P more, mirrored.
+    Along an axis with blocks of P pixels, a P x P matrix multiplies all pixels and P mirrored ones.
     """
     if not config.mdsa.linear_planes.overlap:
         return dict.fromkeys(PLANES, 0)
@@ -204,8 +206,9 @@ def _lapping(config: Config, modality: str) -> dict[str, int]:
 
 
 def _plane_images(config: Config, modality: str) -> dict[str, tuple[int, int, int, int, int, int]]:
-    """{plane: the images of a clip, their channels, rows and columns; rows and columns of a block}, in the
-    order in which planes are taken off.
+    """{plane: (images of a clip, their channels, rows, columns, rows of a block, columns of a block)}.
+
+    The planes are in the order of subtraction.
     """
     stream = stream_geometries(config)[modality]
     channels, frames, rows, columns = stream.input_shape
@@ -250,16 +253,17 @@ def _refiner_levels(config: Config, modality: str) -> list[tuple[int, int]]:
 
 
 def mdsa_kept(config: Config) -> Kept:
-    """Both streams, each of these parts:
+    """What MDSA keeps for the backward pass. Each of the two streams has these parts:
 
         a space-time block    3 C wide, 4 C + 12 I + 4 r C narrow values per cell of the volume
                               (I heads x head width, r the MLP's ratio),
-        a collapse layer      2 C wide, 2 C + 4 I' + 2 M narrow (M its MLP's width) per token,
+        a collapse layer      2 C wide, 2 C + 4 I' + 2 M' narrow values per token
+                              (I' its heads x head width, M' its MLP's width),
                               three at a time, each over n + 1 tokens,
         a refiner's block     5 narrow values per place and channel, 3 for sound,
         the linear path       two wide images.
 
-    Fitted like `stdit_kept`; planes, discriminators and LPIPS are left out.
+    The numbers were fitted as in `stdit_kept`. Planes, discriminators and LPIPS are left out.
     """
     mdsa, frames = config.mdsa, config.clip.num_frames
     width, inner, cells = mdsa.width, mdsa.num_heads * mdsa.head_width, frames * mdsa.plane_size**2
@@ -287,7 +291,7 @@ def mdsa_kept(config: Config) -> Kept:
 
 
 def discriminators_cost(config: Config) -> Cost:
-    """All three judges, and what each judges: one frame, all frames, the spectrogram of M x T S."""
+    """All three discriminators: of one frame, of all frames, and of the M x (T S) spectrogram."""
     clip = ClipGeometry.from_config(config)
     frame = (clip.height, clip.width)
     spectrogram = (clip.mel_bins, clip.num_frames * clip.mel_steps)
@@ -297,7 +301,7 @@ def discriminators_cost(config: Config) -> Cost:
 
 
 def _judge(config: Config, channels: int, sides: Sequence[int]) -> Cost:
-    """Convolutions of kernel 4 and stride 2 on the axes of 8 cells or more, 3 and 1 on the others.
+    """One discriminator: kernel 4, stride 2 on axes of 8 cells or more, kernel 3, stride 1 on the others.
 
     Widths double up to 8 times the first.
     """

@@ -1,4 +1,7 @@
-"""What costs are made of: counts of parameters, FLOPs and kept values; linear maps, norms, attention."""
+"""What costs are made of: counts of parameters, FLOPs and kept values; linear maps, norms, attention.
+
+Not here: the networks' costs (`mdsa.py`, `stdit.py`).
+"""
 
 from dataclasses import dataclass
 
@@ -9,9 +12,9 @@ NUM_MODALITIES = len(MODALITIES)
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters of a part, FLOPs of using it on one clip.
+    """Parameters of a part, and FLOPs of using it on one clip.
 
-    Sums are parts side by side; times(n) is n parts with weights of their own.
+    A sum is parts side by side. times(n) is n such parts, each with its own weights.
     """
 
     parameters: int = 0
@@ -31,9 +34,9 @@ class Kept:
     """Values of one clip that autograd keeps for the backward pass."""
 
     wide: int
-    """In fp32, whatever the precision."""
+    """Values in fp32, whatever the precision."""
     narrow: int
-    """In the precision's own bytes."""
+    """Values in the precision's own bytes."""
     layer_inputs: int
     """What recomputation keeps instead, in fp32."""
     largest_layer: tuple[int, int]
@@ -45,12 +48,17 @@ class Kept:
 
 
 def linear_cost(inputs: int, outputs: int, rows: int, *, bias: bool = True) -> Cost:
-    """Parameters inputs * outputs (+ outputs), FLOPs 2 rows inputs outputs."""
+    """Parameters inputs * outputs (+ outputs), FLOPs 2 rows inputs outputs.
+
+    inputs, outputs: features of a vector before and after.
+    rows: vectors of a clip that the layer maps.
+    bias: whether it adds one.
+    """
     return Cost(inputs * outputs + bias * outputs, 2 * rows * inputs * outputs)
 
 
 def hidden_cost(inputs: int, outputs: int, rows: int, *, bias: bool = True) -> Cost:
-    """A linear map of a transformer block: its matrix is hidden."""
+    """A linear map of a transformer block: its matrix is hidden. Parameters as in `linear_cost`."""
     return linear_cost(inputs, outputs, rows, bias=bias) + Cost(hidden=inputs * outputs)
 
 
@@ -63,7 +71,13 @@ def norm_cost(width: int) -> Cost:
 
 
 def attention_cost(width: int, inner: int, queries: int, keys: int, sequences: int = 1) -> Cost:
-    """Maps to queries, keys and values (no bias) and back, and 4 queries keys inner per sequence."""
+    """Maps to queries, keys and values (no bias), the map back, and 4 queries keys inner per sequence.
+
+    width: features of a token.
+    inner: heads x head width.
+    queries, keys: tokens of a sequence that attend, and that are attended to.
+    sequences: number of sequences in a clip.
+    """
     to_queries = hidden_cost(width, inner, queries * sequences, bias=False)
     to_keys_and_values = hidden_cost(width, 2 * inner, keys * sequences, bias=False)
     back = hidden_cost(inner, width, queries * sequences)

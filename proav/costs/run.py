@@ -1,4 +1,7 @@
-"""The bill of a whole run: parameters, FLOPs per clip, memory per worker; what `--dry-run` prints."""
+"""The costs of a whole run: parameters, FLOPs per clip, memory per worker. `--dry-run` prints them.
+
+Not here: the formulas of the networks (`mdsa.py`, `stdit.py`).
+"""
 
 from dataclasses import dataclass, fields
 
@@ -10,16 +13,21 @@ from proav.diffusion.solvers import find_solver
 from proav.geometry import ClipGeometry, LatentGeometry
 
 BACKWARD_FACTOR = 3
-"""Forward passes that a training step counts as: the backward pass is two of them, recomputation adds one."""
+"""Forward passes that a training step costs. The backward pass counts as two; recomputation adds one."""
 JUDGEMENTS = 9
-"""Forward passes that a step with discriminators costs: 3 for MDSA, one of them on the real clip, one on its
-reconstruction with half a backward pass (to the input alone); 6 for the discriminators, forward and backward
-on both."""
+"""Forward passes of the discriminators that a training step with them costs.
+
+MDSA's update takes 3: the real clip, its reconstruction, and half a backward pass (to the input alone). The
+discriminators' update takes 6: forward and backward on both.
+"""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training holds on one worker, by cause; an estimate (see `memory_estimate`)."""
+    """Estimated bytes that training holds on one worker, by cause (see `memory_estimate`).
+
+    moments: of the optimizer. master: ZeRO's own fp32 weights. casts: autocast's copies of weights.
+    """
 
     weights: int
     gradients: int
@@ -37,7 +45,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Costs:
-    """A configuration's bill. Parameters are counts; FLOPs are per clip; memory is bytes per worker."""
+    """The costs of a configuration. Parameters are counts; FLOPs are per clip; memory is bytes per worker."""
 
     config: Config
     num_labels: int
@@ -47,26 +55,26 @@ class Costs:
     mdsa_encode_flops: int
     """Both modalities, joint planes."""
     mdsa_encode_lone_flops: int
-    """Each modality without the other, which `encode` makes beside the joint planes."""
+    """Each modality without the other. `encode` makes these planes beside the joint ones."""
     mdsa_decode_flops: int
     stdit_forward_flops: int
     """One evaluation."""
     sample_evaluations: int
-    """Calls of config.generate's solver, twice with guidance."""
+    """Calls of config.generate's solver, doubled with guidance."""
     sample_flops: int
     """All evaluations and one decoding."""
     mdsa_train_flops: int
-    """Three times encode and decode; LPIPS left out."""
+    """Three times encode and decode, four times with recomputation; without LPIPS."""
     discriminators_train_flops: int
-    """What a clip's step costs on top once the discriminators have entered."""
+    """What a clip's step costs in addition once the discriminators have entered."""
     stdit_train_flops: int
-    """Three times one evaluation."""
+    """Three times one evaluation, four times with recomputation."""
     mdsa_memory: Memory
     stdit_memory: Memory
 
 
 def costs(config: Config, num_labels: int = 0) -> Costs:
-    """The bill of `config`; num_labels: rows of the label table beside the null label."""
+    """The costs of `config`; num_labels: rows of the label table, without the null label."""
     mdsa, stdit, judges = mdsa_costs(config), stdit_cost(config, num_labels), discriminators_cost(config)
     whole_mdsa = mdsa["encode"] + mdsa["decode"]
     generate = config.generate
@@ -99,16 +107,21 @@ def costs(config: Config, num_labels: int = 0) -> Costs:
 
 
 def memory_estimate(cost: Cost, kept: Kept, train: TrainConfig, *, discriminators: int = 0) -> Memory:
-    """Bytes per worker, for P parameters on n workers (the fewest that the settings allow):
+    """Estimated bytes per worker, for P parameters on n workers (the fewest that the settings allow):
 
         weights 4 P (/ n at stage 3), gradients 4 P (/ n from stage 2),
         moments 8 P (4 for hidden matrices with Muon) and ZeRO's own fp32 weights 4 P (/ n from stage 1),
-        EMA 4 P (/ n at stage 3), autocast's copies 2 P (bf16, fp16),
+        EMA 4 P (/ n at stage 3), autocast's copies 2 P (bf16, fp16; / n at stage 3),
         activations of batch_size / accumulation_steps / n clips,
         discriminators, which are not sharded, 16 bytes a parameter.
 
     Weights stay fp32 under autocast. Left out: the framework (0.5 GiB and more), communication buffers,
     LPIPS, loaders, and what the discriminators keep of a clip.
+
+    cost: of the model that is trained.
+    kept: the values of one clip that its backward pass needs.
+    train: the stage's settings: workers, engine, precision, batch.
+    discriminators: their number of parameters; 0 without them.
     """
     workers = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
     stage, parameters = (0 if train.engine == "torch" else train.zero_stage), cost.parameters
@@ -130,7 +143,7 @@ def memory_estimate(cost: Cost, kept: Kept, train: TrainConfig, *, discriminator
 
 
 def format_costs(bill: Costs) -> str:
-    """Lines for people: what `--dry-run` prints."""
+    """The lines that `--dry-run` prints."""
     config = bill.config
     latents, generate = LatentGeometry.from_config(config), config.generate
     guidance = "without guidance" if generate.guidance_scale == 1 else f"guidance {generate.guidance_scale:g}"

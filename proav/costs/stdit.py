@@ -1,4 +1,7 @@
-"""ST-DiT's parameters, FLOPs and kept values. d width, P=6 planes, L tokens of all planes."""
+"""ST-DiT's parameters, FLOPs and kept values.
+
+Not here: the autoencoder (`mdsa.py`). Letters: d width, P=6 planes, L tokens of all planes.
+"""
 
 from collections.abc import Sequence
 
@@ -7,11 +10,15 @@ from proav.costs.parts import NUM_MODALITIES, Cost, Kept, hidden_cost, linear_co
 from proav.geometry import PLANE_NAMES, PLANES_PER_MODALITY, LatentGeometry
 
 TIME_WAVES = 256
-"""Sines and cosines that ST-DiT embeds a time with."""
+"""Number of sines and cosines in ST-DiT's time embedding."""
 
 
 def stdit_cost(config: Config, num_labels: int = 0) -> Cost:
-    """ST-DiT and one evaluation of it: about 32 d^2 FLOPs per token and layer if divided, 24 d^2 if full."""
+    """ST-DiT's parameters, and the FLOPs of one evaluation.
+
+    A token costs about 32 d^2 FLOPs a layer with divided attention, 24 d^2 with full attention. num_labels:
+    rows of the label table, without the null label.
+    """
     depth, width, heads = config.stdit.shape
     geometry = LatentGeometry.from_config(config)
     sides, tokens = geometry.token_sides, geometry.num_tokens
@@ -46,9 +53,12 @@ def stdit_cost(config: Config, num_labels: int = 0) -> Cost:
 
 
 def _self_attention(width: int, num_heads: int, tokens: int, sequences: Sequence[tuple[int, int]]) -> Cost:
-    """Four maps of width^2, two norms of a head's width; 4 length^2 width a sequence for logits and mix.
+    """Four maps of width^2, two norms of a head's width, and 4 length^2 width FLOPs a sequence.
 
-    sequences: (length, how many).
+    width: features of a token.
+    num_heads: attention heads.
+    tokens: tokens of a clip.
+    sequences: (length, how many) of the sequences that attend within themselves.
     """
     norms = Cost(2 * (width // num_heads))
     maps = hidden_cost(width, 3 * width, tokens) + hidden_cost(width, width, tokens)
@@ -58,9 +68,9 @@ def _self_attention(width: int, num_heads: int, tokens: int, sequences: Sequence
 def stdit_kept(config: Config) -> Kept:
     """Per token, layer and width: 8 a + 2 wide and 4 a + 3 + 2 r narrow values.
 
-    a: attentions of a block (2 divided, 1 full), r: the MLP's ratio. The coefficients were fitted to what
-    saved_tensors_hooks saw; the rest (embedding, modulation) is left out, a few percent. Attention across the
-    planes keeps four narrow values at each place of the finest plane, where larger tokens occur repeatedly.
+    a: attentions of a block (2 divided, 1 full). r: the MLP's ratio. The coefficients were fitted to what
+    saved_tensors_hooks saw. Embedding and modulation are left out, a few percent. Attention across the planes
+    repeats larger tokens at each place of the finest plane: every repeat keeps four more narrow values.
     """
     depth, width, _ = config.stdit.shape
     divided = config.stdit.attention == "divided"

@@ -1,7 +1,7 @@
-"""Noise processes, the solvers that follow them back, tasks and conditions: plain PyTorch mathematics over the
-stacked latents, no model and no data.
+"""Noise processes, their solvers, tasks and conditions: plain PyTorch mathematics over the stacked latents.
 
-Two processes with one set of methods: `RectifiedFlow` (default) and `DDPM` (the settings of PVDM);
+Not here: the model (`proav/models/stdit`), data (`proav/data`) and the sampling loop (`proav/generation`).
+The two processes have the same methods: `RectifiedFlow` (default) and `DDPM` (the settings of PVDM).
 `make_process` chooses by the configuration. Follows "ProAV-DiT", Figure 2 (b). Letters: B clips, D channels,
 P=6 planes, N plane side.
 """
@@ -16,10 +16,10 @@ __all__ = ["DDPM", "RectifiedFlow", "make_process"]
 def make_process(config: Config) -> RectifiedFlow | DDPM:
     """The process that config.diffusion describes.
 
-    Both have: draw_times(uniforms), add_noise(clean, noise, times), target(clean, noise), clean_from(noisy,
-    prediction, times), noise_from(noisy, prediction, times), zero_prediction_loss(second_moment); and what
-    solvers need: times_of(steps, shift), shares(time), estimates(state, prediction, time), objective and eta.
-    Times are in [0, 1], 0 clean, 1 noise. They may differ per modality: times_B2, column 0 video, 1 audio.
+    Both have draw_times(uniforms), add_noise(clean, noise, times), target(clean, noise), clean_from(noisy,
+    prediction, times), noise_from(noisy, prediction, times) and zero_prediction_loss(second_moment). Solvers
+    use times_of(steps, shift), shares(time), estimates(state, prediction, time), objective and eta. Times are
+    in [0, 1]: 0 is clean, 1 is noise. They may differ per modality: times_B2, column 0 video, 1 audio.
     """
     settings = config.diffusion
     if settings.objective == "flow":

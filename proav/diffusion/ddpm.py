@@ -1,8 +1,8 @@
-"""DDPM with the noise as target: the settings of PVDM, behind the same methods as the flow.
+"""DDPM with the noise as target: the settings of PVDM, with the same methods as the flow.
 
-Follows DDPM (Ho et al. 2020) and PVDM's schedule; the way back is `solvers.py`. Letters: B clips, D channels,
-P=6 planes, N plane side. No clamp of the estimated clean latents, where PVDM clamps to [-1, 1]: its latents
-are bounded by tanh, ours are normalized to unit variance and bounded nowhere near 1 (our choice).
+Follows DDPM (Ho et al. 2020) and PVDM's schedule. The way back is `solvers.py`. The estimated clean latents
+are not clamped (our choice). PVDM clamps them to [-1, 1], because tanh bounds its latents. Ours have unit
+variance and are bounded nowhere near 1. Letters: B clips, D channels, P=6 planes, N plane side.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,10 @@ from proav.errors import UserError
 
 @dataclass(frozen=True)
 class DDPM:
-    """z_k = sqrt(a_k) z + sqrt(1 - a_k) e,  a_k = prod_{j <= k} (1 - beta_j),  sqrt(beta) evenly spaced,  target e.
+    """z_k = sqrt(a_k) z + sqrt(1 - a_k) e, with target e.
 
-    The discrete steps k = 1 .. num_steps are the times t = k / num_steps; t = 0 is clean, a_0 = 1. Other times are rounded to the nearest.
+    a_k = prod_{j <= k} (1 - beta_j), and sqrt(beta) is evenly spaced. The discrete steps k = 1 .. num_steps
+    are the times t = k / num_steps; t = 0 is clean, a_0 = 1. Other times are rounded to the nearest.
     """
 
     num_steps: int = 1000
@@ -40,7 +41,7 @@ class DDPM:
         return torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
 
     def draw_times(self, uniforms: Tensor) -> Tensor:
-        """Uniform discrete times, t = (floor(u num_steps) + 1) / num_steps; u in (0, 1), any shape."""
+        """Uniform discrete times, t = (floor(u num_steps) + 1) / num_steps, for u in (0, 1) of any shape."""
         return ((uniforms * self.num_steps).floor() + 1).clamp(max=self.num_steps) / self.num_steps
 
     def _shares(self, times_B2: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +73,7 @@ class DDPM:
     def times_of(self, steps: int, shift: float | None = None) -> list[float]:
         """k_i = round(num_steps t_i), t_i = 1 - i / steps shifted by `shift`, as times k / num_steps.
 
-        Raises UserError if the process has too few steps for them.
+        Raises UserError if two of them are the same step of the process.
         """
         ks = [round(self.num_steps * shifted(1 - i / steps, shift or 1.0)) for i in range(steps + 1)]
         if len(set(ks)) < len(ks):
@@ -94,5 +95,8 @@ class DDPM:
         return (state - spread * prediction) / signal, prediction
 
     def zero_prediction_loss(self, second_moment: float = 1.0) -> float:
-        """E |e|^2 = 1 per value: the loss of a model that predicts zero, whatever the latents are; the loss at initialization."""
+        """The loss of a model that predicts zero, as at initialization: E |e|^2 = 1 per value.
+
+        It does not depend on the latents.
+        """
         return 1.0

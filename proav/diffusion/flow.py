@@ -1,8 +1,8 @@
 """Rectified flow: straight lines from data to noise, with their velocity as target.
 
 Follows rectified flow (Liu et al. 2022) with the logit-normal times of Stable Diffusion 3 (Esser et al.
-2024); the paper does not print its objective. Letters: B clips, D channels, P=6 planes, N plane side. Sign
-convention: v = dz_t / dt = noise - clean. The way back is `solvers.py`.
+2024). The paper does not print its objective. The way back is `solvers.py`. Sign convention:
+v = dz_t / dt = noise - clean. Letters: B clips, D channels, P=6 planes, N plane side.
 """
 
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ class RectifiedFlow:
 
     time_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     shift: float = 1.0
-    """Times of training and sampling are moved toward noise (`times.py`); 1 leaves them."""
+    """Moves the times of training and sampling toward noise (`times.py`); 1 leaves them."""
 
     objective: ClassVar[str] = "flow"
     eta: ClassVar[float] = 0.0
-    """The flow's way back has no fresh noise."""
+    """The flow's way back adds no fresh noise."""
 
     def draw_times(self, uniforms: Tensor) -> Tensor:
-        """Training times by the inverse distribution function: t = sigmoid(Phi^-1(u)) (logit-normal(0, 1)) or
-        t = u, shifted.
+        """Training times by the inverse distribution function, then shifted.
 
-        uniforms in (0, 1), any shape.
+        t = sigmoid(Phi^-1(u)) for logit-normal(0, 1) times, t = u for uniform ones. uniforms: u in (0, 1), of
+        any shape.
         """
         normal = self.time_sampling == "logit_normal"
         return shifted(torch.special.ndtri(uniforms).sigmoid() if normal else uniforms.clone(), self.shift)
@@ -54,7 +54,7 @@ class RectifiedFlow:
         return noisy_BDPNN + (1 - spread_to_planes(times_B2).to(noisy_BDPNN.dtype)) * prediction_BDPNN
 
     def times_of(self, steps: int, shift: float | None = None) -> list[float]:
-        """t_i = 1 - i / steps, i = 0 .. steps, shifted as in training, or by `shift`."""
+        """t_i = 1 - i / steps, i = 0 .. steps, shifted by `shift`; None: as in training."""
         return [shifted(1 - i / steps, self.shift if shift is None else shift) for i in range(steps + 1)]
 
     def shares(self, time: float) -> tuple[float, float]:
@@ -66,7 +66,8 @@ class RectifiedFlow:
         return state - time * prediction, state + (1 - time) * prediction
 
     def zero_prediction_loss(self, second_moment: float = 1.0) -> float:
-        """E |e - z|^2 = 1 + E[z^2] per value: the loss of a model that predicts zero, 2 for normalized
-        latents; the loss at initialization.
+        """The loss of a model that predicts zero, as at initialization: E |e - z|^2 = 1 + E[z^2] per value.
+
+        It is 2 for normalized latents.
         """
         return 1.0 + second_moment

@@ -16,10 +16,9 @@ def spread_to_planes(values_B2: Tensor) -> Tensor:
 
 
 def mix_given(joint_BDPNN: Tensor, lone_BDPNN: Tensor, given_B2: Tensor) -> Tensor:
-    """The clean stack of a task: a given modality enters as its lone planes, the others are the jointly
-    encoded targets.
+    """The clean stack of a task: lone planes for a given modality, jointly encoded planes for the others.
 
-    Joint planes carry a trace of the other modality, and a generator must not read the answer from what it is
+    Joint planes carry a trace of the other modality. A generator must not read the answer from what it is
     given.
     """
     return torch.where(spread_to_planes(given_B2), lone_BDPNN, joint_BDPNN)
@@ -28,11 +27,13 @@ def mix_given(joint_BDPNN: Tensor, lone_BDPNN: Tensor, given_B2: Tensor) -> Tens
 def denoising_loss(
     prediction_BDPNN: Tensor, target_BDPNN: Tensor, given_B2: Tensor, own_DP: Tensor | None = None
 ) -> Tensor:
-    """loss_b = mean of (prediction - target)^2 over the values of clip b that are to be made; [B], float32 at
-    least.
+    """Mean of (prediction - target)^2 over the values of a clip that are to be made; [B], float32 or wider.
 
-    Per clip, so that the mean over a batch does not depend on how the batch is split over workers. given_B2:
-    bool, at most one True a row. own_DP: bool, the channels that each plane really has; None: all.
+    The loss is per clip, so that its mean over a batch does not depend on how workers split the batch.
+
+    prediction_BDPNN, target_BDPNN: the model's output and what it should be.
+    given_B2: bool, at most one True a row.
+    own_DP: bool, the channels that each plane really has; None: all.
     """
     error_BP, count_P = plane_errors(prediction_BDPNN, target_BDPNN, own_DP)
     made_BP = spread_to_planes(~given_B2)[:, 0, :, 0, 0].to(error_BP) * count_P
@@ -42,8 +43,9 @@ def denoising_loss(
 def plane_errors(
     prediction_BDPNN: Tensor, target_BDPNN: Tensor, own_DP: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(mean squared error of each plane [B, 6], number of values of each plane [6]), over the channels that a
-    plane really has.
+    """(mean squared error of each plane [B, 6], number of values of each plane [6]).
+
+    Only the channels that a plane really has are counted (own_DP, bool; None: all).
     """
     wide = torch.promote_types(prediction_BDPNN.dtype, torch.float32)
     error_BDP = (prediction_BDPNN.to(wide) - target_BDPNN.to(wide)).square().mean(dim=(3, 4))

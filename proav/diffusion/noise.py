@@ -1,7 +1,8 @@
-"""Randomness as a function of (purpose, seed, index): the same on every device, in every batch, on every rank.
+"""Randomness as a function of (purpose, seed, index): equal on every device, in every batch, on every rank.
 
-Not here: what the numbers are used for. The index is a sample's number when generating and a clip's position in the training order
-when training; the purpose keeps draws apart that share both. Batch order and time never enter (our choice).
+Not here: what the numbers are used for. In generation the index is a sample's number; in training it is a
+clip's position in the training order. The purpose keeps draws apart that have the same seed and index. The
+order of a batch and the clock never matter (our choice).
 """
 
 import hashlib
@@ -16,15 +17,21 @@ _MANTISSA_BITS = 53
 
 
 def _digest(purpose: str, seed: int, index: int, num_bytes: int) -> bytes:
-    """BLAKE2b of "purpose:seed:index". Different triples give different texts, since numbers hold no colon."""
+    """num_bytes of BLAKE2b of "purpose:seed:index". Different triples differ: numbers hold no colon."""
     return hashlib.blake2b(f"{purpose}:{int(seed)}:{int(index)}".encode(), digest_size=num_bytes).digest()
 
 
 def noise_for(seed: int, index: int, shape: Sequence[int], *, purpose: str = "sample") -> Tensor:
-    """e ~ N(0, 1) of this shape, float32 on the CPU, a function of (purpose, seed, index) and the shape alone.
+    """e ~ N(0, 1) of this shape, float32 on the CPU: a function of (purpose, seed, index) and shape alone.
 
-    The Philox generator is keyed with 128 bits of the hash, so that two of n draws are equal with probability n^2 / 2^129: never.
-    (torch's CPU generator keeps 32 bits of its seed: among 100,000 samples one pair would be expected to be equal.)
+    The Philox generator is keyed with 128 bits of the hash, so that two of n draws are equal with probability
+    n^2 / 2^129: never. (torch's CPU generator keeps 32 bits of its seed: among 100,000 samples one pair would
+    be expected to be equal.)
+
+    seed: of the run or the request.
+    index: of the sample, or the clip's position in training.
+    shape: of the result.
+    purpose: what the noise is for; other purposes give other noise.
     """
     key = int.from_bytes(_digest(purpose, seed, index, 16), "little")
     values = np.random.Generator(np.random.Philox(key=key)).standard_normal(tuple(shape), dtype=np.float32)
@@ -39,10 +46,13 @@ def noise_batch(
 
 
 def uniforms_for(seed: int, index: int, count: int, *, purpose: str) -> Tensor:
-    """u in (0, 1), [count] float64, the hash itself read as 53-bit fractions plus half a unit; count of at most 8."""
+    """u in (0, 1), [count] float64, with a count of at most 8: the hash read as 53-bit fractions.
+
+    seed, index, purpose: as in `noise_for`.
+    """
     assert count * _WORD_BITS <= 512, "BLAKE2b gives 512 bits"
     words = np.frombuffer(_digest(purpose, seed, index, 64), dtype="<u8")[:count] >> np.uint64(
         _WORD_BITS - _MANTISSA_BITS
     )
-    # Half a unit keeps 0 out; the largest fraction rounds to 1 - 2^-53, which keeps 1 out.
+    # Half a unit keeps 0 out. The largest fraction would round to 1; the minimum keeps it at 1 - 2^-53.
     return torch.from_numpy(np.minimum((words + 0.5) * 2.0**-_MANTISSA_BITS, 1 - 2.0**-_MANTISSA_BITS))

@@ -1,11 +1,14 @@
-"""Solvers: from noise to clean planes along the times of a process, in as few calls of the model as may be.
+"""Solvers: from noise to clean planes along the times of a process, in few calls of the model.
 
-A solver is a generator: it yields a state and its time, is sent the model's prediction there, and returns the
-clean state. It may ask as often as it likes, and what it remembers between two calls are its own variables.
-So samples with unlike solvers, times and numbers of steps can share each call of a model
-(`proav/generation/denoise.py`). A new solver is a function here, a row of SOLVERS, and a test.
-Not here: processes (`flow.py`, `ddpm.py`), guidance and given modalities, which only change predictions and
-states. t times in [0, 1] from noise to clean, a and s the shares of clean and noise in z_t = a z + s e.
+A solver is a generator. It yields a state and its time, is sent the model's prediction there, and returns
+the clean state. It may ask as often as it likes, and it remembers in its own variables. So samples with
+different solvers, times and numbers of steps can share each call of a model
+(`proav/generation/denoise.py`). To add a solver, add a function here, a row of SOLVERS, and a test.
+All solvers have the same parameters. process: the noise process; noise: the state at the first time; times:
+from noise to clean; fresh: noise for a step, if the solver adds any.
+Not here: processes (`flow.py`, `ddpm.py`), and guidance and given modalities, which only change predictions
+and states. Letters: t times in [0, 1], 0 clean and 1 noise; a and s the shares of clean and noise in
+z_t = a z + s e.
 """
 
 import math
@@ -19,7 +22,7 @@ from torch import Tensor
 from proav.errors import UserError
 
 Solution = Generator[tuple[Tensor, float], Tensor, Tensor]
-"""Yields (state, time), is sent predictions, returns the clean state."""
+"""Yields (state, time), is sent predictions, and returns the clean state."""
 
 
 class Process(Protocol):
@@ -27,21 +30,21 @@ class Process(Protocol):
 
     objective: str
     eta: float
-    """Share of fresh noise in DDIM's steps."""
+    """Share of fresh noise in DDIM's steps, 0 to 1."""
 
     def shares(self, time: float) -> tuple[float, float]:
-        """(a, s) at a time."""
+        """(a, s) at this time."""
 
     def estimates(self, state: Tensor, prediction: Tensor, time: float) -> tuple[Tensor, Tensor]:
-        """(clean, noise) that a prediction at a time stands for."""
+        """(clean, noise): the clean planes and the noise that a prediction at this time implies."""
 
 
 FreshNoise = Callable[[int], Tensor]
-"""N(0, 1) for a step's number, in the shape of the state."""
+"""N(0, 1) in the shape of the state, for the number of a step."""
 
 
 def euler(process: Process, noise: Tensor, times: Sequence[float], fresh: FreshNoise) -> Solution:
-    """z_u = z_t + (u - t) v, v the predicted velocity: first order, one call a step. For flows."""
+    """z_u = z_t + (u - t) v, with v the predicted velocity: first order, one call a step. For flows."""
     state = noise
     for time, next_time in pairwise(times):
         velocity = yield state, time
@@ -50,8 +53,11 @@ def euler(process: Process, noise: Tensor, times: Sequence[float], fresh: FreshN
 
 
 def heun(process: Process, noise: Tensor, times: Sequence[float], fresh: FreshNoise) -> Solution:
-    """z_u = z_t + (u - t) (v_t + v_u) / 2, v_u the velocity where Euler's step ends: second order, two calls
-    a step, one in the last, which ends at u = 0 (Karras et al., 2022, Algorithm 1). For flows."""
+    """z_u = z_t + (u - t) (v_t + v_u) / 2, with v_u the velocity where Euler's step ends. For flows.
+
+    Second order, two calls a step; the last step, which ends at u = 0, has one (Karras et al., 2022,
+    Algorithm 1).
+    """
     state = noise
     for time, next_time in pairwise(times):
         velocity = yield state, time
@@ -64,9 +70,11 @@ def heun(process: Process, noise: Tensor, times: Sequence[float], fresh: FreshNo
 
 
 def ddim(process: Process, noise: Tensor, times: Sequence[float], fresh: FreshNoise) -> Solution:
-    """z_u = a_u z + sqrt(s_u^2 - q^2) e + q n,   q = eta s_u sqrt(1 - (a_t s_u / (a_u s_t))^2):
-    first order, one call a step; z and e are estimated from the prediction, n is fresh noise (Song et al.,
-    2021, Equation 12, in the shares of any process). For a flow with eta = 0 this is Euler's step."""
+    """z_u = a_u z + sqrt(s_u^2 - q^2) e + q n,   q = eta s_u sqrt(1 - (a_t s_u / (a_u s_t))^2).
+
+    First order, one call a step. z and e are estimated from the prediction, n is fresh noise (Song et al.,
+    2021, Equation 12, in the shares of any process). For a flow with eta = 0 this is Euler's step.
+    """
     state = noise
     for step, (time, next_time) in enumerate(pairwise(times)):
         prediction = yield state, time
@@ -80,11 +88,11 @@ def ddim(process: Process, noise: Tensor, times: Sequence[float], fresh: FreshNo
 
 
 def dpmpp_2m(process: Process, noise: Tensor, times: Sequence[float], fresh: FreshNoise) -> Solution:
-    """z_u = (s_u / s_t) z_t + (a_u - a_t s_u / s_t) d,   d = clean_t + (clean_t - clean_before) / (2 r):
-    second order, one call a step (Lu et al., 2022, DPM-Solver++(2M)).
+    """z_u = (s_u / s_t) z_t + (a_u - a_t s_u / s_t) d,   d = clean_t + (clean_t - clean_before) / (2 r).
 
-    r = (l_t - l_before) / (l_u - l_t) with l = log(a / s). Where l is infinite, r is too, or the step ends
-    clean: the first steps and the last are of first order.
+    Second order, one call a step (Lu et al., 2022, DPM-Solver++(2M)). r = (l_t - l_before) / (l_u - l_t) with
+    l = log(a / s). A step is of first order, d = clean_t, if no step came before it or if l is infinite at
+    one of the three times. The first steps and the last are such steps.
     """
     state, before = noise, None
     for time, next_time in pairwise(times):
@@ -109,13 +117,13 @@ def _log_step(a_t: float, s_t: float, a_u: float, s_u: float) -> float:
 
 @dataclass(frozen=True)
 class Solver:
-    """A row of SOLVERS."""
+    """A row of SOLVERS: the function, the processes that it can follow, and how often it calls the model."""
 
     solve: Callable[[Process, Tensor, Sequence[float], FreshNoise], Solution]
     objectives: tuple[str, ...]
-    """Of the processes that it can follow."""
+    """Objectives of the processes that it can follow."""
     num_calls: Callable[[int], int] = lambda steps: steps
-    """Calls of the model in so many steps."""
+    """Calls of the model, as a function of the number of steps."""
 
 
 SOLVERS = {
@@ -125,11 +133,14 @@ SOLVERS = {
     "ddim": Solver(ddim, ("flow", "ddpm")),
 }
 DEFAULTS = {"flow": "euler", "ddpm": "ddim"}
-"""The solver of each process, if none is named."""
+"""The solver of each process if none is named."""
 
 
 def find_solver(name: str | None, objective: str) -> Solver:
-    """The solver of a name, or of a process without one. Raises UserError with those that can be had."""
+    """The solver of this name; None: the default of the process.
+
+    Raises UserError, which lists the solvers that fit, if it is unknown or does not follow the process.
+    """
     name = name or DEFAULTS[objective]
     fitting = [known for known, solver in SOLVERS.items() if objective in solver.objectives]
     if name not in fitting:

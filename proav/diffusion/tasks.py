@@ -1,7 +1,8 @@
-"""The tasks as rows of a table: which modality is given, and whose times are drawn how.
+"""The tasks as rows of a table: which modality is given, and how times are drawn.
 
-Not here: the loop of sampling (`proav/generation/denoise.py`) and the encoding of what is given. The tasks are
-our choice; the paper evaluates joint generation. Letters: B clips.
+Not here: the sampling loop (`proav/generation/denoise.py`) and the encoding of given streams
+(`proav/generation/pipeline.py`). The tasks are our choice; the paper evaluates joint generation. Letters: B
+clips.
 """
 
 from collections.abc import Sequence
@@ -21,9 +22,10 @@ from proav.geometry import MODALITIES
 class Task:
     """One row.
 
-    given: the modality that enters clean, as its lone planes at time 0, and carries no loss ("video", "audio" or None).
-    own_times: each modality draws a time of its own; otherwise all that is noised shares one.
-    can_sample: whether clips are made by it (a task may exist for training only).
+    given: the modality that is given: "video", "audio" or None. It enters clean, as its lone planes at time
+    0, and carries no loss.
+    own_times: each modality draws a time of its own; otherwise all noisy planes share one.
+    can_sample: whether clips can be made with it; if not, the task is for training only.
     """
 
     given: str | None = None
@@ -43,7 +45,10 @@ TASKS = {
 class TaskDraw:
     """What the clips of a training batch are trained for.
 
-    names [B]; given_B2 bool; times_B2 float32 in [0, 1], 0 where given; drop_label_B bool: train this clip with the null label.
+    names: of the tasks, [B].
+    given_B2: bool.
+    times_B2: float32 in [0, 1], 0 for a given modality.
+    drop_label_B: bool; True: train this clip with the null label.
     """
 
     names: tuple[str, ...]
@@ -58,19 +63,21 @@ def given_row(name: str) -> list[bool]:
 
 
 def sampling_task(name: str) -> Task:
-    """The row of a task that makes clips. Raises UserError for any other name, with those that can be had."""
+    """The row of a task that makes clips. Raises UserError for any other name, and lists those that can."""
     available = [known for known, task in TASKS.items() if task.can_sample]
     if name not in available:
         raise UserError(
-            f"generate.task={name} is not available; expected one of {', '.join(available)}, such as generate.task={available[0]}"
+            f"generate.task={name} is not available; expected one of {', '.join(available)}, "
+            f"such as generate.task={available[0]}"
         )
     return TASKS[name]
 
 
 def draw_tasks(seed: int, positions: Sequence[int] | Tensor, config: Config) -> TaskDraw:
-    """Task, times and label dropout of each clip: a function of (seed, position of the clip in the training order) alone.
+    """Task, times and label dropout of each clip, as a function of (seed, position) alone.
 
-    The task follows config.diffusion.task_weights, the times config.diffusion's process, the dropout config.stdit.label_dropout.
+    positions: of the clips in the training order. The task follows config.diffusion.task_weights, the times
+    config.diffusion's process, the dropout config.stdit.label_dropout.
     """
     positions = [int(position) for position in positions]
     weights = {name: config.diffusion.task_weights.get(name, 0.0) for name in TASKS}

@@ -8,6 +8,8 @@ Time = TypeVar("Time", float, Tensor)
 
 
 def shifted(time: Time, shift: float) -> Time:
-    """t' = s t / (1 + (s - 1) t): noise counts s times as much against the signal (Esser et al., 2024); 1
-    leaves times as they are."""
+    """t' = s t / (1 + (s - 1) t): noise weighs s times as much against the signal (Esser et al., 2024).
+
+    A shift of 1 leaves times as they are.
+    """
     return shift * time / (1 + (shift - 1) * time) if shift != 1 else time

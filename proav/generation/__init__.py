@@ -1,1 +1,4 @@
-"""Sampling: from a trained model to clips, one call or many thousands of files. All that a new sampler touches is here and in `proav/diffusion`."""
+"""Sampling: from a trained model to clips, for one call or for many thousands of files.
+
+A new sampler changes only this folder and `proav/diffusion`.
+"""

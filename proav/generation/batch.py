@@ -1,7 +1,8 @@
 """Offline generation: many samples of one checkpoint to mp4 files, with Ray Data.
 
-A sample is named by its index and is a function of (checkpoint, seed, index, settings): a run that was stopped goes on with what is
-missing, and one that is finished changes nothing.
+Not here: how a batch is sampled (`pipeline.py`). A sample has an index for a name, and is a function of
+(checkpoint, seed, index, settings). So a run that was stopped makes only the missing samples when it is
+started again, and a finished run changes nothing.
 """
 
 import json
@@ -18,7 +19,10 @@ from proav.runs.progress import Progress
 from proav.text import find_label
 
 MANIFEST_SECONDS = 10.0
-"""The manifest, which is written whole, is renewed this often while samples are made; what a killed run leaves out of it is made again."""
+"""While samples are made, the whole manifest is written this often.
+
+If a run is killed, the samples that its manifest lacks are made again.
+"""
 
 
 def sample_path(folder: str, index: int) -> str:
@@ -27,10 +31,12 @@ def sample_path(folder: str, index: int) -> str:
 
 
 def generate(config: Config) -> list[dict]:
-    """Makes samples 0 .. generate.num_samples - 1 of the run's newest ST-DiT checkpoint (or generate.checkpoint); returns the manifest's rows.
+    """Makes samples 0 .. generate.num_samples - 1 and returns the manifest's rows.
 
-    Samples of other settings or another checkpoint under the same indices are replaced, and it says so; those of higher indices stay, with
-    their rows. Raises UserError for a task that needs a given stream, and for an unknown label.
+    The checkpoint is generate.checkpoint, or else the run's newest ST-DiT checkpoint. Samples with these
+    indices but of other settings or another checkpoint are replaced, and a line is printed that says so.
+    Samples with higher indices stay, with their rows. Raises UserError for a task that needs a given stream,
+    and for an unknown label.
     """
     import ray
 
@@ -38,7 +44,8 @@ def generate(config: Config) -> list[dict]:
 
     if config.generate.task != "joint":
         raise UserError(
-            f"generate.task={config.generate.task}: generate.py makes joint samples; a2v and v2a take a given file: SoundingVideoPipeline(task=...)"
+            f"generate.task={config.generate.task}: generate.py makes joint samples; a2v and v2a take a "
+            "given file: SoundingVideoPipeline(task=...)"
         )
     run = RunFolder(config)
     folder = run.samples
@@ -94,12 +101,16 @@ def generate(config: Config) -> list[dict]:
 
 
 def wanted_rows(config: Config, checkpoint) -> list[dict]:
-    """The manifest's rows that this configuration asks for, in index order. Labels take turns where none is named."""
+    """The manifest's rows that this configuration asks for, in index order.
+
+    If no label is named, the checkpoint's labels take turns.
+    """
     settings, sampling = config.generate, SamplingSettings.from_config(config)
     place = None if settings.label is None else find_label(settings.label, checkpoint.labels)
     if settings.label is not None and place is None:
         raise UserError(
-            f"generate.label={settings.label!r} is unknown to the checkpoint; expected one of: {', '.join(checkpoint.labels) or 'none'}"
+            f"generate.label={settings.label!r} is unknown to the checkpoint; "
+            f"expected one of: {', '.join(checkpoint.labels) or 'none'}"
         )
     labels = [checkpoint.labels[place]] if place is not None else list(checkpoint.labels) or [None]
     return [
@@ -117,7 +128,7 @@ def wanted_rows(config: Config, checkpoint) -> list[dict]:
 
 
 def read_samples(folder: str) -> list[dict]:
-    """The rows of samples/manifest.jsonl; none where there is no such file."""
+    """The rows of samples/manifest.jsonl; an empty list if there is no such file."""
     path = storage.join(folder, "manifest.jsonl")
     return [json.loads(line) for line in storage.read_text(path).splitlines()] if storage.exists(path) else []
 
@@ -130,7 +141,13 @@ def write_samples(folder: str, rows: dict[int, dict]) -> None:
 
 
 class BatchSampler:
-    """A batch of manifest rows -> mp4 files; a Ray Data actor, or called by hand in a test."""
+    """From a batch of manifest rows to mp4 files: a Ray Data actor, or called directly in a test.
+
+    checkpoint_path: of an ST-DiT checkpoint.
+    folder: where the mp4 files go.
+    settings: how samples are made, the same for all rows.
+    device: "cpu" or a GPU's name.
+    """
 
     def __init__(
         self, checkpoint_path: str, folder: str, settings: SamplingSettings, device: str = "cpu"
@@ -139,7 +156,7 @@ class BatchSampler:
         self.folder, self.settings = folder, settings
 
     def __call__(self, task: dict) -> dict:
-        """Returns the rows that are done; `error` tells a user's mistake, which Ray would wrap beyond recognition."""
+        """The rows that are done. `error` tells a user's mistake, which Ray would wrap beyond recognition."""
         rows = json.loads(task["rows"])
         requests = [
             SampleRequest(row["seed"], row["index"], row["label"], settings=self.settings) for row in rows
@@ -153,7 +170,7 @@ class BatchSampler:
 
 
 def _same(found: dict | None, wanted: dict) -> bool:
-    """Rows of earlier versions lack settings that were then as they are now by default."""
+    """Whether a sample is the wanted one. Settings that rows of earlier versions lack had the defaults."""
     if found is None:
         return False
     found = SamplingSettings().to_dict() | found

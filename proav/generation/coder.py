@@ -1,7 +1,7 @@
-"""Between clips and the generator's latents: MDSA, the mel transform and the latent statistics as one thing.
+"""Between clips and the generator's latents: MDSA, the mel transform and the latent statistics in one object.
 
-Letters: B clips, T frames, H W rows and columns, M mel bins, S mel columns in a frame, D channels, P=6 planes,
-N plane side.
+Not here: the network (`proav/models/mdsa`), the mel transform (`proav/media/melframes.py`). Letters: B clips,
+T frames, H W rows and columns, M mel bins, S mel columns in a frame, D channels, P=6 planes, N plane side.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class LatentScale:
         self.mean_DP11, self.std_DP11 = columns
 
     def to(self, device: torch.device) -> "LatentScale":
-        """Moves it, and returns it."""
+        """Moves the statistics to a device, and returns itself."""
         self.mean_DP11, self.std_DP11 = self.mean_DP11.to(device), self.std_DP11.to(device)
         return self
 
@@ -41,7 +41,7 @@ class LatentScale:
 
 
 class LatentCoder:
-    """Clips to normalized latent stacks and back: MDSA, the mel transform and the latent statistics as one thing."""
+    """Clips to normalized latent stacks and back."""
 
     def __init__(
         self,
@@ -51,7 +51,10 @@ class LatentCoder:
         latent_mean: Sequence[Sequence[float]] | None = None,
         latent_std: Sequence[Sequence[float]] | None = None,
     ) -> None:
-        """latent_mean, latent_std: [6 planes][D channels], as a checkpoint holds them; None leaves latents as they are."""
+        """latent_mean, latent_std: [6 planes][D channels], as a checkpoint holds them.
+
+        None: latents stay as they are. config: of the checkpoint. mdsa: the autoencoder, on its device.
+        """
         self.config, self.mdsa = config, mdsa
         self.geometry, self.latents = ClipGeometry.from_config(config), LatentGeometry.from_config(config)
         self.mel_frames = MelFrames(config)
@@ -59,7 +62,7 @@ class LatentCoder:
         self.scale = None if latent_mean is None else LatentScale(latent_mean, latent_std).to(self.device)
 
     def normalize(self, stack_BDPNN: Tensor) -> Tensor:
-        """What the generator sees."""
+        """The stack as the generator sees it."""
         return stack_BDPNN if self.scale is None else self.scale.normalize(stack_BDPNN)
 
     def denormalize(self, stack_BDPNN: Tensor) -> Tensor:
@@ -67,19 +70,19 @@ class LatentCoder:
         return stack_BDPNN if self.scale is None else self.scale.denormalize(stack_BDPNN)
 
     def encode(self, video_BTHWC: Tensor, mel_BTMS: Tensor, *, lone: bool = False) -> Tensor:
-        """uint8 pictures and mel images in [-1, 1] to MDSA's planes, stacked, not normalized: [B, D, 6, N, N].
+        """uint8 pictures and mel images in [-1, 1] to MDSA's stacked planes [B, D, 6, N, N], not normalized.
 
-        `lone` encodes each modality without the other; a given stream always enters the generator so.
+        `lone` encodes each modality without the other. A given stream always enters the generator so.
         """
         video_BCTHW = pixels_to_unit(video_BTHWC.to(self.device))
         encode = self.mdsa.encode_lone if lone else self.mdsa.encode
         return stack_planes(encode(video_BCTHW, mel_BTMS.to(self.device)), self.latents.plane_size)
 
     def decode(self, stack_BDPNN: Tensor, *, lone: bool = False) -> tuple[Tensor, Tensor]:
-        """Planes, stacked, not normalized, to uint8 pictures [B, T, H, W, 3] and mel images [B, T, M, S] in
-        [-1, 1].
+        """Stacked planes, not normalized, to uint8 pictures [B, T, H, W, 3] and mel images [B, T, M, S].
 
-        `lone` decodes each modality without the other, as MDSA is trained to do with planes that were encoded so.
+        Mel images are in [-1, 1]. `lone` decodes each modality without the other. MDSA is trained to do this
+        with planes that were encoded so.
         """
         flow = CrossFlow.off(len(stack_BDPNN)) if lone else CrossFlow()
         planes = unstack_planes(stack_BDPNN, self.geometry.num_frames, self.latents.channels)
@@ -87,7 +90,7 @@ class LatentCoder:
         return unit_to_pixels(video_BCTHW), mel_BTMS
 
     def to_clips(self, video_BTHWC: Tensor, mel_BTMS: Tensor, *, seeds: Sequence[int]) -> list[Clip]:
-        """Pictures and mel images as clips with sound; the phase of each sound follows from its seed."""
+        """Pictures and mel images as clips with sound. The phase of each sound follows from its seed."""
         audio_BL = self.mel_frames.decode(mel_BTMS.float(), seeds).cpu().numpy()
         pictures = video_BTHWC.cpu().numpy()
         return [
@@ -97,8 +100,10 @@ class LatentCoder:
 
 
 def load_coder(checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> LatentCoder:
-    """The autoencoder of an MDSA or a ST-DiT checkpoint (its moving average), with the latent statistics if it
-    carries them."""
+    """The autoencoder of an MDSA or ST-DiT checkpoint: its moving average, with the latent statistics.
+
+    If the checkpoint has no statistics, the coder does not normalize.
+    """
     mdsa = MDSA(checkpoint.config)
     mdsa.load_state_dict(checkpoint.weights("mdsa" if checkpoint.kind == "stdit" else "ema"))
     statistics = {"latent_mean": checkpoint.latent_mean, "latent_std": checkpoint.latent_std}

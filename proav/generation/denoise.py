@@ -1,8 +1,8 @@
-"""From noise to normalized latents: solvers, guidance, a given modality held fixed; unlike samples share calls.
+"""From noise to normalized latents: solvers, guidance, and a given modality that is held fixed.
 
-Not here: the solvers' formulas (`proav/diffusion/solvers.py`), decoding to clips (`pipeline.py`). Follows
-"ProAV-DiT", Figure 2 (b), and classifier-free guidance (Ho and Salimans 2022). Letters: B clips, D channels,
-P=6 planes, N plane side.
+Samples with different settings share the calls of the model. Not here: the solvers' formulas
+(`proav/diffusion/solvers.py`), decoding to clips (`pipeline.py`). Follows "ProAV-DiT", Figure 2 (b), and
+classifier-free guidance (Ho and Salimans 2022). Letters: B clips, D channels, P=6 planes, N plane side.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,18 +22,18 @@ from proav.generation.sampling_settings import SamplingSettings
 
 @dataclass(frozen=True)
 class Group:
-    """Samples that begin together and have their settings in common, but for guidance."""
+    """Samples that start together and have the same settings, except for guidance."""
 
     settings: SamplingSettings
     noise_BDPNN: Tensor
-    """The start, from `noise_batch`, on the model's device; its dtype is the state's."""
+    """The start, from `noise_batch`, on the model's device. Its dtype is the state's."""
     conditions: Conditions
     guidance_B3: Tensor | None = None
-    """Scale and interval of each sample; None: those of the settings."""
+    """Scale and interval of guidance for each sample; None: those of the settings."""
     given_BDPNN: Tensor | None = None
-    """For tasks with a given modality: its planes, lone and normalized; the other planes are not read."""
+    """For tasks with a given modality: its lone planes, normalized. The other planes are not read."""
     identities: Sequence[tuple[int, int]] | None = None
-    """(seed, sample index) of each: wanted where steps have fresh noise, which is a function of them."""
+    """(seed, sample index) of each. Needed if steps have fresh noise, which is a function of them."""
 
 
 @torch.no_grad()
@@ -45,11 +45,14 @@ def denoise(
 ) -> list[Tensor]:
     """Normalized latents [B, D, 6, N, N] of each group, in order.
 
-    Every clip is what it would be alone, up to the matrix kernels' rounding. A call of the model serves all
-    groups that are not done.
+    Each clip is what it would be alone, up to the rounding of the matrix kernels. One call of the model
+    serves all groups that are not done.
 
-    model: as STDiT, with `null_label`. on_call(done, total): told after each call; total is that of the group
-    which needs most. Raises UserError for a solver or a number of steps that the process does not have.
+    model: an STDiT, or any model with its `null_label`.
+    process: the noise process that the model was trained with.
+    groups: samples to make; at least one group.
+    on_call: told (done, total) after each call; total is the largest group's number of calls.
+    Raises UserError for a solver or a number of steps that the process does not have.
     """
     tracks = [_Track(process, group) for group in groups]
     total = max(group.settings.num_calls(process.objective) for group in groups)
@@ -65,7 +68,7 @@ def denoise(
 
 
 class _Track:
-    """A group on its way: what its solver asks next, until it has a result."""
+    """A group on its way: the state that its solver asks about, until there is a result."""
 
     def __init__(self, process: RectifiedFlow | DDPM, group: Group) -> None:
         self.group, settings = group, group.settings
@@ -85,7 +88,7 @@ class _Track:
         self.state = self._hold(self.state)
 
     def advance(self, prediction: Tensor) -> None:
-        """Tells the solver what it asked for."""
+        """Tells the solver the prediction that it asked for."""
         try:
             state, self.time = self._solution.send(prediction)
             self.state = self._hold(state)
@@ -99,7 +102,7 @@ class _Track:
 
     @property
     def scales_B(self) -> Tensor:
-        """Guidance at this time: 1 outside its interval."""
+        """Guidance scale of each sample at this time: 1 outside its interval."""
         scale_B, low_B, high_B = self.guidance_B3.unbind(1)
         return torch.where((low_B <= self.time) & (self.time <= high_B), scale_B, 1.0)
 
@@ -114,7 +117,7 @@ class _Track:
 
 
 def _predict(model: torch.nn.Module, tracks: Sequence[_Track]) -> Sequence[Tensor]:
-    """The guided prediction for each track, by one call."""
+    """The guided prediction for each track, by one call of the model."""
     prediction = guided_prediction(
         model,
         _joined([track.state for track in tracks]),
@@ -132,11 +135,16 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def guided_prediction(
     model: torch.nn.Module, state_BDPNN: Tensor, times_B2: Tensor, conditions: Conditions, scales_B: Tensor
 ) -> Tensor:
-    """v = v_label + (s - 1) (v_label - v_null), which is v_null + s (v_label - v_null); s differs per sample.
+    """v = v_label + (s - 1) (v_label - v_null), which equals v_null + s (v_label - v_null).
 
-    The null label is evaluated in the same call, and only where it matters: not for s = 1, which asks for
-    v_label alone, nor for the null label, where both are one. The other samples cost one evaluation instead
+    The null label is evaluated in the same call, and only for the samples that need it. A sample with s = 1
+    needs v_label alone; for a sample with the null label both are the same. These cost one evaluation instead
     of two, and their result does not depend on their neighbours' scales.
+
+    model: an STDiT, or any model with its `null_label`.
+    state_BDPNN, times_B2: noisy planes, and the time of each modality in [0, 1].
+    conditions: of the samples, with their labels.
+    scales_B: guidance scale s of each sample; 1: no guidance.
     """
     labels_B = conditions.labels_B
     guided = ((scales_B != 1) & (labels_B != model.null_label)).nonzero().flatten()

@@ -1,6 +1,7 @@
-"""What a user gives, a sound or a picture, fitted to a model's own rates and size.
+"""What a user gives, a sound or a picture, fitted to the rates and the size of a model.
 
-Not here: files and uploads (`proav/media`, `proav/serve/orders`), encoding (`coder.py`).
+Not here: files and uploads (`proav/media`, `proav/serve/orders`), encoding (`coder.py`). Letters: T frames, H
+W rows and columns.
 """
 
 import numbers
@@ -28,13 +29,15 @@ def fit_given(
     video: np.ndarray | Tensor | None = None,
     clip: Clip | None = None,
 ) -> Clip | None:
-    """What a task is given, as a clip whose other stream is silence or black; None for a task without.
+    """What a task is given, as a clip whose other stream is silence or black; None if it is given nothing.
 
+    config: of the model.
+    task: a name of TASKS.
     audio: samples in [-1, 1], mono or [channels, samples]; its beginning is used.
     sample_rate: of `audio`, in Hz.
     video: uint8 [T, H, W, 3] at the model's frame rate; its beginning is used.
-    clip: instead of either; its frames are chosen by time.
-    Raises UserError for what is missing, too much, too short or of another kind.
+    clip: instead of `audio` or `video`; its frames are chosen by time.
+    Raises UserError if something is missing, not expected, too short or of another kind.
     """
     given = TASKS[task].given
     pairs = (("audio", audio), ("video", video), ("clip", clip))
@@ -63,7 +66,7 @@ def fit_given(
 
 
 def fit_audio(audio: np.ndarray | Tensor, sample_rate: int | None, geometry: ClipGeometry) -> np.ndarray:
-    """float32 [samples of a clip]: mixed to mono, resampled, cut."""
+    """float32 [samples of a clip]: mixed to mono, resampled, cut. sample_rate: of `audio`, in Hz."""
     if sample_rate is None:
         raise UserError("audio=... needs its sample_rate=... in Hz, such as sample_rate=16000")
     if not (isinstance(sample_rate, numbers.Integral) and sample_rate > 0):
@@ -96,9 +99,12 @@ def fit_audio(audio: np.ndarray | Tensor, sample_rate: int | None, geometry: Cli
 def fit_video(
     video: np.ndarray | Tensor, frame_rate: int | None, geometry: ClipGeometry, canvas: Canvas
 ) -> np.ndarray:
-    """uint8 [T, H, W, 3]: frames chosen, then drawn as training pictures are.
+    """uint8 [T, H, W, 3]: frames are chosen, then drawn as training pictures are.
 
-    frame_rate: of a clip, whose frames are chosen by time; None: the model's.
+    video: uint8 [frames, rows, columns, 3].
+    frame_rate: of a clip, whose frames are chosen by time; None: `video` has the model's rate.
+    geometry: the model's clip.
+    canvas: how pictures of another size are fitted.
     """
     pictures = np.asarray(video.detach().cpu() if isinstance(video, Tensor) else video)
     if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:

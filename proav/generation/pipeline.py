@@ -1,8 +1,8 @@
 """SoundingVideoPipeline: from a checkpoint to clips with picture and sound, in plain PyTorch.
 
-Notebooks, offline generation and the server all sample through it. It knows neither Ray nor files of a run: a
-ST-DiT checkpoint carries its MDSA, its labels and its latent statistics, so that it alone makes clips. A sample
-is a function of (checkpoint, seed, index, label, what is given, settings).
+Notebooks, offline generation and the server all sample through it. It knows neither Ray nor the files of a
+run: an ST-DiT checkpoint carries its MDSA, its labels and its latent statistics, and nothing else is needed.
+A sample is a function of (checkpoint, seed, index, label, what is given, settings).
 """
 
 import dataclasses
@@ -29,14 +29,13 @@ from proav.text import find_label
 
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
-    """One clip to make. Requests of any kind share a batch."""
+    """One clip to make. Requests of any kind can share a batch."""
 
     seed: int = 0
     index: int = 0
     label: str | None = None
     given: Clip | None = None
-    """For a2v the clip whose sound is given, for v2a the one whose picture is, at the model's rates and
-    size."""
+    """The clip whose sound (a2v) or picture (v2a) is given, at the model's rates and size."""
     settings: SamplingSettings = SamplingSettings()
 
 
@@ -52,6 +51,13 @@ class SoundingVideoPipeline:
         name: str = "proav",
         checkpoint_hash: str = "",
     ) -> None:
+        """Usually called by `from_checkpoint`.
+
+        coder: the autoencoder with its latent statistics.
+        stdit: the generator, on the coder's device.
+        labels: names of the label embedding's rows, without the null label.
+        name, checkpoint_hash: of the checkpoint; kept as attributes.
+        """
         self.coder, self.stdit, self.labels = coder, stdit, tuple(labels)
         self.config, self.name, self.checkpoint_hash = coder.config, name, checkpoint_hash
         self.process = make_process(self.config)
@@ -60,10 +66,10 @@ class SoundingVideoPipeline:
     def from_checkpoint(
         cls, path: str, *, device: str | torch.device = "cpu", weights: str = "ema"
     ) -> "SoundingVideoPipeline":
-        """Loads a ST-DiT checkpoint: its folder, or the `latest` file beside it.
+        """Loads an ST-DiT checkpoint: its folder, or the `latest` file beside it.
 
-        weights: "ema" (the moving average) or "model". Raises CheckpointError if it is missing, damaged, or an
-        MDSA checkpoint.
+        weights: "ema" (the moving average) or "model". Raises CheckpointError if the checkpoint is missing,
+        damaged, or of an MDSA.
         """
         checkpoint = load_checkpoint(path, kind="stdit")
         coder = load_coder(checkpoint, device=device)
@@ -107,9 +113,10 @@ class SoundingVideoPipeline:
         task, steps, guidance_scale, guidance_interval, solver, schedule_shift: see SamplingSettings.
         audio, sample_rate: for a2v; samples in [-1, 1], mono or [channels, samples], and their rate in Hz.
         video: for v2a; uint8 [T, H, W, 3] at the model's frame rate.
-        clip: for either, instead of those.
-        num_windows: of longer clips, which this version does not make; 1.
-        on_step: called with (done, total), calls of the model.
+        clip: for a2v or v2a, instead of audio or video.
+        num_windows: 1. This version does not make longer clips.
+        batch_size: clips that are sampled together.
+        on_step: called with (done, total), in calls of the model.
         Raises UserError for a label, task, shape or range that the model does not have.
         """
         if num_samples < 1 or batch_size < 1:
@@ -143,9 +150,9 @@ class SoundingVideoPipeline:
     def sample(
         self, requests: Sequence[SampleRequest], *, on_step: Callable[[int, int], None] | None = None
     ) -> list[Clip]:
-        """One batch of clips, each equal to what it would be alone, to the rounding of the matrix kernels.
+        """One batch of clips. Each is what it would be alone, up to the rounding of the matrix kernels.
 
-        on_step: called with (done, total), calls of the model. Raises UserError.
+        on_step: called with (done, total), in calls of the model. Raises UserError.
         """
         places: dict[SamplingSettings, list[int]] = {}
         for place, request in enumerate(requests):
@@ -187,7 +194,7 @@ class SoundingVideoPipeline:
         )
 
     def _encode_given(self, task: str, requests: Sequence[SampleRequest]) -> Tensor | None:
-        """The lone planes of what is given; None for a task that takes nothing."""
+        """The lone planes of what is given; None for a task that is given nothing."""
         given = TASKS[task].given
         if given is None:
             return None
@@ -211,5 +218,5 @@ def _with_given(clip: Clip, request: SampleRequest) -> Clip:
 
 
 def phase_seed(seed: int, index: int) -> int:
-    """The seed of Griffin-Lim's first phases of sample `index`."""
+    """The seed of Griffin-Lim's first phases for sample `index`."""
     return int(uniforms_for(seed, index, 1, purpose="phase").item() * 2**53)

@@ -1,6 +1,7 @@
-"""How samples are made: one value that travels from a configuration, a request or a call down to the solver.
+"""How samples are made: one value that travels from a configuration, a request or a call to the solver.
 
-Not here: what tells one sample from another of the same kind (seed, index, label, what is given).
+Not here: what tells apart samples of the same settings (seed, index, label, what is given): see
+`pipeline.py`.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ MAX_STEPS, MAX_GUIDANCE_SCALE, MAX_SHIFT = 1000, 30.0, 100.0
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Raises UserError for what no model can do; what one model cannot is found by `for_process`."""
+    """Raises UserError for what no model can do. `num_calls` finds what one model cannot do."""
 
     task: str = "joint"
     """A name of TASKS that makes clips."""
@@ -25,11 +26,11 @@ class SamplingSettings:
     solver: str | None = None
     """A name of SOLVERS; None: Euler's for a flow, DDIM for ddpm."""
     schedule_shift: float | None = None
-    """Times become s t / (1 + (s - 1) t), 1 to 100; None: as in training."""
+    """Times become s t / (1 + (s - 1) t) with this s, 1 to 100; None: as in training."""
     guidance_scale: float = 1.0
     """Classifier-free guidance, 0 to 30; 1 is none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Times, from the cleaner to the noisier, at which guidance acts (Kynkaanniemi et al., 2024)."""
+    """Times, the cleaner first, between which guidance acts (Kynkaanniemi et al., 2024)."""
 
     def __post_init__(self) -> None:
         sampling_task(self.task)
@@ -48,7 +49,7 @@ class SamplingSettings:
 
     @classmethod
     def from_config(cls, config: Config) -> "SamplingSettings":
-        """Those of the section `generate`."""
+        """The settings of the section `generate`."""
         return cls(**{field.name: getattr(config.generate, field.name) for field in dataclasses.fields(cls)})
 
     def to_dict(self) -> dict:
@@ -57,12 +58,12 @@ class SamplingSettings:
 
     @property
     def schedule(self) -> "SamplingSettings":
-        """The same without guidance: samples that have it in common go through the same times together."""
+        """The same without guidance. Samples with equal schedules go through the same times together."""
         return dataclasses.replace(self, guidance_scale=1.0, guidance_interval=(0.0, 1.0))
 
     def num_calls(self, objective: str) -> int:
         """Calls of the model for one batch, by a process of this objective.
 
-        Raises UserError if the solver does not follow it.
+        Raises UserError if the solver does not follow that process.
         """
         return find_solver(self.solver, objective).num_calls(self.steps)

@@ -1,6 +1,8 @@
-"""Scores of single clips from feature networks' outputs: agreement of picture and sound, offset between them, class, and change of class.
+"""Scores of single clips from the outputs of feature networks.
 
-The networks are the user's to bring (`networks/given.py`), but for I3D. W windows of a clip, D features, K classes; float64 within.
+They are the agreement of picture and sound, the offset between them, the class, and the change of class. The
+user brings the networks (`networks/given.py`), except for I3D. All is computed in float64. Letters: W and V
+windows of a clip, D features, K classes.
 """
 
 from collections.abc import Sequence
@@ -10,23 +12,26 @@ import numpy as np
 from proav.text import find_label
 
 OFFSET_CLASSES_SECONDS = np.linspace(-2, 2, 21)
-"""Synchformer's classes: how late the sound is (Iashin et al. 2024)."""
+"""Synchformer's classes: how late the sound is, in seconds (Iashin et al. 2024)."""
 
 
 def cosine_agreement(picture_WD: np.ndarray, sound_VD: np.ndarray) -> float:
-    """AV-IB (JavisDiT's benchmark): cosine between the mean vector of a clip's picture and that of its sound, in [-1, 1]; NaN for a zero vector."""
+    """AV-IB (JavisDiT's benchmark): cosine between the mean vectors of a clip's picture and of its sound.
+
+    In [-1, 1]; NaN if a mean vector is zero.
+    """
     picture, sound = (np.asarray(values, np.float64).mean(0) for values in (picture_WD, sound_VD))
     length = np.linalg.norm(picture) * np.linalg.norm(sound)
     return float(picture @ sound / length) if length else float("nan")
 
 
 def offset_seconds(logits_WK: np.ndarray) -> float:
-    """DeSync: the mean over windows of |offset| of the likeliest of Synchformer's 21 classes, in [0, 2] seconds."""
+    """DeSync: mean over windows of the likeliest class's |offset|, in [0, 2] seconds (21 classes)."""
     return float(np.abs(OFFSET_CLASSES_SECONDS[np.asarray(logits_WK).argmax(1)]).mean())
 
 
 def class_hit(logits_WK: np.ndarray, label: str, classes: Sequence[str]) -> float:
-    """1 where the mean of the windows' logits is largest at `label`, else 0; NaN for a label that is none of the classes."""
+    """1 if the windows' mean logits are largest at `label`, else 0; NaN if `label` is no class."""
     place = find_label(label, classes)
     if place is None:
         return float("nan")
@@ -34,7 +39,10 @@ def class_hit(logits_WK: np.ndarray, label: str, classes: Sequence[str]) -> floa
 
 
 def class_divergence(made_WK: np.ndarray, real_WK: np.ndarray) -> float:
-    """KL(real | made) = sum_k p log(p / q) in nats, p and q the softmax of the windows' mean logits of the real clip and of its counterpart."""
+    """KL(real | made) = sum_k p log(p / q) in nats.
+
+    p and q are the softmax of the windows' mean logits, of the real clip and of its counterpart.
+    """
     made, real = (_log_softmax(np.asarray(values, np.float64).mean(0)) for values in (made_WK, real_WK))
     return float(max(0.0, (np.exp(real) * (real - made)).sum()))
 

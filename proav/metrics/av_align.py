@@ -1,9 +1,11 @@
-"""AV-Align (Yariv et al. 2024, TempoTokens): how many onsets of the sound have a peak of motion at their side, and the other way round.
+"""AV-Align (Yariv et al. 2024, TempoTokens): how well onsets of the sound and peaks of motion coincide.
 
-Two releases are in use, and give other numbers: in that of 2023 a peak may serve several onsets; that of February 2025 (commit bf0b1e3) makes pairs
-and leaves out faint peaks. The first one's search for peaks names a count that it never sets; it is taken to be of all frames, as in the second. The
-onsets are librosa's and the motion is OpenCV's: `pip install 'proav[metrics]'` brings both. At 10 frames a second the tolerance of a frame is 100 ms
-on either side, so that chance alone pairs much. What holds at 1.6 s is `clip_synchrony.py`.
+Two releases are in use and give different numbers. In that of 2023 a peak may serve several onsets. That of
+February 2025 (commit bf0b1e3) makes pairs and leaves out faint peaks. The first one's search for peaks uses a
+count that it never sets; we take it to be the number of all frames, as in the second. Onsets are librosa's
+and motion is OpenCV's: `pip install 'proav[metrics]'` installs both. At 10 frames a second the tolerance of
+one frame is 100 ms on either side, so that chance alone makes many pairs. A measure that holds on clips of
+1.6 s is `clip_synchrony.py`. Letters: T frames, H W rows and columns, C=3 colours, L samples of sound.
 """
 
 import importlib.util
@@ -16,7 +18,7 @@ import numpy as np
 from proav.errors import UserError
 
 ONSET_RATE = 22_050
-"""The rate in Hz to which the released code brings sound: librosa's own."""
+"""Hz. The released code resamples sound to this rate, librosa's own."""
 FARNEBACK = {
     "pyr_scale": 0.5,
     "levels": 3,
@@ -27,11 +29,11 @@ FARNEBACK = {
     "flags": 0,
 }
 MIN_MOTION = 0.1
-"""Pixels a frame below which the release of 2025 takes no peak."""
+"""Pixels a frame. The release of 2025 takes no peak below this."""
 
 
 def is_installed() -> bool:
-    """Whether both libraries are there."""
+    """Whether both libraries, OpenCV and librosa, are installed."""
     return all(importlib.util.find_spec(name) for name in ("cv2", "librosa"))
 
 
@@ -48,7 +50,10 @@ def libraries() -> tuple[ModuleType, ModuleType]:
 
 
 def audio_onsets(audio_L: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Times of onsets in seconds: librosa's onset strength at 22,050 Hz and its peaks, with librosa's own settings."""
+    """Times of onsets in seconds: librosa's onset strength at 22,050 Hz and its peaks, by librosa's defaults.
+
+    audio_L: float32, mono, at `sample_rate` Hz.
+    """
     _, librosa = libraries()
     if not np.any(audio_L):
         return np.zeros(0)  # silence, of which librosa warns
@@ -58,10 +63,11 @@ def audio_onsets(audio_L: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def motion_strengths(video_THWC: np.ndarray) -> np.ndarray:
-    """Mean magnitude of optical flow from the frame before, in pixels, float64 [T]; uint8 [T, H, W, 3], T of at least 2.
+    """Mean magnitude of optical flow from the frame before, in pixels, float64 [T].
 
-    The first frame has the second's, so that neither can be a peak. The released code measures that flow twice, and OpenCV's result may differ in its
-    last bits from call to call: in 2 to 4 of a hundred clips frame 1 becomes a peak there by that alone.
+    video: uint8 [T, H, W, 3], T of at least 2. The first frame gets the second's value, so that neither can
+    be a peak. The released code measures that flow twice, and OpenCV's result may differ in its last bits
+    from call to call. There, this alone makes frame 1 a peak in 2 to 4 of a hundred clips.
     """
     cv2, _ = libraries()
     grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in video_THWC]
@@ -74,7 +80,10 @@ def motion_strengths(video_THWC: np.ndarray) -> np.ndarray:
 
 
 def peak_times(strengths_T: np.ndarray, fps: float, *, min_strength: float = 0.0) -> np.ndarray:
-    """Times of strict local maxima of at least `min_strength`, in seconds; that is `MIN_MOTION` for the release of 2025."""
+    """Times in seconds of strict local maxima of at least `min_strength`.
+
+    The release of 2025 uses `MIN_MOTION`.
+    """
     inner = strengths_T[1:-1]
     return (
         np.flatnonzero((inner > strengths_T[:-2]) & (inner > strengths_T[2:]) & (inner >= min_strength)) + 1
@@ -84,15 +93,20 @@ def peak_times(strengths_T: np.ndarray, fps: float, *, min_strength: float = 0.0
 def av_align(
     video_THWC: np.ndarray, audio_L: np.ndarray, *, fps: float, sample_rate: int
 ) -> dict[str, float]:
-    """Both releases' scores of a clip: `av_align` (2023) and `av_align_one_to_one` (2025), tolerance 1 / fps; uint8 [T, H, W, 3], T of at least 2.
+    """Both releases' scores of a clip, with tolerance 1 / fps; NaN if undefined.
 
-    audio_L: float32, mono. NaN where undefined.
+    Returns `av_align` (2023) and `av_align_one_to_one` (2025).
+
+    video_THWC: uint8 [T, H, W, 3], T of at least 2.
+    audio_L: float32, mono.
+    fps: frames a second of the video.
+    sample_rate: of the sound, in Hz.
     """
     return from_events(audio_onsets(audio_L, sample_rate), motion_strengths(video_THWC), fps=fps)
 
 
 def from_events(onsets: Sequence[float], strengths_T: np.ndarray, *, fps: float) -> dict[str, float]:
-    """The same from onsets in seconds and from motion, for one picture with several sounds."""
+    """The same as `av_align`, from onsets in seconds and from motion: for one picture with several sounds."""
     return {
         "av_align": matched_share(onsets, peak_times(strengths_T, fps), tolerance_seconds=1 / fps),
         "av_align_one_to_one": paired_share(
@@ -102,17 +116,22 @@ def from_events(onsets: Sequence[float], strengths_T: np.ndarray, *, fps: float)
 
 
 def matched_share(onsets: Sequence[float], peaks: Sequence[float], *, tolerance_seconds: float) -> float:
-    """matches / (onsets + peaks - matches), matches counting onsets that have a peak nearer than the tolerance: that of 2023.
+    """The score of 2023: matches / (onsets + peaks - matches).
 
-    A peak may serve several onsets, so that it exceeds 1 where onsets crowd around few peaks: at least 0, at most the number of onsets. NaN where
-    there is neither onset nor peak; the release divides by zero there, and JavisDiT's, with 1e-6 added below, gives 0.
+    matches is the number of onsets that have a peak nearer than the tolerance. A peak may serve several
+    onsets. So the score is at least 0 and at most the number of onsets; it exceeds 1 if onsets crowd around
+    few peaks. NaN if there is neither onset nor peak. The release divides by zero there; JavisDiT's code adds
+    1e-6 to the denominator and gives 0.
     """
     matches = sum(any(_near(onset, peak, tolerance_seconds) for peak in peaks) for onset in onsets)
     return _share(matches, len(onsets), len(peaks))
 
 
 def paired_share(onsets: Sequence[float], peaks: Sequence[float], *, tolerance_seconds: float) -> float:
-    """The same with each peak used once: in order of time, an onset takes the first free peak nearer than the tolerance. In [0, 1]."""
+    """The score of 2025, in [0, 1]: as `matched_share`, but each peak is used once.
+
+    In order of time, an onset takes the first free peak that is nearer than the tolerance.
+    """
     free, matches = sorted(peaks), 0
     for onset in sorted(onsets):
         near = next((peak for peak in free if _near(onset, peak, tolerance_seconds)), None)
@@ -123,7 +142,7 @@ def paired_share(onsets: Sequence[float], peaks: Sequence[float], *, tolerance_s
 
 
 def _near(onset: float, peak: float, tolerance_seconds: float) -> bool:
-    return peak - tolerance_seconds < onset < peak + tolerance_seconds  # rounded as the releases round it
+    return peak - tolerance_seconds < onset < peak + tolerance_seconds  # rounds as the releases do
 
 
 def _share(matches: int, num_onsets: int, num_peaks: int) -> float:

@@ -1,18 +1,18 @@
 """Does a clip look like a mosaic? Steps across the borders of MDSA's patches against steps within them.
 
-It shows what PSNR hardly sees, and is not in the paper.
-T frames, H W rows and columns, C colours, M mel bins, S mel steps within a frame.
+It shows what PSNR hardly sees, and is not in the paper. Letters: T frames, H W rows and columns, C colours, M
+mel bins, S mel steps within a frame.
 """
 
 import numpy as np
 
 
 def blockiness(video_THWC: np.ndarray, *, side: int) -> float:
-    """mean |step| across borders of patches / mean |step| within patches, of `side` x `side` patches a frame.
+    """mean |step| across borders of patches / mean |step| within patches, `side` x `side` patches a frame.
 
-    Steps are between neighbouring pixels along H and along W, all frames and colours together; video: uint8.
-    It is 1 for noise and infinite for a mosaic of flat patches. It is NaN if nothing changes, or if `side`
-    does not divide H and W. An axis without steps of both kinds does not count.
+    Steps are between neighbouring pixels along H and along W, all frames and colours together. video: uint8.
+    The result is 1 for noise and infinite for a mosaic of flat patches. It is NaN if nothing changes, or if
+    `side` does not divide H and W. An axis without steps of both kinds does not count.
     """
     _, height, width, _ = video_THWC.shape
     if height % side or width % side:
@@ -32,7 +32,7 @@ def blockiness_sound(mel_TMS: np.ndarray) -> float:
 
 
 def _steps(x: np.ndarray, axis: int, patch: int) -> tuple[float, int, float, int]:
-    """Along one axis: sum and number of |steps| across borders of patches, and of those within."""
+    """Along one axis: sum and number of |steps| across borders of patches, then of those within patches."""
     steps = np.moveaxis(np.abs(np.diff(x, axis=axis)), axis, 0)
     is_across = np.arange(1, len(steps) + 1) % patch == 0
     across, within = steps[is_across], steps[~is_across]
@@ -40,7 +40,7 @@ def _steps(x: np.ndarray, axis: int, patch: int) -> tuple[float, int, float, int
 
 
 def _ratio(axes: list[tuple[float, int, float, int]]) -> float:
-    """Mean across over mean within, of the steps of all axes that have both."""
+    """Mean across over mean within, over the axes that have both kinds of steps."""
     used = [parts for parts in axes if parts[1] and parts[3]]
     if not used:
         return float("nan")

@@ -1,7 +1,8 @@
-"""Synchrony of sound and picture on clips as short as 1.6 s: a measure of one clip whose mean over a set tells how well the set keeps time.
+"""Synchrony of sound and picture on clips as short as 1.6 s.
 
-Onsets of the sound are correlated with jerks of the picture (`proav/signals/synchrony.py`). One clip says little, the mean of some hundred does:
-`bench/sync_shift.py` shows how it falls when the sound is shifted, beside AV-Align.
+It is a measure of one clip; its mean over a set tells how well the set keeps time. Onsets of the sound are
+correlated with jerks of the picture (`proav/signals/synchrony.py`). One clip says little, the mean of some
+hundred says much: `bench/sync_shift.py` shows how it falls when the sound is shifted, beside AV-Align.
 """
 
 import torch
@@ -13,9 +14,10 @@ from proav.signals.synchrony import synchrony
 
 
 def clip_synchrony(clip: Clip, mel_frames: MelFrames) -> float:
-    """Correlation of onsets with jerks at no lag, in [-1, 1]; 0 on average where sound and picture have nothing to do with each other.
+    """Correlation of onsets with jerks at no lag, in [-1, 1].
 
-    mel_frames: of the clip's own rates. NaN where a stream holds no events, and for clips of fewer than 10 frames (at up to 12 fps).
+    It is 0 on average if sound and picture have nothing to do with each other. It is NaN if a stream holds no
+    events, and for clips of fewer than 10 frames (at up to 12 fps). mel_frames: at the clip's own rates.
     """
     mel_TMS = mel_frames.encode(torch.from_numpy(clip.audio)[None])[0].numpy()
     reduced = reduce_pictures(clip.video)

@@ -1,8 +1,8 @@
-"""Yardstick: of a cosine transform the coefficients that matter most on average, and no others.
+"""Yardstick: a cosine transform that keeps only the coefficients that matter most on average.
 
-It stores as many numbers as MDSA, the same ones of every clip. It is not in the paper. B clips, b clips of a
-chunk, K coefficients. The other axes are any: colours, frames, rows and columns of pictures, mel bins and
-columns of sound.
+It stores as many numbers as MDSA, the same coefficients for every clip. It is not in the paper. Letters: B
+clips, b clips of a chunk, K coefficients. The other axes are any: colours, frames, rows and columns of
+pictures, mel bins and columns of sound.
 """
 
 import math
@@ -16,7 +16,7 @@ from proav.metrics.plane_components import Chunks
 
 @dataclass(frozen=True, eq=False)
 class CosineTransform:
-    """Calling it keeps the fitted coefficients of an array [B, ...] and cuts the result off at -1 and 1."""
+    """Calling it keeps the fitted coefficients of an array [B, ...] and clamps the result to [-1, 1]."""
 
     kept: Tensor
     """int64 [K]: places of the kept coefficients in the flattened array, in order."""
@@ -24,9 +24,9 @@ class CosineTransform:
     @classmethod
     @torch.inference_mode()
     def fit(cls, chunks: Chunks, count: int) -> "CosineTransform":
-        """The `count` coefficients of largest mean square over the training data; of equals the first.
+        """The `count` coefficients of largest mean square over the training data; ties go to the first.
 
-        By the mean square rather than the variance: then no mean has to be stored, and it is no worse on
+        The mean square is used rather than the variance: then no mean has to be stored, and it is no worse on
         unseen clips.
         """
         energy = 0.0

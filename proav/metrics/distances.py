@@ -1,7 +1,7 @@
 """Distances between two sets of feature vectors: Fréchet and kernel, in float64, from statistics that merge.
 
-Letters: N, M vectors of the two sets, D features. Which features, and under what name a distance is printed, is `protocols.py`; intervals are
-`bootstrap.py`.
+Not here: which features are used, and under what name a distance is printed (`protocols.py`); intervals
+(`bootstrap.py`). Letters: N, M vectors of the two sets, D features.
 """
 
 import math
@@ -13,14 +13,15 @@ import numpy as np
 from proav.errors import UserError
 
 BLOCK_ROWS = 2048
-"""Rows of a kernel matrix that are held at a time."""
+"""Number of rows of a kernel matrix that are held at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Count, mean [D] and scatter [D, D] (sum of outer products of deviations from the mean) of feature vectors, float64.
+    """Count, mean [D] and scatter [D, D] of feature vectors, float64.
 
-    Merging is exact algebra (Chan, Golub and LeVeque 1979). In floating point it depends on the order of merging, so merge in a fixed order.
+    The scatter is the sum of outer products of deviations from the mean. Merging is exact algebra (Chan,
+    Golub and LeVeque 1979). In floating point it depends on the order of merging, so merge in a fixed order.
     """
 
     count: int
@@ -38,7 +39,10 @@ class Moments:
         return cls(len(features), mean, deviations.T @ deviations)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Of both sets together: scatter = S1 + S2 + d d^T n1 n2 / (n1 + n2), d the difference of the means."""
+        """Moments of both sets together.
+
+        scatter = S1 + S2 + d d^T n1 n2 / (n1 + n2), with d the difference of the means.
+        """
         count = self.count + other.count
         difference = other.mean - self.mean
         scatter = (
@@ -56,11 +60,13 @@ class Moments:
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """Squared Fréchet distance of the Gaussians with these moments: |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2) (Dowson and Landau 1982).
+    """Squared Fréchet distance of the Gaussians with these moments (Dowson and Landau 1982).
 
-    The last trace is the sum of the singular values of C1^(1/2) C2^(1/2), with both roots by eigenvalues: real and finite for covariances of any
-    rank, where scipy's sqrtm of the product returns complex numbers or fails, and equal to it elsewhere. MM-Diffusion and PVDM take roots by SVD and
-    add nothing to the diagonal, as here; FID codes that add 1e-6 to it where sqrtm fails differ by that.
+    |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). The last trace is the sum of the singular values of
+    C1^(1/2) C2^(1/2), with both roots by eigenvalues. It is real and finite for covariances of any rank.
+    scipy's sqrtm of the product returns complex numbers or fails for some, and is equal elsewhere.
+    MM-Diffusion and PVDM take roots by SVD and add nothing to the diagonal, as here. FID codes that add 1e-6
+    to it when sqrtm fails differ by that.
     """
     roots = [_square_root(moments.covariance) for moments in (first, second)]
     fidelity = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
@@ -71,13 +77,19 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 
 def frechet_bias(moments: Moments, *, first_count: int, second_count: int) -> float:
-    """What `frechet_distance` gives on average for two samples of one Gaussian with these moments, to first order in 1 / N.
+    """What `frechet_distance` gives on average for two samples of one Gaussian, to first order in 1 / N.
 
-    b = (1 / n1 + 1 / n2) (5/4 tr C + 1/2 sum_ij l_i l_j / (l_i + l_j)), l the eigenvalues of C: tr C from the means, the rest from the sample
-    covariances, whose entries vary by (l_i l_j + [i = j] l_i^2) / n, in the Bures metric sum_ij dC_ij^2 / (2 (l_i + l_j)). The moments' own
-    eigenvalues are drawn together first: those of a sample lie too far apart, which alone would make b a tenth too small at 2,048 vectors of 400
-    features, and 40 % at as many vectors as features. With it, 5 % and 20 % remain. Vectors count as independent: clips of one source are not, and
-    sets of few sources differ by more.
+    b = (1 / n1 + 1 / n2) (5/4 tr C + 1/2 sum_ij l_i l_j / (l_i + l_j)), with l the eigenvalues of C. Of this,
+    tr C comes from the means, and the rest from the sample covariances. Their entries vary by
+    (l_i l_j + [i = j] l_i^2) / n, in the Bures metric sum_ij dC_ij^2 / (2 (l_i + l_j)).
+
+    The eigenvalues of the moments are first drawn together, because those of a sample lie too far apart. That
+    alone would make b a tenth too small at 2,048 vectors of 400 features, and 40 % too small at as many
+    vectors as features. With the correction 5 % and 20 % remain. Vectors count as independent. Clips of one
+    source are not, and sets of few sources differ by more.
+
+    moments: of the Gaussian, as measured on a sample.
+    first_count, second_count: n1 and n2, the vectors of the two samples.
     """
     values = _eigenvalues_without_spread(moments)
     sums = values[:, None] + values[None]
@@ -86,17 +98,21 @@ def frechet_bias(moments: Moments, *, first_count: int, second_count: int) -> fl
 
 
 def least_frechet_count(num_features: int) -> int:
-    """Vectors that a Fréchet distance needs of each set: two more than features, so that covariances can have full rank."""
+    """Number of vectors that a Fréchet distance needs of each set: two more than there are features.
+
+    Covariances can then have full rank.
+    """
     return num_features + 2
 
 
 def check_frechet_counts(first: Moments, second: Moments) -> None:
-    """Raises UserError, with the number needed, where a set has too few vectors for its covariance."""
+    """Raises UserError, with the number needed, if a set has too few vectors for its covariance."""
     needed = least_frechet_count(len(first.mean))
     fewest = min(first.count, second.count)
     if fewest < needed:
         raise UserError(
-            f"at least {needed:,} feature vectors of each set ({len(first.mean):,} features), there are {fewest:,}"
+            f"at least {needed:,} feature vectors of each set ({len(first.mean):,} features), "
+            f"there are {fewest:,}"
         )
 
 
@@ -108,7 +124,10 @@ def polynomial_kernel(
     gamma: float | None = None,
     coef0: float = 1.0,
 ) -> np.ndarray:
-    """(gamma <x, y> + coef0)^degree, [N, M]; gamma None is 1 / D: scikit-learn's defaults, which KID and KVD use."""
+    """(gamma <x, y> + coef0)^degree, [N, M].
+
+    The defaults are scikit-learn's, which KID and KVD use; gamma None is 1 / D.
+    """
     gamma = 1 / first_ND.shape[1] if gamma is None else gamma
     return (gamma * (first_ND @ second_MD.T) + coef0) ** degree
 
@@ -122,13 +141,19 @@ def kernel_distance(
     coef0: float = 1.0,
     sources: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> float:
-    """Unbiased squared maximum mean discrepancy with the polynomial kernel (Gretton et al. 2012, Bińkowski et al. 2018).
+    """Unbiased squared maximum mean discrepancy with the polynomial kernel.
 
-    Mean k(x, x') over x != x' + mean k(y, y') over y != y' - 2 mean k(x, y). Zero on average between samples of one distribution, at any
-    count, so it can be negative. Needs two vectors of each set.
+    Gretton et al. 2012, Bińkowski et al. 2018: mean k(x, x') over x != x' + mean k(y, y') over y != y' -
+    2 mean k(x, y). It is zero on average between samples of one distribution, at any count, so it can be
+    negative. Needs two vectors of each set.
 
-    sources: of each vector of the two sets. Pairs of one source are then left out of all three means, and the distance is unbiased where sources are
-    independent and clips of one are not; so it is, too, where a bootstrap draws a source twice. Needs two sources of each set.
+    first_ND, second_MD: the two sets.
+    degree, gamma, coef0: of the kernel, see `polynomial_kernel`.
+    sources: of each vector of the two sets, or None. Pairs of one source are then left out of all three
+        means. So the distance stays unbiased if clips of one source depend on each other, as long as sources
+        are independent, and if a bootstrap draws a source twice. Needs two sources of each set.
+
+    Raises UserError if there are too few vectors or sources.
     """
     first, second = (np.asarray(features, np.float64) for features in (first_ND, second_MD))
     if min(len(first), len(second)) < 2:
@@ -157,8 +182,12 @@ def _square_root(covariance: np.ndarray) -> np.ndarray:
 
 
 def _eigenvalues_without_spread(moments: Moments) -> np.ndarray:
-    """Eigenvalues of the covariance [D], moved towards their mean until the sum of their squares is the unbiased estimate of tr C^2 for Gaussians,
-    n^2 / ((n - 1) (n + 2)) (tr S^2 - (tr S)^2 / n) with n = N - 1 and S the sample's covariance (Srivastava 2005)."""
+    """Eigenvalues of the covariance [D], moved towards their mean.
+
+    They are moved until the sum of their squares is the unbiased estimate of tr C^2 for Gaussians,
+    n^2 / ((n - 1) (n + 2)) (tr S^2 - (tr S)^2 / n), with n = N - 1 and S the sample's covariance (Srivastava
+    2005).
+    """
     values, n = np.clip(np.linalg.eigvalsh(moments.covariance), 0, None), moments.count - 1
     mean, squares = values.mean(), np.sum(values**2)
     spread = squares - len(values) * mean**2
@@ -171,7 +200,11 @@ def _eigenvalues_without_spread(moments: Moments) -> np.ndarray:
 def _mean_of_pairs(
     first: np.ndarray, second: np.ndarray, first_source: np.ndarray, second_source: np.ndarray, options: dict
 ) -> float:
-    """Mean of the kernel over pairs of two sources."""
+    """Mean of the kernel over pairs from two different sources.
+
+    first, second: features of the two sets. first_source, second_source: numbers of their sources. options:
+    of `polynomial_kernel`.
+    """
     sums, count = [], 0
     for start in range(0, len(first), BLOCK_ROWS):
         apart = first_source[start : start + BLOCK_ROWS, None] != second_source[None]

@@ -1,6 +1,8 @@
 """How much of a clip survives MDSA, beside what trivial pictures and sounds would keep.
 
-Peak signal-to-noise ratio of picture and mean absolute error of sound in dB, clip by clip; no network, no sampling of sets.
+Peak signal-to-noise ratio of picture and mean absolute error of sound in dB, clip by clip, without a network.
+Not here: SSIM and LPIPS (`quality.py`). Letters: B clips, C colours, T frames, H W rows and columns, M mel
+bins, S mel columns in a frame.
 """
 
 import torch
@@ -10,30 +12,36 @@ from torch import Tensor
 def psnr_db(video_BCTHW: Tensor, reference_BCTHW: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each clip: 10 log10(2^2 / mean squared error), [B], dB.
 
-    Both in [-1, 1], so the peak is 2. Equal clips give infinity.
+    Both are in [-1, 1], so the peak is 2. Equal clips give infinity.
     """
     error = (video_BCTHW.double() - reference_BCTHW.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(4 / error)
 
 
 def mean_colour(video_BCTHW: Tensor) -> Tensor:
-    """The clip's one mean colour everywhere: the simplest picture to beat, [B, C, T, H, W]."""
+    """The clip's one mean colour everywhere, [B, C, T, H, W]: the simplest picture to beat."""
     return video_BCTHW.mean((2, 3, 4), keepdim=True).expand_as(video_BCTHW)
 
 
 def temporal_mean(video_BCTHW: Tensor) -> Tensor:
-    """The clip's mean frame in every frame: what a model without any motion could reach at best, [B, C, T, H, W]."""
+    """The clip's mean frame in every frame, [B, C, T, H, W]: the best that a model without motion can do."""
     return video_BCTHW.mean(2, keepdim=True).expand_as(video_BCTHW)
 
 
 def mel_error_db(
     mel_BTMS: Tensor, reference_BTMS: Tensor, *, floor_log10: float, ceiling_log10: float
 ) -> Tensor:
-    """Mean absolute log-mel error of each clip, [B], in dB of magnitude: 20 log10, so that [-1, 1] spans 20 (ceiling - floor) dB."""
+    """Mean absolute log-mel error of each clip, [B], in dB of magnitude.
+
+    dB are 20 log10, so that [-1, 1] spans 20 (ceiling - floor) dB.
+
+    mel_BTMS, reference_BTMS: mel images in [-1, 1].
+    floor_log10, ceiling_log10: log10 of the magnitudes that -1 and 1 stand for.
+    """
     span_db = 20 * (ceiling_log10 - floor_log10)
     return (mel_BTMS.double() - reference_BTMS.double()).abs().flatten(1).mean(1) * span_db / 2
 
 
 def mean_mel(mel_BTMS: Tensor) -> Tensor:
-    """The clip's mean spectrum in every column: a steady sound of the right colour, [B, T, M, S]."""
+    """The clip's mean spectrum in every column, [B, T, M, S]: a steady sound of the right colour."""
     return mel_BTMS.mean((1, 3), keepdim=True).expand_as(mel_BTMS)

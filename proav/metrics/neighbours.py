@@ -1,6 +1,7 @@
-"""What nearest neighbours in a feature space tell of generated clips: quality, coverage, diversity, and whether they repeat training clips.
+"""What nearest neighbours in a feature space tell about generated clips.
 
-All in float64, exact, in blocks. Letters: N real or training, M generated vectors, D features.
+They tell quality, coverage, diversity, and whether clips repeat training clips. All is in float64, exact, and
+computed in blocks of rows. Letters: N real or training, M generated vectors, D features.
 """
 
 import math
@@ -15,7 +16,10 @@ BLOCK_ROWS = 1024
 
 
 def squared_distances(first_ND: np.ndarray, second_MD: np.ndarray) -> np.ndarray:
-    """[N, M], float64, never negative: |x|^2 + |y|^2 - 2 <x, y> about the mean of `second`, which keeps the digits where features lie far from 0."""
+    """[N, M], float64, never negative: |x|^2 + |y|^2 - 2 <x, y> about the mean of `second`.
+
+    Subtracting the mean first keeps the digits if features lie far from 0.
+    """
     centre = second_MD.mean(0, dtype=np.float64)
     first, second = first_ND - centre, second_MD - centre
     squares = (first**2).sum(1)[:, None] + (second**2).sum(1)[None] - 2 * first @ second.T
@@ -23,19 +27,22 @@ def squared_distances(first_ND: np.ndarray, second_MD: np.ndarray) -> np.ndarray
 
 
 def precision_recall(real_ND: np.ndarray, fake_MD: np.ndarray, *, k: int = 3) -> tuple[float, float]:
-    """(precision, recall): shares of generated vectors within a real one's distance to its k-th real neighbour, and the other way round, in [0, 1].
+    """(precision, recall), both in [0, 1] (Kynkäänniemi et al. 2019, section 2).
 
-    Kynkäänniemi et al. 2019, section 2. Raises UserError where a set has no more than k vectors.
+    precision: share of generated vectors that lie within a real vector's distance to its k-th real neighbour.
+    recall: the same with real and generated exchanged. Raises UserError if a set has no more than k vectors.
     """
     real, fake = _checked(real_ND, fake_MD, k)
     return _covered(fake, real, _radii(real, k)), _covered(real, fake, _radii(fake, k))
 
 
 def density_coverage(real_ND: np.ndarray, fake_MD: np.ndarray, *, k: int = 5) -> tuple[float, float]:
-    """(density, coverage): mean over generated vectors of the number of real neighbourhoods around them over k, which may exceed 1; share of real
-    vectors with a generated one in their neighbourhood, in [0, 1].
+    """(density, coverage) (Naeem et al. 2020, equations 4 and 5).
 
-    Naeem et al. 2020, equations 4 and 5. Raises UserError where a set has no more than k vectors.
+    A real vector's neighbourhood reaches to its k-th real neighbour. density: the number of neighbourhoods
+    that hold a generated vector, mean over generated vectors, divided by k; it may exceed 1. coverage: share
+    of real vectors whose neighbourhood holds a generated vector, in [0, 1]. Raises UserError if a set has no
+    more than k vectors.
     """
     real, fake = _checked(real_ND, fake_MD, k)
     radii, inside, covered = _radii(real, k), 0, 0
@@ -51,7 +58,8 @@ def density_coverage(real_ND: np.ndarray, fake_MD: np.ndarray, *, k: int = 5) ->
 def diversity(features_ND: np.ndarray, *, sources: Sequence[str] | None = None) -> float:
     """Mean distance of two different vectors of a set. Needs two.
 
-    sources: of each vector. Pairs of one source are then left out, as `distances.kernel_distance` says. Needs two sources.
+    sources: of each vector. Pairs of one source are then left out, as in `distances.kernel_distance`. Needs
+    two sources.
     """
     features = np.asarray(features_ND, np.float64)
     if len(features) < 2:
@@ -71,14 +79,14 @@ def diversity(features_ND: np.ndarray, *, sources: Sequence[str] | None = None) 
 
 @dataclass(frozen=True)
 class Nearest:
-    """Distance [M] of each vector to its nearest training vector, and that vector's place [M]."""
+    """Distance [M] of each vector to its nearest training vector, and that vector's index [M]."""
 
     distances: np.ndarray
     places: np.ndarray
 
 
 def nearest_training(features_MD: np.ndarray, training_ND: np.ndarray) -> Nearest:
-    """The nearest training vector of each vector; of equals the first."""
+    """The nearest training vector of each vector; ties go to the first."""
     features, training = np.asarray(features_MD, np.float64), np.asarray(training_ND, np.float64)
     distances, places = np.zeros(len(features)), np.zeros(len(features), np.int64)
     for first in range(0, len(features), BLOCK_ROWS):
@@ -90,9 +98,10 @@ def nearest_training(features_MD: np.ndarray, training_ND: np.ndarray) -> Neares
 
 
 def memorization(fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.ndarray) -> float:
-    """Median distance of generated vectors to their nearest training vector over that of held-out real vectors.
+    """Median distance of generated vectors to their nearest training vector, over that of held-out ones.
 
-    1: new clips are as far from the training clips as clips of other sources are; near 0: they repeat them.
+    1: new clips are as far from the training clips as clips of other sources are. Near 0: they repeat them.
+    fake_MD: generated. held_out_KD: real, not trained on. training_ND: trained on.
     """
     return float(
         np.median(nearest_training(fake_MD, training_ND).distances)
@@ -103,10 +112,17 @@ def memorization(fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.n
 def copied_share(
     fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.ndarray, *, quantile: float = 0.01
 ) -> float:
-    """Share of generated vectors that are nearer to a training vector than that quantile of held-out real ones, in [0, 1].
+    """Share of generated vectors that are nearer to a training vector than that quantile of held-out ones.
 
-    `quantile` where generated clips are as new as held-out ones. Unlike `memorization`, whose median does not move before half are copies, it sees a
-    few. Raises UserError where there are fewer than 1 / quantile held-out vectors: their quantile is not known.
+    It is in [0, 1], and equals `quantile` if generated clips are as new as held-out ones. It sees a few
+    copies; the median of `memorization` does not move before half are copies.
+
+    fake_MD: generated vectors.
+    held_out_KD: real vectors that were not trained on.
+    training_ND: real vectors that were trained on.
+    quantile: of the held-out vectors' distances to the training set.
+
+    Raises UserError if there are fewer than 1 / quantile held-out vectors: their quantile is not known.
     """
     needed = math.ceil(1 / quantile)
     if len(held_out_KD) < needed:
@@ -121,7 +137,8 @@ def _checked(real_ND: np.ndarray, fake_MD: np.ndarray, k: int) -> tuple[np.ndarr
     real, fake = np.asarray(real_ND, np.float64), np.asarray(fake_MD, np.float64)
     if min(len(real), len(fake)) <= k:
         raise UserError(
-            f"at least {k + 1} feature vectors of each set ({k} neighbours), there are {min(len(real), len(fake))}"
+            f"at least {k + 1} feature vectors of each set ({k} neighbours), "
+            f"there are {min(len(real), len(fake))}"
         )
     return real, fake
 

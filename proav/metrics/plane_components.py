@@ -1,8 +1,9 @@
 """Yardstick: MDSA's three planes by principal components instead of a network, with as many numbers.
 
-MDSA has to beat it to be worth its training. It is not in the paper; its planes are those of Section 3. B
-clips, T frames, C channels, H W rows and columns (of sound: mel bins and steps), N cells of a side of a
-plane, D channels of a cell, d values of a patch, n rows.
+MDSA has to beat it to be worth its training. It is not in the paper; its planes are those of Section 3. Not
+here: the linear planes that are a part of MDSA (`proav/models/mdsa/linear_planes.py`). Letters: B clips, T
+frames, C channels, H W rows and columns (of sound: mel bins and steps), N cells of a side of a plane, D
+channels of a cell, d values of a patch, n rows.
 """
 
 import functools
@@ -16,18 +17,18 @@ from torch import Tensor
 from proav.geometry import PLANES
 
 Chunks = Callable[[], Iterable[Tensor]]
-"""Gives the training data anew at each call: a few clips at a time, in one order."""
+"""Gives the training data anew at each call: a few clips at a time, always in the same order."""
 ROUNDS = 8
-"""Rounds of subspace iteration; on the demo's clips six keep the exact components' variance to 0.03 %."""
+"""Rounds of subspace iteration. On the demo's clips six keep the exact components' variance to 0.03 %."""
 
 
 @dataclass(frozen=True, eq=False)
 class LinearPlanes:
-    """A fitted code of images [B, C, T, H, W]; calling it codes and decodes them.
+    """A fitted code of images [B, C, T, H, W]. Calling it codes and decodes them.
 
     HW codes the mean over time in patches of H/N x W/N. WT codes what is left, in columns of H x W/N of a
     frame. HT codes what is left after both, in rows of H/N x W of a frame. The reconstruction is the sum of
-    all three, cut off at -1 and 1.
+    all three, clamped to [-1, 1].
     """
 
     side: int
@@ -38,7 +39,7 @@ class LinearPlanes:
     @classmethod
     @torch.inference_mode()
     def fit(cls, chunks: Chunks, *, side: int, channels: dict[str, int]) -> "LinearPlanes":
-        """chunks: images float32 [b, C, T, H, W]. channels: {plane: D}; of d < D values all d are kept."""
+        """chunks: images float32 [b, C, T, H, W]. channels: {plane: D}; if d < D, all d values are kept."""
         code = cls(side, {})
         for name in PLANES:
             rows = functools.partial(code._all_rows, name, chunks)
@@ -62,7 +63,7 @@ class LinearPlanes:
         return self.decode(self.encode(images_BCTHW), images_BCTHW.shape)
 
     def _rest(self, images: Tensor) -> Tensor:
-        """What the planes fitted so far leave."""
+        """What the planes fitted so far leave of the images."""
         for name in self.planes:
             images = images - self._paste(name, self._code(name, images), images.shape)
         return images
@@ -72,7 +73,7 @@ class LinearPlanes:
         return (self._cut(name, images) - mean) @ directions.T
 
     def _all_rows(self, name: str, chunks: Chunks) -> Iterator[Tensor]:
-        """Patches [n, d] of a plane's cells, of what the planes fitted so far leave of the training data."""
+        """Patches [n, d] of a plane's cells, cut from what the planes fitted so far leave."""
         for images in chunks():
             yield self._cut(name, self._rest(images)).flatten(0, -2)
 
@@ -85,7 +86,7 @@ class LinearPlanes:
         return rearrange(images, "b c t (n p) w -> b t n (c p w)", n=self.side)
 
     def _paste(self, name: str, codes: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """The patches that codes [B, rows, columns, D] stand for, put back; HW gives one frame, for all."""
+        """The patches that codes [B, rows, columns, D] stand for, put back; HW gives one frame for all."""
         mean, directions = self.planes[name]
         patches, (_, c, _, h, w) = codes @ directions + mean, shape
         if name == "HW":
@@ -99,9 +100,9 @@ def principal_directions(rows: Chunks, count: int) -> tuple[Tensor, Tensor]:
     """Mean [d] and orthonormal directions of largest variance [count, d] of rows [n, d]; largest first.
 
     Subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4) on 2 count + 8 columns from a fixed
-    start: Q <- orthonormal basis of C Q, C = sum (x - mean)(x - mean)^T; at the end the eigenvectors of Q^T C
-    Q. C itself is never made, since d is 12,288 for pictures of 256 x 256. Sums within a chunk are float32,
-    over chunks float64. Where d < count there are d directions.
+    start: Q <- orthonormal basis of C Q, with C = sum (x - mean)(x - mean)^T. At the end the eigenvectors of
+    Q^T C Q are taken. C itself is never made, since d is 12,288 for pictures of 256 x 256. Sums within a
+    chunk are float32, over chunks float64. If d < count, there are d directions.
     """
     total, num_rows = 0.0, 0
     for x in rows():

@@ -1,7 +1,8 @@
-"""Protocols: how a number is measured, as named presets. Two numbers may be compared where their protocols are the same.
+"""Protocols: how a number is measured, as named presets. Only numbers of the same protocol can be compared.
 
-A protocol says which clips are looked at and at what size and rates, which distances are taken by which network, and what is measured of single
-clips. Presets with a paper's name repeat what its released evaluation does, as far as proav can: see `docs/evaluation.md` for what differs.
+A protocol says which clips are used, at what size and rates, which distances are taken with which network,
+and what is measured of single clips. Presets with a paper's name repeat what its released evaluation does, as
+far as proav can: see `docs/evaluation.md` for what differs. Not here: running one (`proav/evaluate`).
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from proav.errors import UserError
 from proav.metrics.world import WORLD_SCORES
 
 SURROGATES = ("surrogate-video", "surrogate-audio")
-"""Networks of fixed random weights: they need no file, and their distances bear names of their own."""
+"""Networks of fixed random weights. They need no file, and their distances have names of their own."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Distance:
     """A distance between two sets of clips in the feature space of one network."""
 
     name: str
-    """As it is printed; a name that the field knows is given only to what the field means by it."""
+    """The printed name. A name that the field knows is used only for what the field means by it."""
     kind: Literal[
         "frechet", "kernel", "precision_recall", "density_coverage", "diversity", "nearest_training"
     ]
     network: str
     scale: float = 1.0
-    """Factor of the printed number."""
+    """The distance is multiplied by this for print."""
 
 
 @dataclass(frozen=True)
@@ -38,36 +39,39 @@ class FeatureScore:
 
     name: str
     kind: Literal["agreement", "offset", "class", "class_divergence"]
-    """class_divergence: of clips with counterparts only, such as reconstructions."""
+    """class_divergence: only for clips with counterparts, such as reconstructions."""
     networks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which clips, at what size and rates, measured how. None: the model's own."""
+    """Which clips, at what size and rates, are measured how. A None stands for the model's own."""
 
     name: str
     about: str
     distances: tuple[Distance, ...]
     scores: tuple[str, ...]
-    """Measured of each clip: see `proav/evaluate/scores.py`."""
+    """What is measured of each clip: see `proav/evaluate/scores.py`."""
     feature_scores: tuple[FeatureScore, ...] = ()
     num_frames: int | None = None
     fps: int | None = None
     size: int | None = None
-    """Rows and columns to which frames are brought before anything is measured."""
+    """Frames are brought to so many rows and columns before anything is measured."""
     sample_rate: int | None = None
     num_clips: int | None = None
-    """Clips of each set, exactly; fewer are refused. None: what there is, up to evaluate.max_clips; what cannot be had says what it needs."""
+    """Clips of each set, exactly; fewer are refused.
+
+    None: as many as there are, up to evaluate.max_clips. A result that cannot be had then says what it needs.
+    """
     real_split: Literal["train", "validation"] = "train"
-    """What a run's samples are compared with."""
+    """Split of the data that a run's samples are compared with."""
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Every network that distances and scores need, once."""
+        """Every network that distances and scores need, each once."""
         of_scores = (name for score in self.feature_scores for name in score.networks)
         return tuple(dict.fromkeys([*(distance.network for distance in self.distances), *of_scores]))
 
@@ -116,7 +120,8 @@ _OF_SETS = (
 
 _MM_DIFFUSION_64 = Protocol(
     "mm-diffusion-64",
-    "MM-Diffusion's released evaluation: 2,048 clips of 16 frames at 10 fps against the training split, frames brought to 64x64 first",
+    "MM-Diffusion's released evaluation: 2,048 clips of 16 frames at 10 fps against the training split, "
+    "frames brought to 64x64 first",
     distances=(*_I3D, *_AUDIOCLIP),
     scores=(),
     num_frames=16,
@@ -130,7 +135,8 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             "small",
-            "for the demo and for ablations on few clips: kernel distances are unbiased at any number of clips; networks of random weights need no file",
+            "for the demo and for ablations on few clips: kernel distances are unbiased at any number of "
+            "clips; networks of random weights need no file",
             distances=(
                 *_surrogates(),
                 *_I3D,
@@ -141,7 +147,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "full",
-            "everything that can be measured on the model's own clips: with I3D and YAMNet, and more with networks that the user brings",
+            "everything that can be measured on the model's own clips: with I3D and YAMNet, and more with "
+            "networks that the user brings",
             distances=(
                 *_I3D,
                 Distance("FAD-YAMNet", "frechet", "yamnet"),
@@ -160,7 +167,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "pvdm",
-            "PVDM's released evaluation: FVD of 2,048 clips of 16 frames of 256x256 against the training split, at the model's frame rate",
+            "PVDM's released evaluation: FVD of 2,048 clips of 16 frames of 256x256 against the training "
+            "split, at the model's frame rate",
             distances=_I3D[:1],
             scores=(),
             num_frames=16,
@@ -178,7 +186,7 @@ PROTOCOLS = {
 
 
 def find_protocol(name: str) -> Protocol:
-    """The preset of this name. Raises UserError for another, with the nearest known one."""
+    """The preset of this name. Raises UserError for an unknown name, with the nearest known one."""
     if name not in PROTOCOLS:
         near = difflib.get_close_matches(name, PROTOCOLS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -187,5 +195,5 @@ def find_protocol(name: str) -> Protocol:
 
 
 def protocol_hash(record: dict) -> str:
-    """12 hexadecimal digits of the SHA-256 of a protocol's record: what two tables must have in common to be compared."""
+    """12 hexadecimal digits of the SHA-256 of a protocol's record: equal in tables that can be compared."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]

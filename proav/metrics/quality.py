@@ -1,4 +1,8 @@
-"""How alike two clips look, frame by frame: SSIM, and LPIPS by a network that the user gives. PSNR and the log-mel error are in `fidelity.py`."""
+"""How alike two clips look, frame by frame: SSIM, and LPIPS by a network that the user gives.
+
+Not here: PSNR and the log-mel error (`fidelity.py`), the LPIPS network (`proav/models/perceptual.py`).
+Letters: T frames, H W rows and columns, C colours.
+"""
 
 import numpy as np
 import torch
@@ -6,18 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WINDOW, SIGMA = 11, 1.5
-"""Wang et al. 2004: an 11 x 11 Gaussian of deviation 1.5."""
+"""Wang et al. 2004: an 11 x 11 Gaussian of standard deviation 1.5."""
 K1, K2 = 0.01, 0.03
 LPIPS_FRAMES = 8
-"""Frames that LPIPS sees at a time."""
+"""Number of frames that LPIPS sees at a time."""
 
 
 def ssim(video_THWC: np.ndarray, reference_THWC: np.ndarray) -> float:
-    """Structural similarity of two clips, mean over frames, colour channels and places; uint8 [T, H, W, 3] of at least 11 x 11 pixels.
+    """Structural similarity of two clips, mean over frames, colour channels and places.
 
-    (2 m1 m2 + c1)(2 s12 + c2) / ((m1^2 + m2^2 + c1)(s1^2 + s2^2 + c2)), c1 = (0.01 * 255)^2, c2 = (0.03 * 255)^2, Gaussian-weighted moments
-    (of all weights, not N - 1), windows that lie wholly in the frame. 1 where equal; can be negative. As in Wang et al. 2004, which takes grey
-    pictures; on colour each channel counts alike, as in scikit-image with gaussian_weights and channel_axis.
+    (2 m1 m2 + c1)(2 s12 + c2) / ((m1^2 + m2^2 + c1)(s1^2 + s2^2 + c2)), c1 = (0.01 * 255)^2,
+    c2 = (0.03 * 255)^2. The moments are Gaussian-weighted (divided by the sum of weights, not N - 1), over
+    windows that lie wholly in the frame. 1 for equal clips; it can be negative. As in Wang et al. 2004, which
+    takes grey pictures. Each colour channel counts alike, as in scikit-image with gaussian_weights and
+    channel_axis.
+
+    video_THWC, reference_THWC: uint8 [T, H, W, 3] of at least 11 x 11 pixels.
     """
     assert video_THWC.shape == reference_THWC.shape and min(video_THWC.shape[1:3]) >= WINDOW, (
         video_THWC.shape,
@@ -46,7 +54,10 @@ def ssim(video_THWC: np.ndarray, reference_THWC: np.ndarray) -> float:
 
 @torch.inference_mode()
 def lpips(network: nn.Module, video_THWC: np.ndarray, reference_THWC: np.ndarray) -> float:
-    """Mean LPIPS of corresponding frames, uint8 [T, H, W, 3]; network: `proav.models.perceptual.LPIPS`. 0 where equal."""
+    """Mean LPIPS of corresponding frames, uint8 [T, H, W, 3]; 0 for equal clips.
+
+    network: `proav.models.perceptual.LPIPS`.
+    """
     device = next(network.buffers()).device
     first, second = (
         torch.from_numpy(np.ascontiguousarray(video)).movedim(-1, 1).float() / 127.5 - 1

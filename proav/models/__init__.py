@@ -1,4 +1,5 @@
-"""The networks of ProAV-DiT in plain PyTorch: the autoencoder MDSA, the diffusion transformer ST-DiT, discriminators and the perceptual distance.
+"""The networks of ProAV-DiT in plain PyTorch: MDSA, ST-DiT, discriminators and the perceptual distance.
 
-Reading order: layers (one block), planes (a volume becomes three planes and back), fusion (the paper's attention modules), streams, mdsa.
+Reading order: layers (one block), mdsa/planes (a volume becomes three planes and back), mdsa/fusion (the
+paper's attention modules), mdsa/streams, mdsa/autoencoder, stdit/transformer.
 """

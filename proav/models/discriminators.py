@@ -1,8 +1,10 @@
-"""PatchGAN discriminators and adversarial losses for MDSA: pictures are judged frame by frame and as a clip, sound as one long spectrogram.
+"""PatchGAN discriminators and adversarial losses for MDSA.
 
-Not here: weights and schedule (`proav/train/autoencoder_step.py`). The losses and the pair of 2D and 3D judges are the ancestor PVDM's; group norm for
-its synchronized batch norm is our choice: it works on a CPU and does not depend on the number of workers.
-B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame.
+Pictures are judged frame by frame and as a clip, sound as one long spectrogram. Not here: weights and
+schedule (`proav/train/autoencoder_step.py`). The losses and the pair of 2D and 3D discriminators are those of
+the ancestor PVDM. Group norm instead of its synchronized batch norm is our choice: it works on a CPU and does
+not depend on the number of workers. Letters: B clips, T frames, C channels, H W rows and columns, M mel bins,
+S mel columns in a frame.
 """
 
 import math
@@ -17,13 +19,13 @@ from proav.config import Config
 from proav.geometry import ClipGeometry
 
 SMALLEST_STRIDED_SIDE = 8
-"""An axis is halved only while it has at least this many cells, so that small clips keep a map of patches to judge."""
+"""An axis is halved only if it has at least so many cells: small clips keep a map of patches to judge."""
 LARGEST_WIDTH_FACTOR = 8
-"""Channels double with each layer up to this many times the first layer's."""
+"""Channels double with each layer, up to this many times the first layer's."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm with statistics in float32; the result has the input's precision."""
+    """Group norm with statistics in float32. The result has the input's precision."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(
@@ -32,13 +34,20 @@ class GroupNorm(nn.GroupNorm):
 
 
 class PatchDiscriminator(nn.Module):
-    """A convolutional judge of patches, in as many dimensions as `sides` has: logits of each patch, and the feature maps on the way there.
+    """A convolutional discriminator of patches: logits of each patch, and the feature maps on the way there.
 
-    num_layers layers halve every axis that is long enough (kernel 4, stride 2; other axes kernel 3, stride 1); one more layer and the logits keep
-    the size. Leaky ReLU 0.2, group norm in all but the first layer (pix2pix, Isola et al., 2017).
+    It has as many dimensions as `sides`. num_layers layers halve every axis that is long enough (kernel 4,
+    stride 2; other axes kernel 3, stride 1). One more layer and the logits keep the size. Leaky ReLU 0.2,
+    group norm in all but the first layer (pix2pix, Isola et al., 2017).
     """
 
     def __init__(self, in_channels: int, sides: Sequence[int], *, width: int, num_layers: int) -> None:
+        """in_channels: of the input.
+
+        sides: cells of the input along each axis, (rows, columns) or (frames, rows, columns).
+        width: channels of the first layer.
+        num_layers: layers that halve.
+        """
         super().__init__()
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(sides)]
         layers, channels, sides = [], in_channels, list(sides)
@@ -69,7 +78,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class VideoDiscriminators(nn.Module):
-    """A 2D judge of one frame of each clip and a 3D judge of whole clips."""
+    """A 2D discriminator of one frame of each clip, and a 3D discriminator of whole clips."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -79,14 +88,17 @@ class VideoDiscriminators(nn.Module):
         self.clip = PatchDiscriminator(3, (clip.num_frames, clip.height, clip.width), **settings)
 
     def forward(self, video_BCTHW: Tensor, frames_B: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """([frame logits, clip logits], all feature maps). frames_B: the index, 0 to T - 1, of the frame that is judged alone in each clip."""
+        """([frame logits, clip logits], all feature maps).
+
+        frames_B: for each clip the index, 0 to T - 1, of the frame that is judged alone.
+        """
         frame_logits, frame_features = self.frame(pick_frames(video_BCTHW, frames_B))
         clip_logits, clip_features = self.clip(video_BCTHW)
         return [frame_logits, clip_logits], frame_features + clip_features
 
 
 class AudioDiscriminator(nn.Module):
-    """A 2D judge of the clip's whole spectrogram, M bins x (T S) columns."""
+    """A 2D discriminator of the clip's whole spectrogram, M bins x (T S) columns."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -110,7 +122,7 @@ def pick_frames(video_BCTHW: Tensor, frames_B: Tensor) -> Tensor:
 
 
 def hinge_discriminator_loss(real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor]) -> Tensor:
-    """Sum over judges of (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2, in float32."""
+    """Sum over discriminators of (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2, in float32."""
     return sum(
         (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()) / 2
         for real, fake in zip(real_logits, fake_logits, strict=True)
@@ -118,12 +130,12 @@ def hinge_discriminator_loss(real_logits: Sequence[Tensor], fake_logits: Sequenc
 
 
 def hinge_generator_loss(fake_logits: Sequence[Tensor]) -> Tensor:
-    """Sum over judges of - mean(fake), in float32."""
+    """Sum over discriminators of - mean(fake), in float32."""
     return sum(-fake.float().mean() for fake in fake_logits)
 
 
 def feature_matching_loss(real_features: Sequence[Tensor], fake_features: Sequence[Tensor]) -> Tensor:
-    """Mean over feature maps of mean |real - fake|, in float32; no gradient flows to the real side."""
+    """Mean over feature maps of mean |real - fake|, in float32. No gradient flows to the real side."""
     distances = [
         F.l1_loss(fake.float(), real.detach().float())
         for real, fake in zip(real_features, fake_features, strict=True)

@@ -1,7 +1,8 @@
-"""The parts that every network here is made of: norms, rotary positions, attention, and the divided space-time transformer.
+"""The parts that all networks here share: norms, rotary positions, attention, the space-time transformer.
 
-Not here: anything that knows planes or modalities (`mdsa/planes.py`, `mdsa/fusion.py`). The backbone is that of the ancestor PVDM (Yu et al., 2023),
-a TimeSformer with rotary positions. B clips, T frames, H W rows and columns, L tokens, D width, N heads, K head width.
+Not here: anything that knows planes or modalities (`mdsa/planes.py`, `mdsa/fusion.py`). The backbone is that
+of the ancestor PVDM (Yu et al., 2023): a TimeSformer with rotary positions. Letters: B clips, T frames, H W
+rows and columns, L tokens, D width, N heads, K head width.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 ROTARY_BASE = 100.0
-"""Wavelengths run from 2 pi to 200 pi cells: our grids have 8 to 32 cells a side. RoPE-ViT (Heo et al., 2024) found this base best on such grids."""
+"""Wavelengths run from 2 pi to 200 pi cells; our grids have 8 to 32 cells a side.
+
+RoPE-ViT (Heo et al., 2024) found this base best on such grids.
+"""
 
 MAX_ATTENTION_BATCH = 65535
-"""CUDA's fused attention kernels put sequences on a grid axis that holds no more."""
+"""CUDA's fused attention kernels index sequences by a grid axis that holds no more."""
 
 
 class Norm(nn.LayerNorm):
-    """Layer norm over the last axis with statistics in float32, whatever the precision of the input; the result has the input's precision."""
+    """Layer norm over the last axis, with statistics in float32. The result has the input's precision."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(
@@ -29,7 +33,7 @@ class Norm(nn.LayerNorm):
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """Switches autocast off inside; devices without autocast, such as meta, have nothing to switch."""
+    """Switches autocast off inside. Devices without autocast, such as meta, have nothing to switch off."""
     return (
         torch.autocast(device.type, enabled=False)
         if torch.amp.is_autocast_available(device.type)
@@ -38,7 +42,10 @@ def full_precision(device: torch.device) -> AbstractContextManager:
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32 even under autocast or with bf16 weights: for values that leave the network."""
+    """A linear layer that computes in float32 even under autocast or with bf16 weights.
+
+    It is for values that leave the network.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         with full_precision(x.device):
@@ -46,7 +53,10 @@ class Float32Linear(nn.Linear):
 
 
 class ClosedLinear(nn.Linear):
-    """A linear layer that starts at zero: the output gate of a residual update. From zero it opens as fast as any other weight learns."""
+    """A zero-initialized linear layer: the output gate of a residual update.
+
+    From zero it opens as fast as any other weight learns.
+    """
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -56,7 +66,7 @@ class ClosedLinear(nn.Linear):
 def hidden_map(linear: nn.Linear, parts: int = 1) -> nn.Linear:
     """Marks a linear map of a transformer block: its weight is a hidden matrix, which Muon may train.
 
-    parts: matrices stacked along the outputs of the one weight, such as those to queries, keys and values.
+    parts: number of matrices stacked along the outputs of the weight, such as queries, keys and values.
     """
     linear.hidden_parts = parts
     return linear
@@ -72,10 +82,11 @@ def hidden_matrices(module: nn.Module) -> dict[str, int]:
 
 
 def linear_resize_matrix(num_from: int, num_to: int, device: torch.device | None = None) -> Tensor:
-    """The float64 matrix [num_to, num_from] of linear interpolation between the centres of equal cells, edges held.
+    """The float64 matrix [num_to, num_from] of linear interpolation between centres of equal cells.
 
     R[i, j] = max(0, 1 - |p_i - j|),  p_i = (i + 1/2) num_from / num_to - 1/2, clamped to [0, num_from - 1].
-    Rows sum to 1; its rank is num_from wherever num_to >= num_from. As a matrix its gradient is deterministic on every device.
+    Beyond the outer centres the edge value is held. Rows sum to 1. The rank is num_from if
+    num_to >= num_from. As a matrix product the gradient is deterministic on every device.
     """
     centres = (torch.arange(num_to, dtype=torch.float64, device=device) + 0.5) * num_from / num_to - 0.5
     cells = torch.arange(num_from, dtype=torch.float64, device=device)
@@ -83,10 +94,11 @@ def linear_resize_matrix(num_from: int, num_to: int, device: torch.device | None
 
 
 def rotary_angles(positions_LA: Tensor, head_width: int) -> Tensor:
-    """Angles [L, K'/2] that turn pairs of channels by token position, the channels shared equally among the A axes.
+    """Angles [L, K'/2] that turn pairs of channels by token position.
 
-    angle = position * ROTARY_BASE^(-i / n), i = 0 .. n-1, n = head_width // (2 A) pairs per axis. Where 2 A does not divide head_width,
-    K' < head_width and the remaining channels are not turned. positions_LA: float, in cells, [L, A] or [B, L, A].
+    The A axes share the channels equally: angle = position * ROTARY_BASE^(-i / n), i = 0 .. n-1, with
+    n = head_width // (2 A) pairs per axis. If 2 A does not divide head_width, K' < head_width and the
+    remaining channels are not turned. positions_LA: float, in cells, [L, A] or [B, L, A].
     """
     axes = positions_LA.shape[-1]
     pairs = head_width // (2 * axes)
@@ -109,10 +121,10 @@ def grid_positions(rows: int, columns: int, device: torch.device) -> Tensor:
 
 
 def rotate(x_BNLK: Tensor, angles_LK2: Tensor) -> Tensor:
-    """Turns channel pairs (i, i + K'/2) of each token by its angles, in float32; channels beyond K' pass unchanged.
+    """Turns channel pairs (i, i + K'/2) of each token by its angles, in float32.
 
-    Inner products of turned vectors depend on differences of positions only (RoFormer, Su et al., 2021).
-    angles_LK2: [L, K'/2], or [B, L, K'/2] where positions differ between sequences.
+    Channels beyond K' pass unchanged. Inner products of turned vectors depend on differences of positions
+    only (RoFormer, Su et al., 2021). angles_LK2: [L, K'/2], or [B, L, K'/2] if sequences differ in positions.
     """
     half = angles_LK2.shape[-1]
     first, second, rest = x_BNLK.float().split([half, half, x_BNLK.shape[-1] - 2 * half], dim=-1)
@@ -124,7 +136,10 @@ def rotate(x_BNLK: Tensor, angles_LK2: Tensor) -> Tensor:
 
 
 def attend(q_BNLK: Tensor, k_BNMK: Tensor, v_BNMK: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(K)) v, never materializing the L x M matrix; splits batches that the fused kernels cannot index."""
+    """softmax(q k' / sqrt(K)) v, without a stored L x M matrix.
+
+    Batches that are too large for the fused kernels are split.
+    """
     if len(q_BNLK) <= MAX_ATTENTION_BATCH:
         return F.scaled_dot_product_attention(q_BNLK, k_BNMK, v_BNMK)
     parts = zip(*(tensor.split(MAX_ATTENTION_BATCH) for tensor in (q_BNLK, k_BNMK, v_BNMK)))
@@ -132,9 +147,15 @@ def attend(q_BNLK: Tensor, k_BNMK: Tensor, v_BNMK: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens over themselves, or over a context; `closed` starts the output projection at zero."""
+    """Multi-head attention of tokens over themselves, or over a context."""
 
     def __init__(self, width: int, num_heads: int, head_width: int, *, closed: bool = False) -> None:
+        """width: features of a token, D.
+
+        num_heads: N.
+        head_width: features of a head, K.
+        closed: whether the output projection is zero-initialized.
+        """
         super().__init__()
         self.num_heads, self.head_width = num_heads, head_width
         self.to_query = hidden_map(nn.Linear(width, num_heads * head_width, bias=False))
@@ -149,7 +170,13 @@ class Attention(nn.Module):
         positions_LA: Tensor | None = None,
         context_positions_MA: Tensor | None = None,
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D]. Positions in cells turn queries and keys, the context's default to the tokens'; else order plays no part."""
+        """[B, L, D] -> [B, L, D].
+
+        x_BLD: tokens that attend.
+        context_BMD: tokens that are attended to; None: x_BLD.
+        positions_LA: in cells; they turn queries and keys. None: order plays no part.
+        context_positions_MA: of the context; None: positions_LA.
+        """
         context_BMD = x_BLD if context_BMD is None else context_BMD
         q_BNLK = rearrange(self.to_query(x_BLD), "b l (n k) -> b n l k", n=self.num_heads)
         k_BNMK, v_BNMK = rearrange(
@@ -163,7 +190,7 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """GEGLU (Shazeer, 2020): W2 ((W1 x) * gelu(Wg x)), hidden width ratio * width."""
+    """GEGLU (Shazeer, 2020): W2 ((W1 x) * gelu(Wg x)), with hidden width ratio * width."""
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
@@ -176,9 +203,13 @@ class GatedMLP(nn.Module):
 
 
 class SpaceTimeBlock(nn.Module):
-    """TimeSformer's divided attention: over time at each cell, then over the grid in each frame, then a gated MLP; each pre-norm and residual."""
+    """TimeSformer's divided attention, then a gated MLP; each is pre-norm and residual.
+
+    Attention is over time at each cell, then over the grid in each frame.
+    """
 
     def __init__(self, width: int, num_heads: int, head_width: int, mlp_ratio: int) -> None:
+        """width: D. num_heads: N. head_width: K. mlp_ratio: hidden width of the MLP over D."""
         super().__init__()
         self.time_norm, self.time_attention = Norm(width), Attention(width, num_heads, head_width)
         self.space_norm, self.space_attention = Norm(width), Attention(width, num_heads, head_width)
@@ -196,7 +227,11 @@ class SpaceTimeBlock(nn.Module):
 
 
 def run_layer(layer: nn.Module, *inputs, recompute: bool) -> Tensor:
-    """layer(*inputs), keeping only the inputs for the backward pass where `recompute`: less memory, one more forward pass, equal gradients."""
+    """layer(*inputs).
+
+    recompute: keep only the inputs for the backward pass. This takes less memory and one more forward pass,
+    and gives equal gradients.
+    """
     if recompute and torch.is_grad_enabled():
         return checkpoint(
             layer, *inputs, use_reentrant=False, preserve_rng_state=False
@@ -208,6 +243,7 @@ class SpaceTimeTransformer(nn.Module):
     """`depth` space-time blocks on a volume of features [B, T, H, W, D]."""
 
     def __init__(self, depth: int, width: int, num_heads: int, head_width: int, mlp_ratio: int) -> None:
+        """depth: number of blocks. The others: see `SpaceTimeBlock`."""
         super().__init__()
         self.blocks = nn.ModuleList(
             SpaceTimeBlock(width, num_heads, head_width, mlp_ratio) for _ in range(depth)

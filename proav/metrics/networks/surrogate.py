@@ -1,6 +1,8 @@
-"""Small networks of fixed random weights, for laptops and tests: they tell sets of clips apart, but no published number is like theirs.
+"""Small networks of fixed random weights, for laptops and tests: no published number is comparable to theirs.
 
-Features of random convolutions carry information enough to order degradations of the same clips. Distances in them are named sFVD, sKVD, sFAD, sKAD.
+Features of random convolutions carry enough information to tell sets of clips apart and to order degradations
+of the same clips. Distances in them are named sFVD, sKVD, sFAD, sKAD. Letters: B clips, T frames, H W rows
+and columns, C colours, L samples of sound.
 """
 
 import torch
@@ -13,9 +15,9 @@ from proav.models.layers import full_precision
 DIMENSION = 64
 SAMPLE_RATE = 16_000
 SEED = 20_251_115
-"""The weights' seed; another one is another network."""
+"""The weights' seed. Another seed is another network."""
 SIDE = 32
-"""Rows and columns to which pictures are brought."""
+"""Pictures are resized to so many rows and columns."""
 CARDS = (
     NetworkCard(
         "surrogate-video",
@@ -33,7 +35,10 @@ CARDS = (
 
 
 class SurrogateVideo(nn.Module):
-    """Pictures of 32 x 32, three random convolutions over time and space, mean and deviation of every channel: [B, 1, 64]."""
+    """Pictures of 32 x 32 and three random convolutions over time and space -> [B, 1, 64].
+
+    The features are mean and standard deviation of every channel.
+    """
 
     card = CARDS[0]
     weights_sha256 = f"random-{SEED}"
@@ -55,7 +60,10 @@ class SurrogateVideo(nn.Module):
 
 
 class SurrogateAudio(nn.Module):
-    """Log spectrogram of 64 bands, 16 ms apart, three random convolutions, mean and deviation of every channel: [B, 1, 64]."""
+    """A log spectrogram of 64 bands, 16 ms apart, and three random convolutions -> [B, 1, 64].
+
+    The features are mean and standard deviation of every channel.
+    """
 
     card = CARDS[1]
     weights_sha256 = f"random-{SEED}"

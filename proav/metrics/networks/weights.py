@@ -20,7 +20,13 @@ def read_tensors(path: str, *, card: NetworkCard) -> tuple[dict[str, Tensor], di
 
 
 def load_state(network: nn.Module, path: str, *, form: str, card: NetworkCard) -> None:
-    """Loads a file that `save_state` wrote. Raises UserError, with how to make it, for any other."""
+    """Loads a file that `save_state` wrote. Raises UserError, with how to make it, for any other file.
+
+    network: takes the weights.
+    path: of the file.
+    form: the format that its metadata must name.
+    card: of the network, for the message.
+    """
     tensors, metadata = read_tensors(path, card=card)
     expected = {key: value.shape for key, value in network.state_dict().items()}
     if metadata.get("format") != form or {key: value.shape for key, value in tensors.items()} != expected:
@@ -31,7 +37,14 @@ def load_state(network: nn.Module, path: str, *, form: str, card: NetworkCard) -
 def save_state(
     tensors: dict[str, Tensor], destination: str | Path, *, form: str, card: NetworkCard, source_sha256: str
 ) -> None:
-    """Writes the whole file or nothing."""
+    """Writes the whole file or nothing, with its origin as metadata.
+
+    tensors: by name.
+    destination: path of the file.
+    form: name of the format, which `load_state` checks.
+    card: of the network.
+    source_sha256: checksum of the published file that the tensors come from.
+    """
     temporary = Path(f"{destination}.part")
     save_file(
         tensors,

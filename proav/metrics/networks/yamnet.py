@@ -1,10 +1,12 @@
-"""YAMNet (AudioSet, 521 classes; MobileNet v1 on log-mel patches): embeddings for a Fréchet distance of sounds, and class scores.
+"""YAMNet (AudioSet, 521 classes; MobileNet v1 on log-mel patches): embeddings and class scores of sound.
 
     pip install ai-edge-litert
     python -m proav.metrics.networks.convert yamnet SRC.tflite DST.safetensors
 
-makes the file that is read here from a TensorFlow Lite form of the released network, of which the weights may be of 8 bits. Distances in its features
-are named FAD-YAMNet: FAD as published is on other networks (VGGish; AudioCLIP in MM-Diffusion's tables), and their numbers are not like these.
+makes the file that is read here from a TensorFlow Lite form of the released network. Its weights may have 8
+bits. The Fréchet distance in its features is named FAD-YAMNet. FAD as published is on other networks (VGGish;
+AudioCLIP in MM-Diffusion's tables), and those numbers are not comparable to these. Letters: B clips, L
+samples, W windows, N windows of all clips, J mel frames, M mel bands, F frequencies.
 """
 
 from collections.abc import Iterator
@@ -24,12 +26,13 @@ from proav.models.layers import full_precision
 FORMAT = "proav-yamnet-1"
 SAMPLE_RATE = 16_000
 WINDOW_SAMPLES, HOP_SAMPLES = 15_600, 7_800
-"""0.975 s of sound for each vector, half of that apart."""
+"""Each vector covers 0.975 s of sound. Vectors are half of that apart."""
 FRAME, FRAME_HOP, FFT = 400, 160, 512
 BANDS, LOW_HZ, HIGH_HZ, OFFSET = 64, 125.0, 7500.0, 1e-3
 LAYERS = (
     (1, 32, 2), (32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2),
-    (512, 512, 1), (512, 512, 1), (512, 512, 1), (512, 512, 1), (512, 512, 1), (512, 1024, 2), (1024, 1024, 1),
+    (512, 512, 1), (512, 512, 1), (512, 512, 1), (512, 512, 1), (512, 512, 1), (512, 1024, 2),
+    (1024, 1024, 1),
 )  # fmt: skip
 """(channels in, out, stride): a convolution, then pairs of a depthwise and a pointwise one."""
 NUM_CLASSES = 521
@@ -45,7 +48,10 @@ CARD = NetworkCard(
 
 
 class YAMNet(nn.Module):
-    """float32 [B, samples] in [-1, 1] at 16 kHz -> embeddings [B, W, 1024], one for each window of 0.975 s; shorter sound is filled with silence."""
+    """float32 [B, samples] in [-1, 1] at 16 kHz -> embeddings [B, W, 1024], one for each window of 0.975 s.
+
+    Shorter sound is filled up with silence.
+    """
 
     card = CARD
 
@@ -84,12 +90,15 @@ class YAMNet(nn.Module):
         return torch.log(spectrum @ self.bands_FM + OFFSET)
 
     def scores(self, embeddings: Tensor) -> Tensor:
-        """Probabilities [..., 521] of AudioSet's classes, each for itself."""
+        """Probabilities [..., 521] of AudioSet's classes, each independent of the others."""
         return torch.sigmoid(self.classes(embeddings))
 
 
 def mel_matrix() -> Tensor:
-    """[257, 64]: triangles of height 1 between neighbouring points that are even on the HTK scale 1127 ln(1 + f / 700); nothing from the zero bin."""
+    """[257, 64]: triangles of height 1 between neighbouring points; the zero bin gives nothing.
+
+    The points are evenly spaced on the HTK scale 1127 ln(1 + f / 700).
+    """
     hertz = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)[1:]
     mel = 1127 * np.log(1 + hertz / 700)[:, None]
     edges = np.linspace(1127 * np.log(1 + LOW_HZ / 700), 1127 * np.log(1 + HIGH_HZ / 700), BANDS + 2)
@@ -99,14 +108,17 @@ def mel_matrix() -> Tensor:
 
 
 def load(path: str, device: str = "cpu") -> YAMNet:
-    """Raises UserError where the file is anything but YAMNet's weights in our form."""
+    """The network with the weights of a file. Raises UserError unless it has YAMNet's weights in our form."""
     network = YAMNet(weights_sha256=file_hash(path))
     load_state(network, path, form=FORMAT, card=CARD)
     return network.to(device)
 
 
 def convert_weights(source: str | Path, destination: str | Path) -> None:
-    """Writes our form of a TensorFlow Lite YAMNet. Raises UserError for another network, and where ai-edge-litert is not installed."""
+    """Writes our form of a TensorFlow Lite YAMNet.
+
+    Raises UserError for another network, and if ai-edge-litert is not installed.
+    """
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -124,7 +136,10 @@ def convert_weights(source: str | Path, destination: str | Path) -> None:
 
 
 def _state_of(interpreter) -> dict[str, Tensor]:
-    """The network's constants by their order in the graph, dequantized: kernels [out, height, width, in], depthwise ones [1, height, width, out]."""
+    """The network's constants, in the order of the graph, dequantized.
+
+    Kernels are stored as [out, height, width, in], depthwise ones as [1, height, width, out].
+    """
     details, state = {detail["index"]: detail for detail in interpreter.get_tensor_details()}, {}
     produced = {
         int(output): op
@@ -177,7 +192,7 @@ def _convolutions() -> Iterator[nn.Conv2d]:
 
 
 def _pad_same(x: Tensor, stride: int) -> Tensor:
-    """TensorFlow's SAME for kernels of 3 x 3: the odd pixel at the end."""
+    """TensorFlow's SAME for kernels of 3 x 3: an odd pixel goes to the end."""
     pads = []
     for size in (x.shape[3], x.shape[2]):
         missing = max(0, (-(-size // stride) - 1) * stride + 3 - size)

@@ -1,11 +1,11 @@
-"""MDSA, the Multi-scale Dual-stream Spatio-temporal Autoencoder: picture and sound to six planes of latents,
-and back (ProAV-DiT, Figure 2 (a)).
+"""MDSA, the Multi-scale Dual-stream Spatio-temporal Autoencoder (ProAV-DiT, Figure 2 (a)).
 
+It codes picture and sound as six planes of latents, and decodes them.
 encode: two stream encoders -> MT-SelfAttn on HT and WT, SelfAttn on HW -> GCM-Attn on HT and WT -> 1x1
-convolution; its sum with the linear planes is what is stored. decode: 1x1 convolution -> Bi-Block CrossAttn
--> two stream decoders, which add to the linear path. Not here: losses (`proav/train/autoencoder_step.py`),
-waveforms (`proav/media`).
-B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame, P planes, N plane
+convolution. Its sum with the linear planes is stored.
+decode: 1x1 convolution -> Bi-Block CrossAttn -> two stream decoders, which add to the linear path.
+Not here: losses (`proav/train/autoencoder_step.py`), waveforms (`proav/media`). Letters: B
+clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame, P planes, N plane
 side, D latent channels.
 """
 
@@ -44,8 +44,9 @@ Features = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class CrossFlow:
-    """Which clips of a batch let the other modality in; None: all of them. Clips with a flow off are coded as
-    if that modality had come alone.
+    """Which clips of a batch let the other modality in; None: all of them.
+
+    A clip with a flow off is coded as if that modality had come alone.
     """
 
     to_video_B: Tensor | None = None
@@ -53,15 +54,15 @@ class CrossFlow:
 
     @classmethod
     def draw(cls, batch: int, probability: float, generator: torch.Generator) -> "CrossFlow":
-        """Modality dropout for a batch, from a CPU generator."""
+        """Modality dropout for a batch, from a CPU generator; see `from_uniform`."""
         return cls.from_uniform(torch.rand(batch, generator=generator, dtype=torch.float64), probability)
 
     @classmethod
     def from_uniform(cls, uniform_B: Tensor, probability: float) -> "CrossFlow":
-        """Modality dropout: each clip loses the flow toward audio, toward video, or both, with `probability`
-        each (at most 1/3).
+        """Modality dropout: a clip loses the flow toward audio, toward video, or both.
 
-        uniform_B: one number in [0, 1) per clip, which decides.
+        Each of the three cases has `probability`, at most 1/3. uniform_B: one number in [0, 1) per clip,
+        which decides.
         """
         assert 0 <= probability <= 1 / 3, f"three cases of probability {probability} exceed 1"
         audio_off_B = (uniform_B < probability) | (
@@ -78,13 +79,12 @@ class CrossFlow:
 
 
 class MDSA(nn.Module):
-    """The autoencoder. Untrained it is the linear code of `linear_planes.py`, bit for bit: all that the
-    network adds starts at zero.
+    """The autoencoder. Untrained it is the linear code of `linear_planes.py`, bit for bit.
 
-    Without the linear path (mdsa.linear_planes.enabled=false) the network is alone: untrained it equals two
-    independent projected autoencoders. The same torch seed gives the same weights to a part whichever other
-    parts are switched on. `activation_checkpointing`: keep only the inputs of transformer layers for the
-    backward pass.
+    All that the network adds is zero-initialized. Without the linear path
+    (mdsa.linear_planes.enabled=false) the network is alone. Untrained it then equals two independent
+    projected autoencoders. With the same torch seed a part gets the same weights whichever other parts are
+    switched on. `activation_checkpointing`: keep only the inputs of transformer layers for the backward pass.
     """
 
     def __init__(self, config: Config) -> None:
@@ -121,8 +121,9 @@ class MDSA(nn.Module):
         self._build_fusion(mdsa)
 
     def _build_fusion(self, config: MDSAConfig) -> None:
-        """The fusion modules by plane, those within a modality by modality before that; a set that is
-        switched off is empty.
+        """Makes the fusion modules by plane; those within a modality by modality, then by plane.
+
+        A set that is switched off is empty.
         """
         width, scale, spatial, group, block = (
             config.width,
@@ -166,15 +167,15 @@ class MDSA(nn.Module):
     def encode(
         self, video_BCTHW: Tensor | None, mel_BTMS: Tensor | None, *, flow: CrossFlow = CrossFlow()
     ) -> dict[str, Tensor]:
-        """Latent planes {"v_HW": [B, D, rows, columns], ...}, float32; T is the first axis of WT and HT
-        planes.
+        """Latent planes {"v_HW": [B, D, rows, columns], ...}, float32.
 
-        About unit mean square with the linear path, in [-1, 1] without it.
+        T is the first axis of WT and HT planes. Planes have about unit mean square with the linear path, and
+        lie in [-1, 1] without it. If one modality is None, the other is encoded alone ("lone planes"):
+        nothing of the missing one can leak.
 
-        Args:
-            video_BCTHW: pictures in [-1, 1], or None.
-            mel_BTMS: mel frames in [-1, 1], or None. Where one modality is None the other is encoded alone
-            ("lone planes"): nothing of it can leak. flow: which clips exchange information in GCM-Attn.
+        video_BCTHW: pictures in [-1, 1], or None.
+        mel_BTMS: mel frames in [-1, 1], or None.
+        flow: which clips exchange information in GCM-Attn.
         """
         assert video_BCTHW is not None or mel_BTMS is not None, "encode needs pictures, mel frames, or both"
         images = self._images(video_BCTHW, mel_BTMS)
@@ -193,7 +194,7 @@ class MDSA(nn.Module):
     def decode(
         self, planes: dict[str, Tensor], *, flow: CrossFlow = CrossFlow()
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(video_BCTHW, mel_BTMS) in [-1, 1], float32, of latent planes as `encode` gives them.
+        """(video_BCTHW, mel_BTMS) in [-1, 1], float32, from latent planes as `encode` gives them.
 
         A modality whose planes are not given is None, and the other is decoded alone. flow: which clips
         exchange information in Bi-Block CrossAttn.
@@ -210,11 +211,13 @@ class MDSA(nn.Module):
         shown: Mapping[str, Tensor] | None = None,
         linear_alone: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Encodes and decodes both modalities with the same flow; what losses see.
+        """Encodes and decodes both modalities with the same flow: (video_BCTHW, mel_BTMS), for the losses.
 
-        Pictures and mel frames are not clamped, so that what overshoots is drawn back.
-        noise: added to the planes on their way, in units of each clip's own root mean square of the plane.
-        shown: [B, 1, rows, columns] of each plane, 1 for cells that reach the decoder and 0 for the others.
+        They are not clamped, so that the loss draws back what overshoots.
+
+        video_BCTHW, mel_BTMS, flow: as in `encode`.
+        noise: added to the planes, in units of the root mean square of each plane of each clip.
+        shown: [B, 1, rows, columns] of each plane; 1 for cells that reach the decoder, 0 for the others.
         linear_alone: the linear path without the network, at a fraction of the cost.
         """
         if linear_alone:
@@ -252,20 +255,20 @@ class MDSA(nn.Module):
         return made["video"], self._mel_frames(made["audio"])
 
     def _mel_frames(self, image_BCTHW: Tensor) -> Tensor:
-        """The mel grid of the sound's images as the decoder makes them."""
+        """The mel grid of the sound's images, which the decoder made."""
         return (
             untile_mel(image_BCTHW, self.mel_bins, self.mel_steps) if self.tiled_audio else image_BCTHW[:, 0]
         )
 
     def encode_lone(self, video_BCTHW: Tensor, mel_BTMS: Tensor) -> dict[str, Tensor]:
-        """All six planes, each modality encoded without the other: what may stand for a given stream."""
+        """All six planes, each modality encoded without the other. They can stand for a given stream."""
         return self.encode(video_BCTHW, None) | self.encode(None, mel_BTMS)
 
     def fit_linear_planes(self, batches: Collection[tuple[Tensor, Tensor]]) -> None:
         """Fills the linear path from batches of clips (video_BCTHW in [-1, 1], mel_BTMS).
 
-        Nothing to do without that path. Where cells are switched, batches are read once more. Of a
-        clip three pictures, its sound and some cells are kept while it lasts.
+        Does nothing without that path. If cells are switched, the batches are read twice. Meanwhile three
+        pictures of each clip, its sound and some cells are kept in memory.
         """
         if not self.linear:
             return
@@ -305,7 +308,7 @@ class MDSA(nn.Module):
 
 
 def _cross(modules: nn.ModuleDict, features: Features, flow: CrossFlow) -> Features:
-    """Both modalities' planes after a set of cross-modal modules; neither dict given is changed."""
+    """Both modalities' planes after a set of cross-modal modules. The dicts given are not changed."""
     video, audio = dict(features["video"]), dict(features["audio"])
     for name, module in _by_plane(modules):
         video[name], audio[name] = module(video[name], audio[name], flow.to_video_B, flow.to_audio_B)
@@ -326,8 +329,9 @@ def _by_plane(modules: nn.ModuleDict) -> Iterator[tuple[str, nn.Module]]:
 
 @contextmanager
 def _own_random_stream(seed: int, name: str) -> Iterator[None]:
-    """Random numbers that depend on (seed, name) alone and leave the stream outside as it was: a switched-off
-    module shifts nobody's weights.
+    """Random numbers that depend on (seed, name) alone; the stream outside stays as it was.
+
+    So a module that is switched off does not shift the weights of others.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed ^ zlib.crc32(name.encode()))

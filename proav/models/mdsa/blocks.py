@@ -1,7 +1,7 @@
-"""Blocks: the maps of a linear code between blocks and cells, and the components they begin with.
+"""Blocks: the maps of a linear code between blocks and cells, and their first components.
 
-Not here: how blocks are cut (`linear_planes.py`) and overlap (`lapping.py`). B images, H W rows and columns
-of blocks, D codes of a cell, V values of a block, L blocks.
+Not here: how blocks are cut (`linear_planes.py`) and overlap (`lapping.py`). Letters: B images, H W rows and
+columns of blocks, D codes of a cell, V values of a block, L blocks.
 """
 
 import torch
@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FIT_POWERS = 4
-"""Power iterations of the randomized decomposition: three times as many gained less than 0.01 dB."""
+"""Power iterations of the randomized decomposition. Three times as many gained less than 0.01 dB."""
 
 
 class BlockKernels(nn.Module):
     """The kernels gain * weight of a plane's blocks, [D, V], float32.
 
-    The weight has orthonormal rows after the fit. It is a hidden matrix: Muon needs half of AdamW's clips, or
-    fewer.
+    The weight has orthonormal rows after the fit. It is a hidden matrix: with Muon it needs half of AdamW's
+    clips, or fewer.
     """
 
     def __init__(self, codes: int, values: int) -> None:
@@ -34,31 +34,35 @@ class BlockKernels(nn.Module):
 
 
 class BlockAnalysis(BlockKernels):
-    """Blocks [B, H, W, V] to cells [B, D, H, W], their inner products with the kernels, in float32."""
+    """Blocks [B, H, W, V] to cells [B, D, H, W]: their inner products with the kernels, in float32."""
 
     def forward(self, blocks_BHWV: Tensor) -> Tensor:
         return (blocks_BHWV @ self.kernels.T).movedim(-1, 1)
 
 
 class BlockSynthesis(BlockKernels):
-    """Cells [B, D, H, W] to blocks [B, H, W, V], each a combination of the kernels, in float32."""
+    """Cells [B, D, H, W] to blocks [B, H, W, V]: combinations of the kernels, in float32."""
 
     def forward(self, cells: Tensor) -> Tensor:
         return cells.movedim(1, -1) @ self.kernels
 
 
 def set_blocks(analysis: BlockKernels, synthesis: BlockKernels, blocks_DV: Tensor, scale: float) -> None:
-    """Orthonormal blocks as the kernels: codes are inner products with them over `scale`."""
+    """Sets orthonormal blocks as the kernels: codes are inner products with them, divided by `scale`.
+
+    analysis, synthesis: set in place. blocks_DV: orthonormal rows. scale: of the codes.
+    """
     for part, gain in ((analysis, 1 / scale), (synthesis, scale)):
         part.weight.copy_(blocks_DV)
         part.gain.fill_(gain)
 
 
 def principal_components(cells_LV: Tensor, channels: int) -> tuple[Tensor, float]:
-    """Principal directions [D, V], strongest first, zero beyond what sizes allow; their codes' deviation.
+    """(principal directions [D, V], root mean square of their codes).
 
-    By a randomized decomposition (Halko, Martinsson, Tropp, 2011) with twice as many trial directions as are
-    kept. Its random numbers are the same each time and leave the stream outside as it was.
+    The strongest direction is first. Rows beyond what the sizes allow are zero. A randomized decomposition
+    (Halko, Martinsson, Tropp, 2011) tries twice as many directions as are kept. Its random numbers are the
+    same each time, and the stream outside stays as it was.
     """
     trials = min(2 * channels + 8, *cells_LV.shape)
     with torch.random.fork_rng(devices=[]):
@@ -66,6 +70,6 @@ def principal_components(cells_LV: Tensor, channels: int) -> tuple[Tensor, float
         _, strengths_K, directions_VK = torch.svd_lowrank(cells_LV, q=trials, niter=FIT_POWERS)
     strongest_DV = directions_VK[:, :channels].T
     largest_D1 = strongest_DV.gather(1, strongest_DV.abs().argmax(1, keepdim=True))
-    signed_DV = strongest_DV * torch.where(largest_D1 < 0, -1.0, 1.0)  # else arbitrary
+    signed_DV = strongest_DV * torch.where(largest_D1 < 0, -1.0, 1.0)  # the sign would be arbitrary
     deviation = float(strengths_K[:channels].double().square().sum() / (len(cells_LV) * channels)) ** 0.5
     return F.pad(signed_DV, (0, 0, 0, channels - len(signed_DV))), deviation

@@ -1,8 +1,10 @@
-"""MDSA's attention modules: MT-SelfAttn, SelfAttn, GCM-Attn and Bi-Block CrossAttn (ProAV-DiT, Section 3 and Figure 2 (a)).
+"""MDSA's attention modules: MT-SelfAttn, SelfAttn, GCM-Attn and Bi-Block CrossAttn.
 
-Every module adds an update whose output projection starts at zero, so that an untrained model is two independent autoencoders and each module's
-gain is measurable. What the paper leaves open is marked "our choice". Not here: the order of the modules (`autoencoder.py`).
-B clips, T frames, R rows and S columns of a plane (R = T on WT and HT), C channels, K scales, G groups, L tokens.
+They follow ProAV-DiT, Section 3 and Figure 2 (a). Every module adds an update with a zero-initialized output
+projection. So an untrained model is two independent autoencoders, and each module's gain can be measured.
+What the paper leaves open is marked "our choice". Not here: the order of the modules (`autoencoder.py`).
+Letters: B clips, T frames, R rows and S columns of a plane (R = T on WT and HT), C channels, K scales, G
+groups, L tokens.
 """
 
 import torch
@@ -13,14 +15,21 @@ from proav.models.layers import Attention, Norm, axis_positions, grid_positions,
 
 
 class MultiScaleTemporalAttention(nn.Module):
-    """MT-SelfAttn: self-attention over time in each column of a plane, at several temporal resolutions, fused per channel.
+    """MT-SelfAttn: self-attention over time in each column of a plane, at several temporal resolutions.
 
     plane + sum_k softmax_k(fusion)[k, c] * up_k(attention_k(pool_k(norm(plane)))),
-    pool_k: mean of k neighbouring frames, up_k: linear interpolation. Our choice: scales are pooling factors, fused by a learned softmax that starts
-    uniform; rotary positions are frame times, so that all scales share a clock.
+    pool_k: mean of k neighbouring frames, up_k: linear interpolation. Our choice: scales are pooling factors;
+    a learned softmax per channel, uniform at first, fuses them; rotary positions are frame times, so that all
+    scales share a clock.
     """
 
     def __init__(self, width: int, num_heads: int, scales: tuple[int, ...], *, share_scales: bool) -> None:
+        """width: C.
+
+        num_heads: attention heads.
+        scales: pooling factors.
+        share_scales: whether all scales share one attention.
+        """
         super().__init__()
         self.scales = scales
         self.norm = Norm(width)
@@ -54,7 +63,7 @@ class MultiScaleTemporalAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """SelfAttn: plane + attention(norm(plane)) over all cells of the HW plane, with axial rotary positions."""
+    """SelfAttn: plane + attention(norm(plane)) over all cells of the HW plane; axial rotary positions."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -71,7 +80,7 @@ class SpatialAttention(nn.Module):
 
 
 def add_where(plane_BRSC: Tensor, update_BRSC: Tensor, flows_B: Tensor | None) -> Tensor:
-    """plane + update for the clips whose flow is on (all of them where None); the others pass bit for bit."""
+    """plane + update for the clips whose flow is on (None: all). The other clips pass bit for bit."""
     updated = plane_BRSC + update_BRSC.to(plane_BRSC.dtype)
     return (
         updated
@@ -81,9 +90,9 @@ def add_where(plane_BRSC: Tensor, update_BRSC: Tensor, flows_B: Tensor | None) -
 
 
 class CrossAttentionPair(nn.Module):
-    """Attention from each modality's tokens to the other's, with projections of its own per direction.
+    """Attention from each modality's tokens to the other's. Each direction has its own projections.
 
-    Both directions read the planes as they are before either is updated, so the result does not depend on an order.
+    Both directions read the planes as they are before either is updated, so their order does not matter.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -94,10 +103,11 @@ class CrossAttentionPair(nn.Module):
 
 
 class GroupCrossAttention(CrossAttentionPair):
-    """GCM-Attn on a pair of WT or HT planes: within each of G contiguous temporal groups, all tokens of one modality attend to all of the other.
+    """GCM-Attn on a pair of WT or HT planes: cross-attention within each of G contiguous groups of frames.
 
-    Our choice: groups are spans of time, which keeps the exchange local in time and its cost proportional to 1 / G. Tokens are positioned by
-    (frame, column): frames are a clock that both modalities share.
+    In a group all tokens of one modality attend to all of the other. Our choice: groups are spans of time.
+    This keeps the exchange local in time and its cost proportional to 1 / G. Tokens are positioned by
+    (frame, column), because both modalities share the clock of the frames.
     """
 
     def __init__(self, width: int, num_heads: int, num_groups: int) -> None:
@@ -111,7 +121,11 @@ class GroupCrossAttention(CrossAttentionPair):
         to_video_B: Tensor | None = None,
         to_audio_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Two planes [B, T, S, C] -> the two, updated; masks [B] tell which clips' flow is on."""
+        """Two planes [B, T, S, C] -> the two, updated.
+
+        video_BTSC, audio_BTSC: a WT or HT plane of each modality.
+        to_video_B, to_audio_B: bool, the clips whose flow to that modality is on; None: all.
+        """
         _, t, s, _ = video_BTSC.shape
         video_BLC, audio_BLC = (
             self._group(self.norm_video(video_BTSC)),
@@ -132,14 +146,21 @@ class GroupCrossAttention(CrossAttentionPair):
 
 
 class BiBlockCrossAttention(CrossAttentionPair):
-    """Bi-Block CrossAttn on a pair of planes: block i of one modality attends to block i of the other, and the reverse.
+    """Bi-Block CrossAttn on a pair of planes: block i of one modality attends to block i of the other.
 
-    Our choice: blocks are block_size x block_size cells at equal places of both planes; that pairing is a convention, since sound's HW plane is
-    frequency by time within a frame, so with global_tokens every block also sees the mean token of each other block of the other modality.
-    Tokens are positioned by (row, column), a mean token by the centre of its block.
+    Both directions are computed. Our choice: blocks are block_size x block_size cells at equal places of both
+    planes. This pairing is a convention, since sound's HW plane is frequency by time within a frame. So with
+    global_tokens every block also sees the mean token of each other block of the other modality. Tokens are
+    positioned by (row, column), a mean token by the centre of its block.
     """
 
     def __init__(self, width: int, num_heads: int, block_size: int, *, global_tokens: bool) -> None:
+        """width: C.
+
+        num_heads: attention heads.
+        block_size: rows and columns of a block.
+        global_tokens: whether mean tokens are added.
+        """
         super().__init__(width, num_heads)
         self.block_size, self.global_tokens = block_size, global_tokens
 
@@ -150,7 +171,11 @@ class BiBlockCrossAttention(CrossAttentionPair):
         to_video_B: Tensor | None = None,
         to_audio_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Two planes [B, R, S, C] -> the two, updated; masks [B] tell which clips' flow is on."""
+        """Two planes [B, R, S, C] -> the two, updated.
+
+        video_BRSC, audio_BRSC: the same plane of each modality.
+        to_video_B, to_audio_B: bool, the clips whose flow to that modality is on; None: all.
+        """
         update_video = self._update(video_BRSC, audio_BRSC, self.to_video, self.norm_video, self.norm_audio)
         update_audio = self._update(audio_BRSC, video_BRSC, self.to_audio, self.norm_audio, self.norm_video)
         return add_where(video_BRSC, update_video, to_video_B), add_where(
@@ -160,6 +185,10 @@ class BiBlockCrossAttention(CrossAttentionPair):
     def _update(
         self, plane_BRSC: Tensor, other_BRSC: Tensor, attention: Attention, norm: Norm, other_norm: Norm
     ) -> Tensor:
+        """The update of one modality's plane from the other's, by that direction's attention and norms.
+
+        norm, other_norm: of the plane that is updated, and of the other.
+        """
         b, r, s, _ = plane_BRSC.shape
         size, blocks_down = self.block_size, r // self.block_size
         queries_BGLC, context_BGLC = self._tile(plane_BRSC), self._tile(other_BRSC)

@@ -1,13 +1,13 @@
 """Blocks that overlap: an orthogonal filter across their borders, and mirrors at the edges of the images.
 
-Blocks that end at their borders leave a grid. A lapped transform (Malvar and Staelin, 1989) has none, and
-codes better: before the blocks are cut, the pixels around each border are turned into one another by an
-orthogonal matrix, afterwards they are turned back. So the block grows a margin of half its side, in which it
-fades out, and the whole stays orthogonal: components are found block by block. The filter has the form of
-Tran, Liang and Tu, "Lapped transform via time-domain pre- and post-filtering", 2003. Its angles are those of
-the lapped orthogonal transform but for one, which is ours: flat blocks of any heights join with no step
-larger than need be, so that cells that know nothing of each other show little of their borders. P pixels of a
-block along an axis, M = P / 2.
+Blocks that end at their borders leave a grid. A lapped transform (Malvar and Staelin, 1989) leaves none, and
+codes better. Before the blocks are cut, an orthogonal matrix mixes the pixels around each border. Afterwards
+its inverse is applied. So a block gains a margin of half its side, in which it fades out. The whole stays
+orthogonal, and components are found block by block. The filter has the form of Tran, Liang and Tu, "Lapped
+transform via time-domain pre- and post-filtering", 2003. Its angles are those of the lapped orthogonal
+transform, except for one, which is ours. With it, flat blocks of any heights join with the smallest possible
+steps. So cells that know nothing of each other show little of their borders. Not here: how blocks are cut
+(`linear_planes.py`). Letters: P pixels of a block along an axis, M = P / 2.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 
 def border_filter(side: int) -> Tensor:
-    """F [P, P], float32, for the P pixels around a border: orthogonal; even about the border stays as it is.
+    """F [P, P], float32, for the P pixels around a border; orthogonal.
 
         F = W diag(I, V) W,   W = [[I, J], [J, -I]] / sqrt(2),   V = J C2' C4 J R'
 
-    with J the exchange of order, C2 and C4 the orthonormal cosine transforms of type II and IV, all M x M. R
-    turns V' 1 without it into `flat_join`, in the plane of the two (3.7 degrees for P = 8). side: P, even.
+    J reverses the order, C2 and C4 are the orthonormal cosine transforms of type II and IV; all are M x M. R
+    rotates the vector that V' 1 would be without it into `flat_join`, in the plane of the two (3.7 degrees
+    for P = 8). What is even about the border stays as it is. side: P, even.
     """
     half = side // 2
     frequency, place = np.mgrid[:half, :half]
@@ -39,12 +40,12 @@ def border_filter(side: int) -> Tensor:
 
 
 def flat_join(half: int) -> np.ndarray:
-    """v [M], from the border to the middle of a block: a flat block's window is (1 + v) / 2 inside and
-    (1 - v) / 2 outside.
+    """v [M], from the border to the middle of a block.
 
-    Equal steps up, then down, mean square 1, as the filter is orthogonal. Of these the one whose largest step
-    is smallest: 2 v_0 across the border, those within, and 1 - v_M in the middle of the block, where one
-    neighbour's window ends and the other's begins.
+    A flat block's window is (1 + v) / 2 inside and (1 - v) / 2 outside. v has equal steps up, then down, and
+    mean square 1, because the filter is orthogonal. Of all such v this is the one whose largest step is
+    smallest. The steps are 2 v_0 across the border, those within v, and 1 - v_M in the middle of the block,
+    where one neighbour's window ends and the other's begins.
     """
     rising = 2 * np.arange(half) + 1.0
     joins = [np.minimum(rising, 2 * top - rising) for top in np.linspace(half, 2 * half, 201)]
@@ -57,7 +58,7 @@ def flat_join(half: int) -> np.ndarray:
 
 
 def rotation(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The rotation, in the plane of two vectors, of the direction of one to that of the other."""
+    """The rotation that turns the direction of `start` to that of `end`, in the plane of the two."""
     start, end = start / np.linalg.norm(start), end / np.linalg.norm(end)
     cosine = start @ end
     across = end - cosine * start
@@ -70,16 +71,16 @@ def rotation(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 class Lapping(nn.Module):
-    """images [..., R, S] with every border of their blocks filtered, or with `back` as they were before.
+    """images [..., R, S] with every border of their blocks filtered; with `back` the filter is undone.
 
-    Orthogonal. At the edges the images go on mirrored; the half block there stays as it is.
+    Orthogonal. At the edges the images are mirrored; the half block there stays as it is.
     """
 
     def __init__(self, sides: Sequence[int], *, overlap: bool = True) -> None:
-        """sides: P of rows and of columns. Where P is odd or 2, or without `overlap`, nothing changes."""
+        """sides: P of rows and of columns. Nothing changes if P is odd or 2, or without `overlap`."""
         super().__init__()
         for name, side in zip(("rows", "columns"), sides, strict=True):
-            is_lapped = overlap and side % 2 == 0 and side > 2  # of two pixels nothing can be turned
+            is_lapped = overlap and side % 2 == 0 and side > 2  # two pixels have no angle to turn
             self.register_buffer(name, border_filter(side) if is_lapped else None, persistent=False)
 
     def forward(self, images: Tensor, *, back: bool = False) -> Tensor:
@@ -94,6 +95,6 @@ class Lapping(nn.Module):
 
 
 def mirrored(images: Tensor, margin: int, axis: int) -> Tensor:
-    """The images and their mirror images beyond both ends of an axis, so many pixels at each."""
+    """The images with their mirror images beyond both ends of an axis, `margin` pixels at each end."""
     first, last = images.narrow(axis, 0, margin), images.narrow(axis, -margin, margin)
     return torch.cat([first.flip(axis), images, last.flip(axis)], dim=axis)

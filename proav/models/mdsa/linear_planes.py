@@ -1,12 +1,12 @@
 """The linear half of MDSA: images to three planes, block by block, and back; fitted before training.
 
-The paper calls its projection an orthogonal decomposition; this is that decomposition without a network. Each
+The paper calls its projection an orthogonal decomposition. This is that decomposition without a network. Each
 plane takes the principal components of what the planes before it have left. Pictures begin with HW, whose
-cells code the temporal mean; sound begins with HT, whose cells are a spectrogram's. The blocks are those of
+cells code the temporal mean. Sound begins with HT, whose cells are a spectrogram's. The blocks are those of
 lapped images (`lapping.py`), so that neither pictures nor sound show their borders. Not here: the network
 that adds to it (`streams.py`, `refiner.py`).
-B clips, C image channels, T frames, R S rows and columns of an image, H W rows and columns of cells, D latent
-channels; in the fit N clips, F images kept of a clip, L blocks, V values of a block.
+Letters: B clips, C image channels, T frames, R S rows and columns of an image, H W rows and columns of cells,
+D latent channels. In the fit: N clips, F images kept of a clip, L blocks, V values of a block.
 """
 
 import math
@@ -24,27 +24,28 @@ from proav.models.mdsa.lapping import Lapping
 from proav.models.mdsa.switched import SwitchedCells
 
 FIT_FRAMES = 2
-"""Frames of a picture clip in the fit, beside the temporal mean: all of them gained 0.05 dB at most."""
+"""Frames of a picture clip in the fit, beside the temporal mean. All frames gained 0.05 dB at most."""
 FIT_CELLS = 64
 """Cells of a clip that the bases of switched cells are fitted on."""
 FIT_CLIPS_AT_ONCE = 8
-"""Clips that a plane is taken off at a time: bounds the memory of the fit."""
+"""Number of clips that a plane is subtracted from at a time; bounds the memory of the fit."""
 MIN_SCALE = 1e-3
-"""A plane whose codes are smaller is scaled up no further: 8-bit pictures have steps of 8e-3."""
+"""Codes with a smaller deviation are scaled up no further: 8-bit pictures have steps of 8e-3."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How one plane's cells are cut from a clip: the clip laid out as 2D images, and the images' cells as a
-    plane.
+    """How one plane's cells are cut from a clip.
+
+    The clip is laid out as 2D images; the cells of these images are laid out as a plane.
     """
 
     images: str
-    """Layout of a clip "b c t r s"."""
+    """Layout of the images, from a clip "b c t r s"."""
     cells: str
     """Layout of the cells of those images' blocks."""
     plane: str
-    """The same cells as a plane: T is the first axis of WT and HT."""
+    """Layout of the same cells as a plane: T is the first axis of WT and HT."""
 
     def to_images(self, clip_BCTRS: Tensor) -> Tensor:
         return rearrange(clip_BCTRS, f"b c t r s -> {self.images}")
@@ -70,15 +71,17 @@ SOUND_CUTS = {
     "WT": Cut("b (c r) 1 (t s)", "b d 1 (t w)", "b d t w"),
     "HW": PICTURE_CUTS["HW"],
 }
-"""In the order in which planes are fitted and taken off. The columns of a mel image are time within its
-frame: laid end to end, blocks of WT and HT overlap across the borders of frames. HT first, then WT, lost
-least (docs/experiments.md)."""
+"""In the order in which planes are fitted and subtracted.
+
+The columns of a mel image are time within its frame. Laid end to end, blocks of WT and HT overlap across the
+borders of frames. The order HT, then WT, lost least (docs/experiments.md).
+"""
 
 
 class MeanImage(nn.Module):
     """The training clips' mean by channel and row, [C, R, 1].
 
-    Of pictures the colours by height, of sound the mean spectrum.
+    For pictures these are the colours by height, for sound the mean spectrum.
     """
 
     def __init__(self, channels: int, rows: int) -> None:
@@ -93,8 +96,8 @@ class MeanImage(nn.Module):
 class LinearPlanes(nn.Module):
     """A stream's linear code: z_p = A_p (x - m - sum over earlier planes of S_q z_q), x' = m + sum_p S_p z_p.
 
-    A_p is `Lapping`, then `BlockAnalysis`; S_p is `BlockSynthesis`, then `Lapping` back; m is `MeanImage`.
-    Zero until `fit` or a checkpoint fills it.
+    A_p is `Lapping`, then `BlockAnalysis`. S_p is `BlockSynthesis`, then `Lapping` back. m is `MeanImage`.
+    All are zero until `fit` or a checkpoint fills them.
     """
 
     def __init__(
@@ -106,8 +109,13 @@ class LinearPlanes(nn.Module):
         overlap: bool = True,
         switched: tuple[int, int] = (1, 0),
     ) -> None:
-        """switched: (bases, channels) of `SwitchedCells`, the channels out of the first plane's; none by
-        default.
+        """geometry: of the stream's images.
+
+        channels: {plane: D}.
+        sound: whether the stream is sound.
+        overlap: whether blocks overlap.
+        switched: (bases, channels) of `SwitchedCells`; the channels are taken from the first plane's. By
+            default there are none.
         """
         super().__init__()
         num_bases, switched_channels = switched
@@ -141,7 +149,7 @@ class LinearPlanes(nn.Module):
         return {name: planes[name] for name in PLANES}
 
     def synthesize(self, planes: Mapping[str, Tensor]) -> Tensor:
-        """The clip [B, C, T, R, S] of planes as `analyse` gives them, float32, not bounded."""
+        """The clip [B, C, T, R, S] from planes as `analyse` gives them, float32, not bounded."""
         with full_precision(planes["HW"].device):
             planes = {name: plane.float() for name, plane in planes.items()}
             switched = None
@@ -177,14 +185,14 @@ class LinearPlanes(nn.Module):
     def _to_blocks(self, name: str, clip_BCTRS: Tensor) -> Tensor:
         """All blocks [., H, W, V] of a plane, cut from its lapped images.
 
-        The values of an HW block run over all frames given.
+        The values of an HW block cover all frames given.
         """
         images = self.lapping[name](self.cuts[name].to_images(clip_BCTRS))
         p, q = self.sides[name]
         return rearrange(images, "b c (h p) (w q) -> b h w (c p q)", p=p, q=q)
 
     def _from_blocks(self, name: str, blocks_BHWV: Tensor, frames: int) -> Tensor:
-        """The clips of so many frames of which `_to_blocks` gives these blocks."""
+        """The inverse of `_to_blocks`: the clips with `frames` frames that have these blocks."""
         p, q = self.sides[name]
         images = rearrange(blocks_BHWV, "b h w (c p q) -> b c (h p) (w q)", p=p, q=q)
         return self.cuts[name].to_clip(self.lapping[name](images, back=True), self.geometry.channels, frames)
@@ -193,9 +201,9 @@ class LinearPlanes(nn.Module):
     def fit(self, clips_NCFRS: Tensor) -> None:
         """Fills the maps: the mean, then each plane's principal components of what is left, block by block.
 
-        clips_NCFRS: what `FitSample` keeps of the clips. A plane's codes are scaled by one number to unit
-        mean square. The result depends on the rounding of the machine's matrix kernels: one worker fits, the
-        others take its weights.
+        clips_NCFRS: what `FitSample` keeps of the clips. One number per plane scales its codes to unit mean
+        square. The result depends on the rounding of the machine's matrix kernels. So one worker fits, and
+        the others take its weights.
         """
         self.mean.value.copy_(self._means(clips_NCFRS).mean((0, 2, 4))[..., None])
         rest_NCFRS = self.mean(clips_NCFRS, -1.0)
@@ -211,16 +219,16 @@ class LinearPlanes(nn.Module):
                 part_NCFRS -= self._from_blocks(name, taken, coded_NCFRS.shape[2])
 
     def _means(self, clips_NCFRS: Tensor) -> Tensor:
-        """Of `FitSample`'s clips the temporal means, [N, C, 1, R, S]."""
+        """The temporal means of `FitSample`'s clips, [N, C, 1, R, S]."""
         return clips_NCFRS.mean(2, keepdim=True) if self.sound else clips_NCFRS[:, :, :1]
 
     def _frames(self, clips_NCFRS: Tensor) -> Tensor:
         return clips_NCFRS if self.sound else clips_NCFRS[:, :, 1:]
 
     def _set_blocks(self, name: str, components_DV: Tensor, deviation: float) -> None:
-        """Codes are divided by their deviation.
+        """Sets a plane's kernels; its codes are divided by their deviation.
 
-        HW's block is the same in all T frames, its code their mean: blocks / sqrt(T) have unit length.
+        HW's block is the same in all T frames, and its code is their mean: blocks / sqrt(T) have unit length.
         """
         blocks_DV, scale = components_DV, max(deviation, MIN_SCALE)
         if name == "HW":
@@ -231,9 +239,10 @@ class LinearPlanes(nn.Module):
 
     @torch.no_grad()
     def left_over(self, clip_BCTRS: Tensor, clips_before: int) -> Tensor:
-        """Blocks [L, V] of the first plane's cells, of what the planes leave: the sample for `fit_switched`.
+        """Blocks [L, V] of the first plane's cells, cut from what the planes leave; for `fit_switched`.
 
-        At most FIT_CELLS of a clip, spread evenly, others in the next clip. clips_before: of the sample.
+        At most FIT_CELLS a clip are taken, spread evenly, and other cells in the next clip. clips_before:
+        number of clips of the sample before these.
         """
         planes, _ = self._analyse_planes(clip_BCTRS.float())
         rest_BCTRS = clip_BCTRS.float() - self._synthesize_planes(planes)
@@ -245,7 +254,7 @@ class LinearPlanes(nn.Module):
 
     @torch.no_grad()
     def fit_switched(self, blocks_LV: Tensor) -> None:
-        """Fills the switched cells' bases, after `fit`; codes keep the scale of the plane around them."""
+        """Fills the switched cells' bases, after `fit`. Codes keep the scale of the plane around them."""
         scale = float(self.synthesis[self.first].gain)
         self.switched.fit(blocks_LV, self._motion(blocks_LV), scale)
 
@@ -260,10 +269,10 @@ class LinearPlanes(nn.Module):
 
 
 class FitSample:
-    """What the fit keeps of clips, which are read once.
+    """What the fit keeps of clips, so that it reads them only once.
 
-    Of a picture clip the temporal mean and a few frames; of sound all frames, since its blocks overlap
-    across them.
+    Of a picture clip it keeps the temporal mean and a few frames; of sound all frames, since its blocks
+    overlap across them.
     """
 
     def __init__(self, *, sound: bool) -> None:
@@ -284,13 +293,13 @@ class FitSample:
         self.num_clips += batch
 
     def clips(self) -> Tensor:
-        """[N, C, F, R, S]: temporal mean, then frames; of sound all frames. Empties the sample."""
+        """[N, C, F, R, S]: the temporal mean, then frames; for sound all frames. Empties the sample."""
         clips_NCFRS, self.parts = torch.cat(self.parts), []
         return clips_NCFRS
 
 
 def _blocks(geometry: StreamGeometry, *, sound: bool) -> dict[str, tuple[int, int, int]]:
-    """{plane: channels of its images, rows and columns of a cell in them}."""
+    """{plane: (channels of its images, rows of a cell, columns of a cell)}."""
     p, q = geometry.patch
     channels, frames, rows, columns = geometry.input_shape
     if sound:

@@ -1,9 +1,9 @@
-"""Orthogonal decomposition: a volume of features is collapsed along height, width or time into planes, and
-planes are broadcast back to a volume.
+"""Orthogonal decomposition: a volume of features becomes three planes, and planes become a volume again.
 
-Not here: what happens between planes (`fusion.py`). ProAV-DiT, Section 3 and Figure 2 (a); the collapse
-operator is the ancestor PVDM's. B clips, T frames, H W rows and columns, C channels, D latent channels, P=6
-planes of N x N cells, L tokens.
+The volume is collapsed along height, width or time; planes are broadcast back. Not here: what happens between
+planes (`fusion.py`). ProAV-DiT, Section 3 and Figure 2 (a); the collapse operator is that of the ancestor
+PVDM. Letters: B clips, T frames, H W rows and columns, C channels, D latent channels, P=6 planes of N x N
+cells, L tokens.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,9 @@ from proav.models.layers import Attention, Norm, hidden_map, linear_resize_matri
 
 
 class CollapseLayer(nn.Module):
-    """One pre-norm transformer layer over the collapsed axis; with num_queries, only the last tokens are
-    computed (they still see all).
+    """One pre-norm transformer layer over the collapsed axis.
+
+    Only the last num_queries tokens are computed; they still attend to all.
     """
 
     def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
@@ -36,14 +37,21 @@ class CollapseLayer(nn.Module):
 
 
 class AxisCollapse(nn.Module):
-    """Pools the n tokens of an axis into one vector: a learned token is appended, read by `depth` transformer
-    layers, and returned.
+    """Pools the n tokens of an axis into one vector.
 
-    PVDM appends the token too but returns position 0, the first real token; reading the learned token is our
-    choice: no cell is privileged. The last layer computes this token alone, since nothing else is read.
+    A learned token is appended, read by `depth` transformer layers, and returned. PVDM appends the token too,
+    but returns position 0, the first real token. To return the learned token is our choice: no cell is
+    privileged. The last layer computes this token alone, since nothing else is returned.
     """
 
     def __init__(self, length: int, width: int, *, depth: int, num_heads: int, mlp_width: int) -> None:
+        """length: n.
+
+        width: C.
+        depth: number of layers.
+        num_heads: attention heads.
+        mlp_width: hidden width of the MLP.
+        """
         super().__init__()
         self.token = nn.Parameter(torch.randn(width) * 0.02)
         self.positions = nn.Parameter(torch.randn(length + 1, width) * 0.02)
@@ -59,9 +67,7 @@ class AxisCollapse(nn.Module):
 
 
 class Projection(nn.Module):
-    """The volume's three planes, each collapsed by an operator of its own: HW from time, WT from height, HT
-    from width.
-    """
+    """The volume's three planes, each with its own collapse: HW from time, WT from height, HT from width."""
 
     def __init__(
         self,
@@ -74,6 +80,10 @@ class Projection(nn.Module):
         num_heads: int,
         mlp_width: int,
     ) -> None:
+        """num_frames, rows, columns: of the volume.
+
+        width, depth, num_heads, mlp_width: see `AxisCollapse`.
+        """
         super().__init__()
         collapsed = {"HW": num_frames, "WT": rows, "HT": columns}
         self.collapse = nn.ModuleDict(
@@ -99,18 +109,18 @@ class Projection(nn.Module):
 
 
 def broadcast_planes(planes: dict[str, Tensor]) -> Tensor:
-    """volume[t, h, w] = HW[h, w] + WT[t, w] + HT[t, h]: each plane repeated along its missing axis. Returns
-    [B, T, H, W, C].
+    """volume[t, h, w] = HW[h, w] + WT[t, w] + HT[t, h]: each plane repeated along its missing axis.
+
+    Returns [B, T, H, W, C].
     """
     return planes["HW"][:, None, :, :] + planes["WT"][:, :, None, :] + planes["HT"][:, :, :, None]
 
 
 def stack_planes(planes: dict[str, Tensor], plane_size: int) -> Tensor:
-    """The six planes [B, D_p, rows, columns] of both modalities as ST-DiT's stack [B, D, 6, N, N], in the
-    order of `PLANE_NAMES`.
+    """The six planes [B, D_p, rows, columns] of both modalities as ST-DiT's stack [B, D, 6, N, N].
 
-    The time axis of WT and HT is interpolated linearly from T to N where T < N. D is the widest plane's
-    number of channels; a plane with fewer has zeros behind its own.
+    They are in the order of `PLANE_NAMES`. If T < N, the time axis of WT and HT is interpolated linearly from
+    T to N. D is the widest plane's number of channels; a plane with fewer has zeros behind its own.
     """
     assert set(planes) == set(PLANE_NAMES), f"expected the planes {PLANE_NAMES}, got {tuple(planes)}"
     channels = max(plane.shape[1] for plane in planes.values())
@@ -123,9 +133,9 @@ def unstack_planes(
 ) -> dict[str, Tensor]:
     """The six planes of a stack: the exact inverse of `stack_planes`.
 
-    channels: each plane's own, in the order of `PLANE_NAMES`; None: all of the stack's. Where T < N the time
-    axis returns by the pseudo-inverse of the interpolation, which is also the least-squares answer for
-    generated stacks.
+    channels: of each plane, in the order of `PLANE_NAMES`; None: all of the stack's. If T < N, the
+    pseudo-inverse of the interpolation gives back the time axis. For generated stacks this is the
+    least-squares answer.
     """
     own = channels or [stack_BDPNN.shape[1]] * len(PLANE_NAMES)
     planes = {

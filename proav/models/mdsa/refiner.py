@@ -1,9 +1,10 @@
 """The last step of MDSA's decoder: convolutions at the picture's own resolution, across every border.
 
-Cheap and local: it mends what blocks and patches leave, and adds the detail that neighbouring pixels tell of
-each other. Pictures are refined in space and time; the mel images of a clip, laid end to end, as one picture.
-Not in the paper: our choice, measured in docs/experiments.md.
-B clips, C image channels, T frames, R S rows and columns of an image.
+It is cheap and local. It mends what blocks and patches leave, and adds the detail that neighbouring pixels
+tell about each other. Pictures are refined in space and time; the mel images of a clip are laid end to end
+and refined as one picture. Not in the paper: our choice, measured in docs/experiments.md. Not here: the
+decoder before it (`streams.py`). Letters: B clips, C image channels, T frames, R S rows and columns of an
+image.
 """
 
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from proav.models.layers import full_precision, run_layer
 class ConvolutionBlock(nn.Module):
     """x + f(x) for x [B, C, T, R, S], f: 3x3 in each frame, SiLU, and with `frames` 3 across frames, SiLU.
 
-    Both are 2D convolutions, over frames side by side and over time and places: on CPUs twice as fast as 3D.
+    Both are 2D convolutions: one over frames side by side, one over time and places. On CPUs this is twice as
+    fast as 3D.
     """
 
     def __init__(self, width: int, *, frames: bool) -> None:
@@ -39,10 +41,10 @@ def each_frame(convolution: nn.Module, x_BCTRS: Tensor) -> Tensor:
 
 
 class Refiner(nn.Module):
-    """images + net(images): a U-Net whose last layer starts at zero, so that at first images pass to the bit.
+    """images + net(images): a U-Net whose last layer is zero-initialized: at first images pass bit for bit.
 
     Pixels are gathered in squares of `patch` before the first layer and laid out again after the last. It has
-    `levels` resolutions, and its width doubles a level.
+    `levels` resolutions, and its width doubles at each.
     `sound`: the images are mel images [B, 1, T, M, S], refined as one picture of M rows and T * S columns.
     """
 
@@ -81,8 +83,9 @@ class Refiner(nn.Module):
 
 
 class Float32Convolution(nn.Conv2d):
-    """A convolution that computes in float32 even under autocast or with bf16 weights: its values leave the
-    network.
+    """A convolution that computes in float32 even under autocast or with bf16 weights.
+
+    It is for values that leave the network.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""One modality's way into MDSA and out of it: images to planes of features, and planes of features to images.
+"""One modality's way into MDSA and out of it: images to planes of features, and back to images.
 
-Not here: the other modality (`fusion.py`), the bottleneck and the order of things (`autoencoder.py`). The form is
-the ancestor PVDM's, made once per modality (ProAV-DiT, Section 3: "dual-stream"). B clips, T frames, C
-channels, H W rows and columns of patches, M mel bins, S mel columns, D width.
+Not here: the other modality (`fusion.py`), the order of all parts (`autoencoder.py`), the linear path
+(`linear_planes.py`). The form is that of the ancestor PVDM, once per modality (ProAV-DiT, Section 3:
+"dual-stream"). Letters: B clips, T frames, C channels, H W rows and columns of patches, M mel bins, S mel
+columns, D width. In the bottleneck C is the width and D the number of latent channels.
 """
 
 from collections.abc import Mapping
@@ -34,10 +35,9 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchExpansion(nn.Module):
-    """A volume [B, T, H, W, D] to images [B, C, T, rows, columns]: a transposed convolution with kernel =
-    stride = patch, in float32.
+    """A volume [B, T, H, W, D] to images [B, C, T, rows, columns].
 
-    `closed` starts it at zero.
+    It is a transposed convolution with kernel = stride = patch, in float32. `closed`: zero-initialized.
     """
 
     def __init__(self, geometry: StreamGeometry, width: int, *, closed: bool = False) -> None:
@@ -59,8 +59,9 @@ class PatchExpansion(nn.Module):
 
 
 class StreamEncoder(nn.Module):
-    """Images of one modality to its three planes of C-channel features: patches, space-time transformer,
-    orthogonal decomposition.
+    """Images of one modality to its three planes of C-channel features.
+
+    The steps are patches, space-time transformer, orthogonal decomposition.
     """
 
     def __init__(self, geometry: StreamGeometry, config: MDSAConfig) -> None:
@@ -83,11 +84,11 @@ class StreamEncoder(nn.Module):
 
 
 class StreamDecoder(nn.Module):
-    """Three planes of C-channel features to images: broadcast and sum, space-time transformer, patches; then
-    the linear path and the refiner.
+    """Three planes of C-channel features to images.
 
-    x' = refine(linear + patches), where the patches start at zero; without a linear path x' = refine(2
-    sigmoid(patches) - 1).
+    The steps are broadcast and sum, space-time transformer, patches, the sum with the linear path, and the
+    refiner: x' = refine(linear + patches), with zero-initialized patches. Without a linear path
+    x' = refine(2 sigmoid(patches) - 1).
     """
 
     def __init__(self, geometry: StreamGeometry, config: MDSAConfig, *, sound: bool) -> None:
@@ -103,8 +104,9 @@ class StreamDecoder(nn.Module):
     def forward(
         self, planes: dict[str, Tensor], linear_BCTHW: Tensor | None = None, *, recompute: bool = False
     ) -> Tensor:
-        """float32 images; in [-1, 1] only without the linear path and the refiner. linear_BCTHW: what the
-        linear path makes of the planes.
+        """float32 images; in [-1, 1] only without the linear path and the refiner.
+
+        linear_BCTHW: what the linear path makes of the planes.
         """
         images = self.expand(self.transformer(broadcast_planes(planes), recompute=recompute))
         images = 2 * torch.sigmoid(images) - 1 if linear_BCTHW is None else linear_BCTHW + images
@@ -112,12 +114,11 @@ class StreamDecoder(nn.Module):
 
 
 class ToLatents(nn.Module):
-    """The bottleneck: per plane a 1x1 convolution C -> D, in float32; [B, rows, columns, C] -> [B, D, rows,
-    columns].
+    """The bottleneck: per plane a 1x1 convolution C -> D, in float32.
 
-    Alone it ends in tanh, so that planes lie in [-1, 1] (PVDM). Beside a linear path it starts at zero and
-    adds to the path's codes, and nothing bounds the sum: a bound cost 1.7 dB before training
-    (docs/experiments.md), and normalization follows in any case.
+    [B, rows, columns, C] -> [B, D, rows, columns]. Alone it ends in tanh, so that planes lie in [-1, 1]
+    (PVDM). Beside a linear path it is zero-initialized and adds to the path's codes. Nothing bounds the sum:
+    a bound cost 1.7 dB before training (docs/experiments.md), and normalization follows in any case.
     """
 
     def __init__(self, width: int, channels: Mapping[str, int], *, closed: bool = False) -> None:
@@ -137,8 +138,9 @@ class ToLatents(nn.Module):
 
 
 class FromLatents(nn.Module):
-    """Behind the bottleneck: per plane a 1x1 convolution D -> C. [B, D, rows, columns] -> [B, rows, columns,
-    C].
+    """Behind the bottleneck: per plane a 1x1 convolution D -> C.
+
+    [B, D, rows, columns] -> [B, rows, columns, C].
     """
 
     def __init__(self, width: int, channels: Mapping[str, int]) -> None:
@@ -154,8 +156,9 @@ class FromLatents(nn.Module):
 
 
 def tile_mel(mel_BTMS: Tensor, geometry: StreamGeometry) -> Tensor:
-    """The mel image [B, C, T, rows, columns]: every value repeated over a block, low frequency at the bottom
-    row (Figure 1).
+    """The mel image [B, C, T, rows, columns]: every value is repeated over a block.
+
+    The lowest frequency is the bottom row (Figure 1).
     """
     down, right = geometry.rows // mel_BTMS.shape[2], geometry.columns // mel_BTMS.shape[3]
     return repeat(mel_BTMS.flip(2), "b t m s -> b c t (m p) (s q)", c=geometry.channels, p=down, q=right)

@@ -1,12 +1,12 @@
-"""Cells that choose their basis: what the linear planes leave, coded by one of a few kinds of blocks.
+"""Cells that choose their basis: what the linear planes leave is coded by one of a few kinds of blocks.
 
-Still ground wants its numbers spent on detail, moving things on time, a steady tone otherwise than a blow:
-one linear code for all spends half of its numbers badly. So each cell of a stream's first plane names the
-basis that codes it best, and the number of the basis travels with the coefficients, in a channel of its own.
-The classical form is classified transform coding; the bases are fitted as in a mixture of principal
+Still ground needs its numbers for detail, moving things need them for time. A steady tone needs other numbers
+than a blow. One linear code for all spends half of its numbers badly. So each cell of a stream's first plane
+names the basis that codes it best. The number of the basis travels with the coefficients, in a channel of its
+own. The classical form is classified transform coding; the bases are fitted as in a mixture of principal
 components. Not in the paper: our choice, measured in docs/experiments.md. Not here: the linear planes, which
-code the whole clip first and cut the blocks (`linear_planes.py`). B images, H W rows and columns of blocks, C
-channels of a cell, D of a basis, K bases, L blocks, V values of a block.
+code the whole clip first and cut the blocks (`linear_planes.py`). Letters: B images, H W rows and columns of
+blocks, C channels of a cell, D of a basis, K bases, L blocks, V values of a block.
 """
 
 import torch
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from proav.models.mdsa.blocks import BlockKernels, principal_components, set_blocks
 
 FIT_ROUNDS = 6
-"""Rounds of choosing and fitting: four more changed nothing to 0.01 dB."""
+"""Rounds of choosing and fitting. Four more changed nothing to 0.01 dB."""
 
 
 class SwitchedCells(nn.Module):
     """Blocks [B, H, W, V] <-> cells [B, 1 + D, H, W]: the number of the basis, and the coefficients in it.
 
-    A cell's basis is the one that comes nearest to its block. It is told by
-    u = (k - (K - 1) / 2) / sqrt((K^2 - 1) / 12), k = 0 .. K - 1, of unit variance where all bases are equally
-    common. Between the values of two bases both share in proportion. Training moves the bases; the choice
-    itself carries no gradient.
+    A cell's basis is the one that comes nearest to its block. Basis k = 0 .. K - 1 is stored as
+    u = (k - (K - 1) / 2) / sqrt((K^2 - 1) / 12), of unit variance if all bases are equally common. A value
+    between those of two bases mixes both in proportion. Training moves the bases; the choice itself carries
+    no gradient.
     """
 
     def __init__(self, channels: int, num_bases: int, values: int) -> None:
@@ -39,7 +39,7 @@ class SwitchedCells(nn.Module):
 
     @property
     def spacing(self) -> float:
-        """Between the values of neighbouring bases."""
+        """Distance between the values of neighbouring bases."""
         return ((self.num_bases**2 - 1) / 12) ** -0.5
 
     def analyse(self, blocks_BHWV: Tensor) -> Tensor:
@@ -72,9 +72,9 @@ class SwitchedCells(nn.Module):
     def fit(self, blocks_LV: Tensor, motion_L: Tensor, scale: float) -> None:
         """Fills the bases from the images' blocks.
 
-        By turns each basis takes the principal components of the blocks that chose it, and each block the
-        basis that leaves least of it. At first the 1 / K of the blocks with the least motion share a basis,
-        and so on. Codes are divided by `scale`.
+        Two steps alternate: each basis takes the principal components of the blocks that chose it, and each
+        block chooses the basis that leaves least of it. At first the 1 / K of the blocks with the least
+        motion share a basis, the next 1 / K another, and so on. Codes are divided by `scale`.
         """
         chosen_L = torch.empty_like(motion_L, dtype=torch.long)
         chosen_L[motion_L.argsort()] = (

@@ -1,7 +1,8 @@
-"""What ST-DiT adds to its tokens and modulates them by: positions along T, H and W, the times of both modalities, the label.
+"""What ST-DiT adds to its tokens and modulates them by: positions, the times of both modalities, the label.
 
-Not here: rotary positions of the autoencoder (`proav/models/layers.py`). Follows "ProAV-DiT", Figure 2 (b), and DiT; the
-axis-aware positions and the two times are our choice. Letters: B clips, L tokens of all planes, d width.
+Positions are along T, H and W. Not here: rotary positions of the autoencoder (`proav/models/layers.py`).
+Follows "ProAV-DiT", Figure 2 (b), and DiT. The axis-aware positions and the two times are our choice.
+Letters: B clips, L tokens of all planes, d width.
 """
 
 import math
@@ -15,11 +16,17 @@ from proav.geometry import MODALITIES, PLANE_NAMES, PLANES_PER_MODALITY
 
 NUM_MODALITIES = len(MODALITIES)
 PLANE_AXES = ("HW", "TW", "TH")
-"""Axes of the rows and columns of each plane, in the order of PLANE_NAMES within a modality (T is always the first axis of WT and HT)."""
+"""Axes of the rows and columns of each plane, in the order of PLANE_NAMES within a modality.
+
+T is always the first axis of WT and HT.
+"""
 AXES = "THW"
 
 TIME_SCALE = 1000.0
-"""Times in [0, 1] are multiplied by this before the sinusoids, whose slowest period is MAX_PERIOD: the range for which DiT chose them."""
+"""Times in [0, 1] are multiplied by this before the sinusoids, whose slowest period is MAX_PERIOD.
+
+DiT chose them for this range.
+"""
 MAX_PERIOD = 10_000.0
 NUM_FREQUENCIES = 128
 """Frequencies of the time embedding: 256 sines and cosines, as in DiT."""
@@ -28,7 +35,8 @@ NUM_FREQUENCIES = 128
 def sinusoids(values: Tensor, num_frequencies: int) -> Tensor:
     """[..., 2F] = [cos(x w_k), sin(x w_k)], with w_k = MAX_PERIOD^(-k / F), k = 0 .. F-1.
 
-    values [...]: any real numbers; computed in float32 at least, since times of 1000 lose their fraction in bf16.
+    values [...]: any real numbers. The result is computed in float32 at least, since times of 1000 lose their
+    fraction in bf16.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     exponents = torch.arange(num_frequencies, device=values.device, dtype=values.dtype) / num_frequencies
@@ -39,10 +47,11 @@ def sinusoids(values: Tensor, num_frequencies: int) -> Tensor:
 def axis_positions(side: int, width: int, *, spacing: float = 1.0) -> Tensor:
     """Positions of the tokens of one modality's planes, [3, side * side, width].
 
-    Token (i, j) of the plane with axes (X, Y) gets e_X(c_i) + e_Y(c_j), c_i = (i + 1/2) spacing - 1/2 its
-    centre, so that tokens of any size share coordinates. e_T, e_H and e_W are sinusoids in separate channels,
-    a third of the width each (the rest, width mod 6, stays zero): inner products compare each axis with
-    itself, equal times in WT and HT get equal time channels, and (i, j) differs from (j, i).
+    Token (i, j) of the plane with axes (X, Y) gets e_X(c_i) + e_Y(c_j). Its centre is
+    c_i = (i + 1/2) spacing - 1/2, so that tokens of any size share coordinates. e_T, e_H and e_W are
+    sinusoids in separate channels, a third of the width each; the rest, width mod 6, stays zero. So inner
+    products compare each axis with itself, equal times in WT and HT get equal time channels, and (i, j)
+    differs from (j, i).
     """
     share = 2 * (width // (2 * len(AXES)))
     along = sinusoids((torch.arange(side) + 0.5) * spacing - 0.5, share // 2)
@@ -55,12 +64,11 @@ def axis_positions(side: int, width: int, *, spacing: float = 1.0) -> Tensor:
 
 
 class TokenPositions(nn.Module):
-    """x_bl + e_axes(l) + u_type(p mod 3) + u_modality(p div 3) + u_frame(p): where a token is, and what its
-    plane p means.
+    """x_bl + e_axes(l) + u_type(p mod 3) + u_modality(p div 3) + u_frame(p), for token l of plane p.
 
     The axis positions are fixed and the same for both modalities, so that sound and picture of one time share
-    coordinates; the three learned tables tell planes apart: the six-frame position of Figure 2 (b), the
-    plane's type and its modality.
+    coordinates. The three learned tables tell planes apart: by the plane's type, by its modality, and by the
+    six-frame position of Figure 2 (b).
     """
 
     def __init__(self, sides: Sequence[int], width: int) -> None:
@@ -88,9 +96,10 @@ class TokenPositions(nn.Module):
 class Conditioning(nn.Module):
     """c_m = f(s(t_m)) + g(s(t_other)) + u_m + e_label, one vector for each modality m.
 
-    s is `sinusoids` of TIME_SCALE * t; f and g are Linear-SiLU-Linear. Each modality thus knows its own time and the other's, through
-    different maps: a clean sound beside a noisy picture is not the reverse. u_m lets equal times modulate the modalities differently.
-    The label table has num_labels + 1 rows; the last is the null label, "not told". (Two times: our choice; the rest: DiT.)
+    s is `sinusoids` of TIME_SCALE * t; f and g are Linear-SiLU-Linear. Each modality thus knows its own time
+    and the other's, through different maps: a clean sound beside a noisy picture is not the reverse. u_m lets
+    equal times modulate the modalities differently. The label table has num_labels + 1 rows; the last is the
+    null label, "not told". The two times are our choice; the rest is DiT's.
     """
 
     def __init__(self, width: int, num_labels: int) -> None:

@@ -1,8 +1,8 @@
-"""The six planes as one row of tokens: which token lies where, who attends to whom.
+"""The six planes as one row of tokens: which token lies where, and which tokens attend to which.
 
 Planes with fewer channels may have larger tokens (`LatentGeometry.token_patches`), so that no width is spent
-on a few numbers. Not here: what a token says (`transformer.py`, `embeddings.py`). Letters: B clips, P=6 planes, L
-tokens of all planes, l tokens of a plane, d width, h heads, k head width.
+on a few numbers. Not here: what a token says (`transformer.py`, `embeddings.py`). Letters: B clips, P=6
+planes, L tokens of all planes, l tokens of a plane, d width, h heads, k head width.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from proav.models.layers import attend
 
 
 class TokenLayout:
-    """Where the tokens of the six planes lie in a row, plane after plane, each plane's row by row.
+    """Where the tokens of the six planes lie in a row: plane after plane, each plane row by row.
 
     sides: tokens along the side of each plane; each divides the largest.
     """
@@ -29,11 +29,11 @@ class TokenLayout:
         by_modality = (self.counts[i : i + PLANES_PER_MODALITY] for i in (0, PLANES_PER_MODALITY))
         self.of_modalities = tuple(map(sum, by_modality))
         self.runs = [(side, len(list(planes))) for side, planes in groupby(self.sides)]
-        """(side, number of planes) of planes of one size that follow each other."""
+        """(side, number of planes) for consecutive planes of one size."""
         self.of_runs = [planes * side**2 for side, planes in self.runs]
 
     def by_modality(self, function: Callable[..., Tensor], tokens_BLd: Tensor, *values_B2d: Tensor) -> Tensor:
-        """function(tokens, *values), where each token meets the values of its modality; [B, L, d]."""
+        """function(tokens, *values): each token gets the values of its modality; [B, L, d]."""
         if len(set(self.of_modalities)) == 1:  # one call, no copies
             halves_B2Ld = tokens_BLd.unflatten(1, (len(MODALITIES), -1))
             return function(halves_B2Ld, *(values[:, :, None] for values in values_B2d)).flatten(1, 2)
@@ -44,7 +44,7 @@ class TokenLayout:
         )
 
     def within_planes(self, query_BLhk: Tensor, key_BLhk: Tensor, value_BLhk: Tensor) -> Tensor:
-        """Attention of the tokens of one plane, all six planes apart; [B, L, h, k]."""
+        """Attention within each of the six planes; [B, L, h, k]."""
         parts = []
         runs = (heads.split(self.of_runs, dim=1) for heads in (query_BLhk, key_BLhk, value_BLhk))
         for (_, planes), *run in zip(self.runs, *runs, strict=True):
@@ -55,7 +55,7 @@ class TokenLayout:
     def across_planes(self, query_BLhk: Tensor, key_BLhk: Tensor, value_BLhk: Tensor) -> Tensor:
         """Attention of the six tokens at each place of the finest planes; [B, L, h, k].
 
-        A larger token is met at all its places, and takes the mean of what it finds there.
+        A larger token takes part at all its places, and gets the mean of the results.
         """
         at_places = (self._to_places(heads) for heads in (query_BLhk, key_BLhk, value_BLhk))
         apart = (rearrange(heads, "b p l h k -> (b l) h p k") for heads in at_places)

@@ -1,7 +1,6 @@
-"""ST-DiT: the spatio-temporal diffusion transformer that denoises the six stacked planes of picture and
-sound.
+"""ST-DiT: the spatio-temporal diffusion transformer that denoises the six planes of picture and sound.
 
-Not here: noise and times (`proav/diffusion`), sampling (`proav/generation`), the planes' making
+Not here: noise and times (`proav/diffusion`), sampling (`proav/generation`), how planes are made
 (`proav/models/mdsa`), the order of tokens (`tokens.py`). Follows "ProAV-DiT", Figure 2 (b), in the form of
 STDiT and DiT (blocks) and PixArt (one shared modulation). Letters: B clips, D latent channels, E=D+1 channels
 of a masked clip and its mask, P=6 planes, N plane side, L tokens of all planes, d width, h heads, k head
@@ -26,13 +25,14 @@ NORM_EPSILON = 1e-6
 
 
 def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LN(x) (1 + scale) + shift, the norm without weights of its own."""
+    """LN(x) (1 + scale) + shift; the norm has no weights of its own."""
     return F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPSILON) * (1 + scale) + shift
 
 
 class RMSNorm(nn.Module):
-    """w x / sqrt(mean(x^2) + epsilon) over the last axis, in the precision of x (statistics in float32),
-    which the fused kernel wants.
+    """w x / sqrt(mean(x^2) + epsilon) over the last axis, in the precision of x, with statistics in float32.
+
+    The fused kernel wants it so.
     """
 
     def __init__(self, width: int) -> None:
@@ -44,11 +44,10 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """softmax(rms(Q) rms(K)^T / sqrt(k)) V over the tokens that `mix` brings together, heads of width k, then
-    a linear map; `closed` starts that map at zero.
+    """softmax(rms(Q) rms(K)^T / sqrt(k)) V over the tokens that `mix` brings together, then a linear map.
 
-    Queries and keys are RMS-normalized per head with learned weights: logits stay bounded, which keeps bf16
-    training stable (STDiT3). mix: attention of [B, L, h, k], as in `TokenLayout`.
+    Queries and keys are RMS-normalized per head with learned weights. Logits stay bounded, which keeps bf16
+    training stable (STDiT3).
     """
 
     def __init__(
@@ -59,6 +58,12 @@ class SelfAttention(nn.Module):
         *,
         closed: bool = False,
     ) -> None:
+        """width: d.
+
+        num_heads: h; each head has width k = d / h.
+        mix: attention of queries, keys and values [B, L, h, k], such as a method of `TokenLayout`.
+        closed: whether the last linear map is zero-initialized.
+        """
         super().__init__()
         self.num_heads, self.mix = num_heads, mix
         self.qkv = hidden_map(nn.Linear(width, 3 * width), parts=3)
@@ -74,21 +79,29 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of ST-DiT. With (shift, scale, gate)_a, (shift, scale, gate)_m = modulation of the token's
-    modality + this block's table:
+    """One layer of ST-DiT, modulated by (shift, scale, gate)_a and (shift, scale, gate)_m.
 
-        x <- x + gate_a * spatial(modulate(x, a))      tokens of one plane, all six planes apart
+    These are the sum of the modulation of the token's modality and this block's table:
+
+        x <- x + gate_a * spatial(modulate(x, a))      tokens of one plane, each of the six by itself
         x <- x + temporal(modulate(x, a))              the six tokens at one place of the planes
         x <- x + gate_m * mlp(modulate(x, m))
 
-    attention=full replaces the first two lines by one attention over all tokens, gated. Every branch starts
-    at zero through exactly one zero factor (the gates; the temporal output map), so that the block is the
-    identity at first and no branch's gradient is blocked twice.
+    attention=full replaces the first two lines by one gated attention over all tokens. Every branch is
+    zero-initialized through exactly one factor: the gate, or the temporal branch's output map. So the block
+    is the identity at first, and no branch's gradient is blocked twice.
     """
 
     def __init__(
         self, width: int, num_heads: int, mlp_ratio: int, attention: str, layout: TokenLayout
     ) -> None:
+        """width: d.
+
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLP over d.
+        attention: divided | full.
+        layout: of the tokens.
+        """
         super().__init__()
         self.layout = layout
         self.table = nn.Parameter(torch.zeros(6, width))
@@ -119,13 +132,12 @@ class Block(nn.Module):
 
 
 class STDiT(nn.Module):
-    """The denoiser: the flow's velocity or the noise of every plane, from noisy planes, two times and
-    conditions.
+    """The denoiser: from noisy planes, two times and conditions to the prediction for every plane.
 
-    STDiT(config, num_labels): size, patch and attention by config.stdit, planes by config.mdsa. num_labels >=
-    0; label number num_labels is the null label. The prediction is exactly zero at initialization.
-    `activation_checkpointing`: recompute each block's activations in the backward pass. Safe under ZeRO-3:
-    every parameter is used only in the forward of the module that owns it.
+    The prediction is the flow's velocity or the noise. It is exactly zero at initialization. Size, patch and
+    attention are set by config.stdit, planes by config.mdsa. num_labels >= 0; label number num_labels is the
+    null label. `activation_checkpointing`: recompute each block's activations in the backward pass. Safe
+    under ZeRO-3: every parameter is used only in the forward of the module that owns it.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:
@@ -151,11 +163,11 @@ class STDiT(nn.Module):
 
     @property
     def null_label(self) -> int:
-        """The label that says nothing: what unconditional samples, and guidance, evaluate."""
+        """The label that says nothing. Samples without a label use it, and so does guidance."""
         return self.num_labels
 
     def _initialize(self) -> None:
-        """Each plane has first and last maps of its own: the planes' channels have nothing in common."""
+        """Each plane has its own first and last maps: the planes' channels have nothing in common."""
         for part in (self.embed, self.blocks):
             for module in part.modules():
                 if isinstance(module, nn.Linear) and not isinstance(module, ClosedLinear):
@@ -166,13 +178,14 @@ class STDiT(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, noisy_BDPNN: Tensor, times_B2: Tensor, conditions: Conditions) -> Tensor:
-        """The prediction [B, D, 6, N, N], in the dtype of `noisy_BDPNN`; of channels that a plane does not
-        have none is read, and zero told.
+        """The prediction [B, D, 6, N, N], in the dtype of `noisy_BDPNN`.
 
-        noisy_BDPNN [B, D, 6, N, N]: normalized latents with noise; a given modality's clean planes where its
-        time is 0. times_B2 [B, 2] in [0, 1]: column 0 the video's, column 1 the audio's; 0 is clean, 1 is
-        noise. conditions: labels in 0 .. num_labels (the null label); masked planes that are None are the
-        same as zeros.
+        Channels that a plane does not have are not read, and are zero in the result.
+
+        noisy_BDPNN: [B, D, 6, N, N], normalized latents with noise; clean planes for a given modality.
+        times_B2: [B, 2] in [0, 1]; column 0 is the video's, column 1 the audio's. 0 is clean, 1 is noise; a
+            given modality has time 0.
+        conditions: labels in 0 .. num_labels (the null label). Masked planes of None mean zeros.
         """
         vectors_B2d = F.silu(self.conditioning(times_B2, conditions))
         modulation_B26d = rearrange(self.modulation(vectors_B2d), "b m (six d) -> b m six d", six=6)
@@ -186,7 +199,7 @@ class STDiT(nn.Module):
         return self._stack(tokens_BLd, noisy_BDPNN.shape[1]).to(noisy_BDPNN.dtype)
 
     def _tokens(self, noisy_BDPNN: Tensor, masked_BEPNN: Tensor | None) -> Tensor:
-        """[B, L, d]: of each plane its own channels, those of the masked clip, and the mask."""
+        """[B, L, d]: for each plane its own channels, those of the masked clip, and the mask."""
         if masked_BEPNN is None:
             batch, channels, *rest = noisy_BDPNN.shape
             masked_BEPNN = noisy_BDPNN.new_zeros(batch, channels + 1, *rest)
@@ -202,7 +215,7 @@ class STDiT(nn.Module):
         return torch.cat(tokens, dim=1)
 
     def _stack(self, tokens_BLd: Tensor, stack_channels: int) -> Tensor:
-        """[B, D, 6, N, N], float32: each plane's own channels, zero behind them."""
+        """[B, D, 6, N, N], float32: each plane's own channels, and zeros behind them."""
         planes = []
         parts = tokens_BLd.split(self.layout.counts, dim=1)
         for part, side, patch, final in zip(parts, self.layout.sides, self.patches, self.final, strict=True):
