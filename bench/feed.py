@@ -23,7 +23,6 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import torch
-from proav.data.sources.finding import SourceRow
 from storage import make_segments, read_segments
 
 from proav.config import Config
@@ -31,6 +30,7 @@ from proav.config.reading import load_config
 from proav.data.feeds.feed import ClipFeed
 from proav.data.prepare.finish import finish
 from proav.data.prepare.unit import WorkUnit, process_unit, segment_row
+from proav.data.sources.finding import SourceRow
 from proav.data.store.frames import decode_frames
 from proav.data.store.parquet import RowReader
 from proav.data.store.shards import SegmentStore

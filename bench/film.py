@@ -15,13 +15,13 @@ from pathlib import Path
 
 import av
 from decode import make_clips
-from proav.data.sources.finding import find_sources
 
 from proav.config import Config
 from proav.config.reading import load_config
 from proav.data.prepare.isolation import IsolatedDecoder
 from proav.data.prepare.plan import make_plan
 from proav.data.prepare.unit import process_unit
+from proav.data.sources.finding import find_sources
 
 
 def make_film(clip: str, path: str, minutes: float) -> None:

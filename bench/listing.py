@@ -87,11 +87,11 @@ def config_of(folder: Path):
 def make_units(folder: Path) -> None:
     """Stand-ins for the files that finished units leave."""
     import numpy as np
-    from proav.data.sources.finding import find_sources, segment_id
 
     from proav.config.reading import load_config
     from proav.data.prepare.plan import make_plan, settle_plan
     from proav.data.prepare.unit import Account, process_unit, reject_row, write_accounts, write_record
+    from proav.data.sources.finding import find_sources, segment_id
     from proav.data.store.parquet import write_shard
     from proav.data.store.schema import REJECT_SCHEMA
     from proav.media.container import Clip
@@ -189,11 +189,10 @@ def make_units(folder: Path) -> None:
 
 def run_step(step: str, folder: Path) -> dict:
     """One step in this process: {"seconds", "gb", ...}."""
-    from proav.data.sources.finding import find_sources
-
     from proav.data.prepare.finish import finish
     from proav.data.prepare.plan import settle_plan
     from proav.data.prepare.preprocess import finished_records
+    from proav.data.sources.finding import find_sources
 
     config, data_dir = config_of(folder), str(folder / "run" / "data")
     begun, cpu = time.perf_counter(), time.process_time()

@@ -13,8 +13,6 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from proav.data.sources.finding import find_sources
-
 from proav.config import Config
 from proav.config.reading import load_config
 from proav.data.prepare.finish import finish
@@ -22,6 +20,7 @@ from proav.data.prepare.isolation import IsolatedDecoder
 from proav.data.prepare.plan import settle_plan
 from proav.data.prepare.unit import process_unit
 from proav.data.prepare.verify import verify
+from proav.data.sources.finding import find_sources
 from proav.data.sources.folders import is_video
 from proav.data.store.shards import read_accounts, read_rejects
 

@@ -34,11 +34,10 @@ def write_clips(root, lengths: dict[str, float]) -> str:
 
 def prepare(config) -> dict:
     """Preprocessing without Ray: every unit in this process."""
-    from proav.data.sources.finding import find_sources
-
     from proav.data.prepare.finish import finish
     from proav.data.prepare.plan import settle_plan
     from proav.data.prepare.unit import process_unit
+    from proav.data.sources.finding import find_sources
 
     data_dir, sources = f"{config.run_folder}/data", find_sources(config)
     return finish(

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from proav.data.sources.finding import find_sources, rows_of
 
 from proav.data.prepare.isolation import IsolatedDecoder
 from proav.data.prepare.unit import SourceDecoder, WorkUnit, process_unit
+from proav.data.sources.finding import find_sources, rows_of
 from proav.errors import MediaError, Stopped, StorageUnavailable
 from proav.media.container import read_clip, read_segments
 from proav.media.opening import Watch, opened

@@ -1,9 +1,9 @@
 """What relative paths are seen from, and that a message about one says so."""
 
 import pytest
-from proav.data.sources.finding import find_sources
 
 from proav.config.reading import describe_settings, load_config
+from proav.data.sources.finding import find_sources
 from proav.errors import UserError
 from proav.models.perceptual import LPIPS
 from proav.storage.paths import GIVEN, LEFT, explain_paths, with_absolute_paths

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 import torch
-from proav.data.sources.finding import SourceRow
 
 from proav import storage
 from proav.config import Config
 from proav.data.prepare.finish import finish
 from proav.data.prepare.unit import WorkUnit, process_unit, segment_row
+from proav.data.sources.finding import SourceRow
 from proav.data.store.parquet import write_shard
 from proav.geometry import ClipGeometry, LatentGeometry
 from proav.latents.encode import LATENT_SCHEMA

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from proav.data.sources.finding import find_sources, rows_of
 
 from proav.config.reading import config_to_dict
 from proav.data.prepare.isolation import IsolatedDecoder
 from proav.data.prepare.plan import make_plan
 from proav.data.prepare.unit import SourceDecoder, process_unit
+from proav.data.sources.finding import find_sources, rows_of
 from proav.data.store.shards import read_rejects
 from proav.errors import MediaError
 from tests.synthetic_clips import make_clip

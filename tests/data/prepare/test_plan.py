@@ -1,7 +1,6 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from proav.data.sources.finding import find_sources, rows_of
 
 from proav.data.prepare.plan import (
     MAX_UNIT_BYTES,
@@ -13,6 +12,7 @@ from proav.data.prepare.plan import (
     settle_plan,
 )
 from proav.data.prepare.unit import WorkUnit
+from proav.data.sources.finding import find_sources, rows_of
 from proav.errors import UserError
 from tests.tiny import tiny_config
 

@@ -7,13 +7,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from proav.data.sources.finding import find_sources, rows_of
 
 from proav.config.reading import config_to_dict
 from proav.data.prepare.plan import settle_plan
 from proav.data.prepare.preprocess import finished_records
 from proav.data.prepare.unit import WorkUnit, process_unit, read_record
 from proav.data.prepare.verify import verify
+from proav.data.sources.finding import find_sources, rows_of
 from proav.data.store.shards import SegmentStore, read_manifest
 from proav.errors import UserError
 from tests.synthetic_clips import make_clip, prepare

@@ -2,9 +2,9 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-from proav.data.sources.finding import SOURCE_SCHEMA, find_sources, rows_of, segment_id, source_id
 
 from proav.config import Config, DataConfig
+from proav.data.sources.finding import SOURCE_SCHEMA, find_sources, rows_of, segment_id, source_id
 from proav.errors import UserError
 
 

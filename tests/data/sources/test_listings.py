@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
-from proav.data.sources.finding import find_sources, rows_of, segment_id, source_id
 
 from proav.config import Config, DataConfig
+from proav.data.sources.finding import find_sources, rows_of, segment_id, source_id
 from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
 from proav.media.container import Clip

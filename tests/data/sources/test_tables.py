@@ -6,9 +6,9 @@ import warnings
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from proav.data.sources.finding import find_sources, rows_of
 
 from proav.config import Config, DataConfig
+from proav.data.sources.finding import find_sources, rows_of
 from proav.errors import UserError
 
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from proav.data.sources.finding import segment_id
 
+from proav.data.sources.finding import segment_id
 from proav.data.store.shards import SegmentStore, read_manifest, read_rejects
 from proav.errors import UserError
 from proav.media.melframes import MelFrames
