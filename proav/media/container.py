@@ -94,7 +94,7 @@ class Clip:
 
 
 CRF = 10
-"""x264's quality. The often used 18 leaves 64x64 samples at 37 dB and adds a grid (bench/coding.py)."""
+"""x264's quality. The often used 18 leaves 64x64 samples at 37 dB and adds a grid (bench/train/coding.py)."""
 
 
 def read_segments(

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 def test_a_job_brings_a_node_up_and_idleness_takes_it_down(tmp_path):
     command = [
         sys.executable,
-        "bench/autoscaling.py",
+        "-m",
+        "bench.cluster.autoscaling",
         "--copies",
         "1",
         "--idle-seconds",

@@ -41,8 +41,7 @@ def test_zero_over_two_hosts_is_one_worker_alone(tmp_path, monkeypatch):
     """No GLOO_SOCKET_IFNAME, host names that say nothing: the workers find each other by their nodes' Ray addresses."""
     if reason := why_not():
         pytest.skip(reason)
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    bench = importlib.import_module("two_hosts")
+    bench = importlib.import_module("bench.cluster.two_hosts")
     alone = prepare(tmp_path / "alone", "mdsa", *SETTINGS, "train.engine=torch")
     train_worker(alone, "mdsa", device=torch.device("cpu"))
     words = [

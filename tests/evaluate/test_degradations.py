@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from bench.helpers.known_degradations import OF_PICTURES, OF_SOUND
 from proav.errors import MediaError
 from proav.media.container import read_segments
 from proav.metrics.distances import Moments, frechet_distance, kernel_distance
 from proav.metrics.networks import load_network
-from tests.degradations import OF_PICTURES, OF_SOUND
 
 CLIPS = Path(__file__).parents[2] / "examples" / "clips"
 

@@ -210,8 +210,7 @@ print("kept to its own")
 def test_all_processes_of_a_job_find_their_own_ray_beside_another(monkeypatch, tmp_path):
     """The other one is newer by Ray's files, and named for `ray job submit`: Ray Train's cleaner would ask
     it for this job's controller."""
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    from local_head import LocalHead
+    from bench.helpers.local_head import LocalHead
 
     with LocalHead(num_cpus=1) as other:
         Path(other.folder, "ray").mkdir()

@@ -15,10 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def bench(monkeypatch):
-    """bench/submit.py, which finds its neighbours as a script does."""
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    return importlib.import_module("submit")
+def bench():
+    """bench/cluster/submit.py, imported only by tests that start Ray."""
+    return importlib.import_module("bench.cluster.submit")
 
 
 @pytest.mark.ray

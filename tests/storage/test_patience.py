@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.registry import register_implementation
 
-from bench.flaky_storage import FlakyFileSystem
+from bench.helpers.flaky_storage import FlakyFileSystem
 from proav import storage
 from proav.data.store.parquet import DamagedShard, RowReader, write_shard
 from proav.errors import StorageUnavailable, UserError

@@ -2,7 +2,7 @@
 
 Impacts are found in the picture (`objects.py`, `trajectories.py`) and in the sound
 (`onsets.py`), each without the other, and are then matched. What the numbers are for true clips, and
-for clips whose sound is late or another clip's, is in `scale.json` (`bench/world_metric.py`).
+for clips whose sound is late or another clip's, is in `scale.json` (`bench/metrics/world_metric.py`).
 """
 
 import functools

@@ -66,7 +66,7 @@ def number_table(values: dict) -> Markup:
     content += [element("p", f"{', '.join(names)}: {text}.", class_="note") for text, names in said.items()]
     if scale := values.get("scale", {}):
         said = "; ".join(f"{shown_name(metric)}: {text}" for metric, text in scale.items())
-        note = f"For clips whose truth is known (bench/world_metric.py): {said}."
+        note = f"For clips whose truth is known (bench/metrics/world_metric.py): {said}."
         content.append(element("p", note, class_="note"))
     content += [
         warning(f"{count} clips could not be read and are left out ({what}).")

@@ -1,0 +1,162 @@
+"""Kills of the preprocessing job at random moments, each followed by the same command again. `python -m bench.data.kills [--kills 20] [--seed 0]`
+
+A Ray head and a second node of this machine stay up; the job is a command of its own. In turns the blow (SIGKILL) meets the driver, a Ray worker,
+a decoding process and a whole node. After it the job is run to its end, and every file that it leaves must have the bytes of an uninterrupted
+run, and verification must agree. Prints a line a kill and one JSON line; ends with status 1 where anything differs.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from bench.data.decode import make_clips
+from bench.helpers.local_head import LocalHead
+from bench.helpers.own_processes import own_processes
+from proav.data.prepare.verify import verify
+
+VICTIMS = ("driver", "worker", "decoder", "node")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file of a data set by checksum, but the page, which is drawn from them."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "report.html"]
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+
+
+def job(head: LocalHead, run_dir: Path, sources: Path, *options: str) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "ray_jobs/preprocess.py",
+        "--config",
+        "configs/demo.yaml",
+        f"run_dir={run_dir}",
+        f"data.sources=[{sources}]",
+        "data.listing=[]",
+        "data.labels=[]",
+    ]
+    environment = {**head.environment, "RAY_ADDRESS": head.address}
+    return subprocess.Popen(
+        [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def units_of(run_dir: Path) -> list[Path]:
+    return list((run_dir / "data" / "units").glob("*.parquet"))
+
+
+def processes_of(victim: str, driver: subprocess.Popen, node: psutil.Process) -> list[psutil.Process]:
+    if victim == "driver":
+        return [psutil.Process(driver.pid)]
+    if victim == "node":
+        return [node]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            words = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if (
+            ("proav.data.prepare.isolation" in words)
+            if victim == "decoder"
+            else words.startswith("ray::") and "IDLE" not in words and "Map" in words
+        ):
+            found.append(process)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--copies", type=int, default=6)
+    arguments = parser.parse_args()
+    chance, outcomes = random.Random(arguments.seed), []
+    with (
+        own_processes(),
+        tempfile.TemporaryDirectory(prefix="proav-bench-") as name,
+        LocalHead(num_cpus=1) as head,
+    ):
+        folder, sources = Path(name), Path(name) / "clips"
+        sources.mkdir()
+        for path in make_clips(name):
+            for copy in range(arguments.copies):
+                shutil.copy(path, sources / f"{copy}-{Path(path).name}")
+        (sources / "broken.mp4").write_text("no video")
+        whole = job(head, folder / "whole", sources)
+        output = whole.communicate()[0]
+        assert whole.returncode == 0, output
+        expected = contents(folder / "whole" / "data")
+        num_units = len(units_of(folder / "whole"))
+        print(f"uninterrupted: {num_units} units, {len(expected)} files", flush=True)
+        for number in range(arguments.kills):
+            victim, done_units, delay = (
+                VICTIMS[number % len(VICTIMS)],
+                chance.randrange(num_units),
+                chance.uniform(0, 1),
+            )
+            run_dir, node = folder / f"run-{number}", head.add_node(num_cpus=1)
+            first = job(head, run_dir, sources)
+            while first.poll() is None and len(units_of(run_dir)) < done_units:
+                time.sleep(0.02)
+            time.sleep(delay)
+            struck = []
+            while not struck and first.poll() is None:  # a worker or a decoder may not be there yet
+                struck = processes_of(victim, first, node)[:1]
+            for process in struck:
+                process.send_signal(signal.SIGKILL)
+            first_output = first.communicate()[0]
+            status, done_before = first.returncode, len(units_of(run_dir))
+            again = job(head, run_dir, sources)
+            output = again.communicate()[0]
+            same = (
+                again.returncode == 0
+                and contents(run_dir / "data") == expected
+                and bool(verify(str(run_dir / "data")))
+            )
+            outcomes.append(
+                {
+                    "victim": victim,
+                    "units_done": done_units,
+                    "struck": bool(struck),
+                    "job_ended_with": status,
+                    "same": same,
+                }
+            )
+            print(
+                f"{number + 1:2}  {victim:8} {done_units:2} units + {delay:.1f} s  struck {bool(struck)}  ended with {status}, {done_before} units  same {same}",
+                flush=True,
+            )
+            if not same:
+                print(first_output[-1500:], output[-1500:], sep="\n--\n")
+            head.remove_node(node)
+            shutil.rmtree(run_dir)
+    same = sum(outcome["same"] for outcome in outcomes)
+    print(
+        json.dumps(
+            {
+                "bench": "kills",
+                "kills": sum(outcome["struck"] for outcome in outcomes),
+                "identical": same,
+                "outcomes": outcomes,
+            }
+        )
+    )
+    return 0 if same == len(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""What a listing of millions of rows costs the driver: planning, going on, the manifest. `python -m bench.data.listing [--rows N] [--files N]`
+
+Makes a listing like AudioSet's, with as many tiny files as --files says, and stand-ins for finished units: one real segment is decoded, and its row of
+the index is repeated under other ids by the functions that write real units; a fifth of the clips are rejects, as on the real listing. Then
+each step runs in a process of its own; its wall and processor time and the highest resident memory of that process (ru_maxrss), imports
+included, are told beside the bounds. Prints a table and one JSON line; the status is 1 where a bound is broken.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MAX_SECONDS, MAX_GB = 120.0, 3.0
+REJECTED = 0.2
+"""Share of AudioSet's videos that are gone."""
+ROWS_PER_SHARD = 64
+LABELS = 527
+STEPS = {
+    "plan": "find_sources and settle_plan, plan.parquet written",
+    "resume": "find_sources, settle_plan against plan.parquet, all units' records read and their files checked",
+    "manifest": "finish: index.parquet, filters and manifest.json (sources and records at hand)",
+}
+
+
+def make_listing(folder: Path, rows: int, files: int) -> None:
+    """unbalanced_train_segments.csv, class_labels_indices.csv and videos/, as AudioSet has them."""
+    draw = random.Random(0)
+    mids = [f"/m/{number:05x}" for number in range(LABELS)]
+    folder.mkdir(parents=True)
+    (folder / "class_labels_indices.csv").write_text(
+        "index,mid,display_name\n"
+        + "".join(f'{number},{mid},"Sound {number}, of a kind"\n' for number, mid in enumerate(mids))
+    )
+    names = []
+    with open(folder / "unbalanced_train_segments.csv", "w") as listing:
+        listing.write(
+            f"# Segments csv created\n# num_ytids={rows}\n# YTID, start_seconds, end_seconds, positive_labels\n"
+        )
+        for number in range(rows):
+            name, start = hashlib.sha256(str(number).encode()).hexdigest()[:10] + "-", 10 * draw.randrange(40)
+            listing.write(
+                f'{name}, {start}.000, {start + 10}.000, "{",".join(draw.sample(mids, 1 + number % 4))}"\n'
+            )
+            names.append(f"{name[:2]}/{name}_{start:06d}.mp4") if number < files else None
+    for name in names:
+        path = folder / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "videos").mkdir(exist_ok=True)
+
+
+def config_of(folder: Path):
+    from proav.config.reading import load_config
+
+    words = [
+        f"run_dir={folder}/run",
+        f"data.listing={folder}/unbalanced_train_segments.csv",
+        f"data.videos={folder}/videos",
+    ]
+    filters = [
+        "filters.min_rms_db=-60",
+        "filters.max_black=0.5",
+        "filters.max_frozen=0.9",
+        "filters.duplicates=near",
+        "filters.avoid_shot_cuts=true",
+    ]
+    return load_config(
+        None,
+        [
+            *words,
+            f"data.ontology={folder}/class_labels_indices.csv",
+            f"data.rows_per_shard={ROWS_PER_SHARD}",
+            *filters,
+        ],
+    )
+
+
+def make_units(folder: Path) -> None:
+    """Stand-ins for the files that finished units leave."""
+    import numpy as np
+
+    from proav.config.reading import load_config
+    from proav.data.prepare.plan import make_plan, settle_plan
+    from proav.data.prepare.unit import Account, process_unit, reject_row, write_accounts, write_record
+    from proav.data.sources.finding import find_sources, segment_id
+    from proav.data.store.parquet import write_shard
+    from proav.data.store.schema import REJECT_SCHEMA
+    from proav.media.container import Clip
+
+    rng = np.random.default_rng(0)
+    Clip(
+        rng.integers(0, 256, (20, 64, 64, 3), np.uint8),
+        rng.normal(0, 0.1, 32000).astype(np.float32),
+        10,
+        16000,
+    ).save(str(folder / "real.mp4"))
+    real = load_config(
+        None,
+        [
+            f"data.sources=[{folder}/real.mp4]",
+            "clip.height=64",
+            "clip.width=64",
+            "mel.num_bins=64",
+            "mel.hop=100",
+        ],
+    )
+    process_unit(real, str(folder / "real"), make_plan(find_sources(real)).unit("000000"))
+    import pyarrow.parquet as pq
+
+    pattern = pq.read_table(folder / "real" / "units" / "000000.parquet").to_pylist()[0]
+    config = config_of(folder)
+    data_dir = folder / "run" / "data"
+    plan = settle_plan(config, str(data_dir), find_sources(config))
+    for name in ("segments", "rejects", "sources", "units"):
+        (data_dir / name).mkdir(exist_ok=True)
+    for unit in plan.units():
+        rows, rejects, shards, accounts = [], [], [], []
+        for source in unit.sources:
+            identity, account = segment_id(source.key, source.start_seconds), Account(source)
+            accounts.append(account)
+            if int(source.id[:6], 16) / 16**6 < REJECTED:
+                rejects.append(
+                    reject_row(
+                        source,
+                        source.start_seconds,
+                        source.end_seconds,
+                        "not_found",
+                        f"{source.key}: no such file",
+                    )
+                )
+                account.reject(rejects[-1])
+                continue
+            place = {
+                "shard": f"{unit.name}-{len(rows) // ROWS_PER_SHARD:03d}.parquet",
+                "row": len(rows) % ROWS_PER_SHARD,
+            }
+            said = {
+                "source": source.key,
+                "source_id": source.id,
+                "label": source.label,
+                "labels": list(source.labels),
+                "split": source.split,
+            }
+            alike = {
+                "checksum": identity * 2,
+                "picture_hash": rng.bytes(32),
+                "sound_hash": rng.bytes(32),
+                "rms": float(rng.random()),
+            }
+            rows.append(
+                {**pattern, **place, **said, **alike, "id": identity, "start_seconds": source.start_seconds}
+            )
+            account.use(rows[-1])
+        for first in range(0, len(rows), ROWS_PER_SHARD):
+            shard = {
+                "name": rows[first]["shard"],
+                "rows": len(rows[first : first + ROWS_PER_SHARD]),
+                "bytes": 5,
+                "sha256": source.id * 4,
+            }
+            (data_dir / "segments" / shard["name"]).write_bytes(b"shard")
+            shards.append(shard)
+        rejected = (
+            write_shard(
+                str(data_dir / "rejects" / f"{unit.name}.parquet"),
+                rejects,
+                REJECT_SCHEMA,
+                rows_per_group=1024,
+            )
+            if rejects
+            else None
+        )
+        record = {"name": unit.name, "sources": len(unit.sources), "shards": shards, "rejects": rejected}
+        write_record(
+            str(data_dir),
+            record | write_accounts(str(data_dir), unit.name, [account.row() for account in accounts]),
+            rows,
+        )
+
+
+def run_step(step: str, folder: Path) -> dict:
+    """One step in this process: {"seconds", "gb", ...}."""
+    from proav.data.prepare.finish import finish
+    from proav.data.prepare.plan import settle_plan
+    from proav.data.prepare.preprocess import finished_records
+    from proav.data.sources.finding import find_sources
+
+    config, data_dir = config_of(folder), str(folder / "run" / "data")
+    begun, cpu = time.perf_counter(), time.process_time()
+    sources = find_sources(config)
+    found = time.perf_counter() - begun
+    plan = settle_plan(config, data_dir, sources)
+    result = {"find_sources": found, "sources": sources.num_rows, "units": len(plan)}
+    if step != "plan":
+        records = finished_records(data_dir, plan)
+        assert len(records) == len(plan), f"{len(records)} of {len(plan)} units are finished"
+    if step == "manifest":
+        finished, sources = [records[name] for name in plan.names], sources.select(["id", "label"])
+        del plan, records
+        begun, cpu = time.perf_counter(), time.process_time()
+        manifest = finish(config, data_dir, sources, finished)
+        result |= {
+            "index_bytes": manifest["index"]["bytes"],
+            "segments": manifest["counts"]["segments"],
+            "rejects": manifest["counts"]["rejects"],
+        }
+        assert result["segments"] + result["rejects"] == sources.num_rows
+    return {
+        "seconds": time.perf_counter() - begun,
+        "cpu_seconds": time.process_time() - cpu,
+        "gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        **result,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=2_000_000, help="rows of the listing")
+    parser.add_argument("--files", type=int, default=100_000, help="tiny files that are there")
+    parser.add_argument("--folder", help="where to work; empty: a temporary folder")
+    parser.add_argument("--step", choices=["units", *STEPS], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step:
+        folder = Path(arguments.folder)
+        print(
+            json.dumps(make_units(folder) if arguments.step == "units" else run_step(arguments.step, folder))
+        )
+        return 0
+    folder = Path(tempfile.mkdtemp(prefix="proav-listing-", dir=arguments.folder)) / "bench"
+    try:
+        make_listing(folder, arguments.rows, arguments.files)
+        results = {}
+        for step in ("plan", "units", "resume", "manifest"):
+            begun = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, __file__, "--step", step, "--folder", str(folder)],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            ).stdout.strip()
+            results[step] = json.loads(done.splitlines()[-1])
+            print(
+                f"{step}: {time.perf_counter() - begun:.0f} s with the start of the process",
+                file=sys.stderr,
+                flush=True,
+            )
+    finally:
+        shutil.rmtree(folder.parent)
+    results.pop("units")
+    print(
+        f"\n{arguments.rows:,} rows, {min(arguments.files, arguments.rows):,} files there, {results['plan']['units']:,} units\n"
+    )
+    print("| step | seconds | processor seconds | GB | within the bounds | what |\n|---|---|---|---|---|---|")
+    for step, result in results.items():
+        result["within"] = result["seconds"] <= MAX_SECONDS and result["gb"] <= MAX_GB
+        print(
+            f"| {step} | {result['seconds']:.1f} | {result['cpu_seconds']:.1f} | {result['gb']:.2f} | {'yes' if result['within'] else 'NO'} | {STEPS[step]} |"
+        )
+    print(
+        json.dumps(
+            {
+                "rows": arguments.rows,
+                "files": arguments.files,
+                "python": platform.python_version(),
+                "steps": results,
+            }
+        )
+    )
+    return 0 if all(result["within"] for result in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""A Ray head of this machine for a benchmark or a test: its own folder and ports beside any other Ray, and nothing left of it afterwards."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+from bench.helpers.own_processes import end
+
+START_SECONDS = 120.0
+
+
+class LocalHead:
+    """`with LocalHead(num_cpus=2) as head:` starts `ray start --head`; `.address` is for RAY_ADDRESS, `.environment` for commands that talk to it.
+
+    Token authentication is on, as Ray has it, with a token of its own. options: further words for `ray start`; environment: more variables for it.
+    """
+
+    def __init__(self, *options: str, num_cpus: int = 2, environment: dict[str, str] | None = None) -> None:
+        self.options, self.num_cpus = options, num_cpus
+        self.folder = tempfile.mkdtemp(
+            prefix="head", dir="/tmp"
+        )  # short: Ray's sockets below it may not pass 107 characters
+        self.port, self.dashboard_port, self.client_port, self.agent_port = free_ports(4)
+        self.environment = {
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("RAY_") and name != "PROAV_RUNS"
+            },
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # a submitted job takes the first python there
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": os.urandom(32).hex(),
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard_port}",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+            **(environment or {}),
+        }
+
+    @property
+    def address(self) -> str:
+        """host:port of the head, once it runs."""
+        return Path(self.folder, "ray_current_cluster").read_text().strip()
+
+    def __enter__(self) -> "LocalHead":
+        words = [
+            *(
+                "ray",
+                "start",
+                "--head",
+                f"--port={self.port}",
+                "--dashboard-host=127.0.0.1",
+                f"--dashboard-port={self.dashboard_port}",
+            ),
+            *(
+                f"--ray-client-server-port={self.client_port}",
+                f"--dashboard-agent-listen-port={self.agent_port}",
+                f"--temp-dir={self.folder}",
+            ),
+            *(f"--num-cpus={self.num_cpus}", "--disable-usage-stats"),
+            *self.options,
+        ]
+        try:
+            done = subprocess.run(
+                words, env=self.environment, capture_output=True, text=True, timeout=START_SECONDS
+            )
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout}\n{done.stderr}")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def run(self, *words: str, timeout: float = 600.0, **environment: str) -> subprocess.CompletedProcess:
+        """A command on this cluster's machine that knows where the cluster is."""
+        return subprocess.run(
+            words, env={**self.environment, **environment}, capture_output=True, text=True, timeout=timeout
+        )
+
+    def add_node(self, *, num_cpus: int) -> psutil.Process:
+        """A second node on this machine; returns its raylet, whose death is the node's."""
+        before = set(self._raylets())
+        words = [
+            "ray",
+            "start",
+            f"--address={self.address}",
+            f"--num-cpus={num_cpus}",
+            "--disable-usage-stats",
+            f"--dashboard-agent-listen-port={free_ports(1)[0]}",
+        ]
+        done = self.run(*words, timeout=START_SECONDS)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout}\n{done.stderr}")
+        (raylet,) = set(self._raylets()) - before
+        return raylet
+
+    def remove_node(self, raylet: psutil.Process) -> None:
+        """Ends a node, if it has not ended."""
+        end(
+            lambda: (
+                [raylet, *raylet.children(recursive=True)]
+                if raylet.is_running() and raylet.status() != psutil.STATUS_ZOMBIE
+                else []
+            )
+        )
+
+    def _raylets(self) -> list[psutil.Process]:
+        return [each for each in processes_of(self.folder) if each.name() == "raylet"]
+
+    def stop(self) -> None:
+        """Ends every process of this head, known by its folder in the command line, and removes the folder."""
+        end(lambda: processes_of(self.folder))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def processes_of(folder: str) -> list[psutil.Process]:
+    """Processes whose command line names `folder`, but for this one."""
+    processes = psutil.process_iter(["cmdline"])
+    return [
+        each
+        for each in processes
+        if each.pid != os.getpid() and any(folder in word for word in each.info["cmdline"] or ())
+    ]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

@@ -1,0 +1,94 @@
+"""What mp4 does to clips: blockiness, PSNR and bytes at several qualities of H.264, for samples and real
+clips.
+
+    python -m bench.train.coding RUN [--clips 48] [--steps 30]
+
+RUN: a finished run; its newest ST-DiT makes the samples, with the settings of its configuration. Needs no
+Ray.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from proav.config import Config
+from proav.config.reading import load_config
+from proav.data.feeds.feed import evaluation_windows
+from proav.data.store.shards import SegmentStore
+from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
+from proav.generation.sampling_settings import SamplingSettings
+from proav.media.container import Clip, read_clip, write_clip
+from proav.metrics.blockiness import blockiness
+
+QUALITIES = (18, 14, 10, 6, 2)
+
+
+def samples_of(run: Path, config: Config, count: int, steps: int) -> list[Clip]:
+    """Clips as the pipeline makes them, labels in turn."""
+    pipeline, clips = SoundingVideoPipeline.from_checkpoint(str(run / "stdit" / "checkpoints")), []
+    settings = dataclasses.replace(SamplingSettings.from_config(config), task="joint", steps=steps)
+    for first in range(0, count, config.generate.batch_size):
+        requests = [
+            SampleRequest(config.seed, n, pipeline.labels[n % len(pipeline.labels)], settings=settings)
+            for n in range(first, min(count, first + config.generate.batch_size))
+        ]
+        clips += pipeline.sample(requests)
+    return clips
+
+
+def real_of(run: Path, config: Config, count: int) -> list[Clip]:
+    """Stored clips of unseen sources."""
+    store, clip = SegmentStore(str(run / "data")), config.clip
+    windows = [
+        store.window(index, start, clip.num_frames, want=("video", "audio"))
+        for index, start in evaluation_windows(store, config, split="validation", max_clips=count)
+    ]
+    return [Clip(window["video"], window["audio"], clip.fps, clip.sample_rate) for window in windows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=30)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = load_config(str(arguments.run / "config.yaml"), [])
+    shape = {"fps": config.clip.fps, "height": config.clip.height, "width": config.clip.width}
+    shape["sample_rate"], side = config.clip.sample_rate, config.mdsa.plane_size
+    sets = {
+        "samples": samples_of(arguments.run, config, arguments.clips, arguments.steps),
+        "real": real_of(arguments.run, config, arguments.clips),
+    }
+    rows = []
+    for name, clips in sets.items():
+        blocks = float(np.nanmean([blockiness(clip.video, side=side) for clip in clips]))
+        rows.append({"clips": name, "crf": None, "blockiness": round(blocks, 3)})
+        for crf in QUALITIES:
+            coded, sizes, errors = [], [], []
+            with tempfile.TemporaryDirectory() as folder:
+                for clip in clips:
+                    path = f"{folder}/clip.mp4"
+                    write_clip(path, clip, crf=crf)
+                    sizes.append(os.path.getsize(path))
+                    coded.append(read_clip(path, **shape, silent_ok=True).video)
+                    errors.append(np.square(coded[-1].astype(float) - clip.video[: len(coded[-1])]).mean())
+            blocks = float(np.nanmean([blockiness(video, side=side) for video in coded]))
+            rows.append({"clips": name, "crf": crf, "blockiness": round(blocks, 3),
+                         "psnr_db": round(float(10 * np.log10(255**2 / np.mean(errors))), 1),
+                         "bytes": round(float(np.mean(sizes)))})  # fmt: skip
+    for row in rows:
+        print(json.dumps(row))
+    print(json.dumps({"bench": "coding", "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
