@@ -203,6 +203,6 @@ def _say(text: str) -> None:
 
 
 def _has_token() -> bool:
-    """Whether a token for Ray clusters lies where Ray looks for one."""
+    """Whether Ray would find a token for its clusters."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     return "RAY_AUTH_TOKEN" in os.environ or os.path.isfile(named or os.path.expanduser("~/.ray/auth_token"))

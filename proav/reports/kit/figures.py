@@ -166,8 +166,7 @@ def clip_strip(
 ) -> Markup:
     """Frames, mel spectrogram and, if given, waveform of a clip over one time axis.
 
-    The axis is in seconds, with one tick per frame. At most 8 frames are shown, in one row, each at its own
-    time.
+    The axis is in seconds, with one tick per frame. At most 8 frames are shown in a row, each at its time.
 
     video_THWC: uint8.
     mel_TMS: in [-1, 1]; bands are evenly spaced on the Slaney mel scale.

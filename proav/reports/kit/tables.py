@@ -120,8 +120,7 @@ def interval_strip(name: str, row: dict) -> Markup | str:
 
 
 def beside(reconstruction: dict, stream: str) -> str:
-    """What simple codes reach, to set beside MDSA's number: `mean colour 16.26 dB, ...`; only what is
-    measured.
+    """What simple codes reach, as far as measured, to set beside MDSA's number: `mean colour 16.26 dB, ...`.
 
     stream: picture or sound.
     """
