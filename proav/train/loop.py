@@ -261,9 +261,13 @@ def _train_step(
     state: LoopState,
     say: Callable[[str], None],
 ) -> None:
-    """All passes of one optimizer step, then the step itself; arguments as in `run_loop`.
+    """All passes of one optimizer step, then the step itself.
 
     A batch without a finite loss or gradient is left out (train.skip_nonfinite).
+
+    batch: this worker's share of the global batch.
+    meter: takes the losses and their parts.
+    The rest as in `run_loop`.
     """
     train, outputs, reason = engine.train, [], None
     for part in split_batch(batch, train.accumulation_steps):

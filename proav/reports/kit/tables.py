@@ -129,6 +129,7 @@ def beside(reconstruction: dict, stream: str) -> str:
 
 
 def _line(start: str, end: str, heights: Sequence[float], colour: str) -> Markup:
+    """An SVG line in `colour` from x `start` to x `end`; `heights` are the y of both ends."""
     return element("line", x1=start, x2=end, y1=heights[0], y2=heights[1], stroke=colour, stroke_width=2.5)
 
 
