@@ -42,7 +42,8 @@ STRIP_WIDTH, STRIP_HEIGHT, STRIP_EDGE = 132, 18, 8
 def number_table(values: dict) -> Markup:
     """One table of metrics.json.
 
-    values: {"title", "rows": [{"metric", "value", ...}], "left_out": {set and reason: clips}}.
+    values: {"title", "rows": [{"metric", "value", ...}], "left_out": {set and reason: clips}}, and for clips
+    whose truth is known also "scale": {metric: text}.
     """
     rows, said = [], {}
     for row in values["rows"]:
