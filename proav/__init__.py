@@ -1,6 +1,7 @@
 """proav: train and serve models that make video with sound, on Ray.
 
-`SoundingVideoPipeline` is the way in for notebooks; jobs are in `ray_jobs/`. Importing proav loads nothing heavy: names come when asked for.
+Notebooks begin with `SoundingVideoPipeline`; jobs are in `ray_jobs/`. Importing proav loads nothing heavy:
+each name is loaded when it is used.
 """
 
 import importlib

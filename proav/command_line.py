@@ -1,6 +1,7 @@
 """What every job script shares: the command line, Ray, exit statuses. It knows no model and no stage.
 
-Exit status: 0 done; 2 a mistake of the user's, told in one or two lines on stderr; 1 anything else, with its traceback.
+Exit status: 0 done; 2 a mistake of the user's, told in one or two lines on stderr; 1 anything else, with a
+traceback unless it was a stop or storage that failed.
 """
 
 import argparse
@@ -25,9 +26,10 @@ try:
     from proav.storage.patience import VARIABLE as RETRY_VARIABLE
 except (
     ModuleNotFoundError
-) as missing:  # `ray job submit -- python ...` takes the first python that the head's PATH names
+) as missing:  # `ray job submit -- python ...` takes the first python on the head's PATH
     print(
-        f"error: {sys.executable} has no package {missing.name}; activate the environment that proav is installed in, before `ray start` too",
+        f"error: {sys.executable} has no package {missing.name}; activate the environment that proav is "
+        "installed in, before `ray start` too",
         file=sys.stderr,
     )
     sys.exit(2)
@@ -51,12 +53,21 @@ def run_job(
     instead: dict[str, tuple[Callable[[Config], None], str]] | None = None,
     argv: list[str] | None = None,
 ) -> None:
-    """Reads the command line, connects to Ray, calls `work(config)` and ends the process with the contract's exit status.
+    """Reads the command line, connects to Ray and calls `work(config)`.
 
-    records: the job makes the run, so its configuration becomes <run_dir>/config.yaml once the work is done (at the start where there is none yet).
-    trains: its own Ray outlives a SIGTERM to the whole process group, so that workers can write a checkpoint.
-    plan: looks at the configuration before anything starts; it raises UserError, or says what would be done, which --dry-run prints.
-    instead: {option: (other work, help)}, such as {"--verify": (verify_run, "...")}: with the option that is done, and nothing is recorded.
+    If an error or a stop ends the work, the process ends with the exit status above.
+
+    work: what the job does.
+    description: text for --help.
+    records: the job makes the run. Its configuration becomes <run_dir>/config.yaml when the work is done, and
+    already at the start if there is none yet.
+    trains: a Ray that the job starts outlives a SIGTERM to the whole process group, so that workers can write
+    a checkpoint.
+    plan: looks at the configuration before anything starts. It raises UserError, or returns what would be
+    done, which --dry-run prints.
+    instead: {option: (other work, help)}, such as {"--verify": (verify_run, "...")}. If the option is given,
+    its work is done instead, and nothing is recorded.
+    argv: the words of the command line; None: those of this process.
     """
     given = None
     try:
@@ -104,7 +115,8 @@ def run_job(
         if error.errno not in DISK_ERRORS:
             raise
         _end(
-            f"{DISK_ERRORS[error.errno]}: {error.filename or error}; what was finished is kept: make room or choose another run_dir=DIR, then run the same command again",
+            f"{DISK_ERRORS[error.errno]}: {error.filename or error}; what was finished is kept: "
+            "make room or choose another run_dir=DIR, then run the same command again",
             2,
         )
 
@@ -123,7 +135,7 @@ def is_submitted() -> bool:
 
 
 def _tell_stop_time(seconds: float) -> None:
-    """`ray job stop` kills sooner than a checkpoint is written, unless the head was told otherwise."""
+    """Prints a warning if `ray job stop` would kill this job sooner than job.stop_seconds allows it."""
     given = float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or 3)
     if given < seconds:
         print(
@@ -133,7 +145,11 @@ def _tell_stop_time(seconds: float) -> None:
 
 
 def runs_folder() -> str:
-    """Below what a relative run_dir lies: $PROAV_RUNS; else this folder; for a submitted job, which stands in a copy that Ray deletes, the home folder."""
+    """Base folder for relative run_dir paths: $PROAV_RUNS, else the current folder.
+
+    Without $PROAV_RUNS, a submitted job takes the folder proav in the home folder: its current folder is a
+    copy that Ray deletes. Raises UserError if there is no home folder.
+    """
     named = os.environ.get("PROAV_RUNS")
     if named or not is_submitted():
         return named or "."
@@ -148,25 +164,27 @@ def runs_folder() -> str:
 
 @contextlib.contextmanager
 def ray_session(*, shielded: bool = False) -> Iterator[None]:
-    """Ray for one job: the cluster that RAY_ADDRESS or `ray job submit` names, else one that ends with it.
+    """Ray for one job: the cluster that RAY_ADDRESS or `ray job submit` names, else a Ray of the job's own.
 
-    shielded: the processes of a Ray of its own do not hear SIGTERM, which batch systems send to whole groups.
-    Ray's end then takes three seconds longer, since Ray asks with SIGTERM before it kills.
+    The job's own Ray ends with the job.
+
+    shielded: the processes of the job's own Ray do not hear SIGTERM, which batch systems send to whole
+    groups. Ray's end then takes three seconds longer, since Ray asks with SIGTERM before it kills.
     """
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # our own progress lines say what Ray Data's would
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # our progress lines replace those of Ray Data
     import proav
     from proav.on_ray.start import SETUP_HOOK, addresses_kept, connect, keep_to_own_cluster
 
     address = os.environ.get("RAY_ADDRESS") or "local"  # an empty address variable means none
     runtime_env = {"worker_process_setup_hook": SETUP_HOOK}
     if address != "local" and not is_submitted():
-        # A submitted job's folder is there on all nodes. Else all nodes get the code that this process runs.
+        # A submitted job's folder is on all nodes. Otherwise all nodes get the code that this process runs.
         runtime_env["py_modules"] = [os.path.dirname(proav.__file__)]
     if address != "local" and retry_seconds() != DEFAULT_SECONDS:  # a Ray of this process inherits it
         runtime_env["env_vars"] = {RETRY_VARIABLE: os.environ[RETRY_VARIABLE]}
     with addresses_kept():
         connect(address, runtime_env=runtime_env, shielded=shielded)
-        import ray  # not before: see ray_start
+        import ray  # not before: see `on_ray/start.py`
 
         try:
             keep_to_own_cluster()

@@ -1,7 +1,7 @@
-"""The one exception that means "the user can fix this".
+"""The exceptions that mean "the user can fix this", storage that failed, and an ordered stop.
 
-Jobs print its message on stderr in one or two lines and exit with status 2; everything else is a defect and
-keeps its traceback.
+Jobs print the message of a UserError on stderr in one or two lines and exit with status 2. StorageUnavailable
+and Stopped are told in a line too, with status 1. Everything else is a defect and keeps its traceback.
 """
 
 import json
@@ -9,24 +9,21 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: the message says what was given, what was expected and what to
-    type."""
+    """A mistake of the user's: the message says what was given, what was expected and what to type."""
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be run: an unknown key, a value out of range, or two settings that
-    contradict each other."""
+    """A configuration that cannot be run: an unknown key, a value out of range, or a contradiction."""
 
 
 class MediaError(UserError):
-    """A file that cannot become a clip; `reason` is a short stable word for tables, the message is for
-    people."""
+    """A file that cannot become a clip; `reason` is a short stable word for tables."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self):  # two arguments, so that the error survives the way home from a Ray worker
+    def __reduce__(self):  # two arguments, so that the error can be pickled on its way from a Ray worker
         return MediaError, (self.reason, str(self))
 
 
@@ -35,8 +32,7 @@ class CheckpointError(UserError):
 
 
 class StorageUnavailable(Exception):
-    """Storage that failed for longer than job.retry_seconds: nobody's mistake, and what a restart may
-    mend."""
+    """Storage that failed for longer than job.retry_seconds: nobody's mistake, and a restart may mend it."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -44,7 +40,7 @@ class Stopped(KeyboardInterrupt):
 
 
 TOLD = (UserError, StorageUnavailable)
-"""Errors whose message says all. Tasks and actors send them home as text, which Ray does not wrap."""
+"""Errors whose message says all. Tasks and actors send them back as text, which Ray does not wrap."""
 
 
 def to_text(error: Exception) -> str:
@@ -53,6 +49,6 @@ def to_text(error: Exception) -> str:
 
 
 def raise_from_text(text: str) -> NoReturn:
-    """Raises StorageUnavailable, or UserError, as it was before `to_text`."""
+    """Raises the StorageUnavailable or UserError that `to_text` made into text."""
     is_passing, message = json.loads(text)
     raise (StorageUnavailable if is_passing else UserError)(message)

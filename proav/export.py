@@ -1,8 +1,8 @@
 """A checkpoint made small for giving away: `python -m proav.export CHECKPOINT FOLDER`.
 
-Keeps what sampling needs, the moving averages of ST-DiT and MDSA, in half precision, with configuration,
-labels and latent statistics. Places of the machine that trained it (folders, listings, weight files) stay
-behind. Training cannot go on from it. Not here: the format of checkpoints (`proav/runs/checkpoint.py`).
+It keeps what sampling needs: the moving averages of ST-DiT and MDSA in half precision, configuration, labels
+and latent statistics. Paths of the machine that trained it (folders, listings, weight files) are left out.
+Training cannot go on from it. Not here: the format of checkpoints (`proav/runs/checkpoint.py`).
 """
 
 import argparse
@@ -21,9 +21,9 @@ LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 def export_checkpoint(checkpoint: Checkpoint, folder: str) -> str:
-    """Writes `checkpoint`, of ST-DiT, to `folder`/clips-<clips>, and `folder`/latest; returns its path.
+    """Writes a checkpoint of ST-DiT to `folder`/clips-<clips>, and `folder`/latest; returns its path.
 
-    Weights are rounded to float16 and read as float32 again. Raises UserError if one is too large for that.
+    Weights are rounded to float16 and read as float32 again. Raises UserError if one is too large for it.
     """
     if checkpoint.kind != "stdit":
         raise UserError(
@@ -53,7 +53,7 @@ def export_checkpoint(checkpoint: Checkpoint, folder: str) -> str:
 
 
 def _without_places(config: Config) -> Config:
-    """The configuration with every setting that names a file or folder at its default."""
+    """The configuration, in which every setting that names a file or folder has its default."""
     settings = config_to_dict(config)
     settings["run_dir"] = None
     for key in PLACES_OF_DATA:

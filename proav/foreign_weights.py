@@ -1,6 +1,6 @@
 """Published weights of other projects: pickles of nested dicts of NumPy arrays, read without running code.
 
-What becomes of them is the business of the module that converts them to safetensors.
+Not here: what is done with them; each module that converts them to safetensors knows that.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _DAMAGED_PICKLE = (
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Admits nothing but numpy arrays in builtin containers: a file from outside cannot run code."""
+    """Admits only numpy arrays in builtin containers, so that a file from outside cannot run code."""
 
     _admitted = {
         "_reconstruct": numpy.zeros(0).__reduce__()[0],
@@ -39,7 +39,11 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_array_tree(source: str | Path, *, expected: str) -> Mapping:
-    """The nested dicts of arrays in a published checkpoint. Raises UserError, with what was expected, for any other file."""
+    """The nested dicts of arrays in a published checkpoint.
+
+    expected: what the file should be, for messages.
+    Raises UserError for any other file.
+    """
     try:
         with open(source, "rb") as file:
             tree = _ArrayUnpickler(file).load()
@@ -55,7 +59,7 @@ def read_array_tree(source: str | Path, *, expected: str) -> Mapping:
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal. Raises UserError where it cannot be read."""
+    """SHA-256 of a file's bytes, hexadecimal. Raises UserError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

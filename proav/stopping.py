@@ -1,7 +1,8 @@
 """SIGTERM and SIGINT as a request to end in order: how batch systems, clouds, `ray job stop` and Ctrl-C ask.
 
-The first signal asks, and raises `Stopped` in the main thread, unless that has said that it looks for itself
-(`deferred`). A second signal, or the end of job.stop_seconds, ends the process at once. Knows no Ray.
+The first signal raises `Stopped` in the main thread. If that thread has said that it looks for itself
+(`deferred`), nothing is raised. A second signal, or the end of job.stop_seconds, ends the process at once.
+This module knows no Ray.
 """
 
 import contextlib
@@ -16,15 +17,15 @@ from proav.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STATUS = 1
-"""Of a process that was stopped, in order or not."""
+"""Exit status of a process that was stopped, in order or not."""
 HOW_TO_GO_ON = "what was finished is kept: run the same command again to go on"
 
 
 class StopRequest:
-    """A context in which the process can be asked to end.
+    """A context in which the process can be asked to end. Outside the main thread it listens to nothing.
 
-    seconds: from the first signal to the end of the process, whatever it is doing. defer: as if all of it
-    ran in `deferred`. Outside the main thread it listens to nothing.
+    seconds: time from the first signal to the end of the process, whatever it is doing.
+    defer: as if all of the block ran in `deferred`.
     """
 
     _current: "StopRequest | None" = None
@@ -51,7 +52,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Takes the signals; to be called again after something else, such as ray.init, has taken them."""
+        """Takes the signals; it is called again after something else, such as ray.init, has taken them."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 before = signal.signal(number, self._handle)
@@ -65,9 +66,9 @@ class StopRequest:
     @classmethod
     @contextlib.contextmanager
     def deferred(cls) -> Iterator["StopRequest | None"]:
-        """Within, a signal raises nothing: the code looks at `asked`, and calls `check` afterwards.
+        """A block in which a signal raises nothing: its code looks at `asked`, and calls `check` afterwards.
 
-        None if this process listens to no signals, or this is not its main thread.
+        Yields None if this process listens to no signals, or this is not its main thread.
         """
         current = cls._current
         if current is None or threading.current_thread() is not threading.main_thread():
@@ -86,11 +87,11 @@ class StopRequest:
             raise cls._current.stopped()
 
     def stopped(self) -> Stopped:
-        """What ends the job."""
+        """The exception that ends the job."""
         return Stopped(f"stopped by {self.name}; {HOW_TO_GO_ON}")
 
     def finish(self) -> None:
-        """Its work is done: from now on a signal ends the process at once and without a word."""
+        """Says that the work is done: from now on a signal ends the process at once and silently."""
         self._finished = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -111,7 +112,7 @@ class StopRequest:
 
 
 def end_at_once(message: str) -> None:
-    """Ends this process without any cleaning up; what is half written has no name yet."""
+    """Ends this process without any cleaning up; half-written files do not have their names yet."""
     _write(f"error: {message}")
     os._exit(STATUS)
 

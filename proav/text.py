@@ -1,6 +1,6 @@
-"""One form for text that is compared: labels are the same word whichever way a system composes their letters.
+"""One form for text that is compared: a label is the same word, however a system composes its letters.
 
-Unicode writes é as one letter or as e and an accent; macOS and some archives write files' names the second
+Unicode writes é as one letter, or as e and an accent. macOS and some archives write file names the second
 way. Labels are kept and compared in the composed form (NFC). Paths are not: a file is opened by the bytes of
 its own name.
 """
@@ -15,12 +15,12 @@ def one_form(text: str) -> str:
 
 
 def without_case(text: str) -> str:
-    """What two texts share that differ in case or in form alone."""
+    """A form of the text that is equal for texts that differ only in case or in Unicode's form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
 
 
 def find_label(label: str, labels: Sequence[str]) -> int | None:
-    """Where `label` is among `labels`, in whichever form each is written; None if it is not or is no text."""
+    """The place of `label` among `labels`, in any Unicode form; None if it is not there or is no text."""
     if not isinstance(label, str):
         return None
     return next((place for place, known in enumerate(labels) if one_form(known) == one_form(label)), None)

@@ -1,4 +1,4 @@
-"""The whole road, small: prepare real clips, train MDSA and ST-DiT on them, make new clips, measure, and write a page to play them."""
+"""All steps, small: prepare real clips, train MDSA and ST-DiT, make new clips, measure, write a page."""
 
 import time
 

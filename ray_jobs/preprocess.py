@@ -18,5 +18,8 @@ def verify(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    help_text = "prepare nothing: read all prepared data again and prove that nothing is missing, doubled, truncated or changed"
+    help_text = (
+        "prepare nothing: read all prepared data again and prove that nothing is missing, doubled, "
+        "truncated or changed"
+    )
     run_job(main, description=__doc__, records=True, instead={"--verify": (verify, help_text)})

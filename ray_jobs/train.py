@@ -1,4 +1,7 @@
-"""Train MDSA (stage=mdsa) or ST-DiT (stage=stdit) with Ray Train and DeepSpeed; without a stage: mdsa, encode, stdit, each unless done."""
+"""Train MDSA (stage=mdsa) or ST-DiT (stage=stdit) with Ray Train and DeepSpeed.
+
+Without a stage: train MDSA, encode the latents, train ST-DiT, each unless it is done.
+"""
 
 from proav.command_line import Config, run_job
 

@@ -1,8 +1,9 @@
-"""Every setting of a run: typed, documented; a section is a component, a file a group of them.
+"""Every setting of a run, typed and documented: a section for each component, a file for each group of them.
 
-The defaults are the paper's scale on Landscape (16 frames of 256x256 at 10 fps, sound at 16 kHz); a YAML file names what differs.
-Reading YAML and command lines is `proav/config/reading.py`; sizes that follow from these settings are `proav/geometry.py`.
-Rules between fields are checked here, at construction, before any work starts.
+The defaults are the paper's scale on Landscape: 16 frames of 256x256 at 10 fps, sound at 16 kHz. A YAML file
+names only what differs. Rules between fields are checked here, at construction, before any work starts.
+Not here: reading YAML and command lines (`proav/config/reading.py`), and sizes that follow from these
+settings (`proav/geometry.py`).
 """
 
 from typing import Annotated
@@ -46,11 +47,11 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "landscape"
     """Name of the run."""
     run_dir: str | None = None
-    """Where everything goes, local or remote; empty: runs/<name>."""
+    """Folder for everything that the run leaves, local or remote; empty: runs/<name>."""
     seed: Annotated[Count, Changes("mdsa", "stdit")] = 0
-    """All randomness is a function of this and an index."""
+    """Seed of all randomness: each draw is a function of this and an index."""
     stage: Stage | None = None
-    """Which model train.py trains; empty: mdsa, encode, stdit, each unless done."""
+    """The model that train.py trains. Empty: mdsa, then the latents, then stdit, each unless it is done."""
     clip: ClipConfig = ClipConfig()
     """Clip shape and rates."""
     mel: MelConfig = MelConfig()
@@ -74,7 +75,7 @@ class Config(Section):
     tune: TuneConfig = TuneConfig()
     """Sweeps."""
     job: JobConfig = JobConfig()
-    """What holds for every job."""
+    """Settings of every job."""
 
     @property
     def run_folder(self) -> str:

@@ -1,20 +1,20 @@
 """What each setting changes, said once, beside the setting.
 
-A section says it for all its fields (`changes`), a field for itself (`Annotated[..., Changes(...)]`). From this
-follow which settings shape stored data, which belong to the meaning of a model's weights, and which are the
-machine's alone. Kinds:
+A section says it for all its fields (`changes`). A field can say it for itself (`Annotated[..., Changes()]`).
+Three answers follow: which settings shape stored data, which ones fix the meaning of a model's weights, and
+which ones concern the machine alone. Kinds:
 
     sources         what there is to prepare; it is compared source by source
     data            prepared data
-    windows         which prepared segments are drawn from
+    windows         the prepared segments from which windows are drawn
     mdsa, stdit     what the weights of a model mean: fixed for all of its training
-    discriminators  the same, of the networks that train beside MDSA
-    training        how weights come about; may change while they do
+    discriminators  the same, for the networks that train beside MDSA
+    training        how weights are trained; may change during training
     latents         stored latents
     samples         generated clips
     numbers         what is measured, and how
     sweep           which trials a sweep has
-    machine         speed, memory and places; no result
+    machine         speed, memory and places; changes no result
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,10 @@ class Changes:
 
 
 def changes_of(section: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, ...]]:
-    """{dotted key: kinds} of every setting below a section; an empty tuple for one that says nothing."""
+    """{dotted key: kinds} of every setting below a section; kinds are () if nothing is said.
+
+    prefix: put in front of each key, such as "mdsa.".
+    """
     found = {}
     for name, field in section.model_fields.items():
         default = field.get_default(call_default_factory=True)
@@ -63,7 +66,7 @@ def settings_that_change(*kinds: str) -> tuple[str, ...]:
 
 
 def setting_values(config: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value as JSON holds it} of every setting."""
+    """{dotted key: value as JSON holds it} of every setting below a section; `prefix` as in `changes_of`."""
     found = {}
     for name in type(config).model_fields:
         value = getattr(config, name)

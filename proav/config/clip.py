@@ -1,4 +1,4 @@
-"""Settings of what a clip is, how sound becomes pictures, and where clips come from."""
+"""Settings of what a clip is, how sound becomes mel images, and where clips come from."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from proav.config.section import LabelName, PositiveFloat, PositiveInt, Section
 
 
 def _as_names(value: object) -> object:
-    """One name stands for a list of one, nothing for none."""
+    """A single name becomes a list of one; None becomes an empty list."""
     return [] if value is None else [value] if isinstance(value, str) else value
 
 
@@ -49,7 +49,7 @@ class MelConfig(Section):
     num_bins: PositiveInt = 128
     """Mel bands, M; must divide clip.height."""
     n_fft: Annotated[int, Field(ge=16)] = 512
-    """Samples in one Fourier window (Hann); short windows keep the onsets that synchronization lives on."""
+    """Samples in one Fourier window (Hann); short windows keep the onsets that synchronization needs."""
     hop: PositiveInt = 100
     """Samples between mel columns; a whole number of columns must fit in a frame and divide clip.width."""
     min_hz: Annotated[float, Field(ge=0)] = 0.0
@@ -61,7 +61,9 @@ class MelConfig(Section):
     ceiling_log10: float = 1.0
     """log10 of the mel magnitude that becomes +1."""
     transform: Literal["whole", "segment"] = "whole"
-    """whole: one Fourier transform over the sound, its columns cut into frames. segment: each frame's sound is cut out and transformed alone."""
+    """whole: one Fourier transform over the sound, whose columns are then cut into frames. segment: the sound
+    of each frame is cut out and transformed alone.
+    """
     griffin_lim_iterations: Annotated[PositiveInt, Changes("samples")] = 32
     """Rounds of fast Griffin-Lim when sound is made from mel images."""
     griffin_lim_magnitude: Annotated[Literal["multiplicative", "pseudo_inverse"], Changes("samples")] = (
@@ -80,50 +82,62 @@ class DataConfig(Section):
     sources: Annotated[tuple[str, ...], Changes("sources")] = ()
     """Folders, files or globs of videos with sound, local or remote."""
     layout: Annotated[Literal["label", "split/label", "aist"], Changes("sources")] = "label"
-    """label: the first folder is the label. split/label: train or test may be above. aist: by file name."""
+    """label: the first folder is the label. split/label: a folder train or test may be above it. aist: the
+    file name tells the label.
+    """
     listing: Annotated[Names, Changes("sources")] = ()
-    """Instead of sources: one or several tables of what to prepare, of the formats that `listing_format` names."""
+    """Instead of sources: one or several tables of what to prepare; listing_format names their format."""
     listing_format: Annotated[
         Literal["auto", "table", "audioset", "vggsound", "aist"], Changes("sources")
     ] = "auto"
-    """table: CSV or Parquet with a column path. audioset, vggsound: their CSV files. aist: AIST++'s split files. auto: told from the content."""
+    """auto: told from the content. table: CSV or Parquet with a column path. audioset, vggsound: their CSV
+    files. aist: AIST++'s split files.
+    """
     videos: Annotated[str | None, Changes("sources")] = None
-    """The folder of a listing's videos, searched with all folders below it; a table's paths begin there (empty: in the table's folder)."""
+    """Folder of a listing's videos; all folders below it are searched too. The paths in a table begin there.
+    Empty: they begin in the table's folder.
+    """
     ontology: Annotated[str | None, Changes("sources")] = None
     """AudioSet's ontology.json or class_labels_indices.csv: the names of its labels."""
     other_columns: Annotated[tuple[str, ...], Changes("sources")] = ()
-    """Columns that a table may have besides proav's own; they are not used. Others are refused."""
+    """Columns that a table may have besides proav's own; they are not used. Any other column is refused."""
     named_by_id: Literal["whole", "cut"] = "whole"
-    """What a file <video id>.mp4 of AudioSet or VGGSound holds: the whole video, or only the listed stretch; <id>_<start>.mp4 is always cut."""
+    """What a file <video id>.mp4 of AudioSet or VGGSound holds. whole: the whole video. cut: only the listed
+    stretch. A file <id>_<start>.mp4 is always cut.
+    """
     conflicts: Annotated[Literal["refuse", "first"], Changes("sources")] = "refuse"
-    """Rows of listings that overlap or put a video on both sides: refuse them, or keep the row that is listed first and count the others."""
+    """What happens to rows of listings that overlap or put a video on both sides of the split. refuse: an
+    error. first: the row that is listed first is kept, the others are counted.
+    """
     prepared: str | None = None
-    """Prepared data of another run: its data folder; empty: <run_dir>/data."""
+    """Data folder of another run, whose prepared data is used; empty: <run_dir>/data."""
     labels: Annotated[tuple[LabelName, ...], AfterValidator(_each_once)] = ()
-    """The label vocabulary, in the order of the label embedding; empty: every label that preprocess finds, sorted."""
+    """Labels in the order of the label embedding; empty: all labels that preprocess finds, sorted."""
     segment_seconds: PositiveFloat = 10.0
     """A source is stored in segments of at most this length, in seconds; windows are drawn from them."""
     frame_codec: Literal["raw", "jpeg"] = "jpeg"
-    """raw: uint8 pixels, for tiny sets. jpeg: one JPEG a frame, random access at about a seventh of the bytes."""
+    """raw: uint8 pixels, for tiny sets. jpeg: one per frame, random access, about a seventh of the bytes."""
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 92
     """JPEG quality of stored frames."""
     fit: Literal["pad", "crop"] = "pad"
-    """pad: the whole picture, black bars around it (what the published tables use). crop: the centre, no bars."""
+    """pad: the whole picture with black bars, as in the published tables. crop: the centre, no bars."""
     picture_track: Annotated[int, Field(ge=0)] | None = None
-    """The picture track to take of every file, counted from 0 as in FFmpeg's 0:v:0; empty: the main one of a
-    programme that has sound.
+    """Picture track of every file, counted from 0 as in FFmpeg's 0:v:0; empty: the main one of a programme
+    that has sound.
     """
     sound_track: Annotated[int, Field(ge=0)] | None = None
-    """The sound track, counted from 0 as in FFmpeg's 0:a:0; empty: the main one of the picture's programme,
-    or its loudest if that is silent.
+    """Sound track of every file, counted from 0 as in FFmpeg's 0:a:0; empty: the main one of the picture's
+    programme, or its loudest if the main one is silent.
     """
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of *sources* held out where the listing names no split; a source is never on both sides."""
+    """Share of *sources* held out if the listing names no split; a source is never on both sides."""
     rows_per_shard: PositiveInt = 64
     """Segments in one Parquet file."""
     num_workers: Annotated[PositiveInt | None, Changes("machine")] = None
-    """Decoding tasks at a time; empty: one a CPU of the cluster."""
+    """Decoding tasks at a time; empty: one for each CPU of the cluster."""
     stall_seconds: Annotated[PositiveFloat, Changes("machine")] = 60.0
-    """A decoder that gets no further for so long is ended; its source is tried once more, then rejected with the reason `hang`."""
+    """Seconds without progress after which a decoder is ended. Its source is tried once more, then rejected
+    with the reason `hang`.
+    """
     source_timeout_seconds: Annotated[PositiveFloat | None, Changes("machine")] = None
-    """A source that takes longer to decode is rejected with the reason `timeout`; empty: films may be as long as they are."""
+    """Seconds of decoding after which a source is rejected with the reason `timeout`; empty: no limit."""

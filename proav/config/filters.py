@@ -1,4 +1,7 @@
-"""Settings of which prepared segments are used: thresholds on the scores that every segment carries; all are off until they are set."""
+"""Settings of which prepared segments are used: thresholds on the scores of every segment.
+
+All filters are off until they are set.
+"""
 
 from typing import Annotated, Literal
 
@@ -8,23 +11,34 @@ from proav.config.section import Probability, Section
 
 
 class FilterConfig(Section):
-    """Which segments training, encoding and evaluation draw from. What is left out stays stored and is counted by reason: switching filters decodes nothing again."""
+    """Which segments training, encoding and evaluation draw from.
+
+    Segments that are left out stay stored and are counted by reason. New filters decode nothing again.
+    """
 
     changes = ("windows",)
 
     min_rms_db: Annotated[float, Field(ge=-200, le=0)] | None = None
-    """Leaves out sound below this root mean square, dB of full scale (reason `silent`, or `cancelled` if
-    channels cancel in the mix); -60 is silence.
+    """Leaves out segments whose sound is below this root mean square, in dB of full scale; -60 is silence
+    (reason `silent`, or `cancelled` if channels cancel in the mix).
     """
     max_clipped: Probability | None = None
-    """Leaves out sound with more than this share of its samples at full scale (reason `clipped`)."""
+    """Leaves out segments with more than this share of sound samples at full scale (reason `clipped`)."""
     max_black: Probability | None = None
     """Leaves out segments with more than this share of black pictures (reason `black`)."""
     max_frozen: Probability | None = None
-    """Leaves out segments whose picture stands still in more than this share of its steps (reason `frozen`)."""
+    """Leaves out segments with more than this share of steps without change in the picture (reason
+    `frozen`).
+    """
     avoid_shot_cuts: bool = False
-    """Windows never cross a shot cut; a segment without one shot of clip.num_frames frames is left out (reason `shot_cuts`)."""
+    """Windows never cross a shot cut. A segment without any shot of clip.num_frames frames is left out
+    (reason `shot_cuts`).
+    """
     duplicates: Literal["keep", "exact", "near"] = "keep"
-    """exact: of segments with the same bytes the first is used (`duplicate`). near: also of those that look and sound alike (`near_duplicate`)."""
+    """exact: of segments with the same bytes only the first is used (reason `duplicate`). near: the same also
+    for segments that look and sound alike (reason `near_duplicate`).
+    """
     min_sync: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Leaves out segments whose synchrony of sound and picture is below this, or undefined (reason `out_of_sync`)."""
+    """Leaves out segments whose synchrony of sound and picture is below this or undefined (reason
+    `out_of_sync`).
+    """

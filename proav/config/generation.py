@@ -1,4 +1,4 @@
-"""Settings of what is done with trained models: making clips, measuring."""
+"""Settings of what is done with trained models (making clips, measuring), and settings of every job."""
 
 from typing import Annotated, Literal
 
@@ -9,14 +9,14 @@ from proav.config.section import Count, LabelName, PositiveInt, Probability, Sec
 
 
 class JobConfig(Section):
-    """How every job deals with storage that fails and with being stopped."""
+    """How every job handles failing storage and requests to stop."""
 
     changes = ("machine",)
 
     retry_seconds: Annotated[float, Field(ge=0, le=86_400)] = 120.0
-    """For how long reads and writes that fail for a moment are tried again, with growing pauses."""
+    """Seconds for which reads and writes that fail for a moment are tried again, with growing pauses."""
     stop_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
-    """How long a job may take to end after SIGTERM or SIGINT; training writes a checkpoint in that time."""
+    """Seconds within which a job ends after SIGTERM or SIGINT; training writes a checkpoint in them."""
 
 
 class GenerateConfig(Section):
@@ -27,25 +27,25 @@ class GenerateConfig(Section):
     num_samples: PositiveInt = 16
     """Clips to make."""
     task: TaskName = "joint"
-    """joint: picture and sound; a2v: picture to given sound; v2a: sound to given picture."""
+    """joint: picture and sound. a2v: picture for given sound. v2a: sound for given picture."""
     label: LabelName | None = None
-    """Label of all samples; empty: the labels of the data set in turn, or none where the model has none."""
+    """Label of all samples; empty: the labels of the data set in turn, or none if the model has none."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 30
     """Denoising steps."""
     solver: str | None = None
     """euler, heun, dpmpp_2m or ddim; empty: euler for a flow, ddim for ddpm."""
     schedule_shift: Annotated[float, Field(ge=1, le=100)] | None = None
-    """Times of sampling t become s t / (1 + (s - 1) t); empty: as in training."""
+    """Shift s of the sampling times: t becomes s t / (1 + (s - 1) t); empty: as in training."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
-    """Classifier-free guidance; 1 is none."""
+    """Scale of classifier-free guidance; 1: no guidance."""
     guidance_interval: tuple[Probability, Probability] = (0.0, 1.0)
-    """Times, 0 clean and 1 noise, between which guidance acts."""
+    """Times between which guidance acts; 0 is clean, 1 is noise."""
     batch_size: Annotated[PositiveInt, Changes("machine")] = 8
     """Clips made at a time."""
     num_workers: Annotated[PositiveInt, Changes("machine")] = 1
     """Generating actors."""
     use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
-    """auto: a GPU each if the cluster has any, or its autoscaler can add one."""
+    """auto: a GPU for each actor if the cluster has any, or its autoscaler can add one."""
     checkpoint: str | None = None
     """A ST-DiT checkpoint; empty: the newest of this run."""
 
@@ -56,23 +56,29 @@ class EvaluateConfig(Section):
     changes = ("numbers",)
 
     split: Literal["train", "validation"] = "validation"
-    """Which sources the reconstruction and loss are measured on."""
+    """The sources on which reconstruction and loss are measured."""
     max_clips: PositiveInt = 256
-    """Clips of a set at most, spread evenly, where the protocol does not say how many."""
+    """Most clips of a set, spread evenly, if the protocol does not say how many."""
     protocol: str = "small"
     """How generated and reconstructed clips are measured: small, full, mm-diffusion-64, mm-diffusion-256,
-    pvdm, and world for clips of the made world (docs/evaluation.md, docs/world.md).
+    pvdm; for clips of the made world: world (docs/evaluation.md, docs/world.md).
     """
     weights: Annotated[str | None, Changes("machine")] = None
-    """Folder with the weights of feature networks, <network>.safetensors, and of LPIPS, lpips-vgg16.safetensors or lpips-alexnet.safetensors."""
+    """Folder with the weights of feature networks (<network>.safetensors) and of LPIPS
+    (lpips-vgg16.safetensors or lpips-alexnet.safetensors).
+    """
     num_resamples: Annotated[int, Field(ge=20, le=10_000)] = 200
-    """Draws of sources for each interval."""
+    """Bootstrap draws of sources for each interval."""
     num_workers: Annotated[PositiveInt | None, Changes("machine")] = None
     """Measuring actors; empty: one for each CPU, or each GPU, of the cluster."""
     compare_with: str | None = None
-    """metrics.json of another evaluation; its numbers are printed beside these if its protocol is the same, and refused otherwise."""
+    """metrics.json of another evaluation. Its numbers are printed beside these if its protocol is the same,
+    and refused otherwise.
+    """
     samples_beside_training: Count = 0
-    """Clips to make from each validated checkpoint of ST-DiT and to measure by the protocol (train.validate_every_clips); 0: none."""
+    """Clips to make from each validated checkpoint of ST-DiT (train.validate_every_clips) and to measure by
+    the protocol; 0: none.
+    """
     use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
     """auto: GPUs if the cluster has any, or its autoscaler can add one."""
     real: str | None = None

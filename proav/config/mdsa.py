@@ -55,7 +55,7 @@ class GroupCrossConfig(Section):
 
 
 class BiBlockConfig(Section):
-    """Bi-Block CrossAttn: cross-modal attention between equal blocks of the two modalities' planes, on the decoder's side."""
+    """Bi-Block CrossAttn: cross-modal attention between equal blocks of planes, on the decoder's side."""
 
     changes = ("mdsa",)
 
@@ -66,7 +66,7 @@ class BiBlockConfig(Section):
     global_tokens: bool = True
     """Each block also sees the mean of every other block of the other modality."""
     apply_to: Literal["HW", "all"] = "HW"
-    """HW, or all three planes."""
+    """HW: that plane only. all: all three planes."""
     num_heads: PositiveInt = 8
     """Attention heads."""
     repeats: PositiveInt = 1
@@ -74,18 +74,21 @@ class BiBlockConfig(Section):
 
 
 class BasesConfig(Section):
-    """Bases of which each cell of a stream's first plane takes one; 1: none."""
+    """How many bases a stream's first plane has; each of its cells takes one. 1: no choice of bases."""
 
     changes = ("mdsa",)
 
     video: PositiveInt = 1
-    """Of the picture's HW plane."""
+    """Bases of the picture's HW plane."""
     audio: PositiveInt = 1
-    """Of the sound's HT plane: its blocks are small, many cost little."""
+    """Bases of the sound's HT plane; its blocks are small, so that many bases cost little."""
 
 
 class LinearPlanesConfig(Section):
-    """The linear half of the projection, through the same planes: fitted before training, then trained on."""
+    """The linear half of the projection, through the same planes.
+
+    It is fitted before training, then trained further.
+    """
 
     changes = ("mdsa",)
 
@@ -94,13 +97,13 @@ class LinearPlanesConfig(Section):
     overlap: bool = True
     """Blocks of lapped images: neighbours overlap by half, on even sides of at least 4; off: plain blocks."""
     bases: BasesConfig = BasesConfig()
-    """Switched cells: between how many bases they choose."""
+    """Switched cells: the number of bases between which they choose."""
     switched_channels: Annotated[int, Field(ge=2)] = 24
-    """The last channels of a first plane with bases: the number of the basis, and coefficients in it."""
+    """Last channels of a first plane with bases: they hold the number of the basis and coefficients in it."""
     fit_clips: PositiveInt = 192
-    """First clips of training that the path is fitted on; of each three pictures and the sound are kept."""
+    """First clips of training, on which the path is fitted; three pictures and the sound of each are kept."""
     alone_clips: Annotated[Count, Changes("training")] = 0
-    """Clips at the beginning of training in which the path learns without the network: they cost far less."""
+    """Clips at the beginning of training in which the path learns without the network; they cost far less."""
 
     def switched(self, modality: Literal["video", "audio"]) -> tuple[int, int]:
         """(bases, channels) of one modality's switched cells; (1, 0) without them."""
@@ -109,16 +112,16 @@ class LinearPlanesConfig(Section):
 
 
 class RefinerConfig(Section):
-    """Convolutions at the picture's own resolution, behind each decoder; they start at zero."""
+    """Convolutions at the picture's resolution, after each decoder; the last layer is zero-initialized."""
 
     changes = ("mdsa",)
 
     enabled: bool = True
     """Off: the decoder ends with its patches."""
     width: PositiveInt = 32
-    """Channels at the finest resolution; they double a level."""
+    """Channels at the finest resolution; each level doubles them."""
     levels: Annotated[int, Field(ge=1, le=5)] = 3
-    """Resolutions, each half the one before."""
+    """Number of resolutions, each half the one before."""
     patch: PositiveInt = 2
     """Rows and columns of pixels that the first layer gathers."""
 
@@ -129,9 +132,9 @@ class PlaneChannelsConfig(Section):
     changes = ("mdsa",)
 
     video: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    """Of the picture's planes; empty: latent_channels each."""
+    """Channels of the picture's planes; empty: latent_channels each."""
     audio: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    """Of the sound's planes; empty: latent_channels each."""
+    """Channels of the sound's planes; empty: latent_channels each."""
 
 
 class MDSALossConfig(Section):
@@ -144,17 +147,17 @@ class MDSALossConfig(Section):
     pixel_squared: Weight = 0.0
     """Squared error on all frames: what PSNR measures."""
     perceptual: Weight = 4.0
-    """LPIPS on one random frame per clip; only where perceptual_weights names the network."""
+    """LPIPS on one random frame per clip; only if perceptual_weights names the network."""
     perceptual_weights: str | None = None
-    """File with LPIPS weights (safetensors); empty: multi_scale_gradient takes its place, and every result says so."""
+    """File with LPIPS weights (safetensors); empty: multi_scale_gradient replaces it, and results say so."""
     multi_scale_gradient: Weight = 1.0
-    """L1 on image gradients at three resolutions, used without perceptual weights."""
+    """L1 on image gradients at three resolutions, used if there are no LPIPS weights."""
     audio: Weight = 1.0
-    """Weight of the whole audio part against the video part."""
+    """Weight of the whole audio part relative to the video part."""
     mel: Weight = 4.0
     """L1 on the native mel grid (the block mean of the image)."""
     mel_squared: Weight = 0.0
-    """Squared error on that grid."""
+    """Squared error on the native mel grid."""
     mel_difference: Weight = 1.0
     """L1 on differences between neighbouring mel columns and bands."""
     adversarial: Weight = 1.0
@@ -162,7 +165,7 @@ class MDSALossConfig(Section):
     feature_matching: Weight = 4.0
     """L1 between the discriminators' feature maps of real and decoded clips."""
     adversarial_start_clips: Count = 800_000
-    """Clips seen before the discriminators enter; beyond train.num_clips: never."""
+    """Clips seen before the discriminators enter; more than train.num_clips: never."""
     discriminator_width: Annotated[PositiveInt, Changes("discriminators")] = 64
     """Channels of a discriminator's first layer."""
     discriminator_layers: Annotated[PositiveInt, Changes("discriminators")] = 3
@@ -177,7 +180,9 @@ class MDSAConfig(Section):
     changes = ("mdsa",)
 
     plane_size: PositiveInt = 16
-    """Rows and columns N of the HW plane and of the stacked latent; the patch follows, P = H / N. At least clip.num_frames."""
+    """Rows and columns N of the HW plane and of the stacked latent, at least clip.num_frames; the patch side
+    is P = H / N.
+    """
     latent_channels: PositiveInt = 16
     """Channels D of a plane, unless plane_channels says otherwise."""
     plane_channels: PlaneChannelsConfig = PlaneChannelsConfig()
@@ -185,7 +190,7 @@ class MDSAConfig(Section):
     linear_planes: LinearPlanesConfig = LinearPlanesConfig()
     """The linear path."""
     refiner: RefinerConfig = RefinerConfig()
-    """Convolutions behind the decoders."""
+    """Convolutions after the decoders."""
     width: PositiveInt = 384
     """Feature width C."""
     encoder_depth: PositiveInt = 8
@@ -201,11 +206,13 @@ class MDSAConfig(Section):
     collapse_depth: PositiveInt = 4
     """Layers of the transformer that collapses an axis into a plane."""
     collapse_heads: PositiveInt = 4
-    """Its heads, each of width / 8 channels."""
+    """Attention heads of that transformer, each of width / 8 channels."""
     collapse_mlp_width: PositiveInt = 512
-    """Its MLP's hidden width."""
+    """Hidden width of that transformer's MLP."""
     audio_input: Literal["native", "tiled"] = "native"
-    """native: patches of the T x M x S mel grid. tiled: of the T x H x W image (equal in reach, larger in cost)."""
+    """native: patches of the T x M x S mel grid. tiled: patches of the T x H x W image (equal in reach,
+    larger in cost).
+    """
     audio_channels: Literal[1, 3] = 1
     """Channels of the tiled mel image: 1 as in Figure 1, or 3 equal ones."""
     multi_scale: MultiScaleConfig = MultiScaleConfig()
@@ -217,11 +224,13 @@ class MDSAConfig(Section):
     bi_block: BiBlockConfig = BiBlockConfig()
     """Bi-Block CrossAttn."""
     modality_dropout: Annotated[Probability, Changes("training")] = 0.1
-    """Training probability, each, of dropping what flows toward audio, toward video, or both."""
+    """Training probability, the same for three cases: audio gets nothing from video, video nothing from
+    audio, or neither gets anything.
+    """
     latent_noise: Annotated[Weight, Changes("training")] = 0.0
-    """Deviation of noise on the planes in training, in units of each plane's root mean square."""
+    """Standard deviation of noise on the planes in training, in units of each plane's root mean square."""
     latent_mask: Annotated[Probability, Changes("training")] = 0.0
-    """Share of training clips of whose planes a quarter, half or three quarters of the cells are hidden."""
+    """Share of training clips that have a quarter, half or three quarters of their plane cells hidden."""
     loss: MDSALossConfig = MDSALossConfig()
     """The objective."""
     train: MDSATrainConfig = MDSATrainConfig()

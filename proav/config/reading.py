@@ -21,10 +21,12 @@ WHOLE_VALUES = ("task_weights", "axes")
 
 
 def load_config(path: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """The configuration in the YAML file `path` (defaults where None), with `section.key=value` words laid over it.
+    """The configuration of the YAML file `path`, with `section.key=value` words laid over it.
 
-    A file may begin with `base: OTHER.yaml`: it is laid over that one, whose path is seen from its own.
-    `train.KEY` means the training section of the chosen stage, or of both where no stage is chosen.
+    path: None means the defaults alone. A file may begin with `base: OTHER.yaml`: it is then laid over that
+    file, whose path is relative to the folder of the first.
+    overrides: the words; `train.KEY` means the training section of the chosen stage, or of both stages if no
+    stage is chosen.
     Raises ConfigError.
     """
     words = list(overrides)
@@ -44,7 +46,10 @@ def load_config(path: str | None = None, overrides: list[str] | tuple[str, ...] 
 
 
 def config_from_dict(settings: dict, *, origin: str | None = None) -> Config:
-    """Checks nested settings and fills in defaults. Raises ConfigError."""
+    """Checks nested settings and fills in defaults. Raises ConfigError.
+
+    origin: where the settings come from, for messages.
+    """
     _check_keys(settings, Config, "", origin)
     try:
         return Config.model_validate(settings)
@@ -71,7 +76,10 @@ def config_to_yaml(config: Config) -> str:
 
 
 def describe_settings(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, str, str]]:
-    """Every setting as (dotted key, default, one line of documentation), in file order."""
+    """Every setting below a section as (dotted key, default, documentation), in file order.
+
+    prefix: put in front of each key, such as "mdsa.".
+    """
     rows = []
     for name, field in section.model_fields.items():
         default = field.get_default(call_default_factory=True)
@@ -83,7 +91,7 @@ def describe_settings(section: type[BaseModel] = Config, prefix: str = "") -> li
 
 
 def _spread_train(settings: dict, stage: str | None) -> dict:
-    """A file's section `train:` as part of its mdsa.train and stdit.train, below what these say themselves."""
+    """A file's section `train:` moved into its mdsa.train and stdit.train; what these say themselves wins."""
     section = settings.get("train")
     if not isinstance(section, dict):
         return settings
@@ -95,14 +103,19 @@ def _spread_train(settings: dict, stage: str | None) -> dict:
 
 
 def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[dict]:
-    """The settings in a YAML file, then those of the file that its top-level key `base` names, seen from its own folder, and so on."""
+    """The settings of a YAML file, then those of its base file, then those of that file's base, and so on.
+
+    The top-level key `base` names the base file, relative to the folder of the file that has the key.
+    above: the files that have led to this one; a file among them would close a circle.
+    """
     settings, here = _read_yaml(path), str(Path(path).resolve())
     base = settings.pop("base", None)
     if base is None:
         return [settings]
     if not isinstance(base, str):
         raise ConfigError(
-            f"base={base!r} in {path}: expected the path of a YAML file, seen from {path}, such as base: ../demo.yaml"
+            f"base={base!r} in {path}: expected the path of a YAML file, seen from {path}, "
+            "such as base: ../demo.yaml"
         )
     if here in above:
         raise ConfigError(
@@ -111,13 +124,14 @@ def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[dict]:
     below = Path(path).parent / base
     if not below.is_file():
         raise ConfigError(
-            f"base={base} in {path}: there is no file {below}; expected a path seen from {path}, such as base: ../demo.yaml"
+            f"base={base} in {path}: there is no file {below}; expected a path seen from {path}, "
+            "such as base: ../demo.yaml"
         )
     return [settings, *_read_with_bases(str(below), (*above, here))]
 
 
 def _lay_over(below: dict, above: dict) -> dict:
-    """Mappings merge, everything else is replaced; so are mappings that are one setting's value."""
+    """`above` laid over `below`: sections merge, values are replaced, also those that are mappings."""
     merged = dict(below)
     for key, value in above.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in WHOLE_VALUES
@@ -145,7 +159,10 @@ def _read_yaml(path: str) -> dict:
 
 
 def _merge(settings: dict, words: list[str], path: str | None) -> dict:
-    """Lays dotted words over nested settings; mappings merge, everything else (lists, diffusion.task_weights) is replaced."""
+    """Lays dotted words over nested settings; each word replaces the whole value at its key.
+
+    path: the file of the settings, for messages.
+    """
     word = path
     try:
         merged = OmegaConf.create(settings)
@@ -156,7 +173,8 @@ def _merge(settings: dict, words: list[str], path: str | None) -> dict:
         return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise ConfigError(
-            f"cannot read the override {word}: {' '.join(str(error).split())}; quote values with special characters"
+            f"cannot read the override {word}: {' '.join(str(error).split())}; "
+            "quote values with special characters"
         ) from None
 
 
@@ -169,10 +187,17 @@ def _name_stage(words: list[str], stage: str | None) -> list[str]:
 
 
 def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: str | None) -> None:
+    """Raises ConfigError for a key that the section does not have, and for a section that is no mapping.
+
+    settings: values of this section, nested.
+    section: its model.
+    prefix: what stands before its keys, such as "mdsa.".
+    origin: where the settings come from, for messages.
+    """
     for key, value in settings.items():
         if key not in section.model_fields:
             given, inner = f"{prefix}{key}", value
-            while isinstance(inner, dict) and len(inner) == 1:  # an override is named to its end
+            while isinstance(inner, dict) and len(inner) == 1:  # an override is named in full
                 name, inner = next(iter(inner.items()))
                 given += f".{name}"
             near = nearest_key(given)
@@ -183,15 +208,19 @@ def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: s
         if isinstance(inner, type) and issubclass(inner, Section):
             if not isinstance(value, dict):
                 raise ConfigError(
-                    f"{prefix}{key}={value!r} is a section, expected keys below it, such as {prefix}{key}.{next(iter(inner.model_fields))}"
+                    f"{prefix}{key}={value!r} is a section, expected keys below it, "
+                    f"such as {prefix}{key}.{next(iter(inner.model_fields))}"
                 )
             _check_keys(value, inner, f"{prefix}{key}.", origin)
 
 
 def nearest_key(key: str) -> str | None:
-    """The key that was meant: the nearest known one, else one of the same name, else the nearest by level."""
+    """The key that was probably meant; None if no known key is near.
+
+    First choice is the nearest known key, then the nearest of the same last name, then the nearest by level.
+    """
     known, first = _all_keys(Config, ""), key.split(".")[0]
-    if first not in Config.model_fields and first != "train":  # misspelt, it may be that of the chosen stage
+    if first not in Config.model_fields and first != "train":  # perhaps a misspelt `train`
         known += ["train", *_all_keys(MDSATrainConfig, "train.")]
     same_name = [other for other in known if other.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -200,7 +229,10 @@ def nearest_key(key: str) -> str | None:
 
 
 def _nearest_by_level(key: str, known: list[str]) -> str | None:
-    """The key with each misspelt name put right, as far down as some are near; None if nothing changes."""
+    """The key with its names corrected level by level, as far as near names exist.
+
+    known: all keys. Returns None if nothing changes.
+    """
     parts, found = key.split("."), ""
     for part in parts:
         prefix = f"{found}." if found else ""

@@ -25,8 +25,10 @@ def _label_name(value: object) -> object:
 
 
 class Section(BaseModel):
+    """Base of every section: frozen, refuses unknown keys, and takes field docstrings as descriptions."""
+
     changes: ClassVar[tuple[str, ...]] = ()
-    """Kinds of things that its fields change unless they say otherwise (`changes.py`)."""
+    """Kinds of things that its fields change, unless a field says otherwise (`changes.py`)."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True

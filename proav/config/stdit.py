@@ -1,4 +1,4 @@
-"""Settings of ST-DiT, the generator, of the latents it learns from, and of the noise process."""
+"""Settings of the generator ST-DiT, of the latents that it learns from, and of the noise process."""
 
 from typing import Annotated, Literal
 
@@ -23,7 +23,7 @@ class EncodeConfig(Section):
     num_workers: Annotated[PositiveInt, Changes("machine")] = 1
     """Encoding actors."""
     use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
-    """auto: a GPU each if the cluster has any, or its autoscaler can add one."""
+    """auto: a GPU for each actor if the cluster has any, or its autoscaler can add one."""
     replace: Annotated[bool, Changes("machine")] = False
     """Delete latents that another MDSA, other data or other settings made, and encode anew."""
 
@@ -42,7 +42,7 @@ class STDiTConfig(Section):
     num_heads: PositiveInt | None = None
     """Attention heads, with size=custom."""
     patch_size: PositiveInt = 2
-    """Rows and columns of cells in a token; divides mdsa.plane_size. Planes of few channels have more."""
+    """Cells along a token's side; divides mdsa.plane_size. Planes of few channels have larger tokens."""
     attention: Literal["divided", "full"] = "divided"
     """divided: within a plane, then across the six planes. full: all tokens at once."""
     mlp_ratio: PositiveInt = 4
@@ -57,7 +57,8 @@ class STDiTConfig(Section):
         given = [name for name in ("depth", "width", "num_heads") if getattr(self, name) is not None]
         if self.size == "custom" and len(given) < 3:
             raise ValueError(
-                f"stdit.size=custom needs stdit.depth, stdit.width and stdit.num_heads; given: {', '.join(given) or 'none'}"
+                "stdit.size=custom needs stdit.depth, stdit.width and stdit.num_heads; "
+                f"given: {', '.join(given) or 'none'}"
             )
         if self.size != "custom" and given:
             raise ValueError(
@@ -66,7 +67,8 @@ class STDiTConfig(Section):
         depth, width, heads = self.shape
         if width % heads or (width // heads) % 2 or width % 4:
             raise ValueError(
-                f"stdit.width={width} must be a multiple of 4 and split into stdit.num_heads={heads} heads of an even width"
+                f"stdit.width={width} must be a multiple of 4 and split into "
+                f"stdit.num_heads={heads} heads of an even width"
             )
         return self
 
@@ -83,13 +85,13 @@ class DiffusionConfig(Section):
     changes = ("stdit",)
 
     objective: Literal["flow", "ddpm"] = "flow"
-    """flow: rectified flow, velocity target, Euler sampler. ddpm: noise target, DDIM sampler (PVDM's settings)."""
+    """flow: rectified flow, velocity target, Euler sampler. ddpm: noise target, DDIM sampler, as in PVDM."""
     time_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     """Distribution of training times of the flow."""
     time_shift: Annotated[float, Field(ge=1, le=100)] = 1.0
-    """The flow's times t become s t / (1 + (s - 1) t): more of them near noise; 1: none."""
+    """Shift s of the flow's times: t becomes s t / (1 + (s - 1) t), nearer to noise; 1: no shift."""
     latent_scale: Annotated[Literal["plane", "channel"], Changes("stdit", "latents")] = "plane"
-    """plane: one divisor for all latents of a plane, strong channels stay strong. channel: one a channel."""
+    """plane: one divisor per plane, so that strong channels stay strong. channel: one divisor per channel."""
     ddpm_steps: PositiveInt = 1000
     """Discrete times of ddpm."""
     ddpm_beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.0015
@@ -101,16 +103,20 @@ class DiffusionConfig(Section):
     task_weights: Annotated[
         dict[Literal["joint", "a2v", "v2a", "independent"], Weight], Changes("training")
     ] = {"joint": 0.7, "a2v": 0.1, "v2a": 0.1, "independent": 0.1}
-    """Share of each task in training; a2v: sound given, v2a: picture given, independent: a time of its own per modality."""
+    """Share of each task in training. a2v: sound is given. v2a: picture is given. independent: each modality
+    has a time of its own.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> "DiffusionConfig":
         if sum(self.task_weights.values()) <= 0:
             raise ValueError(
-                "diffusion.task_weights are all zero; give at least one task a positive weight, such as {joint: 1.0}"
+                "diffusion.task_weights are all zero; give at least one task a positive weight, "
+                "such as {joint: 1.0}"
             )
         if self.ddpm_beta_start > self.ddpm_beta_end:
             raise ValueError(
-                f"diffusion.ddpm_beta_start={self.ddpm_beta_start} is above diffusion.ddpm_beta_end={self.ddpm_beta_end}"
+                f"diffusion.ddpm_beta_start={self.ddpm_beta_start} is above "
+                f"diffusion.ddpm_beta_end={self.ddpm_beta_end}"
             )
         return self

@@ -1,4 +1,7 @@
-"""Settings of how a model is trained; a model's own section holds one of these. Rules between them are checked at construction."""
+"""Settings of how a model is trained; the section of each trained model holds one of these sections.
+
+Rules between the fields are checked at construction.
+"""
 
 import math
 from typing import Annotated, Any, Literal
@@ -10,7 +13,10 @@ from proav.config.section import Count, PositiveFloat, PositiveInt, Probability,
 
 
 class TrainConfig(Section):
-    """How one model is trained. Durations are counted in clips, so that batch size and worker count can change."""
+    """How one model is trained.
+
+    Durations are counted in clips, so that batch size and worker count can change.
+    """
 
     changes = ("training",)
 
@@ -21,21 +27,23 @@ class TrainConfig(Section):
     accumulation_steps: PositiveInt = 1
     """Forward and backward passes per optimizer step; batch_size is split over them."""
     num_workers: Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], Changes("machine")] = 1
-    """Training processes, one a GPU where there are GPUs; [MIN,MAX] is elastic."""
+    """Training processes, one for each GPU if there are GPUs; [MIN,MAX] is elastic."""
     use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
-    """auto: a GPU a worker if the cluster has any, or its autoscaler can add one."""
+    """auto: a GPU for each worker if the cluster has any, or its autoscaler can add one."""
     cpus_per_worker: Annotated[PositiveInt, Changes("machine")] = 1
-    """CPUs that a worker reserves; also its torch threads where it has no GPU."""
+    """CPUs that a worker reserves; also the number of its torch threads if it has no GPU."""
     loader: Annotated[Literal["processes", "actors"], Changes("machine")] = "processes"
-    """What prepares batches ahead: processes beside each worker, or Ray actors of one CPU each on any node, also on those without GPUs."""
+    """What prepares batches ahead. processes: processes beside each worker. actors: Ray actors of one CPU
+    each on any node, also on nodes without GPUs.
+    """
     loader_workers: Annotated[Count, Changes("machine")] = 0
-    """Loading processes or actors a worker; 0: the training process prepares each batch itself."""
+    """Loading processes or actors per worker; 0: the training process prepares each batch itself."""
     engine: Annotated[Literal["deepspeed", "torch"], Changes("machine")] = "deepspeed"
     """deepspeed: ZeRO. torch: plain data parallel, no DeepSpeed needed."""
     zero_stage: Annotated[int, Field(ge=0, le=3), Changes("machine")] = 1
-    """DeepSpeed ZeRO: 0 nothing, 1 optimizer state, 2 gradients, 3 parameters are sharded over the workers."""
+    """What ZeRO shards over workers. 0: nothing. 1: optimizer state. 2: also gradients. 3: and parameters."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Of the forward and backward pass; statistics, losses, EMA and master weights stay fp32."""
+    """Precision of the forward and backward pass; statistics, losses, EMA and master weights stay fp32."""
     activation_checkpointing: Annotated[bool, Changes("machine")] = False
     """Recompute block activations in the backward pass: less memory, about a third more time."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -47,7 +55,7 @@ class TrainConfig(Section):
     weight_decay: Weight = 0.0
     """AdamW's decoupled weight decay."""
     muon_learning_rate: PositiveFloat = 0.02
-    """Muon's step size after warm-up: about its update's singular values; only with optimizer=muon."""
+    """Muon's step size after warm-up, about the singular values of its update; only with optimizer=muon."""
     muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Muon's averaging factor of gradients (Nesterov); only with optimizer=muon."""
     muon_weight_decay: Weight = 0.0
@@ -55,25 +63,27 @@ class TrainConfig(Section):
     warmup_clips: Count = 320_000
     """The learning rates grow linearly over this many clips."""
     decay_fraction: Probability = 0.0
-    """Share of num_clips, at its end, over which the learning rates fall linearly to 2 %; 0: they stay."""
+    """Last share of num_clips, over which the learning rates fall linearly to 2 %; 0: they do not fall."""
     gradient_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
     skip_nonfinite: Count = 0
     """Batches in a row that may be left out because their loss or gradient is not finite."""
     ema_half_life_clips: PositiveFloat = 440_000
-    """Clips after which a weight's share in the moving average has halved (440,000 is 0.9999 a step at batch 64)."""
+    """Clips after which a weight's share in the average has halved (440,000: 0.9999 a step at batch 64)."""
     ema_ramp_up: PositiveFloat = 0.05
-    """The half-life is at most this share of the clips seen so far, so that early averages forget the initialization."""
+    """Longest half-life as a share of the clips seen, so that early averages forget the initialization."""
     checkpoint_every_clips: Annotated[PositiveInt, Changes("machine")] = 64_000
     """Clips between checkpoints; one more is written at the end."""
     checkpoint_every_minutes: Annotated[float, Field(ge=0), Changes("machine")] = 15.0
     """Minutes after which a checkpoint is written in any case; 0: by clips alone."""
     keep_checkpoints: Annotated[PositiveInt, Changes("machine")] = 2
-    """Older checkpoints are removed."""
+    """Newest checkpoints that are kept; older ones are removed."""
     report_every_clips: Annotated[PositiveInt, Changes("machine")] = 3_200
     """Clips between lines of metrics.jsonl."""
     validate_every_clips: Annotated[Count, Changes("machine")] = 0
-    """Clips between measurements of the moving-average weights on evaluate.split, by a task beside the trainer that needs a CPU or GPU of its own; 0: none."""
+    """Clips between measurements of the moving-average weights on evaluate.split; 0: none. A task beside the
+    trainer measures them; it needs a CPU or GPU of its own.
+    """
     max_failures: Annotated[int, Field(ge=-1), Changes("machine")] = 3
     """Restarts from the last checkpoint after a worker or node is lost; -1: no limit."""
 
@@ -91,7 +101,8 @@ class TrainConfig(Section):
     def _check(self) -> "TrainConfig":
         if not isinstance(self.num_workers, int) and self.num_workers[0] > self.num_workers[1]:
             raise ValueError(
-                f"train.num_workers={list(self.num_workers)}: MIN is above MAX; write [{self.num_workers[1]},{self.num_workers[0]}]"
+                f"train.num_workers={list(self.num_workers)}: MIN is above MAX; "
+                f"write [{self.num_workers[1]},{self.num_workers[0]}]"
             )
         if self.batch_size % self._clips_that_split(self.worker_counts):
             raise ValueError(self._uneven())
@@ -99,11 +110,13 @@ class TrainConfig(Section):
             raise ValueError("train.loader=actors needs a number of them, such as train.loader_workers=2")
         if self.num_clips < self.batch_size:
             raise ValueError(
-                f"train.num_clips={self.num_clips} is less than one batch; expected at least train.batch_size={self.batch_size}"
+                f"train.num_clips={self.num_clips} is less than one batch; "
+                f"expected at least train.batch_size={self.batch_size}"
             )
         if self.engine == "torch" and self.zero_stage > 0:
             raise ValueError(
-                f"train.engine=torch shards nothing, but train.zero_stage={self.zero_stage}; write train.zero_stage=0 or train.engine=deepspeed"
+                f"train.engine=torch shards nothing, but train.zero_stage={self.zero_stage}; "
+                "write train.zero_stage=0 or train.engine=deepspeed"
             )
         return self
 
@@ -118,7 +131,7 @@ class TrainConfig(Section):
         return math.lcm(*counts) * self.accumulation_steps
 
     def _uneven(self) -> str:
-        """What a batch that does not split is told with: worker counts near the given ones that would do, and batch sizes."""
+        """The message for a batch that does not split: worker counts and batch sizes near the given ones."""
         counts, step = self.worker_counts, self._clips_that_split(self.worker_counts)
         least, most = counts[0], counts[-1]
         given = f"{most}" if least == most else f"{least} to {most}"
@@ -133,7 +146,7 @@ class TrainConfig(Section):
                 min((count for count in fits if count > most), default=0),
             ]
             workers = [f"{count}" for count in near if count]
-        else:  # the widest ranges within the given one that start or end where it does; a single count where there is none
+        else:  # the widest ranges that start or end as the given one does; if there is none, single counts
             down = (range(least, end + 1) for end in range(most - 1, least, -1))
             up = (range(start, most + 1) for start in range(least + 1, most))
             wide = [
@@ -146,13 +159,14 @@ class TrainConfig(Section):
         lower = self.batch_size // step * step
         sizes = [
             size for size in (lower, lower + step) if 0 < size < 16 * self.batch_size
-        ]  # what all of a wide range divide may be astronomical
+        ]  # the common multiple of a wide range of counts can be astronomical
         choices = [f"train.num_workers={count}" for count in workers] + [
             f"train.batch_size={size} (a multiple of {step})" for size in sizes
         ]
         return (
-            f"train.batch_size={self.batch_size} does not split over {given} workers x {self.accumulation_steps} accumulation steps into whole "
-            f"micro-batches; write {' or '.join(choices) or f'another train.num_workers or a multiple of {step}'}"
+            f"train.batch_size={self.batch_size} does not split over {given} workers x "
+            f"{self.accumulation_steps} accumulation steps into whole micro-batches; "
+            f"write {' or '.join(choices) or f'another train.num_workers or a multiple of {step}'}"
         )
 
 
@@ -170,17 +184,19 @@ class MDSATrainConfig(TrainConfig):
     augment_flip: bool = True
     """Mirror the pictures of every second clip left to right."""
     augment_turns: bool = False
-    """Mirror them top to bottom, and if they are square exchange rows and columns; every second clip each."""
+    """Mirror every second clip top to bottom; exchange rows and columns of every second square clip."""
     augment_colour: Probability = 0.0
-    """A: contrast evenly in [1 - A, 1 + A], brightness evenly in [-A / 2, A / 2], for pixels in [-1, 1]."""
+    """A: contrast uniform in [1 - A, 1 + A], brightness in [-A / 2, A / 2], for pixels in [-1, 1]."""
     augment_pitch: Count = 0
-    """Raise the mel frames of each clip by up to so many bins, up or down."""
+    """Shift the mel frames of each clip by up to this many bins, up or down."""
     augment_gain_db: Annotated[float, Field(ge=0, le=40)] = 0.0
-    """Change the loudness of each clip by up to this, in dB up or down, never beyond full scale; its mel is then made anew. 0: as recorded."""
+    """Change the loudness of each clip by up to this many dB, up or down, never beyond full scale. Its mel is
+    then made anew. 0: as recorded.
+    """
 
 
 class STDiTTrainConfig(TrainConfig):
-    """ST-DiT's training: the same settings, at the length of the published comparisons (100,000 steps of 64)."""
+    """ST-DiT's training: the same settings, at the published comparisons' length (100,000 steps of 64)."""
 
     num_clips: PositiveInt = 6_400_000
     """How long to train, in clips seen."""

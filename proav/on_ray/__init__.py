@@ -1,1 +1,1 @@
-"""Ray, for every job: joining or starting one, and what a cluster has. Ray is imported only where it is called for."""
+"""Ray for every job: joining or starting one, and what a cluster has. Ray is imported only when needed."""

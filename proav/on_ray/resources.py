@@ -1,7 +1,8 @@
 """What a Ray cluster has, what its autoscaler may add, and whether a cluster is there at all.
 
-Choices that a job makes at its start (CPU or GPU, how many trials) must not follow from the nodes that happen to be up: an idle autoscaling
-cluster has none. Ray does not tell a job what the autoscaler may add, so the cluster's own files do, by an environment variable of the head.
+A job makes choices at its start, such as CPU or GPU, or how many trials. They must not depend on the nodes
+that happen to be up: an idle autoscaling cluster has none. Ray does not tell a job what the autoscaler may
+add. So the cluster's own files say it, in an environment variable of the head.
 """
 
 import os
@@ -14,13 +15,16 @@ from ray._private import services
 from proav.errors import UserError
 
 LIMITS_VARIABLE = "PROAV_CLUSTER_LIMITS"
-"""Names the most of each resource that the cluster can grow to, as in CPU=64,GPU=8."""
+"""Names the most of each resource that the cluster can grow to, such as CPU=64,GPU=8."""
 ANSWER_SECONDS = 5.0
-"""How long a cluster's port may take to accept a connection; Ray itself would try a dead address for two minutes."""
+"""Time for a cluster's port to accept a connection; Ray itself would try a dead address for two minutes."""
 
 
 def largest_resources() -> dict[str, float]:
-    """The most of each resource that the cluster has now or, says PROAV_CLUSTER_LIMITS, may grow to: {"CPU": 64.0, "GPU": 8.0, ...}."""
+    """The most of each resource, such as {"CPU": 64.0, "GPU": 8.0}, that the cluster has or can grow to.
+
+    The cluster has what is up now. PROAV_CLUSTER_LIMITS says what it can grow to.
+    """
     now, limits = ray.cluster_resources(), read_limits(os.environ.get(LIMITS_VARIABLE, ""))
     return {kind: max(now.get(kind, 0.0), limits.get(kind, 0.0)) for kind in now.keys() | limits.keys()}
 
@@ -39,7 +43,7 @@ def read_limits(text: str) -> dict[str, float]:
 
 
 def wants_gpu(setting: bool | Literal["auto"]) -> bool:
-    """Whether work is to ask Ray for GPUs: the setting, or with "auto" whether there is one or, says PROAV_CLUSTER_LIMITS, can be."""
+    """Whether work asks Ray for GPUs: the setting, or with "auto" whether the cluster has or can have one."""
     return setting if isinstance(setting, bool) else largest_resources().get("GPU", 0) >= 1
 
 
@@ -57,13 +61,13 @@ def check_address(address: str, *, named: str | None = None) -> None:
     if address == "local":
         return
     found = ""
-    if address == "auto":  # only Ray knows what it would find; ray.init waits for a dead one without a word
+    if address == "auto":  # only Ray knows what it would find; ray.init waits silently for a dead one
         try:
             address = services.get_ray_address_from_environment("auto", None)
         except ConnectionError:
             raise UserError(
                 f"{named}, but no Ray runs on this machine; start it, or unset RAY_ADDRESS to use this "
-                f"machine alone"
+                "machine alone"
             ) from None
         found = f", which is {address} by Ray's files of this machine"
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -77,9 +81,8 @@ def check_address(address: str, *, named: str | None = None) -> None:
         _knock(host, port)
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"no Ray answers at {named}{found} ({error}); start it, name the head's address and port (6379 "
-            f"as a rule), "
-            "or unset RAY_ADDRESS to use this machine alone"
+            f"no Ray answers at {named}{found} ({error}); start it, name the head's address and port "
+            "(6379 as a rule), or unset RAY_ADDRESS to use this machine alone"
         ) from error
 
 
@@ -95,5 +98,5 @@ def running_here() -> str | None:
 
 
 def _knock(host: str, port: str) -> None:
-    """Raises OSError where nothing accepts a connection."""
+    """Raises OSError if nothing accepts a connection."""
     socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()

@@ -1,9 +1,10 @@
-"""Joins or starts the Ray of one process, and keeps to it: by its own address, in folders that this machine
-allows.
+"""Joins or starts the Ray of one process, and keeps the process to that Ray.
 
-A machine may hold several Rays, of other jobs and of other people, and files of those that are gone. A job's
-processes never ask which one is "the" Ray of the machine. What a cluster has is `resources.py`'s matter.
-Importing this imports no Ray: Ray reads some of its environment when it is imported, and this sets it.
+A machine may hold several Rays, of other jobs and of other people, and files of Rays that are gone. A job's
+processes never ask which one is "the" Ray of the machine: they use their own Ray's address. A Ray that is
+started here uses only folders that this machine allows.
+Importing this module imports no Ray: Ray reads some of its environment at import, and this module sets it.
+Not here: what a cluster has (`resources.py`).
 """
 
 import atexit
@@ -20,19 +21,18 @@ from collections.abc import Iterator
 from proav.errors import UserError
 
 ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-"""By which parts of Ray look for a cluster; the second, meant for `ray job submit`, goes before the first."""
+"""Parts of Ray look for a cluster in them; the second, meant for `ray job submit`, goes before the first."""
 SETUP_HOOK = "proav.on_ray.start.keep_to_own_cluster"
 """For ray.init's runtime_env: every worker process calls it when it starts."""
 ROOM_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead")
-"""The longest path of a temporary folder: unix(7) gives a socket's path 107 bytes, and this is Ray's
-longest."""
+"""Longest path of a temporary folder: a socket's path has 107 bytes (unix(7)), less what Ray adds at most."""
 FOLDERS = ("/tmp", "/var/tmp")
 """For temporary files, if the environment names no folder that can be used."""
 MIN_FREE_BYTES = 64 * 2**20
-"""Room for a short job's logs; Ray fails in odd ways without."""
+"""Room for a short job's logs; without it Ray fails in odd ways."""
 SHARED_MEMORY = "/dev/shm"
 _SLOW_START = "timed out during startup"
-"""Ray's words, in an error without a type of its own, once 30 s were too short for its start."""
+"""Ray's words if 30 s were too short for its start; the error has no type of its own."""
 
 
 def connect(
@@ -43,18 +43,20 @@ def connect(
     runtime_env: dict | None = None,
     shielded: bool = False,
 ) -> None:
-    """Joins the cluster at `address`; "local" starts a Ray here, whatever other Ray runs or has left its
-    files.
+    """Joins the cluster at `address`, or starts a Ray here.
 
-    named: what gave the address, for messages; RAY_ADDRESS=<address> by default. shielded: a Ray that is
-    started here does not hear SIGTERM. The rest as ray.init takes it. Raises UserError: nothing answers, the
-    cluster refuses, or no folder here is fit for a Ray.
+    address: as in `check_address` of `resources.py`; "local" starts a Ray here, whatever other Ray runs or
+    has left its files.
+    named: what gave the address, for messages; RAY_ADDRESS=<address> by default.
+    namespace, runtime_env: as ray.init takes them.
+    shielded: a Ray that is started here does not hear SIGTERM.
+    Raises UserError: nothing answers, the cluster refuses, or no folder here is fit for a Ray.
     """
     named = named or f"RAY_ADDRESS={address}"
     _prepare_user()
     here = prepare_machine() if address == "local" else {}
     if "RAY_AUTH_MODE" not in os.environ and _has_token() and "ray" not in sys.modules:
-        # A cluster asks for a token unless told otherwise; Ray sends one by itself only to one that it found.
+        # A cluster asks for a token unless told otherwise. Ray sends one unasked only to one that it found.
         os.environ["RAY_AUTH_MODE"] = "token"
     import ray
 
@@ -71,10 +73,8 @@ def connect(
         why = " ".join(str(error).split())
         raise UserError(
             f"{named} does not let this process in ({why}); if the cluster has another token than this "
-            f"machine, "
-            "copy the head's ~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a Ray of "
-            "this "
-            "version runs there"
+            "machine, copy the head's ~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a "
+            "Ray of this version runs there"
         ) from error
     except Exception as error:
         if _SLOW_START not in str(error):
@@ -89,11 +89,11 @@ def connect(
 
 
 def keep_to_own_cluster() -> None:
-    """Names this process's cluster to the parts of Ray that look for one in the environment, else on the
-    machine.
+    """Puts the address of this process's cluster into the environment.
 
-    They are the State API and what asks it: Ray Train's cleaner, which ends a run whose controller it does
-    not find, and Ray Data's watch over tasks that hang.
+    Some parts of Ray look for a cluster there, else on the machine: the State API and what asks it. Ray
+    Train's cleaner asks it, and ends a run if it does not find its controller. Ray Data's watch over hanging
+    tasks asks it too.
     """
     import ray
 
@@ -105,7 +105,7 @@ def keep_to_own_cluster() -> None:
 
 @contextlib.contextmanager
 def addresses_kept() -> Iterator[None]:
-    """Gives the address variables of this process back as they were."""
+    """Restores the address variables of this process at the end of the block."""
     before = {name: os.environ.get(name) for name in ADDRESS_VARIABLES}
     try:
         yield
@@ -117,10 +117,10 @@ def addresses_kept() -> Iterator[None]:
 
 
 def prepare_machine() -> dict[str, str]:
-    """Makes this process's environment fit for starting a Ray; returns further words for ray.init.
+    """Makes this process's environment fit for starting a Ray; returns further arguments for ray.init.
 
-    What is chosen in place of what the environment names is said on stderr. Raises UserError if nothing can
-    be.
+    If it chooses something else than the environment names, it says so on stderr. Raises UserError if there
+    is nothing to choose.
     """
     temporary = _choose_temporary_folder()
     if not _has_token() and not _is_writable(os.path.expanduser("~")):  # Ray would write one there
@@ -134,8 +134,10 @@ def prepare_machine() -> dict[str, str]:
 
 
 def _prepare_user() -> None:
-    """A home folder and a name for a user without: many libraries cannot be imported then (docker run
-    --user)."""
+    """Gives a home folder and a name to a user who has none, as under `docker run --user`.
+
+    Without them many libraries cannot be imported.
+    """
     if not os.path.isabs(os.path.expanduser("~")):
         os.environ["HOME"] = tempfile.mkdtemp(prefix="proav-home-")
         atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
@@ -147,8 +149,10 @@ def _prepare_user() -> None:
 
 
 def _choose_temporary_folder() -> str:
-    """What RAY_TMPDIR or TMPDIR names, else /tmp or /var/tmp. A TMPDIR that cannot be used becomes the
-    same."""
+    """The folder that RAY_TMPDIR or TMPDIR names, else /tmp or /var/tmp.
+
+    TMPDIR is set to it as well, if TMPDIR is not set or cannot be used.
+    """
     given = {name: os.environ[name] for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)}
     unfit = {name: reason for name, folder in given.items() if (reason := _unfit(folder))}
     fit = [os.path.abspath(folder) for name, folder in given.items() if name not in unfit]
@@ -186,8 +190,7 @@ def _unfit(folder: str) -> str | None:
 
 
 def _is_writable(folder: str) -> bool:
-    """Whether files can be made there: tried, for permissions do not tell of read-only and special file
-    systems."""
+    """Whether files can be made in a folder. It is tried: permissions do not show read-only file systems."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
@@ -200,6 +203,6 @@ def _say(text: str) -> None:
 
 
 def _has_token() -> bool:
-    """Whether a token for Ray clusters lies where Ray looks for one."""
+    """Whether Ray would find a token for its clusters."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     return "RAY_AUTH_TOKEN" in os.environ or os.path.isfile(named or os.path.expanduser("~/.ray/auth_token"))

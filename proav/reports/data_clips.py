@@ -1,6 +1,7 @@
-"""The clips on a data set's page: a sheet spread over the labels, the ends of the scores, what filters leave out, copies side by side.
+"""The clips on a data set's page: spread over labels, at the ends of scores, left out by filters, and copies.
 
-Which segments are shown is a function of the index alone, so that the same data set gives the same page; how many does not grow with it.
+Which segments are shown is a function of the index alone, so that the same data set gives the same page.
+Their number does not grow with the data set. Not here: the rest of the page (`data_page.py`).
 """
 
 from collections.abc import Callable, Iterable
@@ -27,11 +28,15 @@ ENDS = (
     ("Least motion", "motion", 0),
     ("Quietest", "rms", 0),
 )
-"""Title, score and end of it, of the segments shown for their scores."""
+"""Segments that are shown for their scores: title, score, and which end of the sorted score."""
 
 
 def clip_sections(config: Config, folder: str, segments: pa.Table) -> list[tuple[str, str, list[Markup]]]:
-    """(id, title, children) of the sections with players; segments: the whole index, of a finished data set."""
+    """(id, title, children) of the sections with players.
+
+    folder: the data folder.
+    segments: the whole index of a finished data set.
+    """
     try:
         store = SegmentStore(folder)
     except UserError as error:
@@ -40,7 +45,10 @@ def clip_sections(config: Config, folder: str, segments: pa.Table) -> list[tuple
     used = store.indices()
     spread = _spread_over_labels(segments, used)
     ends = _ends_of_scores(segments, used, set(spread))
-    note = f"{counted(len(spread), 'segment')} of {number(len(used))} in use, spread over the labels; the clip in the middle of each, as the models see it."
+    note = (
+        f"{counted(len(spread), 'segment')} of {number(len(used))} in use, spread over the labels; "
+        "the clip in the middle of each, as the models see it."
+    )
     sections = [
         (
             "segments",
@@ -56,7 +64,10 @@ def clip_sections(config: Config, folder: str, segments: pa.Table) -> list[tuple
         sections.append(("ends", "Ends of the scores", [element("p", text, class_="note"), _grid(cards)]))
     left_out = _one_of_each_reason(segments)
     if left_out:
-        text = "One segment of each reason. They stay stored: other filters bring them back without decoding anything again."
+        text = (
+            "One segment of each reason. They stay stored: other filters bring them back without decoding "
+            "anything again."
+        )
         cards = [
             show.card(index, title=reason.replace("_", " ").capitalize(), around_cut=reason == "shot_cuts")
             for reason, index in left_out
@@ -83,7 +94,7 @@ def _grid(cards: Iterable[Markup]) -> Markup:
 
 
 def _spread_over_labels(segments: pa.Table, used: np.ndarray) -> list[int]:
-    """Up to MAX_SPREAD of the used segments, evenly over their order by label."""
+    """Up to MAX_SPREAD of the used segments, spread evenly over their order by label."""
     codes = (
         segments.column("label").take(pa.array(used)).combine_chunks().dictionary_encode().indices.to_numpy()
     )
@@ -93,7 +104,11 @@ def _spread_over_labels(segments: pa.Table, used: np.ndarray) -> list[int]:
 
 
 def _ends_of_scores(segments: pa.Table, used: np.ndarray, shown: set[int]) -> list[tuple[str, int]]:
-    """(title, segment) at the ends of the scores, no segment twice and none that is shown already; of equals the first."""
+    """(title, segment) at the ends of the scores; of equal segments the first.
+
+    used: segments in use.
+    shown: segments that are shown already; none is chosen again, and the chosen ones are added.
+    """
     found = []
     for title, score, end in ENDS:
         values = _cut_counts(segments)[used] if score == "cuts" else segments.column(score).to_numpy()[used]
@@ -114,7 +129,7 @@ def _cut_counts(segments: pa.Table) -> np.ndarray:
 
 
 def _one_of_each_reason(segments: pa.Table) -> list[tuple[str, int]]:
-    """(reason, first segment that was left out for it), copies apart: those are shown beside their original."""
+    """(reason, first segment left out for it), without copies: those are shown beside their original."""
     found = []
     for reason in REASONS:
         place = pc.index(segments.column("dropped"), reason).as_py()
@@ -124,7 +139,10 @@ def _one_of_each_reason(segments: pa.Table) -> list[tuple[str, int]]:
 
 
 def _copies(segments: pa.Table) -> list[tuple[int, int, str]]:
-    """(kept segment, its copy, kind) of the first copies that were left out; the kept one is found by its checksum, or by the nearest hashes."""
+    """(kept segment, its copy, kind) of the first copies that were left out.
+
+    The kept segment is found by its checksum, or for near copies by the nearest hashes.
+    """
     kept = np.flatnonzero(pc.equal(segments.column("dropped"), "").to_numpy())
     found = []
     for reason, name in (("duplicate", "The same bytes"), ("near_duplicate", "Alike")):
@@ -148,7 +166,7 @@ def _copies(segments: pa.Table) -> list[tuple[int, int, str]]:
 
 @dataclass(frozen=True)
 class _Cards:
-    """Cards with players for segments of one store."""
+    """Cards with players for segments of one store; `num_frames` is the length of a clip."""
 
     players: ClipPlayers
     store: SegmentStore
@@ -200,7 +218,7 @@ class _Cards:
         return element("div", content, class_="card pair", role="group", aria_label=name)
 
     def _window(self, row: dict, around_cut: bool) -> tuple[int, int]:
-        """(first frame, frames) of the clip that is shown: the middle one, or the one around the first cut."""
+        """(first frame, frames) of the shown clip: in the middle, or around the first shot cut."""
         frames = min(self.num_frames, row["num_frames"])
         middle = row["shot_starts"][0] if around_cut and row["shot_starts"] else row["num_frames"] // 2
         return min(max(0, middle - frames // 2), row["num_frames"] - frames), frames
@@ -208,6 +226,14 @@ class _Cards:
     def _player(
         self, row: dict, index: int, start: int, frames: int, description: str, *, title: str = ""
     ) -> Markup | list[Markup]:
+        """A player for a stretch of a segment, or a warning that it cannot be read.
+
+        row: the segment's row of the index.
+        index: its number in the store.
+        start, frames: first frame and number of frames.
+        description: text alternative.
+        title: heading of the strip.
+        """
         try:
             window = self.store.window(index, start, frames)
         except (UserError, OSError) as error:

@@ -1,7 +1,7 @@
-"""data/report.html of a run: how many segments, of which sources and labels, what was rejected or left out and why, their scores, some to play.
+"""data/report.html of a run: its segments by source and label, what was rejected or left out, and scores.
 
-It reads what preprocessing left on disk and decides nothing: what counts as rejected, silent or a copy was decided there. Reports are ours, not
-the paper's. The clips are `data_clips.py`.
+It reads what preprocessing left on disk and decides nothing: preprocessing decided what counts as rejected,
+silent or a copy. Reports are ours, not the paper's. Not here: the clips to play (`data_clips.py`).
 """
 
 import math
@@ -35,9 +35,12 @@ from proav.runs.layout import RunFolder
 MAX_EXAMPLES = 3
 MAX_LABELS = 60
 LAG_MIN_SYNC = 0.3
-"""The lag of the best fit tells something only where sound and picture fit; below this it is chance. Our choice."""
+"""Below this synchrony sound and picture do not fit, and the lag of the best fit is chance. Our choice."""
 MAX_COMPARED = 200_000
-"""Segments among which near copies are looked for while a page is written; of more, only what the filters have found is told."""
+"""Most segments among which near copies are searched while a page is written.
+
+With more segments the page tells only what the filters have found.
+"""
 SHOWN_ELSEWHERE = {
     "shards",
     "index",
@@ -51,9 +54,12 @@ SHOWN_ELSEWHERE = {
     "statistics",
     "accounts",
 }
-"""Parts of the manifest that the page shows as tables already, or that are lists of files."""
+"""Parts of the manifest that are lists of files, or that the page shows as tables already."""
 CLIPPED_SHARE = 1e-3
-"""A segment with more than this share of its samples at full scale counts as clipped: one in a thousand can be heard. Our choice."""
+"""A segment with a larger share of samples at full scale counts as clipped: one in a thousand can be heard.
+
+Our choice.
+"""
 FILTERS = {
     "silent": ("min_rms_db", "Silent: loudness, dB, below"),
     "cancelled": ("min_rms_db", "Cancelled: so quiet since its channels take each other away"),
@@ -65,13 +71,13 @@ FILTERS = {
     "duplicate": ("duplicates", "Copies, the same bytes"),
     "near_duplicate": ("duplicates", "Near copies, alike in picture and sound"),
 }
-"""The setting behind each reason, and what it says."""
+"""The setting behind each reason, and its words on the page."""
 
 
 def write_data_report(config: Config) -> str:
     """Writes <run_dir>/data/report.html from the shards and rejects of the run, and returns its path.
 
-    Damaged shards are named in the page. Where nothing was preprocessed yet, the page says so and names the command.
+    The page names damaged shards. If nothing was preprocessed yet, it says so and names the command.
     """
     folder = config.data_folder
     segments, problems = read_segments(folder)
@@ -125,7 +131,10 @@ def _header(config: Config, segments: pa.Table, rejects: pa.Table) -> list[Marku
     if not segments.num_rows and not rejects.num_rows:
         return [*title, todo("Nothing has been preprocessed yet:", _command(config))]
     count = counted(segments.num_rows, "segment")
-    lead = f"{count} of {counted(num_sources(segments), 'source')}, {duration(float(segment_seconds(segments).sum()))} of picture and sound."
+    lead = (
+        f"{count} of {counted(num_sources(segments), 'source')}, "
+        f"{duration(float(segment_seconds(segments).sum()))} of picture and sound."
+    )
     rejected_for = lambda reason: number(pc.sum(pc.equal(rejects.column("reason"), reason)).as_py() or 0)
     held_out = in_split(segments, "validation")
     labels = {label for label in pc.unique(segments.column("label")).to_pylist() if label}
@@ -224,7 +233,7 @@ def _labels(segments: pa.Table) -> list[Markup]:
 
 
 def _scores(segments: pa.Table) -> list[Markup]:
-    """Histograms of everything that is measured of each segment."""
+    """Histograms of everything that is measured for each segment."""
     column = lambda name: segments.column(name).to_numpy()
     seconds, loudness = segment_seconds(segments), 20 * np.log10(np.maximum(column("rms"), 1e-5))
     shortest, longest = f"{seconds.min():.3g}", f"{seconds.max():.3g}"
@@ -252,7 +261,10 @@ def _scores(segments: pa.Table) -> list[Markup]:
     ]
     if in_step.any():
         lag_text = [f", where synchrony is above {LAG_MIN_SYNC}"]
-        words = f"Lag of the sound of {counted(int(in_step.sum()), 'segment')} with synchrony above {LAG_MIN_SYNC}, in seconds"
+        words = (
+            f"Lag of the sound of {counted(int(in_step.sum()), 'segment')} "
+            f"with synchrony above {LAG_MIN_SYNC}, in seconds"
+        )
         drawing = histogram(
             column("sync_lag")[in_step],
             unit="seconds, positive: sound late",
@@ -281,7 +293,7 @@ def _share_edges(values: np.ndarray) -> np.ndarray:
 
 
 def _count_edges(values: np.ndarray) -> np.ndarray:
-    """Around whole numbers, several to a bin where there are many."""
+    """Edges around whole numbers; a bin holds several numbers if there are many."""
     step = math.ceil(values.max() / 24)
     return np.arange(0.5, values.max() + step + 0.5, step)
 
@@ -289,7 +301,12 @@ def _count_edges(values: np.ndarray) -> np.ndarray:
 def _score_card(
     name: str, values: np.ndarray, unit: str, edges_of: Callable[[np.ndarray], np.ndarray] | None
 ) -> Markup:
-    """The histogram of a score; edges_of: of one that is 0 for nearly all segments, the edges for those where it is not."""
+    """The histogram of a score.
+
+    name, unit: for its texts.
+    values: the score of each segment, finite.
+    edges_of: None, or for a score that is 0 for nearly all segments the edges for its other values.
+    """
     shown = values[values > 0] if edges_of else values
     zeros = f", 0 in {number(len(values) - len(shown))} of {number(len(values))}" if edges_of else None
     caption = element("figcaption", element("strong", name), zeros)
@@ -308,7 +325,7 @@ def _score_card(
 
 
 def _filters(config: Config, segments: pa.Table, manifest: dict) -> list[Markup]:
-    """What each filter is set to and leaves out, and what it would on its own at a value to start from."""
+    """What each filter is set to and leaves out, and what it alone would leave out at a suggested value."""
     chosen, found = manifest.get("filters", {}), count_reasons(segments.column("dropped"))
     few = segments.num_rows <= MAX_COMPARED
     tried = would_drop(
@@ -330,15 +347,17 @@ def _filters(config: Config, segments: pa.Table, manifest: dict) -> list[Markup]
         ]
         rows.append([*row, unbroken("span", _setting("exact" if reason == "duplicate" else start)), would])
     note = [
-        "A segment that several filters would leave out is counted under the first. Filters are settings of preprocess: with other ones it runs again ",
-        "in seconds and decodes nothing. The last two columns: a value to start from, and what it would leave out on its own.",
+        "A segment that several filters would leave out is counted under the first. Filters are settings of "
+        "preprocess: with other ones it runs again ",
+        "in seconds and decodes nothing. The last two columns: a value to start from, and what it would "
+        "leave out on its own.",
     ]
     heads = ["Filter", "Setting", "Set to", "Left out", "To start from", "Would leave out"]
     return [element("p", note, class_="note"), table(heads, rows, caption="Filters and what they leave out")]
 
 
 def _setting(value: float | bool | str) -> str:
-    """As it is written on a command line."""
+    """A setting's value as it is written on a command line."""
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 

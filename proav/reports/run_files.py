@@ -1,6 +1,7 @@
 """What a run leaves on disk, read for its report pages: JSON files, metrics, checkpoints, segments, clips.
 
-Nothing is skipped silently: what cannot be read comes back as a sentence for the page. It writes nothing and computes no metric.
+Nothing is skipped silently: what cannot be read comes back as a sentence for the page. This module writes
+nothing and computes no metric. Letters: T frames, M mel bins, S mel columns in a frame, L sound samples.
 """
 
 import contextlib
@@ -27,10 +28,12 @@ from proav.reports.kit.page import Markup, counted, player
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """One stage's reports, in order of clips trained: {key: ([clips], [values])}, finite values only, and what was wrong with the rest."""
+    """One stage's reports, in order of clips trained."""
 
     series: dict[str, tuple[list[float], list[float]]]
+    """{key: ([clips], [values])}, finite values only."""
     problems: list[str]
+    """What was wrong with the rest, in sentences."""
     num_reports: int = 0
     devices: tuple[str, ...] = ()
 
@@ -40,7 +43,10 @@ class Metrics:
 
     @property
     def seconds(self) -> float:
-        """Time spent training: clips between reports over the rate then; unlike a clock it survives restarts."""
+        """Time spent training, summed from the clips between reports and their rate.
+
+        Unlike a clock it survives restarts.
+        """
         clips, rates = self.series.get("clips_per_second", ([], []))
         return float(
             sum(step / rate for step, rate in zip(np.diff([0, *clips]), rates, strict=True) if rate > 0)
@@ -48,7 +54,7 @@ class Metrics:
 
 
 def read_json(path: str) -> tuple[dict | None, str | None]:
-    """The object in a JSON file, or None with the reason as a sentence; (None, None) where there is no file."""
+    """The object in a JSON file and None, or None and the reason as a sentence; (None, None) if no file."""
     if not storage.exists(path):
         return None, None
     try:
@@ -63,7 +69,10 @@ def read_json(path: str) -> tuple[dict | None, str | None]:
 
 
 def read_json_lines(path: str) -> tuple[list[dict], list[str]]:
-    """The objects of a file with one a line, and a sentence for each line that is none (the last one may be cut off by a crash)."""
+    """The objects of a file with one per line, and a sentence for each line that is not an object.
+
+    A crash may have cut off the last line.
+    """
     rows, problems = [], []
     if not storage.exists(path):
         return rows, problems
@@ -82,7 +91,10 @@ def read_json_lines(path: str) -> tuple[list[dict], list[str]]:
 
 
 def read_metrics(stage_folder: str) -> Metrics:
-    """metrics.jsonl, or metrics/part-*.jsonl where the run's folder is an object store. Of two reports at the same clips the later one counts."""
+    """The reports of a stage, from metrics.jsonl, or from metrics/part-*.jsonl on object stores.
+
+    If two reports have the same clips, the later one counts. Series from validation.jsonl are validation_KEY.
+    """
     rows, problems = read_json_lines(storage.join(stage_folder, "metrics.jsonl"))
     for part in storage.list_files(storage.join(stage_folder, "metrics")):
         more, more_problems = read_json_lines(part)
@@ -119,7 +131,7 @@ def read_metrics(stage_folder: str) -> Metrics:
 
 
 def read_checkpoint_card(stage_folder: str) -> tuple[dict | None, str | None]:
-    """checkpoint.json of the newest checkpoint (its weights stay where they are), or None and why."""
+    """checkpoint.json of the newest checkpoint, or None and why; its weights are not read."""
     latest = storage.join(stage_folder, "checkpoints", "latest")
     if not storage.exists(latest):
         return None, None
@@ -129,7 +141,10 @@ def read_checkpoint_card(stage_folder: str) -> tuple[dict | None, str | None]:
 
 
 def read_table(path: str) -> tuple[pa.Table | None, list[str]]:
-    """One Parquet file's rows, without the bulky columns of a shard; None and why, where it is damaged; (None, []) where there is no file."""
+    """One Parquet file's rows, without the bulky columns of a shard, and sentences about what is wrong.
+
+    Rows are None if the file is damaged; (None, []) if there is no file.
+    """
     if not storage.exists(path):
         return None, []
     try:
@@ -142,7 +157,10 @@ def read_table(path: str) -> tuple[pa.Table | None, list[str]]:
 
 
 def read_segments(data_folder: str) -> tuple[pa.Table, list[str]]:
-    """What is known of each segment, and a sentence for each damaged file: from the index, or shard by shard where preprocessing has not finished."""
+    """What is known of each segment, and a sentence for each damaged file.
+
+    It comes from the index, or shard by shard if preprocessing has not finished.
+    """
     index, problems = read_table(storage.join(data_folder, "index.parquet"))
     if index is not None:
         return index, problems
@@ -165,14 +183,20 @@ def _read_tables(folder: str, schema: pa.Schema, problems: list[str]) -> tuple[p
 
 
 class ClipPlayers:
-    """Players for the clips of one configuration: the video, and a strip of its frames over its mel spectrogram."""
+    """Players for the clips of one configuration: a video, and a strip of frames and mel spectrogram."""
 
     def __init__(self, config) -> None:
         self.config = config
         self.mel_frames = MelFrames(config)
 
     def from_file(self, path: str, *, description: str, title: str = "") -> list[Markup]:
-        """Player for a video file of the run. Raises MediaError where it is missing, damaged, or has no sound or picture."""
+        """Player for a video file of the run.
+
+        path: the file.
+        description: text alternative.
+        title: stands over the strip if two clips are shown side by side.
+        Raises MediaError if the file is missing or damaged, or has no sound or no picture.
+        """
         clip = self.config.clip
         if not storage.exists(path):
             raise MediaError("not_found", f"there is no file {path}")
@@ -190,7 +214,11 @@ class ClipPlayers:
     def from_clip(
         self, clip: Clip, mel_TMS: np.ndarray, *, description: str, title: str = ""
     ) -> list[Markup]:
-        """Player for a clip in memory, with the mel frames stored for it and its waveform."""
+        """Player for a clip in memory, with its waveform.
+
+        mel_TMS: the mel frames stored for the clip, in [-1, 1].
+        description, title: as in `from_file`.
+        """
         with tempfile.TemporaryDirectory(prefix="proav-") as folder:
             path = Path(folder) / "clip.mp4"
             clip.save(str(path))
@@ -205,7 +233,11 @@ class ClipPlayers:
     def _strip(
         self, clip: Clip, mel_TMS: np.ndarray, waveform_L: np.ndarray | None, *, description: str, title: str
     ) -> Markup:
-        text = f"{counted(len(clip.video), 'frame')} over the mel spectrogram of the sound, {clip.seconds:g} seconds: {description}"
+        """`clip_strip` of a clip, with its arguments; the number of frames is put before the description."""
+        text = (
+            f"{counted(len(clip.video), 'frame')} over the mel spectrogram of the sound, "
+            f"{clip.seconds:g} seconds: {description}"
+        )
         mel = self.config.mel
         return clip_strip(
             clip.video,

@@ -1,7 +1,7 @@
-"""report.html of a run: samples to play, spectrograms, reconstructions, curves and metrics, in one file that opens offline.
+"""report.html of a run: samples, spectrograms, reconstructions, curves, metrics; one file that opens offline.
 
-It reads only what the run left on disk, local or remote, and measures nothing itself (`proav/evaluate/` does). The page about the data
-set is `proav/reports/data_page.py`. Reports are ours, not the paper's.
+It reads only what the run left on disk, local or remote. It measures nothing itself (`proav/evaluate` does).
+Not here: the page about the data set (`data_page.py`). Reports are ours, not the paper's.
 """
 
 import json
@@ -45,7 +45,7 @@ from proav.runs.layout import RunFolder
 __all__ = ["write_data_report", "write_report"]
 
 MAX_SAMPLES = 24
-"""Clips shown at most: with their videos inside, a page of 256x256 clips stays near 10 MB."""
+"""Most clips that are shown: a page with this many videos of 256x256 pixels stays near 10 MB."""
 MAX_RECONSTRUCTIONS = 12
 NOT_CURVES = {"clips", "step", "seconds", "epoch", "loss", "clips_per_second"}
 TRAINED = ("mdsa", "stdit")
@@ -54,7 +54,7 @@ TRAINED = ("mdsa", "stdit")
 def write_report(config: Config) -> str:
     """Writes <run_dir>/report.html from what the run has left so far, and returns its path.
 
-    Parts of the run that are not there yet take one line that names the command; damaged files are named in the page.
+    If a part of the run is not there yet, the page has one line with its command. It names damaged files.
     """
     run = config.run_folder
     metrics = {stage: read_metrics(storage.join(run, stage)) for stage in TRAINED}
@@ -87,7 +87,7 @@ def command(config: Config, job: str, *words: str) -> str:
 
 
 def clip_words(config: Config) -> str:
-    """The clip's geometry in words: `8 frames of 64x64 pixels at 5 fps, 1.6 seconds, with sound at 16 kHz`."""
+    """A clip in words: `8 frames of 64×64 pixels at 5 fps, 1.6 seconds, with sound at 16 kHz`."""
     clip = ClipGeometry.from_config(config)
     picture = f"{clip.num_frames} frames of {clip.width}×{clip.height} pixels at {clip.fps} fps"
     return f"{picture}, {clip.seconds:g} seconds, with sound at {clip.sample_rate / 1000:g} kHz"
@@ -96,6 +96,13 @@ def clip_words(config: Config) -> str:
 def _header(
     config: Config, metrics: dict[str, Metrics], cards: dict, segments: pa.Table, samples: list[dict]
 ) -> list[Markup]:
+    """Title, statement and facts at the top of the page.
+
+    metrics: {stage: its reports}.
+    cards: {stage: checkpoint.json of its newest checkpoint, or None}.
+    segments: the index of the data.
+    samples: the lines of samples/manifest.jsonl.
+    """
     seeds = sorted({sample["seed"] for sample in samples if "seed" in sample}, key=str)
     settings = dict.fromkeys(
         f"{sample.get('steps', '?')} steps, guidance {sample.get('guidance_scale', 1)}" for sample in samples
@@ -142,7 +149,10 @@ def _header(
 
 
 def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segments: pa.Table) -> list[str]:
-    """What such a run can and cannot show, built from its numbers; the defaults of proav/config are the paper's scale."""
+    """What this run can and cannot show, built from its numbers; arguments as in `_header`.
+
+    The defaults of proav/config are the paper's scale.
+    """
     paper = Config()
     full = {"mdsa": paper.mdsa.train.num_clips, "stdit": paper.stdit.train.num_clips}
     seen = {stage: max(metrics[stage].clips, int((cards[stage] or {}).get("clips", 0))) for stage in TRAINED}
@@ -156,7 +166,8 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
     ]
     text = " and ".join(parts)
     text += (
-        f", drawn from {counted(sources, 'source')} ({duration(float(segment_seconds(train).sum()))} of video)"
+        f", drawn from {counted(sources, 'source')} "
+        f"({duration(float(segment_seconds(train).sum()))} of video)"
         if sources
         else ""
     )
@@ -174,22 +185,32 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
     scale = [
         f"Full-size training shows the two models {number(full['mdsa'])} and {number(full['stdit'])} clips "
         f"of {paper.clip.width}×{paper.clip.height} pixels; "
-        f"this run has had {_percent(seen['mdsa'] / full['mdsa'])} and {_percent(seen['stdit'] / full['stdit'])} of that"
+        f"this run has had {_percent(seen['mdsa'] / full['mdsa'])} and "
+        f"{_percent(seen['stdit'] / full['stdit'])} of that"
         + (f", at {_percent(pixels)} of the pixels." if pixels < 1 else ".")
     ]
     if share < 0.1:
-        verdict = "Expect blurry pictures and rough sound. This shows that the road from file to sample works, not what the method can reach."
+        verdict = (
+            "Expect blurry pictures and rough sound. This shows that the road from file to sample works, "
+            "not what the method can reach."
+        )
     elif share < 1 or pixels < 1:
         verdict = "This is a part of full-size training: the clips show where it is going, not where it ends."
     else:
-        verdict = "This is full-size training; compare its metrics with others' only where the protocols are the same."
+        verdict = (
+            "This is full-size training; compare its metrics with others' only where the protocols are "
+            "the same."
+        )
     if 0 < sources < 100:
-        verdict += f" With {counted(sources, 'source')} a generator can also repeat what it has seen: a sharp sample is not yet a new one."
+        verdict += (
+            f" With {counted(sources, 'source')} a generator can also repeat what it has seen: "
+            "a sharp sample is not yet a new one."
+        )
     return [f"{text[0].upper()}{text[1:]}.", *scale, *measured, verdict]
 
 
 def _measured_sentence(config: Config) -> list[str]:
-    """MDSA's numbers beside those of simple codes; nothing before they are measured."""
+    """One sentence with MDSA's numbers beside those of simple codes; [] if they are not measured yet."""
     values, _ = read_json(RunFolder(config).metrics)
     reconstruction = (values or {}).get("reconstruction")
     if not isinstance(reconstruction, dict):
@@ -218,6 +239,12 @@ def _percent(share: float) -> str:
 def _samples(
     config: Config, players: ClipPlayers, samples: list[dict], problems: list[str], card: dict | None
 ) -> list[Markup]:
+    """The section of generated clips.
+
+    players: makes the players.
+    samples, problems: the lines of samples/manifest.jsonl, and what was wrong with others.
+    card: checkpoint.json of ST-DiT's newest checkpoint, or None.
+    """
     if not samples:
         return [
             todo("No clips have been generated yet:", command(config, "generate")),
@@ -230,7 +257,10 @@ def _samples(
         if len(samples) == len(shown)
         else f"The first {len(shown)} of {counted(len(samples), 'clip')}"
     )
-    how = "Under each video stand its frames and its sound as a mel spectrogram, over one time axis; a click there goes to that time."
+    how = (
+        "Under each video stand its frames and its sound as a mel spectrogram, over one time axis; "
+        "a click there goes to that time."
+    )
     notes = [element("p", f"{count}, in the order of their index: none was picked. {how}", class_="note")]
     hashes = {str(sample.get("checkpoint")) for sample in samples}
     if len(hashes) > 1:
@@ -242,7 +272,8 @@ def _samples(
     elif card and card.get("hash") and not _same_hash(str(card["hash"]), *hashes):
         notes.append(
             warning(
-                f"These clips were made by the checkpoint {hashes.pop()[:16]}, which is not this run's newest."
+                f"These clips were made by the checkpoint {hashes.pop()[:16]}, "
+                "which is not this run's newest."
             )
         )
     return [
@@ -253,7 +284,7 @@ def _samples(
 
 
 def _same_hash(newest: str, made_by: str) -> bool:
-    """A manifest may hold the first digits of a hash only."""
+    """Whether two hashes agree; a manifest may hold only the first digits of a hash."""
     return newest.startswith(made_by) or made_by.startswith(newest)
 
 
@@ -282,7 +313,7 @@ def _sample(config: Config, players: ClipPlayers, sample: dict) -> Markup:
 
 
 def _sample_path(config: Config, sample: dict) -> str:
-    """The manifest's path, which is relative to the samples' folder or to the run's, or whole."""
+    """The path in a manifest's line made whole; it may be relative to the samples' folder or to the run's."""
     path = str(sample.get("path", ""))
     folder = RunFolder(config).samples
     if not path:
@@ -335,7 +366,10 @@ def _reconstructions(config: Config, players: ClipPlayers) -> list[Markup]:
         "validation": "clips of sources the autoencoder never saw",
     }[config.evaluate.split]
     limits = f" The first {MAX_RECONSTRUCTIONS} of {len(names)}." if len(names) > MAX_RECONSTRUCTIONS else ""
-    note = f"Real {split}, beside what is left of them after encoding and decoding: the best that the generator could reach with this autoencoder."
+    note = (
+        f"Real {split}, beside what is left of them after encoding and decoding: "
+        "the best that the generator could reach with this autoencoder."
+    )
     return [element("p", note, limits, class_="note"), element("div", pairs, class_="pairs")]
 
 

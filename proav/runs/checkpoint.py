@@ -1,7 +1,8 @@
-"""The one checkpoint format: weights, moving average, configuration, latent statistics, versions and checksums in a folder.
+"""The one checkpoint format: a folder of weights, moving average, configuration, statistics and checksums.
 
-Weights and training state are safetensors, everything else is `checkpoint.json`, written last: nothing is ever unpickled.
-This room knows no model and no engine; `proav/train` decides what goes in, `proav/generation/pipeline.py` and `proav/latents/encode.py` read it.
+Weights and training state are safetensors. Everything else is `checkpoint.json`, which is written last.
+Nothing is ever unpickled. This module knows no model and no engine: `proav/train` decides what goes in;
+`proav/generation/pipeline.py` and `proav/latents/encode.py` read it.
 """
 
 import functools
@@ -46,12 +47,12 @@ HOW_TO_MAKE = {
 }
 _FOLDER = re.compile(r"^clips-(\d{12})$")
 _FIXED = {"mdsa": ("mdsa", "discriminators"), "stdit": ("mdsa", "stdit")}
-"""What of a configuration a checkpoint of each kind is bound to: without it its weights mean something else."""
+"""The kinds of settings to which a checkpoint is bound: with other ones its weights mean something else."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: what it is, and its tensors on demand."""
+    """An opened checkpoint: its description, and its tensors on demand."""
 
     path: str
     """The checkpoint's folder, local or remote."""
@@ -84,9 +85,10 @@ class Checkpoint:
         return f"{name}.safetensors" in self.files
 
     def weights(self, name: str = "ema") -> dict[str, torch.Tensor]:
-        """The tensors of one file, on the CPU: "ema" | "model" | "mdsa" (of a ST-DiT) | "discriminators" | "training/optimizer" | ...
+        """The tensors of one file, on the CPU.
 
-        Raises CheckpointError where there is no such file or it is damaged.
+        name: "ema", "model", "mdsa" (for ST-DiT), "discriminators", "training/optimizer" and others.
+        Raises CheckpointError if there is no such file, or it is damaged.
         """
         file = f"{name}.safetensors"
         if file not in self.files:
@@ -130,10 +132,23 @@ def save_checkpoint(
     keep: int = 2,
     dtype: torch.dtype = torch.float32,
 ) -> str:
-    """Writes `folder`/clips-<clips> whole or not at all, then moves `latest` to it; returns its path.
+    """Writes `folder`/clips-<clips> whole or not at all, then points `latest` to it; returns its path.
 
-    `tensors` is {file name without suffix: {tensor name: tensor}}; weights are stored contiguous, floating ones as `dtype`.
-    The newest `keep` checkpoints stay; folders with more clips than this one are leftovers of an abandoned line and go too.
+    Tensors are stored contiguous. Checkpoints with more clips are left over from an abandoned run: they are
+    removed.
+
+    folder: the folder of all checkpoints, local or remote.
+    kind: mdsa or stdit.
+    clips, step: clips seen and optimizer steps taken.
+    config: the resolved configuration.
+    tensors: {file name without suffix: {tensor name: tensor}}.
+    labels: the label vocabulary, in the order of the label embedding.
+    latent_mean, latent_std: statistics of the latents, [6 planes][D channels]; None for kind mdsa.
+    mdsa_hash: for kind stdit, the hash of the MDSA checkpoint whose weights it carries.
+    training: plain values that only a resume needs.
+    keep: how many of the newest checkpoints stay.
+    dtype: floating tensors are stored as this.
+    Raises CheckpointError if it cannot be written.
     """
     name = f"clips-{clips:012d}"
     path = storage.join(folder, name)
@@ -173,18 +188,22 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str, *, kind: str | None = None, verify: bool = True) -> Checkpoint:
-    """Opens a checkpoint: its folder, a `latest` file, or a folder that holds one.
+    """Opens a checkpoint.
 
-    verify: read every file and compare its size and SHA-256. Raises CheckpointError: not there, half written, damaged, of another
-    kind than `kind`, or of a format that this version does not read.
+    path: its folder, a `latest` file, or a folder that holds one.
+    kind: the expected kind; None: any.
+    verify: read every file and compare its size and SHA-256.
+    Raises CheckpointError if it is not there, half written, damaged, of another kind, or of a format that
+    this version does not read.
     """
     folder = _resolve(str(path), kind)
     index = _read_index(folder, kind)
     if kind is not None and index["kind"] != kind:
         raise CheckpointError(
-            f"{folder} is a checkpoint of {index['kind']}, expected one of {kind}; {HOW_TO_MAKE.get(kind, '')}".rstrip(
-                "; "
-            )
+            (
+                f"{folder} is a checkpoint of {index['kind']}, expected one of {kind}; "
+                f"{HOW_TO_MAKE.get(kind, '')}"
+            ).rstrip("; ")
         )
     for file, entry in index["files"].items() if verify else ():
         target = storage.join(folder, file)
@@ -193,7 +212,8 @@ def load_checkpoint(path: str, *, kind: str | None = None, verify: bool = True) 
         _check_file(folder, index["kind"], file, entry, functools.partial(storage.file_sha256, target))
     if _hash_of(index["files"]) != index["hash"]:
         raise CheckpointError(
-            f"{folder} is damaged: the table of files in {INDEX} does not match its hash; {_remedy(index['kind'])}"
+            f"{folder} is damaged: the table of files in {INDEX} does not match its hash; "
+            f"{_remedy(index['kind'])}"
         )
     try:
         config = config_from_dict(index["config"], origin=storage.join(folder, INDEX))
@@ -216,7 +236,7 @@ def load_checkpoint(path: str, *, kind: str | None = None, verify: bool = True) 
 
 
 def list_checkpoints(folder: str) -> list[tuple[int, str]]:
-    """(clips, path) of every complete checkpoint below `folder`, newest first; half-written ones are left out."""
+    """(clips, path) of every complete checkpoint below `folder`, newest first; no half-written ones."""
     filesystem, inner = storage.open_filesystem(folder)
     found = []
     for info in filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
@@ -230,9 +250,9 @@ def list_checkpoints(folder: str) -> list[tuple[int, str]]:
 def newest_good_checkpoint(
     folder: str, *, kind: str, warn: Callable[[str], None] = print
 ) -> Checkpoint | None:
-    """The newest checkpoint below `folder` that is whole; None where there is none at all.
+    """The newest whole checkpoint below `folder`; None if there is no checkpoint at all.
 
-    Damaged ones are passed over, each with a line to `warn`. Raises CheckpointError where every one is damaged.
+    Damaged ones are passed over, each with a line to `warn`. Raises CheckpointError if all are damaged.
     """
     found = list_checkpoints(folder)
     failures = []
@@ -248,13 +268,17 @@ def newest_good_checkpoint(
         return checkpoint
     if failures:
         raise CheckpointError(
-            f"none of the {len(found)} checkpoints in {folder} can be used ({failures[0]}); delete that folder to start anew"
+            f"none of the {len(found)} checkpoints in {folder} can be used ({failures[0]}); "
+            "delete that folder to start anew"
         )
     return None
 
 
 def check_resumable(checkpoint: Checkpoint, config: Config, labels: tuple[str, ...] = ()) -> None:
-    """Raises CheckpointError, naming the keys, where `config` describes another model or other clips than the checkpoint."""
+    """Raises CheckpointError, with the keys, if `config` or `labels` do not fit the checkpoint.
+
+    They do not fit if they describe another model or other clips.
+    """
     ours, theirs = (setting_values(one) for one in (config, checkpoint.config))
     fixed = sorted(settings_that_change(*_FIXED[checkpoint.kind]))
     differing = [key for key in fixed if ours[key] != theirs[key]]
@@ -302,12 +326,14 @@ def _follow(path: str, hint: str) -> str:
         name = ""
     if not _FOLDER.match(name):
         raise CheckpointError(
-            f"{path} does not name a checkpoint folder (clips-<12 digits>); expected a checkpoint folder or a `{LATEST}` file; {hint}"
+            f"{path} does not name a checkpoint folder (clips-<12 digits>); "
+            f"expected a checkpoint folder or a `{LATEST}` file; {hint}"
         )
     folder = storage.join(path.rsplit("/", 1)[0] if "/" in path else ".", name)
     if not storage.is_folder(folder):
         raise CheckpointError(
-            f"{path} names {name}, which is not there; give the path of another checkpoint beside it, or {hint}"
+            f"{path} names {name}, which is not there; "
+            f"give the path of another checkpoint beside it, or {hint}"
         )
     return folder
 
@@ -320,7 +346,8 @@ def _read_index(folder: str, kind: str | None) -> dict:
                 f"{folder} is half written: {INDEX} is missing; give another checkpoint, or delete the folder"
             )
         raise CheckpointError(
-            f"no checkpoint in {folder}: neither {INDEX} nor `{LATEST}` is there; {HOW_TO_MAKE.get(kind or 'stdit')}"
+            f"no checkpoint in {folder}: neither {INDEX} nor `{LATEST}` is there; "
+            f"{HOW_TO_MAKE.get(kind or 'stdit')}"
         )
     try:
         index = json.loads(storage.read_text(path))
@@ -335,7 +362,8 @@ def _read_index(folder: str, kind: str | None) -> dict:
     if index["format"] != FORMAT:
         changed = f" ({WHAT_CHANGED[index['format']]})" if index["format"] in WHAT_CHANGED else ""
         raise CheckpointError(
-            f"{folder} has checkpoint format {index['format']}, this proav {_proav_version()} reads format {FORMAT}{changed}; "
+            f"{folder} has checkpoint format {index['format']}, "
+            f"this proav {_proav_version()} reads format {FORMAT}{changed}; "
             f"train anew in another run_dir=DIR, or install the proav that made it: {index.get('versions')}"
         )
     wanted = {
@@ -360,7 +388,12 @@ def _read_index(folder: str, kind: str | None) -> dict:
 
 
 def _check_file(folder: str, kind: str, file: str, entry: dict, read: Callable[[], tuple[str, int]]) -> None:
-    """read() gives SHA-256 and bytes; a file that differs is read once more. Raises CheckpointError."""
+    """Raises CheckpointError if a file differs from its entry, also at a second reading.
+
+    folder, kind, file: the checkpoint's folder and kind, and the file's name, for messages.
+    entry: {"bytes", "sha256"} as the index has them.
+    read: returns (SHA-256, bytes) of the file.
+    """
     wanted = entry["sha256"], entry["bytes"]
     if read() == wanted:
         return
@@ -376,10 +409,17 @@ def _check_file(folder: str, kind: str, file: str, entry: dict, read: Callable[[
 
 
 def _remedy(kind: str | None) -> str:
-    return f"give an older checkpoint, copy this one again, or {HOW_TO_MAKE.get(kind or 'stdit', HOW_TO_MAKE['stdit'])}"
+    return (
+        "give an older checkpoint, copy this one again, or "
+        f"{HOW_TO_MAKE.get(kind or 'stdit', HOW_TO_MAKE['stdit'])}"
+    )
 
 
 def _prune(folder: str, clips: int, keep: int) -> None:
+    """Removes old checkpoints and those with more than `clips` clips.
+
+    The newest `keep` of the others stay, and the one that `latest` names.
+    """
     named = storage.read_text(storage.join(folder, LATEST)).strip()
     found = list_checkpoints(folder)
     kept = [path for seen, path in found if seen <= clips][:keep]
@@ -389,12 +429,20 @@ def _prune(folder: str, clips: int, keep: int) -> None:
 
 
 def _write_tensors(group: Mapping[str, torch.Tensor], target: str, path: str, dtype: torch.dtype) -> None:
+    """Writes tensors to a local file.
+
+    group: {name: tensor}.
+    target: the file.
+    path: the checkpoint, for messages.
+    dtype: floating tensors are stored as this.
+    Raises CheckpointError if it cannot be written.
+    """
     storable = {key: _storable(value, dtype) for key, value in group.items()}
 
     def write() -> None:
         try:
             save_file(storable, target)
-        except SafetensorError as error:  # its only error: what the operating system said is in the text
+        except SafetensorError as error:  # its only error type: the operating system's number is in the text
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]), str(error), target) if number else error from error
 

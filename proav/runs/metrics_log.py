@@ -1,7 +1,8 @@
-"""metrics.jsonl: the curve of a training run, one JSON object a report.
+"""metrics.jsonl: the curve of a training run, with one JSON object for each report.
 
-On this machine's disks a file that grows; on object stores, where nothing can be appended to, parts in metrics/part-*.jsonl.
-After a resume, lines beyond the checkpoint are dropped, so that the curve is that of an uninterrupted run.
+On a local disk it is one file that grows. Object stores cannot append: there it is parts,
+metrics/part-*.jsonl. After a resume, lines beyond the checkpoint are dropped, so that the curve is that of an
+uninterrupted run.
 """
 
 import json
@@ -12,11 +13,15 @@ from proav import storage
 from proav.storage.patience import patiently
 
 FLUSH_SECONDS = 60.0
-"""On object stores, a part is written at least this often while lines come in."""
+"""On object stores, the time after which the next line completes a part."""
 
 
 class MetricsLog:
-    """Writes the reports of one stage; only worker 0 has one."""
+    """Writes the reports of one stage; only worker 0 has one.
+
+    stage_folder: <run_dir>/<stage>, local or remote.
+    resume_clips: lines beyond this many clips are dropped.
+    """
 
     def __init__(self, stage_folder: str, *, resume_clips: int) -> None:
         self.folder, self.remote = stage_folder, storage.is_remote(stage_folder)
@@ -33,7 +38,7 @@ class MetricsLog:
             self.flush()
 
     def _append(self, text: str) -> None:
-        """Adds to the file's present end, so that a failed try leaves no half line behind."""
+        """Writes from the file's present end at each try, so that a failed try leaves no half line."""
         place = self._file.stat().st_size if self._file.exists() else 0
 
         def write() -> None:
@@ -45,7 +50,7 @@ class MetricsLog:
         patiently(write, f"writing {self._file}")
 
     def flush(self) -> None:
-        """Object stores: the lines so far become a part. Called with every checkpoint."""
+        """On object stores the lines so far become a part; it is called with every checkpoint."""
         if self.lines:
             storage.write_text(
                 storage.join(self.folder, "metrics", f"part-{self.lines[0]['clips']:012d}.jsonl"),
@@ -81,14 +86,14 @@ class MetricsLog:
 
 
 def read_metrics(stage_folder: str) -> list[dict]:
-    """Every report of a stage in order; empty where it has not begun."""
+    """Every report of a stage in order; empty if it has not begun."""
     single = storage.join(stage_folder, "metrics.jsonl")
     files = [single] if storage.exists(single) else storage.list_files(storage.join(stage_folder, "metrics"))
     return [line for file in files for line in _parse(storage.read_text(file))]
 
 
 def _parse(text: str) -> list[dict]:
-    """The whole lines of a JSON-lines file; a last line cut off by a crash is dropped."""
+    """The whole lines of a JSON-lines file; a last line that a crash cut off is dropped."""
     return [
         json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n") and line.strip()
     ]

@@ -1,14 +1,22 @@
-"""Progress of long work: done / total, rate and time left; one line that renews itself on a terminal, plain lines elsewhere."""
+"""Progress of long work: done / total, rate and time left.
+
+A terminal shows one line that renews itself; elsewhere there are plain lines.
+"""
 
 import sys
 import time
 
 
 class Progress:
-    """Counts towards `total` and says so on stderr.
+    """Counts towards `total` and shows it on stderr.
 
-    A terminal sees one renewed line; a log file sees a line at most every `every_seconds`. The rate is of this run alone: work
-    found done (`start`) counts as done, not as speed.
+    The rate is of this process alone: work that was found done counts as done, not as speed.
+
+    what: name of the work.
+    total, unit: its amount, and in what it is counted.
+    start: the amount that was found done.
+    every_seconds: least time between lines in a log file.
+    stream: where lines go; None: stderr.
     """
 
     def __init__(
@@ -21,7 +29,7 @@ class Progress:
         self.began = self.shown = time.monotonic()
 
     def update(self, done: int, note: str = "") -> None:
-        """Sets the count; `note` is put behind it, such as a loss."""
+        """Sets the count; `note`, such as a loss, is shown after it."""
         self.done = done
         now = time.monotonic()
         if now - self.shown >= self.every_seconds:
@@ -43,7 +51,10 @@ class Progress:
             if rate > 0 and self.done < self.total
             else ""
         )
-        line = f"{self.what}: {self.done:,} / {self.total:,} {self.unit}, {rate:.3g} {self.unit}/s{left}, {duration(elapsed)} so far{'  ' + note if note else ''}"
+        line = (
+            f"{self.what}: {self.done:,} / {self.total:,} {self.unit}, {rate:.3g} {self.unit}/s{left}, "
+            f"{duration(elapsed)} so far{'  ' + note if note else ''}"
+        )
         self.stream.write(f"\r\x1b[2K{line}" if self.terminal else line + "\n")
         self.stream.flush()
 

@@ -1,5 +1,4 @@
-"""Files, local or remote: one set of functions for both, patience where storage fails for a moment, one owner
-at a time for a folder."""
+"""Files, local or remote: one set of functions for both, patience with storage, one owner for a folder."""
 
 from proav.storage.files import (
     delete_file,
@@ -28,8 +27,8 @@ from proav.storage.files import (
 )
 
 __all__ = [
-    "delete_file", "delete_folder", "exists", "file_info", "file_sha256", "flush", "is_folder", "is_remote", "join",
-    "list_files", "local_copy", "make_folder", "open_filesystem", "open_patiently", "read_bytes", "read_text",
-    "remove_leftovers", "rename", "temporary_name", "upload_file", "write_bytes", "write_folder",
+    "delete_file", "delete_folder", "exists", "file_info", "file_sha256", "flush", "is_folder", "is_remote",
+    "join", "list_files", "local_copy", "make_folder", "open_filesystem", "open_patiently", "read_bytes",
+    "read_text", "remove_leftovers", "rename", "temporary_name", "upload_file", "write_bytes", "write_folder",
     "write_text",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Files, local or remote, behind one set of functions: every path in proav may be a folder on this machine or a URI.
+"""Files, local or remote, behind one set of functions: each path in proav is one of this machine or a URI.
 
-pyarrow's own file systems open local paths, s3://, gs://, hdfs://; fsspec opens the rest. A file that is being written never
-carries its final name, so that a reader sees a whole file or none (STYLE: nothing half written).
+pyarrow's own file systems open local paths, s3://, gs:// and hdfs://; fsspec opens the rest. A file that is
+being written never has its final name, so that a reader sees a whole file or none.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from proav.storage.filesystems import FsspecHandler, LocalFile, PatientFile, Pat
 from proav.storage.patience import patiently
 
 LEFTOVERS = ".*.tmp"
-"""Names of what was being written when its process was killed."""
+"""Pattern of hidden names; a process that was killed while it wrote leaves such files."""
 
 
 def is_remote(path: str) -> bool:
-    """True for URIs such as s3://bucket/key; a local path, file:// included, is not remote."""
+    """True for URIs such as s3://bucket/key; false for local paths, also those with file://."""
     return "://" in str(path) and not str(path).startswith("file://")
 
 
@@ -61,7 +61,7 @@ def join(root: str, *parts: str) -> str:
 
 
 def file_info(path: str) -> pafs.FileInfo:
-    """Type, size in bytes and modification time of `path`; type NotFound where there is nothing."""
+    """Type, size in bytes and modification time of `path`; the type is NotFound if there is nothing."""
     filesystem, inner = open_filesystem(path)
     return filesystem.get_file_info(inner)
 
@@ -75,7 +75,10 @@ def is_folder(path: str) -> bool:
 
 
 def make_folder(path: str) -> str:
-    """Creates the folder and its parents; returns `path`. Raises UserError where a file stands in the way or writing is refused."""
+    """Creates the folder and its parents; returns `path`.
+
+    Raises UserError if a file is in the way, or writing is refused.
+    """
     filesystem, inner = open_filesystem(path)
     try:
         filesystem.create_dir(inner, recursive=True)
@@ -87,7 +90,10 @@ def make_folder(path: str) -> str:
 
 
 def list_files(path: str, *, recursive: bool = True) -> list[str]:
-    """Every file below the folder `path`, sorted by name; empty where there is no such folder. Hidden and temporary names are left out."""
+    """Every file below the folder `path`, sorted by name; empty if there is no such folder.
+
+    Hidden and temporary names are left out.
+    """
     filesystem, inner = open_filesystem(path)
     selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
     files = (info.path for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
@@ -95,7 +101,7 @@ def list_files(path: str, *, recursive: bool = True) -> list[str]:
     shown = [
         file for file in files if not any(part.startswith(".") for part in file[relative_start:].split("/"))
     ]
-    # A URI may hold what the inner path does not, such as the host of hdfs://host/folder: it stays in front.
+    # A URI may hold what the inner path does not, such as the host of hdfs://host/folder. It stays in front.
     return sorted(join(path, file[relative_start:]) if is_remote(path) else file for file in shown)
 
 
@@ -107,9 +113,10 @@ def read_bytes(path: str) -> bytes:
 
 
 def open_patiently(path: str, on_wait: Callable[[float], None]) -> PatientFile:
-    """A file to read in any place; what fails for a moment is tried again. on_wait: as in `patiently`.
+    """A file that can be read at any place; what fails for a moment is tried again.
 
-    Raises OSError, and StorageUnavailable where storage fails for longer than job.retry_seconds.
+    on_wait: as in `patiently`.
+    Raises OSError, and StorageUnavailable if storage fails for longer than job.retry_seconds.
     """
     if not is_remote(path):
         local = os.path.abspath(str(path).removeprefix("file://"))
@@ -135,10 +142,12 @@ def read_text(path: str) -> str:
 
 @contextlib.contextmanager
 def write_folder(path: str) -> Iterator[str]:
-    """A local folder to fill, which becomes `path` when the block ends without an error; an older `path` is replaced.
+    """A local folder to fill; it becomes `path` if the block ends without an error.
 
-    Local: a hidden sibling, flushed to the disk, renamed; an older folder is moved aside before and deleted
-    after that. Remote: a temporary local folder, uploaded file by file, the JSON files last: they mark a
+    An older folder at `path` is replaced.
+    Local: it is a hidden sibling, which is flushed to the disk and renamed. An older folder is moved aside
+    before that and deleted afterwards.
+    Remote: it is a temporary local folder, uploaded file by file. The JSON files come last, since they mark a
     folder as complete.
     """
     import tempfile
@@ -178,7 +187,7 @@ def write_folder(path: str) -> Iterator[str]:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Writes the whole file or nothing: under a hidden name, flushed to the disk, then moved.
+    """Writes the whole file or nothing: under a hidden name, flushed to the disk, then renamed.
 
     Object stores publish a file only when it is closed. Raises UserError if writing is refused or there is no
     room.
@@ -203,7 +212,8 @@ def write_bytes(path: str, data: bytes) -> None:
         rename(temporary, target)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with run_dir=DIR"
+            f"cannot write {path}: {error.strerror or error}; "
+            "free some space or choose another folder with run_dir=DIR"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -211,7 +221,7 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def upload_file(path: str, source) -> None:
-    """Writes all that a binary file holds to a remote path. Raises UserError if writing is refused."""
+    """Writes all of an open binary file to a remote path. Raises UserError if writing is refused."""
     filesystem, inner = _open(path)
     try:
         upload(filesystem, inner, source)
@@ -223,12 +233,12 @@ def upload_file(path: str, source) -> None:
 
 
 def temporary_name(target: Path) -> Path:
-    """A hidden name beside `target`, for what is not complete yet; one that no other writer uses."""
+    """A hidden name beside `target` for what is not complete yet; no other writer uses it."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def rename(temporary: Path, target: Path) -> None:
-    """Gives a complete local file or folder its name; a power cut leaves the old one or the new one."""
+    """Gives a complete local file or folder its final name; a power cut leaves the old one or the new one."""
 
     failed = False
 
@@ -237,7 +247,7 @@ def rename(temporary: Path, target: Path) -> None:
         try:
             os.replace(temporary, target)
         except FileNotFoundError:
-            if not (failed and target.exists()):  # else an earlier try has moved it, and its answer was lost
+            if not (failed and target.exists()):  # else an earlier try moved it, and its answer was lost
                 raise
         except OSError:
             failed = True
@@ -248,7 +258,7 @@ def rename(temporary: Path, target: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Has the disk keep what was written to a local file, or the names in a local folder."""
+    """Flushes to the disk what was written to a local file, or the names in a local folder."""
 
     def sync() -> None:
         handle = os.open(path, os.O_RDONLY)
@@ -261,9 +271,9 @@ def flush(path: Path) -> None:
 
 
 def remove_leftovers(folder: str) -> int:
-    """Deletes what killed writers left in a local folder, and says how many; no writer may be at work there.
+    """Deletes what killed writers left in a local folder; returns how many.
 
-    Object stores have none: they publish whole files only.
+    No writer may be at work there. Object stores have no leftovers: they publish whole files only.
     """
     if is_remote(folder):
         return 0
@@ -281,14 +291,14 @@ def write_text(path: str, text: str) -> None:
 
 
 def delete_file(path: str) -> None:
-    """Removes a file; nothing happens where there is none."""
+    """Removes a file; nothing happens if there is none."""
     filesystem, inner = open_filesystem(path)
     if filesystem.get_file_info(inner).type == pafs.FileType.File:
         filesystem.delete_file(inner)
 
 
 def delete_folder(path: str) -> None:
-    """Removes the folder with all it holds; nothing happens where there is none."""
+    """Removes the folder with all it holds; nothing happens if there is none."""
     filesystem, inner = open_filesystem(path)
     if filesystem.get_file_info(inner).type == pafs.FileType.Directory:
         filesystem.delete_dir(inner)
@@ -296,7 +306,7 @@ def delete_folder(path: str) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: str) -> Iterator[str]:
-    """A local folder with the files of `path`: the folder itself where it is local, else a temporary download."""
+    """A local folder with the files of `path`: the folder itself if local, else a temporary download."""
     import tempfile
 
     if not is_remote(path):

@@ -1,6 +1,6 @@
-"""A pyarrow file system whose every operation is patient (`proav/storage/patience.py`), around any other.
+"""A pyarrow file system around any other, whose every operation is patient (`proav/storage/patience.py`).
 
-Ray and pyarrow are given this one as well, so that their own reads and writes are as patient as ours.
+Ray and pyarrow get it as well, so that their own reads and writes are as patient as ours.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ import pyarrow.fs as pafs
 from proav.storage.patience import patiently
 
 IN_MEMORY_BYTES = 16 << 20
-"""What is written to an object store waits in memory up to this size, then in a temporary file."""
+"""Data for an object store waits in memory up to this size, beyond it in a temporary file."""
 PIECE_BYTES = 4 << 20
 
 
 class PatientHandler(pafs.FileSystemHandler):
     """`inner`, with each operation tried again while its error may pass.
 
-    A read goes on at the byte at which it failed. What is written is kept until the stream is closed and then
+    A read goes on at the byte at which it failed. Written data is kept until the stream is closed, then
     uploaded as a whole, so that a failed upload can begin anew.
     """
 
@@ -95,11 +95,11 @@ class PatientHandler(pafs.FileSystemHandler):
 
 
 class FsspecHandler(pafs.FSSpecHandler):
-    """fsspec's file systems, with errors that come out as they are.
+    """fsspec's file systems, with errors that are not hidden.
 
-    fsspec's own `find` leaves out folders that it cannot read; its `exists`, `isfile` and `isdir`, which
-    pyarrow asks before each call, take any error for a no. After one time-out a run's checkpoints would not
-    be there, and it would begin anew.
+    fsspec's own `find` leaves out folders that it cannot read. Its `exists`, `isfile` and `isdir`, which
+    pyarrow asks before each call, take any error for a no. Then one time-out would hide a run's checkpoints,
+    and the run would begin anew.
     """
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
@@ -137,7 +137,12 @@ class FsspecHandler(pafs.FSSpecHandler):
 
 
 def upload(filesystem: pafs.FileSystem, path: str, source: BinaryIO, metadata: dict | None = None) -> None:
-    """Writes all of `source` to `path`, from its beginning at each try."""
+    """Writes all of `source` to `path`; each try begins at the start of `source`.
+
+    filesystem, path: where to write.
+    source: an open binary file.
+    metadata: as pyarrow's `open_output_stream` takes it.
+    """
 
     def write() -> None:
         source.seek(0)
@@ -148,7 +153,7 @@ def upload(filesystem: pafs.FileSystem, path: str, source: BinaryIO, metadata: d
 
 
 class _Deletion:
-    """A deletion; what is gone at a second try was deleted by the first, whose answer was lost."""
+    """A deletion; if nothing is there at a second try, the first one deleted it, and its answer was lost."""
 
     def __init__(self, delete) -> None:
         self.delete, self.tried = delete, False
@@ -164,7 +169,7 @@ class _Deletion:
 
 
 class LocalFile:
-    """A file of this machine as pyarrow's are read, whatever bytes its name has."""
+    """A local file with the reading methods of pyarrow's files, whatever bytes its name has."""
 
     def __init__(self, path: str) -> None:
         self._file = open(path, "rb", buffering=0)
@@ -180,10 +185,12 @@ class LocalFile:
 
 
 class PatientFile:
-    """Reads any part of one file, from any thread; opened anew if a read fails.
+    """Reads any part of one file, from any thread; the file is opened anew if a read fails.
 
-    opener: makes a file with `size()`, `read_at(num_bytes, offset)` and `close()`. name: for messages.
-    on_wait: as in `patiently`. Raises what `opener` raises, and StorageUnavailable.
+    opener: makes a file with `size()`, `read_at(num_bytes, offset)` and `close()`.
+    name: for messages.
+    on_wait: as in `patiently`.
+    Raises what `opener` raises, and StorageUnavailable.
     """
 
     def __init__(
@@ -198,7 +205,7 @@ class PatientFile:
         self.size = self._patiently(self._ask_size, "opening")
 
     def read_at(self, offset: int, num_bytes: int) -> bytes:
-        """Bytes from `offset` on, fewer only at the end of the file."""
+        """`num_bytes` bytes from `offset` on; fewer only at the end of the file."""
         parts, end = [], min(offset + num_bytes, self.size)
         while offset < end:
             data = self._patiently(functools.partial(self._read, offset, end - offset), "reading")
@@ -242,13 +249,15 @@ class PatientFile:
     def _forget(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with contextlib.suppress(Exception):  # what it says has been told, or nobody needs it
+            with contextlib.suppress(Exception):  # its error was raised before, or nobody needs it
                 file.close()
 
 
 class _ArrowReader(io.RawIOBase):
-    """One file for Arrow, which reads from several threads, each by a seek and a read: every thread has a
-    position of its own."""
+    """One file for Arrow, with a position of its own for each thread.
+
+    Arrow reads from several threads, each time by a seek and a read.
+    """
 
     def __init__(self, file: PatientFile) -> None:
         super().__init__()

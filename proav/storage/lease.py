@@ -1,7 +1,7 @@
 """One owner at a time for a folder, local, on NFS or in an object store: a small file that its owner renews.
 
-It is written through `proav.storage` alone, which has no locks and no exclusive creation. So two that begin
-in the same instant may both hold it until the next renewal, when all but the last find that they lost it.
+It is written through `proav.storage` alone, which has no locks and no exclusive creation. So two owners that
+begin in the same instant may both hold it until the next renewal. Then all but the last find it lost.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from proav import storage
 from proav.errors import UserError
 
 WATCHED_BEATS = 2
-"""Renewals of an old lease that must fail to come before it is taken over: clocks of machines may differ."""
+"""An old lease is taken over if this many renewals do not come: clocks of machines may differ."""
 SETTLE_SECONDS = {"local": 0.2, "remote": 1.0}
-"""Time between writing a claim and reading it again, so that the last of several beginners wins."""
+"""Time between writing a claim and reading it again, so that the last of several claims wins."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class LeaseHeld(UserError):
 
 
 class _Record(BaseModel):
-    """What the file says."""
+    """The content of the file."""
 
     token: str
     host: str
@@ -51,8 +51,8 @@ class _Record(BaseModel):
 class Lease:
     """Holds a folder as long as its block runs: `with Lease(folder, name="server") as lease: ...`.
 
-    A thread renews it. A lease that was not renewed for `stale_seconds` is taken over; at once if its process
-    was on this machine and is gone. The file is `.NAME.lease` in the folder.
+    A thread renews it. A lease that was not renewed for `stale_seconds` is taken over. It is taken over at
+    once if its process was on this machine and is gone. The file is `.NAME.lease` in the folder.
     """
 
     def __init__(
@@ -64,11 +64,13 @@ class Lease:
         beat_seconds: float = 10,
         advice: str = "choose another run_dir=DIR",
     ) -> None:
-        """name: what the owner is, in a word or two, such as server; leases of other names are others.
+        """Nothing is written yet.
 
-        stale_seconds: a lease that is older is left over; more than twice `beat_seconds`.
+        folder: what is owned, local or remote.
+        name: what the owner is, in a word or two, such as server; each name is a lease of its own.
+        stale_seconds: an older lease counts as left over; more than twice `beat_seconds`.
         beat_seconds: time between renewals.
-        advice: what else a user can type where another holds the folder.
+        advice: what else a user can type if another holds the folder.
         """
         assert stale_seconds > WATCHED_BEATS * beat_seconds > 0, (stale_seconds, beat_seconds)
         self.folder, self.name, self.advice = folder, name, advice
@@ -84,7 +86,7 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether another has taken it over: what is written from then on may destroy the other's work."""
+        """Whether another owner has taken it over; writing more could then destroy the other's work."""
         return self._lost_to is not None
 
     def check(self) -> None:
@@ -95,9 +97,9 @@ class Lease:
             raise UserError(f"{said}, since {why}; end one of the two")
 
     def require_free(self, *, wait_seconds: float = 0) -> None:
-        """Raises LeaseHeld where another holds the folder, and still does after `wait_seconds`.
+        """Raises LeaseHeld if another holds the folder, and still does after `wait_seconds`.
 
-        Takes the time of two renewals where an old lease lies there.
+        If an old lease is there, this takes the time of two renewals.
         """
         deadline = time.monotonic() + wait_seconds
         while True:
@@ -116,7 +118,7 @@ class Lease:
         age = time.time() - record.renewed if record else 0.0
         if record and 0 <= age < record.stale_seconds:
             raise self._held(record, age)
-        # Too old, of the future, or damaged: the clocks may differ, so that only its renewal tells.
+        # Too old, from the future, or damaged: clocks may differ, so that only a renewal tells.
         watched = (record or self._own).beat_seconds * WATCHED_BEATS
         said = f"of {_shown(record)}" if record else "that cannot be read"
         rule = f"it is taken over if it is not renewed within {watched:.3g} s"
@@ -131,9 +133,9 @@ class Lease:
                 raise self._held(_parse(now), 0.0)
 
     def acquire(self, *, wait_seconds: float = 0) -> None:
-        """Takes the folder, as entering the block does; for owners that are no block.
+        """Takes the folder, as entering the block does; for owners that do not use a block.
 
-        Raises LeaseHeld as `require_free`, or UserError where the folder cannot be written.
+        Raises LeaseHeld as `require_free` does, or UserError if the folder cannot be written.
         """
         self.require_free(wait_seconds=wait_seconds)
         self._own.since = time.time()
@@ -148,7 +150,7 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Removes the lease, if it is still one's own; nothing happens if it was never taken."""
+        """Removes the lease if it is still this owner's; nothing happens if it was never taken."""
         if self._thread is None:
             return
         self._leaving.set()
@@ -193,7 +195,7 @@ class Lease:
         return record is not None and record.token == self._own.token
 
     def _is_gone(self, found: bytes) -> bool:
-        """Whether its process was on this machine and has ended."""
+        """Whether the process of a found lease was on this machine and has ended."""
         record = _parse(found)
         if record is None or record.machine is None or record.machine != self._own.machine:
             return False
@@ -212,7 +214,7 @@ class Lease:
 
 
 def _parse(found: bytes) -> _Record | None:
-    """None where the file is damaged."""
+    """The record in a lease file's bytes; None if they are damaged."""
     try:
         return _Record.model_validate(json.loads(found))
     except (ValidationError, ValueError, RecursionError):
@@ -224,7 +226,10 @@ def _shown(record: _Record) -> str:
 
 
 def _machine() -> str | None:
-    """What tells whether a process id of another record is one of this process's own space."""
+    """Names this machine's kernel and space of process ids; None if unknown.
+
+    Process ids of two records can be compared only if this is equal.
+    """
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {kernel} {os.readlink('/proc/self/ns/pid')}"

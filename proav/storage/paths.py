@@ -1,7 +1,8 @@
-"""What relative paths in settings are seen from, and what is said where one leads nowhere.
+"""What relative paths in settings are relative to, and what is said if one leads nowhere.
 
-Given paths (videos, listings, weights) are seen from the current folder, on the command line as in a YAML
-file; what runs leave (run_dir, and what names another run's) from the runs folder, $PROAV_RUNS.
+Paths of what a user has (videos, listings, weights) are relative to the current folder, also those in a YAML
+file. Paths of what runs leave (run_dir, and settings that name another run's) are relative to the runs
+folder, $PROAV_RUNS.
 """
 
 import glob
@@ -26,7 +27,7 @@ LEFT = ("run_dir", "data.prepared", "generate.checkpoint")
 def with_absolute_paths(config: Config, *, runs: str = ".") -> Config:
     """The same configuration with local paths made absolute: Ray's workers need not stand in this folder.
 
-    runs: the folder or URI below which lies what runs leave, where its path is relative.
+    runs: the folder or URI to which paths of what runs leave are relative.
     """
 
     def below_runs(path: str) -> str:
@@ -45,11 +46,14 @@ def with_absolute_paths(config: Config, *, runs: str = ".") -> Config:
 
 
 def explain_paths(message: str, config: Config, *, runs: str = ".", config_file: str | None = None) -> str:
-    """`message`, with a clause for each path in it that a relative one of `config` became and that is not
-    there.
+    """`message`, with a clause for each path in it that is missing and that was relative in `config`.
 
-    The clause says what the setting is seen from and what to type. config: as it was read, with relative
-    paths; config_file: the YAML file, whose project may hold what is looked for.
+    The clause says what the setting is relative to and what to type.
+
+    message: an error's text, with absolute paths.
+    config: as it was read, with relative paths.
+    runs: as in `with_absolute_paths`.
+    config_file: the YAML file; a folder above it may hold what is missing.
     """
     here = f"the folder where the command is typed, {os.getcwd()}"
     places = [(key, ".", here) for key in GIVEN]
@@ -75,8 +79,7 @@ def explain_paths(message: str, config: Config, *, runs: str = ".", config_file:
 
 
 def _found_above(given: str, config_file: str | None) -> str | None:
-    """The nearest folder above the YAML file that holds the path: a project's files name others from its
-    top."""
+    """The nearest folder above the YAML file that holds the path: projects name files from their top."""
     folders = Path(config_file).resolve().parents if config_file else ()
     return next((str(folder) for folder in folders if (folder / given).exists()), None)
 
@@ -93,7 +96,7 @@ def _paths(config: Config, key: str) -> tuple[str, ...]:
 
 
 def _changed(section: BaseModel, names: list[str], change: Callable[[str], str]) -> BaseModel:
-    """A copy with the path or paths at names[0].names[1]... changed; what is empty stays."""
+    """A copy of a section with the path or paths at names[0].names[1]... changed; empty ones stay."""
     value = getattr(section, names[0])
     if len(names) > 1:
         value = _changed(value, names[1:], change)

@@ -1,7 +1,8 @@
-"""What storage says for a moment is tried again; what it says for good is told at once.
+"""Errors of storage that may pass are tried again; errors that will not pass are raised at once.
 
 A disk over a network times out, an object store answers 503. Neither is a user's mistake, and neither is
-damage: damage is what a checksum says after reading again (`proav/data/store/parquet.py`, `proav/runs/checkpoint.py`).
+damage. Damage is a wrong checksum after a second reading (`proav/data/store/parquet.py`,
+`proav/runs/checkpoint.py`).
 """
 
 import errno
@@ -32,7 +33,7 @@ PERMANENT = frozenset(
         "ENOTSUP",
     )
 )  # fmt: skip
-"""Errors of an operating system that a second try does not change."""
+"""Errors of the operating system that a second try does not change."""
 _PERMANENT_TYPES = (
     FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError,
 )  # fmt: skip
@@ -41,24 +42,24 @@ _PERMANENT_WORDS = re.compile(
     r"|signature.?does.?not.?match|no.?such.?(bucket|key|upload)|HTTP status 4(?!08|09|29)\d\d",
     re.IGNORECASE,
 )
-"""Answers of object stores, which come without a number of the operating system's."""
+"""Answers of object stores that a second try does not change; they have no error number."""
 _CLIENT_LIBRARIES = ("aiohttp", "aiobotocore", "botocore", "gcsfs", "requests", "urllib3", "google", "azure")
-"""What fsspec's file systems are made of: their errors are not all OSErrors."""
+"""Libraries below fsspec's file systems; not all of their errors are OSErrors."""
 _random = random.Random()
 _operations: dict[int, float] = {}
-"""When each thread that is within `patiently` has entered it."""
+"""{thread: when it entered `patiently`} of the threads that are in it."""
 
 
 def retry_seconds() -> float:
-    """For how long an operation is tried again: job.retry_seconds of the job, or 120."""
+    """Seconds for which an operation is tried again: job.retry_seconds of the job, or 120."""
     return float(os.environ.get(VARIABLE) or DEFAULT_SECONDS)
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a second try may succeed: time-outs, broken connections, 5xx, EIO, ESTALE and whatever has no
-    name.
+    """Whether a second try may succeed.
 
-    Not: no such file, no permission, no space, a name that is a folder, an answer 4xx (but 408, 409, 429).
+    Yes: time-outs, broken connections, 5xx, EIO, ESTALE and errors without a known name.
+    No: no such file, no permission, no space, a name that is a folder, an answer 4xx except 408, 409 and 429.
     """
     if isinstance(error, _PERMANENT_TYPES):
         return False
@@ -74,9 +75,12 @@ def patiently(
 ) -> T:
     """action(), tried again while its error may pass, for up to `retry_seconds()`.
 
-    Pauses are 0.1 s, doubled up to 10 s, times a random number in [0.5, 1]. what: for messages, such as
-    "reading s3://bucket/key". on_wait: called with the seconds of each failed try and the pause after it.
-    Raises what `action` raised if no second try helps, else StorageUnavailable.
+    Pauses are 0.1 s, doubled up to 10 s, times a random number in [0.5, 1].
+
+    action: what to do; returns the result.
+    what: for messages, such as "reading s3://bucket/key".
+    on_wait: called with the seconds of each failed try and the pause after it.
+    Raises what `action` raised if no second try can help, else StorageUnavailable.
     """
     thread, outer = threading.get_ident(), _operations.get(threading.get_ident())
     _operations[thread] = outer or time.monotonic()
@@ -88,9 +92,9 @@ def patiently(
 
 
 def waiting_seconds() -> float:
-    """How long this process has been within one operation of storage, its tries and pauses; 0 if in none.
+    """Seconds that this process has been in one operation of storage, with tries and pauses; 0 if in none.
 
-    Of the longest, if several threads are. A disk over a network may not answer at all for minutes.
+    If several threads are in one, the longest counts. A disk over a network may be silent for minutes.
     """
     return max((time.monotonic() - began for began in list(_operations.values())), default=0.0)
 

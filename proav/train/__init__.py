@@ -1,1 +1,1 @@
-"""Training: a loop that knows no model, a step for each model, an engine that steps the optimizer, and the launch on Ray."""
+"""Training: a loop that knows no model, a step for each model, engines for the optimizer, launch on Ray."""

@@ -1,9 +1,11 @@
-"""What one training step of MDSA is: reconstruction of picture and sound, and the discriminators that train beside it. Plain torch.
+"""One training step of MDSA: reconstruction of picture and sound, and training of the discriminators.
 
-The paper prints no loss list: terms and weights are the ancestor PVDM's (L1 4, perceptual 4, adversarial 1, feature matching 4) on pictures
-and their counterparts on mel images. Every draw (modality dropout, noise, hidden cells, judged frame) is a
-function of (seed, clip position).
-B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame.
+Plain torch. The paper prints no loss list. Terms and weights on pictures are those of its ancestor PVDM:
+L1 4, perceptual 4, adversarial 1, feature matching 4. Those on mel images are their counterparts. Every draw
+(modality dropout, noise, hidden cells, judged frame) is a function of (seed, clip position). Not here: the
+loop that calls the step (`loop.py`).
+B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame, D latent channels,
+V values of a clip's planes.
 """
 
 import contextlib
@@ -46,10 +48,10 @@ class AutoencoderStep:
     L_video = pixel |x - y| + pixel_squared (x - y)^2 + perceptual LPIPS(one frame)
               + adversarial (hinge) + feature_matching,
     L_audio = mel |x - y| + mel_squared (x - y)^2 + mel_difference |dx - dy| + adversarial + feature_matching.
-    Without LPIPS weights, multi_scale_gradient |dx - dy| stands in its place. Adversarial and
+    Without LPIPS weights, multi_scale_gradient |dx - dy| replaces the perceptual term. Adversarial and
     feature_matching enter once mdsa.loss.adversarial_start_clips clips are seen. Discriminators are whole on
-    every worker. The L1 terms and those of LPIPS weights are always reported, the others only if their weight
-    is not zero.
+    every worker. The terms pixel_squared, mel_squared, mel_difference and multi_scale_gradient are reported
+    only if their weight is not zero.
     """
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
@@ -70,7 +72,11 @@ class AutoencoderStep:
         self._judged: dict | None = None
 
     def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
-        """batch: video uint8 [b, T, H, W, 3], mel float32 [b, T, M, S] in [-1, 1], position int64 [b]."""
+        """The loss of a batch, and its parts.
+
+        batch: video uint8 [b, T, H, W, 3], mel float32 [b, T, M, S] in [-1, 1], position int64 [b].
+        clips: clips seen in training before this step.
+        """
         positions = batch["position"].tolist()
         video_BCTHW = pixels_to_unit(batch["video"].to(self.device, non_blocking=True))
         mel_BTMS = batch["mel"].to(self.device, non_blocking=True)
@@ -114,7 +120,12 @@ class AutoencoderStep:
     def _reconstruction(
         self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
-        """{name: (weight, value)} of the terms that need no judge."""
+        """{name: (weight, value)} of the terms without discriminators.
+
+        video, video_out: given and decoded pictures [B, C, T, H, W].
+        mel, mel_out: given and decoded mel images [B, T, M, S].
+        frames_B: the frame of each clip for LPIPS.
+        """
         weights = self.weights
         terms = {
             "video_l1": (weights.pixel, F.l1_loss(video_out, video)),
@@ -142,7 +153,7 @@ class AutoencoderStep:
     def _adversarial(
         self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
-        """{name: (weight, value)} of what the frozen discriminators say of the reconstructions."""
+        """{name: (weight, value)} of the terms with frozen discriminators; arguments as `_reconstruction`."""
         terms = {}
         self.discriminators.requires_grad_(False)
         for name, share, real, fake, more in (
@@ -165,7 +176,7 @@ class AutoencoderStep:
         return terms
 
     def backward_others(self, accumulation_steps: int) -> None:
-        """The discriminators' hinge loss on the clips of the last `loss` and their reconstructions."""
+        """Backward pass of the discriminators' hinge loss, on given and decoded clips of the last `loss`."""
         if self._judged is None:
             return
         for name, discriminator in self.discriminators.items():
@@ -175,7 +186,10 @@ class AutoencoderStep:
             (hinge_discriminator_loss(real_logits, fake_logits) / accumulation_steps).backward()
 
     def step_others(self) -> None:
-        """Averages the discriminators' gradients over the workers, clips and steps. Raises NonFiniteError, with their weights untouched."""
+        """Averages the discriminators' gradients over the workers, clips them and steps.
+
+        Raises NonFiniteError, with the discriminators' weights untouched.
+        """
         if self._judged is None:
             return
         self._judged = None
@@ -214,16 +228,17 @@ class AutoencoderStep:
 
 
 def draw_frames(seed: int, positions: list[int], num_frames: int) -> Tensor:
-    """int64 [B]: the frame of each clip that is judged alone, uniform, a function of (seed, position)."""
+    """int64 [B]: the frame of each clip that is judged alone; uniform, and a function of (seed, position)."""
     return torch.tensor(
         [int(uniforms_for(seed, position, 1, purpose="frame")[0] * num_frames) for position in positions]
     )
 
 
 def draw_flow(seed: int, positions: list[int], probability: float) -> CrossFlow:
-    """Modality dropout: each clip loses what flows toward audio, toward video, or both, with `probability` each; a function of (seed, position).
+    """Modality dropout: what each clip's modalities get from each other; a function of (seed, position).
 
-    It keeps either modality decodable where the other is not given.
+    With `probability` each, audio gets nothing from video, video gets nothing from audio, or neither gets
+    anything. So each modality can be decoded if the other is not given.
     """
     uniform_B = torch.stack([uniforms_for(seed, position, 1, purpose="flow")[0] for position in positions])
     return CrossFlow.from_uniform(uniform_B, probability)
@@ -241,10 +256,10 @@ def draw_noise(config: Config, positions: list[int]) -> dict[str, Tensor]:
 
 
 def draw_shown(config: Config, positions: list[int]) -> dict[str, Tensor]:
-    """{plane: float32 [B, 1, rows, columns], 0 where a cell is hidden}, a function of (seed, position).
+    """{plane: float32 [B, 1, rows, columns], 0 for hidden cells, else 1}, a function of (seed, position).
 
-    A clip has hidden cells with probability mdsa.latent_mask: one of MASK_RATIOS of its cells, on average,
-    each drawn by itself (SSVAE).
+    A clip has hidden cells with probability mdsa.latent_mask. Then each of its cells is hidden with the same
+    probability, one of MASK_RATIOS (SSVAE).
     """
     shapes = {name: LatentGeometry.from_config(config).plane_shapes[name[2:]] for name in PLANE_NAMES}
     draws = [uniforms_for(config.seed, position, 2, purpose="mask") for position in positions]

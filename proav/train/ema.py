@@ -1,16 +1,21 @@
 """Exponential moving average of the weights, with its length given in clips.
 
 Follows EDM2's rule: the half-life grows with training, so that early averages forget the initialization.
-It averages whatever shards of the weights the engine keeps on this rank; gathering them is the engine's business.
+It averages the weights' shards that the engine keeps on this rank. Not here: gathering them (`engines/`).
 """
 
 import torch
 
 
 def ema_decay(*, batch_clips: int, clips: int, half_life_clips: float, ramp_up: float) -> float:
-    """The share that the old average keeps when `batch_clips` clips have brought training to `clips` clips.
+    """The share that the old average keeps in one step, in [0, 1].
 
     0.5 ** (batch_clips / half_life), half_life = min(half_life_clips, ramp_up * clips).
+
+    batch_clips: clips of the step.
+    clips: clips seen in training, with those of the step.
+    half_life_clips: longest half-life, in clips.
+    ramp_up: longest half-life as a share of `clips`.
     """
     half_life = min(half_life_clips, ramp_up * clips)
     return 0.5 ** (batch_clips / max(half_life, 1e-8))
@@ -19,8 +24,8 @@ def ema_decay(*, batch_clips: int, clips: int, half_life_clips: float, ramp_up: 
 class ExponentialMovingAverage:
     """The fp32 average of this rank's shards of the weights.
 
-    Up to ZeRO stage 2 a shard is a whole tensor, at stage 3 a slice; the update is local in both cases and costs no communication,
-    4 bytes per weight kept on the rank.
+    Up to ZeRO stage 2 a shard is a whole tensor, at stage 3 a slice. In both cases the update is local: it
+    costs no communication, and 4 bytes for each weight kept on the rank.
     """
 
     def __init__(self, shards: dict[str, torch.Tensor], *, half_life_clips: float, ramp_up: float) -> None:
@@ -29,7 +34,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, shards: dict[str, torch.Tensor], *, clips: int, batch_clips: int) -> None:
-        """average <- decay * average + (1 - decay) * weights, after the step that brought training to `clips` clips."""
+        """average <- decay * average + (1 - decay) * weights, after a step; arguments as in `ema_decay`."""
         decay = ema_decay(
             batch_clips=batch_clips, clips=clips, half_life_clips=self.half_life_clips, ramp_up=self.ramp_up
         )

@@ -1,7 +1,9 @@
-"""What is computed of a new model before its training: MDSA's linear planes, from the feed's first clips.
+"""Fits weights of a new model before its training: MDSA's linear planes, on the feed's first clips.
 
-Not here: the fit itself (`proav/models/mdsa/linear_planes.py`). It is a function of seed and data alone: worker 0
-fits with one thread, whatever the number of workers, and the others take its weights to the bit.
+The result is a function of seed and data alone. Worker 0 fits with one thread, whatever the number of
+workers, and the others take its weights to the bit. Not here: the fit itself
+(`proav/models/mdsa/linear_planes.py`).
+Letters: B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame.
 """
 
 import time
@@ -23,9 +25,9 @@ CLIPS_AT_ONCE = 8
 
 
 class FirstClips(Sequence):
-    """The clips at positions 0 to num_clips - 1 of a feed, as MDSA reads them, made when they are asked for.
+    """The clips at positions 0 to num_clips - 1 of a feed, as MDSA reads them; they are made on demand.
 
-    Batches are (video_BCTHW in [-1, 1], mel_BTMS). Beyond an epoch, positions go on into the next.
+    Batches are (video_BCTHW in [-1, 1], mel_BTMS). Positions beyond an epoch go on into the next epoch.
     """
 
     def __init__(self, feed: ClipFeed, num_clips: int) -> None:
@@ -51,9 +53,10 @@ def fit_linear_planes(model: MDSA, feed: ClipFeed, num_clips: int) -> str:
 
 
 def fit_on_worker_0(model: nn.Module, fit: Callable[[nn.Module], str], device: torch.device) -> str:
-    """`fit(model)` on worker 0; the others take all its weights. Returns its line. Every worker calls it.
+    """Runs `fit(model)` on worker 0; the others take all its weights. Every worker calls it.
 
-    device: the worker's, which its collectives need.
+    device: the worker's device, for its collectives.
+    Returns the line of `fit`.
     """
     line = on_worker_0(lambda: fit(model))
     for weight in model.parameters() if dist.is_initialized() else ():

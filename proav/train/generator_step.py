@@ -1,7 +1,8 @@
-"""What one training step of ST-DiT is: latents -> task, times and noise -> prediction -> loss. Plain torch.
+"""One training step of ST-DiT: latents -> task, times and noise -> prediction -> loss. Plain torch.
 
-Every draw (task, times, noise, label dropout) is a function of (seed, clip position), so that batch split, workers and resumes change
-nothing. The tasks are `proav/diffusion/tasks.py`, the process is `proav/diffusion`; ProAV-DiT, Section 3, prints no objective.
+Every draw (task, times, noise, label dropout) is a function of (seed, clip position). So batch split, workers
+and resumes change nothing. ProAV-DiT, Section 3, prints no objective. Not here: the tasks
+(`proav/diffusion/tasks.py`), the noise process (`proav/diffusion`), the loop that calls the step (`loop.py`).
 B clips, D latent channels, P=6 planes (3 video, then 3 audio), N plane side.
 """
 
@@ -22,13 +23,19 @@ from proav.train.engines import Engine
 from proav.train.loop import Parts, StepOutput
 
 NOISE_BUCKETS = 4
-"""The loss is also reported by noise level, in this many equal spans of time: a flat total can hide a part that still learns."""
+"""The loss is also reported by noise level, in this many equal spans of time.
+
+A flat total can hide a part that still learns.
+"""
 
 
 class GeneratorStep:
     """Denoising loss of a batch of stored latents.
 
-    latent_mean, latent_std: [6 planes][D channels], over the training set; the model sees (latent - mean) / std.
+    num_labels: size of the label vocabulary.
+    latent_mean, latent_std: over the training set, [6 planes][D channels].
+
+    The model sees (latent - mean) / std.
     """
 
     def __init__(
@@ -44,9 +51,10 @@ class GeneratorStep:
         self.own_DP = torch.tensor(LatentGeometry.from_config(config).channel_mask).T
 
     def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
-        """Mean over clips of the squared error on the planes that are to be made.
+        """Mean over clips of the squared error on the planes that are not given.
 
         batch: joint, lone float32 [b, D, 6, N, N] as stored, label int64 [b], position int64 [b].
+        clips: not used.
         """
         device, positions = engine.device, batch["position"].tolist()
         draw = draw_tasks(self.config.seed, positions, self.config)
@@ -70,7 +78,12 @@ class GeneratorStep:
     def _parts(
         self, prediction_BDPNN: Tensor, target_BDPNN: Tensor, times_B2: Tensor, given_B2: Tensor
     ) -> Parts:
-        """The error of each modality, and of each span of noise levels, over the streams that are not given."""
+        """The error of each modality, and of each span of noise levels, over the streams that are not given.
+
+        prediction_BDPNN, target_BDPNN: of the model and of the process.
+        times_B2: times in [0, 1] per modality.
+        given_B2: whether a modality is given.
+        """
         error_BP, count_P = plane_errors(
             prediction_BDPNN, target_BDPNN, self.own_DP.to(prediction_BDPNN.device)
         )

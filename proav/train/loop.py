@@ -1,7 +1,7 @@
 """One worker's training loop: feed -> step -> report -> checkpoint; progress is counted in clips.
 
-It knows no model by name (`autoencoder_step.py` and `generator_step.py` say what a step is), no files and no Ray: reports and checkpoints are
-callbacks. Plain torch; with several workers, torch.distributed is already set up.
+It knows no model, no files and no Ray. What a step is, is in `autoencoder_step.py` and `generator_step.py`;
+reports and checkpoints are callbacks. Plain torch; with several workers, torch.distributed is already set up.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from proav.train.engines import Engine, NonFiniteError
 from proav.train.schedule import learning_rates
 
 Parts = dict[str, tuple[Tensor, Tensor | float]]
-"""What a step reports besides its loss: {name: (sum over clips, number of clips)}, the same names on every worker."""
+"""What a step reports besides its loss: {name: (sum over clips, number of clips)}, alike on all workers."""
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,33 @@ class StepOutput:
 
 
 class TrainingStep(Protocol):
-    """What one forward and backward pass of a model is."""
+    """One forward and backward pass of a model, with the networks that train beside it."""
 
     def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
-        """The loss of a batch from the feed, after `clips` clips of training; every random draw is a function of (seed, clip position)."""
+        """The loss of a batch from the feed, after `clips` clips of training.
+
+        Every random draw is a function of (seed, clip position).
+        """
 
     def backward_others(self, accumulation_steps: int) -> None:
-        """After the model's backward pass: the backward passes of networks that train beside it."""
+        """Backward passes of the networks beside the model; called after the model's backward pass."""
 
     def step_others(self) -> None:
-        """After the last pass, before the model's optimizer steps: steps those networks. Raises NonFiniteError."""
+        """Steps those networks, after the last pass and before the model's step. Raises NonFiniteError."""
 
     def discard_others(self) -> None:
-        """Instead of `step_others`: drops what those backward passes gave."""
+        """Drops the gradients of those networks; called instead of `step_others`."""
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """State of those networks for the checkpoint: {file name: {tensor name: tensor}}."""
 
     def load_tensors(self, read: Callable[[str], dict[str, Tensor]]) -> None:
-        """Restores it; `read` gives the tensors of a file name."""
+        """Restores that state; `read` gives the tensors of a file name."""
 
 
 @dataclass
 class LoopState:
-    """Where training stands; saved with every checkpoint, so that a resumed curve is the uninterrupted one."""
+    """Where training stands; every checkpoint has it, so that a resumed curve is the uninterrupted one."""
 
     clips: int = 0
     step: int = 0
@@ -67,18 +70,20 @@ class LoopState:
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Sums and counts since the last report, over all workers."""
     skipped_in_a_row: int = 0
-    """Batches left out since the last step, because they gave no finite loss or gradient."""
+    """Batches left out since the last step because their loss or gradient was not finite."""
     skipped: list[str] = field(default_factory=list)
     """Segments of the batches left out since the last report."""
 
 
 WAITS = ("data_wait", "worker_wait", "host_wait")
-"""What a worker waits for: its next batch, the other workers' batches, and whoever takes its reports and says
-when to save."""
+"""What a worker waits for: its next batch, the other workers' batches, and the host.
+
+The host takes reports and checkpoints, and says when to save.
+"""
 
 
 class Waits:
-    """Seconds of this worker since the last report, by what it waited for."""
+    """Seconds that this worker has waited since the last report, by what it waited for."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(WAITS, 0.0)
@@ -92,7 +97,7 @@ class Waits:
             self.seconds[name] += time.monotonic() - began
 
     def shares(self, seconds: float, device: torch.device) -> dict[str, float]:
-        """Each as a share of `seconds`, of the worker that waited longest for it. Every worker calls it."""
+        """Each wait as a share of `seconds`, of the worker that waited longest. Every worker calls it."""
         longest = torch.tensor([self.seconds[name] for name in WAITS], dtype=torch.float64, device=device)
         if dist.is_initialized():
             dist.all_reduce(longest, op=dist.ReduceOp.MAX)
@@ -101,7 +106,7 @@ class Waits:
 
 
 class Meter:
-    """Sums over clips between two reports, kept on the device so that adding to them waits for nothing."""
+    """Sums over clips between two reports, kept on the device: adding to them does not wait for it."""
 
     def __init__(self, device: torch.device, start: dict[str, tuple[float, float]]) -> None:
         self.device = device
@@ -134,12 +139,12 @@ class Meter:
 
 @dataclass(frozen=True)
 class Asked:
-    """What others want of the loop; each is asked on every worker before each step."""
+    """What others ask of the loop; every worker calls both before each step."""
 
     checkpoint: Callable[[], bool] = lambda: False
-    """A checkpoint after the next step: a node is about to go."""
+    """Whether to write a checkpoint after the next step, because a node is about to go."""
     stop: Callable[[], bool] = lambda: False
-    """A checkpoint of what is done, and the end."""
+    """Whether to write a checkpoint of what is done, and end."""
 
 
 def run_loop(
@@ -154,11 +159,18 @@ def run_loop(
     asked: Asked = Asked(),
     say: Callable[[str], None] = lambda line: None,
 ) -> bool:
-    """Trains until engine.train.num_clips clips are seen; False if asked to stop before. Updates `state`.
+    """Trains until engine.train.num_clips clips are seen; returns False if it was asked to stop before.
 
-    batches: from state.step on, this worker's share of each global batch: {name: tensor [clips / workers, ...]}, `position` among them.
-    report, save: called on every worker equally often; save also at the end. say: takes lines for people.
-    Raises NonFiniteError before the optimizer steps, and what the feed raises as UserError; both on every worker.
+    step: the model's losses.
+    batches: this worker's share of each global batch from here on: {name: tensor [clips / workers, ...]},
+    with a tensor `position`.
+    engine: holds the model and its optimizer.
+    average: the moving average of the weights.
+    state: where training stands; it is updated.
+    report, save: called equally often on every worker; save also at the end.
+    asked: what others ask of the loop.
+    say: takes lines for people.
+    Raises NonFiniteError before the optimizer steps, and the UserError of a feed; both on every worker.
     """
     train, saved_clips = engine.train, state.clips
     meter, waits, clock = Meter(engine.device, state.sums), Waits(), time.monotonic()
@@ -218,9 +230,13 @@ def mean_part(values_B: Tensor) -> tuple[Tensor, float]:
 def _next_batch(
     batches: Iterator[dict], device: torch.device, waits: Waits, checkpoint: bool, stop: bool
 ) -> tuple[dict, bool, bool]:
-    """This worker's next batch, and whether some worker wants a checkpoint, or the end.
+    """This worker's next batch, whether some worker wants a checkpoint, and whether one wants to stop.
 
-    A user's mistake that one worker meets here (a damaged shard) is raised on every worker: none is left waiting for the one that stopped.
+    If one worker meets a user's mistake here, such as a damaged shard, it is raised on every worker. So no
+    worker waits for one that has stopped.
+
+    batches, device, waits: this worker's.
+    checkpoint, stop: what this worker wants.
     """
     batch, mistake = None, None
     with waits.on("data_wait"):
@@ -228,7 +244,7 @@ def _next_batch(
             batch = next(batches)
         except UserError as error:
             mistake = error
-    if device.type == "cuda":  # the step before may still be at work there: that is no wait for others
+    if device.type == "cuda":  # the step before may still run there, which is no wait for others
         torch.cuda.synchronize(device)
     with waits.on("worker_wait"):
         broken, checkpoint, stop = _any_worker(device, mistake is not None, checkpoint, stop)
@@ -245,7 +261,14 @@ def _train_step(
     state: LoopState,
     say: Callable[[str], None],
 ) -> None:
-    """All passes of one optimizer step, and the step; or the batch is left out (train.skip_nonfinite)."""
+    """All passes of one optimizer step, then the step itself.
+
+    A batch without a finite loss or gradient is left out (train.skip_nonfinite).
+
+    batch: this worker's share of the global batch.
+    meter: takes the losses and their parts.
+    The rest as in `run_loop`.
+    """
     train, outputs, reason = engine.train, [], None
     for part in split_batch(batch, train.accumulation_steps):
         output = step.loss(engine, part, state.clips)
@@ -274,7 +297,7 @@ def _train_step(
     meter.add("skipped_steps", float(norm is None), 1.0)
     meter.add(
         "grad_norm", norm or 0.0, float(norm is not None)
-    )  # always: the workers sum equal lists of names
+    )  # added in any case: all workers must sum the same names
 
 
 def _leave_out(
@@ -288,8 +311,11 @@ def _leave_out(
 ) -> None:
     """Drops the gradients of a batch that gave no finite step; every worker calls it.
 
-    Raises NonFiniteError, with losses, positions, segments and sources of all workers, if
-    train.skip_nonfinite batches in a row were left out already.
+    reason: what is not finite.
+    losses: one for each pass.
+    The rest as in `run_loop`.
+    Raises NonFiniteError if train.skip_nonfinite batches in a row were left out already. Its message has
+    losses, positions, segments and sources of all workers.
     """
     mine = f"loss {', '.join(f'{loss.item():.6g}' for loss in losses)} on {_clips_text(batch)}"
     where, limit = "; ".join(_everyone(mine)), engine.train.skip_nonfinite
@@ -320,7 +346,7 @@ def _clips_text(batch: dict, most: int = 16) -> str:
 
 
 def _everyone(mine) -> list:
-    """One object of each worker, in order of rank. Every worker calls it."""
+    """The objects of all workers, in order of rank. Every worker calls it."""
     if not dist.is_initialized():
         return [mine]
     objects = [None] * dist.get_world_size()
@@ -337,13 +363,17 @@ def _any_worker(device: torch.device, *flags: bool) -> list[bool]:
 
 
 def _line(meter: Meter, waits: Waits, state: LoopState, rates: dict[str, float]) -> dict:
-    """One report: means since the last, over all workers."""
+    """One report: means since the last one, over all workers.
+
+    meter, waits, state: of the loop.
+    rates: {name of the setting: learning rate}.
+    """
     totals = meter.totals()
     overflows = totals.pop("skipped_steps", (0.0, 0.0))[0]
     means = {name: total / count for name, (total, count) in totals.items() if count}
     seconds = max(state.seconds - state.reported_seconds, 1e-9)
     line = {"clips": state.clips, "step": state.step, "loss": means.pop("loss"), **means}
-    if overflows:  # of fp16: the batch was used, the weights did not move
+    if overflows:  # fp16 overflow: the batch was used, the weights did not move
         line["skipped_steps"] = int(overflows)
     if state.skipped:
         line["skipped_segments"] = state.skipped
@@ -360,7 +390,7 @@ def _line(meter: Meter, waits: Waits, state: LoopState, rates: dict[str, float])
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
-    """Of this worker: allocated on the GPU, or resident where there is none."""
+    """This worker's peak: memory allocated on the GPU, or resident memory without a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,6 +1,6 @@
 """AdamW, or Muon for the hidden matrices and AdamW for all other weights; one optimizer object in both cases.
 
-Not here: learning rates (`schedule.py`), gradients and their clipping (`engine.py`). The models say which
+Not here: learning rates (`schedule.py`), gradients and their clipping (`engines/`). The models say which
 weights are hidden matrices (hidden_map in `proav/models/layers.py`). N matrices, R rows, C columns.
 """
 
@@ -28,11 +28,14 @@ QUINTIC, NUM_ITERATIONS, SMALLEST_NORM = (3.4445, -4.7750, 2.0315), 5, 1e-7
 
 
 def newton_schulz(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
-    """Each G = U S V' as nearly U V': singular values above about |G|_F / 100 come to between 0.68 and 1.14.
+    """Brings each matrix G = U S V' near U V'.
 
         X <- G / |G|_F, then five times X <- a X + (b A + c A A) X with A = X X',   (a, b, c) = QUINTIC
 
-    Jordan and others, 2024, https://kellerjordan.github.io/posts/muon. dtype: of the products; bf16 suffices.
+    Singular values above about |G|_F / 100 come to between 0.68 and 1.14. From Jordan and others, 2024,
+    https://kellerjordan.github.io/posts/muon.
+
+    dtype: of the matrix products; bf16 suffices.
     """
     a, b, c = QUINTIC
     tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
@@ -45,9 +48,9 @@ def newton_schulz(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def orthogonalized(direction_RC: Tensor, parts: int, dtype: torch.dtype) -> Tensor:
-    """Muon's update [R, C] for a weight of `parts` matrices stacked along its rows, each for itself.
+    """Muon's update [R, C] for a weight of `parts` matrices, stacked along its rows; each is treated alone.
 
-    newton_schulz(part) * sqrt(max(1, r / C)), r = R / parts; the factor is Jordan's, for all shapes.
+    newton_schulz(part) * sqrt(max(1, r / C)), r = R / parts. The factor is Jordan's, for all shapes.
     """
     rows, columns = direction_RC.shape
     update_NRC = newton_schulz(direction_RC.reshape(parts, rows // parts, columns), dtype)
@@ -55,14 +58,17 @@ def orthogonalized(direction_RC: Tensor, parts: int, dtype: torch.dtype) -> Tens
 
 
 class Orthogonalizer(Protocol):
-    """How an optimizer's tensors hold matrices."""
+    """Orthogonalizes the matrices in an optimizer's tensors; it knows how the tensors hold them."""
 
     def __call__(self, parameters: list[Tensor], directions: list[Tensor]) -> None:
-        """Puts the updates in place of `directions`, which lie as `parameters` do. Every worker calls it."""
+        """Overwrites `directions` with the updates. Every worker calls it.
+
+        directions: laid out as `parameters`.
+        """
 
 
 class WholeMatrices:
-    """Every worker holds every matrix whole, orthogonalizes its share of them, and sends these to the others.
+    """Every worker holds all matrices whole, orthogonalizes a share of them, and sends these to the others.
 
     parts: {weight: number of matrices stacked in it}.
     """
@@ -74,10 +80,10 @@ class WholeMatrices:
     def __call__(self, parameters: list[Tensor], directions: list[Tensor]) -> None:
         moving = torch.stack(
             torch._foreach_norm(directions)
-        ).tolist()  # what took no part has nothing to update
+        ).tolist()  # a weight that took no part has nothing to update
         matrices = [pair for pair, norm in zip(zip(parameters, directions, strict=True), moving) if norm]
         matrices.sort(key=lambda pair: -pair[1].numel())
-        for start in range(0, len(matrices), self.world):  # in each round matrices of like size, one a worker
+        for start in range(0, len(matrices), self.world):  # each round: matrices of like size, one per worker
             together = matrices[start : start + self.world]
             if self.rank < len(together):
                 weight, mine = together[self.rank]
@@ -88,7 +94,7 @@ class WholeMatrices:
 
 @dataclass(frozen=True)
 class Sliced:
-    """A matrix that lies in slices on the workers, in order of rank, each slice inside a flat tensor."""
+    """A matrix in slices on the workers, in order of rank; each slice is inside a flat tensor."""
 
     shape: tuple[int, int]
     parts: int
@@ -96,11 +102,11 @@ class Sliced:
     offset: int
     """Where this worker's slice begins in its flat tensor."""
     sizes: tuple[int, ...]
-    """Elements of it on each worker."""
+    """Elements of the matrix on each worker."""
 
     @property
     def work(self) -> int:
-        """The order of multiplications that its orthogonalization takes."""
+        """About how many multiplications its orthogonalization takes, up to a factor."""
         rows, columns = self.shape
         return rows * columns * min(rows // self.parts, columns)
 
@@ -108,9 +114,10 @@ class Sliced:
 class SlicedMatrices:
     """Every worker holds slices of matrices in flat tensors, as under ZeRO, and orthogonalizes its share.
 
-    In a round each worker gathers one matrix from those that hold slices of it, and sends their updates back.
-    A matrix that lies whole on one worker stays there. How matrices are sliced changes no result.
-    matrices: {flat tensor: its matrices}, with equal matrices in equal order on all workers.
+    In a round each worker gathers one matrix from the workers that hold slices of it, and sends their updates
+    back. A matrix that is whole on one worker stays there. How matrices are sliced changes no result.
+
+    matrices: {flat tensor: its matrices}, with the same matrices in the same order on all workers.
     """
 
     def __init__(self, matrices: dict[Tensor, list[Sliced]], dtype: torch.dtype) -> None:
@@ -123,7 +130,7 @@ class SlicedMatrices:
                 self._round(direction, matrices)
 
     def _round(self, direction: Tensor, matrices: tuple[Sliced | None, ...]) -> None:
-        """matrices: what each worker orthogonalizes; None: nothing is left for it."""
+        """Orthogonalizes one matrix per worker; matrices: each worker's, None if none is left for it."""
         mine = matrices[self.rank]
         held = [matrix.sizes[self.rank] if matrix else 0 for matrix in matrices]
         slices = [direction.narrow(0, matrix.offset, size) for matrix, size in zip(matrices, held) if matrix]
@@ -138,9 +145,9 @@ class SlicedMatrices:
 
 
 def share_out(matrices: list[Sliced], world: int) -> list[tuple[Sliced | None, ...]]:
-    """Rounds of at most one matrix a worker: matrix by matrix to the one with the least work so far.
+    """Rounds of at most one matrix per worker; each matrix goes to the worker with the least work so far.
 
-    A worker takes no matrix of which another holds more than twice as much.
+    A worker takes no matrix of which another worker holds more than twice as much. world: number of workers.
     """
     owned, load = [[] for _ in range(world)], [0] * world
     for matrix in sorted(matrices, key=lambda matrix: -matrix.work):  # stable: equal on all workers
@@ -164,7 +171,7 @@ class MuonAdamW(torch.optim.AdamW):
         M <- m M + (1 - m) G                                                    m = momentum
         W <- (1 - lr weight_decay) W - lr orthogonalized(m M + (1 - m) G)       Nesterov's form
 
-    One object, because ZeRO takes one, and puts flat slices of its own in the place of the weights.
+    It is one object because ZeRO takes one, and replaces the weights by its own flat slices.
     """
 
     def __init__(self, groups: list[dict], orthogonalize: Orthogonalizer, **settings) -> None:
@@ -180,7 +187,7 @@ class MuonAdamW(torch.optim.AdamW):
         super().step()  # passes over weights without a gradient, which the hidden matrices now are
 
     def _step_matrices(self, group: dict) -> None:
-        """One step of Muon; uses up the gradients."""
+        """One step of Muon; the gradients are gone afterwards."""
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         directions = []
         for parameter in parameters:
@@ -197,7 +204,7 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def make_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """What `train.optimizer` names, for the trained weights of `module`; each group names its rate."""
+    """The optimizer that `train.optimizer` names, for the trained weights; each group names its rate."""
     trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
     settings = {"lr": train.learning_rate, "betas": train.betas, "weight_decay": train.weight_decay}
     if train.optimizer == "adamw":
@@ -214,24 +221,27 @@ def make_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
 
 
 def product_dtype(train: TrainConfig) -> torch.dtype:
-    """Of Newton-Schulz: bfloat16 if the forward pass is below float32; float16 has too small a range."""
+    """The dtype of Newton-Schulz: float32 if the forward pass is float32, else bfloat16.
+
+    The range of float16 is too small.
+    """
     return torch.float32 if train.precision == "fp32" else torch.bfloat16
 
 
 def state_of(moments: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
-    """The optimizer's state of a weight with these moments after `steps` steps: AdamW counts them."""
+    """The optimizer's state of a weight with these moments after `steps` steps; AdamW's has the steps too."""
     return moments | ({"step": torch.tensor(float(steps))} if MOMENTS[0] in moments else {})
 
 
 def moments_of(module: nn.Module, train: TrainConfig) -> dict[str, tuple[str, ...]]:
-    """{name of a trained weight: names of its optimizer state}: what a checkpoint keeps, as "MOMENT.NAME"."""
+    """{name of a trained weight: names of its optimizer state}; a checkpoint keeps them as "MOMENT.NAME"."""
     hidden = hidden_matrices(module) if train.optimizer == "muon" else {}
     trained = (name for name, weight in module.named_parameters() if weight.requires_grad)
     return {name: MUON_MOMENTS if name in hidden else MOMENTS for name in trained}
 
 
 def check_moments(tensors: dict[str, Tensor], module: nn.Module, train: TrainConfig) -> None:
-    """Raises CheckpointError where saved tensors lack optimizer state that `module` needs."""
+    """Raises CheckpointError if saved tensors lack optimizer state that `module` needs."""
     wanted = [f"{moment}.{name}" for name, moments in moments_of(module, train).items() for moment in moments]
     missing = [name for name in wanted if name not in tensors]
     if missing:

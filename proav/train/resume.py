@@ -1,6 +1,7 @@
-"""What of a training run goes into a checkpoint, and how a run goes on from one; the file format is `proav/runs/checkpoint.py`.
+"""What of a training run goes into a checkpoint, and how a run goes on from one.
 
-The state knows no engine, ZeRO stage or number of workers: whole tensors by name, which each engine splits for itself.
+The state does not depend on engine, ZeRO stage or number of workers: it is whole tensors by name, which each
+engine splits for itself. Not here: the file format (`proav/runs/checkpoint.py`).
 """
 
 from collections.abc import Callable
@@ -22,9 +23,12 @@ def save_training(
     state: LoopState,
     **description,
 ) -> str | None:
-    """Writes a checkpoint of everything; returns its path on worker 0, None elsewhere. Every worker calls it.
+    """Writes a checkpoint of everything. Every worker calls it.
 
-    `description`: kind, config, labels, latent statistics and so on, as `save_checkpoint` takes them.
+    folder: the folder of the stage's checkpoints.
+    engine, average, step, state: of this worker's loop.
+    description: kind, config, labels, latent statistics and so on, as `save_checkpoint` takes them.
+    Returns the checkpoint's path on worker 0, None elsewhere.
     """
     moments, scalars = engine.optimizer_state()
     tensors = {
@@ -51,9 +55,13 @@ def save_training(
 def load_training(
     checkpoint: Checkpoint, engine: Engine, average: ExponentialMovingAverage, step: TrainingStep
 ) -> LoopState:
-    """Restores optimizer, moving average and the networks beside the model; returns where the loop stood.
+    """Restores optimizer, moving average and the networks beside the model. Every worker calls it.
 
-    The model's own weights are loaded before the engine is made (`checkpoint.weights("model")`). Every worker calls it.
+    The model's own weights are loaded before the engine is made (`checkpoint.weights("model")`).
+
+    checkpoint: to go on from.
+    engine, average, step: of this worker's loop; they are changed.
+    Returns where the loop stood.
     """
     engine.load_optimizer_state(checkpoint.weights("training/optimizer"), checkpoint.training["engine"])
     average.load(engine.split(checkpoint.weights("ema")))
@@ -65,7 +73,7 @@ def load_training(
 
 
 def on_worker_0(choose: Callable):
-    """The result of `choose()` on worker 0, given to every worker; an error of it is raised on every worker."""
+    """The result of `choose()` on worker 0, on every worker; its error is raised on every worker."""
     result = [None, None]
     if _rank() == 0:
         try:

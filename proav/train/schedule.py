@@ -3,7 +3,7 @@
 from proav.config import TrainConfig
 
 FINAL_SHARE = 0.02
-"""Of the full rate, in the last step of a decay. Our choice: near zero, but a step that still counts."""
+"""Share of the full rate in the last step of a decay. Our choice: near zero, but the step still counts."""
 
 
 def rate_share(train: TrainConfig, clips: int) -> float:
@@ -11,8 +11,9 @@ def rate_share(train: TrainConfig, clips: int) -> float:
 
         min(1, s / W, 1 - (1 - FINAL_SHARE) (s - (N - D)) / D),   s = min(clips + batch_size, N)
 
-    W = warmup_clips, N = num_clips, D = decay_fraction * N: linear warm-up, constant, linear decay over the
-    last D clips (Haegele et al., 2024). A larger num_clips in a resumed run moves the decay.
+    W = warmup_clips, N = num_clips, D = decay_fraction * N. So it is a linear warm-up, then constant, then a
+    linear decay over the last D clips (Haegele et al., 2024). If a resumed run has a larger num_clips, the
+    decay moves.
     """
     seen = clips + train.batch_size
     share = min(1.0, seen / train.warmup_clips) if train.warmup_clips else 1.0

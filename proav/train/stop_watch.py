@@ -1,6 +1,6 @@
-"""How a training worker learns that it is to save and end: by a signal of its own, or from the driver.
+"""How a training worker learns that it must save and end: by a signal of its own, or from the driver.
 
-A signal to one worker ends them all: the machine is about to go, and the next run takes what is left.
+A signal to one worker ends them all: its machine is about to go, and the next run uses those that are left.
 """
 
 import contextlib
@@ -15,8 +15,10 @@ POLL_SECONDS = 0.25
 
 
 def listen(seconds: float) -> None:
-    """Takes this process's signals from now on; called in its main thread, in which Ray runs what it is
-    sent."""
+    """Takes this process's signals from now on, for `seconds` as in `StopRequest`.
+
+    It is called in the process's main thread, in which Ray runs functions that are sent to it.
+    """
     StopRequest(seconds, defer=True).__enter__()  # as long as the process lives
     signal.pthread_sigmask(
         signal.SIG_UNBLOCK, {signal.SIGTERM}
@@ -26,8 +28,9 @@ def listen(seconds: float) -> None:
 class StopWatch:
     """Whether this worker is asked to stop.
 
-    begin: called once, before the first step; driver_asks: beside the training, every quarter of a second.
-    Both say whether the driver was asked.
+    begin: called once, before the first step.
+    driver_asks: called beside the training, every quarter of a second.
+    Both return whether the driver was asked to stop.
     """
 
     def __init__(self, begin: Callable[[], bool], driver_asks: Callable[[], bool]) -> None:

@@ -1,6 +1,7 @@
-"""One training worker from start to end: build, resume, loop, checkpoint. Plain torch; `on_ray/launch.py` runs it on Ray.
+"""One training worker from start to end: build, resume, loop, checkpoint. Plain torch.
 
-It holds what differs between the stages: which feed, which model, which step, what a checkpoint says of itself.
+It holds what differs between the stages: which feed, which model, which step, what a checkpoint says of
+itself. Not here: Ray, on which `on_ray/launch.py` runs this.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ ENCODE = "python ray_jobs/encode.py --config FILE, with the same run_dir"
 
 @dataclass
 class StagePlan:
-    """What a stage trains on and what its checkpoints say of themselves."""
+    """What a stage trains on, and what its checkpoints say of themselves."""
 
     feed: Feed
     build: Callable[[torch.device], tuple[nn.Module, TrainingStep]]
@@ -47,7 +48,7 @@ class StagePlan:
     mdsa_weights: Callable[[], dict[str, Tensor]] | None = None
     """ST-DiT: the MDSA weights that each checkpoint carries."""
     fit: Callable[[nn.Module], str] | None = None
-    """Fills weights of a new model by other means than training and says so in a line; called on worker 0."""
+    """Fits weights of a new model before training, and returns a line about it; called on worker 0."""
 
 
 def train_settings(config: Config, stage: str) -> TrainConfig:
@@ -62,14 +63,22 @@ def checkpoints_folder(config: Config, stage: str) -> str:
 
 
 def plan_stage(config: Config, stage: str) -> StagePlan:
-    """Opens what the stage needs. Raises UserError, with the command to type, where data, MDSA or latents are missing."""
+    """Opens what the stage needs.
+
+    Raises UserError, with the command to type, if data, MDSA or latents are missing.
+    """
     return _plan_autoencoder(config) if stage == "mdsa" else _plan_generator(config)
 
 
 def find_resume_point(
     config: Config, stage: str, plan: StagePlan, warn: Callable[[str], None]
 ) -> Checkpoint | None:
-    """The newest whole checkpoint of this stage; None where it has not begun. Raises CheckpointError where it belongs to another run."""
+    """The newest whole checkpoint of a stage; None if the stage has not begun.
+
+    plan: the stage's plan, to compare labels and latents with.
+    warn: takes a line for each damaged checkpoint that is passed over.
+    Raises CheckpointError if the checkpoint belongs to another run.
+    """
     checkpoint = newest_good_checkpoint(checkpoints_folder(config, stage), kind=stage, warn=warn)
     if checkpoint is not None:
         check_resumable(checkpoint, config, plan.labels)
@@ -102,11 +111,17 @@ def train_worker(
     report: Callable[[dict], None] = lambda line: None,
     asked: Asked = Asked(),
 ) -> dict:
-    """Trains until train.num_clips clips are seen, from the newest checkpoint if there is one; returns a summary.
+    """Trains until train.num_clips clips are seen, from the newest checkpoint if there is one.
 
-    {"stage", "clips", "step", "seconds", "metrics": last report, "stopped": whether it was asked to stop}.
+    With several workers torch.distributed is set up before.
 
-    With several workers torch.distributed is set up before. report: called with each line of metrics.jsonl, on every worker.
+    stage: mdsa or stdit.
+    device: this worker's.
+    rank, world: this worker and the number of workers.
+    report: called with each line of metrics.jsonl, on every worker.
+    asked: what others ask of the loop.
+    Returns {"stage", "clips", "step", "seconds", "metrics": last report, "stopped": bool}; stopped means that
+    it was asked to stop.
     Raises UserError (CheckpointError, NonFiniteError and others).
     """
     train = train_settings(config, stage)
@@ -136,11 +151,13 @@ def train_worker(
     )
     state = load_training(checkpoint, engine, average, step) if checkpoint is not None else LoopState()
     say(
-        f"{stage}: {_describe(model, engine, device, world)}, {f'going on from {checkpoint.path}' if checkpoint else 'from the beginning'}"
+        f"{stage}: {_describe(model, engine, device, world)}, "
+        f"{f'going on from {checkpoint.path}' if checkpoint else 'from the beginning'}"
     )
     if checkpoint is not None and stage == "mdsa" and checkpoint.config.filters != config.filters:
         say(
-            f"{stage}: the filters are OTHERS than those of {checkpoint.path}: from here on clips are drawn from what is in use now"
+            f"{stage}: the filters are OTHERS than those of {checkpoint.path}: "
+            "from here on clips are drawn from what is in use now"
         )
     reporter = _Reporter(config, stage, state, report) if rank == 0 else None
     carried = {"mdsa": plan.mdsa_weights()} if rank == 0 and plan.mdsa_weights else {}
@@ -148,14 +165,15 @@ def train_worker(
     def save(current: LoopState) -> None:
         save_training(
             checkpoints_folder(config, stage), engine, average, step, current,
-            kind=stage, config=config, labels=plan.labels, keep=train.keep_checkpoints, tensors=carried, **plan.description,
+            kind=stage, config=config, labels=plan.labels, keep=train.keep_checkpoints, tensors=carried,
+            **plan.description,
         )  # fmt: skip
         if reporter:
             reporter.log.flush()
 
     first_step = -(
         -state.clips // train.batch_size
-    )  # not state.step: the batch size may have changed, and no position comes twice
+    )  # not state.step: the batch size may have changed, and no position may come twice
     batches = plan.feed.iterate(
         first_step,
         rank=rank,
@@ -176,7 +194,11 @@ def train_worker(
 
 
 class _Reporter:
-    """Worker 0's lines: into metrics.jsonl, onto the terminal, and to whoever listens."""
+    """Takes worker 0's lines to metrics.jsonl, to the terminal, and to `report`.
+
+    state: where training stands.
+    report: called with each line.
+    """
 
     def __init__(self, config: Config, stage: str, state: LoopState, report: Callable[[dict], None]) -> None:
         self.log = MetricsLog(RunFolder(config).stage(stage).path, resume_clips=state.clips)
@@ -209,23 +231,26 @@ def _plan_generator(config: Config) -> StagePlan:
         stats = json.loads(storage.read_text(storage.join(folder, "stats.json")))
     except FileNotFoundError:
         raise UserError(
-            f"no latents in {folder} (no stats.json): ST-DiT trains on the planes of a trained MDSA; run: {ENCODE}"
+            f"no latents in {folder} (no stats.json): ST-DiT trains on the planes of a trained MDSA; "
+            f"run: {ENCODE}"
         ) from None
     labels = tuple(stats["labels"])
     mdsa = load_checkpoint(
         run.mdsa.checkpoints, kind="mdsa", verify=False
-    )  # what is read of it is verified then
+    )  # a file of it is verified when it is read
     if mdsa.hash != stats["mdsa_checkpoint"]:
         raise UserError(
-            f"the latents in {folder} were made by another MDSA checkpoint than {mdsa.path}; run: {ENCODE} and encode.replace=true"
+            f"the latents in {folder} were made by another MDSA checkpoint than {mdsa.path}; "
+            f"run: {ENCODE} and encode.replace=true"
         )
     if (
         storage.exists(run.data_manifest)
         and manifest_hash(read_manifest(config.data_folder)) != stats["data"]
     ):
         raise UserError(
-            f"the latents in {folder} were made of other data than {config.data_folder} now holds (were its filters changed?); "
-            f"run: {ENCODE} and encode.replace=true, or preprocess with the earlier filters"
+            f"the latents in {folder} were made of other data than {config.data_folder} now holds "
+            f"(were its filters changed?); run: {ENCODE} and encode.replace=true, "
+            "or preprocess with the earlier filters"
         )
     feed = LatentFeed(
         folder, labels=labels, split="train", seed=config.seed, batch_size=config.stdit.train.batch_size
@@ -244,12 +269,16 @@ def _plan_generator(config: Config) -> StagePlan:
 
 
 def _describe(model: nn.Module, engine, device: torch.device, world: int) -> str:
+    """Model, engine, precision and workers in a few words, for a line about the start."""
     train = engine.train
     count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
     engine_name = (
         f"DeepSpeed ZeRO-{train.zero_stage}" if type(engine).__name__ == "DeepSpeedEngine" else "torch"
     )
-    return f"{count / 1e6:.3g} M parameters, {engine_name}, {train.precision} on {world} x {device.type} (process {os.getpid()})"
+    return (
+        f"{count / 1e6:.3g} M parameters, {engine_name}, "
+        f"{train.precision} on {world} x {device.type} (process {os.getpid()})"
+    )
 
 
 def _as_tuples(value):

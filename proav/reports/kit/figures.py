@@ -1,7 +1,9 @@
 """Figures of the report pages as inline SVG: curves, bars, and strips of frames over their mel spectrogram.
 
-matplotlib draws through its object interface, without pyplot; colours become CSS variables, so that one drawing serves light and dark.
-Texts stay texts, pictures are embedded at their own resolution. Reports are ours, not the paper's. T frames, M mel bins, S mel columns in a frame.
+matplotlib draws through its object interface, without pyplot. Colours become CSS variables, so that one
+drawing serves light and dark pages. Text stays text; pictures are embedded at their own resolution. Reports
+are ours, not the paper's.
+T frames, H W rows and columns, C channels, M mel bins, S mel columns in a frame, L sound samples.
 """
 
 import hashlib
@@ -25,12 +27,12 @@ THEME = {
     "#040404": "var(--series-2)",
     "#050505": "var(--card)",
 }
-"""Colours that no picture uses, and the CSS variables that take their place."""
+"""Colours that no picture uses, and the CSS variables that replace them."""
 MUTED, LINE, SERIES_1, SERIES_2, CARD = THEME
 FREQUENCIES_HZ = (100, 250, 500, 1000, 2000, 4000, 8000, 12000, 16000)
 STRIP_INCHES = 3.4
 STRIP_LEFT, STRIP_RIGHT = 0.115, 0.985
-"""Edges of the time axis, in shares of a strip's width; the page's line over the strip uses them too."""
+"""Edges of the time axis as shares of a strip's width; the page's line over the strip uses them too."""
 
 
 def themed_svg(figure: Figure, description: str) -> Markup:
@@ -51,7 +53,7 @@ def themed_svg(figure: Figure, description: str) -> Markup:
         text = text.replace(colour, variable)
     text = re.sub(
         r'(<(?:g|image)\b[^>]*?) id="[^"]*"', r"\1", text
-    )  # they repeat from figure to figure, and an id must be unique in a page
+    )  # the ids repeat from figure to figure, and an id must be unique in a page
     text = re.sub(
         r"<defs>\s*<style.*?</defs>", "", text, count=1, flags=re.DOTALL
     )  # a style in an inline SVG would apply to the whole page
@@ -80,9 +82,15 @@ def curve(
     series: int = 1,
     from_zero: bool = False,
 ) -> Markup:
-    """One quantity over clips trained; logarithmic where all values are positive and span more than a factor of 20.
+    """One quantity over the clips trained.
 
-    Long runs are drawn as the mean of up to 400 stretches with the range behind it.
+    The axis is logarithmic if all values are positive and span more than a factor of 20. Long runs are drawn
+    as the mean of up to 400 stretches, with the range behind it.
+
+    clips, values: the points, in order of clips.
+    description: text alternative.
+    series: 1 or 2, which colour of the theme.
+    from_zero: the axis of values starts at 0 and is linear.
     """
     clips, values = np.asarray(clips, dtype=float), np.asarray(values, dtype=float)
     figure = Figure(figsize=(3.6, 2.1))
@@ -125,7 +133,13 @@ def curve(
 def histogram(
     values: Sequence[float], *, unit: str, description: str, edges: Sequence[float] | None = None
 ) -> Markup:
-    """How many items lie where: between these edges, or in up to 24 bins from the least to the greatest value."""
+    """How many values lie in each bin.
+
+    values: what is counted.
+    unit: label of the axis.
+    description: text alternative.
+    edges: edges of the bins; None: up to 24 bins from the least to the greatest value.
+    """
     figure = Figure(figsize=(3.6, 2.1))
     figure.patch.set_alpha(0)
     axes = _new_axes(figure, (0.15, 0.19, 0.82, 0.75))
@@ -150,10 +164,17 @@ def clip_strip(
     description: str,
     title: str,
 ) -> Markup:
-    """Frames, mel spectrogram and, if given, waveform of a clip over one time axis in seconds, one tick a frame.
+    """Frames, mel spectrogram and, if given, waveform of a clip over one time axis.
 
-    video_THWC uint8; mel_TMS in [-1, 1], bands evenly spaced on the Slaney mel scale from min_hz to max_hz (Hz); waveform_L in [-1, 1].
-    Frames are shown as one row of at most 8, each under its own time.
+    The axis is in seconds, with one tick per frame. At most 8 frames are shown in a row, each at its time.
+
+    video_THWC: uint8.
+    mel_TMS: in [-1, 1]; bands are evenly spaced on the Slaney mel scale.
+    waveform_L: in [-1, 1], or None.
+    fps: frames per second.
+    min_hz, max_hz: edges of the mel scale, Hz.
+    description: text alternative.
+    title: stands over the strip if two clips are shown side by side.
     """
     num_frames, rows, columns, _ = video_THWC.shape
     seconds = num_frames / fps
@@ -234,18 +255,27 @@ def clip_strip(
 
 
 def _mel_row(hz: float, bins: int, min_hz: float, max_hz: float) -> float:
-    """Row of the band whose centre is at `hz`: centres are spaced evenly on the mel scale, one step inside both edges."""
+    """Row of the band whose centre is at `hz`; the row need not be whole.
+
+    Centres are spaced evenly on the mel scale, one step inside both edges.
+
+    hz, min_hz, max_hz: Hz; the last two are the edges.
+    bins: number of bands.
+    """
     low, high = _slaney_mel(min_hz), _slaney_mel(max_hz)
     return (_slaney_mel(hz) - low) / (high - low) * (bins + 1) - 1
 
 
 def _slaney_mel(hz: float) -> float:
-    """Slaney's Auditory Toolbox: linear below 1 kHz, 3/200 mel a Hz; above, 27 steps for each factor of 6.4."""
+    """The mel scale of Slaney's Auditory Toolbox.
+
+    Linear below 1 kHz, with 3/200 mel per Hz; above, 27 steps for each factor of 6.4.
+    """
     return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
 
 
 def _at_most(frame_HWC: np.ndarray, rows: int) -> np.ndarray:
-    """The frame at most `rows` high, by the mean of whole blocks of pixels: a strip needs no more."""
+    """The frame, reduced to at most `rows` rows by means of whole blocks of pixels: a strip needs no more."""
     factor = math.ceil(frame_HWC.shape[0] / rows)
     height, width = (size // factor * factor for size in frame_HWC.shape[:2])
     blocks = frame_HWC[:height, :width].reshape(height // factor, factor, width // factor, factor, 3)

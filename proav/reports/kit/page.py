@@ -1,7 +1,8 @@
-"""HTML pieces of the report pages: escaping elements, tables of numbers, players, and the whole page in one file.
+"""HTML pieces of the report pages: escaped elements, tables of numbers, players, and the page in one file.
 
-Not a template language: everything that is not `Markup` is escaped, so that a label or file name can never become code.
-Templates lie beside this file (page.html, page.css, page.js). Reports are ours, not the paper's.
+It is no template language. Everything that is not `Markup` is escaped, so that a label or file name can never
+become code. Templates are beside this file (page.html, page.css, page.js). Reports are ours, not the paper's.
+Not here: drawings (`figures.py`), tables of an evaluation (`tables.py`).
 """
 
 import base64
@@ -21,7 +22,7 @@ UNITS = {
     "percent": "%",
     "ms": "ms",
 }
-"""Last words of a metric's key that are its unit, and how the unit is written."""
+"""Units by the last word of a metric's key, and how each is written."""
 ACRONYMS = {
     name: name.upper()
     for name in ("psnr", "ssim", "lpips", "fvd", "fad", "kvd", "kid", "mdsa", "ema", "rms", "fps")
@@ -30,7 +31,7 @@ VOID_ELEMENTS = {"input", "img", "br", "hr", "meta", "link"}
 
 
 class Markup(str):
-    """Text that is HTML already; every other text is escaped where it enters an element."""
+    """Text that is HTML already; every other text is escaped when it enters an element."""
 
 
 def render(child) -> str:
@@ -45,7 +46,11 @@ def render(child) -> str:
 
 
 def element(name: str, *children, **attributes) -> Markup:
-    """`<name attributes>children</name>`; `class_` is class, `data_left` is data-left, True is a bare attribute, None and False are left out."""
+    """`<name attributes>children</name>`.
+
+    `class_` becomes class, and `data_left` becomes data-left. An attribute that is True is written without a
+    value; one that is None or False is left out.
+    """
     words = [name]
     for key, value in attributes.items():
         key = key.rstrip("_").replace("_", "-")
@@ -72,7 +77,7 @@ def section(identity: str, title: str, *children) -> Markup:
 
 
 def todo(what: str, command: str) -> Markup:
-    """The line that stands where a section's inputs do not exist yet."""
+    """The line in a section whose inputs do not exist yet: what is missing, and the command that makes it."""
     return element("p", what, " ", element("code", command), class_="todo")
 
 
@@ -94,7 +99,7 @@ def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
 
 
 def table(heads: list[str], rows: Iterable[Iterable], *, caption: str) -> Markup:
-    """A table whose first column names the row; numbers are set to the right."""
+    """A table whose first column names the row; numbers are aligned to the right."""
     rows = [list(row) for row in rows]
     numeric = [bool(rows) and all(is_number(row[column]) for row in rows) for column in range(len(heads))]
     head = element(
@@ -124,7 +129,7 @@ def is_number(value) -> bool:
 
 
 def number(value: float) -> str:
-    """A number for people: whole numbers with thousands commas, others with four digits that count."""
+    """A number for people: whole numbers with commas at thousands, others with four significant digits."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if float(value).is_integer() and abs(value) < 1e15:
@@ -138,7 +143,7 @@ def counted(count: int, noun: str, nouns: str | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`40 seconds`, `12 minutes`, `3.5 hours`, whatever suits the length."""
+    """`40 seconds`, `12 minutes` or `3.5 hours`, as the length needs."""
     for size, noun in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= 2 * size:
             return (
@@ -148,7 +153,10 @@ def duration(seconds: float) -> str:
 
 
 def metric_name(key: str) -> tuple[str, str]:
-    """Words and unit of a key: psnr_mean_colour_db -> ("PSNR mean colour", "dB"). A dotted key is a setting's name and stays as it is."""
+    """Words and unit of a key: psnr_mean_colour_db -> ("PSNR mean colour", "dB").
+
+    A dotted key is a setting's name and stays as it is.
+    """
     if "." in str(key):
         return str(key), ""
     words = str(key).split("_")
@@ -158,7 +166,15 @@ def metric_name(key: str) -> tuple[str, str]:
 
 
 def metrics_card(title: str, values, *, level: int = 3, wide: bool = False) -> Markup:
-    """A card with every number and text of a nested dict; `protocol` and other long texts stand below their numbers. `wide`: over the whole page."""
+    """A card with every number and text of a nested dict.
+
+    `protocol` and other long texts stand below the numbers.
+
+    title: heading.
+    values: the dict, or a single value.
+    level: level of the heading; above 3 the result is an inner part of another card.
+    wide: the card takes the whole width of the page.
+    """
     if not isinstance(values, dict):
         values = {title: values}
     rows, texts, inner = [], [], []
@@ -214,7 +230,13 @@ def metrics_card(title: str, values, *, level: int = 3, wide: bool = False) -> M
 
 
 def player(video: bytes, strip: Markup | None, *, description: str, pixel_width: int) -> list[Markup]:
-    """A looping video with its strip of frames and spectrogram; clips of few pixels are enlarged without smoothing."""
+    """A looping video with its strip of frames and spectrogram.
+
+    video: an MP4 file's bytes.
+    strip: its strip; None: none.
+    description: text alternative.
+    pixel_width: columns of the video; clips of few pixels are enlarged without smoothing.
+    """
     tag = element(
         "video",
         "This browser cannot play H.264 video.",
@@ -230,7 +252,10 @@ def player(video: bytes, strip: Markup | None, *, description: str, pixel_width:
 
 
 def build_page(title: str, header: list[Markup], sections: list[tuple[str, str, list]]) -> str:
-    """The whole HTML file; `sections` are (id, title, children). Nothing in it is fetched: a content policy forbids it."""
+    """The whole HTML file; `sections` are (id, title, children).
+
+    The page fetches nothing: a content policy forbids it.
+    """
     folder = files("proav.report_page")
     style, script, template = (
         (folder / name).read_text("utf-8") for name in ("page.css", "page.js", "page.html")
@@ -240,7 +265,10 @@ def build_page(title: str, header: list[Markup], sections: list[tuple[str, str, 
     main = element(
         "main", [section(identity, name, children) for identity, name, children in sections], id="content"
     )
-    promise = "Written by proav. Everything on this page, videos included, is in this one file: it opens without a network."
+    promise = (
+        "Written by proav. Everything on this page, videos included, is in this one file: "
+        "it opens without a network."
+    )
     footer = element("footer", element("p", promise))
     script_hash = "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode(
         "ascii"

@@ -1,4 +1,8 @@
-"""The tables of an evaluation as part of a page: every number with its interval and what it is between real clips; what is missing says what it needs."""
+"""The tables of an evaluation as part of a page.
+
+Every number has its interval and, beside it, the same number between real clips. A missing number says what
+it needs. Not here: how the numbers are measured (`proav/evaluate`).
+"""
 
 from collections.abc import Sequence
 
@@ -30,13 +34,17 @@ BESIDE = {
         ("cosine transform", "mel_error_cosine_db"),
     ),
 }
-"""What stands beside a reconstruction's PSNR and log-mel error: words, and the key of the mean."""
+"""Numbers beside a reconstruction's PSNR and log-mel error: words, and the key of the mean."""
 HEADS = ["", "value", "95 % interval", "between real clips", "", "clips", "sources"]
 STRIP_WIDTH, STRIP_HEIGHT, STRIP_EDGE = 132, 18, 8
 
 
 def number_table(values: dict) -> Markup:
-    """One table of metrics.json: {"title", "rows": [{"metric", "value", ...}], "left_out": {set and reason: clips}}."""
+    """One table of metrics.json.
+
+    values: {"title", "rows": [{"metric", "value", ...}], "left_out": {set and reason: clips}}, and for clips
+    whose truth is known also "scale": {metric: text}.
+    """
     rows, said = [], {}
     for row in values["rows"]:
         name = shown_name(row["metric"])
@@ -61,7 +69,10 @@ def number_table(values: dict) -> Markup:
     content = [element("h3", values["title"])]
     if rows:
         content.append(table(HEADS, rows, caption=values["title"]))
-        drawn = "Drawn: the value as a dot on its interval, the number between real clips as a bar, each row on a scale of its own."
+        drawn = (
+            "Drawn: the value as a dot on its interval, the number between real clips as a bar, "
+            "each row on a scale of its own."
+        )
         content.append(element("p", drawn, class_="note"))
     content += [element("p", f"{', '.join(names)}: {text}.", class_="note") for text, names in said.items()]
     if scale := values.get("scale", {}):
@@ -76,7 +87,10 @@ def number_table(values: dict) -> Markup:
 
 
 def interval_strip(name: str, row: dict) -> Markup | str:
-    """The value as a dot on its interval, with a bar at what it is between real clips, on a scale of the row's own; nothing where the value is alone."""
+    """The value as a dot on its interval, with a bar at the number between real clips.
+
+    Each row has a scale of its own. Returns "" if the row has only the value.
+    """
     marks = [row[key] for key in ("value", "low", "high", "floor") if row[key] is not None]
     low, high = min(marks), max(marks)
     if len(marks) == 1 or low == high:
@@ -107,17 +121,21 @@ def interval_strip(name: str, row: dict) -> Markup | str:
 
 
 def beside(reconstruction: dict, stream: str) -> str:
-    """What simple codes reach, to stand beside MDSA's number: `mean colour 16.26 dB, ...`; if measured."""
+    """What simple codes reach, as far as measured, to set beside MDSA's number: `mean colour 16.26 dB, ...`.
+
+    stream: picture or sound.
+    """
     values = [(words, reconstruction.get(key)) for words, key in BESIDE[stream]]
     return ", ".join(f"{words} {value:.2f} dB" for words, value in values if value is not None)
 
 
 def _line(start: str, end: str, heights: Sequence[float], colour: str) -> Markup:
+    """An SVG line in `colour` from x `start` to x `end`; `heights` are the y of both ends."""
     return element("line", x1=start, x2=end, y1=heights[0], y2=heights[1], stroke=colour, stroke_width=2.5)
 
 
 def shown_name(metric: str) -> str:
-    """A metric's key for people: names that the field has stay as they are, others become words with their unit."""
+    """A metric's key for people: the field's own names stay, other keys become words with their unit."""
     if metric in NAMES:
         return NAMES[metric]
     if any(letter.isupper() for letter in metric) or metric in ACRONYMS:
@@ -127,7 +145,7 @@ def shown_name(metric: str) -> str:
 
 
 def values_text(values: dict[str, int]) -> str:
-    """How many numbers a method stores: of each stream, or of both where they differ."""
+    """How many numbers a method stores: per stream, or for both streams if they differ."""
     if values["video"] == values["audio"]:
         return f"{values['video']:,} numbers a stream"
     return f"{values['video']:,} numbers of the picture and {values['audio']:,} of the sound"

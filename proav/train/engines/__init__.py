@@ -1,8 +1,8 @@
 """Engines step the optimizer on one or many workers: plain data parallel in torch, or ZeRO with DeepSpeed.
 
-All keep fp32 weights and fp32 optimizer state; the precision setting is the autocast dtype of the model's
-forward pass. Their saved state is the same and knows no world size, stage or engine: whole fp32 tensors by
-name.
+All keep fp32 weights and fp32 optimizer state. The precision setting is the autocast dtype of the model's
+forward pass. The saved state of all engines is the same: whole fp32 tensors by name. It does not depend on
+world size, stage or engine.
 """
 
 import torch
@@ -19,10 +19,16 @@ __all__ = ["DeepSpeedEngine", "Engine", "NonFiniteError", "TorchEngine", "averag
 def make_engine(
     module: nn.Module, train: TrainConfig, *, device: torch.device, micro_batch: int, log=print
 ) -> Engine:
-    """The engine that `train.engine` names, with `module` (already holding its starting weights) on `device`.
+    """The engine that `train.engine` names.
 
-    micro_batch: clips of one forward pass on one worker. ZeRO stage 0 shards nothing: that is the plain torch engine.
-    Raises UserError where DeepSpeed is asked for and not installed.
+    ZeRO stage 0 shards nothing: the plain torch engine takes its place.
+
+    module: the model, with its starting weights; it is moved to `device`.
+    train: the training section of the model.
+    device: this worker's.
+    micro_batch: clips of one forward pass on one worker.
+    log: takes lines for people.
+    Raises UserError if DeepSpeed is asked for and not installed.
     """
     if train.engine == "torch":
         return TorchEngine(module, train, device=device)

@@ -1,4 +1,7 @@
-"""What the loop needs of an engine, and what all engines share: autocast, the loss scale, averaged gradients."""
+"""What the loop needs of an engine, and what all engines share: autocast, loss scale, averaged gradients.
+
+Not here: the engines (`data_parallel.py`, `zero.py`).
+"""
 
 import contextlib
 from collections.abc import Iterable
@@ -17,11 +20,11 @@ BUCKET_BYTES = 32 * 2**20
 
 
 class NonFiniteError(UserError):
-    """A loss or gradient norm that is not a number: training stops on every worker before the optimizer steps."""
+    """A loss or gradient norm that is not finite; it is raised on every worker before the optimizer steps."""
 
 
 class Engine(Protocol):
-    """What the loop needs to train a module; `make_engine` chooses."""
+    """What the loop needs to train a module; `make_engine` chooses one."""
 
     module: nn.Module
     """The bare model; its weights may be sharded."""
@@ -64,9 +67,10 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 class LossScale:
-    """The dynamic loss scale of fp16: halved where a gradient overflows, doubled after a calm stretch; 1 in other precisions.
+    """The dynamic loss scale of fp16; it is 1 in other precisions.
 
-    Our choice: 2**16 at first, doubled every 2,000 steps, as mixed-precision training does since Micikevicius et al., 2018.
+    It is halved if a gradient overflows, and doubled after a stretch of steps without overflow. Our choice:
+    2**16 at first, doubled every 2,000 steps, as in mixed-precision training since Micikevicius et al., 2018.
     """
 
     GROWTH_STEPS = 2000
@@ -76,7 +80,10 @@ class LossScale:
         self.scale, self.calm_steps = (2.0**16 if self.dynamic else 1.0), 0
 
     def after_step(self, overflow: bool) -> bool:
-        """True where the step may be skipped; False where a non-finite gradient must stop the run."""
+        """Updates the scale; returns whether a step that overflowed may be skipped.
+
+        False means that a non-finite gradient must stop the run.
+        """
         if not self.dynamic:
             return False
         if overflow:

@@ -1,4 +1,4 @@
-"""Plain data parallel in torch: every worker holds everything; gradients are averaged once a step."""
+"""Plain data parallel in torch. Not here: ZeRO (`zero.py`), what all engines share (`base.py`)."""
 
 import contextlib
 
@@ -43,9 +43,10 @@ class TorchEngine:
         (loss * (self.loss_scale.scale / self.train.accumulation_steps)).backward()
 
     def step(self, rates: dict[str, float]) -> float | None:
-        """Averages, clips, and steps; returns the gradient norm, or None where an fp16 overflow skipped the step.
+        """Averages the gradients, clips them and steps; returns their norm.
 
-        Raises NonFiniteError, with the weights untouched.
+        rates: {name of the setting: learning rate}.
+        Returns None if an fp16 overflow skipped the step. Raises NonFiniteError, with the weights untouched.
         """
         parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         average_gradients(parameters)
@@ -66,15 +67,15 @@ class TorchEngine:
         return value if finite else None
 
     def discard(self) -> None:
-        """Instead of `step`: drops the gradients."""
+        """Drops the gradients; it is called instead of `step`."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def shards(self) -> dict[str, torch.Tensor]:
-        """This worker's part of the live weights by name: here, all of them."""
+        """This worker's part of the live weights by name: here all of them."""
         return {name: parameter.data for name, parameter in self.module.named_parameters()}
 
     def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Whole tensors (and persistent buffers) from every worker's shards, as a state dict of the model. Every worker calls it."""
+        """The model's state dict, with persistent buffers, from all shards. Every worker calls it."""
         return shards | persistent_buffers(self.module)
 
     def split(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """ZeRO 1 to 3 with DeepSpeed: optimizer state, gradients and weights sharded over the workers.
 
-The only file with DeepSpeed, which is imported only where it is asked for.
+This is the only file with DeepSpeed, which is imported only when it is used. Not here: plain data parallel
+(`data_parallel.py`), what all engines share (`base.py`).
 """
 
 import contextlib
@@ -39,7 +40,7 @@ WHOLE_BELOW = 100_000
 
 
 class _Autocast(nn.Module):
-    """Runs a module under autocast, wherever it is called from; it takes no part in naming parameters."""
+    """Runs a module under autocast, wherever it is called from; it gives the parameters no names."""
 
     def __init__(self, module: nn.Module, device: torch.device, precision: str) -> None:
         super().__init__()
@@ -51,7 +52,10 @@ class _Autocast(nn.Module):
 
 
 class DeepSpeedEngine:
-    """ZeRO 1 to 3: optimizer state, gradients and weights sharded over the workers."""
+    """ZeRO 1 to 3: optimizer state, gradients and weights sharded over the workers.
+
+    Arguments as in `make_engine`.
+    """
 
     def __init__(
         self, module: nn.Module, train: TrainConfig, *, device: torch.device, micro_batch: int
@@ -60,7 +64,7 @@ class DeepSpeedEngine:
         self.module, self.train, self.device = module, train, device
         self.loss_scale = LossScale(train.precision)
         self.optimizer_steps = 0
-        self._reduced = False  # whether the gradients of a whole step wait in ZeRO
+        self._reduced = False  # whether ZeRO holds the gradients of a whole step
         world = dist.get_world_size()
         wrapped = _Autocast(module.to(device), device, train.precision)
         inner, config = make_optimizer(module, train), _deepspeed_config(train, micro_batch, world)
@@ -78,7 +82,7 @@ class DeepSpeedEngine:
         return autocast(self.device.type, self.train.precision)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of `loss` divided by the accumulation steps, and reduces them at the last."""
+        """Adds the gradients of `loss` divided by the accumulation steps; the last pass reduces them."""
         if self.loss_scale.dynamic:
             self.optimizer.override_loss_scale(self.loss_scale.scale)
         self.engine.backward(loss)
@@ -87,9 +91,11 @@ class DeepSpeedEngine:
             self.engine.step()  # counts the pass; the weights stay
 
     def step(self, rates: dict[str, float]) -> float | None:
-        """Clips and steps; returns the gradient norm, or None where an fp16 overflow skipped the step.
+        """Clips the gradients and steps; returns their norm, or None if an fp16 overflow skipped the step.
 
-        Raises NonFiniteError, with the weights untouched: ZeRO skips the step of a gradient norm that is not finite, on all workers.
+        rates: {name of the setting: learning rate}.
+        Raises NonFiniteError, with the weights untouched: if a gradient norm is not finite, ZeRO skips the
+        step on all workers.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["rate"]]
@@ -104,25 +110,26 @@ class DeepSpeedEngine:
         return float(self.engine.get_global_grad_norm())
 
     def discard(self) -> None:
-        """Instead of `step`: drops the gradients; a `step` that raised NonFiniteError has left none."""
+        """Drops the gradients; it is called instead of `step`, or after one that raised NonFiniteError."""
         if not self._reduced:
             return
-        if dist.get_rank() == 0:  # whose first element is a weight's: padding is never overwritten
+        if dist.get_rank() == 0:  # its first element belongs to a weight; padding is never overwritten
             next(iter(self.optimizer.averaged_gradients.values()))[0].view(-1)[0] = torch.nan
-        self.engine.step()  # ZeRO leaves out a step of a norm that is not finite, and clears what it holds
+        self.engine.step()  # ZeRO leaves out a step whose norm is not finite, and clears what it holds
         self._reduced = False
 
     def shards(self) -> dict[str, torch.Tensor]:
-        """This worker's part of the live weights by name: whole tensors up to stage 2, flat slices at stage 3."""
+        """This worker's part of the live weights by name: whole tensors up to stage 2, else flat slices."""
         return {
             name: parameter.ds_tensor.data if self._sharded else parameter.data
             for name, parameter in self.module.named_parameters()
         }
 
     def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Whole tensors (and persistent buffers) from every worker's shards, as a state dict of the model. Every worker calls it.
+        """The model's state dict, with persistent buffers, from all shards. Every worker calls it.
 
-        At stage 3 one gather per tensor; worker 0 keeps the result on the CPU, the others get only their buffers.
+        At stage 3 there is one gather per tensor. Worker 0 keeps the result on the CPU; the others get only
+        their buffers.
         """
         whole = {}
         for name, parameter in self.module.named_parameters() if self._sharded else ():
@@ -140,7 +147,10 @@ class DeepSpeedEngine:
         }
 
     def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """({"exp_avg.NAME": whole tensor, ...}, plain values), gathered tensor by tensor; worker 0 gets the tensors. Every worker calls it."""
+        """({"exp_avg.NAME": whole tensor, ...}, plain values). Every worker calls it.
+
+        Tensors are gathered one by one, and only worker 0 gets them.
+        """
         from deepspeed.utils import safe_get_full_optimizer_state
 
         tensors = {}
@@ -175,9 +185,10 @@ class DeepSpeedEngine:
         return self.train.zero_stage == 3
 
     def _create_optimizer_state(self) -> None:
-        """Zero moments; DeepSpeed would create them in its first step, but a resumed run needs them before.
+        """Makes moments of zeros; DeepSpeed makes them in its first step, too late for a resumed run.
 
-        Below stage 3 it would also link all groups' state after the step of the first, when others have none.
+        Below stage 3 DeepSpeed would also link the state of all groups after stepping the first one, when the
+        others have none yet.
         """
         all_moments = moments_of(self.module, self.train)
         for flat, names in self._flat_weights():
@@ -187,7 +198,7 @@ class DeepSpeedEngine:
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _flat_weights(self) -> list[tuple[torch.Tensor, list[str]]]:
-        """ZeRO's flat fp32 tensors, which the optimizer steps, with the names of the weights in each."""
+        """(flat fp32 tensor, names of the weights in it): ZeRO's tensors, which the optimizer steps."""
         zero, names = self.optimizer, {weight: name for name, weight in self.module.named_parameters()}
         flats = zero.fp32_partitioned_groups_flat if self._sharded else zero.single_partition_of_fp32_groups
         groups = zero.fp16_groups if self._sharded else zero.bit16_groups
@@ -215,7 +226,7 @@ class DeepSpeedEngine:
         if self._sharded:
             sizes, rank = [weight.ds_tensor.numel() for weight in weights], dist.get_rank()
             held = [min(size, max(0, weight.ds_numel - rank * size)) for weight, size in zip(weights, sizes)]
-            return list(zip(accumulate(sizes, initial=0), held))  # what pads the last slices is not held
+            return list(zip(accumulate(sizes, initial=0), held))  # padding of the last slices is not held
         slices = [weight._hp_mapping and weight._hp_mapping.hp_fragment_address for weight in weights]
         return [(part.start, part.numel) if part else (0, 0) for part in slices]
 
@@ -226,7 +237,7 @@ class DeepSpeedEngine:
         return whole
 
     def _slice(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-        """This worker's slice of a whole tensor, padded with zeros where the tensor does not split evenly."""
+        """This worker's slice of a whole tensor, padded with zeros if the tensor does not split evenly."""
         size = parameter.ds_tensor.numel()
         start = dist.get_rank() * size
         piece = whole.reshape(-1)[start : start + size].to(self.device, torch.float32)
@@ -238,15 +249,17 @@ def _import_deepspeed():
         import deepspeed
     except ImportError as error:
         raise UserError(
-            f"train.engine=deepspeed, but DeepSpeed cannot be imported ({error}); install it, or write train.engine=torch"
+            f"train.engine=deepspeed, but DeepSpeed cannot be imported ({error}); "
+            "install it, or write train.engine=torch"
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that torch is about to change; torch says so at every call, of every step.
+    # DeepSpeed calls collectives by names that torch is about to change; torch says so at every call.
     warnings.filterwarnings(
         "ignore", message=r"`torch.distributed.\w+` is deprecated", category=FutureWarning
     )
     if deepspeed.get_accelerator().device_name() == "cpu":
-        # Without this, every start on a CPU compiles a shared-memory collective, which takes a C++ compiler and half a minute.
+        # Without this, every start on a CPU compiles a shared-memory collective.
+        # That takes a C++ compiler and half a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 

@@ -1,9 +1,7 @@
-"""What each process of a group of training workers is told before it trains: its network interface, and
-signals.
+"""Prepares each process of a group of training workers: its network interface, and its signals.
 
-gloo takes the address that the host's own name resolves to, which on many machines is 127.0.0.1: workers on
-other hosts cannot reach it. The interface that holds the node's Ray address is one that all nodes of the
-cluster reach.
+gloo takes the address to which the host's own name resolves. On many machines that is 127.0.0.1, which
+workers on other hosts cannot reach. But all nodes reach the interface that holds the node's Ray address.
 """
 
 import os
@@ -20,10 +18,10 @@ VARIABLE = "GLOO_SOCKET_IFNAME"
 
 @dataclass
 class WorkerBackendConfig(TorchConfig):
-    """Ray Train's torch set-up; a GLOO_SOCKET_IFNAME of the node's own is respected."""
+    """Ray Train's torch set-up; if the node has a GLOO_SOCKET_IFNAME, it is kept."""
 
     stop_seconds: float = 60.0
-    """job.stop_seconds."""
+    """The setting job.stop_seconds."""
 
     @property
     def backend_cls(self):
@@ -38,16 +36,20 @@ class _WorkerBackend(TorchConfig().backend_cls):
 
 
 def choose_interface() -> None:
-    """Names the interface in this process's environment, before its process group is made; runs on every
-    worker."""
+    """Puts the interface into this process's environment.
+
+    Every worker runs it before its process group is made.
+    """
     interface = interface_of(ray.util.get_node_ip_address())
     if interface is not None:
         os.environ.setdefault(VARIABLE, interface)
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that holds an IP address; None where none does, as behind address translation:
-    gloo chooses then."""
+    """The network interface that holds an IP address.
+
+    None if no interface does, as behind address translation; then gloo chooses.
+    """
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == address for entry in addresses):
             return name

@@ -1,7 +1,8 @@
-"""Puts training workers on a Ray cluster: how many, on what, what happens when one is lost. The only room of training with Ray.
+"""Puts training workers on a Ray cluster: how many, on what, and what happens if one is lost.
 
-What a worker does is `proav/train/worker.py`. Checkpoints go straight from the workers to <run_dir>/<stage>/checkpoints, which all nodes must
-reach; a restarted group of workers, of any size, goes on from the newest. Ray's own files of a run are in <run_dir>/.ray.
+Workers write checkpoints straight to <run_dir>/<stage>/checkpoints, which all nodes must reach. A restarted
+group of workers, of any size, goes on from the newest. Ray's own files of a run are in <run_dir>/.ray.
+Not here: what a worker does (`proav/train/worker.py`).
 """
 
 import contextlib
@@ -36,9 +37,10 @@ from proav.train.stop_watch import StopWatch
 from proav.train.worker import checkpoints_folder, find_resume_point, plan_stage, train_settings, train_worker
 
 ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how long each report waits for the controller; Ray's own value is 2 s
+    # Each report waits this long for the controller; Ray's own value is 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a minute is short for nodes that pull an image
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Ray would say every line of a worker twice
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Ray would print every line of a worker twice
 }
 T = TypeVar("T")
 
@@ -48,13 +50,17 @@ AGREE_SECONDS = 5.0
 
 
 def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.UserCallback] = ()) -> dict:
-    """Trains one stage on the Ray that is initialised, from its newest checkpoint if there is one; returns a summary.
+    """Trains one stage on the initialized Ray, from its newest checkpoint if there is one.
 
-    {"stage", "clips", "step", "seconds", "metrics": last report, "checkpoint": path, "already_done": bool}. A stage that has seen
-    train.num_clips clips is left as it is. callbacks: Ray Train callbacks, such as Ray Tune's.
+    A stage that has seen train.num_clips clips is left as it is.
+
+    stage: mdsa or stdit.
+    callbacks: Ray Train callbacks, such as Ray Tune's.
+    Returns {"stage", "clips", "step", "seconds", "metrics": last report, "checkpoint": path,
+    "already_done": bool}.
     Raises UserError for missing data, MDSA or latents, unusable checkpoints, a loss that is not finite, and
-    another job that trains the same stage of the same run; none of these is tried again. Raises Stopped if
-    SIGTERM or SIGINT came to this process or to a worker, with a checkpoint of all that was done.
+    another job that trains the same stage of the same run. None of these is tried again. Raises Stopped if
+    SIGTERM or SIGINT came to this process or to a worker; a checkpoint then has all that was done.
     """
     folder = storage.make_folder(RunFolder(config).stage(stage).path)
     with Lease(folder, name="training") as lease:
@@ -65,12 +71,14 @@ def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.Use
 def _train_stage(
     config: Config, stage: str, lease: Lease, callbacks: Sequence[ray.train.UserCallback]
 ) -> dict:
+    """`train_stage` while `lease` is held."""
     train = train_settings(config, stage)
     plan = plan_stage(config, stage)
     checkpoint = find_resume_point(config, stage, plan, print)
     if checkpoint is not None and checkpoint.clips >= train.num_clips:
         print(
-            f"{stage}: done already, {checkpoint.clips:,} of {train.num_clips:,} clips seen; {checkpoint.path}"
+            f"{stage}: done already, {checkpoint.clips:,} of {train.num_clips:,} clips seen; "
+            f"{checkpoint.path}"
         )
         seconds = checkpoint.training["loop"]["seconds"]
         summary = {
@@ -95,6 +103,12 @@ def _run_workers(
     callbacks: Sequence[ray.train.UserCallback],
     turn: ActorHandle | None,
 ) -> dict:
+    """Starts the workers and waits for them; returns what `train_stage` returns.
+
+    train: the training section of the stage.
+    turn: the actor of `turn_to_start`, or None.
+    The rest as in `_train_stage`.
+    """
     use_gpu = wants_gpu(train.use_gpu)
     _tell_if_waiting(train, use_gpu)
     here = NodeAffinitySchedulingStrategy(
@@ -118,7 +132,7 @@ def _run_workers(
         summary = _fit(trainer, mailbox, lease)
         if summary.pop("stopped"):
             raise Stopped(_stopped_text(config, stage, summary))
-        StopRequest.check()  # it came as the last step was done
+        StopRequest.check()  # a signal may have come during the last step
     return {
         **summary,
         "checkpoint": list_checkpoints(checkpoints_folder(config, stage))[0][1],
@@ -127,7 +141,7 @@ def _run_workers(
 
 
 def _fit(trainer: TorchTrainer, mailbox, lease: Lease) -> dict:
-    """Worker 0's summary. A user's mistake found by a worker comes out as the UserError it is."""
+    """Runs the training and returns worker 0's summary. Raises the UserError of a worker as it is."""
     try:
         result = _wait(trainer.fit, mailbox, lease)
     except ray.train.TrainingFailedError:
@@ -142,10 +156,10 @@ def _fit(trainer: TorchTrainer, mailbox, lease: Lease) -> dict:
 
 
 def _wait(fit: Callable[[], T], mailbox, lease: Lease) -> T:
-    """fit(), while this thread looks out for signals: they ask the workers to save and end.
+    """fit(), while this thread watches for signals, which ask the workers to save and end.
 
-    In a thread of its own if signals are listened to: in the main thread Ray Train would take SIGINT and end
-    its workers without a checkpoint.
+    fit runs in a thread of its own if this process listens to signals. In the main thread Ray Train would
+    take SIGINT and end its workers without a checkpoint.
     """
     with StopRequest.deferred() as request:
         if request is None:
@@ -182,17 +196,17 @@ def _stopped_text(config: Config, stage: str, summary: dict) -> str:
 
 
 def _tell_leftovers(folder: str) -> None:
-    """Removes what a killed run has left half written. Only the holder of the lease may."""
+    """Removes what a killed run left half written, and says so. Only the holder of the lease may do it."""
     count = sum(storage.remove_leftovers(place) for place in (folder, storage.join(folder, "checkpoints")))
     if count:
         print(f"train: removed {count} half-written files or checkpoints of a run that was killed")
 
 
 def _run_worker(settings: dict) -> dict | None:
-    """Runs on every worker."""
+    """What every worker runs; settings: train_loop_config of `_run_workers`."""
     config, stage, mailbox = settings["config"], settings["stage"], settings["mailbox"]
     if ray.get(mailbox.mistake.remote()) is not None:
-        return None  # restarted because a worker found a user's mistake: trying again would find it again
+        return None  # restarted after a user's mistake: another try would find it again
     context = ray.train.get_context()
     device = _prepare_process(train_settings(config, stage), settings["use_gpu"])
     try:
@@ -203,7 +217,7 @@ def _run_worker(settings: dict) -> dict | None:
     except UserError as error:
         if _all_found(mailbox, context.get_world_rank(), context.get_world_size(), error):
             return None
-        raise  # the others are still at work and wait for this one: Ray has to end them
+        raise  # the others still work and wait for this one: Ray has to end them
     finally:
         if StopRequest.current() is not None:
             StopRequest.current().finish()
@@ -224,12 +238,17 @@ def _prepare_process(train: TrainConfig, use_gpu: bool) -> torch.device:
 
 
 def _is_not_an_echo(record: logging.LogRecord) -> bool:
-    """Ray Train logs every report of every worker in full; metrics.jsonl and the progress line have them."""
+    """False for Ray Train's logs of reports in full: metrics.jsonl and the progress line have them."""
     return not str(record.msg).startswith("Reporting training result")
 
 
 def _all_found(mailbox, rank: int, world: int, error: UserError) -> bool:
-    """Posts a user's mistake; True where every worker has posted one, so that all can end quietly."""
+    """Posts a user's mistake; True if every worker has posted one, so that all can end quietly.
+
+    mailbox: of the job.
+    rank, world: this worker and the number of workers.
+    error: the mistake.
+    """
     deadline = time.monotonic() + AGREE_SECONDS
     found = ray.get(mailbox.post.remote(rank, error))
     while found < world and time.monotonic() < deadline:
@@ -239,7 +258,7 @@ def _all_found(mailbox, rank: int, world: int, error: UserError) -> bool:
 
 
 def _reporter(mailbox) -> Callable:
-    """ray.train.report, whose first call says that this worker has all that it needs."""
+    """ray.train.report, whose first call also tells the mailbox that this worker has all that it needs."""
     told = []
 
     def report(*arguments, **options) -> None:
@@ -258,9 +277,9 @@ def _stop_watch(mailbox) -> StopWatch:
 
 @ray.remote
 class _Mailbox:
-    """Carries a user's mistake to the driver, past Ray's retries, and the wish to stop to the workers.
+    """Carries a user's mistake to the driver, past Ray's retries, and the request to stop to the workers.
 
-    turn: ends once a worker has reported steps, which all of them have taken.
+    turn: the turn to start; it ends at a worker's first report, since all workers have then taken steps.
     """
 
     def __init__(self, turn: ActorHandle | None) -> None:
@@ -269,18 +288,18 @@ class _Mailbox:
         self.is_stopping = self.has_begun = False
 
     def has_room(self) -> None:
-        """Of a worker that has its batches, as all have then."""
+        """Ends the turn; called by a worker that has its batches, as all workers then have."""
         turn, self.turn = self.turn, None
         if turn is not None:
             ray.kill(turn)
 
     def stop(self) -> bool:
-        """Asks the workers to stop; whether one of them has begun its steps."""
+        """Asks the workers to stop; returns whether one of them has begun its steps."""
         self.is_stopping = True
         return self.has_begun
 
     def begin(self) -> bool:
-        """Of a worker that begins its steps; whether it is asked to stop."""
+        """Called by a worker that begins its steps; returns whether it is asked to stop."""
         self.has_begun = True
         return self.is_stopping
 
@@ -299,7 +318,7 @@ class _Mailbox:
 
 
 class _PreemptionWatch:
-    """True once, when the cloud gives notice that a node of this group will be taken: time for one more checkpoint."""
+    """True once, if the cloud announces that it takes a node of this group: time for one more checkpoint."""
 
     def __init__(self) -> None:
         self.told = False
@@ -314,6 +333,7 @@ class _PreemptionWatch:
 def _run_config(
     config: Config, stage: str, train: TrainConfig, callbacks: Sequence[ray.train.UserCallback]
 ) -> RunConfig:
+    """Ray Train's settings of the run; arguments as in `_run_workers`."""
     filesystem, folder = storage.open_filesystem(RunFolder(config).of_ray)
     return RunConfig(
         name=stage,
@@ -323,12 +343,12 @@ def _run_config(
         callbacks=list(callbacks),
         logging_config=LoggingConfig(
             log_level="WARNING"
-        ),  # at INFO every report is a line of its own beside our progress
+        ),  # at INFO every report is another line beside our progress
     )
 
 
 def _tell_if_waiting(train: TrainConfig, use_gpu: bool) -> None:
-    """Ray waits without a word for resources that a cluster lacks (an autoscaler may add them); say what is waited for."""
+    """Prints which resources are missing: Ray waits for them silently, and an autoscaler may add them."""
     least = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
     loading = train.loader_workers if train.loader == "actors" else 0
     wanted = {"CPU": least * (train.cpus_per_worker + loading)} | ({"GPU": least} if use_gpu else {})
@@ -338,9 +358,10 @@ def _tell_if_waiting(train: TrainConfig, use_gpu: bool) -> None:
             promise = (
                 "its autoscaler can add them"
                 if largest.get(kind, 0) >= number
-                else "an autoscaler may add them; else add nodes, or stop this job and lower train.num_workers, train.cpus_per_worker "
-                "or train.loader_workers"
+                else "an autoscaler may add them; else add nodes, or stop this job and lower "
+                "train.num_workers, train.cpus_per_worker or train.loader_workers"
             )
             print(
-                f"train: {least} workers need {number:g} {kind}, the cluster has {have.get(kind, 0):g}; waiting for more: {promise}"
+                f"train: {least} workers need {number:g} {kind}, "
+                f"the cluster has {have.get(kind, 0):g}; waiting for more: {promise}"
             )

@@ -1,8 +1,8 @@
 """One job at a time takes its room in a cluster: its training workers, then the actors that load for them.
 
-Two jobs that each hold some CPUs and wait for the rest would wait for ever, since neither gives back what it
-has. A job that has all it wants gives its turn to the next. Jobs without loading actors hold nothing while
-they wait, and need no turn.
+Two jobs that each hold some CPUs and wait for the rest would wait for ever: neither gives back what it has. A
+job that has all it wants gives its turn to the next. Jobs without loading actors hold nothing while they
+wait; they need no turn.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ POLL_SECONDS = 0.5
 def turn_to_start() -> Iterator[ActorHandle]:
     """Waits until no other job of the cluster is starting.
 
-    Killing the actor that is given ends the turn; so do the end of the block and of this process. Raises
+    The turn ends if the yielded actor is killed, and at the end of the block or of this process. Raises
     Stopped.
     """
     turn, is_told = None, False
@@ -44,4 +44,4 @@ def turn_to_start() -> Iterator[ActorHandle]:
 
 @ray.remote(num_cpus=0)
 class _Turn:
-    """Its name is one job's at a time, and free once it is killed or its job is gone."""
+    """An actor whose name one job has at a time; the name is free once it is killed or its job is gone."""

@@ -1,7 +1,8 @@
-"""Measures the moving-average weights on held-out sources while they are trained: each checkpoint by a Ray task of its own, beside the trainer.
+"""Measures the moving-average weights on held-out sources during training, by a Ray task beside the trainer.
 
-The measuring is that of `proav/evaluate`: reconstructions of MDSA, the loss of ST-DiT, and clips that it makes. It waits for a free CPU (or GPU) and
-holds up no training; a checkpoint that is removed before or while it is measured is passed over, and it says so.
+Each checkpoint has a task of its own, which waits for a free CPU (or GPU) and does not hold up training. If a
+checkpoint is removed before it is measured, it is passed over, and a line says so. Not here: the measuring of
+reconstructions, loss and generated clips (`proav/evaluate`).
 """
 
 import json
@@ -26,9 +27,10 @@ FILE = "validation.jsonl"
 
 
 class Validation:
-    """A context around the training of one stage: <stage>/validation.jsonl gets a line {"clips", ...} for each measured checkpoint.
+    """A context around the training of one stage.
 
-    At the end the last checkpoint is measured and waited for.
+    <stage>/validation.jsonl gets a line {"clips", ...} for each measured checkpoint. The end of the block
+    waits until the last checkpoint is measured.
     """
 
     def __init__(self, config: Config, stage: str) -> None:
@@ -54,7 +56,10 @@ class Validation:
             self._measure_newest()
 
     def _measure_newest(self, *, last: bool = False) -> None:
-        """Measures the newest checkpoint, where it is due: `validate_every_clips` beyond the one measured before, or the last one."""
+        """Measures the newest checkpoint if it is due.
+
+        It is due `validate_every_clips` clips after the one measured before. last: in any case.
+        """
         found = list_checkpoints(storage.join(self.folder, "checkpoints"))
         if (
             not found
@@ -76,7 +81,8 @@ class Validation:
             if storage.exists(path):
                 raise
             print(
-                f"{self.stage}: the checkpoint at {clips:,} clips was gone before it could be measured; train.keep_checkpoints keeps more"
+                f"{self.stage}: the checkpoint at {clips:,} clips was gone before it could be measured; "
+                "train.keep_checkpoints keeps more"
             )
             return
         self._done.add(clips)
@@ -98,8 +104,14 @@ class Validation:
 
 
 def evaluate_samples(config: Config, checkpoint: str, folder: str) -> dict[str, float]:
-    """Makes evaluate.samples_beside_training clips from a ST-DiT checkpoint below `folder` and measures them against the training split by the
-    protocol: {"generated_<metric>": value} of what could be had; folder/eval/metrics.json has the whole table. Ray must be running."""
+    """Makes evaluate.samples_beside_training clips and measures them by the protocol. Ray must be running.
+
+    They are measured against the training split. folder/eval/metrics.json has the whole table.
+
+    checkpoint: of ST-DiT.
+    folder: everything is written below it.
+    Returns {"generated_<metric>": value} of the metrics that could be measured.
+    """
     own = config.model_copy(
         update={
             "run_dir": folder,
@@ -123,6 +135,6 @@ def evaluate_samples(config: Config, checkpoint: str, folder: str) -> dict[str, 
 
 
 def read_validation(stage_folder: str) -> list[dict]:
-    """The lines of validation.jsonl, in order of clips; none where there is no file."""
+    """The lines of validation.jsonl, in order of clips; [] if there is no file."""
     path = storage.join(stage_folder, FILE)
     return [json.loads(line) for line in storage.read_text(path).splitlines()] if storage.exists(path) else []
