@@ -256,7 +256,7 @@ def build_page(title: str, header: list[Markup], sections: list[tuple[str, str, 
 
     The page fetches nothing: a content policy forbids it.
     """
-    folder = files("proav.report_page")
+    folder = files("proav.reports.kit")
     style, script, template = (
         (folder / name).read_text("utf-8") for name in ("page.css", "page.js", "page.html")
     )
