@@ -18,6 +18,8 @@ NO_PROGRAMME = -1
 """The programme of tracks that no programme of the file names."""
 HEAD_BYTES = 4 << 20
 """How much of a transport stream is searched for its programmes: half a second at 64 Mbit/s."""
+MAP_HEAD_BYTES = 4
+"""Of a programme map table before its streams: the clock's identifier and the length of what describes it."""
 TRANSPORT_SYNC, PACKET_SIZES = 0x47, (188, 192, 204)
 """Packets of MPEG-2 transport streams: as in ISO/IEC 13818-1, with time codes (Blu-ray), with error
 correction."""
@@ -252,7 +254,7 @@ def parse_programmes(head: bytes) -> dict[int, set[int]]:
             for entry in range(0, len(body) - 3, 4):
                 if number := body[entry] << 8 | body[entry + 1]:
                     maps[(body[entry + 2] & 0x1F) << 8 | body[entry + 3]] = number
-        elif identifier and table[0] == 2:
+        elif identifier and table[0] == 2 and len(body) >= MAP_HEAD_BYTES:
             programmes[maps[identifier]] = _streams_of_map(body)
             if len(programmes) == len(set(maps.values())):
                 break

@@ -18,7 +18,7 @@ import psutil
 from pydantic import BaseModel, Field, ValidationError
 
 from proav import storage
-from proav.errors import UserError
+from proav.errors import TOLD, UserError
 
 WATCHED_BEATS = 2
 """An old lease is taken over if this many renewals do not come: clocks of machines may differ."""
@@ -156,7 +156,7 @@ class Lease:
         self._leaving.set()
         self._thread.join()
         self._thread = None
-        with contextlib.suppress(OSError, UserError):  # what is left lapses
+        with contextlib.suppress(OSError, *TOLD):  # what is left lapses
             found = self._read()
             if found is not None and self._is_own(found):
                 storage.delete_file(self.path)
@@ -177,7 +177,7 @@ class Lease:
                     logger.error("%s was taken over: %s", self.folder, _shown(self._lost_to))
                     return
                 self._write()
-            except (OSError, UserError) as error:
+            except (OSError, *TOLD) as error:
                 logger.warning("the lease %s was not renewed, which is tried again: %s", self.path, error)
 
     def _write(self) -> None:

@@ -276,3 +276,22 @@ def test_channels_that_cancel_are_no_silence(tmp_path):
 def test_a_film_with_one_track_of_each_has_no_note(tmp_path):
     about, _ = read(make_film(tmp_path / "film.ts", times=regular(25, 2), audio="mp2"))
     assert about.note == "" and (about.picture_track, about.sound_track) == (0, 0)
+
+
+def test_tables_of_streams_that_are_too_short_or_damaged_name_nothing(tmp_path):
+    """A map table of section length 9 holds no streams; random bytes in tables raise nothing."""
+
+    def packet(identifier: int, section: bytes) -> bytes:
+        head = bytes([0x47, 0x40 | identifier >> 8, identifier & 0xFF, 0x10, 0])
+        return (head + section).ljust(188, b"\xff")
+
+    association = bytes([0, 0xB0, 13, 0, 1, 0xC1, 0, 0, 0, 1, 0xE0, 0x20, 0, 0, 0, 0])
+    short = bytes([2, 0xB0, 9, 0, 1, 0xC1, 0, 0, 0, 0, 0, 0])
+    stream = (packet(0, association) + packet(0x20, short)) * 10
+    assert parse_programmes(stream) == {}
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(stream)
+        for place in generator.integers(0, len(damaged), 20):
+            damaged[place] = generator.integers(256)
+        parse_programmes(bytes(damaged))

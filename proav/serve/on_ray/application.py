@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from proav.errors import UserError
+from proav.errors import TOLD
 from proav.generation.pipeline import SampleRequest
 from proav.on_ray.resources import wants_gpu
 from proav.runs.checkpoint import load_checkpoint
@@ -78,7 +78,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         check_writable(settings.jobs_dir)
         if start_listening(settings.host, settings.port):
             lease_of(settings).require_free(wait_seconds=ENDING_SECONDS)
-    except UserError as error:
+    except TOLD as error:
         raise StartError(str(error)) from None
     samplers = serve.deployment(ReplicaSampler).options(**sampler_options(settings)).bind(settings)
     return serve.deployment(Front).options(**front_options()).bind(settings, samplers)

@@ -48,7 +48,8 @@ class Batch:
     def __init__(self, members: list[Waiting]) -> None:
         self.members = members
         self.num_jobs, self.steps = len(members), members[0].job.order.steps
-        self.done = 0
+        self.done, self.total = 0, 1
+        """Calls of the model that it has made, and those that it takes."""
         self.sent = self.heard = self.moved = time.monotonic()
         """Seconds of a monotonic clock. sent: when it was sent, and later when it began. heard: when its
         sampler last gave a sign of life. moved: when it last made progress."""
@@ -129,7 +130,7 @@ class Dispatcher:
         now = time.monotonic()
         rests = [
             self._pace.rest(
-                steps=batch.steps, num_jobs=batch.num_jobs, done=batch.done,
+                steps=batch.steps, num_jobs=batch.num_jobs, done=batch.steps * batch.done / batch.total,
                 elapsed_seconds=now - batch.sent if batch.started else 0.0,
             )
             for batch in started
@@ -227,7 +228,7 @@ class Dispatcher:
                     batch.started, batch.sent = True, batch.heard
                 if "clips" in event:
                     return event["clips"]
-                batch.done = event["done"]
+                batch.done, batch.total = event["done"], event["total"]
                 for member in batch.members:
                     member.job.status, member.job.progress = (
                         "in_progress",

@@ -31,7 +31,7 @@ class Pace:
         known = min(self._step_seconds, key=lambda size: (abs(size - num_jobs), size))
         return steps * self._step_seconds[known] * max(1.0, num_jobs / known)
 
-    def rest(self, *, steps: int, num_jobs: int, done: int, elapsed_seconds: float) -> float:
+    def rest(self, *, steps: int, num_jobs: int, done: float, elapsed_seconds: float) -> float:
         """Seconds until a running batch ends.
 
         steps: of the whole batch.

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from proav.errors import UserError
+from proav.errors import TOLD, UserError
 from proav.runs.checkpoint import load_checkpoint
 from proav.serve.front.api_error import ApiError, shown
 from proav.serve.orders.model_card import ModelCard
@@ -142,14 +142,9 @@ class Service:
                 created=now,
             )
             await asyncio.to_thread(self._store.create, job, given)
-        except UserError as error:
+        except TOLD as error:
             logger.error("a job cannot be kept: %s", error)
-            raise ApiError(
-                503,
-                "the server cannot write to its jobs folder; its log says why",
-                code="storage_failed",
-                retry_after_seconds=60,
-            ) from error
+            raise _storage_failed("write to") from error
         finally:
             self._num_arriving -= 1
         self._jobs[job.id] = job
@@ -232,6 +227,9 @@ class Service:
                 param="video_id",
                 code="not_found",
             ) from None
+        except TOLD as error:
+            logger.error("the clip of %s cannot be read: %s", job_id, error)
+            raise _storage_failed("read from") from error
         if variant != "video":
             loop = asyncio.get_running_loop()
             data = await loop.run_in_executor(self._drawing, preview, data, variant, self.config)
@@ -241,16 +239,27 @@ class Service:
         return data, MEDIA_TYPES[variant]
 
     async def delete(self, job_id: str) -> None:
-        """Removes a job with all its files, and cancels it if it waits or runs. Raises ApiError 404."""
+        """Removes a job with all its files, and cancels it if it waits or runs.
+
+        Raises ApiError: 404 for an unknown job, 503 if its files cannot be removed; then the job stays.
+        """
         self.get(job_id)
-        await self._forget(job_id)
+        try:
+            await self._forget(job_id)
+        except (OSError, *TOLD) as error:
+            logger.error("%s cannot be deleted: %s", job_id, error)
+            raise _storage_failed("delete from") from error
 
     async def _forget(self, job_id: str) -> None:
-        del self._jobs[job_id]
+        job = self._jobs.pop(job_id)
         self.dispatcher.cancel(job_id)
         for variant in MEDIA_TYPES:
             self._previews.pop((job_id, variant), None)
-        await asyncio.to_thread(self._store.delete, job_id)
+        try:
+            await asyncio.to_thread(self._store.delete, job_id)
+        except (OSError, *TOLD):
+            self._jobs[job_id] = job  # it would be there again after a restart
+            raise
 
     async def _deliver(self, job: Job, mp4: bytes | None, error: JobError | None) -> None:
         """Keeps a clip, then the record of its job, and only then marks the job finished.
@@ -266,7 +275,7 @@ class Service:
             record = job.model_copy()
             record.finish(now, self.settings.keep_seconds, error)
             await asyncio.to_thread(self._store.save, record)
-        except UserError as failure:
+        except TOLD as failure:
             logger.error("the clip of %s cannot be kept: %s", job.id, failure)
             error = JobError(code="storage_failed", message="the server could not keep the clip")
         job.finish(now, self.settings.keep_seconds, error)
@@ -285,7 +294,7 @@ class Service:
             return
         try:
             given = await asyncio.to_thread(self._store.read_given, job)
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, *TOLD) as problem:
             logger.warning("the input_reference of %s cannot be read: %s", job.id, problem)
             await self._deliver(
                 job,
@@ -312,5 +321,13 @@ class Service:
         while True:
             now = time.time()
             for job in [job for job in self._jobs.values() if job.expires is not None and job.expires <= now]:
-                await self._forget(job.id)
+                try:
+                    await self._forget(job.id)
+                except (OSError, *TOLD) as error:
+                    logger.warning("%s has expired and is deleted later: %s", job.id, error)
             await asyncio.sleep(SWEEP_SECONDS)
+
+
+def _storage_failed(what: str) -> ApiError:
+    said = f"the server cannot {what} its jobs folder; its log says why"
+    return ApiError(503, said, code="storage_failed", retry_after_seconds=60)

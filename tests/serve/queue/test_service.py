@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from proav.errors import UserError
+from proav.errors import StorageUnavailable, UserError
 from proav.serve.front.api_error import ApiError
 from proav.serve.on_ray.sampler import Sampler
 from proav.serve.orders.requests import Order
@@ -436,3 +436,47 @@ def test_a_server_that_lost_its_folder_stops_and_says_so(settings, sampler):
 
     assert run(Service(quick, counted), scenario) == (503, False) and counted.sizes == [1]
     assert Path(lease.path).exists()
+
+
+def test_storage_that_goes_on_failing_ends_no_job_in_limbo_and_no_sweep(settings, sampler, monkeypatch):
+    """A disk that does not answer for longer than the retries: what the client sees, and what goes on."""
+    monkeypatch.setattr("proav.serve.queue.service.SWEEP_SECONDS", 0.05)
+    service = Service(settings.model_copy(update={"keep_seconds": 0.1}), sampler)
+    store, failing = service._store, set()
+
+    def may_fail(name, act):
+        def acted(*words):
+            if name in failing:
+                raise StorageUnavailable(f"{name} failed")
+            return act(*words)
+
+        return acted
+
+    for name in ("create", "save_video", "read_video", "delete"):
+        setattr(store, name, may_fail(name, getattr(store, name)))
+
+    async def scenario(service):
+        failing.add("save_video")
+        lost = await service.create({"steps": 1}, None)
+        await finished(lost)
+        assert lost.status == "failed" and lost.error.code == "storage_failed"
+        failing.add("create")
+        with pytest.raises(ApiError) as refused:
+            await service.create({"steps": 1}, None)
+        assert refused.value.status == 503 and refused.value.code == "storage_failed"
+        failing.clear()
+        failing.add("delete")
+        kept = await service.create({"steps": 1}, None)
+        await finished(kept)
+        with pytest.raises(ApiError) as refused:
+            await service.delete(kept.id)
+        assert refused.value.status == 503 and service.get(kept.id) is kept
+        await asyncio.sleep(0.3)  # it has expired, and cannot be deleted
+        assert service.get(kept.id) is kept
+        failing.clear()
+        deadline = time.monotonic() + 30
+        while kept.id in service._jobs:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+
+    run(service, scenario)
