@@ -32,7 +32,7 @@ from proav.errors import UserError
 from proav.generation.coder import LatentCoder, pixels_to_unit
 from proav.metrics.blockiness import blockiness, blockiness_sound
 from proav.metrics.fidelity import mel_error_db, psnr_db
-from proav.models.mdsa import MDSA, CrossFlow
+from proav.models.mdsa import MDSA, Exchange
 from proav.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from proav.train.autoencoder_step import AutoencoderStep
 from proav.train.engines import TorchEngine
@@ -51,10 +51,10 @@ class FrozenEncoder(nn.Module):
         for name, weight in mdsa.named_parameters():
             weight.requires_grad_(not name.startswith(ENCODING))
 
-    def forward(self, video_BCTHW, mel_BTMS, *, flow: CrossFlow, **_):
+    def forward(self, video_BCTHW, mel_BTMS, *, exchange: Exchange, **_):
         with torch.no_grad():
-            planes = self.mdsa.encode(video_BCTHW, mel_BTMS, flow=flow)
-        return self.mdsa._decode(planes, flow)  # not clamped, as in training
+            planes = self.mdsa.encode(video_BCTHW, mel_BTMS, exchange=exchange)
+        return self.mdsa._decode(planes, exchange)  # not clamped, as in training
 
 
 def measure(config: Config, mdsa: MDSA) -> dict[str, float]:

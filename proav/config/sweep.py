@@ -48,7 +48,9 @@ class TuneConfig(Section):
         flat = _flat(axes)
         for key, values in flat.items():
             if not isinstance(values, list | tuple):
-                raise ValueError(f"tune.axes.{key}={json.dumps(values)} is one value; expected a list of them, such as [2,4]")
+                raise ValueError(
+                    f"tune.axes.{key}={json.dumps(values)} is one value; expected a list of them, such as [2,4]"
+                )
         return flat
 
     @field_validator("axes")
@@ -58,15 +60,21 @@ class TuneConfig(Section):
             if not values:
                 raise ValueError(f"tune.axes.{key}=[] names no value; expected a list, such as [2,4]")
             if len({json.dumps(value) for value in values}) < len(values):
-                raise ValueError(f"tune.axes.{key}={json.dumps(list(values))} names a value twice; each is one trial")
+                raise ValueError(
+                    f"tune.axes.{key}={json.dumps(list(values))} names a value twice; each is one trial"
+                )
         return axes
 
     @model_validator(mode="after")
     def _check(self) -> "TuneConfig":
         if self.scheduler == "asha" and self.grace_clips > self.max_clips:
-            raise ValueError(f"tune.grace_clips={self.grace_clips} is above tune.max_clips={self.max_clips}; expected at most that many")
+            raise ValueError(
+                f"tune.grace_clips={self.grace_clips} is above tune.max_clips={self.max_clips}; expected at most that many"
+            )
         if self.picture_weight + self.sound_weight == 0:
-            raise ValueError("tune.picture_weight and tune.sound_weight are both 0; give at least one a positive weight")
+            raise ValueError(
+                "tune.picture_weight and tune.sound_weight are both 0; give at least one a positive weight"
+            )
         return self
 
     @property

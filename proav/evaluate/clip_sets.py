@@ -113,17 +113,31 @@ def files_below(name: str, folder: str, view: View, *, max_clips: int) -> ClipSe
         relative = inner[start:]
         windows = max(1, int(probe_seconds(path) * view.fps + 0.5) // view.num_frames)
         label = one_form(relative.split("/")[0]) if "/" in relative else ""
-        items += [Item(f"{relative}@{number}", relative, label, (path, number * view.seconds)) for number in range(windows)]
+        items += [
+            Item(f"{relative}@{number}", relative, label, (path, number * view.seconds))
+            for number in range(windows)
+        ]
         sizes.append([relative, storage.file_info(path).size])
     items = _spread(items, max_clips)
-    return ClipSet(name, tuple(items), {"kind": "files", "files": sizes, "clips": len(items)}, view, functools.partial(_load_files, view))
+    return ClipSet(
+        name,
+        tuple(items),
+        {"kind": "files", "files": sizes, "clips": len(items)},
+        view,
+        functools.partial(_load_files, view),
+    )
 
 
 def segments_of(name: str, config: Config, view: View, *, split: str, max_clips: int) -> ClipSet:
     """Windows of the run's prepared segments of one split that do not overlap."""
     store = SegmentStore(config.data_folder)
     items = _windows(store, config, view, split=split, max_clips=max_clips)
-    identity = {"kind": "segments", "data": manifest_hash(store.manifest), "split": split, "clips": len(items)}
+    identity = {
+        "kind": "segments",
+        "data": manifest_hash(store.manifest),
+        "split": split,
+        "clips": len(items),
+    }
     return ClipSet(name, items, identity, view, functools.partial(_load_segments, config.data_folder, view))
 
 
@@ -134,8 +148,18 @@ def samples_of(name: str, config: Config, view: View, *, max_clips: int) -> Clip
     folder = RunFolder(config).samples
     rows = sorted(read_samples(folder), key=lambda row: row["index"])[:max_clips]
     if not rows:
-        raise UserError(f"no samples in {folder}; run: python ray_jobs/generate.py --config FILE, with the same run_dir")
-    items = tuple(Item(f"{row['index']:09d}", f"{row['index']:09d}", row["label"] or "", (storage.join(folder, row["path"]), 0.0)) for row in rows)
+        raise UserError(
+            f"no samples in {folder}; run: python ray_jobs/generate.py --config FILE, with the same run_dir"
+        )
+    items = tuple(
+        Item(
+            f"{row['index']:09d}",
+            f"{row['index']:09d}",
+            row["label"] or "",
+            (storage.join(folder, row["path"]), 0.0),
+        )
+        for row in rows
+    )
     return ClipSet(name, items, {"kind": "samples", "rows": rows}, view, functools.partial(_load_files, view))
 
 
@@ -175,13 +199,21 @@ def _spread(items: list[Item], count: int) -> list[Item]:
     return [items[number * len(items) // kept] for number in range(kept)]
 
 
-def _windows(store: SegmentStore, config: Config, view: View, *, split: str, max_clips: int) -> tuple[Item, ...]:
+def _windows(
+    store: SegmentStore, config: Config, view: View, *, split: str, max_clips: int
+) -> tuple[Item, ...]:
     frames = _stored_frames(config, view)
     cut = config.model_copy(update={"clip": config.clip.model_copy(update={"num_frames": frames})})
     chosen = evaluation_windows(store, cut, split=split, max_clips=max_clips)
     rows = {index: store.rows[index] for index in {index for index, _ in chosen}}
     return tuple(
-        Item(f"{rows[index]['id']}@{start}", rows[index]["source_id"], rows[index]["label"] or "", (index, start, frames)) for index, start in chosen
+        Item(
+            f"{rows[index]['id']}@{start}",
+            rows[index]["source_id"],
+            rows[index]["label"] or "",
+            (index, start, frames),
+        )
+        for index, start in chosen
     )
 
 
@@ -201,11 +233,17 @@ def seen(clip: Clip, view: View) -> Clip:
     video = clip.video[::step][: view.num_frames]
     if video.shape[1:3] != (view.height, view.width):
         pictures = torch.from_numpy(np.ascontiguousarray(video)).movedim(-1, 1)
-        resized = F.interpolate(pictures, (view.height, view.width), mode="bilinear", antialias=True, align_corners=False)
+        resized = F.interpolate(
+            pictures, (view.height, view.width), mode="bilinear", antialias=True, align_corners=False
+        )
         video = np.ascontiguousarray(resized.movedim(1, -1).numpy())
     audio = clip.audio
     if clip.sample_rate != view.sample_rate:
-        audio = resample(torch.from_numpy(audio)[None], clip.sample_rate, view.sample_rate)[0].clamp(-1, 1).numpy()
+        audio = (
+            resample(torch.from_numpy(audio)[None], clip.sample_rate, view.sample_rate)[0]
+            .clamp(-1, 1)
+            .numpy()
+        )
     return Clip(video, audio[: round(len(video) * view.sample_rate / view.fps)], view.fps, view.sample_rate)
 
 
@@ -243,7 +281,9 @@ def _stored_clip(store: SegmentStore, item: Item) -> Clip:
 
 @functools.lru_cache(maxsize=1)
 def _coder(checkpoint_path: str, device: str):
-    return load_coder(load_checkpoint(checkpoint_path, kind="mdsa", verify=False), device=device)  # verified when the job began
+    return load_coder(
+        load_checkpoint(checkpoint_path, kind="mdsa", verify=False), device=device
+    )  # verified when the job began
 
 
 def _load_reconstructions(
@@ -259,8 +299,14 @@ def _load_reconstructions(
     windows = [store.window(index, start, frames) for index, start, frames in (item.place for item in items)]
     seeds = [int(item.place[0]) << 20 | item.place[1] for item in items]
     made = reconstruct(coder, config, windows, seeds=seeds, yardsticks=yardsticks)
-    clips = [Clip(window["video"], window["audio"], config.clip.fps, config.clip.sample_rate) for window in windows]
+    clips = [
+        Clip(window["video"], window["audio"], config.clip.fps, config.clip.sample_rate) for window in windows
+    ]
     return [
-        Loaded(seen(clip, view), real=seen(real, view), scores={name: float(values[number]) for name, values in made.scores.items()})
+        Loaded(
+            seen(clip, view),
+            real=seen(real, view),
+            scores={name: float(values[number]) for name, values in made.scores.items()},
+        )
         for number, (clip, real) in enumerate(zip(made.clips, clips, strict=True))
     ]

@@ -9,7 +9,9 @@ from proav.metrics.agreement import class_divergence, class_hit, cosine_agreemen
 from proav.metrics.protocols import FeatureScore
 
 
-def clip_values(score: FeatureScore, measured: Measured, *, real: Measured | None = None, classes: Sequence[str] = ()) -> np.ndarray | None:
+def clip_values(
+    score: FeatureScore, measured: Measured, *, real: Measured | None = None, classes: Sequence[str] = ()
+) -> np.ndarray | None:
     """A value a clip, float64 [N]; None where the score is not defined for this set alone. real: the clips' counterparts, in the same order.
 
     classes: of the classifier, in order of its logits.
@@ -20,10 +22,16 @@ def clip_values(score: FeatureScore, measured: Measured, *, real: Measured | Non
     elif score.kind == "offset":
         values = [offset_seconds(logits) for logits in features[0]]
     elif score.kind == "class":
-        values = [class_hit(logits, label, classes) for logits, label in zip(features[0], measured.labels, strict=True)]
+        values = [
+            class_hit(logits, label, classes)
+            for logits, label in zip(features[0], measured.labels, strict=True)
+        ]
     elif real is None:
         return None
     else:
         by_id = dict(zip(real.ids, real.features[score.networks[0]], strict=True))
-        values = [class_divergence(made, by_id[id]) if id in by_id else np.nan for id, made in zip(measured.ids, features[0], strict=True)]
+        values = [
+            class_divergence(made, by_id[id]) if id in by_id else np.nan
+            for id, made in zip(measured.ids, features[0], strict=True)
+        ]
     return np.array(values, np.float64)

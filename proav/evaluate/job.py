@@ -44,7 +44,14 @@ class Comparison:
     held_out: ClipSet | None = None
     paired: bool = False
     """The made clips are the real ones' counterparts, clip by clip."""
-    kinds: tuple[str, ...] = ("frechet", "kernel", "precision_recall", "density_coverage", "diversity", "nearest_training")
+    kinds: tuple[str, ...] = (
+        "frechet",
+        "kernel",
+        "precision_recall",
+        "density_coverage",
+        "diversity",
+        "nearest_training",
+    )
     """Distances that mean something between these sets."""
 
 
@@ -64,11 +71,15 @@ def evaluate(config: Config) -> dict:
         comparisons = _folders(config, protocol, view)
     else:
         comparisons = _run_sets(config, protocol, view, mdsa, stdit, yardsticks)
-    measures = Measures(config, networks, (), _lpips_weights(config.evaluate.weights) if "lpips" in protocol.scores else None)
+    measures = Measures(
+        config, networks, (), _lpips_weights(config.evaluate.weights) if "lpips" in protocol.scores else None
+    )
     identity = _identity(config, protocol, view, measures, comparisons) | {
         "mdsa_checkpoint": mdsa and mdsa.hash,
         "stdit_checkpoint": stdit and stdit.hash,
-        "absent": [] if av_align.is_installed() else [score for score in protocol.scores if score in OF_LIBRARIES],
+        "absent": []
+        if av_align.is_installed()
+        else [score for score in protocol.scores if score in OF_LIBRARIES],
         "patches": config.mdsa.plane_size,  # not in the hash: models with other patches may be compared
     }
     path = RunFolder(config).metrics
@@ -92,7 +103,9 @@ def evaluate(config: Config) -> dict:
     return metrics
 
 
-def _identity(config: Config, protocol: Protocol, view: View, measures: Measures, comparisons: list[Comparison]) -> dict:
+def _identity(
+    config: Config, protocol: Protocol, view: View, measures: Measures, comparisons: list[Comparison]
+) -> dict:
     """What the numbers follow from: the protocol's record with its hash, and the sets that were made, by the hash of theirs."""
     record = {
         **protocol.to_dict(),
@@ -105,10 +118,18 @@ def _identity(config: Config, protocol: Protocol, view: View, measures: Measures
         "seed": config.seed,
     }
     made = {comparison.name: protocol_hash(comparison.fake.identity) for comparison in comparisons}
-    return json.loads(json.dumps({"hash": protocol_hash(record), "record": record, "made": made}))  # as it is read back
+    return json.loads(
+        json.dumps({"hash": protocol_hash(record), "record": record, "made": made})
+    )  # as it is read back
 
 
-def _tables(config: Config, protocol: Protocol, measures: Measures, comparisons: list[Comparison], missing: dict[str, str]) -> dict:
+def _tables(
+    config: Config,
+    protocol: Protocol,
+    measures: Measures,
+    comparisons: list[Comparison],
+    missing: dict[str, str],
+) -> dict:
     """Measures every comparison's sets and makes their tables; also the means over MDSA's reconstructions."""
     resampling = Resampling(config.evaluate.num_resamples, config.seed)
     found, cost, began = {"tables": []}, {}, time.monotonic()
@@ -118,8 +139,15 @@ def _tables(config: Config, protocol: Protocol, measures: Measures, comparisons:
             names = [*RECONSTRUCTION_SCORES, *(name for name in YARDSTICK_SCORES if name not in missing)]
             scores = {name: sets["fake"].scores[name] for name in names}
             found["reconstruction"] = mean_scores(scores, sources=sets["fake"].sources, config=config)
-        classes = given.class_names(NETWORKS["classifier"], measures.networks["classifier"]) if "classifier" in measures.networks else ()
-        rows = [number.to_dict() for number in table_numbers(protocol, comparison, sets, resampling, missing, classes=classes)]
+        classes = (
+            given.class_names(NETWORKS["classifier"], measures.networks["classifier"])
+            if "classifier" in measures.networks
+            else ()
+        )
+        rows = [
+            number.to_dict()
+            for number in table_numbers(protocol, comparison, sets, resampling, missing, classes=classes)
+        ]
         table = {"name": comparison.name, "title": comparison.title, "rows": rows, "left_out": left_out(sets)}
         if scale := scale_texts([row["metric"] for row in rows]):
             table["scale"] = scale
@@ -128,13 +156,17 @@ def _tables(config: Config, protocol: Protocol, measures: Measures, comparisons:
             for activity, seconds in measured.cost.items():
                 cost[activity] = cost.get(activity, 0.0) + seconds
     if whole := sum(cost.values()):
-        spent = ", ".join(f"{activity} {seconds:.1f} s ({seconds / whole:.0%})" for activity, seconds in cost.items())
+        spent = ", ".join(
+            f"{activity} {seconds:.1f} s ({seconds / whole:.0%})" for activity, seconds in cost.items()
+        )
         print(f"evaluate: measured in {time.monotonic() - began:.1f} s; one thread's time: {spent}")
         found["measuring"] = {f"{activity}_seconds": round(seconds, 2) for activity, seconds in cost.items()}
     return found
 
 
-def find_networks(protocol: Protocol, weights: str | None, view: View) -> tuple[dict[str, str | None], dict[str, str]]:
+def find_networks(
+    protocol: Protocol, weights: str | None, view: View
+) -> tuple[dict[str, str | None], dict[str, str]]:
     """({network: file of its weights}, {network that cannot be used: what it needs}). A protocol with a fixed number of clips takes no less: UserError."""
     found, missing = {}, {}
     for name in protocol.networks:
@@ -148,7 +180,10 @@ def find_networks(protocol: Protocol, weights: str | None, view: View) -> tuple[
         else:
             found[name] = path
     if missing and protocol.num_clips is not None:
-        told = "; ".join(f"{', '.join(d.name for d in protocol.distances if d.network == name)} needs {needs}" for name, needs in missing.items())
+        told = "; ".join(
+            f"{', '.join(d.name for d in protocol.distances if d.network == name)} needs {needs}"
+            for name, needs in missing.items()
+        )
         raise UserError(f"evaluate.protocol={protocol.name} is to be measured whole or not at all: {told}")
     return found, missing
 
@@ -170,7 +205,9 @@ def table_numbers(
         if distance.network in missing:
             lines = [Number(distance.name, None, needs=missing[distance.network])]
         else:
-            lines = set_numbers(distance, real, fake, resampling, held_out=sets.get("held_out"), paired=comparison.paired)
+            lines = set_numbers(
+                distance, real, fake, resampling, held_out=sets.get("held_out"), paired=comparison.paired
+            )
         prefix = "r" if comparison.paired else ""
         numbers += [replace(line, metric=prefix + line.metric) for line in lines]
     for score in protocol.feature_scores:
@@ -181,7 +218,12 @@ def table_numbers(
             continue
         values = clip_values(score, fake, real=real if comparison.paired else None, classes=classes)
         of_real = clip_values(score, real, classes=classes)
-        numbers += score_numbers([score.name], _with_score(fake, score.name, values), resampling, real=_with_score(real, score.name, of_real))
+        numbers += score_numbers(
+            [score.name],
+            _with_score(fake, score.name, values),
+            resampling,
+            real=_with_score(real, score.name, of_real),
+        )
     names = [name for name in protocol.scores if name in OF_ONE or comparison.paired]
     for line in score_numbers(names, fake, resampling, real=real):
         needs = missing.get(line.metric) or _needs_of(line.metric)
@@ -195,12 +237,18 @@ def _with_score(measured: Measured, name: str, values: np.ndarray | None) -> Mea
 
 def left_out(sets: dict[str, Measured]) -> dict[str, int]:
     """Clips that could not be read, by set and reason."""
-    return {f"{name}: {reason}": count for name, measured in sets.items() for reason, count in measured.problems.items()}
+    return {
+        f"{name}: {reason}": count
+        for name, measured in sets.items()
+        for reason, count in measured.problems.items()
+    }
 
 
 def _checkpoints(config: Config) -> tuple[Checkpoint, Checkpoint | None]:
     mdsa = load_checkpoint(RunFolder(config).mdsa.checkpoints, kind="mdsa")
-    check_resumable(mdsa, config.model_copy(update={"seed": mdsa.config.seed}), mdsa.labels)  # a run may be measured with another seed
+    check_resumable(
+        mdsa, config.model_copy(update={"seed": mdsa.config.seed}), mdsa.labels
+    )  # a run may be measured with another seed
     folder = RunFolder(config).stdit.checkpoints
     stdit = load_checkpoint(folder, kind="stdit") if storage.exists(storage.join(folder, "latest")) else None
     if stdit is not None:
@@ -240,11 +288,23 @@ def _run_sets(
     train = segments_of("real-train", config, view, split="train", max_clips=most)
     _check_counts(protocol, train, fake)
     has_validation = bool(read_manifest(config.data_folder)["splits"].get("validation", {}).get("segments"))
-    held_out = segments_of("real-validation", config, view, split="validation", max_clips=most) if has_validation else None
+    held_out = (
+        segments_of("real-validation", config, view, split="validation", max_clips=most)
+        if has_validation
+        else None
+    )
     found.append(Comparison("generated", "Generated clips against training clips", train, fake, held_out))
     if held_out is not None and protocol.num_clips is None:
         distances = ("frechet", "kernel", "precision_recall", "density_coverage")
-        found.append(Comparison("generated_held_out", "Generated clips against clips of held-out sources", held_out, fake, kinds=distances))
+        found.append(
+            Comparison(
+                "generated_held_out",
+                "Generated clips against clips of held-out sources",
+                held_out,
+                fake,
+                kinds=distances,
+            )
+        )
     return found
 
 
@@ -260,11 +320,18 @@ def _folders(config: Config, protocol: Protocol, view: View) -> list[Comparison]
         elif folder:
             sets.append(files_below(name, folder, view, max_clips=most))
         elif key == "real":
-            sets.append(segments_of(f"real-{protocol.real_split}", config, view, split=protocol.real_split, max_clips=most))
+            sets.append(
+                segments_of(
+                    f"real-{protocol.real_split}", config, view, split=protocol.real_split, max_clips=most
+                )
+            )
         else:
             sets.append(samples_of("generated", config, view, max_clips=most))
     _check_counts(protocol, *sets)
-    shown = [os.path.basename((getattr(config.evaluate, key) or config.run_folder).rstrip("/")) for key in ("fake", "real")]
+    shown = [
+        os.path.basename((getattr(config.evaluate, key) or config.run_folder).rstrip("/"))
+        for key in ("fake", "real")
+    ]
     return [Comparison("folders", f"{shown[0]} against {shown[1]}", *sets)]
 
 
@@ -279,25 +346,48 @@ def _check_counts(protocol: Protocol, real: ClipSet, fake: ClipSet) -> None:
             )
 
 
-def _measure(config: Config, measures: Measures, protocol: Protocol, comparison: Comparison) -> dict[str, Measured]:
+def _measure(
+    config: Config, measures: Measures, protocol: Protocol, comparison: Comparison
+) -> dict[str, Measured]:
     """The sets of a comparison, measured; what was measured before for another one is read."""
     import ray
 
     from proav.on_ray.resources import largest_resources, wants_gpu
 
     use_gpu = wants_gpu(config.evaluate.use_gpu)
-    workers = config.evaluate.num_workers or max(1, int(largest_resources().get("GPU" if use_gpu else "CPU", 1)))
+    workers = config.evaluate.num_workers or max(
+        1, int(largest_resources().get("GPU" if use_gpu else "CPU", 1))
+    )
     assert ray.is_initialized()
     found = {}
-    for name, clips in (("real", comparison.real), ("fake", comparison.fake), ("held_out", comparison.held_out)):
+    for name, clips in (
+        ("real", comparison.real),
+        ("fake", comparison.fake),
+        ("held_out", comparison.held_out),
+    ):
         if clips is None:
             continue
-        scores = tuple(score for score in protocol.scores if score in OF_ONE and (score not in OF_LIBRARIES or av_align.is_installed()))
+        scores = tuple(
+            score
+            for score in protocol.scores
+            if score in OF_ONE and (score not in OF_LIBRARIES or av_align.is_installed())
+        )
         if clips.identity["kind"] == "reconstructions":
             pairs = (score for score in protocol.scores if score in OF_PAIRS)
             scores = tuple(dict.fromkeys([*RECONSTRUCTION_SCORES, *YARDSTICK_SCORES, *pairs, *scores]))
-        own = Measures(measures.config, measures.networks, scores, measures.perceptual_weights if "lpips" in scores else None)
-        found[name] = measure_set(clips, own, measured_folder(RunFolder(config).evaluation, clips, own), num_workers=workers, use_gpu=use_gpu)
+        own = Measures(
+            measures.config,
+            measures.networks,
+            scores,
+            measures.perceptual_weights if "lpips" in scores else None,
+        )
+        found[name] = measure_set(
+            clips,
+            own,
+            measured_folder(RunFolder(config).evaluation, clips, own),
+            num_workers=workers,
+            use_gpu=use_gpu,
+        )
     return found
 
 
@@ -327,7 +417,9 @@ def _tasks(
 
 
 def _lpips_weights(folder: str | None) -> str | None:
-    return next((path for name in ("lpips-vgg16", "lpips-alexnet") if (path := weights_file(name, folder))), None)
+    return next(
+        (path for name in ("lpips-vgg16", "lpips-alexnet") if (path := weights_file(name, folder))), None
+    )
 
 
 def _needs_of(metric: str) -> str:
@@ -335,7 +427,11 @@ def _needs_of(metric: str) -> str:
     needs = {
         "lpips": "evaluate.weights=DIR with lpips-vgg16.safetensors or lpips-alexnet.safetensors",
         "synchrony": "clips of at least 10 frames in which something moves and sounds",
-        **({} if av_align.is_installed() else dict.fromkeys(OF_LIBRARIES, "librosa and OpenCV: pip install 'proav[metrics]'")),
+        **(
+            {}
+            if av_align.is_installed()
+            else dict.fromkeys(OF_LIBRARIES, "librosa and OpenCV: pip install 'proav[metrics]'")
+        ),
         "ssim": "frames of at least 11x11 pixels",
         "blockiness": "pictures that mdsa.plane_size divides and in which something changes",
         "blockiness_sound": "clips of several frames in whose sound something changes",

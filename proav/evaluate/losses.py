@@ -25,7 +25,9 @@ def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu")
     """ST-DiT's joint loss on stored latents of the evaluated split at fixed times and noises, beside the loss that a zero prediction has."""
     pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint_path, device=device)
     feed = LatentFeed(RunFolder(config).latents, split=config.evaluate.split, labels=pipeline.labels)
-    picked = np.unique(np.linspace(0, len(feed) - 1, min(config.evaluate.max_clips, len(feed))).round().astype(int))
+    picked = np.unique(
+        np.linspace(0, len(feed) - 1, min(config.evaluate.max_clips, len(feed))).round().astype(int)
+    )
     times = pipeline.process.draw_times((torch.arange(NUM_TIMES, dtype=torch.float64) + 0.5) / NUM_TIMES)
     losses, moments = np.zeros((len(picked), NUM_TIMES)), np.zeros(len(picked))
     own_DP = torch.tensor(pipeline.coder.latents.channel_mask, device=device).T
@@ -34,8 +36,12 @@ def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu")
         rows = feed.rows(chosen)
         clean = pipeline.coder.normalize(rows["joint"].to(device))
         nothing_given = torch.zeros(len(chosen), 2, dtype=torch.bool, device=device)
-        moments[first : first + len(chosen)] = denoising_loss(clean, torch.zeros_like(clean), nothing_given, own_DP).cpu()
-        noise = noise_batch([(config.seed, int(index)) for index in chosen], clean.shape[1:], purpose="evaluate").to(device)
+        moments[first : first + len(chosen)] = denoising_loss(
+            clean, torch.zeros_like(clean), nothing_given, own_DP
+        ).cpu()
+        noise = noise_batch(
+            [(config.seed, int(index)) for index in chosen], clean.shape[1:], purpose="evaluate"
+        ).to(device)
         for level, time in enumerate(times.tolist()):
             times_B2 = torch.full((len(chosen), 2), time, device=device)
             noisy = pipeline.process.add_noise(clean, noise, times_B2)
@@ -45,7 +51,9 @@ def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu")
     return {
         "loss": float(losses.mean()),
         "loss_at_initialization": float(pipeline.process.zero_prediction_loss(float(moments.mean()))),
-        "loss_by_time": {f"{time:.3f}": float(value) for time, value in zip(times.tolist(), losses.mean(0), strict=True)},
+        "loss_by_time": {
+            f"{time:.3f}": float(value) for time, value in zip(times.tolist(), losses.mean(0), strict=True)
+        },
         "num_windows": int(len(picked)),
         "protocol": f"joint task, mean squared error over the stored joint latents of the {config.evaluate.split} sources, {NUM_TIMES} times at the middles of equal shares "
         f"of the training distribution, noise from (seed {config.seed}, window index), moving-average weights; at initialization the prediction is exactly zero, "
@@ -58,7 +66,9 @@ def check_latents(config: Config, stdit: Checkpoint) -> None:
     folder = RunFolder(config).latents
     path = storage.join(folder, "stats.json")
     if not storage.exists(path):
-        raise UserError(f"no latents in {folder} (no stats.json) for ST-DiT; run: python ray_jobs/encode.py --config FILE, with the same run_dir")
+        raise UserError(
+            f"no latents in {folder} (no stats.json) for ST-DiT; run: python ray_jobs/encode.py --config FILE, with the same run_dir"
+        )
     if json.loads(storage.read_text(path))["mdsa_checkpoint"] != stdit.mdsa_hash:
         raise UserError(
             f"{stdit.path} was trained on the latents of another MDSA checkpoint than {folder}; "

@@ -48,7 +48,12 @@ class Measures:
 
     @property
     def schema(self) -> pa.Schema:
-        fields = [("id", pa.string()), ("source", pa.string()), ("label", pa.string()), ("problem", pa.string())]
+        fields = [
+            ("id", pa.string()),
+            ("source", pa.string()),
+            ("label", pa.string()),
+            ("problem", pa.string()),
+        ]
         fields += [(name, pa.float64()) for name in self.scores]
         for name in self.networks:
             fields += [(f"features:{name}", pa.large_binary()), (f"windows:{name}", pa.int32())]
@@ -58,7 +63,12 @@ class Measures:
         """What measurements follow from, beside the clips: networks by the checksums of their weights."""
         sums = {name: load_network(name, path).weights_sha256 for name, path in self.networks.items()}
         lpips = file_hash(self.perceptual_weights) if self.perceptual_weights else None
-        return {"networks": sums, "scores": list(self.scores), "lpips": lpips, "mel": self.config.mel.model_dump(mode="json")}
+        return {
+            "networks": sums,
+            "scores": list(self.scores),
+            "lpips": lpips,
+            "mel": self.config.mel.model_dump(mode="json"),
+        }
 
 
 @dataclass(frozen=True)
@@ -90,14 +100,18 @@ class Measurer:
         """{"unit": number} -> the same with "error", a user's mistake, which Ray would wrap beyond recognition, and "seconds", JSON of {activity: seconds}."""
         try:
             rows, seconds = self.measure(unit_items(self.clip_set, row["unit"]))
-            write_shard(unit_path(self.folder, row["unit"]), rows, self.measures.schema, rows_per_group=UNIT_CLIPS)
+            write_shard(
+                unit_path(self.folder, row["unit"]), rows, self.measures.schema, rows_per_group=UNIT_CLIPS
+            )
         except TOLD as error:
             return {"unit": row["unit"], "error": to_text(error), "seconds": "{}"}
         return {"unit": row["unit"], "error": "", "seconds": json.dumps(seconds)}
 
     def measure(self, items: Sequence[Item]) -> tuple[list[dict], dict[str, float]]:
         """A row an item, and the seconds by activity: "read", "scores", and each network's name."""
-        with one_torch_thread():  # parallel over units; and the sums of a kernel must not follow from the machine
+        with (
+            one_torch_thread()
+        ):  # parallel over units; and the sums of a kernel must not follow from the machine
             networks, score = self._tools()
             began = time.perf_counter()
             loaded = self.clip_set.load(items)
@@ -106,7 +120,9 @@ class Measurer:
             readable = [(row, one) for row, one in zip(rows, loaded, strict=True) if one.clip is not None]
             for name, network in networks.items():
                 began = time.perf_counter()
-                for (row, _), features_WD in zip(readable, self._features(network, [one for _, one in readable]), strict=True):
+                for (row, _), features_WD in zip(
+                    readable, self._features(network, [one for _, one in readable]), strict=True
+                ):
                     row |= {f"features:{name}": features_WD.tobytes(), f"windows:{name}": len(features_WD)}
                 seconds[name] = time.perf_counter() - began
             began = time.perf_counter()
@@ -117,14 +133,26 @@ class Measurer:
 
     def _tools(self) -> tuple[dict[str, FeatureNetwork], ClipScorer]:
         if self._loaded is None:
-            networks = {name: load_network(name, path, self.device) for name, path in self.measures.networks.items()}
-            lpips = LPIPS(self.measures.perceptual_weights).to(self.device) if self.measures.perceptual_weights else None
+            networks = {
+                name: load_network(name, path, self.device) for name, path in self.measures.networks.items()
+            }
+            lpips = (
+                LPIPS(self.measures.perceptual_weights).to(self.device)
+                if self.measures.perceptual_weights
+                else None
+            )
             self._loaded = networks, ClipScorer(self.measures.config, self.measures.scores, lpips)
         return self._loaded
 
     def _empty_row(self, item: Item, problem: str) -> dict:
-        row = {"id": item.id, "source": item.source, "label": item.label, "problem": problem} | dict.fromkeys(self.measures.scores, math.nan)
-        return row | {f"features:{name}": None for name in self.measures.networks} | {f"windows:{name}": 0 for name in self.measures.networks}
+        row = {"id": item.id, "source": item.source, "label": item.label, "problem": problem} | dict.fromkeys(
+            self.measures.scores, math.nan
+        )
+        return (
+            row
+            | {f"features:{name}": None for name in self.measures.networks}
+            | {f"windows:{name}": 0 for name in self.measures.networks}
+        )
 
     def _features(self, network: FeatureNetwork, loaded: Sequence[Loaded]) -> Iterator[np.ndarray]:
         """float32 [W, D] of each clip. On a CPU one clip at a time, which takes the least memory and is as fast."""
@@ -135,7 +163,13 @@ class Measurer:
             if network.card.kind != "audio":
                 batch.append(torch.from_numpy(np.stack([clip.video for clip in clips])))
             if network.card.kind != "video":
-                batch.append(resample(torch.from_numpy(np.stack([clip.audio for clip in clips])), clips[0].sample_rate, network.card.sample_rate))
+                batch.append(
+                    resample(
+                        torch.from_numpy(np.stack([clip.audio for clip in clips])),
+                        clips[0].sample_rate,
+                        network.card.sample_rate,
+                    )
+                )
             yield from network(*batch).float().cpu().numpy()
 
 
@@ -157,10 +191,14 @@ def measured_folder(evaluation_folder: str, clip_set: ClipSet, measures: Measure
         **measures.to_dict(),
     }
     told = json.dumps(follows_from, sort_keys=True)
-    return storage.join(evaluation_folder, "measured", f"{clip_set.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}")
+    return storage.join(
+        evaluation_folder, "measured", f"{clip_set.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    )
 
 
-def measure_set(clip_set: ClipSet, measures: Measures, folder: str, *, num_workers: int, use_gpu: bool) -> Measured:
+def measure_set(
+    clip_set: ClipSet, measures: Measures, folder: str, *, num_workers: int, use_gpu: bool
+) -> Measured:
     """Measures what is not there yet and reads it all back. Ray must be running. Raises UserError for weights that are missing or wrong."""
     import ray
 
@@ -176,7 +214,12 @@ def measure_set(clip_set: ClipSet, measures: Measures, folder: str, *, num_worke
             ray.data.DataContext.get_current().enable_progress_bars = False
             done = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo)).map(
                 Measurer,
-                fn_constructor_kwargs={"clip_set": clip_set, "measures": measures, "folder": folder, "device": device_of(use_gpu)},
+                fn_constructor_kwargs={
+                    "clip_set": clip_set,
+                    "measures": measures,
+                    "folder": folder,
+                    "device": device_of(use_gpu),
+                },
                 compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(todo))),
                 num_cpus=1,
                 num_gpus=int(use_gpu),
@@ -199,7 +242,9 @@ def read_measured(clip_set: ClipSet, measures: Measures, folder: str) -> Measure
     tables = [open_parquet(unit_path(folder, unit)).read() for unit in range(total)]
     table = pa.concat_tables(tables)
     if table.num_rows != len(clip_set.items):
-        raise RuntimeError(f"{folder} holds {table.num_rows} of {len(clip_set.items)} clips; delete it and run the same command again")
+        raise RuntimeError(
+            f"{folder} holds {table.num_rows} of {len(clip_set.items)} clips; delete it and run the same command again"
+        )
     problems: dict[str, int] = {}
     for text in table.column("problem").to_pylist():
         if text:
@@ -208,8 +253,14 @@ def read_measured(clip_set: ClipSet, measures: Measures, folder: str) -> Measure
     table = table.filter(pc.equal(table.column("problem"), ""))
     features = {}
     for name in measures.networks:
-        windows, values = table.column(f"windows:{name}").to_pylist(), table.column(f"features:{name}").to_pylist()
-        features[name] = [np.frombuffer(data, np.float32).reshape(count, -1) for data, count in zip(values, windows, strict=True)]
+        windows, values = (
+            table.column(f"windows:{name}").to_pylist(),
+            table.column(f"features:{name}").to_pylist(),
+        )
+        features[name] = [
+            np.frombuffer(data, np.float32).reshape(count, -1)
+            for data, count in zip(values, windows, strict=True)
+        ]
     return Measured(
         ids=table.column("id").to_pylist(),
         sources=table.column("source").to_pylist(),

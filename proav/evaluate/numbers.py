@@ -66,7 +66,13 @@ def halves(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
 
 
 def set_numbers(
-    distance: Distance, real: Measured, fake: Measured, resampling: Resampling, *, held_out: Measured | None = None, paired: bool = False
+    distance: Distance,
+    real: Measured,
+    fake: Measured,
+    resampling: Resampling,
+    *,
+    held_out: Measured | None = None,
+    paired: bool = False,
 ) -> list[Number]:
     """The lines of one distance between a real and a generated set: one, or two where it is a pair of numbers.
 
@@ -79,10 +85,15 @@ def set_numbers(
     if distance.kind == "nearest_training":
         if held_out is None or distance.network not in held_out.features:
             return [Number(distance.name, None, needs="real clips of sources that were held out")]
-        value = memorization(*(_vectors(measured, distance.network).take() for measured in (fake, held_out, real)))
+        value = memorization(
+            *(_vectors(measured, distance.network).take() for measured in (fake, held_out, real))
+        )
         note = "median distance to the nearest training clip, over that of held-out clips: 1 is new, near 0 is a copy"
         return [Number(distance.name, value, floor=1.0, note=note, **about)]
-    metric, sets = _METRICS[distance.kind], (fake, fake) if distance.kind == "diversity" else (real, fake)  # diversity is of one set alone
+    metric, sets = (
+        _METRICS[distance.kind],
+        (fake, fake) if distance.kind == "diversity" else (real, fake),
+    )  # diversity is of one set alone
     vectors = [_vectors(measured, distance.network) for measured in sets]
     try:
         values = metric(vectors[0].take(), vectors[1].take())
@@ -96,11 +107,25 @@ def set_numbers(
         def of_draw(*places: np.ndarray) -> float:
             return metric(*(each.take(chosen) for each, chosen in zip(vectors, places, strict=True)))[0]
 
-        interval = bootstrap_interval(of_draw, *groups, paired=paired or distance.kind == "diversity", **dataclasses.asdict(resampling))
+        interval = bootstrap_interval(
+            of_draw, *groups, paired=paired or distance.kind == "diversity", **dataclasses.asdict(resampling)
+        )
         low, high, note = interval.low, interval.high, interval.reason
     if distance.kind == "frechet":
-        bias = frechet_bias(Moments.of(vectors[0].take()), first_count=len(vectors[0].take()), second_count=len(vectors[1].take()))
-        note = "; ".join(filter(None, [note, f"two samples of one distribution would differ by about {distance.scale * bias:.4g} at these counts"]))
+        bias = frechet_bias(
+            Moments.of(vectors[0].take()),
+            first_count=len(vectors[0].take()),
+            second_count=len(vectors[1].take()),
+        )
+        note = "; ".join(
+            filter(
+                None,
+                [
+                    note,
+                    f"two samples of one distribution would differ by about {distance.scale * bias:.4g} at these counts",
+                ],
+            )
+        )
     floors = _floor(distance, real)
     names = distance.name.split("_") if len(values) > 1 else [distance.name]
     return [
@@ -112,7 +137,9 @@ def set_numbers(
     ]  # fmt: skip
 
 
-def score_numbers(names: Sequence[str], measured: Measured, resampling: Resampling, *, real: Measured | None = None) -> list[Number]:
+def score_numbers(
+    names: Sequence[str], measured: Measured, resampling: Resampling, *, real: Measured | None = None
+) -> list[Number]:
     """Means over clips of scores of single clips; floor: the same of the real clips, where it can be measured of them alone.
 
     Some are shares of what a clip holds several of, and some are medians: see `_over_clips`.
@@ -126,14 +153,35 @@ def score_numbers(names: Sequence[str], measured: Measured, resampling: Resampli
             continue
         sources = [measured.sources[place] for place in used]
         interval = bootstrap_interval(
-            lambda places, used=used: _over_clips(name, measured, used[places]), source_groups(sources), **dataclasses.asdict(resampling)
+            lambda places, used=used: _over_clips(name, measured, used[places]),
+            source_groups(sources),
+            **dataclasses.asdict(resampling),
         )
         of_real = np.array([]) if real is None else real.scores.get(name, np.array([]))
         real_used = np.flatnonzero(np.isfinite(of_real))
         floor = _over_clips(name, real, real_used) if len(real_used) else None
         left_out = len(measured) - len(used)
-        note = "; ".join(filter(None, [interval.reason, f"undefined for {left_out:,} clips, which are left out" if left_out else ""]))
-        lines.append(Number(name, _over_clips(name, measured, used), interval.low, interval.high, floor, len(used), len(set(sources)), note))
+        note = "; ".join(
+            filter(
+                None,
+                [
+                    interval.reason,
+                    f"undefined for {left_out:,} clips, which are left out" if left_out else "",
+                ],
+            )
+        )
+        lines.append(
+            Number(
+                name,
+                _over_clips(name, measured, used),
+                interval.low,
+                interval.high,
+                floor,
+                len(used),
+                len(set(sources)),
+                note,
+            )
+        )
     return lines
 
 
@@ -161,7 +209,9 @@ class _Rows:
             return self.features
         if (self.count == 1).all():
             return self.features[places]
-        return np.concatenate([self.features[self.first[place] : self.first[place] + self.count[place]] for place in places])
+        return np.concatenate(
+            [self.features[self.first[place] : self.first[place] + self.count[place]] for place in places]
+        )
 
 
 def _vectors(measured: Measured, network: str) -> _Rows:
@@ -187,7 +237,9 @@ def _times(scale: float, value: float | None) -> float | None:
 
 def _frechet(real_ND: np.ndarray, fake_MD: np.ndarray) -> tuple[float, ...]:
     if min(len(real_ND), len(fake_MD)) < 2:
-        raise UserError(f"at least 2 feature vectors of each set, there are {min(len(real_ND), len(fake_MD))}")
+        raise UserError(
+            f"at least 2 feature vectors of each set, there are {min(len(real_ND), len(fake_MD))}"
+        )
     first, second = Moments.of(real_ND), Moments.of(fake_MD)
     check_frechet_counts(first, second)
     return (frechet_distance(first, second),)

@@ -20,7 +20,15 @@ from proav.runs.layout import RunFolder
 
 NUM_SHOWN = 6
 """Reconstructions that are kept as mp4 files for the report."""
-SCORES = ("psnr_db", "psnr_mean_colour_db", "psnr_temporal_mean_db", "mel_error_db", "mel_error_mean_mel_db", "psnr_lone_db", "mel_error_lone_db")
+SCORES = (
+    "psnr_db",
+    "psnr_mean_colour_db",
+    "psnr_temporal_mean_db",
+    "mel_error_db",
+    "mel_error_mean_mel_db",
+    "psnr_lone_db",
+    "mel_error_lone_db",
+)
 """What `reconstruct` measures of each clip."""
 
 
@@ -56,7 +64,9 @@ def reconstruct(
         **trivial_scores(config, unit, mel, yardsticks),
     }
     if not brief:
-        lone_video, lone_mel = (value.cpu() for value in coder.decode(coder.encode(video, mel, lone=True), lone=True))
+        lone_video, lone_mel = (
+            value.cpu() for value in coder.decode(coder.encode(video, mel, lone=True), lone=True)
+        )
         scores["psnr_lone_db"] = psnr_db(pixels_to_unit(lone_video), unit)
         scores["mel_error_lone_db"] = mel_error_db(lone_mel, mel, **mel_range)
     clips = [] if brief else coder.to_clips(*on_device, seeds=seeds)
@@ -117,13 +127,17 @@ def evaluate_yardsticks(config: Config, yardsticks: Yardsticks | None) -> dict:
 def mean_over_windows(config: Config, measure: Callable[[Sequence[dict]], dict[str, np.ndarray]]) -> dict:
     """`mean_scores` of what `measure` says of the windows of evaluate.split, a batch at a time."""
     store = SegmentStore(config.data_folder)
-    windows = evaluation_windows(store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips)
+    windows = evaluation_windows(
+        store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips
+    )
     parts = []
     for first in range(0, len(windows), config.encode.batch_size):
         batch = windows[first : first + config.encode.batch_size]
         parts.append(measure([store.window(index, start, config.clip.num_frames) for index, start in batch]))
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return mean_scores(scores, sources=[store.rows[index]["source_id"] for index, _ in windows], config=config)
+    return mean_scores(
+        scores, sources=[store.rows[index]["source_id"] for index, _ in windows], config=config
+    )
 
 
 def mean_scores(scores: dict[str, np.ndarray], *, sources: Sequence[str], config: Config) -> dict:
@@ -145,10 +159,14 @@ def save_shown(config: Config, checkpoint_path: str, *, device: str = "cpu") -> 
     """Writes eval/reconstructions/NNN_real.mp4 and NNN_reconstructed.mp4 of a few clips for the report; NNN is the clip's place among those measured."""
     coder = load_coder(load_checkpoint(checkpoint_path, kind="mdsa"), device=device)
     store = SegmentStore(config.data_folder)
-    windows = evaluation_windows(store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips)
+    windows = evaluation_windows(
+        store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips
+    )
     folder = RunFolder(config).reconstructions
     storage.delete_folder(folder)  # pairs of an earlier evaluation may have other numbers
-    for number in np.unique(np.linspace(0, len(windows) - 1, min(NUM_SHOWN, len(windows))).round().astype(int)).tolist():
+    for number in np.unique(
+        np.linspace(0, len(windows) - 1, min(NUM_SHOWN, len(windows))).round().astype(int)
+    ).tolist():
         index, start = windows[number]
         window = store.window(index, start, config.clip.num_frames)
         (clip,) = reconstruct(coder, config, [window], seeds=[number]).clips

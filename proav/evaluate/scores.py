@@ -44,7 +44,9 @@ class ClipScorer:
         """
         found = {}
         if "ssim" in self.names and real is not None:
-            found["ssim"] = ssim(clip.video, real.video) if min(clip.video.shape[1:3]) >= WINDOW else float("nan")
+            found["ssim"] = (
+                ssim(clip.video, real.video) if min(clip.video.shape[1:3]) >= WINDOW else float("nan")
+            )
         if "lpips" in self.names and real is not None and self.network is not None:
             found["lpips"] = lpips(self.network, clip.video, real.video)
         if {"av_align", "av_align_one_to_one"} & set(self.names):

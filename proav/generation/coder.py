@@ -13,7 +13,7 @@ from proav.config import Config
 from proav.geometry import ClipGeometry, LatentGeometry
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
-from proav.models.mdsa import MDSA, CrossFlow
+from proav.models.mdsa import MDSA, Exchange
 from proav.models.mdsa.planes import stack_planes, unstack_planes
 from proav.runs.checkpoint import Checkpoint
 
@@ -84,9 +84,9 @@ class LatentCoder:
         Mel images are in [-1, 1]. `lone` decodes each modality without the other. MDSA is trained to do this
         with planes that were encoded so.
         """
-        flow = CrossFlow.off(len(stack_BDPNN)) if lone else CrossFlow()
+        exchange = Exchange.off(len(stack_BDPNN)) if lone else Exchange()
         planes = unstack_planes(stack_BDPNN, self.geometry.num_frames, self.latents.channels)
-        video_BCTHW, mel_BTMS = self.mdsa.decode(planes, flow=flow)
+        video_BCTHW, mel_BTMS = self.mdsa.decode(planes, exchange=exchange)
         return unit_to_pixels(video_BCTHW), mel_BTMS
 
     def to_clips(self, video_BTHWC: Tensor, mel_BTMS: Tensor, *, seeds: Sequence[int]) -> list[Clip]:

@@ -74,9 +74,7 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     store = SegmentStore(config.data_folder)
     check_fits(store, config)
     # not verified here: its tensors are verified when they are read
-    checkpoint = load_checkpoint(
-        RunFolder(config).mdsa.checkpoints, kind="mdsa", verify=False
-    )
+    checkpoint = load_checkpoint(RunFolder(config).mdsa.checkpoints, kind="mdsa", verify=False)
     # the seed may differ, because encoding draws nothing
     check_resumable(checkpoint, config.model_copy(update={"seed": checkpoint.config.seed}), checkpoint.labels)
     values = setting_values(config)

@@ -29,7 +29,7 @@ from proav.models.discriminators import (
     hinge_generator_loss,
     pick_frames,
 )
-from proav.models.mdsa import CrossFlow
+from proav.models.mdsa import Exchange
 from proav.models.perceptual import LPIPS, multi_scale_gradient_loss
 from proav.train.engines import Engine, NonFiniteError, average_gradients
 from proav.train.loop import StepOutput, mean_part
@@ -81,7 +81,7 @@ class AutoencoderStep:
         video_BCTHW = pixels_to_unit(batch["video"].to(self.device, non_blocking=True))
         mel_BTMS = batch["mel"].to(self.device, non_blocking=True)
         frames_B = draw_frames(self.config.seed, positions, self.config.clip.num_frames)
-        flow = draw_flow(self.config.seed, positions, self.config.mdsa.modality_dropout)
+        exchange = draw_exchange(self.config.seed, positions, self.config.mdsa.modality_dropout)
         mdsa, noise, shown = self.config.mdsa, None, None
         if mdsa.latent_noise:
             noise = self._to_device(draw_noise(self.config, positions))
@@ -90,7 +90,7 @@ class AutoencoderStep:
         linear = mdsa.linear_planes
         alone = linear.enabled and clips < linear.alone_clips
         outputs = engine.forward(
-            video_BCTHW, mel_BTMS, flow=flow, noise=noise, shown=shown, linear_alone=alone
+            video_BCTHW, mel_BTMS, exchange=exchange, noise=noise, shown=shown, linear_alone=alone
         )
         video_out, mel_out = (output.float() for output in outputs)
         terms = self._reconstruction(video_BCTHW, video_out, mel_BTMS, mel_out, frames_B)
@@ -234,14 +234,14 @@ def draw_frames(seed: int, positions: list[int], num_frames: int) -> Tensor:
     )
 
 
-def draw_flow(seed: int, positions: list[int], probability: float) -> CrossFlow:
+def draw_exchange(seed: int, positions: list[int], probability: float) -> Exchange:
     """Modality dropout: what each clip's modalities get from each other; a function of (seed, position).
 
     With `probability` each, audio gets nothing from video, video gets nothing from audio, or neither gets
     anything. So each modality can be decoded if the other is not given.
     """
     uniform_B = torch.stack([uniforms_for(seed, position, 1, purpose="flow")[0] for position in positions])
-    return CrossFlow.from_uniform(uniform_B, probability)
+    return Exchange.from_uniform(uniform_B, probability)
 
 
 def draw_noise(config: Config, positions: list[int]) -> dict[str, Tensor]:

@@ -46,13 +46,23 @@ def legend(axes: dict[str, Sequence]) -> list[tuple[str, str, str, str]]:
     for place, (key, values) in enumerate(list(axes.items())[:2]):
         if len(values) <= len(HUES):
             for number, value in enumerate(values):
-                entries.append((key, value_words(value), "" if place else HUES[number], list(SHAPES)[number] if place else "o"))
+                entries.append(
+                    (
+                        key,
+                        value_words(value),
+                        "" if place else HUES[number],
+                        list(SHAPES)[number] if place else "o",
+                    )
+                )
     return entries
 
 
 def look_of(row: Row, axes: dict[str, Sequence]) -> tuple[str, str]:
     """(hue, shape) of the row's marker."""
-    places = [list(values).index(row.point[key]) if len(values) <= len(HUES) else 0 for key, values in list(axes.items())[:2]]
+    places = [
+        list(values).index(row.point[key]) if len(values) <= len(HUES) else 0
+        for key, values in list(axes.items())[:2]
+    ]
     return HUES[places[0]], list(SHAPES)[places[1]] if len(places) > 1 else "o"
 
 
@@ -94,7 +104,13 @@ def fronts_png(rows: list[Row], rungs: Sequence[int], axes: dict[str, Sequence],
         for key, value, hue, shape in legend(axes)
     ]
     if handles:
-        figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 3 * len(rungs)), fontsize=8, frameon=False)
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            ncols=min(len(handles), 3 * len(rungs)),
+            fontsize=8,
+            frameon=False,
+        )
     figure.suptitle(title, fontsize=10.5, x=0.01, ha="left", color="#1d1b19")
     figure.tight_layout(rect=(0, 0.12, 1, 0.98))
     buffer = io.BytesIO()
@@ -124,13 +140,18 @@ def _draw_front(plot, rows: list[Row], clips: int, axes: dict[str, Sequence], in
             edgecolors=ink.muted if best else "none", linewidths=1.1, zorder=3 if best else 2,
         )  # fmt: skip
     plot.margins(0.14, 0.16)
-    for low_edge, high_edge, set_limits in ((*plot.get_xlim(), plot.set_xlim), (*plot.get_ylim(), plot.set_ylim)):
+    for low_edge, high_edge, set_limits in (
+        (*plot.get_xlim(), plot.set_xlim),
+        (*plot.get_ylim(), plot.set_ylim),
+    ):
         missing = max(0.0, LEAST_SPAN_DB - (high_edge - low_edge))
         set_limits(low_edge - missing / 2, high_edge + missing / 2)
     plot.invert_yaxis()
     plot.set_xlabel("picture: PSNR, dB", fontsize=7.5, color=ink.muted, labelpad=2)
     plot.set_ylabel("sound: log-mel error, dB (less is better)", fontsize=7.5, color=ink.muted, labelpad=3)
-    plot.text(0.985, 0.98, "better ↗", transform=plot.transAxes, fontsize=7.5, color=ink.muted, ha="right", va="top")
+    plot.text(
+        0.985, 0.98, "better ↗", transform=plot.transAxes, fontsize=7.5, color=ink.muted, ha="right", va="top"
+    )
 
 
 def _styled(plot, ink: Ink):

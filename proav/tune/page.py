@@ -28,7 +28,13 @@ from proav.tune.yardsticks import yardstick_lines
 
 MAX_PANELS = 4
 """Rungs that are drawn: the last ones."""
-ENDED = {FINISHED: "saw all clips", STOPPED: "stopped early", RUNNING: "cut off", FAILED: "failed", CRASHED: "crashed"}
+ENDED = {
+    FINISHED: "saw all clips",
+    STOPPED: "stopped early",
+    RUNNING: "cut off",
+    FAILED: "failed",
+    CRASHED: "crashed",
+}
 
 
 def write_page(config: Config, rows: list[Row], results: dict, folder: str) -> None:
@@ -36,7 +42,9 @@ def write_page(config: Config, rows: list[Row], results: dict, folder: str) -> N
     axes, rungs = config.tune.axes, rungs_of(rows)
     if rungs:
         title = f"{config.name}: picture against sound, {counted(len(rows), 'trial')}"
-        storage.write_bytes(storage.join(folder, "pareto.png"), fronts_png(rows, rungs[-MAX_PANELS:], axes, title=title))
+        storage.write_bytes(
+            storage.join(folder, "pareto.png"), fronts_png(rows, rungs[-MAX_PANELS:], axes, title=title)
+        )
     sections = [
         ("fronts", "Picture against sound", _fronts(rows, rungs, axes)),
         ("trials", "Trials", [*_trials(rows, axes), *_beside(results["yardsticks"])]),
@@ -44,7 +52,10 @@ def write_page(config: Config, rows: list[Row], results: dict, folder: str) -> N
         ("best", "Best settings", _best(rows, folder)),
         ("protocol", "Protocol", _protocol(results["protocol"])),
     ]
-    storage.write_text(storage.join(folder, "report.html"), build_page(f"{config.name}: sweep", _header(config, rows, results["protocol"]), sections))
+    storage.write_text(
+        storage.join(folder, "report.html"),
+        build_page(f"{config.name}: sweep", _header(config, rows, results["protocol"]), sections),
+    )
 
 
 def _header(config: Config, rows: list[Row], protocol: dict) -> list[Markup]:
@@ -66,7 +77,11 @@ def _header(config: Config, rows: list[Row], protocol: dict) -> list[Markup]:
     return [
         element("p", "proav sweep", class_="eyebrow"),
         element("h1", config.name),
-        element("p", f"MDSA trained with different {axes}, compared by what its reconstructions keep of picture and sound.", class_="lead"),
+        element(
+            "p",
+            f"MDSA trained with different {axes}, compared by what its reconstructions keep of picture and sound.",
+            class_="lead",
+        ),
         element("div", [element("p", text) for text in sentences], class_="statement"),
         facts(
             [
@@ -74,11 +89,18 @@ def _header(config: Config, rows: list[Row], protocol: dict) -> list[Markup]:
                 ("Compared at", f"{', '.join(number(clips) for clips in tune.rungs)} clips"),
                 ("Stopping", "successive halving (ASHA)" if tune.scheduler == "asha" else "none"),
                 ("Score", protocol["score"]),
-                ("Training, all trials", f"{duration(spent)} on {', '.join(protocol['devices'])}" if spent else None),
+                (
+                    "Training, all trials",
+                    f"{duration(spent)} on {', '.join(protocol['devices'])}" if spent else None,
+                ),
                 ("Data", element("code", protocol["data"]["hash"])),
             ]
         ),
-        [warning(f"Trial {row.trial} ({describe(row.point)}) {row.status}: {row.reason}") for row in rows if row.status in (FAILED, CRASHED)],
+        [
+            warning(f"Trial {row.trial} ({describe(row.point)}) {row.status}: {row.reason}")
+            for row in rows
+            if row.status in (FAILED, CRASHED)
+        ],
     ]
 
 
@@ -86,7 +108,9 @@ def _fronts(rows: list[Row], rungs: list[int], axes: dict[str, Sequence]) -> lis
     if not rungs:
         return [element("p", "Nothing was measured.", class_="todo")]
     low, high = flops_range(rows)
-    size = f"A larger marker costs more: {low:.3g} to {high:.3g} GFLOP a reconstruction. " if high > low else ""
+    size = (
+        f"A larger marker costs more: {low:.3g} to {high:.3g} GFLOP a reconstruction. " if high > low else ""
+    )
     note = (
         "One panel a rung: trials at one number of clips. Up and to the right is better; those on the dashed front are beaten by none in both at once. "
         + size
@@ -94,11 +118,18 @@ def _fronts(rows: list[Row], rungs: list[int], axes: dict[str, Sequence]) -> lis
     cards = []
     for clips in rungs[-MAX_PANELS:]:
         at = [(row, rung) for row in rows for rung in row.rungs if rung["clips"] == clips]
-        points = "; ".join(f"{describe(row.point)}: {rung['psnr_db']:.2f} dB, {rung['mel_error_db']:.2f} dB" for row, rung in at)
-        figure = front_svg(rows, clips, axes, description=f"PSNR against log-mel error after {clips:,} clips. {points}")
+        points = "; ".join(
+            f"{describe(row.point)}: {rung['psnr_db']:.2f} dB, {rung['mel_error_db']:.2f} dB"
+            for row, rung in at
+        )
+        figure = front_svg(
+            rows, clips, axes, description=f"PSNR against log-mel error after {clips:,} clips. {points}"
+        )
         cards.append(_figure(figure, f"After {counted(clips, 'clip')}: {counted(len(at), 'trial')}"))
     if len(rungs) > 1:
-        figure = scores_svg(rows, axes, description="Score of each trial over clips; the trials table has the numbers")
+        figure = scores_svg(
+            rows, axes, description="Score of each trial over clips; the trials table has the numbers"
+        )
         cards.append(_figure(figure, "Score of each trial over clips"))
     return [element("p", note, class_="note"), _legend(axes), element("div", cards, class_="grid")]
 
@@ -111,7 +142,9 @@ def _legend(axes: dict[str, Sequence]) -> list[Markup]:
     """A line for each axis that has colours or shapes."""
     lines: dict[str, list[Markup]] = {}
     for key, value, hue, shape in legend(axes):
-        mark = element("span", f"{SHAPES[shape]} ", style=f"color: {hue}" if hue else None, aria_hidden="true")
+        mark = element(
+            "span", f"{SHAPES[shape]} ", style=f"color: {hue}" if hue else None, aria_hidden="true"
+        )
         lines.setdefault(key, []).append(element("li", mark, value))
     return [element("ul", element("li", key), items, class_="tags") for key, items in lines.items()]
 
@@ -146,12 +179,23 @@ def _trials(rows: list[Row], axes: dict[str, Sequence]) -> list[Markup]:
             row.peak_memory_gib,
         )
         measured = ["–" if value is None else value for value in numbers]
-        cells.append([element("span", mark, row.trial, " ★" if row.pareto else None), *values, row.clips, *measured, ENDED[row.status]])
+        cells.append(
+            [
+                element("span", mark, row.trial, " ★" if row.pareto else None),
+                *values,
+                row.clips,
+                *measured,
+                ENDED[row.status],
+            ]
+        )
     note = (
         "Most clips first, then by score; measured at the last rung that a trial reached. ★: on the front of those that saw most clips. "
         "GFLOP: one reconstruction, in closed form. Clips/s and GiB: of training, as measured."
     )
-    return [element("p", note, class_="note"), element("div", element("div", table(heads, cells, caption="Trials"), class_="text"), class_="card")]
+    return [
+        element("p", note, class_="note"),
+        element("div", element("div", table(heads, cells, caption="Trials"), class_="text"), class_="card"),
+    ]
 
 
 def _beside(yardsticks: Sequence[dict]) -> list[Markup]:
@@ -182,11 +226,21 @@ def _values(rows: list[Row], rungs: list[int], axes: dict[str, Sequence]) -> lis
     for key, values in axes.items():
         lines = []
         for value in values:
-            at = [rung for row in rows for rung in row.rungs if rung["clips"] == first and row.point[key] == value]
-            means = [mean(rung[name] for rung in at) if at else "–" for name in ("psnr_db", "mel_error_db", "score")]
+            at = [
+                rung
+                for row in rows
+                for rung in row.rungs
+                if rung["clips"] == first and row.point[key] == value
+            ]
+            means = [
+                mean(rung[name] for rung in at) if at else "–"
+                for name in ("psnr_db", "mel_error_db", "score")
+            ]
             lines.append([value_words(value), len(at), *means])
         whole = table(["Value", "Trials", "PSNR dB", "log-mel dB", "Score"], lines, caption=key)
-        cards.append(element("div", element("div", element("h3", key), whole, class_="text"), class_="card metric"))
+        cards.append(
+            element("div", element("div", element("h3", key), whole, class_="text"), class_="card metric")
+        )
     note = f"Means over the trials with a value after {counted(first, 'clip')}, where all are compared, whatever their other values."
     return [element("p", note, class_="note"), element("div", cards, class_="pairs")]
 

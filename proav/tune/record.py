@@ -51,12 +51,19 @@ class TrialRecord:
 
     @classmethod
     def begin(cls, trial: Trial, tune: TuneConfig, *, number: int, data_hash: str) -> "TrialRecord":
-        return cls(id=trial.id, point=trial.point, data_hash=data_hash, number=number, schedule=schedule_of(tune))
+        return cls(
+            id=trial.id, point=trial.point, data_hash=data_hash, number=number, schedule=schedule_of(tune)
+        )
 
     def reopened(self, tune: TuneConfig) -> "TrialRecord":
         """The record of a trial that is not done, for going on."""
         schedule = schedule_of(tune)
-        return self.replace(status=RUNNING, reason="", schedule=schedule, passed=self.passed if self.schedule == schedule else 0)
+        return self.replace(
+            status=RUNNING,
+            reason="",
+            schedule=schedule,
+            passed=self.passed if self.schedule == schedule else 0,
+        )
 
     def replace(self, **changes) -> "TrialRecord":
         return dataclasses.replace(self, **changes)
@@ -80,7 +87,10 @@ def score(rung: dict, tune: TuneConfig) -> float:
 
 
 def write_record(trial: Trial, record: TrialRecord) -> None:
-    storage.write_text(storage.join(trial.config.run_folder, RECORD), json.dumps({"format": FORMAT} | dataclasses.asdict(record), indent=1))
+    storage.write_text(
+        storage.join(trial.config.run_folder, RECORD),
+        json.dumps({"format": FORMAT} | dataclasses.asdict(record), indent=1),
+    )
 
 
 def read_record(trial_folder: str) -> TrialRecord | None:
@@ -94,7 +104,9 @@ def read_record(trial_folder: str) -> TrialRecord | None:
             raise ValueError("another format")
         return TrialRecord(**values)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {trial_folder} to run that trial anew") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); delete {trial_folder} to run that trial anew"
+        ) from None
 
 
 def read_records(folder: str) -> dict[str, TrialRecord]:

@@ -44,7 +44,11 @@ def write_results(
     }
     text = json.dumps(results, indent=1)
     path = storage.join(folder, "results.json")
-    if not (storage.exists(path) and storage.read_text(path) == text and storage.exists(storage.join(folder, "report.html"))):
+    if not (
+        storage.exists(path)
+        and storage.read_text(path) == text
+        and storage.exists(storage.join(folder, "report.html"))
+    ):
         storage.write_text(storage.join(folder, "metrics.jsonl"), metrics_lines(records.values(), tune))
         storage.write_text(storage.join(folder, "results.csv"), _csv(tune, rows))
         if best:
@@ -61,7 +65,11 @@ def best_yaml(config: Config, best: Row) -> str:
     parent, _, name = config.run_folder.rstrip("/").rpartition("/")
     chosen = config_at(config, best.point)
     data = chosen.data.model_copy(update={"prepared": config.data_folder})
-    updates = {"name": f"{config.name}-best", "run_dir": storage.join(parent, f"{name}-best") if parent else f"{name}-best", "data": data}
+    updates = {
+        "name": f"{config.name}-best",
+        "run_dir": storage.join(parent, f"{name}-best") if parent else f"{name}-best",
+        "data": data,
+    }
     head = [
         f"The best of the sweep {config.name} ({config.run_folder}/tune/results.json): trial {best.trial}, {describe(best.point)}.",
         f"After {best.clips:,} clips: picture {best.psnr_db:.2f} dB PSNR, sound {best.mel_error_db:.2f} dB log-mel error.",
@@ -72,7 +80,11 @@ def best_yaml(config: Config, best: Row) -> str:
 
 def metrics_lines(records: Iterable[TrialRecord], tune: TuneConfig) -> str:
     """metrics.jsonl: one JSON object a measurement, by clips, then in the order in which trials began."""
-    lines = [{"trial": record.id, **rung, "score": score(rung, tune)} for record in records for rung in record.rungs]
+    lines = [
+        {"trial": record.id, **rung, "score": score(rung, tune)}
+        for record in records
+        for rung in record.rungs
+    ]
     return "".join(json.dumps(line) + "\n" for line in sorted(lines, key=lambda line: line["clips"]))
 
 
@@ -82,7 +94,13 @@ def _csv(tune: TuneConfig, rows: list[Row]) -> str:
     plain = [name for name in Row.__dataclass_fields__ if name not in ("point", "rungs")]
     writer.writerow(["trial", *tune.axes, *plain[1:]])
     for row in rows:
-        writer.writerow([row.trial, *(value_words(row.point[key]) for key in tune.axes), *(getattr(row, name) for name in plain[1:])])
+        writer.writerow(
+            [
+                row.trial,
+                *(value_words(row.point[key]) for key in tune.axes),
+                *(getattr(row, name) for name in plain[1:]),
+            ]
+        )
     return buffer.getvalue()
 
 
@@ -106,7 +124,11 @@ def _protocol(config: Config, rows: list[Row], data: dict) -> dict:
         "clips_per_second": f"in training steps, {tune.max_concurrent_trials or 'as many as fit'} trials at a time on the same machines",
         "devices": sorted({rung["device"] for rung in rungs}),
         "seed": config.seed,
-        "configuration": {key: value for key, value in config_to_dict(config).items() if key in ("name", "clip", "mel", "mdsa", "tune")},
+        "configuration": {
+            key: value
+            for key, value in config_to_dict(config).items()
+            if key in ("name", "clip", "mel", "mdsa", "tune")
+        },
     }
 
 
@@ -122,7 +144,9 @@ def _tell(config: Config, rows: list[Row], best: Row | None, yardsticks: Sequenc
         print(f"tune: beside them, {what}: {reached}")
     unfinished = [row for row in rows if row.status in (RUNNING, CRASHED)]
     if unfinished:
-        print(f"tune: {len(unfinished)} of {len(rows)} trials did not end by themselves; the same command tries them again")
+        print(
+            f"tune: {len(unfinished)} of {len(rows)} trials did not end by themselves; the same command tries them again"
+        )
     if best is None:
         return
     print(f"tune: best after {best.clips:,} clips: {describe(best.point)}")
@@ -133,7 +157,19 @@ def _tell(config: Config, rows: list[Row], best: Row | None, yardsticks: Sequenc
 def format_table(tune: TuneConfig, rows: list[Row]) -> str:
     """The trials as lines of text: measured values at the last rung, costs, how each ended; * marks the front of those that saw most clips."""
     names = short_names(list(tune.axes))
-    heads = ["trial", *(names[key] for key in tune.axes), "clips", "PSNR dB", "mel dB", "score", "params M", "GFLOP", "clips/s", "GiB", "ended"]
+    heads = [
+        "trial",
+        *(names[key] for key in tune.axes),
+        "clips",
+        "PSNR dB",
+        "mel dB",
+        "score",
+        "params M",
+        "GFLOP",
+        "clips/s",
+        "GiB",
+        "ended",
+    ]
     lines = [heads]
     for row in rows:
         numbers = [

@@ -66,15 +66,25 @@ def rungs_of(rows: Iterable[Row]) -> list[int]:
 
 def front(rows: Iterable[Row], clips: int) -> list[Row]:
     """Trials measured at `clips` that no other one measured there beats in one of picture and sound without losing in the other."""
-    at = [(row, rung["psnr_db"], rung["mel_error_db"]) for row in rows for rung in row.rungs if rung["clips"] == clips]
+    at = [
+        (row, rung["psnr_db"], rung["mel_error_db"])
+        for row in rows
+        for rung in row.rungs
+        if rung["clips"] == clips
+    ]
     return [
         row
         for row, psnr, error in at
-        if not any(other_psnr >= psnr and other_error <= error and (other_psnr, other_error) != (psnr, error) for _, other_psnr, other_error in at)
+        if not any(
+            other_psnr >= psnr and other_error <= error and (other_psnr, other_error) != (psnr, error)
+            for _, other_psnr, other_error in at
+        )
     ]
 
 
 def best_row(rows: list[Row]) -> Row | None:
     """The highest score among the trials that saw most clips; None where nothing was measured."""
     most = max((row.clips for row in rows), default=0)
-    return max((row for row in rows if row.clips == most and row.rungs), key=lambda row: row.score, default=None)
+    return max(
+        (row for row in rows if row.clips == most and row.rungs), key=lambda row: row.score, default=None
+    )

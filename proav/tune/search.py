@@ -47,14 +47,21 @@ class OptunaPoints:
         try:
             import optuna
         except ImportError:
-            raise UserError("tune.search=optuna needs Optuna; type: pip install 'proav[tune]', or write tune.search=random") from None
+            raise UserError(
+                "tune.search=optuna needs Optuna; type: pip install 'proav[tune]', or write tune.search=random"
+            ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.tune, self.axes, self.known = tune, tune.axes, list(known)
         self.fail = optuna.trial.TrialState.FAIL
         # The first third is drawn at random. A resumed sweep has another seed than it began with: the same one would draw the same points again.
-        sampler = optuna.samplers.TPESampler(seed=tune.seed + len(self.known), n_startup_trials=min(10, max(2, num_trials(tune) // 3)))
+        sampler = optuna.samplers.TPESampler(
+            seed=tune.seed + len(self.known), n_startup_trials=min(10, max(2, num_trials(tune) // 3))
+        )
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
-        self.distributions = {key: optuna.distributions.CategoricalDistribution(range(len(values))) for key, values in tune.axes.items()}
+        self.distributions = {
+            key: optuna.distributions.CategoricalDistribution(range(len(values)))
+            for key, values in tune.axes.items()
+        }
         self.asked: dict[str, object] = {}
 
     def ask(self) -> Point | None:
@@ -97,7 +104,9 @@ class TrialSearcher(Searcher):
         while (point := self.points.ask()) is not None:
             try:
                 trial = self.begin(point)
-            except ConfigError as error:  # where the combinations were too many to look at all before the start
+            except (
+                ConfigError
+            ) as error:  # where the combinations were too many to look at all before the start
                 print(f"tune: left out {describe(point)}: {error}")
                 self.points.tell(point, None)
                 continue

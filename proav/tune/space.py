@@ -48,17 +48,32 @@ def check_sweep(config: Config) -> None:
     """Raises ConfigError, before anything starts: no axes, an axis that does not exist or is not of mdsa, a value or a combination that cannot be run."""
     tune = config.tune
     if not tune.axes:
-        raise ConfigError("tune.axes is empty: nothing to sweep; write such as tune.axes.mdsa.group_cross.num_groups=[2,4]")
+        raise ConfigError(
+            "tune.axes is empty: nothing to sweep; write such as tune.axes.mdsa.group_cross.num_groups=[2,4]"
+        )
     known = {key for key, _, _ in describe_settings()}
     for key in tune.axes:
         if key not in known:
             near = nearest_key(key)
-            raise ConfigError(f"tune.axes names {key}, which is no setting" + (f"; did you mean {near}?" if near else "; --help lists all keys"))
+            raise ConfigError(
+                f"tune.axes names {key}, which is no setting"
+                + (f"; did you mean {near}?" if near else "; --help lists all keys")
+            )
         if not key.startswith(SWEPT) or key == "mdsa.train.num_clips":
-            why = "tune.max_clips says how long trials train" if key == "mdsa.train.num_clips" else "a sweep trains MDSA"
-            raise ConfigError(f"tune.axes names {key}, but {why}; expected settings that begin with {SWEPT}, such as mdsa.multi_scale.scales")
+            why = (
+                "tune.max_clips says how long trials train"
+                if key == "mdsa.train.num_clips"
+                else "a sweep trains MDSA"
+            )
+            raise ConfigError(
+                f"tune.axes names {key}, but {why}; expected settings that begin with {SWEPT}, such as mdsa.multi_scale.scales"
+            )
     total = num_combinations(tune)
-    points = list(grid_points(tune)) if total <= MAX_CHECKED else list(random_points(tune, seed=tune.seed, count=tune.num_trials or MAX_CHECKED))
+    points = (
+        list(grid_points(tune))
+        if total <= MAX_CHECKED
+        else list(random_points(tune, seed=tune.seed, count=tune.num_trials or MAX_CHECKED))
+    )
     wrong = []
     for point in points:
         try:
@@ -84,10 +99,14 @@ def plan_text(config: Config) -> str:
         f"sweep       {num_trials(tune)} of {num_combinations(tune)} combinations, {tune.search}; {tune.scheduler}, compared at "
         f"{', '.join(f'{clips:,}' for clips in tune.rungs)} clips"
     ]
-    for number, point in enumerate([] if tune.search == "optuna" else planned_points(tune)[:MAX_LISTED], start=1):
+    for number, point in enumerate(
+        [] if tune.search == "optuna" else planned_points(tune)[:MAX_LISTED], start=1
+    ):
         bill = costs(config_at(config, point))
         flops = (bill.mdsa_encode_flops + bill.mdsa_decode_flops) / 1e9
-        lines.append(f"trial {number:<5} {describe(point)}: {bill.mdsa_parameters / 1e6:.2f} M parameters, {flops:.2f} GFLOP a reconstruction")
+        lines.append(
+            f"trial {number:<5} {describe(point)}: {bill.mdsa_parameters / 1e6:.2f} M parameters, {flops:.2f} GFLOP a reconstruction"
+        )
     return "\n".join(lines)
 
 
@@ -172,7 +191,11 @@ def short_names(keys: list[str]) -> dict[str, str]:
     for key in keys:
         parts = key.split(".")
         endings = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
-        names[key] = next(ending for ending in endings if sum(other == ending or other.endswith("." + ending) for other in keys) == 1)
+        names[key] = next(
+            ending
+            for ending in endings
+            if sum(other == ending or other.endswith("." + ending) for other in keys) == 1
+        )
     return names
 
 

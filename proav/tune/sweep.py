@@ -79,7 +79,9 @@ def sweep(config: Config) -> dict:
     yardsticks = sweep_yardsticks(config, records.values())
     results = write_results(config, records, data=store.manifest, yardsticks=yardsticks, quiet=True)
     _check_measured(config, results)
-    print(f"tune: done already, {len(results['trials'])} trials; {storage.join(config.run_folder, 'tune', 'report.html')}")
+    print(
+        f"tune: done already, {len(results['trials'])} trials; {storage.join(config.run_folder, 'tune', 'report.html')}"
+    )
     return results
 
 
@@ -96,7 +98,11 @@ class _Sweep:
     def records(self) -> dict[str, TrialRecord]:
         """Of this sweep's trials: other settings or other data leave other ids in the same folder. By id, in the order in which they began."""
         found = {}
-        planned = None if self.config.tune.search == "optuna" else {self.trial(point).id for point in planned_points(self.config.tune)}
+        planned = (
+            None
+            if self.config.tune.search == "optuna"
+            else {self.trial(point).id for point in planned_points(self.config.tune)}
+        )
         for name, record in read_records(trials_folder(self.config)).items():
             if planned is not None:
                 belongs = name in planned
@@ -116,7 +122,9 @@ class _Sweep:
         print(*notes, sep="\n", end="\n" if notes else "")
         for name in ENVIRONMENT:
             os.environ.setdefault(name, ENVIRONMENT[name])
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it tells of failed trials too, which the lines here do
+        logging.getLogger("ray.tune").setLevel(
+            logging.CRITICAL
+        )  # it tells of failed trials too, which the lines here do
         folder = storage.join(self.config.run_folder, ".ray")
         storage.delete_folder(storage.join(folder, "tune"))
         filesystem, path = storage.open_filesystem(folder)
@@ -144,7 +152,9 @@ class _Sweep:
 
     def _points(self, known: dict[str, TrialRecord]) -> Points:
         """Known points first: their measurements are there at once, for scheduler and sampler to compare with."""
-        begun = sorted(known.values(), key=lambda record: (not is_done(record, self.config.tune), record.number))
+        begun = sorted(
+            known.values(), key=lambda record: (not is_done(record, self.config.tune), record.number)
+        )
         if self.config.tune.search == "optuna":
             return OptunaPoints(self.config.tune, [record.point for record in begun])
         rest = [point for point in planned_points(self.config.tune) if self.trial(point).id not in known]
@@ -156,7 +166,12 @@ class _Sweep:
         trial = self.trial(point)
         record = read_record(trial.config.run_folder)
         if record is None:
-            write_record(trial, TrialRecord.begin(trial, self.config.tune, number=len(self.records()), data_hash=self.data_hash))
+            write_record(
+                trial,
+                TrialRecord.begin(
+                    trial, self.config.tune, number=len(self.records()), data_hash=self.data_hash
+                ),
+            )
         elif not is_done(record, self.config.tune):
             write_record(trial, record.reopened(self.config.tune))
         return trial
@@ -170,7 +185,9 @@ class _Sweep:
         done = sum(is_done(record, settings) for record in known.values())
         rungs = ", ".join(f"{clips:,}" for clips in settings.rungs)
         begun = f"; {done} done, {len(known) - done} begun" if known else ""
-        print(f"tune: {self.total} trials over {', '.join(settings.axes)}; {settings.search}, {settings.scheduler}, compared at {rungs} clips{begun}")
+        print(
+            f"tune: {self.total} trials over {', '.join(settings.axes)}; {settings.search}, {settings.scheduler}, compared at {rungs} clips{begun}"
+        )
 
 
 class _Watch(tune.Callback):
@@ -187,7 +204,8 @@ class _Watch(tune.Callback):
         self.told.add((name, result["clips"]))
         records = self.runner.records()
         storage.write_text(
-            storage.join(self.runner.config.run_folder, "tune", "metrics.jsonl"), metrics_lines(records.values(), self.runner.config.tune)
+            storage.join(self.runner.config.run_folder, "tune", "metrics.jsonl"),
+            metrics_lines(records.values(), self.runner.config.tune),
         )
         rung = record.rung(result["clips"])
         print(
@@ -201,14 +219,18 @@ class _Watch(tune.Callback):
         if record.status == RUNNING:
             status = FINISHED if record.clips >= settings.max_clips else STOPPED
             self._write(trial, record.replace(status=status))
-            print(f"tune: {self._what(record)}: {'all clips seen' if status == FINISHED else f'stopped after {record.clips:,} clips'}")
+            print(
+                f"tune: {self._what(record)}: {'all clips seen' if status == FINISHED else f'stopped after {record.clips:,} clips'}"
+            )
         elif record.reason:
             print(f"tune: {self._what(record)}: {record.status}: {record.reason}")
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         _, record = self._record(trial)
         if record.status == RUNNING:
-            record = record.replace(status=CRASHED, reason="the trial's process ended without a word; was it out of memory?")
+            record = record.replace(
+                status=CRASHED, reason="the trial's process ended without a word; was it out of memory?"
+            )
             self._write(trial, record)
         print(f"tune: {self._what(record)}: {record.status}: {record.reason}")
 
@@ -228,7 +250,9 @@ def _check_prepared(config: Config) -> None:
     prepared = config.data.prepared
     if prepared and not storage.exists(storage.join(prepared, "manifest.json")):
         parent, _, name = prepared.rstrip("/").rpartition("/")
-        command = "python ray_jobs/preprocess.py --config FILE" + (f" run_dir={parent}" if name == "data" else ", with that run's file")
+        command = "python ray_jobs/preprocess.py --config FILE" + (
+            f" run_dir={parent}" if name == "data" else ", with that run's file"
+        )
         raise UserError(
             f"data.prepared={prepared} holds no prepared data (no manifest.json); make it with: {command}; or name another run's data folder"
         )
@@ -239,7 +263,9 @@ def _check_measured(config: Config, results: dict) -> None:
     if results["best"] is None:
         reasons = [row["reason"] for row in results["trials"]]
         path = storage.join(config.run_folder, "tune", "results.csv")
-        raise UserError(f"none of the {len(reasons)} trials could be measured, the first one because: {reasons[0]}; all reasons are in {path}")
+        raise UserError(
+            f"none of the {len(reasons)} trials could be measured, the first one because: {reasons[0]}; all reasons are in {path}"
+        )
 
 
 def _driver(config: Config, data_hash: str):

@@ -56,7 +56,9 @@ def _climb(trial: Trial, rungs: tuple[int, ...], report: Report) -> None:
             rung = measure(trial.config, clips)
             record = record.replace(rungs=[*record.rungs, rung])
             write_record(trial, record)
-        if rung["clips"] <= reported:  # measured under another schedule, beyond more than one rung of this one
+        if (
+            rung["clips"] <= reported
+        ):  # measured under another schedule, beyond more than one rung of this one
             continue
         report(rung, passed=record.status in DONE or rung["clips"] <= record.passed)
         reported = rung["clips"]
@@ -68,11 +70,19 @@ def _climb(trial: Trial, rungs: tuple[int, ...], report: Report) -> None:
 def measure(config: Config, clips: int) -> dict:
     """Trains MDSA until it has seen `clips` clips, then reconstructs the validation clips: one rung, without its score."""
     train = config.mdsa.train.model_copy(update={"num_clips": clips})
-    summary = train_stage(config.model_copy(update={"mdsa": config.mdsa.model_copy(update={"train": train})}), "mdsa")
+    summary = train_stage(
+        config.model_copy(update={"mdsa": config.mdsa.model_copy(update={"train": train})}), "mdsa"
+    )
     reconstruction = _reconstruct(config, summary["checkpoint"])
     if not all(map(math.isfinite, (reconstruction["psnr_db"], reconstruction["mel_error_db"]))):
-        raise UserError(f"the reconstructions after {summary['clips']:,} clips are not finite; lower mdsa.train.learning_rate")
-    lines = [line for line in read_metrics(storage.join(config.run_folder, "mdsa")) if line["clips"] <= summary["clips"]]
+        raise UserError(
+            f"the reconstructions after {summary['clips']:,} clips are not finite; lower mdsa.train.learning_rate"
+        )
+    lines = [
+        line
+        for line in read_metrics(storage.join(config.run_folder, "mdsa"))
+        if line["clips"] <= summary["clips"]
+    ]
     return {
         "clips": summary["clips"],
         "step": summary["step"],
@@ -88,7 +98,9 @@ def measure(config: Config, clips: int) -> dict:
 def _reconstruct(config: Config, checkpoint: str) -> dict:
     """In a task of its own, which may need a GPU. DEFAULT: the trial's placement group, which Ray would use, holds no CPU."""
     use_gpu = wants_gpu(config.evaluate.use_gpu)
-    task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), scheduling_strategy="DEFAULT")(evaluate_reconstruction)
+    task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), scheduling_strategy="DEFAULT")(
+        evaluate_reconstruction
+    )
     try:
         return ray.get(task.remote(config, checkpoint, device=device_of(use_gpu)))
     except ray.exceptions.RayTaskError as error:

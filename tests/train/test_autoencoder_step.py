@@ -7,7 +7,7 @@ from proav.errors import UserError
 from proav.generation.coder import pixels_to_unit
 from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry
 from proav.models.mdsa import MDSA
-from proav.train.autoencoder_step import AutoencoderStep, draw_flow, draw_frames, draw_noise, draw_shown
+from proav.train.autoencoder_step import AutoencoderStep, draw_exchange, draw_frames, draw_noise, draw_shown
 from proav.train.engines import NonFiniteError
 from tests.tiny import tiny_config
 from tests.train.tiny_run import torch_engine
@@ -71,9 +71,9 @@ def test_terms_of_weight_zero_are_left_out_and_squares_come_in():
     weighted = 4 * values["video_l1"] + 3 * values["video_l2"] + 0.5 * 5 * values["mel_l2"]
     torch.testing.assert_close(output.loss.detach(), weighted.to(output.loss.dtype))
     video, mel = pixels_to_unit(batch["video"]), batch["mel"]
-    flow = draw_flow(config.seed, batch["position"].tolist(), config.mdsa.modality_dropout)
+    exchange = draw_exchange(config.seed, batch["position"].tolist(), config.mdsa.modality_dropout)
     with torch.no_grad():
-        video_out, mel_out = engine.forward(video, mel, flow=flow)
+        video_out, mel_out = engine.forward(video, mel, exchange=exchange)
     torch.testing.assert_close(values["video_l2"], (video_out - video).square().mean())
     torch.testing.assert_close(values["mel_l2"], (mel_out - mel).square().mean())
 
@@ -205,23 +205,26 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_clips():
 
 def test_draws_belong_to_clips():
     positions = list(range(3000))
-    frames_B, flow = draw_frames(0, positions, 4), draw_flow(0, positions, 0.1)
+    frames_B, exchange = draw_frames(0, positions, 4), draw_exchange(0, positions, 0.1)
     assert torch.equal(draw_frames(0, positions[100:110], 4), frames_B[100:110])
-    assert torch.equal(draw_flow(0, positions[100:110], 0.1).to_video_B, flow.to_video_B[100:110])
+    assert torch.equal(draw_exchange(0, positions[100:110], 0.1).to_video_B, exchange.to_video_B[100:110])
     assert torch.bincount(frames_B).tolist() == pytest.approx([750] * 4, rel=0.12)
     cases = (
         torch.stack(
             [
-                ~flow.to_video_B & flow.to_audio_B,
-                flow.to_video_B & ~flow.to_audio_B,
-                ~flow.to_video_B & ~flow.to_audio_B,
+                ~exchange.to_video_B & exchange.to_audio_B,
+                exchange.to_video_B & ~exchange.to_audio_B,
+                ~exchange.to_video_B & ~exchange.to_audio_B,
             ]
         )
         .double()
         .mean(1)
     )
     assert cases.tolist() == pytest.approx([0.1] * 3, abs=0.02)
-    assert draw_flow(0, positions, 0.0).to_video_B.all() and draw_flow(0, positions, 0.0).to_audio_B.all()
+    assert (
+        draw_exchange(0, positions, 0.0).to_video_B.all()
+        and draw_exchange(0, positions, 0.0).to_audio_B.all()
+    )
 
 
 def test_missing_perceptual_weights_are_told():

@@ -43,23 +43,23 @@ Features = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class CrossFlow:
+class Exchange:
     """Which clips of a batch let the other modality in; None: all of them.
 
-    A clip with a flow off is coded as if that modality had come alone.
+    A clip with an exchange off is coded as if that modality had come alone.
     """
 
     to_video_B: Tensor | None = None
     to_audio_B: Tensor | None = None
 
     @classmethod
-    def draw(cls, batch: int, probability: float, generator: torch.Generator) -> "CrossFlow":
+    def draw(cls, batch: int, probability: float, generator: torch.Generator) -> "Exchange":
         """Modality dropout for a batch, from a CPU generator; see `from_uniform`."""
         return cls.from_uniform(torch.rand(batch, generator=generator, dtype=torch.float64), probability)
 
     @classmethod
-    def from_uniform(cls, uniform_B: Tensor, probability: float) -> "CrossFlow":
-        """Modality dropout: a clip loses the flow toward audio, toward video, or both.
+    def from_uniform(cls, uniform_B: Tensor, probability: float) -> "Exchange":
+        """Modality dropout: a clip loses the exchange toward audio, toward video, or both.
 
         Each of the three cases has `probability`, at most 1/3. uniform_B: one number in [0, 1) per clip,
         which decides.
@@ -72,8 +72,8 @@ class CrossFlow:
         return cls(to_video_B=~video_off_B, to_audio_B=~audio_off_B)
 
     @classmethod
-    def off(cls, batch: int) -> "CrossFlow":
-        """No flow in either direction."""
+    def off(cls, batch: int) -> "Exchange":
+        """No exchange in either direction."""
         nothing_B = torch.zeros(batch, dtype=torch.bool)
         return cls(to_video_B=nothing_B, to_audio_B=nothing_B)
 
@@ -165,7 +165,7 @@ class MDSA(nn.Module):
         self.bi_block = build("bi_block", block, block_planes, block_attention)
 
     def encode(
-        self, video_BCTHW: Tensor | None, mel_BTMS: Tensor | None, *, flow: CrossFlow = CrossFlow()
+        self, video_BCTHW: Tensor | None, mel_BTMS: Tensor | None, *, exchange: Exchange = Exchange()
     ) -> dict[str, Tensor]:
         """Latent planes {"v_HW": [B, D, rows, columns], ...}, float32.
 
@@ -175,13 +175,13 @@ class MDSA(nn.Module):
 
         video_BCTHW: pictures in [-1, 1], or None.
         mel_BTMS: mel frames in [-1, 1], or None.
-        flow: which clips exchange information in GCM-Attn.
+        exchange: which clips exchange information in GCM-Attn.
         """
         assert video_BCTHW is not None or mel_BTMS is not None, "encode needs pictures, mel frames, or both"
         images = self._images(video_BCTHW, mel_BTMS)
         features = {modality: self._encode_stream(modality, stream) for modality, stream in images.items()}
         if len(features) == 2:
-            features = _cross(self.group_cross, features, flow)
+            features = _cross(self.group_cross, features, exchange)
         latents = {}
         for modality, planes in features.items():
             linear = self.linear[modality].analyse(images[modality]) if self.linear else None
@@ -192,44 +192,46 @@ class MDSA(nn.Module):
         return latents
 
     def decode(
-        self, planes: dict[str, Tensor], *, flow: CrossFlow = CrossFlow()
+        self, planes: dict[str, Tensor], *, exchange: Exchange = Exchange()
     ) -> tuple[Tensor | None, Tensor | None]:
         """(video_BCTHW, mel_BTMS) in [-1, 1], float32, from latent planes as `encode` gives them.
 
-        A modality whose planes are not given is None, and the other is decoded alone. flow: which clips
+        A modality whose planes are not given is None, and the other is decoded alone. exchange: which clips
         exchange information in Bi-Block CrossAttn.
         """
-        return tuple(None if images is None else images.clamp(-1, 1) for images in self._decode(planes, flow))
+        return tuple(
+            None if images is None else images.clamp(-1, 1) for images in self._decode(planes, exchange)
+        )
 
     def forward(
         self,
         video_BCTHW: Tensor,
         mel_BTMS: Tensor,
         *,
-        flow: CrossFlow = CrossFlow(),
+        exchange: Exchange = Exchange(),
         noise: Mapping[str, Tensor] | None = None,
         shown: Mapping[str, Tensor] | None = None,
         linear_alone: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Encodes and decodes both modalities with the same flow: (video_BCTHW, mel_BTMS), for the losses.
+        """Encodes and decodes both modalities with the same exchange: (video_BCTHW, mel_BTMS), for the losses.
 
         They are not clamped, so that the loss draws back what overshoots.
 
-        video_BCTHW, mel_BTMS, flow: as in `encode`.
+        video_BCTHW, mel_BTMS, exchange: as in `encode`.
         noise: added to the planes, in units of the root mean square of each plane of each clip.
         shown: [B, 1, rows, columns] of each plane; 1 for cells that reach the decoder, 0 for the others.
         linear_alone: the linear path without the network, at a fraction of the cost.
         """
         if linear_alone:
             return self._linear_alone(video_BCTHW, mel_BTMS)
-        planes = self.encode(video_BCTHW, mel_BTMS, flow=flow)
+        planes = self.encode(video_BCTHW, mel_BTMS, exchange=exchange)
         if noise is not None:
             planes = {name: plane + _root_mean_square(plane) * noise[name] for name, plane in planes.items()}
         if shown is not None:
             planes = {name: plane * shown[name] for name, plane in planes.items()}
-        return self._decode(planes, flow)
+        return self._decode(planes, exchange)
 
-    def _decode(self, planes: dict[str, Tensor], flow: CrossFlow) -> tuple[Tensor | None, Tensor | None]:
+    def _decode(self, planes: dict[str, Tensor], exchange: Exchange) -> tuple[Tensor | None, Tensor | None]:
         given = [modality for modality in MODALITIES if f"{modality[0]}_HW" in planes]
         assert given and len(planes) == len(PLANES) * len(given), (
             f"expected all three planes of one or both modalities, got {tuple(planes)}"
@@ -237,7 +239,7 @@ class MDSA(nn.Module):
         latents = {modality: {name: planes[f"{modality[0]}_{name}"] for name in PLANES} for modality in given}
         features = {modality: self.from_latents[modality](latents[modality]) for modality in given}
         if len(features) == 2:
-            features = _cross(self.bi_block, features, flow)
+            features = _cross(self.bi_block, features, exchange)
         images = {}
         for modality in given:
             linear = self.linear[modality].synthesize(latents[modality]) if self.linear else None
@@ -307,11 +309,11 @@ class MDSA(nn.Module):
         return planes
 
 
-def _cross(modules: nn.ModuleDict, features: Features, flow: CrossFlow) -> Features:
+def _cross(modules: nn.ModuleDict, features: Features, exchange: Exchange) -> Features:
     """Both modalities' planes after a set of cross-modal modules. The dicts given are not changed."""
     video, audio = dict(features["video"]), dict(features["audio"])
     for name, module in _by_plane(modules):
-        video[name], audio[name] = module(video[name], audio[name], flow.to_video_B, flow.to_audio_B)
+        video[name], audio[name] = module(video[name], audio[name], exchange.to_video_B, exchange.to_audio_B)
     return {"video": video, "audio": audio}
 
 

@@ -79,13 +79,13 @@ class SpatialAttention(nn.Module):
         return plane_BHWC + rearrange(update, "b (h w) c -> b h w c", h=h)
 
 
-def add_where(plane_BRSC: Tensor, update_BRSC: Tensor, flows_B: Tensor | None) -> Tensor:
-    """plane + update for the clips whose flow is on (None: all). The other clips pass bit for bit."""
+def add_where(plane_BRSC: Tensor, update_BRSC: Tensor, open_B: Tensor | None) -> Tensor:
+    """plane + update for the clips whose exchange is on (None: all). The other clips pass bit for bit."""
     updated = plane_BRSC + update_BRSC.to(plane_BRSC.dtype)
     return (
         updated
-        if flows_B is None
-        else torch.where(flows_B.to(plane_BRSC.device)[:, None, None, None], updated, plane_BRSC)
+        if open_B is None
+        else torch.where(open_B.to(plane_BRSC.device)[:, None, None, None], updated, plane_BRSC)
     )
 
 
@@ -124,7 +124,7 @@ class GroupCrossAttention(CrossAttentionPair):
         """Two planes [B, T, S, C] -> the two, updated.
 
         video_BTSC, audio_BTSC: a WT or HT plane of each modality.
-        to_video_B, to_audio_B: bool, the clips whose flow to that modality is on; None: all.
+        to_video_B, to_audio_B: bool, the clips whose exchange to that modality is on; None: all.
         """
         _, t, s, _ = video_BTSC.shape
         video_BLC, audio_BLC = (
@@ -174,7 +174,7 @@ class BiBlockCrossAttention(CrossAttentionPair):
         """Two planes [B, R, S, C] -> the two, updated.
 
         video_BRSC, audio_BRSC: the same plane of each modality.
-        to_video_B, to_audio_B: bool, the clips whose flow to that modality is on; None: all.
+        to_video_B, to_audio_B: bool, the clips whose exchange to that modality is on; None: all.
         """
         update_video = self._update(video_BRSC, audio_BRSC, self.to_video, self.norm_video, self.norm_audio)
         update_audio = self._update(audio_BRSC, video_BRSC, self.to_audio, self.norm_audio, self.norm_video)

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from proav.config import Config
 from proav.geometry import PLANE_NAMES, LatentGeometry, stream_geometries
 from proav.media.melframes import MelFrames
-from proav.models.mdsa import MDSA, CrossFlow
+from proav.models.mdsa import MDSA, Exchange
 from proav.models.mdsa.streams import tile_mel, untile_mel
 
 FUSION = ("multi_scale", "spatial", "group_cross", "bi_block")
@@ -124,9 +124,9 @@ def test_construction_leaves_the_random_stream_where_it_was_without_fusion(make_
 def test_lone_encoding_is_joint_encoding_without_flow(make_mdsa, open_gates, clips):
     model = open_gates(make_mdsa())
     lone = model.encode_lone(*clips)
-    assert _equal(lone, model.encode(*clips, flow=CrossFlow.off(3)))
+    assert _equal(lone, model.encode(*clips, exchange=Exchange.off(3)))
     on, off = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
-    half = model.encode(*clips, flow=CrossFlow(to_video_B=off, to_audio_B=on))
+    half = model.encode(*clips, exchange=Exchange(to_video_B=off, to_audio_B=on))
     joint = model.encode(*clips)
     assert all(
         torch.equal(half[name], (lone if name.startswith("v") else joint)[name]) for name in PLANE_NAMES
@@ -137,7 +137,7 @@ def test_lone_encoding_is_joint_encoding_without_flow(make_mdsa, open_gates, cli
 def test_lone_decoding_is_joint_decoding_without_flow(make_mdsa, open_gates, clips):
     model = open_gates(make_mdsa())
     planes = model.encode(*clips)
-    video, mel = model.decode(planes, flow=CrossFlow.off(3))
+    video, mel = model.decode(planes, exchange=Exchange.off(3))
     alone_video, nothing = model.decode(
         {name: plane for name, plane in planes.items() if name.startswith("v")}
     )
@@ -165,7 +165,7 @@ def test_flow_is_per_clip(make_mdsa, open_gates, clips):
     model = open_gates(make_mdsa())
     mask = torch.tensor([True, False, True])
     mixed, joint, lone = (
-        model.encode(*clips, flow=CrossFlow(to_video_B=mask)),
+        model.encode(*clips, exchange=Exchange(to_video_B=mask)),
         model.encode(*clips),
         model.encode_lone(*clips),
     )
@@ -174,8 +174,8 @@ def test_flow_is_per_clip(make_mdsa, open_gates, clips):
 
 
 def test_flow_is_drawn_with_equal_shares_and_repeats():
-    draw = CrossFlow.draw(60_000, 0.1, torch.Generator().manual_seed(0))
-    again = CrossFlow.draw(60_000, 0.1, torch.Generator().manual_seed(0))
+    draw = Exchange.draw(60_000, 0.1, torch.Generator().manual_seed(0))
+    again = Exchange.draw(60_000, 0.1, torch.Generator().manual_seed(0))
     assert torch.equal(draw.to_video_B, again.to_video_B) and torch.equal(draw.to_audio_B, again.to_audio_B)
     cases = [
         draw.to_video_B & ~draw.to_audio_B,
@@ -183,7 +183,7 @@ def test_flow_is_drawn_with_equal_shares_and_repeats():
         ~draw.to_video_B & ~draw.to_audio_B,
     ]
     assert all(abs(case.double().mean() - 0.1) < 0.005 for case in cases)  # four standard deviations
-    never = CrossFlow.draw(1000, 0.0, torch.Generator())
+    never = Exchange.draw(1000, 0.0, torch.Generator())
     assert never.to_video_B.all() and never.to_audio_B.all()
 
 
