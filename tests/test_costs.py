@@ -13,23 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from proav.config import Config
 from proav.config.reading import config_from_dict, config_to_dict, load_config
-from proav.costs import (
-    Cost,
-    costs,
-    discriminators_cost,
-    format_costs,
-    mdsa_costs,
-    mdsa_kept,
-    memory_estimate,
-    stdit_cost,
-    stdit_kept,
-)
+from proav.costs import costs, format_costs, memory_estimate
 from proav.diffusion.conditions import Conditions
 from proav.geometry import ClipGeometry, LatentGeometry, stream_geometries
+from proav.models.cost_parts import Cost
 from proav.models.discriminators import AudioDiscriminator, VideoDiscriminators
 from proav.models.layers import hidden_matrices
 from proav.models.mdsa import MDSA
+from proav.models.mdsa.mdsa_costs import discriminators_cost, mdsa_costs, mdsa_kept
 from proav.models.stdit import STDiT
+from proav.models.stdit.stdit_costs import stdit_cost, stdit_kept
 
 TINY = {
     "clip": {"num_frames": 4, "height": 32, "width": 32, "fps": 8, "sample_rate": 8000},

@@ -213,7 +213,7 @@ class MDSA(nn.Module):
         shown: Mapping[str, Tensor] | None = None,
         linear_alone: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Encodes and decodes both modalities with the same exchange: (video_BCTHW, mel_BTMS), for the losses.
+        """Encodes and decodes both modalities with the same exchange: (video_BCTHW, mel_BTMS) for losses.
 
         They are not clamped, so that the loss draws back what overshoots.
 

@@ -1,7 +1,7 @@
 """MDSA's parameters, FLOPs and kept values, and those of its discriminators.
 
-Not here: ST-DiT (`stdit.py`), the costs of a whole run (`run.py`). Letters: T frames, N plane side, C width,
-D latent channels, M mel bins, S mel columns in a frame.
+Not here: ST-DiT (`stdit_costs.py`), the costs of a whole run (`proav/costs.py`). Letters: T frames, N plane
+side, C width, D latent channels, M mel bins, S mel columns in a frame.
 """
 
 import math
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from proav.config import Config
-from proav.costs.parts import (
+from proav.geometry import PLANES, ClipGeometry, LatentGeometry, StreamGeometry, stream_geometries
+from proav.models.cost_parts import (
     NUM_MODALITIES,
     Cost,
     Kept,
@@ -19,7 +20,6 @@ from proav.costs.parts import (
     norm_cost,
     sum_of,
 )
-from proav.geometry import PLANES, ClipGeometry, LatentGeometry, StreamGeometry, stream_geometries
 
 
 def mdsa_costs(config: Config) -> dict[str, Cost]:

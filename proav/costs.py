@@ -1,16 +1,20 @@
-"""The costs of a whole run: parameters, FLOPs per clip, memory per worker. `--dry-run` prints them.
+"""What a configuration costs: parameters, FLOPs per clip, memory per worker; `--dry-run` prints it.
 
-Not here: the formulas of the networks (`mdsa.py`, `stdit.py`).
+Sums what each model says of itself, in closed form, beside its modules (`proav/models/mdsa/mdsa_costs.py`,
+`proav/models/stdit/stdit_costs.py`); no network is built. Not here: measured times (`bench/`). A multiply-add
+counts as two FLOPs. Only matrix products, convolutions and attention are counted, as torch's FlopCounterMode
+and most papers do; norms, activations, Griffin-Lim and the mux are left out. The DiT family prints
+multiply-adds: double its numbers.
 """
 
 from dataclasses import dataclass, fields
 
 from proav.config import Config, TrainConfig
-from proav.costs.mdsa import discriminators_cost, mdsa_costs, mdsa_kept
-from proav.costs.parts import Cost, Kept
-from proav.costs.stdit import stdit_cost, stdit_kept
 from proav.diffusion.solvers import find_solver
 from proav.geometry import ClipGeometry, LatentGeometry
+from proav.models.cost_parts import Cost, Kept
+from proav.models.mdsa.mdsa_costs import discriminators_cost, mdsa_costs, mdsa_kept
+from proav.models.stdit.stdit_costs import stdit_cost, stdit_kept
 
 BACKWARD_FACTOR = 3
 """Forward passes that a training step costs. The backward pass counts as two; recomputation adds one."""

@@ -1,6 +1,6 @@
 """What costs are made of: counts of parameters, FLOPs and kept values; linear maps, norms, attention.
 
-Not here: the networks' costs (`mdsa.py`, `stdit.py`).
+Not here: the networks' costs (`mdsa/mdsa_costs.py`, `stdit/stdit_costs.py`).
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,14 @@
 """ST-DiT's parameters, FLOPs and kept values.
 
-Not here: the autoencoder (`mdsa.py`). Letters: d width, P=6 planes, L tokens of all planes.
+Not here: the autoencoder (`proav/models/mdsa/mdsa_costs.py`). Letters: d width, P=6 planes, L tokens of all
+planes.
 """
 
 from collections.abc import Sequence
 
 from proav.config import Config
-from proav.costs.parts import NUM_MODALITIES, Cost, Kept, hidden_cost, linear_cost, sum_of
 from proav.geometry import PLANE_NAMES, PLANES_PER_MODALITY, LatentGeometry
+from proav.models.cost_parts import NUM_MODALITIES, Cost, Kept, hidden_cost, linear_cost, sum_of
 
 TIME_WAVES = 256
 """Number of sines and cosines in ST-DiT's time embedding."""
