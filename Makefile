@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test install clean
+.PHONY: demo test lint install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python ray_jobs/demo.py $(ARGS)
 
-test: $(INSTALLED)
+test: $(INSTALLED) lint
 	$(BIN)/python -m pytest $(ARGS)
+
+# What must be so before tests are worth their time: a second or two.
+lint: $(INSTALLED)
+	$(BIN)/python -m ruff check --quiet .
+	$(BIN)/python -m ruff format --check --quiet .
 
 install: $(INSTALLED)
 

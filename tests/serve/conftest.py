@@ -114,7 +114,8 @@ class Front:
         while not self._server.started:
             assert self._thread.is_alive() and time.monotonic() < deadline
             time.sleep(0.01)
-        self.url = "http://127.0.0.1:%d" % self._server.servers[0].sockets[0].getsockname()[1]
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
         return self
 
     def __exit__(self, *_) -> None:

@@ -73,7 +73,7 @@ class TokenLayout:
     def _from_places(self, heads_BPlhk: Tensor) -> Tensor:
         parts = []
         runs = heads_BPlhk.split([planes for _, planes in self.runs], dim=1)
-        for (side, planes), run in zip(self.runs, runs, strict=True):
+        for (side, _), run in zip(self.runs, runs, strict=True):
             axes = {"n": side, "m": side, "i": self.finest // side}
             parts.append(reduce(run, "b p (n i m j) h k -> b (p n m) h k", "mean", **axes))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
