@@ -116,7 +116,7 @@ class DataConfig(Section):
     segment_seconds: PositiveFloat = 10.0
     """A source is stored in segments of at most this length, in seconds; windows are drawn from them."""
     frame_codec: Literal["raw", "jpeg"] = "jpeg"
-    """raw: uint8 pixels, for tiny sets. jpeg: one per frame, random access, about a seventh of the bytes."""
+    """raw: uint8 pixels, for tiny sets. jpeg: one per frame, random access, about a ninth of the bytes."""
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 92
     """JPEG quality of stored frames."""
     fit: Literal["pad", "crop"] = "pad"

@@ -16,10 +16,10 @@ __all__ = ["DDPM", "RectifiedFlow", "make_process"]
 def make_process(config: Config) -> RectifiedFlow | DDPM:
     """The process that config.diffusion describes.
 
-    Both have draw_times(uniforms), add_noise(clean, noise, times), target(clean, noise), clean_from(noisy,
-    prediction, times), noise_from(noisy, prediction, times) and zero_prediction_loss(second_moment). Solvers
-    use times_of(steps, shift), shares(time), estimates(state, prediction, time), objective and eta. Times are
-    in [0, 1]: 0 is clean, 1 is noise. They may differ per modality: times_B2, column 0 video, 1 audio.
+    Both have draw_times(uniforms), add_noise(clean, noise, times), target(clean, noise) and
+    zero_prediction_loss(second_moment). Solvers use times_of(steps, shift), shares(time), estimates(state,
+    prediction, time), objective and eta. Times are in [0, 1]: 0 is clean, 1 is noise. They may differ per
+    modality: times_B2, column 0 video, 1 audio.
     """
     settings = config.diffusion
     if settings.objective == "flow":

@@ -61,15 +61,6 @@ class DDPM:
         """e."""
         return noise_BDPNN
 
-    def clean_from(self, noisy_BDPNN: Tensor, prediction_BDPNN: Tensor, times_B2: Tensor) -> Tensor:
-        """z = (z_k - sqrt(1 - a_k) e) / sqrt(a_k)."""
-        signal, spread = self._shares(times_B2, noisy_BDPNN)
-        return (noisy_BDPNN - spread * prediction_BDPNN) / signal
-
-    def noise_from(self, noisy_BDPNN: Tensor, prediction_BDPNN: Tensor, times_B2: Tensor) -> Tensor:
-        """e: the prediction itself."""
-        return prediction_BDPNN
-
     def times_of(self, steps: int, shift: float | None = None) -> list[float]:
         """k_i = round(num_steps t_i), t_i = 1 - i / steps shifted by `shift`, as times k / num_steps.
 

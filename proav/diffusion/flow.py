@@ -45,14 +45,6 @@ class RectifiedFlow:
         """v = e - z."""
         return noise_BDPNN - clean_BDPNN
 
-    def clean_from(self, noisy_BDPNN: Tensor, prediction_BDPNN: Tensor, times_B2: Tensor) -> Tensor:
-        """z = z_t - t v."""
-        return noisy_BDPNN - spread_to_planes(times_B2).to(noisy_BDPNN.dtype) * prediction_BDPNN
-
-    def noise_from(self, noisy_BDPNN: Tensor, prediction_BDPNN: Tensor, times_B2: Tensor) -> Tensor:
-        """e = z_t + (1 - t) v."""
-        return noisy_BDPNN + (1 - spread_to_planes(times_B2).to(noisy_BDPNN.dtype)) * prediction_BDPNN
-
     def times_of(self, steps: int, shift: float | None = None) -> list[float]:
         """t_i = 1 - i / steps, i = 0 .. steps, shifted by `shift`; None: as in training."""
         return [shifted(1 - i / steps, self.shift if shift is None else shift) for i in range(steps + 1)]

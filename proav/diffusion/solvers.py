@@ -145,5 +145,5 @@ def find_solver(name: str | None, objective: str) -> Solver:
     fitting = [known for known, solver in SOLVERS.items() if objective in solver.objectives]
     if name not in fitting:
         said = f"does not follow diffusion.objective={objective}" if name in SOLVERS else "is unknown"
-        raise UserError(f"generate.solver={name} {said}; expected one of {', '.join(fitting)}")
+        raise UserError(f"solver={name} {said}; expected one of {', '.join(fitting)}")
     return SOLVERS[name]

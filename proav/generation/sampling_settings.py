@@ -37,7 +37,7 @@ class SamplingSettings:
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"steps={self.steps}: expected 1 to {MAX_STEPS}")
         if self.solver is not None and self.solver not in SOLVERS:
-            raise UserError(f"generate.solver={self.solver} is unknown; expected one of {', '.join(SOLVERS)}")
+            raise UserError(f"solver={self.solver} is unknown; expected one of {', '.join(SOLVERS)}")
         if self.schedule_shift is not None and not 1 <= self.schedule_shift <= MAX_SHIFT:
             raise UserError(f"schedule_shift={self.schedule_shift}: expected 1 to {MAX_SHIFT:g}")
         if not 0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE:

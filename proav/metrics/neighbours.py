@@ -4,7 +4,6 @@ They tell quality, coverage, diversity, and whether clips repeat training clips.
 computed in blocks of rows. Letters: N real or training, M generated vectors, D features.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,30 +106,6 @@ def memorization(fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.n
         np.median(nearest_training(fake_MD, training_ND).distances)
         / np.median(nearest_training(held_out_KD, training_ND).distances)
     )
-
-
-def copied_share(
-    fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.ndarray, *, quantile: float = 0.01
-) -> float:
-    """Share of generated vectors that are nearer to a training vector than that quantile of held-out ones.
-
-    It is in [0, 1], and equals `quantile` if generated clips are as new as held-out ones. It sees a few
-    copies; the median of `memorization` does not move before half are copies.
-
-    fake_MD: generated vectors.
-    held_out_KD: real vectors that were not trained on.
-    training_ND: real vectors that were trained on.
-    quantile: of the held-out vectors' distances to the training set.
-
-    Raises UserError if there are fewer than 1 / quantile held-out vectors: their quantile is not known.
-    """
-    needed = math.ceil(1 / quantile)
-    if len(held_out_KD) < needed:
-        raise UserError(
-            f"at least {needed:,} feature vectors of held-out clips, there are {len(held_out_KD):,}"
-        )
-    limit = np.quantile(nearest_training(held_out_KD, training_ND).distances, quantile)
-    return float(np.mean(nearest_training(fake_MD, training_ND).distances < limit))
 
 
 def _checked(real_ND: np.ndarray, fake_MD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -134,9 +134,7 @@ def test_ddpm_is_followed_to_its_data(name):
 
 def test_solvers_that_do_not_fit_are_told_with_those_that_do():
     assert find_solver(None, "flow") is SOLVERS["euler"] and find_solver(None, "ddpm") is SOLVERS["ddim"]
-    with pytest.raises(
-        UserError, match="generate.solver=heun does not follow .*ddpm; expected one of dpmpp_2m"
-    ):
+    with pytest.raises(UserError, match="solver=heun does not follow .*ddpm; expected one of dpmpp_2m"):
         find_solver("heun", "ddpm")
-    with pytest.raises(UserError, match="generate.solver=rk4 is unknown; expected one of euler, heun"):
+    with pytest.raises(UserError, match="solver=rk4 is unknown; expected one of euler, heun"):
         find_solver("rk4", "flow")

@@ -333,5 +333,5 @@ def test_groups_of_unlike_length_share_calls_and_equal_their_solo_runs():
 
 
 def test_a_solver_that_does_not_follow_the_process_is_told():
-    with pytest.raises(UserError, match="generate.solver=heun does not follow diffusion.objective=ddpm"):
+    with pytest.raises(UserError, match="solver=heun does not follow diffusion.objective=ddpm"):
         run(DDPM(), small_stdit(), steps=3, solver="heun")

@@ -7,7 +7,6 @@ from sklearn.neighbors import NearestNeighbors
 from proav.errors import UserError
 from proav.metrics import neighbours
 from proav.metrics.neighbours import (
-    copied_share,
     density_coverage,
     diversity,
     memorization,
@@ -72,16 +71,6 @@ def test_nearest_training_and_memorization():
     assert found.places.tolist() == [7, 3] and found.distances.max() < 1e-6
     assert memorization(training[:50] + 0.001, draw(5, 80), training) < 0.01
     assert memorization(draw(6, 200), draw(7, 200), training) == pytest.approx(1, abs=0.15)
-
-
-def test_few_copies_among_new_clips_are_seen():
-    training, held_out, new = draw(4, 300), draw(5, 2000), draw(6, 2000)
-    some = np.concatenate([new[:1900], training[:100]])
-    assert copied_share(new, held_out, training) == pytest.approx(0.01, abs=0.01)
-    assert copied_share(some, held_out, training) == pytest.approx(0.06, abs=0.01)
-    assert memorization(some, held_out, training) > 0.9  # the median hardly moves
-    with pytest.raises(UserError, match="at least 100 feature vectors of held-out clips, there are 99"):
-        copied_share(new, held_out[:99], training)
 
 
 def test_blocks_change_nothing(monkeypatch):

@@ -37,6 +37,7 @@ class Validation:
         self.config, self.stage = config, stage
         self.folder = RunFolder(config).stage(stage).path
         self.every = getattr(config, stage).train.validate_every_clips
+        self._checkpoints = storage.join(self.folder, "checkpoints")
         self._done = {row["clips"] for row in read_validation(self.folder)}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"validation of {stage}", daemon=True)
@@ -53,14 +54,19 @@ class Validation:
 
     def _watch(self) -> None:
         while not self._end.wait(POLL_SECONDS):
-            self._measure_newest()
+            try:
+                self._measure_newest()
+            except Exception as error:  # the training is worth more than a point of its curve
+                why = " ".join(str(error).split())[:500]
+                print(f"{self.stage}: a measurement beside training failed and is left out ({why})")
+                self._done |= {clips for clips, _ in list_checkpoints(self._checkpoints)[:1]}
 
     def _measure_newest(self, *, last: bool = False) -> None:
         """Measures the newest checkpoint if it is due.
 
         It is due `validate_every_clips` clips after the one measured before. last: in any case.
         """
-        found = list_checkpoints(storage.join(self.folder, "checkpoints"))
+        found = list_checkpoints(self._checkpoints)
         if (
             not found
             or found[0][0] in self._done
