@@ -1,4 +1,7 @@
-"""Small made videos with sound: every one different, each frame with its number in its brightness, so that a mix-up shows."""
+"""Small made videos with sound.
+
+All videos differ, and the brightness of a frame follows its number, so a mix-up can be seen.
+"""
 
 import numpy as np
 
@@ -10,7 +13,13 @@ FPS, SAMPLE_RATE = 10, 16000
 def make_clip(
     number: int, *, seconds: float, silent: bool = False, height: int = 48, width: int = 64
 ) -> Clip:
-    """A bright square that moves over a ground of its own colour, with a tone of its own pitch."""
+    """A bright square that moves over a background; colour and pitch depend on the number.
+
+    number: number of the clip
+    seconds: length
+    silent: whether all samples are zero
+    height, width: rows and columns in pixels
+    """
     frames = round(seconds * FPS)
     video = np.zeros((frames, height, width, 3), np.uint8)
     video[:] = np.array([(40 * number) % 256, (90 * number + 60) % 256, 120], np.uint8)
@@ -33,7 +42,7 @@ def write_clips(root, lengths: dict[str, float]) -> str:
 
 
 def prepare(config) -> dict:
-    """Preprocessing without Ray: every unit in this process."""
+    """Preprocessing without Ray: all units run in this process."""
     from proav.data.prepare.finish import finish
     from proav.data.prepare.plan import settle_plan
     from proav.data.prepare.unit import process_unit

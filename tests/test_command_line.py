@@ -1,4 +1,4 @@
-"""What every job shares: where relative paths lie, in which Ray it runs, and how a cluster that is not there is told."""
+"""What every job shares: where relative paths lie, which Ray it uses, and errors if a cluster is missing."""
 
 import os
 import socket
@@ -96,7 +96,10 @@ def test_a_python_without_the_packages_is_told(tmp_path):
     import sys
 
     root = Path(__file__).parents[1]
-    block = "import sys, runpy; sys.modules['pydantic'] = None; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    block = (
+        "import sys, runpy; sys.modules['pydantic'] = None; sys.path.insert(0, sys.argv[1]); "
+        "sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     words = [sys.executable, "-c", block, str(root), str(root / "ray_jobs" / "train.py"), "--dry-run"]
     done = subprocess.run(
         words, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=60

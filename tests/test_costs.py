@@ -1,6 +1,7 @@
-"""Closed-form costs against the models themselves: parameters exactly, FLOPs against torch's counter, memory against what autograd keeps.
+"""Closed-form costs against the models themselves.
 
-Large models are built on the meta device and run on fake tensors: shapes only, nothing is computed.
+Parameters are equal, FLOPs are compared with torch's counter, and memory with what autograd keeps.
+Large models are built on the meta device and run on fake tensors, which have shapes but no values.
 """
 
 import contextlib
@@ -85,9 +86,9 @@ CASES = {
     },
 }
 SHALLOW = {"encoder_depth": 1, "decoder_depth": 1, "collapse_depth": 1}
-"""FLOPs are linear in depth, and fake tensors take their time: the defaults alone are counted whole."""
+"""FLOPs are linear in depth and fake tensors are slow, so only the defaults are counted at full depth."""
 REAL_FLOPS = 5e10
-"""Models up to here run for real, which is faster than pretending."""
+"""Models of at most so many FLOPs really run, which is faster than fake tensors."""
 LANDSCAPE = Path(__file__).parents[1] / "configs/landscape.yaml"
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 CONFIGS = [pytest.param(settings, id=name) for name, settings in CASES.items()] + [
@@ -121,7 +122,7 @@ def num_hidden(model: torch.nn.Module) -> int:
 
 
 def counted_flops(call, *, has_attention: bool = True) -> int:
-    """FLOPs by torch's counter, which does not know the CPU's attention kernel until told."""
+    """FLOPs by torch's counter; here it learns the formula of the CPU's attention kernel."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     formula = lambda query, key, value, *rest, out_shape=None, **named: sdpa_flop_count(query, key, value)  # noqa: E731
     with FlopCounterMode(display=False, custom_mapping={kernel: formula}) as counter:
@@ -189,7 +190,10 @@ def test_flops_of_a_judgement_equal_the_counter(case):
 
 
 def kept_bytes(model: torch.nn.Module, call, precision: str) -> int:
-    """Bytes of distinct storages that autograd keeps for the backward pass, without the weights and their 2-byte copies under autocast."""
+    """Bytes of distinct storages that autograd keeps for the backward pass.
+
+    The weights do not count, nor do their 2-byte copies under autocast.
+    """
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     seen = {}
 

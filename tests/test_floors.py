@@ -1,4 +1,7 @@
-"""The order of the house: a room imports only from those below it; mathematics runs without Ray and DeepSpeed."""
+"""The order of the packages, called rooms: a room imports only from those below it.
+
+Mathematics runs without Ray and DeepSpeed.
+"""
 
 import ast
 import subprocess
@@ -92,7 +95,7 @@ ROOMS = (
     "proav.export",
     "proav.command_line",
 )
-"""From the ground up: what stands in a room imports from its own room and from those before it."""
+"""From the ground up: a module imports only from its own room and from the rooms before it."""
 WITH_RAY = {
     "proav/command_line.py",
     "proav/data/feeds/remote_feed.py",
@@ -136,20 +139,23 @@ def test_mathematics_imports_without_ray_and_deepspeed():
 
 
 def test_importing_proav_is_light():
-    code = "import proav, sys; print([name for name in ('torch', 'ray', 'deepspeed', 'av') if name in sys.modules])"
+    code = (
+        "import proav, sys; "
+        "print([name for name in ('torch', 'ray', 'deepspeed', 'av') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def room_of(module: str) -> int:
-    """The number of the room that a module stands in: the longest name that it begins with."""
+    """The number of the room that a module stands in: the room with the longest matching name."""
     rooms = [room for room in ROOMS if module == room or module.startswith(room + ".")]
     assert rooms, f"{module} stands in no room: add it to ROOMS"
     return ROOMS.index(max(rooms, key=len))
 
 
 def imported_by(path: Path) -> set[str]:
-    """Names of all modules that a file imports, wherever it does."""
+    """Names of all modules that a file imports, within functions too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:

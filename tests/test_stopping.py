@@ -1,4 +1,4 @@
-"""A signal ends a process in order; a second, or the deadline, at once."""
+"""A first signal ends a process in order; a second signal or the deadline ends it at once."""
 
 import os
 import signal

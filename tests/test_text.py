@@ -1,4 +1,4 @@
-"""Text that is compared: a label is the same however its letters are composed, wherever somebody names it."""
+"""Text that is compared: a label is the same in composed and decomposed Unicode, wherever it is named."""
 
 from types import SimpleNamespace
 
@@ -43,7 +43,7 @@ def test_a_label_is_found_in_either_form(asked, labels):
 
 
 def label_of(labels, fields):
-    """What the HTTP interface takes for the label where the model knows `labels`."""
+    """The label that the HTTP interface finds in a request if the model knows `labels`."""
     limits = {"size": "", "seconds": "", "steps": 2, "max_steps": 9, "guidance_scale": 1.0}
     card = SimpleNamespace(id="tiny", labels=labels, tasks=("joint",), **limits)
     return check_request(parse_request(fields), card, has_reference=False).label

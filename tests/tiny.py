@@ -10,16 +10,22 @@ from proav.runs.checkpoint import save_checkpoint
 
 LABELS = ("rain", "speech")
 TINY = [
-    "name=tiny", "clip.num_frames=4", "clip.fps=5", "clip.height=32", "clip.width=32", "mel.num_bins=32", "mel.hop=200", "mel.griffin_lim_iterations=4",
+    "name=tiny", "clip.num_frames=4", "clip.fps=5", "clip.height=32", "clip.width=32",
+    "mel.num_bins=32", "mel.hop=200", "mel.griffin_lim_iterations=4",
     "data.segment_seconds=2", "data.fit=crop", "data.rows_per_shard=2", "data.validation_fraction=0.25",
-    "mdsa.plane_size=4", "mdsa.latent_channels=4", "mdsa.width=16", "mdsa.encoder_depth=1", "mdsa.decoder_depth=1", "mdsa.num_heads=2", "mdsa.head_width=8",
-    "mdsa.collapse_depth=1", "mdsa.collapse_heads=2", "mdsa.collapse_mlp_width=16", "mdsa.multi_scale.num_heads=2", "mdsa.spatial.num_heads=2",
-    "mdsa.group_cross.num_heads=2", "mdsa.group_cross.num_groups=2", "mdsa.bi_block.num_heads=2", "mdsa.bi_block.block_size=2",
+    "mdsa.plane_size=4", "mdsa.latent_channels=4", "mdsa.width=16", "mdsa.encoder_depth=1",
+    "mdsa.decoder_depth=1", "mdsa.num_heads=2", "mdsa.head_width=8",
+    "mdsa.collapse_depth=1", "mdsa.collapse_heads=2", "mdsa.collapse_mlp_width=16",
+    "mdsa.multi_scale.num_heads=2", "mdsa.spatial.num_heads=2",
+    "mdsa.group_cross.num_heads=2", "mdsa.group_cross.num_groups=2",
+    "mdsa.bi_block.num_heads=2", "mdsa.bi_block.block_size=2",
     "mdsa.linear_planes.fit_clips=8", "mdsa.refiner.width=4",
     "mdsa.loss.discriminator_width=4", "mdsa.loss.discriminator_layers=1",
     "stdit.size=custom", "stdit.depth=1", "stdit.width=16", "stdit.num_heads=2",
-    "train.num_clips=16", "train.batch_size=4", "train.precision=fp32", "train.checkpoint_every_clips=8", "train.report_every_clips=4", "train.warmup_clips=4",
-    "encode.stride_frames=2", "encode.batch_size=4", "generate.num_samples=3", "generate.steps=3", "generate.batch_size=2", "generate.guidance_scale=1.5",
+    "train.num_clips=16", "train.batch_size=4", "train.precision=fp32",
+    "train.checkpoint_every_clips=8", "train.report_every_clips=4", "train.warmup_clips=4",
+    "encode.stride_frames=2", "encode.batch_size=4",
+    "generate.num_samples=3", "generate.steps=3", "generate.batch_size=2", "generate.guidance_scale=1.5",
 ]  # fmt: skip
 
 
@@ -28,9 +34,10 @@ def tiny_config(*overrides: str) -> Config:
 
 
 def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random weights everywhere, closed gates and zero outputs included, so that every path matters.
+    """Adds random values to all weights, also to closed gates and zero outputs, so that every path matters.
 
-    Wide maps get smaller ones: clips at full scale everywhere would hide or blow up every difference.
+    Wide maps get smaller values. Otherwise all clips would be at full scale, which hides or enlarges every
+    difference.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

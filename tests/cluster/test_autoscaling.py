@@ -1,4 +1,7 @@
-"""An autoscaling cluster of this machine alone: a submitted job brings a node up, idleness takes it down, and nothing is left behind."""
+"""An autoscaling cluster on this machine alone.
+
+A submitted job starts a node, an idle node is stopped, and nothing is left behind.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Every shipped cluster file passes; every kind of mistake is told in a line that names the key. No cloud, no Kubernetes."""
+"""Every shipped cluster file passes, and every kind of mistake is reported in a line that names the key.
+
+The tests need no cloud and no Kubernetes.
+"""
 
 import copy
 import subprocess

@@ -1,4 +1,7 @@
-"""Training over two hosts that have nothing in common but a cable and a disk: network namespaces, so that only root can run it."""
+"""Training over two hosts that share only a cable and a disk.
+
+The hosts are network namespaces, so only root can run this test.
+"""
 
 import importlib
 import os
@@ -21,7 +24,7 @@ JOB_SECONDS = 240
 
 
 def why_not() -> str | None:
-    """Why this machine cannot make hosts; None where it can."""
+    """Why this machine cannot make hosts; None if it can."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return "needs root and the ip command"
     name = f"proav-probe-{os.getpid()}"
@@ -38,7 +41,10 @@ def why_not() -> str | None:
 
 
 def test_zero_over_two_hosts_is_one_worker_alone(tmp_path, monkeypatch):
-    """No GLOO_SOCKET_IFNAME, host names that say nothing: the workers find each other by their nodes' Ray addresses."""
+    """The workers find each other by the Ray addresses of their nodes.
+
+    GLOO_SOCKET_IFNAME is not set, and the host names say nothing about addresses.
+    """
     if reason := why_not():
         pytest.skip(reason)
     bench = importlib.import_module("bench.cluster.two_hosts")

@@ -1,4 +1,4 @@
-"""What each setting changes: no setting is silent, and what follows from it holds."""
+"""What each setting changes: every setting says it, and the rules that use it hold."""
 
 from proav.config import Config
 from proav.config.changes import KINDS, changes_of, setting_values, settings_that_change
@@ -34,6 +34,6 @@ def test_how_weights_come_about_may_change_and_what_they_mean_may_not():
 
 
 def test_settings_of_samples_travel_as_one_value():
-    """All that the section generate says of samples, but how many, which label and which checkpoint."""
+    """All settings of the section generate, except the number of samples, the label and the checkpoint."""
     said = {key.partition(".")[2] for key in settings_that_change("samples") if key.startswith("generate.")}
     assert said - {"num_samples", "label", "checkpoint"} == set(SamplingSettings.__dataclass_fields__)

@@ -124,12 +124,14 @@ def test_a_train_section_of_the_file_stands_below_what_is_more_specific(tmp_path
 
 def test_a_file_laid_over_its_base(tmp_path):
     (tmp_path / "base.yaml").write_text(
-        "name: below\nclip: {height: 64, width: 64}\nmdsa:\n  width: 96\n  train: {batch_size: 12, num_clips: 2400}\n"
+        "name: below\nclip: {height: 64, width: 64}\n"
+        "mdsa:\n  width: 96\n  train: {batch_size: 12, num_clips: 2400}\n"
     )
     (tmp_path / "sweeps").mkdir()
     top = tmp_path / "sweeps" / "top.yaml"
     top.write_text(
-        "base: ../base.yaml\nname: above\nclip: {height: 32}\ntrain: {num_clips: 1200}\ndiffusion:\n  task_weights: {joint: 1.0}\n"
+        "base: ../base.yaml\nname: above\nclip: {height: 32}\ntrain: {num_clips: 1200}\n"
+        "diffusion:\n  task_weights: {joint: 1.0}\n"
     )
     config = load_config(str(top), ["clip.width=256", "mel.num_bins=32"])
     assert (config.name, config.clip.height, config.clip.width, config.mdsa.width) == ("above", 32, 256, 96)

@@ -1,4 +1,7 @@
-"""Noise is a function of (purpose, seed, index) alone: in any batch, order or process, and never the same twice."""
+"""Noise is a function of (purpose, seed, index) alone.
+
+It is the same in any batch, order or process, and different for any two such triples.
+"""
 
 import subprocess
 import sys
@@ -43,7 +46,7 @@ def test_another_process_draws_the_same_noise():
 
 
 def test_seeds_indices_and_purposes_are_all_told_apart():
-    """Also those that a sum, a concatenation of digits or a cut to 32 bits would confuse."""
+    """Among them: triples that a sum, a concatenation of digits or a cut to 32 bits would confuse."""
     pairs = [(0, 0), (1, 0), (0, 1), (1, 11), (11, 1), (2**32, 0), (0, 2**32)]
     draws = [noise_for(seed, index, (8,)) for seed, index in pairs] + [noise_for(0, 0, (8,), purpose="train")]
     assert all(not torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])

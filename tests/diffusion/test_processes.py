@@ -1,4 +1,7 @@
-"""The two noise processes against closed forms: round trips, moments, and Gaussian data, whose best model is known."""
+"""The two noise processes against closed forms: round trips, moments and Gaussian data.
+
+For Gaussian data the best model is known.
+"""
 
 import pytest
 import torch
@@ -175,7 +178,7 @@ def test_the_loss_counts_each_value_that_a_plane_really_has_once():
 
 @pytest.mark.parametrize("shift", [1.0, 1.5, 4.0])
 def test_shifted_times_are_those_of_noise_that_counts_shift_times_as_much(shift):
-    """At t' the ratio of noise to signal t / (1 - t) is `shift` times what it is at t; the ends stay."""
+    """The noise-to-signal ratio t' / (1 - t') is `shift` times t / (1 - t); the ends stay."""
     plain, shifted = RectifiedFlow().times_of(10), RectifiedFlow(shift=shift).times_of(10)
     assert shifted[0] == 1 and shifted[-1] == 0
     for time, moved in zip(plain[1:-1], shifted[1:-1], strict=True):

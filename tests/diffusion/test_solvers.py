@@ -1,4 +1,7 @@
-"""Solvers against closed forms: straight paths, Gaussians whose best prediction is known, orders of convergence."""
+"""Solvers against closed forms: straight paths, Gaussian data and orders of convergence.
+
+For Gaussian data the best prediction is known.
+"""
 
 import math
 
@@ -49,7 +52,7 @@ def test_the_true_target_leads_to_the_clip_itself_in_any_number_of_steps(process
 
 @pytest.mark.parametrize("time, next_time", [(1.0, 0.5), (0.5, 0.125), (0.25, 0.0)])
 def test_ddims_fresh_noise_keeps_the_marginal_of_a_known_clip(time, next_time):
-    """From z_t = a z + s e and the true e, z_u has the deviation s_u around a_u z, whatever eta is."""
+    """A step from z_t = a z + s e with the true e gives z_u the deviation s_u around a_u z, for any eta."""
     process = DDPM(eta=1.0)
     clean, noise = pair(shape=(64, 3, 6, 8, 8))
     _, fresh = pair(seed=1, shape=clean.shape)
@@ -61,7 +64,7 @@ def test_ddims_fresh_noise_keeps_the_marginal_of_a_known_clip(time, next_time):
 
 @pytest.mark.parametrize("time, next_time", [(1.0, 0.5), (0.75, 0.25)])
 def test_ddims_fresh_noise_is_that_of_song_and_others(time, next_time):
-    """sigma = eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a'), a the squared shares."""
+    """sigma = eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a'); a and a' are the squared shares."""
     process = DDPM(eta=0.7)
     share, next_share = (process.shares(at)[0] ** 2 for at in (time, next_time))
     sigma = 0.7 * math.sqrt((1 - next_share) / (1 - share)) * math.sqrt(1 - share / next_share)
@@ -71,7 +74,7 @@ def test_ddims_fresh_noise_is_that_of_song_and_others(time, next_time):
 
 
 def best_prediction(process, mean, std):
-    """Of data ~ N(mean, std^2): E[target | z_t]."""
+    """E[target | z_t] for data ~ N(mean, std^2)."""
 
     def predict(state, time):
         signal, spread = process.shares(time)
@@ -82,7 +85,7 @@ def best_prediction(process, mean, std):
 
 
 def errors(process, name, all_steps, span=None):
-    """Largest error on the flow of a Gaussian, from noise to clean, or between two times:
+    """Largest error on the path of a Gaussian, from noise to clean, or between two times:
 
     z_u = a_u mean + (z_t - a_t mean) sqrt((a_u^2 std^2 + s_u^2) / (a_t^2 std^2 + s_t^2)).
     """
@@ -104,8 +107,11 @@ def errors(process, name, all_steps, span=None):
 
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
 def test_errors_fall_with_the_steps_at_the_order_of_the_solver(name, order):
-    """Twice the steps: 2^order times less error. Between two times, since the logarithm of the shares, in
-    which DPM-Solver++ steps, has no end at noise and at clean."""
+    """With twice the steps the error is 2^order times smaller.
+
+    The test runs between two times. DPM-Solver++ steps in the logarithm of the shares, which is infinite at
+    noise and at clean.
+    """
     found = errors(RectifiedFlow(), name, (20, 40, 80, 160), span=(0.9, 0.1))
     falls = [math.log2(coarse / fine) for coarse, fine in zip(found, found[1:])]
     assert falls == pytest.approx([order] * 3, abs=0.2), (found, falls)

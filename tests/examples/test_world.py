@@ -1,4 +1,4 @@
-"""The made world: its truth against its own pixels and samples, its laws, and what a clip follows from."""
+"""The made world: its truth against its own pixels and samples, its laws, and what decides a clip."""
 
 import csv
 import importlib
@@ -21,7 +21,7 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def world():
-    """The modules of examples/world, which find their neighbours as a script does."""
+    """The modules of examples/world; they import each other as scripts do, from their own folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "examples" / "world")
         yield importlib.import_module("make")

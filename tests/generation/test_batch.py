@@ -1,4 +1,4 @@
-"""Offline generation without a cluster: what a sample is named, what counts as done, what is asked for."""
+"""Offline generation without a cluster: names of samples, which are done, and which are wanted."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_files_are_the_same_however_they_are_batched(checkpoint, tmp_path):
         difference = abs(a.video.astype(int) - b.video.astype(int))
         # a rounded pixel may change its H.264 block a little
         assert difference.max() <= 48 and difference.mean() < 0.5
-        # AAC decides anew where loud noise differs by a rounding; another sample would differ by 0.5 and more
+        # A rounding in loud noise can change AAC's decisions; another sample would differ by 0.5 and more
         assert abs(a.audio - b.audio).mean() < 0.05
 
 

@@ -51,7 +51,7 @@ def sample(
     on_step=None,
     **settings,
 ):
-    """One group of samples."""
+    """The samples of one group; the arguments are those of Group and SamplingSettings."""
     guidance = None
     if guidance_scale_B is not None:
         ends = torch.tensor([0.0, 1.0]).expand(len(noise), 2)
@@ -83,7 +83,10 @@ def run(process, model, *, steps, count=5, task="joint", **more):
 
 
 def test_euler_with_the_best_velocity_carries_noise_to_the_data_and_its_error_falls_with_the_steps():
-    """The flow of a Gaussian is affine: e -> mean + std e. Euler is of first order: doubling the steps halves the error."""
+    """The flow of a Gaussian is affine: e -> mean + std e.
+
+    Euler is of first order: doubling the steps halves the error.
+    """
     mean, std = gaussian()
     model = GaussianModel(RectifiedFlow(), mean, std)
     errors = []
@@ -95,7 +98,10 @@ def test_euler_with_the_best_velocity_carries_noise_to_the_data_and_its_error_fa
 
 
 def test_ddim_with_the_best_noise_carries_noise_to_the_data_and_its_error_falls_with_the_steps():
-    """The probability flow of a Gaussian standardizes: e -> mean + std (e - sqrt(a) mean) / sqrt(a std^2 + 1 - a), a at t = 1."""
+    """The probability flow of a Gaussian standardizes.
+
+    e -> mean + std (e - sqrt(a) mean) / sqrt(a std^2 + 1 - a), with a at t = 1.
+    """
     mean, std = gaussian()
     process = DDPM()
     share = process.signal_shares[-1]
@@ -126,7 +132,10 @@ def test_ancestral_sampling_has_the_datas_mean_and_spread():
 
 
 def test_a_given_modality_conditions_the_other_as_the_joint_gaussian_says():
-    """Video = rho audio + sqrt(1 - rho^2) n: sampling v with the audio held at time 0 gives rho a + sqrt(1 - rho^2) e."""
+    """In the data, video = rho audio + sqrt(1 - rho^2) n.
+
+    Sampling the video with the audio a held at time 0 gives rho a + sqrt(1 - rho^2) e.
+    """
     rho = 0.8
 
     class Correlated(GaussianModel):
@@ -174,7 +183,7 @@ def test_given_planes_are_held_at_time_zero_and_the_others_are_not_read(process,
 
 
 class LabelModel(torch.nn.Module):
-    """A constant velocity for each label; Euler integrates it exactly in any number of steps."""
+    """A constant velocity for each label. Euler integrates it exactly in any number of steps."""
 
     null_label = 3
 
@@ -293,7 +302,7 @@ def test_a_task_that_cannot_be_sampled_is_refused_with_those_that_can(task):
 
 
 def test_guidance_acts_within_its_interval_alone():
-    """A velocity for each label: at the times of four steps, 1, 0.75, 0.5 and 0.25, two lie in [0.4, 0.8]."""
+    """Four steps have the times 1, 0.75, 0.5 and 0.25; two of them lie in the interval [0.4, 0.8]."""
     model = LabelModel()
     noise = noise_batch(IDENTITIES[:1], SHAPE).double()
     labels = torch.tensor([0])

@@ -1,4 +1,7 @@
-"""The pipeline: a sample depends on (checkpoint, seed, index, settings) alone; given streams come through; mistakes are told."""
+"""The pipeline: a sample depends on (checkpoint, seed, index, settings) alone.
+
+Given streams are kept in the result, and mistakes are reported.
+"""
 
 import numpy as np
 import pytest
@@ -20,7 +23,10 @@ def pipeline(tmp_path_factory):
 
 
 def close(a, b):
-    """Equal but for rounding: kernels sum in another order at another batch size, and a pixel may round to its neighbour."""
+    """Equal except for rounding.
+
+    Kernels sum in another order at another batch size, and a pixel may round to the next value.
+    """
     pixels = np.abs(a.video.astype(int) - b.video.astype(int))
     return pixels.max() <= 1 and (pixels > 0).mean() < 0.01 and np.abs(a.audio - b.audio).max() < 1e-2
 
@@ -129,7 +135,7 @@ def test_a_given_clip_of_another_frame_rate_is_taken_by_time(pipeline):
 
 
 def test_given_pictures_of_another_size_keep_their_proportions(pipeline):
-    """data.fit=crop: of a picture twice as wide as high the middle is used, as in training."""
+    """With data.fit=crop the middle of a picture twice as wide as high is used, as in training."""
     video = np.zeros((4, 64, 128, 3), np.uint8)
     video[:, :, 40:88] = 255
     (clip,) = pipeline(1, task="v2a", video=torch.from_numpy(video), steps=1)

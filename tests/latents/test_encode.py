@@ -103,7 +103,7 @@ def test_one_deviation_a_plane_is_the_root_of_its_channels_mean_variance(tmp_pat
     assert channel["mean"] == plane["mean"]
     expected = np.sqrt(
         (np.array(channel["std"])[:, :3] ** 2).mean(1)
-    )  # the fourth channel is none of the plane's own
+    )  # the fourth channel does not belong to the plane
     np.testing.assert_allclose(np.array(plane["std"]), np.repeat(expected[:, None], 4, 1), rtol=1e-12)
 
 
@@ -131,7 +131,7 @@ def test_stored_latents_are_those_of_the_windows_and_none_crosses_a_cut(tmp_path
         told = encoder({"shard": name})
         assert (
             not told["error"] and told["num_windows"] == expected[name] == 3 * 5
-        )  # starts 3, 5, 9, 11 and 15; the training segment mirrored
+        )  # starts 3, 5, 9, 11 and 15; training windows are also mirrored
     feed = LatentFeed(f"{tmp_path}/latents", labels=LABELS)
     rows = feed.rows(range(len(feed)))
     assert (

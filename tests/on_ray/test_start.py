@@ -1,5 +1,7 @@
-"""Which Ray a job uses, and in what surroundings it can be started. Rays here are real; the machine's own
-are left alone."""
+"""Which Ray a job uses, and in what surroundings Ray can be started.
+
+The tests start real Rays and do not touch others on the machine.
+"""
 
 import os
 import socket
@@ -19,8 +21,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def surroundings(monkeypatch):
-    """Sets environment variables (None: removes them) and gives everything back afterwards, what is tested
-    included."""
+    """A function that sets environment variables; None removes one.
+
+    Afterwards all variables have their old values again, also those that the tested code has set.
+    """
     for name in (
         "TMPDIR",
         "RAY_TMPDIR",
@@ -32,7 +36,7 @@ def surroundings(monkeypatch):
         "USER",
     ):
         before = os.environ.get(name)
-        monkeypatch.setenv(name, "")  # monkeypatch then gives it back, whatever else sets it
+        monkeypatch.setenv(name, "")  # so monkeypatch restores it, even if other code sets it
         os.environ.pop(name)
         if before is not None and name in ("HOME", "USER"):
             os.environ[name] = before
@@ -45,7 +49,7 @@ def surroundings(monkeypatch):
 
 @pytest.fixture
 def short():
-    """A folder whose path leaves room for Ray's sockets, as those of pytest do not."""
+    """A folder whose path leaves room for Ray's sockets; the paths of pytest's folders are too long."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield folder
 
@@ -82,7 +86,7 @@ def test_a_short_one_for_ray_serves_where_the_other_is_too_long(surroundings, tm
 
 
 def test_sockets_have_the_room_that_is_said(short):
-    """Ray's longest, and a listener of Python's worker processes."""
+    """The longest path of a Ray socket still fits; with one character more it does not."""
     folder = Path(short, "x" * (ROOM_BYTES - len(short) - 1))
     path = folder / "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead"
     path.parent.mkdir(parents=True)
@@ -119,7 +123,7 @@ def test_a_home_that_cannot_be_written_needs_none(surroundings):
     prepare_machine()
     assert (
         len(os.environ["RAY_AUTH_TOKEN"]) == 64
-    )  # of this Ray alone; in a home that can be written, Ray keeps the user's
+    )  # of this Ray alone; if the home can be written, Ray keeps the user's token
 
 
 def test_shared_memory_that_cannot_be_written_is_passed_over(surroundings, monkeypatch, capfd):
@@ -140,7 +144,7 @@ os.W_OK))
 
 
 def test_a_machine_too_busy_for_ray_is_told_in_a_line(surroundings, short, monkeypatch):
-    """In the words of Ray 2.60, whose limit is 30 s: too long to wait for here."""
+    """The error has the words of Ray 2.60. Ray's limit is 30 s, too long to wait for in a test."""
     ray = pytest.importorskip("ray")
 
     def time_out(**settings):
@@ -208,8 +212,10 @@ print("kept to its own")
 
 @pytest.mark.ray
 def test_all_processes_of_a_job_find_their_own_ray_beside_another(monkeypatch, tmp_path):
-    """The other one is newer by Ray's files, and named for `ray job submit`: Ray Train's cleaner would ask
-    it for this job's controller."""
+    """The other Ray is the newer one in Ray's files, and RAY_API_SERVER_ADDRESS names it.
+
+    Without care, Ray Train's cleaner would ask the other Ray for this job's controller.
+    """
     from bench.helpers.local_head import LocalHead
 
     with LocalHead(num_cpus=1) as other:

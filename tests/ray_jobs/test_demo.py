@@ -1,4 +1,7 @@
-"""The whole road as a user walks it: the demo's script on the shipped clips, with still smaller numbers, and what it leaves behind."""
+"""The whole way of a user: the demo's script on the shipped clips, and the files that it leaves.
+
+The numbers are even smaller than the demo's.
+"""
 
 import json
 import os

@@ -1,5 +1,4 @@
-"""A training job of its own processes: refused while another trains the run, ended by signals, and gone on
-with."""
+"""Training jobs in processes of their own: one run at a time, ended by signals, then continued."""
 
 import os
 import signal
@@ -29,7 +28,7 @@ SETTINGS = (
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts train.py with a configuration; what is left at the end is killed."""
+    """A function that starts train.py with a configuration; the processes left at the end are killed."""
     started = []
 
     def run(config, *words):

@@ -1,4 +1,7 @@
-"""`ray job submit` to a real head with token authentication: what is uploaded, what a stopped job leaves, that it goes on; RAY_ADDRESS likewise."""
+"""`ray job submit` to a real head with token authentication, and the same head by RAY_ADDRESS.
+
+The tests look at what is uploaded, what a stopped job leaves, and that the training goes on.
+"""
 
 import importlib
 import os
@@ -24,7 +27,9 @@ def bench():
 def test_a_submitted_training_that_is_stopped_goes_on_by_address(tmp_path, bench):
     run_dir = tmp_path / "run"
     words = [
-        f"data.sources=[{write_clips(tmp_path / 'videos', {'rain/a.mp4': 4.0, 'speech/b.mp4': 4.0, 'speech/c.mp4': 4.0})}]",
+        "data.sources=["
+        f"{write_clips(tmp_path / 'videos', {'rain/a.mp4': 4.0, 'speech/b.mp4': 4.0, 'speech/c.mp4': 4.0})}"
+        "]",
         f"run_dir={run_dir}",
     ]
     prepare(tiny_config(*words))

@@ -1,4 +1,7 @@
-"""The report pages: whole, offline, escaped, honest about what is missing or damaged, and playable in a real browser."""
+"""The report pages are whole, work offline, escape text and play in a real browser.
+
+They also name what is missing or damaged.
+"""
 
 import base64
 import html.parser
@@ -43,7 +46,14 @@ def small_config(run_dir):
 
 
 def write_mp4(path, *, seed=0, seconds=1.6, fps=5, size=64, rate=16000):
-    """A coloured square that moves, and a tone that rises; written by PyAV alone, so that the page is tested against foreign files."""
+    """Writes a coloured square that moves, and a tone that rises.
+
+    PyAV alone writes the file, so the page is tested with files that proav has not written.
+
+    path: the file to write
+    seed: decides the colours and the tone's lowest frequency
+    seconds, fps, size, rate: length, frames per second, rows and columns in pixels, samples per second
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     background, square = rng.integers(30, 220, (2, 3))
@@ -321,7 +331,14 @@ def test_mel_rows_match_the_filterbank():
 
 
 def write_data(run, config, *, num_segments=5, dropped=None, copies=(0, 0)):
-    """A finished data set of small segments, as preprocessing leaves it; dropped: {segment: reason}; copies: two segments that are alike."""
+    """Writes a finished data set of small segments, as preprocessing leaves it.
+
+    run: the folder of the run
+    config: the configuration of the run
+    num_segments: number of segments
+    dropped: {segment: reason} for segments that are left out
+    copies: two segments with equal hashes and checksums
+    """
     dropped = dropped or {}
     data, rng = run / "data", np.random.default_rng(0)
     shard = str(data / "segments" / "part-00000.parquet")
@@ -340,14 +357,18 @@ def write_data(run, config, *, num_segments=5, dropped=None, copies=(0, 0)):
         )
         name = HOSTILE if index == 0 else "sea"
         row = {
-            "id": f"s{index}", "source": f"/videos/{name}.mp4", "source_id": f"source{index}", "label": name, "labels": [name],
-            "split": "validation" if index == 2 else "train", "start_seconds": 2.0 * index, "num_frames": frames, "fps": config.clip.fps,
-            "sample_rate": config.clip.sample_rate, "has_audio": True, "rms": float(np.sqrt(np.mean((audio / 32767.0) ** 2))), "peak": 0.5,
+            "id": f"s{index}", "source": f"/videos/{name}.mp4", "source_id": f"source{index}",
+            "label": name, "labels": [name], "split": "validation" if index == 2 else "train",
+            "start_seconds": 2.0 * index, "num_frames": frames, "fps": config.clip.fps,
+            "sample_rate": config.clip.sample_rate, "has_audio": True,
+            "rms": float(np.sqrt(np.mean((audio / 32767.0) ** 2))), "peak": 0.5,
             "clipped": 0.01 if index == 3 else 0.0, "silent": index == 1, "cancelled": False,
             "mean_luma": 0.4, "motion": 0.01 * index, "black": 0.0,
-            "frozen": 0.0, "shot_starts": [5] if index == 3 else [], "sync": math.nan if index == 1 else 0.1 * index, "sync_lag": 0.02,
-            "picture_hash": rng.bytes(32), "sound_hash": rng.bytes(32), "checksum": f"{index:032x}", "video_codec": "jpeg",
-            "video_shape": list(shape), "video_dtype": "uint8", "audio_shape": [samples], "audio_dtype": "int16", "mel_shape": list(mel_shape),
+            "frozen": 0.0, "shot_starts": [5] if index == 3 else [],
+            "sync": math.nan if index == 1 else 0.1 * index, "sync_lag": 0.02,
+            "picture_hash": rng.bytes(32), "sound_hash": rng.bytes(32), "checksum": f"{index:032x}",
+            "video_codec": "jpeg", "video_shape": list(shape), "video_dtype": "uint8",
+            "audio_shape": [samples], "audio_dtype": "int16", "mel_shape": list(mel_shape),
             "mel_dtype": "float16", "frame_offsets": offsets, "video": content, "audio": audio.tobytes(),
             "mel": rng.uniform(-1, 1, mel_shape).astype(np.float16).tobytes(),
         }  # fmt: skip
@@ -475,14 +496,17 @@ def test_long_curves_stay_small():
 
 
 def test_a_browser_plays_every_video(whole_run, tmp_path):
-    """The page as it is, with one script added that writes the players' states into the title."""
+    """The page as it is, with one added script that writes the players' states into the title."""
     browser = find_chromium()
     if browser is None:
         pytest.skip(
             "no Chromium on this machine; expected chromium, chromium-browser or google-chrome on PATH"
         )
     _, text, _ = whole_run
-    probe = "document.title = 'states ' + [...document.querySelectorAll('video')].map(v => v.error ? 'error' : v.readyState).join(',')"
+    probe = (
+        "document.title = 'states ' + [...document.querySelectorAll('video')]"
+        ".map(v => v.error ? 'error' : v.readyState).join(',')"
+    )
     text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text)
     text = text.replace(
         "</body>",

@@ -1,4 +1,7 @@
-"""Checkpoints: what goes in comes out, writing is whole or nothing, and every kind of damage is told apart."""
+"""Checkpoints come back as they were saved and are written whole or not at all.
+
+Every kind of damage has its own message.
+"""
 
 import json
 from pathlib import Path
@@ -86,9 +89,7 @@ def test_the_newest_stay(tmp_path):
     for clips in (8, 16, 24, 32):
         save(tmp_path, clips)
     assert [clips for clips, _ in list_checkpoints(str(tmp_path))] == [32, 24]
-    save(
-        tmp_path, 16
-    )  # training went on from an older checkpoint: what lies beyond it belongs to an abandoned line
+    save(tmp_path, 16)  # training went on from an older checkpoint, so the later ones are obsolete
     assert [clips for clips, _ in list_checkpoints(str(tmp_path))] == [16]
     assert load_checkpoint(str(tmp_path)).clips == 16
 

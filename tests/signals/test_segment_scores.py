@@ -1,4 +1,8 @@
-"""Scores of a segment: closed forms, made shots, flashes and fades, known lags of sound, fingerprints of clips encoded again; real clips if here."""
+"""Scores of a segment against closed forms and made clips, and against real clips if they are here.
+
+The made clips have shots, flashes and fades, and known lags of the sound. Fingerprints are compared with
+those of the same clips encoded again.
+"""
 
 import io
 import math
@@ -48,7 +52,7 @@ def texture(seed, *, size=64, smooth=4):
 
 
 def shots(*lengths, seed=0, drift=1):
-    """Shots of these many frames, each of another texture that moves `drift` pixels a frame."""
+    """Shots with these numbers of frames; each has its own texture that moves `drift` pixels a frame."""
     return np.stack(
         [
             np.roll(texture(seed + number), drift * frame, axis=1)
@@ -69,9 +73,19 @@ def test_levels_have_closed_forms():
     half = np.full(RATE, 0.5, np.float32)
     scores = scores_of(video, half)
     assert set(scores) == {field.name for field in SCORE_FIELDS}
-    assert {name: scores[name] for name in ("rms", "peak", "clipped", "silent", "mean_luma", "motion", "black", "frozen")} == {
-        "rms": 0.5, "peak": 0.5, "clipped": 0.0, "silent": False, "mean_luma": 0.5, "motion": 1.0, "black": 0.5, "frozen": 0.0,
-    }  # fmt: skip
+    assert {
+        name: scores[name]
+        for name in ("rms", "peak", "clipped", "silent", "mean_luma", "motion", "black", "frozen")
+    } == {
+        "rms": 0.5,
+        "peak": 0.5,
+        "clipped": 0.0,
+        "silent": False,
+        "mean_luma": 0.5,
+        "motion": 1.0,
+        "black": 0.5,
+        "frozen": 0.0,
+    }
     assert scores_of(video, 0 * half)["silent"] and scores_of(video, 2 * half)["clipped"] == 1.0
     red = np.zeros_like(video)
     red[..., 0] = 255
@@ -99,7 +113,7 @@ def test_any_size_rate_and_length(frames, height, width, fps):
 
 
 def test_reduction_is_exact():
-    """Of whole blocks the mean is exact to float32, whatever the machine's matrix product does."""
+    """The mean over whole blocks is exact to float32, whatever the machine's matrix product does."""
     video = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
     blocks = video.reshape(3, 32, 2, 32, 3, 3).astype(np.int64).sum(axis=(2, 4)) @ np.array([77, 150, 29])
     assert np.array_equal(reduce_pictures(video).luma_TYX, (blocks / (255 * 256 * 6)).astype(np.float32))
@@ -160,7 +174,13 @@ def test_what_looks_like_a_cut_is_none():
 
 
 def flashes_and_beeps(*, late=0.0, seconds=10, fps=10, seed=0):
-    """Flashes and beeps of about 60 ms at random whole frames, the sound `late` seconds after."""
+    """Flashes and beeps of about 60 ms at random whole frames.
+
+    late: how long the sound comes after the picture, seconds
+    seconds: length of the clip
+    fps: frames per second
+    seed: decides the frames
+    """
     rng = np.random.default_rng(seed)
     frames = rng.choice(np.arange(10, (seconds - 1) * 10), 10, replace=False) * fps // 10
     video = np.full((seconds * fps, 32, 32, 3), 40, np.uint8)
@@ -205,7 +225,7 @@ def bits_apart(one, other):
 
 
 def busy_clip(seed, *, seconds=4, size=96):
-    """Textures that drift and noise whose bands swell, each seed its own."""
+    """Textures that drift, and noise whose bands swell; different for each seed."""
     rng = np.random.default_rng(seed)
     ground, front = (
         texture(seed, size=size, smooth=8).astype(float),

@@ -108,7 +108,7 @@ def test_a_remote_folder_comes_back_as_it_was():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
-    # /dev/full refuses every write with ENOSPC; the temporary name is pointed at it.
+    # /dev/full refuses every write with ENOSPC; the temporary name is a link to it.
     monkeypatch.setattr(storage.files.uuid, "uuid4", lambda: type("Id", (), {"hex": "0" * 32})())
     os.symlink("/dev/full", tmp_path / ".x.bin.00000000.tmp")
     with pytest.raises(UserError, match="No space left.*free some space"):

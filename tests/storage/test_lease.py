@@ -1,4 +1,7 @@
-"""One owner at a time: refused, taken over, lost; on this machine and behind a URI; with real processes."""
+"""A lease has one owner at a time: others are refused, or take it over, and then the first has lost it.
+
+The tests run on this machine's disk and behind a URI, and with real processes.
+"""
 
 import json
 import os
@@ -41,7 +44,7 @@ def folder(request, tmp_path):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Starts processes that hold the lease of `tmp_path`, and ends them."""
+    """A function that starts processes which hold the lease of `tmp_path`; they are ended afterwards."""
     started = []
 
     def start(stale_seconds=0.6):
@@ -58,7 +61,7 @@ def holder(tmp_path):
 
 
 def record_of_another_machine(folder, **changes):
-    """The file that a lease of another machine has left."""
+    """Writes the file that a lease of another machine would leave; returns its path and its content."""
     lease = Lease(folder, **QUICK)
     lease._own.token, lease._own.host, lease._own.machine = "another", "far", "far"
     lease._write()
@@ -111,7 +114,7 @@ def test_a_process_that_was_killed_here_holds_nothing(holder, tmp_path):
     with pytest.raises(LeaseHeld, match=f"process {killed.pid} on host"):
         Lease(str(tmp_path), **QUICK).require_free()
     killed.send_signal(signal.SIGKILL)
-    time.sleep(0.2)  # not waited for: it is a zombie
+    time.sleep(0.2)  # nobody waits for the process, so it is a zombie
     began = time.monotonic()
     with Lease(str(tmp_path), name="server"):
         assert time.monotonic() - began < 2

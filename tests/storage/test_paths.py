@@ -1,4 +1,4 @@
-"""What relative paths are seen from, and that a message about one says so."""
+"""The folders that relative paths start from, and messages that name these folders."""
 
 import pytest
 
@@ -39,7 +39,14 @@ def test_every_path_among_the_settings_is_known():
 
 
 def message_from(folder, monkeypatch, words, fail, config_file=None):
-    """What a job in `folder` says of the mistake that fail(configuration) finds."""
+    """What a job says of the mistake that fail(configuration) finds.
+
+    folder: the folder in which the job is started
+    monkeypatch: pytest's fixture
+    words: settings of the command line
+    fail: raises the mistake for a configuration
+    config_file: path of the configuration file; None for no file
+    """
     monkeypatch.chdir(folder)
     given = load_config(config_file, words)
     with pytest.raises(UserError) as error:

@@ -1,5 +1,4 @@
-"""Storage that fails for a moment is tried again; what it says for good, and damage, are told as what they
-are."""
+"""Storage that fails for a moment is tried again; lasting errors and damage are reported as such."""
 
 import errno
 import os
@@ -25,8 +24,10 @@ SCHEMA = pa.schema([("name", pa.string()), ("data", pa.large_binary())])
 
 @pytest.fixture
 def flaky(tmp_path, monkeypatch):
-    """(URI of a folder whose calls fail one time in four, its local path); the faults are counted in a
-    file."""
+    """(URI of a folder whose calls fail one time in four, its local path).
+
+    Each fault adds a line to the file `faults` beside the folder.
+    """
     register_implementation("flaky", FlakyFileSystem, clobber=True)
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.001)
     monkeypatch.setenv("FLAKY_ONE_IN", "4")
@@ -107,7 +108,7 @@ def test_files_of_a_flaky_store_are_whole(flaky):
 
 
 def test_a_file_that_cannot_be_looked_at_is_not_missing(flaky):
-    """pyarrow asks fsspec whether a file is there, which takes a time-out for a no."""
+    """pyarrow asks fsspec whether a file is there, and fsspec takes a time-out for a no."""
     uri, local = flaky
     local.mkdir()
     (local / "latest").write_text("x")
@@ -118,8 +119,10 @@ def test_a_file_that_cannot_be_looked_at_is_not_missing(flaky):
 
 
 def test_a_listing_that_fails_is_not_an_empty_folder(flaky, monkeypatch):
-    """fsspec leaves folders out that it cannot read: checkpoints would seem gone, and training would begin
-    anew."""
+    """fsspec leaves out folders that it cannot read.
+
+    Checkpoints would then seem gone, and training would begin again.
+    """
     uri, local = flaky
     save_tiny_mdsa(str(local / "checkpoints"), tiny_config())
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""The MDSA step: which terms enter when, who gets gradients, and that draws belong to clips."""
+"""The MDSA step: when each term enters, which weights get gradients, and random draws for each clip."""
 
 import pytest
 import torch
@@ -181,7 +181,7 @@ def test_discriminators_learn_to_tell():
         step.step_others()
     assert (
         adversarial[-1] > adversarial[0] + 1
-    )  # the autoencoder's side of the hinge: its clips are seen through
+    )  # the autoencoder's side of the hinge grows: its clips are recognized
 
 
 def test_a_broken_discriminator_gradient_stops_before_its_optimizer():

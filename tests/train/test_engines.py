@@ -1,4 +1,7 @@
-"""Engines on a toy: every ZeRO stage, worker count and split agrees with plain torch; resuming is exact; broken numbers never reach the weights."""
+"""Engines on a toy: every ZeRO stage, worker count and split of a batch agrees with plain torch.
+
+Resuming is exact, and non-finite numbers never reach the weights.
+"""
 
 import pytest
 import torch
@@ -79,7 +82,8 @@ def test_broken_numbers_stop_before_the_optimizer(tmp_path, fault, reason):
     bad_step = 6
     with pytest.raises(
         NonFiniteError,
-        match=rf"before optimizer step {bad_step + 1} \({bad_step * BATCH} clips seen\): {reason}.* on clip positions \[48, 49,",
+        match=rf"before optimizer step {bad_step + 1} \({bad_step * BATCH} clips seen\): "
+        rf"{reason}.* on clip positions \[48, 49,",
     ):
         run_toy(str(tmp_path), toy_train(checkpoint_every_clips=BATCH), **{fault: bad_step * BATCH + 3})
     assert load_checkpoint(str(tmp_path)).clips == bad_step * BATCH
@@ -128,7 +132,7 @@ def test_checkpoints_by_time(tmp_path):
 
 
 def on_two_workers(folder):
-    """All checks in one group of processes: starting DeepSpeed takes longer than any."""
+    """All checks in one group of processes, as starting DeepSpeed takes longer than any check."""
     shard_everything()
     zero_stages_agree(folder)
     zero_stages_agree(f"{folder}/muon", **MUON)
@@ -142,7 +146,10 @@ def on_two_workers(folder):
 
 
 def zero_stages_agree(folder, **settings):
-    """On two workers: stages 1 to 3 against a torch run of one worker, an exact resume, and a resume of its checkpoint."""
+    """On two workers, stages 1 to 3 agree with a torch run of one worker.
+
+    Resuming a stage's own run is exact, and a resume of the torch run's checkpoint agrees too.
+    """
     reference = load_checkpoint(f"{folder}/torch/clips-{10 * BATCH:012d}")
     for stage in (1, 2, 3):
         settings = settings | {"accumulation_steps": 1 if stage == 3 else 2}
@@ -168,13 +175,16 @@ def zero_stages_agree(folder, **settings):
 
 
 def shared_matrices_agree(folder):
-    """On two workers of the torch engine, each of which orthogonalizes a share, against one worker."""
+    """Two workers of the torch engine, which share the orthogonalization, agree with one worker."""
     _, weights, _ = run_toy(f"{folder}/shared", toy_train(**MUON))
     assert_close(weights, load_checkpoint(f"{folder}/torch").weights("model"), 1e-5)
 
 
 def broken_numbers_stop_all(folder):
-    """On two workers: the broken clip is worker 1's, both stop, with both workers' clips named; the weights are those of the step before."""
+    """On two workers, the broken clip is one of worker 1's, and both workers stop.
+
+    The error names the clips of both workers. The saved weights are those of the step before.
+    """
     for stage in (0, 2, 3):
         for fault in ("poison", "steep"):
             train = toy_train(engine="deepspeed", zero_stage=stage, checkpoint_every_clips=BATCH)

@@ -1,4 +1,4 @@
-"""MDSA's linear planes at the start of training: the same clips, the same weights, whoever trains."""
+"""MDSA's linear planes at the start of training: the same clips and weights with any engine and workers."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from tests.train.toy import on_workers, shard_everything
 
 CPU = torch.device("cpu")
 FIT_CLIPS = 21
-"""More than an epoch of the tiny data set, and no whole number of batches."""
+"""More than an epoch of the tiny data set, and not a whole number of batches."""
 SWITCHED = (
     "mdsa.plane_channels.video=[6,4,4]",
     "mdsa.plane_channels.audio=[2,2,6]",
@@ -45,7 +45,7 @@ def config(tmp_path_factory):
 
 
 def linear_weights(config):
-    """What one process without a group fits, from whatever random weights."""
+    """The weights that one process without a group fits; they do not depend on the random weights."""
     torch.manual_seed(99)
     model = MDSA(config)
     fit_linear_planes(model, plan_stage(config, "mdsa").feed, FIT_CLIPS)

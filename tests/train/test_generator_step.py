@@ -1,4 +1,4 @@
-"""The ST-DiT step: the loss of a known prediction, what a given stream is, and that draws belong to clips."""
+"""The ST-DiT step: the loss of a known prediction, given streams, and random draws for each clip."""
 
 import pytest
 import torch

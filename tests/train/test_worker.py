@@ -1,4 +1,7 @@
-"""One worker through both stages on tiny models: resuming equals not stopping, and what is missing or does not fit is told."""
+"""One worker through both stages on tiny models: resuming equals not stopping.
+
+Anything that is missing or does not fit is reported.
+"""
 
 import json
 import shutil
@@ -89,7 +92,7 @@ def test_resuming_equals_not_stopping_with_zero_2(tmp_path):
 
 
 def sharded_models_train(configs, half):
-    """On two workers, with every weight sharded: to the end, and again from the checkpoint in the middle."""
+    """On two workers with every weight sharded: trains to the end, and again from the checkpoint `half`."""
     shard_everything()
     engines, make_engine = [], worker.make_engine
     worker.make_engine = lambda *given, **named: engines.append(make_engine(*given, **named)) or engines[-1]

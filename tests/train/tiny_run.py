@@ -1,4 +1,7 @@
-"""A run directory with tiny clips and latents, written without decoding anything: what tests of feeds, latents and training start from."""
+"""A run directory with tiny clips and latents, written without decoding anything.
+
+Tests of feeds, latents and training start from it.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,9 +27,13 @@ NUM_SEGMENTS, SEGMENT_FRAMES = 6, 8
 
 
 class RandomSegments:
-    """Rows of a segment each, in place of a decoder: noise to see, noise to hear.
+    """Stands in for a decoder: each source gives one row, a segment of random pictures and random sound.
 
-    shots: frames at which new shots are said to begin. other_split: whose sources hold other noise.
+    config: the configuration of the run
+    damaged: number of the segment whose frames are cut off; None for no damage
+    frames: number of frames of a segment
+    shots: frames at which new shots are said to begin
+    other_split: split whose sources hold other noise; None for no such split
     """
 
     def __init__(
@@ -66,7 +73,11 @@ def write_segments(
     splits: Sequence[str] = ("train",),
     other_split: str | None = None,
 ) -> None:
-    """Random segments as a finished data set, their splits in turn; the frames of segment `damaged` are cut off."""
+    """Writes random segments as a finished data set.
+
+    splits: the splits of the sources, in turn
+    The other arguments are those of RandomSegments.
+    """
     data_dir = storage.join(config.run_folder, "data")
     sources = tuple(
         SourceRow(
@@ -81,7 +92,7 @@ def write_segments(
 
 
 def write_latents(config: Config, mdsa_hash: str, num_windows: int = 10) -> None:
-    """Random latents with their statistics, as if that MDSA checkpoint had made them."""
+    """Writes random latents with their statistics, as if the MDSA checkpoint `mdsa_hash` had made them."""
     folder, shape = storage.join(config.run_folder, "latents"), LatentGeometry.from_config(config).stack_shape
     random = np.random.default_rng(1)
     rows = []

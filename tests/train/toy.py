@@ -1,4 +1,4 @@
-"""A model of 6,000 weights and its training step: what the loop and the engines are tested with."""
+"""A model of 6,000 weights and its training step, for tests of the loop and the engines."""
 
 import os
 import tempfile
@@ -56,7 +56,11 @@ class ToyModel(nn.Module):
 
 
 class ToyStep:
-    """Regression onto a fixed map. The clip at position `poison` gives a loss that is not a number; that at `steep` a gradient that is none."""
+    """Regression onto a fixed function, with faults on request.
+
+    poison: position or positions of clips whose loss is not a number; -1 for none
+    steep: position of a clip whose gradient is not a number; -1 for none
+    """
 
     def __init__(self, poison: int | range = -1, steep: int = -1) -> None:
         self.poison, self.steep = list(poison) if isinstance(poison, range) else [poison], steep
@@ -103,7 +107,14 @@ def toy_batches(start_step: int, rank: int = 0, world: int = 1):
 
 
 def run_toy(folder: str, train: TrainConfig, *, resume: str | None = None, asked: Asked = Asked(), **faults):
-    """Trains the toy; returns (lines reported, final weights, final average)."""
+    """Trains the toy; returns (lines reported, final weights, final average).
+
+    folder: where checkpoints are saved
+    train: the settings of the training
+    resume: path of the checkpoint to go on from; None to start anew
+    asked: a request to stop the loop
+    faults: arguments of ToyStep
+    """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(0)
     model, checkpoint = ToyModel(), load_checkpoint(resume) if resume else None
@@ -128,17 +139,17 @@ def run_toy(folder: str, train: TrainConfig, *, resume: str | None = None, asked
 
 
 def shard_everything() -> None:
-    """ZeRO stage 3 shards here the small weights too, as all of the tests' are."""
+    """Makes ZeRO stage 3 shard small weights too; all weights of these tests are small."""
     engine_room.WHOLE_BELOW = 0
 
 
 def assert_sharded(module: nn.Module) -> None:
-    """No live weight is on this worker: stage 3 gathered each for the forward pass and let it go."""
+    """This worker holds no whole weight: stage 3 gathered each for the forward pass and freed it again."""
     assert all(parameter.numel() == 0 < parameter.ds_numel for parameter in module.parameters())
 
 
 def on_workers(world: int, function, *arguments) -> None:
-    """Runs function(*arguments) in `world` processes that form a gloo group; an error in one is raised here."""
+    """Runs function(*arguments) in `world` processes of a gloo group; an error in one is raised here."""
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(
             _enter, args=(world, str(Path(folder, "store")), function, arguments), nprocs=world

@@ -35,7 +35,7 @@ def test_multi_scale_attention_with_uniform_attention_is_the_mean_over_time():
 
 def test_scale_k_sees_time_in_spans_of_k_frames(open_gates):
     module = open_gates(MultiScaleTemporalAttention(WIDTH, HEADS, (4,), share_scales=False))
-    module.norm = torch.nn.Identity()  # the mean of normed tokens is not the norm of their mean
+    module.norm = torch.nn.Identity()  # the mean of normalized tokens is not the normalized mean
     plane = torch.randn(1, 8, 2, WIDTH)
     swapped = plane[:, [1, 0, 3, 2, 6, 7, 4, 5]]  # other frames within each span of 4, equal means
     torch.testing.assert_close(module(swapped) - swapped, module(plane) - plane)

@@ -1,4 +1,4 @@
-"""The lapped transform against what is known of it: published gains, orthogonality, mirrors."""
+"""The lapped transform against its known properties: published gains, orthogonality, mirrors."""
 
 import math
 
@@ -23,7 +23,7 @@ def cosines(side):
     [(False, "ours", 8.83), (True, "published", 9.22), (True, "ours", 9.16)],
 )
 def test_coding_gain_of_a_smooth_signal_is_the_known_one(monkeypatch, overlap, angles, known_db):
-    """Blocks of eight, a first-order process of correlation 0.95: the textbook's, and ours."""
+    """Blocks of eight, a first-order process of correlation 0.95, published and own rotation angles."""
     if angles == "published":
         monkeypatch.setattr(lapping, "rotation", lambda start, end: np.eye(len(start)))
     blocks, side = 9, 8
@@ -74,7 +74,7 @@ def test_what_one_block_makes_is_twice_its_side_and_no_more():
 
 @pytest.mark.parametrize("side", [4, 8, 16, 32])
 def test_flat_blocks_of_any_heights_join_with_small_steps(side):
-    """Their image has no step above a known share of one between blocks, nor in their middles."""
+    """The largest step of the image of one block of height 1 is known, between blocks and inside them."""
     one = torch.zeros(1, 1, 1, 3 * side)
     one[..., side : 2 * side] = 1
     window = Lapping((1, side))(one, back=True)[0, 0, 0, side // 2 : side // 2 + 2 * side]
@@ -86,7 +86,7 @@ def test_flat_blocks_of_any_heights_join_with_small_steps(side):
 
 @pytest.mark.parametrize(("side", "most"), [(8, 1.4), (16, 1.4), (32, 1.4)])
 def test_cells_that_know_nothing_of_each_other_show_no_grid(side, most):
-    """Steps at every place in a block against those at all others, of flat blocks at random."""
+    """Flat blocks of random heights: the mean step at each place in a block against that at all others."""
     heights = torch.randn(64, 1, 1, 40, generator=torch.Generator().manual_seed(0))
     joined = Lapping((1, side))(heights.repeat_interleave(side, -1), back=True)
     steps = joined.diff(dim=-1).abs().mean((0, 1, 2))

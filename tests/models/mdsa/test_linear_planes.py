@@ -1,4 +1,4 @@
-"""The linear path alone, on clips that are made of as many kinds of blocks as a plane has channels."""
+"""The linear path alone. The clips are made of as many kinds of blocks as a plane has channels."""
 
 import numpy as np
 import pytest
@@ -17,16 +17,22 @@ SOUND_BLOCKS = {"HW": (2, 1), "WT": (16, 1), "HT": (2, 8)}
 
 
 def unlapped(clips, name, *, sound, back=True):
-    """The clips whose lapped images are `clips`: what blocks that overlap make of these blocks."""
+    """The clips whose lapped images are `clips`: the images that these blocks make if they overlap."""
     cut, geometry = (SOUND_CUTS, SOUND) if sound else (PICTURE_CUTS, PICTURE)
     lapping = LinearPlanes(geometry, CHANNELS, sound=sound).lapping[name]
     return cut[name].to_clip(lapping(cut[name].to_images(clips), back=back), *clips.shape[1:3])
 
 
 def part(geometry, blocks, name, *, clips=6, rank=4, seed=0, overlap=True):
-    """Clips of rank `rank` in a plane, their mean zero; those of WT and HT have no temporal mean either.
+    """Clips of mean zero that have rank `rank` in one plane; for WT and HT their mean over time is zero too.
 
-    With `overlap` the blocks are those of the lapped images.
+    geometry: sizes of the stream
+    blocks: rows and columns of each plane's blocks in a frame
+    name: the plane, HW, WT or HT
+    clips: half the number of clips; the other half are their negatives
+    rank: number of independent kinds of blocks
+    seed: seed of the random blocks and codes
+    overlap: whether the blocks are those of the lapped images
     """
     generator = torch.Generator().manual_seed(seed)
     (rows, columns), channels = blocks[name], geometry.channels
@@ -81,7 +87,7 @@ def test_sound_of_the_first_planes_rank_is_exact():
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize(("sound", "name"), [(False, "HW"), (False, "WT"), (True, "HT")])
 def test_kernels_span_what_the_singular_value_decomposition_does(sound, name, overlap):
-    """As they act on lapped images, where each is one block."""
+    """The kernels are compared on lapped images, in which each kernel is one block."""
     geometry, blocks = (SOUND, SOUND_BLOCKS) if sound else (PICTURE, BLOCKS)
     (rows, columns), clips = blocks[name], part(geometry, blocks, name, overlap=overlap)
     path = fitted(clips, geometry, sound=sound, overlap=overlap)
@@ -109,7 +115,7 @@ def test_kernels_span_what_the_singular_value_decomposition_does(sound, name, ov
 
 
 def reference(clips, order, blocks):
-    """What numpy leaves of centred clips: one decomposition a plane, of the frames or of their mean."""
+    """What numpy's decompositions leave of centred clips: one a plane, of the frames or their mean."""
     rest = clips - clips.mean((0, 2, 4), keepdim=True)
     sound = order[0] == "HT"
     for name in order:
@@ -169,7 +175,7 @@ def test_more_channels_than_values_are_silent():
 
 
 def empty_planes(path):
-    """Of one clip."""
+    """Planes of zeros for one clip."""
     codes = path.analyse(torch.zeros(1, *path.geometry.input_shape))
     return {name: torch.zeros_like(plane) for name, plane in codes.items()}
 

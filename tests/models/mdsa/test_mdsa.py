@@ -29,7 +29,7 @@ def test_planes_and_clips_have_their_shapes_and_ranges(make_mdsa, make_config, o
     if not parts:
         model = open_gates(model)
         for weight in model.parameters():
-            weight.data *= 2  # no part of it is bounded by itself
+            weight.data *= 2  # no part of the model bounds its values by itself
     planes = model.encode(*clips)
     shapes, channels = LatentGeometry.from_config(make_config()).plane_shapes, (5, 3, 2, 4, 4, 4)
     assert tuple(planes) == PLANE_NAMES
@@ -233,7 +233,7 @@ def test_from_the_linear_code_on_every_weight_comes_to_learn(make_mdsa, clips):
     model = make_mdsa()
     model.fit_linear_planes([clips])
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for _ in range(2):  # first the ends of the networks, which start at zero, then the gates within them
+    for _ in range(2):  # first the last layers, which start at zero, then the gates inside the networks
         _gradients(model, clips)
         optimizer.step()
     silent = {name for name, gradient in _gradients(model, clips).items() if not gradient.any()}
@@ -317,7 +317,10 @@ def test_one_stream_has_the_parameters_of_its_ancestor():
 
 
 def test_full_scale_costs_less_than_its_bounds():
-    """Both streams of a 16 x 256 x 256 clip: at most 0.9 TFLOP each way. On meta tensors attention is counted too, on the CPU it is not."""
+    """Both streams of a 16 x 256 x 256 clip cost at most 0.9 TFLOP each way.
+
+    The counter counts attention on meta tensors, but not on the CPU.
+    """
     with torch.device("meta"), torch.no_grad():
         model, video, mel = MDSA(Config()), torch.empty(1, 3, 16, 256, 256), torch.empty(1, 16, 128, 16)
         with FlopCounterMode(display=False) as encode:

@@ -29,7 +29,7 @@ def test_shapes(settings):
 
 
 def reach(refiner, images, t, r, s):
-    """Where a changed pixel is seen: bool [T, R, S]."""
+    """The pixels of the result that change with the input pixel (t, r, s): bool [T, R, S]."""
     changed = images.clone()
     changed[:, :, t, r, s] += 1
     return (refiner(changed) - changed - refiner(images) + images).abs().amax((0, 1)) > 1e-5

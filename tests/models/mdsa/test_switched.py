@@ -1,4 +1,4 @@
-"""Switched cells alone, on cells that are each made of one of a few kinds of blocks."""
+"""Switched cells alone. Each cell of the data is made of one of a few kinds of blocks."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_each_cell_finds_its_basis_and_is_exact_in_it():
         made = cells.synthesize(codes)
     assert codes.shape == (2, 1 + RANK, 4, 5)
     torch.testing.assert_close(made, given, atol=1e-5, rtol=0)
-    torch.testing.assert_close(codes[:, 0], (chosen_BHW - 1) * 1.5**0.5)  # unit variance if each is as common
+    torch.testing.assert_close(codes[:, 0], (chosen_BHW - 1) * 1.5**0.5)  # unit variance if equally common
 
 
 def test_bases_span_what_the_singular_value_decomposition_of_each_kind_does():
@@ -111,7 +111,13 @@ SOUND = StreamGeometry(1, 6, 4 * SIDE, 4 * SIDE, 4)
 
 
 def lost(clips, geometry, *, sound, first=4, **switched):
-    """Mean squared error of a path whose first plane has so many channels in all."""
+    """Mean squared error of a path whose first plane has `first` channels in all.
+
+    clips: the clips to fit and to measure
+    geometry: sizes of the stream
+    sound: whether the stream is sound, whose first plane is HT instead of HW
+    switched: settings of the switched cells, passed to LinearPlanes; none for the plain path
+    """
     plane = "HT" if sound else "HW"
     path = LinearPlanes(geometry, dict.fromkeys(PLANES, 1) | {plane: first}, sound=sound, **switched)
     sample = FitSample(sound=sound)

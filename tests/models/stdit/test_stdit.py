@@ -1,4 +1,4 @@
-"""ST-DiT: zero at the start, positions shared by axis, who attends to whom, which time reaches which planes."""
+"""ST-DiT: zero at initialization, positions shared by axis, attention between tokens, modulation by time."""
 
 import pytest
 import torch
@@ -19,14 +19,14 @@ UNEVEN = TokenLayout((4, 1, 1, 2, 4, 2))
 
 
 def small_config(*, uneven: bool = False, **stdit) -> Config:
-    """uneven: tokens of three sizes, and more of the one modality than of the other."""
+    """uneven: tokens have three sizes, and one modality has more tokens than the other."""
     uneven_planes = {"plane_channels": {"video": (16, 4, 1), "audio": (1, 2, 1)}}
     mdsa = uneven_planes if uneven else {"latent_channels": 4}
     return config_from_dict({"mdsa": mdsa, "stdit": {**CUSTOM, **stdit}})
 
 
 def trained_looking(model: STDiT) -> STDiT:
-    """Every parameter away from its zero, in float64: as training would leave it."""
+    """The model in float64 with every parameter away from zero, as after training."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -66,7 +66,7 @@ def test_a_block_is_the_identity_at_initialization(attention):
 @pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("attention", ["divided", "full"])
 def test_a_few_optimizer_steps_reach_every_parameter(attention, uneven):
-    """Zero-initialized factors must not block a branch for good: step by step all gradients become nonzero."""
+    """Zero-initialized factors must not block a branch forever: step by step all gradients become nonzero."""
     config = small_config(attention=attention, uneven=uneven)
     model = STDiT(config, NUM_LABELS)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -125,7 +125,10 @@ def test_labels_and_null_label_are_told_apart_and_a_model_may_have_none():
 
 @pytest.mark.parametrize("plane_channels", [[4, 4, 4], [4, 2, 1]])
 def test_patches_go_back_to_their_places(plane_channels):
-    """With identities as first and last maps and blocks as at initialization, the output is the input's tokens, normalized, in their places."""
+    """The output is the input's tokens, normalized, in their places.
+
+    The first and last maps are identities here, and the blocks are as at initialization.
+    """
     mdsa = {"plane_channels": {"video": plane_channels, "audio": plane_channels}}
     config = config_from_dict(
         {"mdsa": mdsa, "stdit": {"size": "custom", "depth": 1, "width": 48, "num_heads": 4}}
@@ -141,7 +144,7 @@ def test_patches_go_back_to_their_places(plane_channels):
         model.positions.axes.zero_()
     prediction = model(noisy, times, Conditions(torch.zeros(BATCH, dtype=torch.long)))
     for plane, (channels, patch) in enumerate(zip(model.channels, model.patches, strict=True)):
-        # LN turns x into (x - mean) / std of its token, over the width; beyond its values that is zero
+        # LN gives (x - mean) / std over the width of the token; beyond its own values the token is zero
         tokens = noisy[:, :channels, plane].unfold(2, patch, patch).unfold(3, patch, patch)  # b c n m i j
         tokens = tokens.permute(0, 2, 3, 1, 4, 5).flatten(3)
         padded = torch.cat([tokens, tokens.new_zeros(*tokens.shape[:-1], 48 - tokens.shape[-1])], dim=-1)
@@ -193,7 +196,12 @@ def test_both_modalities_have_the_same_fixed_positions():
 
 
 def places(layout, plane, row, column):
-    """Numbers of the tokens that cover this place of the finest planes, one a plane; and of that plane's."""
+    """Numbers of the tokens that cover one place: a list with one a plane, and the token of `plane`.
+
+    layout: token counts and sides of the six planes
+    plane: index of the plane
+    row, column: the place, in tokens of the finest planes
+    """
     starts = [sum(layout.counts[:i]) for i in range(6)]
     scales = [layout.finest // side for side in layout.sides]
     covering = [

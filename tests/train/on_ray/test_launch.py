@@ -1,4 +1,4 @@
-"""Training on Ray: workers agree, a killed worker costs nothing but time, and a user's mistake comes out as one."""
+"""Training on Ray: workers agree, a killed worker costs only time, and a user's mistake is told as one."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ COMMON = ("mdsa.loss.adversarial_start_clips=4", "train.keep_checkpoints=9")
 
 
 class KillOnce(ray.train.UserCallback):
-    """Kills one training worker of this Ray, without warning, when the first report beyond `clips` arrives."""
+    """Kills one training worker of this Ray without warning, at the first report of more than `clips`."""
 
     def __init__(self, clips: int, marker: Path) -> None:
         self.clips, self.marker = clips, marker
@@ -46,7 +46,7 @@ class KillOnce(ray.train.UserCallback):
 
 
 def siblings() -> list[int]:
-    """Processes with the same parent as this one: in Ray's controller, the workers of this very Ray."""
+    """Processes with the same parent as this one; seen from the controller, the workers of the same Ray."""
     found = []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):  # a process that ends meanwhile
@@ -59,7 +59,10 @@ def siblings() -> list[int]:
 
 
 def test_a_killed_worker_costs_nothing_but_time(tmp_path, ray_local):
-    """Two workers with ZeRO-2, one killed between checkpoints: the curve is that of one torch worker that nobody disturbed."""
+    """Of two workers with ZeRO-2, one is killed between checkpoints.
+
+    The curve is that of one torch worker that runs without a failure.
+    """
     settings = ("train.num_clips=24", *COMMON)
     alone = prepare(tmp_path / "alone", "mdsa", *settings, "train.engine=torch")
     train_worker(alone, "mdsa", device=torch.device("cpu"))

@@ -1,4 +1,7 @@
-"""Checkpoints are measured beside the trainer, by the code of the evaluation, each once; the trainer here runs in this process."""
+"""Checkpoints are measured beside the trainer, each once, by the code of the evaluation.
+
+In these tests the trainer runs in the test's own process.
+"""
 
 import dataclasses
 import json
