@@ -119,7 +119,7 @@ def test_both_directions_read_the_planes_before_the_update(open_gates):
     )
 
 
-def test_flow_masks_act_per_clip(open_gates):
+def test_exchange_masks_act_per_clip(open_gates):
     for module in (
         open_gates(GroupCrossAttention(WIDTH, HEADS, 2)),
         open_gates(BiBlockCrossAttention(WIDTH, HEADS, 4, global_tokens=True)),

@@ -121,7 +121,7 @@ def test_construction_leaves_the_random_stream_where_it_was_without_fusion(make_
     assert torch.equal(torch.rand(4), with_fusion)
 
 
-def test_lone_encoding_is_joint_encoding_without_flow(make_mdsa, open_gates, clips):
+def test_lone_encoding_is_joint_encoding_without_exchange(make_mdsa, open_gates, clips):
     model = open_gates(make_mdsa())
     lone = model.encode_lone(*clips)
     assert _equal(lone, model.encode(*clips, exchange=Exchange.off(3)))
@@ -134,7 +134,7 @@ def test_lone_encoding_is_joint_encoding_without_flow(make_mdsa, open_gates, cli
     assert not torch.allclose(joint["v_WT"], lone["v_WT"], atol=1e-3)
 
 
-def test_lone_decoding_is_joint_decoding_without_flow(make_mdsa, open_gates, clips):
+def test_lone_decoding_is_joint_decoding_without_exchange(make_mdsa, open_gates, clips):
     model = open_gates(make_mdsa())
     planes = model.encode(*clips)
     video, mel = model.decode(planes, exchange=Exchange.off(3))
@@ -161,7 +161,7 @@ def test_lone_planes_leak_nothing_and_joint_planes_do(make_mdsa, open_gates, cli
     assert not torch.allclose(joint[0]["a_WT"], joint[1]["a_WT"], atol=1e-3)
 
 
-def test_flow_is_per_clip(make_mdsa, open_gates, clips):
+def test_exchange_is_per_clip(make_mdsa, open_gates, clips):
     model = open_gates(make_mdsa())
     mask = torch.tensor([True, False, True])
     mixed, joint, lone = (
@@ -173,7 +173,7 @@ def test_flow_is_per_clip(make_mdsa, open_gates, clips):
     assert torch.equal(mixed["a_WT"], joint["a_WT"])
 
 
-def test_flow_is_drawn_with_equal_shares_and_repeats():
+def test_exchange_is_drawn_with_equal_shares_and_repeats():
     draw = Exchange.draw(60_000, 0.1, torch.Generator().manual_seed(0))
     again = Exchange.draw(60_000, 0.1, torch.Generator().manual_seed(0))
     assert torch.equal(draw.to_video_B, again.to_video_B) and torch.equal(draw.to_audio_B, again.to_audio_B)
