@@ -50,6 +50,8 @@ _FREE_KEYS = re.compile(
     r"|stdit\.label_dropout|diffusion\.(task_weights|ddim_eta))(\.|$)"
 )
 """Settings that may change between a checkpoint and its continuation: none of them changes what the weights mean."""
+_OF_THE_OTHER_NETWORKS = ("mdsa.loss.discriminator_width", "mdsa.loss.discriminator_layers")
+"""They shape the discriminators, whose weights stand in a checkpoint too."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ def check_resumable(checkpoint: Checkpoint, config: Config, labels: tuple[str, .
     relevant = [key for key in sorted(ours.keys() | theirs.keys()) if not _FREE_KEYS.match(key)]
     if checkpoint.kind == "mdsa":
         relevant = [key for key in relevant if not key.startswith(("stdit.", "diffusion."))]
-        relevant += ["mdsa.loss.discriminator_width", "mdsa.loss.discriminator_layers"]
+        relevant += _OF_THE_OTHER_NETWORKS
     differing = [key for key in relevant if ours.get(key) != theirs.get(key)]
     if differing:
         then = ", ".join(f"{key}={theirs.get(key)}" for key in differing[:4])
@@ -248,6 +250,11 @@ def check_resumable(checkpoint: Checkpoint, config: Config, labels: tuple[str, .
             f"{checkpoint.path} knows the labels {list(checkpoint.labels)}, this run has {list(labels)}; "
             "set data.labels to the old ones, or choose another run_dir=DIR to start anew"
         )
+
+
+def is_free_setting(key: str) -> bool:
+    """Whether a checkpoint may go on with another value of the setting."""
+    return bool(_FREE_KEYS.match(key)) and key not in _OF_THE_OTHER_NETWORKS
 
 
 def _resolve(path: str, kind: str | None) -> str:

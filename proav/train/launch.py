@@ -28,7 +28,7 @@ from proav.errors import Stopped, UserError
 from proav.lease import Lease
 from proav.stopping import StopRequest
 from proav.train.backend import WorkerBackendConfig
-from proav.train.loop import Asked
+from proav.train.loop import Asked, is_trained
 from proav.train.stop_watch import StopWatch
 from proav.train.turn import turn_to_start
 from proav.train.validation import Validation
@@ -67,9 +67,10 @@ def _train_stage(
     train = train_settings(config, stage)
     plan = plan_stage(config, stage)
     checkpoint = find_resume_point(config, stage, plan, print)
-    if checkpoint is not None and checkpoint.clips >= train.num_clips:
-        print(f"{stage}: done already, {checkpoint.clips:,} of {train.num_clips:,} clips seen; {checkpoint.path}")
-        seconds = checkpoint.training["loop"]["seconds"]
+    seconds = checkpoint.training["loop"]["seconds"] if checkpoint is not None else 0.0
+    if checkpoint is not None and is_trained(train, clips=checkpoint.clips, seconds=seconds):
+        limit = f"of {train.num_clips:,} clips seen" if train.max_seconds is None else f"clips seen in {seconds:.1f} s"
+        print(f"{stage}: done already, {checkpoint.clips:,} {limit}; {checkpoint.path}")
         summary = {"stage": stage, "clips": checkpoint.clips, "step": checkpoint.step, "seconds": seconds, "metrics": {}}
         return {**summary, "checkpoint": checkpoint.path, "already_done": True}
     for name, value in ENVIRONMENT.items():

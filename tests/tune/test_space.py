@@ -6,18 +6,8 @@ import pytest
 
 from proav.errors import ConfigError
 from proav.settings import config_to_yaml, load_config
-from proav.tune.space import (
-    check_sweep,
-    config_at,
-    describe,
-    grid_points,
-    make_trial,
-    num_trials,
-    plan_text,
-    planned_points,
-    random_points,
-    short_names,
-)
+from proav.tune.axes import describe, grid_points, num_trials, planned_points, random_points, short_names
+from proav.tune.space import check_sweep, config_at, make_trial, plan_text
 from tests.tiny import tiny_config
 
 SCALES, GROUPS, BLOCK = "mdsa.multi_scale.scales", "mdsa.group_cross.num_groups", "mdsa.bi_block.block_size"
