@@ -48,7 +48,10 @@ RAY_FREE = [
     "proav.report",
     "proav.serve.http",
     "proav.serve.sampler",
+    "proav.tune.axes",
+    "proav.tune.budgets",
     "proav.tune.results",
+    "proav.tune.space",
     "proav.tune.yardsticks",
 ]
 FLOORS = {

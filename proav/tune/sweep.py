@@ -346,6 +346,7 @@ def _member_driver(config: Config, members: dict[str, Trial]):
     """The same for a member of a population."""
 
     def drive(settings: dict) -> None:
+        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every checkpoint, which are only pointers
         run_member(config, members, settings, run_trial)
 
     return drive

@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from proav.errors import ConfigError
+from proav.tune.axes import is_on_axes
 from proav.tune.search import OptunaPoints, PlannedPoints, TrialSearcher
 from proav.tune.space import make_trial
 from tests.tune.test_space import GROUPS, SCALES, sweep_config
@@ -39,6 +40,21 @@ def test_known_points_come_first_and_are_not_proposed_again():
     known = [{SCALES: [1, 2], GROUPS: 4}, {SCALES: [1], GROUPS: 2}]
     found = asked(OptunaPoints(sweep_config("tune.search=optuna").tune, known), 99)
     assert found[:2] == known and len({json.dumps(point) for point in found}) == 6
+
+
+def test_optuna_proposes_ranges_under_conditions_and_leaves_out():
+    pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'proav[tune]'")
+    tune = sweep_config(
+        "tune.axes={mdsa.train.optimizer: [adamw, muon], mdsa.train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}, "
+        "mdsa.train.muon_momentum: {uniform: [0.8, 0.95], step: 0.05, when: {mdsa.train.optimizer: muon}}, "
+        "mdsa.width: {integer: [16, 48], step: 16}}",
+        "tune.leave_out=[{mdsa.train.optimizer: adamw, mdsa.width: 48}]", "tune.search=optuna", "tune.num_trials=24",
+    ).tune  # fmt: skip
+    found = asked(OptunaPoints(tune), 24, score=lambda point: -point["mdsa.train.learning_rate"])
+    assert len({json.dumps(point) for point in found}) == 24 and all(is_on_axes(tune, point) for point in found)
+    assert {"adamw", "muon"} == {point["mdsa.train.optimizer"] for point in found}
+    again = OptunaPoints(tune, found[:5])
+    assert asked(again, 5) == found[:5]
 
 
 def test_a_point_that_cannot_be_run_is_left_out_and_told(capsys):

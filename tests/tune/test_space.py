@@ -1,6 +1,7 @@
 """Which trials a sweep has, before anything runs: points, ids, and what is refused."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -123,3 +124,8 @@ def test_short_names_tell_axes_apart():
     assert short_names([SCALES, GROUPS]) == {SCALES: "scales", GROUPS: "num_groups"}
     both = short_names(["mdsa.num_heads", "mdsa.spatial.num_heads"])
     assert both == {"mdsa.num_heads": "mdsa.num_heads", "mdsa.spatial.num_heads": "spatial.num_heads"}
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_sweeps_can_be_planned(path):
+    assert "judged by" in plan_text(load_config(str(path)))
