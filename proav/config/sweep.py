@@ -126,7 +126,7 @@ class TuneConfig(Section):
     """How often a trial that crashed is tried again, from its last checkpoint, before it counts as failed."""
     metric: str = "score"
     """What trials are judged by. score: see picture_weight. Or a number of a reconstruction, such as psnr_db, or
-    of an evaluation, as TABLE.METRIC: reconstruction.ssim, generated.sFVD, stdit.loss.
+    of an evaluation, as TABLE.METRIC: reconstruction.ssim, generated.sKVD, stdit.loss.
     """
     mode: Literal["auto", "max", "min"] = "auto"
     """Whether the metric is to be large or small; auto: by its name."""

@@ -16,7 +16,7 @@ from proav.evaluate.reconstruction import evaluate_reconstruction
 from proav.train.launch import train_stage
 from proav.train.metrics_log import read_metrics
 from proav.tune.budgets import with_length
-from proav.tune.metrics import is_evaluated, numbers_of, value_of
+from proav.tune.metrics import is_evaluated, needs_of, numbers_of, value_of
 from proav.tune.repeats import repeat_config
 from proav.tune.space import Trial
 
@@ -31,7 +31,7 @@ def measure(trial: Trial, *, repeat: int, clips: int | None, seconds: float | No
         _provide_latents(trial, config)
     summary = train_stage(with_length(config, stage, clips=clips, seconds=seconds), stage)
     if is_evaluated(trial.tune):
-        measured = _evaluate(config, stage)
+        measured = _evaluate(config, stage, trial.tune.metric)
     else:
         measured = _reconstruct(config, summary["checkpoint"])
     lines = read_metrics(storage.join(config.run_folder, stage))
@@ -79,10 +79,14 @@ def copy_folder(source: str, target: str) -> None:
             storage.write_bytes(storage.join(folder, path.rsplit(source.rstrip("/") + "/", 1)[-1]), storage.read_bytes(path))
 
 
-def _evaluate(config: Config, stage: str) -> dict:
-    """A run's whole evaluation, of generated clips too if there is a generator."""
+def _evaluate(config: Config, stage: str, metric: str) -> dict:
+    """A run's whole evaluation, of generated clips too if there is a generator. Raises UserError if it cannot
+    have the metric.
+    """
     metrics = _aside(_generate_and_evaluate if stage == "stdit" else _evaluate_alone, config)
     numbers = numbers_of(metrics)
+    if needs := needs_of(metrics, metric):
+        raise UserError(f"tune.metric={metric} was not measured: it needs {needs}")
     means = {name: numbers[f"reconstruction.{name}"] for name in ("psnr_db", "mel_error_db")}
     return {**means, "num_clips": metrics["reconstruction"]["num_clips"], "numbers": numbers}
 

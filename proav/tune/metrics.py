@@ -99,6 +99,13 @@ def numbers_of(metrics: dict) -> dict[str, float]:
     return found
 
 
+def needs_of(metrics: dict, metric: str) -> str:
+    """What a number of eval/metrics.json would take that could not be measured; empty if it does not say."""
+    table, _, name = metric.partition(".")
+    rows = (row for one in metrics.get("tables", ()) if one["name"] == table for row in one["rows"])
+    return next((row["needs"] for row in rows if row["metric"] == name and row["value"] is None), "")
+
+
 def value_of(measured: dict, tune: TuneConfig) -> float:
     """The metric in a measurement. Raises UserError if it is not there, or is no number."""
     if tune.metric == "score":

@@ -30,13 +30,44 @@ KEPT_RUNGS = 2
 POINTER = "member.json"
 
 
-def population_scheduler(settings: TuneConfig) -> PopulationBasedTraining:
-    """Ray Tune's, in step: nobody goes on before all have reached the rung."""
-    random.seed(settings.seed)  # both are what it draws from
+class _Population(PopulationBasedTraining):
+    """Ray Tune's, in step; each of its decisions is in the members' records before one of them goes on."""
+
+    def __init__(self, members: dict[str, Trial], settings: TuneConfig, **options) -> None:
+        super().__init__(synch=True, log_config=False, **options)
+        self.members, self.settings = members, settings
+
+    def on_trial_result(self, tune_controller, trial, result: dict) -> str:
+        next_rung, given = self._next_perturbation_sync, {one: one.config for one in tune_controller.get_trials()}
+        action = super().on_trial_result(tune_controller, trial, result)
+        if self._next_perturbation_sync != next_rung:  # all have reached it
+            for one, before in given.items():
+                self._decided(one, next_rung, is_changed=one.config is not before)
+        return action
+
+    def _decided(self, one, rung: float, *, is_changed: bool) -> None:
+        member = self.members[one.custom_trial_name]
+        record = read_record(member.config.run_folder)
+        if record.status in DONE:
+            return
+        record = record.replace(passed=max(record.passed, rung))
+        if is_changed:
+            giver, point = one.config["member"]["id"], _decoded(self.settings, one.config["member"])
+            taken = {"budget": rung, "from": giver, "point": point, "before": record.point, "settled": False}
+            record = record.replace(point=point, taken=[*record.taken, taken])
+        write_record(member, record)
+
+
+def population_scheduler(
+    settings: TuneConfig, members: dict[str, Trial], records: dict[str, TrialRecord]
+) -> PopulationBasedTraining:
+    """Nobody goes on before all have reached the rung. records: of members that have begun."""
+    random.seed(settings.seed)  # both are what Ray Tune draws from
     np.random.seed(settings.seed)
-    return PopulationBasedTraining(
-        time_attr="budget", metric="score", mode="max", synch=True, log_config=False,
-        perturbation_interval=settings.rungs[0], quantile_fraction=settings.exploit_fraction,
+    return _Population(
+        members, settings, time_attr="budget", metric="score", mode="max",
+        perturbation_interval=settings.rungs[0], burn_in_period=_decided_rung(records) + settings.rungs[0],
+        quantile_fraction=settings.exploit_fraction,
         hyperparam_mutations={"member": {key: _drawn_from(settings, key) for key in settings.space}},
         custom_explore_fn=lambda given: {"member": given["member"] | _within(settings, given["member"])},
     )  # fmt: skip
@@ -48,41 +79,33 @@ def population_space(settings: TuneConfig, members: dict[str, Trial], records: d
     return {"member": tune.grid_search([{"id": name, **_coded(settings, point)} for name, point in begun.items()])}
 
 
-def run_member(
-    config: Config,
-    members: dict[str, Trial],
-    settings: dict,
-    run: Callable[..., None],
-) -> None:
-    """One start of a member: takes over what Ray Tune gave it, then trains on with `run`, which is `run_trial`."""
-    name, rungs = tune.get_context().get_trial_name(), config.tune.rungs
-    folder = members[name].config.run_folder
-    record, given = read_record(folder), _read_pointer(tune.get_checkpoint())
-    if given is not None and record.status not in DONE:
-        if given["budget"] >= rungs[-1]:
-            return
-        record = record.replace(passed=max(record.passed, given["budget"]))
-        known = any((one["from"], one["budget"]) == (given["from"], given["budget"]) for one in record.taken)
-        if given["from"] != name and not known:
-            point = _decoded(config.tune, settings["member"])
-            taken = {**given, "point": point, "before": record.point, "settled": False}
-            record = record.replace(point=point, taken=[*record.taken, taken])
-        write_record(members[name], record)
+def catch_up(members: dict[str, Trial], records: dict[str, TrialRecord]) -> None:
+    """Of a population that was cut off: a rung that was decided for one member is so for all."""
+    decided = _decided_rung(records)
+    for name in members.keys() & records.keys():
+        record = read_record(members[name].config.run_folder)
+        write_record(members[name], record.replace(passed=decided))
+
+
+def run_member(config: Config, members: dict[str, Trial], run: Callable[..., None]) -> None:
+    """One start of a member: takes over what was decided, then trains on with `run`, which is `run_trial`."""
+    name = tune.get_context().get_trial_name()
+    record = read_record(members[name].config.run_folder)
     if record.taken and not record.taken[-1]["settled"]:
         record = _take_over(members[name], members[record.taken[-1]["from"]], record)
     trial = at_point(config, members[name], record.point)
 
     def report(rung: dict, *, passed: bool) -> None:
-        if passed and record.status not in DONE:
-            return  # Ray Tune has decided on it
+        if passed:
+            return  # it was decided on
         budget = budget_of(rung)
         _lend(trial, budget)
         with tempfile.TemporaryDirectory(prefix="proav-") as pointer:
-            Path(pointer, POINTER).write_text(json.dumps({"from": name, "budget": budget}))
-            values = {"budget": budget, "clips": rung["clips"], "score": score(rung, config.tune), "passed": passed}
+            Path(pointer, POINTER).write_text(json.dumps({"member": name, "budget": budget}))
+            values = {"budget": budget, "clips": rung["clips"], "score": score(rung, config.tune)}
             tune.report(values, checkpoint=tune.Checkpoint.from_directory(pointer))
 
-    run(trial, rungs=rungs, report=report)
+    run(trial, rungs=tuple(rung for rung in config.tune.rungs if rung > record.passed), report=report)
 
 
 def at_point(config: Config, trial: Trial, point: Point) -> Trial:
@@ -121,11 +144,8 @@ def _lent(trial: Trial) -> str:
     return storage.join(trial.config.run_folder, "lent")
 
 
-def _read_pointer(checkpoint) -> dict | None:
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        return json.loads(Path(folder, POINTER).read_text())
+def _decided_rung(records: dict[str, TrialRecord]) -> float:
+    return max((record.passed for record in records.values() if record.status not in DONE), default=0)
 
 
 def _coded(settings: TuneConfig, point: Point) -> dict:

@@ -25,7 +25,7 @@ from proav.tune.axes import Point, describe, is_on_axes, num_trials, planned_poi
 from proav.tune.budgets import budget_words, budgets_words
 from proav.tune.measure import make_shared
 from proav.tune.metrics import unlisted_metric
-from proav.tune.population import population_scheduler, population_space, run_member
+from proav.tune.population import catch_up, population_scheduler, population_space, run_member
 from proav.tune.record import (
     CRASHED,
     FINISHED,
@@ -193,11 +193,13 @@ class _Sweep:
         left = {name: trial for name, trial in members.items() if name not in known or not is_done(known[name], settings)}
         for trial in left.values():
             self._open(trial)
+        begun = {name: record for name, record in self.records().items() if name in left}
+        catch_up(left, begun)
         share = {kind: 1 / (at_a_time + 0.5) for kind in AT_HEAD}
         return tune.Tuner(
             tune.with_resources(_member_driver(self.config, members), tune.PlacementGroupFactory([share])),
-            param_space=population_space(settings, left, known),
-            tune_config=tune.TuneConfig(scheduler=population_scheduler(settings), trial_name_creator=_name_of),
+            param_space=population_space(settings, left, begun),
+            tune_config=tune.TuneConfig(scheduler=population_scheduler(settings, members, begun), trial_name_creator=_name_of),
             run_config=run_config,
         )
 
@@ -347,7 +349,7 @@ def _member_driver(config: Config, members: dict[str, Trial]):
 
     def drive(settings: dict) -> None:
         logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every checkpoint, which are only pointers
-        run_member(config, members, settings, run_trial)
+        run_member(config, members, run_trial)
 
     return drive
 

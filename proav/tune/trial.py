@@ -47,12 +47,13 @@ def _climb(trial: Trial, rungs: tuple[float, ...], report: Report) -> None:
     record, reported = read_record(trial.config.run_folder), 0.0
     assert record is not None, "the sweep writes the record before it starts a trial"
     record = _opened(trial, record)
-    for place, budget in enumerate(rungs):
+    lengths = dict(zip(trial.tune.rungs, trial.lengths, strict=True))
+    for budget in rungs:
         rung = record.rung(budget)
         if record.status in DONE and rung is None:
             return
         if record.status not in DONE and (rung is None or not is_whole(rung, trial.tune)):
-            record, rung = _reach(trial, record, rung, place, budget)
+            record, rung = _reach(trial, record, rung, budget=budget, clips=lengths[budget])
         if budget_of(rung) <= reported:  # measured under another schedule, beyond more than one rung of this one
             continue
         report(rung, passed=record.status in DONE or budget_of(rung) <= record.passed)
@@ -72,13 +73,17 @@ def _opened(trial: Trial, record: TrialRecord) -> TrialRecord:
 
 
 def _reach(
-    trial: Trial, record: TrialRecord, rung: dict | None, place: int, budget: float
+    trial: Trial, record: TrialRecord, rung: dict | None, *, budget: float, clips: int | None
 ) -> tuple[TrialRecord, dict]:
-    """Trains and measures the seeds that are missing at a rung; the record with it, written."""
+    """Trains and measures the seeds that are missing at a rung; the record with it, written.
+
+    rung: what there is of it, perhaps of another schedule, at more than `budget`. clips: None with a budget in
+    seconds.
+    """
     others = [one for one in record.rungs if one is not rung]
-    budget = budget_of(rung) if rung is not None else budget
-    clips = rung["clips"] if rung is not None and trial.lengths[place] is not None else trial.lengths[place]
     measured = [] if rung is None else repeats_of(rung)
+    if rung is not None:
+        budget, clips = budget_of(rung), clips and rung["clips"]
     for repeat in range(len(measured), trial.tune.repeats):
         measured = [*measured, measure(trial, repeat=repeat, clips=clips, seconds=None if clips else budget)]
         rung = merge(measured, budget=budget)

@@ -3,11 +3,11 @@
 import pytest
 
 from proav.errors import ConfigError, UserError
-from proav.tune.metrics import check_metric, is_evaluated, is_large_better, known_metrics, numbers_of, score, unlisted_metric
+from proav.tune.metrics import check_metric, is_evaluated, is_large_better, known_metrics, needs_of, numbers_of, score, unlisted_metric
 from tests.tiny import tiny_config
 
 METRICS = {
-    "tables": [{"name": "generated", "rows": [{"metric": "sFVD", "value": 12.5}, {"metric": "FVD", "value": None}]}],
+    "tables": [{"name": "generated", "rows": [{"metric": "sFVD", "value": 12.5}, {"metric": "FVD", "value": None, "needs": "more clips"}]}],
     "reconstruction": {"psnr_db": 20.0, "num_clips": 3, "protocol": "words"},
     "stdit": {"loss": 0.7},
 }
@@ -29,6 +29,10 @@ def test_the_name_says_which_way_is_better(metric, large, judged):
     tune = tiny_config(f"tune.metric={metric}").tune
     assert is_large_better(tune) == large and score(MEASURED, tune) == judged
     assert score(MEASURED, tiny_config(f"tune.metric={metric}", "tune.mode=min").tune) == -abs(judged)
+
+
+def test_what_a_number_needs_is_found():
+    assert needs_of(METRICS, "generated.FVD") == "more clips" and needs_of(METRICS, "generated.sFVD") == ""
 
 
 def test_only_what_needs_an_evaluation_has_one():
