@@ -1,4 +1,6 @@
-"""A sweep over any settings with Ray Tune: trials are Ray Train runs; a table, Pareto plots, and the best configuration for train.py."""
+"""A sweep over any settings with Ray Tune: trials are Ray Train runs; a table, Pareto plots, and the best
+configuration for train.py.
+"""
 
 from proav.jobs import Config, run_job
 from proav.tune.space import plan_text

@@ -1,4 +1,5 @@
-"""Settings of a sweep: which settings vary, how points are chosen, how long a trial lasts, what it is judged by.
+"""Settings of a sweep: which settings vary, how points are chosen, how long a trial lasts, what it is judged
+by.
 
 Whether the axes name settings that exist, and which combinations can be run, is checked by `proav/tune`.
 """
@@ -81,36 +82,37 @@ class TuneConfig(Section):
     """A sweep: each trial is a training of its own, once or with several seeds."""
 
     axes: dict[str, tuple[Any, ...] | AxisConfig] = {}
-    """What varies: the dotted key of a setting, and its values or a range: {mdsa.group_cross.num_groups: [2, 4],
-    mdsa.train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}.
+    """What varies: the dotted key of a setting, and its values or a range: {mdsa.group_cross.num_groups: [2,
+    4], mdsa.train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}.
     """
     leave_out: tuple[dict[str, Any], ...] = ()
     """Combinations that are no trials: axes with a value, values or {min: A, max: B} each."""
     stage: Literal["mdsa", "stdit"] = "mdsa"
-    """mdsa: a trial trains MDSA and reconstructs clips. stdit: it goes on to ST-DiT, generated clips and their
-    evaluation; MDSA and latents are made once if no axis changes them.
+    """mdsa: a trial trains MDSA and reconstructs clips. stdit: it goes on to ST-DiT, generated clips and
+    their evaluation; MDSA and latents are made once if no axis changes them.
     """
     search: Literal["grid", "random", "optuna"] = "grid"
-    """grid: every combination, or the first num_trials of them. random: num_trials different ones. optuna: TPE
-    proposes (pip install 'proav[tune]').
+    """grid: every combination, or the first num_trials of them. random: num_trials different ones. optuna:
+    TPE proposes (pip install 'proav[tune]').
     """
     num_trials: PositiveInt | None = None
     """Trials at most; empty: every combination."""
     repeats: PositiveInt = 1
     """Seeds of each trial: the run's own and those after it. A trial is judged by their mean."""
     scheduler: Literal["asha", "pbt", "none"] = "asha"
-    """asha: after each rung only the best 1 / reduction_factor of the trials so far go on. pbt: every grace_clips
-    the weakest take over weights and changed settings of the best. none: every trial sees max_clips.
+    """asha: after each rung only the best 1 / reduction_factor of the trials so far go on. pbt: every
+    grace_clips the weakest take over weights and changed settings of the best. none: every trial sees
+    max_clips.
     """
     budget: Literal["clips", "flops", "seconds"] = "clips"
-    """What trials have equally much of at a rung. clips: max_clips. flops: what max_clips cost without the axes,
-    in training FLOPs by formula. seconds: max_seconds of training steps.
+    """What trials have equally much of at a rung. clips: max_clips. flops: what max_clips cost without the
+    axes, in training FLOPs by formula. seconds: max_seconds of training steps.
     """
     max_clips: PositiveInt = 120_000
     """Clips that a trial sees if it is not stopped, of the stage that tune.stage names."""
     grace_clips: PositiveInt = 30_000
-    """The first rung: clips that every trial sees. The next rungs are reduction_factor times the one before, up
-    to max_clips; with pbt, they are grace_clips apart.
+    """The first rung: clips that every trial sees. The next rungs are reduction_factor times the one before,
+    up to max_clips; with pbt, they are grace_clips apart.
     """
     max_seconds: PositiveFloat | None = None
     """Instead of max_clips with budget=seconds."""
@@ -125,8 +127,8 @@ class TuneConfig(Section):
     max_failures: Count = 2
     """How often a trial that crashed is tried again, from its last checkpoint, before it counts as failed."""
     metric: str = "score"
-    """What trials are judged by. score: see picture_weight. Or a number of a reconstruction, such as psnr_db, or
-    of an evaluation, as TABLE.METRIC: reconstruction.ssim, generated.sKVD, stdit.loss.
+    """What trials are judged by. score: see picture_weight. Or a number of a reconstruction, such as psnr_db,
+    or of an evaluation, as TABLE.METRIC: reconstruction.ssim, generated.sKVD, stdit.loss.
     """
     mode: Literal["auto", "max", "min"] = "auto"
     """Whether the metric is to be large or small; auto: by its name."""
@@ -150,7 +152,9 @@ class TuneConfig(Section):
     @field_validator("leave_out", mode="before")
     @classmethod
     def _check_left_out(cls, entries: Any) -> Any:
-        if not isinstance(entries, list | tuple) or not all(isinstance(entry, dict) and entry for entry in entries):
+        if not isinstance(entries, list | tuple) or not all(
+            isinstance(entry, dict) and entry for entry in entries
+        ):
             raise ValueError(
                 f"tune.leave_out={json.dumps(entries)}: expected a list of combinations, such as "
                 "[{mdsa.width: 128, mdsa.encoder_depth: [3, 4]}]"
@@ -164,7 +168,8 @@ class TuneConfig(Section):
                 raise ValueError("tune.budget=seconds needs tune.max_seconds, such as tune.max_seconds=600")
             if self.grace_seconds is not None and self.grace_seconds > self.max_seconds:
                 raise ValueError(
-                    f"tune.grace_seconds={self.grace_seconds:g} is above tune.max_seconds={self.max_seconds:g}; "
+                    f"tune.grace_seconds={self.grace_seconds:g} is above "
+                    f"tune.max_seconds={self.max_seconds:g}; "
                     "expected at most that many"
                 )
         elif self.max_seconds is not None or self.grace_seconds is not None:
@@ -188,9 +193,11 @@ class TuneConfig(Section):
     def _check_population(self) -> None:
         """What Ray Tune's population-based training cannot be combined with."""
         for name, given, expected in (
-            ("search", self.search, "random"), ("repeats", self.repeats, 1), ("budget", self.budget, "clips"),
+            ("search", self.search, "random"),
+            ("repeats", self.repeats, 1),
+            ("budget", self.budget, "clips"),
             ("stage", self.stage, "mdsa"),
-        ):  # fmt: skip
+        ):
             if given != expected:
                 raise ValueError(
                     f"tune.scheduler=pbt with tune.{name}={given}: weights pass from trial to trial; "
@@ -198,7 +205,8 @@ class TuneConfig(Section):
                 )
         if self.num_trials is None or self.num_trials < 2:
             raise ValueError(
-                f"tune.scheduler=pbt with tune.num_trials={self.num_trials}: it is the size of the population; "
+                f"tune.scheduler=pbt with tune.num_trials={self.num_trials}: it is the size of the "
+                "population; "
                 "expected at least 2, such as tune.num_trials=8"
             )
 
@@ -206,12 +214,13 @@ class TuneConfig(Section):
     def space(self) -> dict[str, AxisConfig]:
         """Every axis in its long form, lists too."""
         return {
-            key: axis if isinstance(axis, AxisConfig) else AxisConfig(values=axis) for key, axis in self.axes.items()
+            key: axis if isinstance(axis, AxisConfig) else AxisConfig(values=axis)
+            for key, axis in self.axes.items()
         }
 
     @property
     def rungs(self) -> tuple[int | float, ...]:
-        """Clips, or seconds, at which trials are measured and compared, the last one being the whole budget."""
+        """Clips, or seconds, at which trials are measured and compared; the last is the whole budget."""
         if self.budget == "seconds":
             first, last = self.grace_seconds or self.max_seconds, self.max_seconds
         else:
@@ -231,7 +240,9 @@ def _read_axis(key: str, given: Any) -> Any:
         unknown = given.keys() - AxisConfig.model_fields.keys()
         if unknown:
             words = ", ".join(AxisConfig.model_fields)
-            raise ValueError(f"tune.axes.{key} has {sorted(unknown)[0]}; an axis is a list of values, or has: {words}")
+            raise ValueError(
+                f"tune.axes.{key} has {sorted(unknown)[0]}; an axis is a list of values, or has: {words}"
+            )
         if isinstance(given.get("when"), dict):
             given["when"] = _flat_conditions(given["when"])
         try:
@@ -239,7 +250,9 @@ def _read_axis(key: str, given: Any) -> Any:
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f" {part}:" for part in first["loc"][:1])
-            raise ValueError(f"tune.axes.{key}:{where} {first['msg'].removeprefix('Value error, ')}") from None
+            raise ValueError(
+                f"tune.axes.{key}:{where} {first['msg'].removeprefix('Value error, ')}"
+            ) from None
     if not isinstance(given, list | tuple):
         raise ValueError(
             f"tune.axes.{key}={json.dumps(given)} is one value; expected a list of them, such as [2,4], "

@@ -14,16 +14,19 @@ from proav.settings import describe_settings, nearest_key
 from proav.tune.axes import Point
 
 NEVER = {
-    "name": "a trial has a name of its own", "run_dir": "a trial has a folder of its own",
+    "name": "a trial has a name of its own",
+    "run_dir": "a trial has a folder of its own",
     "seed": "tune.repeats=N says how many seeds a trial has",
     "stage": "tune.stage says how far a trial goes",
-    "tune.": "a sweep is no trial of another", "job.": "it changes nothing that is measured",
+    "tune.": "a sweep is no trial of another",
+    "job.": "it changes nothing that is measured",
     "evaluate.": "all trials are measured alike",
-    "generate.checkpoint": "a trial has its own", "generate.num_samples": "all trials are measured alike",
+    "generate.checkpoint": "a trial has its own",
+    "generate.num_samples": "all trials are measured alike",
     "data.prepared": "the sweep prepares data itself: vary what it is prepared with, and name data.sources",
     "data.validation_fraction": "all trials are measured on the same clips",
     "encode.replace": "it changes nothing that is measured",
-}  # fmt: skip
+}
 """Settings, or beginnings of them, that no sweep varies."""
 AFTER_MDSA = ("encode.", "stdit.", "diffusion.", "generate.")
 """What bears on generated clips alone."""
@@ -34,7 +37,7 @@ CHANGES_LATENTS = ("diffusion.latent_scale",)
 
 
 def check_axes(config: Config) -> None:
-    """Raises ConfigError for an axis that does not exist, or may not vary, with the reason and what to type."""
+    """Raises ConfigError for an axis that does not exist or may not vary, with the reason."""
     tune = config.tune
     if not tune.axes:
         raise ConfigError(
@@ -61,7 +64,9 @@ def why_not(config: Config, key: str) -> str | None:
             return why
     if key == f"{tune.stage}.train.num_clips":
         return "tune.max_clips says how long trials train" + (
-            "; expected settings that begin with mdsa., such as mdsa.multi_scale.scales" if tune.stage == "mdsa" else ""
+            "; expected settings that begin with mdsa., such as mdsa.multi_scale.scales"
+            if tune.stage == "mdsa"
+            else ""
         )
     if key.endswith(".train.max_seconds"):
         return "tune.max_seconds says how long trials train"
@@ -72,11 +77,15 @@ def why_not(config: Config, key: str) -> str | None:
         )
     if tune.scheduler == "pbt" and not is_free_setting(key):
         return (
-            "with tune.scheduler=pbt weights pass from trial to trial, and it changes what they mean; expected such "
+            "with tune.scheduler=pbt weights pass from trial to trial, and it changes what they mean; "
+            "expected such "
             "as mdsa.train.learning_rate or mdsa.loss.perceptual, or write tune.scheduler=asha"
         )
     if tune.scheduler == "pbt" and key.endswith((".train.optimizer", ".train.engine")):
-        return "with tune.scheduler=pbt the optimizer's state passes from trial to trial, and it changes what that is"
+        return (
+            "with tune.scheduler=pbt the optimizer's state passes from trial to trial, and it changes what "
+            "that is"
+        )
     if key.startswith("data.") and not changes_data(key):
         return "it says where data comes from, not what it is; expected such as data.fit or data.jpeg_quality"
     if changes_data(key):
@@ -86,7 +95,9 @@ def why_not(config: Config, key: str) -> str | None:
 
 def changes_data(key: str) -> bool:
     """Whether data is prepared anew for each value of the setting."""
-    return key.startswith("filters.") or (key in data_settings(Config()) and key not in NOT_IN_DATA | {"clip.num_frames"})
+    return key.startswith("filters.") or (
+        key in data_settings(Config()) and key not in NOT_IN_DATA | {"clip.num_frames"}
+    )
 
 
 def changes_mdsa(key: str) -> bool:
@@ -118,11 +129,15 @@ def _why_no_data(config: Config, key: str) -> str | None:
         )
     if not config.data.sources and not config.data.listing:
         return (
-            "it changes the prepared data, and there is nothing to prepare; name data.sources or data.listing, "
+            "it changes the prepared data, and there is nothing to prepare; name data.sources or "
+            "data.listing, "
             "so that the sweep prepares the data of each of its values"
         )
     if config.tune.space[key].choices is None:
-        return "it changes the prepared data, and a range has no end of it; expected a list, or a range with a step"
+        return (
+            "it changes the prepared data, and a range has no end of it; expected a list, or a range with a "
+            "step"
+        )
     if config.tune.scheduler == "pbt":
         return "with tune.scheduler=pbt all trials have the same data; write tune.scheduler=asha"
     return None
@@ -136,7 +151,8 @@ def _check_seconds(config: Config) -> None:
         decays = any(tune.space[key].choices is None or value > 0 for value in tune.space[key].choices or [0])
     if decays:
         raise ConfigError(
-            f"tune.budget=seconds with {key} above 0: the learning rate cannot fall towards an end that no one "
+            f"tune.budget=seconds with {key} above 0: the learning rate cannot fall towards an end that no "
+            "one "
             f"knows in clips; write {key}=0, or tune.budget=clips or flops"
         )
     if tune.stage == "stdit" and not shares_mdsa(config):

@@ -1,4 +1,5 @@
-"""Points of a sweep: one value an axis, drawn from lists and ranges, under conditions. Plain values; nothing runs here.
+"""Points of a sweep: one value an axis, drawn from lists and ranges, under conditions. Plain values; nothing
+runs here.
 
 A point names the axes that exist in it: one whose condition is not met is left out of it.
 """
@@ -32,7 +33,9 @@ def check_conditions(tune: TuneConfig) -> None:
     for where, conditions in named:
         for key, wanted in conditions.items():
             if key not in space:
-                raise ConfigError(f"{where} names {key}, which is no axis; expected one of: {', '.join(space)}")
+                raise ConfigError(
+                    f"{where} names {key}, which is no axis; expected one of: {', '.join(space)}"
+                )
             choices = space[key].choices
             if choices is not None and not any(fits(value, wanted) for value in choices):
                 raise ConfigError(
@@ -46,10 +49,14 @@ def in_order(tune: TuneConfig) -> list[str]:
     """The axes, each after those that its condition names. Raises ConfigError for a circle."""
     space, order = tune.space, []
     while len(order) < len(space):
-        ready = [key for key in space if key not in order and all(other in order for other in space[key].when)]
+        ready = [
+            key for key in space if key not in order and all(other in order for other in space[key].when)
+        ]
         if not ready:
             stuck = [key for key in space if key not in order]
-            raise ConfigError(f"tune.axes: {', '.join(stuck)} exist only under conditions on each other; take one out")
+            raise ConfigError(
+                f"tune.axes: {', '.join(stuck)} exist only under conditions on each other; take one out"
+            )
         order += ready
     return order
 
@@ -70,7 +77,8 @@ def is_active(axis: AxisConfig, point: Point) -> bool:
 
 def is_left_out(tune: TuneConfig, point: Point) -> bool:
     return any(
-        all(key in point and fits(point[key], wanted) for key, wanted in entry.items()) for entry in tune.leave_out
+        all(key in point and fits(point[key], wanted) for key, wanted in entry.items())
+        for entry in tune.leave_out
     )
 
 
@@ -94,7 +102,9 @@ def is_finite(tune: TuneConfig) -> bool:
 
 
 def num_combinations(tune: TuneConfig) -> int | None:
-    """How many different points there are; None without an end. With conditions and very many, at most so many."""
+    """How many different points there are; None without an end. With conditions and very many, at most so
+    many.
+    """
     if not is_finite(tune):
         return None
     product = math.prod(len(axis.choices) for axis in tune.space.values())
@@ -109,7 +119,9 @@ def num_trials(tune: TuneConfig) -> int:
     if combinations is None:
         if tune.num_trials is None:
             ranges = [key for key, axis in tune.space.items() if axis.choices is None]
-            raise ConfigError(f"{ranges[0]} is a range without steps: say how many trials, such as tune.num_trials=16")
+            raise ConfigError(
+                f"{ranges[0]} is a range without steps: say how many trials, such as tune.num_trials=16"
+            )
         return tune.num_trials
     if tune.scheduler == "pbt":  # members of a population may begin alike
         return tune.num_trials

@@ -45,8 +45,8 @@ def clips_at(base: Config, config: Config, rung: float) -> int | None:
 
 
 def mdsa_clips(base: Config, config: Config) -> int:
-    """Clips of MDSA before ST-DiT begins in a trial of both stages: mdsa.train.num_clips, or as many as cost the
-    same.
+    """Clips of MDSA before ST-DiT begins in a trial of both stages: mdsa.train.num_clips, or as many as cost
+    the same.
     """
     clips = base.mdsa.train.num_clips
     if base.tune.budget != "flops":
@@ -58,7 +58,9 @@ def with_length(config: Config, stage: str, *, clips: int | None, seconds: float
     """The configuration whose stage trains so many clips, or so many seconds."""
     model = getattr(config, stage)
     length = {"num_clips": ENDLESS_CLIPS if clips is None else clips, "max_seconds": seconds}
-    return config.model_copy(update={stage: model.model_copy(update={"train": model.train.model_copy(update=length)})})
+    return config.model_copy(
+        update={stage: model.model_copy(update={"train": model.train.model_copy(update=length)})}
+    )
 
 
 def budget_words(tune: TuneConfig, rung: float) -> str:

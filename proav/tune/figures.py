@@ -1,6 +1,8 @@
-"""Pictures of a sweep: picture against sound at each rung, and scores over clips; as SVG for the page, as PNG for everything else.
+"""Pictures of a sweep: picture against sound at each rung, and scores over clips; as SVG for the page, as PNG
+for everything else.
 
-Trials are `rows.Row`s. A marker's colour is the value of the sweep's first axis, its shape that of the second, its size what a reconstruction costs.
+Trials are `rows.Row`s. A marker's colour is the value of the sweep's first axis, its shape that of the
+second, its size what a reconstruction costs.
 """
 
 import io
@@ -47,12 +49,21 @@ def shown_axes(tune: TuneConfig) -> dict[str, Sequence]:
 
 
 def legend(axes: dict[str, Sequence]) -> list[tuple[str, str, str, str]]:
-    """(key, value in words, hue or "", shape) of every value that has a colour or a shape of its own; none for an axis with more values than those."""
+    """(key, value in words, hue or "", shape) of every value that has a colour or a shape of its own; none
+    for an axis with more values than those.
+    """
     entries = []
     for place, (key, values) in enumerate(list(axes.items())[:2]):
         if 0 < len(values) <= len(HUES):
             for number, value in enumerate(values):
-                entries.append((key, value_words(value), "" if place else HUES[number], list(SHAPES)[number] if place else "o"))
+                entries.append(
+                    (
+                        key,
+                        value_words(value),
+                        "" if place else HUES[number],
+                        list(SHAPES)[number] if place else "o",
+                    )
+                )
     return entries
 
 
@@ -73,7 +84,9 @@ def front_svg(rows: list[Row], budget: float, axes: dict[str, Sequence], *, desc
     return themed_svg(figure, description)
 
 
-def scores_svg(rows: list[Row], axes: dict[str, Sequence], *, unit: str, metric: str, description: str) -> Markup:
+def scores_svg(
+    rows: list[Row], axes: dict[str, Sequence], *, unit: str, metric: str, description: str
+) -> Markup:
     """Each trial's metric over its budget, with intervals. unit: of the budget."""
     figure = Figure(figsize=(3.6, 2.9))
     figure.patch.set_alpha(0)
@@ -92,7 +105,9 @@ def scores_svg(rows: list[Row], axes: dict[str, Sequence], *, unit: str, metric:
     return themed_svg(figure, description)
 
 
-def fronts_png(rows: list[Row], rungs: Sequence[int], axes: dict[str, Sequence], *, unit: str, title: str) -> bytes:
+def fronts_png(
+    rows: list[Row], rungs: Sequence[int], axes: dict[str, Sequence], *, unit: str, title: str
+) -> bytes:
     """All rungs side by side, with a legend: a PNG file's bytes."""
     figure = Figure(figsize=(max(5.2, 3.9 * len(rungs)), 4.2), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
@@ -107,7 +122,13 @@ def fronts_png(rows: list[Row], rungs: Sequence[int], axes: dict[str, Sequence],
         for key, value, hue, shape in legend(axes)
     ]
     if handles:
-        figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 3 * len(rungs)), fontsize=8, frameon=False)
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            ncols=min(len(handles), 3 * len(rungs)),
+            fontsize=8,
+            frameon=False,
+        )
     figure.suptitle(title, fontsize=10.5, x=0.01, ha="left", color="#1d1b19")
     figure.tight_layout(rect=(0, 0.12, 1, 0.98))
     buffer = io.BytesIO()
@@ -133,17 +154,29 @@ def _draw_front(plot, rows: list[Row], budget: float, axes: dict[str, Sequence],
         hue, shape = look_of(row, axes)
         area, best = SMALLEST + (LARGEST - SMALLEST) * share, row in winners
         plot.scatter(
-            rung["psnr_db"], rung["mel_error_db"], s=area, color=hue, marker=shape, alpha=1 if best else 0.5,
-            edgecolors=ink.muted if best else "none", linewidths=1.1, zorder=3 if best else 2,
-        )  # fmt: skip
+            rung["psnr_db"],
+            rung["mel_error_db"],
+            s=area,
+            color=hue,
+            marker=shape,
+            alpha=1 if best else 0.5,
+            edgecolors=ink.muted if best else "none",
+            linewidths=1.1,
+            zorder=3 if best else 2,
+        )
     plot.margins(0.14, 0.16)
-    for low_edge, high_edge, set_limits in ((*plot.get_xlim(), plot.set_xlim), (*plot.get_ylim(), plot.set_ylim)):
+    for low_edge, high_edge, set_limits in (
+        (*plot.get_xlim(), plot.set_xlim),
+        (*plot.get_ylim(), plot.set_ylim),
+    ):
         missing = max(0.0, LEAST_SPAN_DB - (high_edge - low_edge))
         set_limits(low_edge - missing / 2, high_edge + missing / 2)
     plot.invert_yaxis()
     plot.set_xlabel("picture: PSNR, dB", fontsize=7.5, color=ink.muted, labelpad=2)
     plot.set_ylabel("sound: log-mel error, dB (less is better)", fontsize=7.5, color=ink.muted, labelpad=3)
-    plot.text(0.985, 0.98, "better ↗", transform=plot.transAxes, fontsize=7.5, color=ink.muted, ha="right", va="top")
+    plot.text(
+        0.985, 0.98, "better ↗", transform=plot.transAxes, fontsize=7.5, color=ink.muted, ha="right", va="top"
+    )
 
 
 def styled(plot, ink: Ink):

@@ -1,6 +1,7 @@
 """How much of what trials differ in each axis explains: Optuna's importances, of the trials at one rung.
 
-Optuna and scikit-learn are optional. An axis that exists only under a condition is not in every trial and has no importance.
+Optuna and scikit-learn are optional. An axis that exists only under a condition is not in every trial and has
+no importance.
 """
 
 from collections.abc import Sequence
@@ -33,27 +34,43 @@ def find_importance(tune: TuneConfig, rows: Sequence[Row]) -> Importance:
     except ImportError as error:
         return Importance(absent=f"the axes' importance needs {error.name}; type: pip install 'proav[tune]'")
     if tune.scheduler == "pbt":
-        return Importance(absent="trials of a population change their settings on the way: they have no importance")
+        return Importance(
+            absent="trials of a population change their settings on the way: they have no importance"
+        )
     rungs = rungs_of(rows)
-    at = [(row.point, rung["score"]) for row in rows for rung in row.rungs if rungs and rung["budget"] == rungs[0]]
+    at = [
+        (row.point, rung["score"])
+        for row in rows
+        for rung in row.rungs
+        if rungs and rung["budget"] == rungs[0]
+    ]
     varied = [
-        key for key in tune.axes
+        key
+        for key in tune.axes
         if all(key in point for point, _ in at) and len({repr(point[key]) for point, _ in at}) > 1
-    ]  # fmt: skip
+    ]
     if len(at) < MIN_TRIALS or not varied or len({score for _, score in at}) < 2:
-        return Importance(absent=f"importance of the axes needs {MIN_TRIALS} measured trials that differ; there are {len(at)}")
+        return Importance(
+            absent=(
+                f"importance of the axes needs {MIN_TRIALS} measured trials that differ; there are {len(at)}"
+            )
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     distributions = {key: _distribution(optuna, tune, key) for key in varied}
     for point, score in at:
         parameters = {key: _parameter(tune, key, point[key]) for key in varied}
-        study.add_trial(optuna.trial.create_trial(params=parameters, distributions=distributions, value=score))
+        study.add_trial(
+            optuna.trial.create_trial(params=parameters, distributions=distributions, value=score)
+        )
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=tune.seed)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return Importance(
-        shares={key: float(share) for key, share in sorted(shares.items(), key=lambda pair: -pair[1])}, budget=rungs[0], num_trials=len(at),
+        shares={key: float(share) for key, share in sorted(shares.items(), key=lambda pair: -pair[1])},
+        budget=rungs[0],
+        num_trials=len(at),
         method="Optuna's fANOVA: shares of the variance that a random forest over the axes explains",
-    )  # fmt: skip
+    )
 
 
 def _distribution(optuna, tune: TuneConfig, key: str):

@@ -1,7 +1,8 @@
-"""What a trial does for one seed up to one rung: train, and measure by reconstructions or by a whole evaluation.
+"""What a trial does for one seed up to one rung: train, and measure by reconstructions or by a whole
+evaluation.
 
-With tune.stage=stdit a trial's folder is that of a run: MDSA, latents, ST-DiT, samples, eval. If no axis changes
-MDSA, it begins with copies of the sweep's own MDSA and latents. Ray must be running.
+With tune.stage=stdit a trial's folder is that of a run: MDSA, latents, ST-DiT, samples, eval. If no axis
+changes MDSA, it begins with copies of the sweep's own MDSA and latents. Ray must be running.
 """
 
 import math
@@ -49,13 +50,14 @@ def measure(trial: Trial, *, repeat: int, clips: int | None, seconds: float | No
     }
     if not math.isfinite(value_of(measured, trial.tune)):
         raise UserError(
-            f"the reconstructions after {summary['clips']:,} clips are not finite; lower {stage}.train.learning_rate"
+            f"the reconstructions after {summary['clips']:,} clips are not finite; lower "
+            f"{stage}.train.learning_rate"
         )
     return measured
 
 
 def make_shared(config: Config) -> None:
-    """MDSA and latents that all trials go on from, in the sweep's own run; nothing happens if they are there."""
+    """MDSA and latents that all trials go on from, in the sweep's own run; made unless they are there."""
     train_stage(config, "mdsa")
     _aside(_encode, config)
 
@@ -76,7 +78,9 @@ def copy_folder(source: str, target: str) -> None:
     """All files below `source`, as they are; `target` is there as a whole or not at all (locally)."""
     with storage.write_folder(target) as folder:
         for path in storage.list_files(source):
-            storage.write_bytes(storage.join(folder, path.rsplit(source.rstrip("/") + "/", 1)[-1]), storage.read_bytes(path))
+            storage.write_bytes(
+                storage.join(folder, path.rsplit(source.rstrip("/") + "/", 1)[-1]), storage.read_bytes(path)
+            )
 
 
 def _evaluate(config: Config, stage: str, metric: str) -> dict:
@@ -107,14 +111,21 @@ def _generate_and_evaluate(config: Config) -> dict:
 def _evaluate_alone(config: Config) -> dict:
     from proav.evaluate.job import evaluate
 
-    few = config.evaluate.model_copy(update={"num_workers": config.evaluate.num_workers or 1, "compare_with": None})
+    few = config.evaluate.model_copy(
+        update={"num_workers": config.evaluate.num_workers or 1, "compare_with": None}
+    )
     return evaluate(config.model_copy(update={"evaluate": few}))
 
 
 def _reconstruct(config: Config, checkpoint: str) -> dict:
     use_gpu = wants_gpu(config.evaluate.use_gpu)
     values = _aside(
-        evaluate_reconstruction, config, checkpoint, device=device_of(use_gpu), num_cpus=1, num_gpus=int(use_gpu)
+        evaluate_reconstruction,
+        config,
+        checkpoint,
+        device=device_of(use_gpu),
+        num_cpus=1,
+        num_gpus=int(use_gpu),
     )
     return {key: value for key, value in values.items() if key != "protocol"}
 

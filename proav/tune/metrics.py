@@ -33,7 +33,9 @@ def check_metric(config: Config) -> None:
     if not name:
         if tune.metric not in BRIEF:
             near = difflib.get_close_matches(tune.metric, known_metrics(config), n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]}?" if near else f"expected score, {', '.join(BRIEF)} or TABLE.METRIC"
+            hint = (
+                f"did you mean {near[0]}?" if near else f"expected score, {', '.join(BRIEF)} or TABLE.METRIC"
+            )
             raise ConfigError(f"tune.metric={tune.metric} is not measured; {hint}")
         return
     tables = TABLES if tune.stage == "stdit" else TABLES[:1]
@@ -43,7 +45,9 @@ def check_metric(config: Config) -> None:
 
 
 def unlisted_metric(config: Config) -> str | None:
-    """A line for a metric that the protocol does not name: it may be of a library that is missing, or misspelt."""
+    """A line for a metric that the protocol does not name: it may be of a library that is missing, or
+    misspelt.
+    """
     if not is_evaluated(config.tune) or config.tune.metric in ("score", *known_metrics(config)):
         return None
     near = difflib.get_close_matches(config.tune.metric, known_metrics(config), n=1, cutoff=0.3)
@@ -69,7 +73,9 @@ def known_metrics(config: Config) -> list[str]:
     of_pairs = {score for score in protocol.scores if score in OF_PAIRS} | set(SCORES)
     names = {f"reconstruction.{name}" for name in pairs | of_pairs | of_one} | set(BRIEF)
     if config.tune.stage == "stdit":
-        names |= {f"{table}.{name}" for table in ("generated", "generated_held_out") for name in made | of_one}
+        names |= {
+            f"{table}.{name}" for table in ("generated", "generated_held_out") for name in made | of_one
+        }
         names |= {"stdit.loss"}
     return sorted(names)
 
@@ -117,7 +123,8 @@ def value_of(measured: dict, tune: TuneConfig) -> float:
         near = difflib.get_close_matches(tune.metric, numbers, n=3, cutoff=0.2)
         raise UserError(
             f"tune.metric={tune.metric} was not measured (it may need weights, a library or more clips; "
-            f"docs/evaluation.md says which); measured were such as {', '.join(near) or ', '.join(sorted(numbers)[:3])}"
+            "docs/evaluation.md says which); measured were such as "
+            f"{', '.join(near) or ', '.join(sorted(numbers)[:3])}"
         )
     return float(value)
 

@@ -1,4 +1,5 @@
-"""More pictures of a sweep: the metric against its cost, trials as lines over all axes, shares of importance; SVG.
+"""More pictures of a sweep: the metric against its cost, trials as lines over all axes, shares of importance;
+SVG.
 
 Trials are `rows.Row`s and look as in `figures.py`.
 """
@@ -32,11 +33,25 @@ def cost_svg(rows: list[Row], budget: float, tune: TuneConfig, *, description: s
         hue, shape = look_of(row, axes)
         kept, cost = row in winners, row.flops_per_clip / 1e9
         if rung["metric_low"] is not None:
-            plot.plot([cost, cost], [rung["metric_low"], rung["metric_high"]], color=hue, linewidth=1, alpha=0.6, zorder=2)
+            plot.plot(
+                [cost, cost],
+                [rung["metric_low"], rung["metric_high"]],
+                color=hue,
+                linewidth=1,
+                alpha=0.6,
+                zorder=2,
+            )
         plot.scatter(
-            cost, rung["metric"], s=45, color=hue, marker=shape, alpha=1 if kept else 0.5,
-            edgecolors=MUTED if kept else "none", linewidths=1.1, zorder=3,
-        )  # fmt: skip
+            cost,
+            rung["metric"],
+            s=45,
+            color=hue,
+            marker=shape,
+            alpha=1 if kept else 0.5,
+            edgecolors=MUTED if kept else "none",
+            linewidths=1.1,
+            zorder=3,
+        )
     plot.margins(0.14, 0.16)
     if not is_large_better(tune):
         plot.invert_yaxis()
@@ -70,7 +85,15 @@ def parallel_svg(rows: list[Row], budget: float, tune: TuneConfig, *, descriptio
         places = [place for place, height in enumerate([*heights, own]) if height is not None]
         shown = [height for height in [*heights, own] if height is not None]
         hue, shape = look_of(row, axes)
-        plot.plot(places, shown, color=hue, alpha=0.2 + 0.75 * rank, linewidth=0.8 + 1.2 * rank, marker=shape, markersize=3)
+        plot.plot(
+            places,
+            shown,
+            color=hue,
+            alpha=0.2 + 0.75 * rank,
+            linewidth=0.8 + 1.2 * rank,
+            marker=shape,
+            markersize=3,
+        )
     plot.set_xlim(-0.3, len(tune.axes) + 0.5)
     plot.set_ylim(-0.08, 1.1)
     return themed_svg(figure, description)
@@ -81,7 +104,12 @@ def importance_svg(shares: dict[str, float], *, description: str) -> Markup:
     names = short_names(list(shares))
     figure = Figure(figsize=(3.6, 0.5 + 0.32 * len(shares)))
     figure.patch.set_alpha(0)
-    plot = styled(figure.add_axes((0.34, 0.36 / (0.5 + 0.32 * len(shares)), 0.62, 1 - 0.42 / (0.5 + 0.32 * len(shares)))), ON_PAGE)
+    plot = styled(
+        figure.add_axes(
+            (0.34, 0.36 / (0.5 + 0.32 * len(shares)), 0.62, 1 - 0.42 / (0.5 + 0.32 * len(shares)))
+        ),
+        ON_PAGE,
+    )
     plot.barh(range(len(shares)), list(shares.values()), color=MUTED, height=0.6)
     plot.set_yticks(range(len(shares)), [names[key] for key in shares])
     plot.invert_yaxis()

@@ -1,8 +1,9 @@
-"""Population-based training: Ray Tune's scheduler decides who takes over from whom, proav's checkpoints pass the weights.
+"""Population-based training: Ray Tune's scheduler decides who takes over from whom, proav's checkpoints pass
+the weights.
 
-All members train to a rung and wait for each other. Then the weakest continue from checkpoints of the best, with
-their settings changed at random. What Ray Tune is given as a checkpoint only names one of ours: a copy below the
-giver's folder, so that a sweep goes on from its records alone.
+All members train to a rung and wait for each other. Then the weakest continue from checkpoints of the best,
+with their settings changed at random. What Ray Tune is given as a checkpoint only names one of ours: a copy
+below the giver's folder, so that a sweep goes on from its records alone.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ from proav.tune.repeats import budget_of
 from proav.tune.space import Trial, config_at
 
 KEPT_RUNGS = 2
-"""Copies of checkpoints that each member keeps for others: they wait at the same rung, so that one would do."""
+"""Copies of checkpoints that each member keeps for others: they wait at the same rung, so that one would do.
+"""
 POINTER = "member.json"
 
 
@@ -38,7 +40,10 @@ class _Population(PopulationBasedTraining):
         self.members, self.settings = members, settings
 
     def on_trial_result(self, tune_controller, trial, result: dict) -> str:
-        next_rung, given = self._next_perturbation_sync, {one: one.config for one in tune_controller.get_trials()}
+        next_rung, given = (
+            self._next_perturbation_sync,
+            {one: one.config for one in tune_controller.get_trials()},
+        )
         action = super().on_trial_result(tune_controller, trial, result)
         if self._next_perturbation_sync != next_rung:  # all have reached it
             for one, before in given.items():
@@ -65,18 +70,27 @@ def population_scheduler(
     random.seed(settings.seed)  # both are what Ray Tune draws from
     np.random.seed(settings.seed)
     return _Population(
-        members, settings, time_attr="budget", metric="score", mode="max",
-        perturbation_interval=settings.rungs[0], burn_in_period=_decided_rung(records) + settings.rungs[0],
+        members,
+        settings,
+        time_attr="budget",
+        metric="score",
+        mode="max",
+        perturbation_interval=settings.rungs[0],
+        burn_in_period=_decided_rung(records) + settings.rungs[0],
         quantile_fraction=settings.exploit_fraction,
         hyperparam_mutations={"member": {key: _drawn_from(settings, key) for key in settings.space}},
         custom_explore_fn=lambda given: {"member": given["member"] | _within(settings, given["member"])},
-    )  # fmt: skip
+    )
 
 
-def population_space(settings: TuneConfig, members: dict[str, Trial], records: dict[str, TrialRecord]) -> dict:
+def population_space(
+    settings: TuneConfig, members: dict[str, Trial], records: dict[str, TrialRecord]
+) -> dict:
     """Ray Tune's param_space: each member as it is now."""
     begun = {name: records[name].point if name in records else trial.point for name, trial in members.items()}
-    return {"member": tune.grid_search([{"id": name, **_coded(settings, point)} for name, point in begun.items()])}
+    return {
+        "member": tune.grid_search([{"id": name, **_coded(settings, point)} for name, point in begun.items()])
+    }
 
 
 def catch_up(members: dict[str, Trial], records: dict[str, TrialRecord]) -> None:
@@ -119,7 +133,9 @@ def _take_over(trial: Trial, giver: Trial, record: TrialRecord) -> TrialRecord:
     """The giver's checkpoint in place of the member's own; done again if it was cut off."""
     source = storage.join(_lent(giver), str(int(record.taken[-1]["budget"])))
     target = storage.join(trial.config.run_folder, "mdsa", "checkpoints")
-    (name,) = {path.removeprefix(source.rstrip("/") + "/").split("/")[0] for path in storage.list_files(source)}
+    (name,) = {
+        path.removeprefix(source.rstrip("/") + "/").split("/")[0] for path in storage.list_files(source)
+    }
     storage.delete_folder(target)
     copy_folder(storage.join(source, name), storage.join(target, name))
     storage.write_text(storage.join(target, LATEST), name + "\n")
@@ -152,14 +168,17 @@ def _coded(settings: TuneConfig, point: Point) -> dict:
     """Values as the scheduler changes them: a list's is its place, so that neighbours are near."""
     space = settings.space
     return {
-        key: space[key].values.index(value) if space[key].values is not None else value for key, value in point.items()
+        key: space[key].values.index(value) if space[key].values is not None else value
+        for key, value in point.items()
     }
 
 
 def _decoded(settings: TuneConfig, given: dict) -> Point:
     space = settings.space
     return {
-        key: space[key].values[given[key]] if space[key].values is not None else clamped(space[key], given[key])
+        key: space[key].values[given[key]]
+        if space[key].values is not None
+        else clamped(space[key], given[key])
         for key in settings.axes
     }
 

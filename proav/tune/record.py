@@ -1,6 +1,7 @@
 """What each trial of a sweep has reached, on disk: trials/<id>/trial.json, written whole after every rung.
 
-It is what a sweep goes on from after an interruption, and all that results are made of; Ray Tune's own state is not needed again.
+It is what a sweep goes on from after an interruption, and all that results are made of; Ray Tune's own state
+is not needed again.
 """
 
 import dataclasses
@@ -17,9 +18,9 @@ from proav.tune.space import Trial
 RECORD = "trial.json"
 FORMAT = 1
 RUNNING, FINISHED, STOPPED, FAILED, CRASHED = "running", "finished", "stopped", "failed", "crashed"
-"""running: being trained, or cut off. finished: has had the whole budget. stopped: by the scheduler. failed: a
-mistake that would come again. crashed: lost for another reason more often than tune.max_failures; tried again
-when the sweep is run again.
+"""running: being trained, or cut off. finished: has had the whole budget. stopped: by the scheduler. failed:
+a mistake that would come again. crashed: lost for another reason more often than tune.max_failures; tried
+again when the sweep is run again.
 """
 DONE = (FINISHED, STOPPED, FAILED)
 
@@ -38,12 +39,13 @@ class TrialRecord:
     reason: str = ""
     """Why it failed or crashed."""
     schedule: list | None = None
-    """What decides whether it goes on; under another schedule, a trial that was stopped is looked at again."""
+    """What decides whether it goes on; under another schedule, a trial that was stopped is looked at again.
+    """
     passed: float = 0
     """Budget up to which it was let go on under this schedule."""
     rungs: list[dict] = field(default_factory=list)
-    """One dict a rung: budget, clips, step, loss, psnr_db, mel_error_db and more, as `repeats.merge` makes them
-    of the seeds' measurements, which stand below `repeats`.
+    """One dict a rung: budget, clips, step, loss, psnr_db, mel_error_db and more, as `repeats.merge` makes
+    them of the seeds' measurements, which stand below `repeats`.
     """
     failures: int = 0
     """Crashes of this sweep's run after which it was tried again."""
@@ -68,13 +70,17 @@ class TrialRecord:
 
     @classmethod
     def begin(cls, trial: Trial, tune: TuneConfig, *, number: int, data_hash: str) -> "TrialRecord":
-        return cls(id=trial.id, point=trial.point, data_hash=data_hash, number=number, schedule=schedule_of(tune))
+        return cls(
+            id=trial.id, point=trial.point, data_hash=data_hash, number=number, schedule=schedule_of(tune)
+        )
 
     def reopened(self, tune: TuneConfig) -> "TrialRecord":
         """The record of a trial that is not done, for going on."""
         schedule = schedule_of(tune)
         passed = self.passed if self.schedule == schedule else 0
-        return self.replace(status=RUNNING, reason="", schedule=schedule, passed=passed, failures=0, failure="")
+        return self.replace(
+            status=RUNNING, reason="", schedule=schedule, passed=passed, failures=0, failure=""
+        )
 
     def replace(self, **changes) -> "TrialRecord":
         return dataclasses.replace(self, **changes)
@@ -82,8 +88,16 @@ class TrialRecord:
 
 def schedule_of(tune: TuneConfig) -> list:
     """What decides which trials are stopped: a trial that was stopped under this schedule stays so."""
-    schedule = [tune.scheduler, list(tune.rungs), tune.reduction_factor, tune.picture_weight, tune.sound_weight]
-    return schedule + ([tune.metric, tune.mode, tune.repeats] if tune.metric != "score" or tune.repeats > 1 else [])
+    schedule = [
+        tune.scheduler,
+        list(tune.rungs),
+        tune.reduction_factor,
+        tune.picture_weight,
+        tune.sound_weight,
+    ]
+    return schedule + (
+        [tune.metric, tune.mode, tune.repeats] if tune.metric != "score" or tune.repeats > 1 else []
+    )
 
 
 def is_done(record: TrialRecord, tune: TuneConfig) -> bool:
@@ -106,7 +120,9 @@ def score(rung: dict, tune: TuneConfig) -> float:
 def write_record(trial: Trial | str, record: TrialRecord) -> None:
     """trial: or its folder."""
     folder = trial if isinstance(trial, str) else trial.config.run_folder
-    storage.write_text(storage.join(folder, RECORD), json.dumps({"format": FORMAT} | dataclasses.asdict(record), indent=1))
+    storage.write_text(
+        storage.join(folder, RECORD), json.dumps({"format": FORMAT} | dataclasses.asdict(record), indent=1)
+    )
 
 
 def read_record(trial_folder: str) -> TrialRecord | None:
@@ -120,7 +136,9 @@ def read_record(trial_folder: str) -> TrialRecord | None:
             raise ValueError("another format")
         return TrialRecord(**values)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {trial_folder} to run that trial anew") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); delete {trial_folder} to run that trial anew"
+        ) from None
 
 
 def read_records(folder: str) -> dict[str, TrialRecord]:

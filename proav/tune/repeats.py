@@ -15,9 +15,37 @@ from proav.tune.metrics import score, value_of
 
 LEVEL = 0.95
 STUDENT_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+    2.086,
+    2.080,
+    2.074,
+    2.069,
+    2.064,
+    2.060,
+    2.056,
+    2.052,
+    2.048,
+    2.045,
+    2.042,
+)
 """The 0.975 quantile of Student's t for 1, 2, ... 30 degrees of freedom; tests compare it with scipy's."""
 NORMAL_95 = 1.960
 """The same without end."""
@@ -92,7 +120,11 @@ def repeat_config(config: Config, repeat: int) -> Config:
         return config
     seed = config.seed + repeat
     return config.model_copy(
-        update={"seed": seed, "run_dir": storage.join(config.run_folder, f"seed-{seed}"), "name": f"{config.name}-{seed}"}
+        update={
+            "seed": seed,
+            "run_dir": storage.join(config.run_folder, f"seed-{seed}"),
+            "name": f"{config.name}-{seed}",
+        }
     )
 
 

@@ -1,4 +1,5 @@
-"""What a sweep leaves: results.csv, results.json with its protocol, best.yaml and metrics.jsonl, and the table on the terminal.
+"""What a sweep leaves: results.csv, results.json with its protocol, best.yaml and metrics.jsonl, and the
+table on the terminal.
 
 The rows are made by `rows.py`, the page and its pictures by `page.py`.
 """
@@ -37,11 +38,12 @@ def write_results(
     quiet: bool = False,
     data_sets: dict[str, str] | None = None,
 ) -> dict:
-    """Writes <run_dir>/tune/{metrics.jsonl,results.csv,results.json,best.yaml,pareto.png,report.html}; returns what results.json holds.
+    """Writes <run_dir>/tune/{metrics.jsonl,results.csv,results.json,best.yaml,pareto.png,report.html};
+    returns what results.json holds.
 
     data: the manifest of the prepared data. yardsticks: as `sweep_yardsticks` makes them, to stand beside the
-    table. Files that would not change are left alone. quiet: no table. data_sets: hashes by the values of axes
-    that change data.
+    table. Files that would not change are left alone. quiet: no table. data_sets: hashes by the values of
+    axes that change data.
     """
     tune, folder = config.tune, storage.join(config.run_folder, "tune")
     rows = make_rows(config, records.values())
@@ -49,7 +51,9 @@ def write_results(
     results = {
         "best": best.trial if best else None,
         "fronts": {f"{rung:.12g}": [row.trial for row in front(rows, rung)] for rung in rungs_of(rows)},
-        "cost_fronts": {f"{rung:.12g}": [row.trial for row in cost_front(rows, rung)] for rung in rungs_of(rows)},
+        "cost_fronts": {
+            f"{rung:.12g}": [row.trial for row in cost_front(rows, rung)] for rung in rungs_of(rows)
+        },
         "importance": asdict(find_importance(config.tune, rows)),
         "trials": [asdict(row) for row in rows],
         "yardsticks": list(yardsticks),
@@ -57,7 +61,11 @@ def write_results(
     }
     text = json.dumps(results, indent=1)
     path = storage.join(folder, "results.json")
-    if not (storage.exists(path) and storage.read_text(path) == text and storage.exists(storage.join(folder, "report.html"))):
+    if not (
+        storage.exists(path)
+        and storage.read_text(path) == text
+        and storage.exists(storage.join(folder, "report.html"))
+    ):
         storage.write_text(storage.join(folder, "metrics.jsonl"), metrics_lines(records.values(), tune))
         storage.write_text(storage.join(folder, "results.csv"), _csv(tune, rows))
         if best:
@@ -70,14 +78,22 @@ def write_results(
 
 
 def best_yaml(config: Config, best: Row) -> str:
-    """A whole configuration with the best point in it, for train.py; with a name and folder of its own beside the sweep's, on the same data."""
+    """A whole configuration with the best point in it, for train.py; with a name and folder of its own beside
+    the sweep's, on the same data.
+    """
     parent, _, name = config.run_folder.rstrip("/").rpartition("/")
     chosen = config_at(config, best.point)
     data = chosen.data.model_copy(update={"prepared": config.data_folder})
-    updates = {"name": f"{config.name}-best", "run_dir": storage.join(parent, f"{name}-best") if parent else f"{name}-best", "data": data}
+    updates = {
+        "name": f"{config.name}-best",
+        "run_dir": storage.join(parent, f"{name}-best") if parent else f"{name}-best",
+        "data": data,
+    }
     head = [
-        f"The best of the sweep {config.name} ({config.run_folder}/tune/results.json): trial {best.trial}, {describe(best.point)}.",
-        f"After {best.clips:,} clips: picture {best.psnr_db:.2f} dB PSNR, sound {best.mel_error_db:.2f} dB log-mel error.",
+        f"The best of the sweep {config.name} ({config.run_folder}/tune/results.json): trial {best.trial}, "
+        f"{describe(best.point)}.",
+        f"After {best.clips:,} clips: picture {best.psnr_db:.2f} dB PSNR, sound {best.mel_error_db:.2f} dB "
+        "log-mel error.",
         "It trains the full length below from the beginning:  python ray_jobs/train.py --config THIS_FILE"
         + (" stage=mdsa" if config.tune.stage == "mdsa" else ""),
     ]
@@ -103,15 +119,23 @@ def _csv(tune: TuneConfig, rows: list[Row]) -> str:
     plain = [name for name in Row.__dataclass_fields__ if name not in ("point", "rungs")]
     writer.writerow(["trial", *tune.axes, *plain[1:]])
     for row in rows:
-        writer.writerow([row.trial, *(point_words(row.point, key) for key in tune.axes), *(getattr(row, name) for name in plain[1:])])
+        writer.writerow(
+            [
+                row.trial,
+                *(point_words(row.point, key) for key in tune.axes),
+                *(getattr(row, name) for name in plain[1:]),
+            ]
+        )
     return buffer.getvalue()
 
 
 def _protocol(config: Config, rows: list[Row], data: dict, data_sets: dict[str, str]) -> dict:
     tune, rungs = config.tune, [rung for row in rows for rung in row.rungs]
     scheduler = {
-        "asha": f"asynchronous successive halving: of the trials so far, the best 1/{tune.reduction_factor} at a rung go on to the next; what arrives first goes on",
-        "pbt": f"population-based training: at each rung {tune.exploit_fraction:g} of the trials take over weights and changed settings of as many of the best",
+        "asha": "asynchronous successive halving: of the trials so far, the best "
+        f"1/{tune.reduction_factor} at a rung go on to the next; what arrives first goes on",
+        "pbt": f"population-based training: at each rung {tune.exploit_fraction:g} of the trials take over "
+        "weights and changed settings of as many of the best",
         "none": "every trial has the whole budget",
     }[tune.scheduler]
     total = num_combinations(tune)
@@ -119,12 +143,15 @@ def _protocol(config: Config, rows: list[Row], data: dict, data_sets: dict[str, 
     return {
         "score": metric_words(tune),
         "measured_on": f"reconstructions of {max((rung['num_clips'] for rung in rungs), default=0)} clips of the {config.evaluate.split} sources, "
-        "moving-average weights: mean PSNR over all pixels of a clip, mean |log-mel difference| over its native mel grid",
+        "moving-average weights: mean PSNR over all pixels of a clip, mean |log-mel difference| over its "
+        "native mel grid",
         "rungs_clips": list(tune.rungs),
         "budget": budgets_words(tune),
-        "seeds": f"{tune.repeats} a trial" + (", 95 % interval of their mean by Student's t" if tune.repeats > 1 else ""),
+        "seeds": f"{tune.repeats} a trial"
+        + (", 95 % interval of their mean by Student's t" if tune.repeats > 1 else ""),
         "scheduler": scheduler,
-        "search": f"{tune.search}, seed {tune.seed}, {len(rows)} of {'endlessly many' if total is None else total} combinations",
+        "search": f"{tune.search}, seed {tune.seed}, {len(rows)} of "
+        f"{'endlessly many' if total is None else total} combinations",
         "schedule": schedule_of(tune),
         "data": {"hash": data["hash"], "splits": data["splits"]} | ({"sets": several} if several else {}),
         "flops_per_clip": ("a sample" if tune.stage == "stdit" else "encode and decode of both modalities")
@@ -132,7 +159,9 @@ def _protocol(config: Config, rows: list[Row], data: dict, data_sets: dict[str, 
         "clips_per_second": f"in training steps, {tune.max_concurrent_trials or 'as many as fit'} trials at a time on the same machines",
         "devices": sorted({rung["device"] for rung in rungs}),
         "seed": config.seed,
-        "configuration": {key: value for key, value in config_to_dict(config).items() if key in PARTS[tune.stage]},
+        "configuration": {
+            key: value for key, value in config_to_dict(config).items() if key in PARTS[tune.stage]
+        },
     }
 
 
@@ -144,19 +173,26 @@ def _tell(config: Config, rows: list[Row], best: Row | None, yardsticks: Sequenc
         print(f"tune: beside them, {what}: {reached}")
     unfinished = [row for row in rows if row.status in (RUNNING, CRASHED)]
     if unfinished:
-        print(f"tune: {len(unfinished)} of {len(rows)} trials did not end by themselves; the same command tries them again")
+        print(
+            f"tune: {len(unfinished)} of {len(rows)} trials did not end by themselves; the same command "
+            "tries them again"
+        )
     if best is None:
         return
     print(f"tune: best after {best.clips:,} clips: {describe(best.point)}")
     rivals = rivals_of(rows, best)
     if rivals:
-        print(f"tune: the intervals of {len(rivals)} others meet its own: chance may have chosen between them")
+        print(
+            f"tune: the intervals of {len(rivals)} others meet its own: chance may have chosen between them"
+        )
     print(f"tune: train it: python ray_jobs/train.py --config {storage.join(folder, 'best.yaml')}")
     print(f"tune: {storage.join(folder, 'report.html')}")
 
 
 def format_table(tune: TuneConfig, rows: list[Row]) -> str:
-    """The trials as lines of text: measured values at the last rung, costs, how each ended; * marks the front of those that saw most clips."""
+    """The trials as lines of text: measured values at the last rung, costs, how each ended; * marks the front
+    of those that saw most clips.
+    """
     names = short_names(list(tune.axes))
     judged_by = tune.metric + (" +- 95 %" if tune.repeats > 1 else "")
     measured = ["clips", "PSNR dB", "mel dB", judged_by, "params M", "GFLOP", "clips/s", "GiB", "ended"]
@@ -164,9 +200,14 @@ def format_table(tune: TuneConfig, rows: list[Row]) -> str:
     lines = [heads]
     for row in rows:
         numbers = [
-            _number(row.psnr_db, 2), _number(row.mel_error_db, 2), _metric(row), _number(row.parameters / 1e6, 2),
-            _number(row.flops_per_clip / 1e9, 2), _number(row.clips_per_second, 2), _number(row.peak_memory_gib, 2),
-        ]  # fmt: skip
+            _number(row.psnr_db, 2),
+            _number(row.mel_error_db, 2),
+            _metric(row),
+            _number(row.parameters / 1e6, 2),
+            _number(row.flops_per_clip / 1e9, 2),
+            _number(row.clips_per_second, 2),
+            _number(row.peak_memory_gib, 2),
+        ]
         ended = row.status + (f": {row.reason[:60]}" if row.status in (FAILED, CRASHED) else "")
         ended += f" (tried again {row.failures} times)" if row.failures else ""
         values = [point_words(row.point, key) for key in tune.axes]

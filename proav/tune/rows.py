@@ -1,6 +1,8 @@
-"""A sweep's trials as rows that can be compared: what was measured, what it costs, who is on the front. Plain values, no files.
+"""A sweep's trials as rows that can be compared: what was measured, what it costs, who is on the front. Plain
+values, no files.
 
-Trials are compared at equal budgets only: each rung has its own Pareto front, and the best trial is the best of those that went furthest.
+Trials are compared at equal budgets only: each rung has its own Pareto front, and the best trial is the best
+of those that went furthest.
 """
 
 from collections.abc import Iterable
@@ -66,17 +68,30 @@ def make_rows(config: Config, records: Iterable[TrialRecord]) -> list[Row]:
         both = tune.stage == "stdit"
         rows.append(
             Row(
-                trial=record.id, point=record.point, status=record.status, reason=record.reason, pareto=False, clips=record.clips,
-                psnr_db=last.get("psnr_db"), mel_error_db=last.get("mel_error_db"), score=rungs[-1]["score"] if rungs else None,
+                trial=record.id,
+                point=record.point,
+                status=record.status,
+                reason=record.reason,
+                pareto=False,
+                clips=record.clips,
+                psnr_db=last.get("psnr_db"),
+                mel_error_db=last.get("mel_error_db"),
+                score=rungs[-1]["score"] if rungs else None,
                 parameters=bill.stdit_parameters if both else bill.mdsa_parameters,
                 flops_per_clip=bill.sample_flops if both else bill.mdsa_encode_flops + bill.mdsa_decode_flops,
-                clips_per_second=last.get("clips_per_second"), peak_memory_gib=last.get("peak_memory_gib"), seconds=last.get("seconds"), rungs=rungs,
-                budget=record.budget, num_seeds=len(repeats_of(last, tune.repeats)) if last else 0, failures=record.failures,
+                clips_per_second=last.get("clips_per_second"),
+                peak_memory_gib=last.get("peak_memory_gib"),
+                seconds=last.get("seconds"),
+                rungs=rungs,
+                budget=record.budget,
+                num_seeds=len(repeats_of(last, tune.repeats)) if last else 0,
+                failures=record.failures,
                 metric=rungs[-1]["metric"] if rungs else None,
-                metric_low=rungs[-1]["metric_low"] if rungs else None, metric_high=rungs[-1]["metric_high"] if rungs else None,
+                metric_low=rungs[-1]["metric_low"] if rungs else None,
+                metric_high=rungs[-1]["metric_high"] if rungs else None,
                 train_flops=train_flops(resolved, tune.stage, int(record.clips)) if rungs else None,
             )
-        )  # fmt: skip
+        )
     rows.sort(key=lambda row: (-row.budget, -(row.score or 0)))
     winners = {row.trial for row in front(rows, max(rungs_of(rows), default=0))}
     return [replace(row, pareto=row.trial in winners) for row in rows]
@@ -95,22 +110,39 @@ def rungs_of(rows: Iterable[Row]) -> list[float]:
 
 
 def front(rows: Iterable[Row], budget: float) -> list[Row]:
-    """Trials measured at a rung that no other one measured there beats in one of picture and sound without losing in the other."""
-    at = [(row, rung["psnr_db"], rung["mel_error_db"]) for row in rows for rung in row.rungs if rung["budget"] == budget]
+    """Trials measured at a rung that no other one measured there beats in one of picture and sound without
+    losing in the other.
+    """
+    at = [
+        (row, rung["psnr_db"], rung["mel_error_db"])
+        for row in rows
+        for rung in row.rungs
+        if rung["budget"] == budget
+    ]
     return [
         row
         for row, psnr, error in at
-        if not any(other_psnr >= psnr and other_error <= error and (other_psnr, other_error) != (psnr, error) for _, other_psnr, other_error in at)
+        if not any(
+            other_psnr >= psnr and other_error <= error and (other_psnr, other_error) != (psnr, error)
+            for _, other_psnr, other_error in at
+        )
     ]
 
 
 def cost_front(rows: Iterable[Row], budget: float) -> list[Row]:
     """Trials measured at a rung that no other one matches in the metric at a lower cost, cheapest first."""
-    at = [(row, row.flops_per_clip, rung["score"]) for row in rows for rung in row.rungs if rung["budget"] == budget]
+    at = [
+        (row, row.flops_per_clip, rung["score"])
+        for row in rows
+        for rung in row.rungs
+        if rung["budget"] == budget
+    ]
     kept = [
         row
         for row, cost, reached in at
-        if not any(less <= cost and more >= reached and (less, more) != (cost, reached) for _, less, more in at)
+        if not any(
+            less <= cost and more >= reached and (less, more) != (cost, reached) for _, less, more in at
+        )
     ]
     return sorted(kept, key=lambda row: row.flops_per_clip)
 
@@ -118,16 +150,21 @@ def cost_front(rows: Iterable[Row], budget: float) -> list[Row]:
 def best_row(rows: list[Row]) -> Row | None:
     """The highest score among the trials that went furthest; None where nothing was measured."""
     most = max((row.budget for row in rows), default=0)
-    return max((row for row in rows if row.budget == most and row.rungs), key=lambda row: row.score, default=None)
+    return max(
+        (row for row in rows if row.budget == most and row.rungs), key=lambda row: row.score, default=None
+    )
 
 
 def rivals_of(rows: list[Row], best: Row) -> list[Row]:
-    """Trials of the same budget whose interval meets that of the best: chance may have chosen between them."""
+    """Trials of the same budget whose interval meets that of the best: chance may have chosen."""
     if best.metric_low is None:
         return []
     return [
         row
         for row in rows
-        if row is not best and row.budget == best.budget and row.metric_low is not None
-        and row.metric_low <= best.metric_high and row.metric_high >= best.metric_low
-    ]  # fmt: skip
+        if row is not best
+        and row.budget == best.budget
+        and row.metric_low is not None
+        and row.metric_low <= best.metric_high
+        and row.metric_high >= best.metric_low
+    ]

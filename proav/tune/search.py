@@ -1,6 +1,8 @@
-"""Which point comes next: planned ones in order, or the proposals of Ray Tune's OptunaSearch; one Searcher for all.
+"""Which point comes next: planned ones in order, or the proposals of Ray Tune's OptunaSearch; one Searcher
+for all.
 
-Points are tried once: what was measured before the start comes first and is only replayed, so that scheduler and sampler know of it.
+Points are tried once: what was measured before the start comes first and is only replayed, so that scheduler
+and sampler know of it.
 """
 
 import json
@@ -62,18 +64,21 @@ class OptunaPoints:
             import optuna
         except ImportError:
             raise UserError(
-                "tune.search=optuna needs Optuna; type: pip install 'proav[tune]', or write tune.search=random"
+                "tune.search=optuna needs Optuna; type: pip install 'proav[tune]', or write "
+                "tune.search=random"
             ) from None
         from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.tune, self.space = tune, _Space(tune)
-        # The first third is drawn at random. A resumed sweep has another seed than it began with: the same one
+        # The first third is drawn at random. A resumed sweep has another seed than at first: the same one
         # would draw the same points again.
         startup = min(10, max(2, num_trials(tune) // 3))
         sampler = optuna.samplers.TPESampler(seed=tune.seed + len(known), n_startup_trials=startup)
         begun = [self.space.parameters(point) for point in known]
-        self.search = OptunaSearch(self.space, metric="score", mode="max", sampler=sampler, points_to_evaluate=begun)
+        self.search = OptunaSearch(
+            self.space, metric="score", mode="max", sampler=sampler, points_to_evaluate=begun
+        )
         self.names: dict[str, str] = {}
         self.asked = 0
 
@@ -97,7 +102,9 @@ class OptunaPoints:
     def tell(self, point: Point, score: float | None) -> None:
         name = self.names[json.dumps(point, sort_keys=True)]
         if name:  # not one that was drawn because Optuna knew nothing new
-            self.search.on_trial_complete(name, None if score is None else {"score": score}, error=score is None)
+            self.search.on_trial_complete(
+                name, None if score is None else {"score": score}, error=score is None
+            )
 
 
 class _Space:
@@ -138,7 +145,9 @@ class _Space:
 
 
 class TrialSearcher(Searcher):
-    """Gives Ray Tune trials from `points`; `begin` makes a point a trial and raises ConfigError where it cannot be run."""
+    """Gives Ray Tune trials from `points`; `begin` makes a point a trial and raises ConfigError where it
+    cannot be run.
+    """
 
     def __init__(self, points: Points, begin: Callable[[Point], Trial]) -> None:
         super().__init__(metric="score", mode="max")
@@ -150,7 +159,9 @@ class TrialSearcher(Searcher):
         while (point := self.points.ask()) is not None:
             try:
                 trial = self.begin(point)
-            except ConfigError as error:  # where the combinations were too many to look at all before the start
+            except (
+                ConfigError
+            ) as error:  # where the combinations were too many to look at all before the start
                 print(f"tune: left out {describe(point)}: {error}")
                 self.points.tell(point, None)
                 continue

@@ -32,9 +32,19 @@ from proav.tune.budgets import budgets_words, clips_at, mdsa_clips, train_flops,
 from proav.tune.metrics import check_metric, is_evaluated, metric_words
 
 OF_THE_MACHINE = (
-    "num_clips", "max_seconds", "num_workers", "use_gpu", "cpus_per_worker", "loader", "loader_workers",
-    "checkpoint_every_clips", "checkpoint_every_minutes", "keep_checkpoints", "report_every_clips", "max_failures",
-)  # fmt: skip
+    "num_clips",
+    "max_seconds",
+    "num_workers",
+    "use_gpu",
+    "cpus_per_worker",
+    "loader",
+    "loader_workers",
+    "checkpoint_every_clips",
+    "checkpoint_every_minutes",
+    "keep_checkpoints",
+    "report_every_clips",
+    "max_failures",
+)
 """Settings of training that say where and how long, not what: a trial may go on under others."""
 ABSENT = object()
 """In place of a value: the axis does not exist in a point."""
@@ -61,8 +71,8 @@ class Trial:
 
 
 def check_sweep(config: Config) -> None:
-    """Raises ConfigError, before anything starts: no axes, an axis that does not exist or may not vary, a value
-    or a combination that cannot be run, a metric that is not measured.
+    """Raises ConfigError, before anything starts: no axes, an axis that does not exist or may not vary, a
+    value or a combination that cannot be run, a metric that is not measured.
     """
     tune = config.tune
     check_axes(config)
@@ -103,13 +113,16 @@ def plan_text(config: Config) -> str:
     lines = [
         f"sweep       {num_trials(tune)} of {'endlessly many' if total is None else total} combinations, "
         f"{tune.search}{seeds}; {tune.scheduler}, compared at {budgets_words(tune)}",
-        f"judged by   {metric_words(tune)}; a trial trains {'MDSA' if tune.stage == 'mdsa' else _both_words(config)}",
+        f"judged by   {metric_words(tune)}; a trial trains "
+        f"{'MDSA' if tune.stage == 'mdsa' else _both_words(config)}",
     ]
     lines += [f"axis        {key}: {range_words(axis)}" for key, axis in tune.space.items()]
     data_axes = [key for key in tune.axes if changes_data(key)]
     if data_axes:
         lines.append(f"data        prepared anew for each value of {', '.join(data_axes)}")
-    for number, point in enumerate([] if tune.search == "optuna" else planned_points(tune)[:MAX_LISTED], start=1):
+    for number, point in enumerate(
+        [] if tune.search == "optuna" else planned_points(tune)[:MAX_LISTED], start=1
+    ):
         lines.append(f"trial {number:<5} {describe(point)}: {_bill_words(config, point)}")
     return "\n".join(lines)
 
@@ -132,11 +145,16 @@ def make_trial(
 ) -> Trial:
     """The trial at a point. Raises ConfigError.
 
-    data_hash: of the manifest of its prepared data. data_folder: where that is; None: the sweep's own. member:
-    number in a population, whose points change.
+    data_hash: of the manifest of its prepared data. data_folder: where that is; None: the sweep's own.
+    member: number in a population, whose points change.
     """
     resolved, tune = config_at(config, point), config.tune
-    name = "t" + hashlib.sha256(json.dumps(_identity(config, resolved, point, data_hash, member), sort_keys=True).encode()).hexdigest()[:8]
+    name = (
+        "t"
+        + hashlib.sha256(
+            json.dumps(_identity(config, resolved, point, data_hash, member), sort_keys=True).encode()
+        ).hexdigest()[:8]
+    )
     updates = {
         "name": f"{config.name}-{name}",
         "run_dir": storage.join(trials_folder(config), name),
@@ -156,7 +174,8 @@ def trials_folder(config: Config) -> str:
 
 
 def prepared_configs(config: Config, points: Sequence[Point]) -> dict[str, Config]:
-    """What is to be prepared for these points, by `data_name`: configurations of runs below <run_dir>/tune/data.
+    """What is to be prepared for these points, by `data_name`: configurations of runs below
+    <run_dir>/tune/data.
 
     The sweep's own data has the name "" and the sweep's own configuration.
     """
@@ -164,7 +183,9 @@ def prepared_configs(config: Config, points: Sequence[Point]) -> dict[str, Confi
     for point in points:
         name = data_name(point)
         if name not in found:
-            folder = storage.join(config.run_folder, "tune", "data", hashlib.sha256(name.encode()).hexdigest()[:8])
+            folder = storage.join(
+                config.run_folder, "tune", "data", hashlib.sha256(name.encode()).hexdigest()[:8]
+            )
             own = config_at(config, point)
             found[name] = own.model_copy(update={"run_dir": folder}) if name else config
     return found
@@ -195,7 +216,9 @@ def _check_first_rung(config: Config, trial_config: Config) -> None:
 
 
 def _identity(config: Config, resolved: Config, point: Point, data_hash: str, member: int | None) -> dict:
-    """What a trial's result follows from. Parts that the first sweeps did not have are named only if they are used."""
+    """What a trial's result follows from. Parts that the first sweeps did not have are named only if they are
+    used.
+    """
     settings, tune = config_to_dict(resolved), config.tune
 
     def trained(stage: str) -> dict:
@@ -203,9 +226,14 @@ def _identity(config: Config, resolved: Config, point: Point, data_hash: str, me
         return {**settings[stage], "train": train}
 
     identity = {
-        "point": point, "seed": config.seed, "clip": settings["clip"], "mel": settings["mel"], "mdsa": trained("mdsa"),
-        "evaluate": {key: settings["evaluate"][key] for key in ("split", "max_clips")}, "data": data_hash,
-    }  # fmt: skip
+        "point": point,
+        "seed": config.seed,
+        "clip": settings["clip"],
+        "mel": settings["mel"],
+        "mdsa": trained("mdsa"),
+        "evaluate": {key: settings["evaluate"][key] for key in ("split", "max_clips")},
+        "data": data_hash,
+    }
     if tune.budget == "seconds":
         identity["budget"] = "seconds"
     elif tune.budget == "flops":  # what a rung is follows from the sweep's own costs
@@ -214,12 +242,19 @@ def _identity(config: Config, resolved: Config, point: Point, data_hash: str, me
         measured = ("protocol", "weights", "num_resamples")
         identity["measured"] = {key: settings["evaluate"][key] for key in measured}
     if tune.stage == "stdit":
-        made = {key: value for key, value in settings["generate"].items() if key not in ("use_gpu", "num_workers", "batch_size")}
+        made = {
+            key: value
+            for key, value in settings["generate"].items()
+            if key not in ("use_gpu", "num_workers", "batch_size")
+        }
         identity |= {"stdit": trained("stdit"), "diffusion": settings["diffusion"], "generate": made}
         identity |= {"encode": [settings["encode"][key] for key in ("stride_frames", "flips")]}
         identity |= {"mdsa_clips": mdsa_clips(config, resolved)}
     if member is not None:
-        identity |= {"member": member, "population": [tune.num_trials, list(tune.rungs), tune.seed, tune.exploit_fraction]}
+        identity |= {
+            "member": member,
+            "population": [tune.num_trials, list(tune.rungs), tune.seed, tune.exploit_fraction],
+        }
     return identity
 
 
@@ -230,7 +265,9 @@ def _bill_words(config: Config, point: Point) -> str:
         flops = (bill.mdsa_encode_flops + bill.mdsa_decode_flops) / 1e9
         words = f"{bill.mdsa_parameters / 1e6:.2f} M parameters, {flops:.2f} GFLOP a reconstruction"
     else:
-        words = f"{bill.stdit_parameters / 1e6:.2f} M parameters, {bill.sample_flops / 1e9:.2f} GFLOP a sample"
+        words = (
+            f"{bill.stdit_parameters / 1e6:.2f} M parameters, {bill.sample_flops / 1e9:.2f} GFLOP a sample"
+        )
     if tune.budget == "flops":
         words += f", {clips_at(config, resolved, tune.rungs[-1]):,} clips"
     return words

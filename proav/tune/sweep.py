@@ -1,7 +1,8 @@
-"""Runs a sweep: Ray Tune starts trials, compares them at each rung and stops the weaker ones; what they reach is in their records.
+"""Runs a sweep: Ray Tune starts trials, compares them at each rung and stops the weaker ones; what they reach
+is in their records.
 
-A sweep goes on from the records alone: done trials are replayed without training, cut-off ones go on from their checkpoint. Ray Tune's own
-files (<run_dir>/.ray/tune) are only scaffolding and are made anew each time.
+A sweep goes on from the records alone: done trials are replayed without training, cut-off ones go on from
+their checkpoint. Ray Tune's own files (<run_dir>/.ray/tune) are only scaffolding and are made anew each time.
 """
 
 import json
@@ -54,11 +55,14 @@ ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a failed trial is a line here and a row of the table
 }
 AT_HEAD = {"node:__internal_head__": 0.001}
-"""What a trial's own process holds: a place beside Ray's head, which is never a spot node, and no CPU, so that its workers get them all."""
+"""What a trial's own process holds: a place beside Ray's head, which is never a spot node, and no CPU, so
+that its workers get them all.
+"""
 
 
 def sweep(config: Config) -> dict:
-    """Runs what is left of the sweep on the Ray that is initialised, writes <run_dir>/tune/ and returns the results (`results.json`).
+    """Runs what is left of the sweep on the Ray that is initialised, writes <run_dir>/tune/ and returns the
+    results (`results.json`).
 
     Raises UserError before anything starts (wrong axes or values, no prepared data, Optuna missing, another
     sweep at work in the folder), and in the end if every trial failed.
@@ -74,7 +78,12 @@ def sweep(config: Config) -> dict:
         records = runner.records()
         yardsticks = sweep_yardsticks(config, records.values())
         results = write_results(
-            config, records, data=data.manifest, yardsticks=yardsticks, quiet=is_finished, data_sets=data.hashes
+            config,
+            records,
+            data=data.manifest,
+            yardsticks=yardsticks,
+            quiet=is_finished,
+            data_sets=data.hashes,
         )
         _check_measured(config, results)
     if is_finished:
@@ -114,7 +123,9 @@ class _Sweep:
     def trial(self, point: Point, member: int | None = None) -> Trial:
         name = data_name(point)
         folder = self.data.folders[name]
-        return make_trial(self.config, point, data_hash=self.data.hashes[name], data_folder=folder, member=member)
+        return make_trial(
+            self.config, point, data_hash=self.data.hashes[name], data_folder=folder, member=member
+        )
 
     def members(self) -> dict[str, Trial]:
         """A population at its beginning, by id."""
@@ -122,7 +133,9 @@ class _Sweep:
         return {trial.id: trial for trial in trials}
 
     def records(self) -> dict[str, TrialRecord]:
-        """Of this sweep's trials: other settings or other data leave other ids in the same folder. By id, in the order in which they began."""
+        """Of this sweep's trials: other settings or other data leave other ids in the same folder. By id, in
+        the order in which they began.
+        """
         settings, planned = self.config.tune, None
         if settings.scheduler == "pbt":
             planned = self.members().keys()
@@ -153,7 +166,9 @@ class _Sweep:
             make_shared(self.config)
         for name in ENVIRONMENT:
             os.environ.setdefault(name, ENVIRONMENT[name])
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it tells of failed trials too, which the lines here do
+        logging.getLogger("ray.tune").setLevel(
+            logging.CRITICAL
+        )  # it tells of failed trials too, which the lines here do
         folder = storage.join(self.config.run_folder, ".ray")
         storage.delete_folder(storage.join(folder, "tune"))
         filesystem, path = storage.open_filesystem(folder)
@@ -166,7 +181,11 @@ class _Sweep:
             stop={"budget": settings.rungs[-1]} if points is None else None,
             verbose=0,
         )
-        tuner = self._population(known, at_a_time, run_config) if points is None else self._trials(points, at_a_time, run_config)
+        tuner = (
+            self._population(known, at_a_time, run_config)
+            if points is None
+            else self._trials(points, at_a_time, run_config)
+        )
         try:
             tuner.fit()
         except KeyboardInterrupt:  # Ray Tune takes SIGINT while it runs, and raises this
@@ -187,10 +206,18 @@ class _Sweep:
             run_config=run_config,
         )
 
-    def _population(self, known: dict[str, TrialRecord], at_a_time: int, run_config: tune.RunConfig) -> tune.Tuner:
-        """Members that pass weights on. Ray Tune counts those that wait as running: room at the head limits them."""
+    def _population(
+        self, known: dict[str, TrialRecord], at_a_time: int, run_config: tune.RunConfig
+    ) -> tune.Tuner:
+        """Members that pass weights on. Ray Tune counts those that wait as running: room at the head limits
+        them.
+        """
         members, settings = self.members(), self.config.tune
-        left = {name: trial for name, trial in members.items() if name not in known or not is_done(known[name], settings)}
+        left = {
+            name: trial
+            for name, trial in members.items()
+            if name not in known or not is_done(known[name], settings)
+        }
         for trial in left.values():
             self._open(trial)
         begun = {name: record for name, record in self.records().items() if name in left}
@@ -199,13 +226,19 @@ class _Sweep:
         return tune.Tuner(
             tune.with_resources(_member_driver(self.config, members), tune.PlacementGroupFactory([share])),
             param_space=population_space(settings, left, begun),
-            tune_config=tune.TuneConfig(scheduler=population_scheduler(settings, members, begun), trial_name_creator=_name_of),
+            tune_config=tune.TuneConfig(
+                scheduler=population_scheduler(settings, members, begun), trial_name_creator=_name_of
+            ),
             run_config=run_config,
         )
 
     def _points(self, known: dict[str, TrialRecord]) -> Points:
-        """Known points first: their measurements are there at once, for scheduler and sampler to compare with."""
-        begun = sorted(known.values(), key=lambda record: (not is_done(record, self.config.tune), record.number))
+        """Known points first: their measurements are there at once, for scheduler and sampler to compare
+        with.
+        """
+        begun = sorted(
+            known.values(), key=lambda record: (not is_done(record, self.config.tune), record.number)
+        )
         if self.config.tune.search == "optuna":
             return OptunaPoints(self.config.tune, [record.point for record in begun])
         rest = [point for point in planned_points(self.config.tune) if self.trial(point).id not in known]
@@ -223,7 +256,9 @@ class _Sweep:
         record, settings = read_record(trial.config.run_folder), self.config.tune
         if record is None:
             data_hash = self.data.hashes[data_name(trial.point)]
-            write_record(trial, TrialRecord.begin(trial, settings, number=len(self.records()), data_hash=data_hash))
+            write_record(
+                trial, TrialRecord.begin(trial, settings, number=len(self.records()), data_hash=data_hash)
+            )
         elif not is_done(record, settings):
             write_record(trial, record.reopened(settings))
 
@@ -233,7 +268,8 @@ class _Sweep:
         begun = f"; {done} done, {len(known) - done} begun" if known else ""
         seeds = f", {settings.repeats} seeds each" if settings.repeats > 1 else ""
         print(
-            f"tune: {self.total} trials over {', '.join(settings.axes)}; {settings.search}, {settings.scheduler}{seeds}, "
+            f"tune: {self.total} trials over {', '.join(settings.axes)}; {settings.search}, "
+            f"{settings.scheduler}{seeds}, "
             f"compared at {budgets_words(settings)}{begun}"
         )
 
@@ -252,12 +288,16 @@ class _Watch(tune.Callback):
         self.told.add((name, result["budget"]))
         records, settings = self.runner.records(), self.runner.config.tune
         storage.write_text(
-            storage.join(self.runner.config.run_folder, "tune", "metrics.jsonl"), metrics_lines(records.values(), settings)
+            storage.join(self.runner.config.run_folder, "tune", "metrics.jsonl"),
+            metrics_lines(records.values(), settings),
         )
         rung = record.rung(result["budget"])
-        said = budget_words(settings, result["budget"]) + (f" ({rung['clips']:,} clips)" if settings.budget != "clips" else "")
+        said = budget_words(settings, result["budget"]) + (
+            f" ({rung['clips']:,} clips)" if settings.budget != "clips" else ""
+        )
         print(
-            f"tune: {self._what(record)}: {said}, picture {rung['psnr_db']:.2f} dB, sound {rung['mel_error_db']:.2f} dB off, "
+            f"tune: {self._what(record)}: {said}, picture {rung['psnr_db']:.2f} dB, sound "
+            f"{rung['mel_error_db']:.2f} dB off, "
             f"{settings.metric} {interval_words(judged(rung, settings))}"
         )
 
@@ -275,7 +315,10 @@ class _Watch(tune.Callback):
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
         record = self._crashed(trial)
         limit = self.runner.config.tune.max_failures
-        print(f"tune: {self._what(record)}: crashed: {record.reason}; tried again ({record.failures + 1} of {limit})")
+        print(
+            f"tune: {self._what(record)}: crashed: {record.reason}; tried again ({record.failures + 1} of "
+            f"{limit})"
+        )
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         record = self._crashed(trial)
@@ -285,7 +328,9 @@ class _Watch(tune.Callback):
         """The record of a trial whose process is gone."""
         _, record = self._record(trial)
         if record.status == RUNNING:
-            record = record.replace(status=CRASHED, reason="the trial's process ended without a word; was it out of memory?")
+            record = record.replace(
+                status=CRASHED, reason="the trial's process ended without a word; was it out of memory?"
+            )
             self._write(trial, record)
         return record
 
@@ -308,9 +353,12 @@ def _check_prepared(config: Config) -> None:
     prepared = config.data.prepared
     if prepared and not storage.exists(storage.join(prepared, "manifest.json")):
         parent, _, name = prepared.rstrip("/").rpartition("/")
-        command = "python ray_jobs/preprocess.py --config FILE" + (f" run_dir={parent}" if name == "data" else ", with that run's file")
+        command = "python ray_jobs/preprocess.py --config FILE" + (
+            f" run_dir={parent}" if name == "data" else ", with that run's file"
+        )
         raise UserError(
-            f"data.prepared={prepared} holds no prepared data (no manifest.json); make it with: {command}; or name another run's data folder"
+            f"data.prepared={prepared} holds no prepared data (no manifest.json); make it with: {command}; "
+            "or name another run's data folder"
         )
 
 
@@ -319,11 +367,16 @@ def _check_measured(config: Config, results: dict) -> None:
     if results["best"] is None:
         reasons = [row["reason"] for row in results["trials"]]
         path = storage.join(config.run_folder, "tune", "results.csv")
-        raise UserError(f"none of the {len(reasons)} trials could be measured, the first one because: {reasons[0]}; all reasons are in {path}")
+        raise UserError(
+            f"none of the {len(reasons)} trials could be measured, the first one because: {reasons[0]}; all "
+            f"reasons are in {path}"
+        )
 
 
 def _name_of(trial) -> str:
-    """Ray Tune's name of a trial: our id. A member of a population keeps it when it takes over another's settings."""
+    """Ray Tune's name of a trial: our id. A member of a population keeps it when it takes over another's
+    settings.
+    """
     return trial.config["member"]["id"] if "member" in trial.config else trial.config["trial"]
 
 
@@ -348,14 +401,18 @@ def _member_driver(config: Config, members: dict[str, Trial]):
     """The same for a member of a population."""
 
     def drive(settings: dict) -> None:
-        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every checkpoint, which are only pointers
+        logging.getLogger("ray").setLevel(
+            logging.WARNING
+        )  # it tells of every checkpoint, which are only pointers
         run_member(config, members, run_trial)
 
     return drive
 
 
 class _Halving(ASHAScheduler):
-    """ASHA that does not think again about a trial that it, or the run before the interruption, has let go on."""
+    """ASHA that does not think again about a trial that it, or the run before the interruption, has let go
+    on.
+    """
 
     def on_trial_result(self, tune_controller, trial, result: dict) -> str:
         action = super().on_trial_result(tune_controller, trial, result)
@@ -367,6 +424,10 @@ def _scheduler(config: Config):
     if settings.scheduler == "none" or len(settings.rungs) == 1:
         return FIFOScheduler()
     return _Halving(
-        time_attr="budget", metric="score", mode="max",
-        max_t=settings.rungs[-1], grace_period=settings.rungs[0], reduction_factor=settings.reduction_factor,
-    )  # fmt: skip
+        time_attr="budget",
+        metric="score",
+        mode="max",
+        max_t=settings.rungs[-1],
+        grace_period=settings.rungs[0],
+        reduction_factor=settings.reduction_factor,
+    )

@@ -1,4 +1,5 @@
-"""One trial: train to a rung, measure, write it down, report; then the next rung. Ray Tune decides between rungs whether it goes on.
+"""One trial: train to a rung, measure, write it down, report; then the next rung. Ray Tune decides between
+rungs whether it goes on.
 
 Every rung is a Ray Train run a seed, which goes on from its own checkpoint and has ended before the report: a
 trial that is stopped leaves no workers and no placement group behind. It runs in a process of its own; what
@@ -41,8 +42,8 @@ def run_trial(trial: Trial, *, rungs: tuple[float, ...], report: Report) -> None
 
 
 def _climb(trial: Trial, rungs: tuple[float, ...], report: Report) -> None:
-    """From rung to rung. Nothing is trained for a trial that is done; what it measured is reported, for others to
-    be compared with.
+    """From rung to rung. Nothing is trained for a trial that is done; what it measured is reported, for
+    others to be compared with.
     """
     record, reported = read_record(trial.config.run_folder), 0.0
     assert record is not None, "the sweep writes the record before it starts a trial"
@@ -54,7 +55,9 @@ def _climb(trial: Trial, rungs: tuple[float, ...], report: Report) -> None:
             return
         if record.status not in DONE and (rung is None or not is_whole(rung, trial.tune)):
             record, rung = _reach(trial, record, rung, budget=budget, clips=lengths[budget])
-        if budget_of(rung) <= reported:  # measured under another schedule, beyond more than one rung of this one
+        if (
+            budget_of(rung) <= reported
+        ):  # measured under another schedule, beyond more than one rung of this one
             continue
         report(rung, passed=record.status in DONE or budget_of(rung) <= record.passed)
         reported = budget_of(rung)
@@ -77,8 +80,8 @@ def _reach(
 ) -> tuple[TrialRecord, dict]:
     """Trains and measures the seeds that are missing at a rung; the record with it, written.
 
-    rung: what there is of it, perhaps of another schedule, at more than `budget`. clips: None with a budget in
-    seconds.
+    rung: what there is of it, perhaps of another schedule, at more than `budget`. clips: None with a budget
+    in seconds.
     """
     others = [one for one in record.rungs if one is not rung]
     measured = [] if rung is None else repeats_of(rung)

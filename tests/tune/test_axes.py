@@ -39,7 +39,9 @@ def test_a_range_with_steps_is_a_list():
 
 
 def test_values_of_a_range_lie_in_it_and_are_spread_as_it_says():
-    tune = tune_of(f"tune.axes.{RATE}.loguniform=[1.0e-4,1.0e-2]", "tune.search=random", "tune.num_trials=400")
+    tune = tune_of(
+        f"tune.axes.{RATE}.loguniform=[1.0e-4,1.0e-2]", "tune.search=random", "tune.num_trials=400"
+    )
     rates = [point[RATE] for point in planned_points(tune)]
     assert len(set(rates)) > 390 and min(rates) >= 1e-4 and max(rates) <= 1e-2
     below = sum(rate < 1e-3 for rate in rates)  # the geometric middle
@@ -59,8 +61,12 @@ def test_an_axis_exists_only_under_its_condition():
     tune = tune_of(ONLY_MUON, MUON)  # named before what it depends on
     points = list(grid_points(tune))
     assert len(points) == num_combinations(tune) == 3
-    assert [describe(point) for point in points if OPTIMIZER in point and point[OPTIMIZER] == "adamw"] == [f"{OPTIMIZER}=adamw"]
-    assert all(list(point) == [MOMENTUM, OPTIMIZER] for point in points if point[OPTIMIZER] == "muon")  # as in the file
+    assert [describe(point) for point in points if OPTIMIZER in point and point[OPTIMIZER] == "adamw"] == [
+        f"{OPTIMIZER}=adamw"
+    ]
+    assert all(
+        list(point) == [MOMENTUM, OPTIMIZER] for point in points if point[OPTIMIZER] == "muon"
+    )  # as in the file
     drawn = list(random_points(tune, seed=0, count=99))
     assert sorted(map(describe, drawn)) == sorted(map(describe, points))
 
@@ -78,9 +84,10 @@ def test_conditions_may_chain_and_name_several_values_or_a_range():
 
 def test_combinations_are_left_out():
     tune = tune_of(
-        "tune.axes.mdsa.width=[16,32]", "tune.axes.mdsa.encoder_depth=[1,2,3]",
+        "tune.axes.mdsa.width=[16,32]",
+        "tune.axes.mdsa.encoder_depth=[1,2,3]",
         "tune.leave_out=[{mdsa.width: 32, mdsa.encoder_depth: [2, 3]}]",
-    )  # fmt: skip
+    )
     assert num_combinations(tune) == 4 == len(list(random_points(tune, seed=1, count=99)))
     assert {"mdsa.width": 32, "mdsa.encoder_depth": 3} not in list(grid_points(tune))
 
@@ -94,7 +101,10 @@ def test_a_point_of_an_earlier_sweep_is_known_where_it_still_lies_on_the_axes():
 
 
 def test_what_is_multiplied_comes_back_into_its_range():
-    assert clamped(AxisConfig(uniform=(0.0, 1.0)), 1.2) == 1 and clamped(AxisConfig(integer=(2, 8), step=2), 5.2) == 6
+    assert (
+        clamped(AxisConfig(uniform=(0.0, 1.0)), 1.2) == 1
+        and clamped(AxisConfig(integer=(2, 8), step=2), 5.2) == 6
+    )
     assert clamped(AxisConfig(loguniform=(1e-4, 1e-2)), 0.00123456) == 0.001235
 
 
@@ -112,10 +122,19 @@ def test_ranges_and_conditions_survive_a_round_trip(tmp_path):
     ("word", "said"),
     [
         ("tune.axes.mdsa.width={integer: [8, 4]}", "integer: [8, 4] is empty; expected [LOW, HIGH]"),
-        ("tune.axes.mdsa.width={integer: [4, 8], uniform: [4, 8]}", "uniform and integer; expected one of values"),
-        ("tune.axes.mdsa.width={integer: [4, 8], step: 1.5}", "step: 1.5 beside integer; expected a whole number"),
+        (
+            "tune.axes.mdsa.width={integer: [4, 8], uniform: [4, 8]}",
+            "uniform and integer; expected one of values",
+        ),
+        (
+            "tune.axes.mdsa.width={integer: [4, 8], step: 1.5}",
+            "step: 1.5 beside integer; expected a whole number",
+        ),
         ("tune.axes.mdsa.width={integer: [4, 8], step: 9}", "step: 9 in [4, 8]; expected at most 4"),
-        ("tune.axes.mdsa.width={integer: [4, 8], stride: 2}", "has stride; an axis is a list of values, or has: values"),
+        (
+            "tune.axes.mdsa.width={integer: [4, 8], stride: 2}",
+            "has stride; an axis is a list of values, or has: values",
+        ),
         (f"tune.axes.{RATE}={{loguniform: [0, 1]}}", "greater than 0"),
         (f"tune.axes.{RATE}={{loguniform: [0.1, 1], step: 0.1}}", "step beside loguniform"),
         (f"tune.axes.{RATE}={{when: {{mdsa.width: 4}}}}", "no values; expected one of values"),
@@ -131,9 +150,18 @@ def test_a_wrong_axis_is_told(word, said):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([f"tune.axes.{MOMENTUM}={{values: [0.9], when: {{mdsa.width: 4}}}}"], "names mdsa.width, which is no axis"),
-        ([MUON, f"tune.axes.{MOMENTUM}={{values: [0.9], when: {{{OPTIMIZER}: sgd}}}}"], "which it never is; its values are: adamw, muon"),
-        (["tune.axes.mdsa.width=[16]", "tune.leave_out=[{mdsa.width: 17}]"], "tune.leave_out wants mdsa.width=17"),
+        (
+            [f"tune.axes.{MOMENTUM}={{values: [0.9], when: {{mdsa.width: 4}}}}"],
+            "names mdsa.width, which is no axis",
+        ),
+        (
+            [MUON, f"tune.axes.{MOMENTUM}={{values: [0.9], when: {{{OPTIMIZER}: sgd}}}}"],
+            "which it never is; its values are: adamw, muon",
+        ),
+        (
+            ["tune.axes.mdsa.width=[16]", "tune.leave_out=[{mdsa.width: 17}]"],
+            "tune.leave_out wants mdsa.width=17",
+        ),
         (
             [
                 "tune.axes.mdsa.width={values: [16], when: {mdsa.encoder_depth: 1}}",
@@ -142,7 +170,7 @@ def test_a_wrong_axis_is_told(word, said):
             "mdsa.width, mdsa.encoder_depth exist only under conditions on each other",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_condition_that_cannot_hold_is_told(words, said):
     with pytest.raises(ConfigError) as error:
         check_conditions(tune_of(*words))

@@ -17,7 +17,9 @@ def sweep_config(*words):
 
 def test_a_budget_in_clips_is_the_same_for_all():
     config = sweep_config()
-    assert [make_trial(config, {"mdsa.width": width}, data_hash="a").lengths for width in (16, 64)] == [(80, 160, 320, 400)] * 2
+    assert [make_trial(config, {"mdsa.width": width}, data_hash="a").lengths for width in (16, 64)] == [
+        (80, 160, 320, 400)
+    ] * 2
 
 
 @pytest.mark.parametrize("start", [0, 100, 10**6])
@@ -45,7 +47,9 @@ def test_recomputation_costs_a_forward_pass_more():
 
 
 def test_with_both_stages_each_has_the_flops_that_it_has_without_axes():
-    config = sweep_config("tune.budget=flops", "tune.stage=stdit", "tune.axes.stdit.depth=[1,3]", "mdsa.train.num_clips=200")
+    config = sweep_config(
+        "tune.budget=flops", "tune.stage=stdit", "tune.axes.stdit.depth=[1,3]", "mdsa.train.num_clips=200"
+    )
     resolved = config_at(config, {"mdsa.width": 64, "stdit.depth": 3})
     assert mdsa_clips(config, config) == 200 > mdsa_clips(config, resolved)
     wanted = train_flops(config, "stdit", 400)
@@ -70,10 +74,13 @@ def test_a_budget_in_seconds_has_no_clips():
     [
         (["tune.budget=seconds"], "needs tune.max_seconds"),
         (["tune.max_seconds=9"], "hold for tune.budget=seconds, not clips"),
-        (["tune.budget=seconds", "tune.max_seconds=9", "tune.grace_seconds=10"], "tune.grace_seconds=10 is above tune.max_seconds=9"),
+        (
+            ["tune.budget=seconds", "tune.max_seconds=9", "tune.grace_seconds=10"],
+            "tune.grace_seconds=10 is above tune.max_seconds=9",
+        ),
         (["tune.budget=hours"], "'clips', 'flops' or 'seconds'"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_budget_is_told(words, said):
     with pytest.raises(ConfigError) as error:
         sweep_config(*words)

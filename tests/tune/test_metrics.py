@@ -3,11 +3,28 @@
 import pytest
 
 from proav.errors import ConfigError, UserError
-from proav.tune.metrics import check_metric, is_evaluated, is_large_better, known_metrics, needs_of, numbers_of, score, unlisted_metric
+from proav.tune.metrics import (
+    check_metric,
+    is_evaluated,
+    is_large_better,
+    known_metrics,
+    needs_of,
+    numbers_of,
+    score,
+    unlisted_metric,
+)
 from tests.tiny import tiny_config
 
 METRICS = {
-    "tables": [{"name": "generated", "rows": [{"metric": "sFVD", "value": 12.5}, {"metric": "FVD", "value": None, "needs": "more clips"}]}],
+    "tables": [
+        {
+            "name": "generated",
+            "rows": [
+                {"metric": "sFVD", "value": 12.5},
+                {"metric": "FVD", "value": None, "needs": "more clips"},
+            ],
+        }
+    ],
     "reconstruction": {"psnr_db": 20.0, "num_clips": 3, "protocol": "words"},
     "stdit": {"loss": 0.7},
 }
@@ -21,10 +38,13 @@ def test_numbers_of_an_evaluation_have_the_names_of_their_tables():
 @pytest.mark.parametrize(
     ("metric", "large", "judged"),
     [
-        ("score", True, 18), ("psnr_db", True, 20), ("mel_error_db", False, -2), ("generated.sFVD", False, -12.5),
+        ("score", True, 18),
+        ("psnr_db", True, 20),
+        ("mel_error_db", False, -2),
+        ("generated.sFVD", False, -12.5),
         ("stdit.loss", False, -0.7),
     ],
-)  # fmt: skip
+)
 def test_the_name_says_which_way_is_better(metric, large, judged):
     tune = tiny_config(f"tune.metric={metric}").tune
     assert is_large_better(tune) == large and score(MEASURED, tune) == judged
@@ -37,7 +57,9 @@ def test_what_a_number_needs_is_found():
 
 def test_only_what_needs_an_evaluation_has_one():
     assert not is_evaluated(tiny_config("tune.metric=psnr_db").tune)
-    assert is_evaluated(tiny_config("tune.metric=reconstruction.ssim").tune) and is_evaluated(tiny_config("tune.stage=stdit").tune)
+    assert is_evaluated(tiny_config("tune.metric=reconstruction.ssim").tune) and is_evaluated(
+        tiny_config("tune.stage=stdit").tune
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,9 +67,12 @@ def test_only_what_needs_an_evaluation_has_one():
     [
         (["tune.metric=psnr"], "tune.metric=psnr is not measured; did you mean"),
         (["tune.metric=generated.sFVD"], "write tune.stage=stdit for numbers of generated clips"),
-        (["tune.metric=samples.sFVD", "tune.stage=stdit"], "expected a number of reconstruction, generated, generated_held_out, stdit"),
+        (
+            ["tune.metric=samples.sFVD", "tune.stage=stdit"],
+            "expected a number of reconstruction, generated, generated_held_out, stdit",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_metric_that_no_evaluation_has_is_refused(words, said):
     with pytest.raises(ConfigError) as error:
         check_metric(tiny_config(*words))

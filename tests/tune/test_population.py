@@ -11,9 +11,13 @@ from tests.tiny import save_tiny_mdsa, tiny_config
 
 RATE, LOSS = "mdsa.train.learning_rate", "mdsa.loss.mel"
 AXES = (
-    f"tune.axes={{{RATE}: {{loguniform: [1.0e-4, 1.0e-2]}}, {LOSS}: [3, 6, 12]}}", "tune.search=random", "tune.num_trials=2",
-    "tune.scheduler=pbt", "tune.grace_clips=8", "tune.max_clips=20",
-)  # fmt: skip
+    f"tune.axes={{{RATE}: {{loguniform: [1.0e-4, 1.0e-2]}}, {LOSS}: [3, 6, 12]}}",
+    "tune.search=random",
+    "tune.num_trials=2",
+    "tune.scheduler=pbt",
+    "tune.grace_clips=8",
+    "tune.max_clips=20",
+)
 
 
 def population(folder):
@@ -47,12 +51,16 @@ def test_a_member_takes_over_weights_and_settings_in_its_own_folder(tmp_path):
     _lend(giver, 8)
     point = {RATE: 1.2e-3, LOSS: 6}
     taken = {"budget": 8, "from": giver.id, "point": point, "before": taker.point, "settled": False}
-    record = _take_over(taker, giver, read_record(taker.config.run_folder).replace(point=point, taken=[taken]))
+    record = _take_over(
+        taker, giver, read_record(taker.config.run_folder).replace(point=point, taken=[taken])
+    )
     own = load_checkpoint(f"{taker.config.run_folder}/mdsa/checkpoints", kind="mdsa")
     assert own.config.seed == 0 and own.clips == 8
     assert record.taken[0]["settled"] and read_record(taker.config.run_folder) == record
     after = at_point(config, taker, record.point)
-    assert after.config.mdsa.train.learning_rate == 1.2e-3 and after.config.run_folder == taker.config.run_folder
+    assert (
+        after.config.mdsa.train.learning_rate == 1.2e-3 and after.config.run_folder == taker.config.run_folder
+    )
 
 
 def test_only_the_last_rungs_are_kept_for_others(tmp_path):
@@ -60,7 +68,10 @@ def test_only_the_last_rungs_are_kept_for_others(tmp_path):
     save_tiny_mdsa(f"{giver.config.run_folder}/mdsa/checkpoints", tiny_config())
     for budget in (8, 16, 20):
         _lend(giver, budget)
-    kept = {path.split("/lent/")[1].split("/")[0] for path in storage.list_files(f"{giver.config.run_folder}/lent")}
+    kept = {
+        path.split("/lent/")[1].split("/")[0]
+        for path in storage.list_files(f"{giver.config.run_folder}/lent")
+    }
     assert kept == {"16", "20"}
 
 

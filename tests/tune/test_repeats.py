@@ -41,7 +41,12 @@ def test_it_holds_the_mean_as_often_as_it_says():
 
 def test_a_rung_is_the_mean_of_its_seeds():
     merged = merge([rung(8, 10, 6) | {"seed": 0}, rung(8, 12, 5) | {"seed": 1}], budget=8)
-    assert merged["psnr_db"] == 11 and merged["mel_error_db"] == 5.5 and merged["clips"] == 8 and merged["budget"] == 8
+    assert (
+        merged["psnr_db"] == 11
+        and merged["mel_error_db"] == 5.5
+        and merged["clips"] == 8
+        and merged["budget"] == 8
+    )
     assert merged["seconds"] == 8  # 4 each
     assert [one["seed"] for one in merged["repeats"]] == [0, 1]
     tune = sweep_config("tune.repeats=2").tune
@@ -52,32 +57,60 @@ def test_a_rung_is_the_mean_of_its_seeds():
 def test_each_seed_trains_in_a_folder_of_its_own():
     trial = make_trial(sweep_config("run_dir=/r", "seed=7"), {SCALES: [1], GROUPS: 2}, data_hash="a")
     first, third = repeat_config(trial.config, 0), repeat_config(trial.config, 2)
-    assert first == trial.config and third.seed == 9 and third.run_folder == f"{trial.config.run_folder}/seed-9"
+    assert (
+        first == trial.config and third.seed == 9 and third.run_folder == f"{trial.config.run_folder}/seed-9"
+    )
     assert third.data_folder == first.data_folder and third.mdsa == first.mdsa
 
 
 def test_more_seeds_make_a_finished_trial_unfinished():
-    one, two = sweep_config("tune.scheduler=none").tune, sweep_config("tune.scheduler=none", "tune.repeats=2").tune
-    record = TrialRecord(id="t", point={}, data_hash="a", number=0, status=FINISHED, schedule=schedule_of(one), rungs=[rung(32, 1, 1)])
+    one, two = (
+        sweep_config("tune.scheduler=none").tune,
+        sweep_config("tune.scheduler=none", "tune.repeats=2").tune,
+    )
+    record = TrialRecord(
+        id="t",
+        point={},
+        data_hash="a",
+        number=0,
+        status=FINISHED,
+        schedule=schedule_of(one),
+        rungs=[rung(32, 1, 1)],
+    )
     assert is_done(record, one) and not is_done(record, two)
     both = record.replace(rungs=[merge([rung(32, 1, 1), rung(32, 2, 1)], budget=32)])
     assert is_done(both, two) and is_done(both, one)
 
 
 def test_trials_whose_intervals_meet_are_told_apart_from_others(tmp_path, capsys):
-    config = sweep_config(f"run_dir={tmp_path}", "tune.repeats=2", f"tune.axes.{SCALES}=[[1],[1,2],[1,2,4]]", f"tune.axes.{GROUPS}=[2]")
+    config = sweep_config(
+        f"run_dir={tmp_path}",
+        "tune.repeats=2",
+        f"tune.axes.{SCALES}=[[1],[1,2],[1,2,4]]",
+        f"tune.axes.{GROUPS}=[2]",
+    )
     records = {}
-    for number, (scales, pictures) in enumerate([([1], (14.0, 14.2)), ([1, 2], (14.1, 14.5)), ([1, 2, 4], (9.0, 9.1))]):
+    for number, (scales, pictures) in enumerate(
+        [([1], (14.0, 14.2)), ([1, 2], (14.1, 14.5)), ([1, 2, 4], (9.0, 9.1))]
+    ):
         trial = make_trial(config, {SCALES: scales, GROUPS: 2}, data_hash="a")
         rungs = [merge([rung(32, psnr, 4) for psnr in pictures], budget=32)]
         record = TrialRecord.begin(trial, config.tune, number=number, data_hash="a")
         records[trial.id] = record.replace(status=FINISHED, rungs=rungs)
     rows = make_rows(config, records.values())
     best = best_row(rows)
-    assert best.point[SCALES] == [1, 2] and best.num_seeds == 2 and best.metric_low < best.metric < best.metric_high
+    assert (
+        best.point[SCALES] == [1, 2]
+        and best.num_seeds == 2
+        and best.metric_low < best.metric < best.metric_high
+    )
     assert [row.point[SCALES] for row in rivals_of(rows, best)] == [[1]]
     results = write_results(config, records, data=DATA)
     said, page = capsys.readouterr().out, (tmp_path / "tune" / "report.html").read_text()
-    assert "score +- 95 %" in said and "10.300 +- 2.541" in said and "the intervals of 1 others meet its own" in said
+    assert (
+        "score +- 95 %" in said
+        and "10.300 +- 2.541" in said
+        and "the intervals of 1 others meet its own" in said
+    )
     assert "95 % interval" in page and results["trials"][0]["metric_low"] == best.metric_low
     assert "over 2 seeds" in (tmp_path / "tune" / "best.yaml").read_text()
