@@ -103,21 +103,23 @@ def test_a_population_passes_weights_on_and_each_member_has_the_whole_budget(tmp
     results = sweep(config)
     wait_until_free()
     assert [(row["status"], row["clips"]) for row in results["trials"]] == [("finished", 16)] * 2
-    records = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("run/tune/trials/*/trial.json")}
+    found = map(json.loads, (path.read_text() for path in tmp_path.glob("run/tune/trials/*/trial.json")))
+    records = {record["id"]: record for record in found}
     (weak,) = (name for name, record in records.items() if record["taken"])
     (strong,) = records.keys() - {weak}
     (taken,) = records[weak]["taken"]
     assert taken["from"] == strong and taken["budget"] == 8 and taken["settled"]
     assert records[weak]["point"] == taken["point"] != taken["before"]
-    first = {name: record["rungs"][0]["psnr_db"] - record["rungs"][0]["mel_error_db"] for name, record in records.items()}
-    assert first[weak] <= first[strong]
+    weaker, stronger = (records[name]["rungs"][0] for name in (weak, strong))
+    assert weaker["psnr_db"] - weaker["mel_error_db"] <= stronger["psnr_db"] - stronger["mel_error_db"]
 
 
 def test_trials_of_both_stages_are_judged_by_the_clips_that_they_make(tmp_path, ray_local):
     words = (
-        "tune.axes={generate.guidance_scale: [1, 2]}", "tune.stage=stdit", "tune.metric=generated.sKVD", "tune.grace_clips=8",
-        "tune.max_clips=8", "generate.num_samples=4", "generate.steps=1", "mdsa.train.num_clips=8", "encode.stride_frames=4",
-        "encode.flips=false", "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
+        "tune.axes={generate.guidance_scale: [1, 2]}", "tune.stage=stdit", "tune.metric=generated.sKVD",
+        "tune.grace_clips=8", "tune.max_clips=8", "generate.num_samples=4", "generate.steps=1",
+        "mdsa.train.num_clips=8", "encode.stride_frames=4", "encode.flips=false",
+        "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
     )  # fmt: skip
     config = tiny_config(f"run_dir={tmp_path}/run", *WORDS, *words)
     write_segments(config)
@@ -126,7 +128,8 @@ def test_trials_of_both_stages_are_judged_by_the_clips_that_they_make(tmp_path, 
     rows = results["trials"]
     assert [row["status"] for row in rows] == ["finished"] * 2 and rows[0]["metric"] <= rows[1]["metric"]
     assert all(row["metric"] == row["rungs"][0]["numbers"]["generated.sKVD"] == -row["score"] for row in rows)
-    checkpoints = [tmp_path / "run" / "mdsa" / "checkpoints", *tmp_path.glob("run/tune/trials/*/mdsa/checkpoints")]
+    copies = tmp_path.glob("run/tune/trials/*/mdsa/checkpoints")
+    checkpoints = [tmp_path / "run" / "mdsa" / "checkpoints", *copies]
     assert len(checkpoints) == 3  # MDSA was trained once, and copied
     assert len({path.read_bytes() for folder in checkpoints for path in folder.glob("*/*.json")}) == 1
 
