@@ -27,8 +27,7 @@ from proav.tune.repeats import budget_of
 from proav.tune.space import Trial, config_at
 
 KEPT_RUNGS = 2
-"""Copies of checkpoints that each member keeps for others: they wait at the same rung, so that one would do.
-"""
+"""Copies of checkpoints that each member keeps for others, who wait at the same rung: one would do."""
 POINTER = "member.json"
 
 
@@ -40,10 +39,8 @@ class _Population(PopulationBasedTraining):
         self.members, self.settings = members, settings
 
     def on_trial_result(self, tune_controller, trial, result: dict) -> str:
-        next_rung, given = (
-            self._next_perturbation_sync,
-            {one: one.config for one in tune_controller.get_trials()},
-        )
+        next_rung = self._next_perturbation_sync
+        given = {one: one.config for one in tune_controller.get_trials()}
         action = super().on_trial_result(tune_controller, trial, result)
         if self._next_perturbation_sync != next_rung:  # all have reached it
             for one, before in given.items():
