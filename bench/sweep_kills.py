@@ -2,7 +2,7 @@
 driver.
 
     python bench/sweep_kills.py [--folder runs/sweep_kills] [--data DIR] [--population]
-        [section.key=value ...]
+        [--blows 2:worker,4:trial,6:driver,9:SIGTERM] [section.key=value ...]
 
 A Ray head of this machine stays up while twelve short trials over the demo's MDSA run twice: once
 undisturbed, once with the blows, after which the same command goes on. Prints a line a blow, with the seconds
@@ -144,15 +144,16 @@ def disturbed(
     rows, job = [], start(head, folder, data, words)
     for rungs, kind in blows:
         wait(job, lambda rungs=rungs: measured(folder) >= rungs)
-        name, number = {"worker": (WORKER, signal.SIGKILL), "trial": (DRIVER_OF_TRIAL, signal.SIGKILL)}.get(
-            kind, ("", signal.SIGTERM if kind.endswith("SIGTERM") else signal.SIGKILL)
-        )
+        name, since = {"worker": WORKER, "trial": DRIVER_OF_TRIAL}.get(kind, ""), time.time()
         struck = []
         while job.poll() is None and not struck:
-            struck = of_trials(name)[:1] if name else [psutil.Process(job.pid)]
+            found = of_trials(name) if name else [psutil.Process(job.pid)]
+            if kind == "trial":  # one that has just begun: an older one may have ended already
+                found = [process for process in found if process.create_time() > since]
+            struck = found[:1]
             time.sleep(0.1)
         for process in struck:
-            os.kill(process.pid, number)
+            os.kill(process.pid, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
         row = {"blow": kind, "at_rungs": measured(folder), "struck": bool(struck)}
         if not name:
             row["ended_with"] = job.wait()
@@ -186,6 +187,11 @@ def main() -> int:
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/sweep_kills"))
     parser.add_argument("--data", type=Path, help="prepared data of the demo (default: prepared anew)")
+    parser.add_argument(
+        "--blows",
+        default="2:worker,4:trial,6:driver,9:SIGTERM",
+        help="what is struck once so many rungs are measured: worker, trial, driver, or SIGTERM to the driver",
+    )
     parser.add_argument("--population", action="store_true", help="population-based training as well")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
@@ -208,7 +214,9 @@ def main() -> int:
         whole = disturbed(head, folder / "whole", data, words, [])
         expected, took = results(folder / "whole"), time.monotonic() - began
         print(f"undisturbed: {len(expected)} trials in {took:.0f} s", flush=True)
-        blows = [(2, "worker"), (4, "trial"), (6, "driver"), (9, "driver, SIGTERM")]
+        blows = [
+            (int(rungs), kind) for rungs, kind in (word.split(":") for word in arguments.blows.split(","))
+        ]
         began = time.monotonic()
         rows = disturbed(head, folder / "disturbed", data, words, blows)
         found = results(folder / "disturbed")
