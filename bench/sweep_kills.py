@@ -144,12 +144,12 @@ def disturbed(
     rows, job = [], start(head, folder, data, words)
     for rungs, kind in blows:
         wait(job, lambda rungs=rungs: measured(folder) >= rungs)
-        name, since = {"worker": WORKER, "trial": DRIVER_OF_TRIAL}.get(kind, ""), time.time()
+        name, before = {"worker": WORKER, "trial": DRIVER_OF_TRIAL}.get(kind, ""), of_trials(DRIVER_OF_TRIAL)
         struck = []
         while job.poll() is None and not struck:
             found = of_trials(name) if name else [psutil.Process(job.pid)]
-            if kind == "trial":  # one that has just begun: an older one may have ended already
-                found = [process for process in found if process.create_time() > since]
+            if kind == "trial":  # one that begins now: an older one may have ended already
+                found = [process for process in found if process not in before]
             struck = found[:1]
             time.sleep(0.1)
         for process in struck:
