@@ -114,9 +114,9 @@ def test_a_population_passes_weights_on_and_each_member_has_the_whole_budget(tmp
     assert weaker["psnr_db"] - weaker["mel_error_db"] <= stronger["psnr_db"] - stronger["mel_error_db"]
 
 
-def test_trials_of_both_stages_are_judged_by_the_clips_that_they_make(tmp_path, ray_local):
+def test_a_trial_of_both_stages_is_judged_by_the_clips_that_it_makes(tmp_path, ray_local):
     words = (
-        "tune.axes={generate.guidance_scale: [1, 2]}", "tune.stage=stdit", "tune.metric=generated.sKVD",
+        "tune.axes={generate.guidance_scale: [2]}", "tune.stage=stdit", "tune.metric=generated.sKVD",
         "tune.grace_clips=8", "tune.max_clips=8", "generate.num_samples=4", "generate.steps=1",
         "mdsa.train.num_clips=8", "encode.stride_frames=4", "encode.flips=false",
         "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
@@ -125,12 +125,12 @@ def test_trials_of_both_stages_are_judged_by_the_clips_that_they_make(tmp_path, 
     write_segments(config)
     results = sweep(config)
     wait_until_free()
-    rows = results["trials"]
-    assert [row["status"] for row in rows] == ["finished"] * 2 and rows[0]["metric"] <= rows[1]["metric"]
-    assert all(row["metric"] == row["rungs"][0]["numbers"]["generated.sKVD"] == -row["score"] for row in rows)
+    (row,) = results["trials"]
+    assert row["status"] == "finished"
+    assert row["metric"] == row["rungs"][0]["numbers"]["generated.sKVD"] == -row["score"]
     copies = tmp_path.glob("run/tune/trials/*/mdsa/checkpoints")
     checkpoints = [tmp_path / "run" / "mdsa" / "checkpoints", *copies]
-    assert len(checkpoints) == 3  # MDSA was trained once, and copied
+    assert len(checkpoints) == 2  # MDSA was trained in the sweep's own run, and copied
     assert len({path.read_bytes() for folder in checkpoints for path in folder.glob("*/*.json")}) == 1
 
 
