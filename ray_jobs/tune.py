@@ -1,4 +1,6 @@
-"""A sweep over settings of MDSA with Ray Tune: each trial is a Ray Train run; a table, a Pareto plot, and the best configuration for train.py."""
+"""A sweep over any settings with Ray Tune: trials are Ray Train runs; a table, Pareto plots, and the best
+configuration for train.py.
+"""
 
 from proav.command_line import Config, run_job
 from proav.tune.space import plan_text

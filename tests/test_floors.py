@@ -53,7 +53,10 @@ RAY_FREE = [
     "proav.reports.run_page",
     "proav.serve.api.http",
     "proav.serve.on_ray.sampler",
+    "proav.tune.axes",
+    "proav.tune.budgets",
     "proav.tune.results",
+    "proav.tune.space",
     "proav.tune.yardsticks",
 ]
 ROOMS = (
@@ -113,9 +116,10 @@ WITH_RAY = {
     "proav/train/on_ray/launch.py",
     "proav/train/on_ray/turn.py",
     "proav/train/on_ray/validation.py",
+    "proav/tune/measure.py",
+    "proav/tune/population.py",
     "proav/tune/search.py",
     "proav/tune/sweep.py",
-    "proav/tune/trial.py",
     "proav/tune/yardsticks.py",
 }
 """The files that import Ray, most of them within a function."""

@@ -1,94 +1,294 @@
-"""Settings of a sweep: which settings of MDSA vary, how points are chosen, how long a trial may last.
+"""Settings of a sweep: which settings vary, how points are chosen, how long a trial lasts, what it is judged
+by.
 
-Whether the axes name settings that exist, and which combinations can be run, is checked by `proav/tune/space.py`.
+Whether the axes name settings that exist, and which combinations can be run, is checked by `proav/tune`.
 """
 
 import json
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from proav.config.section import Count, PositiveInt, Section, Weight
+from proav.config.section import Count, PositiveFloat, PositiveInt, Section, Weight
+
+RANGES = ("uniform", "loguniform", "integer")
+MAX_STEPS = 100_000
+"""Values that a range with steps may have."""
 
 
-class TuneConfig(Section):
-    """A sweep over settings of MDSA: each trial is a training run of its own."""
+class AxisConfig(Section):
+    """An axis that is more than a list: a range, or one that exists only under a condition."""
 
     changes = ("sweep",)
 
-    axes: dict[str, tuple[Any, ...]] = {}
-    """What varies: the dotted key of a setting of mdsa, and its values: {mdsa.group_cross.num_groups: [2, 4]}."""
+    values: tuple[Any, ...] | None = None
+    """A list of values, as for an axis without conditions."""
+    uniform: tuple[float, float] | None = None
+    """[LOW, HIGH]: any number between them, all equally likely."""
+    loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
+    """[LOW, HIGH]: any number between them, all factors equally likely."""
+    integer: tuple[int, int] | None = None
+    """[LOW, HIGH]: whole numbers, both ends among them."""
+    step: PositiveFloat | None = None
+    """Only LOW, LOW + step, and so on (with uniform or integer)."""
+    when: dict[str, Any] = {}
+    """Other axes and the values, or {min: A, max: B}, that they must have for this one to exist."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "AxisConfig":
+        kinds = [name for name in ("values", *RANGES) if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"{' and '.join(kinds) or 'no values'}; expected one of values, uniform, loguniform and "
+                "integer, such as {loguniform: [1.0e-4, 1.0e-2]}"
+            )
+        if self.values is not None:
+            if self.step is not None:
+                raise ValueError("step beside values; write a range, such as {integer: [2, 8], step: 2}")
+            _check_values(self.values)
+            return self
+        low, high = getattr(self, kinds[0])
+        if not low < high:
+            raise ValueError(f"{kinds[0]}: [{low:g}, {high:g}] is empty; expected [LOW, HIGH]")
+        if self.step is not None:
+            self._check_step(kinds[0], low, high)
+        return self
+
+    def _check_step(self, kind: str, low: float, high: float) -> None:
+        if kind == "loguniform":
+            raise ValueError("step beside loguniform, which has none; write values: [1.0e-4, 1.0e-3, 1.0e-2]")
+        if kind == "integer" and self.step != int(self.step):
+            raise ValueError(f"step: {self.step:g} beside integer; expected a whole number")
+        if not 1 <= (high - low) / self.step <= MAX_STEPS:
+            raise ValueError(
+                f"step: {self.step:g} in [{low:g}, {high:g}]; expected at most {high - low:g}, "
+                f"and no more than {MAX_STEPS:,} steps"
+            )
+
+    @property
+    def choices(self) -> tuple[Any, ...] | None:
+        """Every value, in order; None for a range without steps (integers have steps of 1)."""
+        if self.values is not None:
+            return self.values
+        if self.integer is not None:
+            return tuple(range(self.integer[0], self.integer[1] + 1, int(self.step or 1)))
+        if self.step is None:
+            return None
+        low, high = self.uniform
+        count = math.floor((high - low) / self.step * (1 + 1e-12)) + 1
+        return tuple(float(f"{low + place * self.step:.12g}") for place in range(count))
+
+
+class TuneConfig(Section):
+    """A sweep: each trial is a training of its own, once or with several seeds."""
+
+    changes = ("sweep",)
+
+    axes: dict[str, tuple[Any, ...] | AxisConfig] = {}
+    """What varies: the dotted key of a setting, and its values or a range: {mdsa.group_cross.num_groups: [2,
+    4], mdsa.train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}.
+    """
+    leave_out: tuple[dict[str, Any], ...] = ()
+    """Combinations that are no trials: axes with a value, values or {min: A, max: B} each."""
+    stage: Literal["mdsa", "stdit"] = "mdsa"
+    """mdsa: a trial trains MDSA and reconstructs clips. stdit: it goes on to ST-DiT, generated clips and
+    their evaluation; MDSA and latents are made once if no axis changes them.
+    """
     search: Literal["grid", "random", "optuna"] = "grid"
-    """grid: every combination, or the first num_trials of them. random: num_trials different ones. optuna: TPE proposes (pip install 'proav[tune]')."""
+    """grid: every combination, or the first num_trials of them. random: num_trials different ones. optuna:
+    TPE proposes (pip install 'proav[tune]').
+    """
     num_trials: PositiveInt | None = None
     """Trials at most; empty: every combination."""
-    scheduler: Literal["asha", "none"] = "asha"
-    """asha: after each rung only the best 1 / reduction_factor of the trials so far go on. none: every trial sees max_clips."""
+    repeats: PositiveInt = 1
+    """Seeds of each trial: the run's own and those after it. A trial is judged by their mean."""
+    scheduler: Literal["asha", "pbt", "none"] = "asha"
+    """asha: after each rung only the best 1 / reduction_factor of the trials so far go on. pbt: every
+    grace_clips the weakest take over weights and changed settings of the best. none: every trial sees
+    max_clips.
+    """
+    budget: Literal["clips", "flops", "seconds"] = "clips"
+    """What trials have equally much of at a rung. clips: max_clips. flops: what max_clips cost without the
+    axes, in training FLOPs by formula. seconds: max_seconds of training steps.
+    """
     max_clips: PositiveInt = 120_000
-    """Clips that a trial sees if it is not stopped."""
+    """Clips that a trial sees if it is not stopped, of the stage that tune.stage names."""
     grace_clips: PositiveInt = 30_000
-    """The first rung: clips that every trial sees. The next rungs are reduction_factor times the one before, up to max_clips."""
+    """The first rung: clips that every trial sees. The next rungs are reduction_factor times the one before,
+    up to max_clips; with pbt, they are grace_clips apart.
+    """
+    max_seconds: PositiveFloat | None = None
+    """Instead of max_clips with budget=seconds."""
+    grace_seconds: PositiveFloat | None = None
+    """Instead of grace_clips with budget=seconds; empty: max_seconds."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """How much longer each rung is, and how few go on to it."""
+    exploit_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """Share of the trials that take over from as many of the best (pbt)."""
     max_concurrent_trials: PositiveInt | None = None
     """Trials at a time; empty: as many as the cluster has CPUs or GPUs for."""
+    max_failures: Count = 2
+    """How often a trial that crashed is tried again, from its last checkpoint, before it counts as failed."""
+    metric: str = "score"
+    """What trials are judged by. score: see picture_weight. Or a number of a reconstruction, such as psnr_db,
+    or of an evaluation, as TABLE.METRIC: reconstruction.ssim, generated.sKVD, stdit.loss.
+    """
+    mode: Literal["auto", "max", "min"] = "auto"
+    """Whether the metric is to be large or small; auto: by its name."""
     picture_weight: Weight = 1.0
-    """Share of the picture's PSNR (dB) in the score, which is picture_weight * PSNR - sound_weight * log-mel error."""
+    """Share of the picture's PSNR (dB) in the score: picture_weight * PSNR - sound_weight * log-mel error."""
     sound_weight: Weight = 1.0
     """Share of the sound's log-mel error (dB) in the score."""
     seed: Count = 0
-    """Draws the points of random and optuna; trials train with the run's own seed."""
+    """Draws the points of random and optuna, and what pbt changes; trials train with the run's own seed."""
 
     @field_validator("axes", mode="before")
     @classmethod
     def _flatten(cls, axes: Any) -> Any:
-        """Nested keys, as overrides make them (tune.axes.mdsa.width=[64,96]), become dotted ones; a later one takes an earlier one's place."""
+        """Nested keys, as overrides make them (tune.axes.mdsa.width=[64,96]), become dotted ones; a later one
+        takes an earlier one's place.
+        """
         if not isinstance(axes, dict):
             return axes
-        flat = _flat(axes)
-        for key, values in flat.items():
-            if not isinstance(values, list | tuple):
-                raise ValueError(
-                    f"tune.axes.{key}={json.dumps(values)} is one value; expected a list of them, such as [2,4]"
-                )
-        return flat
+        return {key: _read_axis(key, given) for key, given in _flat(axes).items()}
 
-    @field_validator("axes")
+    @field_validator("leave_out", mode="before")
     @classmethod
-    def _check_axes(cls, axes: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-        for key, values in axes.items():
-            if not values:
-                raise ValueError(f"tune.axes.{key}=[] names no value; expected a list, such as [2,4]")
-            if len({json.dumps(value) for value in values}) < len(values):
-                raise ValueError(
-                    f"tune.axes.{key}={json.dumps(list(values))} names a value twice; each is one trial"
-                )
-        return axes
+    def _check_left_out(cls, entries: Any) -> Any:
+        if not isinstance(entries, list | tuple) or not all(
+            isinstance(entry, dict) and entry for entry in entries
+        ):
+            raise ValueError(
+                f"tune.leave_out={json.dumps(entries)}: expected a list of combinations, such as "
+                "[{mdsa.width: 128, mdsa.encoder_depth: [3, 4]}]"
+            )
+        return [_flat_conditions(entry) for entry in entries]
 
     @model_validator(mode="after")
     def _check(self) -> "TuneConfig":
-        if self.scheduler == "asha" and self.grace_clips > self.max_clips:
+        if self.budget == "seconds":
+            if self.max_seconds is None:
+                raise ValueError("tune.budget=seconds needs tune.max_seconds, such as tune.max_seconds=600")
+            if self.grace_seconds is not None and self.grace_seconds > self.max_seconds:
+                raise ValueError(
+                    f"tune.grace_seconds={self.grace_seconds:g} is above "
+                    f"tune.max_seconds={self.max_seconds:g}; "
+                    "expected at most that many"
+                )
+        elif self.max_seconds is not None or self.grace_seconds is not None:
             raise ValueError(
-                f"tune.grace_clips={self.grace_clips} is above tune.max_clips={self.max_clips}; expected at most that many"
+                f"tune.max_seconds and tune.grace_seconds hold for tune.budget=seconds, not {self.budget}; "
+                "write tune.budget=seconds, or tune.max_clips and tune.grace_clips"
+            )
+        elif self.scheduler != "none" and self.grace_clips > self.max_clips:
+            raise ValueError(
+                f"tune.grace_clips={self.grace_clips} is above tune.max_clips={self.max_clips}; "
+                "expected at most that many"
             )
         if self.picture_weight + self.sound_weight == 0:
             raise ValueError(
                 "tune.picture_weight and tune.sound_weight are both 0; give at least one a positive weight"
             )
+        if self.scheduler == "pbt":
+            self._check_population()
         return self
 
+    def _check_population(self) -> None:
+        """What Ray Tune's population-based training cannot be combined with."""
+        for name, given, expected in (
+            ("search", self.search, "random"),
+            ("repeats", self.repeats, 1),
+            ("budget", self.budget, "clips"),
+            ("stage", self.stage, "mdsa"),
+        ):
+            if given != expected:
+                raise ValueError(
+                    f"tune.scheduler=pbt with tune.{name}={given}: weights pass from trial to trial; "
+                    f"write tune.{name}={expected}, or tune.scheduler=asha"
+                )
+        if self.num_trials is None or self.num_trials < 2:
+            raise ValueError(
+                f"tune.scheduler=pbt with tune.num_trials={self.num_trials}: it is the size of the "
+                "population; "
+                "expected at least 2, such as tune.num_trials=8"
+            )
+
     @property
-    def rungs(self) -> tuple[int, ...]:
-        """Clips seen at which trials are measured and compared, the last one being max_clips."""
-        rungs = [self.max_clips if self.scheduler == "none" else self.grace_clips]
-        while rungs[-1] < self.max_clips:
-            rungs.append(min(rungs[-1] * self.reduction_factor, self.max_clips))
+    def space(self) -> dict[str, AxisConfig]:
+        """Every axis in its long form, lists too."""
+        return {
+            key: axis if isinstance(axis, AxisConfig) else AxisConfig(values=axis)
+            for key, axis in self.axes.items()
+        }
+
+    @property
+    def rungs(self) -> tuple[int | float, ...]:
+        """Clips, or seconds, at which trials are measured and compared; the last is the whole budget."""
+        if self.budget == "seconds":
+            first, last = self.grace_seconds or self.max_seconds, self.max_seconds
+        else:
+            first, last = self.grace_clips, self.max_clips
+        rungs = [last if self.scheduler == "none" else first]
+        while rungs[-1] < last:
+            longer = rungs[-1] + first if self.scheduler == "pbt" else rungs[-1] * self.reduction_factor
+            rungs.append(min(longer, last))
         return tuple(rungs)
+
+
+def _read_axis(key: str, given: Any) -> Any:
+    if isinstance(given, AxisConfig):
+        return given
+    if isinstance(given, dict):
+        given = {name: value for name, value in given.items() if value is not None}
+        unknown = given.keys() - AxisConfig.model_fields.keys()
+        if unknown:
+            words = ", ".join(AxisConfig.model_fields)
+            raise ValueError(
+                f"tune.axes.{key} has {sorted(unknown)[0]}; an axis is a list of values, or has: {words}"
+            )
+        if isinstance(given.get("when"), dict):
+            given["when"] = _flat_conditions(given["when"])
+        try:
+            return AxisConfig(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f" {part}:" for part in first["loc"][:1])
+            raise ValueError(
+                f"tune.axes.{key}:{where} {first['msg'].removeprefix('Value error, ')}"
+            ) from None
+    if not isinstance(given, list | tuple):
+        raise ValueError(
+            f"tune.axes.{key}={json.dumps(given)} is one value; expected a list of them, such as [2,4], "
+            "or a range, such as {integer: [2, 8]}"
+        )
+    try:
+        _check_values(given)
+    except ValueError as error:
+        raise ValueError(f"tune.axes.{key}={json.dumps(given)} {error}") from None
+    return tuple(given)
+
+
+def _check_values(values: tuple | list) -> None:
+    if not values:
+        raise ValueError("names no value; expected a list, such as [2,4]")
+    if len({json.dumps(value) for value in values}) < len(values):
+        raise ValueError("names a value twice; each is one trial")
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
     flat: dict = {}
     for key, value in values.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        nested = isinstance(value, dict) and not (value.keys() & AxisConfig.model_fields.keys())
+        inner = _flat(value, f"{prefix}{key}.") if nested and value else {f"{prefix}{key}": value}
         flat = {known: kept for known, kept in flat.items() if known not in inner} | inner
+    return flat
+
+
+def _flat_conditions(values: dict, prefix: str = "") -> dict:
+    """{mdsa: {width: 64}} -> {mdsa.width: 64}; {min: A, max: B} is a value."""
+    flat: dict = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and not (value.keys() & {"min", "max"})
+        flat |= _flat_conditions(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat

@@ -22,6 +22,8 @@ class TrainConfig(Section):
 
     num_clips: PositiveInt = 1_000_000
     """How long to train, in clips seen."""
+    max_seconds: PositiveFloat | None = None
+    """Training ends after so many seconds of steps, if num_clips are not seen before; empty: no limit."""
     batch_size: PositiveInt = 64
     """Clips per optimizer step, over all workers and accumulation steps."""
     accumulation_steps: PositiveInt = 1

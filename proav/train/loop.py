@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from proav.config import TrainConfig
 from proav.errors import UserError
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engines import Engine, NonFiniteError
@@ -159,7 +160,8 @@ def run_loop(
     asked: Asked = Asked(),
     say: Callable[[str], None] = lambda line: None,
 ) -> bool:
-    """Trains until engine.train.num_clips clips are seen; returns False if it was asked to stop before.
+    """Trains until num_clips clips are seen or max_seconds have passed; returns False if asked to stop before.
+
 
     step: the model's losses.
     batches: this worker's share of each global batch from here on: {name: tensor [clips / workers, ...]},
@@ -184,7 +186,8 @@ def run_loop(
             saved_clips = state.clips
         saved_at = time.monotonic()
 
-    while state.clips < train.num_clips:
+    done = is_trained(train, clips=state.clips, seconds=state.seconds)
+    while not done:
         with waits.on("host_wait"):
             every = 60 * train.checkpoint_every_minutes
             due = every > 0 and time.monotonic() - saved_at > every
@@ -197,7 +200,9 @@ def run_loop(
         before, state.clips, state.step = state.clips, state.clips + train.batch_size, state.step + 1
         average.update(engine.shards(), clips=state.clips, batch_clips=train.batch_size)
         state.seconds, clock = state.seconds + time.monotonic() - clock, time.monotonic()
-        done = state.clips >= train.num_clips
+        done = is_trained(train, clips=state.clips, seconds=state.seconds)
+        if train.max_seconds is not None:  # the workers' clocks differ
+            (done,) = _any_worker(engine.device, done)
         if meter.sums and (done or _crosses(before, state.clips, train.report_every_clips)):
             line = _line(meter, waits, state, learning_rates(train, before))
             with waits.on("host_wait"):
@@ -207,6 +212,11 @@ def run_loop(
         if done or save_now or _crosses(before, state.clips, train.checkpoint_every_clips):
             keep()
     return True
+
+
+def is_trained(train: TrainConfig, *, clips: int, seconds: float) -> bool:
+    """Whether so many clips in so many seconds of steps are all that the settings ask for."""
+    return clips >= train.num_clips or (train.max_seconds is not None and seconds >= train.max_seconds)
 
 
 def split_batch(batch: dict, parts: int) -> list[dict]:

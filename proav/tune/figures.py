@@ -1,6 +1,8 @@
-"""Pictures of a sweep: picture against sound at each rung, and scores over clips; as SVG for the page, as PNG for everything else.
+"""Pictures of a sweep: picture against sound at each rung, and scores over clips; as SVG for the page, as PNG
+for everything else.
 
-Trials are `rows.Row`s. A marker's colour is the value of the sweep's first axis, its shape that of the second, its size what a reconstruction costs.
+Trials are `rows.Row`s. A marker's colour is the value of the sweep's first axis, its shape that of the
+second, its size what a reconstruction costs.
 """
 
 import io
@@ -12,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from proav.config import TuneConfig
 from proav.reports.kit.figures import CARD, LINE, MUTED, themed_svg
 from proav.reports.kit.page import Markup
+from proav.tune.axes import short_names, value_words
 from proav.tune.rows import Row, front
-from proav.tune.space import short_names, value_words
 
 HUES = ("#c0551c", "#2b8a94", "#8661c1", "#5f8f2f", "#c04f80", "#8a7a3d")
 """Of about one lightness, so that they stand out from white and from black paper."""
@@ -40,11 +43,18 @@ ON_PAGE = Ink(MUTED, LINE, CARD)
 ON_WHITE = Ink("#66615b", "#e4e0da", "#ffffff")
 
 
+def shown_axes(tune: TuneConfig) -> dict[str, Sequence]:
+    """The axes with their values; none for a range, which has no colours."""
+    return {key: axis.choices or () for key, axis in tune.space.items()}
+
+
 def legend(axes: dict[str, Sequence]) -> list[tuple[str, str, str, str]]:
-    """(key, value in words, hue or "", shape) of every value that has a colour or a shape of its own; none for an axis with more values than those."""
+    """(key, value in words, hue or "", shape) of every value that has a colour or a shape of its own; none
+    for an axis with more values than those.
+    """
     entries = []
     for place, (key, values) in enumerate(list(axes.items())[:2]):
-        if len(values) <= len(HUES):
+        if 0 < len(values) <= len(HUES):
             for number, value in enumerate(values):
                 entries.append(
                     (
@@ -60,44 +70,52 @@ def legend(axes: dict[str, Sequence]) -> list[tuple[str, str, str, str]]:
 def look_of(row: Row, axes: dict[str, Sequence]) -> tuple[str, str]:
     """(hue, shape) of the row's marker."""
     places = [
-        list(values).index(row.point[key]) if len(values) <= len(HUES) else 0
+        list(values).index(row.point[key]) if 0 < len(values) <= len(HUES) and key in row.point else 0
         for key, values in list(axes.items())[:2]
     ]
     return HUES[places[0]], list(SHAPES)[places[1]] if len(places) > 1 else "o"
 
 
-def front_svg(rows: list[Row], clips: int, axes: dict[str, Sequence], *, description: str) -> Markup:
-    """Picture against sound of the trials measured at `clips`, with their front."""
+def front_svg(rows: list[Row], budget: float, axes: dict[str, Sequence], *, description: str) -> Markup:
+    """Picture against sound of the trials measured at a rung, with their front."""
     figure = Figure(figsize=(3.6, 2.9))
     figure.patch.set_alpha(0)
-    _draw_front(figure.add_axes((0.16, 0.16, 0.81, 0.8)), rows, clips, axes, ON_PAGE)
+    _draw_front(figure.add_axes((0.16, 0.16, 0.81, 0.8)), rows, budget, axes, ON_PAGE)
     return themed_svg(figure, description)
 
 
-def scores_svg(rows: list[Row], axes: dict[str, Sequence], *, description: str) -> Markup:
-    """Each trial's score over clips."""
+def scores_svg(
+    rows: list[Row], axes: dict[str, Sequence], *, unit: str, metric: str, description: str
+) -> Markup:
+    """Each trial's metric over its budget, with intervals. unit: of the budget."""
     figure = Figure(figsize=(3.6, 2.9))
     figure.patch.set_alpha(0)
-    plot = _styled(figure.add_axes((0.16, 0.16, 0.81, 0.8)), ON_PAGE)
+    plot = styled(figure.add_axes((0.16, 0.16, 0.81, 0.8)), ON_PAGE)
     for row in reversed(rows):
-        clips, scores = [rung["clips"] for rung in row.rungs], [rung["score"] for rung in row.rungs]
+        budgets, values = [rung["budget"] for rung in row.rungs], [rung["metric"] for rung in row.rungs]
         hue, shape = look_of(row, axes)
-        plot.plot(clips, scores, color=hue, linewidth=1.4, marker=shape, markersize=4, alpha=0.85)
+        for rung in row.rungs:
+            if rung["metric_low"] is not None:
+                ends = [rung["metric_low"], rung["metric_high"]]
+                plot.plot([rung["budget"]] * 2, ends, color=hue, linewidth=0.9, alpha=0.5)
+        plot.plot(budgets, values, color=hue, linewidth=1.4, marker=shape, markersize=4, alpha=0.85)
     plot.set_xlim(left=0)
-    plot.set_xlabel("clips", fontsize=7.5, color=MUTED, labelpad=2)
-    plot.set_ylabel("score, dB", fontsize=7.5, color=MUTED, labelpad=3)
+    plot.set_xlabel(unit, fontsize=7.5, color=MUTED, labelpad=2)
+    plot.set_ylabel(metric, fontsize=7.5, color=MUTED, labelpad=3)
     return themed_svg(figure, description)
 
 
-def fronts_png(rows: list[Row], rungs: Sequence[int], axes: dict[str, Sequence], *, title: str) -> bytes:
+def fronts_png(
+    rows: list[Row], rungs: Sequence[int], axes: dict[str, Sequence], *, unit: str, title: str
+) -> bytes:
     """All rungs side by side, with a legend: a PNG file's bytes."""
     figure = Figure(figsize=(max(5.2, 3.9 * len(rungs)), 4.2), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.subplots(1, len(rungs), squeeze=False)[0]
-    for plot, clips in zip(grid, rungs, strict=True):
-        _draw_front(plot, rows, clips, axes, ON_WHITE)
-        seen = sum(any(rung["clips"] == clips for rung in row.rungs) for row in rows)
-        plot.set_title(f"after {clips:,} clips: {seen} trials", fontsize=9, color="#1d1b19", loc="left")
+    for plot, budget in zip(grid, rungs, strict=True):
+        _draw_front(plot, rows, budget, axes, ON_WHITE)
+        seen = sum(any(rung["budget"] == budget for rung in row.rungs) for row in rows)
+        plot.set_title(f"after {budget:,g} {unit}: {seen} trials", fontsize=9, color="#1d1b19", loc="left")
     names = short_names(list(axes))
     handles = [
         Line2D([], [], marker=shape, linestyle="", color=hue or ON_WHITE.muted, label=f"{names[key]} {value}")
@@ -124,11 +142,11 @@ def flops_range(rows: list[Row]) -> tuple[float, float]:
     return min(flops), max(flops)
 
 
-def _draw_front(plot, rows: list[Row], clips: int, axes: dict[str, Sequence], ink: Ink) -> None:
-    _styled(plot, ink)
+def _draw_front(plot, rows: list[Row], budget: float, axes: dict[str, Sequence], ink: Ink) -> None:
+    styled(plot, ink)
     low, high = flops_range(rows)
-    winners = front(rows, clips)
-    at = [(row, rung) for row in rows for rung in row.rungs if rung["clips"] == clips]
+    winners = front(rows, budget)
+    at = [(row, rung) for row in rows for rung in row.rungs if rung["budget"] == budget]
     line = sorted((rung["psnr_db"], rung["mel_error_db"]) for row, rung in at if row in winners)
     plot.plot(*zip(*line), color=ink.muted, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     for row, rung in at:
@@ -136,9 +154,16 @@ def _draw_front(plot, rows: list[Row], clips: int, axes: dict[str, Sequence], in
         hue, shape = look_of(row, axes)
         area, best = SMALLEST + (LARGEST - SMALLEST) * share, row in winners
         plot.scatter(
-            rung["psnr_db"], rung["mel_error_db"], s=area, color=hue, marker=shape, alpha=1 if best else 0.5,
-            edgecolors=ink.muted if best else "none", linewidths=1.1, zorder=3 if best else 2,
-        )  # fmt: skip
+            rung["psnr_db"],
+            rung["mel_error_db"],
+            s=area,
+            color=hue,
+            marker=shape,
+            alpha=1 if best else 0.5,
+            edgecolors=ink.muted if best else "none",
+            linewidths=1.1,
+            zorder=3 if best else 2,
+        )
     plot.margins(0.14, 0.16)
     for low_edge, high_edge, set_limits in (
         (*plot.get_xlim(), plot.set_xlim),
@@ -154,7 +179,7 @@ def _draw_front(plot, rows: list[Row], clips: int, axes: dict[str, Sequence], in
     )
 
 
-def _styled(plot, ink: Ink):
+def styled(plot, ink: Ink):
     plot.set_facecolor("none")
     plot.tick_params(colors=ink.muted, labelsize=7.5, length=3, width=0.6, labelcolor=ink.muted)
     for side, spine in plot.spines.items():

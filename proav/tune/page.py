@@ -1,13 +1,17 @@
-"""report.html and pareto.png of a sweep: fronts, trials, what each value did, and the best settings; one file that opens offline.
+"""report.html and pareto.png of a sweep: fronts, trials, what each value did, and the best settings; one file
+that opens offline.
 
-It shows what `rows.py` compares and measures nothing. The page's frame is that of the other reports (`proav/report_page`).
+It shows what `rows.py` compares and measures nothing. The page's frame is that of the other reports
+(`proav/reports`).
 """
 
 from collections.abc import Sequence
 from statistics import mean
 
+import yaml
+
 from proav import storage
-from proav.config import Config
+from proav.config import Config, TuneConfig
 from proav.reports.kit.page import (
     Markup,
     build_page,
@@ -20,16 +24,30 @@ from proav.reports.kit.page import (
     table,
     warning,
 )
-from proav.tune.figures import SHAPES, flops_range, front_svg, fronts_png, legend, look_of, scores_svg
+from proav.tune.axes import describe, num_combinations, point_words, short_names, value_words
+from proav.tune.budgets import budgets_words
+from proav.tune.figures import (
+    SHAPES,
+    flops_range,
+    front_svg,
+    fronts_png,
+    legend,
+    look_of,
+    scores_svg,
+    shown_axes,
+)
+from proav.tune.plots import cost_svg, importance_svg, parallel_svg
 from proav.tune.record import CRASHED, FAILED, FINISHED, RUNNING, STOPPED
-from proav.tune.rows import Row, best_row, rungs_of
-from proav.tune.space import describe, num_combinations, short_names, value_words
+from proav.tune.rows import Row, best_row, cost_front, rivals_of, rungs_of
 from proav.tune.yardsticks import yardstick_lines
 
 MAX_PANELS = 4
 """Rungs that are drawn: the last ones."""
+MAX_VALUES = 16
+"""Values of an axis that have a line each."""
+STOPPING = {"asha": "successive halving (ASHA)", "pbt": "population-based training", "none": "none"}
 ENDED = {
-    FINISHED: "saw all clips",
+    FINISHED: "had the whole budget",
     STOPPED: "stopped early",
     RUNNING: "cut off",
     FAILED: "failed",
@@ -39,22 +57,33 @@ ENDED = {
 
 def write_page(config: Config, rows: list[Row], results: dict, folder: str) -> None:
     """Writes report.html and, where anything was measured, pareto.png into `folder`."""
-    axes, rungs = config.tune.axes, rungs_of(rows)
+    tune, rungs = config.tune, rungs_of(rows)
+    axes = shown_axes(tune)
     if rungs:
         title = f"{config.name}: picture against sound, {counted(len(rows), 'trial')}"
-        storage.write_bytes(
-            storage.join(folder, "pareto.png"), fronts_png(rows, rungs[-MAX_PANELS:], axes, title=title)
-        )
+        png = fronts_png(rows, rungs[-MAX_PANELS:], axes, unit=_unit(tune), title=title)
+        storage.write_bytes(storage.join(folder, "pareto.png"), png)
     sections = [
-        ("fronts", "Picture against sound", _fronts(rows, rungs, axes)),
-        ("trials", "Trials", [*_trials(rows, axes), *_beside(results["yardsticks"])]),
-        ("values", "What each value did", _values(rows, rungs, axes)),
-        ("best", "Best settings", _best(rows, folder)),
+        ("fronts", "Picture against sound", _fronts(tune, rows, rungs, axes)),
+        ("costs", "What it costs", _costs(tune, rows, rungs)),
+        ("trials", "Trials", [*_trials(tune, rows, axes), *_beside(results["yardsticks"])]),
+        ("values", "What each axis did", _values(tune, rows, rungs, results["importance"])),
+        ("best", "Best settings", _best(config, rows, folder)),
         ("protocol", "Protocol", _protocol(results["protocol"])),
     ]
     storage.write_text(
         storage.join(folder, "report.html"),
         build_page(f"{config.name}: sweep", _header(config, rows, results["protocol"]), sections),
+    )
+
+
+def _unit(tune: TuneConfig) -> str:
+    return {"clips": "clips", "flops": "clips of FLOPs", "seconds": "s of training"}[tune.budget]
+
+
+def _after(tune: TuneConfig, budget: float) -> str:
+    return (
+        f"after {number(budget)} {_unit(tune)}" if budget != 1 or tune.budget == "seconds" else "after 1 clip"
     )
 
 
@@ -65,30 +94,38 @@ def _header(config: Config, rows: list[Row], protocol: dict) -> list[Markup]:
     ended = ", ".join(f"{count} {word}" for word, count in tallies if count)
     sentences = [f"Of {counted(len(rows), 'trial')}: {ended}."]
     if best:
-        rivals = sum(row.clips == best.clips for row in rows)
+        equals = sum(row.budget == best.budget for row in rows)
+        judged_by = "" if tune.metric == "score" else f" {tune.metric} is {number(best.metric)}."
         sentences.append(
-            f"Best score of the {counted(rivals, 'trial')} that saw {counted(best.clips, 'clip')}: {describe(best.point)}, "
-            f"with {best.psnr_db:.2f} dB PSNR in the picture and {best.mel_error_db:.2f} dB log-mel error in the sound."
+            f"Best {'score' if tune.metric == 'score' else tune.metric} of the {counted(equals, 'trial')} "
+            "that saw "
+            f"{counted(best.clips, 'clip') if tune.budget == 'clips' else 'the whole budget'}: "
+            f"{describe(best.point)}, "
+            f"with {best.psnr_db:.2f} dB PSNR in the picture and {best.mel_error_db:.2f} dB log-mel error in "
+            f"the sound.{judged_by}"
         )
-        sentences.append(
-            "Each trial is one training run with one seed: small differences can be chance. Trials are compared only where they saw equally many clips."
-        )
+        sentences.append(_chance(tune, rows, best))
     spent = sum(row.seconds or 0 for row in rows)
+    total = num_combinations(tune)
+    model = "MDSA" if tune.stage == "mdsa" else "ST-DiT"
     return [
         element("p", "proav sweep", class_="eyebrow"),
         element("h1", config.name),
         element(
-            "p",
-            f"MDSA trained with different {axes}, compared by what its reconstructions keep of picture and sound.",
-            class_="lead",
+            "p", f"{model} trained with different {axes}, compared by {protocol['score']}.", class_="lead"
         ),
         element("div", [element("p", text) for text in sentences], class_="statement"),
         facts(
             [
-                ("Points", f"{len(rows)} of {num_combinations(tune)} combinations, {tune.search}"),
-                ("Compared at", f"{', '.join(number(clips) for clips in tune.rungs)} clips"),
-                ("Stopping", "successive halving (ASHA)" if tune.scheduler == "asha" else "none"),
-                ("Score", protocol["score"]),
+                (
+                    "Points",
+                    f"{len(rows)} of {'endlessly many' if total is None else total} combinations, "
+                    f"{tune.search}",
+                ),
+                ("Compared at", budgets_words(tune)),
+                ("Stopping", STOPPING[tune.scheduler]),
+                ("Judged by", protocol["score"]),
+                ("Seeds", str(tune.repeats)),
                 (
                     "Training, all trials",
                     f"{duration(spent)} on {', '.join(protocol['devices'])}" if spent else None,
@@ -104,34 +141,91 @@ def _header(config: Config, rows: list[Row], protocol: dict) -> list[Markup]:
     ]
 
 
-def _fronts(rows: list[Row], rungs: list[int], axes: dict[str, Sequence]) -> list[Markup]:
+def _chance(tune: TuneConfig, rows: list[Row], best: Row) -> str:
+    """How far the order of the trials can be believed."""
+    if tune.repeats == 1:
+        return (
+            "Each trial is one training run with one seed: small differences can be chance. Trials are "
+            "compared only at equal budgets."
+        )
+    rivals = len(rivals_of(rows, best))
+    meets = (
+        f"The intervals of {counted(rivals, 'other trial')} meet that of the best: chance may have chosen "
+        "between them."
+        if rivals
+        else ("No other trial's interval meets that of the best.")
+    )
+    return f"Each trial is the mean of {tune.repeats} seeds, with the 95 % interval of that mean. {meets}"
+
+
+def _fronts(tune: TuneConfig, rows: list[Row], rungs: list[float], axes: dict[str, Sequence]) -> list[Markup]:
     if not rungs:
         return [element("p", "Nothing was measured.", class_="todo")]
     low, high = flops_range(rows)
     size = (
-        f"A larger marker costs more: {low:.3g} to {high:.3g} GFLOP a reconstruction. " if high > low else ""
+        f"A larger marker costs more: {low:.3g} to {high:.3g} GFLOP a {_made(tune)}. " if high > low else ""
     )
     note = (
-        "One panel a rung: trials at one number of clips. Up and to the right is better; those on the dashed front are beaten by none in both at once. "
-        + size
+        "One panel a rung: trials of one budget. Up and to the right is better; those on the dashed front "
+        "are beaten by none in both at once. " + size
     )
     cards = []
-    for clips in rungs[-MAX_PANELS:]:
-        at = [(row, rung) for row in rows for rung in row.rungs if rung["clips"] == clips]
+    for budget in rungs[-MAX_PANELS:]:
+        at = [(row, rung) for row in rows for rung in row.rungs if rung["budget"] == budget]
         points = "; ".join(
             f"{describe(row.point)}: {rung['psnr_db']:.2f} dB, {rung['mel_error_db']:.2f} dB"
             for row, rung in at
         )
         figure = front_svg(
-            rows, clips, axes, description=f"PSNR against log-mel error after {clips:,} clips. {points}"
+            rows, budget, axes, description=f"PSNR against log-mel error {_after(tune, budget)}. {points}"
         )
-        cards.append(_figure(figure, f"After {counted(clips, 'clip')}: {counted(len(at), 'trial')}"))
+        cards.append(_figure(figure, f"A{_after(tune, budget)[1:]}: {counted(len(at), 'trial')}"))
     if len(rungs) > 1:
-        figure = scores_svg(
-            rows, axes, description="Score of each trial over clips; the trials table has the numbers"
+        what = (
+            f"{tune.metric.capitalize() if tune.metric == 'score' else tune.metric} of each trial over "
+            f"{_unit(tune)}"
         )
-        cards.append(_figure(figure, "Score of each trial over clips"))
+        said = f"{what}; the trials table has the numbers"
+        figure = scores_svg(rows, axes, unit=_unit(tune), metric=tune.metric, description=said)
+        cards.append(_figure(figure, what))
     return [element("p", note, class_="note"), _legend(axes), element("div", cards, class_="grid")]
+
+
+def _costs(tune: TuneConfig, rows: list[Row], rungs: list[float]) -> list[Markup]:
+    """The metric against the cost at the last rung, and all axes side by side."""
+    if not rungs:
+        return [element("p", "Nothing was measured.", class_="todo")]
+    last, widest = (
+        rungs[-1],
+        max(rungs, key=lambda rung: sum(rung in [one["budget"] for one in row.rungs] for row in rows)),
+    )
+    note = (
+        "Left: those on the dashed front reach more than every cheaper trial. Right: a line a trial over "
+        f"its settings, to the metric {_after(tune, widest)}; "
+        "the better, the stronger. A line passes by an axis that does not exist in its trial."
+    )
+    front_text = "; ".join(
+        f"{describe(row.point)}: {row.flops_per_clip / 1e9:.3g} GFLOP" for row in cost_front(rows, last)
+    )
+    cards = [
+        _figure(
+            cost_svg(
+                rows, last, tune, description=f"{tune.metric} against GFLOP; on the front: {front_text}"
+            ),
+            f"{tune.metric} against GFLOP a {_made(tune)}, {_after(tune, last)}",
+        ),
+        _figure(
+            parallel_svg(
+                rows, widest, tune, description="Settings of each trial as a line; the trials table has them"
+            ),
+            "Settings and metric of each trial",
+        ),
+    ]
+    return [element("p", note, class_="note"), element("div", cards, class_="grid")]
+
+
+def _made(tune: TuneConfig) -> str:
+    return "sample" if tune.stage == "stdit" else "reconstruction"
 
 
 def _figure(figure: Markup, caption: str) -> Markup:
@@ -149,52 +243,64 @@ def _legend(axes: dict[str, Sequence]) -> list[Markup]:
     return [element("ul", element("li", key), items, class_="tags") for key, items in lines.items()]
 
 
-def _trials(rows: list[Row], axes: dict[str, Sequence]) -> list[Markup]:
+def _trials(tune: TuneConfig, rows: list[Row], axes: dict[str, Sequence]) -> list[Markup]:
     names = short_names(list(axes))
-    heads = [
-        "Trial",
-        *(names[key] for key in axes),
+    measured_heads = [
         "Clips",
         "PSNR dB",
         "log-mel error dB",
-        "Score",
+        "Score" if tune.metric == "score" else tune.metric,
         "Parameters M",
         "GFLOP",
+        "Training TFLOP",
         "Clips/s",
         "GiB",
         "Ended",
     ]
+    if tune.repeats > 1:
+        measured_heads.insert(4, "95 % interval")
     cells = []
     for row in rows:
         hue, shape = look_of(row, axes)
         mark = element("span", f"{SHAPES[shape]} ", style=f"color: {hue}", aria_hidden="true")
-        values = [value_words(row.point[key]) for key in axes]
-        numbers = (
-            row.psnr_db,
-            row.mel_error_db,
-            row.score,
+        values = [point_words(row.point, key) for key in axes]
+        numbers = [row.psnr_db, row.mel_error_db, row.metric]
+        if tune.repeats > 1:
+            known = row.metric_low is not None
+            numbers.append(
+                f"{row.metric_low:.4g} to {row.metric_high:.4g}"
+                if known
+                else f"of {counted(row.num_seeds, 'seed')}"
+            )
+        training = None if row.train_flops is None else row.train_flops / 1e12
+        numbers += [
             row.parameters / 1e6,
             row.flops_per_clip / 1e9,
+            training,
             row.clips_per_second,
             row.peak_memory_gib,
-        )
+        ]
         measured = ["–" if value is None else value for value in numbers]
+        again = f", tried again {row.failures} times" if row.failures else ""
         cells.append(
             [
                 element("span", mark, row.trial, " ★" if row.pareto else None),
                 *values,
                 row.clips,
                 *measured,
-                ENDED[row.status],
+                ENDED[row.status] + again,
             ]
         )
     note = (
-        "Most clips first, then by score; measured at the last rung that a trial reached. ★: on the front of those that saw most clips. "
-        "GFLOP: one reconstruction, in closed form. Clips/s and GiB: of training, as measured."
+        "Longest trained first, then the best; measured at the last rung that a trial reached. ★: on the "
+        "front of picture and sound. "
+        f"GFLOP: one {_made(tune)}, training: one seed so far; both in closed form. Clips/s and GiB: of "
+        "training, as measured."
     )
+    whole = table(["Trial", *(names[key] for key in axes), *measured_heads], cells, caption="Trials")
     return [
         element("p", note, class_="note"),
-        element("div", element("div", table(heads, cells, caption="Trials"), class_="text"), class_="card"),
+        element("div", element("div", whole, class_="text"), class_="card"),
     ]
 
 
@@ -217,45 +323,75 @@ def _beside(yardsticks: Sequence[dict]) -> list[Markup]:
     ]
 
 
-def _values(rows: list[Row], rungs: list[int], axes: dict[str, Sequence]) -> list[Markup]:
-    """Means over the trials that have a value, at the first rung, which all that did not fail have reached."""
+def _values(tune: TuneConfig, rows: list[Row], rungs: list[float], importance: dict) -> list[Markup]:
+    """Importance of the axes, and means over the trials that have a value, at the first rung."""
     if not rungs:
         return [element("p", "Nothing was measured.", class_="todo")]
-    first = rungs[0]
-    cards = []
-    for key, values in axes.items():
+    first, cards = rungs[0], []
+    for key, values in shown_axes(tune).items():
         lines = []
-        for value in values:
+        for value in values if 0 < len(values) <= MAX_VALUES else ():
             at = [
                 rung
                 for row in rows
                 for rung in row.rungs
-                if rung["clips"] == first and row.point[key] == value
+                if rung["budget"] == first and row.point.get(key) == value
             ]
             means = [
                 mean(rung[name] for rung in at) if at else "–"
-                for name in ("psnr_db", "mel_error_db", "score")
+                for name in ("psnr_db", "mel_error_db", "metric")
             ]
             lines.append([value_words(value), len(at), *means])
-        whole = table(["Value", "Trials", "PSNR dB", "log-mel dB", "Score"], lines, caption=key)
-        cards.append(
-            element("div", element("div", element("h3", key), whole, class_="text"), class_="card metric")
-        )
-    note = f"Means over the trials with a value after {counted(first, 'clip')}, where all are compared, whatever their other values."
-    return [element("p", note, class_="note"), element("div", cards, class_="pairs")]
+        if lines:
+            judged_by = "Score" if tune.metric == "score" else tune.metric
+            whole = table(["Value", "Trials", "PSNR dB", "log-mel dB", judged_by], lines, caption=key)
+            cards.append(
+                element("div", element("div", element("h3", key), whole, class_="text"), class_="card metric")
+            )
+    note = (
+        f"Means over the trials with a value {_after(tune, first)}, where all are compared, whatever their "
+        "other values."
+    )
+    return [
+        *_importance(tune, importance),
+        element("p", note, class_="note"),
+        element("div", cards, class_="pairs"),
+    ]
 
 
-def _best(rows: list[Row], folder: str) -> list[Markup]:
+def _importance(tune: TuneConfig, importance: dict) -> list[Markup]:
+    if importance["absent"]:
+        return [element("p", f"No importance: {importance['absent']}.", class_="note")]
+    shares = importance["shares"]
+    words = "; ".join(f"{key} {share:.0%}" for key, share in shares.items())
+    note = (
+        f"Importance {_after(tune, importance['budget'])}, of {counted(importance['num_trials'], 'trial')}. "
+        f"{importance['method']}."
+    )
+    figure = _figure(importance_svg(shares, description=f"Importance: {words}"), "Importance of each axis")
+    return [element("p", note, class_="note"), element("div", [figure], class_="grid")]
+
+
+def _best(config: Config, rows: list[Row], folder: str) -> list[Markup]:
     best = best_row(rows)
     if best is None:
         return [element("p", "Nothing was measured.", class_="todo")]
+    nested: dict = {}
+    for key, value in best.point.items():
+        *sections, name = key.split(".")
+        section = nested
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = value
+    stage = " stage=mdsa" if config.tune.stage == "mdsa" else ""
     return [
         element(
             "p",
-            "The highest score among the trials that saw most clips. The file below is a whole configuration; it trains the full length from the beginning.",
+            "The best of the trials that went furthest, as YAML. The file below is a whole configuration; it "
+            "trains the full length from the beginning.",
         ),
-        element("pre", "\n".join(describe({key: value}) for key, value in best.point.items())),
-        element("pre", f"python ray_jobs/train.py --config {storage.join(folder, 'best.yaml')}"),
+        element("pre", yaml.safe_dump(nested, sort_keys=False, default_flow_style=None, width=100).rstrip()),
+        element("pre", f"python ray_jobs/train.py --config {storage.join(folder, 'best.yaml')}{stage}"),
     ]
 
 

@@ -1,6 +1,7 @@
 """What each trial of a sweep has reached, on disk: trials/<id>/trial.json, written whole after every rung.
 
-It is what a sweep goes on from after an interruption, and all that results are made of; Ray Tune's own state is not needed again.
+It is what a sweep goes on from after an interruption, and all that results are made of; Ray Tune's own state
+is not needed again.
 """
 
 import dataclasses
@@ -10,13 +11,17 @@ from dataclasses import dataclass, field
 from proav import storage
 from proav.config import TuneConfig
 from proav.errors import UserError
-from proav.tune.space import Point, Trial
+from proav.tune.axes import Point
+from proav.tune.repeats import budget_of, repeats_of, rung_score
+from proav.tune.space import Trial
 
 RECORD = "trial.json"
 FORMAT = 1
 RUNNING, FINISHED, STOPPED, FAILED, CRASHED = "running", "finished", "stopped", "failed", "crashed"
-"""running: being trained, or cut off. finished: has seen max_clips. stopped: by the scheduler. failed: a mistake that would come again.
-crashed: lost for another reason; tried again when the sweep is run again."""
+"""running: being trained, or cut off. finished: has had the whole budget. stopped: by the scheduler. failed:
+a mistake that would come again. crashed: lost for another reason more often than tune.max_failures; tried
+again when the sweep is run again.
+"""
 DONE = (FINISHED, STOPPED, FAILED)
 
 
@@ -34,20 +39,34 @@ class TrialRecord:
     reason: str = ""
     """Why it failed or crashed."""
     schedule: list | None = None
-    """What decides whether it goes on; under another schedule, a trial that was stopped is looked at again."""
-    passed: int = 0
-    """Clips up to which it was let go on under this schedule."""
+    """What decides whether it goes on; under another schedule, a trial that was stopped is looked at again.
+    """
+    passed: float = 0
+    """Budget up to which it was let go on under this schedule."""
     rungs: list[dict] = field(default_factory=list)
-    """One dict a rung: clips, step, loss, psnr_db, mel_error_db and more, as `trial.measure` makes them."""
+    """One dict a rung: budget, clips, step, loss, psnr_db, mel_error_db and more, as `repeats.merge` makes
+    them of the seeds' measurements, which stand below `repeats`.
+    """
+    failures: int = 0
+    """Crashes of this sweep's run after which it was tried again."""
+    failure: str = ""
+    """Reason of the last one."""
+    taken: list[dict] = field(default_factory=list)
+    """Of a population's member: {budget, from, point, settled}, what it took over from another, and when."""
 
     @property
     def clips(self) -> int:
         """Clips seen at the last measurement."""
         return self.rungs[-1]["clips"] if self.rungs else 0
 
-    def rung(self, clips: int) -> dict | None:
-        """The first measurement at `clips` or more."""
-        return next((rung for rung in self.rungs if rung["clips"] >= clips), None)
+    @property
+    def budget(self) -> float:
+        """Clips, or seconds, of the rung of the last measurement."""
+        return budget_of(self.rungs[-1]) if self.rungs else 0
+
+    def rung(self, budget: float) -> dict | None:
+        """The first measurement at `budget` or more."""
+        return next((rung for rung in self.rungs if budget_of(rung) >= budget), None)
 
     @classmethod
     def begin(cls, trial: Trial, tune: TuneConfig, *, number: int, data_hash: str) -> "TrialRecord":
@@ -58,11 +77,9 @@ class TrialRecord:
     def reopened(self, tune: TuneConfig) -> "TrialRecord":
         """The record of a trial that is not done, for going on."""
         schedule = schedule_of(tune)
+        passed = self.passed if self.schedule == schedule else 0
         return self.replace(
-            status=RUNNING,
-            reason="",
-            schedule=schedule,
-            passed=self.passed if self.schedule == schedule else 0,
+            status=RUNNING, reason="", schedule=schedule, passed=passed, failures=0, failure=""
         )
 
     def replace(self, **changes) -> "TrialRecord":
@@ -71,25 +88,40 @@ class TrialRecord:
 
 def schedule_of(tune: TuneConfig) -> list:
     """What decides which trials are stopped: a trial that was stopped under this schedule stays so."""
-    return [tune.scheduler, list(tune.rungs), tune.reduction_factor, tune.picture_weight, tune.sound_weight]
+    schedule = [
+        tune.scheduler,
+        list(tune.rungs),
+        tune.reduction_factor,
+        tune.picture_weight,
+        tune.sound_weight,
+    ]
+    return schedule + (
+        [tune.metric, tune.mode, tune.repeats] if tune.metric != "score" or tune.repeats > 1 else []
+    )
 
 
 def is_done(record: TrialRecord, tune: TuneConfig) -> bool:
     """Whether nothing is left to do for the trial under these settings."""
     if record.status == FINISHED:
-        return record.clips >= tune.max_clips
+        return record.budget >= tune.rungs[-1] and all(is_whole(rung, tune) for rung in record.rungs)
     return record.status == FAILED or (record.status == STOPPED and record.schedule == schedule_of(tune))
 
 
+def is_whole(rung: dict, tune: TuneConfig) -> bool:
+    """Whether as many seeds were measured at a rung as the sweep has."""
+    return len(repeats_of(rung)) >= tune.repeats
+
+
 def score(rung: dict, tune: TuneConfig) -> float:
-    """picture_weight * PSNR - sound_weight * log-mel error, both in dB."""
-    return tune.picture_weight * rung["psnr_db"] - tune.sound_weight * rung["mel_error_db"]
+    """The metric at a rung, mean over the seeds, such that more is better."""
+    return rung_score(rung, tune)
 
 
-def write_record(trial: Trial, record: TrialRecord) -> None:
+def write_record(trial: Trial | str, record: TrialRecord) -> None:
+    """trial: or its folder."""
+    folder = trial if isinstance(trial, str) else trial.config.run_folder
     storage.write_text(
-        storage.join(trial.config.run_folder, RECORD),
-        json.dumps({"format": FORMAT} | dataclasses.asdict(record), indent=1),
+        storage.join(folder, RECORD), json.dumps({"format": FORMAT} | dataclasses.asdict(record), indent=1)
     )
 
 

@@ -1,4 +1,5 @@
-"""What a sweep leaves: results.csv, results.json with its protocol, best.yaml and metrics.jsonl, and the table on the terminal.
+"""What a sweep leaves: results.csv, results.json with its protocol, best.yaml and metrics.jsonl, and the
+table on the terminal.
 
 The rows are made by `rows.py`, the page and its pictures by `page.py`.
 """
@@ -12,11 +13,20 @@ from dataclasses import asdict
 from proav import storage
 from proav.config import Config, TuneConfig
 from proav.config.reading import config_to_dict, config_to_yaml
+from proav.tune.axes import describe, num_combinations, point_words, short_names
+from proav.tune.budgets import budgets_words
+from proav.tune.importance import find_importance
+from proav.tune.metrics import metric_words
 from proav.tune.page import write_page
 from proav.tune.record import CRASHED, FAILED, RUNNING, TrialRecord, schedule_of, score
-from proav.tune.rows import Row, best_row, front, make_rows, rungs_of
-from proav.tune.space import config_at, describe, num_combinations, short_names, value_words
+from proav.tune.repeats import Interval, budget_of, interval_words
+from proav.tune.rows import Row, best_row, cost_front, front, make_rows, rivals_of, rungs_of
+from proav.tune.space import config_at
 from proav.tune.yardsticks import yardstick_lines
+
+PARTS = {"mdsa": ("name", "clip", "mel", "mdsa", "tune")}
+PARTS["stdit"] = (*PARTS["mdsa"], "encode", "stdit", "diffusion", "generate", "evaluate")
+"""Sections of the configuration that results follow from."""
 
 
 def write_results(
@@ -26,21 +36,28 @@ def write_results(
     data: dict,
     yardsticks: Sequence[dict] = (),
     quiet: bool = False,
+    data_sets: dict[str, str] | None = None,
 ) -> dict:
-    """Writes <run_dir>/tune/{metrics.jsonl,results.csv,results.json,best.yaml,pareto.png,report.html}; returns what results.json holds.
+    """Writes <run_dir>/tune/{metrics.jsonl,results.csv,results.json,best.yaml,pareto.png,report.html};
+    returns what results.json holds.
 
     data: the manifest of the prepared data. yardsticks: as `sweep_yardsticks` makes them, to stand beside the
-    table. Files that would not change are left alone. quiet: no table.
+    table. Files that would not change are left alone. quiet: no table. data_sets: hashes by the values of
+    axes that change data.
     """
     tune, folder = config.tune, storage.join(config.run_folder, "tune")
     rows = make_rows(config, records.values())
     best = best_row(rows)
     results = {
         "best": best.trial if best else None,
-        "fronts": {str(clips): [row.trial for row in front(rows, clips)] for clips in rungs_of(rows)},
+        "fronts": {f"{rung:.12g}": [row.trial for row in front(rows, rung)] for rung in rungs_of(rows)},
+        "cost_fronts": {
+            f"{rung:.12g}": [row.trial for row in cost_front(rows, rung)] for rung in rungs_of(rows)
+        },
+        "importance": asdict(find_importance(config.tune, rows)),
         "trials": [asdict(row) for row in rows],
         "yardsticks": list(yardsticks),
-        "protocol": _protocol(config, rows, data),
+        "protocol": _protocol(config, rows, data, data_sets or {}),
     }
     text = json.dumps(results, indent=1)
     path = storage.join(folder, "results.json")
@@ -61,7 +78,9 @@ def write_results(
 
 
 def best_yaml(config: Config, best: Row) -> str:
-    """A whole configuration with the best point in it, for train.py; with a name and folder of its own beside the sweep's, on the same data."""
+    """A whole configuration with the best point in it, for train.py; with a name and folder of its own beside
+    the sweep's, on the same data.
+    """
     parent, _, name = config.run_folder.rstrip("/").rpartition("/")
     chosen = config_at(config, best.point)
     data = chosen.data.model_copy(update={"prepared": config.data_folder})
@@ -71,21 +90,27 @@ def best_yaml(config: Config, best: Row) -> str:
         "data": data,
     }
     head = [
-        f"The best of the sweep {config.name} ({config.run_folder}/tune/results.json): trial {best.trial}, {describe(best.point)}.",
-        f"After {best.clips:,} clips: picture {best.psnr_db:.2f} dB PSNR, sound {best.mel_error_db:.2f} dB log-mel error.",
-        "It trains the full length below from the beginning:  python ray_jobs/train.py --config THIS_FILE stage=mdsa",
+        f"The best of the sweep {config.name} ({config.run_folder}/tune/results.json): trial {best.trial}, "
+        f"{describe(best.point)}.",
+        f"After {best.clips:,} clips: picture {best.psnr_db:.2f} dB PSNR, sound {best.mel_error_db:.2f} dB "
+        "log-mel error.",
+        "It trains the full length below from the beginning:  python ray_jobs/train.py --config THIS_FILE"
+        + (" stage=mdsa" if config.tune.stage == "mdsa" else ""),
     ]
+    if config.tune.metric != "score" or best.num_seeds > 1:
+        judged_by = Interval(best.metric, best.metric_low, best.metric_high, best.num_seeds)
+        head.insert(2, f"{config.tune.metric}: {interval_words(judged_by)} over {best.num_seeds} seeds.")
     return "".join(f"# {line}\n" for line in head) + config_to_yaml(chosen.model_copy(update=updates))
 
 
 def metrics_lines(records: Iterable[TrialRecord], tune: TuneConfig) -> str:
-    """metrics.jsonl: one JSON object a measurement, by clips, then in the order in which trials began."""
+    """metrics.jsonl: one JSON object a measurement, by budget, then in the order in which trials began."""
     lines = [
-        {"trial": record.id, **rung, "score": score(rung, tune)}
+        {"trial": record.id, "budget": budget_of(rung), **rung, "score": score(rung, tune)}
         for record in records
         for rung in record.rungs
     ]
-    return "".join(json.dumps(line) + "\n" for line in sorted(lines, key=lambda line: line["clips"]))
+    return "".join(json.dumps(line) + "\n" for line in sorted(lines, key=lambda line: line["budget"]))
 
 
 def _csv(tune: TuneConfig, rows: list[Row]) -> str:
@@ -97,43 +122,47 @@ def _csv(tune: TuneConfig, rows: list[Row]) -> str:
         writer.writerow(
             [
                 row.trial,
-                *(value_words(row.point[key]) for key in tune.axes),
+                *(point_words(row.point, key) for key in tune.axes),
                 *(getattr(row, name) for name in plain[1:]),
             ]
         )
     return buffer.getvalue()
 
 
-def _protocol(config: Config, rows: list[Row], data: dict) -> dict:
+def _protocol(config: Config, rows: list[Row], data: dict, data_sets: dict[str, str]) -> dict:
     tune, rungs = config.tune, [rung for row in rows for rung in row.rungs]
-    scheduler = (
-        f"asynchronous successive halving: of the trials so far, the best 1/{tune.reduction_factor} at a rung go on to the next; what arrives first goes on"
-        if tune.scheduler == "asha"
-        else "every trial sees all clips"
-    )
+    scheduler = {
+        "asha": "asynchronous successive halving: of the trials so far, the best "
+        f"1/{tune.reduction_factor} at a rung go on to the next; what arrives first goes on",
+        "pbt": f"population-based training: at each rung {tune.exploit_fraction:g} of the trials take over "
+        "weights and changed settings of as many of the best",
+        "none": "every trial has the whole budget",
+    }[tune.scheduler]
+    total = num_combinations(tune)
+    several = {name: found for name, found in data_sets.items() if name}
     return {
-        "score": f"{_times(tune.picture_weight)}PSNR - {_times(tune.sound_weight)}log-mel error, dB",
+        "score": metric_words(tune),
         "measured_on": f"reconstructions of {max((rung['num_clips'] for rung in rungs), default=0)} clips of the {config.evaluate.split} sources, "
-        "moving-average weights: mean PSNR over all pixels of a clip, mean |log-mel difference| over its native mel grid",
+        "moving-average weights: mean PSNR over all pixels of a clip, mean |log-mel difference| over its "
+        "native mel grid",
         "rungs_clips": list(tune.rungs),
+        "budget": budgets_words(tune),
+        "seeds": f"{tune.repeats} a trial"
+        + (", 95 % interval of their mean by Student's t" if tune.repeats > 1 else ""),
         "scheduler": scheduler,
-        "search": f"{tune.search}, seed {tune.seed}, {len(rows)} of {num_combinations(tune)} combinations",
+        "search": f"{tune.search}, seed {tune.seed}, {len(rows)} of "
+        f"{'endlessly many' if total is None else total} combinations",
         "schedule": schedule_of(tune),
-        "data": {"hash": data["hash"], "splits": data["splits"]},
-        "flops_per_clip": "encode and decode of both modalities, a multiply-add is two; in closed form",
+        "data": {"hash": data["hash"], "splits": data["splits"]} | ({"sets": several} if several else {}),
+        "flops_per_clip": ("a sample" if tune.stage == "stdit" else "encode and decode of both modalities")
+        + ", a multiply-add is two; in closed form",
         "clips_per_second": f"in training steps, {tune.max_concurrent_trials or 'as many as fit'} trials at a time on the same machines",
         "devices": sorted({rung["device"] for rung in rungs}),
         "seed": config.seed,
         "configuration": {
-            key: value
-            for key, value in config_to_dict(config).items()
-            if key in ("name", "clip", "mel", "mdsa", "tune")
+            key: value for key, value in config_to_dict(config).items() if key in PARTS[tune.stage]
         },
     }
-
-
-def _times(weight: float) -> str:
-    return "" if weight == 1 else f"{weight:g} * "
 
 
 def _tell(config: Config, rows: list[Row], best: Row | None, yardsticks: Sequence[dict], folder: str) -> None:
@@ -145,39 +174,43 @@ def _tell(config: Config, rows: list[Row], best: Row | None, yardsticks: Sequenc
     unfinished = [row for row in rows if row.status in (RUNNING, CRASHED)]
     if unfinished:
         print(
-            f"tune: {len(unfinished)} of {len(rows)} trials did not end by themselves; the same command tries them again"
+            f"tune: {len(unfinished)} of {len(rows)} trials did not end by themselves; the same command "
+            "tries them again"
         )
     if best is None:
         return
     print(f"tune: best after {best.clips:,} clips: {describe(best.point)}")
+    rivals = rivals_of(rows, best)
+    if rivals:
+        print(
+            f"tune: the intervals of {len(rivals)} others meet its own: chance may have chosen between them"
+        )
     print(f"tune: train it: python ray_jobs/train.py --config {storage.join(folder, 'best.yaml')}")
     print(f"tune: {storage.join(folder, 'report.html')}")
 
 
 def format_table(tune: TuneConfig, rows: list[Row]) -> str:
-    """The trials as lines of text: measured values at the last rung, costs, how each ended; * marks the front of those that saw most clips."""
+    """The trials as lines of text: measured values at the last rung, costs, how each ended; * marks the front
+    of those that saw most clips.
+    """
     names = short_names(list(tune.axes))
-    heads = [
-        "trial",
-        *(names[key] for key in tune.axes),
-        "clips",
-        "PSNR dB",
-        "mel dB",
-        "score",
-        "params M",
-        "GFLOP",
-        "clips/s",
-        "GiB",
-        "ended",
-    ]
+    judged_by = tune.metric + (" +- 95 %" if tune.repeats > 1 else "")
+    measured = ["clips", "PSNR dB", "mel dB", judged_by, "params M", "GFLOP", "clips/s", "GiB", "ended"]
+    heads = ["trial", *(names[key] for key in tune.axes), *measured]
     lines = [heads]
     for row in rows:
         numbers = [
-            _number(row.psnr_db, 2), _number(row.mel_error_db, 2), _number(row.score, 3), _number(row.parameters / 1e6, 2),
-            _number(row.flops_per_clip / 1e9, 2), _number(row.clips_per_second, 2), _number(row.peak_memory_gib, 2),
-        ]  # fmt: skip
+            _number(row.psnr_db, 2),
+            _number(row.mel_error_db, 2),
+            _metric(row),
+            _number(row.parameters / 1e6, 2),
+            _number(row.flops_per_clip / 1e9, 2),
+            _number(row.clips_per_second, 2),
+            _number(row.peak_memory_gib, 2),
+        ]
         ended = row.status + (f": {row.reason[:60]}" if row.status in (FAILED, CRASHED) else "")
-        values = [value_words(row.point[key]) for key in tune.axes]
+        ended += f" (tried again {row.failures} times)" if row.failures else ""
+        values = [point_words(row.point, key) for key in tune.axes]
         lines.append([row.trial + ("*" if row.pareto else ""), *values, f"{row.clips:,}", *numbers, ended])
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     last_left = len(tune.axes)
@@ -189,6 +222,12 @@ def format_table(tune: TuneConfig, rows: list[Row]) -> str:
         for line in lines
     ]
     return "\n".join(line.rstrip() for line in text)
+
+
+def _metric(row: Row) -> str:
+    if row.metric is None:
+        return "-"
+    return interval_words(Interval(row.metric, row.metric_low, row.metric_high, row.num_seeds))
 
 
 def _number(value: float | None, digits: int) -> str:

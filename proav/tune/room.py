@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 from proav.config import Config, TrainConfig
 from proav.on_ray.resources import wants_gpu
+from proav.tune.allowed import shares_mdsa
 
-TRAIN = "mdsa.train."
 TAKEN = ("num_workers", "use_gpu", "cpus_per_worker", "loader", "loader_workers")
-"""Settings of mdsa.train that say what a trial takes; any may be an axis."""
+"""Settings of training that say what a trial takes; any may be an axis."""
 
 
 def concurrent_trials(config: Config, largest: dict[str, float]) -> tuple[int, list[str]]:
@@ -25,9 +25,9 @@ def concurrent_trials(config: Config, largest: dict[str, float]) -> tuple[int, l
     trains = list(_settings_of_trials(config))
     least, most = (_largest(resources(train, most=which) for train in trains) for which in (False, True))
     notes = [
-        f"tune: a trial takes {number:g} {kind} ({TRAIN}num_workers, cpus_per_worker, and loader_workers if "
-        f"loader=actors), the cluster has {largest.get(kind, 0):g}; it waits until there are more: add "
-        f"nodes, "
+        f"tune: a trial takes {number:g} {kind} ({' or '.join(_stages(config))}.train.num_workers, "
+        f"cpus_per_worker, and loader_workers if loader=actors), the cluster has {largest.get(kind, 0):g}; "
+        "it waits until there are more: add nodes, "
         "or stop this job and lower those settings"
         for kind, number in least.items()
         if largest.get(kind, 0) < number
@@ -38,8 +38,7 @@ def concurrent_trials(config: Config, largest: dict[str, float]) -> tuple[int, l
         taken = " and ".join(f"{number:g} {kind}" for kind, number in most.items())
         notes.append(
             f"tune: tune.max_concurrent_trials={wanted} is more than the cluster has room for: a trial "
-            f"takes {taken}, "
-            f"loading actors included; {room} at a time"
+            f"takes {taken}, loading actors included; {room} at a time"
         )
         wanted = room
     return wanted, notes
@@ -57,10 +56,19 @@ def resources(train: TrainConfig, *, most: bool) -> dict[str, float]:
 
 
 def _settings_of_trials(config: Config) -> Iterator[TrainConfig]:
-    """mdsa.train with every combination of those axes that change what a trial takes."""
-    axes = {name: config.tune.axes[TRAIN + name] for name in TAKEN if TRAIN + name in config.tune.axes}
-    for values in itertools.product(*axes.values()):
-        yield config.mdsa.train.model_copy(update=dict(zip(axes, values, strict=True)))
+    """Each stage's training with every combination of those axes that change what a trial takes."""
+    for stage in _stages(config):
+        train, space = getattr(config, stage).train, config.tune.space
+        axes = {name: space[key].choices for name in TAKEN if (key := f"{stage}.train.{name}") in space}
+        for values in itertools.product(*axes.values()):
+            yield train.model_copy(update=dict(zip(axes, values, strict=True)))
+
+
+def _stages(config: Config) -> list[str]:
+    """What a trial trains."""
+    if config.tune.stage == "mdsa":
+        return ["mdsa"]
+    return ["stdit"] if shares_mdsa(config) else ["mdsa", "stdit"]
 
 
 def _largest(all_taken: Iterator[dict[str, float]]) -> dict[str, float]:

@@ -1,6 +1,8 @@
-"""A sweep's trials as rows that can be compared: what was measured, what it costs, who is on the front. Plain values, no files.
+"""A sweep's trials as rows that can be compared: what was measured, what it costs, who is on the front. Plain
+values, no files.
 
-Trials are compared at equal numbers of clips only: each rung has its own Pareto front, and the best trial is the best of those that saw most.
+Trials are compared at equal budgets only: each rung has its own Pareto front, and the best trial is the best
+of those that went furthest.
 """
 
 from collections.abc import Iterable
@@ -8,8 +10,11 @@ from dataclasses import dataclass, replace
 
 from proav.config import Config
 from proav.costs import costs
+from proav.tune.axes import Point
+from proav.tune.budgets import train_flops
 from proav.tune.record import TrialRecord, score
-from proav.tune.space import Point, config_at
+from proav.tune.repeats import budget_of, judged, repeats_of
+from proav.tune.space import config_at
 
 
 @dataclass(frozen=True)
@@ -21,56 +26,98 @@ class Row:
     status: str
     reason: str
     pareto: bool
-    """On the front of the trials that saw most clips."""
+    """On the front of the trials that went furthest."""
     clips: int
     psnr_db: float | None
     mel_error_db: float | None
     score: float | None
+    """The metric such that more is better, mean over the seeds."""
     parameters: int
     flops_per_clip: int
-    """One reconstruction: encode and decode, both modalities; a multiply-add is two."""
+    """One reconstruction, or with tune.stage=stdit one sample; a multiply-add is two."""
     clips_per_second: float | None
     """In training, since its beginning."""
     peak_memory_gib: float | None
     """Of a training worker."""
     seconds: float | None
-    """In training steps."""
+    """In training steps, of all seeds."""
     rungs: list[dict]
-    """Every measurement, with its score."""
+    """Every measurement, with its score and the metric's interval."""
+    budget: float = 0
+    """Clips or seconds of the last rung: what trials are compared at."""
+    metric: float | None = None
+    """What the sweep is judged by, mean over the seeds."""
+    metric_low: float | None = None
+    metric_high: float | None = None
+    """The 95 % interval of that mean; None for a single seed."""
+    num_seeds: int = 0
+    train_flops: int | None = None
+    """What the training of one seed cost up to the last rung, in closed form."""
+    failures: int = 0
+    """Crashes after which it was tried again."""
 
 
 def make_rows(config: Config, records: Iterable[TrialRecord]) -> list[Row]:
-    """The trials, those that saw most clips first, the best of them first."""
-    rows = []
+    """The trials, those that went furthest first, the best of them first."""
+    rows, tune = [], config.tune
     for record in records:
-        bill = costs(config_at(config, record.point))
+        resolved = config_at(config, record.point)
+        bill = costs(resolved)
         last = record.rungs[-1] if record.rungs else {}
-        rungs = [{**rung, "score": score(rung, config.tune)} for rung in record.rungs]
+        rungs = [_told(rung, config) for rung in record.rungs]
+        both = tune.stage == "stdit"
         rows.append(
             Row(
-                trial=record.id, point=record.point, status=record.status, reason=record.reason, pareto=False, clips=record.clips,
-                psnr_db=last.get("psnr_db"), mel_error_db=last.get("mel_error_db"), score=rungs[-1]["score"] if rungs else None,
-                parameters=bill.mdsa_parameters, flops_per_clip=bill.mdsa_encode_flops + bill.mdsa_decode_flops,
-                clips_per_second=last.get("clips_per_second"), peak_memory_gib=last.get("peak_memory_gib"), seconds=last.get("seconds"), rungs=rungs,
+                trial=record.id,
+                point=record.point,
+                status=record.status,
+                reason=record.reason,
+                pareto=False,
+                clips=record.clips,
+                psnr_db=last.get("psnr_db"),
+                mel_error_db=last.get("mel_error_db"),
+                score=rungs[-1]["score"] if rungs else None,
+                parameters=bill.stdit_parameters if both else bill.mdsa_parameters,
+                flops_per_clip=bill.sample_flops if both else bill.mdsa_encode_flops + bill.mdsa_decode_flops,
+                clips_per_second=last.get("clips_per_second"),
+                peak_memory_gib=last.get("peak_memory_gib"),
+                seconds=last.get("seconds"),
+                rungs=rungs,
+                budget=record.budget,
+                num_seeds=len(repeats_of(last, tune.repeats)) if last else 0,
+                failures=record.failures,
+                metric=rungs[-1]["metric"] if rungs else None,
+                metric_low=rungs[-1]["metric_low"] if rungs else None,
+                metric_high=rungs[-1]["metric_high"] if rungs else None,
+                train_flops=train_flops(resolved, tune.stage, int(record.clips)) if rungs else None,
             )
-        )  # fmt: skip
-    rows.sort(key=lambda row: (-row.clips, -(row.score or 0)))
+        )
+    rows.sort(key=lambda row: (-row.budget, -(row.score or 0)))
     winners = {row.trial for row in front(rows, max(rungs_of(rows), default=0))}
     return [replace(row, pareto=row.trial in winners) for row in rows]
 
 
-def rungs_of(rows: Iterable[Row]) -> list[int]:
-    """Numbers of clips at which trials were measured, fewest first."""
-    return sorted({rung["clips"] for row in rows for rung in row.rungs})
+def _told(rung: dict, config: Config) -> dict:
+    """A measurement with what it is compared by."""
+    found = judged(rung, config.tune)
+    told = {"budget": budget_of(rung), **rung, "score": score(rung, config.tune)}
+    return told | {"metric": found.mean, "metric_low": found.low, "metric_high": found.high}
 
 
-def front(rows: Iterable[Row], clips: int) -> list[Row]:
-    """Trials measured at `clips` that no other one measured there beats in one of picture and sound without losing in the other."""
+def rungs_of(rows: Iterable[Row]) -> list[float]:
+    """Budgets at which trials were measured, least first."""
+    return sorted({rung["budget"] for row in rows for rung in row.rungs})
+
+
+def front(rows: Iterable[Row], budget: float) -> list[Row]:
+    """Trials measured at a rung that no other one measured there beats in one of picture and sound without
+    losing in the other.
+    """
     at = [
         (row, rung["psnr_db"], rung["mel_error_db"])
         for row in rows
         for rung in row.rungs
-        if rung["clips"] == clips
+        if rung["budget"] == budget
     ]
     return [
         row
@@ -82,9 +129,42 @@ def front(rows: Iterable[Row], clips: int) -> list[Row]:
     ]
 
 
+def cost_front(rows: Iterable[Row], budget: float) -> list[Row]:
+    """Trials measured at a rung that no other one matches in the metric at a lower cost, cheapest first."""
+    at = [
+        (row, row.flops_per_clip, rung["score"])
+        for row in rows
+        for rung in row.rungs
+        if rung["budget"] == budget
+    ]
+    kept = [
+        row
+        for row, cost, reached in at
+        if not any(
+            less <= cost and more >= reached and (less, more) != (cost, reached) for _, less, more in at
+        )
+    ]
+    return sorted(kept, key=lambda row: row.flops_per_clip)
+
+
 def best_row(rows: list[Row]) -> Row | None:
-    """The highest score among the trials that saw most clips; None where nothing was measured."""
-    most = max((row.clips for row in rows), default=0)
+    """The highest score among the trials that went furthest; None where nothing was measured."""
+    most = max((row.budget for row in rows), default=0)
     return max(
-        (row for row in rows if row.clips == most and row.rungs), key=lambda row: row.score, default=None
+        (row for row in rows if row.budget == most and row.rungs), key=lambda row: row.score, default=None
     )
+
+
+def rivals_of(rows: list[Row], best: Row) -> list[Row]:
+    """Trials of the same budget whose interval meets that of the best: chance may have chosen."""
+    if best.metric_low is None:
+        return []
+    return [
+        row
+        for row in rows
+        if row is not best
+        and row.budget == best.budget
+        and row.metric_low is not None
+        and row.metric_low <= best.metric_high
+        and row.metric_high >= best.metric_low
+    ]

@@ -1,6 +1,8 @@
-"""Which point comes next: planned ones in order, or Optuna's proposals; behind Ray Tune's Searcher, one class for all three searches.
+"""Which point comes next: planned ones in order, or the proposals of Ray Tune's OptunaSearch; one Searcher
+for all.
 
-Points are tried once: what was measured before the start comes first and is only replayed, so that scheduler and sampler know of it.
+Points are tried once: what was measured before the start comes first and is only replayed, so that scheduler
+and sampler know of it.
 """
 
 import json
@@ -11,7 +13,18 @@ from ray.tune.search import Searcher
 
 from proav.config import TuneConfig
 from proav.errors import ConfigError, UserError
-from proav.tune.space import Point, Trial, describe, num_combinations, num_trials, random_points
+from proav.tune.axes import (
+    Point,
+    clamped,
+    describe,
+    in_order,
+    is_active,
+    is_left_out,
+    num_combinations,
+    num_trials,
+    random_points,
+)
+from proav.tune.space import Trial
 
 MAX_REPEATS = 100
 """Proposals of points that were tried already, before one that was not is drawn at random."""
@@ -41,58 +54,100 @@ class PlannedPoints:
 
 
 class OptunaPoints:
-    """Optuna's TPE over the values of each axis; `known` points are given out first. Raises UserError where Optuna is not installed."""
+    """Ray Tune's OptunaSearch (TPE) over lists, ranges and conditions; `known` points are given out first.
+
+    Raises UserError where Optuna is not installed.
+    """
 
     def __init__(self, tune: TuneConfig, known: Sequence[Point] = ()) -> None:
         try:
             import optuna
         except ImportError:
             raise UserError(
-                "tune.search=optuna needs Optuna; type: pip install 'proav[tune]', or write tune.search=random"
+                "tune.search=optuna needs Optuna; type: pip install 'proav[tune]', or write "
+                "tune.search=random"
             ) from None
+        from ray.tune.search.optuna import OptunaSearch
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.tune, self.axes, self.known = tune, tune.axes, list(known)
-        self.fail = optuna.trial.TrialState.FAIL
-        # The first third is drawn at random. A resumed sweep has another seed than it began with: the same one would draw the same points again.
-        sampler = optuna.samplers.TPESampler(
-            seed=tune.seed + len(self.known), n_startup_trials=min(10, max(2, num_trials(tune) // 3))
+        self.tune, self.space = tune, _Space(tune)
+        # The first third is drawn at random. A resumed sweep has another seed than at first: the same one
+        # would draw the same points again.
+        startup = min(10, max(2, num_trials(tune) // 3))
+        sampler = optuna.samplers.TPESampler(seed=tune.seed + len(known), n_startup_trials=startup)
+        begun = [self.space.parameters(point) for point in known]
+        self.search = OptunaSearch(
+            self.space, metric="score", mode="max", sampler=sampler, points_to_evaluate=begun
         )
-        self.study = optuna.create_study(direction="maximize", sampler=sampler)
-        self.distributions = {
-            key: optuna.distributions.CategoricalDistribution(range(len(values)))
-            for key, values in tune.axes.items()
-        }
-        self.asked: dict[str, object] = {}
+        self.names: dict[str, str] = {}
+        self.asked = 0
 
     def ask(self) -> Point | None:
-        if self.known:
-            return self._ask_for(self.known.pop(0))
         for _ in range(MAX_REPEATS):
-            trial = self.study.ask(self.distributions)
-            point = {key: self.axes[key][place] for key, place in trial.params.items()}
-            if json.dumps(point) not in self.asked:
-                self.asked[json.dumps(point)] = trial
+            self.asked += 1
+            name = str(self.asked)
+            point = self.space.point(self.search.suggest(name))
+            text = json.dumps(point, sort_keys=True)
+            if text not in self.names and not is_left_out(self.tune, point):
+                self.names[text] = name
                 return point
-            self.study.tell(trial, state=self.fail)
-        drawn = random_points(self.tune, seed=self.tune.seed, count=num_combinations(self.tune))
-        point = next((point for point in drawn if json.dumps(point) not in self.asked), None)
-        return None if point is None else self._ask_for(point)
+            self.search.on_trial_complete(name, error=True)
+        most = num_combinations(self.tune) or num_trials(self.tune)
+        for point in random_points(self.tune, seed=self.tune.seed, count=most):
+            if json.dumps(point, sort_keys=True) not in self.names:
+                self.names[json.dumps(point, sort_keys=True)] = ""
+                return point
+        return None
 
     def tell(self, point: Point, score: float | None) -> None:
-        trial = self.asked[json.dumps(point)]
-        if score is None:
-            self.study.tell(trial, state=self.fail)
-        else:
-            self.study.tell(trial, score)
+        name = self.names[json.dumps(point, sort_keys=True)]
+        if name:  # not one that was drawn because Optuna knew nothing new
+            self.search.on_trial_complete(
+                name, None if score is None else {"score": score}, error=score is None
+            )
 
-    def _ask_for(self, point: Point) -> Point:
-        self.study.enqueue_trial({key: self.axes[key].index(value) for key, value in point.items()})
-        self.asked[json.dumps(point)] = self.study.ask(self.distributions)
-        return point
+
+class _Space:
+    """The axes as Optuna asks for them. A list is the place in it: its values may be of any kind."""
+
+    def __init__(self, tune: TuneConfig) -> None:
+        self.tune, self.order, self.axes = tune, in_order(tune), tune.space
+
+    def __call__(self, trial) -> None:
+        point: Point = {}
+        for key in self.order:
+            if is_active(self.axes[key], point):
+                point[key] = self._value(key, self._suggest(trial, key))
+
+    def point(self, parameters: dict) -> Point:
+        return {key: self._value(key, parameters[key]) for key in self.tune.axes if key in parameters}
+
+    def parameters(self, point: Point) -> dict:
+        return {
+            key: self.axes[key].values.index(value) if self.axes[key].values is not None else value
+            for key, value in point.items()
+        }
+
+    def _suggest(self, trial, key: str):
+        axis = self.axes[key]
+        if axis.values is not None:
+            return trial.suggest_categorical(key, range(len(axis.values)))
+        if axis.integer is not None:
+            return trial.suggest_int(key, axis.choices[0], axis.choices[-1], step=int(axis.step or 1))
+        if axis.step is not None:
+            return trial.suggest_float(key, axis.choices[0], axis.choices[-1], step=axis.step)
+        low, high = axis.uniform or axis.loguniform
+        return trial.suggest_float(key, low, high, log=axis.loguniform is not None)
+
+    def _value(self, key: str, suggested):
+        axis = self.axes[key]
+        return axis.values[suggested] if axis.values is not None else clamped(axis, suggested)
 
 
 class TrialSearcher(Searcher):
-    """Gives Ray Tune trials from `points`; `begin` makes a point a trial and raises ConfigError where it cannot be run."""
+    """Gives Ray Tune trials from `points`; `begin` makes a point a trial and raises ConfigError where it
+    cannot be run.
+    """
 
     def __init__(self, points: Points, begin: Callable[[Point], Trial]) -> None:
         super().__init__(metric="score", mode="max")

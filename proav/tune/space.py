@@ -1,37 +1,57 @@
-"""From axes to trials: which points a sweep has, and the checked configuration of each; nothing runs here.
+"""From points to trials: which a sweep has, and the checked configuration of each; nothing runs here.
 
-A trial's id follows from its point, all settings that bear on its result, and the data: the same question finds the same answer again.
+A trial's id follows from its point, all settings that bear on its result, and the data: the same question
+finds the same answer again.
 """
 
 import hashlib
 import itertools
 import json
-import math
-import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from proav import storage
 from proav.config import Config, TuneConfig
-from proav.config.reading import config_from_dict, config_to_dict, describe_settings, nearest_key
+from proav.config.reading import config_from_dict, config_to_dict
 from proav.costs import costs
 from proav.errors import ConfigError
+from proav.tune.allowed import changes_data, check_axes, data_name, shares_mdsa
+from proav.tune.axes import (
+    Point,
+    check_conditions,
+    describe,
+    grid_points,
+    is_finite,
+    num_combinations,
+    num_trials,
+    planned_points,
+    random_points,
+    range_words,
+)
+from proav.tune.budgets import budgets_words, clips_at, mdsa_clips, train_flops, with_length
+from proav.tune.metrics import check_metric, is_evaluated, metric_words
 
-SWEPT = "mdsa."
-"""A sweep trains MDSA: other settings would change nothing that it measures."""
 OF_THE_MACHINE = (
-    "num_clips", "num_workers", "use_gpu", "cpus_per_worker", "loader", "loader_workers", "checkpoint_every_clips", "keep_checkpoints",
-    "report_every_clips", "max_failures",
-)  # fmt: skip
-"""Settings of mdsa.train that say where and how long, not what: a trial may go on under others."""
+    "num_clips",
+    "max_seconds",
+    "num_workers",
+    "use_gpu",
+    "cpus_per_worker",
+    "loader",
+    "loader_workers",
+    "checkpoint_every_clips",
+    "checkpoint_every_minutes",
+    "keep_checkpoints",
+    "report_every_clips",
+    "max_failures",
+)
+"""Settings of training that say where and how long, not what: a trial may go on under others."""
+ABSENT = object()
+"""In place of a value: the axis does not exist in a point."""
 MAX_CHECKED = 2048
-"""Combinations that are all checked before the start; of more, those that are drawn."""
+"""Combinations that are all checked before the start; of more, or of ranges, those that are drawn."""
 MAX_LISTED = 64
 """Trials that --dry-run lists."""
-
-Point = dict[str, Any]
-"""One value an axis: {dotted key: value}."""
 
 
 @dataclass(frozen=True)
@@ -41,39 +61,33 @@ class Trial:
     id: str
     point: Point
     config: Config
-    """The whole configuration; run_dir is the trial's own folder, data.prepared the sweep's data."""
+    """The whole configuration; run_dir is the trial's own folder, data.prepared its data."""
+    tune: TuneConfig
+    """The sweep's own section, which the configuration has no more."""
+    lengths: tuple[int | None, ...] = ()
+    """Clips at each rung; None if seconds say how long."""
+    mdsa_from: str | None = None
+    """The run whose MDSA and latents the trial goes on from; None: it trains its own, if it needs one."""
 
 
 def check_sweep(config: Config) -> None:
-    """Raises ConfigError, before anything starts: no axes, an axis that does not exist or is not of mdsa, a value or a combination that cannot be run."""
+    """Raises ConfigError, before anything starts: no axes, an axis that does not exist or may not vary, a
+    value or a combination that cannot be run, a metric that is not measured.
+    """
     tune = config.tune
-    if not tune.axes:
-        raise ConfigError(
-            "tune.axes is empty: nothing to sweep; write such as tune.axes.mdsa.group_cross.num_groups=[2,4]"
-        )
-    known = {key for key, _, _ in describe_settings()}
-    for key in tune.axes:
-        if key not in known:
-            near = nearest_key(key)
-            raise ConfigError(
-                f"tune.axes names {key}, which is no setting"
-                + (f"; did you mean {near}?" if near else "; --help lists all keys")
-            )
-        if not key.startswith(SWEPT) or key == "mdsa.train.num_clips":
-            why = (
-                "tune.max_clips says how long trials train"
-                if key == "mdsa.train.num_clips"
-                else "a sweep trains MDSA"
-            )
-            raise ConfigError(
-                f"tune.axes names {key}, but {why}; expected settings that begin with {SWEPT}, such as mdsa.multi_scale.scales"
-            )
+    check_axes(config)
+    check_conditions(tune)
+    check_metric(config)
     total = num_combinations(tune)
-    points = (
-        list(grid_points(tune))
-        if total <= MAX_CHECKED
-        else list(random_points(tune, seed=tune.seed, count=tune.num_trials or MAX_CHECKED))
-    )
+    if tune.search == "grid" and not is_finite(tune):
+        ranges = [key for key, axis in tune.space.items() if axis.choices is None]
+        raise ConfigError(
+            f"tune.search=grid takes every combination, and {ranges[0]} is a range without steps; "
+            "write a list, a step, or tune.search=random"
+        )
+    if total == 0:
+        raise ConfigError("tune.leave_out leaves no combination; take one of its entries out")
+    points = _points_to_check(tune, total)
     wrong = []
     for point in points:
         try:
@@ -81,32 +95,35 @@ def check_sweep(config: Config) -> None:
         except ConfigError as error:
             wrong.append(f"{describe(point)}: {error}")
             continue
-        if tune.rungs[0] < trial_config.mdsa.train.batch_size:
-            raise ConfigError(
-                f"the first rung of tune, {tune.rungs[0]} clips, is less than one batch; "
-                f"expected at least mdsa.train.batch_size={trial_config.mdsa.train.batch_size}"
-            )
+        if tune.budget != "seconds":
+            _check_first_rung(config, trial_config)
     if wrong:
         more = f" (and {len(wrong) - 1} more of the {len(points)} combinations)" if len(wrong) > 1 else ""
-        raise ConfigError(f"{wrong[0]}{more}; take that value out of tune.axes, or change what it must fit")
+        raise ConfigError(
+            f"{wrong[0]}{more}; take that value out of tune.axes, name the combination in tune.leave_out, "
+            "or change what it must fit"
+        )
 
 
 def plan_text(config: Config) -> str:
     """The trials with what each costs, for --dry-run. Raises ConfigError like `check_sweep`."""
     check_sweep(config)
-    tune = config.tune
+    tune, total = config.tune, num_combinations(config.tune)
+    seeds = f", {tune.repeats} seeds each" if tune.repeats > 1 else ""
     lines = [
-        f"sweep       {num_trials(tune)} of {num_combinations(tune)} combinations, {tune.search}; {tune.scheduler}, compared at "
-        f"{', '.join(f'{clips:,}' for clips in tune.rungs)} clips"
+        f"sweep       {num_trials(tune)} of {'endlessly many' if total is None else total} combinations, "
+        f"{tune.search}{seeds}; {tune.scheduler}, compared at {budgets_words(tune)}",
+        f"judged by   {metric_words(tune)}; a trial trains "
+        f"{'MDSA' if tune.stage == 'mdsa' else _both_words(config)}",
     ]
+    lines += [f"axis        {key}: {range_words(axis)}" for key, axis in tune.space.items()]
+    data_axes = [key for key in tune.axes if changes_data(key)]
+    if data_axes:
+        lines.append(f"data        prepared anew for each value of {', '.join(data_axes)}")
     for number, point in enumerate(
         [] if tune.search == "optuna" else planned_points(tune)[:MAX_LISTED], start=1
     ):
-        bill = costs(config_at(config, point))
-        flops = (bill.mdsa_encode_flops + bill.mdsa_decode_flops) / 1e9
-        lines.append(
-            f"trial {number:<5} {describe(point)}: {bill.mdsa_parameters / 1e6:.2f} M parameters, {flops:.2f} GFLOP a reconstruction"
-        )
+        lines.append(f"trial {number:<5} {describe(point)}: {_bill_words(config, point)}")
     return "\n".join(lines)
 
 
@@ -123,87 +140,139 @@ def config_at(config: Config, point: Point) -> Config:
     return config_from_dict(settings)
 
 
-def make_trial(config: Config, point: Point, *, data_hash: str) -> Trial:
-    """The trial at a point, for prepared data with this hash. Raises ConfigError."""
-    resolved = config_at(config, point)
-    settings = config_to_dict(resolved)
-    train = {key: value for key, value in settings["mdsa"]["train"].items() if key not in OF_THE_MACHINE}
-    measured = {key: settings["evaluate"][key] for key in ("split", "max_clips")}
-    identity = {
-        "point": point, "seed": config.seed, "clip": settings["clip"], "mel": settings["mel"], "mdsa": {**settings["mdsa"], "train": train},
-        "evaluate": measured, "data": data_hash,
-    }  # fmt: skip
-    name = "t" + hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+def make_trial(
+    config: Config, point: Point, *, data_hash: str, data_folder: str | None = None, member: int | None = None
+) -> Trial:
+    """The trial at a point. Raises ConfigError.
+
+    data_hash: of the manifest of its prepared data. data_folder: where that is; None: the sweep's own.
+    member: number in a population, whose points change.
+    """
+    resolved, tune = config_at(config, point), config.tune
+    name = (
+        "t"
+        + hashlib.sha256(
+            json.dumps(_identity(config, resolved, point, data_hash, member), sort_keys=True).encode()
+        ).hexdigest()[:8]
+    )
     updates = {
         "name": f"{config.name}-{name}",
         "run_dir": storage.join(trials_folder(config), name),
-        "stage": "mdsa",
-        "data": resolved.data.model_copy(update={"prepared": config.data_folder}),
+        "stage": "mdsa" if tune.stage == "mdsa" else None,
+        "data": resolved.data.model_copy(update={"prepared": data_folder or config.data_folder}),
     }
-    return Trial(name, dict(point), resolved.model_copy(update=updates))
+    resolved = resolved.model_copy(update=updates)
+    if tune.stage == "stdit":
+        resolved = with_length(resolved, "mdsa", clips=mdsa_clips(config, resolved))
+    lengths = tuple(clips_at(config, resolved, rung) for rung in tune.rungs)
+    mdsa_from = config.run_folder if shares_mdsa(config) else None
+    return Trial(name, dict(point), resolved, tune, lengths, mdsa_from)
 
 
 def trials_folder(config: Config) -> str:
     return storage.join(config.run_folder, "tune", "trials")
 
 
-def num_combinations(tune: TuneConfig) -> int:
-    return math.prod(len(values) for values in tune.axes.values())
+def prepared_configs(config: Config, points: Sequence[Point]) -> dict[str, Config]:
+    """What is to be prepared for these points, by `data_name`: configurations of runs below
+    <run_dir>/tune/data.
+
+    The sweep's own data has the name "" and the sweep's own configuration.
+    """
+    found: dict[str, Config] = {}
+    for point in points:
+        name = data_name(point)
+        if name not in found:
+            folder = storage.join(
+                config.run_folder, "tune", "data", hashlib.sha256(name.encode()).hexdigest()[:8]
+            )
+            own = config_at(config, point)
+            found[name] = own.model_copy(update={"run_dir": folder}) if name else config
+    return found
 
 
-def num_trials(tune: TuneConfig) -> int:
-    """How many trials the sweep has: tune.num_trials, but no more than there are combinations."""
-    return min(tune.num_trials or num_combinations(tune), num_combinations(tune))
+def data_points(tune: TuneConfig) -> list[Point]:
+    """Every combination of the axes that change the prepared data; without such axes, the empty one."""
+    space = {key: axis for key, axis in tune.space.items() if changes_data(key)}
+    choices = [[*axis.choices, ABSENT] if axis.when else list(axis.choices) for axis in space.values()]
+    points = (dict(zip(space, values, strict=True)) for values in itertools.product(*choices))
+    return [{key: value for key, value in point.items() if value is not ABSENT} for point in points]
 
 
-def grid_points(tune: TuneConfig) -> Iterator[Point]:
-    """Every combination, the last axis fastest."""
-    for values in itertools.product(*tune.axes.values()):
-        yield dict(zip(tune.axes, values, strict=True))
+def _points_to_check(tune: TuneConfig, total: int | None) -> list[Point]:
+    if total is not None and total <= MAX_CHECKED:
+        return list(grid_points(tune))
+    most = num_trials(tune) if total is None else tune.num_trials or MAX_CHECKED
+    return list(random_points(tune, seed=tune.seed, count=min(most, MAX_CHECKED)))
 
 
-def random_points(tune: TuneConfig, *, seed: int, count: int) -> Iterator[Point]:
-    """`count` different combinations, in which the values of each axis come about equally often; more of them begin with the same ones."""
-    generators = {key: random.Random(f"{seed} {key}") for key in tune.axes}
-    decks: dict[str, list] = {key: [] for key in tune.axes}
-    seen = set()
-    while len(seen) < min(count, num_combinations(tune)):
-        for key, deck in decks.items():
-            if not deck:  # every value once, in a new order
-                deck += range(len(tune.axes[key]))
-                generators[key].shuffle(deck)
-        places = tuple(deck.pop() for deck in decks.values())
-        if places not in seen:
-            seen.add(places)
-            yield {key: values[place] for (key, values), place in zip(tune.axes.items(), places, strict=True)}
-
-
-def planned_points(tune: TuneConfig) -> list[Point]:
-    """The points of a sweep whose search looks at no results: grid and random."""
-    if tune.search == "random":
-        return list(random_points(tune, seed=tune.seed, count=num_trials(tune)))
-    return list(itertools.islice(grid_points(tune), num_trials(tune)))
-
-
-def short_names(keys: list[str]) -> dict[str, str]:
-    """The shortest endings of dotted keys that tell them apart: {mdsa.multi_scale.scales: scales}."""
-    names = {}
-    for key in keys:
-        parts = key.split(".")
-        endings = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
-        names[key] = next(
-            ending
-            for ending in endings
-            if sum(other == ending or other.endswith("." + ending) for other in keys) == 1
+def _check_first_rung(config: Config, trial_config: Config) -> None:
+    tune, batch = config.tune, getattr(trial_config, config.tune.stage).train.batch_size
+    if tune.rungs[0] < batch:
+        raise ConfigError(
+            f"the first rung of tune, {tune.rungs[0]} clips, is less than one batch; "
+            f"expected at least {tune.stage}.train.batch_size={batch}"
         )
-    return names
 
 
-def value_words(value: Any) -> str:
-    """A setting's value as one types it: [1,2,4], true, HW."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+def _identity(config: Config, resolved: Config, point: Point, data_hash: str, member: int | None) -> dict:
+    """What a trial's result follows from. Parts that the first sweeps did not have are named only if they are
+    used.
+    """
+    settings, tune = config_to_dict(resolved), config.tune
+
+    def trained(stage: str) -> dict:
+        train = {key: value for key, value in settings[stage]["train"].items() if key not in OF_THE_MACHINE}
+        return {**settings[stage], "train": train}
+
+    identity = {
+        "point": point,
+        "seed": config.seed,
+        "clip": settings["clip"],
+        "mel": settings["mel"],
+        "mdsa": trained("mdsa"),
+        "evaluate": {key: settings["evaluate"][key] for key in ("split", "max_clips")},
+        "data": data_hash,
+    }
+    if tune.budget == "seconds":
+        identity["budget"] = "seconds"
+    elif tune.budget == "flops":  # what a rung is follows from the sweep's own costs
+        identity["budget"] = ["flops", train_flops(config, tune.stage, tune.max_clips) / tune.max_clips]
+    if is_evaluated(tune):
+        measured = ("protocol", "weights", "num_resamples")
+        identity["measured"] = {key: settings["evaluate"][key] for key in measured}
+    if tune.stage == "stdit":
+        made = {
+            key: value
+            for key, value in settings["generate"].items()
+            if key not in ("use_gpu", "num_workers", "batch_size")
+        }
+        identity |= {"stdit": trained("stdit"), "diffusion": settings["diffusion"], "generate": made}
+        identity |= {"encode": [settings["encode"][key] for key in ("stride_frames", "flips")]}
+        identity |= {"mdsa_clips": mdsa_clips(config, resolved)}
+    if member is not None:
+        identity |= {
+            "member": member,
+            "population": [tune.num_trials, list(tune.rungs), tune.seed, tune.exploit_fraction],
+        }
+    return identity
 
 
-def describe(point: Point) -> str:
-    """`mdsa.multi_scale.scales=[1,2] mdsa.bi_block.block_size=4`: what one types to get these settings."""
-    return " ".join(f"{key}={value_words(value)}" for key, value in point.items())
+def _bill_words(config: Config, point: Point) -> str:
+    resolved, tune = config_at(config, point), config.tune
+    bill = costs(resolved)
+    if tune.stage == "mdsa":
+        flops = (bill.mdsa_encode_flops + bill.mdsa_decode_flops) / 1e9
+        words = f"{bill.mdsa_parameters / 1e6:.2f} M parameters, {flops:.2f} GFLOP a reconstruction"
+    else:
+        words = (
+            f"{bill.stdit_parameters / 1e6:.2f} M parameters, {bill.sample_flops / 1e9:.2f} GFLOP a sample"
+        )
+    if tune.budget == "flops":
+        words += f", {clips_at(config, resolved, tune.rungs[-1]):,} clips"
+    return words
+
+
+def _both_words(config: Config) -> str:
+    once = "once for all trials" if shares_mdsa(config) else "of its own"
+    return f"ST-DiT and makes {config.generate.num_samples} clips; MDSA and latents: {once}"

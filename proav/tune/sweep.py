@@ -1,7 +1,8 @@
-"""Runs a sweep: Ray Tune starts trials, compares them at each rung and stops the weaker ones; what they reach is in their records.
+"""Runs a sweep: Ray Tune starts trials, compares them at each rung and stops the weaker ones; what they reach
+is in their records.
 
-A sweep goes on from the records alone: done trials are replayed without training, cut-off ones go on from their checkpoint. Ray Tune's own
-files (<run_dir>/.ray/tune) are only scaffolding and are made anew each time.
+A sweep goes on from the records alone: done trials are replayed without training, cut-off ones go on from
+their checkpoint. Ray Tune's own files (<run_dir>/.ray/tune) are only scaffolding and are made anew each time.
 """
 
 import json
@@ -14,10 +15,18 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from proav import storage
 from proav.config import Config
 from proav.data.feeds.feed import evaluation_windows
-from proav.data.store.shards import SegmentStore
+from proav.data.prepare.preprocess import preprocess
+from proav.data.store.shards import SegmentStore, manifest_hash
 from proav.errors import Stopped, UserError
 from proav.on_ray.resources import largest_resources
+from proav.storage.lease import Lease
 from proav.train.worker import plan_stage
+from proav.tune.allowed import data_name, shares_mdsa
+from proav.tune.axes import Point, describe, is_on_axes, num_trials, planned_points
+from proav.tune.budgets import budget_words, budgets_words
+from proav.tune.measure import make_shared
+from proav.tune.metrics import unlisted_metric
+from proav.tune.population import catch_up, population_scheduler, population_space, run_member
 from proav.tune.record import (
     CRASHED,
     FINISHED,
@@ -30,19 +39,11 @@ from proav.tune.record import (
     score,
     write_record,
 )
+from proav.tune.repeats import budget_of, interval_words, judged
 from proav.tune.results import metrics_lines, write_results
 from proav.tune.room import concurrent_trials
 from proav.tune.search import OptunaPoints, PlannedPoints, Points, TrialSearcher
-from proav.tune.space import (
-    Point,
-    Trial,
-    check_sweep,
-    describe,
-    make_trial,
-    num_trials,
-    planned_points,
-    trials_folder,
-)
+from proav.tune.space import Trial, check_sweep, data_points, make_trial, prepared_configs, trials_folder
 from proav.tune.trial import run_trial
 from proav.tune.yardsticks import sweep_yardsticks
 
@@ -54,72 +55,115 @@ ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a failed trial is a line here and a row of the table
 }
 AT_HEAD = {"node:__internal_head__": 0.001}
-"""What a trial's own process holds: a place beside Ray's head, which is never a spot node, and no CPU, so that its workers get them all."""
+"""What a trial's own process holds: a place beside Ray's head, which is never a spot node, and no CPU, so
+that its workers get them all.
+"""
 
 
 def sweep(config: Config) -> dict:
-    """Runs what is left of the sweep on the Ray that is initialised, writes <run_dir>/tune/ and returns the results (`results.json`).
+    """Runs what is left of the sweep on the Ray that is initialised, writes <run_dir>/tune/ and returns the
+    results (`results.json`).
 
-    Raises UserError before anything starts (wrong axes or values, no prepared data, Optuna missing), and in the end where every trial failed.
+    Raises UserError before anything starts (wrong axes or values, no prepared data, Optuna missing, another
+    sweep at work in the folder), and in the end if every trial failed.
     """
     check_sweep(config)
     _check_prepared(config)
-    plan_stage(config, "mdsa")
-    store = SegmentStore(config.data_folder)
-    evaluation_windows(store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips)
-    runner = _Sweep(config, store.manifest["hash"])
-    if not runner.is_finished():
-        runner.run()
+    data = _open_data(config)
+    with Lease(storage.make_folder(storage.join(config.run_folder, "tune")), name="sweep"):
+        runner = _Sweep(config, data)
+        is_finished = runner.is_finished()
+        if not is_finished:
+            runner.run()
         records = runner.records()
         yardsticks = sweep_yardsticks(config, records.values())
-        results = write_results(config, records, data=store.manifest, yardsticks=yardsticks)
+        results = write_results(
+            config,
+            records,
+            data=data.manifest,
+            yardsticks=yardsticks,
+            quiet=is_finished,
+            data_sets=data.hashes,
+        )
         _check_measured(config, results)
-        return results
-    records = runner.records()
-    yardsticks = sweep_yardsticks(config, records.values())
-    results = write_results(config, records, data=store.manifest, yardsticks=yardsticks, quiet=True)
-    _check_measured(config, results)
-    print(
-        f"tune: done already, {len(results['trials'])} trials; {storage.join(config.run_folder, 'tune', 'report.html')}"
-    )
+    if is_finished:
+        page = storage.join(config.run_folder, "tune", "report.html")
+        print(f"tune: done already, {len(results['trials'])} trials; {page}")
     return results
+
+
+class _Data:
+    """The prepared data of a sweep's trials: one set, or one for each value of the axes that change data."""
+
+    def __init__(self, folders: dict[str, str], hashes: dict[str, str], manifest: dict) -> None:
+        self.folders, self.hashes, self.manifest = folders, hashes, manifest
+
+
+def _open_data(config: Config) -> _Data:
+    """Prepares what is missing of the axes' own data, and looks into all of it. Raises UserError."""
+    folders, hashes, manifests = {}, {}, []
+    for name, own in prepared_configs(config, data_points(config.tune)).items():
+        if name:
+            preprocess(own)
+        plan_stage(own, "mdsa")
+        store = SegmentStore(own.data_folder)
+        evaluation_windows(store, own, split=config.evaluate.split, max_clips=config.evaluate.max_clips)
+        folders[name], hashes[name] = own.data_folder, manifest_hash(store.manifest)
+        manifests.append(store.manifest)
+    return _Data(folders, hashes, manifests[0])
 
 
 class _Sweep:
     """One sweep and the records of its trials."""
 
-    def __init__(self, config: Config, data_hash: str) -> None:
-        self.config, self.data_hash = config, data_hash
+    def __init__(self, config: Config, data: _Data) -> None:
+        self.config, self.data = config, data
         self.total = num_trials(config.tune)
 
-    def trial(self, point: Point) -> Trial:
-        return make_trial(self.config, point, data_hash=self.data_hash)
+    def trial(self, point: Point, member: int | None = None) -> Trial:
+        name = data_name(point)
+        folder = self.data.folders[name]
+        return make_trial(
+            self.config, point, data_hash=self.data.hashes[name], data_folder=folder, member=member
+        )
+
+    def members(self) -> dict[str, Trial]:
+        """A population at its beginning, by id."""
+        trials = [self.trial(point, number) for number, point in enumerate(planned_points(self.config.tune))]
+        return {trial.id: trial for trial in trials}
 
     def records(self) -> dict[str, TrialRecord]:
-        """Of this sweep's trials: other settings or other data leave other ids in the same folder. By id, in the order in which they began."""
-        found = {}
-        planned = (
-            None
-            if self.config.tune.search == "optuna"
-            else {self.trial(point).id for point in planned_points(self.config.tune)}
-        )
-        for name, record in read_records(trials_folder(self.config)).items():
-            if planned is not None:
-                belongs = name in planned
-            else:
-                belongs = self._is_on_the_axes(record.point) and self.trial(record.point).id == name
-            if belongs:
-                found[name] = record
-        return found
+        """Of this sweep's trials: other settings or other data leave other ids in the same folder. By id, in
+        the order in which they began.
+        """
+        settings, planned = self.config.tune, None
+        if settings.scheduler == "pbt":
+            planned = self.members().keys()
+        elif settings.search != "optuna":
+            planned = {self.trial(point).id for point in planned_points(settings)}
+        return {
+            name: record
+            for name, record in read_records(trials_folder(self.config)).items()
+            if (name in planned if planned is not None else self._is_own(record))
+        }
+
+    def _is_own(self, record: TrialRecord) -> bool:
+        if not is_on_axes(self.config.tune, record.point) or data_name(record.point) not in self.data.folders:
+            return False
+        return self.trial(record.point).id == record.id
 
     def is_finished(self) -> bool:
         return sum(is_done(record, self.config.tune) for record in self.records().values()) >= self.total
 
     def run(self) -> None:
-        known = self.records()
+        known, settings = self.records(), self.config.tune
         self._tell_what_is_left(known)
         at_a_time, notes = concurrent_trials(self.config, largest_resources())
+        notes += [note for note in [unlisted_metric(self.config)] if note]
         print(*notes, sep="\n", end="\n" if notes else "")
+        points = None if settings.scheduler == "pbt" else self._points(known)
+        if shares_mdsa(self.config):
+            make_shared(self.config)
         for name in ENVIRONMENT:
             os.environ.setdefault(name, ENVIRONMENT[name])
         logging.getLogger("ray.tune").setLevel(
@@ -128,21 +172,19 @@ class _Sweep:
         folder = storage.join(self.config.run_folder, ".ray")
         storage.delete_folder(storage.join(folder, "tune"))
         filesystem, path = storage.open_filesystem(folder)
-        tuner = tune.Tuner(
-            tune.with_resources(_driver(self.config, self.data_hash), tune.PlacementGroupFactory([AT_HEAD])),
-            tune_config=tune.TuneConfig(
-                search_alg=TrialSearcher(self._points(known), self._begin),
-                scheduler=_scheduler(self.config),
-                num_samples=self.total,
-                max_concurrent_trials=at_a_time,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=path,
-                storage_filesystem=filesystem if storage.is_remote(folder) else None,
-                callbacks=[_Watch(self, known)],
-                verbose=0,
-            ),
+        run_config = tune.RunConfig(
+            name="tune",
+            storage_path=path,
+            storage_filesystem=filesystem if storage.is_remote(folder) else None,
+            callbacks=[_Watch(self, known)],
+            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+            stop={"budget": settings.rungs[-1]} if points is None else None,
+            verbose=0,
+        )
+        tuner = (
+            self._population(known, at_a_time, run_config)
+            if points is None
+            else self._trials(points, at_a_time, run_config)
         )
         try:
             tuner.fit()
@@ -150,8 +192,50 @@ class _Sweep:
             kept = "finished rungs are kept: run the same command again to go on"
             raise Stopped(f"tune: stopped; {kept}") from None
 
+    def _trials(self, points: Points, at_a_time: int, run_config: tune.RunConfig) -> tune.Tuner:
+        """Trials that know nothing of each other, from a search."""
+        return tune.Tuner(
+            tune.with_resources(_driver(self.config, self.data), tune.PlacementGroupFactory([AT_HEAD])),
+            tune_config=tune.TuneConfig(
+                search_alg=TrialSearcher(points, self._begin),
+                scheduler=_scheduler(self.config),
+                num_samples=self.total,
+                max_concurrent_trials=at_a_time,
+                trial_name_creator=_name_of,
+            ),
+            run_config=run_config,
+        )
+
+    def _population(
+        self, known: dict[str, TrialRecord], at_a_time: int, run_config: tune.RunConfig
+    ) -> tune.Tuner:
+        """Members that pass weights on. Ray Tune counts those that wait as running: room at the head limits
+        them.
+        """
+        members, settings = self.members(), self.config.tune
+        left = {
+            name: trial
+            for name, trial in members.items()
+            if name not in known or not is_done(known[name], settings)
+        }
+        for trial in left.values():
+            self._open(trial)
+        begun = {name: record for name, record in self.records().items() if name in left}
+        catch_up(left, begun)
+        share = {kind: 1 / (at_a_time + 0.5) for kind in AT_HEAD}
+        return tune.Tuner(
+            tune.with_resources(_member_driver(self.config, members), tune.PlacementGroupFactory([share])),
+            param_space=population_space(settings, left, begun),
+            tune_config=tune.TuneConfig(
+                scheduler=population_scheduler(settings, members, begun), trial_name_creator=_name_of
+            ),
+            run_config=run_config,
+        )
+
     def _points(self, known: dict[str, TrialRecord]) -> Points:
-        """Known points first: their measurements are there at once, for scheduler and sampler to compare with."""
+        """Known points first: their measurements are there at once, for scheduler and sampler to compare
+        with.
+        """
         begun = sorted(
             known.values(), key=lambda record: (not is_done(record, self.config.tune), record.number)
         )
@@ -162,31 +246,31 @@ class _Sweep:
         return PlannedPoints(useful + rest)
 
     def _begin(self, point: Point) -> Trial:
-        """The trial at a point with its record on disk; a record that is not done is opened again."""
+        """The trial at a point with its record on disk."""
         trial = self.trial(point)
-        record = read_record(trial.config.run_folder)
-        if record is None:
-            write_record(
-                trial,
-                TrialRecord.begin(
-                    trial, self.config.tune, number=len(self.records()), data_hash=self.data_hash
-                ),
-            )
-        elif not is_done(record, self.config.tune):
-            write_record(trial, record.reopened(self.config.tune))
+        self._open(trial)
         return trial
 
-    def _is_on_the_axes(self, point: Point) -> bool:
-        axes = self.config.tune.axes
-        return list(point) == list(axes) and all(value in axes[key] for key, value in point.items())
+    def _open(self, trial: Trial) -> None:
+        """Begins a trial's record; one that is not done is opened again."""
+        record, settings = read_record(trial.config.run_folder), self.config.tune
+        if record is None:
+            data_hash = self.data.hashes[data_name(trial.point)]
+            write_record(
+                trial, TrialRecord.begin(trial, settings, number=len(self.records()), data_hash=data_hash)
+            )
+        elif not is_done(record, settings):
+            write_record(trial, record.reopened(settings))
 
     def _tell_what_is_left(self, known: dict[str, TrialRecord]) -> None:
         settings = self.config.tune
         done = sum(is_done(record, settings) for record in known.values())
-        rungs = ", ".join(f"{clips:,}" for clips in settings.rungs)
         begun = f"; {done} done, {len(known) - done} begun" if known else ""
+        seeds = f", {settings.repeats} seeds each" if settings.repeats > 1 else ""
         print(
-            f"tune: {self.total} trials over {', '.join(settings.axes)}; {settings.search}, {settings.scheduler}, compared at {rungs} clips{begun}"
+            f"tune: {self.total} trials over {', '.join(settings.axes)}; {settings.search}, "
+            f"{settings.scheduler}{seeds}, "
+            f"compared at {budgets_words(settings)}{begun}"
         )
 
 
@@ -195,51 +279,70 @@ class _Watch(tune.Callback):
 
     def __init__(self, runner: _Sweep, known: dict[str, TrialRecord]) -> None:
         self.runner = runner
-        self.told = {(name, rung["clips"]) for name, record in known.items() for rung in record.rungs}
+        self.told = {(name, budget_of(rung)) for name, record in known.items() for rung in record.rungs}
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         name, record = self._record(trial)
-        if "clips" not in result or (name, result["clips"]) in self.told:
+        if "budget" not in result or (name, result["budget"]) in self.told:
             return
-        self.told.add((name, result["clips"]))
-        records = self.runner.records()
+        self.told.add((name, result["budget"]))
+        records, settings = self.runner.records(), self.runner.config.tune
         storage.write_text(
             storage.join(self.runner.config.run_folder, "tune", "metrics.jsonl"),
-            metrics_lines(records.values(), self.runner.config.tune),
+            metrics_lines(records.values(), settings),
         )
-        rung = record.rung(result["clips"])
+        rung = record.rung(result["budget"])
+        said = budget_words(settings, result["budget"]) + (
+            f" ({rung['clips']:,} clips)" if settings.budget != "clips" else ""
+        )
         print(
-            f"tune: {self._what(record)}: {rung['clips']:,} clips, picture {rung['psnr_db']:.2f} dB, sound {rung['mel_error_db']:.2f} dB off, "
-            f"score {result['score']:.3f}"
+            f"tune: {self._what(record)}: {said}, picture {rung['psnr_db']:.2f} dB, sound "
+            f"{rung['mel_error_db']:.2f} dB off, "
+            f"{settings.metric} {interval_words(judged(rung, settings))}"
         )
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         name, record = self._record(trial)
         settings = self.runner.config.tune
         if record.status == RUNNING:
-            status = FINISHED if record.clips >= settings.max_clips else STOPPED
+            status = FINISHED if record.budget >= settings.rungs[-1] else STOPPED
             self._write(trial, record.replace(status=status))
-            print(
-                f"tune: {self._what(record)}: {'all clips seen' if status == FINISHED else f'stopped after {record.clips:,} clips'}"
-            )
+            stopped = f"stopped after {budget_words(settings, record.budget)}"
+            print(f"tune: {self._what(record)}: {'the whole budget used' if status == FINISHED else stopped}")
         elif record.reason:
             print(f"tune: {self._what(record)}: {record.status}: {record.reason}")
 
+    def on_trial_recover(self, iteration, trials, trial, **info) -> None:
+        record = self._crashed(trial)
+        limit = self.runner.config.tune.max_failures
+        print(
+            f"tune: {self._what(record)}: crashed: {record.reason}; tried again ({record.failures + 1} of "
+            f"{limit})"
+        )
+
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        record = self._crashed(trial)
+        print(f"tune: {self._what(record)}: {record.status}: {record.reason}")
+
+    def _crashed(self, trial) -> TrialRecord:
+        """The record of a trial whose process is gone."""
         _, record = self._record(trial)
         if record.status == RUNNING:
             record = record.replace(
                 status=CRASHED, reason="the trial's process ended without a word; was it out of memory?"
             )
             self._write(trial, record)
-        print(f"tune: {self._what(record)}: {record.status}: {record.reason}")
+        return record
 
     def _record(self, trial) -> tuple[str, TrialRecord]:
-        name = trial.config["trial"]
-        return name, read_record(storage.join(trials_folder(self.runner.config), name))
+        name = trial.custom_trial_name
+        return name, read_record(self._folder(name))
 
     def _write(self, trial, record: TrialRecord) -> None:
-        write_record(self.runner.trial(json.loads(trial.config["point"])), record)
+        write_record(self._folder(trial.custom_trial_name), record)
+
+    def _folder(self, name: str) -> str:
+        return storage.join(trials_folder(self.runner.config), name)
 
     def _what(self, record: TrialRecord) -> str:
         return f"trial {record.number + 1} of {self.runner.total}, {record.id} ({describe(record.point)})"
@@ -254,7 +357,8 @@ def _check_prepared(config: Config) -> None:
             f" run_dir={parent}" if name == "data" else ", with that run's file"
         )
         raise UserError(
-            f"data.prepared={prepared} holds no prepared data (no manifest.json); make it with: {command}; or name another run's data folder"
+            f"data.prepared={prepared} holds no prepared data (no manifest.json); make it with: {command}; "
+            "or name another run's data folder"
         )
 
 
@@ -264,26 +368,51 @@ def _check_measured(config: Config, results: dict) -> None:
         reasons = [row["reason"] for row in results["trials"]]
         path = storage.join(config.run_folder, "tune", "results.csv")
         raise UserError(
-            f"none of the {len(reasons)} trials could be measured, the first one because: {reasons[0]}; all reasons are in {path}"
+            f"none of the {len(reasons)} trials could be measured, the first one because: {reasons[0]}; all "
+            f"reasons are in {path}"
         )
 
 
-def _driver(config: Config, data_hash: str):
+def _name_of(trial) -> str:
+    """Ray Tune's name of a trial: our id. A member of a population keeps it when it takes over another's
+    settings.
+    """
+    return trial.config["member"]["id"] if "member" in trial.config else trial.config["trial"]
+
+
+def _driver(config: Config, data: _Data):
     """What Ray Tune runs for each trial, in a process of its own."""
 
     def drive(settings: dict) -> None:
-        trial = make_trial(config, json.loads(settings["point"]), data_hash=data_hash)
+        point = json.loads(settings["point"])
+        name = data_name(point)
+        trial = make_trial(config, point, data_hash=data.hashes[name], data_folder=data.folders[name])
 
         def report(rung: dict, *, passed: bool) -> None:
-            tune.report({"clips": rung["clips"], "score": score(rung, config.tune), "passed": passed})
+            values = {"budget": budget_of(rung), "clips": rung["clips"], "score": score(rung, config.tune)}
+            tune.report(values | {"passed": passed})
 
         run_trial(trial, rungs=config.tune.rungs, report=report)
 
     return drive
 
 
+def _member_driver(config: Config, members: dict[str, Trial]):
+    """The same for a member of a population."""
+
+    def drive(settings: dict) -> None:
+        logging.getLogger("ray").setLevel(
+            logging.WARNING
+        )  # it tells of every checkpoint, which are only pointers
+        run_member(config, members, run_trial)
+
+    return drive
+
+
 class _Halving(ASHAScheduler):
-    """ASHA that does not think again about a trial that it, or the run before the interruption, has let go on."""
+    """ASHA that does not think again about a trial that it, or the run before the interruption, has let go
+    on.
+    """
 
     def on_trial_result(self, tune_controller, trial, result: dict) -> str:
         action = super().on_trial_result(tune_controller, trial, result)
@@ -295,6 +424,10 @@ def _scheduler(config: Config):
     if settings.scheduler == "none" or len(settings.rungs) == 1:
         return FIFOScheduler()
     return _Halving(
-        time_attr="clips", metric="score", mode="max",
-        max_t=settings.max_clips, grace_period=settings.rungs[0], reduction_factor=settings.reduction_factor,
-    )  # fmt: skip
+        time_attr="budget",
+        metric="score",
+        mode="max",
+        max_t=settings.rungs[-1],
+        grace_period=settings.rungs[0],
+        reduction_factor=settings.reduction_factor,
+    )

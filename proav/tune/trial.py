@@ -1,23 +1,19 @@
-"""One trial: train to a rung, measure, write it down, report; then the next rung. Ray Tune decides between rungs whether it goes on.
+"""One trial: train to a rung, measure, write it down, report; then the next rung. Ray Tune decides between
+rungs whether it goes on.
 
-Every rung is a Ray Train run that goes on from the trial's own checkpoint and has ended before the report: a trial that is stopped leaves
-no workers and no placement group behind. It runs in a process of its own; what takes CPUs or GPUs are the workers and tasks that it starts.
+Every rung is a Ray Train run a seed, which goes on from its own checkpoint and has ended before the report: a
+trial that is stopped leaves no workers and no placement group behind. It runs in a process of its own; what
+takes CPUs or GPUs are the workers and tasks that it starts (`measure.py`).
 """
 
-import math
 import traceback
 from typing import Protocol
 
-import ray
-
 from proav import storage
-from proav.config import Config
 from proav.errors import Stopped, UserError
-from proav.evaluate.reconstruction import evaluate_reconstruction
-from proav.on_ray.resources import device_of, wants_gpu
-from proav.runs.metrics_log import read_metrics
-from proav.train.on_ray.launch import train_stage
-from proav.tune.record import CRASHED, DONE, FAILED, read_record, write_record
+from proav.tune.measure import measure
+from proav.tune.record import CRASHED, DONE, FAILED, RUNNING, TrialRecord, is_whole, read_record, write_record
+from proav.tune.repeats import budget_of, merge, repeats_of
 from proav.tune.space import Trial
 
 
@@ -26,10 +22,11 @@ class Report(Protocol):
         """Tells of a rung; returns only where the trial is to go on. passed: it went on from there before."""
 
 
-def run_trial(trial: Trial, *, rungs: tuple[int, ...], report: Report) -> None:
+def run_trial(trial: Trial, *, rungs: tuple[float, ...], report: Report) -> None:
     """Reports each rung, measured now or found in the record; a failure goes into the record with its reason.
 
-    A user's mistake ends the trial, not the sweep; anything else is raised again once it is written down.
+    A user's mistake ends the trial, not the sweep; anything else is raised again once it is written down, and
+    Ray Tune starts the trial again as often as tune.max_failures says.
     """
     try:
         _climb(trial, rungs, report)
@@ -44,69 +41,58 @@ def run_trial(trial: Trial, *, rungs: tuple[int, ...], report: Report) -> None:
         raise
 
 
-def _climb(trial: Trial, rungs: tuple[int, ...], report: Report) -> None:
-    """From rung to rung. Nothing is trained for a trial that is done; what it measured is reported, for others to be compared with."""
-    record, reported = read_record(trial.config.run_folder), 0
+def _climb(trial: Trial, rungs: tuple[float, ...], report: Report) -> None:
+    """From rung to rung. Nothing is trained for a trial that is done; what it measured is reported, for
+    others to be compared with.
+    """
+    record, reported = read_record(trial.config.run_folder), 0.0
     assert record is not None, "the sweep writes the record before it starts a trial"
-    for clips in rungs:
-        rung = record.rung(clips)
-        if rung is None:
-            if record.status in DONE:
-                return
-            rung = measure(trial.config, clips)
-            record = record.replace(rungs=[*record.rungs, rung])
-            write_record(trial, record)
+    record = _opened(trial, record)
+    lengths = dict(zip(trial.tune.rungs, trial.lengths, strict=True))
+    for budget in rungs:
+        rung = record.rung(budget)
+        if record.status in DONE and rung is None:
+            return
+        if record.status not in DONE and (rung is None or not is_whole(rung, trial.tune)):
+            record, rung = _reach(trial, record, rung, budget=budget, clips=lengths[budget])
         if (
-            rung["clips"] <= reported
+            budget_of(rung) <= reported
         ):  # measured under another schedule, beyond more than one rung of this one
             continue
-        report(rung, passed=record.status in DONE or rung["clips"] <= record.passed)
-        reported = rung["clips"]
+        report(rung, passed=record.status in DONE or budget_of(rung) <= record.passed)
+        reported = budget_of(rung)
         if record.status not in DONE and reported > record.passed:
             record = record.replace(passed=reported)
             write_record(trial, record)
 
 
-def measure(config: Config, clips: int) -> dict:
-    """Trains MDSA until it has seen `clips` clips, then reconstructs the validation clips: one rung, without its score."""
-    train = config.mdsa.train.model_copy(update={"num_clips": clips})
-    summary = train_stage(
-        config.model_copy(update={"mdsa": config.mdsa.model_copy(update={"train": train})}), "mdsa"
-    )
-    reconstruction = _reconstruct(config, summary["checkpoint"])
-    if not all(map(math.isfinite, (reconstruction["psnr_db"], reconstruction["mel_error_db"]))):
-        raise UserError(
-            f"the reconstructions after {summary['clips']:,} clips are not finite; lower mdsa.train.learning_rate"
-        )
-    lines = [
-        line
-        for line in read_metrics(storage.join(config.run_folder, "mdsa"))
-        if line["clips"] <= summary["clips"]
-    ]
-    return {
-        "clips": summary["clips"],
-        "step": summary["step"],
-        "loss": lines[-1]["loss"],
-        **{key: value for key, value in reconstruction.items() if key != "protocol"},
-        "seconds": summary["seconds"],
-        "clips_per_second": summary["clips"] / summary["seconds"],
-        "peak_memory_gib": max(line["peak_memory_gib"] for line in lines),
-        "device": lines[-1]["device"],
-    }
+def _opened(trial: Trial, record: TrialRecord) -> TrialRecord:
+    """Of a trial that Ray Tune starts again after a crash: it runs, and the crash is counted."""
+    if record.status != CRASHED:
+        return record
+    record = record.replace(status=RUNNING, failures=record.failures + 1, failure=record.reason, reason="")
+    write_record(trial, record)
+    return record
 
 
-def _reconstruct(config: Config, checkpoint: str) -> dict:
-    """In a task of its own, which may need a GPU. DEFAULT: the trial's placement group, which Ray would use, holds no CPU."""
-    use_gpu = wants_gpu(config.evaluate.use_gpu)
-    task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), scheduling_strategy="DEFAULT")(
-        evaluate_reconstruction
-    )
-    try:
-        return ray.get(task.remote(config, checkpoint, device=device_of(use_gpu)))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):  # the task's own words, not Ray's traceback around them
-            raise error.cause from None
-        raise
+def _reach(
+    trial: Trial, record: TrialRecord, rung: dict | None, *, budget: float, clips: int | None
+) -> tuple[TrialRecord, dict]:
+    """Trains and measures the seeds that are missing at a rung; the record with it, written.
+
+    rung: what there is of it, perhaps of another schedule, at more than `budget`. clips: None with a budget
+    in seconds.
+    """
+    others = [one for one in record.rungs if one is not rung]
+    measured = [] if rung is None else repeats_of(rung)
+    if rung is not None:
+        budget, clips = budget_of(rung), clips and rung["clips"]
+    for repeat in range(len(measured), trial.tune.repeats):
+        measured = [*measured, measure(trial, repeat=repeat, clips=clips, seconds=None if clips else budget)]
+        rung = merge(measured, budget=budget)
+        record = record.replace(rungs=sorted([*others, rung], key=budget_of))
+        write_record(trial, record)
+    return record, rung
 
 
 def _end(trial: Trial, status: str, reason: str) -> None:

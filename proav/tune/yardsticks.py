@@ -12,6 +12,7 @@ from proav.config import Config
 from proav.evaluate.reconstruction import evaluate_yardsticks
 from proav.evaluate.yardsticks import YardstickPlan, load_yardsticks, make_yardsticks, plan_yardsticks
 from proav.reports.kit.tables import values_text
+from proav.tune.allowed import changes_data
 from proav.tune.record import TrialRecord
 from proav.tune.space import config_at
 
@@ -24,6 +25,8 @@ def sweep_yardsticks(config: Config, records: Iterable[TrialRecord]) -> list[dic
     """
     import ray
 
+    if any(map(changes_data, config.tune.axes)):
+        return []  # of other clips for each trial
     plans: dict[str, tuple[Config, YardstickPlan]] = {}
     for record in records:
         resolved = config_at(config, record.point)

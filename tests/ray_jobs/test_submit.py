@@ -55,9 +55,9 @@ def test_a_submitted_training_that_is_stopped_goes_on_by_address(tmp_path, bench
         )
         assert wrong.returncode == 2 and "copy the head's ~/.ray/auth_token" in wrong.stderr.splitlines()[-1]
     assert [line["clips"] for line in bench.read_lines(metrics)] == list(range(4, saved + 9, 4))
-    assert not importlib.import_module("bench.helpers.local_head").processes_of(head.folder) and not os.path.exists(
+    assert not importlib.import_module("bench.helpers.local_head").processes_of(
         head.folder
-    )
+    ) and not os.path.exists(head.folder)
 
 
 def test_what_is_uploaded_is_small_and_whole(bench, tmp_path):

@@ -1,27 +1,23 @@
 """Which trials a sweep has, before anything runs: points, ids, and what is refused."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from proav.config.reading import config_to_yaml, load_config
 from proav.errors import ConfigError
-from proav.tune.space import (
-    check_sweep,
-    config_at,
-    describe,
-    grid_points,
-    make_trial,
-    num_trials,
-    plan_text,
-    planned_points,
-    random_points,
-    short_names,
-)
+from proav.tune.axes import describe, grid_points, num_trials, planned_points, random_points, short_names
+from proav.tune.space import check_sweep, config_at, make_trial, plan_text
 from tests.tiny import tiny_config
 
 SCALES, GROUPS, BLOCK = "mdsa.multi_scale.scales", "mdsa.group_cross.num_groups", "mdsa.bi_block.block_size"
-AXES = (f"tune.axes.{SCALES}=[[1],[1,2],[1,2,4]]", f"tune.axes.{GROUPS}=[2,4]", "tune.grace_clips=8", "tune.max_clips=32")
+AXES = (
+    f"tune.axes.{SCALES}=[[1],[1,2],[1,2,4]]",
+    f"tune.axes.{GROUPS}=[2,4]",
+    "tune.grace_clips=8",
+    "tune.max_clips=32",
+)
 
 
 def sweep_config(*words):
@@ -37,11 +33,15 @@ def test_a_grid_has_every_combination_once():
 
 
 def test_random_points_differ_are_balanced_and_begin_alike():
-    tune = sweep_config(f"tune.axes.{SCALES}=[[1],[1,2],[1,2,4],[1,4]]", f"tune.axes.{BLOCK}=[1,2,4]", "tune.search=random").tune
+    tune = sweep_config(
+        f"tune.axes.{SCALES}=[[1],[1,2],[1,2,4],[1,4]]", f"tune.axes.{BLOCK}=[1,2,4]", "tune.search=random"
+    ).tune
     eight, twelve = (list(random_points(tune, seed=3, count=count)) for count in (8, 12))
     assert eight == twelve[:8] and len({describe(point) for point in twelve}) == 12
     counts = Counter(str(point[SCALES]) for point in twelve)
-    assert len(counts) == 4 and min(counts.values()) >= 2  # 3 each, but for repeated combinations, which are drawn anew
+    assert (
+        len(counts) == 4 and min(counts.values()) >= 2
+    )  # 3 each, but for repeated combinations, which are drawn anew
     assert eight != list(random_points(tune, seed=4, count=8))
     assert len(list(random_points(tune, seed=3, count=999))) == 24
 
@@ -60,7 +60,13 @@ def test_an_id_follows_from_the_question_alone():
         return make_trial(sweep_config(*words), at, data_hash=data_hash).id
 
     same = name()
-    for words in (["run_dir=elsewhere"], ["tune.max_clips=64"], ["mdsa.train.cpus_per_worker=2"], ["mdsa.train.num_clips=99"], ["generate.steps=3"]):
+    for words in (
+        ["run_dir=elsewhere"],
+        ["tune.max_clips=64"],
+        ["mdsa.train.cpus_per_worker=2"],
+        ["mdsa.train.num_clips=99"],
+        ["generate.steps=3"],
+    ):
         assert name(*words) == same, words
     others = [
         name("seed=1"),
@@ -74,7 +80,11 @@ def test_an_id_follows_from_the_question_alone():
 
 def test_trials_have_folders_of_their_own_and_the_data_of_the_run():
     trial = make_trial(sweep_config("run_dir=/r"), {SCALES: [1], GROUPS: 2}, data_hash="abc")
-    assert trial.config.run_folder == f"/r/tune/trials/{trial.id}" and trial.config.data_folder == "/r/data" and trial.config.stage == "mdsa"
+    assert (
+        trial.config.run_folder == f"/r/tune/trials/{trial.id}"
+        and trial.config.data_folder == "/r/data"
+        and trial.config.stage == "mdsa"
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,9 +95,15 @@ def test_trials_have_folders_of_their_own_and_the_data_of_the_run():
         (["tune.axes.mdsa.multi_scale=[1,2]"], "which is no setting"),
         (["tune.axes.stdit.depth=[1,2]"], "expected settings that begin with mdsa."),
         (["tune.axes.mdsa.train.num_clips=[10,20]"], "tune.max_clips says how long"),
-        ([f"tune.axes.{GROUPS}=[2,3]"], f"{SCALES}=[1] {GROUPS}=3: mdsa.group_cross.num_groups=3 does not divide clip.num_frames=4 (and 2 more"),
+        (
+            [f"tune.axes.{GROUPS}=[2,3]"],
+            f"{SCALES}=[1] {GROUPS}=3: mdsa.group_cross.num_groups=3 does not divide clip.num_frames=4 (and 2 more",
+        ),
         ([f"tune.axes.{SCALES}=[[1],two]"], f"{SCALES}=two"),
-        (["tune.axes.mdsa.train.batch_size=[4,16]"], "less than one batch; expected at least mdsa.train.batch_size=16"),
+        (
+            ["tune.axes.mdsa.train.batch_size=[4,16]"],
+            "less than one batch; expected at least mdsa.train.batch_size=16",
+        ),
     ],
 )
 def test_a_sweep_that_cannot_be_run_is_refused_before_it_starts(words, said):
@@ -116,7 +132,10 @@ def test_axes_survive_a_round_trip_and_give_way_to_overrides(tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_text(config_to_yaml(sweep_config()))
     assert load_config(str(path)) == sweep_config()
-    assert load_config(str(path), [f"tune.axes.{GROUPS}=[1]"]).tune.axes == {SCALES: ([1], [1, 2], [1, 2, 4]), GROUPS: (1,)}
+    assert load_config(str(path), [f"tune.axes.{GROUPS}=[1]"]).tune.axes == {
+        SCALES: ([1], [1, 2], [1, 2, 4]),
+        GROUPS: (1,),
+    }
 
 
 def test_rungs_grow_up_to_the_whole_budget():
@@ -133,3 +152,11 @@ def test_short_names_tell_axes_apart():
     assert short_names([SCALES, GROUPS]) == {SCALES: "scales", GROUPS: "num_groups"}
     both = short_names(["mdsa.num_heads", "mdsa.spatial.num_heads"])
     assert both == {"mdsa.num_heads": "mdsa.num_heads", "mdsa.spatial.num_heads": "spatial.num_heads"}
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_shipped_sweeps_can_be_planned(path):
+    assert "judged by" in plan_text(load_config(str(path)))

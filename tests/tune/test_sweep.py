@@ -52,7 +52,11 @@ def wait_until_free(seconds: float = 20.0) -> None:
 
     def taken() -> dict[str, float]:
         free = ray.available_resources()
-        return {kind: most - free.get(kind, 0) for kind, most in ray.cluster_resources().items() if kind != "object_store_memory"}
+        return {
+            kind: most - free.get(kind, 0)
+            for kind, most in ray.cluster_resources().items()
+            if kind != "object_store_memory"
+        }
 
     deadline = time.monotonic() + seconds
     while any(taken().values()) and time.monotonic() < deadline:
@@ -80,7 +84,9 @@ def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, ray_local, c
             assert row["status"] == "finished" and row["clips"] == 16
     assert results["best"] in rows and rows[results["best"]]["clips"] == 16
     again = rows[measured["id"]]["rungs"][0]
-    assert {key: again[key] for key in measured["rungs"][0]} == measured["rungs"][0]  # its seconds too: it was not trained again
+    assert {key: again[key] for key in measured["rungs"][0]} == measured["rungs"][
+        0
+    ]  # its seconds too: it was not trained again
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert sorted((line["trial"], line["clips"]) for line in lines) == sorted(
         (row["trial"], rung["clips"]) for row in rows.values() for rung in row["rungs"]
@@ -93,6 +99,47 @@ def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, ray_local, c
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
+def test_a_population_passes_weights_on_and_each_member_has_the_whole_budget(tmp_path, ray_local):
+    words = (
+        f"tune.axes.{RATE}={{loguniform: [1.0e-4, 1.0e-2]}}", "tune.search=random", "tune.scheduler=pbt",
+        "tune.exploit_fraction=0.5", "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
+    )  # fmt: skip
+    config = tiny_config(f"run_dir={tmp_path}/run", *WORDS, *words)
+    write_segments(config)
+    results = sweep(config)
+    wait_until_free()
+    assert [(row["status"], row["clips"]) for row in results["trials"]] == [("finished", 16)] * 2
+    found = map(json.loads, (path.read_text() for path in tmp_path.glob("run/tune/trials/*/trial.json")))
+    records = {record["id"]: record for record in found}
+    (weak,) = (name for name, record in records.items() if record["taken"])
+    (strong,) = records.keys() - {weak}
+    (taken,) = records[weak]["taken"]
+    assert taken["from"] == strong and taken["budget"] == 8 and taken["settled"]
+    assert records[weak]["point"] == taken["point"] != taken["before"]
+    weaker, stronger = (records[name]["rungs"][0] for name in (weak, strong))
+    assert weaker["psnr_db"] - weaker["mel_error_db"] <= stronger["psnr_db"] - stronger["mel_error_db"]
+
+
+def test_a_trial_of_both_stages_is_judged_by_the_clips_that_it_makes(tmp_path, ray_local):
+    words = (
+        "tune.axes={generate.guidance_scale: [2]}", "tune.stage=stdit", "tune.metric=generated.sKVD",
+        "tune.grace_clips=8", "tune.max_clips=8", "generate.num_samples=4", "generate.steps=1",
+        "mdsa.train.num_clips=8", "encode.stride_frames=4", "encode.flips=false",
+        "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
+    )  # fmt: skip
+    config = tiny_config(f"run_dir={tmp_path}/run", *WORDS, *words)
+    write_segments(config)
+    results = sweep(config)
+    wait_until_free()
+    (row,) = results["trials"]
+    assert row["status"] == "finished"
+    assert row["metric"] == row["rungs"][0]["numbers"]["generated.sKVD"] == -row["score"]
+    copies = tmp_path.glob("run/tune/trials/*/mdsa/checkpoints")
+    checkpoints = [tmp_path / "run" / "mdsa" / "checkpoints", *copies]
+    assert len(checkpoints) == 2  # MDSA was trained in the sweep's own run, and copied
+    assert len({path.read_bytes() for folder in checkpoints for path in folder.glob("*/*.json")}) == 1
+
+
 def test_a_sweep_without_data_says_what_to_type(tmp_path):
     with pytest.raises(UserError, match=f"preprocess.py --config FILE run_dir={tmp_path}/other"):
         sweep(tiny_config(f"run_dir={tmp_path}/run", f"data.prepared={tmp_path}/other/data", *WORDS))
@@ -102,7 +149,19 @@ def test_a_sweep_without_data_says_what_to_type(tmp_path):
 
 
 def test_a_wrong_axis_is_one_line_and_nothing_starts(tmp_path):
-    command = [sys.executable, str(ROOT / "ray_jobs" / "tune.py"), "--config", "configs/sweeps/attention_scales.yaml", f"run_dir={tmp_path}/run"]
-    done = subprocess.run([*command, "tune.axes.mdsa.widht=[64]"], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr == "error: tune.axes names mdsa.widht, which is no setting; did you mean mdsa.width?\n"
+    command = [
+        sys.executable,
+        str(ROOT / "ray_jobs" / "tune.py"),
+        "--config",
+        "configs/sweeps/attention_scales.yaml",
+        f"run_dir={tmp_path}/run",
+    ]
+    done = subprocess.run(
+        [*command, "tune.axes.mdsa.widht=[64]"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr
+        == "error: tune.axes names mdsa.widht, which is no setting; did you mean mdsa.width?\n"
+    )
     assert not (tmp_path / "run").exists()

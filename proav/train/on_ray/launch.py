@@ -29,7 +29,7 @@ from proav.runs.checkpoint import list_checkpoints
 from proav.runs.layout import RunFolder
 from proav.stopping import StopRequest
 from proav.storage.lease import Lease
-from proav.train.loop import Asked
+from proav.train.loop import Asked, is_trained
 from proav.train.on_ray.backend import WorkerBackendConfig
 from proav.train.on_ray.turn import turn_to_start
 from proav.train.on_ray.validation import Validation
@@ -75,12 +75,14 @@ def _train_stage(
     train = train_settings(config, stage)
     plan = plan_stage(config, stage)
     checkpoint = find_resume_point(config, stage, plan, print)
-    if checkpoint is not None and checkpoint.clips >= train.num_clips:
-        print(
-            f"{stage}: done already, {checkpoint.clips:,} of {train.num_clips:,} clips seen; "
-            f"{checkpoint.path}"
+    seconds = checkpoint.training["loop"]["seconds"] if checkpoint is not None else 0.0
+    if checkpoint is not None and is_trained(train, clips=checkpoint.clips, seconds=seconds):
+        limit = (
+            f"of {train.num_clips:,} clips seen"
+            if train.max_seconds is None
+            else f"clips seen in {seconds:.1f} s"
         )
-        seconds = checkpoint.training["loop"]["seconds"]
+        print(f"{stage}: done already, {checkpoint.clips:,} {limit}; {checkpoint.path}")
         summary = {
             "stage": stage,
             "clips": checkpoint.clips,

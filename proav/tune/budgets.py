@@ -1,0 +1,82 @@
+"""How long a trial trains at each rung: equal clips, equal training FLOPs by formula, or equal seconds.
+
+FLOPs are those of `proav/costs`: three forward passes a clip, one more with recomputation, and the
+discriminators' share once they have entered. Plain numbers; nothing runs here.
+"""
+
+from proav.config import Config, TrainConfig, TuneConfig
+from proav.costs import costs
+
+ENDLESS_CLIPS = 10**9
+"""train.num_clips of a trial that ends by its seconds."""
+
+
+def train_flops(config: Config, stage: str, clips: int) -> int:
+    """FLOPs of a stage's training up to so many clips."""
+    bill = costs(config)
+    if stage == "stdit":
+        return clips * bill.stdit_train_flops
+    judged = max(0, clips - config.mdsa.loss.adversarial_start_clips)
+    return clips * bill.mdsa_train_flops + judged * bill.discriminators_train_flops
+
+
+def clips_for_flops(config: Config, stage: str, flops: int) -> int:
+    """The whole batches whose training costs nearest to `flops`; one batch at least."""
+    bill, batch = costs(config), _train(config, stage).batch_size
+    if stage == "stdit":
+        clips = flops / bill.stdit_train_flops
+    else:
+        start = config.mdsa.loss.adversarial_start_clips
+        clips = flops / bill.mdsa_train_flops
+        if clips > start:
+            beyond = flops - start * bill.mdsa_train_flops
+            clips = start + beyond / (bill.mdsa_train_flops + bill.discriminators_train_flops)
+    return max(1, round(clips / batch)) * batch
+
+
+def clips_at(base: Config, config: Config, rung: float) -> int | None:
+    """Clips that the trial `config` of the sweep `base` has seen at a rung; None with a budget in seconds."""
+    tune = base.tune
+    if tune.budget == "seconds":
+        return None
+    if tune.budget == "clips":
+        return int(rung)
+    return clips_for_flops(config, tune.stage, train_flops(base, tune.stage, int(rung)))
+
+
+def mdsa_clips(base: Config, config: Config) -> int:
+    """Clips of MDSA before ST-DiT begins in a trial of both stages: mdsa.train.num_clips, or as many as cost
+    the same.
+    """
+    clips = base.mdsa.train.num_clips
+    if base.tune.budget != "flops":
+        return config.mdsa.train.num_clips
+    return clips_for_flops(config, "mdsa", train_flops(base, "mdsa", clips))
+
+
+def with_length(config: Config, stage: str, *, clips: int | None, seconds: float | None = None) -> Config:
+    """The configuration whose stage trains so many clips, or so many seconds."""
+    model = getattr(config, stage)
+    length = {"num_clips": ENDLESS_CLIPS if clips is None else clips, "max_seconds": seconds}
+    return config.model_copy(
+        update={stage: model.model_copy(update={"train": model.train.model_copy(update=length)})}
+    )
+
+
+def budget_words(tune: TuneConfig, rung: float) -> str:
+    """`800 clips`, `800 clips' FLOPs`, `90 s`."""
+    if tune.budget == "seconds":
+        return f"{rung:g} s"
+    return f"{int(rung):,} clips" + ("' FLOPs" if tune.budget == "flops" else "")
+
+
+def budgets_words(tune: TuneConfig) -> str:
+    """All rungs, for people."""
+    if tune.budget == "seconds":
+        return f"{', '.join(f'{rung:g}' for rung in tune.rungs)} s of training"
+    listed = ", ".join(f"{int(rung):,}" for rung in tune.rungs)
+    return f"{listed} clips" + (", or what costs the same FLOPs" if tune.budget == "flops" else "")
+
+
+def _train(config: Config, stage: str) -> TrainConfig:
+    return getattr(config, stage).train

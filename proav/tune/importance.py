@@ -1,0 +1,88 @@
+"""How much of what trials differ in each axis explains: Optuna's importances, of the trials at one rung.
+
+Optuna and scikit-learn are optional. An axis that exists only under a condition is not in every trial and has
+no importance.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from proav.config import TuneConfig
+from proav.tune.rows import Row, rungs_of
+
+MIN_TRIALS = 4
+"""With fewer trials an importance says nothing."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Shares of the axes, largest first, which add up to 1; or why there are none."""
+
+    shares: dict[str, float] = field(default_factory=dict)
+    budget: float | None = None
+    """The rung."""
+    num_trials: int = 0
+    method: str = ""
+    absent: str = ""
+
+
+def find_importance(tune: TuneConfig, rows: Sequence[Row]) -> Importance:
+    """By fANOVA, of the metric at the first rung, which all trials that did not fail have reached."""
+    try:
+        import optuna
+        import sklearn  # noqa: F401  Optuna's fANOVA is one of its forests
+    except ImportError as error:
+        return Importance(absent=f"the axes' importance needs {error.name}; type: pip install 'proav[tune]'")
+    if tune.scheduler == "pbt":
+        return Importance(
+            absent="trials of a population change their settings on the way: they have no importance"
+        )
+    rungs = rungs_of(rows)
+    at = [
+        (row.point, rung["score"])
+        for row in rows
+        for rung in row.rungs
+        if rungs and rung["budget"] == rungs[0]
+    ]
+    varied = [
+        key
+        for key in tune.axes
+        if all(key in point for point, _ in at) and len({repr(point[key]) for point, _ in at}) > 1
+    ]
+    if len(at) < MIN_TRIALS or not varied or len({score for _, score in at}) < 2:
+        return Importance(
+            absent=(
+                f"importance of the axes needs {MIN_TRIALS} measured trials that differ; there are {len(at)}"
+            )
+        )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    distributions = {key: _distribution(optuna, tune, key) for key in varied}
+    for point, score in at:
+        parameters = {key: _parameter(tune, key, point[key]) for key in varied}
+        study.add_trial(
+            optuna.trial.create_trial(params=parameters, distributions=distributions, value=score)
+        )
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=tune.seed)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return Importance(
+        shares={key: float(share) for key, share in sorted(shares.items(), key=lambda pair: -pair[1])},
+        budget=rungs[0],
+        num_trials=len(at),
+        method="Optuna's fANOVA: shares of the variance that a random forest over the axes explains",
+    )
+
+
+def _distribution(optuna, tune: TuneConfig, key: str):
+    axis = tune.space[key]
+    if axis.values is not None:
+        return optuna.distributions.CategoricalDistribution(range(len(axis.values)))
+    if axis.integer is not None:
+        return optuna.distributions.IntDistribution(*axis.integer)
+    low, high = axis.uniform or axis.loguniform
+    return optuna.distributions.FloatDistribution(low, high, log=axis.loguniform is not None)
+
+
+def _parameter(tune: TuneConfig, key: str, value):
+    axis = tune.space[key]
+    return axis.values.index(value) if axis.values is not None else value

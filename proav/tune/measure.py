@@ -1,0 +1,144 @@
+"""What a trial does for one seed up to one rung: train, and measure by reconstructions or by a whole
+evaluation.
+
+With tune.stage=stdit a trial's folder is that of a run: MDSA, latents, ST-DiT, samples, eval. If no axis
+changes MDSA, it begins with copies of the sweep's own MDSA and latents. Ray must be running.
+"""
+
+import math
+
+import ray
+
+from proav import storage
+from proav.config import Config
+from proav.errors import UserError
+from proav.evaluate.reconstruction import evaluate_reconstruction
+from proav.on_ray.resources import device_of, wants_gpu
+from proav.runs.metrics_log import read_metrics
+from proav.train.on_ray.launch import train_stage
+from proav.tune.budgets import with_length
+from proav.tune.metrics import is_evaluated, needs_of, numbers_of, value_of
+from proav.tune.repeats import repeat_config
+from proav.tune.space import Trial
+
+
+def measure(trial: Trial, *, repeat: int, clips: int | None, seconds: float | None) -> dict:
+    """Trains one seed of a trial until it has seen `clips` clips, or for `seconds`, and measures it.
+
+    Raises UserError, also if the metric cannot be measured or is not finite.
+    """
+    config, stage = repeat_config(trial.config, repeat), trial.tune.stage
+    if stage == "stdit":
+        _provide_latents(trial, config)
+    summary = train_stage(with_length(config, stage, clips=clips, seconds=seconds), stage)
+    if is_evaluated(trial.tune):
+        measured = _evaluate(config, stage, trial.tune.metric)
+    else:
+        measured = _reconstruct(config, summary["checkpoint"])
+    lines = read_metrics(storage.join(config.run_folder, stage))
+    lines = [line for line in lines if line["clips"] <= summary["clips"]]
+    measured = {
+        "seed": config.seed,
+        "clips": summary["clips"],
+        "step": summary["step"],
+        "loss": lines[-1]["loss"],
+        **measured,
+        "seconds": summary["seconds"],
+        "clips_per_second": summary["clips"] / summary["seconds"],
+        "peak_memory_gib": max(line["peak_memory_gib"] for line in lines),
+        "device": lines[-1]["device"],
+    }
+    if not math.isfinite(value_of(measured, trial.tune)):
+        raise UserError(
+            f"the reconstructions after {summary['clips']:,} clips are not finite; lower "
+            f"{stage}.train.learning_rate"
+        )
+    return measured
+
+
+def make_shared(config: Config) -> None:
+    """MDSA and latents that all trials go on from, in the sweep's own run; made unless they are there."""
+    train_stage(config, "mdsa")
+    _aside(_encode, config)
+
+
+def _provide_latents(trial: Trial, config: Config) -> None:
+    """MDSA and latents in the trial's folder: the sweep's, copied, or its own."""
+    if trial.mdsa_from is None:
+        train_stage(config, "mdsa")
+        _aside(_encode, config)
+        return
+    for part in ("mdsa/checkpoints", "latents"):
+        target = storage.join(config.run_folder, part)
+        if not storage.exists(target):
+            copy_folder(storage.join(trial.mdsa_from, part), target)
+
+
+def copy_folder(source: str, target: str) -> None:
+    """All files below `source`, as they are; `target` is there as a whole or not at all (locally)."""
+    with storage.write_folder(target) as folder:
+        for path in storage.list_files(source):
+            storage.write_bytes(
+                storage.join(folder, path.rsplit(source.rstrip("/") + "/", 1)[-1]), storage.read_bytes(path)
+            )
+
+
+def _evaluate(config: Config, stage: str, metric: str) -> dict:
+    """A run's whole evaluation, of generated clips too if there is a generator. Raises UserError if it cannot
+    have the metric.
+    """
+    metrics = _aside(_generate_and_evaluate if stage == "stdit" else _evaluate_alone, config)
+    numbers = numbers_of(metrics)
+    if needs := needs_of(metrics, metric):
+        raise UserError(f"tune.metric={metric} was not measured: it needs {needs}")
+    means = {name: numbers[f"reconstruction.{name}"] for name in ("psnr_db", "mel_error_db")}
+    return {**means, "num_clips": metrics["reconstruction"]["num_clips"], "numbers": numbers}
+
+
+def _encode(config: Config) -> None:
+    from proav.latents.encode import encode_latents
+
+    encode_latents(config, replace_unused=True)
+
+
+def _generate_and_evaluate(config: Config) -> dict:
+    from proav.generation.batch import generate
+
+    generate(config)
+    return _evaluate_alone(config)
+
+
+def _evaluate_alone(config: Config) -> dict:
+    from proav.evaluate.job import evaluate
+
+    few = config.evaluate.model_copy(
+        update={"num_workers": config.evaluate.num_workers or 1, "compare_with": None}
+    )
+    return evaluate(config.model_copy(update={"evaluate": few}))
+
+
+def _reconstruct(config: Config, checkpoint: str) -> dict:
+    use_gpu = wants_gpu(config.evaluate.use_gpu)
+    values = _aside(
+        evaluate_reconstruction,
+        config,
+        checkpoint,
+        device=device_of(use_gpu),
+        num_cpus=1,
+        num_gpus=int(use_gpu),
+    )
+    return {key: value for key, value in values.items() if key != "protocol"}
+
+
+def _aside(work, *arguments, num_cpus: float = 0, num_gpus: int = 0, **options):
+    """In a task of its own. What starts Ray Data takes no CPU itself, since its actors do.
+
+    DEFAULT: the trial's placement group, which Ray would use, holds no CPU.
+    """
+    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy="DEFAULT")(work)
+    try:
+        return ray.get(task.remote(*arguments, **options))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):  # the task's own words, not Ray's traceback around them
+            raise error.cause from None
+        raise

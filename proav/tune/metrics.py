@@ -1,0 +1,146 @@
+"""What trials are judged by: one number of a reconstruction or of an evaluation, and which way is better.
+
+A measurement is a flat dict. What `proav/evaluate` measured of a whole run is in it under "numbers", by
+TABLE.METRIC: {"reconstruction.ssim": 0.91, "generated.sFVD": 12.3, "stdit.loss": 0.8}.
+"""
+
+import difflib
+import math
+import re
+
+from proav.config import Config, TuneConfig
+from proav.errors import ConfigError, UserError
+from proav.evaluate.reconstruction import SCORES
+from proav.evaluate.scores import OF_ONE, OF_PAIRS
+from proav.metrics.protocols import find_protocol
+
+SMALL_IS_BETTER = re.compile(
+    r"error|loss|(^|\.)r?s?(FVD|KVD|FAD|KAD)|lpips|blockiness|(^|\.)KL|DeSync|median_offset_ms", re.IGNORECASE
+)
+"""Names of metrics that are to be small; all others are to be large."""
+BRIEF = ("psnr_db", "psnr_mean_colour_db", "psnr_temporal_mean_db", "mel_error_db", "mel_error_mean_mel_db")
+"""What a trial over MDSA measures without a whole evaluation."""
+TABLES = ("reconstruction", "generated", "generated_held_out", "stdit")
+"""What an evaluation has numbers of; all but the first come with tune.stage=stdit."""
+
+
+def check_metric(config: Config) -> None:
+    """Raises ConfigError for a metric that no evaluation of such trials has; nothing is measured."""
+    tune = config.tune
+    if tune.metric == "score":
+        return
+    table, _, name = tune.metric.partition(".")
+    if not name:
+        if tune.metric not in BRIEF:
+            near = difflib.get_close_matches(tune.metric, known_metrics(config), n=1, cutoff=0.3)
+            hint = (
+                f"did you mean {near[0]}?" if near else f"expected score, {', '.join(BRIEF)} or TABLE.METRIC"
+            )
+            raise ConfigError(f"tune.metric={tune.metric} is not measured; {hint}")
+        return
+    tables = TABLES if tune.stage == "stdit" else TABLES[:1]
+    if table not in tables:
+        more = "" if table not in TABLES else "; write tune.stage=stdit for numbers of generated clips"
+        raise ConfigError(f"tune.metric={tune.metric}: expected a number of {', '.join(tables)}{more}")
+
+
+def unlisted_metric(config: Config) -> str | None:
+    """A line for a metric that the protocol does not name: it may be of a library that is missing, or
+    misspelt.
+    """
+    if not is_evaluated(config.tune) or config.tune.metric in ("score", *known_metrics(config)):
+        return None
+    near = difflib.get_close_matches(config.tune.metric, known_metrics(config), n=1, cutoff=0.3)
+    return (
+        f"tune: evaluate.protocol={config.evaluate.protocol} does not list {config.tune.metric}"
+        + (f"; did you mean {near[0]}?" if near else "")
+        + " A trial fails if it is not measured."
+    )
+
+
+def known_metrics(config: Config) -> list[str]:
+    """Names that an evaluation by this protocol has."""
+    protocol = find_protocol(config.evaluate.protocol)
+    pairs = {f"r{distance.name}" for distance in protocol.distances if distance.kind in ("frechet", "kernel")}
+    made = {
+        name
+        for distance in protocol.distances
+        for name in ([distance.name] if distance.kind == "nearest_training" else distance.name.split("_"))
+    }
+    of_one = {score for score in protocol.scores if score in OF_ONE} | {
+        score.name for score in protocol.feature_scores
+    }
+    of_pairs = {score for score in protocol.scores if score in OF_PAIRS} | set(SCORES)
+    names = {f"reconstruction.{name}" for name in pairs | of_pairs | of_one} | set(BRIEF)
+    if config.tune.stage == "stdit":
+        names |= {
+            f"{table}.{name}" for table in ("generated", "generated_held_out") for name in made | of_one
+        }
+        names |= {"stdit.loss"}
+    return sorted(names)
+
+
+def is_evaluated(tune: TuneConfig) -> bool:
+    """Whether trials need a whole evaluation; else reconstructions are measured in the trial's own task."""
+    return tune.stage == "stdit" or "." in tune.metric
+
+
+def is_large_better(tune: TuneConfig) -> bool:
+    if tune.mode != "auto":
+        return tune.mode == "max"
+    return tune.metric == "score" or not SMALL_IS_BETTER.search(tune.metric)
+
+
+def numbers_of(metrics: dict) -> dict[str, float]:
+    """eval/metrics.json as {TABLE.METRIC: value}; numbers that could not be measured are left out."""
+    found = {
+        f"{table['name']}.{row['metric']}": row["value"]
+        for table in metrics.get("tables", ())
+        for row in table["rows"]
+        if row["value"] is not None
+    }
+    for part in ("reconstruction", "stdit"):
+        values = metrics.get(part) or {}
+        found |= {f"{part}.{key}": value for key, value in values.items() if isinstance(value, float)}
+    return found
+
+
+def needs_of(metrics: dict, metric: str) -> str:
+    """What a number of eval/metrics.json would take that could not be measured; empty if it does not say."""
+    table, _, name = metric.partition(".")
+    rows = (row for one in metrics.get("tables", ()) if one["name"] == table for row in one["rows"])
+    return next((row["needs"] for row in rows if row["metric"] == name and row["value"] is None), "")
+
+
+def value_of(measured: dict, tune: TuneConfig) -> float:
+    """The metric in a measurement. Raises UserError if it is not there, or is no number."""
+    if tune.metric == "score":
+        return tune.picture_weight * measured["psnr_db"] - tune.sound_weight * measured["mel_error_db"]
+    numbers = {key: value for key, value in measured.items() if isinstance(value, int | float)}
+    numbers |= measured.get("numbers", {})
+    value = numbers.get(tune.metric)
+    if value is None or not math.isfinite(value):
+        near = difflib.get_close_matches(tune.metric, numbers, n=3, cutoff=0.2)
+        raise UserError(
+            f"tune.metric={tune.metric} was not measured (it may need weights, a library or more clips; "
+            "docs/evaluation.md says which); measured were such as "
+            f"{', '.join(near) or ', '.join(sorted(numbers)[:3])}"
+        )
+    return float(value)
+
+
+def score(measured: dict, tune: TuneConfig) -> float:
+    """The metric such that more is better: what schedulers and searches are given."""
+    value = value_of(measured, tune)
+    return value if is_large_better(tune) else -value
+
+
+def metric_words(tune: TuneConfig) -> str:
+    """The metric for people: PSNR - log-mel error, dB; or generated.sFVD, less is better."""
+    if tune.metric == "score":
+        return f"{_times(tune.picture_weight)}PSNR - {_times(tune.sound_weight)}log-mel error, dB"
+    return f"{tune.metric}, {'more' if is_large_better(tune) else 'less'} is better"
+
+
+def _times(weight: float) -> str:
+    return "" if weight == 1 else f"{weight:g} * "

@@ -1,0 +1,144 @@
+"""More pictures of a sweep: the metric against its cost, trials as lines over all axes, shares of importance;
+SVG.
+
+Trials are `rows.Row`s and look as in `figures.py`.
+"""
+
+import math
+
+from matplotlib.figure import Figure
+
+from proav.config import TuneConfig
+from proav.reports.kit.figures import LINE, MUTED, themed_svg
+from proav.reports.kit.page import Markup
+from proav.tune.axes import short_names, value_words
+from proav.tune.figures import ON_PAGE, look_of, shown_axes, styled
+from proav.tune.metrics import is_large_better
+from proav.tune.rows import Row, cost_front
+
+MAX_LABELS = 8
+"""Values of a list that are written beside its line; of more, the first and the last."""
+
+
+def cost_svg(rows: list[Row], budget: float, tune: TuneConfig, *, description: str) -> Markup:
+    """The metric of the trials measured at a rung against GFLOP a clip, with intervals and the front."""
+    figure = Figure(figsize=(3.6, 2.9))
+    figure.patch.set_alpha(0)
+    plot, axes = styled(figure.add_axes((0.17, 0.16, 0.8, 0.8)), ON_PAGE), shown_axes(tune)
+    winners = cost_front(rows, budget)
+    at = {row.trial: (row, rung) for row in rows for rung in row.rungs if rung["budget"] == budget}
+    line = [(row.flops_per_clip / 1e9, at[row.trial][1]["metric"]) for row in winners]
+    plot.plot(*zip(*line), color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    for row, rung in at.values():
+        hue, shape = look_of(row, axes)
+        kept, cost = row in winners, row.flops_per_clip / 1e9
+        if rung["metric_low"] is not None:
+            plot.plot(
+                [cost, cost],
+                [rung["metric_low"], rung["metric_high"]],
+                color=hue,
+                linewidth=1,
+                alpha=0.6,
+                zorder=2,
+            )
+        plot.scatter(
+            cost,
+            rung["metric"],
+            s=45,
+            color=hue,
+            marker=shape,
+            alpha=1 if kept else 0.5,
+            edgecolors=MUTED if kept else "none",
+            linewidths=1.1,
+            zorder=3,
+        )
+    plot.margins(0.14, 0.16)
+    if not is_large_better(tune):
+        plot.invert_yaxis()
+    what = "sample" if tune.stage == "stdit" else "reconstruction"
+    plot.set_xlabel(f"GFLOP a {what}", fontsize=7.5, color=MUTED, labelpad=2)
+    plot.set_ylabel(tune.metric, fontsize=7.5, color=MUTED, labelpad=3)
+    plot.text(0.015, 0.98, "better ↖", transform=plot.transAxes, fontsize=7.5, color=MUTED, va="top")
+    return themed_svg(figure, description)
+
+
+def parallel_svg(rows: list[Row], budget: float, tune: TuneConfig, *, description: str) -> Markup:
+    """A line a trial over all axes and the metric at a rung: what the good ones have in common."""
+    at = [(row, rung) for row in rows for rung in row.rungs if rung["budget"] == budget]
+    names, axes = short_names(list(tune.axes)), shown_axes(tune)
+    figure = Figure(figsize=(max(3.6, 1.25 * (len(tune.axes) + 1)), 2.9))
+    figure.patch.set_alpha(0)
+    plot = figure.add_axes((0.08, 0.14, 0.84, 0.74))
+    plot.set_facecolor("none")
+    plot.set_axis_off()
+    metrics = [rung["metric"] for _, rung in at]
+    low, high = min(metrics), max(metrics)
+    for place, key in enumerate(tune.axes):
+        _ruler(plot, place, names[key], _labels(tune, key))
+    better = (low, high) if is_large_better(tune) else (high, low)
+    _ruler(plot, len(tune.axes), tune.metric, [(0.0, f"{better[0]:.3g}"), (1.0, f"{better[1]:.3g}")])
+    scores = sorted(rung["score"] for _, rung in at)
+    for row, rung in at:
+        rank = scores.index(rung["score"]) / max(1, len(scores) - 1)
+        heights = [_height(tune, key, row.point.get(key)) for key in tune.axes]
+        own = (rung["metric"] - better[0]) / (better[1] - better[0]) if high > low else 0.5
+        places = [place for place, height in enumerate([*heights, own]) if height is not None]
+        shown = [height for height in [*heights, own] if height is not None]
+        hue, shape = look_of(row, axes)
+        plot.plot(
+            places,
+            shown,
+            color=hue,
+            alpha=0.2 + 0.75 * rank,
+            linewidth=0.8 + 1.2 * rank,
+            marker=shape,
+            markersize=3,
+        )
+    plot.set_xlim(-0.3, len(tune.axes) + 0.5)
+    plot.set_ylim(-0.08, 1.1)
+    return themed_svg(figure, description)
+
+
+def importance_svg(shares: dict[str, float], *, description: str) -> Markup:
+    """A bar an axis."""
+    names = short_names(list(shares))
+    figure = Figure(figsize=(3.6, 0.5 + 0.32 * len(shares)))
+    figure.patch.set_alpha(0)
+    plot = styled(
+        figure.add_axes(
+            (0.34, 0.36 / (0.5 + 0.32 * len(shares)), 0.62, 1 - 0.42 / (0.5 + 0.32 * len(shares)))
+        ),
+        ON_PAGE,
+    )
+    plot.barh(range(len(shares)), list(shares.values()), color=MUTED, height=0.6)
+    plot.set_yticks(range(len(shares)), [names[key] for key in shares])
+    plot.invert_yaxis()
+    plot.set_xlim(0, 1)
+    return themed_svg(figure, description)
+
+
+def _ruler(plot, place: int, name: str, labels: list[tuple[float, str]]) -> None:
+    plot.plot([place, place], [0, 1], color=LINE, linewidth=1, zorder=0)
+    plot.text(place, 1.06, name, fontsize=7, color=MUTED, ha="center", va="bottom")
+    for height, text in labels:
+        plot.text(place + 0.05, height, text, fontsize=6.5, color=MUTED, va="center")
+
+
+def _labels(tune: TuneConfig, key: str) -> list[tuple[float, str]]:
+    axis = tune.space[key]
+    if axis.choices is None:
+        low, high = axis.uniform or axis.loguniform
+        return [(0.0, f"{low:g}"), (1.0, f"{high:g}")]
+    chosen = axis.choices if len(axis.choices) <= MAX_LABELS else (axis.choices[0], axis.choices[-1])
+    return [(_height(tune, key, value), value_words(value)) for value in chosen]
+
+
+def _height(tune: TuneConfig, key: str, value) -> float | None:
+    """Where a value stands on its axis, from 0 to 1; None if the axis does not exist in the point."""
+    axis = tune.space[key]
+    if value is None:
+        return None
+    if axis.choices is not None:
+        return axis.choices.index(value) / max(1, len(axis.choices) - 1) if len(axis.choices) > 1 else 0.5
+    low, high = axis.uniform or axis.loguniform
+    return (value - low) / (high - low) if axis.uniform else math.log(value / low) / math.log(high / low)
