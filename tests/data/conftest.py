@@ -15,7 +15,7 @@ LENGTHS = {
 
 @pytest.fixture(scope="session")
 def clips_dir(tmp_path_factory):
-    """Five videos of labels rain, speech and none, one too short, one that is text."""
+    """Five videos with the labels rain, speech and none, one that is too short, and one that is text."""
     root = tmp_path_factory.mktemp("sources") / "set"
     folder = write_clips(root, LENGTHS)
     (root / "rain" / "text.mp4").write_text("this is no video")

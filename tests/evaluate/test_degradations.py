@@ -1,4 +1,7 @@
-"""Distances put known degradations of the project's real clips in order: zero for the set itself, rising with strength."""
+"""Distances put known degradations of the project's real clips in order.
+
+They are zero for the set itself and rise with the strength of the degradation.
+"""
 
 from pathlib import Path
 
@@ -35,7 +38,7 @@ def real():
                 found += [clip for _, clip in segments]
             except MediaError:
                 continue
-    assert len(found) > 66  # more than a surrogate's features
+    assert len(found) > 66  # more clips than a surrogate has features
     return found
 
 
@@ -51,7 +54,10 @@ def measured(real):
 
 
 OF_TIME = ("shuffle", "freeze")
-"""What only moves or stands still hardly shows in the third moments of random features: the kernel distance is not held to it."""
+"""Degradations of motion alone.
+
+They hardly show in the third moments of random features, so the kernel distance is not held to them.
+"""
 CASES = [("video", name, *case) for name, case in OF_PICTURES.items()] + [
     ("audio", name, *case) for name, case in OF_SOUND.items()
 ]

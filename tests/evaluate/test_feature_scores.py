@@ -1,4 +1,4 @@
-"""Scores of a measured set from its features: clip by clip, what is defined for which set, and in a table."""
+"""Scores of a measured set from its features: of each clip, for which sets they are defined, in a table."""
 
 import dataclasses
 

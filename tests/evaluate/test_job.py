@@ -1,4 +1,7 @@
-"""The job: what is refused and how, folders against folders, tables that are compared only under one protocol."""
+"""The evaluation job: what it refuses and how, and folders measured against folders.
+
+Tables are compared only under one protocol.
+"""
 
 import dataclasses
 import json
@@ -30,7 +33,8 @@ def test_networks_without_weights_say_what_to_type():
     assert "evaluate.weights=DIR with i3d-kinetics400.safetensors" in missing["i3d-kinetics400"]
     with pytest.raises(
         UserError,
-        match="measured whole or not at all: FVD, KVD needs evaluate.weights=DIR.*FAD needs evaluate.weights=DIR with audioclip.safetensors",
+        match="measured whole or not at all: FVD, KVD needs evaluate.weights=DIR.*"
+        "FAD needs evaluate.weights=DIR with audioclip.safetensors",
     ):
         find_networks(find_protocol("mm-diffusion-64"), None, VIEW)
 

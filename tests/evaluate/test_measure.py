@@ -1,4 +1,4 @@
-"""Measuring: units that do not follow from the workers, that are kept, and made again where they are gone."""
+"""Measuring in units: the workers do not change them, they are kept, and made again if they are gone."""
 
 import dataclasses
 from pathlib import Path

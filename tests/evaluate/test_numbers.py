@@ -1,4 +1,4 @@
-"""From features to numbers: known answers, floors, intervals, and what is missing said in words."""
+"""From features to numbers: known answers, floors, intervals, and the reason for each missing number."""
 
 import dataclasses
 
@@ -56,18 +56,20 @@ def test_windows_of_a_clip_are_vectors_of_their_own():
     real, fake = measured(0, 30, windows=4), measured(1, 30, windows=4)
     flat = [
         dataclasses.replace(
-            each, ids=[str(number) for number in range(120)], sources=[source for source in each.sources for _ in range(4)], labels=[""] * 120,
+            each,
+            ids=[str(number) for number in range(120)],
+            sources=[source for source in each.sources for _ in range(4)],
+            labels=[""] * 120,
             features={"net": [row[None] for clip in each.features["net"] for row in clip]},
         )
         for each in (real, fake)
-    ]  # fmt: skip
+    ]
     (windows,), (vectors,) = line("kernel", real, fake), line("kernel", *flat)
     assert windows.value == pytest.approx(vectors.value, rel=1e-12) and windows.floor == pytest.approx(
         vectors.floor, rel=1e-12
     )
-    assert (windows.low, windows.high) == pytest.approx(
-        (vectors.low, vectors.high), rel=1e-9
-    )  # the same sources are drawn
+    # the same sources are drawn
+    assert (windows.low, windows.high) == pytest.approx((vectors.low, vectors.high), rel=1e-9)
 
 
 def test_halves_share_no_source():

@@ -27,8 +27,10 @@ WINDOWS = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Six clips of the world with sounds, and the same with sound that is three frames late; beside these two
-    that are not of this world."""
+    """Two folders: six clips of the world with sounds, and the same clips with sound three frames late.
+
+    Beside the late ones are two clips that are not of this world.
+    """
     root = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "examples" / "world")
@@ -63,7 +65,7 @@ def test_late_sound_is_told_from_true_sound(folders, tmp_path, ray_local, capsys
     assert rows["impacts_heard"]["floor"] == 1 and rows["impacts_heard"]["value"] < 0.6
     assert rows["median_offset_ms"]["floor"] < 10 < 50 < rows["median_offset_ms"]["value"]
     assert rows["label_fits"]["floor"] == 1 and rows["impacts_heard"]["low"] < rows["impacts_heard"]["high"]
-    # Twelve windows of the same pictures, one of noise, and a black one, in which there is nothing to follow.
+    # Twelve windows of the same pictures, one of noise, and a black one. Nothing can be followed in that.
     assert rows["impacts"]["value"] == pytest.approx(rows["impacts"]["floor"] * 12 / 14)
     assert rows["followed"]["value"] == pytest.approx(12 / 13)
     assert "undefined for 1 clips" in rows["followed"]["note"]

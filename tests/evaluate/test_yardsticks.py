@@ -64,7 +64,7 @@ def test_they_store_as_many_numbers_as_mdsa(tmp_path):
     "words", [("mel.hop=800", "mel.n_fft=2048"), ("mel.hop=1600", "mel.num_bins=2", "mel.n_fft=4096")]
 )
 def test_sound_that_the_planes_do_not_divide_is_repeated_and_comes_back(tmp_path, words):
-    """4 or 2 columns a frame, 32 or 2 bins, on planes of 8 cells with channels enough to be exact."""
+    """4 or 2 columns a frame and 32 or 2 bins, on planes of side 8. The channels suffice to be exact."""
     config = prepared(
         tmp_path, *words, "mdsa.audio_input=tiled", "mdsa.plane_size=8", "mdsa.latent_channels=64"
     )
@@ -76,7 +76,7 @@ def test_sound_that_the_planes_do_not_divide_is_repeated_and_comes_back(tmp_path
 
 @pytest.mark.parametrize("changed", SPLITS)
 def test_the_fit_sees_the_training_split_and_nothing_else(tmp_path, changed):
-    """Other validation clips leave every bit as it is; other training clips do not."""
+    """Other validation clips change no bit of the fit; other training clips do."""
     before = tensors_of(prepared(tmp_path / "before"))
     config = prepared(tmp_path / "after", other_split=changed)
     stores = [SegmentStore(f"{tmp_path}/{name}/data") for name in ("before", "after")]
@@ -152,7 +152,7 @@ def test_a_clip_of_one_colour_is_left_out_and_counted_as_of_the_mean_colour(tmp_
 
 
 def run_of(folder, *words, splits=SPLITS):
-    """A run with a tiny MDSA of random weights, on enough windows for several units."""
+    """A run with a tiny MDSA of random weights and enough windows for several units."""
     config = prepared(
         folder, "evaluate.max_clips=64", "evaluate.num_resamples=20", *words, splits=splits, frames=24
     )

@@ -1,4 +1,7 @@
-"""Made films: a dark picture that flashes white and silence with beeps, each at a known time, in any container and codec that PyAV writes."""
+"""Made films: a dark picture that flashes white and silence with beeps, each at a known time.
+
+They can have any container and codec that PyAV writes.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -25,14 +28,17 @@ INTERLACED = {"flags": "+ildct+ilme", "x264-params": "tff=1:log-level=none"}
 
 
 def beep(sample_rate: int) -> np.ndarray:
-    """A rising tone, 400 to 3000 Hz: its correlation with itself has one sharp peak. Float32, 0.8 high."""
+    """A tone that rises from 400 to 3000 Hz, float32, amplitude 0.8.
+
+    Its correlation with itself has one sharp peak.
+    """
     time = np.arange(round(BEEP_SECONDS * sample_rate)) / sample_rate
     phase = 2 * np.pi * (400 * time + (3000 - 400) / (2 * BEEP_SECONDS) * time**2)
     return (0.8 * np.sin(phase) * np.hanning(len(time)) ** 0.25).astype(np.float32)
 
 
 def regular(rate, seconds=2, first=0) -> list[Fraction]:
-    """Times of pictures `1 / rate` apart."""
+    """Times of pictures `1 / rate` apart, for `seconds` from `first` on."""
     return [
         Fraction(first) + Fraction(index) / Fraction(rate) for index in range(int(seconds * Fraction(rate)))
     ]
@@ -43,17 +49,32 @@ def is_white(time: Fraction, flashes: Sequence) -> bool:
 
 
 def make_film(
-    path, *, times: Sequence[Fraction], flashes: Sequence = (), beeps: Sequence = (), paint: Callable | None = None, tick: Fraction | None = None,
-    video: str = "libx264", options: dict | None = None, bit_rate: int | None = None, size: tuple[int, int] = (HEIGHT, WIDTH), pixel_format: str = "yuv420p",
-    sample_aspect: Fraction | None = None, rotation: int = 0, prepare: Callable = lambda frame: frame, audio: str | None = "aac",
-    sound_from: float = 0.0, sound_to: float = 2.0, hole: tuple[float, float] = (0.0, 0.0), sample_rate: int = 48000, layout: str = "stereo",
-    channel: int | None = None, shift: Fraction = Fraction(0), container_options: dict | None = None,
+    path, *, times: Sequence[Fraction], flashes: Sequence = (), beeps: Sequence = (),
+    paint: Callable | None = None, tick: Fraction | None = None, video: str = "libx264",
+    options: dict | None = None, bit_rate: int | None = None, size: tuple[int, int] = (HEIGHT, WIDTH),
+    pixel_format: str = "yuv420p", sample_aspect: Fraction | None = None, rotation: int = 0,
+    prepare: Callable = lambda frame: frame, audio: str | None = "aac", sound_from: float = 0.0,
+    sound_to: float = 2.0, hole: tuple[float, float] = (0.0, 0.0), sample_rate: int = 48000,
+    layout: str = "stereo", channel: int | None = None, shift: Fraction = Fraction(0),
+    container_options: dict | None = None,
 ) -> str:  # fmt: skip
     """Writes the film and returns its path.
 
-    times: of the pictures. tick: of their time stamps (default: the distance of the first two pictures, for a constant rate). paint: time to
-    RGB pixels, in place of the flashes. prepare: a last step on each picture before it is encoded. sound_from, sound_to: where sound begins
-    and ends, in seconds. hole: no sound is written there. channel: the one that beeps (default: all). shift: added to all time stamps.
+    times: of the pictures, in seconds.
+    flashes, beeps: when they begin, in seconds.
+    paint: from a time to RGB pixels, in place of the flashes.
+    tick: unit of the pictures' time stamps, in seconds; by default the distance of the first two pictures.
+    video, options, bit_rate: of the picture's encoder; bits per second.
+    size: height and width in pixels.
+    pixel_format, sample_aspect, rotation: of the stored pictures; degrees.
+    prepare: a last step on each picture before it is encoded.
+    audio: the sound's encoder; None writes no sound.
+    sound_from, sound_to: when sound begins and ends, in seconds.
+    hole: from when to when no sound is written, in seconds.
+    sample_rate, layout: of the sound, in Hz and as FFmpeg names it.
+    channel: the one that beeps; by default all.
+    shift: added to all time stamps, in seconds.
+    container_options: as FFmpeg names them.
     """
     height, width = size
     tick = tick or times[1] - times[0]
@@ -123,7 +144,10 @@ def _encoded_sound(stream, beeps, sound_from, sound_to, hole, layout, channel) -
 
 
 class FieldMarker:
-    """For `prepare`: marks pictures as interlaced, `order` "tff" (top field first) or "bff"."""
+    """For `prepare`: marks pictures as interlaced.
+
+    order: "tff" (top field first) or "bff" (bottom field first).
+    """
 
     def __init__(self, order: str = "tff") -> None:
         self._order, self._graph = order, None
@@ -142,7 +166,7 @@ class FieldMarker:
 
 
 def beep_times(audio: np.ndarray, sample_rate: int, count: int) -> list[float]:
-    """Where the `count` likeliest beeps begin, in seconds, in order."""
+    """When the `count` likeliest beeps begin, in seconds, in order."""
     tone = beep(sample_rate)
     likeness = np.abs(np.correlate(audio, tone, "valid"))
     found = []
@@ -163,9 +187,17 @@ def white_frames(video: np.ndarray) -> list[int]:
 def expected_white(
     times: Sequence[Fraction], flashes: Sequence, fps: int, count: int, start: Fraction
 ) -> list[int]:
-    """The frames k of `count` for which the last picture with a time stamp of at most start + k / fps is white; the first is held before it.
+    """The numbers k of the frames that should be white, among the first `count` of a clip.
 
-    So a flash that begins at start + t first shows at k = ceil(t fps), and (k - 1/2) / fps is within half a frame interval of t.
+    Frame k shows the last picture with a time stamp of at most start + k / fps. Before the first picture it
+    shows the first. So a flash that begins at start + t first shows at k = ceil(t fps), and (k - 1/2) / fps
+    is within half a frame interval of t.
+
+    times: of the film's pictures, in seconds.
+    flashes: when they begin, in seconds.
+    fps: frames of the clip per second.
+    count: how many frames the clip has.
+    start: the film's time at which the clip begins, in seconds.
     """
     shown = [
         max((time for time in times if time <= start + Fraction(k, fps)), default=times[0])

@@ -10,7 +10,13 @@ START_CODE = b"\x00\x00\x00\x01"
 
 
 def wav(seconds: float, *, rate: int = 16_000, channels: int = 1, stated_rate: int | None = None) -> bytes:
-    """A tone as 16-bit PCM. stated_rate: what the header says instead of the true rate."""
+    """A WAV file: a tone as 16-bit PCM.
+
+    seconds: how long it lasts.
+    rate: the true sample rate in Hz.
+    channels: how many, all alike.
+    stated_rate: the rate in Hz that the header states; None for the true one.
+    """
     tone = (8000 * np.sin(np.arange(int(seconds * rate)) / 10)).astype("<i2")
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
@@ -26,7 +32,12 @@ def wav(seconds: float, *, rate: int = 16_000, channels: int = 1, stated_rate: i
 
 
 def h264(*, num_frames: int, width: int = 64, height: int = 64, file_format: str = "h264") -> bytes:
-    """A baseline H.264 stream, every frame a key frame."""
+    """A baseline H.264 stream in which every frame is a key frame.
+
+    num_frames: how many, at 5 per second.
+    width, height: in pixels.
+    file_format: FFmpeg's name of the container; "h264" is the bare stream.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=file_format) as container:
         options = {"preset": "ultrafast", "profile": "baseline", "g": "1", "bf": "0"}
@@ -42,7 +53,12 @@ def h264(*, num_frames: int, width: int = 64, height: int = 64, file_format: str
 
 
 def ffv1(*, num_frames: int, width: int, height: int, pixel_format: str) -> bytes:
-    """Matroska with black pictures in a lossless codec that knows formats of many bytes a pixel."""
+    """A Matroska file with black pictures in a lossless codec, which allows many bytes a pixel.
+
+    num_frames: how many, at 5 per second.
+    width, height: in pixels.
+    pixel_format: FFmpeg's name of the format.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as container:
         stream = container.add_stream("ffv1", rate=5)
@@ -61,6 +77,9 @@ def switching_h264(*, width: int, height: int, num_before: int = 2, num_after: i
     """An H.264 stream of 64x64 whose headers say width x height from frame `num_before` on.
 
     It has less than two kilobytes, whatever the size.
+
+    width, height: what the later headers say, in pixels.
+    num_before, num_after: frames before and after the switch.
     """
     small = h264(num_frames=num_before + num_after)
     units = [START_CODE + unit.rstrip(b"\x00") for unit in small.split(START_CODE[1:])[1:]]
@@ -77,7 +96,7 @@ def switching_h264(*, width: int, height: int, num_before: int = 2, num_after: i
 def _sequence_header(width: int, height: int) -> bytes:
     """A sequence parameter set of the baseline profile (ITU-T H.264, 7.3.2.1.1), 16 reference frames."""
 
-    def number(value: int) -> str:  # ue(v), Exp-Golomb
+    def number(value: int) -> str:  # ue(v), the standard's Exp-Golomb code
         bits = f"{value + 1:b}"
         return "0" * (len(bits) - 1) + bits
 

@@ -1,4 +1,7 @@
-"""One clock: the flash of a made film is in the frame that its time says, and the beep within 5 ms, whatever holds them."""
+"""One clock for picture and sound, whatever container and codecs hold them.
+
+The flash of a made film is in the frame that its time says, and the beep is within 5 ms of its time.
+"""
 
 import random
 from fractions import Fraction
@@ -23,20 +26,22 @@ from tests.media.flash_and_beep import (
 
 RATE = 16000
 FLASHES, BEEPS = (Fraction(48, 100), Fraction(132, 100)), (0.48, 1.32, 1.8)
-"""At 25 fps a flash that is one picture early or late shows in another frame of 10 fps."""
+"""If such a flash is one picture of 25 fps early or late, it shows in another frame of 10 fps."""
 BEEP_TOLERANCE = 0.005
 SECONDS = 2
 TIMES = regular(25, SECONDS)
 KINDS = [
     tuple(line.split())
     for line in (
-        "mp4 libx264 aac", "mp4 libx265 ac3", "mp4 libsvtav1 libopus", "mp4 libvpx-vp9 libmp3lame", "mp4 mpeg4 alac", "mp4 mpeg2video flac",
+        "mp4 libx264 aac", "mp4 libx265 ac3", "mp4 libsvtav1 libopus", "mp4 libvpx-vp9 libmp3lame",
+        "mp4 mpeg4 alac", "mp4 mpeg2video flac",
         "mov libx264 pcm_s16le", "mov mjpeg pcm_s24le", "mov prores_ks pcm_f32le", "mov libx265 aac",
-        "mkv libx264 aac", "mkv libx265 libopus", "mkv libvpx vorbis", "mkv libvpx-vp9 libmp3lame", "mkv libsvtav1 flac",
-        "mkv mpeg2video ac3", "mkv mpeg4 pcm_s16le", "mkv mjpeg eac3", "mkv ffv1 mp2",
+        "mkv libx264 aac", "mkv libx265 libopus", "mkv libvpx vorbis", "mkv libvpx-vp9 libmp3lame",
+        "mkv libsvtav1 flac", "mkv mpeg2video ac3", "mkv mpeg4 pcm_s16le", "mkv mjpeg eac3", "mkv ffv1 mp2",
         "webm libvpx vorbis", "webm libvpx-vp9 libopus", "webm libsvtav1 libopus",
-        "ts libx264 aac", "ts libx265 ac3", "ts mpeg2video mp2", "ts mpeg2video libmp3lame", "ts libx264 libopus",
-        "flv libx264 aac", "flv flv libmp3lame", "mpg mpeg2video mp2", "mpg mpeg1video ac3", "nut libx264 libmp3lame", "mxf mpeg2video pcm_s16le",
+        "ts libx264 aac", "ts libx265 ac3", "ts mpeg2video mp2", "ts mpeg2video libmp3lame",
+        "ts libx264 libopus", "flv libx264 aac", "flv flv libmp3lame", "mpg mpeg2video mp2",
+        "mpg mpeg1video ac3", "nut libx264 libmp3lame", "mxf mpeg2video pcm_s16le",
         "avi mpeg4 libmp3lame", "avi mjpeg pcm_s16le", "avi libx264 ac3", "avi mpeg2video mp2",
     )
 ]  # fmt: skip
@@ -48,7 +53,7 @@ flash_and_beep = partial(make_film, times=TIMES, flashes=FLASHES, beeps=BEEPS)
 
 
 def film_of(folder, kind: tuple[str, str, str], **options) -> str:
-    """kind: extension, picture codec, sound codec."""
+    """A film of `kind`: extension, picture codec, sound codec."""
     extension, video, audio = kind
     if missing := {video, audio} - av.codec.codecs_available:
         pytest.skip(f"this PyAV cannot write {', '.join(missing)}")
@@ -62,7 +67,16 @@ def film_of(folder, kind: tuple[str, str, str], **options) -> str:
 
 
 def check(path, *, times=TIMES, start=Fraction(0), fps=10, tolerance=BEEP_TOLERANCE, first=None, **options):
-    """`start`: the film's time at which the clip begins; `first`: where it is read from; returns the clip."""
+    """Checks the frames and the sound of a film's clip against their known times; returns the clip.
+
+    path: the film, with `FLASHES` and `BEEPS`.
+    times: of its pictures, in seconds.
+    start: the film's time at which its clip begins, in seconds.
+    fps: frames of the clip per second.
+    tolerance: how far a beep may be from its time, in seconds.
+    first: where reading begins, in seconds after `start`; None reads from the beginning.
+    options: passed to `read_clip`.
+    """
     clip = read_clip(
         path, fps=fps, sample_rate=RATE, height=16, width=16, start_seconds=float(first or 0), **options
     )
@@ -79,12 +93,16 @@ def check(path, *, times=TIMES, start=Fraction(0), fps=10, tolerance=BEEP_TOLERA
 
 @pytest.mark.parametrize("kind", KINDS, ids=" ".join)
 def test_containers_and_codecs(tmp_path, kind):
-    """AVI carries no time stamps: what an encoder needs to start is then heard late, less than one of its frames."""
+    """The flash and the beep are at their times, also after a seek.
+
+    AVI carries no time stamps. So its sound is late by what the encoder needs to start, less than one of the
+    encoder's frames.
+    """
     tolerance = CODEC_FRAME_SECONDS.get(kind[2], BEEP_TOLERANCE) if kind[0] == "avi" else BEEP_TOLERANCE
     path = film_of(tmp_path, kind)
     clip = check(path, tolerance=tolerance)
     assert abs(clip.seconds - SECONDS) <= 0.1
-    check(path, tolerance=tolerance, first=Fraction(11, 10))  # found again after a seek
+    check(path, tolerance=tolerance, first=Fraction(11, 10))  # the same after a seek
 
 
 def test_pictures_without_sound_are_told_apart(tmp_path):
@@ -143,7 +161,10 @@ STAMPED_KINDS = [kind for kind in KINDS if kind[0] not in ("avi", "mxf")]
 @pytest.mark.parametrize("late", [Fraction(1), Fraction(8, 25)])
 @pytest.mark.parametrize("kind", STAMPED_KINDS[::2], ids=" ".join)
 def test_pictures_that_start_late(tmp_path, kind, late):
-    """The clip begins with the sound, what its encoder needs to start included where the container shows it; the first picture is held."""
+    """The clip begins with the sound, and the first picture is held from there.
+
+    If the container shows what the sound's encoder needs to start, the clip begins with that.
+    """
     times = regular(25, SECONDS - late, first=late)
     path = film_of(tmp_path, kind, times=times)
     with av.open(path) as container:
@@ -162,7 +183,7 @@ def test_sound_that_starts_late(tmp_path, kind):
 @pytest.mark.parametrize("extension", ["mp4", "mov"])
 @pytest.mark.parametrize("video", ["libx264", "libx265", "mpeg4"])
 def test_edit_lists(tmp_path, extension, video):
-    """What lies before time 0 is kept by the file for decoding and hidden by its edit list."""
+    """The file keeps what lies before time 0 for decoding, and its edit list hides it."""
     hidden = Fraction(10, 25)
     path = flash_and_beep(tmp_path / f"film.{extension}", video=video, shift=-hidden)
     check(path, start=hidden)
@@ -172,11 +193,16 @@ def test_edit_lists(tmp_path, extension, video):
 @pytest.mark.parametrize(
     ("extension", "shift"),
     [
-        ("mkv", Fraction(3)), ("flv", Fraction(3)), ("nut", Fraction(3)), ("ts", Fraction(94000)), ("ts", Fraction(95443)), ("mpg", Fraction(70)),
+        ("mkv", Fraction(3)),
+        ("flv", Fraction(3)),
+        ("nut", Fraction(3)),
+        ("ts", Fraction(94000)),
+        ("ts", Fraction(95443)),
+        ("mpg", Fraction(70)),
     ],
-)  # fmt: skip
+)
 def test_clocks_that_do_not_begin_at_zero(tmp_path, extension, shift):
-    """95,443 s of a transport stream: the 33 bits of its time stamps run over in the film."""
+    """At 95,443 s the 33 bits of a transport stream's time stamps overflow within the film."""
     path = flash_and_beep(
         tmp_path / f"film.{extension}",
         shift=shift,
@@ -189,7 +215,7 @@ def test_clocks_that_do_not_begin_at_zero(tmp_path, extension, shift):
 
 @pytest.mark.parametrize("extension", ["mkv", "ts"])
 def test_negative_time_stamps(tmp_path, extension):
-    """The first picture's stamp is that of the file's clock, before 0."""
+    """The first picture has a time stamp below 0."""
     audio = "pcm_s16le" if extension == "mkv" else "mp2"
     options = {"avoid_negative_ts": "disabled"}
     path = flash_and_beep(
@@ -270,13 +296,24 @@ def test_sample_rates(tmp_path, sample_rate, extension, audio):
 
 @pytest.mark.parametrize(
     ("layout", "audio", "extension"),
-    [("mono", "pcm_s16le", "mov"), ("stereo", "aac", "mp4"), ("4.0", "pcm_f32le", "mov"), ("5.0", "flac", "mkv"), ("5.1", "aac", "mp4"),
-     ("5.1(side)", "ac3", "ts"), ("5.1(side)", "pcm_s24le", "mov"), ("7.1", "aac", "mp4"), ("7.1", "flac", "mkv"), ("5.1", "pcm_s16le", "mkv"),
-     ("7.1", "pcm_u8", "mkv")],
-)  # fmt: skip
+    [
+        ("mono", "pcm_s16le", "mov"),
+        ("stereo", "aac", "mp4"),
+        ("4.0", "pcm_f32le", "mov"),
+        ("5.0", "flac", "mkv"),
+        ("5.1", "aac", "mp4"),
+        ("5.1(side)", "ac3", "ts"),
+        ("5.1(side)", "pcm_s24le", "mov"),
+        ("7.1", "aac", "mp4"),
+        ("7.1", "flac", "mkv"),
+        ("5.1", "pcm_s16le", "mkv"),
+        ("7.1", "pcm_u8", "mkv"),
+    ],
+)
 def test_channel_layouts(tmp_path, layout, audio, extension):
-    """Every channel at its time and, by ITU-R BS.775, at its share: front 1, centre sqrt 2, surround sqrt 1/2, low frequencies none.
+    """Every channel is heard at its time and with its share by ITU-R BS.775.
 
+    The shares are 1 for front, sqrt 2 for centre, sqrt 1/2 for surround, and none for low frequencies.
     PCM in Matroska does not name its channels.
     """
     names = [channel.name for channel in av.AudioLayout(layout).channels]

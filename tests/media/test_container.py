@@ -1,4 +1,7 @@
-"""Files to clips and back: picture and sound on one clock, whatever the file; every failure a MediaError with its reason."""
+"""Files to clips and back: picture and sound are on one clock, whatever the file.
+
+Every failure is a MediaError with its reason.
+"""
 
 import io
 import os
@@ -25,7 +28,14 @@ FLASHES, BEEPS = (0.5, 1.7, 3.1), (0.5, 1.7, 3.1)
 
 
 def film(path, *, seconds=4, rate=30, sound_to=None, **options):
-    """A film of `seconds` with its sound, or sound up to `sound_to`."""
+    """A film whose sound ends with its pictures or at `sound_to`.
+
+    path: where it is written.
+    seconds: how long its pictures last.
+    rate: pictures per second.
+    sound_to: when the sound ends, in seconds; None for `seconds`.
+    options: passed to `make_film`.
+    """
     return make_film(
         path, times=regular(rate, seconds), sound_to=seconds if sound_to is None else sound_to, **options
     )
@@ -35,8 +45,9 @@ def test_clip_says_what_is_wrong_with_arrays():
     video, audio = np.zeros((5, 4, 4, 3), np.uint8), np.zeros(8000, np.float32)
     assert Clip(video, audio, 10, RATE).seconds == 0.5
     for bad in (
-        (video / 255, audio), (video[..., :1], audio), (video[0], audio), (list(video), audio), (video[:0], audio[:0]),
-        (video, audio.astype(np.float64)), (video, audio[None]), (video, audio[:-1]), (video, audio + 1.5), (video, audio * np.nan),
+        (video / 255, audio), (video[..., :1], audio), (video[0], audio), (list(video), audio),
+        (video[:0], audio[:0]), (video, audio.astype(np.float64)), (video, audio[None]),
+        (video, audio[:-1]), (video, audio + 1.5), (video, audio * np.nan),
     ):  # fmt: skip
         with pytest.raises(MediaError) as caught:
             Clip(*bad, 10, RATE)
@@ -59,7 +70,7 @@ def test_a_written_clip_comes_back_in_step_and_in_colour(tmp_path):
         lags = range(-40, 41)
         template = audio[start - 50 : start + 66]
         scores = [float(template @ back.audio[start - 50 + lag : start + 66 + lag]) for lag in lags]
-        assert abs(lags[int(np.argmax(scores))]) <= 2  # of 16 samples in a millisecond
+        assert abs(lags[int(np.argmax(scores))]) <= 2  # samples; a millisecond has 16
     assert np.abs(back.video[:, 16:, [8, 48, 88]].astype(int) - video[:, 16:, [8, 48, 88]]).max() <= 6
     assert np.abs(back.video.astype(int) - video).mean() < 6
     whole = read_clip(path, fps=10, sample_rate=RATE, height=64, width=96)
@@ -87,15 +98,17 @@ def test_written_files_are_the_same_bytes_play_while_loading_and_name_their_colo
 
 def test_the_same_clip_gives_the_same_bytes_whatever_was_in_memory():
     script = (
-        "import hashlib; from proav.media.container import encode_clip; from tests.synthetic_clips import make_clip; "
-        "print([hashlib.sha256(encode_clip(make_clip(number, seconds=1.6, height=64, width=64))).hexdigest() for number in range(4)])"
+        "import hashlib; from proav.media.container import encode_clip; "
+        "from tests.synthetic_clips import make_clip; "
+        "print([hashlib.sha256(encode_clip(make_clip(number, seconds=1.6, height=64, width=64))).hexdigest() "
+        "for number in range(4)])"
     )
-    root = Path(__file__).parents[2]  # glibc fills memory that is not set with this byte
+    root = Path(__file__).parents[2]
     runs = [
         subprocess.run(
             [sys.executable, "-c", script],
             cwd=root,
-            env={**os.environ, "MALLOC_PERTURB_": fill},
+            env={**os.environ, "MALLOC_PERTURB_": fill},  # glibc fills memory that is not set with this byte
             capture_output=True,
             text=True,
             check=True,
@@ -193,7 +206,7 @@ def test_pixels_that_are_not_square(tmp_path):
 
 @pytest.mark.parametrize(("degrees", "corner"), [(0, (0, 0)), (90, (1, 0)), (180, (1, 1)), (-90, (0, 1))])
 def test_pictures_are_turned_upright(tmp_path, degrees, corner):
-    """A mark in the stored top left corner; the display turns it counterclockwise."""
+    """A mark is stored in the top left corner, and the display turns it counterclockwise."""
     pixels = np.full((64, 64, 3), 20, np.uint8)
     pixels[:24, :24] = 250
     path = film(
@@ -245,12 +258,16 @@ def test_every_failure_has_its_reason(tmp_path):
 
 
 HOSTILE = {
-    "d_audio_51.mp4": 25, "d_audio_longer.mp4": 12, "d_audio_nan_inf.mkv": 10, "d_audio_starts_late.mp4": 25, "d_bit_rot.mp4": "decode_error",
-    "d_fps_1.mp4": 30, "d_gap_in_video.mp4": 30, "d_gray.mkv": 10, "d_no_audio.mp4": "no_audio", "d_no_video.mp4": "no_video", "d_odd_size_444.mp4": 25,
-    "d_one_frame.mp4": "too_short", "d_random_bytes.mp4": "unreadable", "d_tall_16x1024.mp4": 25, "d_ten_bit.mp4": 25, "d_truncated_index_first.mp4": 10,
-    "d_truncated_no_index.mp4": "unreadable", "d_vfr.mp4": 29, "d_video_longer.mp4": 4, "d_video_starts_late.mp4": 30, "d_whole.mp4": 25,
-    "d_zero_length.mp4": "empty_file", "d_zeroed_middle.mp4": "decode_error", "missing_sound_description.mp4": "unsupported_codec",
-    "no_streams.mov": "no_video", "audio_declared_absent.ts": "no_audio", "mkv_truncated_claims_1132s.mkv": 16, "empty_chunk_table.mp4": "decode_error",
+    "d_audio_51.mp4": 25, "d_audio_longer.mp4": 12, "d_audio_nan_inf.mkv": 10, "d_audio_starts_late.mp4": 25,
+    "d_bit_rot.mp4": "decode_error", "d_fps_1.mp4": 30, "d_gap_in_video.mp4": 30, "d_gray.mkv": 10,
+    "d_no_audio.mp4": "no_audio", "d_no_video.mp4": "no_video", "d_odd_size_444.mp4": 25,
+    "d_one_frame.mp4": "too_short", "d_random_bytes.mp4": "unreadable", "d_tall_16x1024.mp4": 25,
+    "d_ten_bit.mp4": 25, "d_truncated_index_first.mp4": 10, "d_truncated_no_index.mp4": "unreadable",
+    "d_vfr.mp4": 29, "d_video_longer.mp4": 4, "d_video_starts_late.mp4": 30, "d_whole.mp4": 25,
+    "d_zero_length.mp4": "empty_file", "d_zeroed_middle.mp4": "decode_error",
+    "missing_sound_description.mp4": "unsupported_codec", "no_streams.mov": "no_video",
+    "audio_declared_absent.ts": "no_audio", "mkv_truncated_claims_1132s.mkv": 16,
+    "empty_chunk_table.mp4": "decode_error",
 }  # fmt: skip
 
 
@@ -260,7 +277,7 @@ HOSTILE = {
 def test_odd_and_broken_files():
     for path in sorted(HOSTILE_FILES.iterdir()):
         if path.stat().st_size > 400_000 and path.name not in HOSTILE:
-            continue  # long ones take long and are odd only in name, size or rotation
+            continue  # long films take long, and they are odd only in name, size or rotation
         try:
             outcome = len(read_clip(str(path), **SMALL, deadline_seconds=30).video)
         except MediaError as error:
@@ -305,4 +322,4 @@ def test_pictures_that_grow_beyond_the_limit_midway_are_refused(num_before):
 def test_pictures_that_grow_within_the_limit_are_taken():
     data = h264(num_frames=4) + h264(num_frames=4, width=320, height=160)
     video = read_clip(io.BytesIO(data), **SMALL, silent_ok=True).video
-    assert not video[-1, :4].any() and video[-1, 16].any()  # twice as wide as high: black above and below
+    assert not video[-1, :4].any() and video[-1, 16].any()  # twice as wide as high, so black above and below

@@ -1,4 +1,4 @@
-"""Interlaced pictures: no comb, and the time of the first field."""
+"""Interlaced pictures: the comb is removed, and the time is that of the first field."""
 
 from fractions import Fraction
 
@@ -12,7 +12,7 @@ from tests.media.flash_and_beep import INTERLACED, FieldMarker, make_film, regul
 
 HEIGHT, WIDTH = 64, 160
 SPEED = 6
-"""Columns that the edge moves from one field to the next."""
+"""How many columns the edge moves from one field to the next."""
 
 
 def edge_at(time: Fraction) -> int:
@@ -20,7 +20,7 @@ def edge_at(time: Fraction) -> int:
 
 
 def fields(time: Fraction, first_row: int) -> np.ndarray:
-    """White left of the edge; the rows of the second field are 1/50 s later."""
+    """A picture that is white left of the edge. The rows of the second field are 1/50 s later."""
     pixels = np.full((HEIGHT, WIDTH, 3), 20, np.uint8)
     pixels[first_row::2, : edge_at(time)] = 235
     pixels[1 - first_row :: 2, : edge_at(time + Fraction(1, 50))] = 235
@@ -28,7 +28,7 @@ def fields(time: Fraction, first_row: int) -> np.ndarray:
 
 
 def edges(picture: np.ndarray) -> np.ndarray:
-    """Where the edge is in each row, without the outermost ones."""
+    """The edge's column in each row, without the four outermost rows on either side."""
     return (picture.mean(axis=-1) > 128).sum(axis=1)[4:-4]
 
 
@@ -43,8 +43,9 @@ def test_a_moving_edge_has_no_comb(tmp_path, extension, video, audio, order, fir
     }
     times = regular(25, Fraction(2, 5))
     path = make_film(
-        tmp_path / f"film.{extension}", times=times, paint=lambda time: fields(time, first_row), size=(HEIGHT, WIDTH), video=video, audio=audio,
-        options=options, bit_rate=8_000_000, prepare=FieldMarker(order), sound_to=0.5, pixel_format="yuv420p",
+        tmp_path / f"film.{extension}", times=times, paint=lambda time: fields(time, first_row),
+        size=(HEIGHT, WIDTH), video=video, audio=audio, options=options, bit_rate=8_000_000,
+        prepare=FieldMarker(order), sound_to=0.5, pixel_format="yuv420p",
     )  # fmt: skip
     with av.open(path) as container:
         combed = edges(next(container.decode(video=0)).to_ndarray(format="rgb24"))

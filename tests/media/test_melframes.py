@@ -100,7 +100,7 @@ def test_silence_is_the_floor_and_stays_silent(transform, magnitude):
 
 
 def magnitudes_and_bands(frames, columns=7):
-    """Random magnitudes [1, J, F], and the bands [1, J, M] of others."""
+    """Random magnitudes [1, J, F], and the mel bands [1, J, M] of other random magnitudes."""
     shape = (2, 1, columns, frames._filters_MF.shape[1])
     magnitude, other = torch.rand(shape, generator=torch.Generator().manual_seed(0)).square() + 1e-4
     return magnitude, other @ frames._filters_MF.T
@@ -117,7 +117,7 @@ def test_one_round_reaches_bands_that_do_not_overlap():
     scaled = magnitude * frames._gain_towards(mel)(magnitude)
     torch.testing.assert_close(scaled @ filters.T, mel)
     assert torch.all(scaled[:, :, filters.sum(dim=0) == 0] == 0)
-    ratio = scaled / magnitude  # and within a band the shape stays
+    ratio = scaled / magnitude  # within a band the shape stays
     torch.testing.assert_close(ratio[:, :, 60:99], ratio[:, :, 60:61].expand(-1, -1, 39))
 
 
@@ -143,8 +143,11 @@ def test_a_spectrum_that_has_the_bands_stays_and_others_come_nearer():
 
 @pytest.mark.parametrize("transform", ["whole", "segment"])
 def test_multiplicative_magnitudes_lose_less_than_fixed_ones(transform):
-    """Measured with six seeds at a window of 256 samples: whole 1.33 to 1.42 dB against 1.60 to 1.67,
-    segment 2.20 to 2.44 against 2.64 to 2.83."""
+    """The error is smaller for both transforms.
+
+    Measured with six seeds at a window of 256 samples, multiplicative against fixed: whole 1.33 to 1.42 dB
+    against 1.60 to 1.67, segment 2.20 to 2.44 against 2.64 to 2.83.
+    """
     sound, losses = chirp_and_clicks(), {}
     for magnitude in MAGNITUDES:
         frames = make(transform, griffin_lim_magnitude=magnitude)
@@ -174,7 +177,7 @@ def test_any_image_gives_a_finite_sound(transform, magnitude):
 
 
 def test_nothing_stays_on_another_device():
-    """Tensors of the device meta have no values, and mixing them with those of the CPU is an error."""
+    """Tensors of the device `meta` have no values. Mixing them with tensors of the CPU is an error."""
     for magnitude in MAGNITUDES:
         frames = make(griffin_lim_magnitude=magnitude, griffin_lim_iterations=2)
         assert frames.decode(torch.zeros(1, 16, 128, 16, device="meta"), [0]).device.type == "meta"
@@ -194,9 +197,8 @@ def test_pieces_are_added_where_they_begin(size, hop):
 def test_levels_follow_the_formula():
     frames = make()
     quiet, loud = (frames.encode(tone(1000, amplitude=amplitude))[0, 8].max() for amplitude in (0.01, 0.1))
-    torch.testing.assert_close(
-        loud - quiet, torch.tensor(2 / 6), atol=1e-4, rtol=0
-    )  # one decade of six, over a range of two
+    # one decade of six, over a range of two
+    torch.testing.assert_close(loud - quiet, torch.tensor(2 / 6), atol=1e-4, rtol=0)
 
 
 def test_a_click_lands_in_its_frame_and_column():
@@ -251,7 +253,7 @@ def test_a_window_of_a_segment_has_the_segments_columns(transform, margin):
     torch.testing.assert_close(
         window[:, first : 256 - last], segment[:, first : 256 - last], atol=1e-4, rtol=0
     )
-    if transform == "whole":  # what the edges cost: noise at full density, column 0 loses half of its window
+    if transform == "whole":  # the cost of the edges, for noise everywhere: column 0 loses half its window
         difference_decibels = (window - segment)[:, 0].abs().mean() * 60
         assert 1 < difference_decibels < 12
 
@@ -260,7 +262,7 @@ def test_whole_and_segment_agree_within_frames():
     sound = 0.3 * torch.randn(1, 25600, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
     whole, segment = make("whole").encode(sound), make("segment").encode(sound)
     torch.testing.assert_close(whole[..., 3:-2], segment[..., 3:-2], atol=1e-4, rtol=0)
-    assert (whole - segment)[0, 1:-1, :, 0].abs().mean() > 0.01  # and differ at frame borders
+    assert (whole - segment)[0, 1:-1, :, 0].abs().mean() > 0.01  # they differ at frame borders
 
 
 def test_any_whole_number_of_frames():

@@ -1,4 +1,4 @@
-"""Storage that fails for a moment while a source is read: nothing of the source is lost for it."""
+"""Storage that fails for a moment while a source is read: nothing of the source is lost."""
 
 import errno
 import http.server
@@ -30,7 +30,7 @@ SMALL = {"fps": 10, "sample_rate": 16_000, "height": 32, "width": 32}
 
 @pytest.fixture
 def flaky_disk(monkeypatch):
-    """Every third read of a local file fails with EIO; returns how many there were."""
+    """Every third read of a local file fails with EIO. The list returned has an entry for each read."""
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.001)
     real, reads = LocalFile.read_at, []
 
@@ -74,7 +74,7 @@ def _noise(time) -> np.ndarray:
 @pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.ENOENT])
 @pytest.mark.parametrize("ending", ["mkv", "ts"])
 def test_storage_that_stays_away_is_no_damage(tmp_path, monkeypatch, ending, error):
-    """After the first segment no byte comes any more, for a time or for good: no end of the file is told."""
+    """After the first segment no byte comes any more. That is not taken for the end of the file."""
     path = make_film(
         tmp_path / f"film.{ending}", times=regular(25, 20), sound_to=20, video="mpeg4", bit_rate=4_000_000,
         paint=_noise,
@@ -109,7 +109,7 @@ def test_storage_that_stays_away_is_no_damage(tmp_path, monkeypatch, ending, err
 
 
 def test_a_request_to_stop_is_not_lost_while_a_file_is_read(tmp_path, monkeypatch):
-    """PyAV drops what is no Exception in its callbacks."""
+    """If a callback of PyAV raises something that is no Exception, PyAV drops it."""
     path = make_film(tmp_path / "film.mkv", times=regular(25, 2), sound_to=2)
 
     def stopped(self, num_bytes, offset):
@@ -121,7 +121,7 @@ def test_a_request_to_stop_is_not_lost_while_a_file_is_read(tmp_path, monkeypatc
 
 
 class _Shrinking(LocalFile):
-    """The file at `path`, whose first read finds it as it will be later."""
+    """A file that is cut to 10 bytes by the first read."""
 
     def read_at(self, num_bytes, offset):
         os.truncate(self._file.name, 10)
@@ -166,7 +166,7 @@ def test_what_failed_tries_and_the_pauses_after_them_took_is_told(monkeypatch):
 
 
 def test_waiting_for_storage_is_not_time_for_decoding(monkeypatch):
-    """It has a limit of its own."""
+    """Waiting has a limit of its own."""
     watch = Watch(deadline_seconds=0.5)
     clock = iter([0.0, 0.4, 30.4, 30.6])
     monkeypatch.setattr("proav.media.opening.time", SimpleNamespace(monotonic=lambda: next(clock)))
@@ -189,8 +189,10 @@ def test_names_that_are_no_text_are_opened(tmp_path):
 
 
 class _FlakyServer(http.server.BaseHTTPRequestHandler):
-    """A store that answers requests for parts of a file with 503, or not at all, for so many seconds after
-    the first."""
+    """A store that fails for `away_seconds` after the first request for a file.
+
+    It answers such requests with 503. If `silent`, it waits instead, at most 10 s, and then answers.
+    """
 
     folder, away_seconds, silent, began, num_faults, lock = "", 0.0, False, None, 0, threading.Lock()
 
@@ -241,7 +243,7 @@ def serving(folder, away_seconds, *, silent):
 
 @pytest.mark.parametrize("silent", [False, True])
 def test_decoding_processes_wait_for_a_store_and_tell_where_it_stays_away(tmp_path, monkeypatch, silent):
-    """Waiting is no standing still, though it lasts for longer than data.stall_seconds."""
+    """Waiting does not count as standing still, even if it lasts longer than data.stall_seconds."""
     (tmp_path / "there").mkdir()
     path = make_film(tmp_path / "there" / "film.mp4", times=regular(10, 4), sound_to=4)
     config = tiny_config(f"data.sources=[{path}]", "data.stall_seconds=2")
@@ -249,7 +251,8 @@ def test_decoding_processes_wait_for_a_store_and_tell_where_it_stays_away(tmp_pa
     expected = list(SourceDecoder(config).rows(source))
     with serving(tmp_path / "there", 5, silent=silent) as (url, handler), IsolatedDecoder(config) as decoder:
         found = list(decoder.rows(replace(source, path=url)))
-        assert handler.num_faults and repr(found) == repr(expected)  # NaN is not NaN
+        # compared as texts, since NaN does not equal itself
+        assert handler.num_faults and repr(found) == repr(expected)
     monkeypatch.setenv(patience.VARIABLE, "0.3")
     with serving(tmp_path / "there", 1e6, silent=silent) as (url, _), IsolatedDecoder(config) as decoder:
         with pytest.raises(StorageUnavailable, match="run the same command again"):

@@ -1,4 +1,4 @@
-"""A span that is read from the middle of a file is what the whole file has there, however poor its index."""
+"""A span read from the middle of a file is what the whole file has there, however poor its index is."""
 
 from fractions import Fraction
 
@@ -26,7 +26,7 @@ FILMS = {
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
-    """Ending -> path, made when it is asked for."""
+    """A function from a file's ending to the path of a film, which it makes on the first call."""
     folder, made = tmp_path_factory.mktemp("films"), {}
 
     def film(ending: str) -> str:
@@ -52,7 +52,7 @@ def test_a_span_is_what_the_whole_file_has_there(films, ending):
     flashes = white_frames(whole.video)
     assert flashes == [5, 6, 40, 41, 64, 65]
     heard = np.array(beep_times(whole.audio, SMALL["sample_rate"], len(BEEPS)))
-    assert np.abs(heard - BEEPS).max() < 0.03  # AVI says less of its sound's start than others
+    assert np.abs(heard - BEEPS).max() < 0.03  # wide, since AVI says less than others when its sound starts
     for start in range(2, 75, 6):
         clip = read_clip(path, **SMALL, start_seconds=start / 10)
         assert len(clip.video) == len(whole.video) - start

@@ -1,5 +1,7 @@
-"""Every second of a file is in a segment or told as lost, whatever its clock does; no segment goes over a
-joint."""
+"""Every second of a file is in a segment or told as lost, whatever its clock does.
+
+No segment crosses a joint, which is where one recording in a file ends and the next begins.
+"""
 
 from fractions import Fraction
 from pathlib import Path
@@ -17,8 +19,15 @@ MILLISECOND = Fraction(1, 1000)
 
 
 def parts_of(path, *, segment_seconds=5, start=0.0, end=None, fit="pad", **options):
-    """(segments, losses, end): what `read_parts` tells, checked to cover the file, or the span, without hole
-    or overlap.
+    """(segments, losses, end): what `read_parts` tells of a file or of a span.
+
+    Checks that segments and losses cover it without hole or overlap.
+
+    path: the file.
+    segment_seconds: length of a full segment.
+    start, end: of the span, in seconds; None ends with the file.
+    fit: "pad" or "crop".
+    options: passed to `Request`.
     """
     request = Request(
         fps=FPS, sample_rate=RATE, height=16, width=16, fit=fit,
@@ -50,7 +59,7 @@ def whites(segments):
 
 
 def beep_in(segments, time):
-    """Where the likeliest beep is in the segment that holds `time`."""
+    """When the likeliest beep begins, in seconds, in the segment that holds `time`."""
     (part,) = [
         part for part in segments if part.start_seconds <= time < part.start_seconds + len(part.video) / FPS
     ]
@@ -63,7 +72,7 @@ def told(losses):
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory):
-    """Ending -> films of 4 s and of 6 s, flash and beep 1 s and 2 s after their beginning."""
+    """For each ending the bytes of a film of 4 s with flash and beep at 1 s, and of 6 s with them at 2 s."""
     folder, made = tmp_path_factory.mktemp("pieces"), {}
     for ending, video in (("ts", "libx264"), ("mpg", "mpeg2video")):
         made[ending] = [
@@ -142,7 +151,7 @@ def test_a_clock_that_goes_ahead_leaves_a_gap(tmp_path, pieces, ahead):
 
 
 def test_only_one_clock_that_starts_anew_is_refused(tmp_path, pieces):
-    """Sound of 4 s twice under pictures of 8 s: what belongs together is not known."""
+    """The same sound of 4 s comes twice with pictures of 8 s, so what belongs together is unknown."""
     film = Path(make_film(tmp_path / "film.ts", times=regular(25, 8), sound_to=4.0, audio="mp2")).read_bytes()
     packets = [film[place : place + 188] for place in range(0, len(film), 188)]
     again = [pieces["ts"][0][place : place + 188] for place in range(0, len(pieces["ts"][0]), 188)]
@@ -187,7 +196,10 @@ def test_a_still_stays_until_the_next_picture(tmp_path, ending, segment_seconds)
     ],
 )
 def test_the_last_still_stays_as_long_as_the_sound(tmp_path, ending, times):
-    """Where stills were shown before, or the file does not say how long the last picture stays."""
+    """The last picture is held until the sound ends in two cases.
+
+    Either stills were shown before it, or the file does not say how long it stays.
+    """
     options = {"audio": "mp2"} if ending == "ts" else {}
     path = make_film(
         tmp_path / f"still.{ending}",
@@ -299,7 +311,7 @@ def test_damage_loses_its_own_segment_alone(tmp_path):
 
 @pytest.mark.parametrize("order", ["ab", "ba", "aba"])
 def test_a_part_with_other_tracks_is_told(tmp_path, pieces, order):
-    """Recordings of two makers, joined: the tracks of the shorter have other identifiers."""
+    """Recordings of two makers are joined. The tracks of the shorter one have other identifiers."""
     other = make_film(
         tmp_path / "b.ts", times=regular(25, 3), sound_to=3.0, audio="mp2", size=(32, 40),
         container_options={"mpegts_start_pid": "0x300", "mpegts_pmt_start_pid": "0x1050"},
@@ -308,7 +320,7 @@ def test_a_part_with_other_tracks_is_told(tmp_path, pieces, order):
     path.write_bytes(b"".join({"a": pieces["ts"][1], "b": Path(other).read_bytes()}[part] for part in order))
     segments, losses, _ = parts_of(path)
     assert seconds(segments) == (6.0 * order.count("a") if order[0] == "a" else 3.0)
-    (loss,) = losses  # FFmpeg knows the tracks of the beginning; how long later ones are nobody knows
+    (loss,) = losses  # FFmpeg knows the tracks of the beginning, but not how long later tracks are
     assert loss.reason == ("other_tracks" if loss.end_seconds is not None else "later_tracks")
     assert loss.end_seconds is None or 2.5 < loss.end_seconds - loss.start_seconds < 3.2
 

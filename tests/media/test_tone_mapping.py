@@ -1,4 +1,7 @@
-"""High dynamic range to BT.709: values that the recommendations name, a grey ramp of known nits, colours, and nothing done to the rest."""
+"""High dynamic range to BT.709: published values, a grey ramp of known nits, and colours.
+
+Pictures of standard range stay as they are.
+"""
 
 from fractions import Fraction
 
@@ -20,16 +23,16 @@ from proav.media.tone_mapping import (
 )
 
 KNEE_NITS = 87
-"""The tone curve leaves darker light alone."""
+"""The tone curve does not change light below this."""
 
 
 def standard_code(nits) -> np.ndarray:
-    """BT.1886: the code of `nits` on a screen whose white is 203."""
+    """The code of `nits` by BT.1886, on a screen whose white is 203 nits."""
     return 255 * (np.asarray(nits) / 203) ** (1 / 2.4)
 
 
 def hlg_from_nits(nits: float) -> float:
-    """The code of grey: BT.2100's inverse OOTF, then its OETF."""
+    """The HLG code of grey light: BT.2100's inverse OOTF, then its OETF."""
     light = (nits / 1000) ** (1 / 1.2)
     return (
         float(np.sqrt(3 * light))
@@ -39,7 +42,12 @@ def hlg_from_nits(nits: float) -> float:
 
 
 def grey_frame(code: float, *, transfer: int, size=(32, 48), matrix=9) -> av.VideoFrame:
-    """A 10-bit picture of one grey, `code` in [0, 1], limited range."""
+    """A 10-bit picture of one grey in limited range.
+
+    code: the grey, in [0, 1].
+    transfer, matrix: FFmpeg's numbers of the transfer function and the colour space.
+    size: height and width in pixels.
+    """
     height, width = size
     planes = np.full((height * 3 // 2, width), 512, np.uint16)
     planes[:height] = round(64 + 876 * code)
@@ -60,7 +68,7 @@ def test_pq_and_hlg_at_the_values_that_are_published():
 
 
 def test_the_tone_curve():
-    """Identity up to the knee, no step or bend there, rising, and the peak becomes white."""
+    """It is the identity up to the knee, has no step or bend there and rises. The peak becomes white."""
     nits = np.linspace(0.1, 1000, 4000)
     curve = tone_curve(nits)
     np.testing.assert_allclose(curve[nits < KNEE_NITS], nits[nits < KNEE_NITS], rtol=1e-9)
@@ -77,9 +85,10 @@ def test_a_grey_ramp_of_known_nits(transfer, code_of, fit):
     for nits in (0.0, 0.5, 2.0, 5.0, 10.0, 26.0, 50.0, 85.0, 120.0, 203.0, 400.0, 1000.0):
         picture = canvas.draw(grey_frame(float(code_of(nits)), transfer=transfer))[12:20].astype(int)
         assert np.ptp(picture) <= 1
+        # 10 bits are no finer
         step = (
             float(standard_code(tone_curve(nits * 1.03)) - standard_code(tone_curve(nits))) if nits else 1.0
-        )  # 10 bits are no finer
+        )
         assert abs(picture.mean() - (standard_code(tone_curve(nits)) if nits else 0)) <= 1 + step
         assert picture.mean() > last
         last = picture.mean()
@@ -103,7 +112,7 @@ def test_what_is_brighter_than_the_peak_is_white_and_keeps_its_hue():
 
 @pytest.mark.parametrize("transfer", [1, 2, 6, 14])
 def test_standard_range_is_untouched(transfer):
-    """BT.709, unspecified, BT.601, and BT.2020 without high range."""
+    """The transfers are BT.709, unspecified, BT.601, and BT.2020 without high dynamic range."""
     frame = grey_frame(0.4, transfer=transfer, matrix=1)
     assert (
         np.abs(Canvas(height=32, width=32, fit="crop").draw(frame).astype(int) - round(0.4 * 255)).max() <= 1

@@ -1,5 +1,7 @@
-"""Picture and sound are of one programme, and the track that holds something is read; settings choose, notes
-name what else there is."""
+"""Picture and sound are of one programme, and the track that holds something is read.
+
+Settings can choose other tracks. Notes name what else there is.
+"""
 
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +21,7 @@ SECONDS = 3
 
 
 def read(path, **options):
-    """(what is known at the end, first segment)."""
+    """The `About` that is known at the end, and the first segment."""
     parts = list(
         read_parts(
             str(path), Request(fps=10, sample_rate=RATE, height=16, width=16, segment_frames=100, **options)
@@ -31,7 +33,7 @@ def read(path, **options):
 
 
 def pitch(audio):
-    """Of the strongest tone, Hz."""
+    """The frequency of the strongest tone, in Hz."""
     return int(np.abs(np.fft.rfft(audio)).argmax() * RATE / len(audio))
 
 
@@ -41,8 +43,10 @@ def tone(hertz, level=0.3, channels=1):
 
 
 def write_film(path, *sounds, pictures=(40,)):
-    """A film with these sound tracks, float32 [channels, samples] each, and a picture track of each
-    brightness.
+    """A film with these sound tracks and one picture track for each brightness.
+
+    sounds: float32 [channels, samples] at 48 kHz.
+    pictures: the brightness of each picture track, 0 to 255.
     """
     with av.open(str(path), "w") as container:
         videos = [container.add_stream("libx264", rate=25) for _ in pictures]
@@ -71,7 +75,7 @@ def write_film(path, *sounds, pictures=(40,)):
 
 
 def checksum(data):
-    """CRC-32 of MPEG-2 tables."""
+    """The CRC-32 of MPEG-2 tables."""
     value = 0xFFFFFFFF
     for byte in data:
         value ^= byte << 24
@@ -81,8 +85,9 @@ def checksum(data):
 
 
 def multiplex(path, *programmes):
-    """One transport stream of several, whose packets alternate: {programme number: (file, identifier of its
-    map)}.
+    """One transport stream made of several, whose packets alternate.
+
+    programmes: for each, its file and the identifier of its map. They are numbered from 1.
     """
     streams = []
     association = b""
@@ -106,8 +111,15 @@ def multiplex(path, *programmes):
 
 
 def programme(path, number, *, picture=True, sound=True, hertz=300):
-    """A transport stream with identifiers of its own: a tone of `hertz` and a grey picture, or one of
-    them."""
+    """A transport stream with identifiers of its own: a grey picture, a tone, or both.
+
+    path: where it is written.
+    number: of the programme; it sets the identifiers and the brightness.
+    picture, sound: whether it has them.
+    hertz: frequency of the tone.
+
+    Returns the path and the identifier of the programme's map.
+    """
     options = {
         "mpegts_pmt_start_pid": f"{0x1000 + number:#x}",
         "mpegts_start_pid": f"{0x100 * number:#x}",
@@ -239,7 +251,7 @@ def test_settings_choose_and_a_track_that_is_not_there_is_told(tmp_path):
 
 
 def test_a_track_of_one_picture_is_not_the_picture(tmp_path):
-    """As cameras and phones write a still beside the film."""
+    """Cameras and phones write a still beside the film."""
     film = write_film(tmp_path / "film.mp4.mov", tone(300))
     path = tmp_path / "both.mov"
     with av.open(str(path), "w") as container, av.open(str(film)) as source:
@@ -279,7 +291,7 @@ def test_a_film_with_one_track_of_each_has_no_note(tmp_path):
 
 
 def test_tables_of_streams_that_are_too_short_or_damaged_name_nothing(tmp_path):
-    """A map table of section length 9 holds no streams; random bytes in tables raise nothing."""
+    """A map table of section length 9 holds no streams. Random bytes in tables raise no error."""
 
     def packet(identifier: int, section: bytes) -> bytes:
         head = bytes([0x47, 0x40 | identifier >> 8, identifier & 0xFF, 0x10, 0])

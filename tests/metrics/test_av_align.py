@@ -1,4 +1,7 @@
-"""AV-Align: both matchings by hand, onsets and peaks of made clips at known times, and what it needs to be installed."""
+"""AV-Align: both matchings by hand, and onsets and peaks of made clips at known times.
+
+One test checks what it says about a library that is not installed.
+"""
 
 import builtins
 
@@ -29,11 +32,12 @@ def clicks(times, seconds=2.0):
 
 def test_matchings_by_hand():
     onsets, peaks = [0.50, 0.55, 1.50], [0.52, 1.0]
-    assert matched_share(onsets, peaks, tolerance_seconds=0.1) == pytest.approx(
-        2 / (3 + 2 - 2)
-    )  # both first onsets share a peak
+    # the first two onsets share a peak
+    assert matched_share(onsets, peaks, tolerance_seconds=0.1) == pytest.approx(2 / (3 + 2 - 2))
     assert paired_share(onsets, peaks, tolerance_seconds=0.1) == pytest.approx(1 / (3 + 2 - 1))
-    assert matched_share([0.5], [0.625], tolerance_seconds=0.125) == 0  # nearer than, not as near as
+    assert (
+        matched_share([0.5], [0.625], tolerance_seconds=0.125) == 0
+    )  # at exactly the tolerance there is no match
     for share in (matched_share, paired_share):
         assert share([0.5, 1.0], [0.5, 1.0], tolerance_seconds=0.1) == 1
         assert share([0.5], [], tolerance_seconds=0.1) == 0
@@ -47,9 +51,8 @@ def test_only_one_to_one_stays_below_one():
 
 
 def test_a_peak_is_strict_and_the_release_of_2025_leaves_out_faint_ones():
-    motion = np.array(
-        [0.0, 0.05, 0.0, 0.3, 0.3, 0.0, 0.1, 0.0]
-    )  # a faint peak, a plateau, a peak at the limit itself
+    # a faint peak, a plateau, a peak exactly at the limit
+    motion = np.array([0.0, 0.05, 0.0, 0.3, 0.3, 0.0, 0.1, 0.0])
     assert peak_times(motion, 10).tolist() == [0.1, 0.6]
     assert peak_times(motion, 10, min_strength=av_align.MIN_MOTION).tolist() == [0.6]
     scores = from_events([0.1, 0.6], motion, fps=10)

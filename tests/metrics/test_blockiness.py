@@ -1,4 +1,4 @@
-"""Blockiness on images worked out by hand, on noise, on mosaics and where it is not defined."""
+"""Blockiness of images worked out by hand, of noise and of mosaics, and cases without a value."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_a_hand_made_image():
 
 
 def test_noise_has_none():
-    """Steps between independent pixels are alike: the mean over draws is 1 within 4 standard errors."""
+    """Steps between independent pixels are alike, so the mean over draws is 1 within 4 standard errors."""
     values = [
         blockiness(np.random.default_rng(seed).integers(0, 256, (2, 16, 16, 3), np.uint8), side=4)
         for seed in range(NUM_DRAWS)

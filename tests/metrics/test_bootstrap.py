@@ -1,4 +1,4 @@
-"""Intervals: where the answer is known, over sources, and whatever the order of clips."""
+"""Intervals over sources: known answers, and the order of clips changes nothing."""
 
 import math
 
@@ -12,7 +12,10 @@ from proav.metrics.neighbours import diversity
 
 
 def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says():
-    """100 sources of 4 clips that share their source's level: what would be taken for 400 independent clips is worth 100."""
+    """100 sources of 4 clips that share their source's level.
+
+    The 400 clips are worth 100 independent ones.
+    """
     covered, num_trials = 0, 200
     for trial in range(num_trials):
         generator = np.random.default_rng(trial)
@@ -33,7 +36,10 @@ def test_the_width_is_that_of_the_normal_distribution():
 
 
 def test_the_shift_that_draws_add_to_a_distance_is_taken_out():
-    """Two samples of one distribution: the Fréchet distance is above 0, those of draws are further above, and the interval reaches down to the truth."""
+    """Two samples of one distribution have a Fréchet distance above 0, though the true one is 0.
+
+    The distances of draws are further above. Still the interval reaches down to the truth.
+    """
     real, fake = (np.random.default_rng(seed).normal(size=(300, 8)) for seed in range(2))
     groups = [source_groups([str(number // 2) for number in range(300)])] * 2
 
@@ -48,7 +54,14 @@ def test_the_shift_that_draws_add_to_a_distance_is_taken_out():
 
 
 def _intervals_of_sources(statistic, *, num_trials=40, num_sources=50, width=12, shift=0.0):
-    """Intervals of statistic(first, second, their sources) for clips that share their source's vector in part."""
+    """Intervals of a statistic for clips that share their source's vector in part.
+
+    statistic: of the vectors of both sets and the pair of their sources.
+    num_trials: how many intervals, each of new clips.
+    num_sources: in each set; a source has two clips.
+    width: how many numbers a vector has.
+    shift: added to every number of the second set.
+    """
     sources = [[f"{kind}{number // 2}" for number in range(2 * num_sources)] for kind in ("real", "fake")]
     groups = [source_groups(each) for each in sources]
     names = [np.asarray(each) for each in sources]
@@ -67,7 +80,10 @@ def _intervals_of_sources(statistic, *, num_trials=40, num_sources=50, width=12,
 
 
 def test_the_interval_of_a_kernel_distance_covers_the_truth():
-    """Equal distributions, then k(x, y) = <x, y> / 12 whose distance is |shift|^2 / 12. Clips of one source left in, half the intervals lie below it."""
+    """Equal distributions first, then k(x, y) = <x, y> / 12, whose distance is |shift|^2 / 12.
+
+    If pairs of clips of one source are left in, about half the intervals lie below the truth.
+    """
     covered = np.mean(
         [
             i.low <= 0 <= i.high
@@ -85,14 +101,17 @@ def test_the_interval_of_a_kernel_distance_covers_the_truth():
 
 
 def test_the_interval_of_a_diversity_covers_the_truth():
-    """Of vectors from a Gaussian of variance 1 in D dimensions: the mean distance is 2 Gamma((D + 1) / 2) / Gamma(D / 2)."""
+    """Vectors from a Gaussian of variance 1 in D dimensions have a known mean distance.
+
+    It is 2 Gamma((D + 1) / 2) / Gamma(D / 2).
+    """
     truth = 2 * math.gamma(6.5) / math.gamma(6)
     found = _intervals_of_sources(lambda f, s, sources: diversity(f, sources=sources[0]))
     assert np.mean([interval.low <= truth <= interval.high for interval in found]) >= 0.85
 
 
 def test_draws_that_the_statistic_refuses_give_no_interval_but_a_reason():
-    """Sources of 12 clips and of 1: the set is large enough, a draw need not be."""
+    """With sources of 12 clips and of 1, the set is large enough but a draw may be too small."""
     groups = source_groups(["long"] * 12 + [f"s{number}" for number in range(8)])
 
     def needs_fifteen(places):

@@ -1,4 +1,4 @@
-"""Synchrony of clips whose flashes and beeps are at known times: high where they meet, gone where they do not."""
+"""Synchrony of clips with events at known times: high if picture and sound meet, gone if they do not."""
 
 import numpy as np
 
@@ -20,7 +20,10 @@ CONFIG = tiny_config(
 
 
 def made_clip(seed, late_frames=0):
-    """A square jumps at three random frames; a burst of noise sounds at the same time, or so many frames later."""
+    """A square jumps at three random frames, and a burst of noise sounds at each.
+
+    late_frames: by how many frames the sound is late.
+    """
     generator = np.random.default_rng(seed)
     events = np.sort(generator.choice(np.arange(2, 12), 3, replace=False))
     video, place = np.full((FRAMES, 64, 64, 3), 60, np.uint8), 0

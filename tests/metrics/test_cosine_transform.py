@@ -10,7 +10,7 @@ from proav.metrics.fidelity import psnr_db
 
 
 def moving_cosines(phases, size=16, frames=8):
-    """[B, 1, T, H, W]: one basis function of the transform, times a number of each clip's own."""
+    """Clips [B, 1, T, H, W]: one basis function of the transform, scaled by one number for each clip."""
     t = torch.cos(math.pi * 3 * (2 * torch.arange(frames) + 1) / (2 * frames))
     h = torch.cos(math.pi * 2 * (2 * torch.arange(size) + 1) / (2 * size))
     w = torch.cos(math.pi * 5 * (2 * torch.arange(size) + 1) / (2 * size))
@@ -25,7 +25,7 @@ def test_one_moving_cosine_needs_one_coefficient():
 
 
 def test_a_shifted_cosine_needs_the_few_of_its_frequency():
-    """A cosine that runs along W is no basis function, but nearly all of it lies near its frequencies."""
+    """A cosine that moves along W is no basis function. Nearly all of it lies near its own frequencies."""
     columns, times = torch.arange(32), torch.arange(8)
 
     def clip(speed, phase):
@@ -47,12 +47,12 @@ def test_all_coefficients_are_exact_and_fewer_never_better():
 
 def test_the_coefficients_are_chosen_by_their_mean_square_over_all_training_clips():
     kept = torch.zeros(2, 4, 4)
-    kept[0, 1, 2], kept[1, 3, 0] = 0.5, 0.4  # of one clip each
+    kept[0, 1, 2], kept[1, 3, 0] = 0.5, 0.4  # each in one clip
     clips = cosine_coefficients(kept, inverse=True)
     assert CosineTransform.fit(lambda: clips.split(1), 1).kept.tolist() == [6]
     assert CosineTransform.fit(lambda: clips.split(1), 2).kept.tolist() == [6, 12]
     still = torch.zeros(5, 4, 4)
-    assert CosineTransform.fit(lambda: still.split(2), 3).kept.tolist() == [0, 1, 2]  # of equals the first
+    assert CosineTransform.fit(lambda: still.split(2), 3).kept.tolist() == [0, 1, 2]  # among equals the first
 
 
 def test_the_transform_is_orthogonal_and_that_of_the_books():

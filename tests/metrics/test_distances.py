@@ -30,7 +30,7 @@ def moments(mean, covariance, count=1000):
 
 
 class Given(torch.nn.Module):
-    """Features that are given, as torchmetrics wants a network."""
+    """Returns the features that it is given, since torchmetrics wants a network."""
 
     num_features = 6
 
@@ -39,7 +39,7 @@ class Given(torch.nn.Module):
 
 
 def test_frechet_distance_of_known_gaussians():
-    """Commuting covariances: |m1 - m2|^2 + sum (sqrt(l) - sqrt(k))^2."""
+    """If the covariances commute, it is |m1 - m2|^2 + sum (sqrt(l) - sqrt(k))^2."""
     first, second = (
         moments([0, 0, 0], np.diag([4.0, 1.0, 0.0])),
         moments([1, 2, 0], np.diag([1.0, 9.0, 25.0])),
@@ -71,7 +71,11 @@ def test_frechet_distance_equals_torchmetrics():
 
 
 def test_frechet_distance_of_any_rank_equals_that_of_centred_vectors():
-    """tr (C1 C2)^(1/2) is the sum of the singular values of X1 X2^T / sqrt((n1 - 1) (n2 - 1)), X centred vectors: no square root of a matrix."""
+    """The trace term can be computed without the square root of a matrix.
+
+    tr (C1 C2)^(1/2) is the sum of the singular values of X1 X2^T / sqrt((n1 - 1) (n2 - 1)). X1 and X2 are the
+    centred vectors.
+    """
     for count in (10, 35, 200):
         first, second = draw(1, count, 30, shift=2), draw(2, count + 5, 30, spread=1.2)
         centred = [features - features.mean(0) for features in (first, second)]
@@ -83,7 +87,7 @@ def test_frechet_distance_of_any_rank_equals_that_of_centred_vectors():
 
 
 def test_frechet_distance_of_few_vectors_stays_real():
-    """Fewer vectors than features: both covariances have zero eigenvalues."""
+    """With fewer vectors than features, both covariances have zero eigenvalues."""
     few = Moments.of(draw(1, 4, 20))
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-9 * np.trace(few.covariance))
     assert frechet_distance(few, Moments.of(draw(2, 5, 20))) > 0
@@ -130,7 +134,7 @@ def test_the_bias_is_what_samples_of_one_distribution_show():
 
 @pytest.mark.parametrize(("count", "power"), [(60, 0.0), (60, 0.5), (300, 0.5), (300, 1.0)])
 def test_the_bias_is_told_from_a_sample(count, power):
-    """What a set says of its own bias, 50 features, where counts are not large beside them."""
+    """A set tells its own bias, even if it has not many more vectors than the 50 features."""
     spread = np.arange(1, 51.0) ** -power
     generator = np.random.default_rng(1)
     samples = [Moments.of(generator.normal(size=(count, 50)) * spread) for _ in range(600)]

@@ -1,4 +1,4 @@
-"""Neighbours on figures where they can be counted, against scikit-learn, and in blocks."""
+"""Neighbours of points that can be counted by hand, against scikit-learn, and in blocks."""
 
 import numpy as np
 import pytest
@@ -24,19 +24,22 @@ LINE = np.arange(6.0)[:, None]
 
 
 def test_precision_and_recall_counted_on_a_line():
-    """Real 0 .. 5, reach 1 with k = 1. Of the generated, 2.5 and 5.5 lie within it, 9 and 10 do not; their reach is 1 too but for 2.5 and 5.5, whose is 3."""
+    """Real points are 0 .. 5. With k = 1 each reaches 1 far.
+
+    Of the generated points, 2.5 and 5.5 lie within that reach, and 9 and 10 do not. 2.5 and 5.5 themselves
+    reach 3 far, and 9 and 10 reach 1 far.
+    """
     fake = np.array([[2.5], [5.5], [9.0], [10.0]])
     precision, recall = precision_recall(LINE, fake, k=1)
     assert precision == 0.5
-    assert recall == 1.0  # 0 is 2.5 from 2.5
+    assert recall == 1.0  # 2.5 reaches 0, which is 2.5 away
 
 
 def test_density_and_coverage_counted_on_a_line():
     fake = np.array([[2.0], [2.25], [40.0], [41.0]])
     density, coverage = density_coverage(LINE, fake, k=1)
-    assert density == pytest.approx(
-        (3 + 2 + 0 + 0) / 4
-    )  # 2 lies within reach of 1, 2, 3; 2.25 within that of 2, 3
+    # 2 lies within reach of 1, 2 and 3; 2.25 lies within reach of 2 and 3
+    assert density == pytest.approx((3 + 2 + 0 + 0) / 4)
     assert coverage == pytest.approx(3 / 6)
 
 

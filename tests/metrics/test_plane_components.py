@@ -16,7 +16,7 @@ def draw(seed, count=12, shape=SHAPE):
 
 
 def in_chunks(x, size=5):
-    """The same data in pieces, as often as asked."""
+    """A function that gives the same data in pieces at each call."""
     return lambda: x.split(size)
 
 
@@ -25,7 +25,7 @@ def fit(x, **channels):
 
 
 def explained(rows, count):
-    """What numpy's decomposition leaves of rows [n, d] with their mean and `count` directions."""
+    """The share of the variance of rows [n, d] that numpy's first `count` directions leave."""
     rows = rows.double().numpy()
     centred = rows - rows.mean(0)
     values = np.linalg.svd(centred, compute_uv=False)
@@ -42,11 +42,11 @@ def test_a_still_picture_is_exact_with_enough_channels():
     code = fit(still, HW=48)  # 3 colours x 4 x 4 pixels
     assert (psnr_db(code(still), still) > 110).all()
     unseen = draw(1)[:, :, :1].expand(-1, -1, 4, -1, -1).contiguous()
-    assert (psnr_db(code(unseen), unseen) > 110).all()  # any still picture, not only those of training
+    assert (psnr_db(code(unseen), unseen) > 110).all()  # any still picture, not only those of the fit
 
 
 def test_planes_of_low_rank_are_exact():
-    """Each plane's patches are made of as many directions as the plane has channels."""
+    """The patches of each plane are made of as many directions as the plane has channels."""
     generator = torch.Generator().manual_seed(0)
     base = torch.linalg.qr(torch.randn(48, 2, generator=generator))[0].T
     codes = torch.randn(30, SIDE, SIDE, 2, generator=generator)

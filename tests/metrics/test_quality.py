@@ -1,4 +1,4 @@
-"""SSIM and LPIPS of clips where the answer is known, and against scikit-image."""
+"""SSIM and LPIPS of clips with known answers, and SSIM against scikit-image."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,11 @@ def draw(seed, shape=(2, 24, 32, 3)):
 
 
 def test_ssim_equals_scikit_images():
-    """Of scikit-image 0.26: structural_similarity(..., channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)."""
+    """SSIM equals that of scikit-image 0.26.
+
+    It is structural_similarity(..., channel_axis=-1, gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=255).
+    """
     generator = np.random.default_rng(0)
     video = generator.integers(0, 256, (2, 24, 32, 3), dtype=np.uint8)
     noisy = np.clip(video.astype(int) + generator.integers(-40, 41, video.shape), 0, 255).astype(np.uint8)
@@ -31,7 +35,7 @@ def test_ssim_of_equal_and_of_flat_pictures():
 
 
 class SquaredError(torch.nn.Module):
-    """A distance with an answer by hand, in LPIPS' place."""
+    """Takes the place of LPIPS. Its distance can be worked out by hand."""
 
     def __init__(self):
         super().__init__()

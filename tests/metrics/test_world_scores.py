@@ -1,4 +1,4 @@
-"""The made world's metric: on known times, on sounds that are late, lost or foreign, and on rubbish."""
+"""The made world's metric: known times, sounds that are late, lost or foreign, and rubbish."""
 
 import numpy as np
 import pytest
@@ -17,18 +17,24 @@ from proav.metrics.world.world_scores import (
 
 FPS, RATE, SIZE, FRAMES = 10, 16_000, 64, 8
 RADIUS, BOUNCE = 0.1, 0.3417
-"""An object that meets the floor once, at a time between frames."""
+"""When the object meets the floor, once and at a time between frames."""
 
 
 def place(time: float) -> tuple[float, float]:
-    """Centre of an object that meets the floor at BOUNCE at 1.2 heights per second and leaves at 0.9."""
+    """The centre of an object that meets the floor at BOUNCE at 1.2 heights per second and leaves at 0.9."""
     since = time - BOUNCE
     speed = 1.2 if since < 0 else -0.9
     return 0.3 + 0.4 * time, FLOOR - RADIUS + speed * since + GRAVITY * since**2 / 2
 
 
 def picture(centres, *, radius: float = RADIUS, colour=(220, 50, 50), frames: int = FRAMES) -> np.ndarray:
-    """Discs at centres(time) before grey: uint8 [T, H, W, 3]."""
+    """A clip of discs on grey, uint8 [T, H, W, 3].
+
+    centres: from a time in seconds to the discs' centres (x, y).
+    radius: of the discs; the picture's side is 1.
+    colour: RGB, 0 to 255.
+    frames: how many.
+    """
     rows, columns = (np.indices((SIZE, SIZE)) + 0.5) / SIZE
     video = np.full((frames, SIZE, SIZE, 3), 130.0)
     for number in range(frames):

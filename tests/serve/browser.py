@@ -1,6 +1,7 @@
-"""A real Chromium for tests, steered over its DevTools protocol: real clicks and keys, and all that the page says or fetches.
+"""A real Chromium for tests, steered over its DevTools protocol.
 
-Not a driver for every case: one tab, one thread, the commands that tests of proav's pages need.
+Clicks and keys are real, and all that the page says or fetches is recorded. It is no general driver: it has
+one tab, one thread, and only the commands that tests of proav's pages need.
 """
 
 import base64
@@ -28,7 +29,7 @@ def find_chromium() -> str | None:
 
 @contextmanager
 def open_browser(binary: str, *, width: int = 1280, height: int = 900) -> Iterator["Tab"]:
-    """A headless browser with an empty profile and one tab; it ends with the block."""
+    """A headless browser with an empty profile and one tab. It ends with the block."""
     with tempfile.TemporaryDirectory(prefix="proav-browser-", ignore_cleanup_errors=True) as profile:
         words = [
             binary,
@@ -53,8 +54,10 @@ def open_browser(binary: str, *, width: int = 1280, height: int = 900) -> Iterat
             port, path = _wait_for_port(Path(profile) / "DevToolsActivePort", process)
             socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, max_queue=None, compression=None)
             yield Tab(socket)
-        finally:  # the browser first: with events of a busy page still unread, its answer to a farewell would be waited for
-            os.killpg(process.pid, signal.SIGKILL)  # its helpers too: they would go on writing to the profile
+        finally:
+            # The browser ends before the socket: if events of a busy page are unread, closing would wait.
+            # Its helpers end too, since they would go on writing to the profile.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if socket is not None:
                 socket.close()
@@ -72,7 +75,11 @@ def _wait_for_port(file: Path, process: subprocess.Popen) -> tuple[str, str]:
 
 
 class Tab:
-    """One page. `problems`: what the console, the log and uncaught errors said. `addresses`: every address the page asked for."""
+    """One page in the browser.
+
+    problems: what the console, the log and uncaught errors said.
+    addresses: every address that the page asked for.
+    """
 
     def __init__(self, socket) -> None:
         self._socket, self._last, self._session = socket, 0, None
@@ -84,7 +91,7 @@ class Tab:
             self.send(f"{domain}.enable")
 
     def send(self, method: str, **parameters: Any) -> dict:
-        """One command; what happens meanwhile is recorded."""
+        """Sends one command and returns its result. Events that come meanwhile are recorded."""
         self._last += 1
         message = {"id": self._last, "method": method, "params": parameters}
         self._socket.send(json.dumps(message | ({"sessionId": self._session} if self._session else {})))
@@ -121,7 +128,7 @@ class Tab:
         return result["result"].get("value")
 
     def wait(self, expression: str, *, seconds: float = 20) -> Any:
-        """The first true value of the expression."""
+        """Waits until the expression is true and returns its value."""
         deadline = time.monotonic() + seconds
         while not (value := self.evaluate(expression)):
             assert time.monotonic() < deadline, f"not within {seconds} s: {expression}\n{self.problems}"
@@ -129,8 +136,9 @@ class Tab:
         return value
 
     def click(self, selector: str) -> None:
-        """A press of the mouse on the middle of the element, once it stands still; it must be there to be hit."""
-        place = self.evaluate(f"""(async () => {{
+        """Presses the mouse on the middle of the element, once it stands still. Nothing may cover it."""
+        place = self.evaluate(
+            f"""(async () => {{
             const element = document.querySelector({json.dumps(selector)});
             element.scrollIntoView({{block: "center", behavior: "instant"}});
             const frame = () => new Promise(requestAnimationFrame);
@@ -143,8 +151,10 @@ class Tab:
             }}
             const x = box.x + box.width / 2, y = box.y + box.height / 2;
             const hit = document.elementFromPoint(x, y);
-            return {{x, y, hit: element.contains(hit) || hit?.closest("label")?.contains(element) ? "" : hit?.outerHTML ?? "nothing"}};
-        }})()""")
+            return {{x, y, hit: element.contains(hit) || hit?.closest("label")?.contains(element)"""
+            f""" ? "" : hit?.outerHTML ?? "nothing"}};
+        }})()"""
+        )
         assert not place["hit"], f"{selector} is covered by {place['hit'][:200]}"
         for kind in ("mousePressed", "mouseReleased"):
             self.send(
@@ -163,9 +173,10 @@ class Tab:
             )
 
     def fill(self, selector: str, text: str) -> None:
-        """Replaces what stands in a text field, as typing does."""
+        """Replaces the text of a field, as typing does."""
         self.evaluate(
-            f"(() => {{ const field = document.querySelector({json.dumps(selector)}); field.focus(); field.select(); }})()"
+            f"(() => {{ const field = document.querySelector({json.dumps(selector)}); "
+            f"field.focus(); field.select(); }})()"
         )
         self.send("Input.insertText", text=text)
 
@@ -183,7 +194,7 @@ class Tab:
         self.send("DOM.setFileInputFiles", nodeId=node, files=[path])
 
     def drop_file(self, selector: str, path: str) -> None:
-        """Lets a file of this machine fall on an element."""
+        """Drops a file of this machine on an element."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()"
         x, y = (self.evaluate(box)[name] + 5 for name in ("x", "y"))
         data = {"items": [], "files": [path], "dragOperationsMask": 1}
@@ -191,7 +202,12 @@ class Tab:
             self.send("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
     def screen(self, *, width: int, height: int, dark: bool = False, phone: bool = False) -> None:
-        """Size in CSS pixels and colour scheme; nothing glides, so that what is clicked stands still."""
+        """Sets the window. Animations are off, so that what is clicked stands still.
+
+        width, height: in CSS pixels.
+        dark: the colour scheme is dark.
+        phone: the device is a phone with two pixels per CSS pixel.
+        """
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -206,6 +222,6 @@ class Tab:
         )
 
     def screenshot(self, path: str, *, whole: bool = True) -> None:
-        """A PNG of the page; `whole`: also of what lies below the fold."""
+        """Writes a PNG of the page. `whole` includes what lies below the window."""
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         Path(path).write_bytes(base64.b64decode(data))

@@ -1,6 +1,6 @@
 """Real servers on a tiny checkpoint.
 
-On Ray for the whole; in this process for what the HTTP interface alone decides.
+`Server` is the whole on Ray. `Front` is the HTTP interface alone, in this process.
 """
 
 import os
@@ -36,14 +36,19 @@ class Server:
         self.folder, self.settings = folder, {"port": free_port(), "jobs_dir": folder / "jobs", **settings}
         self.url = f"http://127.0.0.1:{self.settings['port']}"
         self.process: subprocess.Popen | None = None
-        self.ray_folder = Path(tempfile.mkdtemp(prefix="served", dir="/tmp"))  # short: sockets lie below it
+        self.ray_folder = Path(
+            tempfile.mkdtemp(prefix="served", dir="/tmp")
+        )  # short, since sockets lie below it
 
     @property
     def log(self) -> str:
         return (self.folder / "server.log").read_text()
 
     def start(self) -> "Server":
-        """Where a Ray that was killed has left its address, at which nobody answers."""
+        """Starts the server and waits until it answers.
+
+        A Ray that was killed has left its address, at which nobody answers.
+        """
         (self.ray_folder / "ray").mkdir()
         (self.ray_folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{free_port()}")
         command = [
@@ -83,7 +88,7 @@ class Server:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
-        assert "*** SIGTERM received" not in self.log  # Ray's stack dump
+        assert "*** SIGTERM received" not in self.log  # of Ray's stack dump
         shutil.rmtree(self.ray_folder, ignore_errors=True)
 
 

@@ -74,7 +74,7 @@ def test_loading_actors_change_nothing(feed, world, ray_local):
 
 
 def assert_loaded_the_same(feed, world, loader):
-    """The steps 3 to 6, past the end of the first epoch, of all ranks in sum."""
+    """Steps 3 to 6 of all ranks together equal the feed's own. They go past the end of the first epoch."""
     assert feed.num_slots < 7 * BATCH
     parts = [
         load(feed, 4, start_step=3, rank=rank, world=world, loader_workers=2, loader=loader)
@@ -105,7 +105,7 @@ def test_a_killed_actor_costs_no_batch(feed, ray_local):
 
 
 class KillsItsProcess:
-    """Part of a feed that crashes whoever asks it, as a broken decoder would."""
+    """Part of a feed that kills the process that calls it, as a broken decoder would."""
 
     def __init__(self, home: int) -> None:
         self.home = home
@@ -212,7 +212,10 @@ def test_mistakes_are_told(data_dir, run_config):
 
 @pytest.fixture(scope="module")
 def cut_config(tmp_path_factory):
-    """Six segments of 20 frames, cut before frames 3, 9 and 15: a shot of 3 frames, too short for a window of 4, two of 6 and one of 5."""
+    """Six segments of 20 frames, cut before frames 3, 9 and 15.
+
+    Each has a shot of 3 frames, which is too short for a window of 4, two shots of 6 and one of 5.
+    """
     config = tiny_config(
         f"run_dir={tmp_path_factory.mktemp('cut')}", "filters.avoid_shot_cuts=true", "data.frame_codec=raw"
     )
@@ -239,9 +242,8 @@ def test_a_gain_moves_the_mel_and_the_sound_and_nothing_else(data_dir, run_confi
     span = run_config.mel.ceiling_log10 - run_config.mel.floor_log10
     shift = (louder["mel"] - plain["mel"]) * span / 2 * 20
     inside = (plain["mel"].abs() < 0.8) & (louder["mel"].abs() < 0.8)
-    assert (
-        inside.any() and (shift - gains[:, None, None, None])[inside].abs().max() < 0.1
-    )  # float16 keeps 0.03 dB
+    # float16 keeps 0.03 dB
+    assert inside.any() and (shift - gains[:, None, None, None])[inside].abs().max() < 0.1
     assert_same(
         *(
             {name: batch[name] for name in batch if name not in ("mel", "audio", "gain_db")}

@@ -4,7 +4,7 @@ from proav.data.feeds.order import EpochOrder, flips, gains, hash_uint64, permut
 
 
 def test_hash_is_fixed_for_good():
-    # Recorded: a release that changes these changes the order of every run that is resumed with it.
+    # Recorded values. If a release changes them, every run that is resumed with it changes its order.
     assert hash_uint64(0, 0, 0, np.arange(2)).tolist() == [2391539541053276776, 7606012053026511699]
 
 

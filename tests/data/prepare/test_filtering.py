@@ -1,4 +1,7 @@
-"""Filters: each by its reason, none when off, duplicates planted among many are found and nothing else is; the work stays small."""
+"""Filters of segments: the reason of each, and none if all are off.
+
+Duplicates that are planted among many segments are found, and nothing else is. The work stays small.
+"""
 
 import time
 
@@ -26,12 +29,17 @@ def hashes(count):
 
 
 def index_of(count, **columns):
-    """An index of `count` fine segments of 100 frames, each unlike the others, with these columns in place of the fine ones."""
+    """An index of `count` segments of 100 frames that pass every filter and are unlike each other.
+
+    columns: replace those of the same name.
+    """
     values = {
         "num_frames": pa.array([100] * count, pa.int32()), "rms": [0.1] * count,
         "cancelled": [False] * count, "clipped": [0.0] * count, "black": [0.0] * count,
-        "frozen": [0.0] * count, "sync": [0.2] * count, "shot_starts": pa.array([[]] * count, pa.list_(pa.int32())),
-        "checksum": [f"{number:032x}" for number in range(count)], "picture_hash": [row.tobytes() for row in hashes(count)],
+        "frozen": [0.0] * count, "sync": [0.2] * count,
+        "shot_starts": pa.array([[]] * count, pa.list_(pa.int32())),
+        "checksum": [f"{number:032x}" for number in range(count)],
+        "picture_hash": [row.tobytes() for row in hashes(count)],
         "sound_hash": [row.tobytes() for row in hashes(count)],
     }  # fmt: skip
     return pa.table(values | columns)
@@ -144,7 +152,10 @@ def test_chains_of_copies_leave_the_first():
 
 @pytest.mark.parametrize("same", [False, True], ids=["spread", "one bucket"])
 def test_planted_copies_among_many(same):
-    """50,000 rows take a second or two; with one picture for all (a still camera) the work stays as small, and the sounds decide."""
+    """50,000 rows take a second or two.
+
+    The work stays as small if all have one picture, as from a still camera. Then the sounds decide.
+    """
     count = 50_000
     pictures, sounds = hashes(count), hashes(count)
     copies = np.arange(count - 500, count)

@@ -1,4 +1,4 @@
-"""Decoders that really die: killed, stopped, left by their parent."""
+"""Decoding processes that really die: they are killed, they are stopped, or their parent dies."""
 
 import json
 import os
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A clip of 40 s, so that there is time to strike while it is decoded, beside one of 2 s, and a text."""
+    """A clip of 40 s, which leaves time to strike while it is decoded, one of 2 s, and a text."""
     root = tmp_path_factory.mktemp("sources")
     make_clip(1, seconds=40.0, height=240, width=320).save(str(root / "long.mp4"))
     make_clip(2, seconds=2.0).save(str(root / "short.mp4"))
@@ -51,7 +51,13 @@ def segments(parts) -> list[dict]:
 
 
 def strike_after(decoder, rows, number, blow) -> list[dict]:
-    """Takes rows; each time `number` of a try's rows have come, `blow` meets the process."""
+    """Takes all rows and sends a signal once to each decoding process.
+
+    decoder: the `IsolatedDecoder` whose process is hit.
+    rows: its rows of one source.
+    number: the signal is sent only after this many rows, of all tries together.
+    blow: the signal, such as signal.SIGSEGV.
+    """
     taken, struck = [], set()
     for row in rows:
         taken.append(row)
@@ -64,13 +70,14 @@ def strike_after(decoder, rows, number, blow) -> list[dict]:
 
 def test_rows_are_those_of_this_process(config, decoder, sources):
     for name in ("short.mp4", "long.mp4"):
+        # compared as texts, since NaN does not equal itself
         assert repr(list(decoder.rows(sources[name]))) == repr(
             list(SourceDecoder(config).rows(sources[name]))
-        )  # NaN is not itself
+        )
     process = decoder._process
     with pytest.raises(MediaError, match="cannot be opened") as error:
         list(decoder.rows(sources["text.mp4"]))
-    assert error.value.reason == "unreadable" and decoder._process is process  # goes on in the same process
+    assert error.value.reason == "unreadable" and decoder._process is process  # no new process
 
 
 def test_one_death_loses_nothing_and_doubles_nothing(config, decoder, sources, capfd):
@@ -88,7 +95,7 @@ def test_one_death_loses_nothing_and_doubles_nothing(config, decoder, sources, c
 def test_a_source_that_kills_its_decoder_is_set_aside_and_its_neighbours_are_not(
     config, decoder, sources, tmp_path
 ):
-    """As a file that crashes the decoder: whoever decodes it dies, twice."""
+    """The decoder dies twice on the same source, as with a file that crashes it."""
     (unit,) = [
         unit for unit in make_plan(find_sources(config)).units() if unit.sources[0] == sources["long.mp4"]
     ]
@@ -131,7 +138,7 @@ def test_stopping_in_the_middle_of_a_source_ends_the_process(config, sources):
 
 
 def test_modules_of_the_folder_that_a_worker_stands_in_do_not_come_first(config, tmp_path):
-    """A submitted job stands in a folder of the user's, and proav may be importable by sys.path alone."""
+    """A submitted job runs in a folder of the user. There proav may be importable by sys.path alone."""
     (tmp_path / "random.py").write_text("raise SystemExit('the wrong random')")
     script = f"""
         import json, os, sys

@@ -19,7 +19,7 @@ from tests.tiny import tiny_config
 
 @pytest.fixture
 def sources(tmp_path):
-    """A table of 300 sources, of a listing whose files are absent."""
+    """A table of 300 sources from a listing. Their files do not exist."""
     (tmp_path / "clips.csv").write_text(
         "path,labels\n" + "".join(f"{number:03d}.mp4,label {number % 7}\n" for number in range(300))
     )
@@ -102,7 +102,8 @@ def test_other_settings_or_sources_are_refused_and_nothing_is_changed(sources, t
     changed = find_sources(tiny_config(f"data.listing={listing}"))
     with pytest.raises(
         UserError,
-        match=r"1 new \(such as .*/new.mp4\), 1 gone \(such as .*/001.mp4\), 1 with another label.* \(such as .*/000.mp4\)",
+        match=r"1 new \(such as .*/new.mp4\), 1 gone \(such as .*/001.mp4\), "
+        r"1 with another label.* \(such as .*/000.mp4\)",
     ):
         settle_plan(config, folder, changed)
     assert (tmp_path / "data" / "plan.parquet").read_bytes() == before

@@ -79,9 +79,8 @@ def test_long_units_roll_over_into_more_shards(clips_dir, tmp_path):
     assert (
         record["rejects"]["rows"] == 4 and read_record(str(tmp_path / "units" / "000000.parquet")) == record
     )
-    fewer = process_unit(
-        config, str(tmp_path), WorkUnit("000000", tuple(rows_of(find_sources(config)))[:1])
-    )  # as where sources vanish in between
+    # as if sources had vanished in between
+    fewer = process_unit(config, str(tmp_path), WorkUnit("000000", tuple(rows_of(find_sources(config)))[:1]))
     assert [path.name for path in (tmp_path / "segments").iterdir()] == [
         shard["name"] for shard in fewer["shards"]
     ] and len(fewer["shards"]) < 5
@@ -112,7 +111,7 @@ def test_listed_files_that_are_gone_are_rejects(clips_dir, tmp_path):
 
 
 def test_a_unit_whose_rejects_are_deleted_is_made_again(clips_dir, tmp_path):
-    """As data.md says for files that were mended."""
+    """docs/data.md tells users to delete these rejects once the files are mended."""
     config = tiny_config(f"run_dir={tmp_path}/run", f"data.sources=[{clips_dir}]")
     prepare(config)
     plan = settle_plan(config, f"{tmp_path}/run/data", find_sources(config))
@@ -145,7 +144,7 @@ def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path,
         tiny_config(f"run_dir={tmp_path / name}", f"data.sources=[{clips_dir}]")
         for name in ("whole", "killed")
     )
-    manifest = prepare(whole)  # without Ray: to the same bytes
+    manifest = prepare(whole)  # made without Ray, with the same bytes
     assert verify(f"{tmp_path}/whole/data") == {
         "sources": 7, "shards": 6, "rows": 9, "rejects": 4, "bytes": manifest["counts"]["bytes"],
         "silent": 0, "seconds": manifest["seconds"],

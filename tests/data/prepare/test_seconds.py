@@ -1,5 +1,7 @@
-"""The seconds of every source are in segments or in rejects with a reason and a span, and `verify` proves
-it."""
+"""The seconds of every source are in segments, or in rejects with a reason and a span.
+
+`verify` proves it.
+"""
 
 import json
 from fractions import Fraction
@@ -24,8 +26,9 @@ from tests.tiny import tiny_config
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Films of every kind of ending and beginning, two of them listed by stretches, one that is text, one
-    that is not there.
+    """Films of every kind of ending and beginning, listed in clips.csv.
+
+    One of them is listed by two stretches, one is text, and one does not exist.
     """
     root = tmp_path_factory.mktemp("recordings")
     parts = []
@@ -157,7 +160,13 @@ def test_a_chosen_track_is_taken_and_one_that_is_not_there_is_a_reject(recording
 
 
 def restate(data_dir, folder, key, path):
-    """Makes the manifest agree with a changed file."""
+    """Makes the manifest agree with a changed file.
+
+    data_dir: the data set.
+    folder: of the file; unused.
+    key: the manifest's list that names the file, such as "accounts".
+    path: the changed file.
+    """
     place = Path(data_dir) / "manifest.json"
     manifest = json.loads(place.read_text())
     for entry in manifest[key]:

@@ -1,4 +1,4 @@
-"""Each kind of damage is found and named, also where the files' own checksums were made to agree."""
+"""Each kind of damage is found and named, also if the files' own checksums were made to agree."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def restate(copy, path, key="shards"):
 
 
 def rewrite(path, change):
-    """Writes a shard again with its rows, as dicts, changed."""
+    """Writes a shard again. `change` gets its rows as a list of dicts and changes them in place."""
     table = pq.read_table(path)
     rows = table.to_pylist()
     change(rows)

@@ -49,7 +49,7 @@ def test_moving_the_root_keeps_ids_and_splits(tmp_path):
 def test_a_label_is_one_in_either_form_and_paths_keep_their_own(tmp_path):
     composed, decomposed = "Caf\u00e9", "Cafe\u0301"
     touch(tmp_path / decomposed, f"{decomposed}/a.mp4", f"{composed}/b.mp4", "dog/c.mp4")
-    for root in (composed, decomposed):  # as somebody types it
+    for root in (composed, decomposed):  # a user may type either form
         for labels in ((composed, "dog"), (decomposed, "dog"), ()):
             rows = find(sources=(str(tmp_path / root),), labels=labels)
             assert [(row.key, row.label) for row in rows] == [
@@ -108,7 +108,7 @@ def test_folders_of_splits_that_are_given_one_by_one(tmp_path):
     sides = {(row.key.split("/")[0], row.split) for row in rows}
     assert sides == {("train", "train"), ("test", "validation")}
     assert {row.label for row in rows} == {"dog", "cat"}
-    alone = find(sources=sources[:1])  # one side is split anew
+    alone = find(sources=sources[:1])  # one side alone is split anew
     assert {row.split for row in alone} == {"train", "validation"}
 
 

@@ -24,7 +24,10 @@ ONTOLOGY = [
     {"id": "/m/speech", "name": "Male speech, man speaking"},
     {"id": "/t/dd1", "name": "Wind; breeze"},
 ]
-VGGSOUND = 'eeeeeeeeeeE,0,raining,test\neeeeeeeeeeE,188,wind noise,test\nffffffffffF,7,"heart sounds, heartbeat",train\n'
+VGGSOUND = (
+    "eeeeeeeeeeE,0,raining,test\neeeeeeeeeeE,188,wind noise,test\n"
+    'ffffffffffF,7,"heart sounds, heartbeat",train\n'
+)
 COMPOSED, DECOMPOSED = "Caf\u00e9", "Cafe\u0301"
 
 
@@ -86,7 +89,10 @@ def test_ontology_as_csv(folder):
 
 
 def test_names_that_files_have(folder, capsys):
-    """Cut clips, named with their start in any of the ways in use, before whole videos; a name decides where in the video its file begins."""
+    """A cut clip is preferred to its whole video, and its name tells where in the video it begins.
+
+    The names carry the start in each of the ways in use.
+    """
     touch(
         folder,
         "a/--aaaaaaaaA_000030.mp4",
@@ -233,7 +239,8 @@ def test_listings_that_contradict_each_other(folder, capsys):
     listings = ["eval_segments.csv", "vggsound.csv"]
     with pytest.raises(
         UserError,
-        match="ddddddddddD.mp4 is listed for validation and for train; expected a source on one side only.*conflicts=first",
+        match="ddddddddddD.mp4 is listed for validation and for train; "
+        "expected a source on one side only.*conflicts=first",
     ):
         find(folder, listings)
     (folder / "vggsound.csv").write_text(vggsound.replace("train", "test"))
@@ -267,7 +274,8 @@ def test_listings_that_contradict_each_other(folder, capsys):
 
 
 def test_all_but_the_first_of_a_chain_of_overlaps(folder):
-    starts = [20, 0, 5, 12, 31, 28]  # 20 stays, so does 0; 5 and 12 meet one of them, 31 stays, 28 meets 20
+    # 20, 0 and 31 stay; 5 overlaps 0, 12 overlaps 20, and 28 overlaps 20
+    starts = [20, 0, 5, 12, 31, 28]
     (folder / "vggsound.csv").write_text("".join(f"eeeeeeeeeeE,{start},raining,test\n" for start in starts))
     rows = rows_of(find(folder, "vggsound.csv", conflicts="first"))
     assert [row.start_seconds for row in rows] == [0.0, 20.0, 31.0]
@@ -416,7 +424,7 @@ def test_what_a_format_needs_is_named(folder):
 
 
 def test_cut_and_whole_videos_give_the_same_segments(folder, tmp_path):
-    """Ids and times are those of the video, wherever its file begins; what is not there is a reject."""
+    """Ids and times are those of the video, wherever its file begins. A missing file is a reject."""
     config = tiny_config(
         f"data.listing={folder}/eval_segments.csv",
         f"data.videos={folder}/videos",

@@ -13,7 +13,7 @@ from proav.errors import UserError
 
 
 def read(file, content, **data):
-    """The rows that a table of this text, or of these columns, gives."""
+    """The rows that a table gives. It is written as this text or from these columns."""
     if isinstance(content, str):
         file.write_text(content)
     else:

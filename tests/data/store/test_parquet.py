@@ -92,17 +92,20 @@ def test_damage_is_told(tmp_path):
 
 
 def test_a_full_disk_is_the_users_error_and_leaves_no_file(tmp_path):
-    script = f"""
+    script = (
+        """
         import pyarrow as pa, resource
         from proav.data.store.parquet import write_shard
         from proav.errors import UserError
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # what a quota does: a write beyond it fails
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))"""
+        f"""  # what a quota does: a write beyond it fails
         rows = ({{"data": bytes(300_000)}} for _ in range(9))
         try:
             write_shard("{tmp_path}/a.parquet", rows, pa.schema([("data", pa.large_binary())]))
         except UserError as error:
             print(error)
     """
+    )
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
     )

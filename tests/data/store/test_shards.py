@@ -118,8 +118,12 @@ def test_stretches_are_whole_segments_or_shots(data_dir, tmp_path):
     found = list(
         zip(*(column.tolist() for column in SegmentStore(str(copy)).stretches(num_frames=4)), strict=True)
     )
-    shots = [(segment, first, end - first) for segment in range(9) if not used[segment]
-             for first, end in zip([0, *cuts[segment]], [*cuts[segment], lengths[segment]], strict=True)]  # fmt: skip
+    shots = [
+        (segment, first, end - first)
+        for segment in range(9)
+        if not used[segment]
+        for first, end in zip([0, *cuts[segment]], [*cuts[segment], lengths[segment]], strict=True)
+    ]
     assert found == [shot for shot in shots if shot[2] >= 4] and len(found) < len(shots)
 
 

@@ -1,4 +1,7 @@
-"""Networks that the user brings: a small package, installed by its metadata as any other, with weights in a file."""
+"""Feature networks that the user brings: a small package and a file of weights.
+
+The package is installed by its metadata as any other.
+"""
 
 import json
 
@@ -10,7 +13,8 @@ from proav.errors import UserError
 from proav.metrics.networks import NETWORKS, load_network, weights_file
 from proav.metrics.networks.given import class_names
 
-CODE = """
+CODE = (
+    """
 import torch
 
 def build(tensors, device):
@@ -24,7 +28,8 @@ def endless(tensors, device):
     return lambda audio: torch.full((len(audio), 1, 1024), torch.inf)
 
 def compared(tensors, device):
-    return lambda video, audio: torch.stack([video.float().mean((1, 2, 3, 4)), audio.mean(1)], 1)[:, None].repeat(1, 1, 11)[..., :21]
+    return lambda video, audio: torch.stack([video.float().mean((1, 2, 3, 4)), audio.mean(1)], 1)"""
+    """[:, None].repeat(1, 1, 11)[..., :21]
 
 def classes(tensors, device):
     return lambda video: video.float().mean((1, 2, 3))[:, None]
@@ -32,6 +37,7 @@ def classes(tensors, device):
 def listed(tensors, device):
     return lambda audio: audio.tolist()
 """
+)
 
 
 @pytest.fixture

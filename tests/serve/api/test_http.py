@@ -1,4 +1,7 @@
-"""The HTTP interface of a real server: OpenAI's own client, formats, ranges, refusals; nothing that a client sends gives a 500."""
+"""The HTTP interface of a real server: OpenAI's own client, formats, ranges and refusals.
+
+Nothing that a client sends gives a 500.
+"""
 
 import io
 import json
@@ -32,7 +35,7 @@ def client(served):
 
 
 def make(served, **fields):
-    """A finished clip's job."""
+    """Makes a clip and returns its finished job."""
     answer = requests.post(f"{served}/v1/videos", json=fields)
     assert answer.status_code == 200, answer.text
     return wait_for(served, answer.json()["id"])
@@ -173,9 +176,8 @@ def test_a_running_job_tells_its_progress_and_can_be_cancelled(served):
 def test_a_full_queue_is_told_with_the_time_to_come_again(served):
     accepted = []
     try:
-        for number in range(
-            40
-        ):  # none shares a batch; a job of so many steps takes far longer than forty requests
+        # no two jobs share a batch, and a job of so many steps takes far longer than forty requests
+        for number in range(40):
             answer = requests.post(f"{served}/v1/videos", json={"steps": 1000 - number})
             if answer.status_code != 200:
                 break
@@ -325,7 +327,7 @@ def test_no_malformed_request_gives_a_500(served):
 
 
 def test_requests_are_answered_while_it_samples_and_decodes(served):
-    """Neither denoising nor the decoding of uploads nor drawing may hold up the event loop."""
+    """Denoising, decoding of uploads and drawing must not block the event loop."""
     big = encode_clip(make_clip(3, seconds=4.0, height=240, width=320))
     finished = make(served, steps=1)["id"]
     ended, slowest = threading.Event(), 0.0

@@ -1,4 +1,7 @@
-"""The page of the server: whole and readable as files, and in a real browser against a real server of a tiny model."""
+"""The page of the server: its files are whole and readable, and it works in a real browser.
+
+The browser talks to a real server of a tiny model.
+"""
 
 import html.parser
 import io
@@ -64,13 +67,13 @@ def test_every_file_and_name_that_is_used_is_there():
 
 
 def test_nothing_is_written_as_markup_by_scripts():
-    """What a server or a label says stays text."""
+    """Text from a server or a label stays text."""
     for text in SCRIPTS.values():
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
 
 
 API_NAMES = re.compile(r"[a-z]+_[a-z_]+|\w=")
-"""Names of the interface for programs, which mean nothing to those who use the page."""
+"""Names of the HTTP interface. They mean nothing to users of the page."""
 
 
 def tone(path, *, seconds):
@@ -127,7 +130,11 @@ def state_is(state):
 
 
 def generate(tab, *, label="rain", seed="7", steps="3"):
-    """Fills the form and waits until the clip is on the stage; returns its id."""
+    """Fills the form and waits until the clip is on the stage; returns its id.
+
+    tab: the page in a browser.
+    label, seed, steps: what the form's fields get.
+    """
     tab.choose("#label", label)
     tab.fill("#seed", seed)
     tab.fill("#steps", steps)
@@ -152,7 +159,8 @@ def test_a_clip_is_made_and_plays_with_its_sound(tab, made, served):
     assert not tab.evaluate("video.paused")  # it starts by itself: the click on Generate allows that
     tab.wait("video.currentTime > 0.1")
     tab.wait(
-        "video.videoWidth > 0 && video.webkitAudioDecodedByteCount > 0 && video.webkitVideoDecodedByteCount > 0"
+        "video.videoWidth > 0 && video.webkitAudioDecodedByteCount > 0"
+        " && video.webkitVideoDecodedByteCount > 0"
     )
     assert tab.evaluate("video.muted") is False
     job = requests.get(f"{served}/v1/videos/{made}", timeout=30).json()
@@ -175,17 +183,19 @@ def test_stage_tells_what_the_clip_is(tab, made):
 
 def test_frames_and_spectrogram_lie_over_one_time_axis(tab, made):
     tab.wait("spectrogram.naturalWidth > 1 && spectrogram.checkVisibility()")
-    tab.wait("""(() => {
+    tab.wait(
+        """(() => {
         const sheet = document.querySelector("#frames");
         const { data } = sheet.getContext("2d").getImageData(0, 0, sheet.width, sheet.height);
-        return data.filter((value, place) => place % 4 === 3 && value > 0).length > 0.9 * sheet.width * sheet.height;
-    })()""")
+        return data.filter((value, place) => place % 4 === 3 && value > 0).length"""
+        """ > 0.9 * sheet.width * sheet.height;
+    })()"""
+    )
     tab.evaluate("video.pause()")
     tab.click("#tracks")
     seconds = tab.evaluate("Number(tracks.getAttribute('aria-valuemax'))")
-    tab.wait(
-        f"Math.abs(video.currentTime - {seconds / 2}) < 0.02 * {seconds} && !video.seeking"
-    )  # so the server answers ranges
+    # this works only if the server answers ranges
+    tab.wait(f"Math.abs(video.currentTime - {seconds / 2}) < 0.02 * {seconds} && !video.seeking")
     assert tab.evaluate("parseFloat(playhead.style.left)") == pytest.approx(50, abs=2)
     tab.evaluate("tracks.focus()")
     tab.press("Home")
@@ -253,7 +263,8 @@ def test_picture_to_a_given_sound(tab, made, tmp_path):
     tab.give_file("#file", str(tmp_path / "notes.txt"))
     tab.click("#generate")
     tab.wait(
-        "!document.querySelector('#error-file').hidden && !/Choose/.test(document.querySelector('#error-file').textContent)"
+        "!document.querySelector('#error-file').hidden"
+        " && !/Choose/.test(document.querySelector('#error-file').textContent)"
     )
     assert not API_NAMES.search(shown_error(tab, "file"))
     tone(tmp_path / "tone.wav", seconds=0.1)
@@ -273,7 +284,7 @@ def test_picture_to_a_given_sound(tab, made, tmp_path):
 
 
 def test_a_file_that_is_dropped_anywhere_is_given(tab, made, tmp_path):
-    """A browser opens it in place of the page, if nobody takes it."""
+    """If the page did not take the file, the browser would open it in place of the page."""
     tone(tmp_path / "dropped.wav", seconds=1)
     address = tab.evaluate("location.href")
     for place in ("h1", "#field-file"):
@@ -288,7 +299,10 @@ def test_a_file_that_is_dropped_anywhere_is_given(tab, made, tmp_path):
 
 @contextmanager
 def busy_server(served, *, num_jobs):
-    """Up to num_jobs long jobs before ours, or as many as the queue takes. Of unlike step counts, so that they cannot share a batch."""
+    """Up to num_jobs long jobs before ours, or as many as the queue takes.
+
+    Their step counts differ, so that they cannot share a batch.
+    """
     identities = []
     try:
         for steps in range(1000, 1000 - num_jobs, -1):
@@ -316,7 +330,7 @@ def test_clip_that_waits_is_cancelled_by_one_press(tab, made, served):
 
 def test_full_queue_is_told_with_the_time_to_come_again(tab, made, served):
     with busy_server(served, num_jobs=100):
-        for _ in range(10):  # one that is taken, since a job has just left the queue, fills it again
+        for _ in range(10):  # if a job has just left the queue, ours is taken and fills it again
             before = tab.evaluate("location.hash")
             tab.click("#generate")
             tab.wait(
@@ -375,7 +389,7 @@ def test_narrow_screen_needs_no_sideways_scrolling(tab, made):
 
 
 def test_page_is_quiet_and_asks_nobody_else(tab, made, served):
-    """Last of this file: over all that was done above."""
+    """The last test of this file, since it looks at what all others did."""
     time.sleep(0.2)
     tab.evaluate("1")
     expected = r"status of 4\d\d|ERR_INTERNET_DISCONNECTED|ERR_BLOCKED_BY_CLIENT"

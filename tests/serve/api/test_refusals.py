@@ -1,4 +1,4 @@
-"""What the HTTP interface refuses, and in which words; a real port and a real sampler, without Ray."""
+"""What the HTTP interface refuses, and in which words. The port and the sampler are real, without Ray."""
 
 import time
 
@@ -11,7 +11,7 @@ from tests.serve.conftest import Front
 
 
 def error_of(answer):
-    """The error of an answer in the API's own form."""
+    """The error of an answer, which must have the API's own form."""
     assert answer.headers["content-type"] == "application/json", answer.text
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["message"]
@@ -65,12 +65,12 @@ def test_files_that_lie_about_themselves_are_a_clients_mistake(front, task, data
 
 
 def own(front):
-    """HOST:PORT of a front."""
+    """The HOST:PORT of a front."""
     return front.url.removeprefix("http://")
 
 
 def test_pages_of_other_sites_are_refused_by_their_origin(front):
-    """Over plain http browsers leave Sec-Fetch-Site out; Origin they send with every POST and DELETE."""
+    """Over plain http browsers leave out Sec-Fetch-Site. They send Origin with every POST and DELETE."""
     port = own(front).split(":")[1]
     foreign = ["null", "", "file://", "http://127.0.0.1", f"http://127.0.0.1:{int(port) + 1}"]
     foreign += ["http://evil.example", f"http://evil.example:{port}", f"http://evil.example/{own(front)}"]
@@ -102,7 +102,7 @@ def test_own_pages_and_clients_that_are_no_browsers_pass(front):
 
 
 def test_a_server_answers_to_its_own_names_alone(tiny_checkpoint, tiny_sampler, tmp_path):
-    """Against DNS rebinding: a foreign name that leads here makes Origin and Host agree."""
+    """This guards against DNS rebinding: if a foreign name leads here, Origin and Host agree."""
     settings = {"checkpoint": tiny_checkpoint, "jobs_dir": str(tmp_path / "jobs")}
     settings = ServeSettings.model_validate({**settings, "allowed_hosts": "Clips.lan, 127.0.0.1, [::1]"})
     with Front(settings, tiny_sampler) as front:
@@ -128,7 +128,7 @@ def test_every_answer_forbids_frames_and_guessing_of_types(front):
 
 
 def test_a_defect_is_told_in_json(front, monkeypatch):
-    """Whatever fails inside, in a route or in a mounted folder: the answer has the form of other errors."""
+    """Whatever fails in a route or in a mounted folder, the answer has the form of other errors."""
 
     def broken(*_, **__):
         raise RuntimeError("a secret path")

@@ -1,4 +1,4 @@
-"""Clients that do not finish are told so and let go; others are answered. A real port, without Ray."""
+"""Clients that do not finish are told so and let go; others are answered. The port is real, without Ray."""
 
 import contextlib
 import http.client
@@ -20,7 +20,7 @@ QUICK = {"head_seconds": 1.5, "pause_seconds": 1.0, "arrival_seconds": 2.5, "max
 
 @pytest.fixture
 def front(tiny_checkpoint, tiny_sampler, tmp_path, monkeypatch):
-    """A server with short limits, those of its connections included."""
+    """A server with short limits, also for its connections."""
     limits = QUICK | {"max_arriving_bytes": 400_000, "max_connections": 200}
     settings = ServeSettings(checkpoint=tiny_checkpoint, jobs_dir=str(tmp_path / "jobs"), **limits)
     monkeypatch.setattr(connections, "PROXY_LIMITS", settings.limits)
@@ -29,7 +29,7 @@ def front(tiny_checkpoint, tiny_sampler, tmp_path, monkeypatch):
 
 
 class Client:
-    """A connection of its own, byte by byte."""
+    """A connection of its own, on which a test sends bytes as it likes."""
 
     def __init__(self, front, data: bytes) -> None:
         host, port = front.url.removeprefix("http://").split(":")
@@ -38,7 +38,7 @@ class Client:
         self.socket.sendall(data)
 
     def answer(self) -> tuple[int | None, dict | None, float]:
-        """(status, error, seconds); None, None where the server closes without a word."""
+        """(status, error, seconds). Status and error are None if the server closes without an answer."""
         answer = http.client.HTTPResponse(self.socket)
         try:
             answer.begin()
@@ -127,14 +127,14 @@ def test_a_body_that_is_too_large_is_refused_at_once_or_when_it_is(front):
 
 
 def test_small_requests_pass_while_large_bodies_fill_the_memory(front):
-    """400,000 bytes are there for all; 64 KiB of each body count for nothing."""
+    """All bodies share 400,000 bytes. The first 64 KiB of each body do not count."""
     held = [unfinished(front, length=290_000, sent=280_000) for _ in range(3)]
     made = requests.post(f"{front.url}/v1/videos", json={"steps": 1})
     assert made.status_code == 200
     answers = [client.answer() for client in held]
     assert sorted(answer[0] for answer in answers) == [408, 503, 503]
     assert [answer[1]["code"] for answer in answers if answer[0] == 503] == ["too_busy"] * 2
-    body = json.dumps({"steps": 1}) + " " * 280_000  # the memory is there again
+    body = json.dumps({"steps": 1}) + " " * 280_000  # the memory is free again
     headers = {"content-type": "application/json"}
     assert requests.post(f"{front.url}/v1/videos", data=body, headers=headers).status_code == 200
 

@@ -33,7 +33,7 @@ def saying(status, *parts, headers=TEXT):
 
 
 async def silent(scope, receive, send):
-    """As Ray's proxy after a replica was lost."""
+    """Answers nothing, as Ray's proxy does after a replica was lost."""
 
 
 async def failing(scope, receive, send):

@@ -1,4 +1,7 @@
-"""The sampler alone: batches equal solo runs, its event loop stays free, what is given up stops, and what is stuck says so."""
+"""The sampler alone: batches equal solo runs, and its event loop stays free.
+
+A batch that is given up stops, and a sampler that is stuck says so.
+"""
 
 import asyncio
 import io
@@ -54,7 +57,7 @@ def test_the_event_loop_stays_free_while_sampling(sampler):
             turns += 1
         return turns
 
-    # a loop that waits for the sampler comes round once, a free one hundreds of times
+    # a loop that waits for the sampler turns once, a free one hundreds of times
     assert asyncio.run(turns_of_the_loop()) >= 5
 
 
@@ -75,7 +78,7 @@ def test_a_batch_that_is_given_up_stops_before_its_end(sampler):
 def test_a_mistake_in_sampling_reaches_the_caller(sampler):
     with pytest.raises(Exception, match="thunder"):
         asyncio.run(answer_of(sampler, [SampleRequest(0, 0, "thunder")]))
-    with pytest.raises(Exception, match="thunder"):  # the other part of the batch ends with it
+    with pytest.raises(Exception, match="thunder"):  # the other request of the batch ends with it
         asyncio.run(answer_of(sampler, [REQUESTS[0], SampleRequest(0, 0, "thunder")], steps=1000))
 
 

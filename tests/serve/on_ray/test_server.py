@@ -1,4 +1,4 @@
-"""The server as a process: mistakes at the start, lost samplers, a lost ingress."""
+"""The server as a process: mistakes at the start, lost samplers and a lost ingress."""
 
 import http.client
 import json
@@ -26,9 +26,12 @@ pytestmark = pytest.mark.ray
 def replica(server, name):
     """The process of a replica of this server."""
     found = [
-        process for process in psutil.Process(server.process.pid).children(recursive=True)
-        if (words := process.cmdline()) and words[0].startswith("ray::ServeReplica") and f":{name}" in words[0]
-    ]  # fmt: skip
+        process
+        for process in psutil.Process(server.process.pid).children(recursive=True)
+        if (words := process.cmdline())
+        and words[0].startswith("ray::ServeReplica")
+        and f":{name}" in words[0]
+    ]
     assert len(found) == 1, found
     return found[0]
 
@@ -51,7 +54,7 @@ def test_a_lost_sampler_is_replaced_and_its_job_made(served, server):
 
 
 def test_a_frozen_sampler_is_told_and_replaced_and_its_job_made(served, server):
-    """frozen_seconds is 6 here; Ray Serve alone takes three time-outs to notice, and one more to end it."""
+    """frozen_seconds is 6 here. Ray Serve alone needs three time-outs to notice, and one more to end it."""
     frozen = replica(server, "Sampler")
     job = requests.post(f"{served}/v1/videos", json={"steps": 800, "seed": 1}).json()
     while requests.get(f"{served}/v1/videos/{job['id']}").json()["status"] != "in_progress":
@@ -89,7 +92,7 @@ def test_a_lost_ingress_comes_back_with_its_jobs(served, server):
 
 
 def test_a_request_that_the_ingress_takes_with_it_is_answered_in_json(served, server):
-    """The proxy of Ray Serve answers then: in plain text, if nobody told it otherwise."""
+    """Then the proxy of Ray Serve answers, which by itself does so in plain text."""
     slow = h264(num_frames=36, width=4096, height=2160)
     form = {"data": {"task": "v2a"}, "files": {"input_reference": ("slow.h264", slow)}, "timeout": 120}
     front, deadline = replica(server, "Front"), time.monotonic() + 60
@@ -107,7 +110,7 @@ def test_a_request_that_the_ingress_takes_with_it_is_answered_in_json(served, se
 
 
 def test_slow_clients_are_told_by_rays_proxy_within_the_settings_of_the_server(served):
-    """The limits are settings of the application, which tells them to the proxy with its answers."""
+    """The limits are settings of the application. It tells them to the proxy with its answers."""
     requests.get(f"{served}/v1/models").raise_for_status()
     host, port = served.removeprefix("http://").split(":")
     head = f"POST /v1/videos HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"

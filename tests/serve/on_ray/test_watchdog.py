@@ -1,4 +1,4 @@
-"""A process that freezes or gets stuck is ended; one that is well is left alone. Real processes."""
+"""A process that freezes or gets stuck is ended; one that is well is left alone. Processes are real."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Stills of a clip: the sizes that the page counts on."""
+"""Stills of a clip have the sizes that the page expects."""
 
 import io
 

@@ -91,7 +91,7 @@ def test_a_given_stream_becomes_a_clip_with_the_other_empty():
     ],
 )
 def test_files_that_would_cost_far_more_than_they_weigh_are_refused(data, task, code, said):
-    """The process that decodes may take 256 MiB; this one, which asks it, grows by nothing to speak of."""
+    """The process that decodes may take 256 MiB. This process, which starts it, hardly grows."""
     assert len(data) < 20_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ApiError) as error:
@@ -101,7 +101,7 @@ def test_files_that_would_cost_far_more_than_they_weigh_are_refused(data, task, 
 
 
 def test_memory_that_runs_out_while_a_file_is_decoded_is_told():
-    """Pictures of 16 bits a channel in three planes: 96 MiB each, and the decoder holds more than two."""
+    """Pictures of three planes of 16 bits take 96 MiB each, and the decoder holds more than two."""
     data = ffv1(num_frames=4, width=4_096, height=4_096, pixel_format="gbrp16le")
     with pytest.raises(ApiError) as error:
         read_given(data, "v2a", CONFIG, deadline_seconds=20, max_bytes=256 * 2**20)

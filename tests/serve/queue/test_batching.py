@@ -1,4 +1,4 @@
-"""What is sampled together, and when: a pure policy, with times given."""
+"""What is sampled together, and when. The policy is pure: it is given the time."""
 
 from proav.serve.orders.requests import Order
 from proav.serve.queue.batching import JobQueue, Waiting

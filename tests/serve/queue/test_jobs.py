@@ -90,7 +90,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_record_is_left_alone(tmp_path, caplog, kind):
-    """It stops nothing, appears nowhere, and stays for someone to look at."""
+    """It stops nothing and is not listed. It stays, so that somebody can look at it."""
     store, good, bad = JobStore(str(tmp_path)), make_job(), make_job()
     for job in (good, bad):
         store.create(job, None)
@@ -102,7 +102,7 @@ def test_a_damaged_record_is_left_alone(tmp_path, caplog, kind):
 
 
 def test_a_record_in_a_folder_below_is_left_alone(tmp_path):
-    """Its deletion would remove the folder of the same name above."""
+    """If it were deleted, the folder of the same name above would be removed."""
     store, job = JobStore(str(tmp_path)), make_job()
     store.create(job, None)
     JobStore(str(tmp_path / "copy")).create(job, None)

@@ -1,4 +1,4 @@
-"""Estimates of how long batches take: steps and jobs count, and a batch's own pace counts most."""
+"""Estimates of how long batches take. Steps and jobs count, and a batch's own pace counts most."""
 
 import pytest
 

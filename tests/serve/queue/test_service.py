@@ -1,4 +1,7 @@
-"""The service without network and Ray, around one real sampler: restarts, deletions, expiry, failures, the bound of the queue."""
+"""The service without network and Ray, around one real sampler.
+
+Restarts, deletions, expiry, failures, and the limit of the queue.
+"""
 
 import asyncio
 import json
@@ -33,7 +36,11 @@ def settings(tiny_checkpoint, tmp_path):
 
 
 class Unreliable:
-    """A sampler that fails as told: `troubles` are raised by its first batches; it counts what it was asked for."""
+    """A sampler that fails as told.
+
+    troubles: the errors that its first batches raise, in order.
+    sizes: how many requests each batch had.
+    """
 
     def __init__(self, sampler, *troubles):
         self.sampler, self.troubles, self.sizes = sampler, list(troubles), []
@@ -53,7 +60,7 @@ class Unreliable:
 
 
 class Absent:
-    """No sampler: a batch waits for ever."""
+    """No sampler is there, so a batch waits for ever."""
 
     async def sample(self, requests):
         await asyncio.Event().wait()
@@ -180,7 +187,10 @@ def test_a_job_deleted_at_any_moment_of_its_sending_holds_up_nobody(settings, sa
 
 
 def test_one_bad_job_takes_no_other_with_it(settings, sampler):
-    """A batch that fails is tried job by job; so is one whose sampler is lost, three times at most."""
+    """A batch that fails is tried job by job.
+
+    So is a batch whose sampler is lost, three times at most.
+    """
     unreliable = Unreliable(sampler, ValueError("this one"), ValueError("again"))
 
     async def scenario(service):
@@ -234,7 +244,7 @@ def test_a_full_queue_and_absent_samplers_are_told(settings):
 
 
 def test_a_full_queue_says_when_there_will_be_room(settings, sampler):
-    """The estimate follows the batch that runs, not the short ones before it."""
+    """The estimate follows the batch that runs, not the short batches before it."""
     patient = settings.model_copy(update={"max_steps": 1000, "max_queued_jobs": 1})
 
     async def scenario(service):
@@ -267,7 +277,7 @@ def test_health_samples_a_step_where_there_is_no_newer_evidence(settings, sample
 
 
 def test_previews_do_not_wait_for_uploads(settings, sampler):
-    """A crowd of files that take long to decode, as many as the queue takes."""
+    """The uploads take long to decode, and there are as many as the queue takes."""
     slow = h264(num_frames=40, width=4096, height=2160)
 
     async def scenario(service):
@@ -329,7 +339,7 @@ def test_a_given_stream_that_was_lost_is_told(settings, sampler):
 
 
 def test_a_page_goes_on_where_it_was_though_jobs_are_deleted(settings):
-    """A client that empties the list page by page deletes its own cursor; so may the expiry of jobs."""
+    """A client that empties the list page by page deletes its own cursor. Expiry may delete it too."""
     roomy = settings.model_copy(update={"max_queued_jobs": 20})
 
     async def make(service):
@@ -367,7 +377,7 @@ def test_a_page_goes_on_where_it_was_though_jobs_are_deleted(settings):
 
 
 def test_a_server_starts_over_damaged_records_and_deletes_only_its_own(settings, sampler):
-    """A record that names another folder must never lead a deletion there."""
+    """If a record names another folder, that folder must never be deleted."""
 
     async def make(service):
         jobs = [await service.create({"steps": 1}, None) for _ in range(2)]
@@ -422,7 +432,7 @@ def test_a_server_that_lost_its_folder_stops_and_says_so(settings, sampler):
         running = await service.create({"steps": 1000}, None)
         while running.status != "in_progress":
             await asyncio.sleep(0.005)
-        lease._write()  # as one that found it left over
+        lease._write()  # as another server does that takes the lease for a leftover
         deadline = time.monotonic() + 20
         while (await service.health())[0]:
             assert time.monotonic() < deadline
@@ -439,7 +449,7 @@ def test_a_server_that_lost_its_folder_stops_and_says_so(settings, sampler):
 
 
 def test_storage_that_goes_on_failing_ends_no_job_in_limbo_and_no_sweep(settings, sampler, monkeypatch):
-    """A disk that does not answer for longer than the retries: what the client sees, and what goes on."""
+    """A disk fails for longer than the retries last. Jobs end with an error, and the expiry goes on."""
     monkeypatch.setattr("proav.serve.queue.service.SWEEP_SECONDS", 0.05)
     service = Service(settings.model_copy(update={"keep_seconds": 0.1}), sampler)
     store, failing = service._store, set()
