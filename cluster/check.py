@@ -1,7 +1,8 @@
 """Finds mistakes in a cluster file before a cloud or Kubernetes does: `python cluster/check.py FILE ...`
 
-For the cluster launcher (`ray up`) and for KubeRay. It asks no cloud and starts nothing. Exit status 0: the files can be used once what is listed
-as left to fill in is filled in; 2: a mistake, told in a line that names the key.
+Checks files of the cluster launcher (`ray up`) and of KubeRay. It asks no cloud and starts nothing. Exit
+status 0: no mistake; the files can be used when everything that is listed to fill in is filled in. Exit
+status 2: a mistake; a line names its key. The keys that a file may have are in cluster/shapes.py.
 """
 
 import difflib
@@ -28,7 +29,10 @@ RAY_IN_IMAGE = re.compile(r"rayproject/ray:(\d+\.\d+\.\d+)|-ray(\d+\.\d+\.\d+)")
 
 
 def check_file(path: str) -> list[str]:
-    """Checks one cluster file; returns what is left to fill in, as lines. Raises UserError for the first mistake, with its place in the file."""
+    """Checks one cluster file; returns what is left to fill in, as lines.
+
+    Raises UserError for the first mistake, with its place in the file.
+    """
     try:
         documents = [
             document for document in yaml.safe_load_all(Path(path).read_text()) if document is not None
@@ -57,14 +61,12 @@ def check_file(path: str) -> list[str]:
 
 
 def check_launcher(config: dict[str, Any]) -> None:
-    """A file of the cluster launcher: its keys, the rules between node types, and what Ray itself checks at `ray up`."""
+    """Checks a cluster launcher file: its keys, the rules between node types, and what `ray up` checks."""
     import ray.autoscaler
 
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())["properties"]
-    shape = dict.fromkeys(schema, ANY) | {
-        "min_workers": ANY,
-        "cluster_name!": ANY,
-    }  # min_workers: of machines of one's own; Ray moves it elsewhere
+    # min_workers: of one's own machines; Ray moves it elsewhere
+    shape = dict.fromkeys(schema, ANY) | {"min_workers": ANY, "cluster_name!": ANY}
     shape |= {key: dict.fromkeys(schema[key]["properties"], ANY) for key in ("auth", "docker")}
     shape["provider!"] = dict.fromkeys(schema["provider"]["properties"], ANY) | LAUNCHER_PROVIDER
     check_keys(config, shape, "")
@@ -86,10 +88,13 @@ def check_launcher(config: dict[str, Any]) -> None:
 
 
 def check_node_types(config: dict[str, Any]) -> None:
-    """The rules between node types that Ray leaves to the cloud, or to a job that waits for ever."""
+    """Checks rules between node types that Ray does not check.
+
+    If one is broken, the cloud refuses the nodes, or a job waits for ever.
+    """
     types = config.get("available_node_types") or {}
     if not types:
-        return  # machines of one's own: Ray knows one type
+        return  # one's own machines: Ray knows one type
     head = config.get("head_node_type")
     if head not in types:
         raise UserError(f"head_node_type: {head} is none of available_node_types ({', '.join(types)})")
@@ -114,17 +119,17 @@ def check_node_types(config: dict[str, Any]) -> None:
         image = (node.get("docker") or {}).get("worker_image", (config.get("docker") or {}).get("image", ""))
         if resources.get("GPU") and image.endswith("-cpu"):
             raise UserError(
-                f"{where}: has GPUs, but its image {image} has no CUDA; name another in {where}.docker.worker_image"
+                f"{where}: has GPUs, but its image {image} has no CUDA; name another in "
+                f"{where}.docker.worker_image"
             )
 
 
 def check_by_ray(config: dict[str, Any]) -> None:
-    """What `ray up` itself checks: defaults are filled in, then all is compared with Ray's schema. No cloud is asked."""
+    """Checks what `ray up` itself checks: fills in defaults and compares with Ray's schema. Asks no cloud."""
     import jsonschema
-    from ray.autoscaler._private.util import (
-        prepare_config,
-        validate_config,
-    )  # what `ray up` calls; there is no public name for it
+
+    # `ray up` calls them; they have no public name
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
     try:
         validate_config(prepare_config(config))
@@ -136,7 +141,7 @@ def check_by_ray(config: dict[str, Any]) -> None:
 
 
 def check_kuberay(document: dict[str, Any]) -> None:
-    """A RayCluster, RayJob or RayService: its keys down to those of containers, and the rules that make it fit proav."""
+    """Checks a RayCluster, RayJob or RayService: keys down to those of containers, and what proav needs."""
     kind = document.get("kind")
     if kind not in KUBERAY:
         raise UserError(f"kind: {kind}; expected one of {', '.join(KUBERAY)}")
@@ -152,7 +157,8 @@ def check_kuberay(document: dict[str, Any]) -> None:
     cluster = spec if kind == "RayCluster" else spec[place.removeprefix("spec.")]
     if cluster["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
         raise UserError(
-            f'{place}.headGroupSpec.rayStartParams: write {{num-cpus: "0"}}, so that no work is placed on the head'
+            f'{place}.headGroupSpec.rayStartParams: write {{num-cpus: "0"}}, '
+            "so that no work is placed on the head"
         )
     groups = {"headGroupSpec": cluster["headGroupSpec"]}
     for index, group in enumerate(cluster.get("workerGroupSpecs", [])):
@@ -169,7 +175,8 @@ def check_kuberay(document: dict[str, Any]) -> None:
         limits = container.get("resources", {}).get("limits", {})
         if "memory" not in limits or "cpu" not in limits:
             raise UserError(
-                f"{place}.{name}: the first container's resources.limits need cpu and memory; Ray takes a pod's size from them"
+                f"{place}.{name}: the first container's resources.limits need cpu and memory; Ray takes a "
+                "pod's size from them"
             )
         if "nvidia.com/gpu" in limits and container["image"].endswith("-cpu"):
             raise UserError(f"{place}.{name}: has GPUs, but its image {container['image']} has no CUDA")
@@ -180,7 +187,7 @@ def check_kuberay(document: dict[str, Any]) -> None:
 
 
 def check_serve_config(text: str) -> None:
-    """The Serve configuration inside a RayService, by Serve's own schema and proav's own settings."""
+    """Checks the Serve configuration inside a RayService by Serve's own schema and proav's own settings."""
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 
@@ -205,7 +212,10 @@ def check_serve_config(text: str) -> None:
 
 
 def check_images(document: Any) -> None:
-    """Every image that names its Ray must have the one that proav is installed with: nodes of another version cannot join."""
+    """Checks that images have a fixed tag and, if they name a Ray version, one that proav can use.
+
+    Nodes with another version of Ray cannot join.
+    """
     for where, text in texts(document):
         if where.rpartition(".")[2] in ("image", "head_image", "worker_image"):
             found = RAY_IN_IMAGE.search(text)
@@ -239,7 +249,10 @@ def check_order(where: str, numbers: dict[str, Any]) -> None:
 
 
 def check_keys(value: Any, shape: Any, where: str) -> None:
-    """Compares keys with a shape: {key: shape, "required key!": shape}, [shape] for a list, ANY. Raises UserError for the first that does not fit."""
+    """Compares keys with a shape: {key: shape, "required key!": shape}, [shape] for a list, or ANY.
+
+    Raises UserError for the first key that does not fit.
+    """
     if shape is ANY:
         return
     if isinstance(shape, list):
@@ -282,7 +295,7 @@ def main(paths: list[str]) -> int:
     if not paths or paths[0].startswith("-"):
         print(__doc__)
         return 0 if paths in (["-h"], ["--help"]) else 2
-    logging.getLogger("ray").setLevel(logging.WARNING)  # Ray tells which defaults it fills in
+    logging.getLogger("ray").setLevel(logging.WARNING)  # else Ray prints which defaults it fills in
     status = 0
     for path in paths:
         try:

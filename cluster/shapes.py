@@ -1,7 +1,9 @@
-"""The keys that cluster files may have, as far as proav's files and their likely changes need them: what cluster/check.py compares with.
+"""The keys that cluster files may have; cluster/check.py compares files with them.
 
-A shape is {key: shape}, a list of one shape, or ANY; "key!" must be there. Names come from Ray's cluster YAML reference, the EC2 RunInstances and
-Compute Engine instances.insert interfaces, the ray.io/v1 resources of KubeRay 1.7, and the Kubernetes Pod (v1).
+They are the keys that proav's files and their likely changes need. A shape is {key: shape}, a list of one
+shape, or ANY; "key!" must be present. Names come from Ray's cluster YAML reference, the EC2 RunInstances and
+Compute Engine instances.insert interfaces, the ray.io/v1 resources of KubeRay 1.7, and the Kubernetes Pod
+(v1).
 """
 
 from typing import Any
@@ -11,7 +13,7 @@ Shape = Any
 
 
 def keys(words: str, **shapes: Shape) -> dict[str, Shape]:
-    """{word: ANY, ...} with the given shapes laid over it."""
+    """{word: ANY, ...} for the words; the given shapes replace or add keys."""
     return dict.fromkeys(words.split(), ANY) | shapes
 
 
@@ -20,8 +22,10 @@ LAUNCHER_PROVIDER = keys("type! coordinator_address external_head_ip internal_he
 
 NODE_CONFIGS: dict[str, Shape] = {
     "aws": keys(
-        "InstanceType! ImageId KeyName SubnetId SubnetIds SecurityGroupIds EbsOptimized Placement UserData TagSpecifications LaunchTemplate Monitoring CpuOptions "
-        "CapacityReservationSpecification InstanceInitiatedShutdownBehavior NetworkInterfaces MinCount MaxCount PrivateDnsNameOptions",
+        "InstanceType! ImageId KeyName SubnetId SubnetIds SecurityGroupIds EbsOptimized Placement "
+        "UserData TagSpecifications LaunchTemplate Monitoring CpuOptions "
+        "CapacityReservationSpecification InstanceInitiatedShutdownBehavior NetworkInterfaces MinCount "
+        "MaxCount PrivateDnsNameOptions",
         IamInstanceProfile=keys("Arn Name"),
         MetadataOptions=keys(
             "HttpTokens HttpPutResponseHopLimit HttpEndpoint HttpProtocolIpv6 InstanceMetadataTags"
@@ -42,7 +46,8 @@ NODE_CONFIGS: dict[str, Shape] = {
         ],
     ),
     "gcp": keys(
-        "machineType! networkInterfaces guestAccelerators labels tags minCpuPlatform canIpForward shieldedInstanceConfig reservationAffinity",
+        "machineType! networkInterfaces guestAccelerators labels tags minCpuPlatform canIpForward "
+        "shieldedInstanceConfig reservationAffinity",
         disks=[
             keys(
                 "boot autoDelete type mode interface deviceName diskSizeGb",
@@ -54,7 +59,8 @@ NODE_CONFIGS: dict[str, Shape] = {
         metadata=keys("fingerprint", items=[keys("key! value!")]),
         serviceAccounts=[keys("email! scopes!")],
         scheduling=keys(
-            "preemptible provisioningModel instanceTerminationAction automaticRestart onHostMaintenance maxRunDuration"
+            "preemptible provisioningModel instanceTerminationAction automaticRestart onHostMaintenance "
+            "maxRunDuration"
         ),
     ),
     "local": ANY,
@@ -62,7 +68,8 @@ NODE_CONFIGS: dict[str, Shape] = {
 
 RESOURCES = keys("", requests=ANY, limits=ANY)
 CONTAINER = keys(
-    "name! image! imagePullPolicy command args workingDir lifecycle livenessProbe readinessProbe startupProbe securityContext envFrom volumeDevices "
+    "name! image! imagePullPolicy command args workingDir lifecycle livenessProbe readinessProbe "
+    "startupProbe securityContext envFrom volumeDevices "
     "terminationMessagePath terminationMessagePolicy stdin tty restartPolicy",
     env=[keys("name! value valueFrom")],
     ports=[keys("containerPort! name protocol hostPort hostIP")],
@@ -70,8 +77,10 @@ CONTAINER = keys(
     volumeMounts=[keys("name! mountPath! subPath subPathExpr readOnly mountPropagation")],
 )
 POD = keys(
-    "nodeSelector nodeName affinity serviceAccountName priorityClassName schedulerName restartPolicy terminationGracePeriodSeconds securityContext "
-    "hostNetwork hostIPC hostPID dnsPolicy dnsConfig runtimeClassName automountServiceAccountToken topologySpreadConstraints hostAliases shareProcessNamespace "
+    "nodeSelector nodeName affinity serviceAccountName priorityClassName schedulerName restartPolicy "
+    "terminationGracePeriodSeconds securityContext "
+    "hostNetwork hostIPC hostPID dnsPolicy dnsConfig runtimeClassName automountServiceAccountToken "
+    "topologySpreadConstraints hostAliases shareProcessNamespace "
     "activeDeadlineSeconds enableServiceLinks overhead preemptionPolicy volumes",
     **{"containers!": [CONTAINER], "initContainers": [CONTAINER]},
     imagePullSecrets=[keys("name!")],
@@ -81,10 +90,12 @@ METADATA = keys("name namespace labels annotations")
 TEMPLATE = {"metadata": METADATA, "spec!": POD}
 GROUP = keys("rayStartParams labels resources", **{"template!": TEMPLATE})
 CLUSTER = keys(
-    "rayVersion! enableInTreeAutoscaling headServiceAnnotations gcsFaultToleranceOptions historyServerOptions managedBy networkPolicy suspend tlsOptions upgradeStrategy",
+    "rayVersion! enableInTreeAutoscaling headServiceAnnotations gcsFaultToleranceOptions "
+    "historyServerOptions managedBy networkPolicy suspend tlsOptions upgradeStrategy",
     authOptions=keys("mode! secretName enableK8sTokenAuth"),
     autoscalerOptions=keys(
-        "version upscalingMode idleTimeoutSeconds image imagePullPolicy securityContext env envFrom volumeMounts command args",
+        "version upscalingMode idleTimeoutSeconds image imagePullPolicy securityContext env envFrom "
+        "volumeMounts command args",
         resources=RESOURCES,
     ),
     **{
@@ -92,7 +103,8 @@ CLUSTER = keys(
         "workerGroupSpecs!": [
             GROUP
             | keys(
-                "groupName! replicas minReplicas! maxReplicas! numOfHosts idleTimeoutSeconds scaleStrategy suspend priority"
+                "groupName! replicas minReplicas! maxReplicas! numOfHosts idleTimeoutSeconds "
+                "scaleStrategy suspend priority"
             ),
         ],
     },
@@ -100,12 +112,15 @@ CLUSTER = keys(
 KUBERAY: dict[str, Shape] = {
     "RayCluster": CLUSTER,
     "RayJob": keys(
-        "entrypoint! submissionMode shutdownAfterJobFinishes ttlSecondsAfterFinished backoffLimit activeDeadlineSeconds preRunningDeadlineSeconds runtimeEnvYAML "
-        "jobId metadata suspend managedBy deletionStrategy clusterSelector submitterPodTemplate submitterConfig entrypointNumCpus entrypointNumGpus entrypointResources",
+        "entrypoint! submissionMode shutdownAfterJobFinishes ttlSecondsAfterFinished backoffLimit "
+        "activeDeadlineSeconds preRunningDeadlineSeconds runtimeEnvYAML "
+        "jobId metadata suspend managedBy deletionStrategy clusterSelector submitterPodTemplate "
+        "submitterConfig entrypointNumCpus entrypointNumGpus entrypointResources",
         **{"rayClusterSpec!": CLUSTER},
     ),
     "RayService": keys(
-        "serveConfigV2! serviceUnhealthySecondThreshold deploymentUnhealthySecondThreshold excludeHeadPodFromServeSvc rayClusterDeletionDelaySeconds "
+        "serveConfigV2! serviceUnhealthySecondThreshold deploymentUnhealthySecondThreshold "
+        "excludeHeadPodFromServeSvc rayClusterDeletionDelaySeconds "
         "upgradeStrategy serveService suspend managedBy",
         **{"rayClusterConfig!": CLUSTER},
     ),
@@ -117,7 +132,8 @@ SERVE_KEYS = keys(
     **{
         "applications!": [
             keys(
-                "name import_path! route_prefix args runtime_env deployments host port autoscaling_policy logging_config external_scaler_enabled"
+                "name import_path! route_prefix args runtime_env deployments host port "
+                "autoscaling_policy logging_config external_scaler_enabled"
             )
         ]
     },

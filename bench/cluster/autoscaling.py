@@ -1,8 +1,10 @@
-"""Autoscaling without a cloud: a head without CPUs, two groups of nodes, two jobs submitted to it; which nodes come and go, and when.
+"""Autoscaling without a cloud: which nodes come and go, and when.
 
     python -m bench.cluster.autoscaling [--copies N] [--num-clips N] [--idle-seconds N] [--skip-training]
 
-The nodes are Ray's fake ones: processes of this machine, started and ended by Ray's real autoscaler. It ends all that it started. Linux only.
+Two jobs are submitted to a head without CPUs that has two groups of nodes. The nodes are Ray's fake ones:
+processes of this machine, which Ray's real autoscaler starts and ends. The benchmark ends all that it
+started. Linux only.
 """
 
 import argparse
@@ -25,7 +27,10 @@ SHRINK_SECONDS = 120.0
 
 
 def autoscaler_config(address: str, *, idle_seconds: float, num_cpu_nodes: int) -> dict:
-    """A cluster file for Ray's fake provider: nodes of 1 CPU for preparing data, one of 2 CPUs for training; none of them up at first."""
+    """A cluster file for Ray's fake provider: nodes of 1 CPU to prepare data, one of 2 CPUs to train.
+
+    None of them is up at first.
+    """
 
     def group(name: str, num_cpus: int, most: int) -> dict:
         return {
@@ -62,7 +67,7 @@ def autoscaler_config(address: str, *, idle_seconds: float, num_cpu_nodes: int) 
 
 
 class Cluster:
-    """A head of its own with an autoscaler, watched from this process."""
+    """A head with an autoscaler, watched from this process."""
 
     def __init__(self, folder: Path, *, idle_seconds: float, num_cpu_nodes: int) -> None:
         file = folder / "cluster.json"
@@ -73,15 +78,13 @@ class Cluster:
             num_cpus=0,
             environment=settings,
         )
-        os.environ.update(
-            {name: self.head.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-        )  # before Ray is imported, which reads them
+        # before Ray is imported, because Ray reads them then
+        os.environ.update({name: self.head.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")})
         import ray
 
         address = f"{ray.util.get_node_ip_address()}:{self.head.port}"
-        self.head.environment["RAY_ADDRESS"] = (
-            address  # parts of Ray Train look for "the" Ray of the machine, and there may be others
-        )
+        # parts of Ray Train look for the machine's only Ray, but there may be several
+        self.head.environment["RAY_ADDRESS"] = address
         file.write_text(
             json.dumps(autoscaler_config(address, idle_seconds=idle_seconds, num_cpu_nodes=num_cpu_nodes))
         )
@@ -125,7 +128,7 @@ class Cluster:
                 self.tell("nodes")
 
     def tell(self, event: str) -> None:
-        """Writes an event down with the time and the nodes that are up, and prints it."""
+        """Records an event with the time and the number of nodes that are up, and prints it."""
         row = {"seconds": round(time.monotonic() - self.began, 1), "event": event, **self.counts}
         self.events.append(row)
         print(
@@ -133,7 +136,10 @@ class Cluster:
         )
 
     def submit(self, name: str, *words: str, seconds: float) -> float:
-        """Runs a job script on the cluster by `ray job submit`; returns its seconds. Ends the benchmark where it fails."""
+        """Runs a job script on the cluster by `ray job submit`; returns its wall seconds.
+
+        Ends the benchmark if the job fails.
+        """
         self.tell(f"{name} submitted")
         began = time.monotonic()
         done = self.head.run(
@@ -165,7 +171,7 @@ class Cluster:
 
 
 def copy_sources(folder: Path, copies: int) -> Path:
-    """The clips of examples/clips under several names, as links: enough work that a second node pays."""
+    """Links to the clips of examples/clips under several names: enough work to make a second node pay off."""
     for number in range(copies):
         (folder / f"copy-{number:02d}").mkdir(parents=True)
         for path in sorted((ROOT / "examples" / "clips").glob("*.mp4")):

@@ -2,11 +2,14 @@
 
     python -m bench.cluster.faults [--one-in 50] [--folder runs/faults] [section.key=value ...]
 
-preprocess, train (both stages), encode and generate with configs/demo.yaml, made small, three times: in a
-plain folder; at flaky://..., a file system of fsspec's kind (`bench/helpers/flaky_storage.py`); in a folder below which
-the operating system's own calls fail (`bench/helpers/flaky_disk.c`, needs cc and Linux). The videos lie there too. Prints
-faults, seconds and whether the results are equal to the last byte: shards, checkpoints, curves, latents,
-samples.
+Runs preprocess, train (both stages), encode and generate three times, with a small form of configs/demo.yaml:
+
+- in a plain folder
+- at flaky://..., an fsspec file system (`bench/helpers/flaky_storage.py`)
+- in a folder where the operating system's own calls fail (`bench/helpers/flaky_disk.c`, needs cc and Linux)
+
+The videos lie there too. Prints faults, seconds and whether the results are equal to the last byte: shards,
+checkpoints, curves, latents, samples.
 """
 
 import argparse
@@ -43,7 +46,7 @@ register_implementation("flaky", "bench.helpers.flaky_storage.FlakyFileSystem")
 
 
 def run_job(name: str, settings: list[str], environment: dict) -> tuple[int, float, str]:
-    """(status, seconds, last lines) of one job."""
+    """(exit status, wall seconds, last 20 lines of output) of one job."""
     began = time.monotonic()
     command = [
         sys.executable,
@@ -61,7 +64,7 @@ def run_job(name: str, settings: list[str], environment: dict) -> tuple[int, flo
 
 
 def results(run: Path) -> dict[str, str]:
-    """{file: SHA-256 of what must not depend on the storage}."""
+    """{file: SHA-256} of the results that must not depend on the storage; of metrics, the curve itself."""
     found = {}
     weights = (f"{stage}/checkpoints/**/*.safetensors" for stage in ("mdsa", "stdit"))
     for pattern in ("data/segments/*", *weights, "latents/*.parquet", "samples/**/*.mp4"):
@@ -73,7 +76,7 @@ def results(run: Path) -> dict[str, str]:
 
 
 def curve(folder: Path) -> list[dict]:
-    """The reports of a stage, without what the machine adds."""
+    """The reports of a stage, without the values that depend on the machine, such as seconds."""
     files = (
         [folder / "metrics.jsonl"]
         if (folder / "metrics.jsonl").exists()

@@ -1,7 +1,11 @@
-"""What it takes to send a job to a running cluster: `python -m bench.cluster.submit [--run-dir DIR] [key=value ...]`.
+"""What it takes to send a job to a running cluster.
 
-Starts a head on this machine, sends preprocess.py and train.py stage=mdsa to it with `ray job submit --working-dir .`, stops the training half-way, sends it
-again, and prints bytes uploaded, seconds from submission to the first training step, and where the stopped run went on. A table and a JSON line.
+    python -m bench.cluster.submit [--run-dir DIR] [key=value ...]
+
+Starts a head on this machine and sends preprocess.py and train.py stage=mdsa to it with
+`ray job submit --working-dir .`. Then stops the training half-way and sends it again. Prints the bytes
+uploaded, the seconds from submission to the first training step, and where the stopped run went on: a table
+and one JSON line.
 """
 
 import argparse
@@ -13,9 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ray._private.runtime_env.packaging import (
-    create_package,
-)  # what `ray job submit` itself packs with; there is no public name for it
+# `ray job submit` itself packs with it; it has no public name
+from ray._private.runtime_env.packaging import create_package
 
 from bench.helpers.local_head import LocalHead
 
@@ -33,7 +36,7 @@ def upload_bytes() -> int:
 
 @contextlib.contextmanager
 def submitted(head: LocalHead, *words: str):
-    """A job under way: its `ray job submit` process, which prints what the job prints."""
+    """Submits a job; gives its `ray job submit` process, which prints what the job prints."""
     command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", *words]
     process = subprocess.Popen(
         command, cwd=ROOT, env=head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -46,7 +49,7 @@ def submitted(head: LocalHead, *words: str):
 
 
 def finish(process: subprocess.Popen) -> str:
-    """Waits for the job's end; its output. Raises where it failed."""
+    """Waits for the job's end and returns its output. Raises RuntimeError if the job failed."""
     output = process.communicate(timeout=JOB_SECONDS)[0]
     if process.returncode:
         raise RuntimeError(f"the job failed:\n{output}")
@@ -58,7 +61,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def wait_for(process: subprocess.Popen, happened) -> float:
-    """Seconds until `happened()`; raises where the job ends before."""
+    """Seconds until `happened()`. Raises RuntimeError if the job ends before, or JOB_SECONDS pass."""
     began = time.monotonic()
     while not happened():
         if process.poll() is not None or time.monotonic() - began > JOB_SECONDS:
@@ -70,7 +73,7 @@ def wait_for(process: subprocess.Popen, happened) -> float:
 
 
 def stop_running_job(head: LocalHead) -> str:
-    """`ray job stop` on the one job that runs; its status afterwards."""
+    """Stops the one running job with `ray job stop`; returns its status afterwards."""
     running = [identity for identity, status in list_jobs(head).items() if status == "RUNNING"]
     assert len(running) == 1, f"expected one running job, found {running}"
     head.run("ray", "job", "stop", running[0])
@@ -84,6 +87,7 @@ def list_jobs(head: LocalHead) -> dict[str, str]:
 
 
 def measure(run_dir: Path, num_cpus: int, num_clips: int, overrides: list[str]) -> dict:
+    """The numbers of the benchmark; the arguments are those of the command line."""
     every = [
         "train.report_every_clips=8",
         f"train.checkpoint_every_clips={num_clips // 4}",
@@ -148,10 +152,12 @@ def main() -> None:
     print(f"submit to first training step       {result['first_step_seconds']:8.1f} s")
     print(f"preprocess, submit to end           {result['preprocess_seconds']:8.1f} s")
     print(
-        f"{result['status_after_stop'].lower()} after                       {result['clips_when_stopped']:8d} clips, went on from {result['went_on_from']}"
+        f"{result['status_after_stop'].lower()} after                       "
+        f"{result['clips_when_stopped']:8d} clips, went on from {result['went_on_from']}"
     )
     print(
-        f"second submit to end                {result['second_train_seconds']:8.1f} s, {result['clips']} clips, loss {result['loss']:.4f}"
+        f"second submit to end                {result['second_train_seconds']:8.1f} s, {result['clips']} "
+        f"clips, loss {result['loss']:.4f}"
     )
     print(json.dumps(result))
 

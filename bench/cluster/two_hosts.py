@@ -1,9 +1,11 @@
-"""ZeRO over two hosts, one of which is lost half-way: the curve is that of two workers on one host, and the run goes on when the host is back.
+"""ZeRO over two hosts, one of which is lost half-way.
 
     python -m bench.cluster.two_hosts [--num-clips N] [--config FILE] [section.key=value ...]
 
-The hosts are network namespaces of this machine, joined by a virtual cable: each has its own addresses, ports and Ray node, and reaches the
-other over the cable alone; they share the disk. Needs Linux, root and the `ip` command. It ends and removes all that it made.
+The curve must be that of two workers on one host, and the run must go on when the host is back. The hosts are
+network namespaces of this machine, joined by a virtual cable. Each has its own addresses, ports and Ray node,
+and reaches the other over the cable alone. They share the disk. Needs Linux, root and the `ip` command. The
+benchmark ends and removes all that it made.
 """
 
 import argparse
@@ -39,7 +41,7 @@ class Host:
         self.started: list[subprocess.Popen] = []
 
     def start(self, command: list[str], log: Path) -> subprocess.Popen:
-        """Starts a command on this host, with no hint at which network interface to use."""
+        """Starts a command on this host, without telling it which network interface to use."""
         with log.open("w") as output:
             words = ["ip", "netns", "exec", self.name, *command]
             process = subprocess.Popen(
@@ -86,7 +88,7 @@ class Host:
         return sum("RayTrainWorker" in " ".join(process.cmdline()) for process in self.processes())
 
     def lose(self) -> None:
-        """All of the host's processes end at once, without a word, as when its power fails."""
+        """Kills all of the host's processes at once, as if its power failed."""
         end(self.processes)
         for process in self.started:
             process.wait()
@@ -94,10 +96,9 @@ class Host:
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts and the cable between them; gone at the end, with all that ran on them."""
-    folder = Path(
-        tempfile.mkdtemp(prefix="hosts", dir="/tmp")
-    )  # short: Ray's sockets below it may not pass 107 characters
+    """Two hosts and the cable between them; removed at the end, with all that ran on them."""
+    # a short path: those of Ray's sockets below it may have at most 107 characters
+    folder = Path(tempfile.mkdtemp(prefix="hosts", dir="/tmp"))
     hosts = tuple(
         Host(f"proav-{os.getpid()}-{number}", address, folder) for number, address in enumerate(ADDRESSES)
     )
@@ -151,7 +152,12 @@ def environment(**more: str) -> dict[str, str]:
 def wait_for(
     happened: Callable[[], bool], seconds: float, what: str, process: subprocess.Popen, log: Path
 ) -> float:
-    """Seconds until `happened()`; ends the benchmark with the log where the process ends first or the time is up."""
+    """Seconds until `happened()`. Ends the benchmark and shows the log if that comes too late or never.
+
+    happened: what is waited for. seconds: to wait at most. what: its name in the message.
+    process: must run meanwhile.
+    log: of the process.
+    """
     began = time.monotonic()
     while not happened():
         if process.poll() is not None or time.monotonic() > began + seconds:
@@ -173,7 +179,7 @@ def curve(run_dir: Path) -> list[dict]:
 
 
 def train_on_one_host(words: list[str]) -> float:
-    """Prepares the data and trains two workers on a Ray of this machine alone; seconds of training."""
+    """Prepares the data and trains two workers on a Ray of this machine alone; returns training seconds."""
     for name in ("preprocess", "train"):
         began = time.monotonic()
         done = subprocess.run(
@@ -189,7 +195,12 @@ def train_on_one_host(words: list[str]) -> float:
 
 
 def train_on_two_hosts(folder: Path, run_dir: Path, words: list[str], num_clips: int) -> dict:
-    """Trains with a worker on each host; loses the second host half-way and starts it again when its loss was seen."""
+    """Trains with a worker on each host; loses the second host half-way and starts it again.
+
+    It starts again when the first host has noticed the loss.
+
+    folder: for the log. run_dir: of the run. words: arguments of train.py. num_clips: length of the training.
+    """
     with two_hosts() as (first, second):
         for host in (first, second):
             host.start_ray()
@@ -228,8 +239,10 @@ def train_on_two_hosts(folder: Path, run_dir: Path, words: list[str], num_clips:
 def measure(folder: Path, arguments: argparse.Namespace) -> dict:
     num_clips = arguments.num_clips
     words = [
-        "--config", arguments.config, "stage=mdsa", "train.num_workers=2", "train.zero_stage=2", "train.cpus_per_worker=1", f"train.num_clips={num_clips}",
-        f"train.checkpoint_every_clips={num_clips // 4}", *arguments.overrides,
+        "--config", arguments.config, "stage=mdsa",
+        "train.num_workers=2", "train.zero_stage=2", "train.cpus_per_worker=1",
+        f"train.num_clips={num_clips}", f"train.checkpoint_every_clips={num_clips // 4}",
+        *arguments.overrides,
     ]  # fmt: skip
     one, two = folder / "one", folder / "two"
     one_seconds = train_on_one_host([*words, f"run_dir={one}"])

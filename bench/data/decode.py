@@ -1,8 +1,11 @@
-"""Speed of `read_segments` against the plainest PyAV loop over the same files. `python -m bench.data.decode [--fit pad] [--runs N] [FILE ...]`
+"""Speed of `read_segments` against the plainest PyAV loop over the same files.
 
-Both turn a whole file into 256 x 256 pictures at 10 fps with mono sound at 16 kHz, in one pass on one thread; the plain loop takes every
-time stamp at its word, checks nothing and knows no rotation, pixel aspect, gap or damage. Alternating runs in one process, processor time,
-medians. Prints a table and one JSON line. Without files: three made clips of 640x360, 25 fps, 10 s, H.264 + AAC stereo at 44.1 kHz.
+    python -m bench.data.decode [--fit pad] [--runs N] [FILE ...]
+
+Both turn a whole file into 256 x 256 pictures at 10 fps with mono sound at 16 kHz, in one pass on one thread.
+The plain loop trusts every time stamp and checks nothing. It knows no rotation, pixel aspect, gap or damage.
+Runs alternate in one process; the times are medians of processor time. Prints a table and one JSON line.
+Without files: three generated clips of 640x360, 25 fps, 10 s, H.264 + AAC stereo at 44.1 kHz.
 """
 
 import argparse
@@ -49,7 +52,10 @@ def plain(path: str, fit: str) -> tuple[int, int]:
 
 
 def plain_pass(path: str, fit: str) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [T, H, W, 3] and float32 [samples] of one pass: the picture shown at k / FPS, cropped and scaled; the sound through one resampler."""
+    """uint8 [T, H, W, 3] and float32 [samples] of one pass.
+
+    Frame k is the picture shown at k / FPS seconds, cropped and scaled. The sound goes through one resampler.
+    """
     pictures, sound = [], []
     resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
     reformatter, cropper = VideoReformatter(), None
@@ -93,7 +99,10 @@ def plain_pass(path: str, fit: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_clips(folder: str, count: int = 3) -> list[str]:
-    """Clips of textured motion: blurred noise drifting under coloured squares that cross it; sound: noise, a sweep and clicks."""
+    """Generates clips of textured motion with sound.
+
+    Blurred noise drifts under coloured squares that cross it. The sound is noise, a sweep and clicks.
+    """
     paths = []
     for number in range(count):
         generator = np.random.default_rng(number)
@@ -145,7 +154,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="proav-bench-") as folder:
         files = arguments.files or make_clips(folder)
         print(
-            f"{'file':32} {'seconds':>8} {'plain ms':>9} {'ours ms':>9} {'ratio':>6} {'frames/s':>9}   (processor time, medians of {arguments.runs})"
+            f"{'file':32} {'seconds':>8} {'plain ms':>9} {'ours ms':>9} {'ratio':>6} {'frames/s':>9}   "
+            f"(processor time, medians of {arguments.runs})"
         )
         seconds = frames = 0.0
         total = {"plain": 0.0, "ours": 0.0}
@@ -164,19 +174,23 @@ def main() -> None:
                 continue
             medians = {name: statistics.median(values) for name, values in times.items()}
             print(
-                f"{Path(path).name[:32]:32} {ours_frames / FPS:8.1f} {1000 * medians['plain']:9.1f} {1000 * medians['ours']:9.1f}"
-                f" {medians['plain'] / medians['ours']:6.3f} {ours_frames / medians['ours']:9.0f}"
+                f"{Path(path).name[:32]:32} {ours_frames / FPS:8.1f} {1000 * medians['plain']:9.1f} "
+                f"{1000 * medians['ours']:9.1f} {medians['plain'] / medians['ours']:6.3f} "
+                f"{ours_frames / medians['ours']:9.0f}"
             )
             seconds, frames = seconds + ours_frames / FPS, frames + ours_frames
             total = {name: total[name] + medians[name] for name in total}
     if not frames:
         raise SystemExit(
-            "no file could be read; expected files with picture and sound, such as bench/data/decode.py examples/clips/*.mp4"
+            "no file could be read; expected files with picture and sound, such as bench/data/decode.py "
+            "examples/clips/*.mp4"
         )
     result = {
-        "bench": "decode", "fit": arguments.fit, "files": len(files), "seconds": round(seconds, 1), "plain_seconds": round(total["plain"], 3),
+        "bench": "decode", "fit": arguments.fit, "files": len(files),
+        "seconds": round(seconds, 1), "plain_seconds": round(total["plain"], 3),
         "ours_seconds": round(total["ours"], 3), "ours_over_plain": round(total["plain"] / total["ours"], 3),
-        "times_real_time": round(seconds / total["ours"], 1), "ms_per_16_frames": round(1000 * 16 * total["ours"] / frames, 2),
+        "times_real_time": round(seconds / total["ours"], 1),
+        "ms_per_16_frames": round(1000 * 16 * total["ours"] / frames, 2),
         "av": av.__version__, "machine": platform.processor() or platform.machine(),
     }  # fmt: skip
     print(json.dumps(result))

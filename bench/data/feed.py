@@ -1,12 +1,15 @@
-"""Windows of 16 frames a second out of a prepared data set, by what prepares them, beside reading the same bytes plainly.
+"""How many windows of 16 frames a second the feed gives, by what prepares them.
 
     python -m bench.data.feed [FILE ...]
 
-Prepares segments of the files, or of made textures, at 256x256 (JPEG, then raw) in a temporary folder. Batches of 8 are taken as training takes
-them, after the first, for a few seconds each; rates are a second, and in brackets a core-second: the processor time of all processes that take
-part. Reading plainly: the shards from end to end, as many windows as their bytes hold; both from the system's page cache. The feed's own cache is
-off: it would hold a set as small as this one. Decoding alone: the same windows' frames, their bytes already in memory. Prints a Markdown table
-and one JSON line.
+Prepares segments of the files, or of generated textures, at 256x256 (JPEG, then raw) in a temporary folder.
+Batches of 8 are taken as training takes them, after the first, for a few seconds each. Rates are per second
+and, in brackets, per core-second: a second of processor time of all processes that take part.
+
+Two rates stand beside these. Reading plainly: the shards are read from end to end, and as many windows count
+as their bytes hold. Decoding alone: the same windows' frames are decoded from bytes in memory. All files are
+in the system's page cache. The feed's own cache is off, because it would hold a set as small as this one.
+Prints a Markdown table and one JSON line.
 """
 
 import argparse
@@ -41,7 +44,7 @@ BATCH = 8
 
 
 class MadeClips:
-    """Rows of made clips in place of decoded ones."""
+    """Gives rows of generated clips instead of decoded ones."""
 
     def __init__(self, config: Config, videos: list[np.ndarray]) -> None:
         self.config, self.videos, self.mel_frames = config, videos, MelFrames(config)
@@ -60,6 +63,7 @@ class MadeClips:
 
 
 def prepare(folder: str, codec: str, num_segments: int, videos: list[np.ndarray]) -> Config:
+    """Prepares a data set in `folder` with this frame codec; the segments take the videos' frames in turn."""
     config = load_config(None, [f"run_dir={folder}", f"data.frame_codec={codec}"])
     sources = tuple(
         SourceRow(f"{number}", f"{number}", f"{number}", split="train") for number in range(num_segments)
@@ -71,13 +75,13 @@ def prepare(folder: str, codec: str, num_segments: int, videos: list[np.ndarray]
 
 
 class Clock:
-    """Seconds, and processor seconds of this process and all below it."""
+    """Wall seconds, and processor seconds of this process and all its descendants."""
 
     def __init__(self) -> None:
         self.begun, self.used = time.monotonic(), self._processor_seconds()
 
     def rates(self, count: float) -> tuple[float, float]:
-        """`count` a second, and a core-second."""
+        """`count` per second and per core-second."""
         used = sum(
             seconds - self.used.get(process, 0.0) for process, seconds in self._processor_seconds().items()
         )
@@ -86,7 +90,7 @@ class Clock:
     def _processor_seconds(self) -> dict[int, float]:
         found, mine = {}, psutil.Process()
         for process in [mine, *mine.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):  # one that ends meanwhile
+            with contextlib.suppress(psutil.NoSuchProcess):  # the process has ended meanwhile
                 found[process.pid] = sum(process.cpu_times()[:2])
         return found
 
@@ -94,7 +98,7 @@ class Clock:
 def through_the_feed(feed: ClipFeed, seconds: float, **loading) -> tuple[float, float]:
     with contextlib.closing(feed.iterate(0, **loading)) as batches:
         for _ in range(2 * loading.get("loader_workers", 0) + 1):
-            next(batches)  # what was prepared ahead
+            next(batches)  # batches that were prepared ahead
         clock, count, end = Clock(), 0, time.monotonic() + seconds
         while time.monotonic() < end:
             count += len(next(batches)["position"])
@@ -102,7 +106,10 @@ def through_the_feed(feed: ClipFeed, seconds: float, **loading) -> tuple[float, 
 
 
 def plainly(config: Config) -> tuple[float, float]:
-    """Windows whose frames and mel the bytes would hold that a plain reader gets, from one end of the shards to the other, three times."""
+    """Rates of a plain reader that reads all shards from end to end, three times.
+
+    It counts as many windows as the frames in these bytes make.
+    """
     frames = int(SegmentStore(config.data_folder).column("num_frames").sum())
     clock = Clock()
     for path in 3 * sorted(Path(config.data_folder, "segments").glob("*.parquet")):
@@ -137,7 +144,8 @@ def measure(config: Config, codec: str, seconds: float) -> dict:
     feed.store = louder.store = SegmentStore(config.data_folder, cache_bytes=1)
     found = {"in the training process": through_the_feed(feed, seconds)}
     for name, loader, count in (
-        ("1 process", "processes", 1), ("2 processes", "processes", 2), ("1 actor", "actors", 1), ("2 actors", "actors", 2)
+        ("1 process", "processes", 1), ("2 processes", "processes", 2),
+        ("1 actor", "actors", 1), ("2 actors", "actors", 2),
     ):  # fmt: skip
         found[name] = through_the_feed(feed, seconds, loader=loader, loader_workers=count)
     found["in the training process, with gains"] = through_the_feed(louder, seconds)

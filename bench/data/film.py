@@ -1,8 +1,11 @@
-"""Memory of preprocessing against the length of a source. `python -m bench.data.film [--minutes 2 120]`
+"""Memory of preprocessing against the length of a source.
 
-Films of these lengths (one made minute of 640x360 at 25 fps with sound, its packets repeated with later time stamps) go through the unit of work
-that the job runs, each in a fresh process that decodes in a process of its own, as in the job. Prints the highest resident memory of both, the
-segments and the seconds, and one JSON line.
+    python -m bench.data.film [--minutes 2 120]
+
+Makes films of these lengths: the packets of a generated clip of 640x360 at 25 fps with sound, repeated with
+later time stamps. Each film goes through the job's unit of work in a fresh process, which decodes in another
+process, as in the job. Prints the highest resident memory of both processes and the segments, then one JSON
+line.
 """
 
 import argparse
@@ -25,7 +28,10 @@ from proav.data.sources.finding import find_sources
 
 
 def make_film(clip: str, path: str, minutes: float) -> None:
-    """Repeats the packets of a clip of ten seconds, a fifth of a second apart (its sound is a little longer); nothing is encoded again."""
+    """Repeats the packets of a clip of ten seconds; nothing is encoded again.
+
+    Repeats are a fifth of a second apart, because the sound is a little longer than ten seconds.
+    """
     with av.open(clip) as source, av.open(path, "w", format="matroska") as target:
         streams = {
             stream.index: target.add_stream_from_template(stream)
@@ -43,7 +49,7 @@ def make_film(clip: str, path: str, minutes: float) -> None:
 
 
 def measure(path: str, data_dir: str) -> dict:
-    """Prepares one film in this process; {"segments", "megabytes", "decoder_megabytes"}."""
+    """Prepares one film in this process; returns {"segments", "megabytes", "decoder_megabytes"}."""
     config: Config = load_config(
         "configs/landscape.yaml", ["data.listing=[]", f"data.sources=[{path}]", "data.labels=[]"]
     )

@@ -1,8 +1,11 @@
-"""What deciding the filters costs on an index of millions of rows. `python -m bench.data.filters [--rows N] [--alike none|picture|all]`
+"""What deciding the filters costs on an index of millions of rows.
 
-Makes an index with random fingerprints in which one row in a hundred is a copy of an earlier one with 5 % of the bits of both hashes flipped,
-switches every filter on and reports the time, the highest resident memory and how many of the copies were found.
---alike: all rows have the same picture (one still camera), or the same picture and sound: the worst cases. Prints a line and one JSON line.
+    python -m bench.data.filters [--rows N] [--alike none|picture|all]
+
+Makes an index with random fingerprints. One row in a hundred is a copy of an earlier one, with 5 % of the
+bits of both hashes flipped. Switches every filter on and reports the time, the highest resident memory and
+how many of the copies were found. --alike gives the worst cases: all rows have the same picture (one still
+camera), or the same picture and sound. Prints a line and one JSON line.
 """
 
 import argparse
@@ -30,7 +33,7 @@ EVERYTHING = FilterConfig(
 
 
 def make_index(rows: int, alike: str) -> tuple[pa.Table, np.ndarray]:
-    """(index, the rows that are copies)."""
+    """(index, numbers of the rows that are copies)."""
     draw = np.random.default_rng(0)
     copies = np.sort(draw.choice(np.arange(1, rows), rows // 100, replace=False))
     originals = (copies * draw.random(len(copies))).astype(np.int64)
@@ -88,7 +91,8 @@ def main() -> None:
         "cpu": platform.processor() or platform.machine(),
     }
     print(
-        f"{options.rows:,} rows: {seconds:.1f} s, {gigabytes:.2f} GB at most, {100 * found:.1f} % of {len(copies):,} copies found, {counts}"
+        f"{options.rows:,} rows: {seconds:.1f} s, {gigabytes:.2f} GB at most, {100 * found:.1f} % of "
+        f"{len(copies):,} copies found, {counts}"
     )
     print(json.dumps(result))
 

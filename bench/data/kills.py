@@ -1,8 +1,11 @@
-"""Kills of the preprocessing job at random moments, each followed by the same command again. `python -m bench.data.kills [--kills 20] [--seed 0]`
+"""Kills the preprocessing job at random moments and runs the same command again after each kill.
 
-A Ray head and a second node of this machine stay up; the job is a command of its own. In turns the blow (SIGKILL) meets the driver, a Ray worker,
-a decoding process and a whole node. After it the job is run to its end, and every file that it leaves must have the bytes of an uninterrupted
-run, and verification must agree. Prints a line a kill and one JSON line; ends with status 1 where anything differs.
+    python -m bench.data.kills [--kills 20] [--seed 0]
+
+A Ray head of this machine stays up, and each run gets a second node; the job is a separate command. SIGKILL
+goes to the driver, a Ray worker, a decoding process and a whole node, in turns. Then the job is run to its
+end. Every file that it leaves must have the bytes of an uninterrupted run, and verification must agree.
+Prints a line for each kill and one JSON line. Ends with status 1 if anything differs.
 """
 
 import argparse
@@ -28,7 +31,7 @@ VICTIMS = ("driver", "worker", "decoder", "node")
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file of a data set by checksum, but the page, which is drawn from them."""
+    """{file: SHA-256} of a data set, without report.html, which is made from the other files."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "report.html"]
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
@@ -137,7 +140,8 @@ def main() -> int:
                 }
             )
             print(
-                f"{number + 1:2}  {victim:8} {done_units:2} units + {delay:.1f} s  struck {bool(struck)}  ended with {status}, {done_before} units  same {same}",
+                f"{number + 1:2}  {victim:8} {done_units:2} units + {delay:.1f} s  struck {bool(struck)}  "
+                f"ended with {status}, {done_before} units  same {same}",
                 flush=True,
             )
             if not same:

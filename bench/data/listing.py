@@ -1,9 +1,14 @@
-"""What a listing of millions of rows costs the driver: planning, going on, the manifest. `python -m bench.data.listing [--rows N] [--files N]`
+"""What a listing of millions of rows costs the driver: planning, resuming, the manifest.
 
-Makes a listing like AudioSet's, with as many tiny files as --files says, and stand-ins for finished units: one real segment is decoded, and its row of
-the index is repeated under other ids by the functions that write real units; a fifth of the clips are rejects, as on the real listing. Then
-each step runs in a process of its own; its wall and processor time and the highest resident memory of that process (ru_maxrss), imports
-included, are told beside the bounds. Prints a table and one JSON line; the status is 1 where a bound is broken.
+    python -m bench.data.listing [--rows N] [--files N]
+
+Makes a listing like AudioSet's, with as many tiny files as --files says, and stand-ins for finished units.
+For these one real segment is decoded; the functions that write real units then repeat its row of the index
+under other ids. A fifth of the clips are rejects, as in the real listing.
+
+Then each step runs in a process of its own. Its wall time, its processor time and the highest resident memory
+of that process (ru_maxrss, imports included) are compared with bounds. Prints a table and one JSON line.
+Exits with status 1 if a bound is exceeded.
 """
 
 import argparse
@@ -26,7 +31,8 @@ ROWS_PER_SHARD = 64
 LABELS = 527
 STEPS = {
     "plan": "find_sources and settle_plan, plan.parquet written",
-    "resume": "find_sources, settle_plan against plan.parquet, all units' records read and their files checked",
+    "resume": "find_sources, settle_plan against plan.parquet, "
+    "all units' records read and their files checked",
     "manifest": "finish: index.parquet, filters and manifest.json (sources and records at hand)",
 }
 
@@ -43,7 +49,8 @@ def make_listing(folder: Path, rows: int, files: int) -> None:
     names = []
     with open(folder / "unbalanced_train_segments.csv", "w") as listing:
         listing.write(
-            f"# Segments csv created\n# num_ytids={rows}\n# YTID, start_seconds, end_seconds, positive_labels\n"
+            f"# Segments csv created\n# num_ytids={rows}\n"
+            "# YTID, start_seconds, end_seconds, positive_labels\n"
         )
         for number in range(rows):
             name, start = hashlib.sha256(str(number).encode()).hexdigest()[:10] + "-", 10 * draw.randrange(40)
@@ -188,7 +195,7 @@ def make_units(folder: Path) -> None:
 
 
 def run_step(step: str, folder: Path) -> dict:
-    """One step in this process: {"seconds", "gb", ...}."""
+    """Runs one step in this process; returns {"seconds", "cpu_seconds", "gb", ...}."""
     from proav.data.prepare.finish import finish
     from proav.data.prepare.plan import settle_plan
     from proav.data.prepare.preprocess import finished_records
@@ -259,13 +266,15 @@ def main() -> int:
         shutil.rmtree(folder.parent)
     results.pop("units")
     print(
-        f"\n{arguments.rows:,} rows, {min(arguments.files, arguments.rows):,} files there, {results['plan']['units']:,} units\n"
+        f"\n{arguments.rows:,} rows, {min(arguments.files, arguments.rows):,} files there, "
+        f"{results['plan']['units']:,} units\n"
     )
     print("| step | seconds | processor seconds | GB | within the bounds | what |\n|---|---|---|---|---|---|")
     for step, result in results.items():
         result["within"] = result["seconds"] <= MAX_SECONDS and result["gb"] <= MAX_GB
         print(
-            f"| {step} | {result['seconds']:.1f} | {result['cpu_seconds']:.1f} | {result['gb']:.2f} | {'yes' if result['within'] else 'NO'} | {STEPS[step]} |"
+            f"| {step} | {result['seconds']:.1f} | {result['cpu_seconds']:.1f} | {result['gb']:.2f} | "
+            f"{'yes' if result['within'] else 'NO'} | {STEPS[step]} |"
         )
     print(
         json.dumps(

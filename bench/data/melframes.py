@@ -2,12 +2,14 @@
 
     python -m bench.data.melframes [--config YAML] [--set KEY=VALUE ...] [--against SETTINGS ...] [FILE ...]
 
-From the middle of each file one clip is taken, turned into mel images and back. The error is the mean |dB|
-between log-mel pictures of the original and of the result, at four window lengths that favour no setting.
-It is taken once clean and once with normal noise of sigma 0.05 on the mel images (a generator's error).
-Each --against lays settings of mel over the configuration, such as "mel.n_fft=256 mel.hop=50".
-All are measured in turn on one clip after the other, so that their ratios hold on a busy machine too.
-Prints a table and one JSON line. Files: default examples/clips.
+One clip from the middle of each file is turned into mel images and back. The error is the mean |dB| between
+log-mel pictures of the original and of the result, at four window lengths that favour no setting. It is
+measured once clean and once with normal noise of sigma 0.05 on the mel images, like a generator's error. Each
+--against changes settings of mel in the configuration, such as "mel.n_fft=256 mel.hop=50". All settings are
+measured in turn on each clip, so that their ratios hold on a busy machine too. Prints a table and one JSON
+line. Files: default examples/clips.
+
+B sounds, L samples, T frames, M mel bins, S mel steps within a frame.
 """
 
 import argparse
@@ -36,7 +38,7 @@ SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".wmv")
 
 
 def reference_decibels(waveform_BL: torch.Tensor, sample_rate: int, n_fft: int) -> torch.Tensor:
-    """An independent log-mel picture in dB: Slaney bands of the magnitude, hop n_fft / 4, floored at -80 dB."""
+    """A log-mel picture in dB, independent of ours: Slaney bands, magnitude, hop n_fft / 4, floor -80 dB."""
     return 20 * reference_transform(sample_rate, n_fft)(waveform_BL).clamp(min=REFERENCE_FLOOR).log10()
 
 
@@ -55,7 +57,7 @@ def reference_transform(sample_rate: int, n_fft: int) -> Callable[[torch.Tensor]
 
 
 def middle_of(file: str, geometry: ClipGeometry) -> torch.Tensor | None:
-    """One clip of sound from the middle of the file; None where the file has not enough."""
+    """One clip of sound from the middle of the file; None if the file is unreadable or too short."""
     try:
         clip = read_clip(file, fps=geometry.fps, sample_rate=geometry.sample_rate, height=16, width=16)
     except MediaError as error:
@@ -69,7 +71,7 @@ def middle_of(file: str, geometry: ClipGeometry) -> torch.Tensor | None:
 
 
 class Contender:
-    """One configuration, and what its round trips have cost and lost so far."""
+    """One configuration, and the time and the errors of its round trips so far."""
 
     def __init__(self, name: str, config: Config) -> None:
         self.name, self.config, self.mel_frames = name, config, MelFrames(config)
@@ -77,7 +79,7 @@ class Contender:
         self.errors: dict[str, list[list[float]]] = {name: [] for name in GIVEN}
 
     def measure(self, waveform_L: torch.Tensor, seed: int) -> None:
-        """Adds one clip; seed: of its first phases and of its noise."""
+        """Adds one clip. seed: for the phases that decoding begins with, and for the noise."""
         mel_BTMS = self._timed("encode", lambda: self.mel_frames.encode(waveform_L[None]))
         noise = NOISE_SIGMA * torch.randn(mel_BTMS.shape, generator=torch.Generator().manual_seed(seed))
         for name, given in zip(GIVEN, (mel_BTMS, (mel_BTMS + noise).clamp(-1, 1))):
@@ -85,7 +87,7 @@ class Contender:
             self.errors[name].append(self._errors(waveform_L, restored_L))
 
     def row(self, first: "Contender") -> dict:
-        """Its numbers; `decode_ratio` and `clips_worse` (clean) are against `first`."""
+        """This configuration's numbers; `decode_ratio` and `clips_worse` (clean) compare with `first`."""
         row: dict = {"setting": self.name}
         for name, errors in self.errors.items():
             for n_fft, error in zip(REFERENCE_WINDOWS, np.mean(errors, axis=0)):
@@ -109,7 +111,7 @@ class Contender:
 
 
 def print_table(rows: list[dict]) -> None:
-    """The rows in Markdown; milliseconds are of a processor, for one clip."""
+    """Prints the rows in Markdown; milliseconds are processor time for one clip."""
     print("| setting | clean | noise | clips worse than first | encode ms | decode ms | ratio |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:

@@ -1,10 +1,16 @@
-"""Throughput of the preprocessing job on Ray against a plain loop over the same files. `python -m bench.data.preprocess [--processes 2] [FILE ...]`
+"""Throughput of the preprocessing job on Ray against a plain loop over the same files.
 
-The plain loop is what one would write by hand: as many processes as the job has tasks; each decodes a file with PyAV in one pass, scales, resamples,
-makes the same JPEGs, int16 sound and mel frames, and writes them to one file a source. It trusts every time stamp, computes no scores and no
-checksums, isolates nothing, and cannot go on after a stop. Both run in turns; the job's start-up, measured as a job over six files, is
-taken off, and those six files are not counted. Ratios are taken within a round, of wall time and of the processor time of all processes
-(Ray's own too), which other work on the machine disturbs less. Prints a table and one JSON line. Without files: made clips of 640x360, 25 fps, 10 s.
+    python -m bench.data.preprocess [--processes 2] [FILE ...]
+
+The plain loop is what one would write by hand, with as many processes as the job has tasks. Each process
+decodes a file with PyAV in one pass, scales and resamples. It makes the same JPEGs, int16 sound and mel
+frames, and writes one file for each source. It trusts every time stamp, computes no scores and no checksums,
+isolates nothing, and cannot go on after a stop.
+
+Both run in turns. The job's start-up is measured as a job over six files and subtracted; those six files are
+not counted. Ratios are taken within a round, of wall time and of the processor time of all processes, Ray's
+included. Other work on the machine disturbs processor time less. Prints a table and one JSON line. Without
+files: generated clips of 640x360, 25 fps, 10 s.
 """
 
 import argparse
@@ -47,7 +53,7 @@ def make_config(run_dir: str, files: list[str]) -> Config:
 
 @functools.cache
 def plain_tools() -> tuple[Config, MelFrames]:
-    """What a process of the plain loop needs once."""
+    """The configuration and the mel transform that a process of the plain loop makes once."""
     torch.set_num_threads(1)
     config = make_config("unused", ["unused"])
     return config, MelFrames(config)
@@ -80,11 +86,11 @@ def plain_file(task: tuple[str, str]) -> tuple[int, int]:
 
 
 def processor_seconds() -> float:
-    """Of this process and of all below it, Ray's among them, so far."""
+    """Processor seconds so far of this process and all its descendants, Ray's among them."""
     total = 0.0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
-            total += sum(process.cpu_times()[:4])  # its own, and those of the children that it has seen end
+            total += sum(process.cpu_times()[:4])  # its own, and those of its children that have ended
     return total
 
 
@@ -158,8 +164,10 @@ def main() -> None:
                 | {f"job_{clock}": job_frames / job[clock] for clock in job}
             )
             print(
-                f"round {number}: plain {frames} frames, {written / 1e6:.1f} MB in {plain['wall']:.1f} s ({plain['processor']:.1f} processor s); "
-                f"job {job_frames} frames, {counts['bytes'] / 1e6:.1f} MB in {job['wall']:.1f} s ({job['processor']:.1f}) after {start_up['wall']:.1f} s",
+                f"round {number}: plain {frames} frames, {written / 1e6:.1f} MB in {plain['wall']:.1f} s "
+                f"({plain['processor']:.1f} processor s); "
+                f"job {job_frames} frames, {counts['bytes'] / 1e6:.1f} MB in {job['wall']:.1f} s "
+                f"({job['processor']:.1f}) after {start_up['wall']:.1f} s",
                 flush=True,
             )
             for name in (f"plain-{number}", f"job-{number}", f"job-warm-{number}"):
@@ -169,7 +177,8 @@ def main() -> None:
         return statistics.median(value(each) for each in rounds)
 
     print(
-        f"{'frames/s':12} {'of 2 cores' if arguments.processes == 2 else 'in all':>12} {'a processor-second':>20} {'windows of 16 a processor-second':>34}"
+        f"{'frames/s':12} {'of 2 cores' if arguments.processes == 2 else 'in all':>12} "
+        f"{'a processor-second':>20} {'windows of 16 a processor-second':>34}"
     )
     for name in ("plain", "job"):
         wall, processor = (
@@ -181,10 +190,14 @@ def main() -> None:
         for clock in ("wall", "processor")
     }
     result = {
-        "bench": "preprocess", "files": len(files), "processes": arguments.processes, "rounds": arguments.rounds,
-        "plain_frames_per_second": round(median(lambda each: each["plain_wall"]), 1), "job_frames_per_second": round(median(lambda each: each["job_wall"]), 1),
-        "job_over_plain": round(ratios["wall"], 3), "job_over_plain_by_processor_time": round(ratios["processor"], 3),
-        "start_up_seconds": round(median(lambda each: each["start_up"]), 1), "machine": platform.processor() or platform.machine(), "cpus": os.cpu_count(),
+        "bench": "preprocess", "files": len(files),
+        "processes": arguments.processes, "rounds": arguments.rounds,
+        "plain_frames_per_second": round(median(lambda each: each["plain_wall"]), 1),
+        "job_frames_per_second": round(median(lambda each: each["job_wall"]), 1),
+        "job_over_plain": round(ratios["wall"], 3),
+        "job_over_plain_by_processor_time": round(ratios["processor"], 3),
+        "start_up_seconds": round(median(lambda each: each["start_up"]), 1),
+        "machine": platform.processor() or platform.machine(), "cpus": os.cpu_count(),
     }  # fmt: skip
     print(json.dumps(result))
 

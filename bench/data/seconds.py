@@ -1,12 +1,11 @@
-"""Where the seconds of recordings go: declared, in segments, in rejects. `python -m bench.data.seconds [--files]
-FOLDER [FOLDER ...]`
+"""Where the seconds of recordings go: declared, in segments, in rejects.
 
-Prepares each folder as the job does, its files one after the other in one process, proves it as `--verify`
-does, and prints a
-table. Declared are the seconds that a file's header states or its packets cover, whichever is more; of a file
-that
-cannot be opened nobody knows any. What is missing in the sum is less than a frame, or 0.1 s, at the end of a
-stretch.
+    python -m bench.data.seconds [--files] FOLDER [FOLDER ...]
+
+Prepares each folder as the job does, one file after the other in one process, and verifies it as `--verify`
+does. Prints a table. The declared seconds are those that a file's header states or its packets cover,
+whichever is more; for a file that cannot be opened they are unknown. The sum may lack less than a frame, or
+0.1 s, at the end of a stretch.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from proav.data.store.shards import read_accounts, read_rejects
 
 
 def prepare(config: Config) -> dict:
-    """The manifest; every unit is decoded by one process beside this one."""
+    """Prepares the data and returns the manifest. One process beside this one decodes all units."""
     data_dir, sources = f"{config.run_folder}/data", find_sources(config)
     with IsolatedDecoder(config) as decoder:
         records = [
@@ -37,6 +36,11 @@ def prepare(config: Config) -> dict:
 
 
 def row_of(name: str, files: int, seconds: dict, reasons: dict[str, float]) -> str:
+    """A row of the table, in Markdown.
+
+    name: of the recordings. files: their number. seconds: {"declared", "used", "rejected"}.
+    reasons: {reason of rejection: seconds}.
+    """
     total = seconds["used"] + seconds["rejected"]
     told = ", ".join(
         f"{reason} {value:.1f}" if value else reason
@@ -70,9 +74,10 @@ def main() -> None:
                 f"data.segment_seconds={arguments.segment_seconds}",
             ]
             config = load_config(None, [*small, f"run_dir={run_dir}"])
+            # not by the command line: names may hold commas
             config = config.model_copy(
                 update={"data": config.data.model_copy(update={"sources": tuple(videos)})}
-            )  # names may hold commas
+            )
             manifest = prepare(config)
             verify(f"{run_dir}/data")
             rejects = read_rejects(f"{run_dir}/data").to_pylist()

@@ -1,11 +1,12 @@
-"""How frames are best stored: bytes, fidelity, and the cost of writing them and of reading random windows of 16.
+"""How frames are best stored: bytes, fidelity, and the cost of writing and of reading random windows of 16.
 
     python -m bench.data.storage [FILE ...]
 
-Every candidate is written as the data set writes it, one segment of up to 10 s a row, with an offset for each frame, by the shard writer, and read
-by its row reader with the cache off (the files stay in the system's page cache: it is processor time that is compared). Rates are of one core,
-in processor time, the best of three rounds. PSNR: RGB, peak 255, of the mean squared error over all pixels of all segments. Files: none makes
-textured clips. Prints a Markdown table and one JSON line.
+The shard writer writes every candidate as the data set does: each row is one segment of up to 10 s, with an
+offset for each frame. The row reader reads it with its cache off. The files stay in the system's page cache,
+because processor time is what is compared. Rates are for one core, in processor time, the best of three
+rounds. PSNR is of RGB, peak 255, from the mean squared error over all pixels of all segments. Without files:
+generated textured clips. Prints a Markdown table and one JSON line.
 """
 
 import argparse
@@ -48,7 +49,7 @@ class Candidate:
 
 
 def ours(name: str, codec: str, quality: int = 92) -> Candidate:
-    """As the data set itself stores frames."""
+    """Frames as the data set itself stores them."""
     return Candidate(
         name,
         lambda video: encode_frames(video, codec=codec, quality=quality),
@@ -57,7 +58,7 @@ def ours(name: str, codec: str, quality: int = 92) -> Candidate:
 
 
 def image_a_frame(name: str, **options) -> Candidate:
-    """One picture file a frame by Pillow, with these options of its writer."""
+    """One picture file for each frame, by Pillow. options: of Pillow's writer."""
 
     def encode_one(frame: np.ndarray) -> bytes:
         buffer = io.BytesIO()
@@ -67,14 +68,13 @@ def image_a_frame(name: str, **options) -> Candidate:
     return Candidate(
         name,
         lambda video: _joined([encode_one(frame) for frame in video]),
-        lambda data, offsets, **window: decode_frames(
-            data, offsets, codec="jpeg", **window
-        ),  # Pillow tells the format from the bytes
+        # "jpeg" is right for all formats: Pillow recognizes the format by the bytes
+        lambda data, offsets, **window: decode_frames(data, offsets, codec="jpeg", **window),
     )
 
 
 def zstd(name: str) -> Candidate:
-    """Raw pixels, each frame compressed alone without loss."""
+    """Raw pixels; each frame is compressed alone, without loss."""
 
     def decode(data, offsets, *, shape, start, count) -> np.ndarray:
         size = int(np.prod(shape[1:]))
@@ -92,7 +92,12 @@ def zstd(name: str) -> Candidate:
 
 
 def stream(name: str, codec: str, pix_fmt: str, *, gop: int, options: dict[str, str]) -> Candidate:
-    """Packets of a video codec of FFmpeg without B-frames, one a frame; a window is decoded from the key frame before it."""
+    """Packets of one of FFmpeg's video codecs without B-frames, one for each frame.
+
+    A window is decoded from the key frame before it.
+
+    name: of the candidate. codec, pix_fmt, options: FFmpeg's. gop: frames from one key frame to the next.
+    """
 
     def encode(video: np.ndarray) -> tuple[bytes, list[int]]:
         context = av.CodecContext.create(codec, "w")
@@ -164,7 +169,11 @@ def candidates() -> list[Candidate]:
 
 
 def measure(candidate: Candidate, segments: Sequence[np.ndarray], folder: str, *, num_windows: int) -> dict:
-    """Bytes, PSNR and rates of one candidate over all segments."""
+    """Bytes, PSNR and rates of one candidate.
+
+    candidate: how frames are stored. segments: uint8 [T, H, W, 3] each. folder: for the shard.
+    num_windows: random windows to read.
+    """
     frames = sum(len(video) for video in segments)
 
     def write() -> int:
@@ -202,7 +211,7 @@ def measure(candidate: Candidate, segments: Sequence[np.ndarray], folder: str, *
 
 
 def _least_processor_seconds(work: Callable) -> tuple[float, Any]:
-    """Of three rounds, since what else runs on the machine only ever adds; and the last result."""
+    """(least processor seconds of three rounds, last result); other work on the machine only adds to them."""
     least = math.inf
     for _ in range(3):
         begun = time.process_time()
@@ -212,7 +221,7 @@ def _least_processor_seconds(work: Callable) -> tuple[float, Any]:
 
 
 def read_segments(files: Sequence[str], max_segments: int) -> list[np.ndarray]:
-    """The first 10 s of each file at 256x256 and 10 fps, bars cut off, of those that hold a window."""
+    """The first 10 s of each file that holds a window, at 256x256 and 10 fps, bars cut off."""
     segments = []
     for file in files:
         try:
@@ -234,7 +243,10 @@ def read_segments(files: Sequence[str], max_segments: int) -> list[np.ndarray]:
 
 
 def make_segments(count: int) -> list[np.ndarray]:
-    """Textures of falling spectrum, as pictures of nature have it, that move each at a pace of its own, with a little noise of a camera."""
+    """Moving textures with a falling spectrum, like that of natural pictures, and a little camera noise.
+
+    Each texture has its own pace.
+    """
     segments = []
     for seed in range(count):
         draw = np.random.default_rng(seed)
@@ -274,22 +286,23 @@ def main() -> None:
     )
     results = []
     with tempfile.TemporaryDirectory(prefix="proav-storage-") as folder:
-        measure(
-            candidates()[0], segments[:2], folder, num_windows=2
-        )  # what is done only once in a process is done
+        # a first measurement, not counted, does what a process does only once
+        measure(candidates()[0], segments[:2], folder, num_windows=2)
     for candidate in candidates():
         with tempfile.TemporaryDirectory(prefix="proav-storage-") as folder:
             results.append(measure(candidate, segments, folder, num_windows=arguments.windows))
     raw = results[0]["segment_bytes"]
     print(
-        "| frames as | MB a 10 s segment | of raw | PSNR, dB | written, frames a core-second | read, windows of 16 a core-second |"
+        "| frames as | MB a 10 s segment | of raw | PSNR, dB | written, frames a core-second "
+        "| read, windows of 16 a core-second |"
     )
     print("|---|---|---|---|---|---|")
     for row in results:
         fidelity = "exact" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}"
         print(
-            f"| {row['name']} | {row['segment_bytes'] / 1e6:.2f} | 1/{raw / row['segment_bytes']:.1f} | {fidelity} "
-            f"| {row['write_frames_per_core_second']:,} | {row['read_windows_per_core_second']:.0f} |"
+            f"| {row['name']} | {row['segment_bytes'] / 1e6:.2f} | 1/{raw / row['segment_bytes']:.1f} "
+            f"| {fidelity} | {row['write_frames_per_core_second']:,} "
+            f"| {row['read_windows_per_core_second']:.0f} |"
         )
     clips = {"files": len(arguments.files)} if arguments.files else {"made": len(segments)}
     print(

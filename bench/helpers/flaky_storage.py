@@ -1,8 +1,8 @@
-"""A file system for trying what faults do: flaky:///folder is a local folder one of whose calls in N fails
-for a moment.
+"""A file system that fails now and then, to see what faults do.
 
-`faults.py` has every process of a job know it, by a `sitecustomize.py` on PYTHONPATH. Each fault is written
-to the file that FLAKY_LOG names; FLAKY_ONE_IN is N.
+flaky:///folder is a local folder; one in N calls to it fails for a moment. FLAKY_ONE_IN is N. Each fault is
+written to the file that FLAKY_LOG names. `bench/cluster/faults.py` makes the file system known to every
+process of a job, by a `sitecustomize.py` on PYTHONPATH.
 """
 
 import errno
@@ -34,7 +34,7 @@ def maybe_fail(what: str) -> None:
 
 
 class FlakyFileSystem(LocalFileSystem):
-    """Local files that are hard to reach: each call fails as a whole or not at all."""
+    """Local files behind calls that may fail: each call fails as a whole or not at all."""
 
     protocol = PROTOCOL
 

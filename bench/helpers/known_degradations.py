@@ -1,4 +1,4 @@
-"""Clips made worse in known ways, in rising strength: what a distance must put in order."""
+"""Clips made worse in known ways, in rising strength. A good distance puts the strengths in order."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from proav.media.container import Clip
 
 
 def noisy(clip: Clip, strength: float, seed: int) -> Clip:
-    """White noise of this standard deviation, of full scale, on the pictures."""
+    """White noise on the pictures; strength: its standard deviation, as a share of full scale."""
     noise = np.random.default_rng(seed).normal(0, 255 * strength, clip.video.shape)
     return Clip(np.clip(clip.video + noise, 0, 255).astype(np.uint8), clip.audio, clip.fps, clip.sample_rate)
 
 
 def blurred(clip: Clip, strength: int, seed: int) -> Clip:
-    """Blocks of strength x strength pixels become their mean."""
+    """Replaces blocks of strength x strength pixels by their mean."""
     frames, height, width, _ = clip.video.shape
     blocks = clip.video.reshape(frames, height // strength, strength, width // strength, strength, 3).mean(
         (2, 4)
@@ -26,7 +26,7 @@ def blurred(clip: Clip, strength: int, seed: int) -> Clip:
 
 
 def shuffled(clip: Clip, strength: float, seed: int) -> Clip:
-    """This share of the frames trade places."""
+    """Lets this share of the frames trade places."""
     generator, order = np.random.default_rng(seed), np.arange(len(clip.video))
     chosen = generator.choice(len(order), round(strength * len(order)), replace=False)
     order[np.sort(chosen)] = chosen
@@ -34,7 +34,7 @@ def shuffled(clip: Clip, strength: float, seed: int) -> Clip:
 
 
 def frozen(clip: Clip, strength: float, seed: int) -> Clip:
-    """The last share of the clip stands still."""
+    """Lets the last share of the clip stand still."""
     last = round((1 - strength) * (len(clip.video) - 1))
     return Clip(
         clip.video[np.minimum(np.arange(len(clip.video)), last)], clip.audio, clip.fps, clip.sample_rate
@@ -42,13 +42,13 @@ def frozen(clip: Clip, strength: float, seed: int) -> Clip:
 
 
 def hissing(clip: Clip, strength: float, seed: int) -> Clip:
-    """White noise of this root mean square on the sound."""
+    """White noise on the sound; strength: its root mean square, of full scale 1."""
     noise = np.random.default_rng(seed).normal(0, strength, clip.audio.shape)
     return Clip(clip.video, np.clip(clip.audio + noise, -1, 1).astype(np.float32), clip.fps, clip.sample_rate)
 
 
 def muffled(clip: Clip, strength: float, seed: int) -> Clip:
-    """Everything above (1 - strength) of the band is gone."""
+    """Removes all frequencies above the share (1 - strength) of the band."""
     spectrum = np.fft.rfft(clip.audio)
     spectrum[int((1 - strength) * len(spectrum)) :] = 0
     return Clip(

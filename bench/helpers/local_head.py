@@ -1,4 +1,7 @@
-"""A Ray head of this machine for a benchmark or a test: its own folder and ports beside any other Ray, and nothing left of it afterwards."""
+"""A Ray head of this machine for a benchmark or a test.
+
+It has its own folder and ports beside any other Ray, and leaves nothing behind.
+"""
 
 import contextlib
 import os
@@ -17,16 +20,18 @@ START_SECONDS = 120.0
 
 
 class LocalHead:
-    """`with LocalHead(num_cpus=2) as head:` starts `ray start --head`; `.address` is for RAY_ADDRESS, `.environment` for commands that talk to it.
+    """`with LocalHead(num_cpus=2) as head:` runs `ray start --head`.
 
-    Token authentication is on, as Ray has it, with a token of its own. options: further words for `ray start`; environment: more variables for it.
+    `.address` is for RAY_ADDRESS, `.environment` for commands that talk to the head. Token authentication is
+    on, as Ray has it, with a token of its own.
+
+    options: further words for `ray start`. environment: more variables for it.
     """
 
     def __init__(self, *options: str, num_cpus: int = 2, environment: dict[str, str] | None = None) -> None:
         self.options, self.num_cpus = options, num_cpus
-        self.folder = tempfile.mkdtemp(
-            prefix="head", dir="/tmp"
-        )  # short: Ray's sockets below it may not pass 107 characters
+        # a short path: those of Ray's sockets below it may have at most 107 characters
+        self.folder = tempfile.mkdtemp(prefix="head", dir="/tmp")
         self.port, self.dashboard_port, self.client_port, self.agent_port = free_ports(4)
         self.environment = {
             **{
@@ -34,7 +39,8 @@ class LocalHead:
                 for name, value in os.environ.items()
                 if not name.startswith("RAY_") and name != "PROAV_RUNS"
             },
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # a submitted job takes the first python there
+            # a submitted job takes the first python on PATH
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": os.urandom(32).hex(),
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard_port}",
@@ -80,13 +86,13 @@ class LocalHead:
         self.stop()
 
     def run(self, *words: str, timeout: float = 600.0, **environment: str) -> subprocess.CompletedProcess:
-        """A command on this cluster's machine that knows where the cluster is."""
+        """Runs a command on this machine, with an environment that tells it where the cluster is."""
         return subprocess.run(
             words, env={**self.environment, **environment}, capture_output=True, text=True, timeout=timeout
         )
 
     def add_node(self, *, num_cpus: int) -> psutil.Process:
-        """A second node on this machine; returns its raylet, whose death is the node's."""
+        """Starts a second node on this machine; returns its raylet: the node dies with it."""
         before = set(self._raylets())
         words = [
             "ray",
@@ -116,13 +122,13 @@ class LocalHead:
         return [each for each in processes_of(self.folder) if each.name() == "raylet"]
 
     def stop(self) -> None:
-        """Ends every process of this head, known by its folder in the command line, and removes the folder."""
+        """Ends every process that names this head's folder in its command line, then removes the folder."""
         end(lambda: processes_of(self.folder))
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def processes_of(folder: str) -> list[psutil.Process]:
-    """Processes whose command line names `folder`, but for this one."""
+    """Processes whose command line names `folder`, except this one."""
     processes = psutil.process_iter(["cmdline"])
     return [
         each
@@ -132,7 +138,7 @@ def processes_of(folder: str) -> list[psutil.Process]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now, all different."""
+    """Different ports that nothing listens on now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

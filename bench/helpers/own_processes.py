@@ -1,4 +1,4 @@
-"""What the cluster benchmarks share: they start many processes, some of which outlive their parents, and must leave none. Linux only."""
+"""Ends all processes that a benchmark has started, including those that outlive their parents. Linux only."""
 
 import contextlib
 import ctypes
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import psutil
 
 PR_SET_CHILD_SUBREAPER = 36
-"""prctl(2): orphans among the descendants become children of this process instead of the system's first one."""
+"""prctl(2): orphaned descendants become children of this process, not of the system's first process."""
 
 
 @contextlib.contextmanager
 def own_processes() -> Iterator[None]:
-    """Ends every descendant of this process on the way out, whatever happens; SIGTERM is a way out like any other."""
+    """Ends every descendant of this process when the block is left, for any reason, SIGTERM included."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -27,7 +27,10 @@ def own_processes() -> Iterator[None]:
 
 
 def end(find, *, seconds: float = 20.0) -> None:
-    """Kills the processes that `find` returns until it returns none: a process may have started another meanwhile."""
+    """Kills the processes that `find` returns, until it returns none or the seconds are over.
+
+    It asks again because a process may have started another one meanwhile.
+    """
     deadline = time.monotonic() + seconds
     while (processes := find()) and time.monotonic() < deadline:
         for process in processes:

@@ -1,9 +1,14 @@
-"""FVD, KVD and FAD-YAMNet against known degradations of real clips. `python -m bench.metrics.degradations DATA_DIR WEIGHTS_DIR [--clips 512] [--device cuda]`
+"""FVD, KVD, FAD-YAMNet and KAD-YAMNet against known degradations of real clips.
 
-DATA_DIR: what `ray_jobs/preprocess.py` has made, at 10 fps; WEIGHTS_DIR: with i3d-kinetics400.safetensors, yamnet.safetensors or both. Windows of 16
-frames that do not overlap, evenly spread over all sources, are compared with themselves made worse in rising strength: pictures by noise, blur,
-shuffled and frozen frames, sound by noise and low-pass. Fréchet distances of fewer vectors than features + 2 are marked: covariances are singular
-then, and the number only orders. Prints a table and one JSON line.
+    python -m bench.metrics.degradations DATA_DIR WEIGHTS_DIR [--clips 512] [--device cuda]
+
+DATA_DIR: what `ray_jobs/preprocess.py` has made, at 10 fps. WEIGHTS_DIR: a folder with
+i3d-kinetics400.safetensors, yamnet.safetensors or both.
+
+Takes non-overlapping windows of 16 frames, evenly spread over all sources, and compares them with degraded
+copies of themselves in rising strength. Pictures get noise, blur, shuffled and frozen frames; sound gets
+noise and a low-pass. Fréchet distances of fewer vectors than features + 2 are marked: their covariances are
+singular, so that such numbers can only be ordered. Prints a table and one JSON line.
 """
 
 import argparse
@@ -29,6 +34,7 @@ NETWORKS = {"i3d-kinetics400": ("FVD", "KVD", OF_PICTURES), "yamnet": ("FAD-YAMN
 
 @cache
 def tools(data_dir: str, network: str, weights: str, device: str):
+    """(the data set, the network with its weights); a process opens them once."""
     if device == "cpu":
         torch.set_num_threads(1)
     return SegmentStore(data_dir), load_network(network, weights, device)
@@ -37,7 +43,11 @@ def tools(data_dir: str, network: str, weights: str, device: str):
 def features_of(
     arguments, name: str, windows: list[tuple[int, int]], kind: str, strength: float
 ) -> tuple[np.ndarray, float, float]:
-    """(vectors [N, D] of some windows, seconds in reading and degrading, seconds in the network)."""
+    """(vectors [N, D], seconds of reading and degrading, seconds of the network) of some windows.
+
+    arguments: of the command line. name: of the network. windows: (segment, first frame) of each.
+    kind, strength: of the degradation; no degradation if kind is empty.
+    """
     store, network = tools(
         arguments.data_dir, name, os.path.join(arguments.weights, f"{name}.safetensors"), arguments.device
     )
@@ -121,13 +131,15 @@ def main() -> None:
                 }
             )
             print(
-                f"{kind:10} {strength:6.3f}  {frechet} {distances[0]:12.4f}  {kernel} {distances[1]:12.4f}{mark}",
+                f"{kind:10} {strength:6.3f}  {frechet} {distances[0]:12.4f}  {kernel} "
+                f"{distances[1]:12.4f}{mark}",
                 flush=True,
             )
         reading, network = spent[name]
         clips = count * len(cases)  # clean ones once, all others once
         print(
-            f"{name}: {clips / network:.2f} clips/s in the network, {clips / reading:.1f} read and degraded, each on one process or device",
+            f"{name}: {clips / network:.2f} clips/s in the network, {clips / reading:.1f} read and "
+            "degraded, each on one process or device",
             flush=True,
         )
     print(json.dumps({"bench": "degradations", "clips": count, "device": arguments.device, "rows": rows}))

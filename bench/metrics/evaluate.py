@@ -1,8 +1,14 @@
-"""Whether the number of workers changes an evaluation, and what it costs. `python -m bench.metrics.evaluate REAL MADE [--weights DIR] [--workers 1 2 4]`
+"""Whether the number of workers changes an evaluation, and what it costs.
 
-REAL, MADE: folders of videos (any two: a folder against itself made worse, say), seen as 16 frames of 64x64 at 10 fps. The whole job is run anew with each
-number of workers on a cluster of as many CPUs as the largest needs, whatever the machine has. Prints, for each, seconds, clips per second of a
-thread for every network, and the share of time spent reading; then whether all tables are equal to the last digit. Exits with 1 where they are not.
+    python -m bench.metrics.evaluate REAL MADE [--weights DIR] [--workers 1 2 4]
+
+REAL, MADE: any two folders of videos, for example clips and degraded copies of them. They are seen as 16
+frames of 64x64 at 10 fps. The whole job runs anew with each number of workers. The cluster has as many CPUs
+as the largest number needs, whatever the machine has.
+
+Prints for each number of workers the seconds, the clips per second of a thread for every network, and the
+share of time spent reading. Then prints whether all tables are equal to the last digit, and exits with status
+1 if they are not.
 """
 
 import argparse
@@ -36,7 +42,8 @@ def main() -> None:
     parser.add_argument("made")
     parser.add_argument(
         "--weights",
-        help="folder with i3d-kinetics400.safetensors and yamnet.safetensors; without it protocol small, with it full",
+        help="folder with i3d-kinetics400.safetensors and yamnet.safetensors; "
+        "without it protocol small, with it full",
     )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--max-clips", type=int, default=128)
@@ -75,11 +82,13 @@ def main() -> None:
     for row in rows:
         rates = ", ".join(f"{name} {rate:g}" for name, rate in row["clips_per_second_of_a_thread"].items())
         print(
-            f"{row['workers']} workers: {row['seconds']} s; clips a second of a thread: {rates}; reading {row['share_of_reading']:.1%} of the time"
+            f"{row['workers']} workers: {row['seconds']} s; clips a second of a thread: {rates}; reading "
+            f"{row['share_of_reading']:.1%} of the time"
         )
     same = len(set(tables)) == 1
     print(
-        f"tables of {', '.join(map(str, arguments.workers))} workers: {'equal to the last digit' if same else 'DIFFERENT'}"
+        f"tables of {', '.join(map(str, arguments.workers))} workers: "
+        f"{'equal to the last digit' if same else 'DIFFERENT'}"
     )
     print(json.dumps({"bench": "evaluate", "clips": clips, "equal": same, "rows": rows}))
     sys.exit(not same)

@@ -1,8 +1,11 @@
-"""How measures of synchrony fall when the sound is shifted against the picture. `python -m bench.metrics.sync_shift DATA_DIR [--shifts 0 1 2 4 8]`
+"""How measures of synchrony fall when the sound is shifted against the picture.
 
-DATA_DIR: what `ray_jobs/preprocess.py` has made. Every window of `--frames` frames is taken with the sound that belongs to it, and with the sound of
-the same segment 1, 2, 4, 8 frames earlier: as if the sound were late. Only windows whose segment reaches so far back, so that all shifts have the same
-windows. Prints the means over windows with their standard errors over sources, and one JSON line.
+    python -m bench.metrics.sync_shift DATA_DIR [--shifts 0 1 2 4 8]
+
+DATA_DIR: what `ray_jobs/preprocess.py` has made. Every window of `--frames` frames is measured with its own
+sound, and with the sound of the same segment 1, 2, 4, 8 frames earlier, as if the sound were late. All shifts
+use the same windows: only those whose segment begins early enough for the largest shift. Prints the means
+over windows with their standard errors over sources, and one JSON line.
 """
 
 import argparse
@@ -30,6 +33,11 @@ def measure(
     sample_rate: int,
     mel_frames: MelFrames,
 ) -> dict[str, float]:
+    """MEASURES of one window.
+
+    video: uint8 [T, H, W, 3]. audio: float32 [samples]. motion: of the video, from `motion_strengths`.
+    fps, sample_rate: in Hz. mel_frames: the mel transform.
+    """
     aligned = from_events(audio_onsets(audio, sample_rate), motion, fps=fps)
     return aligned | {"synchrony": clip_synchrony(Clip(video, audio, fps, sample_rate), mel_frames)}
 
@@ -74,7 +82,8 @@ def main() -> None:
                 if np.isfinite(value):
                     found[shift][name][row["source_id"]].append(value)
     print(
-        f"{len(windows)} windows of {frames} frames at {config.clip.fps} fps from {len({store.rows[segment]['source_id'] for segment, _ in windows})} sources"
+        f"{len(windows)} windows of {frames} frames at {config.clip.fps} fps from "
+        f"{len({store.rows[segment]['source_id'] for segment, _ in windows})} sources"
     )
     print(f"{'sound late by':>14} " + " ".join(f"{name:>26}" for name in MEASURES))
     rows = []

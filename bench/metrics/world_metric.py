@@ -1,10 +1,13 @@
-"""The metric of the made world against its truth: python -m bench.metrics.world_metric [--clips 50] [--write]
+"""The metric of the made world against its truth.
 
-Makes a world of its own (examples/world), reads it back as training reads videos, and finds impacts in
-pictures and sounds. Prints how many of the table's impacts and sounds are found, how many of those found are
-in the table, and how far off they are: of whole clips and of their windows of 8 frames. Then the scores
-themselves for the true clips, for sound that is 1, 2 and 4 frames late, for another clip's sound, and for
-clips with pictures of noise. Ends with one JSON line; --write stores it as the scale that evaluation prints.
+    python -m bench.metrics.world_metric [--clips 50] [--write]
+
+Makes a world of its own (examples/world), reads it back as training reads videos, and finds impacts in the
+pictures and sounds in the audio. For whole clips and for their windows of 8 frames it prints how many of the
+table's impacts and sounds are found, how many of those found are in the table, and how far off they are. Then
+it prints the scores themselves: of the true clips, with sound that is 1, 2 and 4 frames late, with another
+clip's sound, and with pictures of noise. Ends with one JSON line; --write stores it as the scale that
+evaluation prints.
 """
 
 import argparse
@@ -27,13 +30,13 @@ from proav.metrics.world.onsets import find_sounds
 
 FPS, SIZE, SAMPLE_RATE, FRAMES = 10, 64, 16_000, 8
 TOLERANCE_SECONDS = 0.05
-"""Half a frame: what is found counts as a row of the table if it is at most so far from it."""
+"""Half a frame: a detection counts as a row of the table if it is at most so far from it."""
 SCALE = Path(world.__file__).with_name("scale.json")
 SHOWN = ("impacts_heard", "sounds_seen", "median_offset_ms", "label_fits", "pitch_fits", "followed")
 
 
 def late(clips: list[Clip], number: int, frames: int) -> np.ndarray:
-    """The clip's sound, begun this many frames late."""
+    """The clip's sound, this many frames late."""
     audio = clips[number].audio
     shift = frames * SAMPLE_RATE // FPS
     return np.concatenate([np.zeros(shift, np.float32), audio[: len(audio) - shift]])
@@ -46,7 +49,7 @@ SOUNDS: dict[str, Callable[[list[Clip], int], np.ndarray]] = {
     "4 frames late": lambda clips, number: late(clips, number, 4),
     "another clip's sound": lambda clips, number: clips[(number + 1) % len(clips)].audio,
 }
-"""Every clip's next one is of another label."""
+"""{kind: function of (clips, number) that gives the sound}. The next clip always has another label."""
 
 
 def read_world(folder: Path) -> tuple[list[Clip], list[str], list[list[dict]]]:
@@ -66,7 +69,10 @@ def read_world(folder: Path) -> tuple[list[Clip], list[str], list[list[dict]]]:
 
 
 def detection(found: list[list[float]], truth: list[list[float]], spans: list[tuple[float, float]]) -> dict:
-    """Recall, precision and offsets; only what lies in a clip's span is counted."""
+    """Recall, precision and offsets; only times within a clip's span are counted.
+
+    found, truth: times of each clip, in seconds. spans: (first, last) second of each clip.
+    """
     counts, offsets = dict.fromkeys(("in_table", "found", "table_found", "found_true"), 0), []
     for times, true, (first, last) in zip(found, truth, spans, strict=True):
         pairs = world.match_times(true, times, tolerance=TOLERANCE_SECONDS)
@@ -85,7 +91,10 @@ def detection(found: list[list[float]], truth: list[list[float]], spans: list[tu
 
 
 def measure(clips: list[Clip], labels: list[str], truth: list[list[dict]], frames: int) -> dict:
-    """All numbers of windows of so many frames, those that do not overlap."""
+    """All numbers for the non-overlapping windows of so many frames.
+
+    clips, labels, truth: as `read_world` gives them. frames: of a window.
+    """
     windows = [
         (number, first)
         for number, clip in enumerate(clips)
@@ -135,7 +144,7 @@ def measure(clips: list[Clip], labels: list[str], truth: list[list[dict]], frame
 
 
 def over_clips(scores: list[dict[str, float]]) -> dict[str, float | None]:
-    """Shares over all impacts and sounds, means and medians over clips, as evaluation has them."""
+    """Shares over all impacts and sounds, means and medians over clips, as in proav/evaluate/numbers.py."""
     found = {}
     for name in world.WORLD_SCORES:
         values = np.array([score[name] for score in scores])

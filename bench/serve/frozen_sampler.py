@@ -1,8 +1,10 @@
-"""How long a frozen sampler is an outage: `python -m bench.serve.frozen_sampler [serve settings: key=value ...]`.
+"""How long an outage a frozen sampler causes.
 
-Starts `serve run proav.serve:app`, stops the sampler's process with SIGSTOP, once in the middle of a clip and
-once while it is idle, and measures the seconds until /healthz says 503 and until a clip is finished again.
-Prints a line each and one JSON line. Linux only.
+    python -m bench.serve.frozen_sampler [serve settings: key=value ...]
+
+Starts `serve run proav.serve:app` and stops the sampler's process with SIGSTOP, once in the middle of a clip
+and once while it is idle. Measures the seconds until /healthz says 503 and until a clip is finished again.
+Prints a line for each case and one JSON line. Linux only.
 """
 
 import argparse
@@ -22,7 +24,7 @@ POLL_SECONDS = 0.2
 
 
 def sampler() -> psutil.Process:
-    """The process of the sampler of the server that this process has started."""
+    """The sampler's process, in the server that this process has started."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has just ended
             words = process.cmdline()
@@ -32,7 +34,7 @@ def sampler() -> psutil.Process:
 
 
 def ask(url: str, **order: int) -> dict | None:
-    """The server's JSON; None if it refuses, or does not answer within a minute. order: makes it a POST."""
+    """The server's JSON; None if it refuses or does not answer within a minute. order: makes it a POST."""
     try:
         answer = requests.request("POST" if order else "GET", url, json=order or None, timeout=60)
     except requests.RequestException:
@@ -50,12 +52,12 @@ def status(url: str, job: str) -> str | None:
 
 
 def freeze(url: str, *, busy: bool, steps: int) -> dict:
-    """Seconds from SIGSTOP to what a watcher of /healthz sees, and to the next finished clip."""
+    """Seconds from SIGSTOP until /healthz fails, until the process is killed and until a clip is finished."""
     job = create(url, steps) if busy else None
     while busy and status(url, job) != "in_progress":
         time.sleep(0.02)
     if not busy:
-        time.sleep(15.0)  # older than what /healthz takes as evidence
+        time.sleep(15.0)  # until the last sign of life is too old for /healthz
     process, began = sampler(), time.monotonic()
     process.send_signal(signal.SIGSTOP)
     told: dict = {"frozen": "in the middle of a clip" if busy else "idle", "unhealthy_after_seconds": None}

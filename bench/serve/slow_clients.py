@@ -1,9 +1,12 @@
-"""Clients that never finish: `python -m bench.serve.slow_clients [serve settings: key=value ...]`.
+"""Clients that never finish their requests.
+
+    python -m bench.serve.slow_clients [serve settings: key=value ...]
 
 Starts `serve run proav.serve:app` and opens connections that stop in the middle: half of them in the head of
-a request, half in its body; then large JSON bodies that lack their last byte. Meanwhile /healthz is asked and
-a clip of one step is made. Prints seconds, what the slow clients were answered and after how long, and the
-memory of the processes that hold connections: Ray Serve's proxy and the front. Linux only.
+a request, half in its body. Then all of them stop in the body, and then large JSON bodies lack their last
+byte. Meanwhile it asks /healthz and orders a clip of one step. Prints the seconds that these took, what the
+slow clients were answered and after how long, and the memory of the processes that hold connections: Ray
+Serve's proxy and the front. Linux only.
 """
 
 import argparse
@@ -20,7 +23,7 @@ import requests
 from bench.serve.throughput import started_server
 
 PATIENCE_SECONDS = 30.0
-"""An answer that takes longer counts as none."""
+"""An answer that takes longer counts as no answer."""
 HEAD = (
     "POST /v1/videos HTTP/1.1\r\nHost: {host}\r\n"
     "Content-Type: application/json\r\nContent-Length: {length}\r\n"
@@ -29,7 +32,7 @@ MIB = 2**20
 
 
 class SlowClients:
-    """Connections that send what they are given, and then wait for an answer or the end."""
+    """Connections that send a part of a request and then wait for an answer or the end."""
 
     def __init__(self, url: str) -> None:
         self.host = url.removeprefix("http://")
@@ -37,7 +40,11 @@ class SlowClients:
         self.seconds: list[float] = []
 
     async def open(self, *, count: int, length: int, sent: int, whole_head: bool) -> list[asyncio.Task]:
-        """`count` connections that send `sent` of the `length` bytes of a body, or not all of its head."""
+        """Opens `count` connections that send an unfinished request.
+
+        With whole_head each sends the head and `sent` of the `length` bytes of the body, else a part of the
+        head.
+        """
         head = HEAD.format(host=self.host, length=length).encode()
         data = head + b'\r\n{"prompt": "' + b"x" * (sent - 12) if whole_head else head
         tasks = [asyncio.create_task(self._one(data)) for _ in range(count)]
@@ -67,7 +74,7 @@ class SlowClients:
 
 
 def healthz_seconds(url: str) -> float | None:
-    """Seconds to a 200 of /healthz; None where there is none in time."""
+    """Seconds until /healthz answers 200; None if it does not in time."""
     began = time.monotonic()
     try:
         answer = requests.get(f"{url}/healthz", timeout=PATIENCE_SECONDS)
@@ -77,7 +84,7 @@ def healthz_seconds(url: str) -> float | None:
 
 
 def clip_seconds(url: str) -> float | None:
-    """Seconds from a request to the finished clip of one step; None where it is not there in time."""
+    """Seconds from a request to the finished clip of one step; None if it is not finished in time."""
     began, job = time.monotonic(), None
     try:
         while time.monotonic() - began < PATIENCE_SECONDS:
@@ -96,7 +103,7 @@ def clip_seconds(url: str) -> float | None:
 
 
 def memory() -> dict[str, float]:
-    """MiB that are resident in the proxy and in the front of the server that this process has started."""
+    """Resident MiB of the proxy and of the front of the server that this process has started."""
     found: Counter = Counter()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has just ended
@@ -108,7 +115,11 @@ def memory() -> dict[str, float]:
 
 
 async def attack(url: str, *, name: str, wait_seconds: float, **connections: list[dict]) -> dict:
-    """Opens the connections, asks as others do, and waits for what the slow ones are told."""
+    """Opens the slow connections, asks as other clients do, and waits for the answers to the slow ones.
+
+    url: of the server. name: of the attack. wait_seconds: until the slow clients give up.
+    connections: kinds=[arguments of `SlowClients.open`].
+    """
     slow, before = SlowClients(url), await asyncio.to_thread(memory)
     tasks = [task for each in connections["kinds"] for task in await slow.open(**each)]
     began, peak, told = time.monotonic(), Counter(before), {}

@@ -1,7 +1,11 @@
-"""How fast a server answers, and what it does with nonsense: `python -m bench.serve.throughput [--url URL] [--steps N] [serve settings: key=value ...]`.
+"""How fast a server answers, and what it does with nonsense.
 
-Several clients at once against one at a time (requests a second, their ratio, p50 and p95 of the time from request to mp4), then malformed requests from a
-seeded generator, counted by status. Starts `serve run proav.serve:app` on a free port unless --url names a server. Prints a table and one JSON line.
+    python -m bench.serve.throughput [--url URL] [--steps N] [serve settings: key=value ...]
+
+Compares several clients at once with one client alone: requests a second, their ratio, and p50 and p95 of the
+time from request to mp4. Then sends malformed requests from a seeded generator and counts the statuses.
+Starts `serve run proav.serve:app` on a free port unless --url names a server. Prints a table and one JSON
+line.
 """
 
 import argparse
@@ -92,7 +96,7 @@ WORDS = (
 
 @contextlib.contextmanager
 def started_server(settings: list[str]) -> Iterator[str]:
-    """Base URL of a server of our own, which ends with the block."""
+    """Starts a server, which ends with the block; gives its base URL."""
     with (
         socket.socket() as probe,
         tempfile.TemporaryDirectory(prefix="proav-bench-") as folder,
@@ -134,9 +138,8 @@ def make_clip(session: requests.Session, url: str, order: dict) -> float:
     answer.raise_for_status()
     video = f"{url}/v1/videos/{answer.json()['id']}"
     while (job := (answer := session.get(video)).json())["status"] in ("queued", "in_progress"):
-        time.sleep(
-            int(answer.headers["openai-poll-after-ms"]) / 1000
-        )  # as often as the server advises, like OpenAI's client
+        # asks as often as the server advises, like OpenAI's client
+        time.sleep(int(answer.headers["openai-poll-after-ms"]) / 1000)
     if job["status"] != "completed":
         sys.exit(f"a clip failed: {job['error']}")
     session.get(f"{video}/content").raise_for_status()
@@ -144,7 +147,11 @@ def make_clip(session: requests.Session, url: str, order: dict) -> float:
 
 
 def measure(url: str, *, num_clients: int, num_requests: int, order_of: Callable[[int], dict]) -> dict:
-    """`num_requests` clips by `num_clients` clients, each of which asks for its next clip when it has the last."""
+    """Rates of `num_clients` clients that order `num_requests` clips together.
+
+    Each client orders its next clip when it has the last. url: of the server. order_of: gives the order of
+    clip number n.
+    """
     sessions = threading.local()
 
     def one(number: int) -> float:
@@ -158,13 +165,14 @@ def measure(url: str, *, num_clients: int, num_requests: int, order_of: Callable
     whole = time.monotonic() - began
     percentile = statistics.quantiles(seconds, n=20, method="inclusive")
     return {
-        "clients": num_clients, "requests": num_requests, "requests_per_second": round(num_requests / whole, 3),
+        "clients": num_clients, "requests": num_requests,
+        "requests_per_second": round(num_requests / whole, 3),
         "p50_seconds": round(statistics.median(seconds), 3), "p95_seconds": round(percentile[18], 3),
     }  # fmt: skip
 
 
 def malformed(randomness: random.Random) -> tuple[str, str, dict]:
-    """(method, path, what requests.request takes) of one request that is likely to be wrong."""
+    """(method, path, further arguments of requests.request) of one request that is probably wrong."""
     fields = {randomness.choice(NAMES): randomness.choice(VALUES) for _ in range(randomness.randint(0, 3))}
     kind = randomness.randrange(5)
     if kind == 0:
@@ -223,7 +231,11 @@ def malformed(randomness: random.Random) -> tuple[str, str, dict]:
 
 
 def fuzz(url: str, *, num_requests: int, seed: int) -> Counter:
-    """How many answers had which status; what was right by chance is deleted again. An answer above 399 that is no JSON error counts as "not JSON"."""
+    """Counts the statuses of the answers to malformed requests.
+
+    An answer above 399 that is no JSON error also counts as "not JSON". If a request is right by chance, its
+    clip is deleted again.
+    """
     randomness, session, statuses = random.Random(seed), requests.Session(), Counter()
     for _ in range(num_requests):
         method, path, said = malformed(randomness)

@@ -1,12 +1,13 @@
-"""One change at a time: trains variants of a configuration at equal clips and measures each on unseen
-sources.
+"""Trains variants of a configuration on equally many clips and measures each on unseen sources.
 
-    python -m bench.train.ablations bench/train/variants/mdsa.yaml RUN [--out DIR] [--seeds 0 1] [--only NAME ...]
+    python -m bench.train.ablations bench/train/variants/mdsa.yaml RUN [--out DIR] [--seeds 0 1]
+    [--only NAME ...]
 
-RUN is a finished run of the file's `config`: its data and, for stage stdit, its MDSA and latents are used.
-The YAML file names the stage, the settings that all variants share and those of each variant. A variant that
-is trained already is measured only, and one that was stopped goes on. Prints a table (means over seeds, and
-the range over them) and the same as JSON. Processor seconds are of one thread. Needs no Ray.
+The variants differ in one change each. RUN is a finished run of the file's `config`: its data and, for stage
+stdit, its MDSA and latents are used. The YAML file names the stage, the settings that all variants share and
+those of each variant. A variant that is already trained is only measured, and one that was stopped goes on.
+Prints a table (means over seeds, and the range over them) and the same as JSON. Processor seconds are of one
+thread. Needs no Ray.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def measure_mdsa(config: Config, checkpoint: str) -> dict[str, float]:
 
 
 def measure_stdit(config: Config, checkpoint: str, samples: int) -> dict[str, float]:
-    """Unseen and training loss; the blockiness of `samples` clips, labels taking turns."""
+    """Loss on unseen and on training clips, and the blockiness of `samples` clips, labels in turn."""
     lines = Path(config.run_folder, "stdit", "metrics.jsonl").read_text().splitlines()
     losses = {
         "loss": evaluate_stdit(config, checkpoint)["loss"],
@@ -94,7 +95,11 @@ def measure_stdit(config: Config, checkpoint: str, samples: int) -> dict[str, fl
 
 
 def run_variant(spec: dict, run: Path, out: Path, name: str, seed: int, samples: int) -> dict[str, float]:
-    """Trains one variant in out/<stage>/<name>-<seed> unless that is done, and measures it."""
+    """Trains one variant in out/<stage>/<name>-<seed>, unless it is trained already, and measures it.
+
+    spec: the YAML file. run: the finished run. samples: clips that a ST-DiT makes to measure their
+    blockiness.
+    """
     stage = spec["stage"]
     folder = out / stage / f"{name.replace(' ', '_')}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,13 +118,13 @@ def run_variant(spec: dict, run: Path, out: Path, name: str, seed: int, samples:
 
 
 def _means(of_picture: list[float], of_sound: list[float]) -> dict[str, float]:
-    """Means over the clips that have the measure."""
+    """Means over the clips for which the measure is defined."""
     columns = zip(("blockiness", "blockiness_of_sound"), (of_picture, of_sound), strict=True)
     return {name: float(np.nanmean(values)) for name, values in columns}
 
 
 def table(stage: str, results: dict[str, list[dict[str, float]]]) -> str:
-    """Rows of Markdown: means over seeds, in brackets the difference of the largest and the smallest."""
+    """Rows of Markdown: means over seeds and, in brackets, the difference of the largest and the smallest."""
     heads = {
         name: head
         for name, head in HEADS[stage].items()

@@ -1,10 +1,8 @@
-"""What mp4 does to clips: blockiness, PSNR and bytes at several qualities of H.264, for samples and real
-clips.
+"""What mp4 does to samples and real clips: blockiness, PSNR and bytes at several qualities of H.264.
 
     python -m bench.train.coding RUN [--clips 48] [--steps 30]
 
-RUN: a finished run; its newest ST-DiT makes the samples, with the settings of its configuration. Needs no
-Ray.
+RUN is a finished run. Its newest ST-DiT makes the samples, with its configuration's settings. Needs no Ray.
 """
 
 import argparse
@@ -30,7 +28,7 @@ QUALITIES = (18, 14, 10, 6, 2)
 
 
 def samples_of(run: Path, config: Config, count: int, steps: int) -> list[Clip]:
-    """Clips as the pipeline makes them, labels in turn."""
+    """`count` clips of the run's ST-DiT, in so many steps, not yet coded as mp4; labels in turn."""
     pipeline, clips = SoundingVideoPipeline.from_checkpoint(str(run / "stdit" / "checkpoints")), []
     settings = dataclasses.replace(SamplingSettings.from_config(config), task="joint", steps=steps)
     for first in range(0, count, config.generate.batch_size):
@@ -43,7 +41,7 @@ def samples_of(run: Path, config: Config, count: int, steps: int) -> list[Clip]:
 
 
 def real_of(run: Path, config: Config, count: int) -> list[Clip]:
-    """Stored clips of unseen sources."""
+    """Stored clips of the validation split."""
     store, clip = SegmentStore(str(run / "data")), config.clip
     windows = [
         store.window(index, start, clip.num_frames, want=("video", "audio"))

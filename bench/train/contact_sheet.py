@@ -1,8 +1,9 @@
-"""A picture of a run's samples: four frames of each clip and the mel image of its sound, two clips a row.
+"""A picture of a run's samples: four frames of each clip and the mel image of its sound, two clips in a row.
 
     python -m bench.train.contact_sheet RUN OUT.jpg [--clips 12]
 
-RUN has samples/ (`ray_jobs/generate.py`). Frames are the 2nd, 4th, 6th and 8th eighth of a clip.
+RUN must have samples/, from `ray_jobs/generate.py`. The frames are the last ones of the 2nd, 4th, 6th and 8th
+eighth of a clip. T frames, M mel bins, S mel steps within a frame.
 """
 
 import argparse
@@ -20,11 +21,11 @@ from proav.media.container import Clip, read_clip
 from proav.media.melframes import MelFrames
 
 SIDE, GAP, MARGIN = 104, 4, 12
-"""Of a frame, between a clip's frames and its mel image, and between two clips, in pixels of the picture."""
+"""In pixels: side of a frame; gap between a clip's frames and its mel image; margin between two clips."""
 
 
 def strip(clip: Clip, mel_frames: MelFrames) -> np.ndarray:
-    """uint8 [SIDE, 6 SIDE + GAP, 3]."""
+    """One clip's part of the picture, uint8 [SIDE, 6 SIDE + GAP, 3]."""
     chosen = [len(clip.video) * eighth // 8 - 1 for eighth in (2, 4, 6, 8)]
     frames = [Image.fromarray(clip.video[index]).resize((SIDE, SIDE), Image.BICUBIC) for index in chosen]
     mel_TMS = mel_frames.encode(torch.from_numpy(clip.audio)[None])[0].numpy()

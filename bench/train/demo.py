@@ -1,9 +1,10 @@
-"""What the demo costs and shows: seconds, peak memory of all its processes together, its numbers, and how fast a second run says that all is done.
+"""What the demo costs and shows: seconds, memory, its numbers, and the seconds of a second run.
 
     python -m bench.train.demo [--run-dir DIR] [section.key=value ...]
 
-Linux only (it reads /proc). Memory is sampled every few seconds, since reading it holds up the processes that are read: PSS counts shared
-pages once, RSS counts them in every process.
+The second run finds that all is done. Memory is the peak of all processes together: PSS counts shared pages
+once, RSS counts them in every process. It is sampled only every few seconds, because reading it holds up the
+processes that are read. Linux only (it reads /proc).
 """
 
 import argparse
@@ -25,7 +26,7 @@ SAMPLE_SECONDS = 4.0
 
 
 def memory_bytes(mark: str) -> tuple[int, int]:
-    """(PSS, RSS) over all processes whose environment carries the mark: the job, Ray's daemons and its workers."""
+    """(PSS, RSS) of all processes whose environment has the mark: the job, Ray's daemons and its workers."""
     pss = rss = 0
     for folder in Path("/proc").iterdir():
         try:
@@ -37,7 +38,7 @@ def memory_bytes(mark: str) -> tuple[int, int]:
                     pss + int(fields["Pss"].split()[0]) * 1024,
                     rss + int(fields["Rss"].split()[0]) * 1024,
                 )
-        except OSError:  # a process that ends meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
     return pss, rss
 
@@ -68,7 +69,7 @@ def run_demo(words: list[str]) -> dict:
 
 
 def blockiness_rows(tables: list[dict]) -> list[tuple[str, str]]:
-    """A line a table: blockiness of its clips beside that of the real ones, of pictures and of sound."""
+    """One line for each table: blockiness of pictures and of sound, beside that of the real clips."""
     lines = []
     for table in tables:
         rows = {row["metric"]: row for row in table["rows"] if row["value"] is not None}
@@ -97,7 +98,8 @@ def main() -> None:
     rows = [
         (
             "first run",
-            f"{first['seconds']:.0f} s, peak {first['peak_pss_gib']} GiB (PSS), {first['peak_rss_gib']} GiB (RSS)",
+            f"{first['seconds']:.0f} s, peak {first['peak_pss_gib']} GiB (PSS), "
+            f"{first['peak_rss_gib']} GiB (RSS)",
         ),
         ("second run", f"{second['seconds']:.0f} s"),
         ("picture", f"{reconstruction['psnr_db']:.2f} dB PSNR"),

@@ -1,10 +1,10 @@
-"""Whether a code of blocks can be equivariant to scale: what pooled codes give, decoded at half the size.
+"""Whether a code of blocks can be equivariant to scale: pooled codes, decoded at half the size.
 
     python -m bench.train.equivariance RUN
 
-RUN is a finished run of configs/demo.yaml. Blocks of 8 x 8 pixels of each clip's mean picture are coded by
-principal components, as the HW plane does. Codes are then averaged over 2 x 2 cells and decoded, and the
-result is compared with the picture at half its size. Prints PSNR over unseen sources. Needs no Ray.
+RUN is a finished run of configs/demo.yaml. Principal components code blocks of 8 x 8 pixels of each clip's
+mean picture, as the HW plane does. The codes are then averaged over 2 x 2 cells and decoded, and the result
+is compared with the picture at half its size. Prints PSNR over unseen sources. Needs no Ray.
 """
 
 import argparse
@@ -25,7 +25,7 @@ CHANNELS = (3, 16, 46)
 
 
 def mean_pictures(config: Config, split: str, count: int) -> np.ndarray:
-    """float64 [N, H, W, 3] in [-1, 1]: of each window the mean over its frames."""
+    """float64 [N, H, W, 3] in [-1, 1]: the mean frame of each window."""
     store = SegmentStore(config.data_folder)
     windows = (
         store.window(index, start, config.clip.num_frames, want=("video",))["video"]

@@ -1,9 +1,9 @@
-"""Trains the decoder of a finished MDSA once more while its encoder stands still, so that stored latents and
-a ST-DiT trained on them stay valid.
+"""Trains the decoder of a finished MDSA once more, with its encoder frozen.
 
     python -m bench.train.frozen_encoder RUN OUT [--clips 1600] [section.key=value ...]
 
-RUN is a finished run of configs/demo.yaml. Settings say what the decoder learns from; with discriminators:
+Stored latents, and a ST-DiT trained on them, stay valid. RUN is a finished run of configs/demo.yaml. Settings
+say what the decoder learns from; with discriminators:
 
     python -m bench.train.frozen_encoder RUN OUT mdsa.loss.adversarial_start_clips=0
 
@@ -39,11 +39,14 @@ from proav.train.engines import TorchEngine
 from proav.train.schedule import learning_rates
 
 ENCODING = ("encoder.", "to_latents.", "multi_scale.", "spatial.", "group_cross.", "linear.")
-"""Modules that planes follow from. The linear path is one: each plane codes what the earlier ones leave."""
+"""Prefixes of the modules that decide the planes.
+
+The linear path is one of them: each of its planes codes what the earlier ones leave.
+"""
 
 
 class FrozenEncoder(nn.Module):
-    """MDSA whose encoding takes no gradient and whose encoding weights are not trained."""
+    """MDSA whose encoding has no gradient and whose encoding weights are not trained."""
 
     def __init__(self, mdsa: MDSA) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ class FrozenEncoder(nn.Module):
 
 
 def measure(config: Config, mdsa: MDSA) -> dict[str, float]:
-    """Means over the windows of evaluate.split: PSNR and log-mel error in dB, blockiness of both."""
+    """Means over the windows of evaluate.split: PSNR and log-mel error in dB, blockiness of both streams."""
     coder, store, rows = LatentCoder(config, mdsa.eval()), SegmentStore(config.data_folder), []
     mel_range = {name: getattr(config.mel, name) for name in ("floor_log10", "ceiling_log10")}
     windows = evaluation_windows(
@@ -82,7 +85,7 @@ def measure(config: Config, mdsa: MDSA) -> dict[str, float]:
 
 
 def train_decoder(config: Config, checkpoint: Checkpoint, num_clips: int) -> MDSA:
-    """The MDSA of a ST-DiT checkpoint, its decoder trained for `num_clips` clips beyond those seen."""
+    """The MDSA of a ST-DiT checkpoint, with its decoder trained on `num_clips` more clips."""
     torch.manual_seed(config.seed)
     mdsa = MDSA(config)
     mdsa.load_state_dict(checkpoint.weights("mdsa"))
@@ -98,7 +101,7 @@ def train_decoder(config: Config, checkpoint: Checkpoint, num_clips: int) -> MDS
         seen += train.batch_size
         if seen >= num_clips:
             break
-    return mdsa.requires_grad_(True)  # torch takes other kernels for weights without a gradient
+    return mdsa.requires_grad_(True)  # torch uses other kernels for weights without a gradient
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
     python -m bench.train.signals [--signals 20] [--job-stops 0] [--seed 0] [--folder runs/signals]
     [section.key=value ...]
 
-Two workers with ZeRO-2 train the demo's MDSA; checkpoints are written at signals and at the end alone.
-Prints for each signal: seconds to the end of the process, its status, steps that were reported and are not
-in the newest checkpoint. The curve and the weights at the end must be those of a run that nobody disturbed.
+Two workers with ZeRO-2 train the demo's MDSA. Checkpoints are written only at signals and at the end. Prints
+for each signal the seconds until the process ends, its status, and the reports that the newest checkpoint
+does not cover. The curve and the weights at the end must be those of a run without signals.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def workers(driver: psutil.Process) -> list[psutil.Process]:
 
 
 def lost_steps(folder: Path) -> int:
-    """Steps whose report is there and whose weights are not."""
+    """Reports of steps that the newest checkpoint does not cover."""
     lines = curve(folder / "mdsa")
     index = folder / "mdsa" / "checkpoints" / "latest"
     clips = int(index.read_text().strip().removeprefix("clips-")) if index.exists() else 0
@@ -63,7 +63,10 @@ def lost_steps(folder: Path) -> int:
 
 
 def stop_submitted(times: int, run: Path, data: Path, words: list[str], chance: random.Random) -> list[dict]:
-    """`ray job stop` on a job that was submitted to a head of this machine, at random moments of training."""
+    """Submits the job to a head of this machine and stops it with `ray job stop`, at random moments.
+
+    times: jobs to stop. run: its folder. data: prepared. words: settings. chance: draws the moments.
+    """
     rows = []
     if not times:
         return rows
@@ -156,9 +159,8 @@ def main() -> None:
             capture_output=True,
         )
     one, other = (results(folder / name) for name in ("disturbed", "undisturbed"))
-    newest = {
-        name for name in other if "checkpoints" in name
-    }  # the signals' own checkpoints are the disturbed run's alone
+    # the names of the undisturbed run: only the disturbed one has checkpoints written at signals
+    newest = {name for name in other if "checkpoints" in name}
     equal = curve(folder / "disturbed" / "mdsa") == curve(folder / "undisturbed" / "mdsa")
     print(json.dumps({"bench": "signals", "curve_equal": equal,
                       "checkpoint_equal": all(one.get(name) == other[name] for name in newest),

@@ -1,10 +1,10 @@
-"""What simple codes make of a run's clips, without any trained model: the numbers that MDSA has to beat.
+"""Scores of simple codes on a run's clips, without any trained model: the numbers that MDSA has to beat.
 
     python -m bench.train.yardsticks [--config configs/demo.yaml] [section.key=value ...]
 
 Fits linear planes and the cosine transform on the training split, then measures them on the clips of
-evaluate.split, as evaluate.py does. The last row is MDSA as it begins: its linear path, fitted, and a network
-that adds nothing yet. Prints a table and the same as JSON. Writes nothing and needs no Ray.
+evaluate.split, as ray_jobs/evaluate.py does. The last row is MDSA before training: its fitted linear path,
+and a network that adds nothing yet. Prints a table and the same as JSON. Writes nothing and needs no Ray.
 data.prepared=FOLDER takes the prepared data of another run.
 """
 
@@ -62,7 +62,7 @@ def mean_blockiness(config: Config, yardsticks: Yardsticks) -> dict[str, tuple[f
 
 
 def untrained_mdsa(config: Config) -> tuple[dict, tuple[float, float]]:
-    """(means, blockiness) of MDSA's reconstructions before its first step: what `train.py` starts from."""
+    """(means, blockiness) of MDSA's reconstructions before its first step, where ray_jobs/train.py starts."""
     feed = ClipFeed.of_mdsa(config)
     torch.manual_seed(config.seed)
     model = MDSA(config).eval()
@@ -72,7 +72,7 @@ def untrained_mdsa(config: Config) -> tuple[dict, tuple[float, float]]:
     def measure(windows: Sequence[dict]) -> dict[str, np.ndarray]:
         video = pixels_to_unit(torch.from_numpy(np.stack([window["video"] for window in windows])))
         mel = torch.from_numpy(np.stack([window["mel"] for window in windows])).float()
-        with torch.inference_mode():  # to the bit what the whole model makes, at a hundredth of its cost
+        with torch.inference_mode():  # bit for bit the result of the whole model, at a hundredth of its cost
             pictures, sounds = (made.clamp(-1, 1) for made in model(video, mel, linear_alone=True))
         for picture, sound in zip(unit_to_pixels(pictures).numpy(), sounds.numpy(), strict=True):
             side = config.mdsa.plane_size

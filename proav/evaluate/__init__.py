@@ -1,1 +1,4 @@
-"""Evaluation on Ray: sets of clips, measured in units that are kept, and the numbers that follow from them. The mathematics is in proav/metrics."""
+"""Evaluation on Ray: sets of clips, their stored measurements, and the numbers computed from them.
+
+The mathematics is in proav/metrics.
+"""

@@ -1,7 +1,8 @@
-"""Sets of clips that can be measured: files in a folder, prepared segments, a run's samples, an autoencoder's reconstructions.
+"""Sets of clips to measure: files in a folder, prepared segments, a run's samples, MDSA's reconstructions.
 
-A set lists its clips in a fixed order before any is opened, and loads them in groups. What it is made of is its `identity`, from which the
-names of stored measurements follow. Sets are small and can be sent to other machines; nothing here knows Ray.
+A set lists its clips in a fixed order before it opens any, and loads them in groups. Its `identity` says
+what it is made of; the names of stored measurements follow from it. Sets are small and can be sent to other
+machines. Nothing here knows Ray: that is measure.py.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from proav.text import one_form
 
 @dataclass(frozen=True)
 class View:
-    """Shape and rates at which a protocol looks at clips."""
+    """The shape and the rates at which a protocol looks at clips."""
 
     num_frames: int
     fps: int
@@ -61,7 +62,10 @@ class View:
 
 @dataclass(frozen=True)
 class Item:
-    """One clip of a set: an id of its own, and the source that it was cut from; clips of one source are not independent."""
+    """One clip of a set, with its own id and the source that it was cut from.
+
+    Clips of one source are not independent.
+    """
 
     id: str
     source: str
@@ -72,7 +76,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A clip as the protocol sees it, or why it cannot be; `real`: what it should equal; `scores`: what was measured on the way."""
+    """A clip as the protocol sees it, or the problem that prevents it.
+
+    real: the clip that it should equal. scores: what was measured while it was loaded.
+    """
 
     clip: Clip | None
     problem: str = ""
@@ -82,7 +89,11 @@ class Loaded:
 
 @dataclass(frozen=True)
 class ClipSet:
-    """`load(items)` -> a Loaded an item. `identity`: a JSON object; sets of equal identity and view hold the same clips."""
+    """Clips in a fixed order, and the function that loads them.
+
+    load: `load(items)` gives one Loaded for each item. identity: a JSON object. Sets with equal identity and
+    equal view hold the same clips.
+    """
 
     name: str
     items: tuple[Item, ...]
@@ -96,15 +107,21 @@ class ClipSet:
 
 
 def files_below(name: str, folder: str, view: View, *, max_clips: int) -> ClipSet:
-    """All windows that do not overlap of the videos below a folder, in order of name; of n at most `max_clips`, evenly spread.
+    """Non-overlapping windows of the videos below a folder, in order of name.
 
-    A file is a source, a folder below `folder` its label. Raises UserError where no video is there. Files that cannot be read stay items, so that
-    they are counted.
+    Each file is a source. Its label is the name of the folder directly below `folder` that it lies in. Files
+    that cannot be read stay items, so that they are counted. Raises UserError if there is no video.
+
+    name: of the set.
+    folder: a local or remote path.
+    view: the size and rates of the protocol.
+    max_clips: at most so many windows, evenly spread.
     """
     paths = [path for path in storage.list_files(folder) if is_video(path)]
     if not paths:
         raise UserError(
-            f"{folder}: no videos there; expected a folder with mp4 files (or others that FFmpeg reads), or one that preprocess.py has filled"
+            f"{folder}: no videos there; expected a folder with mp4 files (or others that FFmpeg reads), "
+            "or one that preprocess.py has filled"
         )
     start, items = len(storage.open_filesystem(folder)[1].rstrip("/")) + 1, []
     sizes = []
@@ -129,7 +146,14 @@ def files_below(name: str, folder: str, view: View, *, max_clips: int) -> ClipSe
 
 
 def segments_of(name: str, config: Config, view: View, *, split: str, max_clips: int) -> ClipSet:
-    """Windows of the run's prepared segments of one split that do not overlap."""
+    """Non-overlapping windows of the run's prepared segments of one split.
+
+    name: of the set.
+    config: of the run whose data is taken.
+    view: the size and rates of the protocol.
+    split: of the prepared data.
+    max_clips: at most so many windows, evenly spread.
+    """
     store = SegmentStore(config.data_folder)
     items = _windows(store, config, view, split=split, max_clips=max_clips)
     identity = {
@@ -142,7 +166,15 @@ def segments_of(name: str, config: Config, view: View, *, split: str, max_clips:
 
 
 def samples_of(name: str, config: Config, view: View, *, max_clips: int) -> ClipSet:
-    """The run's generated samples, in order of their index; each is a source of its own. Raises UserError where there are none."""
+    """The run's generated samples, in order of their index; each is a source of its own.
+
+    Raises UserError if there are none.
+
+    name: of the set.
+    config: of the run whose samples are taken.
+    view: the size and rates of the protocol.
+    max_clips: at most the first so many samples.
+    """
     from proav.generation.batch import read_samples
 
     folder = RunFolder(config).samples
@@ -176,7 +208,12 @@ def reconstructions_of(
 ) -> ClipSet:
     """MDSA's reconstructions of the windows of `segments_of`, each beside its original.
 
-    yardsticks: measured of the same windows; their file has to be there when the clips are loaded.
+    name: of the set. config: of the run. view: the size and rates of the protocol.
+    checkpoint: the trained MDSA.
+    split: of the prepared data.
+    max_clips: at most so many windows, evenly spread.
+    device: where MDSA runs, "cpu" or "cuda".
+    yardsticks: also measured on the same windows; their file must exist when the clips are loaded.
     """
     store = SegmentStore(config.data_folder)
     items = _windows(store, config, view, split=split, max_clips=max_clips)
@@ -194,7 +231,7 @@ def reconstructions_of(
 
 
 def _spread(items: list[Item], count: int) -> list[Item]:
-    """Items number floor(i n / m)."""
+    """`count` of the items at most, evenly spread: of n, the items number floor(i n / m) for m kept."""
     kept = min(count, len(items))
     return [items[number * len(items) // kept] for number in range(kept)]
 
@@ -202,6 +239,7 @@ def _spread(items: list[Item], count: int) -> list[Item]:
 def _windows(
     store: SegmentStore, config: Config, view: View, *, split: str, max_clips: int
 ) -> tuple[Item, ...]:
+    """The items of `segments_of` and `reconstructions_of`, with their arguments."""
     frames = _stored_frames(config, view)
     cut = config.model_copy(update={"clip": config.clip.model_copy(update={"num_frames": frames})})
     chosen = evaluation_windows(store, cut, split=split, max_clips=max_clips)
@@ -218,17 +256,25 @@ def _windows(
 
 
 def _stored_frames(config: Config, view: View) -> int:
-    """Frames of the prepared data that one window of the view takes. Raises UserError where the data has fewer a second than the view."""
+    """Frames of the prepared data that one window of the view takes.
+
+    Raises UserError if the data's frames a second are no multiple of the view's.
+    """
     if config.clip.fps % view.fps:
         raise UserError(
-            f"the protocol looks at {view.fps} frames a second, the data was prepared with clip.fps={config.clip.fps}; "
-            f"expected a multiple of {view.fps}: choose another evaluate.protocol, or prepare the data with clip.fps={view.fps}"
+            f"the protocol looks at {view.fps} frames a second, the data was prepared with "
+            f"clip.fps={config.clip.fps}; expected a multiple of {view.fps}: choose another "
+            f"evaluate.protocol, or prepare the data with clip.fps={view.fps}"
         )
     return view.num_frames * (config.clip.fps // view.fps)
 
 
 def seen(clip: Clip, view: View) -> Clip:
-    """The clip at the view's size and rates: frame k is the picture shown at k / fps; pictures resized with antialiasing, sound resampled."""
+    """The clip at the view's size and rates.
+
+    Frame k is the picture shown at k / fps seconds. Pictures are resized with antialiasing. Sound is
+    resampled.
+    """
     step = clip.fps // view.fps
     video = clip.video[::step][: view.num_frames]
     if video.shape[1:3] != (view.height, view.width):
@@ -255,8 +301,8 @@ def _load_file(view: View, item: Item) -> Loaded:
     path, start_seconds = item.place
     try:
         clip = read_clip(
-            path, fps=view.fps, sample_rate=view.sample_rate, height=view.height, width=view.width, fit=view.fit,
-            start_seconds=start_seconds, num_frames=view.num_frames,
+            path, fps=view.fps, sample_rate=view.sample_rate, height=view.height, width=view.width,
+            fit=view.fit, start_seconds=start_seconds, num_frames=view.num_frames,
         )  # fmt: skip
     except MediaError as error:
         return Loaded(None, f"{error.reason}: {error}")
@@ -281,9 +327,8 @@ def _stored_clip(store: SegmentStore, item: Item) -> Clip:
 
 @functools.lru_cache(maxsize=1)
 def _coder(checkpoint_path: str, device: str):
-    return load_coder(
-        load_checkpoint(checkpoint_path, kind="mdsa", verify=False), device=device
-    )  # verified when the job began
+    # the checkpoint was verified when the job began
+    return load_coder(load_checkpoint(checkpoint_path, kind="mdsa", verify=False), device=device)
 
 
 def _load_reconstructions(
@@ -294,6 +339,7 @@ def _load_reconstructions(
     yardsticks_path: str | None,
     items: Sequence[Item],
 ) -> list[Loaded]:
+    """The `load` of `reconstructions_of`: all arguments but `items` are its own, or paths of their files."""
     coder, store = _coder(checkpoint_path, device), _store(config.data_folder)
     yardsticks = load_yardsticks(yardsticks_path) if yardsticks_path else None
     windows = [store.window(index, start, frames) for index, start, frames in (item.place for item in items)]

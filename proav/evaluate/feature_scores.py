@@ -1,4 +1,7 @@
-"""Scores of single clips that come from the features of a measured set: what `proav/metrics/agreement.py` defines, for each clip of a set."""
+"""Scores of single clips, computed from the features of a measured set.
+
+The scores are defined in proav/metrics/agreement.py; here they are taken of each clip of a set.
+"""
 
 from collections.abc import Sequence
 
@@ -12,9 +15,12 @@ from proav.metrics.protocols import FeatureScore
 def clip_values(
     score: FeatureScore, measured: Measured, *, real: Measured | None = None, classes: Sequence[str] = ()
 ) -> np.ndarray | None:
-    """A value a clip, float64 [N]; None where the score is not defined for this set alone. real: the clips' counterparts, in the same order.
+    """One value for each clip, float64 [N]; None if the score needs `real` and has none.
 
-    classes: of the classifier, in order of its logits.
+    score: which score, of which networks.
+    measured: the set, with the features of those networks.
+    real: the clips' originals, matched by id.
+    classes: the classifier's class names, in the order of its logits.
     """
     features = [measured.features[name] for name in score.networks]
     if score.kind == "agreement":

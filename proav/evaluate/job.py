@@ -1,4 +1,7 @@
-"""The evaluation of a run, or of two folders of clips: what is measured, in what order, and the files that say so."""
+"""The evaluation of a run or of two folders: what is measured, in what order, and the files with the results.
+
+The measuring itself is in measure.py, the statistics in numbers.py, the text of the tables in table.py.
+"""
 
 import json
 import os
@@ -43,7 +46,7 @@ class Comparison:
     fake: ClipSet
     held_out: ClipSet | None = None
     paired: bool = False
-    """The made clips are the real ones' counterparts, clip by clip."""
+    """Whether each made clip has its original among the real ones."""
     kinds: tuple[str, ...] = (
         "frechet",
         "kernel",
@@ -58,8 +61,10 @@ class Comparison:
 def evaluate(config: Config) -> dict:
     """Writes eval/metrics.json and eval/reconstructions/; returns the metrics. Ray must be running.
 
-    Of a run: MDSA's reconstructions and ST-DiT's loss and samples, as far as they are there. With evaluate.fake or evaluate.real: those folders.
-    Done already for these very clips, checkpoints and settings: nothing changes. Interrupted before: goes on with the clips that are missing.
+    Measures the folders evaluate.fake and evaluate.real if one is set. Otherwise measures the run: MDSA's
+    reconstructions, and ST-DiT's loss and samples if they exist. If the same clips, checkpoints and settings
+    were evaluated before, nothing changes. An interrupted evaluation goes on with the clips that are missing.
+    Raises UserError if something that the protocol needs is missing.
     """
     protocol = find_protocol(config.evaluate.protocol)
     view = View.of(protocol, config)
@@ -106,7 +111,10 @@ def evaluate(config: Config) -> dict:
 def _identity(
     config: Config, protocol: Protocol, view: View, measures: Measures, comparisons: list[Comparison]
 ) -> dict:
-    """What the numbers follow from: the protocol's record with its hash, and the sets that were made, by the hash of theirs."""
+    """What the numbers follow from: the protocol's record, its hash, and a hash of each set of made clips.
+
+    The arguments are those that `evaluate` has made of its configuration.
+    """
     record = {
         **protocol.to_dict(),
         "view": vars(view),
@@ -118,9 +126,8 @@ def _identity(
         "seed": config.seed,
     }
     made = {comparison.name: protocol_hash(comparison.fake.identity) for comparison in comparisons}
-    return json.loads(
-        json.dumps({"hash": protocol_hash(record), "record": record, "made": made})
-    )  # as it is read back
+    # through JSON, so that it equals what is read back from metrics.json
+    return json.loads(json.dumps({"hash": protocol_hash(record), "record": record, "made": made}))
 
 
 def _tables(
@@ -130,7 +137,13 @@ def _tables(
     comparisons: list[Comparison],
     missing: dict[str, str],
 ) -> dict:
-    """Measures every comparison's sets and makes their tables; also the means over MDSA's reconstructions."""
+    """Measures every comparison's sets and makes their tables; also the means over MDSA's reconstructions.
+
+    config, protocol: of the evaluation.
+    measures: networks and weights to measure with.
+    comparisons: the tables to make.
+    missing: {network or score that cannot be used: what it needs}.
+    """
     resampling = Resampling(config.evaluate.num_resamples, config.seed)
     found, cost, began = {"tables": []}, {}, time.monotonic()
     for comparison in comparisons:
@@ -167,7 +180,10 @@ def _tables(
 def find_networks(
     protocol: Protocol, weights: str | None, view: View
 ) -> tuple[dict[str, str | None], dict[str, str]]:
-    """({network: file of its weights}, {network that cannot be used: what it needs}). A protocol with a fixed number of clips takes no less: UserError."""
+    """({network: file of its weights}, {network that cannot be used: what it needs}).
+
+    Raises UserError if a protocol with a fixed number of clips cannot use one of its networks.
+    """
     found, missing = {}, {}
     for name in protocol.networks:
         card, path = NETWORKS[name], weights_file(name, weights)
@@ -197,7 +213,14 @@ def table_numbers(
     *,
     classes: Sequence[str] = (),
 ) -> list[Number]:
-    """All lines of one table. The distances of reconstructions are named with an r: rFVD. classes: of the user's classifier, if there is one."""
+    """All lines of one table. Distances of reconstructions have an r before their name: rFVD.
+
+    protocol: which distances and scores. comparison: which of them apply.
+    sets: "real", "fake" and perhaps "held_out", measured.
+    resampling: how intervals are drawn.
+    missing: {network or score that cannot be used: what it needs}.
+    classes: class names of the user's classifier, if there is one.
+    """
     real, fake, numbers = sets["real"], sets["fake"], []
     for distance in protocol.distances:
         if distance.kind not in comparison.kinds:
@@ -246,9 +269,8 @@ def left_out(sets: dict[str, Measured]) -> dict[str, int]:
 
 def _checkpoints(config: Config) -> tuple[Checkpoint, Checkpoint | None]:
     mdsa = load_checkpoint(RunFolder(config).mdsa.checkpoints, kind="mdsa")
-    check_resumable(
-        mdsa, config.model_copy(update={"seed": mdsa.config.seed}), mdsa.labels
-    )  # a run may be measured with another seed
+    # the seed is left out: a run may be measured with another one
+    check_resumable(mdsa, config.model_copy(update={"seed": mdsa.config.seed}), mdsa.labels)
     folder = RunFolder(config).stdit.checkpoints
     stdit = load_checkpoint(folder, kind="stdit") if storage.exists(storage.join(folder, "latest")) else None
     if stdit is not None:
@@ -264,7 +286,15 @@ def _run_sets(
     stdit: Checkpoint | None,
     yardsticks: YardstickPlan,
 ) -> list[Comparison]:
-    """Reconstructions against their originals; samples, where there are any, against the training split, as the field's tables have it, and held-out clips."""
+    """Reconstructions against their originals and, if there are samples, samples against real clips.
+
+    The real clips are those of the training split, as in the field's tables, and those of held-out sources.
+
+    config, protocol: of the evaluation.
+    view: the size and rates of the protocol.
+    mdsa, stdit: the run's newest checkpoints; None if there is no ST-DiT.
+    yardsticks: the plan of the run's yardsticks.
+    """
     from proav.on_ray.resources import device_of, wants_gpu
 
     split, most = config.evaluate.split, protocol.num_clips or config.evaluate.max_clips
@@ -309,7 +339,7 @@ def _run_sets(
 
 
 def _folders(config: Config, protocol: Protocol, view: View) -> list[Comparison]:
-    """evaluate.real against evaluate.fake; one that is not given is the run's own."""
+    """evaluate.fake against evaluate.real. If one of them is not set, the run's own clips are taken."""
     most = protocol.num_clips or config.evaluate.max_clips
     sets = []
     for key, name in (("real", "real"), ("fake", "made")):
@@ -336,20 +366,26 @@ def _folders(config: Config, protocol: Protocol, view: View) -> list[Comparison]
 
 
 def _check_counts(protocol: Protocol, real: ClipSet, fake: ClipSet) -> None:
-    """Raises UserError where a protocol that says how many clips it takes would have fewer."""
+    """Raises UserError if a protocol takes a fixed number of clips and a set has fewer."""
     for said, clips in (("real", real), ("generated", fake)):
         if protocol.num_clips is not None and len(clips.items) < protocol.num_clips:
             how = f"generate.num_samples={protocol.num_clips}" if clips.name == "generated" else "more videos"
             raise UserError(
-                f"evaluate.protocol={protocol.name} takes {protocol.num_clips:,} {said} clips, {clips.name} has {len(clips.items):,}; "
-                f"make more ({how}), or choose evaluate.protocol=small, which also measures few"
+                f"evaluate.protocol={protocol.name} takes {protocol.num_clips:,} {said} clips, "
+                f"{clips.name} has {len(clips.items):,}; make more ({how}), or choose "
+                "evaluate.protocol=small, which also measures few"
             )
 
 
 def _measure(
     config: Config, measures: Measures, protocol: Protocol, comparison: Comparison
 ) -> dict[str, Measured]:
-    """The sets of a comparison, measured; what was measured before for another one is read."""
+    """The sets of a comparison, measured. Sets that were measured before are read from their files.
+
+    config, protocol: of the evaluation.
+    measures: networks and weights to measure with; each set adds its scores.
+    comparison: the sets to measure.
+    """
     import ray
 
     from proav.on_ray.resources import largest_resources, wants_gpu
@@ -394,7 +430,10 @@ def _measure(
 def _tasks(
     config: Config, mdsa: Checkpoint | None, stdit: Checkpoint | None, yardsticks: YardstickPlan | None
 ) -> dict:
-    """What is done in one task each: the pairs that the report shows, ST-DiT's loss, the yardsticks' file."""
+    """Runs one Ray task each for the pairs that the report shows, ST-DiT's loss and the yardsticks' file.
+
+    config: of the evaluation. mdsa, stdit, yardsticks: no task runs for one that is None.
+    """
     import ray
 
     from proav.on_ray.resources import device_of, wants_gpu
@@ -423,7 +462,7 @@ def _lpips_weights(folder: str | None) -> str | None:
 
 
 def _needs_of(metric: str) -> str:
-    """What a score that is undefined for all clips would take."""
+    """What clips or settings a score needs, to tell if it is undefined for all clips."""
     needs = {
         "lpips": "evaluate.weights=DIR with lpips-vgg16.safetensors or lpips-alexnet.safetensors",
         "synchrony": "clips of at least 10 frames in which something moves and sounds",

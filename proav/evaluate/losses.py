@@ -1,4 +1,7 @@
-"""ST-DiT's loss on stored latents of sources that training did not see."""
+"""ST-DiT's loss on the stored latents of the evaluated split.
+
+The loss itself is in proav/diffusion/modalities.py. B windows, D latent channels, P planes.
+"""
 
 import json
 
@@ -17,12 +20,18 @@ from proav.runs.checkpoint import Checkpoint
 from proav.runs.layout import RunFolder
 
 NUM_TIMES = 8
-"""Noise levels at which ST-DiT's validation loss is taken: the middles of equal shares of the training distribution of times."""
+"""Number of noise levels at which ST-DiT's validation loss is taken.
+
+They are the middles of equal shares of the training distribution of times.
+"""
 
 
 @torch.inference_mode()
 def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu") -> dict:
-    """ST-DiT's joint loss on stored latents of the evaluated split at fixed times and noises, beside the loss that a zero prediction has."""
+    """ST-DiT's joint loss on stored latents of the evaluated split, at fixed times and noises.
+
+    The result also has the loss of a zero prediction: ST-DiT predicts exactly zero at initialization.
+    """
     pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint_path, device=device)
     feed = LatentFeed(RunFolder(config).latents, split=config.evaluate.split, labels=pipeline.labels)
     picked = np.unique(
@@ -55,22 +64,28 @@ def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu")
             f"{time:.3f}": float(value) for time, value in zip(times.tolist(), losses.mean(0), strict=True)
         },
         "num_windows": int(len(picked)),
-        "protocol": f"joint task, mean squared error over the stored joint latents of the {config.evaluate.split} sources, {NUM_TIMES} times at the middles of equal shares "
-        f"of the training distribution, noise from (seed {config.seed}, window index), moving-average weights; at initialization the prediction is exactly zero, "
-        "so that the loss follows from the latents' second moment",
+        "protocol": "joint task, mean squared error over the stored joint latents of the "
+        f"{config.evaluate.split} sources, {NUM_TIMES} times at the middles of equal shares of the training "
+        f"distribution, noise from (seed {config.seed}, window index), moving-average weights; at "
+        "initialization the prediction is exactly zero, so that the loss follows from the latents' second "
+        "moment",
     }
 
 
 def check_latents(config: Config, stdit: Checkpoint) -> None:
-    """Raises UserError where the stored latents are missing or not those of the MDSA that ST-DiT was trained with: its loss would mean nothing."""
+    """Checks that the stored latents are those of the MDSA that ST-DiT was trained with.
+
+    Raises UserError if they are missing or of another MDSA: the loss on them would mean nothing.
+    """
     folder = RunFolder(config).latents
     path = storage.join(folder, "stats.json")
     if not storage.exists(path):
         raise UserError(
-            f"no latents in {folder} (no stats.json) for ST-DiT; run: python ray_jobs/encode.py --config FILE, with the same run_dir"
+            f"no latents in {folder} (no stats.json) for ST-DiT; "
+            "run: python ray_jobs/encode.py --config FILE, with the same run_dir"
         )
     if json.loads(storage.read_text(path))["mdsa_checkpoint"] != stdit.mdsa_hash:
         raise UserError(
-            f"{stdit.path} was trained on the latents of another MDSA checkpoint than {folder}; "
-            f"delete {RunFolder(config).stdit.checkpoints} and train anew with: python ray_jobs/train.py stage=stdit"
+            f"{stdit.path} was trained on the latents of another MDSA checkpoint than {folder}; delete "
+            f"{RunFolder(config).stdit.checkpoints} and train anew with: python ray_jobs/train.py stage=stdit"
         )

@@ -1,6 +1,9 @@
-"""Measures a set of clips, unit by unit, on Ray Data; every unit becomes a file when it is complete, so that a stopped job goes on with the rest.
+"""Measures a set of clips, unit by unit, on Ray Data.
 
-A unit is always the same clips in the same batch, whatever the number of workers: so are its bytes. The mathematics is in proav/metrics.
+A complete unit becomes a file, so that a stopped job goes on with the rest. A unit is always the same clips
+in the same batch; its bytes do not depend on the number of workers. The mathematics is in proav/metrics.
+
+W windows of a clip, D feature width.
 """
 
 import dataclasses
@@ -30,7 +33,7 @@ from proav.models.perceptual import LPIPS
 from proav.runs.progress import Progress
 
 UNIT_CLIPS = 16
-"""Clips of a unit: few enough for a CPU's minutes, enough for a GPU's batch."""
+"""Clips of a unit: few enough to take minutes on a CPU, enough for a GPU's batch."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,13 @@ class Measures:
     """What is measured of every clip of a set."""
 
     config: Config
-    """Whose mel settings the scores of sound are taken with."""
+    """For its mel settings, with which the scores of sound are taken."""
     networks: dict[str, str | None]
     """Feature networks by name, with the file of their weights."""
     scores: tuple[str, ...]
-    """Names of `scores.py`."""
+    """Names of scores of single clips, from scores.py."""
     perceptual_weights: str | None = None
-    """Of LPIPS, where it is among the scores."""
+    """The file of LPIPS's weights, if LPIPS is among the scores."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -60,7 +63,7 @@ class Measures:
         return pa.schema(fields)
 
     def to_dict(self) -> dict:
-        """What measurements follow from, beside the clips: networks by the checksums of their weights."""
+        """What measurements follow from, apart from the clips; networks by the checksums of their weights."""
         sums = {name: load_network(name, path).weights_sha256 for name, path in self.networks.items()}
         lpips = file_hash(self.perceptual_weights) if self.perceptual_weights else None
         return {
@@ -73,7 +76,10 @@ class Measures:
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured set, clips in the set's order, those that could not be read left out. Features: {network: a float32 [W, D] a clip}."""
+    """A measured set: the clips that could be read, in the set's order.
+
+    features: {network: one float32 [W, D] for each clip}.
+    """
 
     ids: list[str]
     sources: list[str]
@@ -81,23 +87,28 @@ class Measured:
     scores: dict[str, np.ndarray]
     features: dict[str, list[np.ndarray]]
     problems: dict[str, int]
-    """Clips left out, by reason."""
+    """Clips that were left out, counted by reason."""
     cost: dict[str, float]
-    """Processor-independent seconds by activity, of the units that were measured now."""
+    """Wall seconds by activity, summed over the units that were measured now."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 class Measurer:
-    """Measures one unit: a Ray Data actor, or called by hand in a test."""
+    """Measures one unit. Ray Data makes it an actor; a test can call it by hand."""
 
     def __init__(self, clip_set: ClipSet, measures: Measures, folder: str, device: str = "cpu") -> None:
+        """The first three are as in `measure_set`; device: for networks and LPIPS."""
         self.clip_set, self.measures, self.folder, self.device = clip_set, measures, folder, device
         self._loaded: tuple[dict[str, FeatureNetwork], ClipScorer] | None = None
 
     def __call__(self, row: dict) -> dict:
-        """{"unit": number} -> the same with "error", a user's mistake, which Ray would wrap beyond recognition, and "seconds", JSON of {activity: seconds}."""
+        """Measures {"unit": number} and writes its file; gives the row back with "error" and "seconds".
+
+        error: the text of a user's mistake, or empty. As an exception, Ray would wrap it beyond recognition.
+        seconds: JSON of {activity: seconds}.
+        """
         try:
             rows, seconds = self.measure(unit_items(self.clip_set, row["unit"]))
             write_shard(
@@ -108,10 +119,9 @@ class Measurer:
         return {"unit": row["unit"], "error": "", "seconds": json.dumps(seconds)}
 
     def measure(self, items: Sequence[Item]) -> tuple[list[dict], dict[str, float]]:
-        """A row an item, and the seconds by activity: "read", "scores", and each network's name."""
-        with (
-            one_torch_thread()
-        ):  # parallel over units; and the sums of a kernel must not follow from the machine
+        """One row for each item, and the seconds by activity: "read", "scores", and each network's name."""
+        # one thread: units run in parallel, and a kernel's sums must not depend on the machine's cores
+        with one_torch_thread():
             networks, score = self._tools()
             began = time.perf_counter()
             loaded = self.clip_set.load(items)
@@ -155,7 +165,7 @@ class Measurer:
         )
 
     def _features(self, network: FeatureNetwork, loaded: Sequence[Loaded]) -> Iterator[np.ndarray]:
-        """float32 [W, D] of each clip. On a CPU one clip at a time, which takes the least memory and is as fast."""
+        """float32 [W, D] of each clip. A CPU takes one clip at a time: the least memory, and as fast."""
         size = UNIT_CLIPS if self.device != "cpu" else 1
         for first in range(0, len(loaded), size):
             clips = [one.clip for one in loaded[first : first + size]]
@@ -182,12 +192,12 @@ def unit_path(folder: str, unit: int) -> str:
 
 
 def measured_folder(evaluation_folder: str, clip_set: ClipSet, measures: Measures) -> str:
-    """<evaluation folder>/measured/<set>-<hash>: the hash is of all that the measurements follow from."""
+    """<evaluation folder>/measured/<set>-<hash>: the hash covers all that the measurements follow from."""
     follows_from = {
         "set": clip_set.identity,
         "view": vars(clip_set.view),
         "unit": UNIT_CLIPS,
-        "patches": measures.config.mdsa.plane_size,  # of blockiness
+        "patches": measures.config.mdsa.plane_size,  # blockiness depends on it
         **measures.to_dict(),
     }
     told = json.dumps(follows_from, sort_keys=True)
@@ -199,7 +209,14 @@ def measured_folder(evaluation_folder: str, clip_set: ClipSet, measures: Measure
 def measure_set(
     clip_set: ClipSet, measures: Measures, folder: str, *, num_workers: int, use_gpu: bool
 ) -> Measured:
-    """Measures what is not there yet and reads it all back. Ray must be running. Raises UserError for weights that are missing or wrong."""
+    """Measures the units that have no file yet, and reads all units back. Ray must be running.
+
+    clip_set: the clips. measures: what to measure of them.
+    folder: of the units' files, see `measured_folder`.
+    num_workers: actors at most.
+    use_gpu: whether each actor takes a GPU.
+    Raises UserError if weights are missing or wrong.
+    """
     import ray
 
     from proav.on_ray.resources import device_of
@@ -237,13 +254,14 @@ def measure_set(
 
 
 def read_measured(clip_set: ClipSet, measures: Measures, folder: str) -> Measured:
-    """All units of a set, in order. A unit that is not there is an error: clips are never lost without a word."""
+    """All units of a set, in order. Raises an error if a unit is missing: no clip is lost silently."""
     total = -(-len(clip_set.items) // UNIT_CLIPS)
     tables = [open_parquet(unit_path(folder, unit)).read() for unit in range(total)]
     table = pa.concat_tables(tables)
     if table.num_rows != len(clip_set.items):
         raise RuntimeError(
-            f"{folder} holds {table.num_rows} of {len(clip_set.items)} clips; delete it and run the same command again"
+            f"{folder} holds {table.num_rows} of {len(clip_set.items)} clips; "
+            "delete it and run the same command again"
         )
     problems: dict[str, int] = {}
     for text in table.column("problem").to_pylist():

@@ -1,7 +1,9 @@
-"""From measured sets to numbers: each with its interval, with what it is between real and real, and with what it rests on.
+"""Turns measured sets into numbers, each with its interval and with the same number between real clips.
 
-Runs in one process on features that lie in files, in the sets' own order, so that the numbers do not follow from how many workers measured. The
-mathematics is in proav/metrics.
+Runs in one process on stored features, in the order of the sets. The numbers therefore do not depend on how
+many workers measured. The mathematics is in proav/metrics.
+
+N and M feature vectors, W windows of a clip, D feature width.
 """
 
 import dataclasses
@@ -27,12 +29,21 @@ from proav.metrics.protocols import Distance
 from proav.metrics.world import COUNTED_BY, MEDIANS
 
 NO_INTERVAL = {"precision_recall", "density_coverage", "nearest_training"}
-"""Their neighbourhoods change where a draw holds a clip twice: resampling does not tell how sure they are."""
+"""Kinds of distance without an interval.
+
+They look at neighbours, and a resample that holds a clip twice changes those. Resampling does not tell their
+uncertainty.
+"""
 
 
 @dataclass(frozen=True)
 class Number:
-    """One line of a table. value None: `needs` says what is missing. low, high: the interval. floor: the same number between real and real clips."""
+    """One line of a table.
+
+    value: None if it cannot be computed; `needs` then says what is missing.
+    low, high: the interval.
+    floor: the same number between real clips.
+    """
 
     metric: str
     value: float | None
@@ -50,7 +61,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are drawn."""
+    """How intervals are drawn. level: the share of the distribution that an interval holds."""
 
     num_resamples: int
     seed: int
@@ -58,7 +69,10 @@ class Resampling:
 
 
 def halves(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the clips of two halves of a set without a common source: sources in order of their names' SHA-256, in turns."""
+    """Indices of the clips of two halves of a set that share no source.
+
+    The sources are ordered by the SHA-256 of their names and go to the two halves in turns.
+    """
     order = sorted(set(measured.sources), key=lambda source: hashlib.sha256(source.encode()).hexdigest())
     side = {source: number % 2 for number, source in enumerate(order)}
     sides = np.array([side[source] for source in measured.sources], int)
@@ -74,10 +88,12 @@ def set_numbers(
     held_out: Measured | None = None,
     paired: bool = False,
 ) -> list[Number]:
-    """The lines of one distance between a real and a generated set: one, or two where it is a pair of numbers.
+    """The lines of one distance between a real and a generated set: two if it is a pair of numbers, else one.
 
-    held_out: real clips of other sources, against which nearest_training is measured. paired: the generated clips are made from the real ones, clip
-    by clip, so that intervals draw the same sources of both.
+    distance: which distance, of which network. real, fake: the measured sets.
+    resampling: how intervals are drawn.
+    held_out: real clips of other sources, against which nearest_training is measured.
+    paired: each generated clip is made from one real clip; intervals then draw the same sources of both.
     """
     if distance.network not in fake.features or distance.network not in real.features:
         return [Number(distance.name, None, needs=f"the network {distance.network}")]
@@ -88,12 +104,13 @@ def set_numbers(
         value = memorization(
             *(_vectors(measured, distance.network).take() for measured in (fake, held_out, real))
         )
-        note = "median distance to the nearest training clip, over that of held-out clips: 1 is new, near 0 is a copy"
+        note = (
+            "median distance to the nearest training clip, over that of held-out clips: "
+            "1 is new, near 0 is a copy"
+        )
         return [Number(distance.name, value, floor=1.0, note=note, **about)]
-    metric, sets = (
-        _METRICS[distance.kind],
-        (fake, fake) if distance.kind == "diversity" else (real, fake),
-    )  # diversity is of one set alone
+    # diversity is of one set alone
+    metric, sets = _METRICS[distance.kind], (fake, fake) if distance.kind == "diversity" else (real, fake)
     vectors = [_vectors(measured, distance.network) for measured in sets]
     try:
         values = metric(vectors[0].take(), vectors[1].take())
@@ -122,7 +139,8 @@ def set_numbers(
                 None,
                 [
                     note,
-                    f"two samples of one distribution would differ by about {distance.scale * bias:.4g} at these counts",
+                    "two samples of one distribution would differ by about "
+                    f"{distance.scale * bias:.4g} at these counts",
                 ],
             )
         )
@@ -130,7 +148,8 @@ def set_numbers(
     names = distance.name.split("_") if len(values) > 1 else [distance.name]
     return [
         Number(
-            name, distance.scale * value, _times(distance.scale, low), _times(distance.scale, high), _times(distance.scale, floor),
+            name, distance.scale * value,
+            _times(distance.scale, low), _times(distance.scale, high), _times(distance.scale, floor),
             note=note, **about,
         )
         for name, value, floor in zip(names, values, floors, strict=True)
@@ -140,9 +159,10 @@ def set_numbers(
 def score_numbers(
     names: Sequence[str], measured: Measured, resampling: Resampling, *, real: Measured | None = None
 ) -> list[Number]:
-    """Means over clips of scores of single clips; floor: the same of the real clips, where it can be measured of them alone.
+    """One line for each score: its mean over clips, or a weighted mean or a median, see `_over_clips`.
 
-    Some are shares of what a clip holds several of, and some are medians: see `_over_clips`.
+    names: of the scores. measured: the set. resampling: how intervals are drawn.
+    real: the real clips; the floor is their number, if the score can be measured on them alone.
     """
     lines = []
     for name in names:
@@ -186,7 +206,10 @@ def score_numbers(
 
 
 def _over_clips(name: str, measured: Measured, places: np.ndarray) -> float:
-    """One number of the clips at these places: their mean, each clip weighted by what it counts, or their median."""
+    """One number from the clips with these indices: the median for MEDIANS, else the mean.
+
+    The mean weights each clip by its count of what COUNTED_BY names, if the score is in it.
+    """
     values = measured.scores[name][places]
     if name in MEDIANS:
         return float(np.median(values))
@@ -197,14 +220,14 @@ def _over_clips(name: str, measured: Measured, places: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Feature vectors [N, D] of a set's clips, all windows of a clip one after the other."""
+    """Feature vectors [N, D] of a set's clips; the windows of a clip follow each other."""
 
     features: np.ndarray
     first: np.ndarray
     count: np.ndarray
 
     def take(self, places: np.ndarray | None = None) -> np.ndarray:
-        """Those of the clips at these places, as often as they are named; None: all."""
+        """The vectors of the clips with these indices, as often as an index is named; None: of all clips."""
         if places is None:
             return self.features
         if (self.count == 1).all():
@@ -221,7 +244,10 @@ def _vectors(measured: Measured, network: str) -> _Rows:
 
 
 def _floor(distance: Distance, real: Measured) -> tuple[float | None, ...]:
-    """The distance between two halves of the real set, by source; None where they are too small. A set's own measure: that of the real set."""
+    """The distance between two halves of the real set, split by source; None if they are too small.
+
+    Diversity, which is of one set alone, is that of the whole real set.
+    """
     metric, vectors = _METRICS[distance.kind], _vectors(real, distance.network)
     try:
         if distance.kind == "diversity":
@@ -252,4 +278,4 @@ _METRICS = {
     "density_coverage": density_coverage,
     "diversity": lambda real, fake: (diversity(fake),),
 }
-"""kind -> the values of a real and a generated array of vectors [N, D]."""
+"""{kind of distance: function of real and generated vectors [N, D] that gives one or two values}."""

@@ -1,4 +1,9 @@
-"""What MDSA makes of clips, beside trivial predictions of them. Needs no network of features; the mathematics is in proav/metrics."""
+"""MDSA's reconstructions of clips, scored beside trivial predictions of the same clips.
+
+Needs no feature network. The mathematics is in proav/metrics.
+
+B clips, T frames, H and W rows and columns, M mel bins, S mel steps within a frame.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +24,7 @@ from proav.runs.checkpoint import load_checkpoint
 from proav.runs.layout import RunFolder
 
 NUM_SHOWN = 6
-"""Reconstructions that are kept as mp4 files for the report."""
+"""Number of reconstructions that are kept as mp4 files for the report."""
 SCORES = (
     "psnr_db",
     "psnr_mean_colour_db",
@@ -34,7 +39,11 @@ SCORES = (
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """clips: empty where no sound was asked for. scores: {name: [B]} of SCORES; infinite PSNR where a clip is one colour and so is its prediction."""
+    """Reconstructed clips and their scores.
+
+    clips: empty if brief. scores: {name: [B]} of SCORES and, if given, of the yardsticks. A PSNR is infinite
+    if the clip is of one colour and its prediction too.
+    """
 
     clips: list[Clip]
     scores: dict[str, np.ndarray]
@@ -50,9 +59,13 @@ def reconstruct(
     brief: bool = False,
     yardsticks: Yardsticks | None = None,
 ) -> Reconstructed:
-    """Encodes and decodes windows of prepared segments (`SegmentStore.window`), jointly and each modality without the other.
+    """Encodes and decodes windows of prepared segments, jointly and each modality without the other.
 
-    seeds: of the phases of each clip's sound. brief: joint scores alone, no clips. yardsticks: measured too.
+    coder: MDSA. config: of the run.
+    windows: as `SegmentStore.window` gives them.
+    seeds: for the phases of each clip's sound, one for each window.
+    brief: only the joint scores; no clips and no unimodal scores.
+    yardsticks: if given, scored too.
     """
     video, mel = _stacked(windows)
     on_device = coder.decode(coder.encode(video, mel))
@@ -86,9 +99,14 @@ def _mel_range(config: Config) -> dict[str, float]:
 def trivial_scores(
     config: Config, unit: torch.Tensor, mel: torch.Tensor, yardsticks: Yardsticks | None
 ) -> dict[str, torch.Tensor]:
-    """What needs no MDSA: the clip's own means and, where they are given, the yardsticks.
+    """Scores that need no MDSA: those of the clip's own means and, if given, of the yardsticks.
 
-    A clip of one colour is perfect for all of them: its PSNR is infinite, whatever the rounding says.
+    All of them predict a clip of one colour perfectly: its PSNR is set to infinity, whatever the rounding.
+
+    config: for its range of mel values.
+    unit: pictures in [-1, 1], [B, C, T, H, W].
+    mel: [B, T, M, S] in [-1, 1].
+    yardsticks: the fitted codes, or None.
     """
     mel_range = _mel_range(config)
     scores = {
@@ -106,14 +124,14 @@ def trivial_scores(
 
 
 def evaluate_reconstruction(config: Config, checkpoint_path: str, *, device: str = "cpu") -> dict:
-    """Means of the joint scores over the clips of `evaluate.split`: what a sweep compares."""
+    """Means of the joint scores over the clips of `evaluate.split`; a sweep compares these."""
     coder = load_coder(load_checkpoint(checkpoint_path, kind="mdsa"), device=device)
     return mean_over_windows(config, lambda windows: reconstruct(coder, config, windows, brief=True).scores)
 
 
 @torch.inference_mode()
 def evaluate_yardsticks(config: Config, yardsticks: Yardsticks | None) -> dict:
-    """The same means without any MDSA: of the clips' own means, and of the yardsticks if they are given."""
+    """The same means without MDSA: of the clips' own means and, if given, of the yardsticks."""
 
     def measure(windows: Sequence[dict]) -> dict[str, np.ndarray]:
         video, mel = _stacked(windows)
@@ -125,7 +143,7 @@ def evaluate_yardsticks(config: Config, yardsticks: Yardsticks | None) -> dict:
 
 
 def mean_over_windows(config: Config, measure: Callable[[Sequence[dict]], dict[str, np.ndarray]]) -> dict:
-    """`mean_scores` of what `measure` says of the windows of evaluate.split, a batch at a time."""
+    """`mean_scores` of what `measure` gives for the windows of evaluate.split, a batch at a time."""
     store = SegmentStore(config.data_folder)
     windows = evaluation_windows(
         store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips
@@ -141,22 +159,30 @@ def mean_over_windows(config: Config, measure: Callable[[Sequence[dict]], dict[s
 
 
 def mean_scores(scores: dict[str, np.ndarray], *, sources: Sequence[str], config: Config) -> dict:
-    """Means over clips, with their number and protocol. Clips of one single colour, whose trivial prediction is perfect, are left out and counted."""
+    """Means over clips, with the number of clips and the protocol.
+
+    Clips of a single colour are left out and counted: their trivial prediction is perfect.
+    """
     used = np.isfinite(scores["psnr_mean_colour_db"])
     return {
         **{name: float(values[used].mean()) for name, values in scores.items()},
         "num_clips": int(used.sum()),
         "num_one_colour_clips_left_out": int((~used).sum()),
         "num_sources": len(set(sources)),
-        "protocol": f"mean over non-overlapping windows of {config.clip.num_frames} frames of the {config.evaluate.split} sources, moving-average weights; "
-        "PSNR over all pixels of a clip, peak 255; mean colour and temporal mean are the clip's own; log-mel error is mean |difference| over the native mel grid; "
+        "protocol": f"mean over non-overlapping windows of {config.clip.num_frames} frames of the "
+        f"{config.evaluate.split} sources, moving-average weights; "
+        "PSNR over all pixels of a clip, peak 255; mean colour and temporal mean are the clip's own; "
+        "log-mel error is mean |difference| over the native mel grid; "
         "lone: each modality encoded and decoded without the other; "
         "linear planes and cosine, if given: see yardsticks",
     }
 
 
 def save_shown(config: Config, checkpoint_path: str, *, device: str = "cpu") -> None:
-    """Writes eval/reconstructions/NNN_real.mp4 and NNN_reconstructed.mp4 of a few clips for the report; NNN is the clip's place among those measured."""
+    """Writes eval/reconstructions/NNN_real.mp4 and NNN_reconstructed.mp4 of a few clips for the report.
+
+    NNN is the clip's index among those measured.
+    """
     coder = load_coder(load_checkpoint(checkpoint_path, kind="mdsa"), device=device)
     store = SegmentStore(config.data_folder)
     windows = evaluation_windows(

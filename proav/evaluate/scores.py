@@ -1,4 +1,8 @@
-"""What is measured of a single clip, alone or beside what it should equal. A new score is a function here and a name in a protocol."""
+"""What is measured of a single clip, alone or beside its original.
+
+A new score is a function in proav/metrics, a call here and a name in a protocol. Scores from a network's
+features are in feature_scores.py.
+"""
 
 import functools
 
@@ -18,17 +22,17 @@ from proav.metrics.quality import WINDOW, lpips, ssim
 from proav.metrics.world import WORLD_SCORES, world_scores
 
 OF_PAIRS = (*RECONSTRUCTION_SCORES, *YARDSTICK_SCORES, "ssim", "lpips")
-"""They need what the clip should equal."""
+"""Scores that need the clip's original."""
 OF_ONE = ("av_align", "av_align_one_to_one", "synchrony", "blockiness", "blockiness_sound", *WORLD_SCORES)
 OF_LIBRARIES = ("av_align", "av_align_one_to_one")
-"""They need what not every installation has."""
+"""Scores that need libraries which not every installation has."""
 
 
 class ClipScorer:
-    """Scores clips of one view; keeps nothing between clips but what it needs to score."""
+    """Scores clips of one view. Between clips it keeps only its tools, such as the mel transform."""
 
     def __init__(self, config: Config, names: tuple[str, ...], network: nn.Module | None = None) -> None:
-        """config: for its mel settings and MDSA's patches. network: LPIPS, if it is among the names."""
+        """config: for its mel settings and MDSA's patches. names: of the scores. network: LPIPS, if named."""
         self.names, self.network, self._config = names, network, config
 
     @functools.cached_property
@@ -38,9 +42,12 @@ class ClipScorer:
     def __call__(
         self, clip: Clip, real: Clip | None, measured: dict[str, float], *, label: str = ""
     ) -> dict[str, float]:
-        """A value a name; NaN where one is undefined for this clip. measured: what loading the clip has measured already.
+        """One value for each name; NaN if the score is undefined for this clip.
 
-        label: the clip's own, or the one that it was made for.
+        clip: the clip to score.
+        real: its original, if it has one.
+        measured: scores that loading the clip has measured already.
+        label: the clip's own label, or the one that it was generated for.
         """
         found = {}
         if "ssim" in self.names and real is not None:

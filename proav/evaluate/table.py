@@ -1,4 +1,4 @@
-"""Tables of numbers as text, and beside those of another evaluation."""
+"""Tables of numbers as text, alone or beside those of another evaluation. numbers.py makes the numbers."""
 
 import json
 
@@ -10,7 +10,7 @@ HEADS = ("", "value", "95 % interval", "real/real", "clips", "sources")
 
 
 def summary(metrics: dict) -> str:
-    """The numbers in a few lines and tables."""
+    """The text of metrics.json for the terminal: a few lines, then the tables."""
     lines = []
     if "reconstruction" in metrics:
         r = metrics["reconstruction"]
@@ -35,7 +35,7 @@ def summary(metrics: dict) -> str:
 
 
 def format_table(table: dict) -> str:
-    """The table in columns; a number that cannot be had says what it needs."""
+    """The table in columns; a number that cannot be computed says what it needs."""
     rows = [HEADS]
     needs: dict[str, list[str]] = {}
     for row in table["rows"]:
@@ -70,7 +70,10 @@ def format_table(table: dict) -> str:
 
 
 def compare_tables(metrics: dict, path: str, other_path: str) -> str:
-    """Both evaluations' numbers side by side. Raises UserError where their protocols differ, with the first differences."""
+    """Both evaluations' numbers side by side.
+
+    Raises UserError with the first differences if their protocols differ.
+    """
     if not storage.exists(other_path):
         raise UserError(
             f"evaluate.compare_with={other_path}: no such file; expected the eval/metrics.json of another run"
@@ -81,7 +84,8 @@ def compare_tables(metrics: dict, path: str, other_path: str) -> str:
         if theirs["hash"] != metrics["protocol"]["hash"]:
             differing = _differences(json.loads(json.dumps(metrics["protocol"]["record"])), theirs["record"])
             raise UserError(
-                f"{path} and {other_path} were measured by different protocols, so their numbers cannot be compared; they differ in {', '.join(differing[:4])}"
+                f"{path} and {other_path} were measured by different protocols, so their numbers cannot be "
+                f"compared; they differ in {', '.join(differing[:4])}"
             )
         tables = {
             table["name"]: {row["metric"]: row["value"] for row in table["rows"]} for table in other["tables"]

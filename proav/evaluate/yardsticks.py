@@ -1,8 +1,10 @@
-"""Yardsticks of a run: what simple codes make of its clips with as many numbers as MDSA stores.
+"""Yardsticks of a run: simple codes of its clips with as many numbers as MDSA stores.
 
-They are fitted on the training split alone, once an evaluation. They follow from data, seed and
-configuration, and are stored by the hash of those. The mathematics is in proav/metrics. B clips, T frames, C
-channels, H W rows and columns, M mel bins, S mel steps within a frame.
+They are fitted on the training split alone, once for an evaluation. They follow from data, seed and
+configuration, and are stored by the hash of those. The mathematics is in
+proav/metrics/plane_components.py and proav/metrics/cosine_transform.py.
+
+B clips, T frames, C channels, H and W rows and columns, M mel bins, S mel steps within a frame.
 """
 
 import functools
@@ -37,20 +39,20 @@ YARDSTICK_SCORES = (
     "mel_error_linear_planes_db",
     "mel_error_cosine_db",
 )
-"""What is measured with them of each clip."""
+"""What is measured of each clip with the yardsticks."""
 FORMAT = 1
-"""Of the file, and of the way of fitting: another one has another hash."""
+"""Version of the file and of the fitting; it is part of the hash."""
 MAX_WINDOWS = 192
-"""Training windows that they are fitted on, at most."""
+"""Most training windows to fit on."""
 MAX_VALUES = 1 << 28
-"""Pixels x colours of those windows, at most: 85 windows of 16 frames of 256 x 256, 256 MiB in memory."""
+"""Most pixels x colours of those windows: 85 windows of 16 frames of 256 x 256, 256 MiB in memory."""
 CHUNK_VALUES = 1 << 22
-"""Pixels x colours that are worked on at a time, in windows of one at least."""
+"""Pixels x colours that are worked on at a time; one window at least."""
 
 
 @dataclass(frozen=True, eq=False)
 class Yardsticks:
-    """The fitted codes of both streams: each makes of clips what is left of them."""
+    """The fitted codes of both streams. Each encodes clips and decodes what its code keeps of them."""
 
     video_planes: LinearPlanes
     video_cosine: CosineTransform
@@ -79,13 +81,16 @@ class Yardsticks:
 
 
 def _one_by_one(code: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
-    """A clip at a time: large clips take little memory, and no bit depends on what is beside a clip."""
+    """Codes one clip at a time: memory stays small, and no bit depends on the other clips of the batch."""
     return torch.cat([code(clip) for clip in clips.split(1)])
 
 
 @dataclass(frozen=True)
 class YardstickPlan:
-    """What the yardsticks of a run follow from, and their file; `needs`: why there can be none."""
+    """What the yardsticks of a run follow from, and their file.
+
+    needs: what is missing to fit them; empty if nothing is.
+    """
 
     record: dict[str, Any]
     path: str
@@ -118,7 +123,7 @@ class YardstickPlan:
 
 
 def plan_yardsticks(config: Config) -> YardstickPlan:
-    """The plan of a run, from its configuration and the manifest of its data; nothing is fitted."""
+    """The plan of a run, from its configuration and the manifest of its data; fits nothing."""
     store, geometry = SegmentStore(config.data_folder), ClipGeometry.from_config(config)
     latents = LatentGeometry.from_config(config)
     values = 3 * geometry.num_frames * geometry.height * geometry.width
@@ -142,7 +147,7 @@ def plan_yardsticks(config: Config) -> YardstickPlan:
 
 
 def make_yardsticks(config: Config, plan: YardstickPlan) -> None:
-    """Fits the plan's yardsticks and writes their file, whole or not at all, unless it is there."""
+    """Fits the plan's yardsticks and writes their file, whole or not at all, unless it exists."""
     if plan.available and not storage.exists(plan.path):
         tensors = _to_tensors(fit_yardsticks(config, plan))
         metadata = {"record": json.dumps(plan.record, sort_keys=True)}
@@ -151,12 +156,12 @@ def make_yardsticks(config: Config, plan: YardstickPlan) -> None:
 
 @functools.lru_cache(maxsize=2)
 def load_yardsticks(path: str) -> Yardsticks:
-    """From the file that `make_yardsticks` wrote; its name has the hash of what they follow from."""
+    """The yardsticks of a file that `make_yardsticks` wrote; its name has the hash of the plan."""
     return _from_tensors(safetensors.torch.load(storage.read_bytes(path)))
 
 
 def fit_yardsticks(config: Config, plan: YardstickPlan) -> Yardsticks:
-    """On windows of the training split, on one thread: data, seed and configuration decide every bit."""
+    """Fits on windows of the training split, on one thread: data, seed and configuration decide every bit."""
     side, channels, count = (plan.record[name] for name in ("side", "channels", "values_per_stream"))
     videos, mels = _training_windows(config, plan)
 
@@ -219,13 +224,17 @@ def _from_tensors(tensors: dict[str, Tensor]) -> Yardsticks:
 
 
 def _mel_images(mel_BTMS: Tensor, side: int) -> Tensor:
-    """[B, 1, T, M, S] for planes of `side` cells; what it does not divide is repeated until it does."""
+    """Mel as images [B, 1, T, M', S'] for planes of `side` cells.
+
+    M' and S' are the least multiples of M and S that `side` divides; bins and steps are repeated to fill
+    them.
+    """
     bins, steps = (math.lcm(size, side) // size for size in mel_BTMS.shape[2:])
     return repeat(mel_BTMS, "b t m s -> b 1 t (m i) (s j)", i=bins, j=steps)
 
 
 def _from_mel_images(images: Tensor, shape: torch.Size) -> Tensor:
-    """The mean over what was repeated, [B, T, M, S]."""
+    """Undoes `_mel_images`: the mean over what was repeated, [B, T, M, S]."""
     return reduce(images, "b 1 t (m i) (s j) -> b t m s", "mean", m=shape[2], s=shape[3])
 
 
