@@ -2,7 +2,7 @@
 
 It is a measure of one clip; its mean over a set tells how well the set keeps time. Onsets of the sound are
 correlated with jerks of the picture (`proav/signals/synchrony.py`). One clip says little, the mean of some
-hundred says much: `bench/metrics/sync_shift.py` shows how it falls when the sound is shifted, beside AV-Align.
+hundred says much: `bench/metrics/sync_shift.py` shows how it falls when sound is shifted, beside AV-Align.
 """
 
 import torch

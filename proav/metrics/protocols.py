@@ -177,7 +177,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "world",
-            "for models of the made world (examples/world): whether what is seen is heard, when, and by the right object",
+            "for models of the made world (examples/world): whether what is seen is heard, when, and by the "
+            "right object",
             distances=(),
             scores=WORLD_SCORES,
         ),

@@ -160,7 +160,7 @@ def run_loop(
     asked: Asked = Asked(),
     say: Callable[[str], None] = lambda line: None,
 ) -> bool:
-    """Trains until num_clips clips are seen or max_seconds have passed; returns False if asked to stop before.
+    """Trains until num_clips clips are seen or max_seconds have passed; False if it was asked to stop before.
 
 
     step: the model's losses.

@@ -142,7 +142,8 @@ def _protocol(config: Config, rows: list[Row], data: dict, data_sets: dict[str, 
     several = {name: found for name, found in data_sets.items() if name}
     return {
         "score": metric_words(tune),
-        "measured_on": f"reconstructions of {max((rung['num_clips'] for rung in rungs), default=0)} clips of the {config.evaluate.split} sources, "
+        "measured_on": f"reconstructions of {max((rung['num_clips'] for rung in rungs), default=0)} clips "
+        f"of the {config.evaluate.split} sources, "
         "moving-average weights: mean PSNR over all pixels of a clip, mean |log-mel difference| over its "
         "native mel grid",
         "rungs_clips": list(tune.rungs),
@@ -156,7 +157,8 @@ def _protocol(config: Config, rows: list[Row], data: dict, data_sets: dict[str, 
         "data": {"hash": data["hash"], "splits": data["splits"]} | ({"sets": several} if several else {}),
         "flops_per_clip": ("a sample" if tune.stage == "stdit" else "encode and decode of both modalities")
         + ", a multiply-add is two; in closed form",
-        "clips_per_second": f"in training steps, {tune.max_concurrent_trials or 'as many as fit'} trials at a time on the same machines",
+        "clips_per_second": f"in training steps, {tune.max_concurrent_trials or 'as many as fit'} trials at a time "
+        "on the same machines",
         "devices": sorted({rung["device"] for rung in rungs}),
         "seed": config.seed,
         "configuration": {

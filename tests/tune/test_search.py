@@ -30,7 +30,8 @@ def test_optuna_tries_every_point_once_and_then_ends():
 
 
 def test_optuna_finds_what_is_good_sooner_than_chance():
-    """64 combinations, one axis matters: after the random third, more than the random share of proposals has its best value."""
+    """64 combinations, of which one axis matters: after the random third, more proposals than by chance have
+    its best value."""
     pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'proav[tune]'")
     tune = sweep_config(
         "tune.axes={mdsa.width: [8,16,24,32,40,48,56,64], mdsa.train.learning_rate: [1,2,3,4,5,6,7,8]}",
@@ -50,10 +51,12 @@ def test_known_points_come_first_and_are_not_proposed_again():
 def test_optuna_proposes_ranges_under_conditions_and_leaves_out():
     pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'proav[tune]'")
     tune = sweep_config(
-        "tune.axes={mdsa.train.optimizer: [adamw, muon], mdsa.train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}, "
+        "tune.axes={mdsa.train.optimizer: [adamw, muon], "
+        "mdsa.train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}, "
         "mdsa.train.muon_momentum: {uniform: [0.8, 0.95], step: 0.05, when: {mdsa.train.optimizer: muon}}, "
         "mdsa.width: {integer: [16, 48], step: 16}}",
-        "tune.leave_out=[{mdsa.train.optimizer: adamw, mdsa.width: 48}]", "tune.search=optuna", "tune.num_trials=24",
+        "tune.leave_out=[{mdsa.train.optimizer: adamw, mdsa.width: 48}]",
+        "tune.search=optuna", "tune.num_trials=24",
     ).tune  # fmt: skip
     found = asked(OptunaPoints(tune), 24, score=lambda point: -point["mdsa.train.learning_rate"])
     assert len({json.dumps(point) for point in found}) == 24 and all(

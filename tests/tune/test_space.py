@@ -97,7 +97,8 @@ def test_trials_have_folders_of_their_own_and_the_data_of_the_run():
         (["tune.axes.mdsa.train.num_clips=[10,20]"], "tune.max_clips says how long"),
         (
             [f"tune.axes.{GROUPS}=[2,3]"],
-            f"{SCALES}=[1] {GROUPS}=3: mdsa.group_cross.num_groups=3 does not divide clip.num_frames=4 (and 2 more",
+            f"{SCALES}=[1] {GROUPS}=3: mdsa.group_cross.num_groups=3 does not divide clip.num_frames=4 "
+            "(and 2 more",
         ),
         ([f"tune.axes.{SCALES}=[[1],two]"], f"{SCALES}=two"),
         (

@@ -1,4 +1,7 @@
-"""A whole sweep on real Ray, killed and taken up again: nothing is trained twice, a failure is a row, and all resources come back."""
+"""A whole sweep on real Ray, killed and taken up again.
+
+Nothing is trained twice, a failure is a row, and all resources come back.
+"""
 
 import json
 import os
@@ -20,7 +23,8 @@ from tests.train.tiny_run import write_segments
 ROOT = Path(__file__).parents[2]
 RATE = "mdsa.train.learning_rate"
 WORDS = (
-    "evaluate.split=train", "evaluate.max_clips=6", "train.engine=torch", "mdsa.loss.adversarial_start_clips=1000", "mdsa.train.max_failures=0",
+    "evaluate.split=train", "evaluate.max_clips=6", "train.engine=torch",
+    "mdsa.loss.adversarial_start_clips=1000", "mdsa.train.max_failures=0",
     # two trials at a time would each hold one of two CPUs and wait for the other's
     "mdsa.train.loader=actors", "mdsa.train.loader_workers=1",
     f"tune.axes.{RATE}=[1.0e-3,1.0e+30]", "tune.num_trials=2", "tune.grace_clips=8", "tune.max_clips=16",
@@ -29,7 +33,7 @@ pytestmark = pytest.mark.ray
 
 
 def kill_after_first_rung(path: Path, trials: Path) -> dict:
-    """Starts the job, kills it without warning when a trial has its first measurement, and returns that trial's record."""
+    """Starts the job, kills it when a trial has its first measurement, and returns that trial's record."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "ray_jobs" / "tune.py"), "--config", str(path)]
     job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -48,7 +52,10 @@ def kill_after_first_rung(path: Path, trials: Path) -> dict:
 
 
 def wait_until_free(seconds: float = 20.0) -> None:
-    """Ray tells freed resources with a delay. Object memory is left out: other tests have used this Ray and may still hold objects."""
+    """Ray tells freed resources with a delay.
+
+    Object memory is left out: other tests have used this Ray and may still hold objects.
+    """
 
     def taken() -> dict[str, float]:
         free = ray.available_resources()

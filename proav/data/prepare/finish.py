@@ -145,7 +145,8 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
     lines.append(
         f"seconds of the sources: {seconds['declared']:,.1f} by their headers or packets, of which "
         f"{seconds['used']:,.1f} are in segments "
-        f"and {seconds['rejected']:,.1f} in rejects; what is missing is less than a frame, or 0.1 s, at their ends"
+        f"and {seconds['rejected']:,.1f} in rejects; what is missing is "
+        "less than a frame, or 0.1 s, at their ends"
     )
     if counts["rejects"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest["rejects_by_reason"].items())

@@ -115,7 +115,8 @@ def verify_run(config: Config) -> None:
         f"{proven['rejects']:,} rejects account for all {proven['sources']:,} sources; nothing is missing, "
         "doubled, truncated or changed; "
         f"of {proven['seconds']['declared']:,.1f} s of the sources {proven['seconds']['used']:,.1f} are in "
-        f"segments and {proven['seconds']['rejected']:,.1f} in rejects, the rest is less than a frame, or 0.1 s, at an "
+        f"segments and {proven['seconds']['rejected']:,.1f} in rejects, the rest is "
+        "less than a frame, or 0.1 s, at an "
         "end; "
         f"{proven['silent']:,} segments are silent, and marked so"
     )
