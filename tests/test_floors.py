@@ -57,7 +57,7 @@ RAY_FREE = [
     "proav.tune.budgets",
     "proav.tune.results",
     "proav.tune.space",
-    "proav.tune.yardsticks",
+    "proav.tune.sweep_yardsticks",
 ]
 ROOMS = (
     "proav.errors",
@@ -116,11 +116,11 @@ WITH_RAY = {
     "proav/train/on_ray/launch.py",
     "proav/train/on_ray/turn.py",
     "proav/train/on_ray/validation.py",
-    "proav/tune/measure.py",
+    "proav/tune/trial_measure.py",
     "proav/tune/population.py",
     "proav/tune/search.py",
     "proav/tune/sweep.py",
-    "proav/tune/yardsticks.py",
+    "proav/tune/sweep_yardsticks.py",
 }
 """The files that import Ray, most of them within a function."""
 WITH_DEEPSPEED = {"proav/train/engines/zero.py"}

@@ -27,8 +27,8 @@ from proav.config.mdsa import (
 )
 from proav.config.section import Count, Section, Stage, TaskName
 from proav.config.stdit import DiffusionConfig, EncodeConfig, STDiTConfig
-from proav.config.sweep import TuneConfig
 from proav.config.training import MDSATrainConfig, STDiTTrainConfig, TrainConfig
+from proav.config.tuning import TuneConfig
 
 __all__ = [
     "BiBlockConfig", "ClipConfig", "Config", "DataConfig", "DiffusionConfig", "EncodeConfig",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from proav.config import TuneConfig
-from proav.config.sweep import AxisConfig
+from proav.config.tuning import AxisConfig
 from proav.errors import ConfigError
 
 Point = dict[str, Any]

@@ -1,7 +1,7 @@
 """More pictures of a sweep: the metric against its cost, trials as lines over all axes, shares of importance;
 SVG.
 
-Trials are `rows.Row`s and look as in `figures.py`.
+Trials are `rows.Row`s and look as in `sweep_figures.py`.
 """
 
 import math
@@ -12,9 +12,9 @@ from proav.config import TuneConfig
 from proav.reports.kit.figures import LINE, MUTED, themed_svg
 from proav.reports.kit.page import Markup
 from proav.tune.axes import short_names, value_words
-from proav.tune.figures import ON_PAGE, look_of, shown_axes, styled
 from proav.tune.metrics import is_large_better
 from proav.tune.rows import Row, cost_front
+from proav.tune.sweep_figures import ON_PAGE, look_of, shown_axes, styled
 
 MAX_LABELS = 8
 """Values of a list that are written beside its line; of more, the first and the last."""

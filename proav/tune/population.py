@@ -21,10 +21,10 @@ from proav import storage
 from proav.config import Config, TuneConfig
 from proav.runs.checkpoint import LATEST, list_checkpoints
 from proav.tune.axes import Point, clamped
-from proav.tune.measure import copy_folder
 from proav.tune.record import DONE, TrialRecord, read_record, score, write_record
 from proav.tune.repeats import budget_of
 from proav.tune.space import Trial, config_at
+from proav.tune.trial_measure import copy_folder
 
 KEPT_RUNGS = 2
 """Copies of checkpoints that each member keeps for others, who wait at the same rung: one would do."""

@@ -1,7 +1,7 @@
 """What a sweep leaves: results.csv, results.json with its protocol, best.yaml and metrics.jsonl, and the
 table on the terminal.
 
-The rows are made by `rows.py`, the page and its pictures by `page.py`.
+The rows are made by `rows.py`, the page and its pictures by `sweep_page.py`.
 """
 
 import csv
@@ -17,12 +17,12 @@ from proav.tune.axes import describe, num_combinations, point_words, short_names
 from proav.tune.budgets import budgets_words
 from proav.tune.importance import find_importance
 from proav.tune.metrics import metric_words
-from proav.tune.page import write_page
 from proav.tune.record import CRASHED, FAILED, RUNNING, TrialRecord, schedule_of, score
 from proav.tune.repeats import Interval, budget_of, interval_words
 from proav.tune.rows import Row, best_row, cost_front, front, make_rows, rivals_of, rungs_of
 from proav.tune.space import config_at
-from proav.tune.yardsticks import yardstick_lines
+from proav.tune.sweep_page import write_page
+from proav.tune.sweep_yardsticks import yardstick_lines
 
 PARTS = {"mdsa": ("name", "clip", "mel", "mdsa", "tune")}
 PARTS["stdit"] = (*PARTS["mdsa"], "encode", "stdit", "diffusion", "generate", "evaluate")
@@ -157,8 +157,8 @@ def _protocol(config: Config, rows: list[Row], data: dict, data_sets: dict[str, 
         "data": {"hash": data["hash"], "splits": data["splits"]} | ({"sets": several} if several else {}),
         "flops_per_clip": ("a sample" if tune.stage == "stdit" else "encode and decode of both modalities")
         + ", a multiply-add is two; in closed form",
-        "clips_per_second": f"in training steps, {tune.max_concurrent_trials or 'as many as fit'} trials at a time "
-        "on the same machines",
+        "clips_per_second": f"in training steps, {tune.max_concurrent_trials or 'as many as fit'} trials at a "
+        "time on the same machines",
         "devices": sorted({rung["device"] for rung in rungs}),
         "seed": config.seed,
         "configuration": {

@@ -24,7 +24,6 @@ from proav.train.worker import plan_stage
 from proav.tune.allowed import data_name, shares_mdsa
 from proav.tune.axes import Point, describe, is_on_axes, num_trials, planned_points
 from proav.tune.budgets import budget_words, budgets_words
-from proav.tune.measure import make_shared
 from proav.tune.metrics import unlisted_metric
 from proav.tune.population import catch_up, population_scheduler, population_space, run_member
 from proav.tune.record import (
@@ -44,8 +43,9 @@ from proav.tune.results import metrics_lines, write_results
 from proav.tune.room import concurrent_trials
 from proav.tune.search import OptunaPoints, PlannedPoints, Points, TrialSearcher
 from proav.tune.space import Trial, check_sweep, data_points, make_trial, prepared_configs, trials_folder
+from proav.tune.sweep_yardsticks import sweep_yardsticks
 from proav.tune.trial import run_trial
-from proav.tune.yardsticks import sweep_yardsticks
+from proav.tune.trial_measure import make_shared
 
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files that repeat the records

@@ -3,7 +3,7 @@ rungs whether it goes on.
 
 Every rung is a Ray Train run a seed, which goes on from its own checkpoint and has ended before the report: a
 trial that is stopped leaves no workers and no placement group behind. It runs in a process of its own; what
-takes CPUs or GPUs are the workers and tasks that it starts (`measure.py`).
+takes CPUs or GPUs are the workers and tasks that it starts (`trial_measure.py`).
 """
 
 import traceback
@@ -11,10 +11,10 @@ from typing import Protocol
 
 from proav import storage
 from proav.errors import Stopped, UserError
-from proav.tune.measure import measure
 from proav.tune.record import CRASHED, DONE, FAILED, RUNNING, TrialRecord, is_whole, read_record, write_record
 from proav.tune.repeats import budget_of, merge, repeats_of
 from proav.tune.space import Trial
+from proav.tune.trial_measure import measure
 
 
 class Report(Protocol):

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from proav.config.reading import config_to_yaml, load_config
-from proav.config.sweep import AxisConfig
+from proav.config.tuning import AxisConfig
 from proav.errors import ConfigError
 from proav.tune.axes import (
     check_conditions,

@@ -7,7 +7,7 @@ import pytest
 from proav.evaluate.reconstruction import evaluate_yardsticks
 from proav.evaluate.yardsticks import YARDSTICK_SCORES, load_yardsticks
 from proav.tune.record import TrialRecord
-from proav.tune.yardsticks import sweep_yardsticks, yardstick_lines
+from proav.tune.sweep_yardsticks import sweep_yardsticks, yardstick_lines
 from tests.tiny import tiny_config
 from tests.train.tiny_run import write_segments
 

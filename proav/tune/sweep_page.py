@@ -26,7 +26,10 @@ from proav.reports.kit.page import (
 )
 from proav.tune.axes import describe, num_combinations, point_words, short_names, value_words
 from proav.tune.budgets import budgets_words
-from proav.tune.figures import (
+from proav.tune.plots import cost_svg, importance_svg, parallel_svg
+from proav.tune.record import CRASHED, FAILED, FINISHED, RUNNING, STOPPED
+from proav.tune.rows import Row, best_row, cost_front, rivals_of, rungs_of
+from proav.tune.sweep_figures import (
     SHAPES,
     flops_range,
     front_svg,
@@ -36,10 +39,7 @@ from proav.tune.figures import (
     scores_svg,
     shown_axes,
 )
-from proav.tune.plots import cost_svg, importance_svg, parallel_svg
-from proav.tune.record import CRASHED, FAILED, FINISHED, RUNNING, STOPPED
-from proav.tune.rows import Row, best_row, cost_front, rivals_of, rungs_of
-from proav.tune.yardsticks import yardstick_lines
+from proav.tune.sweep_yardsticks import yardstick_lines
 
 MAX_PANELS = 4
 """Rungs that are drawn: the last ones."""
