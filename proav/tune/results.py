@@ -157,8 +157,8 @@ def _protocol(config: Config, rows: list[Row], data: dict, data_sets: dict[str, 
         "data": {"hash": data["hash"], "splits": data["splits"]} | ({"sets": several} if several else {}),
         "flops_per_clip": ("a sample" if tune.stage == "stdit" else "encode and decode of both modalities")
         + ", a multiply-add is two; in closed form",
-        "clips_per_second": f"in training steps, {tune.max_concurrent_trials or 'as many as fit'} trials at a "
-        "time on the same machines",
+        "clips_per_second": f"in training steps, {tune.max_concurrent_trials or 'as many as fit'} trials at "
+        "a time on the same machines",
         "devices": sorted({rung["device"] for rung in rungs}),
         "seed": config.seed,
         "configuration": {
