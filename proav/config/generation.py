@@ -33,7 +33,7 @@ class GenerateConfig(Section):
     steps: Annotated[int, Field(ge=1, le=1000)] = 30
     """Denoising steps."""
     solver: str | None = None
-    """euler, heun, dpmpp_2m or ddim; empty: euler for a flow, ddim for ddpm."""
+    """How a step is made: docs/sampling.md lists the solvers; empty: euler for a flow, ddim for ddpm."""
     schedule_shift: Annotated[float, Field(ge=1, le=100)] | None = None
     """Shift s of the sampling times: t becomes s t / (1 + (s - 1) t); empty: as in training."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0

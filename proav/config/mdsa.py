@@ -255,8 +255,8 @@ class MDSAConfig(Section):
             raise ValueError(
                 f"mdsa.width={self.width} must be a multiple of 8 (collapse heads are width / 8 wide)"
             )
-        for name in ("multi_scale", "spatial", "group_cross", "bi_block"):
-            heads = getattr(self, name).num_heads
+        for name, part in self:
+            heads = getattr(part, "num_heads", 1)
             if self.width % heads:
                 raise ValueError(f"mdsa.{name}.num_heads={heads} does not divide mdsa.width={self.width}")
         linear = self.linear_planes

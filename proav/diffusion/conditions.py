@@ -1,11 +1,11 @@
 """What a model is told of a sample beside its noisy planes and their times, as one value.
 
-To add a kind of condition, add a field here and the part of ST-DiT that reads it. Letters: B clips, D
-channels, E=D+1, P=6 planes, N plane side.
+To add a kind of condition, add a field here and the part of ST-DiT that reads it: docs/extending.md has the
+recipe. Letters: B clips, D channels, E=D+1, P=6 planes, N plane side.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ class Conditions:
     masked_BEPNN: Tensor | None = None
     """Planes of a masked clip, with the mask as their last channel. No task of this version uses it."""
 
+    @classmethod
+    def of_rows(cls, rows: Mapping[str, Tensor]) -> "Conditions":
+        """The conditions of stored windows, from the rows that `LatentFeed` gives."""
+        return cls(rows["label"])
+
     def __len__(self) -> int:
         return len(self.labels_B)
 
@@ -27,13 +32,16 @@ class Conditions:
         """The conditions of some clips, in the order of `which`."""
         return self._each(lambda values: values[which])
 
-    def to(self, device: torch.device) -> "Conditions":
+    def to(self, device: torch.device | str) -> "Conditions":
         return self._each(lambda values: values.to(device, non_blocking=True))
 
-    def without_label(self, null_label: int) -> "Conditions":
-        """The same clips with the null label. Guidance evaluates them too."""
-        rest = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "labels_B"}
-        return Conditions(torch.full_like(self.labels_B, null_label), **rest)
+    def conditioned_B(self, null_label: int) -> Tensor:
+        """bool: the clips that have a condition for guidance to pull towards."""
+        return self.labels_B != null_label
+
+    def dropped(self, null_label: int, which_B: Tensor) -> "Conditions":
+        """The same clips, those of `which_B` with the null label: for dropout in training and for guidance."""
+        return replace(self, labels_B=self.labels_B.masked_fill(which_B, null_label))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -54,7 +54,7 @@ def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu")
         for level, time in enumerate(times.tolist()):
             times_B2 = torch.full((len(chosen), 2), time, device=device)
             noisy = pipeline.process.add_noise(clean, noise, times_B2)
-            prediction = pipeline.stdit(noisy, times_B2, Conditions(rows["label"].to(device)))
+            prediction = pipeline.stdit(noisy, times_B2, Conditions.of_rows(rows).to(device))
             error_B = denoising_loss(prediction, pipeline.process.target(clean, noise), nothing_given, own_DP)
             losses[first : first + len(chosen), level] = error_B.cpu()
     return {

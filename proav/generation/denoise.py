@@ -146,14 +146,14 @@ def guided_prediction(
     conditions: of the samples, with their labels.
     scales_B: guidance scale s of each sample; 1: no guidance.
     """
-    labels_B = conditions.labels_B
-    guided = ((scales_B != 1) & (labels_B != model.null_label)).nonzero().flatten()
+    conditioned_B = conditions.conditioned_B(model.null_label)
+    guided = ((scales_B != 1) & conditioned_B).nonzero().flatten()
     if guided.numel() == 0:
         return model(state_BDPNN, times_B2, conditions)
-    beside = conditions.rows(guided).without_label(model.null_label)
+    beside = conditions.rows(guided).dropped(model.null_label, conditioned_B[guided])
     states, times = torch.cat([state_BDPNN, state_BDPNN[guided]]), torch.cat([times_B2, times_B2[guided]])
     both = model(states, times, join_conditions([conditions, beside]))
-    prediction, null = both[: len(labels_B)].clone(), both[len(labels_B) :]
+    prediction, null = both[: len(conditions)].clone(), both[len(conditions) :]
     extra = (scales_B[guided] - 1).to(null.dtype)[:, None, None, None, None]
     prediction[guided] += extra * (prediction[guided] - null)
     return prediction

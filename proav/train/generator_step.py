@@ -68,8 +68,8 @@ class GeneratorStep:
             [(self.config.seed, position) for position in positions], clean_BDPNN.shape[1:], purpose="train"
         ).to(device)
         noisy_BDPNN = self.process.add_noise(clean_BDPNN, noise_BDPNN, times_B2)
-        labels_B = torch.where(draw.drop_label_B, self.num_labels, batch["label"]).to(device)
-        prediction_BDPNN = engine.forward(noisy_BDPNN, times_B2, Conditions(labels_B))
+        conditions = Conditions.of_rows(batch).dropped(self.num_labels, draw.drop_label_B).to(device)
+        prediction_BDPNN = engine.forward(noisy_BDPNN, times_B2, conditions)
         target_BDPNN = self.process.target(clean_BDPNN, noise_BDPNN)
         losses_B = denoising_loss(prediction_BDPNN, target_BDPNN, given_B2, self.own_DP.to(device))
         return StepOutput(losses_B.mean(), self._parts(prediction_BDPNN, target_BDPNN, times_B2, given_B2))

@@ -13,7 +13,7 @@ from proav.generation.sampling_settings import SamplingSettings
     [
         ({"steps": 0}, "steps=0: expected 1 to 1000"),
         ({"steps": 1001}, "steps=1001"),
-        ({"solver": "rk4"}, "solver=rk4 is unknown; expected one of euler, heun, dpmpp_2m, ddim"),
+        ({"solver": "rk4"}, f"solver=rk4 is unknown; expected one of {', '.join(SOLVERS)}"),
         ({"task": "dub"}, "expected one of joint, a2v, v2a"),
         ({"guidance_scale": -1.0}, "guidance_scale=-1.0: expected 0 to 30"),
         ({"guidance_interval": (0.8, 0.2)}, r"guidance_interval=\[0.8,0.2\]: expected two times"),

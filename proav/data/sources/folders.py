@@ -268,7 +268,7 @@ def _rows_of(place: _Place, layout: str, passed_over: "PassedOver", *, by_root: 
     """
     side = split_of_folder(root_name(place.root)) if by_root else ""
     if place.pattern is None:
-        layout = layout if layout == "aist" else "file"
+        layout = layout if layout in NAME_LAYOUTS else "file"
         yield _row(place.root, place.name, place.num_bytes, layout, side)
         return
     num_videos, others, num_unread = 0, PassedOver(), 0
@@ -277,7 +277,7 @@ def _rows_of(place: _Place, layout: str, passed_over: "PassedOver", *, by_root: 
             continue
         if is_video(relative):
             num_videos += 1
-            num_unread += layout != "aist" and _has_unread_split(relative, layout)
+            num_unread += layout not in NAME_LAYOUTS and _has_unread_split(relative, layout)
             yield _row(place.root, relative, size, layout, side)
         else:
             others.add(relative)
@@ -404,18 +404,31 @@ def _row(root: str, relative: str, size: int, layout: str, side: str) -> tuple:
     elif layout == "split/label":
         named = split_of_folder(folders[0]) if folders else ""
         labels, split = folders[1:2] if named else folders[:1], named or side
-    elif layout == "aist":
-        name = AIST_NAME.search(relative.rsplit("/", 1)[-1])
-        if not name:
+    elif layout in NAME_LAYOUTS:
+        try:
+            labels, group = NAME_LAYOUTS[layout](relative.rsplit("/", 1)[-1])
+        except ValueError as error:
             raise UserError(
-                f"data.layout=aist: {relative} of {root} is not named as AIST++ names its videos; "
-                "expected genre, situation, camera, dancer, music and choreography, such as "
-                "gBR_sBM_c01_d04_mBR0_ch01.mp4; use data.layout=label for folders that are named by label"
-            )
-        labels, group = [AIST_GENRES[name[2]]], aist_sequence(name)
+                f"data.layout={layout}: {relative} of {root} is not named as {error}; "
+                "use data.layout=label for folders that are named by label"
+            ) from None
     return key, storage.join(normal_path(root), relative), labels, split, 0.0, None, 0.0, size, group
+
+
+def _read_aist_name(name: str) -> tuple[list[str], str]:
+    found = AIST_NAME.search(name)
+    if not found:
+        raise ValueError(
+            "AIST++ names its videos; expected genre, situation, camera, dancer, music "
+            "and choreography, such as gBR_sBM_c01_d04_mBR0_ch01.mp4"
+        )
+    return [AIST_GENRES[found[2]]], aist_sequence(found)
 
 
 def aist_sequence(name: re.Match) -> str:
     """The name of a performance without its camera, such as gBR_sBM_cAll_d04_mBR0_ch01."""
     return f"{name[1]}cAll{name[3]}"
+
+
+NAME_LAYOUTS = {"aist": _read_aist_name}
+"""Layouts that read files' names: (labels, group) of a name; ValueError says how its videos are named."""

@@ -14,15 +14,19 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proav import storage
+from proav.config import DataConfig
 from proav.errors import UserError
 from proav.text import one_form
 
 COLUMNS = ("path", "start_seconds", "end_seconds", "labels", "split")
+OTHER_FORMATS = get_args(DataConfig.model_fields["listing_format"].annotation)[2:]
+"""Formats of listings besides auto and table."""
 FOR_PEOPLE = ("licence", "license", "source", "attribution", "changes")
 """Columns that say where a clip comes from. A table may have them; proav does not use them."""
 OFTEN_MEANT = {
@@ -204,7 +208,7 @@ def _used_columns(listing: str, names: Sequence[str], other_columns: Sequence[st
         apart = "; expected commas between columns" if len(names) == 1 and re.search("[;\t|]", found) else ""
         raise UserError(
             f"data.listing={listing} has no column path; found {found}{apart}{meant}; "
-            f"{expected}; other formats: data.listing_format=audioset|vggsound|aist"
+            f"{expected}; other formats: data.listing_format={'|'.join(OTHER_FORMATS)}"
         )
     if unknown:
         said = ", ".join(name + (f" (did you mean {near[name]}?)" if near[name] else "") for name in unknown)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from proav.config import Config
 from proav.diffusion.conditions import Conditions
 from proav.geometry import MODALITIES, PLANE_NAMES, PLANES_PER_MODALITY
 
@@ -102,8 +103,9 @@ class Conditioning(nn.Module):
     null label, "not told". The two times are our choice; the rest is DiT's.
     """
 
-    def __init__(self, width: int, num_labels: int) -> None:
+    def __init__(self, config: Config, num_labels: int) -> None:
         super().__init__()
+        _, width, _ = config.stdit.shape
 
         def mlp() -> nn.Sequential:
             return nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))

@@ -151,7 +151,7 @@ class STDiT(nn.Module):
         planes = list(zip(self.channels, self.patches, strict=True))
         self.embed = nn.ModuleList(nn.Linear((2 * own + 1) * patch**2, width) for own, patch in planes)
         self.positions = TokenPositions(geometry.token_sides, width)
-        self.conditioning = Conditioning(width, num_labels)
+        self.conditioning = Conditioning(config, num_labels)
         self.modulation = ClosedLinear(width, 6 * width)
         self.blocks = nn.ModuleList(
             Block(width, num_heads, config.stdit.mlp_ratio, config.stdit.attention, self.layout)
