@@ -40,7 +40,7 @@ class Conditions:
         return self.labels_B != null_label
 
     def dropped(self, null_label: int, which_B: Tensor) -> "Conditions":
-        """The same clips, those of `which_B` with the null label: for dropout in training and for guidance."""
+        """The same clips, those of `which_B` with the null label: for dropout in training, and guidance."""
         return replace(self, labels_B=self.labels_B.masked_fill(which_B, null_label))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
