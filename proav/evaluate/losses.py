@@ -78,7 +78,7 @@ def check_latents(config: Config, stdit: Checkpoint) -> None:
     Raises UserError if they are missing or of another MDSA: the loss on them would mean nothing.
     """
     folder = RunFolder(config).latents
-    path = storage.join(folder, "stats.json")
+    path = RunFolder(config).latent_statistics
     if not storage.exists(path):
         raise UserError(
             f"no latents in {folder} (no stats.json) for ST-DiT; "

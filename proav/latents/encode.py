@@ -83,7 +83,7 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     shards = [shard["name"] for shard in store.manifest["shards"]]
     _settle_other_latents(config, settings, shards, replace_unused)
     there = {path.rsplit("/", 1)[-1] for path in storage.list_files(folder, recursive=False)}
-    stats_path = storage.join(folder, "stats.json")
+    stats_path = RunFolder(config).latent_statistics
     if there == {*shards, "stats.json"}:
         stats = json.loads(storage.read_text(stats_path))
         print(f"encode: done already, {stats['num_windows']:,} windows in {folder}")

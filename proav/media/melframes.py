@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 
 from proav.config import Config
 from proav.errors import UserError
@@ -103,30 +103,6 @@ class MelFrames:
         length = frames // pieces * self.geometry.samples_per_frame
         waveform = self._griffin_lim(mel_BMJ.mT, phase_BFJ.mT.to(mel_BMJ.device), length)
         return _limit(waveform.reshape(batch, -1))
-
-    def tile(self, mel_BTMS: torch.Tensor, channels: int = 1) -> torch.Tensor:
-        """The native grid as images of the video's size, image_BCTHW.
-
-        Every value becomes a block of pixels. Low frequencies are in the bottom row.
-        """
-        rows, columns = self.geometry.tile
-        return repeat(
-            mel_BTMS.flip(2), "b t m s -> b c t (m rows) (s columns)", c=channels, rows=rows, columns=columns
-        )
-
-    def untile(self, image_BCTHW: torch.Tensor) -> torch.Tensor:
-        """The mean over channels and blocks, mel_BTMS.
-
-        It is the exact inverse of `tile`. For other images it is the least-squares inverse.
-        """
-        rows, columns = self.geometry.tile
-        blocks = rearrange(
-            image_BCTHW, "b c t (m rows) (s columns) -> b t m s (c rows columns)", rows=rows, columns=columns
-        )
-        # taken from the corner, the mean of equal values is that value, to the bit
-        corner = blocks[..., :1]
-        mean = corner + (blocks - corner).mean(dim=-1, keepdim=True)
-        return mean.squeeze(-1).flip(2)
 
     def _pieces(self, frames: int) -> int:
         """Number of stretches of sound that are transformed alone."""

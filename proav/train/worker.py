@@ -228,7 +228,7 @@ def _plan_generator(config: Config) -> StagePlan:
     run = RunFolder(config)
     folder = run.latents
     try:
-        stats = json.loads(storage.read_text(storage.join(folder, "stats.json")))
+        stats = json.loads(storage.read_text(run.latent_statistics))
     except FileNotFoundError:
         raise UserError(
             f"no latents in {folder} (no stats.json): ST-DiT trains on the planes of a trained MDSA; "

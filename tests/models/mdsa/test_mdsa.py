@@ -4,8 +4,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from proav.config import Config
-from proav.geometry import PLANE_NAMES, LatentGeometry, stream_geometries
-from proav.media.melframes import MelFrames
+from proav.geometry import PLANE_NAMES, LatentGeometry
 from proav.models.mdsa import MDSA, Exchange
 from proav.models.mdsa.streams import tile_mel, untile_mel
 
@@ -210,14 +209,6 @@ def test_tiled_audio(make_mdsa, make_config, clips, channels):
     assert torch.equal(image[:, 0, :, -1, 0], clips[1][:, :, 0, 0])  # the lowest band is the bottom row
     torch.testing.assert_close(untile_mel(image, 16, 8), clips[1])
     assert model(*clips)[1].shape == clips[1].shape
-
-
-def test_tiling_is_that_of_mel_frames(make_config, clips):
-    config = make_config(audio_input="tiled")
-    mel_frames = MelFrames(config)
-    image = tile_mel(clips[1], stream_geometries(config)["audio"])
-    assert torch.equal(mel_frames.tile(clips[1]), image)
-    torch.testing.assert_close(mel_frames.untile(image), untile_mel(image, 16, 8))
 
 
 def _gradients(model, clips, **attributes):
