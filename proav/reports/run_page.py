@@ -41,6 +41,7 @@ from proav.reports.run_files import (
     read_segments,
 )
 from proav.runs.layout import RunFolder
+from proav.runs.stages import STAGES
 
 __all__ = ["write_data_report", "write_report"]
 
@@ -48,7 +49,6 @@ MAX_SAMPLES = 24
 """Most clips that are shown: a page with this many videos of 256x256 pixels stays near 10 MB."""
 MAX_RECONSTRUCTIONS = 12
 NOT_CURVES = {"clips", "step", "seconds", "epoch", "loss", "clips_per_second"}
-TRAINED = ("mdsa", "stdit")
 
 
 def write_report(config: Config) -> str:
@@ -57,9 +57,9 @@ def write_report(config: Config) -> str:
     If a part of the run is not there yet, the page has one line with its command. It names damaged files.
     """
     run = config.run_folder
-    metrics = {stage: read_metrics(storage.join(run, stage)) for stage in TRAINED}
+    metrics = {stage: read_metrics(storage.join(run, stage)) for stage in STAGES}
     cards, problems = {}, []
-    for stage in TRAINED:
+    for stage in STAGES:
         cards[stage], problem = read_checkpoint_card(storage.join(run, stage))
         problems += [problem] if problem else []
     segments, segment_problems = read_segments(config.data_folder)
@@ -154,15 +154,16 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
     The defaults of proav/config are the paper's scale.
     """
     paper = Config()
-    full = {"mdsa": paper.mdsa.train.num_clips, "stdit": paper.stdit.train.num_clips}
-    seen = {stage: max(metrics[stage].clips, int((cards[stage] or {}).get("clips", 0))) for stage in TRAINED}
+    full = {name: stage.settings(paper).num_clips for name, stage in STAGES.items()}
+    seen = {stage: max(metrics[stage].clips, int((cards[stage] or {}).get("clips", 0))) for stage in STAGES}
     if not any(seen.values()):
         return ["Nothing has been trained in this run yet: this page fills as its jobs finish."]
     train = in_split(segments, "train")
     sources = num_sources(train)
-    names = {"mdsa": "autoencoder (MDSA)", "stdit": "generator (ST-DiT)"}
     parts = [
-        f"the {names[stage]} has seen {counted(seen[stage], 'clip')}" for stage in TRAINED if seen[stage]
+        f"the {STAGES[stage].role} ({STAGES[stage].model}) has seen {counted(seen[stage], 'clip')}"
+        for stage in STAGES
+        if seen[stage]
     ]
     text = " and ".join(parts)
     text += (
@@ -171,16 +172,16 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
         if sources
         else ""
     )
-    spent = sum(metrics[stage].seconds for stage in TRAINED)
+    spent = sum(metrics[stage].seconds for stage in STAGES)
     devices = list(
         dict.fromkeys(
-            "CPU" if device == "cpu" else device for stage in TRAINED for device in metrics[stage].devices
+            "CPU" if device == "cpu" else device for stage in STAGES for device in metrics[stage].devices
         )
     )
     text += f", in {duration(spent)} of training" if spent else ""
     text += f" on {', '.join(devices)}" if devices else ""
     measured = _measured_sentence(config)
-    share = min(seen[stage] / full[stage] for stage in TRAINED)
+    share = min(seen[stage] / full[stage] for stage in STAGES)
     pixels = config.clip.width * config.clip.height / (paper.clip.width * paper.clip.height)
     scale = [
         f"Full-size training shows the two models {number(full['mdsa'])} and {number(full['stdit'])} clips "
@@ -375,7 +376,7 @@ def _reconstructions(config: Config, players: ClipPlayers) -> list[Markup]:
 
 def _curves(config: Config, metrics: dict[str, Metrics]) -> list[Markup]:
     content = []
-    for stage in TRAINED:
+    for stage in STAGES:
         name, run = ACRONYMS[stage], metrics[stage]
         content.append(element("h3", name, style="margin-top: 1.5rem"))
         if not run.series:

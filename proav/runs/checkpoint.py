@@ -27,6 +27,7 @@ from proav.config import Config
 from proav.config.changes import setting_values, settings_that_change
 from proav.config.reading import config_from_dict, config_to_dict
 from proav.errors import CheckpointError, ConfigError
+from proav.runs.stages import STAGES
 from proav.storage.patience import patiently
 from proav.text import one_form
 
@@ -41,13 +42,7 @@ WHAT_CHANGED = {
 
 INDEX = "checkpoint.json"
 LATEST = "latest"
-HOW_TO_MAKE = {
-    "mdsa": "make one with: python ray_jobs/train.py stage=mdsa",
-    "stdit": "make one with: python ray_jobs/train.py stage=stdit",
-}
 _FOLDER = re.compile(r"^clips-(\d{12})$")
-_FIXED = {"mdsa": ("mdsa", "discriminators"), "stdit": ("mdsa", "stdit")}
-"""The kinds of settings to which a checkpoint is bound: with other ones its weights mean something else."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +196,7 @@ def load_checkpoint(path: str, *, kind: str | None = None, verify: bool = True) 
     if kind is not None and index["kind"] != kind:
         raise CheckpointError(
             (
-                f"{folder} is a checkpoint of {index['kind']}, expected one of {kind}; "
-                f"{HOW_TO_MAKE.get(kind, '')}"
+                f"{folder} is a checkpoint of {index['kind']}, expected one of {kind}; {_how_to_make(kind)}"
             ).rstrip("; ")
         )
     for file, entry in index["files"].items() if verify else ():
@@ -280,7 +274,7 @@ def check_resumable(checkpoint: Checkpoint, config: Config, labels: tuple[str, .
     They do not fit if they describe another model or other clips.
     """
     ours, theirs = (setting_values(one) for one in (config, checkpoint.config))
-    fixed = sorted(settings_that_change(*_FIXED[checkpoint.kind]))
+    fixed = sorted(settings_that_change(*STAGES[checkpoint.kind].fixed_by))
     differing = [key for key in fixed if ours[key] != theirs[key]]
     if differing:
         then = ", ".join(f"{key}={theirs[key]}" for key in differing[:4])
@@ -300,7 +294,7 @@ def check_resumable(checkpoint: Checkpoint, config: Config, labels: tuple[str, .
 def _resolve(path: str, kind: str | None) -> str:
     path = path.rstrip("/")
     info = storage.file_info(path)
-    hint = HOW_TO_MAKE.get(kind or "stdit")
+    hint = _how_to_make(kind)
     if info.type == pafs.FileType.File:
         if path.rsplit("/", 1)[-1] == INDEX:
             return path.rsplit("/", 1)[0]
@@ -346,8 +340,7 @@ def _read_index(folder: str, kind: str | None) -> dict:
                 f"{folder} is half written: {INDEX} is missing; give another checkpoint, or delete the folder"
             )
         raise CheckpointError(
-            f"no checkpoint in {folder}: neither {INDEX} nor `{LATEST}` is there; "
-            f"{HOW_TO_MAKE.get(kind or 'stdit')}"
+            f"no checkpoint in {folder}: neither {INDEX} nor `{LATEST}` is there; {_how_to_make(kind)}"
         )
     try:
         index = json.loads(storage.read_text(path))
@@ -408,11 +401,12 @@ def _check_file(folder: str, kind: str, file: str, entry: dict, read: Callable[[
         )
 
 
+def _how_to_make(kind: str | None) -> str:
+    return f"make one with: {STAGES.get(kind, STAGES['stdit']).command}"
+
+
 def _remedy(kind: str | None) -> str:
-    return (
-        "give an older checkpoint, copy this one again, or "
-        f"{HOW_TO_MAKE.get(kind or 'stdit', HOW_TO_MAKE['stdit'])}"
-    )
+    return f"give an older checkpoint, copy this one again, or {_how_to_make(kind)}"
 
 
 def _prune(folder: str, clips: int, keep: int) -> None:

@@ -25,6 +25,7 @@ from proav.runs.checkpoint import Checkpoint, check_resumable, load_checkpoint, 
 from proav.runs.layout import RunFolder
 from proav.runs.metrics_log import MetricsLog
 from proav.runs.progress import Progress
+from proav.runs.stages import find_stage
 from proav.train.autoencoder_step import AutoencoderStep
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engines import make_engine
@@ -53,9 +54,7 @@ class StagePlan:
 
 def train_settings(config: Config, stage: str) -> TrainConfig:
     """The training section of a stage. Raises UserError for a stage that is not trained here."""
-    if stage not in ("mdsa", "stdit"):
-        raise UserError(f"stage={stage} cannot be trained; expected stage=mdsa or stage=stdit")
-    return getattr(config, stage).train
+    return find_stage(stage).settings(config)
 
 
 def checkpoints_folder(config: Config, stage: str) -> str:

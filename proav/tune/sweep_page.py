@@ -24,6 +24,7 @@ from proav.reports.kit.page import (
     table,
     warning,
 )
+from proav.runs.stages import STAGES
 from proav.tune.axes import describe, num_combinations, point_words, short_names, value_words
 from proav.tune.budgets import budgets_words
 from proav.tune.plots import cost_svg, importance_svg, parallel_svg
@@ -107,7 +108,7 @@ def _header(config: Config, rows: list[Row], protocol: dict) -> list[Markup]:
         sentences.append(_chance(tune, rows, best))
     spent = sum(row.seconds or 0 for row in rows)
     total = num_combinations(tune)
-    model = "MDSA" if tune.stage == "mdsa" else "ST-DiT"
+    model = STAGES[tune.stage].model
     return [
         element("p", "proav sweep", class_="eyebrow"),
         element("h1", config.name),

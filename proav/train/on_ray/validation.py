@@ -21,6 +21,7 @@ from proav.generation.batch import generate
 from proav.on_ray.resources import device_of, wants_gpu
 from proav.runs.checkpoint import list_checkpoints
 from proav.runs.layout import RunFolder
+from proav.runs.stages import STAGES
 
 POLL_SECONDS = 2.0
 FILE = "validation.jsonl"
@@ -101,10 +102,9 @@ class Validation:
             key=lambda each: each["clips"],
         )
         storage.write_text(storage.join(self.folder, FILE), "".join(json.dumps(each) + "\n" for each in rows))
-        shown = {"mdsa": ("psnr_db", "mel_error_db"), "stdit": ("loss",)}[self.stage]
         print(
             f"{self.stage}: {self.config.evaluate.split} at {clips:,} clips: "
-            + ", ".join(f"{name} {row[name]:.4g}" for name in shown),
+            + ", ".join(f"{name} {row[name]:.4g}" for name in STAGES[self.stage].numbers),
             flush=True,
         )
 
