@@ -42,7 +42,7 @@ class STDiTConfig(Section):
     num_heads: PositiveInt | None = None
     """Attention heads, with size=custom."""
     patch_size: PositiveInt = 2
-    """Cells along a token's side; divides mdsa.plane_size. Planes of few channels have larger tokens."""
+    """Cells along a token's side; divides mdsa.plane_size. In planes of fewer channels it may be larger."""
     attention: Literal["divided", "full"] = "divided"
     """divided: within a plane, then across the six planes. full: all tokens at once."""
     mlp_ratio: PositiveInt = 4

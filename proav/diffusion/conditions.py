@@ -1,4 +1,4 @@
-"""What a model is told of a sample beside its noisy planes and their times, as one value.
+"""The conditions of samples as one value: the inputs of a model besides noisy planes and their times.
 
 To add a kind of condition, add a field here and the part of ST-DiT that reads it: docs/extending.md has the
 recipe. Letters: B clips, D channels, E=D+1, P=6 planes, N plane side.
@@ -40,7 +40,7 @@ class Conditions:
         return self.labels_B != null_label
 
     def dropped(self, null_label: int, which_B: Tensor) -> "Conditions":
-        """The same clips, those of `which_B` with the null label: for dropout in training, and guidance."""
+        """The same clips. Those that `which_B` marks get the null label. Dropout and guidance use this."""
         return replace(self, labels_B=self.labels_B.masked_fill(which_B, null_label))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
@@ -51,7 +51,7 @@ class Conditions:
 
 
 def join_conditions(parts: Sequence[Conditions]) -> Conditions:
-    """One batch from several, in order. All of them have the same fields."""
+    """One batch from several, in order. Each field is None in all of them or in none."""
     if len(parts) == 1:
         return parts[0]
     columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Conditions)}

@@ -2,7 +2,7 @@
 
 A local file is read as patiently as one on an object store. Otherwise an error of a disk over a network would
 look like the end of the file, and the rest of a recording would be missing.
-Decodes nothing (`demuxing.py`). Private to `proav/media`.
+Not here: decoding (`demuxing.py`). Private to `proav/media`.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ class Watch:
     """Watches the reading of a file: a time limit, a sign of life, and the error of storage in `failure`.
 
     deadline_seconds: time limit, counted anew from each `start`. on_progress: called each time the reader
-    gets further. Waiting for storage does not count towards the deadline. It has its own limit,
-    job.retry_seconds.
+    gets further. Failed tries of storage and the pauses after them do not count towards the deadline. They
+    have their own limit, job.retry_seconds.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Watch:
             self._on_progress()
 
     def check_storage(self) -> None:
-        """Raises StorageUnavailable, or a request to stop, if reading has failed with it.
+        """If reading has failed, raises its error: StorageUnavailable, or a request to stop.
 
         FFmpeg itself goes on as if the file had ended.
         """
@@ -68,7 +68,7 @@ class Watch:
             raise self.failure
 
     def add(self, seconds: float) -> None:
-        """Moves the deadline by the seconds that were spent on waiting for storage."""
+        """Moves the deadline by the seconds that failed tries of storage and their pauses took."""
         if self._deadline is not None:
             self._deadline += seconds
 
@@ -85,7 +85,7 @@ class Watch:
 def opened(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[av.container.InputContainer, str]]:
     """Opens a media file; yields (container, name for messages).
 
-    Raises StorageUnavailable, and MediaError not_found, empty_file or unreadable.
+    Raises StorageUnavailable, and MediaError not_found, empty_file, unreadable or too_large.
     """
     with _byte_source(source, watch) as (file, name, buffer_bytes):
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}

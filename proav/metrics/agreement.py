@@ -41,7 +41,7 @@ def class_hit(logits_WK: np.ndarray, label: str, classes: Sequence[str]) -> floa
 def class_divergence(made_WK: np.ndarray, real_WK: np.ndarray) -> float:
     """KL(real | made) = sum_k p log(p / q) in nats.
 
-    p and q are the softmax of the windows' mean logits, of the real clip and of its counterpart.
+    Logits are averaged over a clip's windows. p is their softmax for the real clip, q for the made clip.
     """
     made, real = (_log_softmax(np.asarray(values, np.float64).mean(0)) for values in (made_WK, real_WK))
     return float(max(0.0, (np.exp(real) * (real - made)).sum()))

@@ -1,11 +1,12 @@
 """AV-Align (Yariv et al. 2024, TempoTokens): how well onsets of the sound and peaks of motion coincide.
 
 Two releases are in use and give different numbers. In that of 2023 a peak may serve several onsets. That of
-February 2025 (commit bf0b1e3) makes pairs and leaves out faint peaks. The first one's search for peaks uses a
-count that it never sets; we take it to be the number of all frames, as in the second. Onsets are librosa's
-and motion is OpenCV's: `pip install 'proav[metrics]'` installs both. At 10 frames a second the tolerance of
-one frame is 100 ms on either side, so that chance alone makes many pairs. A measure that holds on clips of
-1.6 s is `clip_synchrony.py`. Letters: T frames, H W rows and columns, C=3 colours, L samples of sound.
+February 2025 (commit bf0b1e3) makes pairs and leaves out faint peaks. In the release of 2023, the search for
+peaks uses a count that the code never sets. We use the number of all frames, as the release of 2025 does.
+Onsets are librosa's and motion is OpenCV's: `pip install 'proav[metrics]'` installs both. At 10 frames a
+second the tolerance of one frame is 100 ms on either side, so that chance alone makes many pairs.
+`clip_synchrony.py` is a measure for clips as short as 1.6 s. Letters: T frames, H W rows and columns, C=3
+colours, L samples of sound.
 """
 
 import importlib.util
@@ -106,7 +107,10 @@ def av_align(
 
 
 def from_events(onsets: Sequence[float], strengths_T: np.ndarray, *, fps: float) -> dict[str, float]:
-    """The same as `av_align`, from onsets in seconds and from motion: for one picture with several sounds."""
+    """The same as `av_align`, from onsets in seconds and from motion strengths.
+
+    If one video is scored with several sounds, its motion need be measured only once.
+    """
     return {
         "av_align": matched_share(onsets, peak_times(strengths_T, fps), tolerance_seconds=1 / fps),
         "av_align_one_to_one": paired_share(
@@ -142,7 +146,7 @@ def paired_share(onsets: Sequence[float], peaks: Sequence[float], *, tolerance_s
 
 
 def _near(onset: float, peak: float, tolerance_seconds: float) -> bool:
-    return peak - tolerance_seconds < onset < peak + tolerance_seconds  # rounds as the releases do
+    return peak - tolerance_seconds < onset < peak + tolerance_seconds  # same rounding as the releases
 
 
 def _share(matches: int, num_onsets: int, num_peaks: int) -> float:

@@ -1,9 +1,9 @@
-"""Yardstick: MDSA's three planes by principal components instead of a network, with as many numbers.
+"""A yardstick for MDSA: its three planes, made by principal components instead of a network.
 
-MDSA has to beat it to be worth its training. It is not in the paper; its planes are those of Section 3. Not
-here: the linear planes that are a part of MDSA (`proav/models/mdsa/linear_planes.py`). Letters: B clips, T
-frames, C channels, H W rows and columns (of sound: mel bins and steps), N cells of a side of a plane, D
-channels of a cell, d values of a patch, n rows.
+It stores as many numbers as MDSA. MDSA has to beat it to be worth its training. It is not in the paper; its
+planes are those of Section 3. Not here: the linear planes that are a part of MDSA
+(`proav/models/mdsa/linear_planes.py`). Letters: B clips, T frames, C channels, H W rows and columns (of
+sound: mel bins and steps), N cells of a side of a plane, D channels of a cell, d values of a patch, n rows.
 """
 
 import functools
@@ -19,12 +19,14 @@ from proav.geometry import PLANES
 Chunks = Callable[[], Iterable[Tensor]]
 """Gives the training data anew at each call: a few clips at a time, always in the same order."""
 ROUNDS = 8
-"""Rounds of subspace iteration. On the demo's clips six keep the exact components' variance to 0.03 %."""
+"""Rounds of subspace iteration. On the demo's clips, six rounds keep as much variance as the exact
+components, to within 0.03 %.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class LinearPlanes:
-    """A fitted code of images [B, C, T, H, W]. Calling it codes and decodes them.
+    """A fitted code of images [B, C, T, H, W]. A call encodes images and decodes them again.
 
     HW codes the mean over time in patches of H/N x W/N. WT codes what is left, in columns of H x W/N of a
     frame. HT codes what is left after both, in rows of H/N x W of a frame. The reconstruction is the sum of
@@ -63,7 +65,7 @@ class LinearPlanes:
         return self.decode(self.encode(images_BCTHW), images_BCTHW.shape)
 
     def _rest(self, images: Tensor) -> Tensor:
-        """What the planes fitted so far leave of the images."""
+        """The images minus what the planes fitted so far reconstruct of them."""
         for name in self.planes:
             images = images - self._paste(name, self._code(name, images), images.shape)
         return images
@@ -73,7 +75,7 @@ class LinearPlanes:
         return (self._cut(name, images) - mean) @ directions.T
 
     def _all_rows(self, name: str, chunks: Chunks) -> Iterator[Tensor]:
-        """Patches [n, d] of a plane's cells, cut from what the planes fitted so far leave."""
+        """Patches [n, d] of a plane's cells, cut from the images that `_rest` returns."""
         for images in chunks():
             yield self._cut(name, self._rest(images)).flatten(0, -2)
 
@@ -86,7 +88,7 @@ class LinearPlanes:
         return rearrange(images, "b c t (n p) w -> b t n (c p w)", n=self.side)
 
     def _paste(self, name: str, codes: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """The patches that codes [B, rows, columns, D] stand for, put back; HW gives one frame for all."""
+        """Images [B, C, T, H, W] that one plane's codes [B, rows, columns, D] stand for. HW gives T = 1."""
         mean, directions = self.planes[name]
         patches, (_, c, _, h, w) = codes @ directions + mean, shape
         if name == "HW":
@@ -101,8 +103,9 @@ def principal_directions(rows: Chunks, count: int) -> tuple[Tensor, Tensor]:
 
     Subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4) on 2 count + 8 columns from a fixed
     start: Q <- orthonormal basis of C Q, with C = sum (x - mean)(x - mean)^T. At the end the eigenvectors of
-    Q^T C Q are taken. C itself is never made, since d is 12,288 for pictures of 256 x 256. Sums within a
-    chunk are float32, over chunks float64. If d < count, there are d directions.
+    Q^T C Q are taken. C itself is never made, since d is 12,288 for pictures of 256 x 256. The mean is
+    summed in float64. C Q is summed in float32 within a chunk, and in float64 over chunks. If d < count,
+    there are d directions.
     """
     total, num_rows = 0.0, 0
     for x in rows():
@@ -111,7 +114,7 @@ def principal_directions(rows: Chunks, count: int) -> tuple[Tensor, Tensor]:
     size, shift = len(mean), mean.float()
     width = min(size, 2 * count + 8)
     start = torch.randn(size, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for _ in range(ROUNDS if width < size else 1):  # a whole basis is exact at once
+    for _ in range(ROUNDS if width < size else 1):  # one round is exact if the basis spans all d values
         basis = torch.linalg.qr(start)[0]
         narrow, start = basis.float(), torch.zeros(size, width, dtype=torch.float64)
         for x in rows():

@@ -1,4 +1,4 @@
-"""What costs are made of: counts of parameters, FLOPs and kept values; linear maps, norms, attention.
+"""Parts of the cost estimates: `Cost`, `Kept`, and the costs of linear maps, norms and attention.
 
 Not here: the networks' costs (`mdsa/mdsa_costs.py`, `stdit/stdit_costs.py`).
 """
@@ -14,7 +14,7 @@ NUM_MODALITIES = len(MODALITIES)
 class Cost:
     """Parameters of a part, and FLOPs of using it on one clip.
 
-    A sum is parts side by side. times(n) is n such parts, each with its own weights.
+    a + b is the cost of both parts together. times(n) is n such parts, each with its own weights.
     """
 
     parameters: int = 0
@@ -36,9 +36,9 @@ class Kept:
     wide: int
     """Values in fp32, whatever the precision."""
     narrow: int
-    """Values in the precision's own bytes."""
+    """Values in the chosen precision."""
     layer_inputs: int
-    """What recomputation keeps instead, in fp32."""
+    """Values of the layers' inputs, in fp32. Recomputation keeps these instead of `wide` and `narrow`."""
     largest_layer: tuple[int, int]
     """(wide, narrow) of the one layer that recomputation rebuilds at a time."""
 
@@ -58,7 +58,7 @@ def linear_cost(inputs: int, outputs: int, rows: int, *, bias: bool = True) -> C
 
 
 def hidden_cost(inputs: int, outputs: int, rows: int, *, bias: bool = True) -> Cost:
-    """A linear map of a transformer block: its matrix is hidden. Parameters as in `linear_cost`."""
+    """Cost of a linear map whose matrix counts as hidden. The arguments are those of `linear_cost`."""
     return linear_cost(inputs, outputs, rows, bias=bias) + Cost(hidden=inputs * outputs)
 
 
@@ -71,7 +71,9 @@ def norm_cost(width: int) -> Cost:
 
 
 def attention_cost(width: int, inner: int, queries: int, keys: int, sequences: int = 1) -> Cost:
-    """Maps to queries, keys and values (no bias), the map back, and 4 queries keys inner per sequence.
+    """Cost of the maps to queries, keys and values (no bias), of the map back, and of attention itself.
+
+    Attention itself takes 4 * queries * keys * inner FLOPs for each sequence.
 
     width: features of a token.
     inner: heads x head width.

@@ -2,11 +2,12 @@
 
 Files under <run_dir>/data:
     segments/*.parquet: one row a segment.
-    units/*.parquet, rejects/*.parquet, sources/*.parquet: a file a unit.
+    units/*.parquet, sources/*.parquet: one file for each unit of work.
+    rejects/*.parquet: one file for each unit of work that rejected something.
     index.parquet: every segment with its shard and row.
     manifest.json: written last; without it the data set is not finished.
 
-Their columns are `schema.py`. What writes them is `proav/data/prepare`.
+`schema.py` defines their columns. What writes them is `proav/data/prepare`.
 
 Letters: T frames, H and W rows and columns, M mel bins, S mel columns in a frame.
 """
@@ -61,7 +62,11 @@ def read_manifest(data_dir: str) -> dict:
 
 
 def manifest_hash(manifest: dict) -> str:
-    """16 hexadecimal digits that identify the data: labels, checksums of all shards, and what is in use."""
+    """16 hexadecimal digits that identify the data.
+
+    They depend on the labels, the checksums of all shards and of the index, and filters.avoid_shot_cuts. The
+    index says which segments are in use.
+    """
     parts = [
         manifest["labels"],
         [shard["sha256"] for shard in manifest["shards"]],
@@ -73,7 +78,7 @@ def manifest_hash(manifest: dict) -> str:
 
 
 def read_rejects(data_dir: str) -> pa.Table:
-    """All rejected sources and spans of them, in order of source and start."""
+    """Rejected sources and rejected spans of sources, in order of source and start."""
     return _read_all(storage.join(data_dir, "rejects"), REJECT_SCHEMA)
 
 
@@ -96,8 +101,9 @@ def _read_all(folder: str, schema: pa.Schema) -> pa.Table:
 class SegmentStore:
     """Random access to the segments of a finished data set, by index 0 .. len - 1 (shards in order of name).
 
-    Only metadata is held in memory. `window` reads one row's bytes and decodes only the frames asked for. The
-    store is pickled as its arguments.
+    Metadata is held in memory. Pictures and sound are not, except for those read last (`cache_bytes`).
+    `window` reads one row's bytes and decodes only the frames asked for. The store is pickled as its
+    arguments.
 
     data_dir: the data set's folder.
     cache_bytes: how much of the values read last stays in memory.
@@ -145,11 +151,17 @@ class SegmentStore:
         return self.index.column(name).to_numpy()
 
     def label_indices(self) -> np.ndarray:
-        """int64 [len]: each segment's place in the vocabulary; the null label, len(labels), if none."""
+        """int64 [len]: the place of each segment's label in the vocabulary.
+
+        A label that is not there gives len(labels), the null label.
+        """
         return label_indices(self.index.column("label"), self.labels)
 
     def indices(self, *, split: str | None = None, shard: str | None = None) -> np.ndarray:
-        """int64: the segments that the filters leave in use, of a split, of a shard, or of both."""
+        """int64: the segments that the filters leave in use.
+
+        If `split` or `shard` is given, only the segments that belong to it; if both are, to both.
+        """
         keep = pc.equal(self.index.column("dropped"), "").to_numpy().copy()
         for name, value in (("split", split), ("shard", shard)):
             if value is not None:
@@ -168,7 +180,7 @@ class SegmentStore:
         split: train or validation; None: both.
         shard: a shard's file name; None: all.
 
-        Returns (segments, first frames, frames), int64 each.
+        Returns three int64 arrays: the segment, the first frame and the number of frames of each stretch.
         """
         segments = self.indices(split=split, shard=shard)
         frames = self.column("num_frames")[segments].astype(np.int64)

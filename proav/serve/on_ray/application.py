@@ -1,8 +1,8 @@
 """The application on Ray Serve: one ingress with the queue, and samplers behind it.
 
-`serve run proav.serve:app` builds it. A mistake in what was given ends that command here, with one line,
-before anything starts. Of the server's files, only this one and `listen.py` import Ray. The sampler itself is
-`sampler.py`; the ingress serves `api/http.py`.
+`serve run proav.serve:app` builds it. If the user made a mistake in the settings, the command ends here with
+one line, before the application starts. Of the server's files, only this one and `listen.py` import Ray. The
+sampler itself is `sampler.py`; the ingress serves `api/http.py`.
 """
 
 import logging
@@ -43,14 +43,14 @@ SAMPLER_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    # OpenMP: if other processes want the processor too, threads that wait by spinning take it from the
-    # threads that they wait for.
+    # OpenMP: by default, waiting threads spin. On a busy machine they take processor time from the threads
+    # that still compute.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 ENDING_SECONDS = 10.0
 """How long a new server waits for one that was killed a moment ago and may still be ending."""
 SIGNS = 4
-"""Signs of life that a sampler at work gives within the time that /healthz accepts."""
+"""Signs of life that a working sampler gives within health_seconds, the time that /healthz accepts."""
 QUIET = {"enable_access_log": False}
 """No access log, because clients that poll would fill it."""
 
@@ -118,7 +118,7 @@ def sampler_options(settings: ServeSettings) -> dict[str, Any]:
 def front_options() -> dict[str, Any]:
     """Ray Serve's options for the ingress.
 
-    There is one ingress, because it owns the queue. It waits and moves files, so it reserves no CPU.
+    There is one ingress, because it owns the queue. It mostly waits and moves files, so it reserves no CPU.
     """
     return {
         "name": "Front",
@@ -144,7 +144,7 @@ class ReplicaSampler(Sampler):
 
 
 class RemoteSamplers:
-    """All replicas behind one handle; these are the `Samplers` of `queue/dispatch.py`."""
+    """All replicas behind one handle. It has the methods of `Samplers` in `queue/dispatch.py`."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._sample = handle.options(method_name="sample", stream=True)
@@ -180,7 +180,10 @@ class Front:
         watch("front", frozen_seconds=settings.frozen_seconds)
 
     def check_health(self) -> None:
-        """Called by Serve. Raises if another server has taken over: this one ends, and waits for its turn."""
+        """Called by Serve. Raises if another server has taken over the jobs folder.
+
+        Serve then replaces this ingress. The new one waits until the folder is free.
+        """
         self._service.require_lease()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -17,11 +17,11 @@ MAX_GUIDANCE_SCALE = 30.0
 
 @dataclass(frozen=True)
 class ModelCard:
-    """The model's own sizes, vocabulary and defaults."""
+    """The model's sizes and vocabulary, and the defaults and limits of requests."""
 
     id: str
     created: int
-    """Unix time in seconds at which the checkpoint was written."""
+    """Unix time in seconds at which the checkpoint was written; 0 if unknown."""
     labels: tuple[str, ...]
     tasks: tuple[str, ...]
     geometry: ClipGeometry
@@ -36,7 +36,7 @@ class ModelCard:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: ServeSettings) -> "ModelCard":
-        """The card of a checkpoint; `settings` go before the defaults of the checkpoint's run."""
+        """The card of a checkpoint; `settings` override the defaults of the checkpoint's run."""
         generate = checkpoint.config.generate
         modified = storage.file_info(storage.join(checkpoint.path, INDEX)).mtime
         return cls(
