@@ -1,8 +1,8 @@
-"""SIGTERM and SIGINT as a request to end in order: how batch systems, clouds, `ray job stop` and Ctrl-C ask.
+"""Turns SIGTERM and SIGINT into a request to end in good order.
 
-The first signal raises `Stopped` in the main thread. If that thread has said that it looks for itself
-(`deferred`), nothing is raised. A second signal, or the end of job.stop_seconds, ends the process at once.
-This module knows no Ray.
+Batch systems, clouds, `ray job stop` and Ctrl-C send these signals. The first signal raises `Stopped` in the
+main thread. In a `deferred` block nothing is raised: its code asks whether a signal has come. A second
+signal, or the end of job.stop_seconds, ends the process at once. This module knows no Ray.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ HOW_TO_GO_ON = "what was finished is kept: run the same command again to go on"
 class StopRequest:
     """A context in which the process can be asked to end. Outside the main thread it listens to nothing.
 
-    seconds: time from the first signal to the end of the process, whatever it is doing.
+    seconds: if the block lasts longer than this after the first signal, the process is ended at once.
     defer: as if all of the block ran in `deferred`.
     """
 
@@ -112,7 +112,7 @@ class StopRequest:
 
 
 def end_at_once(message: str) -> None:
-    """Ends this process without any cleaning up; half-written files do not have their names yet."""
+    """Ends this process without any cleaning up. Half-written files still have temporary names."""
     _write(f"error: {message}")
     os._exit(STATUS)
 

@@ -41,8 +41,8 @@ SCORES = (
 class Reconstructed:
     """Reconstructed clips and their scores.
 
-    clips: empty if brief. scores: {name: [B]} of SCORES and, if given, of the yardsticks. A PSNR is infinite
-    if the clip is of one colour and its prediction too.
+    clips: empty if brief. scores: {name: [B]} of SCORES and, if given, of the yardsticks. If brief, the lone
+    scores are missing. A PSNR is infinite if the prediction equals the clip to the bit.
     """
 
     clips: list[Clip]
@@ -64,7 +64,7 @@ def reconstruct(
     coder: MDSA. config: of the run.
     windows: as `SegmentStore.window` gives them.
     seeds: for the phases of each clip's sound, one for each window.
-    brief: only the joint scores; no clips and no unimodal scores.
+    brief: no clips, and no scores of one modality without the other.
     yardsticks: if given, scored too.
     """
     video, mel = _stacked(windows)
@@ -101,7 +101,8 @@ def trivial_scores(
 ) -> dict[str, torch.Tensor]:
     """Scores that need no MDSA: those of the clip's own means and, if given, of the yardsticks.
 
-    All of them predict a clip of one colour perfectly: its PSNR is set to infinity, whatever the rounding.
+    If the mean colour equals the clip to the bit, the yardsticks' PSNR is set to infinity too. They predict
+    such a clip perfectly, except for rounding.
 
     config: for its range of mel values.
     unit: pictures in [-1, 1], [B, C, T, H, W].
@@ -131,7 +132,7 @@ def evaluate_reconstruction(config: Config, checkpoint_path: str, *, device: str
 
 @torch.inference_mode()
 def evaluate_yardsticks(config: Config, yardsticks: Yardsticks | None) -> dict:
-    """The same means without MDSA: of the clips' own means and, if given, of the yardsticks."""
+    """Means of the scores that need no MDSA, over the clips of `evaluate.split`; see `trivial_scores`."""
 
     def measure(windows: Sequence[dict]) -> dict[str, np.ndarray]:
         video, mel = _stacked(windows)
@@ -161,7 +162,7 @@ def mean_over_windows(config: Config, measure: Callable[[Sequence[dict]], dict[s
 def mean_scores(scores: dict[str, np.ndarray], *, sources: Sequence[str], config: Config) -> dict:
     """Means over clips, with the number of clips and the protocol.
 
-    Clips of a single colour are left out and counted: their trivial prediction is perfect.
+    Clips that equal their mean colour to the bit are left out and counted: that prediction is perfect.
     """
     used = np.isfinite(scores["psnr_mean_colour_db"])
     return {

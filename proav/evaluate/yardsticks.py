@@ -1,7 +1,7 @@
 """Yardsticks of a run: simple codes of its clips with as many numbers as MDSA stores.
 
-They are fitted on the training split alone, once for an evaluation. They follow from data, seed and
-configuration, and are stored by the hash of those. The mathematics is in
+They are fitted on the training split alone. Data, seed and configuration decide the result, and their hash is
+in the name of its file. If the file exists, nothing is fitted again. The mathematics is in
 proav/metrics/plane_components.py and proav/metrics/cosine_transform.py.
 
 B clips, T frames, C channels, H and W rows and columns, M mel bins, S mel steps within a frame.
@@ -43,9 +43,12 @@ YARDSTICK_SCORES = (
 FORMAT = 1
 """Version of the file and of the fitting; it is part of the hash."""
 MAX_WINDOWS = 192
-"""Most training windows to fit on."""
+"""At most this many training windows are fitted on."""
 MAX_VALUES = 1 << 28
-"""Most pixels x colours of those windows: 85 windows of 16 frames of 256 x 256, 256 MiB in memory."""
+"""At most this many pixels x colours are in those windows.
+
+That is 85 windows of 16 frames of 256 x 256, or 256 MiB in memory.
+"""
 CHUNK_VALUES = 1 << 22
 """Pixels x colours that are worked on at a time; one window at least."""
 
@@ -87,7 +90,7 @@ def _one_by_one(code: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class YardstickPlan:
-    """What the yardsticks of a run follow from, and their file.
+    """What decides the yardsticks of a run, and the path of their file.
 
     needs: what is missing to fit them; empty if nothing is.
     """
@@ -147,7 +150,10 @@ def plan_yardsticks(config: Config) -> YardstickPlan:
 
 
 def make_yardsticks(config: Config, plan: YardstickPlan) -> None:
-    """Fits the plan's yardsticks and writes their file, whole or not at all, unless it exists."""
+    """Fits the plan's yardsticks and writes their file, whole or not at all.
+
+    Does nothing if the file exists, or if the plan `needs` something.
+    """
     if plan.available and not storage.exists(plan.path):
         tensors = _to_tensors(fit_yardsticks(config, plan))
         metadata = {"record": json.dumps(plan.record, sort_keys=True)}
@@ -239,5 +245,5 @@ def _from_mel_images(images: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _mel_columns(mel_BTMS: Tensor) -> Tensor:
-    """[B, M, T S]: all mel columns of a clip on one time axis, as the sound has it."""
+    """[B, M, T S]: all mel columns of a clip on one time axis, in the order of the sound."""
     return rearrange(mel_BTMS, "b t m s -> b m (t s)")

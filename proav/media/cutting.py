@@ -1,4 +1,4 @@
-"""Cuts one stretch of a file into clips, and tells the span of what cannot be used.
+"""Cuts one stretch of a file into clips, and reports which frames cannot be used.
 
 A stretch is picture and sound on one clock, without a joint (`joints.py`).
 Knows nothing of files (`segments.py`). Private to `proav/media`, except for two tolerances.
@@ -27,9 +27,9 @@ MAX_STILL_SECONDS = 600.0
 
 
 def end_slack_seconds(fps: int) -> float:
-    """Seconds: a shorter loss at the end of a stretch is not told.
+    """Longest loss at the end of a stretch that need not be reported, in seconds.
 
-    This is one frame, or as much as the sound may be short (MAX_SOUND_SHORTFALL) if that is longer.
+    This is the longer of one frame and MAX_SOUND_SHORTFALL.
     """
     return max(MAX_SOUND_SHORTFALL, 1 / fps) + 1e-6
 
@@ -79,7 +79,7 @@ class Stretch:
         self._fps, self._sample_rate = fps, sample_rate
         self._segment_frames, self._min_frames = segment_frames, max(1, min_frames)
         self._next = 0  # the first frame that is neither cut nor lost
-        self._num_holes = 0  # holes of the sound that lie before what is cut next
+        self._num_holes = 0  # holes of the sound that are dealt with; the last one may still grow
         self._loss: Loss | None = None
 
     @property
@@ -164,7 +164,7 @@ class Stretch:
                 yield self._frames(begin), self._up(end), ""
                 return
             else:
-                # the picture shown before the pause is not shown again after it
+                # the picture before the pause does not stay on after it: frames are lost until the next one
                 for one, other in self.pictures.pauses:
                     if min(other, end) - max(one, begin) > PAUSE_SECONDS:
                         back = other if other - end < PAUSE_SECONDS else end

@@ -43,5 +43,5 @@ def mel_error_db(
 
 
 def mean_mel(mel_BTMS: Tensor) -> Tensor:
-    """The clip's mean spectrum in every column, [B, T, M, S]: a steady sound of the right colour."""
+    """The clip's mean spectrum in every column, [B, T, M, S]: a steady sound of the right timbre."""
     return mel_BTMS.mean((1, 3), keepdim=True).expand_as(mel_BTMS)

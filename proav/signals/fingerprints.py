@@ -1,9 +1,9 @@
 """Fingerprints of picture and sound, 256 bits each.
 
-They stay when a clip is encoded again, rescaled, or made a little brighter or louder.
+They hardly change when a clip is encoded again, rescaled, or made a little brighter or louder.
 
 Bits are signs of differences. A bit is 0 if the difference is too small to have a lasting sign. So a black
-picture and silence have no bit set. By this `proav/data/prepare/filtering.py` knows that they tell nothing.
+picture and silence have no bit set. `proav/data/prepare/filtering.py` recognizes such empty fingerprints.
 Comparing fingerprints is not here: it is in that file, too.
 Letters: T frames, Y and X rows and columns of cells, M mel bins, S mel columns in a frame, J = T * S mel
 columns.
@@ -15,15 +15,18 @@ HASH_BYTES = 32
 MIN_LUMA_DIFFERENCE = 1 / 255
 """Smallest difference of the mean luma of two areas that sets a bit; white is 1."""
 MIN_MEL_DIFFERENCE = 0.005
-"""The same for means of areas of the mel, whose range is 2: 0.3 dB at the default floor and ceiling."""
+"""Smallest change of the step between two neighbouring bands of the mel that sets a bit.
+
+The mel's range is 2, so this is 0.3 dB at the default floor and ceiling.
+"""
 
 
 def picture_hash(luma_TYX: np.ndarray, *, black: float) -> bytes:
-    """256 bits from where a picture is brighter, in space and in time.
+    """256 bits that say where and when a picture is brighter.
 
-    Half of them say whether an area is brighter than its left neighbour (8 x 8 of them, in both halves of the
-    time). The other half say whether an area became brighter from one ninth of the time to the next (4 x 4).
-    Black bars are cut off first, so that they do not matter.
+    Half of them say whether an area is brighter than its left neighbour. There are 8 x 8 such comparisons in
+    each half of the time. The other half say whether an area became brighter from one ninth of the time to
+    the next (4 x 4). Black bars are cut off first, so that they do not matter.
 
     luma_TYX: mean luma of cells, white is 1.
     black: outer rows and columns that are always darker than this are bars.
@@ -40,8 +43,8 @@ def picture_hash(luma_TYX: np.ndarray, *, black: float) -> bytes:
 def sound_hash(mel_TMS: np.ndarray) -> bytes:
     """256 bits from the mel (Haitsma and Kalker 2002).
 
-    A bit says whether the step from one of 17 bands to the next grows from one seventeenth of the time to
-    the next.
+    The mel is averaged over 17 bands and 17 equal parts of the time. A step is the difference between a band
+    and the next one. A bit says whether a step grows from one part of the time to the next.
     """
     mel_JM = mel_TMS.astype(np.float32).transpose(0, 2, 1).reshape(-1, mel_TMS.shape[1])
     change = np.diff(np.diff(_means(mel_JM, (17, 17)), axis=0), axis=1)

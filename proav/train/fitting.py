@@ -1,7 +1,7 @@
 """Fits weights of a new model before its training: MDSA's linear planes, on the feed's first clips.
 
-The result is a function of seed and data alone. Worker 0 fits with one thread, whatever the number of
-workers, and the others take its weights to the bit. Not here: the fit itself
+The result follows from the seed, the data and the configuration alone. Worker 0 fits with one thread,
+whatever the number of workers, and the others take its weights to the bit. Not here: the fit itself
 (`proav/models/mdsa/linear_planes.py`).
 Letters: B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame.
 """

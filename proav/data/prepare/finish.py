@@ -2,7 +2,7 @@
 
 The manifest counts everything that was kept and everything that was not. Here the filters decide which
 segments are used. If they change later, only this part runs again, and nothing is decoded. The manifest holds
-no time and no absolute path: the same sources and settings give the same manifest.
+no date and no absolute path. So the same sources, settings and library versions give the same manifest.
 `proav/data/store/shards.py` reads it.
 """
 
@@ -32,8 +32,8 @@ VERSIONED = ("proav", "av", "numpy", "pillow", "pyarrow", "torch", "torchaudio")
 SPREAD = ("rms", "peak", "clipped", "mean_luma", "motion", "black", "frozen", "sync")
 """Scores whose distribution is in the manifest."""
 UNITS_PER_CHUNK = 64
-"""Units that are put together at a time. Thousands of small chunks would cost as much memory again as their
-rows, and so would one copy of all of them.
+"""Units that are put together at a time. Thousands of small chunks would double the memory that their rows
+take. One copy of all rows would double it, too.
 """
 
 
@@ -42,7 +42,7 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
 
     config: of the run.
     data_dir: the data set's folder.
-    sources: the columns id and label of SOURCE_SCHEMA, and what was passed over as metadata.
+    sources: the columns id and label of SOURCE_SCHEMA. Its metadata says what was passed over.
     records: of all units, in the plan's order.
 
     Returns the manifest. Raises UserError if no source can be used, with the reasons counted, or if the
@@ -128,7 +128,10 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
 
 
 def summary(manifest: dict, data_dir: str) -> list[str]:
-    """The lines that the job prints: what is there, and in capitals what is not."""
+    """The lines that the job prints: first what is there.
+
+    A line that begins in capitals tells of what is left out or may need a look.
+    """
     counts = manifest["counts"]
     splits = ", ".join(
         f"{tally['segments']} {name} (of {tally['sources']} sources)"

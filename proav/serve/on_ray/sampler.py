@@ -2,8 +2,8 @@
 
 `application.py` makes it a Ray deployment. This file imports no Ray, so that a sampler runs alone in a test.
 What is sampled together is decided in `queue/batching.py`. A batch is given up if its consumer closes the
-stream; it then stops before the next denoising step. Batches are plain for now: continuous batching would
-come in behind this same interface.
+stream; it then stops before the next denoising step. For now a batch stays together from its first step to
+its last. Continuous batching could be added behind the same interface.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Abandoned(Exception):
-    """Raised between two denoising steps of a batch that nobody waits for any more."""
+    """Ends the sampling between two steps: nobody waits for the batch, or another part of it has failed."""
 
 
 class Sampler:
@@ -44,7 +44,7 @@ class Sampler:
         stall_seconds: float = 120.0,
         sign_seconds: float = 2.0,
     ) -> None:
-        """Loads the checkpoint and samples one step, so that a sampler that is up can sample.
+        """Loads the checkpoint and samples one step. A sampler that has started is thus known to work.
 
         checkpoint: ST-DiT checkpoint, its folder or a `latest` file.
         threads: number of PyTorch threads; None leaves it as it is.
@@ -136,8 +136,8 @@ class Sampler:
     ) -> list[bytes]:
         """The mp4 files of one batch.
 
-        On a CPU each thread takes a part of the batch through all steps. That is faster than all threads
-        together in one matrix product after the other.
+        On a CPU each thread takes a part of the batch through all steps. That is faster than to share every
+        matrix product among all threads.
         """
         tell(0, total)
         size = -(-len(requests) // self._num_parts)
@@ -168,7 +168,7 @@ class Sampler:
                     if min(done) > before:
                         tell(min(done), total)
 
-            torch.set_num_threads(1)  # for this thread, and for the matrix products in all threads
+            torch.set_num_threads(1)  # holds in this thread; for matrix products, in all threads
             try:
                 clips = self._pipeline.sample(parts[index], on_step=on_step)
                 on_step(total, total)  # a part with fewer calls holds back no other
