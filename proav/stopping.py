@@ -74,11 +74,11 @@ class StopRequest:
         if current is None or threading.current_thread() is not threading.main_thread():
             yield None
             return
-        current._deferred = True
+        before, current._deferred = current._deferred, True
         try:
             yield current
         finally:
-            current._deferred = False
+            current._deferred = before
 
     @classmethod
     def check(cls) -> None:
@@ -118,5 +118,7 @@ def end_at_once(message: str) -> None:
 
 
 def _write(line: str) -> None:
-    with contextlib.suppress(OSError):  # a terminal that is gone
+    with contextlib.suppress(
+        OSError, ValueError, AttributeError
+    ):  # stderr is gone, closed, or was never there
         os.write(sys.__stderr__.fileno(), (line + "\n").encode())

@@ -19,13 +19,19 @@ def psnr_db(video_BCTHW: Tensor, reference_BCTHW: Tensor) -> Tensor:
 
 
 def mean_colour(video_BCTHW: Tensor) -> Tensor:
-    """The clip's one mean colour everywhere, [B, C, T, H, W]: the simplest picture to beat."""
-    return video_BCTHW.mean((2, 3, 4), keepdim=True).expand_as(video_BCTHW)
+    """The clip's one mean colour everywhere, [B, C, T, H, W]: the simplest picture to beat.
+
+    Taken in float64, so that a clip of one colour is its own mean to the bit.
+    """
+    return video_BCTHW.double().mean((2, 3, 4), keepdim=True).to(video_BCTHW).expand_as(video_BCTHW)
 
 
 def temporal_mean(video_BCTHW: Tensor) -> Tensor:
-    """The clip's mean frame in every frame, [B, C, T, H, W]: the best that a model without motion can do."""
-    return video_BCTHW.mean(2, keepdim=True).expand_as(video_BCTHW)
+    """The clip's mean frame in every frame, [B, C, T, H, W]: the best that a model without motion can do.
+
+    Taken in float64, so that a still clip is its own mean to the bit.
+    """
+    return video_BCTHW.double().mean(2, keepdim=True).to(video_BCTHW).expand_as(video_BCTHW)
 
 
 def mel_error_db(

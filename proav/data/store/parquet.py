@@ -12,7 +12,7 @@ import hashlib
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -308,6 +308,28 @@ def open_parquet(path: str, sha256: str | None = None) -> pq.ParquetFile:
         pass
     try:
         return _open_parquet(path)
+    except FAULTS as error:
+        raise fault_of(path, error, sha256) from error
+
+
+def read_whole(path: str, *, without: Collection[str] = (), sha256: str | None = None) -> pa.Table:
+    """All rows of a local or remote Parquet file, but for the columns `without`.
+
+    sha256: of what was written, see `fault_of`.
+
+    Raises as `open_parquet` does, also if the content is damaged.
+    """
+
+    def read() -> pa.Table:
+        file = _open_parquet(path)
+        return file.read(columns=[name for name in file.schema_arrow.names if name not in without])
+
+    try:
+        return read()
+    except FAULTS:
+        pass
+    try:
+        return read()
     except FAULTS as error:
         raise fault_of(path, error, sha256) from error
 

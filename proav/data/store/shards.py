@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from proav import storage
 from proav.data.store.frames import decode_frames
-from proav.data.store.parquet import DamagedShard, RowReader, open_parquet
+from proav.data.store.parquet import DamagedShard, RowReader, open_parquet, read_whole
 from proav.data.store.schema import ACCOUNT_SCHEMA, FORMAT, FULL_SCALE, REJECT_SCHEMA
 from proav.errors import UserError
 from proav.text import one_form
@@ -39,7 +39,7 @@ def read_manifest(data_dir: str) -> dict:
     """The data set's description.
 
     Raises UserError if preprocessing has not finished or the format is another. Raises DamagedShard if it is
-    no JSON.
+    no JSON object.
     """
     path = storage.join(data_dir, "manifest.json")
     try:
@@ -50,15 +50,21 @@ def read_manifest(data_dir: str) -> dict:
             "run: python ray_jobs/preprocess.py --config FILE, with the same run_dir"
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamagedShard(
-            f"{path} is damaged: {error}; delete it and run preprocess again: finished shards are kept"
-        ) from None
+        raise _damaged(path, str(error)) from None
+    if not isinstance(manifest, dict):
+        raise _damaged(path, "it holds no JSON object")
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{path} has format {manifest.get('format')}, this proav reads format {FORMAT}; "
             f"prepare the data again in another run_dir=DIR, or delete {data_dir}"
         )
     return manifest
+
+
+def _damaged(path: str, why: str) -> DamagedShard:
+    return DamagedShard(
+        f"{path} is damaged: {why}; delete it and run preprocess again: finished shards are kept"
+    )
 
 
 def manifest_hash(manifest: dict) -> str:
@@ -114,9 +120,10 @@ class SegmentStore:
     def __init__(self, data_dir: str, *, cache_bytes: int = 256 << 20) -> None:
         self.data_dir, self.cache_bytes = data_dir, cache_bytes
         self.manifest = read_manifest(data_dir)
-        file = open_parquet(storage.join(data_dir, "index.parquet"))
-        self.index = file.read(
-            columns=[name for name in file.schema_arrow.names if name not in UNREAD_COLUMNS]
+        self.index = read_whole(
+            storage.join(data_dir, "index.parquet"),
+            without=UNREAD_COLUMNS,
+            sha256=self.manifest["index"]["sha256"],
         )
         if self.index.num_rows != self.manifest["counts"]["segments"]:
             raise DamagedShard(

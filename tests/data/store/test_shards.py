@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from proav.data.sources.finding import segment_id
+from proav.data.store.parquet import DamagedShard
 from proav.data.store.shards import SegmentStore, read_manifest, read_rejects
 from proav.errors import UserError
 from proav.media.melframes import MelFrames
@@ -133,3 +134,17 @@ def test_unfinished_data_is_told(tmp_path):
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="format 99"):
         SegmentStore(str(tmp_path))
+
+
+def test_a_damaged_index_or_manifest_is_told_and_no_traceback(data_dir, tmp_path):
+    broken = tmp_path / "data"
+    shutil.copytree(data_dir, broken)
+    index = broken / "index.parquet"
+    content = bytearray(index.read_bytes())
+    content[8 : len(content) // 2] = bytes(len(content) // 2 - 8)
+    index.write_bytes(content)
+    with pytest.raises(DamagedShard, match="index.parquet"):
+        SegmentStore(str(broken))
+    (broken / "manifest.json").write_text("[]")
+    with pytest.raises(DamagedShard, match="it holds no JSON object; delete it and run preprocess again"):
+        SegmentStore(str(broken))
