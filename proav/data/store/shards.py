@@ -123,7 +123,7 @@ class SegmentStore:
         self.index = read_whole(
             storage.join(data_dir, "index.parquet"),
             without=UNREAD_COLUMNS,
-            sha256=self.manifest["index"]["sha256"],
+            sha256=self.manifest.get("index", {}).get("sha256"),
         )
         if self.index.num_rows != self.manifest["counts"]["segments"]:
             raise DamagedShard(
