@@ -136,14 +136,20 @@ def _byte_source(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[BinaryI
     """Yields (file, name for messages, size of its buffer in bytes)."""
     if hasattr(source, "read"):
         name = str(getattr(source, "name", "the given file"))
-        if source.seekable():
-            position = source.tell()
-            if source.seek(0, os.SEEK_END) == position:
-                raise MediaError("empty_file", f"{name} is empty")
+        position = source.tell() if source.seekable() else None
+        if position is not None:
+            size = source.seek(0, os.SEEK_END)
             source.seek(position)
-        yield source, name, REMOTE_BUFFER_BYTES
-        if source.seekable():
-            source.seek(position)
+            if size == position:
+                said = (
+                    "is empty" if not size else "has been read to its end; expected it where its media begin"
+                )
+                raise MediaError("empty_file", f"{name} {said}")
+        try:
+            yield source, name, REMOTE_BUFFER_BYTES
+        finally:
+            if position is not None:
+                source.seek(position)
         return
     name = str(source)
     try:

@@ -257,3 +257,14 @@ def test_decoding_processes_wait_for_a_store_and_tell_where_it_stays_away(tmp_pa
     with serving(tmp_path / "there", 1e6, silent=silent) as (url, _), IsolatedDecoder(config) as decoder:
         with pytest.raises(StorageUnavailable, match="run the same command again"):
             list(decoder.rows(replace(source, path=url)))
+
+
+def test_an_open_file_is_left_where_it_was_and_one_at_its_end_is_told(tmp_path):
+    make_clip(1, seconds=1.0).save(str(tmp_path / "clip.mp4"))
+    with open(tmp_path / "clip.mp4", "rb") as file:
+        with pytest.raises(RuntimeError), opened(file, Watch()):
+            raise RuntimeError
+        assert file.tell() == 0 and len(read_clip(file, **SMALL).video) == 10
+        file.seek(0, os.SEEK_END)
+        with pytest.raises(MediaError, match="has been read to its end"), opened(file, Watch()):
+            pass
