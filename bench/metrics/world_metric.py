@@ -5,7 +5,7 @@
 Makes a world of its own (examples/world), reads it back as training reads videos, and finds impacts in the
 pictures and sounds in the audio. For whole clips and for their windows of 8 frames it prints how many of the
 table's impacts and sounds are found, how many of those found are in the table, and how far off they are. Then
-it prints the scores themselves: of the true clips, with sound that is 1, 2 and 4 frames late, with another
+it prints the scores themselves: of the true clips, with sound that is 1, 2, 3 and 4 frames late, with another
 clip's sound, and with pictures of noise. Ends with one JSON line; --write stores it as the scale that
 evaluation prints.
 """
@@ -25,14 +25,23 @@ import numpy as np
 
 from proav import storage
 from proav.media.container import Clip, read_clip
-from proav.metrics import world
+from proav.metrics.world import COUNTED_BY, MEDIANS, WORLD_SCORES, world_scores
 from proav.metrics.world.onsets import find_sounds
+from proav.metrics.world.world_scores import SCALE_PATH, counted_span, match_times, see
 
 FPS, SIZE, SAMPLE_RATE, FRAMES = 10, 64, 16_000, 8
 TOLERANCE_SECONDS = 0.05
 """Half a frame: a detection counts as a row of the table if it is at most so far from it."""
-SCALE = Path(world.__file__).with_name("scale.json")
-SHOWN = ("impacts_heard", "sounds_seen", "median_offset_ms", "label_fits", "pitch_fits", "followed")
+
+SHOWN = (
+    "impact_synchrony",
+    "impacts_heard",
+    "sounds_seen",
+    "median_offset_ms",
+    "label_fits",
+    "pitch_fits",
+    "followed",
+)
 
 
 def late(clips: list[Clip], number: int, frames: int) -> np.ndarray:
@@ -46,6 +55,7 @@ SOUNDS: dict[str, Callable[[list[Clip], int], np.ndarray]] = {
     "true clips": lambda clips, number: clips[number].audio,
     "1 frame late": lambda clips, number: late(clips, number, 1),
     "2 frames late": lambda clips, number: late(clips, number, 2),
+    "3 frames late": lambda clips, number: late(clips, number, 3),
     "4 frames late": lambda clips, number: late(clips, number, 4),
     "another clip's sound": lambda clips, number: clips[(number + 1) % len(clips)].audio,
 }
@@ -75,7 +85,7 @@ def detection(found: list[list[float]], truth: list[list[float]], spans: list[tu
     """
     counts, offsets = dict.fromkeys(("in_table", "found", "table_found", "found_true"), 0), []
     for times, true, (first, last) in zip(found, truth, spans, strict=True):
-        pairs = world.match_times(true, times, tolerance=TOLERANCE_SECONDS)
+        pairs = match_times(true, times, tolerance=TOLERANCE_SECONDS)
         counts["in_table"] += sum(first <= time <= last for time in true)
         counts["found"] += sum(first <= time <= last for time in times)
         counts["table_found"] += sum(first <= true[row] <= last for row, _ in pairs)
@@ -112,12 +122,12 @@ def measure(clips: list[Clip], labels: list[str], truth: list[list[dict]], frame
         all_times = (float(row["time_seconds"]) - first / FPS for row in truth[number] if kinds(row))
         return [time for time in all_times if 0 <= time <= seconds]
 
-    seen = [[impact.time for impact in world.see(picture(*window), fps=FPS)[0]] for window in windows]
+    seen = [[impact.time for impact in see(picture(*window), fps=FPS)[0]] for window in windows]
     heard = [
         [sound.time for sound in find_sounds(cut(clips[number].audio, first), sample_rate=SAMPLE_RATE)]
         for number, first in windows
     ]
-    span, edge = world.counted_span(frames, FPS), TOLERANCE_SECONDS / 2
+    span, edge = counted_span(frames, FPS), TOLERANCE_SECONDS / 2
     in_picture = [times(*window, lambda row: row["in_picture"] == "1") for window in windows]
     all_sounds = [times(*window, lambda row: True) for window in windows]
     found = {
@@ -136,7 +146,7 @@ def measure(clips: list[Clip], labels: list[str], truth: list[list[dict]], frame
     ]
     for kind, pairs in kinds.items():
         scores = [
-            world.world_scores(video, audio, fps=FPS, sample_rate=SAMPLE_RATE, label=labels[number])
+            world_scores(video, audio, fps=FPS, sample_rate=SAMPLE_RATE, label=labels[number])
             for (video, audio), (number, _) in zip(pairs, windows, strict=True)
         ]
         found["scores"][kind] = over_clips(scores)
@@ -146,14 +156,14 @@ def measure(clips: list[Clip], labels: list[str], truth: list[list[dict]], frame
 def over_clips(scores: list[dict[str, float]]) -> dict[str, float | None]:
     """Shares over all impacts and sounds, means and medians over clips, as in proav/evaluate/numbers.py."""
     found = {}
-    for name in world.WORLD_SCORES:
+    for name in WORLD_SCORES:
         values = np.array([score[name] for score in scores])
         used = np.isfinite(values)
-        counted_by = world.COUNTED_BY.get(name)
+        counted_by = COUNTED_BY.get(name)
         weights = None if counted_by is None else np.array([score[counted_by] for score in scores])
         if not used.any():
             found[name] = None
-        elif name in world.MEDIANS:
+        elif name in MEDIANS:
             found[name] = round(float(np.median(values[used])), 2)
         else:
             weights = None if weights is None else weights[used]
@@ -207,7 +217,7 @@ def main() -> None:
     }  # fmt: skip
     print(json.dumps(result))
     if arguments.write:
-        storage.write_text(str(SCALE), json.dumps(result, indent=1) + "\n")
+        storage.write_text(str(SCALE_PATH), json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

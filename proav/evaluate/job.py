@@ -474,6 +474,7 @@ def _needs_of(metric: str) -> str:
         "ssim": "frames of at least 11x11 pixels",
         "blockiness": "pictures that mdsa.plane_size divides and in which something changes",
         "blockiness_sound": "clips of several frames in whose sound something changes",
+        "impact_synchrony": "clips of the made world in whose picture something bounces",
         "impacts_heard": "clips of the made world in whose picture something bounces",
         "sounds_seen": "clips with sounds that begin",
         "median_offset_ms": "clips in which impacts are seen, with sounds at most 0.4 s away",

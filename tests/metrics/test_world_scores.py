@@ -1,5 +1,7 @@
 """The made world's metric: known times, sounds that are late, lost or foreign, and rubbish."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from proav.metrics.world.onsets import find_sounds, fitting_material
 from proav.metrics.world.trajectories import find_impacts, find_path
 from proav.metrics.world.world_scores import (
     WORLD_SCORES,
+    best_pairs,
     match_times,
     see,
     world_scale,
@@ -79,6 +82,7 @@ def test_what_belongs_together_fits_in_everything():
     found = scores(BALL, sound(BOUNCE))
     assert found["impacts_heard"] == found["sounds_seen"] == found["label_fits"] == found["pitch_fits"] == 1
     assert found["impacts"] == found["sounds"] == found["followed"] == 1 and found["median_offset_ms"] < 3
+    assert found["impact_synchrony"] > 0.99
 
 
 @pytest.mark.parametrize(("late", "heard"), [(0.09, 1), (0.11, 0), (0.2, 0), (-0.09, 1), (-0.2, 0)])
@@ -86,11 +90,12 @@ def test_offsets_are_measured_and_more_than_a_frame_is_not_heard(late, heard):
     found = scores(BALL, sound(BOUNCE + late))
     assert found["impacts_heard"] == found["sounds_seen"] == heard
     assert found["median_offset_ms"] == pytest.approx(1000 * abs(late), abs=4)
+    assert found["impact_synchrony"] == pytest.approx(1 - abs(late) / 0.4, abs=0.01)
 
 
 def test_silence_and_sounds_of_nothing_count_against_a_clip():
     silent = scores(BALL, np.zeros_like(sound()))
-    assert silent["impacts_heard"] == 0 and silent["sounds"] == 0
+    assert silent["impacts_heard"] == silent["impact_synchrony"] == 0 and silent["sounds"] == 0
     lost = ("sounds_seen", "median_offset_ms", "label_fits", "pitch_fits")
     assert all(np.isnan(silent[name]) for name in lost)
     still = scores(picture(lambda time: []), sound(0.3))
@@ -104,7 +109,10 @@ def test_silence_and_sounds_of_nothing_count_against_a_clip():
 def test_another_material_and_another_size_are_noticed():
     assert scores(BALL, sound(BOUNCE, material="metal"))["label_fits"] == 0
     assert np.isnan(scores(BALL, sound(BOUNCE), label="waterfall")["label_fits"])
-    assert scores(BALL, sound(BOUNCE, radius=0.065))["pitch_fits"] == 0
+    of_another = scores(BALL, sound(BOUNCE, radius=0.065))
+    assert (
+        of_another["pitch_fits"] == of_another["impact_synchrony"] == 0 and of_another["impacts_heard"] == 1
+    )
 
 
 def test_where_nothing_happens_nothing_counts():
@@ -163,9 +171,28 @@ def test_pairs_are_one_to_one_as_many_as_can_be_and_the_nearest():
     assert match_times([], [0.1], tolerance=0.1) == []
 
 
+def test_the_pairs_of_greatest_worth_beat_all_others():
+    """Against all pairings one to one and in order."""
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        rows, columns = generator.integers(0, 5, 2)
+        worth = generator.uniform(0, 1, (rows, columns)) * (generator.random((rows, columns)) < 0.6)
+        best = 0.0
+        for count in range(min(rows, columns) + 1):
+            for chosen in itertools.combinations(range(rows), count):
+                for others in itertools.combinations(range(columns), count):
+                    best = max(best, sum(worth[pair] for pair in zip(chosen, others, strict=True)))
+        pairs = best_pairs(worth.tolist())
+        assert sum(worth[pair] for pair in pairs) == pytest.approx(best)
+        assert pairs == sorted(pairs) and all(worth[pair] > 0 for pair in pairs)
+
+
 def test_the_scale_falls_as_sounds_get_late():
     rows = world_scale()["windows"]["scores"]
-    kinds = ("true clips", "1 frame late", "2 frames late", "4 frames late")
-    true, one, two, four = (rows[kind]["impacts_heard"] for kind in kinds)
-    assert true > 0.95 and 0.9 > one > 0.5 and max(two, four) < 0.4  # the last two are chance
+    kinds = ("true clips", "1 frame late", "2 frames late", "3 frames late", "4 frames late")
+    falling = [rows[kind]["impact_synchrony"] for kind in (*kinds, "another clip's sound")]
+    assert falling[0] > 0.95 and falling[-1] < 0.2
+    assert all(one - other > 0.05 for one, other in itertools.pairwise(falling))
+    true, one, *others = (rows[kind]["impacts_heard"] for kind in kinds)
+    assert true > 0.95 and 0.9 > one > 0.5 and max(others) < 0.4  # the last are chance
     assert rows["another clip's sound"]["label_fits"] < 0.05 < rows["true clips"]["label_fits"]

@@ -18,6 +18,7 @@ from proav.metrics.world.onsets import Sound, find_sounds, fitting_material
 from proav.metrics.world.trajectories import Impact, find_impacts, find_path
 
 WORLD_SCORES = (
+    "impact_synchrony",
     "impacts_heard",
     "sounds_seen",
     "median_offset_ms",
@@ -28,10 +29,10 @@ WORLD_SCORES = (
     "sounds",
 )
 """What is measured of each clip."""
-WITH_SCALE = WORLD_SCORES[:5]
+WITH_SCALE = WORLD_SCORES[:6]
 """Those that say how good clips are; the others say what these rest on."""
-COUNTED_BY = {"impacts_heard": "impacts", "sounds_seen": "sounds"}
-"""Shares of impacts and of sounds, not of clips: over many clips each weighs by its count."""
+COUNTED_BY = {"impact_synchrony": "impacts", "impacts_heard": "impacts", "sounds_seen": "sounds"}
+"""Means over impacts and over sounds, not over clips: over many clips each weighs by its count."""
 MEDIANS = ("median_offset_ms",)
 """Over many clips the median is told, not the mean."""
 PAIRING_SECONDS = 0.4
@@ -44,6 +45,8 @@ EDGE_FRAMES = 0.15
 """An impact just before the second frame is found at the second, for it has only one frame before it."""
 MANY = 1e4
 """More than there are events in a clip."""
+SCALE_PATH = Path(__file__).with_name("scale.json")
+"""Written by `bench/metrics/world_metric.py`."""
 MIN_COLOURED = 0.005
 """Share of pixels with an object's colour from which there is something to follow."""
 
@@ -53,12 +56,16 @@ def world_scores(
 ) -> dict[str, float]:
     """The world's scores of one clip; NaN where there is nothing to measure.
 
-    impacts, sounds: how many are counted. An impact is counted if at least two frames lie on each side of
-    it, the same of sounds. impacts_heard: share of counted impacts with a sound at most a frame away, one to
-    one; sounds_seen: the same of counted sounds. median_offset_ms: median distance of impacts to their
-    sounds, up to 400 ms. label_fits: 1 if the label's material is the one that the sounds are most like, else
-    0. pitch_fits: 1 if the pitch of most heard impacts is that of the object's size. followed: share of the
-    objects' places that lie on paths of this world's gravity; NaN if nothing colourful is there.
+    impacts, sounds: how many are counted; both need at least two frames on each side.
+    impact_synchrony: mean over counted impacts of max(0, 1 - |offset| / 400 ms) to a sound of the object's
+        pitch, one to one; 0 without such a sound.
+    impacts_heard: share of counted impacts with a sound at most a frame away, one to one.
+    sounds_seen: the same of counted sounds.
+    median_offset_ms: median distance of impacts to their sounds, up to 400 ms.
+    label_fits: 1 if the label's material is the one that the sounds are most like, else 0.
+    pitch_fits: 1 if the pitch of most heard impacts is that of the object's size.
+    followed: share of the objects' places that lie on paths of this world's gravity; NaN if nothing colourful
+        is there.
 
     video_THWC: uint8, square pictures, 4 frames or more to find anything. audio_L: mono.
     """
@@ -68,6 +75,8 @@ def world_scores(
     first, last = counted_span(len(video_THWC), fps)
     counted = [number for number, time in enumerate(seen) if first <= time <= last]
     counted_sounds = [number for number, time in enumerate(heard) if first <= time <= last]
+    closeness = [[_closeness(impact, sound) for sound in sounds] for impact in impacts]
+    answered = [closeness[impact][sound] for impact, sound in best_pairs(closeness) if impact in counted]
     near = match_times(seen, heard, tolerance=1 / fps)
     pairs = match_times(seen, heard, tolerance=PAIRING_SECONDS)
     offsets = [abs(seen[impact] - heard[sound]) for impact, sound in pairs if impact in counted]
@@ -75,6 +84,7 @@ def world_scores(
     told = [pitch_octaves(impacts[impact], sounds[sound]) for impact, sound in near]
     told = [octaves for octaves in told if np.isfinite(octaves)]
     return {
+        "impact_synchrony": sum(answered) / len(counted) if counted else float("nan"),
         "impacts_heard": _share(counted, {impact for impact, _ in near}),
         "sounds_seen": _share(counted_sounds, {sound for _, sound in near}),
         "median_offset_ms": 1000 * float(np.median(offsets)) if offsets else float("nan"),
@@ -108,18 +118,25 @@ def match_times(
 ) -> list[tuple[int, int]]:
     """Pairs of places in two sorted lists of times, one to one: as many as can be at most `tolerance` apart,
     and of these pairings the one of least distances together.
-
-    Pairs of least distances never cross, so that the best pairing of the beginnings of both lists leads to
-    that of the whole.
     """
-    best = np.zeros((len(first) + 1, len(second) + 1))
-    for row, one in enumerate(first):
-        for column, other in enumerate(second):
-            apart = abs(one - other) / tolerance
-            # A pair more is worth more than any distances saved. Times are sums of rounded numbers.
-            paired = best[row, column] + MANY - apart if apart <= 1 + 1e-9 else 0.0
+    apart = [[abs(one - other) / tolerance for other in second] for one in first]
+    # A pair more is worth more than any distances saved. Times are sums of rounded numbers.
+    return best_pairs([[MANY - value if value <= 1 + 1e-9 else 0.0 for value in row] for row in apart])
+
+
+def best_pairs(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
+    """The pairs (row, column), one to one and in order in both, whose worth together is greatest.
+
+    Pairs of worth 0 are none. Of two sorted lists of times the nearest pairs never cross, so that the best
+    pairing of the beginnings of both lists leads to that of the whole.
+    """
+    columns = len(worth[0]) if worth else 0
+    best = np.zeros((len(worth) + 1, columns + 1))
+    for row, values in enumerate(worth):
+        for column, value in enumerate(values):
+            paired = best[row, column] + value
             best[row + 1, column + 1] = max(best[row, column + 1], best[row + 1, column], paired)
-    pairs, row, column = [], len(first), len(second)
+    pairs, row, column = [], len(worth), columns
     while row and column:
         if best[row, column] == best[row - 1, column]:
             row -= 1
@@ -129,6 +146,13 @@ def match_times(
             row, column = row - 1, column - 1
             pairs.append((row, column))
     return pairs[::-1]
+
+
+def _closeness(impact: Impact, sound: Sound) -> float:
+    """1 - |offset| / PAIRING_SECONDS, at least 0; 0 if the sound is not of the object's pitch."""
+    if not pitch_octaves(impact, sound) <= PITCH_OCTAVES:  # also if a pitch is not a number
+        return 0.0
+    return max(0.0, 1 - abs(impact.time - sound.time) / PAIRING_SECONDS)
 
 
 def pitch_octaves(impact: Impact, sound: Sound) -> float:
@@ -143,8 +167,7 @@ def _share(counted: Sequence[int], matched: set[int]) -> float:
 @functools.cache
 def world_scale() -> dict:
     """What the scores are for clips whose truth is known; {} before it is measured."""
-    path = Path(__file__).with_name("scale.json")
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(SCALE_PATH.read_text()) if SCALE_PATH.is_file() else {}
 
 
 def scale_texts(metrics: Sequence[str]) -> dict[str, str]:
