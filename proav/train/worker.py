@@ -50,6 +50,8 @@ class StagePlan:
     """ST-DiT: the MDSA weights that each checkpoint carries."""
     fit: Callable[[nn.Module], str] | None = None
     """Fits weights of a new model before training, and returns a line about it; called on worker 0."""
+    warning: str = ""
+    """A line that is told before training: settings that are allowed, but hardly meant."""
 
 
 def train_settings(config: Config, stage: str) -> TrainConfig:
@@ -128,6 +130,8 @@ def train_worker(
         (lambda text: sys.stderr.write(text + "\n")) if rank == 0 else (lambda text: None)
     )  # Ray Train shows what is printed twice
     plan = plan_stage(config, stage)
+    if plan.warning:
+        say(plan.warning)
     found = on_worker_0(lambda: _path_of(find_resume_point(config, stage, plan, say)))
     checkpoint = load_checkpoint(found, kind=stage, verify=False) if found else None
     torch.manual_seed(config.seed)
@@ -215,11 +219,18 @@ class _Reporter:
 
 def _plan_autoencoder(config: Config) -> StagePlan:
     feed = ClipFeed.of_mdsa(config)
-    linear = config.mdsa.linear_planes
+    linear, num_clips = config.mdsa.linear_planes, config.mdsa.train.num_clips
+    warning = ""
+    if linear.enabled and linear.alone_clips >= num_clips:
+        warning = (
+            f"mdsa: the network stays untrained: mdsa.linear_planes.alone_clips={linear.alone_clips}, but "
+            f"training ends at mdsa.train.num_clips={num_clips}; to train it, write fewer alone_clips"
+        )
     return StagePlan(
         feed=feed,
         build=lambda device: (MDSA(config), AutoencoderStep(config, device=device)),
         fit=(lambda model: fit_linear_planes(model, feed, linear.fit_clips)) if linear.enabled else None,
+        warning=warning,
     )
 
 
