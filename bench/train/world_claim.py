@@ -10,7 +10,8 @@ is trained already is only measured, and one that was stopped goes on. `--only N
 that two commands can run side by side; the last of them prints all that is there.
 
 Prints, for each seed and for all: `impact_synchrony` with its interval over clips, that of the same sounds
-beside another clip's pictures (chance), and the world's other scores. Then the difference between the two
+beside another clip's pictures (chance: a model that makes many sounds answers many impacts), and the world's
+other scores. Then the difference between the two
 variants, with Student's interval over the seeds and a bootstrap over clips.
 """
 
@@ -36,7 +37,15 @@ from proav.metrics.world import world_scores
 
 ROOT = Path(__file__).parents[2]
 SPEC = Path(__file__).parent / "variants" / "world_claim.yaml"
-SHOWN = ("impact_synchrony", "impacts_heard", "sounds_seen", "median_offset_ms", "label_fits", "pitch_fits")
+SHOWN = (
+    "impact_synchrony",
+    "impacts_heard",
+    "sounds_seen",
+    "median_offset_ms",
+    "label_fits",
+    "pitch_fits",
+    "sounds",
+)
 STEPS, BATCH = 30, 10
 
 
