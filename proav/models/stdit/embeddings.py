@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from proav.config import Config
 from proav.diffusion.conditions import Conditions
 from proav.geometry import MODALITIES, PLANE_NAMES, PLANES_PER_MODALITY
+from proav.models.layers import map_flops
 
 NUM_MODALITIES = len(MODALITIES)
 PLANE_AXES = ("HW", "TW", "TH")
@@ -124,3 +125,7 @@ class Conditioning(nn.Module):
         waves_B2F = sinusoids(TIME_SCALE * times_B2, NUM_FREQUENCIES).to(self.own_time[0].weight.dtype)
         times_B2d = self.own_time(waves_B2F) + self.other_time(waves_B2F.flip(1))
         return times_B2d + self.modality + self.label(conditions.labels_B)[:, None]
+
+    def flops(self) -> int:
+        """FLOPs for one clip. The tables cost nothing."""
+        return map_flops(self.own_time, NUM_MODALITIES) + map_flops(self.other_time, NUM_MODALITIES)
