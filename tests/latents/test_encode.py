@@ -18,7 +18,7 @@ import torch
 from proav import storage
 from proav.config import Config
 from proav.config.reading import config_to_yaml
-from proav.data.feeds.feed import LatentFeed
+from proav.data.feeds.latent_feed import LatentFeed
 from proav.data.store.parquet import ShardWriter, open_parquet
 from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
