@@ -7,13 +7,42 @@ Letters: T frames, L sound samples.
 import dataclasses
 
 import numpy as np
+from torch import Tensor
 
 from proav.diffusion.masks import AUDIO, VIDEO
 from proav.diffusion.noise import uniforms_for
 from proav.media.container import Clip
 
+CARRY_SECONDS = 0.4
+"""Made frames take over what given ones have beyond the model's own within at most this time."""
 FADE_SECONDS = 0.01
 """Made sound fades in within this time after given sound, and out before it. Longer ones swallow onsets."""
+
+
+def carry_over(made: Tensor, given: Tensor, known_T: Tensor, frames: int) -> Tensor:
+    """Made frames without a step at the borders to given ones.
+
+    The model makes the given frames too, but not exactly: pictures are blurrier, a colour is a little off.
+    The difference e = given - made at a border is spread evenly over the frames beyond it: the d-th gets
+    (1 - d / (n + 1)) e. n is the length of the made stretch, at most `frames`. Between two borders both
+    differences are added.
+
+    made, given: float [T, ...], of one shape.
+    known_T: bool, the given frames.
+    frames: the most made frames that a border changes.
+    """
+    result, count = made.clone(), len(known_T)
+    for border in ((known_T[1:] != known_T[:-1]).nonzero().flatten() + 1).tolist():
+        step = -1 if known_T[border] else 1
+        last = border if known_T[border] else border - 1
+        stretch = 0
+        while 0 <= last + step * (stretch + 1) < count and not known_T[last + step * (stretch + 1)]:
+            stretch += 1
+        reach = min(stretch, frames)
+        for distance in range(1, reach + 1):
+            share = 1 - distance / (reach + 1)
+            result[last + step * distance] += share * (given[last] - made[last])
+    return result
 
 
 def with_given_frames(made: Clip, given: Clip, known_2T: np.ndarray) -> Clip:

@@ -22,7 +22,14 @@ from proav.errors import UserError
 from proav.generation.coder import LatentCoder, load_coder
 from proav.generation.denoise import Group, denoise
 from proav.generation.inputs import fit_given, frames_around
-from proav.generation.joining import appended, as_beginning, window_seed, with_given_frames
+from proav.generation.joining import (
+    CARRY_SECONDS,
+    appended,
+    as_beginning,
+    carry_over,
+    window_seed,
+    with_given_frames,
+)
 from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip
 from proav.models.mdsa.planes import masked_condition
@@ -188,7 +195,8 @@ class SoundingVideoPipeline:
             places = [place for place, request in enumerate(requests) if request.num_windows > window]
             parts = [self._part(requests[place], window, clips[place]) for place in places]
             tell = on_step and (lambda done, _, before=before: on_step(before + done, sum(counts)))
-            for place, made in zip(places, self._sample_windows(parts, tell), strict=True):
+            joined = self.join_given(parts, *self.make_windows(parts, tell))
+            for place, made in zip(places, joined, strict=True):
                 request, so_far = requests[place], clips[place]
                 if TASKS[request.settings.task].extends:
                     made = appended(so_far or request.given, made, continue_frames(self.config))
@@ -230,10 +238,14 @@ class SoundingVideoPipeline:
             given=as_beginning(clip, known, self.config.clip.num_frames),
         )
 
-    def _sample_windows(
-        self, requests: Sequence[SampleRequest], on_step: Callable[[int, int], None] | None
-    ) -> list[Clip]:
-        """A window of each request, in which what is given stands as it came."""
+    @torch.inference_mode()
+    def make_windows(
+        self, requests: Sequence[SampleRequest], on_step: Callable[[int, int], None] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """uint8 pictures [B, T, H, W, 3] and mel images [B, T, M, S] of a window of each request.
+
+        All frames are as the model makes them, also those that are given. on_step: as in `sample`.
+        """
         places: dict[SamplingSettings, list[int]] = {}
         for place, request in enumerate(requests):
             places.setdefault(request.settings.schedule, []).append(place)
@@ -244,10 +256,38 @@ class SoundingVideoPipeline:
         made = torch.cat(denoise(self.stdit, self.process, groups, on_step))
         order = [place for members in places.values() for place in members]
         stack = made if len(groups) == 1 else made[torch.tensor(order, device=made.device).argsort()]
-        video, mel = self.coder.decode(self.coder.denormalize(stack))
+        return self.coder.decode(self.coder.denormalize(stack))
+
+    def join_given(
+        self, requests: Sequence[SampleRequest], video_BTHWC: Tensor, mel_BTMS: Tensor
+    ) -> list[Clip]:
+        """The clips of made windows, in which what is given stands as it came.
+
+        video_BTHWC, mel_BTMS: from `make_windows`, of the same requests.
+        """
+        video_BTHWC, mel_BTMS = video_BTHWC.clone(), mel_BTMS.clone()
+        for place, request in enumerate(requests):
+            if TASKS[request.settings.task].mask is not None:
+                video_BTHWC[place], mel_BTMS[place] = self._carried(
+                    request, video_BTHWC[place], mel_BTMS[place]
+                )
         seeds = [phase_seed(request.seed, request.index) for request in requests]
-        clips = self.coder.to_clips(video, mel, seeds=seeds)
+        clips = self.coder.to_clips(video_BTHWC, mel_BTMS, seeds=seeds)
         return [self._with_given(clip, request) for clip, request in zip(clips, requests, strict=True)]
+
+    def _carried(self, request: SampleRequest, video_THWC: Tensor, mel_TMS: Tensor) -> tuple[Tensor, Tensor]:
+        """Made pictures and mel images of a masked task, without a step at the borders to given frames.
+
+        Of the sound, each frame takes over the mean over its columns.
+        """
+        given_video, given_mel = (given[0].to(video_THWC.device) for given in self._streams([request]))
+        picture_known_T, sound_known_T = torch.from_numpy(self._known(request))
+        frames = max(1, int(CARRY_SECONDS * self.coder.geometry.fps))
+        pictures = carry_over(video_THWC.float(), given_video.float(), picture_known_T, frames)
+        levels_TM1 = mel_TMS.mean(2, keepdim=True)
+        carried_TM1 = carry_over(levels_TM1, given_mel.mean(2, keepdim=True), sound_known_T, frames)
+        pictures = pictures.round().clamp(0, 255).to(torch.uint8)
+        return pictures, (mel_TMS + carried_TM1 - levels_TM1).clamp(-1, 1)
 
     def label_index(self, label: str | None) -> int:
         """Row of the label embedding; None is the null label. Raises UserError for an unknown label."""

@@ -2,8 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
-from proav.generation.joining import FADE_SECONDS, appended, as_beginning, window_seed, with_given_frames
+from proav.generation.joining import (
+    FADE_SECONDS,
+    appended,
+    as_beginning,
+    carry_over,
+    window_seed,
+    with_given_frames,
+)
 from proav.media.container import Clip
 
 FRAMES, FPS, RATE = 6, 10, 16_000
@@ -17,6 +25,26 @@ def clip(value: int, audio: np.ndarray | float) -> Clip:
 
 def known(picture: str, sound: str) -> np.ndarray:
     return np.array([[mark == "x" for mark in row] for row in (picture, sound)])
+
+
+@pytest.mark.parametrize(
+    ("mask", "frames", "expected"),
+    [
+        ("xx....", 9, [0, 0, 8, 6, 4, 2]),  # spread evenly: 10 at the border, 0 beyond the end
+        ("xx....", 1, [0, 0, 5, 0, 0, 0]),
+        ("....xx", 9, [4, 8, 12, 16, 0, 0]),  # 20 at the last border
+        ("xx..xx", 9, [0, 0, 10 * 2 / 3 + 20 / 3, 10 / 3 + 20 * 2 / 3, 0, 0]),
+        ("xxxxxx", 9, [0] * 6),
+        ("......", 9, [0] * 6),
+    ],
+)
+def test_a_difference_at_a_border_is_spread_over_the_made_frames(mask, frames, expected):
+    """Given frames are 10 above made ones in the first half, 20 in the second."""
+    made = torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(0))
+    given = made + torch.tensor([10.0, 10, 10, 20, 20, 20])[:, None, None]
+    known_T = torch.tensor([mark == "x" for mark in mask])
+    difference = carry_over(made, given, known_T, frames) - made
+    torch.testing.assert_close(difference, torch.tensor(expected)[:, None, None].expand(6, 2, 2).float())
 
 
 def test_given_frames_come_back_bit_for_bit():
