@@ -283,6 +283,12 @@ def check_geometry(config) -> None:
         n % config.stdit.patch_size == 0,
         f"stdit.patch_size={config.stdit.patch_size} does not divide mdsa.plane_size={n}",
     )
+    given = config.diffusion.continue_frames
+    require(
+        given is None or given < frames,
+        f"diffusion.continue_frames={given} leaves nothing of clip.num_frames={frames} to make; "
+        f"expected at most {frames - 1}",
+    )
     segment_frames = int(config.data.segment_seconds * clip.fps)
     require(
         segment_frames >= frames,

@@ -27,7 +27,10 @@ class GenerateConfig(Section):
     num_samples: PositiveInt = 16
     """Clips to make."""
     task: TaskName = "joint"
-    """joint: picture and sound. a2v: picture for given sound. v2a: sound for given picture."""
+    """joint: picture and sound. a2v: picture for given sound. v2a: sound for given picture. i2av: a clip from
+    its first picture. continue: a clip goes on. inpaint: a span of a clip is made anew. What is given are
+    windows of the run's data, of the split evaluate.split.
+    """
     label: LabelName | None = None
     """Label of all samples; empty: the labels of the data set in turn, or none if the model has none."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 30

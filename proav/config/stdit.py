@@ -101,10 +101,17 @@ class DiffusionConfig(Section):
     ddim_eta: Annotated[float, Field(ge=0, le=1), Changes("samples")] = 0.0
     """0: deterministic DDIM; 1: ancestral noise."""
     task_weights: Annotated[
-        dict[Literal["joint", "a2v", "v2a", "independent"], Weight], Changes("training")
+        dict[Literal["joint", "a2v", "v2a", "independent", "i2av", "continue", "inpaint"], Weight],
+        Changes("training", "latents"),
     ] = {"joint": 0.7, "a2v": 0.1, "v2a": 0.1, "independent": 0.1}
     """Share of each task in training. a2v: sound is given. v2a: picture is given. independent: each modality
-    has a time of its own.
+    has a time of its own. i2av: the first picture is given. continue: the beginning of both is given.
+    inpaint: all but a span is given. For each of the last three that has a share, encode stores the planes of
+    masked clips: half as much again as without any.
+    """
+    continue_frames: Annotated[PositiveInt | None, Changes("training", "latents")] = None
+    """Frames at the beginning of a clip that continue is given, and by which windows of a long clip overlap;
+    empty: half of a clip.
     """
 
     @model_validator(mode="after")

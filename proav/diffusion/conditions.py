@@ -18,11 +18,16 @@ class Conditions:
     labels_B: Tensor
     """int64, 0 .. num_labels; the last is the null label: no label is told."""
     masked_BEPNN: Tensor | None = None
-    """Planes of a masked clip, with the mask as their last channel. No task of this version uses it."""
+    """Planes of a masked clip, with the mask as their last channel (`masked_condition` in
+    `proav/models/mdsa/planes.py`). Zeros: nothing is given.
+    """
 
     @classmethod
     def of_rows(cls, rows: Mapping[str, Tensor]) -> "Conditions":
-        """The conditions of stored windows, from the rows that `LatentFeed` gives."""
+        """The conditions of stored windows, from the rows that `LatentFeed` gives, without masked planes.
+
+        Those are normalized first (`proav/train/generator_step.py`).
+        """
         return cls(rows["label"])
 
     def __len__(self) -> int:
@@ -51,13 +56,20 @@ class Conditions:
 
 
 def join_conditions(parts: Sequence[Conditions]) -> Conditions:
-    """One batch from several, in order. Each field is None in all of them or in none."""
+    """One batch from several, in order. Clips without a condition that others have get zeros for it."""
     if len(parts) == 1:
         return parts[0]
     columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Conditions)}
-    return Conditions(
-        **{
-            name: None if all(value is None for value in values) else torch.cat(values)
-            for name, values in columns.items()
-        }
+    return Conditions(**{name: _joined(values, parts) for name, values in columns.items()})
+
+
+def _joined(values: Sequence[Tensor | None], parts: Sequence[Conditions]) -> Tensor | None:
+    like = next((value for value in values if value is not None), None)
+    if like is None:
+        return None
+    return torch.cat(
+        [
+            like.new_zeros(len(part), *like.shape[1:]) if value is None else value
+            for value, part in zip(values, parts, strict=True)
+        ]
     )

@@ -10,7 +10,7 @@ import torch
 
 from proav import storage
 from proav.config import Config
-from proav.data.feeds.feed import LatentFeed
+from proav.data.feeds.latent_feed import LatentFeed
 from proav.diffusion.conditions import Conditions
 from proav.diffusion.modalities import denoising_loss
 from proav.diffusion.noise import noise_batch

@@ -10,7 +10,9 @@ import time
 
 from proav import storage
 from proav.config import Config
+from proav.diffusion.tasks import check_trained
 from proav.errors import TOLD, UserError, raise_from_text, to_text
+from proav.generation.given import GivenWindows, given_rows, takes_given
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.generation.sampling_settings import SamplingSettings
 from proav.runs.checkpoint import load_checkpoint
@@ -35,18 +37,13 @@ def generate(config: Config) -> list[dict]:
 
     The checkpoint is generate.checkpoint, or else the run's newest ST-DiT checkpoint. Samples with these
     indices but of other settings or another checkpoint are replaced, and a line is printed that says so.
-    Samples with higher indices stay, with their rows. Raises UserError for a task that needs a given stream,
-    and for an unknown label.
+    Samples with higher indices stay, with their rows. Raises UserError for an unknown label, and for a task
+    that the checkpoint was not trained for.
     """
     import ray
 
     from proav.on_ray.resources import device_of, wants_gpu
 
-    if config.generate.task != "joint":
-        raise UserError(
-            f"generate.task={config.generate.task}: generate.py makes joint samples; a2v and v2a take a "
-            "given file: SoundingVideoPipeline(task=...)"
-        )
     run = RunFolder(config)
     folder = run.samples
     checkpoint = load_checkpoint(config.generate.checkpoint or run.stdit.checkpoints, kind="stdit")
@@ -76,6 +73,7 @@ def generate(config: Config) -> list[dict]:
             "checkpoint_path": checkpoint.path,
             "folder": folder,
             "settings": SamplingSettings.from_config(config),
+            "data_folder": config.data_folder,
             "device": device_of(use_gpu),
         },
         compute=ray.data.ActorPoolStrategy(size=min(config.generate.num_workers, len(tasks))),
@@ -103,27 +101,34 @@ def generate(config: Config) -> list[dict]:
 def wanted_rows(config: Config, checkpoint) -> list[dict]:
     """The manifest's rows that this configuration asks for, in index order.
 
-    If no label is named, the checkpoint's labels take turns.
+    If no label is named, the checkpoint's labels take turns. If the task is given something, that is a window
+    of the run's data (`given.py`), and the window's label is the sample's.
     """
     settings, sampling = config.generate, SamplingSettings.from_config(config)
+    check_trained(settings.task, checkpoint.config)
     place = None if settings.label is None else find_label(settings.label, checkpoint.labels)
     if settings.label is not None and place is None:
         raise UserError(
             f"generate.label={settings.label!r} is unknown to the checkpoint; "
             f"expected one of: {', '.join(checkpoint.labels) or 'none'}"
         )
-    labels = [checkpoint.labels[place]] if place is not None else list(checkpoint.labels) or [None]
+    labels = list(checkpoint.labels) or [None]
+    asked = [{"label": labels[index % len(labels)]} for index in range(settings.num_samples)]
+    if takes_given(settings.task):
+        asked = given_rows(config, checkpoint)
+    if place is not None:
+        asked = [row | {"label": checkpoint.labels[place]} for row in asked]
     return [
         {
             "index": index,
             "path": sample_path("", index).lstrip("/"),
             "seed": config.seed,
-            "label": labels[index % len(labels)],
+            **row,
             **sampling.to_dict(),
             "checkpoint": checkpoint.hash,
             "clips_trained": checkpoint.clips,
         }
-        for index in range(settings.num_samples)
+        for index, row in enumerate(asked)
     ]
 
 
@@ -146,27 +151,37 @@ class BatchSampler:
     checkpoint_path: of an ST-DiT checkpoint.
     folder: where the mp4 files go.
     settings: how samples are made, the same for all rows.
+    data_folder: of the prepared data, for tasks that are given something.
     device: "cpu" or a GPU's name.
     """
 
     def __init__(
-        self, checkpoint_path: str, folder: str, settings: SamplingSettings, device: str = "cpu"
+        self,
+        checkpoint_path: str,
+        folder: str,
+        settings: SamplingSettings,
+        data_folder: str | None = None,
+        device: str = "cpu",
     ) -> None:
         self.pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint_path, device=device)
         self.folder, self.settings = folder, settings
+        wanted = takes_given(settings.task)
+        self.windows = GivenWindows(data_folder, self.pipeline.config) if wanted else None
 
     def __call__(self, task: dict) -> dict:
         """The rows that are done. `error` tells a user's mistake, which Ray would wrap beyond recognition."""
         rows = json.loads(task["rows"])
-        requests = [
-            SampleRequest(row["seed"], row["index"], row["label"], settings=self.settings) for row in rows
-        ]
         try:
+            requests = [self._request(row) for row in rows]
             for row, clip in zip(rows, self.pipeline.sample(requests), strict=True):
                 clip.save(storage.join(self.folder, row["path"]))
         except TOLD as error:
             return {"rows": "[]", "error": to_text(error)}
         return {"rows": task["rows"], "error": ""}
+
+    def _request(self, row: dict) -> SampleRequest:
+        request = SampleRequest(row["seed"], row["index"], row["label"], settings=self.settings)
+        return request if self.windows is None else self.windows.given_to(request, row["given"])
 
 
 def _same(found: dict | None, wanted: dict) -> bool:

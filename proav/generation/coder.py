@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from proav.config import Config
+from proav.diffusion.masks import fill_unknown
 from proav.geometry import ClipGeometry, LatentGeometry
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
@@ -77,6 +78,14 @@ class LatentCoder:
         video_BCTHW = pixels_to_unit(video_BTHWC.to(self.device))
         encode = self.mdsa.encode_lone if lone else self.mdsa.encode
         return stack_planes(encode(video_BCTHW, mel_BTMS.to(self.device)), self.latents.plane_size)
+
+    def encode_masked(self, video_BTHWC: Tensor, mel_BTMS: Tensor, known_B2T: Tensor) -> Tensor:
+        """The planes of a masked clip [B, D, 6, N, N]: each modality alone, its unknown frames filled.
+
+        video_BTHWC, mel_BTMS: as in `encode`. Unknown frames are not read.
+        known_B2T: bool; which frames are given, of the picture and of the sound.
+        """
+        return self.encode(*fill_unknown(video_BTHWC, mel_BTMS, known_B2T), lone=True)
 
     def decode(self, stack_BDPNN: Tensor, *, lone: bool = False) -> tuple[Tensor, Tensor]:
         """Stacked planes, not normalized, to uint8 pictures [B, T, H, W, 3] and mel images [B, T, M, S].

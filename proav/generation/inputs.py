@@ -1,10 +1,12 @@
-"""What a user gives, a sound or a picture, fitted to the rates and the size of a model.
+"""What a user gives, sound, pictures or clips, fitted to the rates and the size of a model.
 
 Not here: files and uploads (`proav/media`, `proav/serve/orders`), encoding (`coder.py`). Letters: T frames, H
 W rows and columns.
 """
 
+import math
 import numbers
+from collections.abc import Sequence
 
 import av
 import numpy as np
@@ -12,12 +14,16 @@ import torch
 from torch import Tensor
 
 from proav.config import Config
-from proav.diffusion.tasks import TASKS
+from proav.diffusion.masks import AUDIO, VIDEO
+from proav.diffusion.tasks import TASKS, fixed_mask
 from proav.errors import UserError
-from proav.geometry import ClipGeometry
+from proav.geometry import MODALITIES, ClipGeometry
 from proav.media.container import Clip
 from proav.media.pictures import Canvas
 from proav.media.torchaudio import resample
+
+SAME_TIME = 1e-6
+"""Times that differ by less are the same: the rounding of a fraction of a second."""
 
 
 def fit_given(
@@ -27,46 +33,136 @@ def fit_given(
     audio: np.ndarray | Tensor | None = None,
     sample_rate: int | None = None,
     video: np.ndarray | Tensor | None = None,
+    image: np.ndarray | Tensor | None = None,
     clip: Clip | None = None,
 ) -> Clip | None:
-    """What a task is given, as a clip whose other stream is silence or black; None if it is given nothing.
+    """What a task is given, as a clip at the model's rates and size; None if it is given nothing.
+
+    It has the length of a window. A stream that the task does not read is silence or black, and so are
+    frames that it does not read. A clip that is to go on keeps its own length.
 
     config: of the model.
     task: a name of TASKS.
     audio: samples in [-1, 1], mono or [channels, samples]; its beginning is used.
     sample_rate: of `audio`, in Hz.
     video: uint8 [T, H, W, 3] at the model's frame rate; its beginning is used.
-    clip: instead of `audio` or `video`; its frames are chosen by time.
+    image: uint8 [H, W, 3], instead of `video` for a task that reads one frame.
+    clip: instead of the others; its frames are chosen by time.
     Raises UserError if something is missing, not expected, too short or of another kind.
     """
-    given = TASKS[task].given
-    pairs = (("audio", audio), ("video", video), ("clip", clip))
-    named = [name for name, value in pairs if value is not None]
-    if given is None:
+    needed = frames_needed(config, task)
+    streams = {"audio": audio, "video": video, "image": image, "clip": clip}
+    named = [name for name, value in streams.items() if value is not None]
+    if not any(needed.values()):
         if named:
             raise UserError(
                 f"{named[0]}=... was given, but task={task!r} takes none; write task='a2v' or task='v2a'"
             )
         return None
-    if len(named) != 1 or named[0] not in (given, "clip"):
-        raise UserError(
-            f"task={task!r} takes {given}=... or clip=..., and nothing else; "
-            f"given: {', '.join(named) or 'nothing'}"
-        )
+    _check_named(task, needed, named)
     geometry, frame_rate = ClipGeometry.from_config(config), None
+    if image is not None:
+        video = image[None]
     if clip is not None:
         audio, sample_rate, video, frame_rate = clip.audio, clip.sample_rate, clip.video, clip.fps
-    rates = {"fps": geometry.fps, "sample_rate": geometry.sample_rate}
-    if given == "audio":
-        black = np.zeros((geometry.num_frames, geometry.height, geometry.width, 3), np.uint8)
-        return Clip(video=black, audio=fit_audio(audio, sample_rate, geometry), **rates)
-    silence = np.zeros(geometry.num_samples, np.float32)
-    canvas = Canvas(height=geometry.height, width=geometry.width, fit=config.data.fit)
-    return Clip(video=fit_video(video, frame_rate, geometry, canvas), audio=silence, **rates)
+    frames = geometry.num_frames
+    pictures = np.zeros((0, geometry.height, geometry.width, 3), np.uint8)
+    most = None if TASKS[task].extends else frames
+    if needed["video"]:
+        canvas = Canvas(height=geometry.height, width=geometry.width, fit=config.data.fit)
+        pictures = fit_video(video, frame_rate, geometry, canvas, least=needed["video"], most=most)
+    sound = np.zeros(0, np.float32)
+    if needed["audio"]:
+        sound = fit_audio(audio, sample_rate, geometry, least=needed["audio"], most=most)
+    if TASKS[task].extends:
+        frames = min(len(pictures), len(sound) // geometry.samples_per_frame)
+    samples = frames * geometry.samples_per_frame
+    pictures, sound = pictures[:frames], sound[:samples]
+    return Clip(
+        video=np.pad(pictures, ((0, frames - len(pictures)), (0, 0), (0, 0), (0, 0))),
+        audio=np.pad(sound, (0, samples - len(sound))),
+        fps=geometry.fps,
+        sample_rate=geometry.sample_rate,
+    )
 
 
-def fit_audio(audio: np.ndarray | Tensor, sample_rate: int | None, geometry: ClipGeometry) -> np.ndarray:
-    """float32 [samples of a clip]: mixed to mono, resampled, cut. sample_rate: of `audio`, in Hz."""
+def frames_needed(config: Config, task: str) -> dict[str, int]:
+    """{"video": n, "audio": n}: how many frames of each stream a task reads from what is given; 0: none."""
+    row, frames = TASKS[task], config.clip.num_frames
+    if row.mask is None:
+        return {modality: frames if row.given == modality else 0 for modality in MODALITIES}
+    if row.asks_span:
+        return dict.fromkeys(MODALITIES, frames)
+    known_2T = fixed_mask(task, config)
+    return {
+        modality: int(known_T.nonzero().max()) + 1 if known_T.any() else 0
+        for modality, known_T in zip(MODALITIES, known_2T, strict=True)
+    }
+
+
+def frames_around(
+    config: Config, task: str, span: Sequence[float] | None, stream: str = "both"
+) -> np.ndarray | None:
+    """The frames outside of a span, bool [2, T], for a task that asks for one; None for other tasks.
+
+    config: of the model.
+    task: a name of TASKS.
+    span: begin and end in seconds. The frames that it touches are to be made.
+    stream: "video", "audio" or "both": what is to be made there.
+    Raises UserError if the span is missing, not expected or outside of the clip, or leaves nothing given.
+    """
+    if not TASKS[task].asks_span:
+        if span is not None:
+            raise UserError(f"span=... was given, but task={task!r} takes none; write task='inpaint'")
+        return None
+    geometry = ClipGeometry.from_config(config)
+    rows = {"video": [VIDEO], "audio": [AUDIO], "both": [VIDEO, AUDIO]}
+    if stream not in rows:
+        raise UserError(f"stream={stream!r}: expected one of {', '.join(map(repr, rows))}")
+    expected = (
+        f"begin and end in seconds within the {geometry.seconds:g} s of a clip, such as span=(0.4, 0.8)"
+    )
+    if span is None:
+        raise UserError(f"task={task!r} needs span=...: {expected}")
+    begin, end = span if len(span) == 2 else (0.0, 0.0)
+    if not 0 <= begin < end <= geometry.seconds + SAME_TIME:
+        raise UserError(f"span={tuple(span)}: expected {expected}")
+    first, last = int(begin * geometry.fps + SAME_TIME), math.ceil(end * geometry.fps - SAME_TIME)
+    known_2T = np.ones((2, geometry.num_frames), bool)
+    known_2T[rows[stream], first:last] = False
+    if not known_2T.any():
+        raise UserError(
+            f"span={tuple(span)} leaves nothing of the clip; write a shorter one, or task='joint'"
+        )
+    return known_2T
+
+
+def _check_named(task: str, needed: dict[str, int], named: list[str]) -> None:
+    wanted = [modality for modality, count in needed.items() if count]
+    allowed = [["clip"], sorted(wanted)] + ([["image"]] if needed == {"video": 1, "audio": 0} else [])
+    if sorted(named) not in allowed:
+        told = [" with ".join(f"{name}=..." for name in names) for names in reversed(allowed)]
+        raise UserError(
+            f"task={task!r} takes {', '.join(told[:-1])} or {told[-1]}, and nothing else; "
+            f"given: {', '.join(named) or 'nothing'}"
+        )
+
+
+def fit_audio(
+    audio: np.ndarray | Tensor,
+    sample_rate: int | None,
+    geometry: ClipGeometry,
+    *,
+    least: int,
+    most: int | None,
+) -> np.ndarray:
+    """float32 [samples of whole frames]: mixed to mono, resampled, cut.
+
+    audio: samples in [-1, 1], mono or [channels, samples].
+    sample_rate: of `audio`, in Hz.
+    geometry: the model's clip.
+    least, most: frames that are needed, and at most used; None: all.
+    """
     if sample_rate is None:
         raise UserError("audio=... needs its sample_rate=... in Hz, such as sample_rate=16000")
     if not (isinstance(sample_rate, numbers.Integral) and sample_rate > 0):
@@ -86,18 +182,25 @@ def fit_audio(audio: np.ndarray | Tensor, sample_rate: int | None, geometry: Cli
             f"audio reaches {peak:g}: expected samples in [-1, 1]; divide it by its largest magnitude"
         )
     waveform = resample(waveform[None], int(sample_rate), geometry.sample_rate)[0]
-    wanted = geometry.num_samples
-    if waveform.numel() < wanted:
+    frames = waveform.numel() // geometry.samples_per_frame
+    if frames < least:
         seconds = waveform.numel() / geometry.sample_rate
         raise UserError(
-            f"audio of {seconds:.2f} s: expected at least the {geometry.seconds:g} s of a clip "
-            "(its beginning is used)"
+            f"audio of {seconds:.2f} s: expected at least the {least / geometry.fps:g} s "
+            f"{'of a clip (its beginning is used)' if least == most else 'that the task reads'}"
         )
-    return waveform[:wanted].clamp(-1, 1).numpy()  # resampling overshoots loud edges
+    used = (frames if most is None else min(frames, most)) * geometry.samples_per_frame
+    return waveform[:used].clamp(-1, 1).numpy()  # resampling overshoots loud edges
 
 
 def fit_video(
-    video: np.ndarray | Tensor, frame_rate: int | None, geometry: ClipGeometry, canvas: Canvas
+    video: np.ndarray | Tensor,
+    frame_rate: int | None,
+    geometry: ClipGeometry,
+    canvas: Canvas,
+    *,
+    least: int,
+    most: int | None,
 ) -> np.ndarray:
     """uint8 [T, H, W, 3]: frames are chosen, then drawn as training pictures are.
 
@@ -105,6 +208,7 @@ def fit_video(
     frame_rate: of a clip, whose frames are chosen by time; None: `video` has the model's rate.
     geometry: the model's clip.
     canvas: how pictures of another size are fitted.
+    least, most: frames that are needed, and at most used; None: all.
     """
     pictures = np.asarray(video.detach().cpu() if isinstance(video, Tensor) else video)
     if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
@@ -114,12 +218,12 @@ def fit_video(
     if frame_rate is not None:  # frame k is the picture shown at k / fps
         count = len(pictures) * geometry.fps // frame_rate
         pictures = pictures[np.arange(count) * frame_rate // geometry.fps]
-    if len(pictures) < geometry.num_frames:
+    if len(pictures) < least:
         raise UserError(
-            f"video of {len(pictures)} frames: expected at least {geometry.num_frames} at {geometry.fps} fps "
-            "(its beginning is used)"
+            f"video of {len(pictures)} frames: expected at least {least} at {geometry.fps} fps"
+            + (" (its beginning is used)" if least == most else "")
         )
-    pictures = pictures[: geometry.num_frames]
+    pictures = pictures[:most]
     if pictures.shape[1:3] == (geometry.height, geometry.width):
         return pictures
     frames = [np.ascontiguousarray(picture) for picture in pictures]

@@ -7,6 +7,7 @@ A sample is a function of (checkpoint, seed, index, label, what is given, settin
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -14,14 +15,24 @@ from torch import Tensor
 
 from proav.diffusion import make_process
 from proav.diffusion.conditions import Conditions
+from proav.diffusion.masks import continue_frames
 from proav.diffusion.noise import noise_batch, uniforms_for
-from proav.diffusion.tasks import TASKS
+from proav.diffusion.tasks import TASKS, check_trained, fixed_mask
 from proav.errors import UserError
 from proav.generation.coder import LatentCoder, load_coder
 from proav.generation.denoise import Group, denoise
-from proav.generation.inputs import fit_given
+from proav.generation.inputs import fit_given, frames_around
+from proav.generation.joining import (
+    CARRY_SECONDS,
+    appended,
+    as_beginning,
+    carry_over,
+    window_seed,
+    with_given_frames,
+)
 from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip
+from proav.models.mdsa.planes import masked_condition
 from proav.models.stdit import STDiT
 from proav.runs.checkpoint import load_checkpoint
 from proav.text import find_label
@@ -35,8 +46,18 @@ class SampleRequest:
     index: int = 0
     label: str | None = None
     given: Clip | None = None
-    """The clip whose sound (a2v) or picture (v2a) is given, at the model's rates and size."""
+    """The clip whose sound (a2v), picture (v2a) or frames are given, at the model's rates and size. It has
+    the length of a window; for `continue` any length that holds the frames that a window is given.
+    """
     settings: SamplingSettings = SamplingSettings()
+    known: np.ndarray | None = None
+    """bool [2, T], for `inpaint`: which frames of the picture and of the sound are given."""
+    num_windows: int = 1
+    """For `continue`: windows to make, one after the other. Each goes on from the end of what there is."""
+
+    def num_calls(self, objective: str) -> int:
+        """Calls of the model for this clip alone, by a process of this objective."""
+        return self.num_windows * self.settings.num_calls(objective)
 
 
 class SoundingVideoPipeline:
@@ -102,7 +123,10 @@ class SoundingVideoPipeline:
         audio: np.ndarray | Tensor | None = None,
         sample_rate: int | None = None,
         video: np.ndarray | Tensor | None = None,
+        image: np.ndarray | Tensor | None = None,
         clip: Clip | None = None,
+        span: tuple[float, float] | None = None,
+        stream: str = "both",
         num_windows: int = 1,
         batch_size: int = 8,
         on_step: Callable[[int, int], None] | None = None,
@@ -113,8 +137,13 @@ class SoundingVideoPipeline:
         task, steps, guidance_scale, guidance_interval, solver, schedule_shift: see SamplingSettings.
         audio, sample_rate: for a2v; samples in [-1, 1], mono or [channels, samples], and their rate in Hz.
         video: for v2a; uint8 [T, H, W, 3] at the model's frame rate.
-        clip: for a2v or v2a, instead of audio or video.
-        num_windows: 1. This version does not make longer clips.
+        image: for i2av; uint8 [H, W, 3], the first frame.
+        clip: instead of audio, video or image, and for continue and inpaint. continue begins with the whole
+            of it; inpaint uses the beginning.
+        span: for inpaint; begin and end in seconds. The frames that it touches are made, the others kept.
+        stream: for inpaint; "video", "audio" or "both" are made in the span.
+        num_windows: for continue; each window adds the frames of a clip that it is not given, by default half
+            of its frames (`diffusion.continue_frames`).
         batch_size: clips that are sampled together.
         on_step: called with (done, total), in calls of the model.
         Raises UserError for a label, task, shape or range that the model does not have.
@@ -122,11 +151,6 @@ class SoundingVideoPipeline:
         if num_samples < 1 or batch_size < 1:
             said = f"num_samples={num_samples}, batch_size={batch_size}"
             raise UserError(f"{said}: expected both to be at least 1")
-        if num_windows != 1:
-            raise UserError(
-                f"num_windows={num_windows}: only task='continue' makes longer clips, and this version does "
-                "not sample it; expected 1"
-            )
         settings = SamplingSettings(
             task=task,
             steps=steps,
@@ -135,12 +159,21 @@ class SoundingVideoPipeline:
             guidance_scale=guidance_scale,
             guidance_interval=tuple(guidance_interval),
         )
-        given = fit_given(self.config, task, audio=audio, sample_rate=sample_rate, video=video, clip=clip)
-        clips, calls = [], settings.num_calls(self.process.objective)
+        check_trained(task, self.config)
+        streams = {"audio": audio, "sample_rate": sample_rate, "video": video, "image": image, "clip": clip}
+        wanted = SampleRequest(
+            seed,
+            label=label,
+            given=fit_given(self.config, task, **streams),
+            settings=settings,
+            known=frames_around(self.config, task, span, stream),
+            num_windows=num_windows,
+        )
+        clips, calls = [], wanted.num_calls(self.process.objective)
         total = -(-num_samples // batch_size) * calls
         for first in range(0, num_samples, batch_size):
             indices = range(first, min(first + batch_size, num_samples))
-            requests = [SampleRequest(seed, index, label, given, settings) for index in indices]
+            requests = [dataclasses.replace(wanted, index=index) for index in indices]
             before = first // batch_size * calls
             tell = on_step and (lambda done, _, before=before: on_step(before + done, total))
             clips += self.sample(requests, on_step=tell)
@@ -154,6 +187,65 @@ class SoundingVideoPipeline:
 
         on_step: called with (done, total), in calls of the model. Raises UserError.
         """
+        for request in requests:
+            self._check_request(request)
+        clips: list[Clip | None] = [None] * len(requests)
+        counts = self.num_calls(requests)
+        for window, before in enumerate(accumulate(counts[:-1], initial=0)):
+            places = [place for place, request in enumerate(requests) if request.num_windows > window]
+            parts = [self._part(requests[place], window, clips[place]) for place in places]
+            tell = on_step and (lambda done, _, before=before: on_step(before + done, sum(counts)))
+            joined = self.join_given(parts, *self.make_windows(parts, tell))
+            for place, made in zip(places, joined, strict=True):
+                request, so_far = requests[place], clips[place]
+                if TASKS[request.settings.task].extends:
+                    made = appended(so_far or request.given, made, continue_frames(self.config))
+                clips[place] = made
+        return clips
+
+    def num_calls(self, requests: Sequence[SampleRequest]) -> list[int]:
+        """Calls of the model for a batch, by window: those of the longest request that has the window."""
+        objective = self.process.objective
+        return [
+            max(one.settings.num_calls(objective) for one in requests if one.num_windows > window)
+            for window in range(max(request.num_windows for request in requests))
+        ]
+
+    def _check_request(self, request: SampleRequest) -> None:
+        name, task = request.settings.task, TASKS[request.settings.task]
+        check_trained(name, self.config)
+        if request.num_windows < 1 or (request.num_windows > 1 and not task.extends):
+            raise UserError(
+                f"num_windows={request.num_windows}: expected 1"
+                + (" or more" if task.extends else "; only task='continue' makes longer clips")
+            )
+        if request.given is None and (task.given or task.mask):
+            what = (
+                f"a given {task.given}: pass {task.given}=... or clip=..." if task.given else "a given clip"
+            )
+            raise UserError(f"task={name!r} needs {what}")
+        if task.asks_span and request.known is None:
+            raise UserError(f"task={name!r} needs the frames that are given: pass span=(begin, end)")
+
+    def _part(self, request: SampleRequest, window: int, so_far: Clip | None) -> SampleRequest:
+        """A window of a request as a request of its own."""
+        if not TASKS[request.settings.task].extends:
+            return request
+        known, clip = continue_frames(self.config), so_far or request.given
+        return dataclasses.replace(
+            request,
+            seed=window_seed(request.seed, window),
+            given=as_beginning(clip, known, self.config.clip.num_frames),
+        )
+
+    @torch.inference_mode()
+    def make_windows(
+        self, requests: Sequence[SampleRequest], on_step: Callable[[int, int], None] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """uint8 pictures [B, T, H, W, 3] and mel images [B, T, M, S] of a window of each request.
+
+        All frames are as the model makes them, also those that are given. on_step: as in `sample`.
+        """
         places: dict[SamplingSettings, list[int]] = {}
         for place, request in enumerate(requests):
             places.setdefault(request.settings.schedule, []).append(place)
@@ -164,10 +256,38 @@ class SoundingVideoPipeline:
         made = torch.cat(denoise(self.stdit, self.process, groups, on_step))
         order = [place for members in places.values() for place in members]
         stack = made if len(groups) == 1 else made[torch.tensor(order, device=made.device).argsort()]
-        video, mel = self.coder.decode(self.coder.denormalize(stack))
+        return self.coder.decode(self.coder.denormalize(stack))
+
+    def join_given(
+        self, requests: Sequence[SampleRequest], video_BTHWC: Tensor, mel_BTMS: Tensor
+    ) -> list[Clip]:
+        """The clips of made windows, in which what is given stands as it came.
+
+        video_BTHWC, mel_BTMS: from `make_windows`, of the same requests.
+        """
+        video_BTHWC, mel_BTMS = video_BTHWC.clone(), mel_BTMS.clone()
+        for place, request in enumerate(requests):
+            if TASKS[request.settings.task].mask is not None:
+                video_BTHWC[place], mel_BTMS[place] = self._carried(
+                    request, video_BTHWC[place], mel_BTMS[place]
+                )
         seeds = [phase_seed(request.seed, request.index) for request in requests]
-        clips = self.coder.to_clips(video, mel, seeds=seeds)
-        return [_with_given(clip, request) for clip, request in zip(clips, requests, strict=True)]
+        clips = self.coder.to_clips(video_BTHWC, mel_BTMS, seeds=seeds)
+        return [self._with_given(clip, request) for clip, request in zip(clips, requests, strict=True)]
+
+    def _carried(self, request: SampleRequest, video_THWC: Tensor, mel_TMS: Tensor) -> tuple[Tensor, Tensor]:
+        """Made pictures and mel images of a masked task, without a step at the borders to given frames.
+
+        Of the sound, each frame takes over the mean over its columns.
+        """
+        given_video, given_mel = (given[0].to(video_THWC.device) for given in self._streams([request]))
+        picture_known_T, sound_known_T = torch.from_numpy(self._known(request))
+        frames = max(1, int(CARRY_SECONDS * self.coder.geometry.fps))
+        pictures = carry_over(video_THWC.float(), given_video.float(), picture_known_T, frames)
+        levels_TM1 = mel_TMS.mean(2, keepdim=True)
+        carried_TM1 = carry_over(levels_TM1, given_mel.mean(2, keepdim=True), sound_known_T, frames)
+        pictures = pictures.round().clamp(0, 255).to(torch.uint8)
+        return pictures, (mel_TMS + carried_TM1 - levels_TM1).clamp(-1, 1)
 
     def label_index(self, label: str | None) -> int:
         """Row of the label embedding; None is the null label. Raises UserError for an unknown label."""
@@ -187,7 +307,7 @@ class SoundingVideoPipeline:
         return Group(
             settings,
             noise_batch(identities, self.coder.latents.stack_shape).to(self.device),
-            Conditions(labels),
+            Conditions(labels, self._encode_masked(settings.task, requests)),
             guidance_B3=torch.tensor(guidance),
             given_BDPNN=self._encode_given(settings.task, requests),
             identities=identities,
@@ -198,23 +318,40 @@ class SoundingVideoPipeline:
         given = TASKS[task].given
         if given is None:
             return None
-        clips = [request.given for request in requests]
-        if None in clips:
-            raise UserError(f"task={task!r} needs a given {given}: pass {given}=... or clip=...")
-        video = torch.from_numpy(np.stack([clip.video for clip in clips]))
-        mel = self.coder.mel_frames.encode(torch.from_numpy(np.stack([clip.audio for clip in clips])))
-        return self.coder.normalize(self.coder.encode(video, mel, lone=True))
+        return self.coder.normalize(self.coder.encode(*self._streams(requests), lone=True))
 
+    def _encode_masked(self, task: str, requests: Sequence[SampleRequest]) -> Tensor | None:
+        """The condition channels of a masked task [B, D+1, 6, N, N]; None for another task."""
+        if TASKS[task].mask is None:
+            return None
+        known_B2T = torch.from_numpy(np.stack([self._known(request) for request in requests]))
+        planes_BDPNN = self.coder.encode_masked(*self._streams(requests), known_B2T)
+        return masked_condition(self.coder.normalize(planes_BDPNN), known_B2T)
 
-def _with_given(clip: Clip, request: SampleRequest) -> Clip:
-    """A given stream goes into the result as it came, not through the autoencoder."""
-    match TASKS[request.settings.task].given:
-        case "audio":
-            return dataclasses.replace(clip, audio=request.given.audio)
-        case "video":
-            return dataclasses.replace(clip, video=request.given.video)
-        case _:
-            return clip
+    def _streams(self, requests: Sequence[SampleRequest]) -> tuple[Tensor, Tensor]:
+        """Pictures and mel images of what is given."""
+        video = torch.from_numpy(np.stack([request.given.video for request in requests]))
+        audio = torch.from_numpy(np.stack([request.given.audio for request in requests]))
+        return video, self.coder.mel_frames.encode(audio)
+
+    def _known(self, request: SampleRequest) -> np.ndarray:
+        """The mask of a request for a masked task, bool [2, T]."""
+        if TASKS[request.settings.task].asks_span:
+            return request.known
+        return fixed_mask(request.settings.task, self.config).numpy()
+
+    def _with_given(self, clip: Clip, request: SampleRequest) -> Clip:
+        """What is given goes into the result as it came, not through the autoencoder."""
+        task = TASKS[request.settings.task]
+        if task.mask is not None:
+            return with_given_frames(clip, request.given, self._known(request))
+        match task.given:
+            case "audio":
+                return dataclasses.replace(clip, audio=request.given.audio)
+            case "video":
+                return dataclasses.replace(clip, video=request.given.video)
+            case _:
+                return clip
 
 
 def phase_seed(seed: int, index: int) -> int:

@@ -1,10 +1,13 @@
 """Windows to stored latents: MDSA encodes every shard once, with Ray Data.
 
 For each window two kinds of planes are stored. ST-DiT learns to make the joint planes. The lone planes are
-each modality encoded without the other; a given stream always enters as lone planes. One shard of segments
-becomes one shard of latents, so that a run can go on where it stopped.
+each modality encoded without the other; a given stream always enters as lone planes. For each masked task
+that the run trains (`proav/diffusion/tasks.py`) a third kind is stored, with its mask: the lone planes of the
+window with its unknown frames filled. One shard of segments becomes one shard of latents, so that a run can
+go on where it stopped.
 
-The statistics that normalize the latents are `statistics.py`. Reading latents is `proav/data/feeds/feed.py`.
+The statistics that normalize the latents are `statistics.py`. Reading latents is
+`proav/data/feeds/latent_feed.py`.
 
 Letters: B windows, D latent channels, P = 6 planes, N plane side.
 """
@@ -12,7 +15,7 @@ Letters: B windows, D latent channels, P = 6 planes, N plane side.
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,8 @@ from proav.config.changes import setting_values, settings_that_change
 from proav.data.feeds.feed import check_fits
 from proav.data.store.parquet import ShardWriter, open_parquet
 from proav.data.store.shards import SegmentStore, manifest_hash
+from proav.diffusion.masks import continue_frames
+from proav.diffusion.tasks import mask_of_window, masked_tasks
 from proav.errors import TOLD, UserError, raise_from_text, to_text
 from proav.geometry import LatentGeometry
 from proav.latents.statistics import merge_statistics, shard_sums
@@ -47,8 +52,12 @@ LATENT_SCHEMA = pa.schema(
     ]
 )
 """`joint` and `lone` are float16 stacks [D, 6, N, N], not normalized. They are bytes, because nested lists
-cost more to read than the model takes to run.
+cost more to read than the model takes to run. `latent_schema` adds the columns of masked tasks.
 """
+MASKING = ("diffusion.task_weights", "diffusion.continue_frames")
+"""Settings of which only `masked_settings` bears on stored latents."""
+MASKED_SETTINGS = {"masked_tasks", "continue_frames"}
+"""If only these differ, ST-DiT can go on with new latents: joint and lone planes stay the same."""
 
 ROW_OVERHEAD_BYTES = 850
 """What a row takes beside its planes: the other columns and their places in the file. Measured."""
@@ -78,7 +87,10 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     # the seed may differ, because encoding draws nothing
     check_resumable(checkpoint, config.model_copy(update={"seed": checkpoint.config.seed}), checkpoint.labels)
     values = setting_values(config)
-    own = {key.rpartition(".")[2]: values[key] for key in settings_that_change("latents")}
+    own = {
+        key.rpartition(".")[2]: values[key] for key in settings_that_change("latents") if key not in MASKING
+    }
+    own |= masked_settings(config)
     settings = {"mdsa_checkpoint": checkpoint.hash, "data": manifest_hash(store.manifest), **own}
     shards = [shard["name"] for shard in store.manifest["shards"]]
     _settle_other_latents(config, settings, shards, replace_unused)
@@ -109,6 +121,32 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     storage.write_text(stats_path, json.dumps(stats, indent=1))
     print(f"encode: {stats['num_windows']:,} windows in {folder}")
     return stats
+
+
+def masked_settings(config: Config) -> dict:
+    """What decides the columns of masked tasks; empty if the run trains none."""
+    tasks = masked_tasks(config)
+    found = {"masked_tasks": list(tasks)} if tasks else {}
+    return found | ({"continue_frames": continue_frames(config)} if "continue" in tasks else {})
+
+
+def differing_settings(found: dict, wanted: dict) -> list[str]:
+    """The settings in which stored latents differ from the wanted ones. More masked tasks do not matter."""
+    return [
+        key
+        for key, value in wanted.items()
+        if found.get(key) != value
+        and not (key == "masked_tasks" and set(value) <= set(found.get("masked_tasks") or ()))
+    ]
+
+
+def latent_schema(tasks: Sequence[str]) -> pa.Schema:
+    """LATENT_SCHEMA with two columns for each of these masked tasks.
+
+    `<task>` holds planes like `lone`, of the masked window. `<task>_known` holds its mask, uint8 [2, T].
+    """
+    fields = [(name, pa.large_binary()) for task in tasks for name in (task, f"{task}_known")]
+    return pa.schema([*LATENT_SCHEMA, *(pa.field(*field) for field in fields)])
 
 
 def size_text(config: Config) -> str:
@@ -151,6 +189,7 @@ class ShardEncoder:
             settings,
             device,
         )
+        self.tasks = masked_tasks(config)
         self.store, self.coder = None, None
 
     def __call__(self, row: dict) -> dict:
@@ -161,7 +200,7 @@ class ShardEncoder:
         """
         path = storage.join(_folder(self.config), row["shard"])
         try:
-            if not (storage.exists(path) and _made_with(path) == self.settings):
+            if not (storage.exists(path) and not differing_settings(_made_with(path), self.settings)):
                 self._encode_shard(path, row["shard"])
             return {"shard": row["shard"], **shard_sums(path), "error": ""}
         except TOLD as error:
@@ -177,12 +216,10 @@ class ShardEncoder:
                 load_checkpoint(self.checkpoint_path, kind="mdsa", verify=False), device=self.device
             )
         windows, size = self._windows(name), self.config.encode.batch_size
-        with ShardWriter(
-            path, LATENT_SCHEMA.with_metadata({OF_A_SHARD: json.dumps(self.settings).encode()})
-        ) as writer:
+        schema = latent_schema(self.tasks).with_metadata({OF_A_SHARD: json.dumps(self.settings).encode()})
+        with ShardWriter(path, schema) as writer:
             for first in range(0, len(windows), size):
-                batch = windows[first : first + size]
-                for row in self._rows(batch, *self._encode_windows(batch)):
+                for row in self._rows(windows[first : first + size]):
                     writer.write(row)
 
     def _windows(self, name: str) -> list[tuple[int, int, bool]]:
@@ -198,8 +235,8 @@ class ShardEncoder:
             for flipped in ((False, True) if settings.flips and splits[segment] == "train" else (False,))
         ]
 
-    def _encode_windows(self, windows: list[tuple[int, int, bool]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Joint and lone planes [B, D, P, N, N] of (segment, start frame, flipped) each."""
+    def _read(self, windows: list[tuple[int, int, bool]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures and mel images of (segment, start frame, flipped) each, for `LatentCoder.encode`."""
         frames = self.config.clip.num_frames
         # Windows overlap, so each segment's frames are decoded once: from its first start in the batch to its
         # last end.
@@ -218,23 +255,32 @@ class ShardEncoder:
         ]
         video = torch.from_numpy(np.stack(pictures))
         mel = torch.from_numpy(np.stack([part["mel"][place] for part, place, _ in clips])).float()
-        return self.coder.encode(video, mel), self.coder.encode(video, mel, lone=True)
+        return video, mel
 
-    def _rows(
-        self, windows: list[tuple[int, int, bool]], joint_BDPNN: torch.Tensor, lone_BDPNN: torch.Tensor
-    ) -> Iterator[dict]:
-        joint, lone = joint_BDPNN.half().cpu().numpy(), lone_BDPNN.half().cpu().numpy()
-        for position, (index, start, flipped) in enumerate(windows):
-            identity = {
-                key: self.store.index.column(key)[index].as_py()
-                for key in ("id", "source_id", "label", "split")
-            }
-            planes = {
-                "joint": joint[position].tobytes(),
-                "lone": lone[position].tobytes(),
-                "shape": list(joint.shape[1:]),
-            }
-            yield {**identity, "start_frame": start, "flipped": flipped, **planes}
+    def _rows(self, windows: list[tuple[int, int, bool]]) -> Iterator[dict]:
+        """The rows of (segment, start frame, flipped) each."""
+        video, mel = self._read(windows)
+        columns = {
+            key: self.store.index.column(key).take([index for index, _, _ in windows]).to_pylist()
+            for key in ("id", "source_id", "label", "split")
+        }
+        identities = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values())]
+        stacks = {"joint": self.coder.encode(video, mel), "lone": self.coder.encode(video, mel, lone=True)}
+        known = {}
+        for task in self.tasks:
+            known[task] = torch.stack(
+                [
+                    mask_of_window(task, self.config, identity["id"], 2 * start + flipped)
+                    for identity, (_, start, flipped) in zip(identities, windows, strict=True)
+                ]
+            )
+            stacks[task] = self.coder.encode_masked(video, mel, known[task])
+        planes = {name: stack.half().cpu().numpy() for name, stack in stacks.items()}
+        masks = {f"{task}_known": mask.byte().numpy() for task, mask in known.items()}
+        for place, (identity, (_, start, flipped)) in enumerate(zip(identities, windows, strict=True)):
+            bulky = {name: values[place].tobytes() for name, values in (planes | masks).items()}
+            shape = list(planes["joint"].shape[1:])
+            yield {**identity, "start_frame": start, "flipped": flipped, **bulky, "shape": shape}
 
 
 def _encode_shards(
@@ -300,7 +346,7 @@ def _settle_other_latents(config: Config, settings: dict, shards: list[str], rep
         found = next(
             (_made_with(path) for name, path in there.items() if name.endswith(".parquet")), settings
         )
-    differing = [key for key, value in settings.items() if found.get(key) != value]
+    differing = differing_settings(found, settings)
     strangers = sorted(there.keys() - {*shards, "stats.json"})
     if not differing and not strangers:
         return
@@ -320,7 +366,7 @@ def _settle_other_latents(config: Config, settings: dict, shards: list[str], rep
     used = (
         f" ST-DiT was trained on it ({trained[0][1]}) and cannot go on with other latents: "
         "delete its checkpoints too."
-        if trained
+        if trained and not set(differing) <= MASKED_SETTINGS
         else ""
     )
     raise UserError(
@@ -346,14 +392,16 @@ def _check_room(config: Config, num_windows: int) -> None:
 
 
 def _window_bytes(config: Config) -> int:
-    """Bytes of a window on disk: joint and lone planes in float16, and the rest of the row."""
-    return 2 * 2 * math.prod(LatentGeometry.from_config(config).stack_shape) + ROW_OVERHEAD_BYTES
+    """Bytes of a window on disk: joint, lone and masked planes in float16, and the rest of the row."""
+    stacks = 2 + len(masked_tasks(config))
+    return stacks * 2 * math.prod(LatentGeometry.from_config(config).stack_shape) + ROW_OVERHEAD_BYTES
 
 
 def _size_text(config: Config, num_windows: int) -> str:
-    size = _window_bytes(config)
+    size, tasks = _window_bytes(config), masked_tasks(config)
+    kinds = f"joint, lone and masked ({', '.join(tasks)})" if tasks else "joint and lone"
     return (
-        f"{num_windows:,} windows, joint and lone, {_in_units(size)} each: "
+        f"{num_windows:,} windows, {kinds}, {_in_units(size)} each: "
         f"about {_in_units(num_windows * size)} in {_folder(config)}"
     )
 

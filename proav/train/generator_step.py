@@ -7,6 +7,7 @@ B clips, D latent channels, P=6 planes (3 video, then 3 audio), N plane side.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from proav.diffusion.noise import noise_batch
 from proav.diffusion.tasks import draw_tasks
 from proav.generation.coder import LatentScale
 from proav.geometry import MODALITIES, PLANES_PER_MODALITY, LatentGeometry
+from proav.models.mdsa.planes import masked_condition
 from proav.train.engines import Engine
 from proav.train.loop import Parts, StepOutput
 
@@ -53,7 +55,8 @@ class GeneratorStep:
     def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
         """Mean over clips of the squared error on the planes that are not given.
 
-        batch: joint, lone float32 [b, D, 6, N, N] as stored, label int64 [b], position int64 [b].
+        batch: joint, lone float32 [b, D, 6, N, N] as stored, label int64 [b], position int64 [b]; with masked
+            tasks also masked float32 [b, D, 6, N, N] as stored, known bool [b, 2, T].
         clips: not used.
         """
         device, positions = engine.device, batch["position"].tolist()
@@ -69,6 +72,9 @@ class GeneratorStep:
         ).to(device)
         noisy_BDPNN = self.process.add_noise(clean_BDPNN, noise_BDPNN, times_B2)
         conditions = Conditions.of_rows(batch).dropped(self.num_labels, draw.drop_label_B).to(device)
+        if "masked" in batch:
+            masked_BDPNN = self.scale.normalize(batch["masked"].to(device, non_blocking=True))
+            conditions = replace(conditions, masked_BEPNN=masked_condition(masked_BDPNN, batch["known"]))
         prediction_BDPNN = engine.forward(noisy_BDPNN, times_B2, conditions)
         target_BDPNN = self.process.target(clean_BDPNN, noise_BDPNN)
         losses_B = denoising_loss(prediction_BDPNN, target_BDPNN, given_B2, self.own_DP.to(device))

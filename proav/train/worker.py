@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from proav import storage
 from proav.config import Config, TrainConfig
-from proav.data.feeds.feed import ClipFeed, Feed, LatentFeed
+from proav.data.feeds.feed import ClipFeed, Feed
+from proav.data.feeds.latent_feed import LatentFeed
 from proav.data.store.shards import manifest_hash, read_manifest
 from proav.errors import CheckpointError, UserError
+from proav.latents.encode import differing_settings, masked_settings
 from proav.models.mdsa import MDSA
 from proav.models.stdit import STDiT
 from proav.runs.checkpoint import Checkpoint, check_resumable, load_checkpoint, newest_good_checkpoint
@@ -262,8 +264,19 @@ def _plan_generator(config: Config) -> StagePlan:
             f"(were its filters changed?); run: {ENCODE} and encode.replace=true, "
             "or preprocess with the earlier filters"
         )
+    wanted = masked_settings(config)
+    if differing_settings(stats, wanted):
+        raise UserError(
+            f"the latents in {folder} do not hold the masked clips that diffusion.task_weights and "
+            f"diffusion.continue_frames ask for ({wanted}); run: {ENCODE} and encode.replace=true"
+        )
     feed = LatentFeed(
-        folder, labels=labels, split="train", seed=config.seed, batch_size=config.stdit.train.batch_size
+        folder,
+        labels=labels,
+        split="train",
+        seed=config.seed,
+        batch_size=config.stdit.train.batch_size,
+        masked_for=config,
     )
     statistics = {"latent_mean": stats["mean"], "latent_std": stats["std"]}
     return StagePlan(

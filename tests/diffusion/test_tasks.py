@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from proav.config import Config
-from proav.diffusion.tasks import TASKS, draw_tasks, given_row, sampling_task
+from proav.diffusion.tasks import (
+    TASKS,
+    check_trained,
+    draw_tasks,
+    fixed_mask,
+    given_row,
+    mask_of_window,
+    masked_tasks,
+    sampled_tasks,
+    sampling_task,
+    task_names,
+)
 from proav.errors import UserError
 
 MANY = range(4000)
@@ -73,5 +84,47 @@ def test_ddpm_draws_discrete_times():
 
 def test_sampling_tasks():
     assert sampling_task("a2v") is TASKS["a2v"]
-    with pytest.raises(UserError, match="i2av is not available; expected one of joint, a2v, v2a"):
-        sampling_task("i2av")
+    with pytest.raises(UserError, match="expected one of joint, a2v, v2a, i2av, continue"):
+        sampling_task("independent")
+
+
+def test_draws_of_a_run_without_masked_tasks_are_those_of_the_first_version():
+    draw = draw_tasks(3, range(5), Config())
+    assert draw.names == ("joint", "joint", "joint", "a2v", "joint")
+    expected = ["0x1.cdbab8p-2", "0x1.8d8c36p-3", "0x1.39e938p-1", "0x1.63f004p-2", "0x1.e4f2cap-2"]
+    assert draw.times_B2[:, 0].tolist() == [float.fromhex(value) for value in expected]
+    assert draw.drop_label_B.tolist() == [True, False, False, False, False]
+
+
+def test_names_are_those_of_the_draws():
+    shares = config(joint=1, independent=1, i2av=1, inpaint=1)
+    draw = draw_tasks(0, MANY, shares)
+    assert task_names(0, MANY, shares) == draw.names
+    assert set(draw.names) == {"joint", "independent", "i2av", "inpaint"}
+
+
+def test_masked_tasks_are_noisy_in_all_planes_at_one_time():
+    draw = draw_tasks(0, range(200), config(i2av=1, inpaint=1, **{"continue": 1}))
+    assert not draw.given_B2.any() and torch.equal(draw.times_B2[:, 0], draw.times_B2[:, 1])
+
+
+def test_a_model_makes_clips_by_the_masked_tasks_that_it_was_trained_for():
+    some = config(joint=1, inpaint=0.1, i2av=0)
+    assert masked_tasks(some) == ("inpaint",) and masked_tasks(Config()) == ()
+    assert sampled_tasks(some) == ("joint", "a2v", "v2a", "inpaint")
+    check_trained("inpaint", some)
+    with pytest.raises(UserError, match="not trained for it .* expected one of joint, a2v, v2a, inpaint"):
+        check_trained("i2av", some)
+
+
+def test_the_mask_of_a_window_follows_from_its_names_alone():
+    some = config(inpaint=1)
+    masks = {
+        (segment, window): mask_of_window("inpaint", some, segment, window)
+        for segment in ("a", "b")
+        for window in range(8)
+    }
+    other_seed = some.model_copy(update={"seed": 5})
+    assert all(torch.equal(mask_of_window("inpaint", other_seed, *key), mask) for key, mask in masks.items())
+    assert len({tuple(mask.flatten().tolist()) for mask in masks.values()}) > 8
+    assert torch.equal(mask_of_window("i2av", some, "a", 0), fixed_mask("i2av", some))

@@ -2,14 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
 from proav.generation.batch import BatchSampler, read_samples, sample_path, wanted_rows, write_samples
+from proav.generation.given import GivenWindows
+from proav.generation.pipeline import SampleRequest
 from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import read_clip
 from proav.runs.checkpoint import load_checkpoint
 from tests.tiny import save_tiny_stdit, tiny_config
+from tests.train.tiny_run import write_segments
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,72 @@ def test_files_are_the_same_however_they_are_batched(checkpoint, tmp_path):
         assert difference.max() <= 48 and difference.mean() < 0.5
         # A rounding in loud noise can change AAC's decisions; another sample would differ by 0.5 and more
         assert abs(a.audio - b.audio).mean() < 0.05
+
+
+@pytest.fixture(scope="module")
+def masked_run(tmp_path_factory):
+    """A run with two windows of each of six segments, and a checkpoint that makes clips by masked tasks."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny_config(
+        f"run_dir={folder}",
+        "diffusion.task_weights={joint: 1, continue: 1, inpaint: 1}",
+        "data.frame_codec=raw",
+        "evaluate.split=train",
+        "generate.num_samples=14",
+    )
+    write_segments(config)
+    save_tiny_stdit(f"{folder}/stdit/checkpoints", config)
+    return config, load_checkpoint(f"{folder}/stdit/checkpoints")
+
+
+def test_tasks_that_are_given_something_take_windows_of_the_data_in_turn(masked_run):
+    config, checkpoint = masked_run
+    asked = config.model_copy(update={"generate": config.generate.model_copy(update={"task": "inpaint"})})
+    rows, store = wanted_rows(asked, checkpoint), SegmentStore(config.data_folder)
+    assert [row["given"]["start_frame"] for row in rows] == [0, 4] * 7
+    assert rows[12]["given"] == rows[0]["given"] != rows[2]["given"]
+    labels = dict(zip(store.column("id"), store.column("label"), strict=True))
+    assert all(row["label"] == labels[row["given"]["segment_id"]] for row in rows)
+    named = asked.model_copy(update={"generate": asked.generate.model_copy(update={"label": "speech"})})
+    assert {row["label"] for row in wanted_rows(named, checkpoint)} == {"speech"}
+    refused = config.model_copy(update={"generate": config.generate.model_copy(update={"task": "i2av"})})
+    with pytest.raises(UserError, match="task='i2av': tiny was not trained for it"):
+        wanted_rows(refused, checkpoint)
+
+
+@pytest.mark.parametrize(("task", "frames"), [("a2v", 4), ("continue", 2), ("inpaint", 4)])
+def test_a_window_is_given_as_it_is_stored(masked_run, task, frames):
+    config, checkpoint = masked_run
+    store = SegmentStore(config.data_folder)
+    given = {"segment_id": store.column("id")[1], "start_frame": 4}
+    request = GivenWindows(config.data_folder, checkpoint.config).given_to(
+        SampleRequest(settings=SamplingSettings(task=task)), given
+    )
+    window = store.window(1, 4, frames)
+    assert np.array_equal(request.given.audio, window["audio"])
+    if task == "a2v":
+        assert not request.given.video.any()
+    else:
+        assert np.array_equal(request.given.video, window["video"])
+    assert (request.known is None) == (task != "inpaint")
+    with pytest.raises(UserError, match="has no segment nowhere any more"):
+        GivenWindows(config.data_folder, checkpoint.config).given_to(
+            request, given | {"segment_id": "nowhere"}
+        )
+
+
+@pytest.mark.parametrize("task", ["v2a", "continue", "inpaint"])
+def test_files_of_given_windows_hold_a_window_each(masked_run, tmp_path, task):
+    config, checkpoint = masked_run
+    words = {"task": task, "num_samples": 2, "steps": 1}
+    asked = config.model_copy(update={"generate": config.generate.model_copy(update=words)})
+    rows = wanted_rows(asked, checkpoint)
+    settings = SamplingSettings.from_config(asked)
+    sampler = BatchSampler(checkpoint.path, str(tmp_path), settings, config.data_folder)
+    assert sampler({"rows": json.dumps(rows)}) == {"rows": json.dumps(rows), "error": ""}
+    for row in rows:
+        clip = read_clip(str(tmp_path / row["path"]), fps=5, sample_rate=16_000, height=32, width=32)
+        assert clip.video.shape[0] == 4
 
 
 def test_a_file_that_cannot_be_written_is_a_mistake_that_is_told(checkpoint, tmp_path):

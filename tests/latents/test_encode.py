@@ -18,9 +18,10 @@ import torch
 from proav import storage
 from proav.config import Config
 from proav.config.reading import config_to_yaml
-from proav.data.feeds.feed import LatentFeed
+from proav.data.feeds.latent_feed import LatentFeed
 from proav.data.store.parquet import ShardWriter, open_parquet
 from proav.data.store.shards import SegmentStore
+from proav.diffusion.tasks import draw_tasks, mask_of_window
 from proav.errors import UserError
 from proav.generation.coder import load_coder
 from proav.latents.encode import (
@@ -28,7 +29,9 @@ from proav.latents.encode import (
     ROW_OVERHEAD_BYTES,
     ShardEncoder,
     _check_room,
+    differing_settings,
     encode_latents,
+    masked_settings,
     size_text,
     windows_per_shard,
 )
@@ -150,6 +153,71 @@ def test_stored_latents_are_those_of_the_windows_and_none_crosses_a_cut(tmp_path
             with torch.inference_mode():
                 alone = coder.encode(*arguments, lone=kind == "lone")[0]
             torch.testing.assert_close(rows[kind][index], alone.half().float(), rtol=0, atol=2e-3)
+
+
+MASKED = "diffusion.task_weights={joint: 1, i2av: 1, continue: 1, inpaint: 2}"
+
+
+def test_masked_clips_are_stored_with_their_masks_and_read_for_the_drawn_task(tmp_path):
+    config = prepare(tmp_path, MASKED, frames=12)
+    checkpoint = load_checkpoint(f"{tmp_path}/mdsa/checkpoints", kind="mdsa")
+    encoder, store = ShardEncoder(config, checkpoint.path, {}), SegmentStore(config.data_folder)
+    for name in windows_per_shard(store, config):
+        assert not encoder({"shard": name})["error"]
+    feed = LatentFeed(f"{tmp_path}/latents", labels=LABELS, batch_size=24, masked_for=config)
+    batch, coder = feed.batch(0), load_coder(checkpoint)
+    names = draw_tasks(config.seed, batch["position"], config).names
+    assert set(names) == {"joint", "i2av", "continue", "inpaint"}
+    for place, task in enumerate(names):
+        if task == "joint":
+            assert not batch["masked"][place].any() and not batch["known"][place].any()
+            continue
+        segment, start = batch["segment_id"][place], int(batch["start_frame"][place])
+        flipped = bool(batch["flipped"][place])
+        known = mask_of_window(task, config, segment, 2 * start + flipped)
+        assert torch.equal(batch["known"][place], known)
+        index = store.index.column("id").to_pylist().index(segment)
+        window = store.window(index, start, 4, want=("video", "mel"))
+        video = np.ascontiguousarray(window["video"][:, :, ::-1] if flipped else window["video"])
+        with torch.inference_mode():
+            alone = coder.encode_masked(
+                torch.from_numpy(video)[None], torch.from_numpy(window["mel"]).float()[None], known[None]
+            )[0]
+        torch.testing.assert_close(batch["masked"][place], alone.half().float(), rtol=0, atol=2e-3)
+    plain = LatentFeed(f"{tmp_path}/latents", labels=LABELS, batch_size=24).batch(0)
+    assert "masked" not in plain and torch.equal(plain["joint"], batch["joint"])
+
+
+def test_latents_with_more_masked_tasks_serve_a_run_with_fewer():
+    some, more = (
+        tiny_config(f"diffusion.task_weights={{joint: 1, {weights}}}")
+        for weights in ("inpaint: 1", "inpaint: 1, continue: 1")
+    )
+    stored = masked_settings(more)
+    assert stored == {"masked_tasks": ["continue", "inpaint"], "continue_frames": 2}
+    assert differing_settings(stored, masked_settings(some)) == []
+    assert differing_settings(masked_settings(some), stored) == ["masked_tasks", "continue_frames"]
+    assert masked_settings(tiny_config()) == {} and differing_settings({}, {}) == []
+    longer = tiny_config("diffusion.task_weights={continue: 1}", "diffusion.continue_frames=3")
+    assert differing_settings(stored, masked_settings(longer)) == ["continue_frames"]
+
+
+@pytest.mark.ray
+def test_masked_clips_are_the_same_bytes_for_any_number_of_workers(tmp_path, ray_local):
+    one, two = (
+        prepare(tmp_path / str(count), MASKED, f"encode.num_workers={count}", frames=12) for count in (1, 2)
+    )
+    for config in (one, two):
+        encode_latents(config)
+    assert without_paths(digests(one), one) == without_paths(digests(two), two)
+    save_tiny_stdit(f"{two.run_folder}/stdit/checkpoints", two)
+    words = (f"run_dir={two.run_folder}", MASKED, "diffusion.continue_frames=1")
+    with pytest.raises(UserError) as error:
+        encode_latents(tiny_config(*words))
+    assert "continue_frames=1. Write encode.replace=true" in str(error.value)  # ST-DiT can go on with them
+    encode_latents(tiny_config(*words, "encode.replace=true"))
+    stats = [json.loads(Path(run.run_folder, "latents", "stats.json").read_text()) for run in (one, two)]
+    assert stats[0]["mean"] == stats[1]["mean"] and stats[1]["continue_frames"] == 1
 
 
 def test_the_size_is_told_and_a_full_disk_refused(tmp_path):

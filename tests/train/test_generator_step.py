@@ -5,6 +5,7 @@ import torch
 
 from proav.diffusion.tasks import draw_tasks
 from proav.geometry import LatentGeometry
+from proav.models.mdsa.planes import masked_condition
 from proav.models.stdit import STDiT
 from proav.train.generator_step import NOISE_BUCKETS, GeneratorStep
 from tests.tiny import LABELS, randomize, tiny_config
@@ -75,6 +76,27 @@ def test_a_given_stream_enters_as_its_lone_planes_and_is_not_a_target():
     lone_changed["lone"][:, :, 3:] += 1
     assert torch.equal(step.loss(engine, joint_changed, 0).loss, loss.loss)
     assert not torch.equal(step.loss(engine, lone_changed, 0).loss, loss.loss)
+
+
+def test_a_masked_clip_is_told_and_all_planes_are_targets():
+    engine, step, config = build("diffusion.task_weights={inpaint: 1.0}", random_weights=True)
+    batch = random_batch(config)
+    known = torch.rand(8, 2, 4, generator=torch.Generator().manual_seed(2)) < 0.5
+    batch |= {"masked": batch["lone"], "known": known}
+    output = step.loss(engine, batch, 0)
+    assert output.parts["video_loss"][1] == output.parts["audio_loss"][1] == 8
+    seen = []
+    forward = engine.forward
+    engine.forward = lambda noisy, times, told: seen.append(told.masked_BEPNN) or forward(noisy, times, told)
+    step.loss(engine, batch, 0)
+    assert torch.equal(seen[0], masked_condition((batch["masked"] - MEAN) / STD, known))
+    alone = [
+        step.loss(engine, {name: values[i : i + 1] for name, values in batch.items()}, 0).loss
+        for i in range(8)
+    ]
+    torch.testing.assert_close(output.loss, sum(alone) / 8)
+    other = step.loss(engine, batch | {"known": ~known}, 0)
+    assert not torch.allclose(other.loss, output.loss, rtol=1e-3)
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_clips_alone():

@@ -1,32 +1,28 @@
-"""(seed, position) -> batch: windows of segments for MDSA, stored latents for ST-DiT.
+"""(seed, position) -> batch: what every feed does, and windows of segments for MDSA.
 
 A pure index over files, which knows no trainer. The order of the windows is `order.py`, the augmentation is
-`augment.py`, and loading by Ray actors is `remote_feed.py`.
+`augment.py`, and loading by Ray actors is `remote_feed.py`. Stored latents for ST-DiT are `latent_feed.py`.
 
 The global batch of step s is positions s * batch_size to (s + 1) * batch_size - 1. Each rank takes an equal
 contiguous slice of it. So neither the world size, nor the number of worker processes, nor a resumed run
 changes the batches.
 
-Letters: b clips of this rank, T frames, H W rows and columns, M mel bins, S mel columns in a frame, D latent
-channels, N plane side.
+Letters: b clips of this rank, T frames, H W rows and columns, M mel bins, S mel columns in a frame.
 """
 
 import itertools
 import multiprocessing
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from proav import storage
 from proav.config import Config, FilterConfig
 from proav.data.feeds.augment import Louder, PictureChanges, raised
 from proav.data.feeds.order import EpochOrder, pitches, slot_starts
-from proav.data.store.parquet import RowReader, open_parquet
-from proav.data.store.shards import SegmentStore, label_indices
+from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
 
 PREFETCH_BATCHES = 2
@@ -264,111 +260,6 @@ class ClipFeed(Feed):
         if self.with_audio:
             batch["audio"] = torch.from_numpy(np.stack([window["audio"] for window in windows]))
         return batch
-
-
-class LatentFeed(Feed):
-    """Stored latents of one split out of <run_dir>/latents/*.parquet.
-
-    An epoch visits every stored window once, in a permutation from (seed, epoch).
-
-    `at`, `batch` and `rows` return:
-        joint, lone: float32 [b, D, 6, N, N], as stored, not normalized.
-        label: int64 [b], the place in `labels`; len(labels) if there is none.
-        start_frame: int64 [b].
-        flipped: bool [b].
-        segment_id, source_id: lists of str.
-        position: int64 [b], not from `rows`.
-
-    latents_dir: the folder of the latents.
-    labels: the vocabulary, of the data set's manifest or of a checkpoint.
-    split: train or validation.
-    seed: of the order.
-    batch_size: clips of all ranks together.
-    cache_bytes: how much of what was read last stays in memory.
-
-    Raises UserError if there are no latents of that split.
-    """
-
-    def __init__(
-        self,
-        latents_dir: str,
-        *,
-        labels: Sequence[str],
-        split: str = "train",
-        seed: int = 0,
-        batch_size: int = 1,
-        cache_bytes: int = 1 << 30,
-    ) -> None:
-        self.latents_dir, self.split, self.seed, self.batch_size, self.labels = (
-            latents_dir,
-            split,
-            seed,
-            batch_size,
-            tuple(labels),
-        )
-        files = [path for path in storage.list_files(latents_dir) if path.endswith(".parquet")]
-        if not files:
-            raise UserError(
-                f"no latents in {latents_dir}; run: python ray_jobs/encode.py --config FILE, with the same "
-                "run_dir"
-            )
-        columns = ["id", "source_id", "label", "split", "start_frame", "flipped"]
-        names, rows, tables = [], [], []
-        for path in files:
-            table = open_parquet(path).read(columns=columns)
-            keep = np.flatnonzero(table.column("split").to_numpy() == split)
-            tables.append(table.take(keep))
-            rows.append(keep)
-            names.append(path.rsplit("/", 1)[-1])
-        self.names, self.row_numbers = names, np.concatenate(rows)
-        self.shard_numbers = np.repeat(np.arange(len(names)), [len(keep) for keep in rows])
-        self.index = pa.concat_tables(tables)
-        if not len(self.row_numbers):
-            raise UserError(
-                f"{latents_dir} has no clips to use in the split {split} (no windows); "
-                "check data.validation_fraction and the listing"
-            )
-        self.label_indices = label_indices(self.index.column("label"), self.labels)
-        self.reader = RowReader(latents_dir, cache_bytes=cache_bytes)
-        self.order = EpochOrder(seed, len(self.row_numbers))
-
-    def __len__(self) -> int:
-        """Stored windows of the split; clips in an epoch."""
-        return len(self.row_numbers)
-
-    def at(self, positions: np.ndarray) -> dict:
-        _, slots = self.order.slots(positions)
-        return {**self.rows(slots), "position": torch.from_numpy(np.asarray(positions, np.int64))}
-
-    def rows(self, indices: Sequence[int]) -> dict:
-        """The stored windows with these numbers: 0 .. len - 1 in order of file and row, not shuffled."""
-        indices = np.asarray(indices, np.int64)
-        stored = [
-            self.reader.read(
-                self.names[self.shard_numbers[index]],
-                int(self.row_numbers[index]),
-                ("joint", "lone", "shape"),
-            )
-            for index in indices
-        ]
-
-        def stack(name: str) -> torch.Tensor:
-            return torch.from_numpy(
-                np.stack(
-                    [np.frombuffer(row[name], np.float16).reshape(row["shape"]) for row in stored]
-                ).astype(np.float32)
-            )
-
-        taken = self.index.take(indices)
-        return {
-            "joint": stack("joint"),
-            "lone": stack("lone"),
-            "label": torch.from_numpy(self.label_indices[indices]),
-            "start_frame": torch.tensor(taken.column("start_frame").to_pylist(), dtype=torch.int64),
-            "flipped": torch.tensor(taken.column("flipped").to_pylist(), dtype=torch.bool),
-            "segment_id": taken.column("id").to_pylist(),
-            "source_id": taken.column("source_id").to_pylist(),
-        }
 
 
 def evaluation_windows(

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from proav.geometry import PLANE_NAMES, PLANES
+from proav.diffusion.modalities import spread_to_planes
+from proav.geometry import MODALITIES, PLANE_NAMES, PLANES
 from proav.models.layers import Attention, Norm, hidden_map, linear_resize_matrix, map_flops, run_layer
 
 
@@ -161,6 +162,40 @@ def unstack_planes(
         name: _resize_rows(plane, num_frames, inverse=True) if "T" in name else plane
         for name, plane in planes.items()
     }
+
+
+def stack_mask(known_B2T: Tensor, plane_size: int) -> Tensor:
+    """A mask of frames as a channel of the stack, [B, 1, 6, N, N], float32 in [0, 1].
+
+    In WT and HT it lies along T, in HW it is the share of frames that are known. It is resized as planes are.
+
+    known_B2T: bool; which frames are given, of the picture (row 0) and of the sound (row 1).
+    plane_size: N.
+    """
+    known = known_B2T.float()
+    batch, _, num_frames = known.shape
+    planes = {}
+    for row, modality in enumerate(MODALITIES):
+        share_B111 = known[:, row].mean(1)[:, None, None, None]
+        along_B1T1 = known[:, row, None, :, None]
+        planes[f"{modality[0]}_HW"] = share_B111.expand(batch, 1, plane_size, plane_size)
+        for name in ("WT", "HT"):
+            planes[f"{modality[0]}_{name}"] = along_B1T1.expand(batch, 1, num_frames, plane_size)
+    return stack_planes(planes, plane_size)
+
+
+def masked_condition(masked_BDPNN: Tensor, known_B2T: Tensor) -> Tensor:
+    """ST-DiT's condition channels [B, D+1, 6, N, N]: the planes of a masked clip, then its mask.
+
+    The planes of a modality of which nothing is known are zeros. So a mask of nothing is no condition.
+
+    masked_BDPNN: lone planes of the masked clip (`masks.fill_unknown`), normalized.
+    known_B2T: its mask, bool.
+    """
+    known_B2T = known_B2T.to(masked_BDPNN.device)
+    some_B1P11 = spread_to_planes(known_B2T.any(2))
+    mask_B1PNN = stack_mask(known_B2T, masked_BDPNN.shape[-1]).to(masked_BDPNN.dtype)
+    return torch.cat([masked_BDPNN.masked_fill(~some_B1P11, 0.0), mask_B1PNN], dim=1)
 
 
 def _resize_rows(plane_BDRC: Tensor, rows: int, *, inverse: bool) -> Tensor:

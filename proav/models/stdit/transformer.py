@@ -181,12 +181,17 @@ class STDiT(nn.Module):
         return self.num_labels
 
     def _initialize(self) -> None:
-        """Each plane has its own first and last maps: the planes' channels have nothing in common."""
+        """Each plane has its own first and last maps: the planes' channels have nothing in common.
+
+        The columns that read a masked clip and its mask begin at zero.
+        """
         for part in (self.embed, self.blocks):
             for module in part.modules():
                 if isinstance(module, nn.Linear) and not isinstance(module, ClosedLinear):
                     nn.init.xavier_uniform_(module.weight)
                     nn.init.zeros_(module.bias)
+        for module, own, patch in zip(self.embed, self.channels, self.patches, strict=True):
+            nn.init.zeros_(module.weight[:, own * patch**2 :])
         for module in self.final:
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)

@@ -43,7 +43,7 @@ class ModelCard:
             id=checkpoint.config.name,
             created=int(modified.timestamp()) if modified else 0,
             labels=checkpoint.labels,
-            tasks=tuple(name for name, task in TASKS.items() if task.can_sample),
+            tasks=tuple(name for name, task in TASKS.items() if task.can_sample and task.mask is None),
             geometry=ClipGeometry.from_config(checkpoint.config),
             steps=settings.steps if settings.steps is not None else min(generate.steps, settings.max_steps),
             max_steps=settings.max_steps,

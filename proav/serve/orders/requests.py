@@ -134,7 +134,8 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
         )
     _check_own_size(request, card)
     if request.task not in card.tasks:
-        later = " (not offered by this version)" if request.task in ("i2av", "continue") else ""
+        masked = request.task in TASKS and TASKS[request.task].mask is not None
+        later = " (not offered by this version's server; Python offers it)" if masked else ""
         raise ApiError(
             400, f"task={shown(request.task)}: expected one of {', '.join(card.tasks)}{later}", param="task"
         )

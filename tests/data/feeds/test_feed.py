@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from proav.data.feeds import remote_feed
-from proav.data.feeds.feed import ClipFeed, LatentFeed, evaluation_windows
+from proav.data.feeds.feed import ClipFeed, evaluation_windows
+from proav.data.feeds.latent_feed import LatentFeed
 from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
 from tests.tiny import tiny_config

@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from proav.geometry import PLANE_NAMES
-from proav.models.mdsa.planes import AxisCollapse, Projection, broadcast_planes, stack_planes, unstack_planes
+from proav.models.mdsa.planes import (
+    AxisCollapse,
+    Projection,
+    broadcast_planes,
+    masked_condition,
+    stack_mask,
+    stack_planes,
+    unstack_planes,
+)
 
 
 def _projection(t=4, h=5, w=6, width=16):
@@ -103,3 +111,25 @@ def test_planes_of_unequal_channels_have_zeros_behind_their_own():
     for index, own in enumerate(channels):
         assert not stack[:, own:, index].any()
     assert all(torch.equal(plane, planes[name]) for name, plane in unstack_planes(stack, 8, channels).items())
+
+
+def test_a_mask_lies_along_time_and_is_a_share_in_the_plane_without_time():
+    known = torch.tensor([[[1, 0, 0, 0], [1, 1, 1, 0]]]).bool()
+    mask = stack_mask(known, 4)
+    assert mask.shape == (1, 1, 6, 4, 4)
+    by_name = dict(zip(PLANE_NAMES, mask[0, 0], strict=True))
+    assert (by_name["v_HW"] == 0.25).all() and (by_name["a_HW"] == 0.75).all()
+    for name, row in (("v_WT", known[0, 0]), ("v_HT", known[0, 0]), ("a_WT", known[0, 1])):
+        assert torch.equal(by_name[name], row.float()[:, None].expand(4, 4))
+    resized = stack_mask(known, 8)[0, 0, PLANE_NAMES.index("v_WT"), :, 0]
+    assert resized[0] == 1 and (resized.diff() <= 0).all() and resized[-1] == 0
+
+
+def test_nothing_of_a_modality_known_is_zeros_and_the_rest_stays():
+    planes = torch.randn(2, 3, 6, 4, 4)
+    known = torch.tensor([[[1, 0, 0, 0], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 0, 0, 0]]]).bool()
+    condition = masked_condition(planes, known)
+    assert condition.shape == (2, 4, 6, 4, 4)
+    assert torch.equal(condition[0, :3, :3], planes[0, :, :3]) and not condition[0, :, 3:].any()
+    assert not condition[1].any()
+    assert torch.equal(condition[:, 3:], stack_mask(known, 4))

@@ -83,6 +83,14 @@ def test_a_few_optimizer_steps_reach_every_parameter(attention, uneven):
     assert untouched == []
 
 
+@pytest.mark.parametrize("uneven", [False, True])
+def test_columns_that_read_a_masked_clip_begin_at_zero(uneven):
+    model = STDiT(small_config(uneven=uneven), NUM_LABELS)
+    for embed, own, patch in zip(model.embed, model.channels, model.patches, strict=True):
+        own_columns, told_columns = embed.weight.split([own * patch**2, (own + 1) * patch**2], dim=1)
+        assert own_columns.count_nonzero() == own_columns.numel() and not told_columns.any()
+
+
 def test_no_condition_is_a_condition_of_zeros():
     config = small_config()
     model = trained_looking(STDiT(config, NUM_LABELS))

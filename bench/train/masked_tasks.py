@@ -1,0 +1,207 @@
+"""Are the seams of masked tasks seen or heard, and does a model keep to the frames that it is given?
+
+    python -m bench.train.masked_tasks RUN [--clips 32] [--steps 20] [--windows 4]
+
+RUN: a run whose ST-DiT was trained with i2av, continue and inpaint in `diffusion.task_weights`. Held-out
+windows of its data are masked as each task says and made again, by three ways:
+
+    trained      the task, as `SoundingVideoPipeline` samples it
+    cut in       the same, but given and made frames only put side by side
+    replacement  MM-Diffusion's zero-shot way, by the task `joint` of the same model: at each step the known
+                 frames of the clip that the model aims at are replaced by the given ones
+
+A latent clip has no known part, because planes mix frames. So replacement goes through the autoencoder: the
+estimate of the clean planes is decoded, its known frames are replaced, and it is encoded again. Then comes
+the usual step. The clips are joined as the trained ones are.
+
+    picture, loudness  the jump across a seam over the jumps elsewhere in the same clips; 1: no seam
+    given              PSNR of the given pictures as the model makes them, before they are put in
+    next               PSNR of the first made picture beside a given one, against the true clip
+
+A jump of the picture is the mean absolute difference of neighbouring frames. A jump of the loudness is the
+difference of the levels, in dB, of neighbouring stretches of 20 ms. Last, clips go on by --windows windows:
+the seams between made windows. Means are over all clips; prints a table and a JSON line.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proav.config.reading import load_config
+from proav.data.feeds.feed import evaluation_windows
+from proav.data.store.shards import SegmentStore
+from proav.diffusion.conditions import Conditions
+from proav.diffusion.masks import AUDIO, VIDEO, continue_frames
+from proav.diffusion.noise import noise_batch
+from proav.diffusion.tasks import TASKS, fixed_mask
+from proav.generation.joining import with_given_frames
+from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline, phase_seed
+from proav.generation.sampling_settings import SamplingSettings
+from proav.media.container import Clip
+from proav.runs.layout import RunFolder
+
+TASK_NAMES = ("i2av", "continue", "inpaint")
+LOUDNESS_SECONDS = 0.02
+SILENCE_RMS = 1e-3
+"""Levels are of the root mean square plus this, -60 dB, so that silence has no jumps."""
+BATCH = 8
+
+
+@torch.inference_mode()
+def replacement(pipeline: SoundingVideoPipeline, requests: Sequence[SampleRequest], known_2T: Tensor):
+    """Pictures and mel images like `make_windows`, by zero-shot replacement with the task joint."""
+    process, coder = pipeline.process, pipeline.coder
+    given_video = torch.from_numpy(np.stack([request.given.video for request in requests]))
+    given_mel = coder.mel_frames.encode(
+        torch.from_numpy(np.stack([request.given.audio for request in requests]))
+    )
+    known_video, known_mel = known_2T[VIDEO][None, :, None, None, None], known_2T[AUDIO][None, :, None, None]
+    conditions = Conditions(torch.tensor([pipeline.label_index(request.label) for request in requests]))
+    identities = [(request.seed, request.index) for request in requests]
+    state = noise_batch(identities, coder.latents.stack_shape)
+    for now, then in pairwise(process.times_of(requests[0].settings.steps)):
+        velocity = pipeline.stdit(state, torch.full((len(requests), 2), now), conditions)
+        clean, noise = process.estimates(state, velocity, now)
+        video, mel = coder.decode(coder.denormalize(clean))
+        mixed = torch.where(known_video, given_video, video), torch.where(known_mel, given_mel, mel)
+        clean_share, noise_share = process.shares(then)
+        state = clean_share * coder.normalize(coder.encode(*mixed)) + noise_share * noise
+    return video, mel
+
+
+def jumps(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
+    """Jumps of the picture at frames 1 .. T - 1, and of the loudness at the ends of stretches of 20 ms."""
+    picture = np.abs(np.diff(clip.video.astype(np.float64), axis=0)).mean((1, 2, 3))
+    length = int(LOUDNESS_SECONDS * clip.sample_rate)
+    stretches = clip.audio[: len(clip.audio) // length * length].reshape(-1, length).astype(np.float64)
+    decibels = 20 * np.log10(np.sqrt((stretches**2).mean(1)) + SILENCE_RMS)
+    return picture, np.abs(np.diff(decibels))
+
+
+def seam_ratios(clips: Sequence[Clip], picture_seams: Sequence[int], sound_seams: Sequence[int]) -> dict:
+    """Mean jump at the seams over the mean jump elsewhere. seams: the first frames behind them."""
+    pictures, levels = (np.stack(values) for values in zip(*map(jumps, clips), strict=True))
+    per_frame = round(1 / (clips[0].fps * LOUDNESS_SECONDS))
+    found = {}
+    for name, values, places in (
+        ("picture", pictures, [seam - 1 for seam in picture_seams]),
+        ("loudness", levels, [seam * per_frame - 1 for seam in sound_seams]),
+    ):
+        at = np.isin(np.arange(values.shape[1]), places)
+        found[name] = float(values[:, at].mean() / values[:, ~at].mean()) if at.any() else None
+    return found
+
+
+def borders(known_T: Tensor) -> list[int]:
+    return ((known_T[1:] != known_T[:-1]).nonzero().flatten() + 1).tolist()
+
+
+def psnr_db(made: np.ndarray, true: np.ndarray) -> float:
+    """Mean over clips; made, true: uint8 [clips, frames, H, W, 3]."""
+    error = ((made.astype(np.float64) - true) ** 2).mean((1, 2, 3, 4))
+    return float((10 * np.log10(255**2 / np.maximum(error, 0.5))).mean())
+
+
+def measure_task(
+    pipeline: SoundingVideoPipeline, task: str, truth: Sequence[SampleRequest], steps: int
+) -> dict[str, dict]:
+    """{way: numbers} of one task. truth: requests whose given clips are whole windows."""
+    known_2T = mask_of(pipeline, task)
+    settings = SamplingSettings(task=task, steps=steps)
+    asks = TASKS[task].asks_span
+    requests = [
+        dataclasses.replace(one, settings=settings, known=known_2T.numpy() if asks else None) for one in truth
+    ]
+    made: dict[str, list[Clip]] = {"trained": [], "cut in": [], "replacement": []}
+    raw: dict[str, list[np.ndarray]] = {name: [] for name in made}
+    for first in range(0, len(requests), BATCH):
+        some = requests[first : first + BATCH]
+        video, mel = pipeline.make_windows(some)
+        seeds = [phase_seed(request.seed, request.index) for request in some]
+        plain = pipeline.coder.to_clips(video, mel, seeds=seeds)
+        made["cut in"] += [
+            with_given_frames(clip, one.given, known_2T.numpy())
+            for clip, one in zip(plain, some, strict=True)
+        ]
+        made["trained"] += pipeline.join_given(some, video, mel)
+        replaced = replacement(pipeline, some, known_2T)
+        made["replacement"] += pipeline.join_given(some, *replaced)
+        for name, pictures in (("trained", video), ("cut in", video), ("replacement", replaced[0])):
+            raw[name] += list(pictures.numpy())
+    seams = borders(known_2T[VIDEO]), borders(known_2T[AUDIO])
+    beside = [seam if not known_2T[VIDEO][seam] else seam - 1 for seam in seams[0]]
+    true = np.stack([one.given.video for one in truth])
+    table = {"true clips": seam_ratios([one.given for one in truth], *seams)}
+    for name, clips in made.items():
+        own, joined = np.stack(raw[name]), np.stack([clip.video for clip in clips])
+        table[name] = seam_ratios(clips, *seams) | {
+            "given": psnr_db(own[:, known_2T[VIDEO]], true[:, known_2T[VIDEO]]),
+            "next": psnr_db(joined[:, beside], true[:, beside]),
+        }
+    return table
+
+
+def mask_of(pipeline: SoundingVideoPipeline, task: str) -> Tensor:
+    """The task's mask, bool [2, T]; for a span its middle half."""
+    frames = pipeline.config.clip.num_frames
+    if not TASKS[task].asks_span:
+        return fixed_mask(task, pipeline.config)
+    known_2T = torch.ones(2, frames, dtype=torch.bool)
+    known_2T[:, frames // 4 : frames - frames // 4] = False
+    return known_2T
+
+
+def measure_length(pipeline: SoundingVideoPipeline, truth: Sequence[SampleRequest], steps: int, windows: int):
+    """Seams of clips that go on by some windows: to the given clip, and between what is made."""
+    frames, overlap = pipeline.config.clip.num_frames, continue_frames(pipeline.config)
+    settings = SamplingSettings(task="continue", steps=steps)
+    requests = [dataclasses.replace(one, settings=settings, num_windows=windows) for one in truth]
+    batches = [requests[first : first + BATCH] for first in range(0, len(requests), BATCH)]
+    clips = [clip for some in batches for clip in pipeline.sample(some)]
+    seams = [frames + window * (frames - overlap) for window in range(windows)]
+    first, later = (seam_ratios(clips, some, some) for some in (seams[:1], seams[1:]))
+    return {"to the given clip": first, "between windows": later}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run")
+    parser.add_argument("--clips", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--windows", type=int, default=4)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    config = load_config(f"{arguments.run}/config.yaml", [f"run_dir={arguments.run}"])
+    pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stdit.checkpoints)
+    store, clip = SegmentStore(config.data_folder), pipeline.config.clip
+    truth = []
+    for index, (segment, start) in enumerate(
+        evaluation_windows(store, config, split="validation", max_clips=arguments.clips)
+    ):
+        window = store.window(segment, start, clip.num_frames, want=("video", "audio"))
+        given = Clip(window["video"], window["audio"], clip.fps, clip.sample_rate)
+        truth.append(SampleRequest(0, index, store.rows[segment]["label"], given))
+    table = {task: measure_task(pipeline, task, truth, arguments.steps) for task in TASK_NAMES}
+    table["long"] = measure_length(pipeline, truth, arguments.steps, arguments.windows)
+    print(f"{len(truth)} clips, {arguments.steps} steps, {time.monotonic() - started:.0f} s")
+    print(f"{'':10}{'':18}" + "".join(f"{name:>10}" for name in ("picture", "loudness", "given", "next")))
+    for task, rows in table.items():
+        for name, values in rows.items():
+            cells = (values.get(key) for key in ("picture", "loudness", "given", "next"))
+            shown = "".join(f"{'-' if value is None else format(value, '.2f'):>10}" for value in cells)
+            print(f"{task:10}{name:18}{shown}")
+    print(json.dumps(table))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Given and made frames in one clip, so that the seams between them are neither seen nor heard.
+
+Not here: how frames are made (`pipeline.py`). Frames that are given go into the result as they came.
+Letters: T frames, L sound samples.
+"""
+
+import dataclasses
+
+import numpy as np
+from torch import Tensor
+
+from proav.diffusion.masks import AUDIO, VIDEO
+from proav.diffusion.noise import uniforms_for
+from proav.media.container import Clip
+
+CARRY_SECONDS = 0.4
+"""Made frames take over what given ones have beyond the model's own within at most this time."""
+FADE_SECONDS = 0.01
+"""Made sound fades in within this time after given sound, and out before it. Longer ones swallow onsets."""
+
+
+def carry_over(made: Tensor, given: Tensor, known_T: Tensor, frames: int) -> Tensor:
+    """Made frames without a step at the borders to given ones.
+
+    The model makes the given frames too, but not exactly: pictures are blurrier, a colour is a little off.
+    The difference e = given - made at a border is spread evenly over the frames beyond it: the d-th gets
+    (1 - d / (n + 1)) e. n is the length of the made stretch, at most `frames`. Between two borders both
+    differences are added.
+
+    made, given: float [T, ...], of one shape.
+    known_T: bool, the given frames.
+    frames: the most made frames that a border changes.
+    """
+    result, count = made.clone(), len(known_T)
+    for border in ((known_T[1:] != known_T[:-1]).nonzero().flatten() + 1).tolist():
+        step = -1 if known_T[border] else 1
+        last = border if known_T[border] else border - 1
+        stretch = 0
+        while 0 <= last + step * (stretch + 1) < count and not known_T[last + step * (stretch + 1)]:
+            stretch += 1
+        reach = min(stretch, frames)
+        for distance in range(1, reach + 1):
+            share = 1 - distance / (reach + 1)
+            result[last + step * distance] += share * (given[last] - made[last])
+    return result
+
+
+def with_given_frames(made: Clip, given: Clip, known_2T: np.ndarray) -> Clip:
+    """`made` with the known frames of `given` in their places; the two clips are of one shape.
+
+    known_2T: bool; row 0 for the pictures, row 1 for the sound.
+    """
+    video = np.where(known_2T[VIDEO][:, None, None, None], given.video, made.video)
+    return dataclasses.replace(made, video=video, audio=_joined_sound(made, given, known_2T[AUDIO]))
+
+
+def _joined_sound(made: Clip, given: Clip, known_T: np.ndarray) -> np.ndarray:
+    """The given sound where it is known, else the made one, without clicks.
+
+    At a border b, made sound alone would begin at another value and phase. So the given sound goes on
+    mirrored in time, c_i g(b - 1 - i) + s_i m(b + i). c and s are the cosine and sine of an angle that grows
+    from 0 to a right angle, so that the power stays. The given samples are not touched.
+    """
+    per_frame = made.sample_rate // made.fps
+    known_L = np.repeat(known_T, per_frame)
+    sound = np.where(known_L, given.audio, made.audio)
+    fade = min(int(FADE_SECONDS * made.sample_rate), per_frame // 2)  # two fades fit in a frame
+    angle = (np.arange(fade, dtype=np.float32) + 0.5) / fade * (np.pi / 2)
+    mirrored, own = np.cos(angle), np.sin(angle)
+    for border in np.flatnonzero(known_T[1:] != known_T[:-1]) + 1:
+        end = border * per_frame
+        before, after = slice(end - fade, end), slice(end, end + fade)
+        if known_T[border]:
+            sound[before] = mirrored[::-1] * given.audio[after][::-1] + own[::-1] * made.audio[before]
+        else:
+            sound[after] = mirrored * given.audio[before][::-1] + own * made.audio[after]
+    return sound.clip(-1, 1)
+
+
+def as_beginning(clip: Clip, known_frames: int, num_frames: int) -> Clip:
+    """The last frames of a clip as the beginning of a window of `num_frames`.
+
+    The rest of the window is there for shape alone. The picture stays. The sound goes back, so that the
+    Fourier windows at the border do not see it end.
+    """
+    rest = num_frames - known_frames
+    samples = clip.sample_rate // clip.fps
+    video = np.pad(clip.video[-known_frames:], ((0, rest), (0, 0), (0, 0), (0, 0)), mode="edge")
+    audio = np.pad(clip.audio[-known_frames * samples :], (0, rest * samples), mode="symmetric")
+    return dataclasses.replace(clip, video=video, audio=audio)
+
+
+def appended(clip: Clip, window: Clip, known_frames: int) -> Clip:
+    """`clip`, and what `window` makes beyond the frames that it was given."""
+    samples = clip.sample_rate // clip.fps
+    return dataclasses.replace(
+        clip,
+        video=np.concatenate([clip.video, window.video[known_frames:]]),
+        audio=np.concatenate([clip.audio, window.audio[known_frames * samples :]]),
+    )
+
+
+def window_seed(seed: int, window: int) -> int:
+    """The seed of a window of a long clip; the first has the seed of the clip."""
+    return int(uniforms_for(seed, window, 1, purpose="window").item() * 2**53) if window else seed

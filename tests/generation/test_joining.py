@@ -1,0 +1,105 @@
+"""Joins of given and made frames: exact where given, and without a click where made."""
+
+import numpy as np
+import pytest
+import torch
+
+from proav.generation.joining import (
+    FADE_SECONDS,
+    appended,
+    as_beginning,
+    carry_over,
+    window_seed,
+    with_given_frames,
+)
+from proav.media.container import Clip
+
+FRAMES, FPS, RATE = 6, 10, 16_000
+PER_FRAME, FADE = RATE // FPS, int(FADE_SECONDS * RATE)
+
+
+def clip(value: int, audio: np.ndarray | float) -> Clip:
+    video = np.full((FRAMES, 4, 4, 3), value, np.uint8)
+    return Clip(video, np.broadcast_to(np.float32(audio), FRAMES * PER_FRAME).copy(), FPS, RATE)
+
+
+def known(picture: str, sound: str) -> np.ndarray:
+    return np.array([[mark == "x" for mark in row] for row in (picture, sound)])
+
+
+@pytest.mark.parametrize(
+    ("mask", "frames", "expected"),
+    [
+        ("xx....", 9, [0, 0, 8, 6, 4, 2]),  # spread evenly: 10 at the border, 0 beyond the end
+        ("xx....", 1, [0, 0, 5, 0, 0, 0]),
+        ("....xx", 9, [4, 8, 12, 16, 0, 0]),  # 20 at the last border
+        ("xx..xx", 9, [0, 0, 10 * 2 / 3 + 20 / 3, 10 / 3 + 20 * 2 / 3, 0, 0]),
+        ("xxxxxx", 9, [0] * 6),
+        ("......", 9, [0] * 6),
+    ],
+)
+def test_a_difference_at_a_border_is_spread_over_the_made_frames(mask, frames, expected):
+    """Given frames are 10 above made ones in the first half, 20 in the second."""
+    made = torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(0))
+    given = made + torch.tensor([10.0, 10, 10, 20, 20, 20])[:, None, None]
+    known_T = torch.tensor([mark == "x" for mark in mask])
+    difference = carry_over(made, given, known_T, frames) - made
+    torch.testing.assert_close(difference, torch.tensor(expected)[:, None, None].expand(6, 2, 2).float())
+
+
+def test_given_frames_come_back_bit_for_bit():
+    draw = np.random.default_rng(0)
+    given = clip(7, draw.uniform(-1, 1, FRAMES * PER_FRAME))
+    made = clip(9, draw.uniform(-1, 1, FRAMES * PER_FRAME))
+    mask = known("xx..x.", ".xx..x")
+    joined = with_given_frames(made, given, mask)
+    assert joined.video[:, 0, 0, 0].tolist() == [7, 7, 9, 9, 7, 9]
+    heard = np.repeat(mask[1], PER_FRAME)
+    assert np.array_equal(joined.audio[heard], given.audio[heard])
+    assert not np.array_equal(joined.audio[~heard], given.audio[~heard])
+
+
+def test_made_sound_stays_as_it_is_beyond_the_fades():
+    given, made = clip(0, 0.5), clip(0, -0.25)
+    joined = with_given_frames(made, given, known("......", "xx..xx")).audio
+    first, last = 2 * PER_FRAME, 4 * PER_FRAME
+    assert (joined[first + FADE : last - FADE] == -0.25).all()
+    fades = joined[first : first + FADE], joined[last - FADE : last][::-1]
+    assert np.allclose(*fades)  # both borders alike, mirrored
+    angle = (np.arange(FADE) + 0.5) / FADE * np.pi / 2
+    assert np.allclose(fades[0], 0.5 * np.cos(angle) - 0.25 * np.sin(angle), atol=1e-6)
+
+
+def test_a_tone_goes_on_without_a_click_and_with_its_power():
+    seconds = np.arange(FRAMES * PER_FRAME) / RATE
+    given, made = (clip(0, 0.5 * np.sin(2 * np.pi * 440 * seconds + phase)) for phase in (0.0, 2.5))
+    joined = with_given_frames(made, given, known("......", "xxx...")).audio
+    border = 3 * PER_FRAME
+    steps = np.abs(np.diff(joined))
+    cut = np.abs(made.audio[border] - given.audio[border - 1])
+    inside = np.abs(np.diff(given.audio)).max()
+    assert cut > 3 * inside and steps[border - 1] <= inside * 1.01
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_end_of_a_clip_as_a_beginning(frames):
+    draw = np.random.default_rng(0)
+    long = Clip(
+        draw.integers(0, 255, (9, 4, 4, 3), np.uint8),
+        draw.uniform(-1, 1, 9 * PER_FRAME).astype(np.float32),
+        FPS,
+        RATE,
+    )
+    begun = as_beginning(long, frames, FRAMES)
+    assert begun.video.shape == (FRAMES, 4, 4, 3) and begun.audio.shape == (FRAMES * PER_FRAME,)
+    assert np.array_equal(begun.video[:frames], long.video[-frames:])
+    assert np.array_equal(begun.audio[: frames * PER_FRAME], long.audio[-frames * PER_FRAME :])
+    longer = appended(long, begun, frames)
+    assert longer.video.shape[0] == 9 + FRAMES - frames and np.array_equal(longer.video[:9], long.video)
+    assert len(longer.audio) == (9 + FRAMES - frames) * PER_FRAME
+    assert np.array_equal(longer.audio[: 9 * PER_FRAME], long.audio)
+
+
+def test_windows_have_seeds_of_their_own_and_the_first_that_of_the_clip():
+    seeds = [window_seed(5, window) for window in range(50)]
+    assert seeds[0] == 5 and len(set(seeds)) == 50 and window_seed(6, 1) != window_seed(5, 1)
