@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from proav.config import Config
-from proav.diffusion.tasks import TASKS, draw_tasks, given_row, sampling_task
+from proav.diffusion.tasks import TASKS, check_tasks, draw_tasks, given_row, sampling_task
 from proav.errors import UserError
 
 MANY = range(4000)
@@ -75,3 +75,21 @@ def test_sampling_tasks():
     assert sampling_task("a2v") is TASKS["a2v"]
     with pytest.raises(UserError, match="i2av is not available; expected one of joint, a2v, v2a"):
         sampling_task("i2av")
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"diffusion": {"task_weights": {"joint": 1, "sing": 0}}}, "no task sing; expected some of joint"),
+        ({"generate": {"task": "sing"}}, "generate.task=sing is not available; expected one of joint"),
+        ({"generate": {"task": "independent"}}, "expected one of joint, a2v, v2a,"),
+    ],
+)
+def test_a_task_that_is_not_in_the_table_is_refused(section, said):
+    with pytest.raises(UserError, match=said):
+        check_tasks(Config.model_validate(section))
+
+
+def test_every_task_of_the_table_may_have_a_weight():
+    for name in TASKS:
+        check_tasks(config(**{name: 1.0}))
