@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from proav.config.changes import Changes
-from proav.config.section import PositiveInt, Probability, Section, UseGPU, Weight
+from proav.config.section import PositiveInt, Probability, Section, TaskName, UseGPU, Weight
 from proav.config.training import STDiTTrainConfig
 
 
@@ -100,10 +100,12 @@ class DiffusionConfig(Section):
     """Last variance."""
     ddim_eta: Annotated[float, Field(ge=0, le=1), Changes("samples")] = 0.0
     """0: deterministic DDIM; 1: ancestral noise."""
-    task_weights: Annotated[
-        dict[Literal["joint", "a2v", "v2a", "independent", "i2av", "continue", "inpaint"], Weight],
-        Changes("training", "latents"),
-    ] = {"joint": 0.7, "a2v": 0.1, "v2a": 0.1, "independent": 0.1}
+    task_weights: Annotated[dict[TaskName, Weight], Changes("training", "latents")] = {
+        "joint": 0.7,
+        "a2v": 0.1,
+        "v2a": 0.1,
+        "independent": 0.1,
+    }
     """Share of each task in training. a2v: sound is given. v2a: picture is given. independent: each modality
     has a time of its own. i2av: the first picture is given. continue: the beginning of both is given.
     inpaint: all but a span is given. For each of the last three that has a share, encode stores the planes of

@@ -14,6 +14,7 @@ from proav import storage
 from proav.config import Config, TuneConfig
 from proav.config.reading import config_from_dict, config_to_dict
 from proav.costs import costs
+from proav.diffusion.tasks import check_tasks
 from proav.errors import ConfigError
 from proav.tune.allowed import changes_data, check_axes, data_name, shares_mdsa
 from proav.tune.axes import (
@@ -137,7 +138,9 @@ def config_at(config: Config, point: Point) -> Config:
         for part in sections:
             section = section[part]
         section[name] = value
-    return config_from_dict(settings)
+    resolved = config_from_dict(settings)
+    check_tasks(resolved)
+    return resolved
 
 
 def make_trial(
