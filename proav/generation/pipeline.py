@@ -17,11 +17,13 @@ from proav.diffusion.conditions import Conditions
 from proav.diffusion.noise import noise_batch, uniforms_for
 from proav.diffusion.tasks import TASKS
 from proav.errors import UserError
-from proav.generation.coder import LatentCoder, load_coder
+from proav.generation.coder import LatentCoder, load_coder, to_clips
 from proav.generation.denoise import Group, denoise
 from proav.generation.inputs import fit_given
 from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip
+from proav.media.melframes import MelFrames
+from proav.models.layers import autocast
 from proav.models.stdit import STDiT
 from proav.runs.checkpoint import load_checkpoint
 from proav.text import find_label
@@ -50,6 +52,7 @@ class SoundingVideoPipeline:
         labels: Sequence[str],
         name: str = "proav",
         checkpoint_hash: str = "",
+        precision: str = "fp32",
     ) -> None:
         """Usually called by `from_checkpoint`.
 
@@ -57,19 +60,30 @@ class SoundingVideoPipeline:
         stdit: the generator, on the coder's device.
         labels: names of the label embedding's rows, without the null label.
         name, checkpoint_hash: of the checkpoint; kept as attributes.
+        precision: in which the generator computes, "fp32" or "bf16" (autocast). The state of the solver and
+            the autoencoder stay fp32.
         """
         self.coder, self.stdit, self.labels = coder, stdit, tuple(labels)
         self.config, self.name, self.checkpoint_hash = coder.config, name, checkpoint_hash
+        self.precision = precision
         self.process = make_process(self.config)
 
     @classmethod
     def from_checkpoint(
-        cls, path: str, *, device: str | torch.device = "cpu", weights: str = "ema"
+        cls,
+        path: str,
+        *,
+        device: str | torch.device = "cpu",
+        weights: str = "ema",
+        precision: str = "fp32",
     ) -> "SoundingVideoPipeline":
         """Loads an ST-DiT checkpoint: its folder, or the `latest` file beside it.
 
-        weights: "ema" (the moving average) or "model". Raises CheckpointError if the checkpoint is missing,
-        damaged, or of an MDSA.
+        path: of the checkpoint, local or remote.
+        device: where the models run.
+        weights: "ema" (the moving average) or "model".
+        precision: as in the constructor.
+        Raises CheckpointError if the checkpoint is missing, damaged, or of an MDSA.
         """
         checkpoint = load_checkpoint(path, kind="stdit")
         coder = load_coder(checkpoint, device=device)
@@ -81,6 +95,7 @@ class SoundingVideoPipeline:
             labels=checkpoint.labels,
             name=checkpoint.config.name,
             checkpoint_hash=checkpoint.hash,
+            precision=precision,
         )
 
     @property
@@ -154,6 +169,17 @@ class SoundingVideoPipeline:
 
         on_step: called with (done, total), in calls of the model. Raises UserError.
         """
+        streams = self.sample_streams(requests, on_step=on_step)
+        return finish_clips(self.coder.mel_frames, requests, *streams)
+
+    @torch.inference_mode()
+    def sample_streams(
+        self, requests: Sequence[SampleRequest], *, on_step: Callable[[int, int], None] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the models make of a batch, on their device: uint8 [B, T, H, W, 3] and mel_BTMS in [-1, 1].
+
+        `finish_clips` makes clips of it, here or in another process. on_step: as in `sample`.
+        """
         places: dict[SamplingSettings, list[int]] = {}
         for place, request in enumerate(requests):
             places.setdefault(request.settings.schedule, []).append(place)
@@ -161,13 +187,11 @@ class SoundingVideoPipeline:
             self._group(settings, [requests[place] for place in members])
             for settings, members in places.items()
         ]
-        made = torch.cat(denoise(self.stdit, self.process, groups, on_step))
+        with autocast(self.device.type, self.precision):
+            made = torch.cat(denoise(self.stdit, self.process, groups, on_step))
         order = [place for members in places.values() for place in members]
         stack = made if len(groups) == 1 else made[torch.tensor(order, device=made.device).argsort()]
-        video, mel = self.coder.decode(self.coder.denormalize(stack))
-        seeds = [phase_seed(request.seed, request.index) for request in requests]
-        clips = self.coder.to_clips(video, mel, seeds=seeds)
-        return [_with_given(clip, request) for clip, request in zip(clips, requests, strict=True)]
+        return self.coder.decode(self.coder.denormalize(stack))
 
     def label_index(self, label: str | None) -> int:
         """Row of the label embedding; None is the null label. Raises UserError for an unknown label."""
@@ -204,6 +228,21 @@ class SoundingVideoPipeline:
         video = torch.from_numpy(np.stack([clip.video for clip in clips]))
         mel = self.coder.mel_frames.encode(torch.from_numpy(np.stack([clip.audio for clip in clips])))
         return self.coder.normalize(self.coder.encode(video, mel, lone=True))
+
+
+@torch.inference_mode()
+def finish_clips(
+    mel_frames: MelFrames, requests: Sequence[SampleRequest], video_BTHWC: Tensor, mel_BTMS: Tensor
+) -> list[Clip]:
+    """The clips of a batch: each with its sound, and with what it was given.
+
+    mel_frames: the mel transform of the model's configuration.
+    requests: of the batch.
+    video_BTHWC, mel_BTMS: what `sample_streams` returned.
+    """
+    seeds = [phase_seed(request.seed, request.index) for request in requests]
+    clips = to_clips(mel_frames, video_BTHWC, mel_BTMS, seeds=seeds)
+    return [_with_given(clip, request) for clip, request in zip(clips, requests, strict=True)]
 
 
 def _with_given(clip: Clip, request: SampleRequest) -> Clip:
