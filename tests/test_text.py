@@ -8,7 +8,7 @@ import pytest
 
 from proav.data.store.shards import label_indices
 from proav.errors import CheckpointError
-from proav.generation.batch import wanted_rows
+from proav.generation.batch.plan import wanted_rows
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.metrics.agreement import class_hit
 from proav.runs.checkpoint import check_resumable

@@ -36,6 +36,16 @@ class Norm(nn.LayerNorm):
         ).to(x.dtype)
 
 
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device_type: str, precision: str) -> AbstractContextManager:
+    """Autocast of a model's operations. precision: fp32, which casts nothing, bf16 or fp16."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device_type, dtype=AUTOCAST_DTYPES[precision])
+
+
 def full_precision(device: torch.device) -> AbstractContextManager:
     """Switches autocast off inside. Devices without autocast, such as meta, have nothing to switch off."""
     return (

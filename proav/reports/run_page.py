@@ -5,6 +5,7 @@ Not here: the page about the data set (`data_page.py`). Reports are ours, not th
 """
 
 import json
+from collections import Counter
 
 import pyarrow as pa
 
@@ -64,6 +65,11 @@ def write_report(config: Config) -> str:
         problems += [problem] if problem else []
     segments, segment_problems = read_segments(config.data_folder)
     samples, sample_problems = read_json_lines(storage.join(run, "samples", "manifest.jsonl"))
+    samples, refused = (
+        [row for row in samples if "error" not in row],
+        [row for row in samples if "error" in row],
+    )
+    sample_problems += [_refused_inputs(refused)] if refused else []
     players = ClipPlayers(config)
     header = [
         *_header(config, metrics, cards, segments, samples),
@@ -101,7 +107,7 @@ def _header(
     metrics: {stage: its reports}.
     cards: {stage: checkpoint.json of its newest checkpoint, or None}.
     segments: the index of the data.
-    samples: the lines of samples/manifest.jsonl.
+    samples: the lines of samples/manifest.jsonl that tell of a file.
     """
     seeds = sorted({sample["seed"] for sample in samples if "seed" in sample}, key=str)
     settings = dict.fromkeys(
@@ -282,6 +288,13 @@ def _samples(
         *map(warning, problems),
         element("div", [_sample(config, players, sample) for sample in shown], class_="grid"),
     ]
+
+
+def _refused_inputs(rows: list[dict]) -> str:
+    """A sentence. rows: the lines of samples/manifest.jsonl with an `error`."""
+    reasons = Counter(str(row["error"]) for row in rows)
+    said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    return f"{counted(len(rows), 'input')} could not be used ({said}); samples/manifest.jsonl says why."
 
 
 def _same_hash(newest: str, made_by: str) -> bool:

@@ -248,7 +248,7 @@ def _identity(config: Config, resolved: Config, point: Point, data_hash: str, me
         made = {
             key: value
             for key, value in settings["generate"].items()
-            if key not in ("use_gpu", "num_workers", "batch_size")
+            if key not in ("use_gpu", "num_workers", "num_writers", "batch_size")
         }
         identity |= {"stdit": trained("stdit"), "diffusion": settings["diffusion"], "generate": made}
         identity |= {"encode": [settings["encode"][key] for key in ("stride_frames", "flips")]}

@@ -123,7 +123,12 @@ def evaluate_samples(config: Config, checkpoint: str, folder: str) -> dict[str, 
             "run_dir": folder,
             "data": config.data.model_copy(update={"prepared": config.data_folder}),
             "generate": config.generate.model_copy(
-                update={"num_samples": config.evaluate.samples_beside_training, "checkpoint": checkpoint}
+                update={
+                    "num_samples": config.evaluate.samples_beside_training,
+                    "listing": None,
+                    "num_writers": 0,
+                    "checkpoint": checkpoint,
+                }
             ),
             "evaluate": config.evaluate.model_copy(
                 update={

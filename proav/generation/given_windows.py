@@ -1,11 +1,11 @@
 """Windows of prepared data as what the samples of a batch job are given.
 
-Not here: what users give from Python (`inputs.py`). A row of the manifest names its window, so that a sample
-is made again from the same one.
+Not here: files that a listing names (`given_files.py`), what users give from Python (`inputs.py`). A row of
+the manifest names its window, so that a sample is made again from the same one. Letters: T frames, H and W
+rows and columns.
 """
 
-import dataclasses
-
+import numpy as np
 import pyarrow.compute as pc
 
 from proav.config import Config
@@ -13,16 +13,9 @@ from proav.data.feeds.feed import evaluation_windows
 from proav.data.store.shards import SegmentStore
 from proav.diffusion.tasks import TASKS, mask_of_window
 from proav.errors import UserError
-from proav.generation.inputs import fit_given, frames_needed
-from proav.generation.pipeline import SampleRequest
-from proav.media.container import Clip
+from proav.generation.inputs import frames_needed
 from proav.runs.checkpoint import Checkpoint
 from proav.text import find_label
-
-
-def takes_given(task: str) -> bool:
-    """Whether samples of this task are given something."""
-    return TASKS[task].given is not None or TASKS[task].mask is not None
 
 
 def given_rows(config: Config, checkpoint: Checkpoint) -> list[dict]:
@@ -51,23 +44,28 @@ class GivenWindows:
 
     data_folder: of prepared data.
     config: of the model.
+    task: a name of TASKS; it says how many frames of a window are read.
     """
 
-    def __init__(self, data_folder: str, config: Config) -> None:
-        self.store, self.config = SegmentStore(data_folder), config
+    def __init__(self, data_folder: str, config: Config, task: str) -> None:
+        self.store = SegmentStore(data_folder)
+        self.frames = max(frames_needed(config, task).values())
 
-    def given_to(self, request: SampleRequest, given: dict) -> SampleRequest:
-        """The request with the frames that its task reads of a window, and with their mask.
-
-        The mask of a span is that which the window has in training. given: see `given_rows`.
-        """
-        task, segment, start = request.settings.task, given["segment_id"], given["start_frame"]
-        index = pc.index(self.store.index.column("id"), segment).as_py()
+    def streams(self, given: dict) -> dict[str, np.ndarray]:
+        """ "video", uint8 [T, H, W, 3], and "audio", float32 [samples], of a window; see `given_rows`."""
+        index = pc.index(self.store.index.column("id"), given["segment_id"]).as_py()
         if index < 0:
-            raise UserError(f"{self.store.data_dir} has no segment {segment} any more; run generate.py again")
-        frames = max(frames_needed(self.config, task).values())
-        window = self.store.window(index, start, frames, want=("video", "audio"))
-        clip = Clip(window["video"], window["audio"], self.config.clip.fps, self.config.clip.sample_rate)
-        asks = TASKS[task].asks_span
-        known = mask_of_window(task, self.config, segment, 2 * start).numpy() if asks else None
-        return dataclasses.replace(request, given=fit_given(self.config, task, clip=clip), known=known)
+            raise UserError(
+                f"{self.store.data_dir} has no segment {given['segment_id']} any more; run generate.py again"
+            )
+        return self.store.window(index, given["start_frame"], self.frames, want=("video", "audio"))
+
+
+def known_of_window(config: Config, task: str, given: dict) -> np.ndarray | None:
+    """The frames of a window that are given, bool [2, T], if a task asks for a span; None for other tasks.
+
+    The span is that which the window has in training. config: of the model. given: see `given_rows`.
+    """
+    if not TASKS[task].asks_span:
+        return None
+    return mask_of_window(task, config, given["segment_id"], 2 * given["start_frame"]).numpy()
