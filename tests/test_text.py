@@ -37,7 +37,7 @@ def test_a_label_is_found_in_either_form(asked, labels):
     assert label_indices(pa.chunked_array([["dog", asked, None, "cat"]]), labels).tolist() == [0, 1, 2, 2]
     assert [class_hit(np.array([logits]), asked, labels) for logits in ([0.0, 1.0], [1.0, 0.0])] == [1.0, 0.0]
     assert SoundingVideoPipeline.label_index(SimpleNamespace(labels=labels), asked) == 1
-    checkpoint = SimpleNamespace(labels=labels, hash="", clips=0)
+    checkpoint = SimpleNamespace(labels=labels, hash="", clips=0, config=tiny_config())
     rows = wanted_rows(tiny_config(f"generate.label={asked}"), checkpoint)
     assert {row["label"] for row in rows} == {labels[1]}
 
