@@ -10,7 +10,6 @@ import time
 
 from proav import storage
 from proav.config import Config
-from proav.diffusion.tasks import check_trained
 from proav.errors import TOLD, UserError, raise_from_text, to_text
 from proav.generation.given import GivenWindows, given_rows, takes_given
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
@@ -105,7 +104,6 @@ def wanted_rows(config: Config, checkpoint) -> list[dict]:
     of the run's data (`given.py`), and the window's label is the sample's.
     """
     settings, sampling = config.generate, SamplingSettings.from_config(config)
-    check_trained(settings.task, checkpoint.config)
     place = None if settings.label is None else find_label(settings.label, checkpoint.labels)
     if settings.label is not None and place is None:
         raise UserError(

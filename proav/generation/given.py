@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from proav.config import Config
 from proav.data.feeds.feed import evaluation_windows
 from proav.data.store.shards import SegmentStore
-from proav.diffusion.tasks import TASKS, mask_of_window
+from proav.diffusion.tasks import TASKS, check_trained, mask_of_window
 from proav.errors import UserError
 from proav.generation.inputs import fit_given, frames_needed
 from proav.generation.pipeline import SampleRequest
@@ -33,8 +33,10 @@ def given_rows(config: Config, checkpoint: Checkpoint) -> list[dict]:
 
     config: of the run, whose data are used.
     checkpoint: of the model, whose clips must be like the data's. Other labels than its own are left out.
-    Raises UserError if the data are missing, or were prepared for other clips.
+    Raises UserError if the model was not trained for the task, or if the data are missing or were prepared
+    for other clips.
     """
+    check_trained(config.generate.task, checkpoint.config)
     store, wanted = SegmentStore(config.data_folder), config.generate.num_samples
     windows = evaluation_windows(store, checkpoint.config, split=config.evaluate.split, max_clips=wanted)
     ids, labels = (store.index.column(name) for name in ("id", "label"))
