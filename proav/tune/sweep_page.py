@@ -25,10 +25,18 @@ from proav.reports.kit.page import (
     warning,
 )
 from proav.runs.stages import STAGES
-from proav.tune.axes import describe, num_combinations, point_words, short_names, value_words
+from proav.tune.axes import (
+    describe,
+    num_combinations,
+    point_words,
+    settings_of,
+    short_names,
+    value_words,
+)
 from proav.tune.budgets import budgets_words
 from proav.tune.plots import cost_svg, importance_svg, parallel_svg
 from proav.tune.record import CRASHED, FAILED, FINISHED, RUNNING, STOPPED
+from proav.tune.repeats import interval_words
 from proav.tune.rows import Row, best_row, cost_front, rivals_of, rungs_of
 from proav.tune.sweep_figures import (
     SHAPES,
@@ -260,6 +268,8 @@ def _trials(tune: TuneConfig, rows: list[Row], axes: dict[str, Sequence]) -> lis
     ]
     if tune.repeats > 1:
         measured_heads.insert(4, "95 % interval")
+    costs_from = measured_heads.index("Parameters M")
+    measured_heads[costs_from:costs_from] = short_names(list(tune.show)).values()
     cells = []
     for row in rows:
         hue, shape = look_of(row, axes)
@@ -273,6 +283,9 @@ def _trials(tune: TuneConfig, rows: list[Row], axes: dict[str, Sequence]) -> lis
                 if known
                 else f"of {counted(row.num_seeds, 'seed')}"
             )
+        numbers += [
+            interval_words(row.shown[name], digits=4) if name in row.shown else None for name in tune.show
+        ]
         training = None if row.train_flops is None else row.train_flops / 1e12
         numbers += [
             row.parameters / 1e6,
@@ -378,7 +391,7 @@ def _best(config: Config, rows: list[Row], folder: str) -> list[Markup]:
     if best is None:
         return [element("p", "Nothing was measured.", class_="todo")]
     nested: dict = {}
-    for key, value in best.point.items():
+    for key, value in settings_of(config.tune, best.point).items():
         *sections, name = key.split(".")
         section = nested
         for part in sections:
