@@ -209,26 +209,20 @@ def _costs(tune: TuneConfig, rows: list[Row], rungs: list[float]) -> list[Markup
         max(rungs, key=lambda rung: sum(rung in [one["budget"] for one in row.rungs] for row in rows)),
     )
     note = (
-        "Left: those on the dashed front reach more than every cheaper trial. Right: a line a trial over "
-        f"its settings, to the metric {_after(tune, widest)}; "
+        "Those on the dashed front reach more than every cheaper trial. Below, a line a trial over its "
+        f"settings, to the metric {_after(tune, widest)}; "
         "the better, the stronger. A line passes by an axis that does not exist in its trial."
     )
     front_text = "; ".join(
         f"{describe(row.point)}: {row.flops_per_clip / 1e9:.3g} GFLOP" for row in cost_front(rows, last)
     )
+    cost = cost_svg(rows, last, tune, description=f"{tune.metric} against GFLOP; on the front: {front_text}")
+    lines = parallel_svg(
+        rows, widest, tune, description="Settings of each trial as a line; the trials table has them"
+    )
     cards = [
-        _figure(
-            cost_svg(
-                rows, last, tune, description=f"{tune.metric} against GFLOP; on the front: {front_text}"
-            ),
-            f"{tune.metric} against GFLOP a {_made(tune)}, {_after(tune, last)}",
-        ),
-        _figure(
-            parallel_svg(
-                rows, widest, tune, description="Settings of each trial as a line; the trials table has them"
-            ),
-            "Settings and metric of each trial",
-        ),
+        _figure(cost, f"{tune.metric} against GFLOP a {_made(tune)}, {_after(tune, last)}"),
+        _figure(lines, "Settings and metric of each trial", wide=True),
     ]
     return [element("p", note, class_="note"), element("div", cards, class_="grid")]
 
@@ -237,8 +231,11 @@ def _made(tune: TuneConfig) -> str:
     return "sample" if tune.stage == "stdit" else "reconstruction"
 
 
-def _figure(figure: Markup, caption: str) -> Markup:
-    return element("figure", element("figcaption", caption), figure, class_="card figure")
+def _figure(figure: Markup, caption: str, *, wide: bool = False) -> Markup:
+    """wide: as wide as the page, in a row of its own."""
+    return element(
+        "figure", element("figcaption", caption), figure, class_="card figure wide" if wide else "card figure"
+    )
 
 
 def _legend(axes: dict[str, Sequence]) -> list[Markup]:
