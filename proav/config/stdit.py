@@ -45,6 +45,10 @@ class STDiTConfig(Section):
     """Cells along a token's side; divides mdsa.plane_size. In planes of fewer channels it may be larger."""
     attention: Literal["divided", "full"] = "divided"
     """divided: within a plane, then across the six planes. full: all tokens at once."""
+    positions: Literal["axes", "plain"] = "axes"
+    """axes: tokens of equal time, row or column share coordinates in all planes. plain: each plane's rows and
+    columns, whatever they mean.
+    """
     mlp_ratio: PositiveInt = 4
     """Hidden width of the MLP, in multiples of width."""
     label_dropout: Annotated[Probability, Changes("training")] = 0.1
