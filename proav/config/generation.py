@@ -30,14 +30,16 @@ class GenerateConfig(Section):
     """joint: picture and sound. a2v: picture for given sound. v2a: sound for given picture."""
     label: LabelName | None = None
     """Label of all samples; empty: the labels of the data set in turn, or none if the model has none."""
-    steps: Annotated[int, Field(ge=1, le=1000)] = 30
-    """Denoising steps."""
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Denoising steps; empty: 4 for a flow map, 30 for other models."""
     solver: str | None = None
-    """How a step is made: docs/sampling.md lists the solvers; empty: euler for a flow, ddim for ddpm."""
+    """How a step is made: docs/sampling.md lists the solvers; empty: euler for a flow, ddim for ddpm,
+    flow_map for a flow map.
+    """
     schedule_shift: Annotated[float, Field(ge=1, le=100)] | None = None
     """Shift s of the sampling times: t becomes s t / (1 + (s - 1) t); empty: as in training."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
-    """Scale of classifier-free guidance; 1: no guidance."""
+    """Scale of classifier-free guidance; 1: no guidance. A flow map has its own scale, and takes no other."""
     guidance_interval: tuple[Probability, Probability] = (0.0, 1.0)
     """Times between which guidance acts; 0 is clean, 1 is noise."""
     batch_size: Annotated[PositiveInt, Changes("machine")] = 8

@@ -10,6 +10,7 @@ import time
 
 from proav import storage
 from proav.config import Config
+from proav.diffusion import make_process
 from proav.errors import TOLD, UserError, raise_from_text, to_text
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.generation.sampling_settings import SamplingSettings
@@ -50,7 +51,9 @@ def generate(config: Config) -> list[dict]:
     run = RunFolder(config)
     folder = run.samples
     checkpoint = load_checkpoint(config.generate.checkpoint or run.stdit.checkpoints, kind="stdit")
-    SamplingSettings.from_config(config).num_calls(checkpoint.config.diffusion.objective)  # or says why not
+    process = make_process(checkpoint.config)
+    settings = SamplingSettings.from_config(config).filled(process)
+    settings.num_calls(process.objective)  # or says why not
     rows = wanted_rows(config, checkpoint)
     found = {row["index"]: row for row in read_samples(folder)}
     done = {
@@ -75,7 +78,7 @@ def generate(config: Config) -> list[dict]:
         fn_constructor_kwargs={
             "checkpoint_path": checkpoint.path,
             "folder": folder,
-            "settings": SamplingSettings.from_config(config),
+            "settings": settings,
             "device": device_of(use_gpu),
         },
         compute=ray.data.ActorPoolStrategy(size=min(config.generate.num_workers, len(tasks))),
@@ -105,7 +108,8 @@ def wanted_rows(config: Config, checkpoint) -> list[dict]:
 
     If no label is named, the checkpoint's labels take turns.
     """
-    settings, sampling = config.generate, SamplingSettings.from_config(config)
+    settings = config.generate
+    sampling = SamplingSettings.from_config(config).filled(make_process(checkpoint.config))
     place = None if settings.label is None else find_label(settings.label, checkpoint.labels)
     if settings.label is not None and place is None:
         raise UserError(

@@ -50,16 +50,18 @@ class SoundingVideoPipeline:
         labels: Sequence[str],
         name: str = "proav",
         checkpoint_hash: str = "",
+        teacher_hash: str | None = None,
     ) -> None:
         """Usually called by `from_checkpoint`.
 
         coder: the autoencoder with its latent statistics.
         stdit: the generator, on the coder's device.
         labels: names of the label embedding's rows, without the null label.
-        name, checkpoint_hash: of the checkpoint; kept as attributes.
+        name, checkpoint_hash, teacher_hash: of the checkpoint; kept as attributes.
         """
         self.coder, self.stdit, self.labels = coder, stdit, tuple(labels)
-        self.config, self.name, self.checkpoint_hash = coder.config, name, checkpoint_hash
+        self.config, self.name = coder.config, name
+        self.checkpoint_hash, self.teacher_hash = checkpoint_hash, teacher_hash
         self.process = make_process(self.config)
 
     @classmethod
@@ -81,6 +83,7 @@ class SoundingVideoPipeline:
             labels=checkpoint.labels,
             name=checkpoint.config.name,
             checkpoint_hash=checkpoint.hash,
+            teacher_hash=checkpoint.teacher_hash,
         )
 
     @property
@@ -94,7 +97,7 @@ class SoundingVideoPipeline:
         label: str | None = None,
         task: str = "joint",
         seed: int = 0,
-        steps: int = 30,
+        steps: int | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         solver: str | None = None,
@@ -154,6 +157,10 @@ class SoundingVideoPipeline:
 
         on_step: called with (done, total), in calls of the model. Raises UserError.
         """
+        requests = [
+            dataclasses.replace(request, settings=request.settings.filled(self.process))
+            for request in requests
+        ]
         places: dict[SamplingSettings, list[int]] = {}
         for place, request in enumerate(requests):
             places.setdefault(request.settings.schedule, []).append(place)
