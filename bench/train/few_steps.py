@@ -1,18 +1,18 @@
 """How good are a flow and the flow map made from it in few steps? Sound for pictures of the made world.
 
     python ray_jobs/train.py --config configs/world.yaml stage=distill
-    python -m bench.train.few_steps runs/world-clips TEACHER STUDENT [--out FILE] [--clips 150]
+    python -m bench.train.few_steps runs/world-clips flow=runs/world/stdit/checkpoints \
+        "flow map=runs/world/distill/checkpoints" [--out FILE] [--clips 150]
 
-TEACHER and STUDENT are the checkpoints of the stages stdit and distill. Both make the sound of the same
-held-out pictures from the same noise, in each number of steps. Prints for each:
+Each model makes the sound of the same held-out pictures from the same noise, in each number of steps. Prints:
 
     impact_synchrony   the world's, with its interval over clips
-    sKAD               kernel distance of the sounds to the real ones, in features of fixed random networks
-    to_teacher         mean difference of the log-mel to the teacher's sound in its most steps, in dB
+    sKAD               kernel distance of the sounds to the real ones, in features of a fixed random network
+    to_first           mean difference of the log-mel to the first model's sound in the most steps, in dB
     seconds            processor seconds a clip, with decoding and the way from mel to sound
 
-and, for comparison, the same of the real sounds and of the teacher's beside other pictures. A row that is in
-FILE already is not measured again.
+and, for comparison, the same of the real sounds and of the first model's beside other pictures. A row that is
+in FILE already is not measured again, unless its checkpoint has changed.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Measure:
             "sKAD": kernel_distance(self._features(sounds), self.real, sources=names),
         }
         if truth is not None:
-            found["to_teacher"] = self._mel_error(sounds, truth)
+            found["to_first"] = self._mel_error(sounds, truth)
         return found
 
     def _features(self, sounds: np.ndarray) -> np.ndarray:
@@ -93,13 +93,13 @@ class Measure:
 
 
 def show(rows: dict[str, dict]) -> None:
-    print(f"{'sound':20} impact_synchrony                sKAD  to_teacher  seconds")
+    print(f"{'sound':20} impact_synchrony                sKAD    to_first  seconds")
     for name, row in rows.items():
         low, high = row["interval"]
         ends = "" if low is None else f"{low:.3f} .. {high:.3f}"
         more = "  ".join(
             f"{row[key]:>{width}.3f}" if key in row else " " * width
-            for key, width in (("to_teacher", 10), ("seconds", 7))
+            for key, width in (("to_first", 10), ("seconds", 7))
         )
         print(f"{name:20} {row['impact_synchrony']:6.3f}   {ends:16} {row['sKAD']:9.4f}  {more}")
 
@@ -109,47 +109,45 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("world", type=Path, help="the folder of examples/world/make.py")
-    parser.add_argument("teacher", help="a checkpoint of stage=stdit")
-    parser.add_argument("student", help="a checkpoint of stage=distill")
+    parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
     parser.add_argument("--steps", type=int, nargs="+", default=[30, 10, 4, 2, 1], help="the largest first")
     parser.add_argument("--clips", type=int, default=150, help="held-out clips, of two windows each")
     parser.add_argument("--out", type=Path, default=Path("runs/few_steps.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pipelines = {
-        name: SoundingVideoPipeline.from_checkpoint(path)
-        for name, path in (("teacher", arguments.teacher), ("student", arguments.student))
-    }
-    config = pipelines["teacher"].config
+    pipelines = {}
+    for model in arguments.models:
+        name, _, path = model.partition("=")
+        pipelines[name] = SoundingVideoPipeline.from_checkpoint(path)
+    first = next(iter(pipelines.values()))
     names = ("num_frames", "fps", "sample_rate", "height", "width")
-    shape = {name: getattr(config.clip, name) for name in names}
+    shape = {name: getattr(first.config.clip, name) for name in names}
     windows, labels, clips = held_out(arguments.world, arguments.clips, shape)
-    measure = Measure(windows, labels, clips, MelFrames(config))
-    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    what = {"windows": len(windows)} | {
-        name: pipeline.checkpoint_hash for name, pipeline in pipelines.items()
-    }
-    if found.get("what", what) != what:
-        parser.error(f"{arguments.out} is of {found['what']}, not of {what}; name another --out")
-    rows = found.get("rows", {})
+    measure = Measure(windows, labels, clips, MelFrames(first.config))
+    rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
 
-    def keep(name: str, row: dict) -> None:
-        rows[name] = row
+    def is_missing(name: str, pipeline: SoundingVideoPipeline | None) -> bool:
+        of = {"windows": len(windows), "checkpoint": pipeline and pipeline.checkpoint_hash}
+        return any(rows.get(name, {}).get(key, "") != value for key, value in of.items())
+
+    def keep(name: str, pipeline: SoundingVideoPipeline | None, row: dict) -> None:
+        of = {"windows": len(windows), "checkpoint": pipeline and pipeline.checkpoint_hash}
+        rows[name] = row | of
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"what": what, "rows": rows}, indent=1))
+        arguments.out.write_text(json.dumps(rows, indent=1))
         print(name, json.dumps(row), file=sys.stderr, flush=True)
 
-    if "real" not in rows:
-        keep("real", measure(np.stack([window.audio for window in windows])))
-    truth, _ = sounds_for(pipelines["teacher"], windows, labels, arguments.steps[0])
-    if "beside other pictures" not in rows:
-        keep("beside other pictures", measure(truth, beside=len(windows) // 2))
+    if is_missing("real", None):
+        keep("real", None, measure(np.stack([window.audio for window in windows])))
+    truth, _ = sounds_for(first, windows, labels, arguments.steps[0])
+    if is_missing("beside other pictures", first):
+        keep("beside other pictures", first, measure(truth, beside=len(windows) // 2))
     for steps in arguments.steps:
         for name, pipeline in pipelines.items():
             row = f"{name}, {steps} step{'s' * (steps > 1)}"
-            if row not in rows:
+            if is_missing(row, pipeline):
                 sounds, seconds = sounds_for(pipeline, windows, labels, steps)
-                keep(row, measure(sounds, truth) | {"seconds": seconds})
+                keep(row, pipeline, measure(sounds, truth) | {"seconds": seconds})
     show(rows)
 
 

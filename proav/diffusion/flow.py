@@ -71,7 +71,8 @@ class FlowMap(RectifiedFlow):
 
         u(z_t, t, r) = (z_t - z_r) / (t - r),   r <= t;   u(z_t, t, t) = v(z_t, t),
 
-    where z_t -> z_r is the way along the velocity v of a flow (Geng et al., 2025).
+    where z_t -> z_r is the way along the velocity v of a flow (Geng et al., 2025). Pairs of times are drawn
+    elsewhere (`flow_maps.py`), evenly, and sampling's times are even too: `shift` is 1.
     """
 
     guidance_scale: float = 1.0

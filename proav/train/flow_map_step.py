@@ -18,10 +18,12 @@ from proav.diffusion.tasks import draw_tasks
 from proav.generation.denoise import guided_prediction
 from proav.train.engines import Engine
 from proav.train.generator_step import GeneratorStep
-from proav.train.loop import Parts, StepOutput
+from proav.train.loop import Parts, StepOutput, mean_part
 
+STEADY = 0.02
+"""What the weights of clips are steadied by, in units of the loss; our choice."""
 SPAN_BUCKETS = 4
-"""The loss is also reported by the length of the way t - r, in this many equal classes."""
+"""The squared error is also reported by the length of the way t - r, in this many equal classes."""
 
 
 class FlowMapStep(GeneratorStep):
@@ -37,11 +39,14 @@ class FlowMapStep(GeneratorStep):
         self.teacher = teacher.requires_grad_(False).eval()
 
     def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
-        """Mean over clips of the squared error of u(z_t, t, r) on the planes that are not given.
+        """Mean over clips of l / (l + c), l: the squared error of u(z_t, t, r) on planes that are not given.
 
-        Arguments as in GeneratorStep. The target takes two more forward passes without gradients: the
-        teacher's at t, of twice as many clips with guidance, and the student's one step later. Forward-mode
-        derivatives would pass by the hooks that gather and reduce, and by fused attention.
+        What stands below the line has no gradient. It is a weight of the clip, as in MeanFlow: long ways have
+        errors a hundred times those of short ones. c is STEADY.
+
+        The target takes two more forward passes without gradients: the teacher's at t, of twice as many clips
+        with guidance, and the student's one step later. Forward-mode derivatives would pass by the hooks that
+        gather and reduce, and fused attention lacks them. Arguments as in GeneratorStep.
         """
         settings, device = self.config.distill, engine.device
         draw = draw_tasks(self.config.seed, batch["position"], self.config)
@@ -62,14 +67,17 @@ class FlowMapStep(GeneratorStep):
         prediction_BDPNN = engine.forward(made.noisy_BDPNN, made.times_B2, made.conditions, next_B2)
         target_BDPNN = mean_flow_target(velocity_BDPNN, prediction_BDPNN.detach(), later_BDPNN, share_B)
         losses_B = denoising_loss(prediction_BDPNN, target_BDPNN, made.given_B2, self.own_DP.to(device))
-        return StepOutput(losses_B.mean(), _by_span(losses_B.detach(), (made.times_B2 - next_B2).amax(1)))
+        weighted_B = losses_B / (losses_B.detach() + STEADY)
+        parts = _by_span(losses_B.detach(), (made.times_B2 - next_B2).amax(1))
+        return StepOutput(weighted_B.mean(), {"squared_error": mean_part(losses_B), **parts})
 
 
 def _by_span(losses_B: Tensor, spans_B: Tensor) -> Parts:
-    """The loss of each class of spans, which are in [0, 1]."""
+    """The squared error of each class of spans, which are in [0, 1]."""
     bucket_B = (spans_B * SPAN_BUCKETS).long().clamp(max=SPAN_BUCKETS - 1)
     parts = {}
     for bucket in range(SPAN_BUCKETS):
         inside_B = (bucket_B == bucket).to(losses_B)
-        parts[f"loss_span_{bucket + 1}_of_{SPAN_BUCKETS}"] = ((losses_B * inside_B).sum(), inside_B.sum())
+        name = f"squared_error_span_{bucket + 1}_of_{SPAN_BUCKETS}"
+        parts[name] = ((losses_B * inside_B).sum(), inside_B.sum())
     return parts

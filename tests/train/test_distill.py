@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from proav.diffusion import make_process
 from proav.errors import CheckpointError, UserError
 from proav.evaluate.flow_map_error import evaluate_flow_map
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
@@ -22,7 +23,8 @@ STILL = ["stdit.train.learning_rate=1e-30", "distill.train.learning_rate=1e-30"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The configuration of a run with a flow map."""
-    config = prepare(tmp_path_factory.mktemp("distill"), "distill", *TORCH, OWN)
+    words = (*TORCH, OWN, "generate.guidance_interval=[0.1,0.8]")
+    config = prepare(tmp_path_factory.mktemp("distill"), "distill", *words)
     assert train_worker(config, "distill", device=CPU)["clips"] == 16
     return config
 
@@ -89,7 +91,9 @@ def test_guidance_is_the_flow_maps_own(pipeline):
 def test_a_server_offers_the_flow_maps_own_steps_and_guidance(run):
     checkpoint = load_checkpoint(f"{run.run_folder}/distill/checkpoints", kind="stdit")
     settings = ServeSettings(checkpoint=checkpoint.path)
-    card = ModelCard.of(checkpoint, settings)
+    card, process = ModelCard.of(checkpoint, settings), make_process(checkpoint.config)
+    own = SamplingSettings.from_config(checkpoint.config).filled(process)
+    assert own == SamplingSettings().filled(process)  # the run's interval of guidance was the teacher's
     assert (card.steps, card.guidance_scale, card.guidance_range) == (4, 2.0, (2.0, 2.0))
     with pytest.raises(UserError, match="this flow map has learned guidance of 2"):
         ModelCard.of(checkpoint, settings.model_copy(update={"guidance_scale": 3.0}))

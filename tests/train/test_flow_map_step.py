@@ -9,7 +9,7 @@ from proav.diffusion.modalities import denoising_loss
 from proav.diffusion.tasks import draw_tasks
 from proav.generation.denoise import guided_prediction
 from proav.models.stdit import STDiT
-from proav.train.flow_map_step import SPAN_BUCKETS, FlowMapStep
+from proav.train.flow_map_step import SPAN_BUCKETS, STEADY, FlowMapStep
 from tests.tiny import LABELS, randomize, tiny_config
 from tests.train.test_generator_step import MEAN, STD, random_batch
 from tests.train.tiny_run import torch_engine
@@ -55,9 +55,9 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_clips_alone():
     ]
     whole = step.loss(engine, batch, 0)
     torch.testing.assert_close(whole.loss, sum(alone) / 8)
-    classes = [whole.parts[f"loss_span_{number + 1}_of_{SPAN_BUCKETS}"] for number in range(SPAN_BUCKETS)]
-    assert sum(count for _, count in classes) == 8
-    torch.testing.assert_close(sum(total for total, _ in classes) / 8, whole.loss.detach())
+    names = [f"squared_error_span_{number + 1}_of_{SPAN_BUCKETS}" for number in range(SPAN_BUCKETS)]
+    assert sum(whole.parts[name][1] for name in names) == whole.parts["squared_error"][1] == 8
+    torch.testing.assert_close(sum(whole.parts[name][0] for name in names), whole.parts["squared_error"][0])
 
 
 def test_over_one_step_of_time_the_target_is_the_teachers_guided_velocity():
@@ -73,8 +73,10 @@ def test_over_one_step_of_time_the_target_is_the_teachers_guided_velocity():
     with torch.no_grad():
         guided = guided_prediction(step.teacher, noisy, times, Conditions(labels), torch.full((8,), 2.5))
         prediction = engine.module(noisy, times, Conditions(labels), next_times)
-    expected = denoising_loss(prediction, guided, draw.given_B2, step.own_DP).mean()
-    torch.testing.assert_close(output.loss.detach(), expected)
+    errors_B = denoising_loss(prediction, guided, draw.given_B2, step.own_DP)
+    total, count = output.parts["squared_error"]
+    torch.testing.assert_close(total / count, errors_B.mean())
+    torch.testing.assert_close(output.loss.detach(), (errors_B / (errors_B + STEADY)).mean())
 
 
 def test_the_gradient_is_the_students_alone():
