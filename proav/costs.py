@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from proav.config import Config, TrainConfig
 from proav.config.changes import setting_values, settings_that_change
-from proav.diffusion.solvers import find_solver
+from proav.diffusion.solvers import find_solver, num_steps
 from proav.geometry import ClipGeometry, LatentGeometry
 from proav.models.discriminators import AudioDiscriminator, VideoDiscriminators
 from proav.models.kept import Kept, mdsa_kept, stdit_kept
@@ -60,6 +60,7 @@ class Memory:
     casts: int
     activations: int
     discriminators: int = 0
+    teacher: int = 0
 
     @property
     def total(self) -> int:
@@ -92,8 +93,13 @@ class Costs:
     """What a clip's step costs in addition once the discriminators have entered."""
     stdit_train_flops: int
     """Three times one evaluation, four times with recomputation."""
+    distill_train_flops: int
+    """As much as for ST-DiT, and two evaluations for the target, three with guidance."""
+    distill_sample_flops: int
+    """A clip of the flow map in its default number of steps, and one decoding."""
     mdsa_memory: Memory
     stdit_memory: Memory
+    distill_memory: Memory
 
 
 class _WithoutValues(TorchFunctionMode):
@@ -145,8 +151,10 @@ def costs(config: Config, num_labels: int = 0) -> Costs:
     mdsa, stdit, judges = sizes["mdsa"], sizes["stdit"], sizes["discriminators"]
     reconstruction, evaluation = mdsa.flops["encode"] + mdsa.flops["decode"], stdit.flops["forward"]
     generate = config.generate
-    calls = find_solver(generate.solver, config.diffusion.objective).num_calls(generate.steps)
+    objective = config.diffusion.objective
+    calls = find_solver(generate.solver, objective).num_calls(num_steps(generate.steps, objective))
     evaluations = calls * (1 if generate.guidance_scale == 1 else 2)
+    targets = 2 if config.distill.guidance_scale == 1 else 3
 
     def train_flops(forward: int, train: TrainConfig) -> int:
         return (BACKWARD_FACTOR + train.activation_checkpointing) * forward
@@ -166,21 +174,28 @@ def costs(config: Config, num_labels: int = 0) -> Costs:
         mdsa_train_flops=train_flops(reconstruction, config.mdsa.train),
         discriminators_train_flops=JUDGEMENTS * judges.flops["judge"],
         stdit_train_flops=train_flops(evaluation, config.stdit.train),
+        distill_train_flops=train_flops(evaluation, config.distill.train) + targets * evaluation,
+        distill_sample_flops=num_steps(None, "flow_map") * evaluation + mdsa.flops["decode"],
         mdsa_memory=memory_estimate(
             mdsa, mdsa_kept(config), config.mdsa.train, discriminators=judges.parameters
         ),
         stdit_memory=memory_estimate(stdit, stdit_kept(config), config.stdit.train),
+        distill_memory=memory_estimate(
+            stdit, stdit_kept(config), config.distill.train, teacher=stdit.parameters
+        ),
     )
 
 
-def memory_estimate(model: Size, kept: Kept, train: TrainConfig, *, discriminators: int = 0) -> Memory:
+def memory_estimate(
+    model: Size, kept: Kept, train: TrainConfig, *, discriminators: int = 0, teacher: int = 0
+) -> Memory:
     """Estimated bytes per worker, for P parameters on n workers (the fewest that the settings allow):
 
         weights 4 P (/ n at stage 3), gradients 4 P (/ n from stage 2),
         moments 8 P (4 for hidden matrices with Muon) and ZeRO's own fp32 weights 4 P (/ n from stage 1),
         EMA 4 P (/ n at stage 3), autocast's copies 2 P (bf16, fp16; / n at stage 3),
         activations of batch_size / accumulation_steps / n clips,
-        discriminators, which are not sharded, 16 bytes a parameter.
+        discriminators, which are not sharded, 16 bytes a parameter; the teacher, nor it, 4.
 
     Weights stay fp32 under autocast. Left out: the framework (0.5 GiB and more), communication buffers,
     LPIPS, loaders, and what the discriminators keep of a clip.
@@ -188,7 +203,7 @@ def memory_estimate(model: Size, kept: Kept, train: TrainConfig, *, discriminato
     model: what is trained.
     kept: the values of one clip that its backward pass needs.
     train: the stage's settings: workers, engine, precision, batch.
-    discriminators: their number of parameters; 0 without them.
+    discriminators, teacher: their number of parameters; 0 without them.
     """
     workers = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
     stage, parameters = (0 if train.engine == "torch" else train.zero_stage), model.parameters
@@ -206,6 +221,7 @@ def memory_estimate(model: Size, kept: Kept, train: TrainConfig, *, discriminato
         casts=0 if train.precision == "fp32" else share(2 * parameters, 3),
         activations=clips * kept.num_bytes(train.precision, recompute=train.activation_checkpointing),
         discriminators=16 * discriminators,
+        teacher=4 * teacher,
     )
 
 
@@ -213,6 +229,7 @@ def format_costs(bill: Costs) -> str:
     """The lines that `--dry-run` prints."""
     config = bill.config
     latents, generate = LatentGeometry.from_config(config), config.generate
+    steps = num_steps(generate.steps, config.diffusion.objective)
     guidance = "without guidance" if generate.guidance_scale == 1 else f"guidance {generate.guidance_scale:g}"
     lines = [
         f"clip        {config.clip.num_frames} frames, {ClipGeometry.from_config(config).seconds:g} s; "
@@ -223,13 +240,16 @@ def format_costs(bill: Costs) -> str:
         f"FLOPs/clip  (a multiply-add is 2) MDSA encode {_flops(bill.mdsa_encode_flops)}, "
         f"decode {_flops(bill.mdsa_decode_flops)}; ST-DiT {_flops(bill.stdit_forward_flops)} an evaluation",
         f"sample      {_flops(bill.sample_flops)}: {bill.sample_evaluations} evaluations "
-        f"({generate.steps} steps, {guidance}) and one decoding",
+        f"({steps} steps, {guidance}) and one decoding; by a flow map "
+        f"{_flops(bill.distill_sample_flops)} ({num_steps(None, 'flow_map')} steps)",
         f"train       MDSA {_flops(bill.mdsa_train_flops)} a clip, {_flops(bill.discriminators_train_flops)} "
-        f"more with discriminators; ST-DiT {_flops(bill.stdit_train_flops)} a clip",
+        f"more with discriminators; ST-DiT {_flops(bill.stdit_train_flops)} a clip, "
+        f"as a flow map {_flops(bill.distill_train_flops)}",
     ]
     for name, memory, train in (
         ("MDSA", bill.mdsa_memory, config.mdsa.train),
         ("ST-DiT", bill.stdit_memory, config.stdit.train),
+        ("flow map", bill.distill_memory, config.distill.train),
     ):
         parts = ", ".join(
             f"{field.name} {_bytes(getattr(memory, field.name))}"

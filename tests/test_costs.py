@@ -284,6 +284,17 @@ def test_a_sample_counts_guidance_and_decoding():
     assert costs(config_from_dict(settings)).sample_evaluations == 7
 
 
+def test_a_flow_map_costs_its_target_in_training_and_few_evaluations_a_sample():
+    """Its target takes a pass of the teacher, two with guidance, and one of the student."""
+    for guidance, passes in ((1.0, 3 + 2), (2.0, 3 + 3)):
+        bill = costs(config_from_dict({"distill": {"guidance_scale": guidance}}))
+        assert bill.distill_train_flops == passes * bill.stdit_forward_flops
+    assert bill.distill_sample_flops == 4 * bill.stdit_forward_flops + bill.mdsa_decode_flops
+    assert bill.distill_memory.total == bill.stdit_memory.total + 4 * bill.stdit_parameters
+    sample = {"diffusion": {"objective": "flow_map"}}
+    assert costs(config_from_dict(sample)).sample_evaluations == 4
+
+
 @pytest.mark.parametrize("settings", [{}, LANDSCAPE], ids=["defaults", "landscape"])
 def test_a_sample_stays_within_its_budget(settings):
     """30 guided steps of ST-DiT B and one decoding: a hundredth of MM-Diffusion with its super-resolution."""

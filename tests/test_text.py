@@ -44,7 +44,14 @@ def test_a_label_is_found_in_either_form(asked, labels):
 
 def label_of(labels, fields):
     """The label that the HTTP interface finds in a request if the model knows `labels`."""
-    limits = {"size": "", "seconds": "", "steps": 2, "max_steps": 9, "guidance_scale": 1.0}
+    limits = {
+        "size": "",
+        "seconds": "",
+        "steps": 2,
+        "max_steps": 9,
+        "guidance_scale": 1.0,
+        "guidance_range": (0, 30),
+    }
     card = SimpleNamespace(id="tiny", labels=labels, tasks=("joint",), **limits)
     return check_request(parse_request(fields), card, has_reference=False).label
 

@@ -28,7 +28,8 @@ class GenerateConfig(Section):
     """Clips to make; with a listing, its rows say how many."""
     listing: str | None = None
     """CSV or Parquet: a row for each input, with the columns path, start_seconds, label, seed and count
-    (docs/sampling.md). Tasks with a given stream need it; empty: samples of `label`, or of labels in turn.
+    (docs/sampling.md). Empty: samples of `label`, or of labels in turn; a task that is given something
+    takes windows of the run's data.
     """
     task: TaskName = "joint"
     """joint: picture and sound. a2v: picture for given sound. v2a: sound for given picture. i2av: a clip from
@@ -39,14 +40,16 @@ class GenerateConfig(Section):
     """Label of all samples; empty: the labels of the data set in turn, or none if the model has none. With a
     listing: of the rows that have no label; empty: none.
     """
-    steps: Annotated[int, Field(ge=1, le=1000)] = 30
-    """Denoising steps."""
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Denoising steps; empty: 4 for a flow map, 30 for other models."""
     solver: str | None = None
-    """How a step is made: docs/sampling.md lists the solvers; empty: euler for a flow, ddim for ddpm."""
+    """How a step is made: docs/sampling.md lists the solvers; empty: euler for a flow, ddim for ddpm,
+    flow_map for a flow map.
+    """
     schedule_shift: Annotated[float, Field(ge=1, le=100)] | None = None
     """Shift s of the sampling times: t becomes s t / (1 + (s - 1) t); empty: as in training."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
-    """Scale of classifier-free guidance; 1: no guidance."""
+    """Scale of classifier-free guidance; 1: no guidance. A flow map has its own scale, and takes no other."""
     guidance_interval: tuple[Probability, Probability] = (0.0, 1.0)
     """Times between which guidance acts; 0 is clean, 1 is noise."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -88,8 +88,10 @@ class DiffusionConfig(Section):
 
     changes = ("stdit",)
 
-    objective: Literal["flow", "ddpm"] = "flow"
-    """flow: rectified flow, velocity target, Euler sampler. ddpm: noise target, DDIM sampler, as in PVDM."""
+    objective: Literal["flow", "ddpm", "flow_map"] = "flow"
+    """flow: rectified flow, velocity target, Euler sampler. ddpm: noise target, DDIM sampler, as in PVDM.
+    flow_map: average velocity between two times; only stage=distill makes such models, from a flow.
+    """
     time_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     """Distribution of training times of the flow."""
     time_shift: Annotated[float, Field(ge=1, le=100)] = 1.0

@@ -46,19 +46,20 @@ class SoundingVideoPipeline:
         name: str = "proav",
         checkpoint_hash: str = "",
         precision: str = "fp32",
+        teacher_hash: str | None = None,
     ) -> None:
         """Usually called by `from_checkpoint`.
 
         coder: the autoencoder with its latent statistics.
         stdit: the generator, on the coder's device.
         labels: names of the label embedding's rows, without the null label.
-        name, checkpoint_hash: of the checkpoint; kept as attributes.
+        name, checkpoint_hash, teacher_hash: of the checkpoint; kept as attributes.
         precision: in which the generator computes, "fp32" or "bf16" (autocast). The state of the solver and
             the autoencoder stay fp32.
         """
         self.coder, self.stdit, self.labels = coder, stdit, tuple(labels)
-        self.config, self.name, self.checkpoint_hash = coder.config, name, checkpoint_hash
-        self.precision = precision
+        self.config, self.name, self.precision = coder.config, name, precision
+        self.checkpoint_hash, self.teacher_hash = checkpoint_hash, teacher_hash
         self.process = make_process(self.config)
 
     @classmethod
@@ -89,6 +90,7 @@ class SoundingVideoPipeline:
             name=checkpoint.config.name,
             checkpoint_hash=checkpoint.hash,
             precision=precision,
+            teacher_hash=checkpoint.teacher_hash,
         )
 
     @property
@@ -102,7 +104,7 @@ class SoundingVideoPipeline:
         label: str | None = None,
         task: str = "joint",
         seed: int = 0,
-        steps: int = 30,
+        steps: int | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         solver: str | None = None,
@@ -174,6 +176,10 @@ class SoundingVideoPipeline:
 
         on_step: called with (done, total), in calls of the model. Raises UserError.
         """
+        requests = [
+            dataclasses.replace(request, settings=request.settings.filled(self.process))
+            for request in requests
+        ]
         for request in requests:
             self._check_request(request)
         clips: list[Clip | None] = [None] * len(requests)

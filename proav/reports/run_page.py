@@ -160,7 +160,7 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
     The defaults of proav/config are the paper's scale.
     """
     paper = Config()
-    full = {name: stage.settings(paper).num_clips for name, stage in STAGES.items()}
+    full = {name: stage.settings(paper).num_clips for name, stage in STAGES.items() if not stage.optional}
     seen = {stage: max(metrics[stage].clips, int((cards[stage] or {}).get("clips", 0))) for stage in STAGES}
     if not any(seen.values()):
         return ["Nothing has been trained in this run yet: this page fills as its jobs finish."]
@@ -187,7 +187,7 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
     text += f", in {duration(spent)} of training" if spent else ""
     text += f" on {', '.join(devices)}" if devices else ""
     measured = _measured_sentence(config)
-    share = min(seen[stage] / full[stage] for stage in STAGES)
+    share = min(seen[stage] / full[stage] for stage in full)
     pixels = config.clip.width * config.clip.height / (paper.clip.width * paper.clip.height)
     scale = [
         f"Full-size training shows the two models {number(full['mdsa'])} and {number(full['stdit'])} clips "
@@ -391,6 +391,8 @@ def _curves(config: Config, metrics: dict[str, Metrics]) -> list[Markup]:
     content = []
     for stage in STAGES:
         name, run = ACRONYMS[stage], metrics[stage]
+        if STAGES[stage].optional and not (run.series or run.problems):
+            continue
         content.append(element("h3", name, style="margin-top: 1.5rem"))
         if not run.series:
             content += [

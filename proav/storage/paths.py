@@ -20,7 +20,7 @@ GIVEN = (
     "generate.listing", "evaluate.real", "evaluate.fake", "evaluate.weights", "evaluate.compare_with",
 )  # fmt: skip
 """Settings that name what a user has: one path, or several."""
-LEFT = ("run_dir", "data.prepared", "generate.checkpoint")
+LEFT = ("run_dir", "data.prepared", "generate.checkpoint", "distill.teacher")
 """Settings that name what runs leave."""
 
 

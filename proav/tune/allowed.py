@@ -19,6 +19,7 @@ NEVER = {
     "stage": "tune.stage says how far a trial goes",
     "tune.": "a sweep is no trial of another",
     "job.": "it changes nothing that is measured",
+    "distill.": "no trial makes a flow map",
     "evaluate.": "all trials are measured alike",
     "generate.checkpoint": "a trial has its own",
     "generate.num_samples": "all trials are measured alike",

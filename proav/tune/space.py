@@ -14,6 +14,7 @@ from proav import storage
 from proav.config import Config, TuneConfig
 from proav.config.reading import config_from_dict, config_to_dict
 from proav.costs import costs
+from proav.diffusion.solvers import num_steps
 from proav.diffusion.tasks import check_tasks
 from proav.errors import ConfigError
 from proav.tune.allowed import check_axes, data_axes, data_name, shares_mdsa
@@ -286,6 +287,7 @@ def _identity(config: Config, resolved: Config, point: Point, data_hash: str, me
             for key, value in settings["generate"].items()
             if key not in ("use_gpu", "num_workers", "num_writers", "batch_size")
         }
+        made["steps"] = num_steps(made["steps"], config.diffusion.objective)
         identity |= {"stdit": trained("stdit"), "diffusion": settings["diffusion"], "generate": made}
         identity |= {"encode": [settings["encode"][key] for key in ("stride_frames", "flips")]}
         identity |= {"mdsa_clips": mdsa_clips(config, resolved)}

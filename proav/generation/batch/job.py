@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from proav import storage
 from proav.config import Config
 from proav.data.store.parquet import only_writer
+from proav.diffusion import make_process
 from proav.errors import UserError, raise_from_text
 from proav.generation.batch.making import Maker, Recipe, errors_of, recipe_of
 from proav.generation.batch.manifest import merge_parts
@@ -60,7 +61,8 @@ def generate(config: Config) -> Outcome:
     run = RunFolder(config)
     folder = run.samples
     checkpoint = load_checkpoint(config.generate.checkpoint or run.stdit.checkpoints, kind="stdit")
-    SamplingSettings.from_config(config).num_calls(checkpoint.config.diffusion.objective)  # or says why not
+    process = make_process(checkpoint.config)
+    SamplingSettings.from_config(config).filled(process).num_calls(process.objective)  # or says why not
     shared = shared_values(config, checkpoint)
     wanted = wanted_rows(config, checkpoint)
     storage.make_folder(folder)

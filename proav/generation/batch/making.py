@@ -23,6 +23,7 @@ from proav.config import Config
 from proav.config.reading import config_to_dict
 from proav.data.prepare.isolation import IsolatedDecoder, decoder_of_this_process
 from proav.data.sources.finding import SourceRow
+from proav.diffusion import make_process
 from proav.errors import TOLD, MediaError, to_text
 from proav.generation.batch.manifest import write_part
 from proav.generation.batch.plan import manifest_row, pack, unpack
@@ -89,7 +90,7 @@ def recipe_of(config: Config, model: Config, checkpoint_path: str, folder: str, 
         checkpoint_path,
         folder,
         config.data_folder,
-        SamplingSettings.from_config(config),
+        SamplingSettings.from_config(config).filled(make_process(model)),
         config.generate.precision,
         shared,
     )

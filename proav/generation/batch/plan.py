@@ -17,6 +17,7 @@ from proav.data.sources.folders import normal_path
 from proav.data.sources.listings import listed_path
 from proav.data.sources.names import NamesOnDisk
 from proav.data.sources.strict_tables import TableForm, seconds_of, table_records, text_of, whole_of
+from proav.diffusion import make_process
 from proav.diffusion.tasks import TASKS, check_trained
 from proav.errors import UserError
 from proav.generation.batch.manifest import ManifestDraft, SampleFiles, list_parts, sample_path, stored_rows
@@ -112,7 +113,7 @@ def manifest_row(row: dict, shared: dict) -> dict:
 def shared_values(config: Config, checkpoint: Checkpoint) -> dict:
     """The values of the manifest's rows that all samples of a job share."""
     return {
-        **SamplingSettings.from_config(config).to_dict(),
+        **SamplingSettings.from_config(config).filled(make_process(checkpoint.config)).to_dict(),
         "precision": config.generate.precision,
         "checkpoint": checkpoint.hash,
         "clips_trained": checkpoint.clips,

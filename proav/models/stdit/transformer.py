@@ -145,18 +145,26 @@ class Block(nn.Module):
         return self.layout.by_modality(torch.mul, update_BLd, gate_B2d)
 
 
+def decoder_blocks(config: Config) -> int:
+    """How many of the last blocks are told the next time in a flow map (Lee et al., 2025): a third of all."""
+    own = config.distill.decoder_blocks
+    return config.stdit.shape[0] // 3 if own is None else own
+
+
 class STDiT(nn.Module):
     """The denoiser: from noisy planes, two times and conditions to the prediction for every plane.
 
-    The prediction is the flow's velocity or the noise. It is exactly zero at initialization. Size, patch and
-    attention are set by config.stdit, planes by config.mdsa. num_labels >= 0; label number num_labels is the
-    null label. `activation_checkpointing`: recompute each block's activations in the backward pass. Safe
-    under ZeRO-3: every parameter is used only in the forward of the module that owns it.
+    The prediction is the flow's velocity, the noise, or a flow map's average velocity between two times. It
+    is exactly zero at initialization. Size, patch and attention are set by config.stdit, planes by
+    config.mdsa. num_labels >= 0; label number num_labels is the null label. `activation_checkpointing`:
+    recompute each block's activations in the backward pass. Safe under ZeRO-3: every parameter is used only
+    in the forward of the module that owns it.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:
         super().__init__()
         depth, width, num_heads = config.stdit.shape
+        self.encoder_blocks = depth - decoder_blocks(config)
         geometry = LatentGeometry.from_config(config)
         self.channels, self.patches = geometry.channels, geometry.token_patches
         self.layout = TokenLayout(geometry.token_sides)
@@ -196,7 +204,13 @@ class STDiT(nn.Module):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
 
-    def forward(self, noisy_BDPNN: Tensor, times_B2: Tensor, conditions: Conditions) -> Tensor:
+    def forward(
+        self,
+        noisy_BDPNN: Tensor,
+        times_B2: Tensor,
+        conditions: Conditions,
+        next_times_B2: Tensor | None = None,
+    ) -> Tensor:
         """The prediction [B, D, 6, N, N], in the dtype of `noisy_BDPNN`.
 
         Channels that a plane does not have are not read, and are zero in the result.
@@ -205,17 +219,25 @@ class STDiT(nn.Module):
         times_B2: [B, 2] in [0, 1]; column 0 is the video's, column 1 the audio's. 0 is clean, 1 is noise; a
             given modality has time 0.
         conditions: labels in 0 .. num_labels (the null label). Masked planes of None mean zeros.
+        next_times_B2: for a flow map, the times to go to, at most times_B2. The last blocks and the final
+            maps are told these; None, or equal times: as a flow.
         """
         vectors_B2d = F.silu(self.conditioning(times_B2, conditions))
-        modulation_B26d = rearrange(self.modulation(vectors_B2d), "b m (six d) -> b m six d", six=6)
+        modulation_B26d = self._modulation(vectors_B2d)
+        next_B26d = modulation_B26d
+        if next_times_B2 is not None:
+            vectors_B2d = F.silu(self.conditioning(next_times_B2, conditions))
+            next_B26d = self._modulation(vectors_B2d)
         tokens_BLd = self.positions(self._tokens(noisy_BDPNN, conditions.masked_BEPNN))
-        for block in self.blocks:
-            tokens_BLd = run_layer(
-                block, tokens_BLd, modulation_B26d, recompute=self.activation_checkpointing
-            )
+        for number, block in enumerate(self.blocks):
+            of_block_B26d = modulation_B26d if number < self.encoder_blocks else next_B26d
+            tokens_BLd = run_layer(block, tokens_BLd, of_block_B26d, recompute=self.activation_checkpointing)
         shift_B2d, scale_B2d = self.final_modulation(vectors_B2d).chunk(2, dim=-1)
         tokens_BLd = self.layout.by_modality(modulate, tokens_BLd, shift_B2d, scale_B2d)
         return self._stack(tokens_BLd, noisy_BDPNN.shape[1]).to(noisy_BDPNN.dtype)
+
+    def _modulation(self, vectors_B2d: Tensor) -> Tensor:
+        return rearrange(self.modulation(vectors_B2d), "b m (six d) -> b m six d", six=6)
 
     def flops(self) -> int:
         """FLOPs of one evaluation for one clip."""
