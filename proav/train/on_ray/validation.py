@@ -84,7 +84,9 @@ class Validation:
             metrics = ray.get(task.remote(self.config, path, device=device_of(use_gpu)))
             if self.stage != "mdsa" and self.config.evaluate.samples_beside_training:
                 metrics |= evaluate_samples(
-                    self.config, path, storage.join(self.folder, "validation", f"{clips:012d}")
+                    STAGES[self.stage].described(self.config),
+                    path,
+                    storage.join(self.folder, "validation", f"{clips:012d}"),
                 )
         except (ray.exceptions.RayError, CheckpointError):
             if storage.exists(path):
