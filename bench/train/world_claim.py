@@ -3,16 +3,18 @@
     python examples/world/make.py runs/world-clips --clips 3000
     python ray_jobs/preprocess.py --config configs/world.yaml
     python -m bench.train.world_claim runs/world-clips runs/world/data [--out DIR] [--seeds 0 1 2]
+    python -m bench.train.world_claim runs/world-clips --draw CHECKPOINT OUT.png
 
 Trains both stages of each variant in `variants/world_claim.yaml` with each seed, by the job scripts. Then
 each model makes the sound of the same held-out pictures, and the world's metric measures it. A variant that
 is trained already is only measured, and one that was stopped goes on. `--only NAME` takes one variant, so
-that two commands can run side by side; the last of them prints all that is there.
+that two commands can run side by side; the last of them prints all that is there. `--draw` trains nothing: it
+draws what a checkpoint makes, beside the true sound.
 
 Prints, for each seed and for all: `impact_synchrony` with its interval over clips, that of the same sounds
 beside another clip's pictures (chance: a model that makes many sounds answers many impacts), and the world's
-other scores. Then the difference between the two
-variants, with Student's interval over the seeds and a bootstrap over clips.
+other scores. Then the difference between the two variants, with Student's interval over the seeds and a
+bootstrap over clips.
 """
 
 import argparse
@@ -32,8 +34,11 @@ from proav.config.reading import load_config
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip, read_clip
+from proav.media.melframes import MelFrames
 from proav.metrics.bootstrap import bootstrap_interval, source_groups
 from proav.metrics.world import world_scores
+from proav.metrics.world.world_scores import see
+from proav.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SPEC = Path(__file__).parent / "variants" / "world_claim.yaml"
@@ -70,9 +75,8 @@ def held_out(folder: Path, count: int, shape: dict) -> tuple[list[Clip], list[st
     return windows, labels, names
 
 
-def measure(checkpoint: Path, windows: list[Clip], labels: list[str]) -> dict[str, list[dict[str, float]]]:
-    """{own, other}: the world's scores of the sound made for each window, beside its own pictures and beside
-    those of the window half the list away."""
+def make_sounds(checkpoint: Path, windows: list[Clip], labels: list[str]) -> list[np.ndarray]:
+    """The sound that a model makes for the pictures of each window."""
     pipeline = SoundingVideoPipeline.from_checkpoint(str(checkpoint))
     settings = SamplingSettings(task="v2a", steps=STEPS)
     made = []
@@ -84,6 +88,13 @@ def measure(checkpoint: Path, windows: list[Clip], labels: list[str]) -> dict[st
             )
         ]
         made += [clip.audio for clip in pipeline.sample(requests)]
+    return made
+
+
+def measure(checkpoint: Path, windows: list[Clip], labels: list[str]) -> dict[str, list[dict[str, float]]]:
+    """{own, other}: the world's scores of the sound made for each window, beside its own pictures and beside
+    those of the window half the list away."""
+    made = make_sounds(checkpoint, windows, labels)
     half = len(windows) // 2
     others = windows[half:] + windows[:half]
 
@@ -94,6 +105,50 @@ def measure(checkpoint: Path, windows: list[Clip], labels: list[str]) -> dict[st
         ]
 
     return {"own": scores(windows), "other": scores(others)}
+
+
+def draw(checkpoint: Path, out: Path, windows: list[Clip], labels: list[str], count: int = 5) -> None:
+    """Frames, the true sound and the made one of the first window with impacts of each label.
+
+    A line goes through all three at each impact that is seen.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    impacts = [[impact.time for impact in see(window.video, fps=window.fps)[0]] for window in windows]
+    places = [labels.index(label) for label in sorted(set(labels))]
+    for number, first in enumerate(places):
+        same = (place for place in range(first, len(windows)) if labels[place] == labels[first])
+        places[number] = next((place for place in same if impacts[place]), first)
+    places = places[:count]
+    shown, names = [windows[place] for place in places], [labels[place] for place in places]
+    sounds = make_sounds(checkpoint, shown, names)
+    mel_frames = MelFrames(load_checkpoint(str(checkpoint), kind="stdit").config)
+    figure, axes = plt.subplots(
+        len(shown), 3, figsize=(15, 1.15 * len(shown)), width_ratios=(2, 1, 1), layout="constrained"
+    )
+    for row, place, window, made in zip(axes, places, shown, sounds, strict=True):
+        seconds = len(window.video) / window.fps
+        extent = (0, seconds, 0, 1)
+        row[0].imshow(np.concatenate(window.video, axis=1), extent=extent, aspect="auto")
+        for axis, sound in zip(row[1:], (window.audio, made), strict=True):
+            mel_TMS = mel_frames.encode(torch.from_numpy(np.ascontiguousarray(sound))[None])[0]
+            mel = mel_TMS.permute(1, 0, 2).flatten(1).numpy()
+            axis.imshow(mel, extent=extent, aspect="auto", origin="lower", cmap="magma", vmin=-1, vmax=1)
+        for axis in row:
+            axis.set_yticks([])
+            axis.tick_params(labelsize=7)
+            for time_seconds in impacts[place]:
+                axis.axvline(time_seconds, color="white", linewidth=1, linestyle=":")
+        row[0].set_ylabel(labels[place], fontsize=9)
+    for axis, title in zip(
+        axes[0], ("pictures, given", "their true sound", "sound that the model makes"), strict=True
+    ):
+        axis.set_title(title, fontsize=9, loc="left")
+    figure.savefig(out, dpi=80)
+    plt.close(figure)
 
 
 def synchrony(scores: list[dict[str, float]], places: np.ndarray) -> float:
@@ -175,7 +230,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("world", type=Path, help="the folder of examples/world/make.py")
-    parser.add_argument("data", type=Path, help="the prepared data of configs/world.yaml")
+    parser.add_argument("data", type=Path, nargs="?", help="the prepared data of configs/world.yaml")
+    parser.add_argument("--draw", type=Path, nargs=2, metavar=("CHECKPOINT", "OUT"))
     parser.add_argument("--spec", type=Path, default=SPEC)
     parser.add_argument("--out", type=Path, default=Path("runs/world-claim"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -191,6 +247,11 @@ def main() -> None:
     shape = load_config(str(ROOT / spec["config"]), spec["base"]).clip
     size = {name: getattr(shape, name) for name in ("num_frames", "fps", "sample_rate", "height", "width")}
     windows, labels, names = held_out(arguments.world, arguments.clips, size)
+    if arguments.draw:
+        draw(*arguments.draw, windows, labels)
+        return
+    if arguments.data is None:
+        parser.error("the prepared data are missing: python -m bench.train.world_claim WORLD DATA")
     stored_as = f"sound_for_{len(windows)}_windows.json"
     for seed in arguments.seeds:
         for variant in variants:
