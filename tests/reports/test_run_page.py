@@ -246,7 +246,7 @@ def test_the_head_tells_what_simple_codes_reach(tmp_path):
     pictures = "mean colour 12.10 dB, linear planes 23.80 dB, cosine transform 24.85 dB"
     assert f"MDSA reaches 21.53 dB PSNR in the picture ({pictures})" in head
     assert "6.20 dB log-mel error in the sound (cosine transform 1.60 dB)" in head
-    assert "as many, 3,072 numbers a stream" in head
+    assert "store as much as MDSA: 3,072 numbers a stream" in head
     assert "fitted on training clips" in words  # the card of the yardsticks, with its protocol
     path.write_text(json.dumps(metrics | {"yardsticks": {"absent": "they need a training split"}}))
     write_report(small_config(tmp_path))
