@@ -76,6 +76,7 @@ def run_job(
             description, {option: help_text for option, (_, help_text) in options.items()}
         ).parse_intermixed_args(argv)
         given = load_config(arguments.config, arguments.overrides)
+        _check_tasks(given)
         config = with_absolute_paths(given, runs=runs_folder())
         os.environ[RETRY_VARIABLE] = f"{config.job.retry_seconds:g}"
         planned = plan(config) if plan else None
@@ -119,6 +120,13 @@ def run_job(
             "make room or choose another run_dir=DIR, then run the same command again",
             2,
         )
+
+
+def _check_tasks(config: Config) -> None:
+    """Refuses names of tasks that are not in the table of tasks. The configuration alone takes any word."""
+    from proav.diffusion.tasks import check_tasks
+
+    check_tasks(config)
 
 
 def dry_run_text(config: Config) -> str:

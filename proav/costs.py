@@ -1,20 +1,29 @@
 """What a configuration costs: parameters, FLOPs per clip, memory per worker; `--dry-run` prints it.
 
-Sums what each model says of itself, in closed form, beside its modules (`proav/models/mdsa/mdsa_costs.py`,
-`proav/models/stdit/stdit_costs.py`); no network is built. Not here: measured times (`bench/`). A multiply-add
-counts as two FLOPs. Only matrix products, convolutions and attention are counted, as torch's FlopCounterMode
-and most papers do; norms, activations, Griffin-Lim and the mux are left out. The DiT family prints
-multiply-adds: double its numbers.
+The models are built on the meta device, where weights have shapes but no values. Parameters are counted
+there, and each module says its own FLOPs (`flops`, beside its `forward`). A multiply-add counts as two FLOPs.
+Only matrix products, convolutions and attention are counted, as torch's FlopCounterMode and most papers do.
+Norms, activations, Griffin-Lim and the mux are left out. The DiT family prints multiply-adds: double its
+numbers. Not here: measured times (`bench/`).
 """
 
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from proav.config import Config, TrainConfig
-from proav.diffusion.solvers import find_solver
+from proav.config.changes import setting_values, settings_that_change
+from proav.diffusion.solvers import find_solver, num_steps
 from proav.geometry import ClipGeometry, LatentGeometry
-from proav.models.cost_parts import Cost, Kept
-from proav.models.mdsa.mdsa_costs import discriminators_cost, mdsa_costs, mdsa_kept
-from proav.models.stdit.stdit_costs import stdit_cost, stdit_kept
+from proav.models.discriminators import AudioDiscriminator, VideoDiscriminators
+from proav.models.kept import Kept, mdsa_kept, stdit_kept
+from proav.models.layers import hidden_matrices
+from proav.models.mdsa import MDSA
+from proav.models.stdit import STDiT
 
 BACKWARD_FACTOR = 3
 """Forward passes that a training step costs. The backward pass counts as two; recomputation adds one."""
@@ -24,6 +33,16 @@ JUDGEMENTS = 9
 MDSA's update takes 3: the real clip, its reconstruction, and half a backward pass (to the input alone). The
 discriminators' update takes 6: forward and backward on both.
 """
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters of a model, and the FLOPs of its parts for one clip."""
+
+    parameters: int
+    hidden: int = 0
+    """Parameters in hidden matrices, which Muon trains if it is chosen."""
+    flops: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class Memory:
     casts: int
     activations: int
     discriminators: int = 0
+    teacher: int = 0
 
     @property
     def total(self) -> int:
@@ -73,17 +93,68 @@ class Costs:
     """What a clip's step costs in addition once the discriminators have entered."""
     stdit_train_flops: int
     """Three times one evaluation, four times with recomputation."""
+    distill_train_flops: int
+    """As much as for ST-DiT, and two evaluations for the target, three with guidance."""
+    distill_sample_flops: int
+    """A clip of the flow map in its default number of steps, and one decoding."""
     mdsa_memory: Memory
     stdit_memory: Memory
+    distill_memory: Memory
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Weights made by torch.empty are put on the meta device, and normal draws are left out there.
+
+    `torch.device("meta")` would move all arithmetic there, which imports torch's compiler: two seconds.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is nn.init.normal_:
+            return kwargs["tensor"]
+        return function(*args, **kwargs | ({"device": "meta"} if function is torch.empty else {}))
+
+
+_SIZES: dict[str, dict[str, Size]] = {}
+"""Sizes of the models that this process has asked about: a sweep asks often about few of them."""
+
+
+def model_sizes(config: Config, num_labels: int = 0) -> dict[str, Size]:
+    """The sizes of "mdsa", "stdit" and "discriminators"; num_labels as in `costs`.
+
+    Models are built once for all configurations that give their weights the same meaning. Random numbers
+    outside stay as they were.
+    """
+    values = setting_values(config)
+    shaping = settings_that_change("mdsa", "stdit", "discriminators")
+    key = json.dumps([num_labels, *(values[name] for name in shaping)])
+    if key not in _SIZES:
+        with _WithoutValues(), torch.random.fork_rng(devices=[]):
+            mdsa, stdit = MDSA(config), STDiT(config, num_labels)
+            judges = nn.ModuleList([VideoDiscriminators(config), AudioDiscriminator(config)])
+        _SIZES[key] = {
+            "mdsa": _size(mdsa, mdsa.flops()),
+            "stdit": _size(stdit, {"forward": stdit.flops()}),
+            "discriminators": _size(judges, {"judge": sum(judge.flops() for judge in judges)}),
+        }
+    return _SIZES[key]
+
+
+def _size(model: nn.Module, flops: Mapping[str, int]) -> Size:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Size(parameters, sum(model.get_parameter(name).numel() for name in hidden_matrices(model)), flops)
 
 
 def costs(config: Config, num_labels: int = 0) -> Costs:
     """The costs of `config`; num_labels: rows of the label table, without the null label."""
-    mdsa, stdit, judges = mdsa_costs(config), stdit_cost(config, num_labels), discriminators_cost(config)
-    whole_mdsa = mdsa["encode"] + mdsa["decode"]
+    sizes = model_sizes(config, num_labels)
+    mdsa, stdit, judges = sizes["mdsa"], sizes["stdit"], sizes["discriminators"]
+    reconstruction, evaluation = mdsa.flops["encode"] + mdsa.flops["decode"], stdit.flops["forward"]
     generate = config.generate
-    calls = find_solver(generate.solver, config.diffusion.objective).num_calls(generate.steps)
+    objective = config.diffusion.objective
+    calls = find_solver(generate.solver, objective).num_calls(num_steps(generate.steps, objective))
     evaluations = calls * (1 if generate.guidance_scale == 1 else 2)
+    targets = 2 if config.distill.guidance_scale == 1 else 3
 
     def train_flops(forward: int, train: TrainConfig) -> int:
         return (BACKWARD_FACTOR + train.activation_checkpointing) * forward
@@ -91,44 +162,51 @@ def costs(config: Config, num_labels: int = 0) -> Costs:
     return Costs(
         config=config,
         num_labels=num_labels,
-        mdsa_parameters=whole_mdsa.parameters,
+        mdsa_parameters=mdsa.parameters,
         stdit_parameters=stdit.parameters,
         discriminators_parameters=judges.parameters,
-        mdsa_encode_flops=mdsa["encode"].flops,
-        mdsa_encode_lone_flops=mdsa["encode_lone"].flops,
-        mdsa_decode_flops=mdsa["decode"].flops,
-        stdit_forward_flops=stdit.flops,
+        mdsa_encode_flops=mdsa.flops["encode"],
+        mdsa_encode_lone_flops=mdsa.flops["encode_lone"],
+        mdsa_decode_flops=mdsa.flops["decode"],
+        stdit_forward_flops=evaluation,
         sample_evaluations=evaluations,
-        sample_flops=evaluations * stdit.flops + mdsa["decode"].flops,
-        mdsa_train_flops=train_flops(whole_mdsa.flops, config.mdsa.train),
-        discriminators_train_flops=JUDGEMENTS * judges.flops,
-        stdit_train_flops=train_flops(stdit.flops, config.stdit.train),
+        sample_flops=evaluations * evaluation + mdsa.flops["decode"],
+        mdsa_train_flops=train_flops(reconstruction, config.mdsa.train),
+        discriminators_train_flops=JUDGEMENTS * judges.flops["judge"],
+        stdit_train_flops=train_flops(evaluation, config.stdit.train),
+        distill_train_flops=train_flops(evaluation, config.distill.train) + targets * evaluation,
+        distill_sample_flops=num_steps(None, "flow_map") * evaluation + mdsa.flops["decode"],
         mdsa_memory=memory_estimate(
-            whole_mdsa, mdsa_kept(config), config.mdsa.train, discriminators=judges.parameters
+            mdsa, mdsa_kept(config), config.mdsa.train, discriminators=judges.parameters
         ),
         stdit_memory=memory_estimate(stdit, stdit_kept(config), config.stdit.train),
+        distill_memory=memory_estimate(
+            stdit, stdit_kept(config), config.distill.train, teacher=stdit.parameters
+        ),
     )
 
 
-def memory_estimate(cost: Cost, kept: Kept, train: TrainConfig, *, discriminators: int = 0) -> Memory:
+def memory_estimate(
+    model: Size, kept: Kept, train: TrainConfig, *, discriminators: int = 0, teacher: int = 0
+) -> Memory:
     """Estimated bytes per worker, for P parameters on n workers (the fewest that the settings allow):
 
         weights 4 P (/ n at stage 3), gradients 4 P (/ n from stage 2),
         moments 8 P (4 for hidden matrices with Muon) and ZeRO's own fp32 weights 4 P (/ n from stage 1),
         EMA 4 P (/ n at stage 3), autocast's copies 2 P (bf16, fp16; / n at stage 3),
         activations of batch_size / accumulation_steps / n clips,
-        discriminators, which are not sharded, 16 bytes a parameter.
+        discriminators, which are not sharded, 16 bytes a parameter; the teacher, nor it, 4.
 
     Weights stay fp32 under autocast. Left out: the framework (0.5 GiB and more), communication buffers,
     LPIPS, loaders, and what the discriminators keep of a clip.
 
-    cost: of the model that is trained.
+    model: what is trained.
     kept: the values of one clip that its backward pass needs.
     train: the stage's settings: workers, engine, precision, batch.
-    discriminators: their number of parameters; 0 without them.
+    discriminators, teacher: their number of parameters; 0 without them.
     """
     workers = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
-    stage, parameters = (0 if train.engine == "torch" else train.zero_stage), cost.parameters
+    stage, parameters = (0 if train.engine == "torch" else train.zero_stage), model.parameters
 
     def share(num_bytes: int, from_stage: int) -> int:
         return -(-num_bytes // (workers if stage >= from_stage else 1))
@@ -137,12 +215,13 @@ def memory_estimate(cost: Cost, kept: Kept, train: TrainConfig, *, discriminator
     return Memory(
         weights=share(4 * parameters, 3),
         gradients=share(4 * parameters, 2),
-        moments=share(8 * parameters - (4 * cost.hidden if train.optimizer == "muon" else 0), 1),
+        moments=share(8 * parameters - (4 * model.hidden if train.optimizer == "muon" else 0), 1),
         master=share(4 * parameters, 1) if stage > 0 else 0,
         ema=share(4 * parameters, 3),
         casts=0 if train.precision == "fp32" else share(2 * parameters, 3),
         activations=clips * kept.num_bytes(train.precision, recompute=train.activation_checkpointing),
         discriminators=16 * discriminators,
+        teacher=4 * teacher,
     )
 
 
@@ -150,6 +229,7 @@ def format_costs(bill: Costs) -> str:
     """The lines that `--dry-run` prints."""
     config = bill.config
     latents, generate = LatentGeometry.from_config(config), config.generate
+    steps = num_steps(generate.steps, config.diffusion.objective)
     guidance = "without guidance" if generate.guidance_scale == 1 else f"guidance {generate.guidance_scale:g}"
     lines = [
         f"clip        {config.clip.num_frames} frames, {ClipGeometry.from_config(config).seconds:g} s; "
@@ -160,13 +240,16 @@ def format_costs(bill: Costs) -> str:
         f"FLOPs/clip  (a multiply-add is 2) MDSA encode {_flops(bill.mdsa_encode_flops)}, "
         f"decode {_flops(bill.mdsa_decode_flops)}; ST-DiT {_flops(bill.stdit_forward_flops)} an evaluation",
         f"sample      {_flops(bill.sample_flops)}: {bill.sample_evaluations} evaluations "
-        f"({generate.steps} steps, {guidance}) and one decoding",
+        f"({steps} steps, {guidance}) and one decoding; by a flow map "
+        f"{_flops(bill.distill_sample_flops)} ({num_steps(None, 'flow_map')} steps)",
         f"train       MDSA {_flops(bill.mdsa_train_flops)} a clip, {_flops(bill.discriminators_train_flops)} "
-        f"more with discriminators; ST-DiT {_flops(bill.stdit_train_flops)} a clip",
+        f"more with discriminators; ST-DiT {_flops(bill.stdit_train_flops)} a clip, "
+        f"as a flow map {_flops(bill.distill_train_flops)}",
     ]
     for name, memory, train in (
         ("MDSA", bill.mdsa_memory, config.mdsa.train),
         ("ST-DiT", bill.stdit_memory, config.stdit.train),
+        ("flow map", bill.distill_memory, config.distill.train),
     ):
         parts = ", ".join(
             f"{field.name} {_bytes(getattr(memory, field.name))}"

@@ -47,6 +47,7 @@ def export_checkpoint(checkpoint: Checkpoint, folder: str) -> str:
         latent_mean=checkpoint.latent_mean,
         latent_std=checkpoint.latent_std,
         mdsa_hash=checkpoint.mdsa_hash,
+        teacher_hash=checkpoint.teacher_hash,
         keep=1,
         dtype=torch.float16,
     )
@@ -59,7 +60,7 @@ def _without_places(config: Config) -> Config:
     for key in PLACES_OF_DATA:
         del settings["data"][key]
     settings["mdsa"]["loss"]["perceptual_weights"] = None
-    del settings["evaluate"], settings["generate"]["checkpoint"]
+    del settings["evaluate"], settings["generate"]["checkpoint"], settings["distill"]["teacher"]
     return config_from_dict(settings)
 
 

@@ -7,8 +7,8 @@ def main(config: Config) -> None:
     from proav.generation.batch import generate
     from proav.reports.run_page import write_report
 
-    generate(config)
-    print(f"generate: {write_report(config)}")
+    outcome = generate(config)
+    print(f"generate: {write_report(config)}; {outcome}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Closed-form costs against the models themselves.
+"""What models cost by their own account, against the models in use.
 
-Parameters are equal, FLOPs are compared with torch's counter, and memory with what autograd keeps.
-Large models are built on the meta device and run on fake tensors, which have shapes but no values.
+FLOPs are compared with torch's counter, memory with what autograd keeps, parameters with models that have
+weights. Large models are built on the meta device and run on fake tensors, which have shapes but no values.
 """
 
 import contextlib
@@ -14,16 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from proav.config import Config
 from proav.config.reading import config_from_dict, config_to_dict, load_config
-from proav.costs import costs, format_costs, memory_estimate
+from proav.costs import Size, costs, format_costs, memory_estimate, model_sizes
 from proav.diffusion.conditions import Conditions
 from proav.geometry import ClipGeometry, LatentGeometry, stream_geometries
-from proav.models.cost_parts import Cost
 from proav.models.discriminators import AudioDiscriminator, VideoDiscriminators
+from proav.models.kept import mdsa_kept, stdit_kept
 from proav.models.layers import hidden_matrices
 from proav.models.mdsa import MDSA
-from proav.models.mdsa.mdsa_costs import discriminators_cost, mdsa_costs, mdsa_kept
 from proav.models.stdit import STDiT
-from proav.models.stdit.stdit_costs import stdit_cost, stdit_kept
 
 TINY = {
     "clip": {"num_frames": 4, "height": 32, "width": 32, "fps": 8, "sample_rate": 8000},
@@ -117,10 +115,6 @@ def num_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def num_hidden(model: torch.nn.Module) -> int:
-    return sum(model.get_parameter(name).numel() for name in hidden_matrices(model))
-
-
 def counted_flops(call, *, has_attention: bool = True) -> int:
     """FLOPs by torch's counter; here it learns the formula of the CPU's attention kernel."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -142,18 +136,32 @@ def stdit_inputs(config: Config) -> tuple[torch.Tensor, torch.Tensor, Conditions
     return stack, torch.zeros(1, 2), Conditions(torch.zeros(1, dtype=torch.long))
 
 
-@pytest.mark.parametrize("case", CONFIGS)
-def test_parameters_equal_the_models(case):
-    config = read(case)
+def test_parameters_are_those_of_models_with_weights():
+    config = read(TINY)
     bill = costs(config, NUM_LABELS)
-    stdit, mdsa = on_meta(lambda: STDiT(config, NUM_LABELS)), on_meta(lambda: MDSA(config))
-    assert bill.stdit_parameters == num_parameters(stdit)
+    stdit, mdsa = STDiT(config, NUM_LABELS), MDSA(config)
+    judges = [VideoDiscriminators(config), AudioDiscriminator(config)]
+    assert bill.stdit_parameters == sum(len(values.flatten()) for values in stdit.state_dict().values())
     assert bill.mdsa_parameters == num_parameters(mdsa)
-    assert stdit_cost(config).hidden == num_hidden(stdit)
-    assert mdsa_costs(config)["encode"].hidden + mdsa_costs(config)["decode"].hidden == num_hidden(mdsa)
-    assert bill.discriminators_parameters == sum(
-        num_parameters(on_meta(lambda: kind(config))) for kind in (VideoDiscriminators, AudioDiscriminator)
-    )
+    assert bill.discriminators_parameters == sum(map(num_parameters, judges))
+    hidden = sum(stdit.state_dict()[name].numel() for name in hidden_matrices(stdit))
+    assert model_sizes(config)["stdit"].hidden == hidden
+    width, ratio, depth = 40, 3, 2
+    assert hidden == depth * width**2 * (4 + 2 * ratio)
+
+
+def test_asking_for_costs_moves_no_random_numbers():
+    before = torch.get_rng_state()
+    costs(read(tiny_with(width=72)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_models_are_built_once_for_settings_that_shape_them():
+    config, words = config_to_dict(read(TINY)), {"generate": {"steps": 3}, "job": {"stop_seconds": 9}}
+    assert model_sizes(config_from_dict(config | words)) is model_sizes(config_from_dict(config))
+    wider = config | {"stdit": config["stdit"] | {"width": 48}}
+    assert model_sizes(config_from_dict(wider)) != model_sizes(config_from_dict(config))
+    assert model_sizes(config_from_dict(config), 3) != model_sizes(config_from_dict(config))
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -161,20 +169,15 @@ def test_flops_equal_the_counter(case):
     config = read(case)
     small = costs(config).mdsa_train_flops + costs(config).stdit_train_flops < REAL_FLOPS
     config = read(case, shallow=not small and case != CASES["defaults"])
-    stdit, mdsa, parts = (
-        on_meta(lambda: STDiT(config, NUM_LABELS)),
-        on_meta(lambda: MDSA(config)),
-        mdsa_costs(config),
-    )
+    stdit, mdsa = on_meta(lambda: STDiT(config, NUM_LABELS)), on_meta(lambda: MDSA(config))
+    parts = mdsa.flops()
     planes = {}
     with contextlib.nullcontext() if small else FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         stdit, mdsa = stdit.to_empty(device="cpu"), mdsa.to_empty(device="cpu")
-        assert counted_flops(lambda: stdit(*stdit_inputs(config))) == stdit_cost(config, NUM_LABELS).flops
-        assert (
-            counted_flops(lambda: planes.update(mdsa.encode(*clip_inputs(config)))) == parts["encode"].flops
-        )
-        assert counted_flops(lambda: mdsa.encode_lone(*clip_inputs(config))) == parts["encode_lone"].flops
-        assert counted_flops(lambda: mdsa.decode(planes)) == parts["decode"].flops
+        assert counted_flops(lambda: stdit(*stdit_inputs(config))) == stdit.flops()
+        assert counted_flops(lambda: planes.update(mdsa.encode(*clip_inputs(config)))) == parts["encode"]
+        assert counted_flops(lambda: mdsa.encode_lone(*clip_inputs(config))) == parts["encode_lone"]
+        assert counted_flops(lambda: mdsa.decode(planes)) == parts["decode"]
 
 
 @pytest.mark.parametrize("case", [{}, TINY], ids=["defaults", "tiny"])
@@ -186,7 +189,7 @@ def test_flops_of_a_judgement_equal_the_counter(case):
         counted = counted_flops(
             lambda: (video(clip, torch.zeros(1, dtype=torch.long)), audio(mel)), has_attention=False
         )
-    assert counted == discriminators_cost(config).flops
+    assert counted == video.flops() + audio.flops()
 
 
 def kept_bytes(model: torch.nn.Module, call, precision: str) -> int:
@@ -259,14 +262,14 @@ def test_zero_stages_share_what_they_say(stage, bytes_per_parameter):
     config = config_from_dict(
         {"stdit": {"train": {"zero_stage": stage, "num_workers": 4, "precision": "fp32"}}}
     )
-    memory = memory_estimate(Cost(1_000_000), stdit_kept(config), config.stdit.train)
+    memory = memory_estimate(Size(1_000_000), stdit_kept(config), config.stdit.train)
     assert memory.total - memory.activations == bytes_per_parameter * 1_000_000
     assert memory.activations == 16 * stdit_kept(config).num_bytes("fp32", recompute=False)
 
 
 def test_muon_keeps_one_moment_of_hidden_matrices():
     config = config_from_dict({"stdit": {"train": {"engine": "torch", "optimizer": "muon"}}})
-    memory = memory_estimate(Cost(1_000_000, hidden=900_000), stdit_kept(config), config.stdit.train)
+    memory = memory_estimate(Size(1_000_000, hidden=900_000), stdit_kept(config), config.stdit.train)
     assert memory.moments == 4 * 900_000 + 8 * 100_000
 
 
@@ -281,6 +284,17 @@ def test_a_sample_counts_guidance_and_decoding():
     assert costs(config_from_dict(settings)).sample_evaluations == 7
 
 
+def test_a_flow_map_costs_its_target_in_training_and_few_evaluations_a_sample():
+    """Its target takes a pass of the teacher, two with guidance, and one of the student."""
+    for guidance, passes in ((1.0, 3 + 2), (2.0, 3 + 3)):
+        bill = costs(config_from_dict({"distill": {"guidance_scale": guidance}}))
+        assert bill.distill_train_flops == passes * bill.stdit_forward_flops
+    assert bill.distill_sample_flops == 4 * bill.stdit_forward_flops + bill.mdsa_decode_flops
+    assert bill.distill_memory.total == bill.stdit_memory.total + 4 * bill.stdit_parameters
+    sample = {"diffusion": {"objective": "flow_map"}}
+    assert costs(config_from_dict(sample)).sample_evaluations == 4
+
+
 @pytest.mark.parametrize("settings", [{}, LANDSCAPE], ids=["defaults", "landscape"])
 def test_a_sample_stays_within_its_budget(settings):
     """30 guided steps of ST-DiT B and one decoding: a hundredth of MM-Diffusion with its super-resolution."""
@@ -290,9 +304,10 @@ def test_a_sample_stays_within_its_budget(settings):
 
 def test_linear_planes_cost_less_than_a_hundredth_of_mdsa():
     settings = config_to_dict(read(LANDSCAPE))
-    without = mdsa_costs(config_from_dict(settings | {"mdsa": settings["mdsa"] | NO_PATH}))
-    for part, whole in mdsa_costs(read(LANDSCAPE)).items():
-        assert without[part].flops < whole.flops < without[part].flops / 0.99
+    bare = config_from_dict(settings | {"mdsa": settings["mdsa"] | NO_PATH})
+    without = model_sizes(bare)["mdsa"].flops
+    for part, whole in model_sizes(read(LANDSCAPE))["mdsa"].flops.items():
+        assert without[part] < whole < without[part] / 0.99
 
 
 def test_lines_for_people_name_all_that_is_asked():

@@ -8,7 +8,7 @@ import pytest
 
 from proav.data.store.shards import label_indices
 from proav.errors import CheckpointError
-from proav.generation.batch import wanted_rows
+from proav.generation.batch.plan import wanted_rows
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.metrics.agreement import class_hit
 from proav.runs.checkpoint import check_resumable
@@ -37,14 +37,21 @@ def test_a_label_is_found_in_either_form(asked, labels):
     assert label_indices(pa.chunked_array([["dog", asked, None, "cat"]]), labels).tolist() == [0, 1, 2, 2]
     assert [class_hit(np.array([logits]), asked, labels) for logits in ([0.0, 1.0], [1.0, 0.0])] == [1.0, 0.0]
     assert SoundingVideoPipeline.label_index(SimpleNamespace(labels=labels), asked) == 1
-    checkpoint = SimpleNamespace(labels=labels, hash="", clips=0)
+    checkpoint = SimpleNamespace(labels=labels, hash="", clips=0, config=tiny_config())
     rows = wanted_rows(tiny_config(f"generate.label={asked}"), checkpoint)
     assert {row["label"] for row in rows} == {labels[1]}
 
 
 def label_of(labels, fields):
     """The label that the HTTP interface finds in a request if the model knows `labels`."""
-    limits = {"size": "", "seconds": "", "steps": 2, "max_steps": 9, "guidance_scale": 1.0}
+    limits = {
+        "size": "",
+        "seconds": "",
+        "steps": 2,
+        "max_steps": 9,
+        "guidance_scale": 1.0,
+        "guidance_range": (0, 30),
+    }
     card = SimpleNamespace(id="tiny", labels=labels, tasks=("joint",), **limits)
     return check_request(parse_request(fields), card, has_reference=False).label
 

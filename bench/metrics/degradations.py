@@ -142,6 +142,11 @@ def main() -> None:
             "degraded, each on one process or device",
             flush=True,
         )
+    if not rows:
+        raise SystemExit(
+            f"degradations: no network found in {arguments.weights}; expected one of "
+            + ", ".join(f"{name}.safetensors" for name in NETWORKS)
+        )
     print(json.dumps({"bench": "degradations", "clips": count, "device": arguments.device, "rows": rows}))
 
 

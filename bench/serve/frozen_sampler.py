@@ -4,7 +4,7 @@
 
 Starts `serve run proav.serve:app` and stops the sampler's process with SIGSTOP, once in the middle of a clip
 and once while it is idle. Measures the seconds until /healthz says 503 and until a clip is finished again.
-Prints a line for each case and one JSON line. Linux only.
+Prints a line for each case and one JSON line. Ends with status 1 if no clip is finished again. Linux only.
 """
 
 import argparse
@@ -86,6 +86,7 @@ def main() -> None:
             rows.append(freeze(url, busy=busy, steps=arguments.steps))
             print(", ".join(f"{name}: {value}" for name, value in rows[-1].items()), flush=True)
     print(json.dumps({"rows": rows, "cpus": os.cpu_count()}))
+    raise SystemExit(1 if any(row["clip_after_seconds"] is None for row in rows) else 0)
 
 
 if __name__ == "__main__":

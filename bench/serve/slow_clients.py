@@ -6,7 +6,7 @@ Starts `serve run proav.serve:app` and opens connections that stop in the middle
 a request, half in its body. Then all of them stop in the body, and then large JSON bodies lack their last
 byte. Meanwhile it asks /healthz and orders a clip of one step. Prints the seconds that these took, what the
 slow clients were answered and after how long, and the memory of the processes that hold connections: Ray
-Serve's proxy and the front. Linux only.
+Serve's proxy and the front. Ends with status 1 if /healthz or the clip was not answered in time. Linux only.
 """
 
 import argparse
@@ -172,6 +172,8 @@ def main() -> None:
     for row in rows:
         print(*(f"{name}: {value}" for name, value in row.items()), sep="\n  ")
     print(json.dumps({"rows": rows, "cpus": os.cpu_count()}))
+    unanswered = [row for row in rows if None in (row["healthz_seconds"], row["clip_seconds"])]
+    raise SystemExit(1 if unanswered else 0)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 Compares several clients at once with one client alone: requests a second, their ratio, and p50 and p95 of the
 time from request to mp4. Then sends malformed requests from a seeded generator and counts the statuses.
 Starts `serve run proav.serve:app` on a free port unless --url names a server. Prints a table and one JSON
-line.
+line. Ends with status 1 if a malformed request got a status of 500 or more, or an error that is not JSON.
 """
 
 import argparse
@@ -298,6 +298,7 @@ def main() -> None:
         f"{sum(count for status, count in statuses.items() if status != 'not JSON')} malformed: "
         + ", ".join(f"{count} x {status}" for status, count in statuses.most_common())
     )
+    wrong = any(status == "not JSON" or status >= 500 for status in statuses)
     statuses = {str(status): count for status, count in statuses.items()}
     print(
         json.dumps(
@@ -311,6 +312,7 @@ def main() -> None:
             }
         )
     )
+    raise SystemExit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
     python -m bench.train.frozen_encoder RUN OUT [--clips 1600] [section.key=value ...]
 
-Stored latents, and a ST-DiT trained on them, stay valid. RUN is a finished run of configs/demo.yaml. Settings
-say what the decoder learns from; with discriminators:
+Stored latents, and an ST-DiT trained on them, stay valid. RUN is a finished run of configs/demo.yaml.
+Settings say what the decoder learns from. With discriminators:
 
     python -m bench.train.frozen_encoder RUN OUT mdsa.loss.adversarial_start_clips=0
 
 Prints the reconstruction of unseen sources before and after, and writes OUT/stdit/checkpoints: RUN's ST-DiT
-with the new decoder. Its clips are made and measured like those of any run:
+with the new decoder. Ends with status 1 if the encoder's planes have changed. The clips of OUT are made and
+measured like those of any run:
 
     python ray_jobs/generate.py --config OUT/config.yaml generate.num_samples=256
     python ray_jobs/evaluate.py --config OUT/config.yaml evaluate.real=FOLDER evaluate.fake=OUT/samples
@@ -139,6 +140,7 @@ def main() -> None:
     )  # fmt: skip
     (arguments.out / "config.yaml").write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
     print(json.dumps({"bench": "frozen_encoder", "clips": arguments.clips, "same_planes": same, **found}))
+    raise SystemExit(0 if same else 1)
 
 
 def _same_planes(config: Config, one: MDSA, other: MDSA) -> bool:

@@ -41,8 +41,10 @@ from proav.diffusion.conditions import Conditions
 from proav.diffusion.masks import AUDIO, VIDEO, continue_frames
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.tasks import TASKS, fixed_mask
+from proav.generation.finishing import finish_clips, phase_seed
 from proav.generation.joining import with_given_frames
-from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline, phase_seed
+from proav.generation.pipeline import SoundingVideoPipeline
+from proav.generation.requests import SampleRequest
 from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip
 from proav.runs.layout import RunFolder
@@ -57,7 +59,7 @@ BATCH = 8
 
 @torch.inference_mode()
 def replacement(pipeline: SoundingVideoPipeline, requests: Sequence[SampleRequest], known_2T: Tensor):
-    """Pictures and mel images like `make_windows`, by zero-shot replacement with the task joint."""
+    """Pictures and mel images like `sample_streams`, by zero-shot replacement with the task joint."""
     process, coder = pipeline.process, pipeline.coder
     given_video = torch.from_numpy(np.stack([request.given.video for request in requests]))
     given_mel = coder.mel_frames.encode(
@@ -124,16 +126,16 @@ def measure_task(
     raw: dict[str, list[np.ndarray]] = {name: [] for name in made}
     for first in range(0, len(requests), BATCH):
         some = requests[first : first + BATCH]
-        video, mel = pipeline.make_windows(some)
+        video, mel = pipeline.sample_streams(some)
         seeds = [phase_seed(request.seed, request.index) for request in some]
         plain = pipeline.coder.to_clips(video, mel, seeds=seeds)
         made["cut in"] += [
             with_given_frames(clip, one.given, known_2T.numpy())
             for clip, one in zip(plain, some, strict=True)
         ]
-        made["trained"] += pipeline.join_given(some, video, mel)
+        made["trained"] += finish_clips(pipeline.config, pipeline.coder.mel_frames, some, video, mel)
         replaced = replacement(pipeline, some, known_2T)
-        made["replacement"] += pipeline.join_given(some, *replaced)
+        made["replacement"] += finish_clips(pipeline.config, pipeline.coder.mel_frames, some, *replaced)
         for name, pictures in (("trained", video), ("cut in", video), ("replacement", replaced[0])):
             raw[name] += list(pictures.numpy())
     seams = borders(known_2T[VIDEO]), borders(known_2T[AUDIO])

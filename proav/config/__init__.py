@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from proav.config.changes import Changes
 from proav.config.clip import ClipConfig, DataConfig, MelConfig
+from proav.config.distill import DistillConfig
 from proav.config.filters import FilterConfig
 from proav.config.generation import EvaluateConfig, GenerateConfig, JobConfig
 from proav.config.mdsa import (
@@ -27,15 +28,16 @@ from proav.config.mdsa import (
 )
 from proav.config.section import Count, Section, Stage, TaskName
 from proav.config.stdit import DiffusionConfig, EncodeConfig, STDiTConfig
-from proav.config.training import MDSATrainConfig, STDiTTrainConfig, TrainConfig
+from proav.config.training import DistillTrainConfig, MDSATrainConfig, STDiTTrainConfig, TrainConfig
 from proav.config.tuning import TuneConfig
 
 __all__ = [
-    "BiBlockConfig", "ClipConfig", "Config", "DataConfig", "DiffusionConfig", "EncodeConfig",
-    "EvaluateConfig", "FilterConfig", "GenerateConfig", "GroupCrossConfig", "JobConfig",
-    "LinearPlanesConfig", "MDSAConfig", "MDSALossConfig", "MDSATrainConfig", "MelConfig",
-    "MultiScaleConfig", "PlaneChannelsConfig", "RefinerConfig", "STDiTConfig", "STDiTTrainConfig",
-    "Section", "SpatialConfig", "Stage", "TaskName", "TrainConfig", "TuneConfig",
+    "BiBlockConfig", "ClipConfig", "Config", "DataConfig", "DiffusionConfig", "DistillConfig",
+    "DistillTrainConfig", "EncodeConfig", "EvaluateConfig", "FilterConfig", "GenerateConfig",
+    "GroupCrossConfig", "JobConfig", "LinearPlanesConfig", "MDSAConfig", "MDSALossConfig",
+    "MDSATrainConfig", "MelConfig", "MultiScaleConfig", "PlaneChannelsConfig", "RefinerConfig",
+    "STDiTConfig", "STDiTTrainConfig", "Section", "SpatialConfig", "Stage", "TaskName", "TrainConfig",
+    "TuneConfig",
 ]  # fmt: skip
 
 
@@ -51,7 +53,9 @@ class Config(Section):
     seed: Annotated[Count, Changes("mdsa", "stdit")] = 0
     """Seed of all randomness: each draw is a function of this and an index."""
     stage: Stage | None = None
-    """The model that train.py trains. Empty: mdsa, then the latents, then stdit, each unless it is done."""
+    """The model that train.py trains. Empty: mdsa, then the latents, then stdit, each unless it is done.
+    distill: a flow map of the trained ST-DiT, which samples in few steps.
+    """
     clip: ClipConfig = ClipConfig()
     """Clip shape and rates."""
     mel: MelConfig = MelConfig()
@@ -68,6 +72,8 @@ class Config(Section):
     """Generator."""
     diffusion: DiffusionConfig = DiffusionConfig()
     """Noise process."""
+    distill: DistillConfig = DistillConfig()
+    """Flow map."""
     generate: GenerateConfig = GenerateConfig()
     """Sampling."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -87,9 +93,28 @@ class Config(Section):
         """Where the prepared data is: `data.prepared`, or <run_dir>/data."""
         return self.data.prepared or f"{self.run_folder.rstrip('/')}/data"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _train_alike(cls, settings: object) -> object:
+        """What distill.train does not say is as in stdit.train, but for its length."""
+        if not isinstance(settings, dict):
+            return settings
+        trained, distill = (settings.get(name) or {} for name in ("stdit", "distill"))
+        train, own = (one.get("train") or {} if isinstance(one, dict) else one for one in (trained, distill))
+        if not all(isinstance(one, dict) for one in (distill, train, own)):
+            return settings
+        alike = {key: value for key, value in train.items() if key not in DistillTrainConfig.own_length}
+        return settings | {"distill": distill | {"train": alike | own}}
+
     @model_validator(mode="after")
     def _check(self) -> "Config":
         from proav.geometry import check_geometry
 
         check_geometry(self)
+        depth, decoder = self.stdit.shape[0], self.distill.decoder_blocks
+        if decoder is not None and decoder >= depth:
+            raise ValueError(
+                f"distill.decoder_blocks={decoder} leaves none of the {depth} blocks of ST-DiT for the time "
+                f"itself; expected at most {depth - 1}"
+            )
         return self

@@ -9,6 +9,7 @@ which ones concern the machine alone. Kinds:
     windows         the prepared segments from which windows are drawn
     mdsa, stdit     what the weights of a model mean: fixed for all of its training
     discriminators  the same, for the networks that train beside MDSA
+    flow_map        the same, for the flow map that ST-DiT is made into
     training        how weights are trained; may change during training
     latents         stored latents
     samples         generated clips
@@ -25,7 +26,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 KINDS = frozenset(
-    "sources data windows mdsa stdit discriminators training latents samples numbers sweep machine".split()
+    "sources data windows mdsa stdit discriminators flow_map training latents samples numbers sweep "
+    "machine".split()
 )
 
 

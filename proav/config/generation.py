@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from proav.config.changes import Changes
 from proav.config.section import Count, LabelName, PositiveInt, Probability, Section, TaskName, UseGPU
@@ -25,32 +25,61 @@ class GenerateConfig(Section):
     changes = ("samples",)
 
     num_samples: PositiveInt = 16
-    """Clips to make."""
+    """Clips to make; with a listing, its rows say how many."""
+    listing: str | None = None
+    """CSV or Parquet: a row for each input, with the columns path, start_seconds, label, seed and count
+    (docs/sampling.md). Empty: samples of `label`, or of labels in turn; a task that is given something
+    takes windows of the run's data.
+    """
     task: TaskName = "joint"
     """joint: picture and sound. a2v: picture for given sound. v2a: sound for given picture. i2av: a clip from
     its first picture. continue: a clip goes on. inpaint: a span of a clip is made anew. What is given are
     windows of the run's data, of the split evaluate.split.
     """
     label: LabelName | None = None
-    """Label of all samples; empty: the labels of the data set in turn, or none if the model has none."""
-    steps: Annotated[int, Field(ge=1, le=1000)] = 30
-    """Denoising steps."""
+    """Label of all samples; empty: the labels of the data set in turn, or none if the model has none. With a
+    listing: of the rows that have no label; empty: none.
+    """
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Denoising steps; empty: 4 for a flow map, 30 for other models."""
     solver: str | None = None
-    """How a step is made: docs/sampling.md lists the solvers; empty: euler for a flow, ddim for ddpm."""
+    """How a step is made: docs/sampling.md lists the solvers; empty: euler for a flow, ddim for ddpm,
+    flow_map for a flow map.
+    """
     schedule_shift: Annotated[float, Field(ge=1, le=100)] | None = None
     """Shift s of the sampling times: t becomes s t / (1 + (s - 1) t); empty: as in training."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
-    """Scale of classifier-free guidance; 1: no guidance."""
+    """Scale of classifier-free guidance; 1: no guidance. A flow map has its own scale, and takes no other."""
     guidance_interval: tuple[Probability, Probability] = (0.0, 1.0)
     """Times between which guidance acts; 0 is clean, 1 is noise."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """In which ST-DiT computes. fp32: on a GPU with TF32 matrix products. bf16: autocast, faster on a GPU."""
     batch_size: Annotated[PositiveInt, Changes("machine")] = 8
     """Clips made at a time."""
-    num_workers: Annotated[PositiveInt, Changes("machine")] = 1
-    """Generating actors."""
+    num_workers: Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], Changes("machine")] = 1
+    """Generating actors, one for each GPU if there are GPUs; [MIN,MAX] grows with the cluster."""
+    num_writers: Annotated[Count | None, Changes("machine")] = None
+    """At most so many actors, a CPU each, make sounds of mel images and write the files, while others
+    generate. 0: each generating actor does it itself. Empty: with GPUs all CPUs that are left, otherwise 0.
+    """
     use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
     """auto: a GPU for each actor if the cluster has any, or its autoscaler can add one."""
     checkpoint: str | None = None
     """A ST-DiT checkpoint; empty: the newest of this run."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "GenerateConfig":
+        least, most = self.worker_range
+        if least > most:
+            raise ValueError(
+                f"generate.num_workers=[{least},{most}]: MIN is above MAX; write [{most},{least}]"
+            )
+        return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The least and the greatest number of generating actors."""
+        return (self.num_workers,) * 2 if isinstance(self.num_workers, int) else self.num_workers
 
 
 class EvaluateConfig(Section):

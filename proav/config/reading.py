@@ -15,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 from proav.config import Config, MDSATrainConfig, Section
 from proav.errors import ConfigError
 
-TRAINED_STAGES = ("mdsa", "stdit")
+TRAINED_STAGES = ("mdsa", "stdit", "distill")
+STAGES_OF_EVERY_RUN = ("mdsa", "stdit")
+"""What `train.KEY` means if no stage is chosen."""
 WHOLE_VALUES = ("task_weights", "axes")
 """Settings whose value is a mapping: a file laid over another replaces it as a whole."""
 
@@ -25,8 +27,8 @@ def load_config(path: str | None = None, overrides: list[str] | tuple[str, ...] 
 
     path: None means the defaults alone. A file may begin with `base: OTHER.yaml`: it is then laid over that
     file, whose path is relative to the folder of the first.
-    overrides: the words; `train.KEY` means the training section of the chosen stage, or of both stages if no
-    stage is chosen.
+    overrides: the words; `train.KEY` means the training section of the chosen stage, or of MDSA and ST-DiT if
+    no stage is chosen.
     Raises ConfigError.
     """
     words = list(overrides)
@@ -91,12 +93,12 @@ def describe_settings(section: type[BaseModel] = Config, prefix: str = "") -> li
 
 
 def _spread_train(settings: dict, stage: str | None) -> dict:
-    """A file's section `train:` moved into its mdsa.train and stdit.train; what these say themselves wins."""
+    """A file's section `train:` moved into the stages' sections; what these say themselves wins."""
     section = settings.get("train")
     if not isinstance(section, dict):
         return settings
     spread = {key: value for key, value in settings.items() if key != "train"}
-    for name in [stage] if stage in TRAINED_STAGES else TRAINED_STAGES:
+    for name in [stage] if stage in TRAINED_STAGES else STAGES_OF_EVERY_RUN:
         model = spread.get(name) or {}
         spread[name] = {**model, "train": {**section, **(model.get("train") or {})}}
     return spread
@@ -179,7 +181,7 @@ def _merge(settings: dict, words: list[str], path: str | None) -> dict:
 
 
 def _name_stage(words: list[str], stage: str | None) -> list[str]:
-    stages = [stage] if stage in TRAINED_STAGES else list(TRAINED_STAGES)
+    stages = [stage] if stage in TRAINED_STAGES else list(STAGES_OF_EVERY_RUN)
     named = []
     for word in words:
         named += [f"{name}.{word}" for name in stages] if word.startswith("train.") else [word]

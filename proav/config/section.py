@@ -15,7 +15,8 @@ Stage = Literal["mdsa", "stdit", "distill"]
 UseGPU = bool | Literal["auto"]
 LabelName = Annotated[str, BeforeValidator(lambda value: _label_name(value))]
 """A label, in Unicode's composed form; a class number may be written without quotes."""
-TaskName = Literal["joint", "a2v", "v2a", "i2av", "continue", "inpaint"]
+TaskName = str
+"""A name of the table in `proav/diffusion/tasks.py`, whose `check_tasks` refuses any other."""
 
 
 def _label_name(value: object) -> object:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from proav.config.changes import Changes
-from proav.config.section import PositiveInt, Probability, Section, UseGPU, Weight
+from proav.config.section import PositiveInt, Probability, Section, TaskName, UseGPU, Weight
 from proav.config.training import STDiTTrainConfig
 
 
@@ -45,6 +45,10 @@ class STDiTConfig(Section):
     """Cells along a token's side; divides mdsa.plane_size. In planes of fewer channels it may be larger."""
     attention: Literal["divided", "full"] = "divided"
     """divided: within a plane, then across the six planes. full: all tokens at once."""
+    positions: Literal["axes", "plain"] = "axes"
+    """axes: tokens of equal time, row or column share coordinates in all planes. plain: each plane's rows and
+    columns, whatever they mean.
+    """
     mlp_ratio: PositiveInt = 4
     """Hidden width of the MLP, in multiples of width."""
     label_dropout: Annotated[Probability, Changes("training")] = 0.1
@@ -84,8 +88,10 @@ class DiffusionConfig(Section):
 
     changes = ("stdit",)
 
-    objective: Literal["flow", "ddpm"] = "flow"
-    """flow: rectified flow, velocity target, Euler sampler. ddpm: noise target, DDIM sampler, as in PVDM."""
+    objective: Literal["flow", "ddpm", "flow_map"] = "flow"
+    """flow: rectified flow, velocity target, Euler sampler. ddpm: noise target, DDIM sampler, as in PVDM.
+    flow_map: average velocity between two times; only stage=distill makes such models, from a flow.
+    """
     time_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     """Distribution of training times of the flow."""
     time_shift: Annotated[float, Field(ge=1, le=100)] = 1.0
@@ -100,10 +106,12 @@ class DiffusionConfig(Section):
     """Last variance."""
     ddim_eta: Annotated[float, Field(ge=0, le=1), Changes("samples")] = 0.0
     """0: deterministic DDIM; 1: ancestral noise."""
-    task_weights: Annotated[
-        dict[Literal["joint", "a2v", "v2a", "independent", "i2av", "continue", "inpaint"], Weight],
-        Changes("training", "latents"),
-    ] = {"joint": 0.7, "a2v": 0.1, "v2a": 0.1, "independent": 0.1}
+    task_weights: Annotated[dict[TaskName, Weight], Changes("training", "latents")] = {
+        "joint": 0.7,
+        "a2v": 0.1,
+        "v2a": 0.1,
+        "independent": 0.1,
+    }
     """Share of each task in training. a2v: sound is given. v2a: picture is given. independent: each modality
     has a time of its own. i2av: the first picture is given. continue: the beginning of both is given.
     inpaint: all but a span is given. For each of the last three that has a share, encode stores the planes of

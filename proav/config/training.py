@@ -4,7 +4,7 @@ Rules between the fields are checked at construction.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -202,3 +202,15 @@ class STDiTTrainConfig(TrainConfig):
 
     num_clips: PositiveInt = 6_400_000
     """How long to train, in clips seen."""
+
+
+class DistillTrainConfig(TrainConfig):
+    """The flow map's training, from ST-DiT's weights. What it does not say is as in stdit.train."""
+
+    own_length: ClassVar[tuple[str, ...]] = ("num_clips", "max_seconds", "warmup_clips")
+    """What is never as in stdit.train."""
+
+    num_clips: PositiveInt = 640_000
+    """How long to train, in clips seen."""
+    warmup_clips: Count = 32_000
+    """The learning rates grow linearly over this many clips."""

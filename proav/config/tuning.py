@@ -18,12 +18,16 @@ MAX_STEPS = 100_000
 
 
 class AxisConfig(Section):
-    """An axis that is more than a list: a range, or one that exists only under a condition."""
+    """An axis that is more than a list: a range, named groups of settings, or one under a condition."""
 
     changes = ("sweep",)
 
     values: tuple[Any, ...] | None = None
     """A list of values, as for an axis without conditions."""
+    variants: dict[str, dict[str, Any]] | None = None
+    """Named groups of settings, which change together: {plain: {}, small: {mdsa.width: 64, mdsa.num_heads:
+    2}}. The axis then has a name of its own; {}: the configuration as it is.
+    """
     uniform: tuple[float, float] | None = None
     """[LOW, HIGH]: any number between them, all equally likely."""
     loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
@@ -37,16 +41,18 @@ class AxisConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "AxisConfig":
-        kinds = [name for name in ("values", *RANGES) if getattr(self, name) is not None]
+        kinds = [name for name in ("values", "variants", *RANGES) if getattr(self, name) is not None]
         if len(kinds) != 1:
             raise ValueError(
-                f"{' and '.join(kinds) or 'no values'}; expected one of values, uniform, loguniform and "
-                "integer, such as {loguniform: [1.0e-4, 1.0e-2]}"
+                f"{' and '.join(kinds) or 'no values'}; expected one of values, variants, uniform, "
+                "loguniform and integer, such as {loguniform: [1.0e-4, 1.0e-2]}"
             )
-        if self.values is not None:
+        if self.listed is not None:
             if self.step is not None:
-                raise ValueError("step beside values; write a range, such as {integer: [2, 8], step: 2}")
-            _check_values(self.values)
+                raise ValueError(
+                    f"step beside {kinds[0]}; write a range, such as {{integer: [2, 8], step: 2}}"
+                )
+            _check_values(self.listed)
             return self
         low, high = getattr(self, kinds[0])
         if not low < high:
@@ -67,10 +73,15 @@ class AxisConfig(Section):
             )
 
     @property
+    def listed(self) -> tuple[Any, ...] | None:
+        """The values of a list, or the names of the variants; None for a range."""
+        return self.values if self.variants is None else tuple(self.variants)
+
+    @property
     def choices(self) -> tuple[Any, ...] | None:
         """Every value, in order; None for a range without steps (integers have steps of 1)."""
-        if self.values is not None:
-            return self.values
+        if self.listed is not None:
+            return self.listed
         if self.integer is not None:
             return tuple(range(self.integer[0], self.integer[1] + 1, int(self.step or 1)))
         if self.step is None:
@@ -87,7 +98,8 @@ class TuneConfig(Section):
 
     axes: dict[str, tuple[Any, ...] | AxisConfig] = {}
     """What varies: the dotted key of a setting, and its values or a range: {mdsa.group_cross.num_groups: [2,
-    4], mdsa.train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}.
+    4], mdsa.train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}. Or a name, and variants, each a group of
+    settings.
     """
     leave_out: tuple[dict[str, Any], ...] = ()
     """Combinations that are no trials: axes with a value, values or {min: A, max: B} each."""
@@ -134,6 +146,8 @@ class TuneConfig(Section):
     """What trials are judged by. score: see picture_weight. Or a number of a reconstruction, such as psnr_db,
     or of an evaluation, as TABLE.METRIC: reconstruction.ssim, generated.sKVD, stdit.loss.
     """
+    show: tuple[str, ...] = ()
+    """More numbers of each trial, named like the metric, in columns beside it; they decide nothing."""
     mode: Literal["auto", "max", "min"] = "auto"
     """Whether the metric is to be large or small; auto: by its name."""
     picture_weight: Weight = 1.0
@@ -249,6 +263,11 @@ def _read_axis(key: str, given: Any) -> Any:
             )
         if isinstance(given.get("when"), dict):
             given["when"] = _flat_conditions(given["when"])
+        if isinstance(given.get("variants"), dict):
+            given["variants"] = {
+                name: _flat_settings(group) if isinstance(group, dict) else group
+                for name, group in given["variants"].items()
+            }
         try:
             return AxisConfig(**given)
         except ValidationError as error:
@@ -282,6 +301,15 @@ def _flat(values: dict, prefix: str = "") -> dict:
         nested = isinstance(value, dict) and not (value.keys() & AxisConfig.model_fields.keys())
         inner = _flat(value, f"{prefix}{key}.") if nested and value else {f"{prefix}{key}": value}
         flat = {known: kept for known, kept in flat.items() if known not in inner} | inner
+    return flat
+
+
+def _flat_settings(values: dict, prefix: str = "") -> dict:
+    """{mdsa: {width: 64}} -> {mdsa.width: 64}, as overrides make them; a dotted key's value stays."""
+    flat: dict = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and "." not in key
+        flat |= _flat_settings(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
 
 

@@ -1,16 +1,17 @@
 """Noise processes, their solvers, tasks and conditions: plain PyTorch mathematics over the stacked latents.
 
 Not here: the model (`proav/models/stdit`), data (`proav/data`) and the sampling loop (`proav/generation`).
-The two processes have the same methods: `RectifiedFlow` (default) and `DDPM` (the settings of PVDM).
+The processes have the same methods: `RectifiedFlow` (default), `FlowMap` (a flow in few steps) and `DDPM`
+(the settings of PVDM).
 `make_process` chooses by the configuration. Follows "ProAV-DiT", Figure 2 (b). Letters: B clips, D channels,
 P=6 planes, N plane side.
 """
 
 from proav.config import Config
 from proav.diffusion.ddpm import DDPM
-from proav.diffusion.flow import RectifiedFlow
+from proav.diffusion.flow import FlowMap, RectifiedFlow
 
-__all__ = ["DDPM", "RectifiedFlow", "make_process"]
+__all__ = ["DDPM", "FlowMap", "RectifiedFlow", "make_process"]
 
 
 def make_process(config: Config) -> RectifiedFlow | DDPM:
@@ -24,4 +25,6 @@ def make_process(config: Config) -> RectifiedFlow | DDPM:
     settings = config.diffusion
     if settings.objective == "flow":
         return RectifiedFlow(settings.time_sampling, settings.time_shift)
+    if settings.objective == "flow_map":
+        return FlowMap(guidance_scale=config.distill.guidance_scale)
     return DDPM(settings.ddpm_steps, settings.ddpm_beta_start, settings.ddpm_beta_end, settings.ddim_eta)

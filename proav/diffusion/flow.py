@@ -63,3 +63,19 @@ class RectifiedFlow:
         It is 2 for normalized latents.
         """
         return 1.0 + second_moment
+
+
+@dataclass(frozen=True)
+class FlowMap(RectifiedFlow):
+    """The same path from data to noise, for a model that predicts the average velocity between two times.
+
+        u(z_t, t, r) = (z_t - z_r) / (t - r),   r <= t;   u(z_t, t, t) = v(z_t, t),
+
+    where z_t -> z_r is the way along the velocity v of a flow (Geng et al., 2025). Pairs of times are drawn
+    elsewhere (`flow_maps.py`), evenly, and sampling's times are even too: `shift` is 1.
+    """
+
+    guidance_scale: float = 1.0
+    """The guidance that v has; sampling cannot change it."""
+
+    objective: ClassVar[str] = "flow_map"

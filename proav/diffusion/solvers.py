@@ -15,14 +15,24 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from proav.errors import UserError
 
-Solution = Generator[tuple[Tensor, float], Tensor, Tensor]
-"""Yields (state, time), is sent predictions, and returns the clean state."""
+
+class Question(NamedTuple):
+    """What a solver asks the model."""
+
+    state: Tensor
+    time: float
+    next_time: float | None = None
+    """For flow maps: the time up to which the velocity is averaged."""
+
+
+Solution = Generator[Question | tuple[Tensor, float], Tensor, Tensor]
+"""Yields questions, is sent predictions, and returns the clean state."""
 
 
 class Process(Protocol):
@@ -66,6 +76,15 @@ def heun(process: Process, noise: Tensor, times: Sequence[float], fresh: FreshNo
             return guess
         at_guess = yield guess, next_time
         state = state + (next_time - time) * (velocity + at_guess) / 2
+    return state
+
+
+def flow_map(process: Process, noise: Tensor, times: Sequence[float], fresh: FreshNoise) -> Solution:
+    """z_r = z_t - (t - r) u(z_t, t, r), with u the predicted average velocity: exact, one call a step."""
+    state = noise
+    for time, next_time in pairwise(times):
+        velocity = yield Question(state, time, next_time)
+        state = state + (next_time - time) * velocity
     return state
 
 
@@ -131,9 +150,17 @@ SOLVERS = {
     "heun": Solver(heun, ("flow",), lambda steps: 2 * steps - 1),
     "dpmpp_2m": Solver(dpmpp_2m, ("flow", "ddpm")),
     "ddim": Solver(ddim, ("flow", "ddpm")),
+    "flow_map": Solver(flow_map, ("flow_map",)),
 }
-DEFAULTS = {"flow": "euler", "ddpm": "ddim"}
+DEFAULTS = {"flow": "euler", "ddpm": "ddim", "flow_map": "flow_map"}
 """The solver of each process if none is named."""
+DEFAULT_STEPS = {"flow": 30, "ddpm": 30, "flow_map": 4}
+"""The steps of each process if no number is given."""
+
+
+def num_steps(steps: int | None, objective: str) -> int:
+    """`steps`, or what models of this objective take if no number is given."""
+    return DEFAULT_STEPS[objective] if steps is None else steps
 
 
 def find_solver(name: str | None, objective: str) -> Solver:

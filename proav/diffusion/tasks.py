@@ -14,7 +14,7 @@ from torch import Tensor
 from proav.config import Config
 from proav.diffusion import make_process, masks
 from proav.diffusion.noise import uniforms_for
-from proav.errors import UserError
+from proav.errors import ConfigError, UserError
 from proav.geometry import MODALITIES
 
 
@@ -76,7 +76,7 @@ def sampling_task(name: str) -> Task:
     """The row of a task that makes clips. Raises UserError for any other name, and lists those that can."""
     available = [known for known, task in TASKS.items() if task.can_sample]
     if name not in available:
-        raise UserError(
+        raise ConfigError(
             f"generate.task={name} is not available; expected one of {', '.join(available)}, "
             f"such as generate.task={available[0]}"
         )
@@ -134,6 +134,17 @@ def fixed_mask(name: str, config: Config) -> Tensor:
 def task_names(seed: int, positions: Sequence[int], config: Config) -> tuple[str, ...]:
     """The task of each clip; see `draw_tasks`, which draws more of the same numbers."""
     return _names_of(_uniforms_B4(seed, positions), config)
+
+
+def check_tasks(config: Config) -> None:
+    """Raises UserError if generate.task or diffusion.task_weights names a task that is not offered."""
+    sampling_task(config.generate.task)
+    for name in config.diffusion.task_weights:
+        if name not in TASKS:
+            raise ConfigError(
+                f"diffusion.task_weights: there is no task {name}; expected some of {', '.join(TASKS)}, "
+                "such as diffusion.task_weights={joint: 1.0}"
+            )
 
 
 def draw_tasks(seed: int, positions: Sequence[int] | Tensor, config: Config) -> TaskDraw:

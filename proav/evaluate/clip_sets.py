@@ -231,7 +231,7 @@ def reconstructions_of(
 
 
 def _spread(items: list[Item], count: int) -> list[Item]:
-    """`count` of the items at most, evenly spread: of n, the items number floor(i n / m) for m kept."""
+    """At most `count` of the items, evenly spread: item i of m kept ones is number floor(i n / m) of n."""
     kept = min(count, len(items))
     return [items[number * len(items) // kept] for number in range(kept)]
 

@@ -1,7 +1,7 @@
 """Measures a set of clips, unit by unit, on Ray Data.
 
-A complete unit becomes a file, so that a stopped job goes on with the rest. A unit is always the same clips
-in the same batch; its bytes do not depend on the number of workers. The mathematics is in proav/metrics.
+A complete unit becomes a file, from which a stopped job goes on. A unit always holds the same clips
+in one batch, so its bytes do not depend on the number of workers. The mathematics is in proav/metrics.
 
 W windows of a clip, D feature width.
 """

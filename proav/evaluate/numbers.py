@@ -208,7 +208,7 @@ def score_numbers(
 def _over_clips(name: str, measured: Measured, places: np.ndarray) -> float:
     """One number from the clips with these indices: the median for MEDIANS, else the mean.
 
-    The mean weights each clip by its count of what COUNTED_BY names, if the score is in it.
+    If the score is in COUNTED_BY, each clip's weight is the count that COUNTED_BY names, such as its events.
     """
     values = measured.scores[name][places]
     if name in MEDIANS:

@@ -17,6 +17,7 @@ from proav.data.feeds.feed import evaluation_windows
 from proav.data.store.shards import SegmentStore
 from proav.evaluate.yardsticks import Yardsticks
 from proav.generation.coder import LatentCoder, load_coder, pixels_to_unit
+from proav.geometry import PLANES_PER_MODALITY
 from proav.media.container import Clip
 from proav.media.melframes import one_torch_thread
 from proav.metrics.fidelity import mean_colour, mean_mel, mel_error_db, psnr_db, temporal_mean
@@ -33,6 +34,8 @@ SCORES = (
     "mel_error_mean_mel_db",
     "psnr_lone_db",
     "mel_error_lone_db",
+    "psnr_leak_db",
+    "mel_error_leak_db",
 )
 """What `reconstruct` measures of each clip."""
 
@@ -42,7 +45,7 @@ class Reconstructed:
     """Reconstructed clips and their scores.
 
     clips: empty if brief. scores: {name: [B]} of SCORES and, if given, of the yardsticks. If brief, the lone
-    scores are missing. A PSNR is infinite if the prediction equals the clip to the bit.
+    and leak scores are missing. A PSNR is infinite if the prediction equals the clip to the bit.
     """
 
     clips: list[Clip]
@@ -59,16 +62,18 @@ def reconstruct(
     brief: bool = False,
     yardsticks: Yardsticks | None = None,
 ) -> Reconstructed:
-    """Encodes and decodes windows of prepared segments, jointly and each modality without the other.
+    """Encodes and decodes windows of prepared segments: jointly, each modality without the other, and each
+    from the other's planes (`leaked`).
 
     coder: MDSA. config: of the run.
     windows: as `SegmentStore.window` gives them.
     seeds: for the phases of each clip's sound, one for each window.
-    brief: no clips, and no scores of one modality without the other.
+    brief: no clips, and joint scores alone.
     yardsticks: if given, scored too.
     """
     video, mel = _stacked(windows)
-    on_device = coder.decode(coder.encode(video, mel))
+    planes = coder.encode(video, mel)
+    on_device = coder.decode(planes)
     decoded_video, decoded_mel = (value.cpu() for value in on_device)
     unit, decoded, mel_range = pixels_to_unit(video), pixels_to_unit(decoded_video), _mel_range(config)
     scores = {
@@ -82,8 +87,23 @@ def reconstruct(
         )
         scores["psnr_lone_db"] = psnr_db(pixels_to_unit(lone_video), unit)
         scores["mel_error_lone_db"] = mel_error_db(lone_mel, mel, **mel_range)
+        leaked_video, leaked_mel = (value.cpu() for value in leaked(coder, planes))
+        scores["psnr_leak_db"] = psnr_db(pixels_to_unit(leaked_video), unit)
+        scores["mel_error_leak_db"] = mel_error_db(leaked_mel, mel, **mel_range)
     clips = [] if brief else coder.to_clips(*on_device, seeds=seeds)
     return Reconstructed(clips, {name: values.numpy() for name, values in scores.items()})
+
+
+def leaked(coder: LatentCoder, planes_BDPNN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures decoded from the sound's planes, and mel images from the pictures'; as `LatentCoder.decode`.
+
+    A modality's own planes are zero, so that all that is right beyond the training clips' mean has leaked
+    through the other's. planes_BDPNN: of both modalities, encoded jointly.
+    """
+    of_sound, of_picture = planes_BDPNN.clone(), planes_BDPNN.clone()
+    of_sound[:, :, :PLANES_PER_MODALITY] = 0
+    of_picture[:, :, PLANES_PER_MODALITY:] = 0
+    return coder.decode(of_sound)[0], coder.decode(of_picture)[1]
 
 
 def _stacked(windows: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,6 +195,7 @@ def mean_scores(scores: dict[str, np.ndarray], *, sources: Sequence[str], config
         "PSNR over all pixels of a clip, peak 255; mean colour and temporal mean are the clip's own; "
         "log-mel error is mean |difference| over the native mel grid; "
         "lone: each modality encoded and decoded without the other; "
+        "leak: each modality decoded from the other's planes, its own at zero; "
         "linear planes and cosine, if given: see yardsticks",
     }
 

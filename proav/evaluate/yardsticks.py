@@ -45,12 +45,12 @@ FORMAT = 1
 MAX_WINDOWS = 192
 """At most this many training windows are fitted on."""
 MAX_VALUES = 1 << 28
-"""At most this many pixels x colours are in those windows.
+"""Those windows have at most this many pixels x colours.
 
 That is 85 windows of 16 frames of 256 x 256, or 256 MiB in memory.
 """
 CHUNK_VALUES = 1 << 22
-"""Pixels x colours that are worked on at a time; one window at least."""
+"""So many pixels x colours are worked on at a time, but at least one window."""
 
 
 @dataclass(frozen=True, eq=False)

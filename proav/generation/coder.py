@@ -99,13 +99,26 @@ class LatentCoder:
         return unit_to_pixels(video_BCTHW), mel_BTMS
 
     def to_clips(self, video_BTHWC: Tensor, mel_BTMS: Tensor, *, seeds: Sequence[int]) -> list[Clip]:
-        """Pictures and mel images as clips with sound. The phase of each sound follows from its seed."""
-        audio_BL = self.mel_frames.decode(mel_BTMS.float(), seeds).cpu().numpy()
-        pictures = video_BTHWC.cpu().numpy()
-        return [
-            Clip(video=picture, audio=audio, fps=self.geometry.fps, sample_rate=self.geometry.sample_rate)
-            for picture, audio in zip(pictures, audio_BL, strict=True)
-        ]
+        """See the function `to_clips`."""
+        return to_clips(self.mel_frames, video_BTHWC, mel_BTMS, seeds=seeds)
+
+
+def to_clips(
+    mel_frames: MelFrames, video_BTHWC: Tensor, mel_BTMS: Tensor, *, seeds: Sequence[int]
+) -> list[Clip]:
+    """Pictures and mel images as clips with sound. It needs no model.
+
+    mel_frames: the mel transform of the model's configuration.
+    video_BTHWC: uint8.
+    mel_BTMS: in [-1, 1]. The sound is made where it lies.
+    seeds: one a clip; the first phase of each sound follows from it.
+    """
+    audio_BL = mel_frames.decode(mel_BTMS.float(), seeds).cpu().numpy()
+    rates = {"fps": mel_frames.geometry.fps, "sample_rate": mel_frames.geometry.sample_rate}
+    return [
+        Clip(video=picture, audio=audio, **rates)
+        for picture, audio in zip(video_BTHWC.cpu().numpy(), audio_BL, strict=True)
+    ]
 
 
 def load_coder(checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> LatentCoder:

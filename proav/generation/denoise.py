@@ -15,7 +15,7 @@ from proav.diffusion import DDPM, RectifiedFlow
 from proav.diffusion.conditions import Conditions, join_conditions
 from proav.diffusion.modalities import spread_to_planes
 from proav.diffusion.noise import noise_batch
-from proav.diffusion.solvers import find_solver
+from proav.diffusion.solvers import Question, find_solver, num_steps
 from proav.diffusion.tasks import TASKS, given_row
 from proav.generation.sampling_settings import SamplingSettings
 
@@ -81,24 +81,34 @@ class _Track:
         self.given_B2 = torch.tensor([given_row(settings.task)], device=noise.device).expand(batch, 2)
         self._held = spread_to_planes(self.given_B2)
         solver = find_solver(settings.solver, process.objective)
-        times = process.times_of(settings.steps, settings.schedule_shift)
+        times = process.times_of(num_steps(settings.steps, process.objective), settings.schedule_shift)
         self._solution = solver.solve(process, noise, times, self._fresh_noise)
         self.result: Tensor | None = None
-        self.state, self.time = next(self._solution)
-        self.state = self._hold(self.state)
+        self._ask(next(self._solution))
 
     def advance(self, prediction: Tensor) -> None:
         """Tells the solver the prediction that it asked for."""
         try:
-            state, self.time = self._solution.send(prediction)
-            self.state = self._hold(state)
+            self._ask(self._solution.send(prediction))
         except StopIteration as end:
             self.result = self._hold(end.value)
 
     @property
     def times_B2(self) -> Tensor:
-        times_B2 = torch.full(self.given_B2.shape, self.time, device=self.state.device)
+        return self._per_modality(self.time)
+
+    @property
+    def next_times_B2(self) -> Tensor:
+        """For flow maps; a given modality stays at time 0."""
+        return self._per_modality(self.next_time)
+
+    def _per_modality(self, time: float) -> Tensor:
+        times_B2 = torch.full(self.given_B2.shape, time, device=self.state.device)
         return times_B2.masked_fill(self.given_B2, 0.0)
+
+    def _ask(self, question: Question | tuple[Tensor, float]) -> None:
+        state, self.time, self.next_time = Question(*question)
+        self.state = self._hold(state)
 
     @property
     def scales_B(self) -> Tensor:
@@ -118,13 +128,17 @@ class _Track:
 
 def _predict(model: torch.nn.Module, tracks: Sequence[_Track]) -> Sequence[Tensor]:
     """The guided prediction for each track, by one call of the model."""
-    prediction = guided_prediction(
-        model,
-        _joined([track.state for track in tracks]),
-        _joined([track.times_B2 for track in tracks]),
-        join_conditions([track.conditions for track in tracks]),
-        _joined([track.scales_B for track in tracks]),
+    state_BDPNN, times_B2 = (
+        _joined([getattr(track, name) for track in tracks]) for name in ("state", "times_B2")
     )
+    conditions = join_conditions([track.conditions for track in tracks])
+    if tracks[0].next_time is None:
+        scales_B = _joined([track.scales_B for track in tracks])
+        prediction = guided_prediction(model, state_BDPNN, times_B2, conditions, scales_B)
+    else:  # a flow map, as are all of its process: it has learned its guidance
+        prediction = model(
+            state_BDPNN, times_B2, conditions, _joined([track.next_times_B2 for track in tracks])
+        )
     return prediction.split([len(track.state) for track in tracks])
 
 

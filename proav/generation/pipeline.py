@@ -16,48 +16,22 @@ from torch import Tensor
 from proav.diffusion import make_process
 from proav.diffusion.conditions import Conditions
 from proav.diffusion.masks import continue_frames
-from proav.diffusion.noise import noise_batch, uniforms_for
-from proav.diffusion.tasks import TASKS, check_trained, fixed_mask
+from proav.diffusion.noise import noise_batch
+from proav.diffusion.tasks import TASKS, check_trained
 from proav.errors import UserError
 from proav.generation.coder import LatentCoder, load_coder
 from proav.generation.denoise import Group, denoise
+from proav.generation.finishing import finish_clips, given_streams
 from proav.generation.inputs import fit_given, frames_around
-from proav.generation.joining import (
-    CARRY_SECONDS,
-    appended,
-    as_beginning,
-    carry_over,
-    window_seed,
-    with_given_frames,
-)
+from proav.generation.joining import appended
+from proav.generation.requests import SampleRequest, known_frames, window_of
 from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip
+from proav.models.layers import autocast
 from proav.models.mdsa.planes import masked_condition
 from proav.models.stdit import STDiT
 from proav.runs.checkpoint import load_checkpoint
 from proav.text import find_label
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleRequest:
-    """One clip to make. Requests of any kind can share a batch."""
-
-    seed: int = 0
-    index: int = 0
-    label: str | None = None
-    given: Clip | None = None
-    """The clip whose sound (a2v), picture (v2a) or frames are given, at the model's rates and size. It has
-    the length of a window; for `continue` any length that holds the frames that a window is given.
-    """
-    settings: SamplingSettings = SamplingSettings()
-    known: np.ndarray | None = None
-    """bool [2, T], for `inpaint`: which frames of the picture and of the sound are given."""
-    num_windows: int = 1
-    """For `continue`: windows to make, one after the other. Each goes on from the end of what there is."""
-
-    def num_calls(self, objective: str) -> int:
-        """Calls of the model for this clip alone, by a process of this objective."""
-        return self.num_windows * self.settings.num_calls(objective)
 
 
 class SoundingVideoPipeline:
@@ -71,26 +45,39 @@ class SoundingVideoPipeline:
         labels: Sequence[str],
         name: str = "proav",
         checkpoint_hash: str = "",
+        precision: str = "fp32",
+        teacher_hash: str | None = None,
     ) -> None:
         """Usually called by `from_checkpoint`.
 
         coder: the autoencoder with its latent statistics.
         stdit: the generator, on the coder's device.
         labels: names of the label embedding's rows, without the null label.
-        name, checkpoint_hash: of the checkpoint; kept as attributes.
+        name, checkpoint_hash, teacher_hash: of the checkpoint; kept as attributes.
+        precision: in which the generator computes, "fp32" or "bf16" (autocast). The state of the solver and
+            the autoencoder stay fp32.
         """
         self.coder, self.stdit, self.labels = coder, stdit, tuple(labels)
-        self.config, self.name, self.checkpoint_hash = coder.config, name, checkpoint_hash
+        self.config, self.name, self.precision = coder.config, name, precision
+        self.checkpoint_hash, self.teacher_hash = checkpoint_hash, teacher_hash
         self.process = make_process(self.config)
 
     @classmethod
     def from_checkpoint(
-        cls, path: str, *, device: str | torch.device = "cpu", weights: str = "ema"
+        cls,
+        path: str,
+        *,
+        device: str | torch.device = "cpu",
+        weights: str = "ema",
+        precision: str = "fp32",
     ) -> "SoundingVideoPipeline":
         """Loads an ST-DiT checkpoint: its folder, or the `latest` file beside it.
 
-        weights: "ema" (the moving average) or "model". Raises CheckpointError if the checkpoint is missing,
-        damaged, or of an MDSA.
+        path: of the checkpoint, local or remote.
+        device: where the models run.
+        weights: "ema" (the moving average) or "model".
+        precision: as in the constructor.
+        Raises CheckpointError if the checkpoint is missing, damaged, or of an MDSA.
         """
         checkpoint = load_checkpoint(path, kind="stdit")
         coder = load_coder(checkpoint, device=device)
@@ -102,6 +89,8 @@ class SoundingVideoPipeline:
             labels=checkpoint.labels,
             name=checkpoint.config.name,
             checkpoint_hash=checkpoint.hash,
+            precision=precision,
+            teacher_hash=checkpoint.teacher_hash,
         )
 
     @property
@@ -115,7 +104,7 @@ class SoundingVideoPipeline:
         label: str | None = None,
         task: str = "joint",
         seed: int = 0,
-        steps: int = 30,
+        steps: int | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         solver: str | None = None,
@@ -187,15 +176,20 @@ class SoundingVideoPipeline:
 
         on_step: called with (done, total), in calls of the model. Raises UserError.
         """
+        requests = [
+            dataclasses.replace(request, settings=request.settings.filled(self.process))
+            for request in requests
+        ]
         for request in requests:
             self._check_request(request)
         clips: list[Clip | None] = [None] * len(requests)
         counts = self.num_calls(requests)
         for window, before in enumerate(accumulate(counts[:-1], initial=0)):
             places = [place for place, request in enumerate(requests) if request.num_windows > window]
-            parts = [self._part(requests[place], window, clips[place]) for place in places]
+            parts = [window_of(self.config, requests[place], window, clips[place]) for place in places]
             tell = on_step and (lambda done, _, before=before: on_step(before + done, sum(counts)))
-            joined = self.join_given(parts, *self.make_windows(parts, tell))
+            streams = self.sample_streams(parts, on_step=tell)
+            joined = finish_clips(self.config, self.coder.mel_frames, parts, *streams)
             for place, made in zip(places, joined, strict=True):
                 request, so_far = requests[place], clips[place]
                 if TASKS[request.settings.task].extends:
@@ -227,24 +221,14 @@ class SoundingVideoPipeline:
         if task.asks_span and request.known is None:
             raise UserError(f"task={name!r} needs the frames that are given: pass span=(begin, end)")
 
-    def _part(self, request: SampleRequest, window: int, so_far: Clip | None) -> SampleRequest:
-        """A window of a request as a request of its own."""
-        if not TASKS[request.settings.task].extends:
-            return request
-        known, clip = continue_frames(self.config), so_far or request.given
-        return dataclasses.replace(
-            request,
-            seed=window_seed(request.seed, window),
-            given=as_beginning(clip, known, self.config.clip.num_frames),
-        )
-
     @torch.inference_mode()
-    def make_windows(
-        self, requests: Sequence[SampleRequest], on_step: Callable[[int, int], None] | None = None
+    def sample_streams(
+        self, requests: Sequence[SampleRequest], *, on_step: Callable[[int, int], None] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """uint8 pictures [B, T, H, W, 3] and mel images [B, T, M, S] of a window of each request.
+        """What the models make of a window of each request, on their device, before `finish_clips`.
 
-        All frames are as the model makes them, also those that are given. on_step: as in `sample`.
+        Returns uint8 pictures [B, T, H, W, 3], and mel images [B, T, M, S] in [-1, 1]. All frames are as the
+        model makes them, also those that are given. on_step: as in `sample`.
         """
         places: dict[SamplingSettings, list[int]] = {}
         for place, request in enumerate(requests):
@@ -253,41 +237,11 @@ class SoundingVideoPipeline:
             self._group(settings, [requests[place] for place in members])
             for settings, members in places.items()
         ]
-        made = torch.cat(denoise(self.stdit, self.process, groups, on_step))
+        with autocast(self.device.type, self.precision):
+            made = torch.cat(denoise(self.stdit, self.process, groups, on_step))
         order = [place for members in places.values() for place in members]
         stack = made if len(groups) == 1 else made[torch.tensor(order, device=made.device).argsort()]
         return self.coder.decode(self.coder.denormalize(stack))
-
-    def join_given(
-        self, requests: Sequence[SampleRequest], video_BTHWC: Tensor, mel_BTMS: Tensor
-    ) -> list[Clip]:
-        """The clips of made windows, in which what is given stands as it came.
-
-        video_BTHWC, mel_BTMS: from `make_windows`, of the same requests.
-        """
-        video_BTHWC, mel_BTMS = video_BTHWC.clone(), mel_BTMS.clone()
-        for place, request in enumerate(requests):
-            if TASKS[request.settings.task].mask is not None:
-                video_BTHWC[place], mel_BTMS[place] = self._carried(
-                    request, video_BTHWC[place], mel_BTMS[place]
-                )
-        seeds = [phase_seed(request.seed, request.index) for request in requests]
-        clips = self.coder.to_clips(video_BTHWC, mel_BTMS, seeds=seeds)
-        return [self._with_given(clip, request) for clip, request in zip(clips, requests, strict=True)]
-
-    def _carried(self, request: SampleRequest, video_THWC: Tensor, mel_TMS: Tensor) -> tuple[Tensor, Tensor]:
-        """Made pictures and mel images of a masked task, without a step at the borders to given frames.
-
-        Of the sound, each frame takes over the mean over its columns.
-        """
-        given_video, given_mel = (given[0].to(video_THWC.device) for given in self._streams([request]))
-        picture_known_T, sound_known_T = torch.from_numpy(self._known(request))
-        frames = max(1, int(CARRY_SECONDS * self.coder.geometry.fps))
-        pictures = carry_over(video_THWC.float(), given_video.float(), picture_known_T, frames)
-        levels_TM1 = mel_TMS.mean(2, keepdim=True)
-        carried_TM1 = carry_over(levels_TM1, given_mel.mean(2, keepdim=True), sound_known_T, frames)
-        pictures = pictures.round().clamp(0, 255).to(torch.uint8)
-        return pictures, (mel_TMS + carried_TM1 - levels_TM1).clamp(-1, 1)
 
     def label_index(self, label: str | None) -> int:
         """Row of the label embedding; None is the null label. Raises UserError for an unknown label."""
@@ -318,42 +272,13 @@ class SoundingVideoPipeline:
         given = TASKS[task].given
         if given is None:
             return None
-        return self.coder.normalize(self.coder.encode(*self._streams(requests), lone=True))
+        streams = given_streams(self.coder.mel_frames, requests)
+        return self.coder.normalize(self.coder.encode(*streams, lone=True))
 
     def _encode_masked(self, task: str, requests: Sequence[SampleRequest]) -> Tensor | None:
         """The condition channels of a masked task [B, D+1, 6, N, N]; None for another task."""
         if TASKS[task].mask is None:
             return None
-        known_B2T = torch.from_numpy(np.stack([self._known(request) for request in requests]))
-        planes_BDPNN = self.coder.encode_masked(*self._streams(requests), known_B2T)
+        known_B2T = torch.from_numpy(np.stack([known_frames(self.config, request) for request in requests]))
+        planes_BDPNN = self.coder.encode_masked(*given_streams(self.coder.mel_frames, requests), known_B2T)
         return masked_condition(self.coder.normalize(planes_BDPNN), known_B2T)
-
-    def _streams(self, requests: Sequence[SampleRequest]) -> tuple[Tensor, Tensor]:
-        """Pictures and mel images of what is given."""
-        video = torch.from_numpy(np.stack([request.given.video for request in requests]))
-        audio = torch.from_numpy(np.stack([request.given.audio for request in requests]))
-        return video, self.coder.mel_frames.encode(audio)
-
-    def _known(self, request: SampleRequest) -> np.ndarray:
-        """The mask of a request for a masked task, bool [2, T]."""
-        if TASKS[request.settings.task].asks_span:
-            return request.known
-        return fixed_mask(request.settings.task, self.config).numpy()
-
-    def _with_given(self, clip: Clip, request: SampleRequest) -> Clip:
-        """What is given goes into the result as it came, not through the autoencoder."""
-        task = TASKS[request.settings.task]
-        if task.mask is not None:
-            return with_given_frames(clip, request.given, self._known(request))
-        match task.given:
-            case "audio":
-                return dataclasses.replace(clip, audio=request.given.audio)
-            case "video":
-                return dataclasses.replace(clip, video=request.given.video)
-            case _:
-                return clip
-
-
-def phase_seed(seed: int, index: int) -> int:
-    """The seed of Griffin-Lim's first phases for sample `index`."""
-    return int(uniforms_for(seed, index, 1, purpose="phase").item() * 2**53)

@@ -8,7 +8,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from proav.config import Config
-from proav.diffusion.solvers import SOLVERS, find_solver
+from proav.diffusion import DDPM, FlowMap, RectifiedFlow
+from proav.diffusion.solvers import SOLVERS, find_solver, num_steps
 from proav.diffusion.tasks import sampling_task
 from proav.errors import UserError
 
@@ -21,20 +22,20 @@ class SamplingSettings:
 
     task: str = "joint"
     """A name of TASKS that makes clips."""
-    steps: int = 30
-    """Steps of the solver, 1 to 1000."""
+    steps: int | None = None
+    """Steps of the solver, 1 to 1000; None: 4 for a flow map, 30 for other models."""
     solver: str | None = None
-    """A name of SOLVERS; None: Euler's for a flow, DDIM for ddpm."""
+    """A name of SOLVERS; None: Euler's for a flow, DDIM for ddpm, the only one for a flow map."""
     schedule_shift: float | None = None
     """Times become s t / (1 + (s - 1) t) with this s, 1 to 100; None: as in training."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance, 0 to 30; 1 is none."""
+    """Classifier-free guidance, 0 to 30; 1 is none. A flow map has its own, and takes 1 or that scale."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times, the cleaner first, between which guidance acts (Kynkaanniemi et al., 2024)."""
 
     def __post_init__(self) -> None:
         sampling_task(self.task)
-        if not 1 <= self.steps <= MAX_STEPS:
+        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"steps={self.steps}: expected 1 to {MAX_STEPS}")
         if self.solver is not None and self.solver not in SOLVERS:
             raise UserError(f"solver={self.solver} is unknown; expected one of {', '.join(SOLVERS)}")
@@ -61,9 +62,32 @@ class SamplingSettings:
         """The same without guidance. Samples with equal schedules go through the same times together."""
         return dataclasses.replace(self, guidance_scale=1.0, guidance_interval=(0.0, 1.0))
 
+    def filled(self, process: RectifiedFlow | DDPM) -> "SamplingSettings":
+        """These settings for a model of this process: with a number of steps, and a flow map's own guidance.
+
+        Raises UserError for other guidance than a flow map has learned.
+        """
+        filled = dataclasses.replace(self, steps=num_steps(self.steps, process.objective))
+        if not isinstance(process, FlowMap):
+            return filled
+        own = process.guidance_scale
+        if self.guidance_scale not in (1.0, own):
+            raise UserError(
+                f"guidance_scale={self.guidance_scale:g}: this flow map has learned guidance of {own:g} and "
+                f"takes no other; write guidance_scale={own:g}, or train one with "
+                f"distill.guidance_scale={self.guidance_scale:g}"
+            )
+        if self.guidance_interval != (0.0, 1.0):
+            low, high = self.guidance_interval
+            raise UserError(
+                f"guidance_interval=[{low:g},{high:g}]: this flow map has learned guidance at all times; "
+                "leave guidance_interval out"
+            )
+        return dataclasses.replace(filled, guidance_scale=own)
+
     def num_calls(self, objective: str) -> int:
         """Calls of the model for one batch, by a process of this objective.
 
         Raises UserError if the solver does not follow that process.
         """
-        return find_solver(self.solver, objective).num_calls(self.steps)
+        return find_solver(self.solver, objective).num_calls(num_steps(self.steps, objective))

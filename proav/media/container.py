@@ -185,6 +185,7 @@ def read_clip(
     start_seconds: float = 0.0,
     num_frames: int | None = None,
     deadline_seconds: float | None = None,
+    on_progress: Callable[[], None] | None = None,
     silent_ok: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Clip:
@@ -197,7 +198,8 @@ def read_clip(
         fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit,
         segment_frames=num_frames, start_seconds=start_seconds,
         max_frames=num_frames, min_frames=num_frames or 1,
-        deadline_seconds=deadline_seconds, silent_ok=silent_ok, max_pixels=max_pixels,
+        deadline_seconds=deadline_seconds, on_progress=on_progress, silent_ok=silent_ok,
+        max_pixels=max_pixels,
     )  # fmt: skip
     return next(_clips(source, request))[1]
 
@@ -208,6 +210,7 @@ def read_sound(
     sample_rate: int,
     max_seconds: float = float("inf"),
     deadline_seconds: float | None = None,
+    on_progress: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """The sound of a file, with or without pictures: float32 [samples], mono, in [-1, 1].
 
@@ -217,9 +220,10 @@ def read_sound(
     sample_rate: of the result, Hz.
     max_seconds: at most this much sound is returned, from its beginning.
     deadline_seconds: time that this function may spend.
+    on_progress: called at each packet that is read, as a sign of life.
     Raises MediaError as `read_segments`.
     """
-    watch = Watch(deadline_seconds)
+    watch = Watch(deadline_seconds, on_progress)
     with opened(source, watch) as (container, name):
         stream = main_track(container, "audio", name)
         clock = SoundClock(sample_rate=sample_rate, start=float(start_time(stream) or 0))

@@ -43,12 +43,12 @@ def bootstrap_interval(
     """Interval of a statistic over sources drawn with replacement from each set.
 
     It is the basic bootstrap: [2 v - q_high, 2 v - q_low], with v the statistic of all clips and q the
-    quantiles of the draws. A draw holds some clips twice. This makes the Fréchet distance of draws larger
-    than that of the sets, about as much as a finite sample makes the latter larger than the truth. Reflecting
-    the quantiles about v removes this bias, while percentiles would count it twice (Efron and Tibshirani
-    1993, sections 10.2 and 13). So the interval is for the distance at any number of clips, and mostly lies
-    below v. At 95 % it held the truth of Gaussians 93 to 97 times in a hundred with 5 vectors a feature or
-    more, 72 to 88 times with 3, and hardly ever with fewer than 2.
+    quantiles of the draws. A draw holds some clips twice. So the Fréchet distance of draws is larger than
+    that of the sets. The distance of the sets is itself larger than the truth, by about as much, because they
+    are finite. Reflecting the quantiles about v removes this bias, while percentiles would count it twice
+    (Efron and Tibshirani 1993, sections 10.2 and 13). So the interval is one for the true distance, whatever
+    the number of clips, and mostly lies below v. At 95 % it held the truth of Gaussians 93 to 97 times in a
+    hundred with 5 vectors a feature or more, 72 to 88 times with 3, and hardly ever with fewer than 2.
 
     An unbiased statistic must stay unbiased in a draw. Give it the sources, so that it leaves out pairs of
     one source (`kernel_distance`, `diversity`). Otherwise the reflection removes a bias that v does not have,
@@ -89,7 +89,7 @@ def bootstrap_interval(
 
 
 def _drawn(generator: np.random.Generator, num_sources: int) -> np.ndarray:
-    """Numbers of sources, drawn with replacement, as many as there are; at least two different ones."""
+    """As many sources as there are, by number, drawn with replacement; at least two of them differ."""
     while True:
         drawn = generator.integers(0, num_sources, num_sources)
         if (drawn != drawn[0]).any():

@@ -150,8 +150,8 @@ def kernel_distance(
     first_ND, second_MD: the two sets.
     degree, gamma, coef0: of the kernel, see `polynomial_kernel`.
     sources: of each vector of the two sets, or None. Pairs of one source are then left out of all three
-        means. So the distance stays unbiased if clips of one source depend on each other, as long as sources
-        are independent, and if a bootstrap draws a source twice. Needs two sources of each set.
+        means. So the distance stays unbiased if a bootstrap draws a source twice, and if clips of one source
+        depend on each other. Sources must be independent. Needs two sources of each set.
 
     Raises UserError if there are too few vectors or sources.
     """

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from proav.config import Config
 from proav.geometry import ClipGeometry
+from proav.models.layers import map_flops
 
 SMALLEST_STRIDED_SIDE = 8
 """An axis is halved only if it has at least so many cells: small clips keep a map of patches to judge."""
@@ -49,6 +50,7 @@ class PatchDiscriminator(nn.Module):
         num_layers: layers that halve.
         """
         super().__init__()
+        self.sides = tuple(sides)
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(sides)]
         layers, channels, sides = [], in_channels, list(sides)
         for index in range(num_layers + 1):
@@ -76,6 +78,14 @@ class PatchDiscriminator(nn.Module):
             features.append(x)
         return self.to_logits(x), features
 
+    def flops(self) -> int:
+        """FLOPs of judging one input."""
+        sides, total = self.sides, 0
+        for convolution, *_ in self.layers:
+            sides = [side // stride for side, stride in zip(sides, convolution.stride, strict=True)]
+            total += map_flops(convolution, math.prod(sides))
+        return total + map_flops(self.to_logits, math.prod(sides))
+
 
 class VideoDiscriminators(nn.Module):
     """A 2D discriminator of one frame of each clip, and a 3D discriminator of whole clips."""
@@ -96,6 +106,10 @@ class VideoDiscriminators(nn.Module):
         clip_logits, clip_features = self.clip(video_BCTHW)
         return [frame_logits, clip_logits], frame_features + clip_features
 
+    def flops(self) -> int:
+        """FLOPs of judging one clip's picture."""
+        return self.frame.flops() + self.clip.flops()
+
 
 class AudioDiscriminator(nn.Module):
     """A 2D discriminator of the clip's whole spectrogram, M bins x (T S) columns."""
@@ -112,6 +126,10 @@ class AudioDiscriminator(nn.Module):
         """([logits], all feature maps)."""
         logits, features = self.spectrogram(rearrange(mel_BTMS, "b t m s -> b 1 m (t s)"))
         return [logits], features
+
+    def flops(self) -> int:
+        """FLOPs of judging one clip's sound."""
+        return self.spectrogram.flops()
 
 
 def pick_frames(video_BCTHW: Tensor, frames_B: Tensor) -> Tensor:

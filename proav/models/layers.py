@@ -23,6 +23,10 @@ MAX_ATTENTION_BATCH = 65535
 """CUDA's fused attention kernels index sequences by a grid axis that holds no more."""
 
 
+MAPS = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+"""Layers whose weights `map_flops` counts."""
+
+
 class Norm(nn.LayerNorm):
     """Layer norm over the last axis, with statistics in float32. The result has the input's precision."""
 
@@ -30,6 +34,16 @@ class Norm(nn.LayerNorm):
         return F.layer_norm(
             x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
         ).to(x.dtype)
+
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device_type: str, precision: str) -> AbstractContextManager:
+    """Autocast of a model's operations. precision: fp32, which casts nothing, bf16 or fp16."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device_type, dtype=AUTOCAST_DTYPES[precision])
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
@@ -79,6 +93,15 @@ def hidden_matrices(module: nn.Module) -> dict[str, int]:
     """
     maps = ((name, part) for name, part in module.named_modules() if hasattr(part, "hidden_parts"))
     return {f"{name}.weight": linear.hidden_parts for name, linear in maps}
+
+
+def map_flops(module: nn.Module, rows: int) -> int:
+    """2 rows W, with W the number of weights of all linear maps and convolutions in `module`, biases aside.
+
+    rows: vectors of a clip that they map; for a convolution its places, on the side that has fewer of them.
+    """
+    maps = (part for part in module.modules() if isinstance(part, MAPS))
+    return 2 * rows * sum(part.weight.numel() for part in maps)
 
 
 def linear_resize_matrix(num_from: int, num_to: int, device: torch.device | None = None) -> Tensor:
@@ -188,6 +211,16 @@ class Attention(nn.Module):
             k_BNMK = rotate(k_BNMK, rotary_angles(context_positions_MA, self.head_width))
         return self.to_output(rearrange(attend(q_BNLK, k_BNMK, v_BNMK), "b n l k -> b l (n k)"))
 
+    def flops(self, queries: int, keys: int, sequences: int = 1) -> int:
+        """FLOPs of the four maps, and 4 queries keys N K for each sequence.
+
+        queries, keys: tokens of a sequence that attend, and that are attended to.
+        sequences: of a clip.
+        """
+        own = map_flops(self.to_query, queries * sequences) + map_flops(self.to_output, queries * sequences)
+        scores = 4 * sequences * queries * keys * self.num_heads * self.head_width
+        return own + map_flops(self.to_key_value, keys * sequences) + scores
+
 
 class GatedMLP(nn.Module):
     """GEGLU (Shazeer, 2020): W2 ((W1 x) * gelu(Wg x)), with hidden width ratio * width."""
@@ -225,6 +258,12 @@ class SpaceTimeBlock(nn.Module):
         x_BTHWD = x_BTHWD + rearrange(update, "(b t) (h w) d -> b t h w d", b=b, h=h)
         return x_BTHWD + self.mlp(self.mlp_norm(x_BTHWD))
 
+    def flops(self, frames: int, cells: int) -> int:
+        """FLOPs for a clip of so many frames of so many cells."""
+        time = self.time_attention.flops(frames, frames, sequences=cells)
+        space = self.space_attention.flops(cells, cells, sequences=frames)
+        return time + space + map_flops(self.mlp, frames * cells)
+
 
 def run_layer(layer: nn.Module, *inputs, recompute: bool) -> Tensor:
     """layer(*inputs).
@@ -253,3 +292,6 @@ class SpaceTimeTransformer(nn.Module):
         for block in self.blocks:
             x_BTHWD = run_layer(block, x_BTHWD, recompute=recompute)
         return x_BTHWD
+
+    def flops(self, frames: int, cells: int) -> int:
+        return sum(block.flops(frames, cells) for block in self.blocks)

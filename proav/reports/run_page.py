@@ -5,6 +5,7 @@ Not here: the page about the data set (`data_page.py`). Reports are ours, not th
 """
 
 import json
+from collections import Counter
 
 import pyarrow as pa
 
@@ -64,6 +65,11 @@ def write_report(config: Config) -> str:
         problems += [problem] if problem else []
     segments, segment_problems = read_segments(config.data_folder)
     samples, sample_problems = read_json_lines(storage.join(run, "samples", "manifest.jsonl"))
+    samples, refused = (
+        [row for row in samples if "error" not in row],
+        [row for row in samples if "error" in row],
+    )
+    sample_problems += [_refused_inputs(refused)] if refused else []
     players = ClipPlayers(config)
     header = [
         *_header(config, metrics, cards, segments, samples),
@@ -101,7 +107,7 @@ def _header(
     metrics: {stage: its reports}.
     cards: {stage: checkpoint.json of its newest checkpoint, or None}.
     segments: the index of the data.
-    samples: the lines of samples/manifest.jsonl.
+    samples: the lines of samples/manifest.jsonl that tell of a file.
     """
     seeds = sorted({sample["seed"] for sample in samples if "seed" in sample}, key=str)
     settings = dict.fromkeys(
@@ -154,7 +160,7 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
     The defaults of proav/config are the paper's scale.
     """
     paper = Config()
-    full = {name: stage.settings(paper).num_clips for name, stage in STAGES.items()}
+    full = {name: stage.settings(paper).num_clips for name, stage in STAGES.items() if not stage.optional}
     seen = {stage: max(metrics[stage].clips, int((cards[stage] or {}).get("clips", 0))) for stage in STAGES}
     if not any(seen.values()):
         return ["Nothing has been trained in this run yet: this page fills as its jobs finish."]
@@ -181,7 +187,7 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
     text += f", in {duration(spent)} of training" if spent else ""
     text += f" on {', '.join(devices)}" if devices else ""
     measured = _measured_sentence(config)
-    share = min(seen[stage] / full[stage] for stage in STAGES)
+    share = min(seen[stage] / full[stage] for stage in full)
     pixels = config.clip.width * config.clip.height / (paper.clip.width * paper.clip.height)
     scale = [
         f"Full-size training shows the two models {number(full['mdsa'])} and {number(full['stdit'])} clips "
@@ -284,6 +290,13 @@ def _samples(
     ]
 
 
+def _refused_inputs(rows: list[dict]) -> str:
+    """A sentence. rows: the lines of samples/manifest.jsonl with an `error`."""
+    reasons = Counter(str(row["error"]) for row in rows)
+    said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    return f"{counted(len(rows), 'input')} could not be used ({said}); samples/manifest.jsonl says why."
+
+
 def _same_hash(newest: str, made_by: str) -> bool:
     """Whether two hashes agree; a manifest may hold only the first digits of a hash."""
     return newest.startswith(made_by) or made_by.startswith(newest)
@@ -378,6 +391,8 @@ def _curves(config: Config, metrics: dict[str, Metrics]) -> list[Markup]:
     content = []
     for stage in STAGES:
         name, run = ACRONYMS[stage], metrics[stage]
+        if STAGES[stage].optional and not (run.series or run.problems):
+            continue
         content.append(element("h3", name, style="margin-top: 1.5rem"))
         if not run.series:
             content += [

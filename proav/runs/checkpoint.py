@@ -27,7 +27,7 @@ from proav.config import Config
 from proav.config.changes import setting_values, settings_that_change
 from proav.config.reading import config_from_dict, config_to_dict
 from proav.errors import CheckpointError, ConfigError
-from proav.runs.stages import STAGES
+from proav.runs.stages import STAGES, stage_of
 from proav.storage.patience import patiently
 from proav.text import one_form
 
@@ -69,6 +69,8 @@ class Checkpoint:
     """SHA-256 of the table of files: two checkpoints with the same hash hold the same bytes."""
     mdsa_hash: str | None
     """For kind stdit: the hash of the MDSA checkpoint whose weights it carries."""
+    teacher_hash: str | None
+    """For a flow map: the hash of the ST-DiT checkpoint that it was made from."""
     training: dict = field(repr=False)
     """Plain values that only a resume needs."""
     files: dict = field(repr=False)
@@ -123,6 +125,7 @@ def save_checkpoint(
     latent_mean: list[list[float]] | None = None,
     latent_std: list[list[float]] | None = None,
     mdsa_hash: str | None = None,
+    teacher_hash: str | None = None,
     training: dict | None = None,
     keep: int = 2,
     dtype: torch.dtype = torch.float32,
@@ -140,6 +143,7 @@ def save_checkpoint(
     labels: the label vocabulary, in the order of the label embedding.
     latent_mean, latent_std: statistics of the latents, [6 planes][D channels]; None for kind mdsa.
     mdsa_hash: for kind stdit, the hash of the MDSA checkpoint whose weights it carries.
+    teacher_hash: for a flow map, the hash of the ST-DiT checkpoint that it was made from.
     training: plain values that only a resume needs.
     keep: how many of the newest checkpoints stay.
     dtype: floating tensors are stored as this.
@@ -166,6 +170,7 @@ def save_checkpoint(
             "latent_mean": latent_mean,
             "latent_std": latent_std,
             "mdsa_hash": mdsa_hash,
+            **({} if teacher_hash is None else {"teacher_hash": teacher_hash}),
             "versions": {
                 "proav": _proav_version(),
                 "torch": torch.__version__,
@@ -225,6 +230,7 @@ def load_checkpoint(path: str, *, kind: str | None = None, verify: bool = True) 
         config=config,
         labels=tuple(index["labels"]),
         **statistics,
+        teacher_hash=index.get("teacher_hash"),
         **{name: index[name] for name in names},
     )
 
@@ -274,7 +280,8 @@ def check_resumable(checkpoint: Checkpoint, config: Config, labels: tuple[str, .
     They do not fit if they describe another model or other clips.
     """
     ours, theirs = (setting_values(one) for one in (config, checkpoint.config))
-    fixed = sorted(settings_that_change(*STAGES[checkpoint.kind].fixed_by))
+    stage = stage_of(checkpoint.kind, checkpoint.config)
+    fixed = sorted(settings_that_change(*stage.fixed_by))
     differing = [key for key in fixed if ours[key] != theirs[key]]
     if differing:
         then = ", ".join(f"{key}={theirs[key]}" for key in differing[:4])

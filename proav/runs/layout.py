@@ -28,7 +28,7 @@ class RunFolder:
         self.path, self.data = config.run_folder, config.data_folder
 
     def stage(self, name: str) -> StageFolder:
-        """mdsa or stdit."""
+        """mdsa, stdit or distill."""
         return StageFolder(join(self.path, name))
 
     @property

@@ -112,7 +112,7 @@ class ServeSettings(Section):
     frozen_seconds: Seconds = 30.0
     """A process of the server that does not run at all for this time is killed and replaced."""
     health_seconds: Seconds = 10.0
-    """Oldest step, batch or sign of life that /healthz accepts; else it samples a step within this time."""
+    """/healthz trusts a step, batch or sign of life of this age; else it samples a step within this time."""
 
     @model_validator(mode="after")
     def _check(self) -> "ServeSettings":

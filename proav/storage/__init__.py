@@ -16,12 +16,14 @@ from proav.storage.files import (
     open_filesystem,
     open_patiently,
     read_bytes,
+    read_lines,
     read_text,
     remove_leftovers,
     rename,
     temporary_name,
     upload_file,
     write_bytes,
+    write_file,
     write_folder,
     write_text,
 )
@@ -29,6 +31,6 @@ from proav.storage.files import (
 __all__ = [
     "delete_file", "delete_folder", "exists", "file_info", "file_sha256", "flush", "is_folder", "is_remote",
     "join", "list_files", "local_copy", "make_folder", "open_filesystem", "open_patiently", "read_bytes",
-    "read_text", "remove_leftovers", "rename", "temporary_name", "upload_file", "write_bytes", "write_folder",
-    "write_text",
+    "read_lines", "read_text", "remove_leftovers", "rename", "temporary_name", "upload_file", "write_bytes",
+    "write_file", "write_folder", "write_text",
 ]  # fmt: skip

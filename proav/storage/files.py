@@ -7,11 +7,13 @@ being written never has its final name, so that a reader sees a whole file or no
 import contextlib
 import functools
 import hashlib
+import io
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow.fs as pafs
 
@@ -140,6 +142,17 @@ def read_text(path: str) -> str:
     return read_bytes(path).decode("utf-8")
 
 
+def read_lines(path: str) -> Iterator[str]:
+    """The lines of a text, one at a time, without their ends. Raises FileNotFoundError."""
+    filesystem, inner = open_filesystem(path)
+    with (
+        filesystem.open_input_stream(inner) as stream,
+        io.TextIOWrapper(stream, encoding="utf-8", newline="\n") as lines,
+    ):
+        for line in lines:
+            yield line.rstrip("\n")
+
+
 @contextlib.contextmanager
 def write_folder(path: str) -> Iterator[str]:
     """A local folder to fill; it becomes `path` if the block ends without an error.
@@ -192,18 +205,22 @@ def write_bytes(path: str, data: bytes) -> None:
     Object stores publish a file only when it is closed. Raises UserError if writing is refused or there is no
     room.
     """
-    import io
+    write_file(path, io.BytesIO(data))
 
+
+def write_file(path: str, source: BinaryIO) -> None:
+    """As `write_bytes`: all of an open binary file, from its beginning."""
     if is_remote(path):
-        upload_file(path, io.BytesIO(data))
+        upload_file(path, source)
         return
     target = Path(open_filesystem(path)[1])
     temporary = temporary_name(target)
 
     def write() -> None:
+        source.seek(0)
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(data)
+            shutil.copyfileobj(source, file)
             file.flush()
             os.fsync(file.fileno())
 

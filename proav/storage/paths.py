@@ -17,10 +17,10 @@ from proav.config import Config
 
 GIVEN = (
     "data.sources", "data.listing", "data.videos", "data.ontology", "mdsa.loss.perceptual_weights",
-    "evaluate.real", "evaluate.fake", "evaluate.weights", "evaluate.compare_with",
+    "generate.listing", "evaluate.real", "evaluate.fake", "evaluate.weights", "evaluate.compare_with",
 )  # fmt: skip
 """Settings that name what a user has: one path, or several."""
-LEFT = ("run_dir", "data.prepared", "generate.checkpoint")
+LEFT = ("run_dir", "data.prepared", "generate.checkpoint", "distill.teacher")
 """Settings that name what runs leave."""
 
 

@@ -7,7 +7,7 @@ B clips, D latent channels, P=6 planes (3 video, then 3 audio), N plane side.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from proav.diffusion import make_process
 from proav.diffusion.conditions import Conditions
 from proav.diffusion.modalities import denoising_loss, mix_given, plane_errors
 from proav.diffusion.noise import noise_batch
-from proav.diffusion.tasks import draw_tasks
+from proav.diffusion.tasks import TaskDraw, draw_tasks
 from proav.generation.coder import LatentScale
 from proav.geometry import MODALITIES, PLANES_PER_MODALITY, LatentGeometry
 from proav.models.mdsa.planes import masked_condition
@@ -29,6 +29,19 @@ NOISE_BUCKETS = 4
 
 A flat total can hide a part that still learns.
 """
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """Stored latents with the noise and the conditions that the model sees."""
+
+    clean_BDPNN: Tensor
+    noise_BDPNN: Tensor
+    noisy_BDPNN: Tensor
+    times_B2: Tensor
+    """In [0, 1] per modality, 0 for a given one."""
+    given_B2: Tensor
+    conditions: Conditions
 
 
 class GeneratorStep:
@@ -59,26 +72,32 @@ class GeneratorStep:
             tasks also masked float32 [b, D, 6, N, N] as stored, known bool [b, 2, T].
         clips: not used.
         """
-        device, positions = engine.device, batch["position"].tolist()
-        draw = draw_tasks(self.config.seed, positions, self.config)
+        draw = draw_tasks(self.config.seed, batch["position"], self.config)
+        made = self.add_noise(batch, draw, engine.device)
+        prediction_BDPNN = engine.forward(made.noisy_BDPNN, made.times_B2, made.conditions)
+        target_BDPNN = self.process.target(made.clean_BDPNN, made.noise_BDPNN)
+        losses_B = denoising_loss(
+            prediction_BDPNN, target_BDPNN, made.given_B2, self.own_DP.to(engine.device)
+        )
+        parts = self._parts(prediction_BDPNN, target_BDPNN, made.times_B2, made.given_B2)
+        return StepOutput(losses_B.mean(), parts)
+
+    def add_noise(self, batch: dict, draw: TaskDraw, device: torch.device) -> NoisyBatch:
+        """The latents of a batch, normalized, at the times of `draw`."""
         given_B2, times_B2 = draw.given_B2.to(device), draw.times_B2.to(device)
         self.scale.to(device)
         joint_BDPNN, lone_BDPNN = (
             self.scale.normalize(batch[kind].to(device, non_blocking=True)) for kind in ("joint", "lone")
         )
         clean_BDPNN = mix_given(joint_BDPNN, lone_BDPNN, given_B2)
-        noise_BDPNN = noise_batch(
-            [(self.config.seed, position) for position in positions], clean_BDPNN.shape[1:], purpose="train"
-        ).to(device)
+        identities = [(self.config.seed, position) for position in batch["position"].tolist()]
+        noise_BDPNN = noise_batch(identities, clean_BDPNN.shape[1:], purpose="train").to(device)
         noisy_BDPNN = self.process.add_noise(clean_BDPNN, noise_BDPNN, times_B2)
         conditions = Conditions.of_rows(batch).dropped(self.num_labels, draw.drop_label_B).to(device)
         if "masked" in batch:
             masked_BDPNN = self.scale.normalize(batch["masked"].to(device, non_blocking=True))
             conditions = replace(conditions, masked_BEPNN=masked_condition(masked_BDPNN, batch["known"]))
-        prediction_BDPNN = engine.forward(noisy_BDPNN, times_B2, conditions)
-        target_BDPNN = self.process.target(clean_BDPNN, noise_BDPNN)
-        losses_B = denoising_loss(prediction_BDPNN, target_BDPNN, given_B2, self.own_DP.to(device))
-        return StepOutput(losses_B.mean(), self._parts(prediction_BDPNN, target_BDPNN, times_B2, given_B2))
+        return NoisyBatch(clean_BDPNN, noise_BDPNN, noisy_BDPNN, times_B2, given_B2, conditions)
 
     @torch.no_grad()
     def _parts(

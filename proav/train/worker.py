@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from proav.train.autoencoder_step import AutoencoderStep
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engines import make_engine
 from proav.train.fitting import fit_linear_planes, fit_on_worker_0
+from proav.train.flow_map_step import FlowMapStep
 from proav.train.generator_step import GeneratorStep
 from proav.train.loop import Asked, LoopState, TrainingStep, run_loop
 from proav.train.resume import load_training, on_worker_0, save_training
@@ -47,11 +48,13 @@ class StagePlan:
     build: Callable[[torch.device], tuple[nn.Module, TrainingStep]]
     labels: tuple[str, ...] = ()
     description: dict = field(default_factory=dict)
-    """Latent statistics and the hash of MDSA, as `save_checkpoint` takes them."""
+    """Latent statistics and the hashes of MDSA and teacher, as `save_checkpoint` takes them."""
     mdsa_weights: Callable[[], dict[str, Tensor]] | None = None
     """ST-DiT: the MDSA weights that each checkpoint carries."""
     fit: Callable[[nn.Module], str] | None = None
     """Fits weights of a new model before training, and returns a line about it; called on worker 0."""
+    warning: str = ""
+    """A line that is told before training: settings that are allowed, but hardly meant."""
 
 
 def train_settings(config: Config, stage: str) -> TrainConfig:
@@ -68,7 +71,8 @@ def plan_stage(config: Config, stage: str) -> StagePlan:
 
     Raises UserError, with the command to type, if data, MDSA or latents are missing.
     """
-    return _plan_autoencoder(config) if stage == "mdsa" else _plan_generator(config)
+    plans = {"mdsa": _plan_autoencoder, "stdit": _plan_generator, "distill": _plan_flow_map}
+    return plans[stage](config)
 
 
 def find_resume_point(
@@ -80,14 +84,21 @@ def find_resume_point(
     warn: takes a line for each damaged checkpoint that is passed over.
     Raises CheckpointError if the checkpoint belongs to another run.
     """
-    checkpoint = newest_good_checkpoint(checkpoints_folder(config, stage), kind=stage, warn=warn)
+    kind = find_stage(stage).kind
+    checkpoint = newest_good_checkpoint(checkpoints_folder(config, stage), kind=kind, warn=warn)
     if checkpoint is not None:
-        check_resumable(checkpoint, config, plan.labels)
+        check_resumable(checkpoint, find_stage(stage).described(config), plan.labels)
         then, now = (train_settings(made_with, stage).optimizer for made_with in (checkpoint.config, config))
         if then != now:
             raise CheckpointError(
                 f"{checkpoint.path} was trained with {stage}.train.optimizer={then}, {now} cannot go on; "
                 f"write {stage}.train.optimizer={then}, or choose another run_dir=DIR to start anew"
+            )
+        if checkpoint.teacher_hash != plan.description.get("teacher_hash"):
+            raise CheckpointError(
+                f"{checkpoint.path} was made from another ST-DiT than the one it would learn from now; name "
+                f"that one (distill.teacher=PATH), delete {checkpoints_folder(config, stage)} to train anew, "
+                "or choose another run_dir=DIR"
             )
         theirs = {
             "mdsa_hash": checkpoint.mdsa_hash,
@@ -116,7 +127,7 @@ def train_worker(
 
     With several workers torch.distributed is set up before.
 
-    stage: mdsa or stdit.
+    stage: mdsa, stdit or distill.
     device: this worker's.
     rank, world: this worker and the number of workers.
     report: called with each line of metrics.jsonl, on every worker.
@@ -130,8 +141,10 @@ def train_worker(
         (lambda text: sys.stderr.write(text + "\n")) if rank == 0 else (lambda text: None)
     )  # Ray Train shows what is printed twice
     plan = plan_stage(config, stage)
+    if plan.warning:
+        say(plan.warning)
     found = on_worker_0(lambda: _path_of(find_resume_point(config, stage, plan, say)))
-    checkpoint = load_checkpoint(found, kind=stage, verify=False) if found else None
+    checkpoint = load_checkpoint(found, kind=find_stage(stage).kind, verify=False) if found else None
     torch.manual_seed(config.seed)
     model, step = plan.build(device)
     model.activation_checkpointing = train.activation_checkpointing
@@ -166,7 +179,8 @@ def train_worker(
     def save(current: LoopState) -> None:
         save_training(
             checkpoints_folder(config, stage), engine, average, step, current,
-            kind=stage, config=config, labels=plan.labels, keep=train.keep_checkpoints, tensors=carried,
+            kind=find_stage(stage).kind, config=find_stage(stage).described(config), labels=plan.labels,
+            keep=train.keep_checkpoints, tensors=carried,
             **plan.description,
         )  # fmt: skip
         if reporter:
@@ -217,15 +231,68 @@ class _Reporter:
 
 def _plan_autoencoder(config: Config) -> StagePlan:
     feed = ClipFeed.of_mdsa(config)
-    linear = config.mdsa.linear_planes
+    linear, num_clips = config.mdsa.linear_planes, config.mdsa.train.num_clips
+    warning = ""
+    if linear.enabled and linear.alone_clips >= num_clips:
+        warning = (
+            f"mdsa: the network stays untrained: mdsa.linear_planes.alone_clips={linear.alone_clips}, but "
+            f"training ends at mdsa.train.num_clips={num_clips}; to train it, write fewer alone_clips"
+        )
     return StagePlan(
         feed=feed,
         build=lambda device: (MDSA(config), AutoencoderStep(config, device=device)),
         fit=(lambda model: fit_linear_planes(model, feed, linear.fit_clips)) if linear.enabled else None,
+        warning=warning,
     )
 
 
 def _plan_generator(config: Config) -> StagePlan:
+    if config.diffusion.objective == "flow_map":
+        raise UserError(
+            "diffusion.objective=flow_map is no objective of stage=stdit: a flow map is made from a trained "
+            "flow; write diffusion.objective=flow, then train stage=distill"
+        )
+    return _plan_on_latents(
+        config,
+        config.stdit.train,
+        lambda device, data: (STDiT(config, data["num_labels"]), GeneratorStep(config, **data)),
+    )
+
+
+def _plan_flow_map(config: Config) -> StagePlan:
+    teacher = load_checkpoint(config.distill.teacher or RunFolder(config).stdit.checkpoints, kind="stdit")
+    if teacher.config.diffusion.objective != "flow":
+        raise UserError(
+            f"{teacher.path} has diffusion.objective={teacher.config.diffusion.objective}; a flow map is "
+            "made from an ST-DiT with diffusion.objective=flow: write distill.teacher=PATH"
+        )
+
+    def build(device: torch.device, data: dict) -> tuple[nn.Module, TrainingStep]:
+        student, flow = (STDiT(config, data["num_labels"]) for _ in range(2))
+        for model in (student, flow):
+            model.load_state_dict(teacher.weights("ema"))
+        return student, FlowMapStep(config, teacher=flow.to(device), **data)
+
+    plan = _plan_on_latents(config, config.distill.train, build)
+    check_resumable(teacher, config.model_copy(update={"seed": teacher.config.seed}), plan.labels)
+    if teacher.mdsa_hash != plan.description["mdsa_hash"]:
+        raise UserError(
+            f"{teacher.path} was trained on the latents of another MDSA checkpoint than those in "
+            f"{RunFolder(config).latents}; name an ST-DiT of these: distill.teacher=PATH"
+        )
+    return replace(plan, description=plan.description | {"teacher_hash": teacher.hash})
+
+
+def _plan_on_latents(
+    config: Config,
+    train: TrainConfig,
+    build: Callable[[torch.device, dict], tuple[nn.Module, TrainingStep]],
+) -> StagePlan:
+    """The plan of a stage that trains on stored latents.
+
+    train: its training section.
+    build: makes model and step on a device, from the step's data: number of labels and latent statistics.
+    """
     run = RunFolder(config)
     folder = run.latents
     try:
@@ -264,16 +331,13 @@ def _plan_generator(config: Config) -> StagePlan:
         labels=labels,
         split="train",
         seed=config.seed,
-        batch_size=config.stdit.train.batch_size,
+        batch_size=train.batch_size,
         masked_for=config,
     )
     statistics = {"latent_mean": stats["mean"], "latent_std": stats["std"]}
     return StagePlan(
         feed=feed,
-        build=lambda device: (
-            STDiT(config, len(labels)),
-            GeneratorStep(config, num_labels=len(labels), **statistics),
-        ),
+        build=lambda device: build(device, {"num_labels": len(labels), **statistics}),
         labels=labels,
         description={**statistics, "mdsa_hash": mdsa.hash},
         mdsa_weights=lambda: mdsa.weights("ema"),

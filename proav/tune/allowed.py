@@ -1,4 +1,4 @@
-"""Which settings may be axes of which sweep, and why others may not. Nothing runs here.
+"""Which settings a sweep may vary, by axes or by variants, and why others may not. Nothing runs here.
 
 Any setting may vary that changes what a trial is judged by, and whose data can be had. Settings of the clip,
 the mel images and the prepared data make the sweep prepare data of its own for each of their values.
@@ -6,11 +6,11 @@ the mel images and the prepared data make the sweep prepare data of its own for 
 
 import json
 
-from proav.config import Config
+from proav.config import Config, TuneConfig
 from proav.config.changes import settings_that_change
 from proav.config.reading import describe_settings, nearest_key
 from proav.errors import ConfigError
-from proav.tune.axes import Point
+from proav.tune.axes import Point, settings_of, values_of, varied_by, varied_settings
 
 NEVER = {
     "name": "a trial has a name of its own",
@@ -19,9 +19,11 @@ NEVER = {
     "stage": "tune.stage says how far a trial goes",
     "tune.": "a sweep is no trial of another",
     "job.": "it changes nothing that is measured",
+    "distill.": "no trial makes a flow map",
     "evaluate.": "all trials are measured alike",
     "generate.checkpoint": "a trial has its own",
     "generate.num_samples": "all trials are measured alike",
+    "generate.listing": "all trials are measured alike",
     "data.prepared": "the sweep prepares data itself: vary what it is prepared with, and name data.sources",
     "data.validation_fraction": "all trials are measured on the same clips",
     "encode.replace": "it changes nothing that is measured",
@@ -43,14 +45,21 @@ def check_axes(config: Config) -> None:
             "tune.axes is empty: nothing to sweep; write such as tune.axes.mdsa.group_cross.num_groups=[2,4]"
         )
     known = {key for key, _, _ in describe_settings()}
-    for key in tune.axes:
-        if key not in known:
-            near = nearest_key(key)
+    for key, axis in tune.space.items():
+        if axis.variants is not None and key in known:
+            raise ConfigError(
+                f"tune.axes.{key} has variants, and {key} is a setting; expected a name of your own, such as "
+                "tune.axes.modules"
+            )
+    for setting, key in varied_settings(tune).items():
+        where = "tune.axes" if setting == key else f"tune.axes.{key}.variants"
+        if setting not in known:
+            near = nearest_key(setting)
             hint = f"; did you mean {near}?" if near else "; --help lists all keys"
-            raise ConfigError(f"tune.axes names {key}, which is no setting{hint}")
-        why = why_not(config, key)
+            raise ConfigError(f"{where} names {setting}, which is no setting{hint}")
+        why = why_not(config, setting)
         if why:
-            raise ConfigError(f"tune.axes names {key}, but {why}")
+            raise ConfigError(f"{where} names {setting}, but {why}")
     if tune.budget == "seconds":
         _check_seconds(config)
 
@@ -104,17 +113,19 @@ def changes_mdsa(key: str) -> bool:
 
 def shares_mdsa(config: Config) -> bool:
     """Whether all trials of a sweep over generated clips go on from one MDSA."""
-    return config.tune.stage == "stdit" and not any(map(changes_mdsa, config.tune.axes))
+    return config.tune.stage == "stdit" and not any(map(changes_mdsa, varied_settings(config.tune)))
 
 
-def data_point(point: Point) -> Point:
-    """The axes of a point that its prepared data follows from."""
-    return {key: value for key, value in point.items() if changes_data(key)}
+def data_axes(tune: TuneConfig) -> list[str]:
+    """The axes that have a setting which changes the prepared data."""
+    return [key for key, axis in tune.space.items() if any(map(changes_data, varied_by(key, axis)))]
 
 
-def data_name(point: Point) -> str:
-    """What tells prepared data apart; empty for the sweep's own."""
-    chosen = data_point(point)
+def data_name(tune: TuneConfig, point: Point) -> str:
+    """What tells prepared data apart: the settings of a point that it follows from; empty for the sweep's
+    own.
+    """
+    chosen = {key: value for key, value in settings_of(tune, point).items() if changes_data(key)}
     return json.dumps(chosen, sort_keys=True) if chosen else ""
 
 
@@ -130,7 +141,7 @@ def _why_no_data(config: Config, key: str) -> str | None:
             "data.listing, "
             "so that the sweep prepares the data of each of its values"
         )
-    if config.tune.space[key].choices is None:
+    if values_of(config.tune, key, None) is None:
         return (
             "it changes the prepared data, and a range has no end of it; expected a list, or a range with a "
             "step"
@@ -143,17 +154,15 @@ def _why_no_data(config: Config, key: str) -> str | None:
 def _check_seconds(config: Config) -> None:
     """Raises ConfigError for what needs to know the number of clips before training ends."""
     tune, key = config.tune, f"{config.tune.stage}.train.decay_fraction"
-    decays = getattr(config, tune.stage).train.decay_fraction > 0
-    if key in tune.axes:
-        decays = any(tune.space[key].choices is None or value > 0 for value in tune.space[key].choices or [0])
-    if decays:
+    values = values_of(tune, key, getattr(config, tune.stage).train.decay_fraction)
+    if values is None or any(value > 0 for value in values):
         raise ConfigError(
             f"tune.budget=seconds with {key} above 0: the learning rate cannot fall towards an end that no "
             "one "
             f"knows in clips; write {key}=0, or tune.budget=clips or flops"
         )
     if tune.stage == "stdit" and not shares_mdsa(config):
-        changing = next(filter(changes_mdsa, tune.axes))
+        changing = next(filter(changes_mdsa, varied_settings(tune)))
         raise ConfigError(
             f"tune.budget=seconds with tune.stage=stdit and the axis {changing}: trials would train MDSAs of "
             "their own, whose seconds no one counts; write tune.budget=flops or clips"

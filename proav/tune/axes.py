@@ -75,6 +75,52 @@ def is_active(axis: AxisConfig, point: Point) -> bool:
     return all(key in point and fits(point[key], wanted) for key, wanted in axis.when.items())
 
 
+def settings_of(tune: TuneConfig, point: Point) -> dict[str, Any]:
+    """{dotted key: value} of all that a point sets: its axes, and what its variants stand for."""
+    found: dict[str, Any] = {}
+    for key, value in point.items():
+        variants = tune.space[key].variants
+        found |= {key: value} if variants is None else variants[value]
+    return found
+
+
+def varied_by(key: str, axis: AxisConfig) -> list[str]:
+    """The settings that an axis varies: the one it names, or those of its variants, each once."""
+    if axis.variants is None:
+        return [key]
+    return list(dict.fromkeys(setting for group in axis.variants.values() for setting in group))
+
+
+def varied_settings(tune: TuneConfig) -> dict[str, str]:
+    """{setting: the axis that varies it}, in the order of the axes. Raises ConfigError if two axes do."""
+    found: dict[str, str] = {}
+    for key, axis in tune.space.items():
+        for setting in varied_by(key, axis):
+            if setting in found:
+                raise ConfigError(
+                    f"tune.axes.{found[setting]} and tune.axes.{key} both vary {setting}; name it in one of "
+                    "them"
+                )
+            found[setting] = key
+    return found
+
+
+def values_of(tune: TuneConfig, setting: str, otherwise: Any) -> list[Any] | None:
+    """Every value that trials may have of a setting; None for a range without steps.
+
+    otherwise: the value where no axis sets it.
+    """
+    axis = tune.space.get(varied_settings(tune).get(setting, ""))
+    if axis is None:
+        return [otherwise]
+    if axis.choices is None:
+        return None
+    if axis.variants is None:
+        return [*axis.choices, *([otherwise] if axis.when else [])]
+    values = [group.get(setting, otherwise) for group in axis.variants.values()]
+    return list({json.dumps(value): value for value in values}.values())
+
+
 def is_left_out(tune: TuneConfig, point: Point) -> bool:
     return any(
         all(key in point and fits(point[key], wanted) for key, wanted in entry.items())
@@ -217,8 +263,8 @@ def describe(point: Point) -> str:
 
 def range_words(axis: AxisConfig) -> str:
     """An axis in a few words, for people: its values, or its range with the kind."""
-    if axis.values is not None:
-        words = ", ".join(map(value_words, axis.values))
+    if axis.listed is not None:
+        words = ", ".join(map(value_words, axis.listed))
     else:
         kind = next(name for name in ("uniform", "loguniform", "integer") if getattr(axis, name) is not None)
         low, high = getattr(axis, kind)
@@ -235,7 +281,7 @@ def rounded(value: float) -> float:
 
 def clamped(axis: AxisConfig, value: Any) -> Any:
     """The nearest value that the axis has: what population-based training multiplies may have left it."""
-    if axis.values is not None:
+    if axis.listed is not None:
         return value
     if axis.choices is not None:
         return min(axis.choices, key=lambda choice: abs(choice - value))

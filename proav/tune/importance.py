@@ -75,8 +75,8 @@ def find_importance(tune: TuneConfig, rows: Sequence[Row]) -> Importance:
 
 def _distribution(optuna, tune: TuneConfig, key: str):
     axis = tune.space[key]
-    if axis.values is not None:
-        return optuna.distributions.CategoricalDistribution(range(len(axis.values)))
+    if axis.listed is not None:
+        return optuna.distributions.CategoricalDistribution(range(len(axis.listed)))
     if axis.integer is not None:
         return optuna.distributions.IntDistribution(*axis.integer)
     low, high = axis.uniform or axis.loguniform
@@ -85,4 +85,4 @@ def _distribution(optuna, tune: TuneConfig, key: str):
 
 def _parameter(tune: TuneConfig, key: str, value):
     axis = tune.space[key]
-    return axis.values.index(value) if axis.values is not None else value
+    return axis.listed.index(value) if axis.listed is not None else value

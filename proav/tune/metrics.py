@@ -25,37 +25,49 @@ TABLES = ("reconstruction", "generated", "generated_held_out", "stdit")
 
 
 def check_metric(config: Config) -> None:
-    """Raises ConfigError for a metric that no evaluation of such trials has; nothing is measured."""
-    tune = config.tune
-    if tune.metric == "score":
+    """Raises ConfigError for a number that no evaluation of such trials has; nothing is measured."""
+    _check_name(config, "tune.metric", config.tune.metric)
+    for name in config.tune.show:
+        _check_name(config, "tune.show", name)
+
+
+def _check_name(config: Config, setting: str, given: str) -> None:
+    """setting: the one that names the number, for messages."""
+    if given == "score":
         return
-    table, _, name = tune.metric.partition(".")
+    table, _, name = given.partition(".")
     if not name:
-        if tune.metric not in BRIEF:
-            near = difflib.get_close_matches(tune.metric, known_metrics(config), n=1, cutoff=0.3)
+        if given not in BRIEF:
+            near = difflib.get_close_matches(given, known_metrics(config), n=1, cutoff=0.3)
             hint = (
                 f"did you mean {near[0]}?" if near else f"expected score, {', '.join(BRIEF)} or TABLE.METRIC"
             )
-            raise ConfigError(f"tune.metric={tune.metric} is not measured; {hint}")
+            raise ConfigError(f"{setting}={given} is not measured; {hint}")
         return
-    tables = TABLES if tune.stage == "stdit" else TABLES[:1]
+    tables = TABLES if config.tune.stage == "stdit" else TABLES[:1]
     if table not in tables:
         more = "" if table not in TABLES else "; write tune.stage=stdit for numbers of generated clips"
-        raise ConfigError(f"tune.metric={tune.metric}: expected a number of {', '.join(tables)}{more}")
+        raise ConfigError(f"{setting}={given}: expected a number of {', '.join(tables)}{more}")
 
 
-def unlisted_metric(config: Config) -> str | None:
-    """A line for a metric that the protocol does not name: it may be of a library that is missing, or
+def unlisted_metrics(config: Config) -> list[str]:
+    """A line for each number that the protocol does not name: it may be of a library that is missing, or
     misspelt.
     """
-    if not is_evaluated(config.tune) or config.tune.metric in ("score", *known_metrics(config)):
-        return None
-    near = difflib.get_close_matches(config.tune.metric, known_metrics(config), n=1, cutoff=0.3)
-    return (
-        f"tune: evaluate.protocol={config.evaluate.protocol} does not list {config.tune.metric}"
-        + (f"; did you mean {near[0]}?" if near else "")
-        + " A trial fails if it is not measured."
-    )
+    tune, lines = config.tune, []
+    if not is_evaluated(tune):
+        return lines
+    known = known_metrics(config)
+    for name in dict.fromkeys((tune.metric, *tune.show)):
+        if name not in ("score", *known):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+            lines.append(
+                f"tune: evaluate.protocol={config.evaluate.protocol} does not list {name}"
+                + (f"; did you mean {near[0]}?" if near else ".")
+                + (" A trial fails" if name == tune.metric else " Its column stays empty")
+                + " if it is not measured."
+            )
+    return lines
 
 
 def known_metrics(config: Config) -> list[str]:
@@ -82,7 +94,7 @@ def known_metrics(config: Config) -> list[str]:
 
 def is_evaluated(tune: TuneConfig) -> bool:
     """Whether trials need a whole evaluation; else reconstructions are measured in the trial's own task."""
-    return tune.stage == "stdit" or "." in tune.metric
+    return tune.stage == "stdit" or any("." in name for name in (tune.metric, *tune.show))
 
 
 def is_large_better(tune: TuneConfig) -> bool:
@@ -112,21 +124,36 @@ def needs_of(metrics: dict, metric: str) -> str:
     return next((row["needs"] for row in rows if row["metric"] == name and row["value"] is None), "")
 
 
+def number_in(measured: dict, name: str, tune: TuneConfig) -> float | None:
+    """A number of a measurement by its name; None if it is not there, or not finite."""
+    if name == "score":
+        value = tune.picture_weight * measured["psnr_db"] - tune.sound_weight * measured["mel_error_db"]
+    else:
+        value = _numbers(measured).get(name)
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
 def value_of(measured: dict, tune: TuneConfig) -> float:
-    """The metric in a measurement. Raises UserError if it is not there, or is no number."""
+    """The metric in a measurement; NaN for a score that is not finite.
+
+    Raises UserError if it is not there, or is no number.
+    """
+    value = number_in(measured, tune.metric, tune)
+    if value is not None:
+        return value
     if tune.metric == "score":
-        return tune.picture_weight * measured["psnr_db"] - tune.sound_weight * measured["mel_error_db"]
+        return math.nan
+    near = difflib.get_close_matches(tune.metric, _numbers(measured), n=3, cutoff=0.2)
+    raise UserError(
+        f"tune.metric={tune.metric} was not measured (it may need weights, a library or more clips; "
+        "docs/evaluation.md says which); measured were such as "
+        f"{', '.join(near) or ', '.join(sorted(_numbers(measured))[:3])}"
+    )
+
+
+def _numbers(measured: dict) -> dict[str, float]:
     numbers = {key: value for key, value in measured.items() if isinstance(value, int | float)}
-    numbers |= measured.get("numbers", {})
-    value = numbers.get(tune.metric)
-    if value is None or not math.isfinite(value):
-        near = difflib.get_close_matches(tune.metric, numbers, n=3, cutoff=0.2)
-        raise UserError(
-            f"tune.metric={tune.metric} was not measured (it may need weights, a library or more clips; "
-            "docs/evaluation.md says which); measured were such as "
-            f"{', '.join(near) or ', '.join(sorted(numbers)[:3])}"
-        )
-    return float(value)
+    return numbers | measured.get("numbers", {})
 
 
 def score(measured: dict, tune: TuneConfig) -> float:

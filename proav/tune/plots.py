@@ -16,6 +16,8 @@ from proav.tune.metrics import is_large_better
 from proav.tune.rows import Row, cost_front
 from proav.tune.sweep_figures import ON_PAGE, look_of, shown_axes, styled
 
+PAGE_INCHES = (8.4, 3.4)
+"""Of a figure that is as wide as the page."""
 MAX_LABELS = 8
 """Values of a list that are written beside its line; of more, the first and the last."""
 
@@ -63,12 +65,15 @@ def cost_svg(rows: list[Row], budget: float, tune: TuneConfig, *, description: s
 
 
 def parallel_svg(rows: list[Row], budget: float, tune: TuneConfig, *, description: str) -> Markup:
-    """A line a trial over all axes and the metric at a rung: what the good ones have in common."""
+    """A line a trial over all axes and the metric at a rung: what the good ones have in common.
+
+    It is as wide as the page, whatever the number of axes, so that its text keeps its size.
+    """
     at = [(row, rung) for row in rows for rung in row.rungs if rung["budget"] == budget]
     names, axes = short_names(list(tune.axes)), shown_axes(tune)
-    figure = Figure(figsize=(max(3.6, 1.25 * (len(tune.axes) + 1)), 2.9))
+    figure = Figure(figsize=PAGE_INCHES)
     figure.patch.set_alpha(0)
-    plot = figure.add_axes((0.08, 0.14, 0.84, 0.74))
+    plot = figure.add_axes((0.02, 0.02, 0.96, 0.96))
     plot.set_facecolor("none")
     plot.set_axis_off()
     metrics = [rung["metric"] for _, rung in at]
@@ -119,9 +124,11 @@ def importance_svg(shares: dict[str, float], *, description: str) -> Markup:
 
 def _ruler(plot, place: int, name: str, labels: list[tuple[float, str]]) -> None:
     plot.plot([place, place], [0, 1], color=LINE, linewidth=1, zorder=0)
-    plot.text(place, 1.06, name, fontsize=7, color=MUTED, ha="center", va="bottom")
+    plot.text(place, 1.07, name, fontsize=8, color=MUTED, ha="center", va="bottom")
     for height, text in labels:
-        plot.text(place + 0.05, height, text, fontsize=6.5, color=MUTED, va="center")
+        plot.annotate(
+            text, (place, height), (6, 0), textcoords="offset points", fontsize=7.5, color=MUTED, va="center"
+        )
 
 
 def _labels(tune: TuneConfig, key: str) -> list[tuple[float, str]]:

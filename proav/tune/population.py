@@ -165,7 +165,7 @@ def _coded(settings: TuneConfig, point: Point) -> dict:
     """Values as the scheduler changes them: a list's is its place, so that neighbours are near."""
     space = settings.space
     return {
-        key: space[key].values.index(value) if space[key].values is not None else value
+        key: space[key].listed.index(value) if space[key].listed is not None else value
         for key, value in point.items()
     }
 
@@ -173,8 +173,8 @@ def _coded(settings: TuneConfig, point: Point) -> dict:
 def _decoded(settings: TuneConfig, given: dict) -> Point:
     space = settings.space
     return {
-        key: space[key].values[given[key]]
-        if space[key].values is not None
+        key: space[key].listed[given[key]]
+        if space[key].listed is not None
         else clamped(space[key], given[key])
         for key in settings.axes
     }
@@ -182,13 +182,13 @@ def _decoded(settings: TuneConfig, given: dict) -> Point:
 
 def _within(settings: TuneConfig, given: dict) -> dict:
     """What was multiplied, brought back into its range."""
-    return {key: clamped(axis, given[key]) for key, axis in settings.space.items() if axis.values is None}
+    return {key: clamped(axis, given[key]) for key, axis in settings.space.items() if axis.listed is None}
 
 
 def _drawn_from(settings: TuneConfig, key: str):
     axis = settings.space[key]
-    if axis.values is not None:
-        return list(range(len(axis.values)))
+    if axis.listed is not None:
+        return list(range(len(axis.listed)))
     if axis.integer is not None:
         return tune.randint(axis.integer[0], axis.integer[1] + 1)
     return tune.loguniform(*axis.loguniform) if axis.loguniform else tune.uniform(*axis.uniform)

@@ -1,7 +1,7 @@
 """What each trial of a sweep has reached, on disk: trials/<id>/trial.json, written whole after every rung.
 
-It is what a sweep goes on from after an interruption, and all that results are made of; Ray Tune's own state
-is not needed again.
+After an interruption the sweep goes on from these files. Its results are made of them alone. Ray Tune's own
+state is not needed again.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from proav.tune.space import Trial
 RECORD = "trial.json"
 FORMAT = 1
 RUNNING, FINISHED, STOPPED, FAILED, CRASHED = "running", "finished", "stopped", "failed", "crashed"
-"""running: being trained, or cut off. finished: has had the whole budget. stopped: by the scheduler. failed:
-a mistake that would come again. crashed: lost for another reason more often than tune.max_failures; tried
-again when the sweep is run again.
+"""running: is trained, or was cut off. finished: has had the whole budget. stopped: by the scheduler. failed:
+by a mistake that would come again. crashed: for another reason, more often than tune.max_failures allows; it
+is tried again when the sweep is run again.
 """
 DONE = (FINISHED, STOPPED, FAILED)
 
@@ -39,20 +39,20 @@ class TrialRecord:
     reason: str = ""
     """Why it failed or crashed."""
     schedule: list | None = None
-    """What decides whether it goes on; under another schedule, a trial that was stopped is looked at again.
-    """
+    """What decided whether it goes on. Under another schedule, the decision is taken anew."""
     passed: float = 0
     """Budget up to which it was let go on under this schedule."""
     rungs: list[dict] = field(default_factory=list)
-    """One dict a rung: budget, clips, step, loss, psnr_db, mel_error_db and more, as `repeats.merge` makes
-    them of the seeds' measurements, which stand below `repeats`.
+    """One dict a rung, made by `repeats.merge`: budget, clips, step, loss, psnr_db, mel_error_db and more.
+
+    The measurements of each seed stand below `repeats`.
     """
     failures: int = 0
     """Crashes of this sweep's run after which it was tried again."""
     failure: str = ""
-    """Reason of the last one."""
+    """Reason of the last of these crashes."""
     taken: list[dict] = field(default_factory=list)
-    """Of a population's member: {budget, from, point, settled}, what it took over from another, and when."""
+    """For a member of a population: {budget, from, point, settled} of each time that it took another over."""
 
     @property
     def clips(self) -> int:
@@ -75,7 +75,7 @@ class TrialRecord:
         )
 
     def reopened(self, tune: TuneConfig) -> "TrialRecord":
-        """The record of a trial that is not done, for going on."""
+        """The record with which a trial that is not done goes on."""
         schedule = schedule_of(tune)
         passed = self.passed if self.schedule == schedule else 0
         return self.replace(
@@ -113,12 +113,12 @@ def is_whole(rung: dict, tune: TuneConfig) -> bool:
 
 
 def score(rung: dict, tune: TuneConfig) -> float:
-    """The metric at a rung, mean over the seeds, such that more is better."""
+    """Mean of the metric over the seeds at a rung, with a sign by which more is better."""
     return rung_score(rung, tune)
 
 
 def write_record(trial: Trial | str, record: TrialRecord) -> None:
-    """trial: or its folder."""
+    """Writes trial.json whole. trial: the trial, or its folder."""
     folder = trial if isinstance(trial, str) else trial.config.run_folder
     storage.write_text(
         storage.join(folder, RECORD), json.dumps({"format": FORMAT} | dataclasses.asdict(record), indent=1)
@@ -126,7 +126,7 @@ def write_record(trial: Trial | str, record: TrialRecord) -> None:
 
 
 def read_record(trial_folder: str) -> TrialRecord | None:
-    """The record in a trial's folder; None where there is none. Raises UserError where it cannot be read."""
+    """The record in a trial's folder; None if there is none. Raises UserError if it cannot be read."""
     path = storage.join(trial_folder, RECORD)
     if not storage.exists(path):
         return None
@@ -142,7 +142,7 @@ def read_record(trial_folder: str) -> TrialRecord | None:
 
 
 def read_records(folder: str) -> dict[str, TrialRecord]:
-    """Every record below the folder of trials, by id, in the order in which they were begun."""
+    """{id: record} of every trial below the folder of trials, in the order in which they were begun."""
     folders = {path.rsplit("/", 1)[0] for path in storage.list_files(folder) if path.endswith("/" + RECORD)}
     records = [read_record(path) for path in folders]
     return {record.id: record for record in sorted(records, key=lambda record: (record.number, record.id))}

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 
 from proav import storage
 from proav.config import Config, TuneConfig
-from proav.tune.metrics import score, value_of
+from proav.tune.metrics import number_in, score, value_of
 
 LEVEL = 0.95
 STUDENT_95 = (
@@ -107,6 +107,13 @@ def merge(measured: Sequence[dict], *, budget: float) -> dict:
 def judged(rung: dict, tune: TuneConfig) -> Interval:
     """The metric of a rung: mean and interval over the repeats."""
     return interval([value_of(each, tune) for each in repeats_of(rung, tune.repeats)])
+
+
+def shown(rung: dict, tune: TuneConfig) -> dict[str, Interval]:
+    """The numbers of tune.show at a rung; without those that a repeat does not have."""
+    repeats = repeats_of(rung, tune.repeats)
+    values = {name: [number_in(each, name, tune) for each in repeats] for name in tune.show}
+    return {name: interval(each) for name, each in values.items() if None not in each}
 
 
 def rung_score(rung: dict, tune: TuneConfig) -> float:

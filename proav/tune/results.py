@@ -116,14 +116,15 @@ def metrics_lines(records: Iterable[TrialRecord], tune: TuneConfig) -> str:
 def _csv(tune: TuneConfig, rows: list[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    plain = [name for name in Row.__dataclass_fields__ if name not in ("point", "rungs")]
-    writer.writerow(["trial", *tune.axes, *plain[1:]])
+    plain = [name for name in Row.__dataclass_fields__ if name not in ("point", "rungs", "shown")]
+    writer.writerow(["trial", *tune.axes, *plain[1:], *tune.show])
     for row in rows:
         writer.writerow(
             [
                 row.trial,
                 *(point_words(row.point, key) for key in tune.axes),
                 *(getattr(row, name) for name in plain[1:]),
+                *(row.shown[name].mean if name in row.shown else None for name in tune.show),
             ]
         )
     return buffer.getvalue()
@@ -197,7 +198,9 @@ def format_table(tune: TuneConfig, rows: list[Row]) -> str:
     """
     names = short_names(list(tune.axes))
     judged_by = tune.metric + (" +- 95 %" if tune.repeats > 1 else "")
-    measured = ["clips", "PSNR dB", "mel dB", judged_by, "params M", "GFLOP", "clips/s", "GiB", "ended"]
+    more = short_names(list(tune.show))
+    measured = ["clips", "PSNR dB", "mel dB", judged_by, *more.values()]
+    measured += ["params M", "GFLOP", "clips/s", "GiB", "ended"]
     heads = ["trial", *(names[key] for key in tune.axes), *measured]
     lines = [heads]
     for row in rows:
@@ -205,6 +208,7 @@ def format_table(tune: TuneConfig, rows: list[Row]) -> str:
             _number(row.psnr_db, 2),
             _number(row.mel_error_db, 2),
             _metric(row),
+            *(interval_words(row.shown[name]) if name in row.shown else "-" for name in tune.show),
             _number(row.parameters / 1e6, 2),
             _number(row.flops_per_clip / 1e9, 2),
             _number(row.clips_per_second, 2),

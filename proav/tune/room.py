@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from proav.config import Config, TrainConfig
 from proav.on_ray.resources import wants_gpu
 from proav.tune.allowed import shares_mdsa
+from proav.tune.axes import values_of
 
 TAKEN = ("num_workers", "use_gpu", "cpus_per_worker", "loader", "loader_workers")
 """Settings of training that say what a trial takes; any may be an axis."""
@@ -58,8 +59,8 @@ def resources(train: TrainConfig, *, most: bool) -> dict[str, float]:
 def _settings_of_trials(config: Config) -> Iterator[TrainConfig]:
     """Each stage's training with every combination of those axes that change what a trial takes."""
     for stage in _stages(config):
-        train, space = getattr(config, stage).train, config.tune.space
-        axes = {name: space[key].choices for name in TAKEN if (key := f"{stage}.train.{name}") in space}
+        train = getattr(config, stage).train
+        axes = {name: values_of(config.tune, f"{stage}.train.{name}", getattr(train, name)) for name in TAKEN}
         for values in itertools.product(*axes.values()):
             yield train.model_copy(update=dict(zip(axes, values, strict=True)))
 

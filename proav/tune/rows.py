@@ -6,14 +6,14 @@ of those that went furthest.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from proav.config import Config
 from proav.costs import costs
 from proav.tune.axes import Point
 from proav.tune.budgets import train_flops
 from proav.tune.record import TrialRecord, score
-from proav.tune.repeats import budget_of, judged, repeats_of
+from proav.tune.repeats import Interval, budget_of, judged, repeats_of, shown
 from proav.tune.space import config_at
 
 
@@ -55,6 +55,8 @@ class Row:
     """What the training of one seed cost up to the last rung, in closed form."""
     failures: int = 0
     """Crashes after which it was tried again."""
+    shown: dict[str, Interval] = field(default_factory=dict)
+    """The numbers of tune.show at the last rung, as far as they were measured."""
 
 
 def make_rows(config: Config, records: Iterable[TrialRecord]) -> list[Row]:
@@ -89,6 +91,7 @@ def make_rows(config: Config, records: Iterable[TrialRecord]) -> list[Row]:
                 metric=rungs[-1]["metric"] if rungs else None,
                 metric_low=rungs[-1]["metric_low"] if rungs else None,
                 metric_high=rungs[-1]["metric_high"] if rungs else None,
+                shown=shown(last, tune) if last else {},
                 train_flops=train_flops(resolved, tune.stage, int(record.clips)) if rungs else None,
             )
         )

@@ -124,14 +124,14 @@ class _Space:
 
     def parameters(self, point: Point) -> dict:
         return {
-            key: self.axes[key].values.index(value) if self.axes[key].values is not None else value
+            key: self.axes[key].listed.index(value) if self.axes[key].listed is not None else value
             for key, value in point.items()
         }
 
     def _suggest(self, trial, key: str):
         axis = self.axes[key]
-        if axis.values is not None:
-            return trial.suggest_categorical(key, range(len(axis.values)))
+        if axis.listed is not None:
+            return trial.suggest_categorical(key, range(len(axis.listed)))
         if axis.integer is not None:
             return trial.suggest_int(key, axis.choices[0], axis.choices[-1], step=int(axis.step or 1))
         if axis.step is not None:
@@ -141,7 +141,7 @@ class _Space:
 
     def _value(self, key: str, suggested):
         axis = self.axes[key]
-        return axis.values[suggested] if axis.values is not None else clamped(axis, suggested)
+        return axis.listed[suggested] if axis.listed is not None else clamped(axis, suggested)
 
 
 class TrialSearcher(Searcher):

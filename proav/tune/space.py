@@ -14,8 +14,10 @@ from proav import storage
 from proav.config import Config, TuneConfig
 from proav.config.reading import config_from_dict, config_to_dict
 from proav.costs import costs
+from proav.diffusion.solvers import num_steps
+from proav.diffusion.tasks import check_tasks
 from proav.errors import ConfigError
-from proav.tune.allowed import changes_data, check_axes, data_name, shares_mdsa
+from proav.tune.allowed import check_axes, data_axes, data_name, shares_mdsa
 from proav.tune.axes import (
     Point,
     check_conditions,
@@ -27,6 +29,8 @@ from proav.tune.axes import (
     planned_points,
     random_points,
     range_words,
+    settings_of,
+    varied_settings,
 )
 from proav.tune.budgets import budgets_words, clips_at, mdsa_clips, train_flops, with_length
 from proav.tune.metrics import check_metric, is_evaluated, metric_words
@@ -46,6 +50,16 @@ OF_THE_MACHINE = (
     "max_failures",
 )
 """Settings of training that say where and how long, not what: a trial may go on under others."""
+WITHOUT_NETWORK = (
+    "mdsa.linear_planes.",
+    "mdsa.plane_size",
+    "mdsa.plane_channels.",
+    "mdsa.latent_channels",
+    "mdsa.audio_",
+    "mdsa.loss.",
+    "mdsa.train.",
+)
+"""Beginnings of MDSA's settings that bear on its linear path as well as on its network."""
 ABSENT = object()
 """In place of a value: the axis does not exist in a point."""
 MAX_CHECKED = 2048
@@ -97,6 +111,7 @@ def check_sweep(config: Config) -> None:
             continue
         if tune.budget != "seconds":
             _check_first_rung(config, trial_config)
+        _check_network_trains(config, trial_config)
     if wrong:
         more = f" (and {len(wrong) - 1} more of the {len(points)} combinations)" if len(wrong) > 1 else ""
         raise ConfigError(
@@ -116,10 +131,12 @@ def plan_text(config: Config) -> str:
         f"judged by   {metric_words(tune)}; a trial trains "
         f"{'MDSA' if tune.stage == 'mdsa' else _both_words(config)}",
     ]
-    lines += [f"axis        {key}: {range_words(axis)}" for key, axis in tune.space.items()]
-    data_axes = [key for key in tune.axes if changes_data(key)]
-    if data_axes:
-        lines.append(f"data        prepared anew for each value of {', '.join(data_axes)}")
+    for key, axis in tune.space.items():
+        lines.append(f"axis        {key}: {range_words(axis)}")
+        for name, group in (axis.variants or {}).items():
+            lines.append(f"variant     {name}: {describe(group) or 'as it is'}")
+    if anew := data_axes(tune):
+        lines.append(f"data        prepared anew for each value of {', '.join(anew)}")
     for number, point in enumerate(
         [] if tune.search == "optuna" else planned_points(tune)[:MAX_LISTED], start=1
     ):
@@ -131,13 +148,15 @@ def config_at(config: Config, point: Point) -> Config:
     """The sweep's configuration with the point laid over it, and without the sweep. Raises ConfigError."""
     settings = config_to_dict(config)
     del settings["tune"]
-    for key, value in point.items():
+    for key, value in settings_of(config.tune, point).items():
         *sections, name = key.split(".")
         section = settings
         for part in sections:
             section = section[part]
         section[name] = value
-    return config_from_dict(settings)
+    resolved = config_from_dict(settings)
+    check_tasks(resolved)
+    return resolved
 
 
 def make_trial(
@@ -181,7 +200,7 @@ def prepared_configs(config: Config, points: Sequence[Point]) -> dict[str, Confi
     """
     found: dict[str, Config] = {}
     for point in points:
-        name = data_name(point)
+        name = data_name(config.tune, point)
         if name not in found:
             folder = storage.join(
                 config.run_folder, "tune", "data", hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -193,7 +212,7 @@ def prepared_configs(config: Config, points: Sequence[Point]) -> dict[str, Confi
 
 def data_points(tune: TuneConfig) -> list[Point]:
     """Every combination of the axes that change the prepared data; without such axes, the empty one."""
-    space = {key: axis for key, axis in tune.space.items() if changes_data(key)}
+    space = {key: tune.space[key] for key in data_axes(tune)}
     choices = [[*axis.choices, ABSENT] if axis.when else list(axis.choices) for axis in space.values()]
     points = (dict(zip(space, values, strict=True)) for values in itertools.product(*choices))
     return [{key: value for key, value in point.items() if value is not ABSENT} for point in points]
@@ -212,6 +231,27 @@ def _check_first_rung(config: Config, trial_config: Config) -> None:
         raise ConfigError(
             f"the first rung of tune, {tune.rungs[0]} clips, is less than one batch; "
             f"expected at least {tune.stage}.train.batch_size={batch}"
+        )
+
+
+def _check_network_trains(config: Config, trial_config: Config) -> None:
+    """Raises ConfigError if an axis is of MDSA's network, and the linear planes train alone to the end."""
+    tune, linear = config.tune, trial_config.mdsa.linear_planes
+    of_network = [
+        key
+        for key in varied_settings(tune)
+        if key.startswith("mdsa.") and not key.startswith(WITHOUT_NETWORK)
+    ]
+    if not of_network or not linear.enabled:
+        return
+    if tune.stage == "mdsa":
+        clips = clips_at(config, trial_config, tune.rungs[-1])
+    else:
+        clips = mdsa_clips(config, trial_config)
+    if clips is not None and linear.alone_clips >= clips:
+        raise ConfigError(
+            f"{of_network[0]} is an axis, and mdsa.linear_planes.alone_clips={linear.alone_clips}: in trials "
+            f"of {clips:,} clips MDSA's network would never train; write mdsa.linear_planes.alone_clips=0"
         )
 
 
@@ -245,8 +285,9 @@ def _identity(config: Config, resolved: Config, point: Point, data_hash: str, me
         made = {
             key: value
             for key, value in settings["generate"].items()
-            if key not in ("use_gpu", "num_workers", "batch_size")
+            if key not in ("use_gpu", "num_workers", "num_writers", "batch_size")
         }
+        made["steps"] = num_steps(made["steps"], config.diffusion.objective)
         identity |= {"stdit": trained("stdit"), "diffusion": settings["diffusion"], "generate": made}
         identity |= {"encode": [settings["encode"][key] for key in ("stride_frames", "flips")]}
         identity |= {"mdsa_clips": mdsa_clips(config, resolved)}

@@ -21,10 +21,10 @@ from proav.errors import Stopped, UserError
 from proav.on_ray.resources import largest_resources
 from proav.storage.lease import Lease
 from proav.train.worker import plan_stage
-from proav.tune.allowed import data_name, shares_mdsa
+from proav.tune.allowed import data_axes, data_name, shares_mdsa
 from proav.tune.axes import Point, describe, is_on_axes, num_trials, planned_points
 from proav.tune.budgets import budget_words, budgets_words
-from proav.tune.metrics import unlisted_metric
+from proav.tune.metrics import unlisted_metrics
 from proav.tune.population import catch_up, population_scheduler, population_space, run_member
 from proav.tune.record import (
     CRASHED,
@@ -103,7 +103,7 @@ def _open_data(config: Config) -> _Data:
     """Prepares what is missing of the axes' own data, and looks into all of it. Raises UserError."""
     folders, hashes, manifests = {}, {}, []
     for name, own in prepared_configs(config, data_points(config.tune)).items():
-        if name:
+        if data_axes(config.tune):  # a variant may have the sweep's own
             preprocess(own)
         plan_stage(own, "mdsa")
         store = SegmentStore(own.data_folder)
@@ -121,7 +121,7 @@ class _Sweep:
         self.total = num_trials(config.tune)
 
     def trial(self, point: Point, member: int | None = None) -> Trial:
-        name = data_name(point)
+        name = data_name(self.config.tune, point)
         folder = self.data.folders[name]
         return make_trial(
             self.config, point, data_hash=self.data.hashes[name], data_folder=folder, member=member
@@ -148,7 +148,10 @@ class _Sweep:
         }
 
     def _is_own(self, record: TrialRecord) -> bool:
-        if not is_on_axes(self.config.tune, record.point) or data_name(record.point) not in self.data.folders:
+        settings = self.config.tune
+        if not is_on_axes(settings, record.point):
+            return False
+        if data_name(settings, record.point) not in self.data.folders:
             return False
         return self.trial(record.point).id == record.id
 
@@ -159,7 +162,7 @@ class _Sweep:
         known, settings = self.records(), self.config.tune
         self._tell_what_is_left(known)
         at_a_time, notes = concurrent_trials(self.config, largest_resources())
-        notes += [note for note in [unlisted_metric(self.config)] if note]
+        notes += unlisted_metrics(self.config)
         print(*notes, sep="\n", end="\n" if notes else "")
         points = None if settings.scheduler == "pbt" else self._points(known)
         if shares_mdsa(self.config):
@@ -255,7 +258,7 @@ class _Sweep:
         """Begins a trial's record; one that is not done is opened again."""
         record, settings = read_record(trial.config.run_folder), self.config.tune
         if record is None:
-            data_hash = self.data.hashes[data_name(trial.point)]
+            data_hash = self.data.hashes[data_name(self.config.tune, trial.point)]
             write_record(
                 trial, TrialRecord.begin(trial, settings, number=len(self.records()), data_hash=data_hash)
             )
@@ -385,7 +388,7 @@ def _driver(config: Config, data: _Data):
 
     def drive(settings: dict) -> None:
         point = json.loads(settings["point"])
-        name = data_name(point)
+        name = data_name(config.tune, point)
         trial = make_trial(config, point, data_hash=data.hashes[name], data_folder=data.folders[name])
 
         def report(rung: dict, *, passed: bool) -> None:

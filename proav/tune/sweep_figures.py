@@ -1,8 +1,7 @@
-"""Pictures of a sweep: picture against sound at each rung, and scores over clips; as SVG for the page, as PNG
-for everything else.
+"""Figures of a sweep: picture against sound at each rung, and scores over clips.
 
-Trials are `rows.Row`s. A marker's colour is the value of the sweep's first axis, its shape that of the
-second, its size what a reconstruction costs.
+The page takes them as SVG; a PNG serves everything else. Trials are `rows.Row`s. A marker's colour tells the
+value of the sweep's first axis, its shape that of the second, its size what a reconstruction costs.
 """
 
 import io
@@ -21,13 +20,13 @@ from proav.tune.axes import short_names, value_words
 from proav.tune.rows import Row, front
 
 HUES = ("#c0551c", "#2b8a94", "#8661c1", "#5f8f2f", "#c04f80", "#8a7a3d")
-"""Of about one lightness, so that they stand out from white and from black paper."""
+"""All are about equally light, so that they stand out from white and from black paper."""
 SHAPES = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
 """Markers, and the characters that stand for them in a text."""
 SMALLEST, LARGEST = 30, 150
 """Areas of markers, in square points."""
 LEAST_SPAN_DB = 0.2
-"""An axis shows at least this much: differences of thousandths of a dB are not to look like differences."""
+"""Least span of an axis. Otherwise differences of thousandths of a dB would look large."""
 
 
 @dataclass(frozen=True)

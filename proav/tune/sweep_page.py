@@ -25,10 +25,18 @@ from proav.reports.kit.page import (
     warning,
 )
 from proav.runs.stages import STAGES
-from proav.tune.axes import describe, num_combinations, point_words, short_names, value_words
+from proav.tune.axes import (
+    describe,
+    num_combinations,
+    point_words,
+    settings_of,
+    short_names,
+    value_words,
+)
 from proav.tune.budgets import budgets_words
 from proav.tune.plots import cost_svg, importance_svg, parallel_svg
 from proav.tune.record import CRASHED, FAILED, FINISHED, RUNNING, STOPPED
+from proav.tune.repeats import interval_words
 from proav.tune.rows import Row, best_row, cost_front, rivals_of, rungs_of
 from proav.tune.sweep_figures import (
     SHAPES,
@@ -201,26 +209,20 @@ def _costs(tune: TuneConfig, rows: list[Row], rungs: list[float]) -> list[Markup
         max(rungs, key=lambda rung: sum(rung in [one["budget"] for one in row.rungs] for row in rows)),
     )
     note = (
-        "Left: those on the dashed front reach more than every cheaper trial. Right: a line a trial over "
-        f"its settings, to the metric {_after(tune, widest)}; "
+        "Those on the dashed front reach more than every cheaper trial. Below, a line a trial over its "
+        f"settings, to the metric {_after(tune, widest)}; "
         "the better, the stronger. A line passes by an axis that does not exist in its trial."
     )
     front_text = "; ".join(
         f"{describe(row.point)}: {row.flops_per_clip / 1e9:.3g} GFLOP" for row in cost_front(rows, last)
     )
+    cost = cost_svg(rows, last, tune, description=f"{tune.metric} against GFLOP; on the front: {front_text}")
+    lines = parallel_svg(
+        rows, widest, tune, description="Settings of each trial as a line; the trials table has them"
+    )
     cards = [
-        _figure(
-            cost_svg(
-                rows, last, tune, description=f"{tune.metric} against GFLOP; on the front: {front_text}"
-            ),
-            f"{tune.metric} against GFLOP a {_made(tune)}, {_after(tune, last)}",
-        ),
-        _figure(
-            parallel_svg(
-                rows, widest, tune, description="Settings of each trial as a line; the trials table has them"
-            ),
-            "Settings and metric of each trial",
-        ),
+        _figure(cost, f"{tune.metric} against GFLOP a {_made(tune)}, {_after(tune, last)}"),
+        _figure(lines, "Settings and metric of each trial", wide=True),
     ]
     return [element("p", note, class_="note"), element("div", cards, class_="grid")]
 
@@ -229,8 +231,11 @@ def _made(tune: TuneConfig) -> str:
     return "sample" if tune.stage == "stdit" else "reconstruction"
 
 
-def _figure(figure: Markup, caption: str) -> Markup:
-    return element("figure", element("figcaption", caption), figure, class_="card figure")
+def _figure(figure: Markup, caption: str, *, wide: bool = False) -> Markup:
+    """wide: as wide as the page, in a row of its own."""
+    return element(
+        "figure", element("figcaption", caption), figure, class_="card figure wide" if wide else "card figure"
+    )
 
 
 def _legend(axes: dict[str, Sequence]) -> list[Markup]:
@@ -260,6 +265,8 @@ def _trials(tune: TuneConfig, rows: list[Row], axes: dict[str, Sequence]) -> lis
     ]
     if tune.repeats > 1:
         measured_heads.insert(4, "95 % interval")
+    costs_from = measured_heads.index("Parameters M")
+    measured_heads[costs_from:costs_from] = short_names(list(tune.show)).values()
     cells = []
     for row in rows:
         hue, shape = look_of(row, axes)
@@ -273,6 +280,9 @@ def _trials(tune: TuneConfig, rows: list[Row], axes: dict[str, Sequence]) -> lis
                 if known
                 else f"of {counted(row.num_seeds, 'seed')}"
             )
+        numbers += [
+            interval_words(row.shown[name], digits=4) if name in row.shown else None for name in tune.show
+        ]
         training = None if row.train_flops is None else row.train_flops / 1e12
         numbers += [
             row.parameters / 1e6,
@@ -378,7 +388,7 @@ def _best(config: Config, rows: list[Row], folder: str) -> list[Markup]:
     if best is None:
         return [element("p", "Nothing was measured.", class_="todo")]
     nested: dict = {}
-    for key, value in best.point.items():
+    for key, value in settings_of(config.tune, best.point).items():
         *sections, name = key.split(".")
         section = nested
         for part in sections:

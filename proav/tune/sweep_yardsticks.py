@@ -12,7 +12,7 @@ from proav.config import Config
 from proav.evaluate.reconstruction import evaluate_yardsticks
 from proav.evaluate.yardsticks import YardstickPlan, load_yardsticks, make_yardsticks, plan_yardsticks
 from proav.reports.kit.tables import values_text
-from proav.tune.allowed import changes_data
+from proav.tune.allowed import data_axes
 from proav.tune.record import TrialRecord
 from proav.tune.space import config_at
 
@@ -25,7 +25,7 @@ def sweep_yardsticks(config: Config, records: Iterable[TrialRecord]) -> list[dic
     """
     import ray
 
-    if any(map(changes_data, config.tune.axes)):
+    if data_axes(config.tune):
         return []  # of other clips for each trial
     plans: dict[str, tuple[Config, YardstickPlan]] = {}
     for record in records:

@@ -1,9 +1,9 @@
-"""One trial: train to a rung, measure, write it down, report; then the next rung. Ray Tune decides between
-rungs whether it goes on.
+"""One trial: train to a rung, measure, write it down, report, and go on to the next rung.
 
-Every rung is a Ray Train run a seed, which goes on from its own checkpoint and has ended before the report: a
-trial that is stopped leaves no workers and no placement group behind. It runs in a process of its own; what
-takes CPUs or GPUs are the workers and tasks that it starts (`trial_measure.py`).
+Ray Tune decides between rungs whether the trial goes on. At every rung each seed is a Ray Train run, which
+goes on from its own checkpoint and ends before the report. So a trial that is stopped leaves no workers and
+no placement group behind. The trial runs in a process of its own. CPUs and GPUs are for the workers and tasks
+that it starts (`trial_measure.py`).
 """
 
 import traceback
@@ -19,14 +19,14 @@ from proav.tune.trial_measure import measure
 
 class Report(Protocol):
     def __call__(self, rung: dict, *, passed: bool) -> None:
-        """Tells of a rung; returns only where the trial is to go on. passed: it went on from there before."""
+        """Tells of a rung; returns only if the trial is to go on. passed: it went on from there before."""
 
 
 def run_trial(trial: Trial, *, rungs: tuple[float, ...], report: Report) -> None:
-    """Reports each rung, measured now or found in the record; a failure goes into the record with its reason.
+    """Reports each rung, measured now or found in the record. A failure is recorded with its reason.
 
-    A user's mistake ends the trial, not the sweep; anything else is raised again once it is written down, and
-    Ray Tune starts the trial again as often as tune.max_failures says.
+    A user's mistake ends the trial, not the sweep. Any other error is recorded and raised again. Then Ray
+    Tune starts the trial anew, as often as tune.max_failures says.
     """
     try:
         _climb(trial, rungs, report)
@@ -35,15 +35,16 @@ def run_trial(trial: Trial, *, rungs: tuple[float, ...], report: Report) -> None
     except Stopped as stopped:  # a signal to one of its workers; Ray Tune expects an Exception
         _end(trial, CRASHED, str(stopped))
         raise RuntimeError(str(stopped)) from None
-    except Exception as error:  # whatever it is, the table has to show it; Ray Tune gets it as well
+    except Exception as error:  # the sweep's table shows any error, and Ray Tune gets it too
         storage.write_text(storage.join(trial.config.run_folder, "error.txt"), traceback.format_exc())
         _end(trial, CRASHED, f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
         raise
 
 
 def _climb(trial: Trial, rungs: tuple[float, ...], report: Report) -> None:
-    """From rung to rung. Nothing is trained for a trial that is done; what it measured is reported, for
-    others to be compared with.
+    """Goes from rung to rung.
+
+    A trial that is done is not trained. Its measurements are reported, because others are compared with them.
     """
     record, reported = read_record(trial.config.run_folder), 0.0
     assert record is not None, "the sweep writes the record before it starts a trial"
@@ -67,7 +68,7 @@ def _climb(trial: Trial, rungs: tuple[float, ...], report: Report) -> None:
 
 
 def _opened(trial: Trial, record: TrialRecord) -> TrialRecord:
-    """Of a trial that Ray Tune starts again after a crash: it runs, and the crash is counted."""
+    """The record of a trial that starts. If Ray Tune starts it again after a crash, the crash is counted."""
     if record.status != CRASHED:
         return record
     record = record.replace(status=RUNNING, failures=record.failures + 1, failure=record.reason, reason="")
@@ -78,10 +79,13 @@ def _opened(trial: Trial, record: TrialRecord) -> TrialRecord:
 def _reach(
     trial: Trial, record: TrialRecord, rung: dict | None, *, budget: float, clips: int | None
 ) -> tuple[TrialRecord, dict]:
-    """Trains and measures the seeds that are missing at a rung; the record with it, written.
+    """Trains and measures the seeds that are missing at a rung. Returns the written record, and the rung.
 
-    rung: what there is of it, perhaps of another schedule, at more than `budget`. clips: None with a budget
-    in seconds.
+    trial: the trial.
+    record: what it has reached.
+    rung: what is known of the rung; measured under another schedule, it may stand at more than `budget`.
+    budget: of the rung.
+    clips: how many clips that is; None for a budget in seconds.
     """
     others = [one for one in record.rungs if one is not rung]
     measured = [] if rung is None else repeats_of(rung)

@@ -104,7 +104,8 @@ def _encode(config: Config) -> None:
 def _generate_and_evaluate(config: Config) -> dict:
     from proav.generation.batch import generate
 
-    generate(config)
+    # only as many processes as the trial has reserved
+    generate(config.model_copy(update={"generate": config.generate.model_copy(update={"num_writers": 0})}))
     return _evaluate_alone(config)
 
 

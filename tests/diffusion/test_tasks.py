@@ -6,6 +6,7 @@ import torch
 from proav.config import Config
 from proav.diffusion.tasks import (
     TASKS,
+    check_tasks,
     check_trained,
     draw_tasks,
     fixed_mask,
@@ -128,3 +129,21 @@ def test_the_mask_of_a_window_follows_from_its_names_alone():
     assert all(torch.equal(mask_of_window("inpaint", other_seed, *key), mask) for key, mask in masks.items())
     assert len({tuple(mask.flatten().tolist()) for mask in masks.values()}) > 8
     assert torch.equal(mask_of_window("i2av", some, "a", 0), fixed_mask("i2av", some))
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"diffusion": {"task_weights": {"joint": 1, "sing": 0}}}, "no task sing; expected some of joint"),
+        ({"generate": {"task": "sing"}}, "generate.task=sing is not available; expected one of joint"),
+        ({"generate": {"task": "independent"}}, "expected one of joint, a2v, v2a,"),
+    ],
+)
+def test_a_task_that_is_not_in_the_table_is_refused(section, said):
+    with pytest.raises(UserError, match=said):
+        check_tasks(Config.model_validate(section))
+
+
+def test_every_task_of_the_table_may_have_a_weight():
+    for name in TASKS:
+        check_tasks(config(**{name: 1.0}))

@@ -3,7 +3,7 @@
 import pytest
 
 from proav.config import Config
-from proav.diffusion.solvers import SOLVERS
+from proav.diffusion.solvers import DEFAULT_STEPS, SOLVERS
 from proav.errors import UserError
 from proav.generation.sampling_settings import SamplingSettings
 
@@ -39,4 +39,8 @@ def test_samples_of_one_schedule_may_differ_in_guidance_alone():
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_calls_are_those_of_the_solver(name):
-    assert SamplingSettings(solver=name, steps=4).num_calls("flow") == SOLVERS[name].num_calls(4)
+    objective = SOLVERS[name].objectives[0]
+    assert SamplingSettings(solver=name, steps=4).num_calls(objective) == SOLVERS[name].num_calls(4)
+    assert SamplingSettings(solver=name).num_calls(objective) == SOLVERS[name].num_calls(
+        DEFAULT_STEPS[objective]
+    )

@@ -58,6 +58,8 @@ def test_settings_may_stand_on_both_sides_of_options(tmp_path):
         (["--config", "configs/landscap.yaml"], "configs/landscape.yaml"),
         (["--confg", "x"], "--help"),
         (["stage=everything"], "'mdsa', 'stdit' or 'distill'"),
+        (["diffusion.task_weights={sing: 1}"], "expected some of joint, a2v, v2a, independent"),
+        (["generate.task=sing"], "expected one of joint, a2v, v2a, such as generate.task=joint"),
         (["train.batch_size=-1"], "greater than or equal to 1"),
     ],
 )

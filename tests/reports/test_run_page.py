@@ -267,7 +267,8 @@ def test_damage_is_named(tmp_path):
     (tmp_path / "samples" / "000000" / "000000001.mp4").write_bytes(b"not a video")
     (tmp_path / "samples" / "000000" / "000000002.mp4").unlink()
     with (tmp_path / "samples" / "manifest.jsonl").open("a") as file:
-        file.write('{"index": 3, "pa')
+        file.write('{"index": 3, "pa\n')
+        file.writelines(json.dumps({"index": n, "error": "no_audio"}) + "\n" for n in (4, 5))
     with (tmp_path / "mdsa" / "metrics.jsonl").open("a") as file:
         file.write('{"clips": 6000, "loss": NaN, "clips_per_second": 20.0}\n')
     (tmp_path / "eval" / "reconstructions" / "001_real.mp4").unlink()
@@ -279,6 +280,7 @@ def test_damage_is_named(tmp_path):
         "Sample 1 cannot be shown",
         "Sample 2 cannot be shown (not_found)",
         "manifest.jsonl, line 4",
+        "2 inputs could not be used (no_audio 2)",
         "loss is not a finite number in 1 report",
         "001_real.mp4 cannot be shown",
         "names a checkpoint that is not there",

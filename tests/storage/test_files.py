@@ -40,6 +40,14 @@ def test_a_listed_path_can_be_read(root):
     assert storage.read_bytes(path) == b"abc"
 
 
+def test_lines_are_read_one_at_a_time_and_an_open_file_is_written_from_its_beginning(root, tmp_path):
+    path = storage.join(root, "lines.txt")
+    with open(tmp_path / "source", "w+b") as source:
+        source.write("eins\nzw\u00f6lf\u2028\n\n".encode())  # a separator in a line ends no line
+        storage.write_file(path, source)
+    assert list(storage.read_lines(path)) == ["eins", "zw\u00f6lf\u2028", ""]
+
+
 def test_a_failed_folder_leaves_the_old_one(tmp_path):
     target = str(tmp_path / "checkpoint")
     with storage.write_folder(target) as folder:

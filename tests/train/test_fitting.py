@@ -154,6 +154,14 @@ def test_while_the_linear_path_learns_alone_nothing_else_moves(config, tmp_path)
     assert any(not torch.equal(second[name], third[name]) for name in first if not name.startswith("linear."))
 
 
+@pytest.mark.parametrize(("alone", "told"), [(4, 1), (3, 0)])
+def test_training_that_ends_before_the_network_begins_says_so(config, tmp_path, capfd, alone, told):
+    words = (f"run_dir={tmp_path}", f"data.prepared={config.data_folder}", "train.engine=torch")
+    asked = ("train.num_clips=4", f"mdsa.linear_planes.alone_clips={alone}")
+    train_worker(tiny_config(*words, *asked), "mdsa", device=CPU)
+    assert capfd.readouterr().err.count("the network stays untrained: mdsa.linear_planes") == told
+
+
 def test_a_run_says_it_once_and_does_not_fit_again_when_resumed(config, tmp_path, capfd):
     words = (f"run_dir={tmp_path}", f"data.prepared={config.data_folder}", "train.engine=torch")
     for clips, times in ((4, 1), (8, 0)):

@@ -120,7 +120,7 @@ def test_each_value_of_an_axis_of_the_data_has_data_of_its_own():
     assert len({own.data_folder for own in configs.values()}) == 2
     assert all(own.data_folder.startswith("/r/tune/data/") for own in configs.values())
     point = {"mel.min_hz": 50, "mdsa.width": 32}
-    folder = configs[data_name(point)].data_folder
+    folder = configs[data_name(config.tune, point)].data_folder
     trial = make_trial(config, point, data_hash="a", data_folder=folder)
     assert trial.config.data_folder == folder and trial.config.mel.min_hz == 50
     assert prepared_configs(sweep_config("tune.axes.mdsa.width=[16,32]"), [{}])[

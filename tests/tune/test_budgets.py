@@ -41,8 +41,9 @@ def test_a_budget_in_flops_gives_each_trial_clips_that_cost_the_same(start):
 
 
 def test_recomputation_costs_a_forward_pass_more():
-    config = sweep_config("tune.budget=flops")
-    twice = config_at(config, {"mdsa.train.activation_checkpointing": True})
+    recomputed = "mdsa.train.activation_checkpointing"
+    config = sweep_config("tune.budget=flops", f"tune.axes.{recomputed}=[true]")
+    twice = config_at(config, {recomputed: True})
     assert clips_at(config, twice, 400) == 300
 
 

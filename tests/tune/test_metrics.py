@@ -11,7 +11,7 @@ from proav.tune.metrics import (
     needs_of,
     numbers_of,
     score,
-    unlisted_metric,
+    unlisted_metrics,
 )
 from tests.tiny import tiny_config
 
@@ -81,11 +81,23 @@ def test_a_metric_that_no_evaluation_has_is_refused(words, said):
 
 def test_a_metric_that_the_protocol_does_not_list_is_told():
     config = tiny_config("tune.stage=stdit", "tune.metric=generated.sFVG")
-    assert "did you mean generated.sFVD?" in unlisted_metric(config)
-    assert unlisted_metric(tiny_config("tune.stage=stdit", "tune.metric=generated.sFVD")) is None
+    assert "did you mean generated.sFVD?" in unlisted_metrics(config)[0]
+    assert unlisted_metrics(tiny_config("tune.stage=stdit", "tune.metric=generated.sFVD")) == []
     assert {"stdit.loss", "generated.sKVD", "reconstruction.rsFVD"} <= set(known_metrics(config))
 
 
 def test_a_metric_that_was_not_measured_is_told_with_what_was():
     with pytest.raises(UserError, match="generated.FVD was not measured .* such as generated.sFVD"):
         score(MEASURED, tiny_config("tune.metric=generated.FVD").tune)
+
+
+def test_numbers_that_are_only_shown_are_checked_like_the_metric_and_make_trials_whole_evaluations():
+    show = "tune.show=[reconstruction.psnr_lone_db]"
+    config = tiny_config(show)
+    check_metric(config)
+    assert is_evaluated(config.tune) and not is_evaluated(tiny_config().tune)
+    assert unlisted_metrics(config) == []
+    (line,) = unlisted_metrics(tiny_config("tune.show=[reconstruction.psnr_lone]"))
+    assert "did you mean reconstruction.psnr_lone_db? Its column stays empty" in line
+    with pytest.raises(ConfigError, match="tune.show=generated.sFVD: expected a number of reconstruction"):
+        check_metric(tiny_config("tune.show=[generated.sFVD]"))

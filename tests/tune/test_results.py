@@ -20,6 +20,7 @@ from proav.tune.record import (
     schedule_of,
     write_record,
 )
+from proav.tune.repeats import merge
 from proav.tune.results import write_results
 from proav.tune.rows import best_row, front, make_rows, rungs_of
 from proav.tune.space import make_trial
@@ -111,6 +112,22 @@ def test_every_file_is_there_and_says_the_same(tmp_path, capsys):
         and "1 of 6 trials did not end by themselves" in said
         and "failed: the loss is not finite" in said
     )
+
+
+def test_numbers_that_are_shown_have_columns(tmp_path, capsys):
+    lone, leak = "reconstruction.psnr_lone_db", "reconstruction.psnr_leak_db"
+    config = sweep_config(f"run_dir={tmp_path}", "tune.repeats=2", f"tune.show=[{lone},{leak}]")
+    trial = make_trial(config, next(grid_points(config.tune)), data_hash="abc")
+    seeds = [rung(32, 14, 4) | {"numbers": {lone: value}} for value in (13.0, 13.5)]
+    record = TrialRecord.begin(trial, config.tune, number=0, data_hash="abc")
+    record = record.replace(status=FINISHED, rungs=[merge(seeds, budget=32)])
+    write_results(config, {trial.id: record}, data=DATA)
+    with open(tmp_path / "tune" / "results.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row[lone] == "13.25" and row[leak] == ""  # not measured: an empty cell
+    said = capsys.readouterr().out
+    assert "psnr_lone_db" in said and "13.250 +- 3.177" in said  # 12.706 * 0.354 / sqrt(2)
+    assert "psnr_lone_db" in (tmp_path / "tune" / "report.html").read_text()
 
 
 def yardsticks_of(values, **changes):

@@ -161,3 +161,18 @@ SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_shipped_sweeps_can_be_planned(path):
     assert "judged by" in plan_text(load_config(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("words", "clips"),
+    [((), 32), (("tune.stage=stdit", "tune.metric=stdit.loss", "mdsa.train.num_clips=48"), 48)],
+)
+def test_trials_whose_network_would_never_train_are_refused(words, clips):
+    alone = "mdsa.linear_planes.alone_clips"
+    check_sweep(sweep_config(*words, f"{alone}={clips - 1}"))
+    with pytest.raises(ConfigError, match=f"trials of {clips} clips MDSA's network would never .* {alone}=0"):
+        check_sweep(sweep_config(*words, f"{alone}={clips}"))
+    of_both = (
+        "tune.axes={mdsa.train.learning_rate: [0.001, 0.002], mdsa.linear_planes.overlap: [true, false]}"
+    )
+    check_sweep(tiny_config(of_both, *AXES[2:], *words, f"{alone}={clips}"))

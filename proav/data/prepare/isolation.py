@@ -1,13 +1,15 @@
 """Decoding in a process of its own, so that a file that crashes or hangs the decoder harms no other file.
 
-What is decoded and how is `unit.py`. The rows of a source come through a pipe, and the process that asked for
-them writes them. So if a decoder dies, nothing is lost that was delivered. The death of a decoder is also
-told apart from that of the machine: only a decoder that dies while its user lives counts as a try.
+What is decoded, and how, is a class of its own, such as `unit.SourceDecoder`. The rows of a source come
+through a pipe, and the process that asked for them writes them. So if a decoder dies, nothing is lost that
+was delivered. The death of a decoder is also told apart from that of the machine: only a decoder that dies
+while its user lives counts as a try.
 """
 
 import contextlib
 import ctypes
 import functools
+import importlib
 import json
 import os
 import signal
@@ -20,12 +22,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from socket import socketpair
+from typing import Any
 
 from proav.config import Config
 from proav.config.reading import config_from_dict, config_to_dict
 from proav.data.sources.finding import SourceRow
 from proav.errors import MediaError, StorageUnavailable
-from proav.media.segments import About, Lost
 from proav.storage import patience
 
 MAX_TRIES = 2
@@ -37,26 +39,31 @@ IDLE_SECONDS = 20.0
 """A process that receives no source for so long ends by itself and frees its memory."""
 START_SECONDS = 120.0
 """Longest start. Importing PyTorch from a busy network disk may take a minute; that is no stall."""
+SOURCE_DECODER = "proav.data.prepare.unit:SourceDecoder"
 
 
 class IsolatedDecoder:
-    """`unit.SourceDecoder` in a process of its own.
+    """A decoder in a process of its own.
 
         with IsolatedDecoder(config) as decoder:
             rows = list(decoder.rows(source))
+
+    config: given to the decoder.
+    decoder: "module:class". An object class(config) has the method rows(source, on_progress) of
+        `unit.SourceDecoder`. Its rows travel through the pipe.
 
     The process is started when it is needed. If it makes no progress for `data.stall_seconds`, it is killed.
     If it has died or was killed, a new one is started.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, decoder: str = SOURCE_DECODER) -> None:
+        self.config, self.decoder = config, decoder
         self._process: subprocess.Popen | None = None
         self._connection: Connection | None = None
         self._num_sources = 0
 
-    def rows(self, source: SourceRow) -> Iterator[dict | Lost | About]:
-        """As `SourceDecoder.rows`; MediaError also has the reasons `crash` and `hang`."""
+    def rows(self, source: SourceRow) -> Iterator[Any]:
+        """As the decoder's own `rows`; MediaError also has the reasons `crash` and `hang`."""
         num_delivered = num_tries = 0
         while True:
             try:
@@ -70,7 +77,7 @@ class IsolatedDecoder:
                 if not ended.reason:
                     continue
                 num_tries += 1
-                print(f"preprocess: {source.key}: {ended} (try {num_tries} of {MAX_TRIES})", file=sys.stderr)
+                print(f"decoding: {source.key}: {ended} (try {num_tries} of {MAX_TRIES})", file=sys.stderr)
                 if num_tries == MAX_TRIES:
                     raise MediaError(ended.reason, f"{source.key}: {ended}, {MAX_TRIES} times") from None
 
@@ -88,7 +95,7 @@ class IsolatedDecoder:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _ask(self, source: SourceRow) -> Iterator[dict | Lost | About]:
+    def _ask(self, source: SourceRow) -> Iterator[Any]:
         self._start()
         answered = False
         try:
@@ -144,7 +151,7 @@ class IsolatedDecoder:
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
             )
         self._connection = Connection(ours.detach())
-        self._connection.send(config_to_dict(self.config))
+        self._connection.send((self.decoder, config_to_dict(self.config)))
         try:
             self._receive(START_SECONDS)
         except (EOFError, OSError, _DecoderEnded) as error:
@@ -153,12 +160,12 @@ class IsolatedDecoder:
 
 
 @functools.lru_cache(maxsize=1)
-def decoder_of_this_process(config_text: str) -> IsolatedDecoder:
-    """One decoder for all units of a worker process, because starting one takes longer than decoding a clip.
+def decoder_of_this_process(config_text: str, decoder: str = SOURCE_DECODER) -> IsolatedDecoder:
+    """One decoder for all that a worker process decodes: starting one takes longer than decoding a clip.
 
-    config_text: JSON of the settings.
+    config_text: JSON of the settings. decoder: as in `IsolatedDecoder`.
     """
-    return IsolatedDecoder(config_from_dict(json.loads(config_text)))
+    return IsolatedDecoder(config_from_dict(json.loads(config_text)), decoder)
 
 
 class _DecoderEnded(Exception):
@@ -177,10 +184,11 @@ def _death(status: int | None) -> str:
 
 def _serve(connection: Connection) -> None:
     """The loop of the process: receives a source, sends its rows and how it ended; ends if none comes."""
-    from proav.data.prepare.unit import SourceDecoder
-
-    config = config_from_dict(connection.recv())
-    decoder, heartbeat = SourceDecoder(config), _Heartbeat(connection, config.data.stall_seconds)
+    named, values = connection.recv()
+    module, _, kind = named.partition(":")
+    config = config_from_dict(values)
+    decoder = getattr(importlib.import_module(module), kind)(config)
+    heartbeat = _Heartbeat(connection, config.data.stall_seconds)
     heartbeat.send("alive", None)
     threading.Thread(target=heartbeat.watch_storage, name="watch over storage", daemon=True).start()
     while connection.poll(IDLE_SECONDS):

@@ -144,14 +144,7 @@ def _table_row(record: dict, root: str, names: NamesOnDisk) -> tuple:
     given = text_of(record.get("path"))
     if not given:
         raise UserError("the path is empty")
-    path = (
-        given
-        if storage.is_remote(given)
-        else normal_path(given)
-        if os.path.isabs(given)
-        else storage.join(root, given)
-    )
-    path = path if storage.is_remote(path) else names.find(os.path.normpath(path))
+    path = listed_path(given, root, names)
     key = f"{root_name(root)}/{path[len(root) + 1 :]}" if path.startswith(root + "/") else path
     start, end = _stretch(cell(record.get("start_seconds")), cell(record.get("end_seconds")))
     split = text_of(record.get("split"))
@@ -162,6 +155,18 @@ def _table_row(record: dict, root: str, names: NamesOnDisk) -> tuple:
             + (f"; did you mean {near[0]}?" if near else "")
         )
     return key, path, labels_of(record.get("labels")), split, start, end, 0.0, 0, None
+
+
+def listed_path(given: str, root: str, names: NamesOnDisk) -> str:
+    """A listed path made whole; a relative one begins at `root`. names: finds the file's name on disk."""
+    path = (
+        given
+        if storage.is_remote(given)
+        else normal_path(given)
+        if os.path.isabs(given)
+        else storage.join(root, given)
+    )
+    return path if storage.is_remote(path) else names.find(os.path.normpath(path))
 
 
 def _clip_rows(listing: str, read_row: Callable[[list[str]], tuple]) -> Iterator[tuple]:

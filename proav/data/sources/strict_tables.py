@@ -1,8 +1,8 @@
-"""Plain tables of what to prepare, CSV or Parquet, read as strictly as settings.
+"""Plain tables, CSV or Parquet, read as strictly as settings: what to prepare, or what clips to make.
 
 Each column of a table is used, reported as unused, or refused. A cell is missing if it is empty (CSV), or
 null or NaN (Parquet). Zero and false are values. A CSV may begin with `# comments`. What the rows become is
-`listings.py`.
+`listings.py` here, and `proav/generation/plan.py`.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import get_args
 
@@ -24,7 +25,6 @@ from proav.config import DataConfig
 from proav.errors import UserError
 from proav.text import one_form
 
-COLUMNS = ("path", "start_seconds", "end_seconds", "labels", "split")
 OTHER_FORMATS = get_args(DataConfig.model_fields["listing_format"].annotation)[2:]
 """Formats of listings besides auto and table."""
 FOR_PEOPLE = ("licence", "license", "source", "attribution", "changes")
@@ -45,14 +45,48 @@ NO_LABELS = ("nan", "<na>", "nat")
 """What programs write for a missing value, in upper or lower case."""
 
 
+@dataclass(frozen=True)
+class TableForm:
+    """The columns that a kind of listing has, and the words that tell of it.
+
+    setting: the key that names the listing.
+    columns: those that are used; a table may have others only as below.
+    required: those that must be there.
+    unused: columns of other kinds of listings, reported as unused.
+    job: begins the printed lines.
+    hint: ends the message for a table that lacks a required column.
+    """
+
+    setting: str = "data.listing"
+    columns: tuple[str, ...] = ("path", "start_seconds", "end_seconds", "labels", "split")
+    required: tuple[str, ...] = ("path",)
+    unused: tuple[str, ...] = ()
+    job: str = "sources"
+    hint: str = f"; other formats: data.listing_format={'|'.join(OTHER_FORMATS)}"
+
+    @property
+    def expected(self) -> str:
+        """What a table may have, for messages."""
+        wanted = ", ".join(name for name in self.columns if name not in self.required)
+        must = ", ".join(self.required)
+        return f"expected {must} and, as wanted, {wanted}" if must else f"expected some of {wanted}"
+
+
+SOURCES = TableForm()
+"""Listings of what to prepare."""
+
+
 def is_parquet(listing: str) -> bool:
     """Whether the file has the ending of a Parquet file."""
     return listing.lower().endswith((".parquet", ".pq"))
 
 
 @contextlib.contextmanager
-def open_text(listing: str) -> Iterator[io.TextIOWrapper]:
-    """The lines of a text file. Raises UserError if they are not UTF-8 or not CSV."""
+def open_text(listing: str, setting: str = SOURCES.setting) -> Iterator[io.TextIOWrapper]:
+    """The lines of a text file. Raises UserError if they are not UTF-8 or not CSV.
+
+    setting: the key that names the file, for the message.
+    """
     filesystem, inner = storage.open_filesystem(listing)
     try:
         with (
@@ -63,7 +97,7 @@ def open_text(listing: str) -> Iterator[io.TextIOWrapper]:
     except (UnicodeDecodeError, csv.Error) as error:
         said = " ".join(str(error).split())
         expected = "expected text in UTF-8, or Parquet"
-        raise UserError(f"cannot read data.listing={listing}: {said}; {expected}") from error
+        raise UserError(f"cannot read {setting}={listing}: {said}; {expected}") from error
 
 
 def without_comments(lines: Iterable[str], comments: list[str] | None = None) -> Iterator[str]:
@@ -78,15 +112,18 @@ def without_comments(lines: Iterable[str], comments: list[str] | None = None) ->
     return itertools.dropwhile(at_head, lines)
 
 
-def table_records(listing: str, other_columns: Sequence[str] = ()) -> Iterator[dict]:
+def table_records(
+    listing: str, other_columns: Sequence[str] = (), form: TableForm = SOURCES
+) -> Iterator[dict]:
     """The rows of a table as {column: cell}, only the columns that proav uses. A cell may be missing.
 
     other_columns: columns that the table may have besides, unused.
+    form: which columns are used.
 
     Raises UserError if the table cannot be read, if a column is unknown, named twice or without a name, or if
     a row has more cells than there are columns.
     """
-    return (_parquet_records if is_parquet(listing) else _csv_records)(listing, other_columns)
+    return (_parquet_records if is_parquet(listing) else _csv_records)(listing, other_columns, form)
 
 
 def cell(value: object) -> str | bool | int | float | Decimal | None:
@@ -145,12 +182,26 @@ def seconds_of(value: object, column: str) -> float | None:
     return seconds
 
 
-def _csv_records(listing: str, other_columns: Sequence[str]) -> Iterator[dict]:
-    with open_text(listing) as lines:
+def whole_of(value: object, column: str, *, least: int) -> int | None:
+    """The whole number in a cell; None if it is missing. Raises UserError if it is none from `least` up.
+
+    3.0 is 3: pandas writes whole numbers so if some in the column are missing.
+    """
+    text = text_of(value)
+    if not text:
+        return None
+    number = re.fullmatch(r"([0-9]+)(\.0*)?", text)
+    if number is None or int(number[1]) < least:
+        raise UserError(f"{column}={text}; expected a whole number from {least} up, or nothing")
+    return int(number[1])
+
+
+def _csv_records(listing: str, other_columns: Sequence[str], form: TableForm) -> Iterator[dict]:
+    with open_text(listing, form.setting) as lines:
         # strict: otherwise an open quote would swallow the rows that follow
         rows = csv.reader(without_comments(lines), skipinitialspace=True, strict=True)
         names = [name.strip() for name in next(rows, [])]
-        used = _used_columns(listing, [name for name in names if name], other_columns)
+        used = _used_columns(listing, [name for name in names if name], other_columns, form)
         places = [(name, names.index(name)) for name in used]
         nameless = [place for place, name in enumerate(names) if not name]
         number = 0
@@ -159,7 +210,7 @@ def _csv_records(listing: str, other_columns: Sequence[str]) -> Iterator[dict]:
                 continue
             number += 1
             if len(row) > len(names) or nameless:
-                _check_nameless(row, names, f"data.listing={listing}, row {number}")
+                _check_nameless(row, names, f"{form.setting}={listing}, row {number}")
             yield {name: row[place] for name, place in places if place < len(row)}
 
 
@@ -179,55 +230,63 @@ def _check_nameless(row: list[str], names: list[str], where: str) -> None:
         )
 
 
-def _parquet_records(listing: str, other_columns: Sequence[str]) -> Iterator[dict]:
+def _parquet_records(listing: str, other_columns: Sequence[str], form: TableForm) -> Iterator[dict]:
     filesystem, inner = storage.open_filesystem(listing)
     try:
         with filesystem.open_input_file(inner) as file, pq.ParquetFile(file) as parquet:
             names = [name for name in parquet.schema_arrow.names if not PANDAS_INDEX.fullmatch(name)]
-            used = _used_columns(listing, names, other_columns)
+            used = _used_columns(listing, names, other_columns, form)
             for batch in parquet.iter_batches(columns=used):
                 yield from batch.to_pylist()
     except pa.ArrowException as error:
         said = " ".join(str(error).split())
         raise UserError(
-            f"cannot read data.listing={listing}: {said}; expected Parquet, or CSV under another name"
+            f"cannot read {form.setting}={listing}: {said}; expected Parquet, or CSV under another name"
         ) from error
 
 
-def _used_columns(listing: str, names: Sequence[str], other_columns: Sequence[str]) -> list[str]:
-    """The COLUMNS that the table has. Prints the unused ones; raises UserError for those that are refused."""
-    expected = "expected path and, as wanted, start_seconds, end_seconds, labels, split"
+def _used_columns(
+    listing: str, names: Sequence[str], other_columns: Sequence[str], form: TableForm
+) -> list[str]:
+    """The form's columns that the table has. Prints the unused ones; raises UserError for refused ones."""
+    said_of = f"{form.setting}={listing}"
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"data.listing={listing} has two columns {twice[0]}; expected each once: rename one")
-    unknown = [name for name in names if name not in (*COLUMNS, *FOR_PEOPLE, *other_columns)]
-    near = {name: _nearest_column(name, names) for name in unknown}
-    if "path" not in names:
-        meant = next((f"; did you mean path by {name}?" for name in unknown if near[name] == "path"), "")
+        raise UserError(f"{said_of} has two columns {twice[0]}; expected each once: rename one")
+    known = (*form.columns, *form.unused, *FOR_PEOPLE, *other_columns)
+    unknown = [name for name in names if name not in known]
+    near = {name: _nearest_column(name, names, form) for name in unknown}
+    if missing := next((name for name in form.required if name not in names), None):
+        meant = next(
+            (f"; did you mean {missing} by {name}?" for name in unknown if near[name] == missing), ""
+        )
         found = ", ".join(map(str, names)) or "nothing"
         apart = "; expected commas between columns" if len(names) == 1 and re.search("[;\t|]", found) else ""
         raise UserError(
-            f"data.listing={listing} has no column path; found {found}{apart}{meant}; "
-            f"{expected}; other formats: data.listing_format={'|'.join(OTHER_FORMATS)}"
+            f"{said_of} has no column {missing}; found {found}{apart}{meant}; {form.expected}{form.hint}"
         )
     if unknown:
         said = ", ".join(name + (f" (did you mean {near[name]}?)" if near[name] else "") for name in unknown)
         quoted = (json.dumps(name, ensure_ascii=False) for name in unknown)
         words = ",".join(text[1:-1] if re.fullmatch(r'"[A-Za-z][\w-]*"', text) else text for text in quoted)
         raise UserError(
-            f"data.listing={listing} has columns that proav does not know: {said}; {expected}; rename them, "
+            f"{said_of} has columns that proav does not know: {said}; {form.expected}; rename them, "
             f"or write 'data.other_columns=[{words}]' to leave them unused"
         )
-    used = [name for name in COLUMNS if name in names and (name == "path" or name not in other_columns)]
+    used = [
+        name
+        for name in form.columns
+        if name in names and (name in form.required or name not in other_columns)
+    ]
     unused = [name for name in names if name not in used]
     if unused:
-        print(f"sources: columns of {listing} that are not used: {', '.join(unused)}")
+        print(f"{form.job}: columns of {listing} that are not used: {', '.join(unused)}")
     return used
 
 
-def _nearest_column(name: str, names: Sequence[str]) -> str | None:
+def _nearest_column(name: str, names: Sequence[str], form: TableForm) -> str | None:
     """The column that was probably meant, among those that the table does not have."""
-    word, free = name.strip().lower(), [column for column in COLUMNS if column not in names]
+    word, free = name.strip().lower(), [column for column in form.columns if column not in names]
     meant = OFTEN_MEANT.get(word)
     near = [column for column in free if column == meant or column.startswith(word + "_")]
     near = near or difflib.get_close_matches(word, free, n=1, cutoff=0.5)

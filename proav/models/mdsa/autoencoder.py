@@ -9,6 +9,7 @@ clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in 
 side, D latent channels.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from proav.config import Config, MDSAConfig, Section
-from proav.geometry import MODALITIES, PLANES, stream_geometries
+from proav.geometry import MODALITIES, PLANES, LatentGeometry, stream_geometries
+from proav.models.layers import map_flops
 from proav.models.mdsa.fusion import (
     BiBlockCrossAttention,
     GroupCrossAttention,
@@ -91,6 +93,7 @@ class MDSA(nn.Module):
         super().__init__()
         mdsa = config.mdsa
         self.geometry = stream_geometries(config)
+        self.plane_shapes = LatentGeometry.from_config(config).plane_shapes
         self.tiled_audio = mdsa.audio_input == "tiled"
         self.mel_bins, self.mel_steps = (
             config.mel.num_bins,
@@ -265,6 +268,29 @@ class MDSA(nn.Module):
     def encode_lone(self, video_BCTHW: Tensor, mel_BTMS: Tensor) -> dict[str, Tensor]:
         """All six planes, each modality encoded without the other. They can stand for a given stream."""
         return self.encode(video_BCTHW, None) | self.encode(None, mel_BTMS)
+
+    def flops(self) -> dict[str, int]:
+        """FLOPs for one clip: of `encode`, `encode_lone` and `decode`, by name."""
+        lone = decode = 0
+        for name in MODALITIES:
+            lone += self.encoder[name].flops() + self._plane_flops(self.to_latents[name].convolution)
+            lone += self._fusion_flops(self.multi_scale[name]) + self._fusion_flops(self.spatial[name])
+            decode += self.decoder[name].flops() + self._plane_flops(self.from_latents[name].convolution)
+            if self.linear:
+                lone += self.linear[name].analysis_flops()
+                decode += self.linear[name].synthesis_flops()
+        return {
+            "encode": lone + self._fusion_flops(self.group_cross),
+            "encode_lone": lone,
+            "decode": decode + self._fusion_flops(self.bi_block),
+        }
+
+    def _plane_flops(self, maps: nn.ModuleDict) -> int:
+        """FLOPs of a map of each plane's cells."""
+        return sum(map_flops(layer, math.prod(self.plane_shapes[name])) for name, layer in maps.items())
+
+    def _fusion_flops(self, modules: nn.ModuleDict) -> int:
+        return sum(module.flops(*self.plane_shapes[name]) for name, module in _by_plane(modules))
 
     def fit_linear_planes(self, batches: Collection[tuple[Tensor, Tensor]]) -> None:
         """Fills the linear path from batches of clips (video_BCTHW in [-1, 1], mel_BTMS).

@@ -61,6 +61,15 @@ class MultiScaleTemporalAttention(nn.Module):
         )
         return torch.einsum("ut,btc->buc", upsample, update_BTC)
 
+    def flops(self, frames: int, columns: int) -> int:
+        """FLOPs for a plane of this shape: attention at each scale, and the interpolation of its result."""
+        total = 0
+        for index, scale in enumerate(self.scales):
+            length, attention = frames // scale, self.attentions[index % len(self.attentions)]
+            total += attention.flops(length, length, sequences=columns)
+            total += 2 * frames * length * columns * self.fusion_KC.shape[1] if scale > 1 else 0
+        return total
+
 
 class SpatialAttention(nn.Module):
     """SelfAttn: plane + attention(norm(plane)) over all cells of the HW plane; axial rotary positions."""
@@ -77,6 +86,10 @@ class SpatialAttention(nn.Module):
             positions_LA=grid_positions(h, w, plane_BHWC.device),
         )
         return plane_BHWC + rearrange(update, "b (h w) c -> b h w c", h=h)
+
+    def flops(self, rows: int, columns: int) -> int:
+        """FLOPs for a plane of this shape."""
+        return self.attention.flops(rows * columns, rows * columns)
 
 
 def add_where(plane_BRSC: Tensor, update_BRSC: Tensor, open_B: Tensor | None) -> Tensor:
@@ -138,6 +151,14 @@ class GroupCrossAttention(CrossAttentionPair):
             audio_BTSC, update_audio, to_audio_B
         )
 
+    def flops(self, frames: int, columns: int) -> int:
+        """FLOPs for a pair of planes of this shape, both directions."""
+        tokens = frames // self.num_groups * columns
+        return sum(
+            attention.flops(tokens, tokens, sequences=self.num_groups)
+            for attention in (self.to_video, self.to_audio)
+        )
+
     def _group(self, plane_BTSC: Tensor) -> Tensor:
         return rearrange(plane_BTSC, "b (g t) s c -> (b g) (t s) c", g=self.num_groups)
 
@@ -180,6 +201,15 @@ class BiBlockCrossAttention(CrossAttentionPair):
         update_audio = self._update(audio_BRSC, video_BRSC, self.to_audio, self.norm_audio, self.norm_video)
         return add_where(video_BRSC, update_video, to_video_B), add_where(
             audio_BRSC, update_audio, to_audio_B
+        )
+
+    def flops(self, rows: int, columns: int) -> int:
+        """FLOPs for a pair of planes of this shape, both directions."""
+        cells = self.block_size**2
+        blocks = rows * columns // cells
+        keys = cells + (blocks - 1 if self.global_tokens else 0)
+        return sum(
+            attention.flops(cells, keys, sequences=blocks) for attention in (self.to_video, self.to_audio)
         )
 
     def _update(

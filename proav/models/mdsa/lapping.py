@@ -93,6 +93,12 @@ class Lapping(nn.Module):
                 images = filtered.flatten(axis - 1, axis).narrow(axis, half, images.shape[axis])
         return images
 
+    def flops(self, number: int, rows: int, columns: int) -> int:
+        """FLOPs for so many images: on each axis a P x P matrix multiplies all pixels and P mirrored ones."""
+        down = 0 if self.rows is None else (rows + len(self.rows)) * columns * len(self.rows)
+        right = 0 if self.columns is None else rows * (columns + len(self.columns)) * len(self.columns)
+        return 2 * number * (down + right)
+
 
 def mirrored(images: Tensor, margin: int, axis: int) -> Tensor:
     """The images with their mirror images beyond both ends of an axis, `margin` pixels at each end."""

@@ -158,6 +158,42 @@ class LinearPlanes(nn.Module):
                 planes |= {self.first: common}
             return self._synthesize_planes(planes, switched)
 
+    def analysis_flops(self) -> int:
+        """FLOPs of `analyse` for one clip.
+
+        Every plane but the last is subtracted, which takes its maps back. Switched cells are cut after the
+        last plane is subtracted too, and their choice tries all bases.
+        """
+        there = {name: self._map_flops(name) for name in self.cuts}
+        total = 2 * sum(there.values())
+        if self.switched is None:
+            return total - there[self.last]
+        return total + self._lapping_flops(self.first) + 2 * self.switched.flops(self._num_cells(self.first))
+
+    def synthesis_flops(self) -> int:
+        """FLOPs of `synthesize` for one clip."""
+        switched = 0 if self.switched is None else self.switched.flops(self._num_cells(self.first))
+        return sum(self._map_flops(name) for name in self.cuts) + switched
+
+    def _map_flops(self, name: str) -> int:
+        """FLOPs between a clip and a plane, one way, without switched cells."""
+        return 2 * self._num_cells(name) * self.analysis[name].weight.numel() + self._lapping_flops(name)
+
+    def _lapping_flops(self, name: str) -> int:
+        number, channels, *sides = self._images_shape(name)
+        return self.lapping[name].flops(number * channels, *sides)
+
+    def _num_cells(self, name: str) -> int:
+        number, _, rows, columns = self._images_shape(name)
+        p, q = self.sides[name]
+        return number * (rows // p) * (columns // q)
+
+    def _images_shape(self, name: str) -> tuple[int, int, int, int]:
+        """(images, channels, rows, columns) of a plane, for one clip."""
+        return tuple(
+            self.cuts[name].to_images(torch.empty(1, *self.geometry.input_shape, device="meta")).shape
+        )
+
     def _analyse_planes(self, clip_BCTRS: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """All planes without switched cells, and what was left for the last of them."""
         rest, planes = self.mean(clip_BCTRS, -1.0), {}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from proav.diffusion.modalities import spread_to_planes
 from proav.geometry import MODALITIES, PLANE_NAMES, PLANES
-from proav.models.layers import Attention, Norm, hidden_map, linear_resize_matrix, run_layer
+from proav.models.layers import Attention, Norm, hidden_map, linear_resize_matrix, map_flops, run_layer
 
 
 class CollapseLayer(nn.Module):
@@ -35,6 +35,11 @@ class CollapseLayer(nn.Module):
         normed_BLC = self.attention_norm(x_BLC)
         x_BLC = x_BLC[:, -num_queries:] + self.attention(normed_BLC[:, -num_queries:], normed_BLC)
         return x_BLC + self.mlp(self.mlp_norm(x_BLC))
+
+    def flops(self, num_queries: int, length: int, sequences: int) -> int:
+        """FLOPs for so many sequences of `length` tokens."""
+        attention = self.attention.flops(num_queries, length, sequences)
+        return attention + map_flops(self.mlp, num_queries * sequences)
 
 
 class AxisCollapse(nn.Module):
@@ -65,6 +70,13 @@ class AxisCollapse(nn.Module):
         for layer in self.layers[:-1]:
             x_BLC = run_layer(layer, x_BLC, x_BLC.shape[1], recompute=recompute)
         return run_layer(self.layers[-1], x_BLC, 1, recompute=recompute)[:, 0]
+
+    def flops(self, cells: int) -> int:
+        """FLOPs for a volume of so many cells."""
+        length = len(self.positions)
+        sequences = cells // (length - 1)
+        before = sum(layer.flops(length, length, sequences) for layer in self.layers[:-1])
+        return before + self.layers[-1].flops(1, length, sequences)
 
 
 class Projection(nn.Module):
@@ -107,6 +119,9 @@ class Projection(nn.Module):
             "WT": rearrange(wt, "(b t w) c -> b t w c", b=b, t=t),
             "HT": rearrange(ht, "(b t h) c -> b t h c", b=b, t=t),
         }
+
+    def flops(self, cells: int) -> int:
+        return sum(collapse.flops(cells) for collapse in self.collapse.values())
 
 
 def broadcast_planes(planes: dict[str, Tensor]) -> Tensor:

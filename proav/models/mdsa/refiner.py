@@ -7,12 +7,15 @@ decoder before it (`streams.py`). Letters: B clips, C image channels, T frames, 
 image.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from proav.config import RefinerConfig
-from proav.models.layers import full_precision, run_layer
+from proav.models.layers import full_precision, map_flops, run_layer
 
 
 class ConvolutionBlock(nn.Module):
@@ -80,6 +83,17 @@ class Refiner(nn.Module):
         update = rearrange(each_frame(self.leave, x), "b (c p q) t r s -> b c t (r p) (s q)", p=p, q=p)
         refined = whole.float() + update
         return rearrange(refined, "b c 1 r (t s) -> b c t r s", t=frames) if self.sound else refined
+
+    def flops(self, shape: Sequence[int]) -> int:
+        """FLOPs for one clip of images of this shape, (C, T, R, S)."""
+        places = math.prod(shape[1:]) // self.patch**2
+        total = map_flops(self.enter, places) + map_flops(self.leave, places)
+        for level, block in enumerate(self.down_blocks):
+            total += map_flops(block, places // 4**level)
+        for level, (block, down, up) in enumerate(zip(self.up_blocks, self.down, self.up)):
+            total += map_flops(block, places // 4**level)
+            total += map_flops(down, places // 4 ** (level + 1)) + map_flops(up, places // 4 ** (level + 1))
+        return total
 
 
 class Float32Convolution(nn.Conv2d):

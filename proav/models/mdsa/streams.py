@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from proav.config import MDSAConfig
 from proav.geometry import PLANES, StreamGeometry
-from proav.models.layers import Float32Linear, SpaceTimeTransformer
+from proav.models.layers import Float32Linear, SpaceTimeTransformer, map_flops
 from proav.models.mdsa.planes import Projection, broadcast_planes
 from proav.models.mdsa.refiner import Refiner
 
@@ -67,6 +67,7 @@ class StreamEncoder(nn.Module):
     def __init__(self, geometry: StreamGeometry, config: MDSAConfig) -> None:
         super().__init__()
         side = geometry.plane_size
+        self.grid = geometry.num_frames, side**2
         self.embed = PatchEmbedding(geometry, config.width)
         self.transformer = SpaceTimeTransformer(
             config.encoder_depth, config.width, config.num_heads, config.head_width, config.mlp_ratio
@@ -82,6 +83,12 @@ class StreamEncoder(nn.Module):
         volume_BTHWD = self.transformer(self.embed(images_BCTHW), recompute=recompute)
         return self.project(volume_BTHWD, recompute=recompute)
 
+    def flops(self) -> int:
+        """FLOPs for one clip."""
+        frames, cells = self.grid
+        volume = map_flops(self.embed, frames * cells) + self.transformer.flops(frames, cells)
+        return volume + self.project.flops(frames * cells)
+
 
 class StreamDecoder(nn.Module):
     """Three planes of C-channel features to images.
@@ -93,6 +100,7 @@ class StreamDecoder(nn.Module):
 
     def __init__(self, geometry: StreamGeometry, config: MDSAConfig, *, sound: bool) -> None:
         super().__init__()
+        self.geometry = geometry
         self.transformer = SpaceTimeTransformer(
             config.decoder_depth, config.width, config.num_heads, config.head_width, config.mlp_ratio
         )
@@ -111,6 +119,12 @@ class StreamDecoder(nn.Module):
         images = self.expand(self.transformer(broadcast_planes(planes), recompute=recompute))
         images = 2 * torch.sigmoid(images) - 1 if linear_BCTHW is None else linear_BCTHW + images
         return images if self.refine is None else self.refine(images, recompute=recompute)
+
+    def flops(self) -> int:
+        """FLOPs for one clip, without the linear path."""
+        frames, cells = self.geometry.num_frames, self.geometry.plane_size**2
+        images = self.transformer.flops(frames, cells) + map_flops(self.expand, frames * cells)
+        return images + (self.refine.flops(self.geometry.input_shape) if self.refine is not None else 0)
 
 
 class ToLatents(nn.Module):

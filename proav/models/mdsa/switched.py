@@ -68,6 +68,10 @@ class SwitchedCells(nn.Module):
         shared = (share_BHWK[..., None] * cells_BHWC[..., None, 1:]).flatten(-2)
         return shared @ torch.cat([part() for part in self.synthesis])
 
+    def flops(self, cells: int) -> int:
+        """FLOPs of all bases for so many cells, one way. The choice of a basis takes them once more."""
+        return 2 * cells * sum(part.weight.numel() for part in self.analysis)
+
     @torch.no_grad()
     def fit(self, blocks_LV: Tensor, motion_L: Tensor, scale: float) -> None:
         """Fills the bases from the images' blocks.

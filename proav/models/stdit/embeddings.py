@@ -7,6 +7,7 @@ Letters: B clips, L tokens of all planes, d width.
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from proav.config import Config
 from proav.diffusion.conditions import Conditions
 from proav.geometry import MODALITIES, PLANE_NAMES, PLANES_PER_MODALITY
+from proav.models.layers import map_flops
 
 NUM_MODALITIES = len(MODALITIES)
-PLANE_AXES = ("HW", "TW", "TH")
+PLANE_AXES = {"axes": ("HW", "TW", "TH"), "plain": ("HW", "HW", "HW")}
 """Axes of the rows and columns of each plane, in the order of PLANE_NAMES within a modality.
 
-T is always the first axis of WT and HT.
+T is always the first axis of WT and HT. plain: every plane is positioned like an image, as in DiT.
 """
 AXES = "THW"
 
@@ -45,7 +47,9 @@ def sinusoids(values: Tensor, num_frequencies: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def axis_positions(side: int, width: int, *, spacing: float = 1.0) -> Tensor:
+def axis_positions(
+    side: int, width: int, *, spacing: float = 1.0, kind: Literal["axes", "plain"] = "axes"
+) -> Tensor:
     """Positions of the tokens of one modality's planes, [3, side * side, width].
 
     Token (i, j) of the plane with axes (X, Y) gets e_X(c_i) + e_Y(c_j). Its centre is
@@ -53,11 +57,16 @@ def axis_positions(side: int, width: int, *, spacing: float = 1.0) -> Tensor:
     sinusoids in separate channels, a third of the width each; the rest, width mod 6, stays zero. So inner
     products compare each axis with itself, equal times in WT and HT get equal time channels, and (i, j)
     differs from (j, i).
+
+    side: rows and columns of tokens.
+    width: features of a token.
+    spacing: cells of the finest plane along a token's side.
+    kind: of the axes, see PLANE_AXES.
     """
     share = 2 * (width // (2 * len(AXES)))
     along = sinusoids((torch.arange(side) + 0.5) * spacing - 0.5, share // 2)
     table = torch.zeros(PLANES_PER_MODALITY, side, side, width)
-    for plane, (rows, columns) in enumerate(PLANE_AXES):
+    for plane, (rows, columns) in enumerate(PLANE_AXES[kind]):
         for axis, values in ((rows, along[:, None]), (columns, along[None, :])):
             start = share * AXES.index(axis)
             table[plane, :, :, start : start + share] += values
@@ -72,15 +81,15 @@ class TokenPositions(nn.Module):
     six-frame position of Figure 2 (b).
     """
 
-    def __init__(self, sides: Sequence[int], width: int) -> None:
-        """sides: tokens along the side of each of the six planes."""
+    def __init__(self, sides: Sequence[int], width: int, *, kind: Literal["axes", "plain"] = "axes") -> None:
+        """sides: tokens along the side of each of the six planes. kind: as in `axis_positions`."""
         super().__init__()
         self.counts = tuple(side**2 for side in sides)
         self.plane_type = nn.Parameter(torch.empty(PLANES_PER_MODALITY, width))
         self.modality = nn.Parameter(torch.empty(NUM_MODALITIES, width))
         self.frame = nn.Parameter(torch.empty(len(PLANE_NAMES), width))
         axes = [
-            axis_positions(side, width, spacing=max(sides) / side)[plane % PLANES_PER_MODALITY]
+            axis_positions(side, width, spacing=max(sides) / side, kind=kind)[plane % PLANES_PER_MODALITY]
             for plane, side in enumerate(sides)
         ]
         self.register_buffer("axes", torch.cat(axes), persistent=False)
@@ -124,3 +133,7 @@ class Conditioning(nn.Module):
         waves_B2F = sinusoids(TIME_SCALE * times_B2, NUM_FREQUENCIES).to(self.own_time[0].weight.dtype)
         times_B2d = self.own_time(waves_B2F) + self.other_time(waves_B2F.flip(1))
         return times_B2d + self.modality + self.label(conditions.labels_B)[:, None]
+
+    def flops(self) -> int:
+        """FLOPs for one clip. The tables cost nothing."""
+        return map_flops(self.own_time, NUM_MODALITIES) + map_flops(self.other_time, NUM_MODALITIES)

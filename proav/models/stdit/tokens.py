@@ -32,6 +32,21 @@ class TokenLayout:
         """(side, number of planes) for consecutive planes of one size."""
         self.of_runs = [planes * side**2 for side, planes in self.runs]
 
+    @property
+    def num_tokens(self) -> int:
+        """L."""
+        return sum(self.counts)
+
+    @property
+    def pairs_within_planes(self) -> int:
+        """Pairs of tokens that attend to each other in `within_planes`."""
+        return sum(count**2 for count in self.counts)
+
+    @property
+    def pairs_across_planes(self) -> int:
+        """The same in `across_planes`."""
+        return self.finest**2 * len(self.sides) ** 2
+
     def by_modality(self, function: Callable[..., Tensor], tokens_BLd: Tensor, *values_B2d: Tensor) -> Tensor:
         """function(tokens, *values): each token gets the values of its modality; [B, L, d]."""
         if len(set(self.of_modalities)) == 1:  # one call, no copies

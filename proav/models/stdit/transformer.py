@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from proav.config import Config
 from proav.diffusion.conditions import Conditions
-from proav.geometry import LatentGeometry
-from proav.models.layers import ClosedLinear, Float32Linear, hidden_map, run_layer
+from proav.geometry import MODALITIES, LatentGeometry
+from proav.models.layers import ClosedLinear, Float32Linear, hidden_map, map_flops, run_layer
 from proav.models.stdit.embeddings import Conditioning, TokenPositions
 from proav.models.stdit.tokens import TokenLayout, everywhere
 
@@ -77,6 +77,10 @@ class SelfAttention(nn.Module):
         mixed_BLhk = self.mix(self.query_norm(query_BLhk), self.key_norm(key_BLhk), value_BLhk)
         return self.out(mixed_BLhk.flatten(2))
 
+    def flops(self, tokens: int, pairs: int) -> int:
+        """8 tokens d^2 + 4 pairs d; pairs: of a query and a key that meet."""
+        return map_flops(self, tokens) + 4 * pairs * self.out.in_features
+
 
 class Block(nn.Module):
     """One layer of ST-DiT, modulated by (shift, scale, gate)_a and (shift, scale, gate)_m.
@@ -124,6 +128,16 @@ class Block(nn.Module):
             x_BLd = x_BLd + self.temporal(self._modulated(x_BLd, shift_a, scale_a))
         return x_BLd + self._gated(self.mlp(self._modulated(x_BLd, shift_m, scale_m)), gate_m)
 
+    def flops(self) -> int:
+        """FLOPs for one clip: about 32 d^2 a token with divided attention, 24 d^2 with full attention."""
+        tokens = self.layout.num_tokens
+        if self.divided:
+            attention = self.spatial.flops(tokens, self.layout.pairs_within_planes)
+            attention += self.temporal.flops(tokens, self.layout.pairs_across_planes)
+        else:
+            attention = self.joint.flops(tokens, tokens**2)
+        return attention + map_flops(self.mlp, tokens)
+
     def _modulated(self, tokens_BLd: Tensor, shift_B2d: Tensor, scale_B2d: Tensor) -> Tensor:
         return self.layout.by_modality(modulate, tokens_BLd, shift_B2d, scale_B2d)
 
@@ -131,18 +145,26 @@ class Block(nn.Module):
         return self.layout.by_modality(torch.mul, update_BLd, gate_B2d)
 
 
+def decoder_blocks(config: Config) -> int:
+    """How many of the last blocks are told the next time in a flow map (Lee et al., 2025): a third of all."""
+    own = config.distill.decoder_blocks
+    return config.stdit.shape[0] // 3 if own is None else own
+
+
 class STDiT(nn.Module):
     """The denoiser: from noisy planes, two times and conditions to the prediction for every plane.
 
-    The prediction is the flow's velocity or the noise. It is exactly zero at initialization. Size, patch and
-    attention are set by config.stdit, planes by config.mdsa. num_labels >= 0; label number num_labels is the
-    null label. `activation_checkpointing`: recompute each block's activations in the backward pass. Safe
-    under ZeRO-3: every parameter is used only in the forward of the module that owns it.
+    The prediction is the flow's velocity, the noise, or a flow map's average velocity between two times. It
+    is exactly zero at initialization. Size, patch and attention are set by config.stdit, planes by
+    config.mdsa. num_labels >= 0; label number num_labels is the null label. `activation_checkpointing`:
+    recompute each block's activations in the backward pass. Safe under ZeRO-3: every parameter is used only
+    in the forward of the module that owns it.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:
         super().__init__()
         depth, width, num_heads = config.stdit.shape
+        self.encoder_blocks = depth - decoder_blocks(config)
         geometry = LatentGeometry.from_config(config)
         self.channels, self.patches = geometry.channels, geometry.token_patches
         self.layout = TokenLayout(geometry.token_sides)
@@ -150,7 +172,7 @@ class STDiT(nn.Module):
         self.activation_checkpointing = False
         planes = list(zip(self.channels, self.patches, strict=True))
         self.embed = nn.ModuleList(nn.Linear((2 * own + 1) * patch**2, width) for own, patch in planes)
-        self.positions = TokenPositions(geometry.token_sides, width)
+        self.positions = TokenPositions(geometry.token_sides, width, kind=config.stdit.positions)
         self.conditioning = Conditioning(config, num_labels)
         self.modulation = ClosedLinear(width, 6 * width)
         self.blocks = nn.ModuleList(
@@ -182,7 +204,13 @@ class STDiT(nn.Module):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
 
-    def forward(self, noisy_BDPNN: Tensor, times_B2: Tensor, conditions: Conditions) -> Tensor:
+    def forward(
+        self,
+        noisy_BDPNN: Tensor,
+        times_B2: Tensor,
+        conditions: Conditions,
+        next_times_B2: Tensor | None = None,
+    ) -> Tensor:
         """The prediction [B, D, 6, N, N], in the dtype of `noisy_BDPNN`.
 
         Channels that a plane does not have are not read, and are zero in the result.
@@ -191,17 +219,37 @@ class STDiT(nn.Module):
         times_B2: [B, 2] in [0, 1]; column 0 is the video's, column 1 the audio's. 0 is clean, 1 is noise; a
             given modality has time 0.
         conditions: labels in 0 .. num_labels (the null label). Masked planes of None mean zeros.
+        next_times_B2: for a flow map, the times to go to, at most times_B2. The last blocks and the final
+            maps are told these; None, or equal times: as a flow.
         """
         vectors_B2d = F.silu(self.conditioning(times_B2, conditions))
-        modulation_B26d = rearrange(self.modulation(vectors_B2d), "b m (six d) -> b m six d", six=6)
+        modulation_B26d = self._modulation(vectors_B2d)
+        next_B26d = modulation_B26d
+        if next_times_B2 is not None:
+            vectors_B2d = F.silu(self.conditioning(next_times_B2, conditions))
+            next_B26d = self._modulation(vectors_B2d)
         tokens_BLd = self.positions(self._tokens(noisy_BDPNN, conditions.masked_BEPNN))
-        for block in self.blocks:
-            tokens_BLd = run_layer(
-                block, tokens_BLd, modulation_B26d, recompute=self.activation_checkpointing
-            )
+        for number, block in enumerate(self.blocks):
+            of_block_B26d = modulation_B26d if number < self.encoder_blocks else next_B26d
+            tokens_BLd = run_layer(block, tokens_BLd, of_block_B26d, recompute=self.activation_checkpointing)
         shift_B2d, scale_B2d = self.final_modulation(vectors_B2d).chunk(2, dim=-1)
         tokens_BLd = self.layout.by_modality(modulate, tokens_BLd, shift_B2d, scale_B2d)
         return self._stack(tokens_BLd, noisy_BDPNN.shape[1]).to(noisy_BDPNN.dtype)
+
+    def _modulation(self, vectors_B2d: Tensor) -> Tensor:
+        return rearrange(self.modulation(vectors_B2d), "b m (six d) -> b m six d", six=6)
+
+    def flops(self) -> int:
+        """FLOPs of one evaluation for one clip."""
+        modulation = map_flops(self.modulation, len(MODALITIES)) + map_flops(
+            self.final_modulation, len(MODALITIES)
+        )
+        ends = sum(
+            map_flops(first, count) + map_flops(last, count)
+            for first, last, count in zip(self.embed, self.final, self.layout.counts, strict=True)
+        )
+        blocks = sum(block.flops() for block in self.blocks)
+        return self.conditioning.flops() + modulation + ends + blocks
 
     def _tokens(self, noisy_BDPNN: Tensor, masked_BEPNN: Tensor | None) -> Tensor:
         """[B, L, d]: for each plane its own channels, those of the masked clip, and the mask."""

@@ -26,7 +26,7 @@ UNITS = {
 ACRONYMS = {
     name: name.upper()
     for name in ("psnr", "ssim", "lpips", "fvd", "fad", "kvd", "kid", "mdsa", "ema", "rms", "fps")
-} | {"stdit": "ST-DiT"}
+} | {"stdit": "ST-DiT", "distill": "Flow map"}
 VOID_ELEMENTS = {"input", "img", "br", "hr", "meta", "link"}
 
 

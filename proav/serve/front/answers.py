@@ -1,6 +1,7 @@
 """Answers of the application in JSON, errors included.
 
-Which error it is, is decided where it is raised. Errors of Ray Serve's proxy are sent by `raw_answers.py`.
+The code that raises an error decides which one it is. Not here: errors of Ray Serve's proxy
+(`raw_answers.py`).
 """
 
 import json

@@ -1,6 +1,6 @@
 """`ApiError`: what a client gets instead of an answer.
 
-Which error it is, is decided where it is raised. How it is sent is `answers.py`.
+The code that raises it decides which error it is. Not here: how it is sent (`answers.py`).
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 It stands in Ray Serve's proxy, where the bytes arrive (`middlewares` in `proxy.py`). So clients that never
 finish take no place in the application. It stands in the application too, because a proxy may run without it.
-Heads of requests are `connections.py`. Light to import, because each proxy imports it.
+Light to import, because each proxy imports it. Not here: heads of requests (`connections.py`).
 """
 
 import asyncio
@@ -20,7 +20,7 @@ LIMITS_HEADER = b"x-proav-limits"
 LINGER_SECONDS = 2.0
 """How long a refused client may go on sending."""
 SMALL_BYTES = 64 * 1024
-"""Not counted of each body, so that small requests still pass while large ones fill the memory."""
+"""So many bytes of each body are not counted: small requests still pass while large ones fill the memory."""
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Bounds on connections: their number, heads that do not arrive, answers that nobody reads.
 
 This is uvicorn's protocol with these limits. Ray Serve offers no way to give its uvicorn a protocol, so
-`middlewares` in `proxy.py` enters this one in uvicorn's own table. Bodies are `arrival.py`. Light to import,
-because each proxy imports it.
+`middlewares` in `proxy.py` enters this one in uvicorn's own table. Light to import, because each proxy
+imports it. Not here: bodies of requests (`arrival.py`).
 """
 
 import asyncio

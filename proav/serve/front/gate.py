@@ -1,8 +1,8 @@
 """Who may ask, and what browsers are told.
 
 Every request passes here on its way in, and every answer on its way out. There are no users here. The rules
-keep pages of other sites from acting through a visitor's browser. How much may come is `arrival.py`; valid
-orders are `orders/requests.py`.
+keep pages of other sites from acting through a visitor's browser. Not here: how much may come
+(`arrival.py`), and what a valid order is (`orders/requests.py`).
 """
 
 import logging

@@ -1,8 +1,8 @@
 """What stands around Ray Serve's proxy: limits for what arrives, and JSON for the proxy's own errors.
 
 The proxy stands before the application. It answers by itself while the application starts, or if the process
-that was to answer is lost: "Path not found" or "Internal Server Error", in plain text. The limits are
-`arrival.py` and `connections.py`.
+that was to answer is lost: "Path not found" or "Internal Server Error", in plain text. Not here: the limits
+themselves (`arrival.py`, `connections.py`).
 
 Ray Serve finds `middlewares` by the environment variable CALLBACK_VARIABLE. Light to import, because each
 proxy imports it.

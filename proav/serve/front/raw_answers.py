@@ -1,6 +1,6 @@
 """The form of every error, and how to send one without a framework: in Ray Serve's proxy, and below ASGI.
 
-Answers of the application are `answers.py`. Light to import, because each proxy imports it.
+Light to import, because each proxy imports it. Not here: answers of the application (`answers.py`).
 """
 
 import json

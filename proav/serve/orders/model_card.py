@@ -6,13 +6,13 @@ It is the answer of /v1/models, and every request is checked against it (`reques
 from dataclasses import dataclass
 
 from proav import storage
+from proav.diffusion import FlowMap, make_process
+from proav.diffusion.solvers import num_steps
 from proav.diffusion.tasks import TASKS
+from proav.generation.sampling_settings import MAX_GUIDANCE_SCALE, SamplingSettings
 from proav.geometry import ClipGeometry
 from proav.runs.checkpoint import INDEX, Checkpoint
 from proav.serve.settings import ServeSettings
-
-MAX_GUIDANCE_SCALE = 30.0
-"""As in `proav/generation/sampling_settings.py`."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class ModelCard:
     steps: int
     max_steps: int
     guidance_scale: float
+    guidance_range: tuple[float, float]
+    """Smallest and largest scale that a request may ask for; a flow map has one alone."""
     checkpoint_hash: str
     clips_trained: int
     mel: dict[str, float]
@@ -36,8 +38,18 @@ class ModelCard:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: ServeSettings) -> "ModelCard":
-        """The card of a checkpoint; `settings` override the defaults of the checkpoint's run."""
-        generate = checkpoint.config.generate
+        """The card of a checkpoint; `settings` override the defaults of the checkpoint's run.
+
+        Raises UserError for a default guidance that a flow map does not have.
+        """
+        generate, process = checkpoint.config.generate, make_process(checkpoint.config)
+        steps = min(num_steps(generate.steps, process.objective), settings.max_steps)
+        guidance_scale, guidance_range = generate.guidance_scale, (0, MAX_GUIDANCE_SCALE)
+        if settings.guidance_scale is not None:
+            guidance_scale = settings.guidance_scale
+        if isinstance(process, FlowMap):
+            SamplingSettings(guidance_scale=guidance_scale).filled(process)
+            guidance_scale, guidance_range = process.guidance_scale, (process.guidance_scale,) * 2
         modified = storage.file_info(storage.join(checkpoint.path, INDEX)).mtime
         return cls(
             id=checkpoint.config.name,
@@ -45,11 +57,10 @@ class ModelCard:
             labels=checkpoint.labels,
             tasks=tuple(name for name, task in TASKS.items() if task.can_sample and task.mask is None),
             geometry=ClipGeometry.from_config(checkpoint.config),
-            steps=settings.steps if settings.steps is not None else min(generate.steps, settings.max_steps),
+            steps=settings.steps if settings.steps is not None else steps,
             max_steps=settings.max_steps,
-            guidance_scale=settings.guidance_scale
-            if settings.guidance_scale is not None
-            else generate.guidance_scale,
+            guidance_scale=guidance_scale,
+            guidance_range=guidance_range,
             checkpoint_hash=checkpoint.hash,
             clips_trained=checkpoint.clips,
             mel=checkpoint.config.mel.model_dump(include={"num_bins", "min_hz", "max_hz"}),
@@ -79,7 +90,7 @@ class ModelCard:
             "fps": self.geometry.fps,
             "sample_rate": self.geometry.sample_rate,
             "steps": {"default": self.steps, "max": self.max_steps},
-            "guidance_scale": {"default": self.guidance_scale, "max": MAX_GUIDANCE_SCALE},
+            "guidance_scale": {"default": self.guidance_scale, "max": self.guidance_range[1]},
             "checkpoint": self.checkpoint_hash,
             "clips_trained": self.clips_trained,
             "mel": self.mel,

@@ -1,8 +1,8 @@
 """An uploaded file as the stream that a task is given, at the model's own rates and size.
 
-It runs in a thread, because it waits for the decoding, which is `upload_process.py`. Which tasks take a file
-is `requests.py`. The beginning of the file is used, as in SoundingVideoPipeline. Letters: T frames, H and W
-rows and columns.
+The beginning of the file is used, as in SoundingVideoPipeline. It runs in a thread, because it waits for the
+decoding. Not here: the decoding (`upload_process.py`), and which tasks take a file (`requests.py`). Letters:
+T frames, H and W rows and columns.
 """
 
 import base64

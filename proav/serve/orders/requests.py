@@ -167,7 +167,7 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
         seed=_in_range("seed", request.seed, secrets.randbelow(2**31), 0, MAX_SEED),
         steps=_in_range("steps", request.steps, card.steps, 1, card.max_steps),
         guidance_scale=_in_range(
-            "guidance_scale", request.guidance_scale, card.guidance_scale, 0, MAX_GUIDANCE_SCALE
+            "guidance_scale", request.guidance_scale, card.guidance_scale, *card.guidance_range
         ),
     )
 

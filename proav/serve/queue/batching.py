@@ -2,8 +2,8 @@
 
 The oldest job decides: its batch takes the oldest jobs of the same task and step count, whatever their seeds,
 labels and guidance. An idle sampler waits only `wait_seconds` for more jobs. Under load, batches fill by
-themselves while the sampler is busy. Pure: the caller gives the times, and nothing waits here. Batches are
-sent by `dispatch.py`.
+themselves while the sampler is busy. Pure: the caller gives the times, and nothing waits here. Not here: how
+batches are sent (`dispatch.py`).
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Brings waiting jobs to samplers: as many batches at a time as there are samplers.
 
 It follows their progress, their failures and their cancellation. It knows no HTTP and no Ray: samplers are
-whatever has `sample` and `probe`. All methods run on one event loop, and none blocks it. Which jobs share a
-batch is `batching.py`.
+whatever has `sample` and `probe`. All methods run on one event loop, and none blocks it. Not here: which jobs
+share a batch (`batching.py`).
 """
 
 import asyncio
@@ -115,7 +115,7 @@ class Dispatcher:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def poll_after_seconds(self) -> float:
-        """How soon a client may ask again without waste: a twentieth of the time of a running batch."""
+        """Seconds after which a client may well ask again: a twentieth of the time of a running batch."""
         seconds = [self._pace.expect(steps=batch.steps, num_jobs=batch.num_jobs) for batch in self._running]
         return min(1.0, max(0.05, min(seconds, default=2.0) / 20))
 

@@ -1,9 +1,9 @@
 """Jobs, and the folders in which they are kept.
 
-Each job has a folder with job.json, what was given, and the finished mp4. Each file is written whole. The
-functions block; the server calls them in threads. What waits and what runs is `batching.py` and
-`dispatch.py`. A server that starts again finds its finished jobs here. It makes those that were cut off anew:
-a clip is a function of the order, so that changes nothing.
+Each job has a folder with job.json, what was given, and the finished mp4. Each file is written whole. A
+server that starts again finds its finished jobs here. It makes those that were cut off anew. This changes
+nothing, because a clip is a function of its order. The functions block, so the server calls them in threads.
+Not here: which jobs wait (`batching.py`) and which run (`dispatch.py`).
 """
 
 import io
@@ -25,7 +25,7 @@ from proav.serve.orders.requests import Order
 MAX_INDEX_BYTES = 2**20
 """A larger file is no job.json: the prompt of an order has at most 1,000 characters."""
 DAMAGED_HEADER = EOFError, MemoryError, RecursionError, SyntaxError, TypeError, tokenize.TokenError
-"""What numpy raises, besides ValueError, for an array's damaged header, which it reads as Python code."""
+"""What numpy raises besides ValueError for a damaged header of an array: it reads headers as Python code."""
 INDEX, VIDEO, GIVEN = "job.json", "video.mp4", "given.npy"
 MICROSECONDS = 10**6
 

@@ -6,7 +6,7 @@ The server tells clients by it when to ask again (`dispatch.py`). Pure: the call
 SMOOTHING = 0.3
 """Weight of the newest batch in a mean."""
 UNKNOWN_STEP_SECONDS = 0.1
-"""What a denoising step of one job is taken to last before any batch has ended."""
+"""Assumed seconds of a denoising step of one job, until a first batch has ended."""
 
 
 class Pace:
@@ -36,7 +36,7 @@ class Pace:
 
         steps: of the whole batch.
         num_jobs: jobs in the batch.
-        done: steps that it has made. If there are any, its own pace counts, which tells more than others.
+        done: steps that it has made. If there are any, its own pace counts, since it tells most.
         elapsed_seconds: time since it began.
         """
         whole = elapsed_seconds * steps / done if done else self.expect(steps=steps, num_jobs=num_jobs)

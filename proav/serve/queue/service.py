@@ -26,13 +26,14 @@ from proav.serve.settings import ServeSettings
 from proav.storage.lease import Lease
 
 UPLOADS, PREVIEWS = 2, 2
-"""Uploads that are decoded, and previews that are drawn, at a time. Neither kind waits for the other."""
+"""How many uploads are decoded at a time, and how many previews are drawn. Neither kind waits for the other.
+"""
 KEPT_PREVIEWS = 512
 SWEEP_SECONDS = 30.0
 """Time between two looks for expired jobs."""
 LEASE_LOOK_SECONDS = 0.5
 RENEWALS = 6
-"""Renewals of the lease within the time after which it lapses."""
+"""How often the lease is renewed within the time after which it would lapse."""
 
 logger = logging.getLogger(__name__)
 

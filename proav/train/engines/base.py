@@ -1,4 +1,4 @@
-"""What the loop needs of an engine, and what all engines share: autocast, loss scale, averaged gradients.
+"""What the loop needs of an engine, and what all engines share: loss scale, averaged gradients.
 
 Not here: the engines (`data_parallel.py`, `zero.py`).
 """
@@ -14,7 +14,6 @@ from torch import nn
 from proav.config import TrainConfig
 from proav.errors import UserError
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BUCKET_BYTES = 32 * 2**20
 """Gradients are summed over workers in flat pieces of about this size: few calls, little extra memory."""
 
@@ -93,12 +92,6 @@ class LossScale:
         if self.calm_steps == self.GROWTH_STEPS:
             self.scale, self.calm_steps = self.scale * 2, 0
         return True
-
-
-def autocast(device_type: str, precision: str) -> contextlib.AbstractContextManager:
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device_type, dtype=DTYPES[precision])
 
 
 def persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -7,10 +7,10 @@ import torch.distributed as dist
 from torch import nn
 
 from proav.config import TrainConfig
+from proav.models.layers import autocast
 from proav.train.engines.base import (
     LossScale,
     NonFiniteError,
-    autocast,
     average_gradients,
     load_scalars,
     persistent_buffers,

@@ -16,11 +16,10 @@ from torch import nn
 
 from proav.config import TrainConfig
 from proav.errors import UserError
-from proav.models.layers import hidden_matrices
+from proav.models.layers import autocast, hidden_matrices
 from proav.train.engines.base import (
     LossScale,
     NonFiniteError,
-    autocast,
     load_scalars,
     persistent_buffers,
     scalars_of,

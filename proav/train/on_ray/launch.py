@@ -54,7 +54,7 @@ def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.Use
 
     A stage that has seen train.num_clips clips is left as it is.
 
-    stage: mdsa or stdit.
+    stage: mdsa, stdit or distill.
     callbacks: Ray Train callbacks, such as Ray Tune's.
     Returns {"stage", "clips", "step", "seconds", "metrics": last report, "checkpoint": path,
     "already_done": bool}.

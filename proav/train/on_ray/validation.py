@@ -14,6 +14,7 @@ import ray
 from proav import storage
 from proav.config import Config
 from proav.errors import CheckpointError
+from proav.evaluate.flow_map_error import evaluate_flow_map
 from proav.evaluate.job import evaluate
 from proav.evaluate.losses import evaluate_stdit
 from proav.evaluate.reconstruction import evaluate_reconstruction
@@ -23,6 +24,7 @@ from proav.runs.checkpoint import list_checkpoints
 from proav.runs.layout import RunFolder
 from proav.runs.stages import STAGES
 
+MEASURES = {"mdsa": evaluate_reconstruction, "stdit": evaluate_stdit, "distill": evaluate_flow_map}
 POLL_SECONDS = 2.0
 FILE = "validation.jsonl"
 
@@ -76,13 +78,15 @@ class Validation:
             return
         clips, path = found[0]
         use_gpu = wants_gpu(self.config.evaluate.use_gpu)
-        measure = {"mdsa": evaluate_reconstruction, "stdit": evaluate_stdit}[self.stage]
+        measure = MEASURES[self.stage]
         task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), scheduling_strategy="DEFAULT")(measure)
         try:
             metrics = ray.get(task.remote(self.config, path, device=device_of(use_gpu)))
-            if self.stage == "stdit" and self.config.evaluate.samples_beside_training:
+            if self.stage != "mdsa" and self.config.evaluate.samples_beside_training:
                 metrics |= evaluate_samples(
-                    self.config, path, storage.join(self.folder, "validation", f"{clips:012d}")
+                    STAGES[self.stage].described(self.config),
+                    path,
+                    storage.join(self.folder, "validation", f"{clips:012d}"),
                 )
         except (ray.exceptions.RayError, CheckpointError):
             if storage.exists(path):
@@ -123,7 +127,12 @@ def evaluate_samples(config: Config, checkpoint: str, folder: str) -> dict[str, 
             "run_dir": folder,
             "data": config.data.model_copy(update={"prepared": config.data_folder}),
             "generate": config.generate.model_copy(
-                update={"num_samples": config.evaluate.samples_beside_training, "checkpoint": checkpoint}
+                update={
+                    "num_samples": config.evaluate.samples_beside_training,
+                    "listing": None,
+                    "num_writers": 0,
+                    "checkpoint": checkpoint,
+                }
             ),
             "evaluate": config.evaluate.model_copy(
                 update={

@@ -9,6 +9,7 @@ import pytest
 
 from proav.config import Config, DataConfig
 from proav.data.sources.finding import find_sources, rows_of
+from proav.data.sources.strict_tables import whole_of
 from proav.errors import UserError
 
 
@@ -163,3 +164,17 @@ def test_a_table_that_pandas_has_filtered(tmp_path):
 def test_a_table_may_begin_with_comments(csv_file):
     rows = read(csv_file, "# made by hand\n\n  # 2 clips\npath,labels\na.mp4,dog\n#b.mp4,cat\n")
     assert [(row.key.rsplit("/", 1)[-1], row.label) for row in rows] == [("#b.mp4", "cat"), ("a.mp4", "dog")]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("", None), (None, None), (float("nan"), None), ("3", 3), ("3.0", 3), (3.0, 3), (7, 7)],
+)
+def test_whole_numbers(value, expected):
+    assert whole_of(value, "count", least=1) == expected
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", 1.5, "two", "1_000", True])
+def test_what_is_no_whole_number_is_told(value):
+    with pytest.raises(UserError, match="count=.*expected a whole number from 1 up"):
+        whole_of(value, "count", least=1)

@@ -192,6 +192,13 @@ def test_axes_share_coordinates_between_planes():
     assert not torch.allclose(hw[1, 2], hw[2, 1])
 
 
+def test_plain_positions_are_those_of_an_image_in_every_plane():
+    plain, aware = (axis_positions(5, 26, kind=kind) for kind in ("plain", "axes"))
+    assert all(torch.equal(plane, aware[0]) for plane in plain)
+    of_model = STDiT(small_config(positions="plain"), 0).positions.axes.unflatten(0, (6, -1))
+    assert all(torch.equal(plane, of_model[0]) for plane in of_model)
+
+
 def test_larger_tokens_lie_at_the_centres_of_what_they_cover():
     share = 2 * (24 // 6)
     coarse = axis_positions(2, 24, spacing=4.0).unflatten(1, (2, 2))[0, ..., share : 2 * share]  # H of HW

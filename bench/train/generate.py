@@ -1,0 +1,137 @@
+"""Batch generation against a bare loop over the pipeline, and where the seconds of a clip go.
+
+    python -m bench.train.generate [--checkpoint PATH] [--clips N] [--steps N] [--batch N]
+
+The loop makes clips 0 .. N - 1 in this process, on one thread, and times each part. Then what
+ray_jobs/generate.py calls makes the same clips with a Ray of its own: with one generating actor, with two,
+and with one beside which another makes sounds and files. Every job is a process of its own.
+
+Two rates of a job: `clips_per_second`, from the end of the first batch to that of the last, is to be compared
+with the loop's; `with_start` counts Ray's start and the loading of the model. `equal_files`: all files are
+those of the loop, bit for bit.
+Prints a table and one JSON line. No threshold: on a busy machine the rates mean little.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+JOBS = {
+    "one actor": ["generate.num_workers=1"],
+    "two actors": ["generate.num_workers=2"],
+    "one actor, one writer": ["generate.num_workers=1", "generate.num_writers=1"],
+}
+
+
+def loop(config, folder: Path) -> dict:
+    """A loop without Ray; seconds a clip of each part."""
+    import torch
+
+    from proav.generation.coder import to_clips
+    from proav.generation.denoise import denoise
+    from proav.generation.finishing import phase_seed
+    from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
+    from proav.generation.sampling_settings import SamplingSettings
+
+    torch.set_num_threads(1)
+    pipeline = SoundingVideoPipeline.from_checkpoint(config.generate.checkpoint)
+    settings, coder = SamplingSettings.from_config(config), pipeline.coder
+    parts, size, count = {}, config.generate.batch_size, config.generate.num_samples
+
+    def timed(name, work):
+        began = time.monotonic()
+        result = work()
+        parts[name] = parts.get(name, 0.0) + time.monotonic() - began
+        return result
+
+    began = time.monotonic()
+    for first in range(0, count, size):
+        requests = [
+            SampleRequest(
+                config.seed, index, pipeline.labels[index % len(pipeline.labels)], settings=settings
+            )
+            for index in range(first, min(count, first + size))
+        ]
+        with torch.inference_mode():
+            group = pipeline._group(settings.schedule, requests)
+            (stack,) = timed("denoising", lambda: denoise(pipeline.stdit, pipeline.process, [group]))
+            video, mel = timed("decoding", lambda: coder.decode(coder.denormalize(stack)))
+            seeds = [phase_seed(request.seed, request.index) for request in requests]
+            clips = timed("mel", lambda: to_clips(coder.mel_frames, video, mel, seeds=seeds))
+        for request, clip in zip(requests, clips, strict=True):
+            path = folder / f"{request.index:09d}.mp4"
+            timed("muxing", lambda clip=clip, path=path: clip.save(str(path)))
+    seconds = time.monotonic() - began
+    per_clip = {name: round(value / count, 4) for name, value in parts.items()}
+    return {"clips_per_second": round(count / seconds, 3), "seconds_per_clip": per_clip}
+
+
+def job(config) -> None:
+    """One batch generation, with a Ray of two CPUs."""
+    import ray
+
+    from proav.generation.batch import generate
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="warning")
+    generate(config)
+
+
+def rates_of(folder: Path, seconds: float, batch_size: int) -> dict:
+    written = sorted(path.stat().st_mtime for path in folder.rglob("*.mp4"))
+    steady = (len(written) - batch_size) / (written[-1] - written[batch_size - 1])
+    return {
+        "clips_per_second": round(steady, 3),
+        "with_start": round(len(written) / seconds, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", default="examples/showcase/latest")
+    parser.add_argument("--clips", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from proav.config.reading import load_config
+
+    if arguments.job:
+        job(load_config(None, arguments.job))
+        return
+    words = [
+        f"generate.checkpoint={os.path.abspath(arguments.checkpoint)}",
+        f"generate.num_samples={arguments.clips}",
+        f"generate.steps={arguments.steps}",
+        f"generate.batch_size={arguments.batch}",
+    ]
+    with tempfile.TemporaryDirectory() as text:
+        expected = Path(text) / "loop"
+        expected.mkdir()
+        found = {"loop": loop(load_config(None, words), expected)}
+        print("loop", found["loop"], flush=True)
+        for name, own in JOBS.items():
+            run, began = Path(text) / name, time.monotonic()
+            command = [sys.executable, "-m", "bench.train.generate", "--job", f"run_dir={run}", *words, *own]
+            subprocess.run(command, check=True)
+            found[name] = rates_of(run, time.monotonic() - began, arguments.batch)
+            found[name]["of_the_loop"] = round(
+                found[name]["clips_per_second"] / found["loop"]["clips_per_second"], 3
+            )
+            found[name]["equal_files"] = all(
+                (run / "samples" / "000000" / path.name).read_bytes() == path.read_bytes()
+                for path in expected.iterdir()
+            )
+            print(name, found[name], flush=True)
+    print(json.dumps({"bench": "generate", "settings": words[1:], "found": found}))
+
+
+if __name__ == "__main__":
+    main()

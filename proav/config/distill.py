@@ -1,0 +1,28 @@
+"""Settings of the flow map: a generator that samples in few steps, fine-tuned from a trained ST-DiT."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from proav.config.changes import Changes
+from proav.config.section import Count, Section
+from proav.config.training import DistillTrainConfig
+
+
+class DistillConfig(Section):
+    """Fine-tuning a trained flow into a flow map (stage=distill)."""
+
+    changes = ("flow_map",)
+
+    teacher: Annotated[str | None, Changes("training")] = None
+    """The ST-DiT checkpoint to start and to learn from; empty: the newest of this run."""
+    guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
+    """Guidance of the teacher that the flow map learns; 1: none. Sampling then needs no guidance."""
+    decoder_blocks: Count | None = None
+    """Last blocks of ST-DiT that are told the next time instead of the time; empty: a third of all."""
+    time_step: Annotated[float, Field(gt=0, le=1), Changes("training")] = 0.03125
+    """Step of time by which the average velocity's derivative is taken, and the length of the teacher's Euler
+    steps that the flow map learns to do at once.
+    """
+    train: DistillTrainConfig = DistillTrainConfig()
+    """How it is trained; what is not said here is as in stdit.train, but for the length."""

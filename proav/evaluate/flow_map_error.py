@@ -1,0 +1,68 @@
+"""How far a flow map's samples are from its teacher's, from the same noise.
+
+Not here: the sampling loop (`proav/generation/denoise.py`), what a flow map learns
+(`proav/diffusion/flow_maps.py`).
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proav.config import Config
+from proav.data.feeds.latent_feed import LatentFeed
+from proav.diffusion.conditions import Conditions
+from proav.diffusion.noise import noise_batch
+from proav.diffusion.solvers import num_steps
+from proav.errors import UserError
+from proav.generation.denoise import Group, denoise
+from proav.generation.pipeline import SoundingVideoPipeline
+from proav.generation.sampling_settings import SamplingSettings
+from proav.runs.layout import RunFolder
+
+STUDENT_STEPS = {"error_1_step": 1, "error_2_steps": 2, "error_4_steps": 4}
+
+
+@torch.inference_mode()
+def evaluate_flow_map(config: Config, checkpoint_path: str, *, device: str = "cpu") -> dict:
+    """{"error_1_step", "error_2_steps", "error_4_steps"}: distances to the teacher's samples in its 30 steps.
+
+    Both make joint samples from the same noise, with the labels of the evaluated split's windows. The error
+    is sqrt(mean (z - z')^2 / mean (z' - m)^2), with z of the flow map, z' of its teacher, m the mean of all
+    z' at each place: 0 is equal; 1 is as far as a sample is from the mean of all.
+    Raises UserError if the flow map was made from another teacher.
+    """
+    student, teacher = (
+        SoundingVideoPipeline.from_checkpoint(path, device=device)
+        for path in (checkpoint_path, config.distill.teacher or RunFolder(config).stdit.checkpoints)
+    )
+    if student.teacher_hash != teacher.checkpoint_hash:
+        raise UserError(
+            f"{checkpoint_path} was not made from the ST-DiT that this run names; write distill.teacher=PATH"
+        )
+    feed = LatentFeed(RunFolder(config).latents, split=config.evaluate.split, labels=student.labels)
+    picked = np.unique(
+        np.linspace(0, len(feed) - 1, min(config.evaluate.max_clips, len(feed))).round().astype(int)
+    )
+
+    def samples(pipeline: SoundingVideoPipeline, steps: int) -> Tensor:
+        settings = SamplingSettings(steps=steps, guidance_scale=student.process.guidance_scale)
+        made = []
+        for first in range(0, len(picked), config.encode.batch_size):
+            chosen = picked[first : first + config.encode.batch_size]
+            identities = [(config.seed, int(index)) for index in chosen]
+            noise = noise_batch(identities, pipeline.coder.latents.stack_shape, purpose="evaluate").to(device)
+            group = Group(settings, noise, Conditions.of_rows(feed.rows(chosen)).to(device))
+            made += [part.cpu() for part in denoise(pipeline.stdit, pipeline.process, [group])]
+        return torch.cat(made)
+
+    steps = num_steps(None, teacher.process.objective)
+    truth = samples(teacher, steps)
+    spread = (truth - truth.mean(0)).square().mean()
+    errors = {name: samples(student, count) - truth for name, count in STUDENT_STEPS.items()}
+    return {name: float((error.square().mean() / spread).sqrt()) for name, error in errors.items()} | {
+        "num_windows": int(len(picked)),
+        "protocol": f"joint samples from the noise of (seed {config.seed}, window index) with the labels of "
+        f"the {config.evaluate.split} windows, moving-average weights; root mean squared difference of "
+        f"normalized latents to the teacher's in {steps} steps, over the deviation of the teacher's from "
+        "their mean",
+    }

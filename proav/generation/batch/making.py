@@ -1,0 +1,223 @@
+"""From a planned batch to its files, in three steps: read what is given, denoise, finish.
+
+A step takes a row of Ray Data and returns one. So each can be a stage of its own, in other processes and on
+other machines, or one actor takes several in turn (`Maker`). Bulky arrays travel as bytes. No Ray here.
+
+A row has `batch`, rows of the plan as `plan.pack` gives them; `arrays`, in the form of safetensors; and
+`error`, what ended the batch, as `errors.to_text` gives it: Ray would wrap an exception beyond recognition.
+An input that cannot be used ends no batch: its row of the plan gets `error` and `message`.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.numpy import load, save
+
+from proav import storage
+from proav.config import Config
+from proav.config.reading import config_to_dict
+from proav.data.prepare.isolation import IsolatedDecoder, decoder_of_this_process
+from proav.data.sources.finding import SourceRow
+from proav.diffusion import make_process
+from proav.errors import TOLD, MediaError, to_text
+from proav.generation.batch.manifest import write_part
+from proav.generation.batch.plan import manifest_row, pack, unpack
+from proav.generation.finishing import finish_clips
+from proav.generation.given_files import clip_of_streams, streams_read
+from proav.generation.given_windows import GivenWindows, known_of_window
+from proav.generation.pipeline import SoundingVideoPipeline
+from proav.generation.requests import SampleRequest, window_of
+from proav.generation.sampling_settings import SamplingSettings
+from proav.media.melframes import MelFrames
+
+DECODER = "proav.generation.given_files:GivenDecoder"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all batches of a job share; it is sent to every process.
+
+    config: of the model, with the job's task and the job's limits for decoding.
+    checkpoint_path: of the ST-DiT.
+    folder: where the samples go.
+    data_folder: of the prepared data, whose windows are given if there is no listing.
+    settings, precision: how samples are made.
+    shared: values of all rows of the manifest, see `plan.shared_values`.
+    """
+
+    config: Config
+    checkpoint_path: str
+    folder: str
+    data_folder: str
+    settings: SamplingSettings
+    precision: str
+    shared: dict
+
+    def requests(self, rows: Iterable[tuple[int, dict]], arrays: dict) -> list[SampleRequest]:
+        """What the pipeline is asked for, a window each. rows: with their places in the batch."""
+        return [window_of(self.config, self._request(place, row, arrays)) for place, row in rows]
+
+    def _request(self, place: int, row: dict, arrays: dict) -> SampleRequest:
+        task = self.settings.task
+        streams = {name: arrays[f"{place}.{name}"] for name in streams_read(task)}
+        return SampleRequest(
+            row["seed"],
+            row.get("number", row["index"]),
+            row["label"],
+            given=clip_of_streams(self.config, task, streams),
+            settings=self.settings,
+            known=known_of_window(self.config, task, row.get("given", {})),
+        )
+
+
+def recipe_of(config: Config, model: Config, checkpoint_path: str, folder: str, shared: dict) -> Recipe:
+    """The recipe of a job.
+
+    config: of the job.
+    model: of the checkpoint.
+    checkpoint_path, folder, shared: as in `Recipe`.
+    """
+    limits = {name: getattr(config.data, name) for name in ("stall_seconds", "source_timeout_seconds")}
+    data = model.data.model_copy(update={**limits, "sources": (), "listing": ()})
+    generate = model.generate.model_copy(update={"task": config.generate.task})
+    return Recipe(
+        model.model_copy(update={"data": data, "generate": generate}),
+        checkpoint_path,
+        folder,
+        config.data_folder,
+        SamplingSettings.from_config(config).filled(make_process(model)),
+        config.generate.precision,
+        shared,
+    )
+
+
+class ReadGiven:
+    """Reads what is given: `arrays` has "<place in the batch>.<stream>".
+
+    Files are decoded in a process of its own. Windows of prepared data are read from their store.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @functools.cached_property
+    def decoder(self) -> IsolatedDecoder:
+        return decoder_of_this_process(json.dumps(config_to_dict(self.recipe.config)), DECODER)
+
+    @functools.cached_property
+    def windows(self) -> GivenWindows:
+        return GivenWindows(self.recipe.data_folder, self.recipe.config, self.recipe.settings.task)
+
+    def __call__(self, rows: list[dict], arrays: dict) -> tuple[list[dict], dict]:
+        read = functools.cache(self._read)  # several samples may have the same input
+        marked = []
+        for place, row in enumerate(rows):
+            given = row["given"]
+            if "path" in given:
+                found = read(given["path"], given["start_seconds"])
+            else:
+                found = self.windows.streams(given)
+            if isinstance(found, MediaError):
+                row = row | {"error": found.reason, "message": str(found)}
+            else:
+                read_streams = streams_read(self.recipe.settings.task)
+                arrays |= {f"{place}.{name}": found[name] for name in read_streams}
+            marked.append(row)
+        return marked, arrays
+
+    def _read(self, path: str, start_seconds: float) -> dict[str, np.ndarray] | MediaError:
+        """The streams of a file, or why it has none."""
+        source = SourceRow(id="", key=path, path=path, start_seconds=start_seconds)
+        try:
+            (streams,) = self.decoder.rows(source)
+        except MediaError as error:
+            return error
+        return streams
+
+
+class Denoise:
+    """Adds "video", uint8 [B, T, H, W, 3], and "mel", float32 [B, T, M, S], of the rows without an error."""
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        if device != "cpu":
+            torch.set_float32_matmul_precision("high")  # TF32
+        self.recipe = recipe
+        self.pipeline = SoundingVideoPipeline.from_checkpoint(
+            recipe.checkpoint_path, device=device, precision=recipe.precision
+        )
+
+    def __call__(self, rows: list[dict], arrays: dict) -> tuple[list[dict], dict]:
+        usable = _usable(rows)
+        if usable:
+            video, mel = self.pipeline.sample_streams(self.recipe.requests(usable, arrays))
+            arrays |= {"video": video.cpu().numpy(), "mel": mel.float().cpu().numpy()}
+        return rows, arrays
+
+
+class Finish:
+    """Makes the sounds, writes the files and then the batch's part of the manifest."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.mel_frames = recipe, MelFrames(recipe.config)
+
+    def __call__(self, rows: list[dict], arrays: dict) -> tuple[list[dict], dict]:
+        usable, clips = _usable(rows), []
+        if usable:
+            streams = (torch.from_numpy(arrays[name]) for name in ("video", "mel"))
+            requests = self.recipe.requests(usable, arrays)
+            clips = finish_clips(self.recipe.config, self.mel_frames, requests, *streams)
+        done = [manifest_row(row, self.recipe.shared) for row in rows]
+        for (place, _), clip in zip(usable, clips, strict=True):
+            clip.save(storage.join(self.recipe.folder, done[place]["path"]))
+        for row in done:
+            if "error" in row:  # a sample of other settings may have been there
+                storage.delete_file(storage.join(self.recipe.folder, row["path"]))
+        write_part(self.recipe.folder, done)
+        return rows, {}
+
+
+STEPS = ("read", "denoise", "finish")
+
+
+class Maker:
+    """Does some steps of a batch in turn: a Ray Data actor, or called directly in a test."""
+
+    def __init__(self, recipe: Recipe, steps: Iterable[str] = STEPS, device: str = "cpu") -> None:
+        """steps: of STEPS, in their order. "read" does nothing for a task that is given nothing."""
+        make: dict[str, Callable] = {
+            "read": lambda: ReadGiven(recipe),
+            "denoise": lambda: Denoise(recipe, device),
+            "finish": lambda: Finish(recipe),
+        }
+        given = bool(streams_read(recipe.settings.task))
+        self.steps = [make[step]() for step in steps if step != "read" or given]
+
+    def __call__(self, row: dict) -> dict:
+        if row.get("error"):
+            return row
+        rows, arrays = unpack(row["batch"]), load(row["arrays"]) if row.get("arrays") else {}
+        try:
+            for step in self.steps:
+                rows, arrays = step(rows, arrays)
+        except TOLD as error:
+            return {"batch": row["batch"], "arrays": b"", "error": to_text(error)}
+        return {"batch": pack(rows), "arrays": _to_bytes(arrays), "error": ""}
+
+
+def errors_of(rows: Iterable[dict]) -> Counter:
+    """How many rows have an input that could not be used, by reason."""
+    return Counter(row["error"] for row in rows if "error" in row)
+
+
+def _to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    # safetensors writes an array's memory as it lies, so views have to be laid out in order
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}) if arrays else b""
+
+
+def _usable(rows: list[dict]) -> list[tuple[int, dict]]:
+    return [(place, row) for place, row in enumerate(rows) if "error" not in row]

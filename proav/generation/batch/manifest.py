@@ -1,0 +1,150 @@
+"""samples/manifest.jsonl: one row a sample, in order of the index; and its parts while a job is at work.
+
+A finished batch leaves a part, manifest/part-<first index>.jsonl, written after its files. The end of the job
+merges the parts into the manifest. If the job is killed, its next start does. So a kill loses only the
+batches under way, and the store is never asked for single files. Parts are of one job: their rows do not
+overlap. All is read and written as a stream, so that millions of rows take little memory.
+
+A row whose input could not be used has no file. It has `error`, a short stable word, and `message`.
+"""
+
+import heapq
+import itertools
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from proav import storage
+from proav.errors import UserError
+
+PARTS_AT_A_TIME = 256
+"""Parts that are held in memory together while they are merged."""
+THREADS = 16
+"""For reading and deleting parts. Object stores answer slowly, but many questions at once."""
+
+
+def sample_path(folder: str, index: int) -> str:
+    """<folder>/<index // 1000:06d>/<index:09d>.mp4"""
+    return storage.join(folder, f"{index // 1000:06d}", f"{index:09d}.mp4")
+
+
+def read_samples(folder: str) -> list[dict]:
+    """The rows of the samples that have a file, in order of the index; [] if there are none."""
+    return [row for row, _ in stored_rows(folder) if "error" not in row]
+
+
+def stored_rows(folder: str, parts: Sequence[str] | None = None) -> Iterator[tuple[dict, str]]:
+    """(row, its line) of manifest and parts, in order of the index, each index once: a part's row counts.
+
+    parts: of `list_parts`; None: all that are there.
+    Raises UserError for a line that is no row, or out of order.
+    """
+    parts = list_parts(folder) if parts is None else parts
+    manifest = storage.join(folder, "manifest.jsonl")
+    whole = _rows_of(zip(itertools.repeat(manifest), _lines(manifest))) if storage.exists(manifest) else ()
+    both = heapq.merge(whole, _rows_of(_lines_of_parts(parts)), key=lambda pair: pair[0]["index"])
+    for _, same in itertools.groupby(both, key=lambda pair: pair[0]["index"]):
+        *_, newest = same
+        yield newest
+
+
+def write_part(folder: str, rows: Sequence[dict]) -> None:
+    """Says that a batch is done. rows: of the manifest, in order of the index."""
+    name = f"part-{rows[0]['index']:09d}.jsonl"
+    storage.write_text(storage.join(_parts(folder), name), "".join(line_of(row) for row in rows))
+
+
+def line_of(row: dict) -> str:
+    return json.dumps(row) + "\n"
+
+
+def list_parts(folder: str) -> list[str]:
+    """The paths of all parts, in order of the index."""
+    return storage.list_files(_parts(folder))
+
+
+def merge_parts(folder: str) -> None:
+    """Makes one manifest of manifest and parts; nothing happens if there are no parts."""
+    if parts := list_parts(folder):
+        with ManifestDraft(folder) as draft:
+            for _, line in stored_rows(folder, parts):
+                draft.write(line)
+            draft.publish(parts)
+
+
+class ManifestDraft:
+    """A new manifest, written row by row; `publish` puts it in the place of the old one and of its parts."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self._file = folder, tempfile.TemporaryFile()
+
+    def write(self, line: str) -> None:
+        """Appends a line; they come in order of the index."""
+        self._file.write(line.encode())
+
+    def publish(self, parts: Sequence[str]) -> None:
+        """parts: those that the new manifest has taken in."""
+        # If this is cut off in between, the parts say the same as the manifest: no sample has been made since
+        storage.write_file(storage.join(self.folder, "manifest.jsonl"), self._file)
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(storage.delete_file, parts))
+        if not list_parts(self.folder):  # an actor of a job that was stopped may still have added one
+            storage.delete_folder(_parts(self.folder))
+
+    def __enter__(self) -> "ManifestDraft":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+
+class SampleFiles:
+    """Which samples have a file: one listing of a folder for a thousand samples.
+
+    It is asked in order of the index.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self._listed, self._names = folder, "", frozenset()
+
+    def __contains__(self, path: str) -> bool:
+        """Whether samples/<path> is there."""
+        below, _, name = path.rpartition("/")
+        if below != self._listed:
+            files = storage.list_files(storage.join(self.folder, below), recursive=False)
+            self._listed, self._names = below, frozenset(file.rsplit("/", 1)[-1] for file in files)
+        return name in self._names
+
+
+def _parts(folder: str) -> str:
+    return storage.join(folder, "manifest")
+
+
+def _lines(path: str) -> Iterator[str]:
+    return (line + "\n" for line in storage.read_lines(path))
+
+
+def _lines_of_parts(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        for first in range(0, len(paths), PARTS_AT_A_TIME):
+            some = paths[first : first + PARTS_AT_A_TIME]
+            for path, text in zip(some, pool.map(storage.read_text, some), strict=True):
+                yield from ((path, line) for line in text.splitlines(keepends=True))
+
+
+def _rows_of(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[dict, str]]:
+    """(row, line) of (path, line); raises UserError for a line that is no row, or out of order."""
+    before = -1
+    for path, line in lines:
+        try:
+            row = json.loads(line)
+            index = int(row["index"])
+        except (ValueError, TypeError, KeyError):
+            raise UserError(
+                f"{path} is damaged: {line[:80]!r} is no row of a sample; delete that line"
+            ) from None
+        if index <= before:
+            raise UserError(f"{path}: sample {index} comes after {before}; expected rising indices")
+        before = index
+        yield row, line

@@ -1,0 +1,226 @@
+"""The samples that a job makes: what is wanted, less what is there.
+
+A plan is made in one pass, in order of the index, and holds only the batches that are to be made, compressed:
+a listing of a million rows takes seconds and little memory. Nothing is decoded here, and no input is looked
+for: that is `making.py`.
+"""
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from proav import storage
+from proav.config import Config
+from proav.data.sources.folders import normal_path
+from proav.data.sources.listings import listed_path
+from proav.data.sources.names import NamesOnDisk
+from proav.data.sources.strict_tables import TableForm, seconds_of, table_records, text_of, whole_of
+from proav.diffusion import make_process
+from proav.diffusion.tasks import TASKS, check_trained
+from proav.errors import UserError
+from proav.generation.batch.manifest import ManifestDraft, SampleFiles, list_parts, sample_path, stored_rows
+from proav.generation.given_files import streams_read
+from proav.generation.given_windows import given_rows
+from proav.generation.sampling_settings import SamplingSettings
+from proav.runs.checkpoint import Checkpoint
+from proav.text import find_label, one_form
+
+SETTING = "generate.listing"
+COMPRESSION_LEVEL = 1
+"""zlib's. Rows of a batch are much alike; more effort would gain little."""
+
+
+@dataclass
+class Plan:
+    """What a job has to do.
+
+    batches: `pack`ed rows of `wanted_rows`, at most generate.batch_size each, in order of the index.
+    num_wanted: samples that are asked for.
+    num_done: of them, those that need nothing any more.
+    errors: of the done ones, how many were refused, by reason.
+    num_replaced: samples of another checkpoint or other settings, which are made anew.
+    """
+
+    batches: list[bytes] = field(default_factory=list)
+    num_wanted: int = 0
+    num_done: int = 0
+    errors: Counter = field(default_factory=Counter)
+    num_replaced: int = 0
+
+
+def pack(rows: Sequence[dict]) -> bytes:
+    return zlib.compress(json.dumps(rows).encode(), COMPRESSION_LEVEL)
+
+
+def unpack(packed: bytes) -> list[dict]:
+    return json.loads(zlib.decompress(packed))
+
+
+def make_plan(folder: str, wanted: Iterable[dict], shared: dict, batch_size: int) -> Plan:
+    """Compares what is wanted with what is there, and merges the parts that a killed job has left.
+
+    Rows of samples that are about to be replaced leave the manifest. Rows with higher indices stay. Batches
+    have fixed places: a resumed job makes the same batches as one that was not stopped, so the same clips.
+
+    folder: of the samples.
+    wanted: of `wanted_rows`.
+    shared: of `shared_values`.
+    batch_size: most samples of a batch.
+    """
+    parts = list_parts(folder)
+    plan, files, stored = Plan(), SampleFiles(folder), stored_rows(folder, parts)
+    found, found_line = next(stored, (None, ""))
+    batch: list[dict] = []
+    with ManifestDraft(folder) as draft:
+        for row in wanted:
+            index = row["index"]
+            if index % batch_size == 0 and batch:
+                plan.batches.append(pack(batch))
+                batch = []
+            plan.num_wanted += 1
+            is_there = found is not None and found["index"] == index
+            if (
+                is_there
+                and _is_same(found, manifest_row(row, shared))
+                and ("error" in found or found["path"] in files)
+            ):
+                plan.num_done += 1
+                plan.errors.update([found["error"]] if "error" in found else [])
+                draft.write(found_line)
+            else:
+                plan.num_replaced += is_there
+                batch.append(row)
+            if is_there:
+                found, found_line = next(stored, (None, ""))
+        if batch:
+            plan.batches.append(pack(batch))
+        while found is not None:
+            draft.write(found_line)
+            found, found_line = next(stored, (None, ""))
+        if plan.num_replaced or parts:
+            draft.publish(parts)
+    return plan
+
+
+def manifest_row(row: dict, shared: dict) -> dict:
+    """The manifest's row of a sample: what is its own, and what all samples of a job share."""
+    index = row["index"]
+    return {"index": index, "path": sample_path("", index).lstrip("/"), **row, **shared}
+
+
+def shared_values(config: Config, checkpoint: Checkpoint) -> dict:
+    """The values of the manifest's rows that all samples of a job share."""
+    return {
+        **SamplingSettings.from_config(config).filled(make_process(checkpoint.config)).to_dict(),
+        "precision": config.generate.precision,
+        "checkpoint": checkpoint.hash,
+        "clips_trained": checkpoint.clips,
+    }
+
+
+def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
+    """The samples that a configuration asks for, in order of the index.
+
+    index: from 0 up.
+    seed, label: the noise is a function of (seed, number). The number is the index, unless there is
+    number: the sample is one of several that a row of a listing asks for with a seed of its own.
+    given: {"path", "start_seconds"} of the file that is given, or {"segment_id", "start_frame"} of the
+        window of the run's data; not there for a task that is given nothing.
+
+    Without a listing, the label is generate.label, or that of the window, or the checkpoint's labels take
+    turns. Raises UserError for a mistake in the listing, for an unknown label, and for a task that the
+    checkpoint was not trained for or that a listing cannot serve.
+    """
+    settings = config.generate
+    check_trained(settings.task, checkpoint.config)
+    label = None
+    if settings.label is not None:
+        place = find_label(settings.label, checkpoint.labels)
+        if place is None:
+            known = ", ".join(checkpoint.labels) or "none"
+            raise UserError(
+                f"generate.label={settings.label!r} is unknown to the checkpoint; expected one of: {known}"
+            )
+        label = checkpoint.labels[place]
+    if settings.listing is not None:
+        if TASKS[settings.task].asks_span:
+            raise UserError(
+                f"generate.task={settings.task} takes no {SETTING}, which has no spans; without it, windows "
+                "of the run's data are given, with spans as in training"
+            )
+        yield from _listed_rows(config, checkpoint.labels, label)
+        return
+    if streams_read(settings.task):
+        for index, row in enumerate(given_rows(config, checkpoint)):
+            yield {"index": index, "seed": config.seed} | row | ({"label": label} if label else {})
+        return
+    labels = [label] if label is not None else list(checkpoint.labels) or [None]
+    for index in range(settings.num_samples):
+        yield {"index": index, "seed": config.seed, "label": labels[index % len(labels)]}
+
+
+def table_form(task: str) -> TableForm:
+    """The columns of generate.listing for a task."""
+    own, beside = ("path", "start_seconds"), ("label", "seed", "count")
+    of_sources = ("end_seconds", "labels", "split")
+    if streams_read(task):
+        return TableForm(SETTING, (*own, *beside), ("path",), of_sources, "generate", "")
+    return TableForm(SETTING, beside, (), (*own, *of_sources), "generate", "")
+
+
+def _listed_rows(config: Config, known: Sequence[str], default: str | None) -> Iterator[dict]:
+    """Rows of `wanted_rows` by a listing.
+
+    known: the checkpoint's labels. default: of rows without a label.
+    """
+    names = NamesOnDisk()
+    listing = names.find(config.generate.listing)
+    if not storage.exists(listing):
+        raise UserError(f"{SETTING}: no such file: {listing}; expected a CSV or Parquet file")
+    form, labels = table_form(config.generate.task), {one_form(label): label for label in known}
+    root, index = normal_path(listing).rsplit("/", 1)[0], 0
+    for number, record in enumerate(table_records(listing, config.data.other_columns, form), 1):
+        try:
+            row = {"seed": config.seed, "label": _label(text_of(record.get("label")), labels) or default}
+            if form.required:
+                row["given"] = _given(record, root, names)
+            seed = whole_of(record.get("seed"), "seed", least=0)
+            count = whole_of(record.get("count"), "count", least=1) or 1
+        except UserError as error:
+            raise UserError(f"{SETTING}={listing}, row {number}: {error}") from error
+        for copy in range(count):
+            own = {} if seed is None else {"seed": seed, "number": copy}
+            yield {"index": index} | row | own
+            index += 1
+    if not index:
+        raise UserError(f"{SETTING}={listing} has no rows; expected one for each input")
+
+
+def _given(record: dict, root: str, names: NamesOnDisk) -> dict:
+    path = text_of(record.get("path"))
+    if not path:
+        raise UserError("the path is empty")
+    start = seconds_of(record.get("start_seconds"), "start_seconds") or 0.0
+    return {"path": listed_path(path, root, names), "start_seconds": start}
+
+
+def _label(text: str, labels: dict[str, str]) -> str | None:
+    if not text:
+        return None
+    if (label := labels.get(one_form(text))) is None:
+        known = ", ".join(labels.values()) or "none"
+        raise UserError(f"label={text!r} is unknown to the checkpoint; expected one of: {known}")
+    return label
+
+
+def _is_same(found: dict, wanted: dict) -> bool:
+    """Whether a sample is the wanted one. Settings that rows of earlier versions lack had the defaults."""
+    found = _OF_EARLIER_VERSIONS | found
+    return all(found.get(key) == value for key, value in wanted.items()) and (
+        found.get("number") == wanted.get("number")
+    )
+
+
+_OF_EARLIER_VERSIONS = SamplingSettings().to_dict() | {"precision": "fp32"}

@@ -1,0 +1,93 @@
+"""From made pictures and mel images to clips: the sound, and what was given in its place. It needs no model.
+
+Not here: how pictures and mel images are made (`pipeline.py`), the formulas of seams (`joining.py`). Letters:
+B clips, T frames, H W rows and columns, M mel bins, S mel columns in a frame.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proav.config import Config
+from proav.diffusion.noise import uniforms_for
+from proav.diffusion.tasks import TASKS
+from proav.generation.coder import to_clips
+from proav.generation.joining import CARRY_SECONDS, carry_over, with_given_frames
+from proav.generation.requests import SampleRequest, known_frames
+from proav.media.container import Clip
+from proav.media.melframes import MelFrames
+
+
+@torch.inference_mode()
+def finish_clips(
+    config: Config,
+    mel_frames: MelFrames,
+    requests: Sequence[SampleRequest],
+    video_BTHWC: Tensor,
+    mel_BTMS: Tensor,
+) -> list[Clip]:
+    """The clips of made windows, each with its sound. What is given stands in them as it came.
+
+    config: of the model.
+    mel_frames: its mel transform.
+    requests: for one window each (`window_of`).
+    video_BTHWC, mel_BTMS: what `SoundingVideoPipeline.sample_streams` returned for them.
+    """
+    video_BTHWC, mel_BTMS = video_BTHWC.clone(), mel_BTMS.clone()
+    for place, request in enumerate(requests):
+        if TASKS[request.settings.task].mask is not None:
+            made = video_BTHWC[place], mel_BTMS[place]
+            video_BTHWC[place], mel_BTMS[place] = _carried(config, mel_frames, request, *made)
+    seeds = [phase_seed(request.seed, request.index) for request in requests]
+    clips = to_clips(mel_frames, video_BTHWC, mel_BTMS, seeds=seeds)
+    return [_with_given(config, clip, request) for clip, request in zip(clips, requests, strict=True)]
+
+
+def given_streams(mel_frames: MelFrames, requests: Sequence[SampleRequest]) -> tuple[Tensor, Tensor]:
+    """Pictures and mel images of what requests are given. mel_frames: of the model.
+
+    They are copied into torch's own memory: kernels may round differently where NumPy's is aligned otherwise.
+    """
+    video = torch.from_numpy(np.stack([request.given.video for request in requests])).clone()
+    audio = torch.from_numpy(np.stack([request.given.audio for request in requests])).clone()
+    return video, mel_frames.encode(audio)
+
+
+def phase_seed(seed: int, index: int) -> int:
+    """The seed of Griffin-Lim's first phases for sample `index`."""
+    return int(uniforms_for(seed, index, 1, purpose="phase").item() * 2**53)
+
+
+def _carried(
+    config: Config, mel_frames: MelFrames, request: SampleRequest, video_THWC: Tensor, mel_TMS: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Made pictures and mel images of a masked task, without a step at the borders to given frames.
+
+    Of the sound, each frame takes over the mean over its columns.
+    """
+    streams = given_streams(mel_frames, [request])
+    given_video, given_mel = (given[0].to(video_THWC.device) for given in streams)
+    picture_known_T, sound_known_T = torch.from_numpy(known_frames(config, request))
+    frames = max(1, int(CARRY_SECONDS * config.clip.fps))
+    pictures = carry_over(video_THWC.float(), given_video.float(), picture_known_T, frames)
+    levels_TM1 = mel_TMS.mean(2, keepdim=True)
+    carried_TM1 = carry_over(levels_TM1, given_mel.mean(2, keepdim=True), sound_known_T, frames)
+    pictures = pictures.round().clamp(0, 255).to(torch.uint8)
+    return pictures, (mel_TMS + carried_TM1 - levels_TM1).clamp(-1, 1)
+
+
+def _with_given(config: Config, clip: Clip, request: SampleRequest) -> Clip:
+    """What is given goes into the result as it came, not through the autoencoder."""
+    task = TASKS[request.settings.task]
+    if task.mask is not None:
+        return with_given_frames(clip, request.given, known_frames(config, request))
+    match task.given:
+        case "audio":
+            return dataclasses.replace(clip, audio=request.given.audio)
+        case "video":
+            return dataclasses.replace(clip, video=request.given.video)
+        case _:
+            return clip

@@ -1,0 +1,87 @@
+"""Files that batch generation is given, decoded as the streams that a task reads.
+
+Not here: what users give from Python (`inputs.py`), uploads to the server (`proav/serve/orders`). Letters: T
+frames, H and W rows and columns.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from proav.config import Config
+from proav.data.sources.finding import SourceRow
+from proav.diffusion.tasks import TASKS, given_row
+from proav.errors import MediaError
+from proav.generation.inputs import fit_given, frames_needed
+from proav.geometry import MODALITIES, ClipGeometry
+from proav.media.container import Clip, read_clip, read_sound
+from proav.media.cutting import MAX_SOUND_SHORTFALL
+
+
+def streams_read(task: str) -> tuple[str, ...]:
+    """Which of "video" and "audio" a task reads from what it is given; () if it is given nothing."""
+    if TASKS[task].mask is not None:
+        return MODALITIES
+    return tuple(name for name, given in zip(MODALITIES, given_row(task), strict=True) if given)
+
+
+class GivenDecoder:
+    """Decodes files for the task `config.generate.task`; for `isolation.IsolatedDecoder`.
+
+    config: of the model, whose clips have its rates and sizes. `data.source_timeout_seconds` limits the time.
+    """
+
+    def __init__(self, config: Config) -> None:
+        task = config.generate.task
+        self.config, self.streams = config, streams_read(task)
+        self.needed = frames_needed(config, task)
+
+    def rows(
+        self, source: SourceRow, on_progress: Callable[[], None] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """One dict: "video", uint8 [T, H, W, 3], or "audio", float32 [samples], or both, as the task reads.
+
+        It is the stretch that the task reads, mostly one clip, from `start_seconds` on. For a2v, time 0 is
+        the beginning of the sound; if that ends at most 0.1 s too early, silence follows.
+
+        source: path and start_seconds are read.
+        on_progress: called whenever the decoder gets further.
+        Raises MediaError if the file does not hold that, and StorageUnavailable.
+        """
+        clip, data = self.config.clip, self.config.data
+        watch = {"deadline_seconds": data.source_timeout_seconds, "on_progress": on_progress}
+        if self.streams == ("audio",):
+            yield {"audio": self._sound(source, watch)}
+            return
+        read = read_clip(
+            source.path, fps=clip.fps, sample_rate=clip.sample_rate, height=clip.height, width=clip.width,
+            fit=data.fit, start_seconds=source.start_seconds, num_frames=max(self.needed.values()),
+            silent_ok=not self.needed["audio"], **watch,
+        )  # fmt: skip
+        yield {name: getattr(read, name) for name in self.streams}
+
+    def _sound(self, source: SourceRow, watch: dict) -> np.ndarray:
+        geometry, start = ClipGeometry.from_config(self.config), source.start_seconds
+        rate, length = geometry.sample_rate, geometry.num_samples
+        sound = read_sound(source.path, sample_rate=rate, max_seconds=start + geometry.seconds, **watch)
+        sound = sound[round(start * rate) :][:length]
+        if length - len(sound) > MAX_SOUND_SHORTFALL * rate:
+            raise MediaError(
+                "too_short",
+                f"{source.path} holds {len(sound) / rate:.2f} s of sound from {start:g} s on; expected the "
+                f"{geometry.seconds:g} s of a clip",
+            )
+        return np.pad(sound, (0, length - len(sound)))
+
+
+def clip_of_streams(config: Config, task: str, streams: dict[str, np.ndarray]) -> Clip | None:
+    """`SampleRequest.given` of the streams that GivenDecoder has read; None if there are none.
+
+    config: of the model. task: a name of TASKS.
+    """
+    rates = {"fps": config.clip.fps, "sample_rate": config.clip.sample_rate}
+    if len(streams) == 2:
+        return fit_given(config, task, clip=Clip(**streams, **rates))
+    if "audio" in streams:
+        return fit_given(config, task, audio=streams["audio"], sample_rate=config.clip.sample_rate)
+    return fit_given(config, task, **streams)

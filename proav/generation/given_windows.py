@@ -1,0 +1,71 @@
+"""Windows of prepared data as what the samples of a batch job are given.
+
+Not here: files that a listing names (`given_files.py`), what users give from Python (`inputs.py`). A row of
+the manifest names its window, so that a sample is made again from the same one. Letters: T frames, H and W
+rows and columns.
+"""
+
+import numpy as np
+import pyarrow.compute as pc
+
+from proav.config import Config
+from proav.data.feeds.feed import evaluation_windows
+from proav.data.store.shards import SegmentStore
+from proav.diffusion.tasks import TASKS, mask_of_window
+from proav.errors import UserError
+from proav.generation.inputs import frames_needed
+from proav.runs.checkpoint import Checkpoint
+from proav.text import find_label
+
+
+def given_rows(config: Config, checkpoint: Checkpoint) -> list[dict]:
+    """{"label", "given": {"segment_id", "start_frame"}} of each sample, in the order of their indices.
+
+    The windows are those on which the split `evaluate.split` is measured. If there are fewer than
+    `generate.num_samples`, they take turns.
+
+    config: of the run, whose data are used.
+    checkpoint: of the model, whose clips must be like the data's. Other labels than its own are left out.
+    Raises UserError if the data are missing, or were prepared for other clips.
+    """
+    store, wanted = SegmentStore(config.data_folder), config.generate.num_samples
+    windows = evaluation_windows(store, checkpoint.config, split=config.evaluate.split, max_clips=wanted)
+    ids, labels = (store.index.column(name) for name in ("id", "label"))
+    rows = []
+    for segment, start in windows:
+        place = find_label(labels[segment].as_py(), checkpoint.labels)
+        label = None if place is None else checkpoint.labels[place]
+        rows.append({"label": label, "given": {"segment_id": ids[segment].as_py(), "start_frame": start}})
+    return [rows[index % len(rows)] for index in range(wanted)]
+
+
+class GivenWindows:
+    """Reads the windows that rows of a manifest name.
+
+    data_folder: of prepared data.
+    config: of the model.
+    task: a name of TASKS; it says how many frames of a window are read.
+    """
+
+    def __init__(self, data_folder: str, config: Config, task: str) -> None:
+        self.store = SegmentStore(data_folder)
+        self.frames = max(frames_needed(config, task).values())
+
+    def streams(self, given: dict) -> dict[str, np.ndarray]:
+        """ "video", uint8 [T, H, W, 3], and "audio", float32 [samples], of a window; see `given_rows`."""
+        index = pc.index(self.store.index.column("id"), given["segment_id"]).as_py()
+        if index < 0:
+            raise UserError(
+                f"{self.store.data_dir} has no segment {given['segment_id']} any more; run generate.py again"
+            )
+        return self.store.window(index, given["start_frame"], self.frames, want=("video", "audio"))
+
+
+def known_of_window(config: Config, task: str, given: dict) -> np.ndarray | None:
+    """The frames of a window that are given, bool [2, T], if a task asks for a span; None for other tasks.
+
+    The span is that which the window has in training. config: of the model. given: see `given_rows`.
+    """
+    if not TASKS[task].asks_span:
+        return None
+    return mask_of_window(task, config, given["segment_id"], 2 * given["start_frame"]).numpy()

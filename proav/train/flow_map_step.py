@@ -1,0 +1,83 @@
+"""One training step of a flow map: latents -> pairs of times -> the teacher's velocity -> average velocity.
+
+The student starts as a copy of its teacher, a trained flow, and learns to go many of its steps at once.
+Every draw is a function of (seed, clip position). Not here: the formulas of the target
+(`proav/diffusion/flow_maps.py`), sampling (`proav/diffusion/solvers.py`). B clips, D latent channels, P=6
+planes, N plane side.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from proav.config import Config
+from proav.diffusion.flow_maps import draw_time_pairs, later_times, mean_flow_target, step_along
+from proav.diffusion.modalities import denoising_loss
+from proav.diffusion.tasks import draw_tasks
+from proav.generation.denoise import guided_prediction
+from proav.train.engines import Engine
+from proav.train.generator_step import GeneratorStep
+from proav.train.loop import Parts, StepOutput, mean_part
+
+STEADY = 0.02
+"""What the weights of clips are steadied by, in units of the loss; our choice."""
+SPAN_BUCKETS = 4
+"""The squared error is also reported by the length of the way t - r, in this many equal classes."""
+
+
+class FlowMapStep(GeneratorStep):
+    """Loss of the average velocity against its target, on stored latents.
+
+    config: of the run.
+    teacher: a trained flow, whole on every worker; its weights stay.
+    data: number of labels and statistics of the latents, as in GeneratorStep.
+    """
+
+    def __init__(self, config: Config, *, teacher: nn.Module, **data) -> None:
+        super().__init__(config, **data)
+        self.teacher = teacher.requires_grad_(False).eval()
+
+    def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
+        """Mean over clips of l / (l + c), l: the squared error of u(z_t, t, r) on planes that are not given.
+
+        What stands below the line has no gradient. It is a weight of the clip, as in MeanFlow: long ways have
+        errors a hundred times those of short ones. c is STEADY.
+
+        The target takes two more forward passes without gradients: the teacher's at t, of twice as many clips
+        with guidance, and the student's one step later. Forward-mode derivatives would pass by the hooks that
+        gather and reduce, and fused attention lacks them. Arguments as in GeneratorStep.
+        """
+        settings, device = self.config.distill, engine.device
+        draw = draw_tasks(self.config.seed, batch["position"], self.config)
+        times_B2, next_B2 = draw_time_pairs(self.config.seed, batch["position"], draw.names, draw.given_B2)
+        made = self.add_noise(batch, replace(draw, times_B2=times_B2), device)
+        later_B2, share_B = (
+            values.to(device) for values in later_times(times_B2, next_B2, settings.time_step)
+        )
+        next_B2 = next_B2.to(device)
+        with torch.no_grad():
+            scales_B = torch.full((len(times_B2),), settings.guidance_scale, device=device)
+            with engine.autocast():
+                velocity_BDPNN = guided_prediction(
+                    self.teacher, made.noisy_BDPNN, made.times_B2, made.conditions, scales_B
+                )
+            state_BDPNN = step_along(velocity_BDPNN, made.noisy_BDPNN, made.times_B2, later_B2)
+            later_BDPNN = engine.forward(state_BDPNN, later_B2, made.conditions, next_B2)
+        prediction_BDPNN = engine.forward(made.noisy_BDPNN, made.times_B2, made.conditions, next_B2)
+        target_BDPNN = mean_flow_target(velocity_BDPNN, prediction_BDPNN.detach(), later_BDPNN, share_B)
+        losses_B = denoising_loss(prediction_BDPNN, target_BDPNN, made.given_B2, self.own_DP.to(device))
+        weighted_B = losses_B / (losses_B.detach() + STEADY)
+        parts = _by_span(losses_B.detach(), (made.times_B2 - next_B2).amax(1))
+        return StepOutput(weighted_B.mean(), {"squared_error": mean_part(losses_B), **parts})
+
+
+def _by_span(losses_B: Tensor, spans_B: Tensor) -> Parts:
+    """The squared error of each class of spans, which are in [0, 1]."""
+    bucket_B = (spans_B * SPAN_BUCKETS).long().clamp(max=SPAN_BUCKETS - 1)
+    parts = {}
+    for bucket in range(SPAN_BUCKETS):
+        inside_B = (bucket_B == bucket).to(losses_B)
+        name = f"squared_error_span_{bucket + 1}_of_{SPAN_BUCKETS}"
+        parts[name] = ((losses_B * inside_B).sum(), inside_B.sum())
+    return parts
