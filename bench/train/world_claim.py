@@ -3,13 +3,14 @@
     python examples/world/make.py runs/world-clips --clips 3000
     python ray_jobs/preprocess.py --config configs/world.yaml
     python -m bench.train.world_claim runs/world-clips runs/world/data [--out DIR] [--seeds 0 1 2]
+    python -m bench.train.world_claim runs/world-clips --measure CHECKPOINT
     python -m bench.train.world_claim runs/world-clips --draw CHECKPOINT OUT.png
 
 Trains both stages of each variant in `variants/world_claim.yaml` with each seed, by the job scripts. Then
 each model makes the sound of the same held-out pictures, and the world's metric measures it. A variant that
 is trained already is only measured, and one that was stopped goes on. `--only NAME` takes one variant, so
-that two commands can run side by side; the last of them prints all that is there. `--draw` trains nothing: it
-draws what a checkpoint makes, beside the true sound.
+that two commands can run side by side; the last of them prints all that is there. `--measure` and `--draw`
+train nothing: they measure a checkpoint, and draw what it makes beside the true sound.
 
 Prints, for each seed and for all: `impact_synchrony` with its interval over clips, that of the same sounds
 beside another clip's pictures (chance: a model that makes many sounds answers many impacts), and the world's
@@ -231,6 +232,7 @@ def main() -> None:
     )
     parser.add_argument("world", type=Path, help="the folder of examples/world/make.py")
     parser.add_argument("data", type=Path, nargs="?", help="the prepared data of configs/world.yaml")
+    parser.add_argument("--measure", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--draw", type=Path, nargs=2, metavar=("CHECKPOINT", "OUT"))
     parser.add_argument("--spec", type=Path, default=SPEC)
     parser.add_argument("--out", type=Path, default=Path("runs/world-claim"))
@@ -249,6 +251,10 @@ def main() -> None:
     windows, labels, names = held_out(arguments.world, arguments.clips, size)
     if arguments.draw:
         draw(*arguments.draw, windows, labels)
+        return
+    if arguments.measure:
+        scores = measure(arguments.measure, windows, labels)
+        show({str(arguments.measure): {"-": json.loads(json.dumps(scores))}}, names)
         return
     if arguments.data is None:
         parser.error("the prepared data are missing: python -m bench.train.world_claim WORLD DATA")

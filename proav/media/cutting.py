@@ -164,7 +164,7 @@ class Stretch:
                 yield self._frames(begin), self._up(end), ""
                 return
             else:
-                # the picture before the pause does not stay on after it: frames are lost until the next one
+                # the picture before a pause is not shown after it: frames are lost until the next picture
                 for one, other in self.pictures.pauses:
                     if min(other, end) - max(one, begin) > PAUSE_SECONDS:
                         back = other if other - end < PAUSE_SECONDS else end

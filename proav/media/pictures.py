@@ -23,14 +23,15 @@ MAX_GAP_SECONDS = 30.0
 """Sound that pauses for longer is missing, and so are pictures that begin later than this. Shorter pauses
 are filled with silence, or with the first picture."""
 STILL_SECONDS = 1.0
-"""If a file has shown one picture for longer than this, its writer is taken to write a picture only when
-it changes."""
+"""If a file has shown one picture for longer than this, we assume that its writer stores a picture only when
+the picture changes."""
 UNSEEN_DURATION = 2 / 3
 """If the stated duration of the last picture is less than this share of the shortest distance of two
 pictures, FFmpeg has filled it in. The picture then has no duration of its own."""
 MIN_TOLERANCE, MAX_TOLERANCE = 1e-6, 5e-4
-"""Limits, in seconds, of how far a time stamp may be off. It is off by up to half a tick of its container.
-But a coarse tick (AVI counts frames) does not excuse half a frame."""
+"""Limits, in seconds, of the tolerance for time stamps. A time stamp is rounded to a tick of its container.
+So it may be off by half a tick. A coarse tick (AVI counts frames) would allow half a frame, which is too
+much."""
 LAST_FRAME_SLACK = 0.1
 """The last frame of a clip may lack this share of its time: millisecond time stamps round a stream's end."""
 UNSPECIFIED = 2
@@ -159,7 +160,7 @@ class PictureClock:
         tick: of the file's time stamps, seconds.
         max_frames: no more than these are made; None: no limit.
         default_duration: of a picture, seconds, if nothing else tells.
-        max_still: if a picture is shown for more seconds, the pictures have ended: `broke_off`.
+        max_still: seconds. A picture that is shown for longer is the last one, and `broke_off` is set.
         """
         self.canvas, self.fps, self.start, self.max_frames, self.max_still = (
             canvas,
@@ -259,7 +260,10 @@ class PictureClock:
         self._shown, self._drawn, self._time = frame, None, time
 
     def _next_time(self) -> float:
-        """When the picture that is shown ends: after its own duration, or after the last distance of two."""
+        """When the shown picture ends: after its stated duration.
+
+        Without one, it is shown for as long as the picture before it.
+        """
         if self._shown is None:
             return self.start
         return self._time + (float(self._shown.duration * self._shown.time_base) or self._interval)

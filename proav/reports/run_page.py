@@ -229,7 +229,7 @@ def _measured_sentence(config: Config) -> list[str]:
     stored = yardsticks.get("values_per_stream")
     rest = ""
     if stored:
-        rest = f" Linear planes and cosine transform store as many, {values_text(stored)}."
+        rest = f" Linear planes and cosine transform store as much as MDSA: {values_text(stored)}."
     if "absent" in yardsticks:
         rest = f" There are no linear planes and no cosine transform: {yardsticks['absent']}."
     clips = {"train": "training clips", "validation": "clips of unseen sources"}[config.evaluate.split]
@@ -291,7 +291,7 @@ def _samples(
 
 
 def _refused_inputs(rows: list[dict]) -> str:
-    """A sentence. rows: the lines of samples/manifest.jsonl with an `error`."""
+    """How many inputs could not be used, and why. rows: lines of samples/manifest.jsonl with an `error`."""
     reasons = Counter(str(row["error"]) for row in rows)
     said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     return f"{counted(len(rows), 'input')} could not be used ({said}); samples/manifest.jsonl says why."

@@ -35,8 +35,8 @@ FORMAT = 3
 """Raised whenever a reader of the old format could misread the new one."""
 
 WHAT_CHANGED = {
-    1: "since format 1 MDSA has linear planes and refiners, and ST-DiT maps of its own for each plane",
-    2: "since format 2 MDSA's linear planes have lapped blocks, and ST-DiT maps of each plane's own shape",
+    1: "since format 1 MDSA has linear planes and refiners, and ST-DiT has separate maps for each plane",
+    2: "since format 2 MDSA's linear planes have lapped blocks, and ST-DiT's maps fit each plane",
 }
 """Old formats and why they cannot be read."""
 

@@ -32,8 +32,8 @@ class LatentFeed(Feed):
         flipped: bool [b].
         segment_id, source_id: lists of str.
         position: int64 [b], not from `rows`.
-        masked, known: only if the run trains masked tasks: the planes of the masked clip, like `lone`, and
-            its mask, bool [b, 2, T]. Zeros for clips that are drawn for another task, and from `rows`.
+        masked: the planes of the masked clip, like `lone`. Not from `rows`, and only with masked tasks.
+        known: the mask of that clip, bool [b, 2, T], likewise. Both are zero for clips of other tasks.
 
     latents_dir: the folder of the latents.
     labels: the vocabulary, of the data set's manifest or of a checkpoint.
@@ -41,8 +41,8 @@ class LatentFeed(Feed):
     seed: of the order.
     batch_size: clips of all ranks together.
     cache_bytes: how much of what was read last stays in memory.
-    masked_for: the run whose masked tasks are read, each for the clips that `draw_tasks` draws for it; None:
-        none is read.
+    masked_for: the run whose masked clips are read, each for the task that `task_names` draws for it; None:
+        no masked clips are read.
 
     Raises UserError if there are no latents of that split.
     """

@@ -22,8 +22,8 @@ from proav.data.feeds.feed import PREFETCH_BATCHES, Feed
 from proav.errors import UserError
 
 MAX_DEATHS = 4
-"""A batch is held to be at fault after so many actors died while it was asked of them. A death over the batch
-before it counts too.
+"""A batch is given up if this many actors die before they return it. Deaths while its actor still prepares an
+earlier batch count too.
 """
 WAIT_SECONDS = 30.0
 """If the actors take longer than this to start, a message says what they wait for."""
@@ -56,7 +56,7 @@ def _in_order(
     feed: Feed, start_step: int, rank: int, world: int, num_actors: int, pin_memory: bool
 ) -> Iterator[dict]:
     """The parameters are those of `actor_batches`."""
-    # SPREAD also leaves a training worker's own bundle of resources: there is no room in it.
+    # SPREAD also places actors outside a training worker's reserved resources, which have no room for them
     options = {
         "num_cpus": 1,
         "num_gpus": 0,
@@ -80,7 +80,7 @@ def _in_order(
             raise RuntimeError(
                 f"step {step}, worker {rank}: every actor that prepared this batch died "
                 f"({' '.join(str(error).split())[:300]}); "
-                "as a rule their memory was full: write fewer train.loader_workers"
+                "usually their memory was full: make train.loader_workers smaller"
             ) from error
         asked.popleft()
         if isinstance(batch, UserError):
@@ -102,8 +102,8 @@ def _tell_if_waiting(actors: list) -> None:
         )
         print(
             f"train: {len(started)} of a worker's {len(actors)} loading actors have started after "
-            f"{WAIT_SECONDS:g} s; each needs a CPU, and of the cluster's {everywhere} are {free} free: add "
-            "nodes, or write fewer train.loader_workers or train.loader=processes"
+            f"{WAIT_SECONDS:g} s; each needs a CPU, and {free} of the cluster's {everywhere} are free: add "
+            "nodes, make train.loader_workers smaller, or write train.loader=processes"
         )
 
 

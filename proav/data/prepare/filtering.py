@@ -42,9 +42,10 @@ SUGGESTED = FilterConfig(
 """Thresholds to start from. The data set's page shows what each would leave out."""
 
 NEAR_SHARE = 0.45
-"""Two hashes are near if they differ in at most this share of the telling bits: those set or those not set,
-whichever are fewer. Measured on real clips: at most 0.33 (picture) and 0.40 (sound) after encoding again at
-another size, quality, rate and level; at least 0.83 in sound for 22,000 unrelated pairs.
+"""Two hashes are near if they differ in at most this share of the telling bits. The telling bits of a hash
+are its ones or its zeros, whichever are fewer. Measured on real clips: at most 0.33 (picture) and 0.40
+(sound) after encoding again at another size, quality, rate and level; at least 0.83 in sound for 22,000
+unrelated pairs.
 """
 MIN_TELLING_BITS = 16
 """A hash with fewer telling bits is of a black or flat picture, of silence or of a steady tone. It is never
@@ -52,7 +53,7 @@ near another.
 """
 NUM_TABLES, KEY_BITS = 16, 24
 """A key is KEY_BITS random bits of a hash. Two segments are candidates if they agree in one of NUM_TABLES
-keys of either hash. If 5 % of the bits of either are flipped, 99.7 % of pairs still do.
+keys of either hash. If 5 % of the bits of both hashes are flipped, 99.9 % of pairs are still candidates.
 """
 MAX_NEIGHBOURS = 4
 """Segments of one key are ordered by the other hash, and each is compared with so many after it. So a key

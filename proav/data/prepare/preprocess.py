@@ -28,7 +28,7 @@ from proav.on_ray.resources import largest_resources
 from proav.runs.progress import Progress
 
 SOURCES_PER_TASK = 16
-"""A task has small units up to so many sources together. With more, progress would be shown too rarely."""
+"""Small units share a task until they have this many sources. With more, progress would show rarely."""
 FOLDERS = ("segments", "rejects", "sources", "units")
 TASKS_PER_CPU = 4
 """At least so many tasks for each CPU, so that all finish at about the same time."""
@@ -114,10 +114,9 @@ def verify_run(config: Config) -> None:
         f"({proven['bytes'] / 1e6:.1f} MB) and "
         f"{proven['rejects']:,} rejects account for all {proven['sources']:,} sources; nothing is missing, "
         "doubled, truncated or changed; "
-        f"of {proven['seconds']['declared']:,.1f} s of the sources {proven['seconds']['used']:,.1f} are in "
-        f"segments and {proven['seconds']['rejected']:,.1f} in rejects, the rest is "
-        "less than a frame, or 0.1 s, at an "
-        "end; "
+        f"the sources last {proven['seconds']['declared']:,.1f} s: {proven['seconds']['used']:,.1f} are in "
+        f"segments and {proven['seconds']['rejected']:,.1f} in rejects, and what is left is less than "
+        "a frame, or 0.1 s, at the end of a stretch; "
         f"{proven['silent']:,} segments are silent, and marked so"
     )
 

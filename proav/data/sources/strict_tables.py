@@ -50,7 +50,7 @@ class TableForm:
     """The columns that a kind of listing has, and the words that tell of it.
 
     setting: the key that names the listing.
-    columns: those that are used; a table may have others only as below.
+    columns: those that are used. Others are allowed only if they are `unused`, FOR_PEOPLE or `other_columns`.
     required: those that must be there.
     unused: columns of other kinds of listings, reported as unused.
     job: begins the printed lines.
@@ -169,7 +169,7 @@ def labels_of(value: object) -> list[str]:
 
 
 def seconds_of(value: object, column: str) -> float | None:
-    """The seconds in a cell; None if it is missing. Raises UserError if they are no time from 0 up."""
+    """The seconds in a cell; None if it is missing. Raises UserError for all but numbers from 0 up."""
     value = cell(value)
     if value is None:
         return None
@@ -183,7 +183,7 @@ def seconds_of(value: object, column: str) -> float | None:
 
 
 def whole_of(value: object, column: str, *, least: int) -> int | None:
-    """The whole number in a cell; None if it is missing. Raises UserError if it is none from `least` up.
+    """The whole number in a cell; None if it is missing. Raises UserError for anything else or below `least`.
 
     3.0 is 3: pandas writes whole numbers so if some in the column are missing.
     """

@@ -1,7 +1,7 @@
 """Parquet files of rows with bulky bytes: a writer of whole files, and a reader of single rows.
 
-Bulky columns are large_binary with shape and dtype beside them, because nested lists cost more to read than
-decoding the video does. One row is one row group, so that a row can be read without its neighbours and a
+Bulky columns are large_binary with shape and dtype beside them. Reading nested lists would take longer than
+decoding the video. One row is one row group, so that a row can be read without its neighbours and a
 writer never holds more than one. What the columns mean is `schema.py`.
 """
 
@@ -238,7 +238,7 @@ class RowReader:
         return self.checked(name, lambda: self._read(name, row, columns))
 
     def checked(self, name: str, read: Callable[[], T]) -> T:
-        """read(), which reads from the file `name`. If it fails, the file is closed and it is tried again.
+        """read(), which reads from the file `name`. If it fails, the file is closed and read() called again.
 
         Raises DamagedShard if it fails again and the file's bytes stay the same, else StorageUnavailable.
         """
@@ -413,7 +413,7 @@ class _HashedFile:
 def _write_error(path: str, error: OSError) -> UserError:
     why = WHY.get(error.errno) or error.strerror or str(error)
     why += (
-        f" (of {tempfile.gettempdir()}, by way of which it goes, or over there)"
+        f" (in {tempfile.gettempdir()}, where it is written first, or in the remote storage)"
         if storage.is_remote(path)
         else ""
     )

@@ -1,4 +1,4 @@
-"""The made world's laws: what `examples/world` draws and sounds by, and what its metric holds clips against.
+"""The made world's laws: `examples/world` makes clips by them, and the world's metric measures clips by them.
 
 Lengths are in picture heights, x to the right and y down, times in seconds. Not here: how clips are made
 (`examples/world`), and how impacts are found in them (`proav/metrics/world`).
@@ -40,7 +40,7 @@ class Material:
     restitution: float
     """Speed after an impact with the floor or a wall, over the speed before it."""
     ratios: tuple[float, ...]
-    """Frequencies of the modes over the pitch."""
+    """Frequencies of the modes, divided by the pitch."""
     levels: tuple[float, ...]
     """Their amplitudes; those of all modes, the contact's included, are scaled to a sum of 1."""
     decay_seconds: tuple[float, ...]

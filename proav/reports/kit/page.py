@@ -129,7 +129,10 @@ def is_number(value) -> bool:
 
 
 def number(value: float) -> str:
-    """A number for people: whole numbers with commas at thousands, others with four significant digits."""
+    """A number for people, with commas at thousands.
+
+    Below 1,000 fractions have four significant digits, above it one decimal.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if float(value).is_integer() and abs(value) < 1e15:
@@ -143,7 +146,7 @@ def counted(count: int, noun: str, nouns: str | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`40 seconds`, `12 minutes` or `3.5 hours`, as the length needs."""
+    """`40 seconds`, `12 minutes`, `3.5 hours` or `4 days`, as the length needs."""
     for size, noun in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= 2 * size:
             return (

@@ -2,9 +2,9 @@
 
 Ray Serve asks a process for its health, waits for three times the time-out, and then asks it to end. All that
 time a frozen process holds its processors or its GPU. Here a separate small process, the watcher, waits for
-signs of life. If none comes, it sends SIGKILL, which Ray notices at once. A process that is only slow, on a
-busy machine, is left alone (on Linux, which tells the two apart). The watcher imports nothing of proav, and
-ends when its parent ends.
+signs of life. If none comes, it sends SIGKILL, which Ray notices at once. On Linux it can tell a frozen
+process from one that is only slow, because the machine is busy. It leaves the slow one alone. The watcher
+imports nothing of proav, and ends when its parent ends.
 """
 
 import contextlib
