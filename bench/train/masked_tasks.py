@@ -50,6 +50,7 @@ from proav.media.container import Clip
 from proav.runs.layout import RunFolder
 
 TASK_NAMES = ("i2av", "continue", "inpaint")
+COLUMNS = ("picture", "loudness", "given", "next")
 LOUDNESS_SECONDS = 0.02
 SILENCE_RMS = 1e-3
 """Levels are of the root mean square plus this, -60 dB, so that silence has no jumps."""
@@ -172,6 +173,13 @@ def measure_length(pipeline: SoundingVideoPipeline, truth: Sequence[SampleReques
     return {"to the given clip": first, "between windows": later}
 
 
+def show(task: str, rows: dict[str, dict]) -> None:
+    for way, values in rows.items():
+        cells = (values.get(name) for name in COLUMNS)
+        shown = "".join(f"{'-' if value is None else format(value, '.2f'):>10}" for value in cells)
+        print(f"{task:10}{way:18}{shown}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -193,15 +201,14 @@ def main() -> None:
         window = store.window(segment, start, clip.num_frames, want=("video", "audio"))
         given = Clip(window["video"], window["audio"], clip.fps, clip.sample_rate)
         truth.append(SampleRequest(0, index, store.rows[segment]["label"], given))
-    table = {task: measure_task(pipeline, task, truth, arguments.steps) for task in TASK_NAMES}
+    print(f"{'':28}" + "".join(f"{name:>10}" for name in COLUMNS))
+    table = {}
+    for task in TASK_NAMES:
+        table[task] = measure_task(pipeline, task, truth, arguments.steps)
+        show(task, table[task])
     table["long"] = measure_length(pipeline, truth, arguments.steps, arguments.windows)
+    show("long", table["long"])
     print(f"{len(truth)} clips, {arguments.steps} steps, {time.monotonic() - started:.0f} s")
-    print(f"{'':10}{'':18}" + "".join(f"{name:>10}" for name in ("picture", "loudness", "given", "next")))
-    for task, rows in table.items():
-        for name, values in rows.items():
-            cells = (values.get(key) for key in ("picture", "loudness", "given", "next"))
-            shown = "".join(f"{'-' if value is None else format(value, '.2f'):>10}" for value in cells)
-            print(f"{task:10}{name:18}{shown}")
     print(json.dumps(table))
 
 
