@@ -59,7 +59,7 @@ def test_settings_may_stand_on_both_sides_of_options(tmp_path):
         (["--confg", "x"], "--help"),
         (["stage=everything"], "'mdsa', 'stdit' or 'distill'"),
         (["diffusion.task_weights={sing: 1}"], "expected some of joint, a2v, v2a, independent"),
-        (["generate.task=sing"], "expected one of joint, a2v, v2a, such as generate.task=joint"),
+        (["generate.task=sing"], "expected one of joint, a2v, v2a, i2av, continue, inpaint"),
         (["train.batch_size=-1"], "greater than or equal to 1"),
     ],
 )

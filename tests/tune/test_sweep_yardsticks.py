@@ -22,7 +22,8 @@ def record(number, channels, width):
 
 @pytest.mark.ray
 def test_one_for_each_size_of_the_latents_and_measured_once(tmp_path, ray_local):
-    config = tiny_config(f"run_dir={tmp_path}", "evaluate.max_clips=4")
+    axes = f"tune.axes={{{CHANNELS}: [2, 4], {WIDTH}: [16, 32]}}"
+    config = tiny_config(f"run_dir={tmp_path}", "evaluate.max_clips=4", axes)
     write_segments(config, splits=("train", "validation"))
     records = [record(0, 4, 16), record(1, 2, 16), record(2, 4, 32)]
     small, large = sweep_yardsticks(config, records)
