@@ -21,7 +21,7 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
     "stage=mdsa", "train.engine=torch", "train.num_workers=2", "train.num_clips=2400",
-    "train.report_every_clips=4", "train.learning_rate=1.0e-4",
+    "train.report_every_clips=4",
     "train.checkpoint_every_clips=100000", "mdsa.loss.adversarial_start_clips=100000",
 )  # fmt: skip
 
@@ -98,8 +98,9 @@ def test_signals_save_and_the_next_run_goes_on(tmp_path, start):
     whole = prepare(tmp_path / "whole", "mdsa", *SETTINGS, "train.num_workers=1", f"train.num_clips={clips}")
     train_worker(whole, "mdsa", device=torch.device("cpu"))
     for line, wanted in zip(curve(config.run_folder, "mdsa"), curve(whole.run_folder, "mdsa"), strict=True):
-        # Sums of two workers are in another order. Small steps keep that small on slow machines, where
-        # hundreds of them are made before the signals come.
+        # Sums of two workers are in another order. On a slow machine hundreds of steps are made before the
+        # signals come, and then single residuals change their sign, on which an L1 loss has its kink.
+        assert line.pop("grad_norm") == pytest.approx(wanted.pop("grad_norm"), rel=0.05)
         assert line == pytest.approx(wanted, rel=1e-3)
     ours, theirs = (
         load_checkpoint(f"{each.run_folder}/mdsa/checkpoints").weights("model") for each in (config, whole)
