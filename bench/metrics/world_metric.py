@@ -27,21 +27,13 @@ from proav import storage
 from proav.media.container import Clip, read_clip
 from proav.metrics.world import COUNTED_BY, MEDIANS, WORLD_SCORES, world_scores
 from proav.metrics.world.onsets import find_sounds
-from proav.metrics.world.world_scores import SCALE_PATH, counted_span, match_times, see
+from proav.metrics.world.world_scores import SCALE_PATH, WITH_SCALE, counted_span, match_times, see
 
 FPS, SIZE, SAMPLE_RATE, FRAMES = 10, 64, 16_000, 8
 TOLERANCE_SECONDS = 0.05
 """Half a frame: a detection counts as a row of the table if it is at most so far from it."""
 
-SHOWN = (
-    "impact_synchrony",
-    "impacts_heard",
-    "sounds_seen",
-    "median_offset_ms",
-    "label_fits",
-    "pitch_fits",
-    "followed",
-)
+SHOWN = (*WITH_SCALE, "followed")
 
 
 def late(clips: list[Clip], number: int, frames: int) -> np.ndarray:

@@ -38,20 +38,12 @@ from proav.media.container import Clip, read_clip
 from proav.media.melframes import MelFrames
 from proav.metrics.bootstrap import bootstrap_interval, source_groups
 from proav.metrics.world import world_scores
-from proav.metrics.world.world_scores import see
+from proav.metrics.world.world_scores import WITH_SCALE, see
 from proav.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SPEC = Path(__file__).parent / "variants" / "world_claim.yaml"
-SHOWN = (
-    "impact_synchrony",
-    "impacts_heard",
-    "sounds_seen",
-    "median_offset_ms",
-    "label_fits",
-    "pitch_fits",
-    "sounds",
-)
+SHOWN = (*WITH_SCALE, "sounds")
 STEPS, BATCH = 30, 10
 
 

@@ -111,7 +111,9 @@ def check_trained(name: str, config: Config) -> None:
         )
 
 
-def mask_of_window(name: str, config: Config, segment_id: str, window: int) -> Tensor:
+def mask_of_window(
+    name: str, config: Config, segment_id: str, start_frame: int, flipped: bool = False
+) -> Tensor:
     """The mask of a masked task for a stored window, bool [2, T]: a function of its names alone.
 
     The seed of the run takes no part, as in all that is stored: runs with other seeds share their latents.
@@ -119,9 +121,9 @@ def mask_of_window(name: str, config: Config, segment_id: str, window: int) -> T
     name: of the task.
     config: of the run.
     segment_id: the segment that holds the window.
-    window: a number that no other window of the segment has.
+    start_frame, flipped: which window, and whether its pictures are mirrored.
     """
-    uniforms = uniforms_for(0, window, 4, purpose=f"mask {name} {segment_id}")
+    uniforms = uniforms_for(0, 2 * start_frame + flipped, 4, purpose=f"mask {name} {segment_id}")
     return TASKS[name].mask(config, uniforms)
 
 

@@ -36,11 +36,12 @@ def finish_clips(
     requests: for one window each (`window_of`).
     video_BTHWC, mel_BTMS: what `SoundingVideoPipeline.sample_streams` returned for them.
     """
-    video_BTHWC, mel_BTMS = video_BTHWC.clone(), mel_BTMS.clone()
-    for place, request in enumerate(requests):
-        if TASKS[request.settings.task].mask is not None:
-            made = video_BTHWC[place], mel_BTMS[place]
-            video_BTHWC[place], mel_BTMS[place] = _carried(config, mel_frames, request, *made)
+    masked = [place for place, one in enumerate(requests) if TASKS[one.settings.task].mask is not None]
+    if masked:
+        video_BTHWC, mel_BTMS = video_BTHWC.clone(), mel_BTMS.clone()
+    for place in masked:
+        made = video_BTHWC[place], mel_BTMS[place]
+        video_BTHWC[place], mel_BTMS[place] = _carried(config, mel_frames, requests[place], *made)
     seeds = [phase_seed(request.seed, request.index) for request in requests]
     clips = to_clips(mel_frames, video_BTHWC, mel_BTMS, seeds=seeds)
     return [_with_given(config, clip, request) for clip, request in zip(clips, requests, strict=True)]

@@ -52,7 +52,10 @@ class GivenWindows:
         self.frames = max(frames_needed(config, task).values())
 
     def streams(self, given: dict) -> dict[str, np.ndarray]:
-        """ "video", uint8 [T, H, W, 3], and "audio", float32 [samples], of a window; see `given_rows`."""
+        """The window's "video", uint8 [T, H, W, 3], and "audio", float32 [samples].
+
+        given: see `given_rows`. Raises UserError if its segment is gone.
+        """
         index = pc.index(self.store.index.column("id"), given["segment_id"]).as_py()
         if index < 0:
             raise UserError(
@@ -68,4 +71,4 @@ def known_of_window(config: Config, task: str, given: dict) -> np.ndarray | None
     """
     if not TASKS[task].asks_span:
         return None
-    return mask_of_window(task, config, given["segment_id"], 2 * given["start_frame"]).numpy()
+    return mask_of_window(task, config, given["segment_id"], given["start_frame"]).numpy()

@@ -37,10 +37,13 @@ class SampleRequest:
         return self.num_windows * self.settings.num_calls(objective)
 
 
-def window_of(config: Config, request: SampleRequest, window: int = 0, so_far: Clip | None = None):
+def window_of(
+    config: Config, request: SampleRequest, window: int = 0, so_far: Clip | None = None
+) -> SampleRequest:
     """A window of a request as a SampleRequest of its own; the request itself, if its task makes only one.
 
     config: of the model.
+    request: of a whole clip.
     window: its number.
     so_far: the clip that the windows before it have made; None: the given one.
     """

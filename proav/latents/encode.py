@@ -270,7 +270,7 @@ class ShardEncoder:
         for task in self.tasks:
             known[task] = torch.stack(
                 [
-                    mask_of_window(task, self.config, identity["id"], 2 * start + flipped)
+                    mask_of_window(task, self.config, identity["id"], start, flipped)
                     for identity, (_, start, flipped) in zip(identities, windows, strict=True)
                 ]
             )

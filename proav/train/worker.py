@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -164,15 +164,8 @@ def train_worker(
         engine.shards(), half_life_clips=train.ema_half_life_clips, ramp_up=train.ema_ramp_up
     )
     state = load_training(checkpoint, engine, average, step) if checkpoint is not None else LoopState()
-    say(
-        f"{stage}: {_describe(model, engine, device, world)}, "
-        f"{f'going on from {checkpoint.path}' if checkpoint else 'from the beginning'}"
-    )
-    if checkpoint is not None and stage == "mdsa" and checkpoint.config.filters != config.filters:
-        say(
-            f"{stage}: the filters are OTHERS than those of {checkpoint.path}: "
-            "from here on clips are drawn from what is in use now"
-        )
+    for line in _opening_lines(config, stage, _describe(model, engine, device, world), checkpoint):
+        say(line)
     reporter = _Reporter(config, stage, state, report) if rank == 0 else None
     carried = {"mdsa": plan.mdsa_weights()} if rank == 0 and plan.mdsa_weights else {}
 
@@ -206,6 +199,24 @@ def train_worker(
         reporter.progress.close()
     summary = {"stage": stage, "clips": state.clips, "step": state.step, "seconds": state.seconds}
     return summary | {"metrics": reporter.last if reporter else {}, "stopped": not finished}
+
+
+def _opening_lines(
+    config: Config, stage: str, description: str, checkpoint: Checkpoint | None
+) -> Iterator[str]:
+    """What is told before the first step.
+
+    config, stage: of the training.
+    description: of the model and the machine.
+    checkpoint: where training goes on; None: it begins.
+    """
+    whence = f"going on from {checkpoint.path}" if checkpoint else "from the beginning"
+    yield f"{stage}: {description}, {whence}"
+    if checkpoint is not None and stage == "mdsa" and checkpoint.config.filters != config.filters:
+        yield (
+            f"{stage}: the filters are OTHERS than those of {checkpoint.path}: "
+            "from here on clips are drawn from what is in use now"
+        )
 
 
 class _Reporter:
