@@ -39,6 +39,11 @@ class Task:
     asks_span: bool = False
     extends: bool = False
 
+    @property
+    def reads(self) -> bool:
+        """Whether something is given with a request: a modality, or frames of a clip."""
+        return self.given is not None or self.mask is not None
+
 
 TASKS = {
     "joint": Task(),

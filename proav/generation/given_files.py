@@ -16,6 +16,7 @@ from proav.generation.inputs import fit_given, frames_needed
 from proav.geometry import MODALITIES, ClipGeometry
 from proav.media.container import Clip, read_clip, read_sound
 from proav.media.cutting import MAX_SOUND_SHORTFALL
+from proav.media.stills import read_picture
 
 
 def streams_read(task: str) -> tuple[str, ...]:
@@ -42,7 +43,8 @@ class GivenDecoder:
         """One dict: "video", uint8 [T, H, W, 3], or "audio", float32 [samples], or both, as the task reads.
 
         It is the stretch that the task reads, mostly one clip, from `start_seconds` on. For a2v, time 0 is
-        the beginning of the sound; if that ends at most 0.1 s too early, silence follows.
+        the beginning of the sound; if that ends at most 0.1 s too early, silence follows. A task that reads
+        one picture takes an image, too.
 
         source: path and start_seconds are read.
         on_progress: called whenever the decoder gets further.
@@ -50,12 +52,17 @@ class GivenDecoder:
         """
         clip, data = self.config.clip, self.config.data
         watch = {"deadline_seconds": data.source_timeout_seconds, "on_progress": on_progress}
+        size = {"height": clip.height, "width": clip.width, "fit": data.fit}
+        if self.needed == {"video": 1, "audio": 0} and not source.start_seconds:
+            picture = read_picture(source.path, **size, **watch)
+            yield {"video": picture[None], "audio": np.zeros(clip.sample_rate // clip.fps, np.float32)}
+            return
         if self.streams == ("audio",):
             yield {"audio": self._sound(source, watch)}
             return
         read = read_clip(
-            source.path, fps=clip.fps, sample_rate=clip.sample_rate, height=clip.height, width=clip.width,
-            fit=data.fit, start_seconds=source.start_seconds, num_frames=max(self.needed.values()),
+            source.path, fps=clip.fps, sample_rate=clip.sample_rate, **size,
+            start_seconds=source.start_seconds, num_frames=max(self.needed.values()),
             silent_ok=not self.needed["audio"], **watch,
         )  # fmt: skip
         yield {name: getattr(read, name) for name in self.streams}
@@ -75,7 +82,7 @@ class GivenDecoder:
 
 
 def clip_of_streams(config: Config, task: str, streams: dict[str, np.ndarray]) -> Clip | None:
-    """`SampleRequest.given` of the streams that GivenDecoder has read; None if there are none.
+    """`SampleRequest.given` of the streams that were read from a file; None if there are none.
 
     config: of the model. task: a name of TASKS.
     """

@@ -101,11 +101,11 @@ def frames_needed(config: Config, task: str) -> dict[str, int]:
 
 
 def frames_around(
-    config: Config, task: str, span: Sequence[float] | None, stream: str = "both"
+    geometry: ClipGeometry, task: str, span: Sequence[float] | None, stream: str = "both"
 ) -> np.ndarray | None:
     """The frames outside of a span, bool [2, T], for a task that asks for one; None for other tasks.
 
-    config: of the model.
+    geometry: of the model's clips.
     task: a name of TASKS.
     span: begin and end in seconds. The frames that it touches are to be made.
     stream: "video", "audio" or "both": what is to be made there.
@@ -115,7 +115,6 @@ def frames_around(
         if span is not None:
             raise UserError(f"span=... was given, but task={task!r} takes none; write task='inpaint'")
         return None
-    geometry = ClipGeometry.from_config(config)
     rows = {"video": [VIDEO], "audio": [AUDIO], "both": [VIDEO, AUDIO]}
     if stream not in rows:
         raise UserError(f"stream={stream!r}: expected one of {', '.join(map(repr, rows))}")

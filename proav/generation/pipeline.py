@@ -26,6 +26,7 @@ from proav.generation.inputs import fit_given, frames_around
 from proav.generation.joining import appended
 from proav.generation.requests import SampleRequest, known_frames, window_of
 from proav.generation.sampling_settings import SamplingSettings
+from proav.geometry import ClipGeometry
 from proav.media.container import Clip
 from proav.models.layers import autocast
 from proav.models.mdsa.planes import masked_condition
@@ -155,7 +156,7 @@ class SoundingVideoPipeline:
             label=label,
             given=fit_given(self.config, task, **streams),
             settings=settings,
-            known=frames_around(self.config, task, span, stream),
+            known=frames_around(ClipGeometry.from_config(self.config), task, span, stream),
             num_windows=num_windows,
         )
         clips, calls = [], wanted.num_calls(self.process.objective)

@@ -184,6 +184,7 @@ def read_clip(
     fit: Literal["pad", "crop"] = "pad",
     start_seconds: float = 0.0,
     num_frames: int | None = None,
+    min_frames: int | None = None,
     deadline_seconds: float | None = None,
     on_progress: Callable[[], None] | None = None,
     silent_ok: bool = False,
@@ -192,12 +193,13 @@ def read_clip(
     """Reads one clip: `num_frames` frames (None: all) from `start_seconds` on, with their sound.
 
     The clock, the other arguments and the errors are those of `read_segments`.
+    min_frames: a file that holds fewer is refused; None: fewer than `num_frames`.
     max_pixels: files with larger pictures are refused (rows x columns).
     """
     request = Request(
         fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit,
         segment_frames=num_frames, start_seconds=start_seconds,
-        max_frames=num_frames, min_frames=num_frames or 1,
+        max_frames=num_frames, min_frames=min_frames or num_frames or 1,
         deadline_seconds=deadline_seconds, on_progress=on_progress, silent_ok=silent_ok,
         max_pixels=max_pixels,
     )  # fmt: skip

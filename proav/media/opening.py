@@ -82,13 +82,16 @@ class Watch:
 
 
 @contextlib.contextmanager
-def opened(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[av.container.InputContainer, str]]:
+def opened(
+    source: str | BinaryIO, watch: Watch, *, formats: str = FORMATS
+) -> Iterator[tuple[av.container.InputContainer, str]]:
     """Opens a media file; yields (container, name for messages).
 
+    formats: names of FFmpeg's demuxers that may open it, with commas between them.
     Raises StorageUnavailable, and MediaError not_found, empty_file, unreadable or too_large.
     """
     with _byte_source(source, watch) as (file, name, buffer_bytes):
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+        options = {"format_whitelist": formats, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
         try:
             container = av.open(
                 file, "r", options=options, metadata_errors="replace", buffer_size=buffer_bytes

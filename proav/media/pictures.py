@@ -34,6 +34,8 @@ So it may be off by half a tick. A coarse tick (AVI counts frames) would allow h
 much."""
 LAST_FRAME_SLACK = 0.1
 """The last frame of a clip may lack this share of its time: millisecond time stamps round a stream's end."""
+ROTATED = (False, False, False), (True, True, False), (False, True, True), (True, False, True)
+"""(transposed, rows flipped, columns flipped) after 0, 1, 2 and 3 quarter turns counterclockwise."""
 UNSPECIFIED = 2
 """FFmpeg's AVCOL_SPC_UNSPECIFIED: the file does not say which matrix made its YUV."""
 
@@ -301,7 +303,10 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
     The matrix maps a stored point to x' = a x + c y, y' = b x + d y, with y downwards.
     """
-    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    try:
+        side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    except ValueError:  # PyAV has no name for newer kinds of side data, such as Exif, and then shows none
+        return ROTATED[round(frame.rotation / 90) % 4]
     if side_data is None:
         return False, False, False
     a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(side_data), np.int32)[:5])

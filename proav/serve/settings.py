@@ -99,6 +99,8 @@ class ServeSettings(Section):
     """Guidance if a request names none; empty: generate.guidance_scale of the checkpoint's run."""
     max_steps: Annotated[int, Field(ge=1, le=1000)] = 200
     """Most denoising steps that a request may ask for."""
+    max_windows: Annotated[int, Field(ge=1, le=1000)] = 32
+    """How often a request may let a clip go on (task=continue), and the longest such clip, in clips."""
     num_replicas: Annotated[int | tuple[int, int], BeforeValidator(_from_text)] = 1
     """Number of samplers, each with the model in memory; [MIN, MAX] lets Serve scale with the load."""
     use_gpu: Annotated[Literal["auto"] | bool, BeforeValidator(_from_text)] = "auto"

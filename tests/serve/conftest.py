@@ -103,6 +103,13 @@ def tiny_checkpoint(tmp_path_factory) -> str:
     return save_tiny_stdit(str(tmp_path_factory.mktemp("served-checkpoint")), tiny_config())
 
 
+@pytest.fixture(scope="session")
+def masked_checkpoint(tmp_path_factory) -> str:
+    """A model that offers the masked tasks, too."""
+    weights = "diffusion.task_weights={joint: 1, a2v: 1, v2a: 1, i2av: 1, continue: 1, inpaint: 1}"
+    return save_tiny_stdit(str(tmp_path_factory.mktemp("masked-checkpoint")), tiny_config(weights))
+
+
 class Front:
     """The HTTP interface around a sampler of this process, on a real port, without Ray."""
 

@@ -25,7 +25,8 @@ def describe(app: FastAPI) -> None:
             form["properties"]["input_reference"] = {
                 "type": "string",
                 "format": "binary",
-                "description": "For a2v a file with sound, for v2a a file with pictures.",
+                "description": "A file with sound (a2v) or pictures (v2a), an image or a video (i2av), "
+                "or a clip (continue, inpaint).",
             }
             schemas |= {"VideoRequest": request, "VideoForm": {**form, "title": "VideoForm"}}
             content = {

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from proav import storage
 from proav.diffusion import FlowMap, make_process
+from proav.diffusion.masks import continue_frames
 from proav.diffusion.solvers import num_steps
-from proav.diffusion.tasks import TASKS
+from proav.diffusion.tasks import sampled_tasks
 from proav.generation.sampling_settings import MAX_GUIDANCE_SCALE, SamplingSettings
 from proav.geometry import ClipGeometry
 from proav.runs.checkpoint import INDEX, Checkpoint
@@ -35,6 +36,10 @@ class ModelCard:
     mel: dict[str, float]
     """Bands of the spectrogram preview: num_bins, min_hz, max_hz."""
     max_upload_bytes: int
+    max_windows: int
+    """How often a request of the task continue may let its clip go on."""
+    window_seconds: float
+    """By how much it goes on each time."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: ServeSettings) -> "ModelCard":
@@ -50,13 +55,14 @@ class ModelCard:
         if isinstance(process, FlowMap):
             SamplingSettings(guidance_scale=guidance_scale).filled(process)
             guidance_scale, guidance_range = process.guidance_scale, (process.guidance_scale,) * 2
+        geometry = ClipGeometry.from_config(checkpoint.config)
         modified = storage.file_info(storage.join(checkpoint.path, INDEX)).mtime
         return cls(
             id=checkpoint.config.name,
             created=int(modified.timestamp()) if modified else 0,
             labels=checkpoint.labels,
-            tasks=tuple(name for name, task in TASKS.items() if task.can_sample and task.mask is None),
-            geometry=ClipGeometry.from_config(checkpoint.config),
+            tasks=sampled_tasks(checkpoint.config),
+            geometry=geometry,
             steps=settings.steps if settings.steps is not None else steps,
             max_steps=settings.max_steps,
             guidance_scale=guidance_scale,
@@ -65,6 +71,8 @@ class ModelCard:
             clips_trained=checkpoint.clips,
             mel=checkpoint.config.mel.model_dump(include={"num_bins", "min_hz", "max_hz"}),
             max_upload_bytes=settings.max_upload_bytes,
+            max_windows=settings.max_windows,
+            window_seconds=(geometry.num_frames - continue_frames(checkpoint.config)) / geometry.fps,
         )
 
     @property
@@ -95,4 +103,5 @@ class ModelCard:
             "clips_trained": self.clips_trained,
             "mel": self.mel,
             "max_upload_bytes": self.max_upload_bytes,
+            "num_windows": {"default": 1, "max": self.max_windows, "seconds": self.window_seconds},
         }

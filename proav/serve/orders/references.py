@@ -1,8 +1,8 @@
-"""An uploaded file as the stream that a task is given, at the model's own rates and size.
+"""An uploaded file as the streams that a task is given, at the model's own rates and size.
 
-The beginning of the file is used, as in SoundingVideoPipeline. It runs in a thread, because it waits for the
-decoding. Not here: the decoding (`upload_process.py`), and which tasks take a file (`requests.py`). Letters:
-T frames, H and W rows and columns.
+The beginning of the file is used, as in SoundingVideoPipeline; a clip that is to go on is used whole. It runs
+in a thread, because it waits for the decoding. Not here: the decoding (`upload_process.py`), and which tasks
+take a file (`requests.py`). Letters: T frames, H and W rows and columns.
 """
 
 import base64
@@ -15,8 +15,9 @@ import numpy as np
 from proav.config import Config
 from proav.diffusion.tasks import TASKS
 from proav.errors import MediaError
+from proav.generation.inputs import frames_needed
 from proav.geometry import ClipGeometry
-from proav.media.container import MAX_PIXELS, Clip
+from proav.media.container import MAX_PIXELS
 from proav.media.cutting import MAX_SOUND_SHORTFALL
 from proav.serve.front.api_error import ApiError
 from proav.serve.orders.upload_process import decode_upload
@@ -50,60 +51,62 @@ def read_data_url(url: str) -> bytes:
 
 
 def read_given(
-    data: bytes, task: str, config: Config, *, deadline_seconds: float, max_bytes: int
-) -> np.ndarray:
-    """The given stream of a task: float32 [samples] for a2v, uint8 [T, H, W, 3] for v2a.
+    data: bytes, task: str, config: Config, *, deadline_seconds: float, max_bytes: int, max_windows: int = 1
+) -> dict[str, np.ndarray]:
+    """The streams that a task reads: "audio", float32 [samples]; "video", uint8 [T, H, W, 3]; or both.
 
     data: the uploaded file.
-    task: a2v or v2a.
+    task: a name of TASKS that takes a file.
     config: that of the run that made the model, which sets rates and sizes.
     deadline_seconds: time that decoding may take.
     max_bytes: memory that decoding may take.
-    Raises ApiError 400 if the file does not hold that stream.
+    max_windows: a clip that is to go on has at most this many times the length of the model's clips.
+    Raises ApiError 400 if the file does not hold these streams.
     """
-    geometry = ClipGeometry.from_config(config)
-    if TASKS[task].given == "video":
-        call = {
-            "read": "pictures",
-            "fps": geometry.fps,
-            "sample_rate": geometry.sample_rate,
-            "height": geometry.height,
-            "width": geometry.width,
-            "fit": config.data.fit,
-            "num_frames": geometry.num_frames,
-            "max_pixels": min(MAX_PIXELS, max_bytes // BYTES_PER_PIXEL),
-        }
-    else:
+    geometry, needed = ClipGeometry.from_config(config), frames_needed(config, task)
+    least, most = max(needed.values()), geometry.num_frames
+    if TASKS[task].extends:
+        most = max_windows * geometry.num_frames
+    size = {"height": geometry.height, "width": geometry.width, "fit": config.data.fit}
+    size["max_pixels"] = min(MAX_PIXELS, max_bytes // BYTES_PER_PIXEL)
+    rates = {"fps": geometry.fps, "sample_rate": geometry.sample_rate}
+    if not needed["video"]:
         call = {"read": "sound", "sample_rate": geometry.sample_rate, "max_seconds": geometry.seconds}
+    elif least == 1 and not needed["audio"]:
+        call = {"read": "picture", **size}
+    elif TASKS[task].extends:  # one frame more shows that a file is too long
+        call = {"read": "clip", **rates, **size, "num_frames": most + 1, "min_frames": least}
+    else:
+        call = {"read": "clip" if needed["audio"] else "pictures", **rates, **size, "num_frames": least}
     try:
-        given = decode_upload(data, call, deadline_seconds=deadline_seconds, max_bytes=max_bytes)
+        streams = decode_upload(data, call, deadline_seconds=deadline_seconds, max_bytes=max_bytes)
     except MediaError as error:
-        raise ApiError(
-            400, f"input_reference: {_plain(error)}", param="input_reference", code=error.reason
-        ) from error
-    if TASKS[task].given == "video":
-        return given
-    sound = given
+        raise _refused(f"input_reference: {_plain(error)}", error.reason) from error
+    if len(streams.get("video", ())) > most:
+        raise _refused(
+            f"input_reference is longer than {most / geometry.fps:g} s; expected at most that: give its end",
+            "too_long",
+        )
+    if not needed["video"]:
+        streams["audio"] = _filled(streams["audio"], geometry)
+    return streams
+
+
+def _filled(sound: np.ndarray, geometry: ClipGeometry) -> np.ndarray:
+    """Sound of the length of a clip: what ends a little early is filled with silence. Raises ApiError 400."""
     missing = geometry.num_samples - len(sound)
     if missing > MAX_SOUND_SHORTFALL * geometry.sample_rate:
         held = f"{math.floor(100 * len(sound) / geometry.sample_rate) / 100:g} s"
-        said = (
+        raise _refused(
             f"input_reference holds {held} of sound; "
-            f"expected at least the {geometry.seconds:g} s of a clip (its beginning is used)"
+            f"expected at least the {geometry.seconds:g} s of a clip (its beginning is used)",
+            "too_short",
         )
-        raise ApiError(400, said, param="input_reference", code="too_short")
     return np.pad(sound, (0, missing))
 
 
-def given_clip(given: np.ndarray | None, config: Config) -> Clip | None:
-    """The clip for SampleRequest.given: the given stream, with black or silence as the other stream."""
-    if given is None:
-        return None
-    geometry = ClipGeometry.from_config(config)
-    black = np.zeros((geometry.num_frames, geometry.height, geometry.width, 3), np.uint8)
-    silence = np.zeros(geometry.num_samples, np.float32)
-    video, audio = (given, silence) if given.ndim == 4 else (black, given)
-    return Clip(video=video, audio=audio, fps=geometry.fps, sample_rate=geometry.sample_rate)
+def _refused(said: str, code: str) -> ApiError:
+    return ApiError(400, said, param="input_reference", code=code)
 
 
 def _plain(error: MediaError) -> str:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from proav.diffusion.tasks import TASKS
+from proav.errors import UserError
+from proav.generation.inputs import frames_around
 from proav.serve.front.api_error import SHOWN_CHARACTERS, ApiError, shown
 from proav.serve.orders.model_card import MAX_GUIDANCE_SCALE, ModelCard
 from proav.text import find_label, without_case
@@ -32,8 +34,15 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value
 
 
+def _as_span(value: Any) -> Any:
+    """Takes two numbers from a form, such as 0.4,0.8."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
 Number = BeforeValidator(_no_truth_value)
 Label = BeforeValidator(_as_text)
+Second = Annotated[float, Number]
+Span = Annotated[tuple[Second, Second], BeforeValidator(_as_span)]
 
 
 class InputReference(BaseModel):
@@ -59,11 +68,13 @@ class VideoRequest(BaseModel):
     size: str | None = None
     """WIDTHxHEIGHT in pixels: the model's own; may be left out."""
     input_reference: InputReference | None = None
-    """For a2v a file with sound, for v2a a file with pictures. In a multipart body: the file itself."""
+    """What the task is given: sound (a2v), pictures (v2a), an image (i2av), a clip (continue, inpaint).
+    In a multipart body: the file itself."""
     label: Annotated[str | None, Label] = None
     """A label of the model; the same as `prompt`, which may then be empty."""
     task: str = "joint"
-    """joint: picture and sound; a2v: a picture for given sound; v2a: sound for a given picture."""
+    """joint: picture and sound; a2v: a picture for given sound; v2a: sound for a given picture; i2av: a clip
+    from its first picture; continue: a clip goes on; inpaint: a span of a clip is made anew."""
     seed: Annotated[int | None, Number] = None
     """Seed of the noise: the same seed and settings give the same clip. Empty: drawn, and reported."""
     steps: Annotated[int | None, Number] = None
@@ -71,7 +82,11 @@ class VideoRequest(BaseModel):
     guidance_scale: Annotated[float | None, Number] = None
     """Classifier-free guidance towards the label; 1 is none. Empty: the server's default."""
     num_windows: Annotated[int, Number] = 1
-    """Length in clips; this version makes only 1."""
+    """For continue: how often the clip goes on. GET /v1/models says by how many seconds each time."""
+    span: Span | None = None
+    """For inpaint: begin and end in seconds, such as [0.4, 0.8]; in a form 0.4,0.8."""
+    stream: Literal["both", "video", "audio"] = "both"
+    """For inpaint: what is made anew in the span."""
 
 
 class Order(BaseModel):
@@ -88,7 +103,9 @@ class Order(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     steps: Annotated[int, Field(ge=1)]
     guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
-    num_windows: int = 1
+    num_windows: Annotated[int, Field(ge=1)] = 1
+    span: tuple[float, float] | None = None
+    stream: Literal["both", "video", "audio"] = "both"
 
 
 def parse_request(fields: dict[str, Any]) -> VideoRequest:
@@ -134,31 +151,19 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
         )
     _check_own_size(request, card)
     if request.task not in card.tasks:
-        masked = request.task in TASKS and TASKS[request.task].mask is not None
-        later = " (not offered by this version's server; Python offers it)" if masked else ""
+        trained = " (this model was not trained for it)" if request.task in TASKS else ""
         raise ApiError(
-            400, f"task={shown(request.task)}: expected one of {', '.join(card.tasks)}{later}", param="task"
+            400, f"task={shown(request.task)}: expected one of {', '.join(card.tasks)}{trained}", param="task"
         )
-    if request.num_windows != 1:
+    _check_reference(request.task, card, has_reference)
+    _check_span(request, card)
+    extends = TASKS[request.task].extends
+    if request.num_windows != 1 and not extends:
         raise ApiError(
             400,
-            f"num_windows={request.num_windows}: this version makes clips of one window; expected 1",
+            f"num_windows={request.num_windows}: task={request.task} makes one clip; "
+            "expected 1, or task=continue",
             param="num_windows",
-        )
-    given = TASKS[request.task].given
-    if given and not has_reference:
-        what = {"audio": "a file with sound", "video": "a file with pictures"}[given]
-        raise ApiError(
-            400,
-            f"task={request.task} needs {what} as input_reference",
-            param="input_reference",
-            code="missing_required_parameter",
-        )
-    if has_reference and not given:
-        raise ApiError(
-            400,
-            f"task={request.task} takes no input_reference; write task=a2v or task=v2a",
-            param="input_reference",
         )
     return Order(
         prompt=request.prompt,
@@ -169,6 +174,9 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
         guidance_scale=_in_range(
             "guidance_scale", request.guidance_scale, card.guidance_scale, *card.guidance_range
         ),
+        num_windows=_in_range("num_windows", request.num_windows, 1, 1, card.max_windows),
+        span=request.span,
+        stream=request.stream,
     )
 
 
@@ -181,6 +189,35 @@ def check_names(given: list[str], allowed: tuple[str, ...]) -> None:
             raise ApiError(400, said, param=name[:SHOWN_CHARACTERS], code="unknown_parameter")
         if given.count(name) > 1:
             raise ApiError(400, f"{name} is given {given.count(name)} times; expected once", param=name)
+
+
+def _check_reference(task: str, card: ModelCard, has_reference: bool) -> None:
+    """Raises ApiError 400 if a file is missing, or is given to a task that takes none."""
+    row = TASKS[task]
+    if row.reads and not has_reference:
+        what = {"audio": "a file with sound", "video": "a file with pictures"}.get(row.given)
+        what = what or ("a clip" if row.asks_span or row.extends else "an image, or a file with pictures,")
+        raise ApiError(
+            400,
+            f"task={task} needs {what} as input_reference",
+            param="input_reference",
+            code="missing_required_parameter",
+        )
+    if has_reference and not row.reads:
+        others = [f"task={name}" for name in card.tasks if TASKS[name].reads]
+        raise ApiError(
+            400, f"task={task} takes no input_reference; write {' or '.join(others)}", param="input_reference"
+        )
+
+
+def _check_span(request: VideoRequest, card: ModelCard) -> None:
+    try:
+        frames_around(card.geometry, request.task, request.span, request.stream)
+    except UserError as error:
+        raise ApiError(400, str(error), param="span") from error
+    if request.stream != "both" and not TASKS[request.task].asks_span:
+        said = f"stream={request.stream}: task={request.task} has no span"
+        raise ApiError(400, f"{said}; leave it out, or write task=inpaint", param="stream")
 
 
 def _check_own_size(request: VideoRequest, card: ModelCard) -> None:

@@ -24,11 +24,13 @@ START_SECONDS = 60.0
 
 def decode_upload(
     data: bytes, call: dict[str, Any], *, deadline_seconds: float, max_bytes: int
-) -> np.ndarray:
-    """The sound of a file as float32 [samples], or its pictures as uint8 [T, H, W, 3].
+) -> dict[str, np.ndarray]:
+    """What a file holds: "audio", float32 [samples], or "video", uint8 [T, H, W, 3], or both.
 
     data: the file.
-    call: {"read": "sound" or "pictures"} and the arguments of `read_sound` or `read_clip`.
+    call: {"read": what} and the arguments of the function that reads it: of `read_sound` for "sound", of
+        `read_picture` for "picture" (a video of one frame), of `read_clip` for "pictures" and for "clip",
+        which has both streams.
     deadline_seconds: time that decoding may take.
     max_bytes: memory that decoding may take, beyond the process itself and the file.
     Raises MediaError as these functions do; also too_large for more memory, timeout, and crash.
@@ -57,7 +59,12 @@ def decode_upload(
     said = json.loads(answer)
     if "reason" in said:
         raise MediaError(said["reason"], said["message"])
-    return np.frombuffer(values, said["dtype"]).reshape(said["shape"]).copy()
+    streams, place = {}, 0
+    for name, dtype, shape in said["streams"]:
+        count = math.prod(shape)
+        streams[name] = np.frombuffer(values, dtype, count, place).reshape(shape).copy()
+        place += streams[name].nbytes
+    return streams
 
 
 def _serve() -> None:
@@ -67,19 +74,24 @@ def _serve() -> None:
     head = json.loads(sys.stdin.buffer.readline())
     data = sys.stdin.buffer.read()
     try:
-        given = _decode(data, head["call"], head["deadline_seconds"], head["max_bytes"])
-        said, values = {"dtype": given.dtype.str, "shape": given.shape}, given.tobytes()
+        streams = _decode(data, head["call"], head["deadline_seconds"], head["max_bytes"])
+        said = {"streams": [(name, array.dtype.str, array.shape) for name, array in streams.items()]}
     except MediaError as error:
-        said, values = {"reason": error.reason, "message": str(error)}, b""
+        streams, said = {}, {"reason": error.reason, "message": str(error)}
     with out:
-        out.write(json.dumps(said).encode() + b"\n" + values)
+        out.write(json.dumps(said).encode() + b"\n")
+        for array in streams.values():
+            out.write(array.tobytes())
 
 
-def _decode(data: bytes, call: dict[str, Any], deadline_seconds: float, max_bytes: int) -> np.ndarray:
+def _decode(
+    data: bytes, call: dict[str, Any], deadline_seconds: float, max_bytes: int
+) -> dict[str, np.ndarray]:
     """What `decode_upload` returns, decoded in this process; the same arguments and errors."""
     import av
 
     from proav.media.container import read_clip, read_sound
+    from proav.media.stills import read_picture
 
     _bound(max_bytes, deadline_seconds)
     what, arguments = call["read"], {name: value for name, value in call.items() if name != "read"}
@@ -87,9 +99,13 @@ def _decode(data: bytes, call: dict[str, Any], deadline_seconds: float, max_byte
     av.logging.set_level(av.logging.ERROR)
     with av.logging.Capture() as logs:
         try:
-            if what == "pictures":
-                return read_clip(file, deadline_seconds=deadline_seconds, silent_ok=True, **arguments).video
-            return read_sound(file, deadline_seconds=deadline_seconds, **arguments)
+            if what == "sound":
+                return {"audio": read_sound(file, deadline_seconds=deadline_seconds, **arguments)}
+            if what == "picture":
+                return {"video": read_picture(file, deadline_seconds=deadline_seconds, **arguments)[None]}
+            silent_ok = what == "pictures"
+            clip = read_clip(file, deadline_seconds=deadline_seconds, silent_ok=silent_ok, **arguments)
+            return {"video": clip.video} if silent_ok else {"video": clip.video, "audio": clip.audio}
         except (MediaError, MemoryError) as error:
             told = isinstance(error, MediaError) and error.reason in ("too_large", "bad_rate", "timeout")
             if isinstance(error, MemoryError) or (not told and _ran_out(logs)):

@@ -1,9 +1,9 @@
 """Which waiting jobs are sampled together, and when.
 
-The oldest job decides: its batch takes the oldest jobs of the same task and step count, whatever their seeds,
-labels and guidance. An idle sampler waits only `wait_seconds` for more jobs. Under load, batches fill by
-themselves while the sampler is busy. Pure: the caller gives the times, and nothing waits here. Not here: how
-batches are sent (`dispatch.py`).
+The oldest job decides: its batch takes the oldest jobs of the same task, step count and number of windows,
+whatever their seeds, labels and guidance. An idle sampler waits only `wait_seconds` for more jobs. Under
+load, batches fill by themselves while the sampler is busy. Pure: the caller gives the times, and nothing
+waits here. Not here: how batches are sent (`dispatch.py`).
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ class Waiting:
     """A job in the queue."""
 
     job: Job
-    given: np.ndarray | None = None
-    """The stream that the task is given, at the model's rates."""
+    given: dict[str, np.ndarray] | None = None
+    """The streams that the task is given, "video" and "audio", at the model's rates."""
     since: float = 0.0
     """When it began to wait, in seconds of a monotonic clock."""
     attempts: int = 0
@@ -29,9 +29,10 @@ class Waiting:
     """Whether it must not share a batch: one that it was in failed, perhaps because of it."""
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> tuple[str, int, int]:
         """What the jobs of a batch have in common."""
-        return self.job.order.task, self.job.order.steps
+        order = self.job.order
+        return order.task, order.steps, order.num_windows
 
 
 class JobQueue:

@@ -14,9 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from proav.config import Config
+from proav.generation.given_files import clip_of_streams
+from proav.generation.inputs import frames_around
 from proav.generation.pipeline import SampleRequest
 from proav.generation.sampling_settings import SamplingSettings
-from proav.serve.orders.references import given_clip
+from proav.geometry import ClipGeometry
 from proav.serve.queue.batching import JobQueue, Waiting
 from proav.serve.queue.jobs import Job, JobError
 from proav.serve.queue.pace import Pace
@@ -47,7 +49,8 @@ class Batch:
 
     def __init__(self, members: list[Waiting]) -> None:
         self.members = members
-        self.num_jobs, self.steps = len(members), members[0].job.order.steps
+        first = members[0].job.order
+        self.num_jobs, self.steps = len(members), first.steps * first.num_windows
         self.done, self.total = 0, 1
         """Calls of the model that it has made, and those that it takes."""
         self.sent = self.heard = self.moved = time.monotonic()
@@ -284,8 +287,14 @@ def _to_sample(member: Waiting, config: Config) -> SampleRequest:
         steps=order.steps,
         guidance_scale=order.guidance_scale,
     )
-    given = given_clip(member.given, config)
-    return SampleRequest(order.seed, 0, order.label, given, settings)
+    return SampleRequest(
+        seed=order.seed,
+        label=order.label,
+        given=clip_of_streams(config, order.task, member.given or {}),
+        settings=settings,
+        known=frames_around(ClipGeometry.from_config(config), order.task, order.span, order.stream),
+        num_windows=order.num_windows,
+    )
 
 
 def _tell_defect(task: asyncio.Task) -> None:

@@ -13,20 +13,26 @@ import re
 import secrets
 import time
 import tokenize
+import zipfile
+import zlib
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from proav import storage
+from proav.diffusion.tasks import TASKS
 from proav.errors import UserError
 from proav.serve.orders.requests import Order
 
 MAX_INDEX_BYTES = 2**20
 """A larger file is no job.json: the prompt of an order has at most 1,000 characters."""
-DAMAGED_HEADER = EOFError, MemoryError, RecursionError, SyntaxError, TypeError, tokenize.TokenError
-"""What numpy raises besides ValueError for a damaged header of an array: it reads headers as Python code."""
-INDEX, VIDEO, GIVEN = "job.json", "video.mp4", "given.npy"
+DAMAGED = (
+    EOFError, MemoryError, NotImplementedError, RecursionError, RuntimeError, SyntaxError, TypeError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What a damaged archive of arrays raises besides ValueError: numpy reads headers as Python code."""
+INDEX, VIDEO, GIVEN = "job.json", "video.mp4", "given.npz"
 MICROSECONDS = 10**6
 
 logger = logging.getLogger(__name__)
@@ -161,10 +167,11 @@ class JobStore:
             raise ValueError(f"it says that it is the record of {job.id}")
         return job
 
-    def create(self, job: Job, given: np.ndarray | None) -> None:
+    def create(self, job: Job, given: dict[str, np.ndarray] | None) -> None:
+        """job: is written. given: the streams that its task is given; None if it takes nothing."""
         if given is not None:
             buffer = io.BytesIO()
-            np.save(buffer, given, allow_pickle=False)
+            np.savez(buffer, **given)
             storage.write_bytes(self._path(job.id, GIVEN), buffer.getvalue())
         self.save(job)
 
@@ -178,17 +185,18 @@ class JobStore:
         """Raises FileNotFoundError."""
         return storage.read_bytes(self._path(job_id, VIDEO))
 
-    def read_given(self, job: Job) -> np.ndarray | None:
-        """What the client sent with the order; None if the task takes nothing.
+    def read_given(self, job: Job) -> dict[str, np.ndarray] | None:
+        """The streams that the client sent with the order; None if the task takes nothing.
 
         Raises FileNotFoundError if it is missing, ValueError if it is damaged.
         """
-        if job.order.task == "joint":
+        if not TASKS[job.order.task].reads:
             return None
         data = io.BytesIO(storage.read_bytes(self._path(job.id, GIVEN)))
         try:
-            return np.lib.format.read_array(data, allow_pickle=False)
-        except DAMAGED_HEADER as error:
+            with zipfile.ZipFile(data) as files:  # np.load would take other files than archives too
+                return {name.removesuffix(".npy"): _array(files.read(name)) for name in files.namelist()}
+        except DAMAGED as error:
             raise ValueError(f"{GIVEN} is damaged ({type(error).__name__}: {error})") from error
 
     def delete(self, job_id: str) -> None:
@@ -201,6 +209,10 @@ class JobStore:
 
     def _path(self, job_id: str, name: str) -> str:
         return storage.join(self.folder, job_id, name)
+
+
+def _array(data: bytes) -> np.ndarray:
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
 def check_writable(folder: str) -> None:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from proav.diffusion.tasks import TASKS
 from proav.errors import TOLD, UserError
 from proav.runs.checkpoint import load_checkpoint
 from proav.serve.front.api_error import ApiError, shown
@@ -124,21 +125,25 @@ class Service:
             raise ApiError(429, said, code="queue_full", retry_after_seconds=wait)
         self._num_arriving += 1
         try:
-            given = None
-            if order.task != "joint":
+            given, seconds = None, self.card.geometry.seconds
+            if TASKS[order.task].reads:
                 data = upload if upload is not None else read_data_url(request.input_reference.image_url)
                 read = functools.partial(
                     read_given, data, order.task, self.config,
                     deadline_seconds=self.settings.decode_seconds, max_bytes=self.settings.max_decode_bytes,
+                    max_windows=self.settings.max_windows,
                 )  # fmt: skip
                 given = await asyncio.get_running_loop().run_in_executor(self._uploads, read)
+            if TASKS[order.task].extends:
+                seconds = len(given["video"]) / self.card.geometry.fps
+                seconds += order.num_windows * self.card.window_seconds
             now = round(time.time(), 6)  # to the microsecond, as in the id
             job = Job(
                 id=new_id(now),
                 order=order,
                 model=self.card.id,
                 size=self.card.size,
-                seconds=self.card.seconds,
+                seconds=f"{seconds:g}",
                 checkpoint=self.card.checkpoint_hash,
                 created=now,
             )

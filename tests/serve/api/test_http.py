@@ -300,6 +300,8 @@ def test_no_malformed_request_gives_a_500(served):
         "steps",
         "guidance_scale",
         "num_windows",
+        "span",
+        "stream",
         "seconds",
         "size",
         "model",

@@ -1,14 +1,15 @@
 """Uploaded files as given streams: the right length and size, or a refusal that says why."""
 
 import base64
+import io
 import resource
 
 import numpy as np
 import pytest
 
-from proav.media.container import encode_clip
+from proav.media.container import encode_clip, read_clip
 from proav.serve.front.api_error import ApiError
-from proav.serve.orders.references import given_clip, read_data_url, read_given
+from proav.serve.orders.references import read_data_url, read_given
 from tests.media.hostile_files import ffv1, h264, switching_h264, wav
 from tests.synthetic_clips import make_clip
 from tests.tiny import tiny_config
@@ -21,18 +22,20 @@ LIMITS = {"deadline_seconds": 20, "max_bytes": 512 * 2**20}
     "data", [wav(0.8), wav(3.0), wav(1.0, rate=44_100, channels=2), encode_clip(make_clip(1, seconds=1.0))]
 )
 def test_sound_of_any_file_is_given_at_the_models_rate(data):
-    given = read_given(data, "a2v", CONFIG, **LIMITS)
+    given = read_given(data, "a2v", CONFIG, **LIMITS)["audio"]
     assert given.shape == (12_800,) and given.dtype == np.float32 and 0.05 < np.abs(given).max() <= 1
 
 
 @pytest.mark.parametrize("silent", [False, True])
 def test_pictures_of_any_file_are_given_at_the_models_size(silent):
-    given = read_given(encode_clip(make_clip(1, seconds=1.0, silent=silent)), "v2a", CONFIG, **LIMITS)
-    assert given.shape == (4, 32, 32, 3) and given.dtype == np.uint8
+    data = encode_clip(make_clip(1, seconds=1.0, silent=silent))
+    streams = read_given(data, "v2a", CONFIG, **LIMITS)
+    given = streams.pop("video")
+    assert not streams and given.shape == (4, 32, 32, 3) and given.dtype == np.uint8
 
 
 def test_sound_that_ends_a_little_early_is_filled_with_silence():
-    given = read_given(wav(0.75), "a2v", CONFIG, **LIMITS)
+    given = read_given(wav(0.75), "a2v", CONFIG, **LIMITS)["audio"]
     assert given.shape == (12_800,) and not given[12_100:].any()
 
 
@@ -71,12 +74,31 @@ def test_data_urls():
             read_data_url(wrong)
 
 
-def test_a_given_stream_becomes_a_clip_with_the_other_empty():
-    clip = given_clip(np.ones(12_800, np.float32), CONFIG)
-    assert clip.audio.all() and not clip.video.any()
-    clip = given_clip(np.full((4, 32, 32, 3), 9, np.uint8), CONFIG)
-    assert not clip.audio.any() and clip.video.all()
-    assert given_clip(None, CONFIG) is None
+def test_masked_tasks_are_given_what_they_read():
+    data = encode_clip(make_clip(1, seconds=1.6))  # 8 frames
+    whole = read_clip(io.BytesIO(data), fps=5, sample_rate=16_000, height=32, width=32, fit="crop")
+    picture = read_given(data, "i2av", CONFIG, **LIMITS)
+    assert picture.keys() == {"video"} and np.array_equal(picture["video"], whole.video[:1])
+    clip = read_given(data, "inpaint", CONFIG, **LIMITS)
+    assert np.array_equal(clip["video"], whole.video[:4]) and len(clip["audio"]) == 12_800
+    clip = read_given(data, "continue", CONFIG, **LIMITS, max_windows=2)
+    assert np.array_equal(clip["video"], whole.video) and np.array_equal(clip["audio"], whole.audio)
+
+
+@pytest.mark.parametrize(
+    ("data", "task", "code", "said"),
+    [
+        (encode_clip(make_clip(1, seconds=1.8)), "continue", "too_long", "longer than 1.6 s"),
+        (encode_clip(make_clip(1, seconds=0.2)), "continue", "too_short", "expected at least 2 frames"),
+        (encode_clip(make_clip(1, seconds=0.4)), "inpaint", "too_short", "expected at least 4 frames"),
+        (h264(num_frames=30, width=64, height=64), "inpaint", "no_audio", "no sound"),
+        (wav(1.0), "i2av", "no_video", "no pictures"),
+    ],
+)
+def test_clips_that_will_not_do_are_refused(data, task, code, said):
+    with pytest.raises(ApiError) as error:
+        read_given(data, task, CONFIG, **LIMITS, max_windows=2)
+    assert (error.value.status, error.value.code) == (400, code) and said in error.value.message
 
 
 @pytest.mark.parametrize(
@@ -109,7 +131,7 @@ def test_memory_that_runs_out_while_a_file_is_decoded_is_told():
 
 
 def test_a_large_picture_is_taken_where_its_memory_allows():
-    given = read_given(h264(num_frames=6, width=1920, height=1088), "v2a", CONFIG, **LIMITS)
+    given = read_given(h264(num_frames=6, width=1920, height=1088), "v2a", CONFIG, **LIMITS)["video"]
     assert given.shape == (4, 32, 32, 3)
 
 

@@ -16,6 +16,12 @@ def card(tiny_checkpoint):
     return ModelCard.of(load_checkpoint(tiny_checkpoint, kind="stdit"), ServeSettings(max_steps=50))
 
 
+@pytest.fixture(scope="module")
+def masked_card(masked_checkpoint):
+    checkpoint = load_checkpoint(masked_checkpoint, kind="stdit")
+    return ModelCard.of(checkpoint, ServeSettings(max_windows=5))
+
+
 def order_of(card, fields, has_reference=False):
     return check_request(parse_request(fields), card, has_reference=has_reference)
 
@@ -83,11 +89,15 @@ def test_the_whole_range_of_seeds_is_taken(card):
         ({"seconds": "4"}, "seconds", "this model makes 0.8 s"),
         ({"seconds": "soon"}, "seconds", "this model makes 0.8 s"),
         ({"size": "1280x720"}, "size", "this model makes 32x32"),
-        ({"task": "i2av"}, "task", "not offered by this version"),
+        ({"task": "i2av"}, "task", "joint, a2v, v2a (this model was not trained for it)"),
         ({"task": "independent"}, "task", "expected one of joint, a2v, v2a"),
         ({"task": "a2v"}, "input_reference", "a file with sound"),
         ({"task": "v2a"}, "input_reference", "a file with pictures"),
         ({"num_windows": 2}, "num_windows", "expected 1"),
+        ({"span": [0.2, 0.4]}, "span", "task='joint' takes none"),
+        ({"span": "soon"}, "span", "span="),
+        ({"stream": "audio"}, "stream", "task=joint has no span"),
+        ({"stream": "sound"}, "stream", "'both', 'video' or 'audio'"),
         ({"seed": -1}, "seed", "expected 0 to 9007199254740991"),
         ({"seed": 2**53}, "seed", "expected 0 to"),
         ({"seed": 1.5}, "seed", "integer"),
@@ -114,6 +124,52 @@ def test_mistakes_name_their_field(card, fields, param, said):
         and len(error.message) < 500
     )
     assert set(error.to_json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task": "i2av"},
+        {"task": "continue", "num_windows": "3"},
+        {"task": "inpaint", "span": "0.2, 0.4", "stream": "audio"},
+        {"task": "inpaint", "span": [0.2, 0.4]},
+    ],
+)
+def test_masked_tasks_are_had_from_a_model_that_was_trained_for_them(masked_card, fields):
+    order = order_of(masked_card, fields, has_reference=True)
+    assert order.task == fields["task"] and order.num_windows == int(fields.get("num_windows", 1))
+    assert order.span == ((0.2, 0.4) if "span" in fields else None)
+    assert order.stream == fields.get("stream", "both")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"task": "continue", "num_windows": 0}, "num_windows", "expected 1 to 5"),
+        ({"task": "continue", "num_windows": 6}, "num_windows", "expected 1 to 5"),
+        ({"task": "i2av", "num_windows": 2}, "num_windows", "expected 1, or task=continue"),
+        ({"task": "inpaint"}, "span", "needs span"),
+        (
+            {"task": "inpaint", "span": [0.4, 0.2]},
+            "span",
+            "begin and end in seconds within the 0.8 s",
+        ),
+        ({"task": "inpaint", "span": [0, 0.8]}, "span", "leaves nothing of the clip"),
+        ({"task": "inpaint", "span": "0.2"}, "span", "span="),
+        ({"task": "inpaint", "span": [True, 1]}, "span", "span="),
+    ],
+)
+def test_mistakes_of_masked_tasks_name_their_field(masked_card, fields, param, said):
+    with pytest.raises(ApiError) as caught:
+        order_of(masked_card, fields, has_reference=True)
+    assert (caught.value.status, caught.value.param) == (400, param) and said in caught.value.message
+    assert len(caught.value.message) < 500
+
+
+def test_a_masked_task_needs_a_file(masked_card):
+    for task, what in {"i2av": "an image", "continue": "a clip", "inpaint": "a clip"}.items():
+        with pytest.raises(ApiError, match=f"task={task} needs {what}"):
+            order_of(masked_card, {"task": task, "span": [0.2, 0.4] if task == "inpaint" else None})
 
 
 def test_a_file_for_a_task_without_one_is_refused(card):

@@ -5,8 +5,9 @@ from proav.serve.queue.batching import JobQueue, Waiting
 from proav.serve.queue.jobs import Job
 
 
-def waiting(name, *, task="joint", steps=30, since=0.0, alone=False, seed=0):
-    order = Order(prompt="", label=None, task=task, seed=seed, steps=steps, guidance_scale=1.0)
+def waiting(name, *, since=0.0, alone=False, **order):
+    order = {"task": "joint", "seed": 0, "steps": 30, **order}
+    order = Order(prompt="", label=None, guidance_scale=1.0, **order)
     job = Job(id=name, order=order, model="tiny", size="32x32", seconds="0.8", checkpoint="", created=since)
     return Waiting(job, since=since, alone=alone)
 
@@ -29,6 +30,9 @@ def test_an_empty_queue_has_nothing_to_wait_for():
 def test_the_oldest_decides_and_others_of_its_kind_come_along():
     queue = queue_of(waiting("a"), waiting("b", steps=10), waiting("c", seed=7), waiting("d", task="a2v"))
     assert [names(queue.take()) for _ in range(4)] == [["a", "c"], ["b"], ["d"], []]
+    longer = {"task": "continue", "num_windows": 5}
+    queue = queue_of(waiting("a", task="continue"), waiting("b", **longer), waiting("c", **longer))
+    assert [names(queue.take()) for _ in range(3)] == [["a"], ["b", "c"], []]
 
 
 def test_a_batch_is_never_larger_than_allowed_and_keeps_the_order():

@@ -1,7 +1,9 @@
 """Jobs on disk: what is written comes back, whatever else lies in the folder."""
 
+import io
 import json
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from proav.errors import UserError
 from proav.serve.orders.requests import Order
 from proav.serve.queue.jobs import Job, JobError, JobStore, check_writable, new_id, place_of
+
+PICTURES = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
 
 
 def make_job(**order):
@@ -37,13 +41,19 @@ def test_a_job_comes_back_as_it_was(tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "given"),
-    [("a2v", np.arange(8, dtype=np.float32)), ("v2a", np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3))],
+    [
+        ("a2v", {"audio": np.arange(8, dtype=np.float32)}),
+        ("v2a", {"video": PICTURES}),
+        ("inpaint", {"video": PICTURES, "audio": np.ones(4, np.float32)}),
+    ],
 )
 def test_what_was_given_comes_back(tmp_path, task, given):
     store, job = JobStore(str(tmp_path)), make_job(task=task)
     store.create(job, given)
     back = store.read_given(job)
-    assert back.dtype == given.dtype and np.array_equal(back, given)
+    assert back.keys() == given.keys()
+    assert all(array.dtype == given[name].dtype for name, array in back.items())
+    assert all(np.array_equal(array, given[name]) for name, array in back.items())
 
 
 def test_jobs_are_loaded_oldest_first_and_damaged_ones_are_told_of(tmp_path, caplog):
@@ -123,9 +133,13 @@ def test_a_record_in_a_folder_below_is_left_alone(tmp_path):
 def test_a_damaged_given_stream_is_told(tmp_path, data):
     store, job = JobStore(str(tmp_path)), make_job(task="a2v")
     store.create(job, None)
-    (tmp_path / job.id / "given.npy").write_bytes(data)
-    with pytest.raises(ValueError):
-        store.read_given(job)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as files:
+        files.writestr("audio.npy", data)
+    for damaged in (data, archive.getvalue(), archive.getvalue()[:-10]):
+        (tmp_path / job.id / "given.npz").write_bytes(damaged)
+        with pytest.raises(ValueError):
+            store.read_given(job)
 
 
 def test_deleting_removes_all_of_a_job(tmp_path):
