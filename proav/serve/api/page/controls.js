@@ -1,11 +1,11 @@
 // The form: what to make. It reads its choices from the model, sends what the user typed as it stands (the server judges it),
 // and shows each refusal at the field that the server names, in the words of the page.
 
-import { plain, taskWords } from "./words.js";
+import { decimals, plain, taskWords } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const form = byId("controls");
-const fields = { task: byId("tasks"), file: byId("file"), label: byId("label"), seed: byId("seed"), steps: byId("steps"), guidance: byId("guidance") };
+const fields = { task: byId("tasks"), file: byId("file"), span: byId("span"), windows: byId("windows"), label: byId("label"), seed: byId("seed"), steps: byId("steps"), guidance: byId("guidance") };
 let model = null;
 
 const chosenTask = () => form.querySelector('input[name="task"]:checked')?.value ?? "joint";
@@ -26,7 +26,9 @@ function showTask() {
   byId("field-file").hidden = !words.file;
   byId("file-name").textContent = words.file ?? "";
   fields.file.accept = words.accept;
-  byId("file-hint").textContent = words.file ? `Its first ${model.seconds} seconds are used.` : "";
+  byId("file-hint").textContent = words.file ? words.takes ?? `Its first ${model.seconds} seconds are used.` : "";
+  byId("field-span").hidden = chosenTask() !== "inpaint";
+  byId("field-windows").hidden = chosenTask() !== "continue";
 }
 
 /** Fills the form with what this model offers. */
@@ -46,6 +48,7 @@ export function offer(loaded) {
   byId("field-guidance").hidden = model.labels.length === 0; // guidance is towards a label
   pair(fields.steps, byId("steps-range"), { value: model.steps.default, min: 1, max: model.steps.max, shown: 100 });
   pair(fields.guidance, byId("guidance-range"), { value: model.guidance_scale.default, min: 0, max: model.guidance_scale.max, shown: 8 });
+  byId("windows-hint").textContent = `Each time adds ${decimals(model.num_windows.seconds)} seconds; up to ${model.num_windows.max} times.`;
   showTask();
 }
 
@@ -65,6 +68,11 @@ export function requests() {
     if (model.labels.length && fields.guidance.value.trim()) request.set("guidance_scale", fields.guidance.value.trim());
     if (seed) request.set("seed", /^\d+$/.test(seed) ? String(BigInt(seed) + BigInt(index)) : seed);
     if (file) request.set("input_reference", file, file.name);
+    if (chosenTask() === "continue") request.set("num_windows", fields.windows.value.trim());
+    if (chosenTask() === "inpaint") {
+      request.set("span", `${byId("span-begin").value.trim()},${byId("span-end").value.trim()}`);
+      request.set("stream", byId("stream").value);
+    }
     return request;
   });
 }
@@ -88,6 +96,8 @@ function inPageWords({ param, message }) {
   if (param === "seed") return `${typed(fields.seed)}: write a whole number from 0 to ${Number.MAX_SAFE_INTEGER}, or nothing.`;
   if (param === "steps") return `${typed(fields.steps)}: write a whole number from 1 to ${model.steps.max}.`;
   if (param === "guidance_scale") return `${typed(fields.guidance)}: write a number from 0 to ${model.guidance_scale.max}.`;
+  if (param === "num_windows") return `${typed(fields.windows)}: write a whole number from 1 to ${model.num_windows.max}.`;
+  if (param === "span") return `Write where the part begins and ends, in seconds from 0 to ${model.seconds}; not the whole clip.`;
   if (["label", "prompt", "model", "task"].includes(param)) return "The server has another model now, which does not offer this. Reload the page.";
   return plain(message);
 }
@@ -100,7 +110,10 @@ function chooseTask(name) {
 
 /** Takes a file as the given one, as if it had been chosen. */
 export function giveFile(file) {
-  if (!taskWords(chosenTask()).file) chooseTask(file.type.startsWith("audio/") ? "a2v" : "v2a");
+  if (!taskWords(chosenTask()).file) {
+    const image = file.type.startsWith("image/") && model.tasks.includes("i2av");
+    chooseTask(image ? "i2av" : file.type.startsWith("audio/") ? "a2v" : "v2a");
+  }
   const given = new DataTransfer();
   given.items.add(file);
   fields.file.files = given.files;
@@ -122,6 +135,11 @@ function takeDrops() {
 export function reuse(job, { seed }) {
   chooseTask(job.task);
   fields.label.value = job.label ?? "";
+  fields.windows.value = job.num_windows;
+  if (job.span) {
+    [byId("span-begin").value, byId("span-end").value] = job.span;
+    byId("stream").value = job.stream;
+  }
   fields.seed.value = seed;
   byId("count").value = "1";
   for (const [box, value] of [[fields.steps, job.steps], [fields.guidance, job.guidance_scale]]) {
@@ -165,7 +183,7 @@ export function show({ param, message }) {
   error.hidden = false;
   const field = Object.values(fields).find((one) => box.contains(one));
   field.setAttribute("aria-invalid", "true");
-  (field.querySelector("input:checked") ?? field).focus();
+  (field.querySelector("input:checked") ?? field.querySelector("input") ?? field).focus();
 }
 
 export function onGenerate(start) {

@@ -9,18 +9,19 @@ const video = byId("video"), frames = byId("frames"), tracks = byId("tracks"), s
 const buttons = { play: byId("play"), loop: byId("loop"), sound: byId("sound") };
 const HERTZ = [100, 250, 500, 1000, 2000, 4000, 8000, 12000, 16000];
 let model = null;
+let length = { seconds: 1, frames: 1 }; // of the clip in the player; without one, of the model's clips
 let shown = null; // id of the job in the player
 
 /** Every such frame is shown: at most eight, each where its time begins. */
-const frameStep = () => Math.ceil(model.num_frames / 8);
+const frameStep = () => Math.ceil(length.frames / 8);
 
 function drawFrames() {
-  const columns = Math.ceil(Math.sqrt(model.num_frames)), rows = Math.ceil(model.num_frames / columns);
+  const columns = Math.ceil(Math.sqrt(length.frames)), rows = Math.ceil(length.frames / columns);
   const width = sheet.naturalWidth / columns, height = sheet.naturalHeight / rows;
   const context = frames.getContext("2d");
-  const shown = (frameStep() / model.num_frames) * frames.width, gap = Math.max(1, Math.round(shown / 40));
-  for (let frame = 0; frame < model.num_frames; frame += frameStep()) {
-    const left = (frame / model.num_frames) * frames.width;
+  const shown = (frameStep() / length.frames) * frames.width, gap = Math.max(1, Math.round(shown / 40));
+  for (let frame = 0; frame < length.frames; frame += frameStep()) {
+    const left = (frame / length.frames) * frames.width;
     const cell = (frame % columns) * width, row = Math.floor(frame / columns) * height;
     context.drawImage(sheet, cell, row, width, height, left, 0, shown, frames.height);
     context.clearRect(Math.round(left + shown) - gap, 0, gap, frames.height);
@@ -48,10 +49,10 @@ function drawAxes() {
     return fits;
   });
   byId("hertz").replaceChildren(...marks.map((hertz) => tick(hertz < 1000 ? `${hertz} Hz` : `${hertz / 1000} kHz`, "bottom", height(hertz))));
-  const step = [0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10].find((seconds) => model.seconds / seconds <= 5) ?? model.seconds;
-  const count = Math.floor(model.seconds / step + 1e-6);
+  const step = [0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10, 20, 60].find((step) => length.seconds / step <= 5) ?? length.seconds;
+  const count = Math.floor(length.seconds / step + 1e-6);
   const times = Array.from({ length: count + 1 }, (_, index) => index * step);
-  byId("seconds").replaceChildren(...times.map((time) => tick(`${decimals(time)} s`, "left", time / model.seconds)));
+  byId("seconds").replaceChildren(...times.map((time) => tick(`${decimals(time)} s`, "left", time / length.seconds)));
 }
 
 /** Learns the size, length and rates of this model's clips. */
@@ -61,19 +62,25 @@ export function prepare(loaded) {
   stage.style.setProperty("--clip-ratio", width / height);
   for (const picture of [video, frames]) picture.classList.toggle("pixels", width < 160);
   Object.assign(video, { width, height });
-  frames.width = Math.round((width * model.num_frames) / frameStep());
   frames.height = height;
-  tracks.setAttribute("aria-valuemax", decimals(model.seconds));
-  byId("clock-end").textContent = model.seconds.toFixed(2);
+  lay(model.seconds);
+}
+
+/** Lays out the time axis for a clip of this length: clips that go on are longer than the model's own. */
+function lay(seconds) {
+  length = { seconds, frames: Math.max(1, Math.round(seconds * model.fps)) };
+  frames.width = Math.round((model.size.split("x")[0] * length.frames) / frameStep());
+  tracks.setAttribute("aria-valuemax", decimals(seconds));
+  byId("clock-end").textContent = seconds.toFixed(2);
   drawAxes();
 }
 
 function drawTime() {
-  const share = Math.min(1, video.currentTime / model.seconds);
+  const share = Math.min(1, video.currentTime / length.seconds);
   playhead.style.left = `${100 * share}%`;
   byId("clock-now").textContent = video.currentTime.toFixed(2);
   tracks.setAttribute("aria-valuenow", decimals(video.currentTime));
-  tracks.setAttribute("aria-valuetext", `${decimals(video.currentTime)} of ${decimals(model.seconds)} seconds`);
+  tracks.setAttribute("aria-valuetext", `${decimals(video.currentTime)} of ${decimals(length.seconds)} seconds`);
 }
 
 function follow() {
@@ -101,7 +108,7 @@ const toggle = () => (video.paused ? play() : video.pause());
 
 function seek(seconds) {
   if (!shown || !(video.readyState >= 1)) return;
-  video.currentTime = Math.min(Math.max(0, seconds), model.seconds - 0.001);
+  video.currentTime = Math.min(Math.max(0, seconds), length.seconds - 0.001);
   drawTime();
 }
 
@@ -120,6 +127,7 @@ export function load(job) {
   for (const button of Object.values(buttons)) button.disabled = !job;
   tracks.setAttribute("aria-disabled", String(!job));
   tracks.tabIndex = job ? 0 : -1;
+  if (model) lay(job ? Number(job.seconds) : model.seconds);
   frames.getContext("2d").clearRect(0, 0, frames.width, frames.height);
   spectrogram.hidden = true;
   sheet.removeAttribute("src");
@@ -159,7 +167,7 @@ export function connect() {
   });
   const pointed = (event) => {
     const box = tracks.getBoundingClientRect();
-    seek(((event.clientX - box.left) / box.width) * model.seconds);
+    seek(((event.clientX - box.left) / box.width) * length.seconds);
   };
   tracks.addEventListener("pointerdown", (event) => {
     if (!shown || event.button !== 0) return;
@@ -171,7 +179,7 @@ export function connect() {
     const frame = 1 / model.fps;
     const moves = {
       ArrowRight: video.currentTime + frame, ArrowUp: video.currentTime + frame, ArrowLeft: video.currentTime - frame,
-      ArrowDown: video.currentTime - frame, Home: 0, End: model.seconds,
+      ArrowDown: video.currentTime - frame, Home: 0, End: length.seconds,
     };
     if (event.key in moves) seek(moves[event.key]);
     else if (event.key === " " || event.key === "Enter") toggle();

@@ -4,7 +4,12 @@ const TASKS = {
   joint: { name: "Picture and sound", hint: "The model makes the picture and its sound together.", accept: "" },
   a2v: { name: "Picture to your sound", hint: "You give the sound; the model makes a picture to it.", accept: "audio/*,video/*", file: "Your sound" },
   v2a: { name: "Sound to your picture", hint: "You give the picture; the model makes the sound to it.", accept: "video/*", file: "Your video" },
+  i2av: { name: "From a first picture", hint: "You give an image; the model makes a clip that begins with it.", accept: "image/*,video/*", file: "Your image", takes: "An image, or the first picture of a video." },
+  continue: { name: "A clip goes on", hint: "You give a clip; the model makes what comes after it.", accept: "video/*", file: "Your clip", takes: "The whole clip is kept; the model goes on from its end." },
+  inpaint: { name: "Make a part anew", hint: "You give a clip; the model makes a part of it anew.", accept: "video/*", file: "Your clip" },
 };
+
+const STREAMS = { both: "picture and sound", video: "picture", audio: "sound" };
 
 export const taskWords = (task) => TASKS[task] ?? { name: task, hint: "", accept: "", file: "File" };
 
@@ -56,6 +61,8 @@ export function refusalWords(message) {
 export function factsOf(job) {
   const facts = [["Seed", String(job.seed)], ["Steps", String(job.steps)], ["Guidance", decimals(job.guidance_scale)]];
   facts.push(["Made", taskWords(job.task).name.toLowerCase()], ["Asked for", whenOf(job)]);
+  if (job.span) facts.push(["Part", `${decimals(job.span[0])} to ${decimals(job.span[1])} s, ${STREAMS[job.stream]}`]);
+  if (job.num_windows > 1) facts.push(["Goes on", `${job.num_windows} times`]);
   if (job.status === "completed" && job.seconds_taken != null) facts.push(["Took", duration(job.seconds_taken)]);
   return facts;
 }

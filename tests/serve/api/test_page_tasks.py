@@ -1,0 +1,118 @@
+"""The page of a model that was trained for the masked tasks, in a real browser."""
+
+import json
+
+import pytest
+import requests
+
+from proav.media.container import write_clip
+from proav.serve.on_ray.sampler import Sampler
+from proav.serve.settings import ServeSettings
+from tests.serve.browser import find_chromium, open_browser
+from tests.serve.conftest import Front
+from tests.synthetic_clips import make_clip
+
+
+@pytest.fixture(scope="module")
+def served(masked_checkpoint, tmp_path_factory):
+    settings = ServeSettings(checkpoint=masked_checkpoint, jobs_dir=str(tmp_path_factory.mktemp("jobs")))
+    with Front(settings, Sampler(masked_checkpoint, threads=1, device="cpu")) as front:
+        yield front.url
+
+
+@pytest.fixture(scope="module")
+def tab(served):
+    binary = find_chromium()
+    if binary is None:
+        pytest.skip("no Chromium on this machine; expected chromium or google-chrome on PATH")
+    with open_browser(binary) as one:
+        one.screen(width=1280, height=1000)
+        one.open(served + "/")
+        one.wait("document.querySelector('#label').options.length > 1")
+        yield one
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("clips") / "clip.mp4")
+    write_clip(path, make_clip(1, seconds=1.2))
+    return path
+
+
+def made(tab, served):
+    """Presses Generate, waits for the clip, and returns its job."""
+    before = tab.evaluate("location.hash")
+    tab.fill("#steps", "2")
+    tab.click("#generate")
+    shows_clip = "document.querySelector('#stage').dataset.state === 'clip'"
+    tab.wait(f"location.hash !== {json.dumps(before)} && {shows_clip}", seconds=120)
+    return requests.get(f"{served}/v1/videos/{tab.evaluate('location.hash.slice(1)')}", timeout=30).json()
+
+
+def shown(tab, *names):
+    return [tab.evaluate(f"document.querySelector('#field-{name}').checkVisibility()") for name in names]
+
+
+def test_each_task_shows_its_own_fields(tab):
+    for task, expected in {
+        "joint": [False, False, False],
+        "i2av": [True, False, False],
+        "continue": [True, False, True],
+        "inpaint": [True, True, False],
+    }.items():
+        tab.click(f'#tasks input[value="{task}"]')
+        assert shown(tab, "file", "span", "windows") == expected, task
+
+
+def test_a_clip_from_a_first_picture(tab, served, file):
+    tab.click('#tasks input[value="i2av"]')
+    tab.give_file("#file", file)
+    assert made(tab, served)["task"] == "i2av"
+    assert "from a first picture" in tab.evaluate("document.querySelector('#clip-facts').innerText")
+
+
+def test_a_clip_goes_on_as_often_as_is_asked(tab, served, file):
+    tab.click('#tasks input[value="continue"]')
+    tab.give_file("#file", file)
+    tab.fill("#windows", "33")
+    tab.click("#generate")
+    tab.wait("!document.querySelector('#error-windows').hidden")
+    told = tab.evaluate("document.querySelector('#error-windows').textContent")
+    assert told == "“33” does not fit: write a whole number from 1 to 32."
+    tab.fill("#windows", "2")
+    assert tab.evaluate("document.querySelector('#error-windows').hidden")
+    job = made(tab, served)
+    assert (job["task"], job["num_windows"], job["seconds"]) == ("continue", 2, "2")
+    tab.wait("video.duration > 1.9 && video.duration < 2.2")
+    axis = "[tracks.getAttribute('aria-valuemax'), document.querySelector('#clock-end').textContent]"
+    assert tab.evaluate(axis) == ["2", "2.00"]
+    marks = tab.evaluate("document.querySelector('#seconds').innerText").split()
+    assert marks[0] == "0" and marks[-2:] == ["2", "s"]
+    tab.click('#tasks input[value="joint"]')
+    made(tab, served)
+    assert tab.evaluate(axis) == ["0.8", "0.80"]
+
+
+def test_a_part_is_made_anew(tab, served, file):
+    tab.click('#tasks input[value="inpaint"]')
+    tab.give_file("#file", file)
+    for begin, end in (("", ""), ("0.4", "0.2"), ("0", "9")):
+        tab.fill("#span-begin", begin)
+        tab.fill("#span-end", end)
+        tab.click("#generate")
+        tab.wait("!document.querySelector('#error-span').hidden")
+        told = tab.evaluate("document.querySelector('#error-span').textContent")
+        assert told.startswith("Write where the part begins and ends, in seconds from 0 to 0.8")
+        assert tab.evaluate("document.activeElement.id") == "span-begin"
+    tab.fill("#span-begin", "0.2")
+    tab.fill("#span-end", "0.4")
+    tab.choose("#stream", "audio")
+    job = made(tab, served)
+    assert (job["task"], job["span"], job["stream"]) == ("inpaint", [0.2, 0.4], "audio")
+    facts = tab.evaluate("document.querySelector('#clip-facts').innerText")
+    assert "0.2 to 0.4 s, sound" in facts
+    tab.click('#tasks input[value="joint"]')
+    tab.click("#again")  # puts the job's settings back into the form
+    tab.wait("document.querySelector('#tasks input:checked').value === 'inpaint'")
+    values = "[document.querySelector('#span-begin').value, document.querySelector('#stream').value]"
+    assert tab.evaluate(values) == ["0.2", "audio"]
