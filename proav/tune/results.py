@@ -183,10 +183,11 @@ def _tell(config: Config, rows: list[Row], best: Row | None, yardsticks: Sequenc
     if best is None:
         return
     print(f"tune: best after {best.clips:,} clips: {describe(best.point)}")
-    rivals = rivals_of(rows, best)
+    rivals = rivals_of(rows)
     if rivals:
         print(
-            f"tune: the intervals of {len(rivals)} others meet its own: chance may have chosen between them"
+            f"tune: seed by seed, {len(rivals)} others may be as good: "
+            "the interval of their difference holds 0"
         )
     print(f"tune: train it: python ray_jobs/train.py --config {storage.join(folder, 'best.yaml')}")
     print(f"tune: {storage.join(folder, 'report.html')}")
@@ -199,7 +200,8 @@ def format_table(tune: TuneConfig, rows: list[Row]) -> str:
     names = short_names(list(tune.axes))
     judged_by = tune.metric + (" +- 95 %" if tune.repeats > 1 else "")
     more = short_names(list(tune.show))
-    measured = ["clips", "PSNR dB", "mel dB", judged_by, *more.values()]
+    measured = ["clips", "PSNR dB", "mel dB", judged_by]
+    measured += (["from the best"] if tune.repeats > 1 else []) + list(more.values())
     measured += ["params M", "GFLOP", "clips/s", "GiB", "ended"]
     heads = ["trial", *(names[key] for key in tune.axes), *measured]
     lines = [heads]
@@ -208,6 +210,7 @@ def format_table(tune: TuneConfig, rows: list[Row]) -> str:
             _number(row.psnr_db, 2),
             _number(row.mel_error_db, 2),
             _metric(row),
+            *([_difference(row)] if tune.repeats > 1 else []),
             *(interval_words(row.shown[name]) if name in row.shown else "-" for name in tune.show),
             _number(row.parameters / 1e6, 2),
             _number(row.flops_per_clip / 1e9, 2),
@@ -234,6 +237,12 @@ def _metric(row: Row) -> str:
     if row.metric is None:
         return "-"
     return interval_words(Interval(row.metric, row.metric_low, row.metric_high, row.num_seeds))
+
+
+def _difference(row: Row) -> str:
+    if row.difference is None:
+        return "-"
+    return interval_words(Interval(row.difference, row.difference_low, row.difference_high, row.num_seeds))
 
 
 def _number(value: float | None, digits: int) -> str:

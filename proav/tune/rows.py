@@ -8,12 +8,12 @@ of those that went furthest.
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from proav.config import Config
+from proav.config import Config, TuneConfig
 from proav.costs import costs
 from proav.tune.axes import Point
 from proav.tune.budgets import train_flops
 from proav.tune.record import TrialRecord, score
-from proav.tune.repeats import Interval, budget_of, judged, repeats_of, shown
+from proav.tune.repeats import Interval, budget_of, difference, judged, repeats_of, shown
 from proav.tune.space import config_at
 
 
@@ -50,6 +50,13 @@ class Row:
     metric_low: float | None = None
     metric_high: float | None = None
     """The 95 % interval of that mean; None for a single seed."""
+    difference: float | None = None
+    """The metric minus that of the best trial, mean over the seeds that both have; None for the best itself.
+    """
+    difference_low: float | None = None
+    difference_high: float | None = None
+    """The 95 % interval of that difference. Trials share what a seed draws, so that it is taken seed by seed:
+    it is much narrower than the interval of the metric."""
     num_seeds: int = 0
     train_flops: int | None = None
     """What the training of one seed cost up to the last rung, in closed form."""
@@ -97,7 +104,17 @@ def make_rows(config: Config, records: Iterable[TrialRecord]) -> list[Row]:
         )
     rows.sort(key=lambda row: (-row.budget, -(row.score or 0)))
     winners = {row.trial for row in front(rows, max(rungs_of(rows), default=0))}
-    return [replace(row, pareto=row.trial in winners) for row in rows]
+    rows = [replace(row, pareto=row.trial in winners) for row in rows]
+    best = best_row(rows)
+    return [_compared(row, best, tune) for row in rows]
+
+
+def _compared(row: Row, best: Row | None, tune: TuneConfig) -> Row:
+    """The row with its difference from the best trial, if both were measured at the same budget."""
+    if best is None or row.trial == best.trial or row.budget != best.budget:
+        return row
+    found = difference(row.rungs[-1], best.rungs[-1], tune)
+    return replace(row, difference=found.mean, difference_low=found.low, difference_high=found.high)
 
 
 def _told(rung: dict, config: Config) -> dict:
@@ -158,16 +175,7 @@ def best_row(rows: list[Row]) -> Row | None:
     )
 
 
-def rivals_of(rows: list[Row], best: Row) -> list[Row]:
-    """Trials of the same budget whose interval meets that of the best: chance may have chosen."""
-    if best.metric_low is None:
-        return []
-    return [
-        row
-        for row in rows
-        if row is not best
-        and row.budget == best.budget
-        and row.metric_low is not None
-        and row.metric_low <= best.metric_high
-        and row.metric_high >= best.metric_low
-    ]
+def rivals_of(rows: list[Row]) -> list[Row]:
+    """Trials of the best one's budget whose difference from it may be none: chance may have chosen."""
+    known = [row for row in rows if row.difference_low is not None]
+    return [row for row in known if row.difference_low <= 0 <= row.difference_high]

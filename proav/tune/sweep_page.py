@@ -36,7 +36,7 @@ from proav.tune.axes import (
 from proav.tune.budgets import budgets_words
 from proav.tune.plots import cost_svg, importance_svg, parallel_svg
 from proav.tune.record import CRASHED, FAILED, FINISHED, RUNNING, STOPPED
-from proav.tune.repeats import interval_words
+from proav.tune.repeats import Interval, interval_words
 from proav.tune.rows import Row, best_row, cost_front, rivals_of, rungs_of
 from proav.tune.sweep_figures import (
     SHAPES,
@@ -113,7 +113,7 @@ def _header(config: Config, rows: list[Row], protocol: dict) -> list[Markup]:
             f"with {best.psnr_db:.2f} dB PSNR in the picture and {best.mel_error_db:.2f} dB log-mel error in "
             f"the sound.{judged_by}"
         )
-        sentences.append(_chance(tune, rows, best))
+        sentences.append(_chance(tune, rows))
     spent = sum(row.seconds or 0 for row in rows)
     total = num_combinations(tune)
     model = STAGES[tune.stage].model
@@ -150,21 +150,24 @@ def _header(config: Config, rows: list[Row], protocol: dict) -> list[Markup]:
     ]
 
 
-def _chance(tune: TuneConfig, rows: list[Row], best: Row) -> str:
+def _chance(tune: TuneConfig, rows: list[Row]) -> str:
     """How far the order of the trials can be believed."""
     if tune.repeats == 1:
         return (
             "Each trial is one training run with one seed: small differences can be chance. Trials are "
             "compared only at equal budgets."
         )
-    rivals = len(rivals_of(rows, best))
-    meets = (
-        f"The intervals of {counted(rivals, 'other trial')} meet that of the best: chance may have chosen "
-        "between them."
+    rivals = len(rivals_of(rows))
+    decided = (
+        f"For {counted(rivals, 'other trial')} the interval of that difference holds 0: chance may have "
+        "chosen the best one."
         if rivals
-        else ("No other trial's interval meets that of the best.")
+        else "No other trial's interval of that difference holds 0."
     )
-    return f"Each trial is the mean of {tune.repeats} seeds, with the 95 % interval of that mean. {meets}"
+    return (
+        f"Each trial is the mean of {tune.repeats} seeds, with the 95 % interval of that mean. "
+        f"The difference from the best trial is taken seed by seed. {decided}"
+    )
 
 
 def _fronts(tune: TuneConfig, rows: list[Row], rungs: list[float], axes: dict[str, Sequence]) -> list[Markup]:
@@ -264,7 +267,7 @@ def _trials(tune: TuneConfig, rows: list[Row], axes: dict[str, Sequence]) -> lis
         "Ended",
     ]
     if tune.repeats > 1:
-        measured_heads.insert(4, "95 % interval")
+        measured_heads[4:4] = ["95 % interval", "From the best"]
     costs_from = measured_heads.index("Parameters M")
     measured_heads[costs_from:costs_from] = short_names(list(tune.show)).values()
     cells = []
@@ -280,6 +283,8 @@ def _trials(tune: TuneConfig, rows: list[Row], axes: dict[str, Sequence]) -> lis
                 if known
                 else f"of {counted(row.num_seeds, 'seed')}"
             )
+            found = Interval(row.difference, row.difference_low, row.difference_high, row.num_seeds)
+            numbers.append(None if row.difference is None else interval_words(found, digits=4))
         numbers += [
             interval_words(row.shown[name], digits=4) if name in row.shown else None for name in tune.show
         ]

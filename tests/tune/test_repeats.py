@@ -104,13 +104,19 @@ def test_trials_whose_intervals_meet_are_told_apart_from_others(tmp_path, capsys
         and best.num_seeds == 2
         and best.metric_low < best.metric < best.metric_high
     )
-    assert [row.point[SCALES] for row in rivals_of(rows, best)] == [[1]]
+    assert [row.point[SCALES] for row in rivals_of(rows)] == [[1]]
+    near, far = (next(row for row in rows if row.point[SCALES] == scales) for scales in ([1], [1, 2, 4]))
+    # seed by seed the score is -0.1 and -0.3 of the best's: -0.2 +- 12.706 x 0.1
+    assert near.difference == pytest.approx(-0.2) and near.difference_low == pytest.approx(-0.2 - 1.2706)
+    assert far.difference_high < 0 and best.difference is None
     results = write_results(config, records, data=DATA)
     said, page = capsys.readouterr().out, (tmp_path / "tune" / "report.html").read_text()
     assert (
         "score +- 95 %" in said
         and "10.300 +- 2.541" in said
-        and "the intervals of 1 others meet its own" in said
+        and "seed by seed, 1 others may be as good" in said
+        and "-0.200 +- 1.271" in said
     )
-    assert "95 % interval" in page and results["trials"][0]["metric_low"] == best.metric_low
+    assert "95 % interval" in page and "For 1 other trial the interval of that difference holds 0" in page
+    assert results["trials"][0]["metric_low"] == best.metric_low
     assert "over 2 seeds" in (tmp_path / "tune" / "best.yaml").read_text()
