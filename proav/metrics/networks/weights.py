@@ -11,8 +11,9 @@ from proav.metrics.networks.card import NetworkCard
 
 
 def read_tensors(path: str, *, card: NetworkCard) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. For any other file, raises UserError that says how to make
-    it.
+    """(tensors, metadata) of a safetensors file.
+
+    For any other file, raises UserError that says how to make it.
     """
     try:
         with safe_open(path, framework="pt") as file:
