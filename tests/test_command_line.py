@@ -63,7 +63,7 @@ def test_the_address_that_a_dead_ray_left_in_a_file_is_told_or_passed_over(tmp_p
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         (tmp_path / "ray" / "ray_current_cluster").write_text(address)
         assert running_here() is None
-        said = f"no Ray answers at RAY_ADDRESS=auto, which is {address} by Ray's files"
+        said = f"no Ray answers at RAY_ADDRESS=auto, which is {address} according to Ray's files"
         with pytest.raises(UserError, match=said):
             check_address("auto")
         taken.listen()

@@ -96,7 +96,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _train_alike(cls, settings: object) -> object:
-        """What distill.train does not say is as in stdit.train, but for its length."""
+        """Fills distill.train with the values of stdit.train where it has none, except for its length."""
         if not isinstance(settings, dict):
             return settings
         trained, distill = (settings.get(name) or {} for name in ("stdit", "distill"))
@@ -114,7 +114,7 @@ class Config(Section):
         depth, decoder = self.stdit.shape[0], self.distill.decoder_blocks
         if decoder is not None and decoder >= depth:
             raise ValueError(
-                f"distill.decoder_blocks={decoder} leaves none of the {depth} blocks of ST-DiT for the time "
-                f"itself; expected at most {depth - 1}"
+                f"distill.decoder_blocks={decoder}: none of the {depth} blocks of ST-DiT would see the "
+                f"current time; expected at most {depth - 1}"
             )
         return self

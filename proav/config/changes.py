@@ -1,8 +1,8 @@
-"""What each setting changes, said once, beside the setting.
+"""What each setting changes, declared once, beside the setting.
 
-A section says it for all its fields (`changes`). A field can say it for itself (`Annotated[..., Changes()]`).
-Three answers follow: which settings shape stored data, which ones fix the meaning of a model's weights, and
-which ones concern the machine alone. Kinds:
+A section declares it for all its fields (`changes`); a field can declare its own with `Changes()`. This tells
+which settings shape stored data, which ones fix the meaning of a model's weights, and which ones concern the
+machine alone. The kinds are:
 
     sources         what there is to prepare; it is compared source by source
     data            prepared data
@@ -44,7 +44,7 @@ class Changes:
 
 
 def changes_of(section: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, ...]]:
-    """{dotted key: kinds} of every setting below a section; kinds are () if nothing is said.
+    """{dotted key: kinds} of every setting below a section; kinds are () if none are declared.
 
     prefix: put in front of each key, such as "mdsa.".
     """

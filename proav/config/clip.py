@@ -61,15 +61,17 @@ class MelConfig(Section):
     ceiling_log10: float = 1.0
     """log10 of the mel magnitude that becomes +1."""
     transform: Literal["whole", "segment"] = "whole"
-    """whole: one Fourier transform over the sound, whose columns are then cut into frames. segment: the sound
-    of each frame is cut out and transformed alone.
+    """whole: one Fourier transform over the whole sound; its columns are then cut into frames. segment: the
+    sound of each frame is cut out and transformed alone.
     """
     griffin_lim_iterations: Annotated[PositiveInt, Changes("samples")] = 32
     """Rounds of fast Griffin-Lim when sound is made from mel images."""
     griffin_lim_magnitude: Annotated[Literal["multiplicative", "pseudo_inverse"], Changes("samples")] = (
         "multiplicative"
     )
-    """multiplicative: each round scales the sound's own magnitudes to the mel. pseudo_inverse: fixed ones."""
+    """Magnitudes of each round. multiplicative: those of the current sound, scaled to the mel.
+    pseudo_inverse: fixed ones, from the mel's pseudo-inverse.
+    """
     griffin_lim_momentum: Annotated[float, Field(ge=0, lt=1), Changes("samples")] = 0.95
     """Momentum of fast Griffin-Lim; 0 is the plain method."""
 
@@ -83,54 +85,54 @@ class DataConfig(Section):
     """Folders, files or globs of videos with sound, local or remote."""
     layout: Annotated[Literal["label", "split/label", "aist"], Changes("sources")] = "label"
     """label: the first folder is the label. split/label: a folder train or test may be above it. aist: the
-    file name tells the label.
+    label is part of the file name.
     """
     listing: Annotated[Names, Changes("sources")] = ()
     """Instead of sources: one or several tables of what to prepare; listing_format names their format."""
     listing_format: Annotated[
         Literal["auto", "table", "audioset", "vggsound", "aist"], Changes("sources")
     ] = "auto"
-    """auto: told from the content. table: CSV or Parquet with a column path. audioset, vggsound: their CSV
-    files. aist: AIST++'s split files.
+    """auto: recognized from the content. table: CSV or Parquet with a column path. audioset, vggsound: the
+    CSV files of these data sets. aist: AIST++'s split files.
     """
     videos: Annotated[str | None, Changes("sources")] = None
-    """Folder of a listing's videos; all folders below it are searched too. The paths in a table begin there.
-    Empty: they begin in the table's folder.
+    """Folder of a listing's videos; all folders below it are searched too. Paths in a table are relative to
+    it. Empty: they are relative to the table's folder.
     """
     ontology: Annotated[str | None, Changes("sources")] = None
-    """AudioSet's ontology.json or class_labels_indices.csv: the names of its labels."""
+    """AudioSet's ontology.json or class_labels_indices.csv: the file that names its labels."""
     other_columns: Annotated[tuple[str, ...], Changes("sources")] = ()
     """Columns that a table may have besides proav's own; they are not used. Any other column is refused."""
     named_by_id: Literal["whole", "cut"] = "whole"
     """What a file <video id>.mp4 of AudioSet or VGGSound holds. whole: the whole video. cut: only the listed
-    stretch. A file <id>_<start>.mp4 is always cut.
+    part. A file <id>_<start>.mp4 always holds only that part.
     """
     conflicts: Annotated[Literal["refuse", "first"], Changes("sources")] = "refuse"
     """What happens to rows of listings that overlap or put a video on both sides of the split. refuse: an
-    error. first: the row that is listed first is kept, the others are counted.
+    error. first: the row that is listed first is kept; the others are left out and counted.
     """
     prepared: str | None = None
-    """Data folder of another run, whose prepared data is used; empty: <run_dir>/data."""
+    """Folder with another run's prepared data, to be used here; empty: <run_dir>/data."""
     labels: Annotated[tuple[LabelName, ...], AfterValidator(_each_once)] = ()
     """Labels in the order of the label embedding; empty: all labels that preprocess finds, sorted."""
     segment_seconds: PositiveFloat = 10.0
     """A source is stored in segments of at most this length, in seconds; windows are drawn from them."""
     frame_codec: Literal["raw", "jpeg"] = "jpeg"
-    """raw: uint8 pixels, for tiny sets. jpeg: one per frame, random access, about a ninth of the bytes."""
+    """raw: uint8 pixels, for tiny sets. jpeg: one JPEG per frame, about a ninth of the bytes."""
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 92
     """JPEG quality of stored frames."""
     fit: Literal["pad", "crop"] = "pad"
     """pad: the whole picture with black bars, as in the published tables. crop: the centre, no bars."""
     picture_track: Annotated[int, Field(ge=0)] | None = None
-    """Picture track of every file, counted from 0 as in FFmpeg's 0:v:0; empty: the main one of a programme
-    that has sound.
+    """Picture track of every file, counted from 0 as in FFmpeg's 0:v:0; empty: the main picture track of a
+    programme that has sound.
     """
     sound_track: Annotated[int, Field(ge=0)] | None = None
-    """Sound track of every file, counted from 0 as in FFmpeg's 0:a:0; empty: the main one of the picture's
-    programme, or its loudest if the main one is silent.
+    """Sound track of every file, counted from 0 as in FFmpeg's 0:a:0; empty: the main sound track of the
+    picture's programme, or the loudest one if the main one is silent.
     """
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of *sources* held out if the listing names no split; a source is never on both sides."""
+    """Share of sources held out if the listing names no split; a source is never on both sides."""
     rows_per_shard: PositiveInt = 64
     """Segments in one Parquet file."""
     num_workers: Annotated[PositiveInt | None, Changes("machine")] = None

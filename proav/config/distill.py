@@ -15,14 +15,14 @@ class DistillConfig(Section):
     changes = ("flow_map",)
 
     teacher: Annotated[str | None, Changes("training")] = None
-    """The ST-DiT checkpoint to start and to learn from; empty: the newest of this run."""
+    """The ST-DiT checkpoint to start from and to learn from; empty: the newest of this run."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
     """Guidance of the teacher that the flow map learns; 1: none. Sampling then needs no guidance."""
     decoder_blocks: Count | None = None
-    """Last blocks of ST-DiT that are told the next time instead of the time; empty: a third of all."""
+    """Last blocks of ST-DiT, conditioned on the next time instead of the current one; empty: a third."""
     time_step: Annotated[float, Field(gt=0, le=1), Changes("training")] = 0.03125
-    """Step of time by which the average velocity's derivative is taken, and the length of the teacher's Euler
-    steps that the flow map learns to do at once.
+    """Time step of the finite difference that gives the average velocity's derivative. It is also the length
+    of the teacher's Euler steps that the flow map learns to combine.
     """
     train: DistillTrainConfig = DistillTrainConfig()
-    """How it is trained; what is not said here is as in stdit.train, but for the length."""
+    """How it is trained; settings that are not given here are as in stdit.train, except for the length."""

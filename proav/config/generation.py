@@ -1,4 +1,4 @@
-"""Settings of what is done with trained models (making clips, measuring), and settings of every job."""
+"""Settings for the use of trained models (making clips, measuring them), and settings of every job."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ class JobConfig(Section):
     retry_seconds: Annotated[float, Field(ge=0, le=86_400)] = 120.0
     """Seconds for which reads and writes that fail for a moment are tried again, with growing pauses."""
     stop_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
-    """Seconds within which a job ends after SIGTERM or SIGINT; training writes a checkpoint in them."""
+    """Seconds within which a job ends after SIGTERM or SIGINT; training writes a checkpoint in this time."""
 
 
 class GenerateConfig(Section):
@@ -25,42 +25,42 @@ class GenerateConfig(Section):
     changes = ("samples",)
 
     num_samples: PositiveInt = 16
-    """Clips to make; with a listing, its rows say how many."""
+    """Clips to make; with a listing, the column count says how many."""
     listing: str | None = None
     """CSV or Parquet: a row for each input, with the columns path, start_seconds, label, seed and count
-    (docs/sampling.md). Empty: samples of `label`, or of labels in turn; a task that is given something
-    takes windows of the run's data.
+    (docs/sampling.md). Empty: samples of `label`, or of labels in turn; a task with an input takes windows of
+    the run's data.
     """
     task: TaskName = "joint"
     """joint: picture and sound. a2v: picture for given sound. v2a: sound for given picture. i2av: a clip from
-    its first picture. continue: a clip goes on. inpaint: a span of a clip is made anew. What is given are
-    windows of the run's data, of the split evaluate.split.
+    its first picture. continue: a clip goes on. inpaint: a span of a clip is made anew. Inputs are windows of
+    the run's data, of the split evaluate.split.
     """
     label: LabelName | None = None
     """Label of all samples; empty: the labels of the data set in turn, or none if the model has none. With a
-    listing: of the rows that have no label; empty: none.
+    listing, it is the label of the rows that have none; empty: they stay without a label.
     """
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Denoising steps; empty: 4 for a flow map, 30 for other models."""
     solver: str | None = None
-    """How a step is made: docs/sampling.md lists the solvers; empty: euler for a flow, ddim for ddpm,
+    """How a step is computed: docs/sampling.md lists the solvers; empty: euler for a flow, ddim for ddpm,
     flow_map for a flow map.
     """
     schedule_shift: Annotated[float, Field(ge=1, le=100)] | None = None
     """Shift s of the sampling times: t becomes s t / (1 + (s - 1) t); empty: as in training."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
-    """Scale of classifier-free guidance; 1: no guidance. A flow map has its own scale, and takes no other."""
+    """Scale of classifier-free guidance; 1: no guidance. A flow map has a fixed scale and takes no other."""
     guidance_interval: tuple[Probability, Probability] = (0.0, 1.0)
     """Times between which guidance acts; 0 is clean, 1 is noise."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """In which ST-DiT computes. fp32: on a GPU with TF32 matrix products. bf16: autocast, faster on a GPU."""
+    """Precision of ST-DiT. fp32: on a GPU with TF32 matrix products. bf16: autocast, faster on a GPU."""
     batch_size: Annotated[PositiveInt, Changes("machine")] = 8
     """Clips made at a time."""
     num_workers: Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], Changes("machine")] = 1
     """Generating actors, one for each GPU if there are GPUs; [MIN,MAX] grows with the cluster."""
     num_writers: Annotated[Count | None, Changes("machine")] = None
-    """At most so many actors, a CPU each, make sounds of mel images and write the files, while others
-    generate. 0: each generating actor does it itself. Empty: with GPUs all CPUs that are left, otherwise 0.
+    """Most actors that turn mel images into sound and write the files while others generate; each takes a
+    CPU. 0: each generating actor does this itself. Empty: with GPUs all CPUs that are left, otherwise 0.
     """
     use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
     """auto: a GPU for each actor if the cluster has any, or its autoscaler can add one."""
@@ -92,20 +92,20 @@ class EvaluateConfig(Section):
     max_clips: PositiveInt = 256
     """Most clips of a set, spread evenly, if the protocol does not say how many."""
     protocol: str = "small"
-    """How generated and reconstructed clips are measured: small, full, mm-diffusion-64, mm-diffusion-256,
-    pvdm; for clips of the made world: world (docs/evaluation.md, docs/world.md).
+    """How generated and reconstructed clips are measured: small, full, mm-diffusion-64, mm-diffusion-256 or
+    pvdm; for clips of the made world also world (docs/evaluation.md, docs/world.md).
     """
     weights: Annotated[str | None, Changes("machine")] = None
     """Folder with the weights of feature networks (<network>.safetensors) and of LPIPS
     (lpips-vgg16.safetensors or lpips-alexnet.safetensors).
     """
     num_resamples: Annotated[int, Field(ge=20, le=10_000)] = 200
-    """Bootstrap draws of sources for each interval."""
+    """Bootstrap resamples of the sources for each confidence interval."""
     num_workers: Annotated[PositiveInt | None, Changes("machine")] = None
     """Measuring actors; empty: one for each CPU, or each GPU, of the cluster."""
     compare_with: str | None = None
-    """metrics.json of another evaluation. Its numbers are printed beside these if its protocol is the same,
-    and refused otherwise.
+    """metrics.json of another evaluation. Its numbers are printed beside this one's. It must have the same
+    protocol.
     """
     samples_beside_training: Count = 0
     """Clips to make from each validated checkpoint of ST-DiT (train.validate_every_clips) and to measure by

@@ -62,7 +62,7 @@ class BiBlockConfig(Section):
     enabled: bool = True
     """Off: the modalities do not meet in the decoder."""
     block_size: PositiveInt = 4
-    """Side of a block, in plane cells; divides the sides of the planes it is applied to."""
+    """Side of a block, in plane cells; divides the sides of the planes named by apply_to."""
     global_tokens: bool = True
     """Each block also sees the mean of every other block of the other modality."""
     apply_to: Literal["HW", "all"] = "HW"
@@ -74,18 +74,18 @@ class BiBlockConfig(Section):
 
 
 class BasesConfig(Section):
-    """How many bases a stream's first plane has; each of its cells takes one. 1: no choice of bases."""
+    """How many bases a stream's first plane has; each cell of the plane chooses one. 1: no choice."""
 
     changes = ("mdsa",)
 
     video: PositiveInt = 1
     """Bases of the picture's HW plane."""
     audio: PositiveInt = 1
-    """Bases of the sound's HT plane; its blocks are small, so that many bases cost little."""
+    """Bases of the sound's HT plane; the blocks of this plane are small, so many bases cost little."""
 
 
 class LinearPlanesConfig(Section):
-    """The linear half of the projection, through the same planes.
+    """The linear part of the projection onto the planes.
 
     It is fitted before training, then trained further.
     """
@@ -93,17 +93,17 @@ class LinearPlanesConfig(Section):
     changes = ("mdsa",)
 
     enabled: bool = True
-    """Off: the network alone makes planes, bounded by tanh, and pictures, bounded by a sigmoid."""
+    """Off: only the network makes planes (bounded by tanh) and pictures (bounded by a sigmoid)."""
     overlap: bool = True
-    """Blocks of lapped images: neighbours overlap by half, on even sides of at least 4; off: plain blocks."""
+    """Neighbouring blocks overlap by half (lapped images) on even sides of at least 4; off: plain blocks."""
     bases: BasesConfig = BasesConfig()
-    """Switched cells: the number of bases between which they choose."""
+    """Switched cells: the number of bases among which each chooses."""
     switched_channels: Annotated[int, Field(ge=2)] = 24
-    """Last channels of a first plane with bases: they hold the number of the basis and coefficients in it."""
+    """Channels for switched cells, the last of a first plane: the basis's index, then its coefficients."""
     fit_clips: PositiveInt = 192
-    """First clips of training, on which the path is fitted; three pictures and the sound of each are kept."""
+    """First clips of training, used for the fit; three pictures and the sound of each are kept."""
     alone_clips: Annotated[Count, Changes("training")] = 0
-    """Clips at the beginning of training in which the path learns without the network; they cost far less."""
+    """Clips at the beginning of training that train the linear planes only, at far lower cost."""
 
     def switched(self, modality: Literal["video", "audio"]) -> tuple[int, int]:
         """(bases, channels) of one modality's switched cells; (1, 0) without them."""
@@ -117,13 +117,13 @@ class RefinerConfig(Section):
     changes = ("mdsa",)
 
     enabled: bool = True
-    """Off: the decoder ends with its patches."""
+    """Off: the decoder's patches are the output."""
     width: PositiveInt = 32
     """Channels at the finest resolution; each level doubles them."""
     levels: Annotated[int, Field(ge=1, le=5)] = 3
     """Number of resolutions, each half the one before."""
     patch: PositiveInt = 2
-    """Rows and columns of pixels that the first layer gathers."""
+    """Side of the pixel squares that the first layer gathers into one position."""
 
 
 class PlaneChannelsConfig(Section):
@@ -147,7 +147,7 @@ class MDSALossConfig(Section):
     pixel_squared: Weight = 0.0
     """Squared error on all frames: what PSNR measures."""
     perceptual: Weight = 4.0
-    """LPIPS on one random frame per clip; only if perceptual_weights names the network."""
+    """LPIPS on one random frame per clip; only if perceptual_weights names a file."""
     perceptual_weights: str | None = None
     """File with LPIPS weights (safetensors); empty: multi_scale_gradient replaces it, and results say so."""
     multi_scale_gradient: Weight = 1.0
@@ -210,8 +210,8 @@ class MDSAConfig(Section):
     collapse_mlp_width: PositiveInt = 512
     """Hidden width of that transformer's MLP."""
     audio_input: Literal["native", "tiled"] = "native"
-    """native: patches of the T x M x S mel grid. tiled: patches of the T x H x W image (equal in reach,
-    larger in cost).
+    """native: patches of the T x M x S mel grid. tiled: patches of the T x H x W image, which cover the same
+    sound and cost more.
     """
     audio_channels: Literal[1, 3] = 1
     """Channels of the tiled mel image: 1 as in Figure 1, or 3 equal ones."""
@@ -224,8 +224,8 @@ class MDSAConfig(Section):
     bi_block: BiBlockConfig = BiBlockConfig()
     """Bi-Block CrossAttn."""
     modality_dropout: Annotated[Probability, Changes("training")] = 0.1
-    """Training probability, the same for three cases: audio gets nothing from video, video nothing from
-    audio, or neither gets anything.
+    """Training probability of each of three cases: audio gets nothing from video, video gets nothing from
+    audio, or neither gets anything from the other.
     """
     latent_noise: Annotated[Weight, Changes("training")] = 0.0
     """Standard deviation of noise on the planes in training, in units of each plane's root mean square."""
@@ -245,7 +245,8 @@ class MDSAConfig(Section):
     def _check(self) -> "MDSAConfig":
         if 3 * self.modality_dropout > 1:
             raise ValueError(
-                f"mdsa.modality_dropout={self.modality_dropout} is used for three cases; expected at most 1/3"
+                f"mdsa.modality_dropout={self.modality_dropout} is the probability of each of three cases; "
+                "expected at most 1/3"
             )
         if self.head_width % 4:
             raise ValueError(

@@ -17,16 +17,16 @@ from proav.errors import ConfigError
 
 TRAINED_STAGES = ("mdsa", "stdit", "distill")
 STAGES_OF_EVERY_RUN = ("mdsa", "stdit")
-"""What `train.KEY` means if no stage is chosen."""
+"""The stages that `train.KEY` sets if no stage is chosen."""
 WHOLE_VALUES = ("task_weights", "axes")
-"""Settings whose value is a mapping: a file laid over another replaces it as a whole."""
+"""Settings whose value is a mapping: a file laid over another replaces the whole mapping."""
 
 
 def load_config(path: str | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """The configuration of the YAML file `path`, with `section.key=value` words laid over it.
 
-    path: None means the defaults alone. A file may begin with `base: OTHER.yaml`: it is then laid over that
-    file, whose path is relative to the folder of the first.
+    path: None means the defaults alone. A file may begin with `base: OTHER.yaml`: it is then laid over
+    OTHER.yaml, a path relative to the file's own folder.
     overrides: the words; `train.KEY` means the training section of the chosen stage, or of MDSA and ST-DiT if
     no stage is chosen.
     Raises ConfigError.
@@ -93,7 +93,7 @@ def describe_settings(section: type[BaseModel] = Config, prefix: str = "") -> li
 
 
 def _spread_train(settings: dict, stage: str | None) -> dict:
-    """A file's section `train:` moved into the stages' sections; what these say themselves wins."""
+    """A file's section `train:` moved into the stages' sections; values already given there win."""
     section = settings.get("train")
     if not isinstance(section, dict):
         return settings
@@ -108,7 +108,7 @@ def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[dict]:
     """The settings of a YAML file, then those of its base file, then those of that file's base, and so on.
 
     The top-level key `base` names the base file, relative to the folder of the file that has the key.
-    above: the files that have led to this one; a file among them would close a circle.
+    above: the files whose `base` keys led to this one; a file among them would close a circle.
     """
     settings, here = _read_yaml(path), str(Path(path).resolve())
     base = settings.pop("base", None)
@@ -116,7 +116,7 @@ def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[dict]:
         return [settings]
     if not isinstance(base, str):
         raise ConfigError(
-            f"base={base!r} in {path}: expected the path of a YAML file, seen from {path}, "
+            f"base={base!r} in {path}: expected the path of a YAML file, relative to the folder of {path}, "
             "such as base: ../demo.yaml"
         )
     if here in above:
@@ -126,14 +126,14 @@ def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[dict]:
     below = Path(path).parent / base
     if not below.is_file():
         raise ConfigError(
-            f"base={base} in {path}: there is no file {below}; expected a path seen from {path}, "
-            "such as base: ../demo.yaml"
+            f"base={base} in {path}: there is no file {below}; expected a path relative to the folder of "
+            f"{path}, such as base: ../demo.yaml"
         )
     return [settings, *_read_with_bases(str(below), (*above, here))]
 
 
 def _lay_over(below: dict, above: dict) -> dict:
-    """`above` laid over `below`: sections merge, values are replaced, also those that are mappings."""
+    """`above` laid over `below`: sections merge; values are replaced, and WHOLE_VALUES as wholes."""
     merged = dict(below)
     for key, value in above.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in WHOLE_VALUES
@@ -192,14 +192,14 @@ def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: s
     """Raises ConfigError for a key that the section does not have, and for a section that is no mapping.
 
     settings: values of this section, nested.
-    section: its model.
-    prefix: what stands before its keys, such as "mdsa.".
+    section: the section's model.
+    prefix: put in front of the section's keys, such as "mdsa.".
     origin: where the settings come from, for messages.
     """
     for key, value in settings.items():
         if key not in section.model_fields:
             given, inner = f"{prefix}{key}", value
-            while isinstance(inner, dict) and len(inner) == 1:  # an override is named in full
+            while isinstance(inner, dict) and len(inner) == 1:  # so that an override is named in full
                 name, inner = next(iter(inner.items()))
                 given += f".{name}"
             near = nearest_key(given)
@@ -219,7 +219,7 @@ def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: s
 def nearest_key(key: str) -> str | None:
     """The key that was probably meant; None if no known key is near.
 
-    First choice is the nearest known key, then the nearest of the same last name, then the nearest by level.
+    First choice is the nearest known key, then the nearest with the same last name, then by level.
     """
     known, first = _all_keys(Config, ""), key.split(".")[0]
     if first not in Config.model_fields and first != "train":  # perhaps a misspelt `train`

@@ -1,4 +1,4 @@
-"""What every section of the configuration is, and the kinds of values that settings share."""
+"""The base class of every section of the configuration, and the types of values that settings share."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -29,7 +29,7 @@ class Section(BaseModel):
     """Base of every section: frozen, refuses unknown keys, and takes field docstrings as descriptions."""
 
     changes: ClassVar[tuple[str, ...]] = ()
-    """Kinds of things that its fields change, unless a field says otherwise (`changes.py`)."""
+    """Kinds of things that the section's fields change, unless a field declares its own (`changes.py`)."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True

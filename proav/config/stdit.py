@@ -25,7 +25,7 @@ class EncodeConfig(Section):
     use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
     """auto: a GPU for each actor if the cluster has any, or its autoscaler can add one."""
     replace: Annotated[bool, Changes("machine")] = False
-    """Delete latents that another MDSA, other data or other settings made, and encode anew."""
+    """Delete latents made by another MDSA, from other data or with other settings, and encode anew."""
 
 
 class STDiTConfig(Section):
@@ -42,12 +42,13 @@ class STDiTConfig(Section):
     num_heads: PositiveInt | None = None
     """Attention heads, with size=custom."""
     patch_size: PositiveInt = 2
-    """Cells along a token's side; divides mdsa.plane_size. In planes of fewer channels it may be larger."""
+    """Cells along a token's side; divides mdsa.plane_size. Planes with fewer channels may have larger tokens.
+    """
     attention: Literal["divided", "full"] = "divided"
     """divided: within a plane, then across the six planes. full: all tokens at once."""
     positions: Literal["axes", "plain"] = "axes"
-    """axes: tokens of equal time, row or column share coordinates in all planes. plain: each plane's rows and
-    columns, whatever they mean.
+    """axes: tokens of equal time, row or column share coordinates in all planes. plain: coordinates are each
+    plane's rows and columns, whichever axes these are.
     """
     mlp_ratio: PositiveInt = 4
     """Hidden width of the MLP, in multiples of width."""
@@ -101,9 +102,9 @@ class DiffusionConfig(Section):
     ddpm_steps: PositiveInt = 1000
     """Discrete times of ddpm."""
     ddpm_beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.0015
-    """First variance; the square roots are spaced evenly."""
+    """First noise variance; the square roots of the variances are spaced evenly."""
     ddpm_beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.0195
-    """Last variance."""
+    """Last noise variance."""
     ddim_eta: Annotated[float, Field(ge=0, le=1), Changes("samples")] = 0.0
     """0: deterministic DDIM; 1: ancestral noise."""
     task_weights: Annotated[dict[TaskName, Weight], Changes("training", "latents")] = {
@@ -114,12 +115,12 @@ class DiffusionConfig(Section):
     }
     """Share of each task in training. a2v: sound is given. v2a: picture is given. independent: each modality
     has a time of its own. i2av: the first picture is given. continue: the beginning of both is given.
-    inpaint: all but a span is given. For each of the last three that has a share, encode stores the planes of
-    masked clips: half as much again as without any.
+    inpaint: all but a span is given. For each of the last three with a positive share, encode also stores the
+    planes of masked clips. Each adds half of what is stored without them.
     """
     continue_frames: Annotated[PositiveInt | None, Changes("training", "latents")] = None
-    """Frames at the beginning of a clip that continue is given, and by which windows of a long clip overlap;
-    empty: half of a clip.
+    """Frames given to the task continue, at the beginning of a clip. Windows of a long clip overlap by as
+    many. Empty: half of a clip.
     """
 
     @model_validator(mode="after")

@@ -23,7 +23,8 @@ class TrainConfig(Section):
     num_clips: PositiveInt = 1_000_000
     """How long to train, in clips seen."""
     max_seconds: PositiveFloat | None = None
-    """Training ends after so many seconds of steps, if num_clips are not seen before; empty: no limit."""
+    """Training ends after this many seconds of steps, or after num_clips if that is sooner; empty: no limit.
+    """
     batch_size: PositiveInt = 64
     """Clips per optimizer step, over all workers and accumulation steps."""
     accumulation_steps: PositiveInt = 1
@@ -35,15 +36,16 @@ class TrainConfig(Section):
     cpus_per_worker: Annotated[PositiveInt, Changes("machine")] = 1
     """CPUs that a worker reserves; also the number of its torch threads if it has no GPU."""
     loader: Annotated[Literal["processes", "actors"], Changes("machine")] = "processes"
-    """What prepares batches ahead. processes: processes beside each worker. actors: Ray actors of one CPU
-    each on any node, also on nodes without GPUs.
+    """What prepares batches ahead. processes: processes beside each worker. actors: Ray actors on any node,
+    also on nodes without GPUs; each takes one CPU.
     """
     loader_workers: Annotated[Count, Changes("machine")] = 0
     """Loading processes or actors per worker; 0: the training process prepares each batch itself."""
     engine: Annotated[Literal["deepspeed", "torch"], Changes("machine")] = "deepspeed"
     """deepspeed: ZeRO. torch: plain data parallel, no DeepSpeed needed."""
     zero_stage: Annotated[int, Field(ge=0, le=3), Changes("machine")] = 1
-    """What ZeRO shards over workers. 0: nothing. 1: optimizer state. 2: also gradients. 3: and parameters."""
+    """What ZeRO shards over workers. 0: nothing. 1: optimizer state. 2: also gradients. 3: also parameters.
+    """
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Precision of the forward and backward pass; statistics, losses, EMA and master weights stay fp32."""
     activation_checkpointing: Annotated[bool, Changes("machine")] = False
@@ -57,7 +59,8 @@ class TrainConfig(Section):
     weight_decay: Weight = 0.0
     """AdamW's decoupled weight decay."""
     muon_learning_rate: PositiveFloat = 0.02
-    """Muon's step size after warm-up, about the singular values of its update; only with optimizer=muon."""
+    """Muon's step size after warm-up, and about the singular values of an update; only with optimizer=muon.
+    """
     muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Muon's averaging factor of gradients (Nesterov); only with optimizer=muon."""
     muon_weight_decay: Weight = 0.0
@@ -65,26 +68,27 @@ class TrainConfig(Section):
     warmup_clips: Count = 320_000
     """The learning rates grow linearly over this many clips."""
     decay_fraction: Probability = 0.0
-    """Last share of num_clips, over which the learning rates fall linearly to 2 %; 0: they do not fall."""
+    """Over this last share of num_clips the learning rates fall linearly to 2 %; 0: they do not fall."""
     gradient_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
     skip_nonfinite: Count = 0
     """Batches in a row that may be left out because their loss or gradient is not finite."""
     ema_half_life_clips: PositiveFloat = 440_000
-    """Clips after which a weight's share in the average has halved (440,000: 0.9999 a step at batch 64)."""
+    """Clips after which a weight's share in the average has halved; 440,000 is 0.9999 per step at batch 64.
+    """
     ema_ramp_up: PositiveFloat = 0.05
     """Longest half-life as a share of the clips seen, so that early averages forget the initialization."""
     checkpoint_every_clips: Annotated[PositiveInt, Changes("machine")] = 64_000
     """Clips between checkpoints; one more is written at the end."""
     checkpoint_every_minutes: Annotated[float, Field(ge=0), Changes("machine")] = 15.0
-    """Minutes after which a checkpoint is written in any case; 0: by clips alone."""
+    """Minutes after which a checkpoint is written in any case; 0: checkpoints depend on clips alone."""
     keep_checkpoints: Annotated[PositiveInt, Changes("machine")] = 2
     """Newest checkpoints that are kept; older ones are removed."""
     report_every_clips: Annotated[PositiveInt, Changes("machine")] = 3_200
     """Clips between lines of metrics.jsonl."""
     validate_every_clips: Annotated[Count, Changes("machine")] = 0
-    """Clips between measurements of the moving-average weights on evaluate.split; 0: none. A task beside the
-    trainer measures them; it needs a CPU or GPU of its own.
+    """Clips between measurements of the moving-average weights on evaluate.split; 0: none. A Ray task beside
+    the trainer measures; it needs a CPU or GPU of its own.
     """
     max_failures: Annotated[int, Field(ge=-1), Changes("machine")] = 3
     """Restarts from the last checkpoint after a worker or node is lost; -1: no limit."""
@@ -92,7 +96,7 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _without_zero(cls, values: Any) -> Any:
-        """engine=torch alone means zero_stage=0, so that a resolved configuration can be read again."""
+        """Makes 0 the default of zero_stage if engine=torch."""
         return (
             {"zero_stage": 0, **values}
             if isinstance(values, dict) and values.get("engine") == "torch"
@@ -109,7 +113,7 @@ class TrainConfig(Section):
         if self.batch_size % self._clips_that_split(self.worker_counts):
             raise ValueError(self._uneven())
         if self.loader == "actors" and not self.loader_workers:
-            raise ValueError("train.loader=actors needs a number of them, such as train.loader_workers=2")
+            raise ValueError("train.loader=actors needs loader workers; write train.loader_workers=2")
         if self.num_clips < self.batch_size:
             raise ValueError(
                 f"train.num_clips={self.num_clips} is less than one batch; "
@@ -133,7 +137,7 @@ class TrainConfig(Section):
         return math.lcm(*counts) * self.accumulation_steps
 
     def _uneven(self) -> str:
-        """The message for a batch that does not split: worker counts and batch sizes near the given ones."""
+        """The message for a batch that does not split; it names worker counts and batch sizes that fit."""
         counts, step = self.worker_counts, self._clips_that_split(self.worker_counts)
         least, most = counts[0], counts[-1]
         given = f"{most}" if least == most else f"{least} to {most}"
@@ -148,7 +152,7 @@ class TrainConfig(Section):
                 min((count for count in fits if count > most), default=0),
             ]
             workers = [f"{count}" for count in near if count]
-        else:  # the widest ranges that start or end as the given one does; if there is none, single counts
+        else:  # the widest ranges that share an end with the given one; if there is none, single counts
             down = (range(least, end + 1) for end in range(most - 1, least, -1))
             up = (range(start, most + 1) for start in range(least + 1, most))
             wide = [
@@ -192,8 +196,8 @@ class MDSATrainConfig(TrainConfig):
     augment_pitch: Count = 0
     """Shift the mel frames of each clip by up to this many bins, up or down."""
     augment_gain_db: Annotated[float, Field(ge=0, le=40)] = 0.0
-    """Change the loudness of each clip by up to this many dB, up or down, never beyond full scale. Its mel is
-    then made anew. 0: as recorded.
+    """Change the loudness of each clip by up to this many dB, up or down, never beyond full scale. The clip's
+    mel is then computed anew. 0: as recorded.
     """
 
 
@@ -205,10 +209,10 @@ class STDiTTrainConfig(TrainConfig):
 
 
 class DistillTrainConfig(TrainConfig):
-    """The flow map's training, from ST-DiT's weights. What it does not say is as in stdit.train."""
+    """The flow map's training, from ST-DiT's weights. Settings not given here are as in stdit.train."""
 
     own_length: ClassVar[tuple[str, ...]] = ("num_clips", "max_seconds", "warmup_clips")
-    """What is never as in stdit.train."""
+    """Settings that are never taken from stdit.train."""
 
     num_clips: PositiveInt = 640_000
     """How long to train, in clips seen."""

@@ -1,7 +1,6 @@
-"""Settings of a sweep: which settings vary, how points are chosen, how long a trial lasts, what it is judged
-by.
+"""Settings of a sweep: the settings that vary, the search, the length of a trial, and the metric.
 
-Whether the axes name settings that exist, and which combinations can be run, is checked by `proav/tune`.
+`proav/tune` checks whether the axes name settings that exist, and which combinations can be run.
 """
 
 import json
@@ -14,30 +13,32 @@ from proav.config.section import Count, PositiveFloat, PositiveInt, Section, Wei
 
 RANGES = ("uniform", "loguniform", "integer")
 MAX_STEPS = 100_000
-"""Values that a range with steps may have."""
+"""Most values of a range with steps."""
 
 
 class AxisConfig(Section):
-    """An axis that is more than a list: a range, named groups of settings, or one under a condition."""
+    """An axis that is more than a list: a range, named groups of settings, or an axis with a condition."""
 
     changes = ("sweep",)
 
     values: tuple[Any, ...] | None = None
-    """A list of values, as for an axis without conditions."""
+    """A list of values."""
     variants: dict[str, dict[str, Any]] | None = None
-    """Named groups of settings, which change together: {plain: {}, small: {mdsa.width: 64, mdsa.num_heads:
-    2}}. The axis then has a name of its own; {}: the configuration as it is.
+    """Named groups of settings that change together: {plain: {}, small: {mdsa.width: 64, mdsa.num_heads:
+    2}}. {} is the configuration as it is. The axis then has a name of its own, instead of a setting's key.
     """
     uniform: tuple[float, float] | None = None
-    """[LOW, HIGH]: any number between them, all equally likely."""
+    """[LOW, HIGH]: any number between them; all are equally likely."""
     loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
-    """[LOW, HIGH]: any number between them, all factors equally likely."""
+    """[LOW, HIGH]: any number between them; its logarithm is uniform."""
     integer: tuple[int, int] | None = None
-    """[LOW, HIGH]: whole numbers, both ends among them."""
+    """[LOW, HIGH]: whole numbers, including both ends."""
     step: PositiveFloat | None = None
     """Only LOW, LOW + step, and so on (with uniform or integer)."""
     when: dict[str, Any] = {}
-    """Other axes and the values, or {min: A, max: B}, that they must have for this one to exist."""
+    """Condition of this axis: {other axis: value, values or {min: A, max: B}}. If it fails, the axis has no
+    value.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> "AxisConfig":
@@ -63,7 +64,9 @@ class AxisConfig(Section):
 
     def _check_step(self, kind: str, low: float, high: float) -> None:
         if kind == "loguniform":
-            raise ValueError("step beside loguniform, which has none; write values: [1.0e-4, 1.0e-3, 1.0e-2]")
+            raise ValueError(
+                "step beside loguniform, which takes none; write values: [1.0e-4, 1.0e-3, 1.0e-2]"
+            )
         if kind == "integer" and self.step != int(self.step):
             raise ValueError(f"step: {self.step:g} beside integer; expected a whole number")
         if not 1 <= (high - low) / self.step <= MAX_STEPS:
@@ -98,31 +101,33 @@ class TuneConfig(Section):
 
     axes: dict[str, tuple[Any, ...] | AxisConfig] = {}
     """What varies: the dotted key of a setting, and its values or a range: {mdsa.group_cross.num_groups: [2,
-    4], mdsa.train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}. Or a name, and variants, each a group of
-    settings.
+    4], mdsa.train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}. Or a name of your own, and variants; each
+    variant is a group of settings.
     """
     leave_out: tuple[dict[str, Any], ...] = ()
-    """Combinations that are no trials: axes with a value, values or {min: A, max: B} each."""
+    """Combinations that are left out: each is {axis: value, values or {min: A, max: B}}."""
     stage: Literal["mdsa", "stdit"] = "mdsa"
-    """mdsa: a trial trains MDSA and reconstructs clips. stdit: it goes on to ST-DiT, generated clips and
-    their evaluation; MDSA and latents are made once if no axis changes them.
+    """mdsa: a trial trains MDSA and reconstructs clips. stdit: a trial also trains ST-DiT, generates clips
+    and evaluates them; MDSA and latents are made once if no axis changes them.
     """
     search: Literal["grid", "random", "optuna"] = "grid"
     """grid: every combination, or the first num_trials of them. random: num_trials different ones. optuna:
     TPE proposes (pip install 'proav[tune]').
     """
     num_trials: PositiveInt | None = None
-    """Trials at most; empty: every combination."""
+    """Most trials; empty: every combination."""
     repeats: PositiveInt = 1
-    """Seeds of each trial: the run's own and those after it. A trial is judged by their mean."""
+    """Number of seeds of each trial: the run's own and the next ones. A trial is judged by its mean over
+    them.
+    """
     scheduler: Literal["asha", "pbt", "none"] = "asha"
     """asha: after each rung only the best 1 / reduction_factor of the trials so far go on. pbt: every
     grace_clips the weakest take over weights and changed settings of the best. none: every trial sees
     max_clips.
     """
     budget: Literal["clips", "flops", "seconds"] = "clips"
-    """What trials have equally much of at a rung. clips: max_clips. flops: what max_clips cost without the
-    axes, in training FLOPs by formula. seconds: max_seconds of training steps.
+    """What is equal for all trials at a rung. clips: clips, up to max_clips. flops: training FLOPs by
+    formula, up to those of max_clips without the axes. seconds: seconds of training steps, up to max_seconds.
     """
     max_clips: PositiveInt = 120_000
     """Clips that a trial sees if it is not stopped, of the stage that tune.stage names."""
@@ -135,33 +140,36 @@ class TuneConfig(Section):
     grace_seconds: PositiveFloat | None = None
     """Instead of grace_clips with budget=seconds; empty: max_seconds."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
-    """How much longer each rung is, and how few go on to it."""
+    """Each rung is this many times the one before; one in this many trials goes on to it."""
     exploit_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Share of the trials that take over from as many of the best (pbt)."""
+    """Share of the trials, the weakest, that take over from as many of the best (pbt)."""
     max_concurrent_trials: PositiveInt | None = None
     """Trials at a time; empty: as many as the cluster has CPUs or GPUs for."""
     max_failures: Count = 2
     """How often a trial that crashed is tried again, from its last checkpoint, before it counts as failed."""
     metric: str = "score"
-    """What trials are judged by. score: see picture_weight. Or a number of a reconstruction, such as psnr_db,
-    or of an evaluation, as TABLE.METRIC: reconstruction.ssim, generated.sKVD, stdit.loss.
+    """The number by which trials are judged. score: see picture_weight. Or a number of a reconstruction, such
+    as psnr_db, or of an evaluation, as TABLE.METRIC: reconstruction.ssim, generated.sKVD, stdit.loss.
     """
     show: tuple[str, ...] = ()
-    """More numbers of each trial, named like the metric, in columns beside it; they decide nothing."""
+    """More numbers of each trial, shown in columns beside the metric and named like it; they decide nothing.
+    """
     mode: Literal["auto", "max", "min"] = "auto"
     """Whether the metric is to be large or small; auto: by its name."""
     picture_weight: Weight = 1.0
-    """Share of the picture's PSNR (dB) in the score: picture_weight * PSNR - sound_weight * log-mel error."""
+    """Weight of the picture's PSNR (dB) in the score: picture_weight * PSNR - sound_weight * log-mel error.
+    """
     sound_weight: Weight = 1.0
-    """Share of the sound's log-mel error (dB) in the score."""
+    """Weight of the sound's log-mel error (dB) in the score."""
     seed: Count = 0
-    """Draws the points of random and optuna, and what pbt changes; trials train with the run's own seed."""
+    """Seed of the points of random and optuna, and of the changes of pbt; trials train with the run's seed.
+    """
 
     @field_validator("axes", mode="before")
     @classmethod
     def _flatten(cls, axes: Any) -> Any:
-        """Nested keys, as overrides make them (tune.axes.mdsa.width=[64,96]), become dotted ones; a later one
-        takes an earlier one's place.
+        """Nested keys, as overrides make them (tune.axes.mdsa.width=[64,96]), become dotted keys. If a key
+        occurs twice, the later one wins.
         """
         if not isinstance(axes, dict):
             return axes
@@ -230,7 +238,7 @@ class TuneConfig(Section):
 
     @property
     def space(self) -> dict[str, AxisConfig]:
-        """Every axis in its long form, lists too."""
+        """Every axis in its long form; a list becomes AxisConfig(values=...)."""
         return {
             key: axis if isinstance(axis, AxisConfig) else AxisConfig(values=axis)
             for key, axis in self.axes.items()

@@ -1,8 +1,8 @@
 """Sets of clips to measure: files in a folder, prepared segments, a run's samples, MDSA's reconstructions.
 
-A set lists its clips in a fixed order before it opens any, and loads them in groups. Its `identity` says
-what it is made of; the names of stored measurements follow from it. Sets are small and can be sent to other
-machines. Nothing here knows Ray: that is measure.py.
+A set lists its clips in a fixed order before it opens any, and loads them in groups. Its `identity` says what
+it is made of; the names of stored measurements depend on it. Sets are small and can be sent to other
+machines. Nothing here uses Ray; measure.py does.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from proav.text import one_form
 
 @dataclass(frozen=True)
 class View:
-    """The shape and the rates at which a protocol looks at clips."""
+    """The size and the rates to which a protocol brings clips."""
 
     num_frames: int
     fps: int
@@ -78,7 +78,8 @@ class Item:
 class Loaded:
     """A clip as the protocol sees it, or the problem that prevents it.
 
-    real: the clip that it should equal. scores: what was measured while it was loaded.
+    real: the original, for reconstructions.
+    scores: what was measured while the clip was loaded.
     """
 
     clip: Clip | None
@@ -91,8 +92,8 @@ class Loaded:
 class ClipSet:
     """Clips in a fixed order, and the function that loads them.
 
-    load: `load(items)` gives one Loaded for each item. identity: a JSON object. Sets with equal identity and
-    equal view hold the same clips.
+    load: `load(items)` returns one Loaded for each item.
+    identity: a JSON object. Sets with equal identity and equal view hold the same clips.
     """
 
     name: str
@@ -109,13 +110,13 @@ class ClipSet:
 def files_below(name: str, folder: str, view: View, *, max_clips: int) -> ClipSet:
     """Non-overlapping windows of the videos below a folder, in order of name.
 
-    Each file is a source. Its label is the name of the folder directly below `folder` that it lies in. Files
-    that cannot be read stay items, so that they are counted. Raises UserError if there is no video.
+    Each file is a source. Its label is the first folder of its path below `folder`. Files that cannot be read
+    stay items, so that they are counted. Raises UserError if there is no video.
 
     name: of the set.
     folder: a local or remote path.
     view: the size and rates of the protocol.
-    max_clips: at most so many windows, evenly spread.
+    max_clips: the most windows to take, evenly spread.
     """
     paths = [path for path in storage.list_files(folder) if is_video(path)]
     if not paths:
@@ -149,10 +150,10 @@ def segments_of(name: str, config: Config, view: View, *, split: str, max_clips:
     """Non-overlapping windows of the run's prepared segments of one split.
 
     name: of the set.
-    config: of the run whose data is taken.
+    config: of the run whose data is used.
     view: the size and rates of the protocol.
     split: of the prepared data.
-    max_clips: at most so many windows, evenly spread.
+    max_clips: the most windows to take, evenly spread.
     """
     store = SegmentStore(config.data_folder)
     items = _windows(store, config, view, split=split, max_clips=max_clips)
@@ -171,9 +172,9 @@ def samples_of(name: str, config: Config, view: View, *, max_clips: int) -> Clip
     Raises UserError if there are none.
 
     name: of the set.
-    config: of the run whose samples are taken.
+    config: of the run whose samples are used.
     view: the size and rates of the protocol.
-    max_clips: at most the first so many samples.
+    max_clips: the most samples to take, from the first on.
     """
     from proav.generation.batch import read_samples
 
@@ -208,10 +209,12 @@ def reconstructions_of(
 ) -> ClipSet:
     """MDSA's reconstructions of the windows of `segments_of`, each beside its original.
 
-    name: of the set. config: of the run. view: the size and rates of the protocol.
+    name: of the set.
+    config: of the run.
+    view: the size and rates of the protocol.
     checkpoint: the trained MDSA.
     split: of the prepared data.
-    max_clips: at most so many windows, evenly spread.
+    max_clips: the most windows to take, evenly spread.
     device: where MDSA runs, "cpu" or "cuda".
     yardsticks: also measured on the same windows; their file must exist when the clips are loaded.
     """
@@ -231,7 +234,7 @@ def reconstructions_of(
 
 
 def _spread(items: list[Item], count: int) -> list[Item]:
-    """At most `count` of the items, evenly spread: item i of m kept ones is number floor(i n / m) of n."""
+    """At most `count` of the n items, evenly spread: of m kept items, item i is number floor(i n / m)."""
     kept = min(count, len(items))
     return [items[number * len(items) // kept] for number in range(kept)]
 
@@ -256,13 +259,13 @@ def _windows(
 
 
 def _stored_frames(config: Config, view: View) -> int:
-    """Frames of the prepared data that one window of the view takes.
+    """Frames of the prepared data in one window of the view.
 
-    Raises UserError if the data's frames a second are no multiple of the view's.
+    Raises UserError if the data's frame rate is no multiple of the view's.
     """
     if config.clip.fps % view.fps:
         raise UserError(
-            f"the protocol looks at {view.fps} frames a second, the data was prepared with "
+            f"the protocol uses {view.fps} frames a second, the data was prepared with "
             f"clip.fps={config.clip.fps}; expected a multiple of {view.fps}: choose another "
             f"evaluate.protocol, or prepare the data with clip.fps={view.fps}"
         )
@@ -339,7 +342,7 @@ def _load_reconstructions(
     yardsticks_path: str | None,
     items: Sequence[Item],
 ) -> list[Loaded]:
-    """The `load` of `reconstructions_of`: all arguments but `items` are its own, or paths of their files."""
+    """The function `load` of `reconstructions_of`; it takes the same arguments, or paths of their files."""
     coder, store = _coder(checkpoint_path, device), _store(config.data_folder)
     yardsticks = load_yardsticks(yardsticks_path) if yardsticks_path else None
     windows = [store.window(index, start, frames) for index, start, frames in (item.place for item in items)]

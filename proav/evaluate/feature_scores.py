@@ -1,6 +1,6 @@
 """Scores of single clips, computed from the features of a measured set.
 
-The scores are defined in proav/metrics/agreement.py; here they are taken of each clip of a set.
+The scores are defined in proav/metrics/agreement.py; here they are computed for each clip of a set.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from proav.metrics.protocols import FeatureScore
 def clip_values(
     score: FeatureScore, measured: Measured, *, real: Measured | None = None, classes: Sequence[str] = ()
 ) -> np.ndarray | None:
-    """One value for each clip, float64 [N]; None if the score needs `real` and has none.
+    """One value for each clip, float64 [N]; None if the score needs `real` but `real` is None.
 
-    score: which score, of which networks.
+    score: which score, from which networks.
     measured: the set, with the features of those networks.
     real: the clips' originals, matched by id.
     classes: the classifier's class names, in the order of its logits.

@@ -1,7 +1,6 @@
 """How far a flow map's samples are from its teacher's, from the same noise.
 
-Not here: the sampling loop (`proav/generation/denoise.py`), what a flow map learns
-(`proav/diffusion/flow_maps.py`).
+The sampling loop is in `proav/generation/denoise.py`, the training target in `proav/diffusion/flow_maps.py`.
 """
 
 import numpy as np
@@ -27,8 +26,8 @@ def evaluate_flow_map(config: Config, checkpoint_path: str, *, device: str = "cp
     """{"error_1_step", "error_2_steps", "error_4_steps"}: distances to the teacher's samples in its 30 steps.
 
     Both make joint samples from the same noise, with the labels of the evaluated split's windows. The error
-    is sqrt(mean (z - z')^2 / mean (z' - m)^2), with z of the flow map, z' of its teacher, m the mean of all
-    z' at each place: 0 is equal; 1 is as far as a sample is from the mean of all.
+    is sqrt(mean (z - z')^2 / mean (z' - m)^2), with z the flow map's sample, z' the teacher's, and m the mean
+    of all z'. 0 means equal. 1 means as far as a sample is from the mean of all samples.
     Raises UserError if the flow map was made from another teacher.
     """
     student, teacher = (

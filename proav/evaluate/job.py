@@ -33,7 +33,7 @@ from proav.runs.checkpoint import Checkpoint, check_resumable, load_checkpoint
 from proav.runs.layout import RunFolder
 
 OF_FOLDERS = "folders are compared as they are: nothing is reconstructed, and no clip is for training"
-"""Why two folders have no yardsticks."""
+"""Why there are no baselines (yardsticks) for two folders."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class Comparison:
         "diversity",
         "nearest_training",
     )
-    """Distances that mean something between these sets."""
+    """Distances that are meaningful between these sets."""
 
 
 def evaluate(config: Config) -> dict:
     """Writes eval/metrics.json and eval/reconstructions/; returns the metrics. Ray must be running.
 
-    Measures the folders evaluate.fake and evaluate.real if one is set. Otherwise measures the run: MDSA's
-    reconstructions, and ST-DiT's loss and samples if they exist. If the same clips, checkpoints and settings
-    were evaluated before, nothing changes. An interrupted evaluation goes on with the clips that are missing.
-    Raises UserError if something that the protocol needs is missing.
+    Measures the folders evaluate.fake and evaluate.real if one of them is set. Otherwise measures the run:
+    MDSA's reconstructions, and ST-DiT's loss and samples if they exist. If the same clips, checkpoints and
+    settings were evaluated before, nothing changes. An interrupted evaluation continues with the clips that
+    are missing. Raises UserError if something that the protocol needs is missing.
     """
     protocol = find_protocol(config.evaluate.protocol)
     view = View.of(protocol, config)
@@ -85,7 +85,7 @@ def evaluate(config: Config) -> dict:
         "absent": []
         if av_align.is_installed()
         else [score for score in protocol.scores if score in OF_LIBRARIES],
-        "patches": config.mdsa.plane_size,  # not in the hash: models with other patches may be compared
+        "patches": config.mdsa.plane_size,  # not in the hash: models with different patches may be compared
     }
     path = RunFolder(config).metrics
     metrics = json.loads(storage.read_text(path)) if storage.exists(path) else {}
@@ -111,9 +111,12 @@ def evaluate(config: Config) -> dict:
 def _identity(
     config: Config, protocol: Protocol, view: View, measures: Measures, comparisons: list[Comparison]
 ) -> dict:
-    """What the numbers follow from: the protocol's record, its hash, and a hash of each set of made clips.
+    """What decides the numbers: the protocol's record, its hash, and a hash of each set of made clips.
 
-    The arguments are those that `evaluate` has made of its configuration.
+    config, protocol: of the evaluation.
+    view: the size and rates of the protocol.
+    measures: networks and weights to measure with.
+    comparisons: the tables to make.
     """
     record = {
         **protocol.to_dict(),
@@ -126,7 +129,7 @@ def _identity(
         "seed": config.seed,
     }
     made = {comparison.name: protocol_hash(comparison.fake.identity) for comparison in comparisons}
-    # through JSON, so that it equals what is read back from metrics.json
+    # through JSON, so that it equals the protocol that is read from metrics.json
     return json.loads(json.dumps({"hash": protocol_hash(record), "record": record, "made": made}))
 
 
@@ -200,7 +203,7 @@ def find_networks(
             f"{', '.join(d.name for d in protocol.distances if d.network == name)} needs {needs}"
             for name, needs in missing.items()
         )
-        raise UserError(f"evaluate.protocol={protocol.name} is to be measured whole or not at all: {told}")
+        raise UserError(f"evaluate.protocol={protocol.name} can only be measured as a whole: {told}")
     return found, missing
 
 
@@ -215,7 +218,8 @@ def table_numbers(
 ) -> list[Number]:
     """All lines of one table. Distances of reconstructions have an r before their name: rFVD.
 
-    protocol: which distances and scores. comparison: which of them apply.
+    protocol: the distances and scores.
+    comparison: says which of them apply.
     sets: "real", "fake" and perhaps "held_out", measured.
     resampling: how intervals are drawn.
     missing: {network or score that cannot be used: what it needs}.
@@ -269,7 +273,7 @@ def left_out(sets: dict[str, Measured]) -> dict[str, int]:
 
 def _checkpoints(config: Config) -> tuple[Checkpoint, Checkpoint | None]:
     mdsa = load_checkpoint(RunFolder(config).mdsa.checkpoints, kind="mdsa")
-    # the seed is left out: a run may be measured with another one
+    # the seed is not compared: a run may be measured with another seed
     check_resumable(mdsa, config.model_copy(update={"seed": mdsa.config.seed}), mdsa.labels)
     folder = RunFolder(config).stdit.checkpoints
     stdit = load_checkpoint(folder, kind="stdit") if storage.exists(storage.join(folder, "latest")) else None
@@ -288,7 +292,7 @@ def _run_sets(
 ) -> list[Comparison]:
     """Reconstructions against their originals and, if there are samples, samples against real clips.
 
-    The real clips are those of the training split, as in the field's tables, and those of held-out sources.
+    The real clips are those of the training split, as in published tables, and those of held-out sources.
 
     config, protocol: of the evaluation.
     view: the size and rates of the protocol.
@@ -339,7 +343,7 @@ def _run_sets(
 
 
 def _folders(config: Config, protocol: Protocol, view: View) -> list[Comparison]:
-    """evaluate.fake against evaluate.real. If one of them is not set, the run's own clips are taken."""
+    """evaluate.fake against evaluate.real. If one of them is not set, the run's own clips are used."""
     most = protocol.num_clips or config.evaluate.max_clips
     sets = []
     for key, name in (("real", "real"), ("fake", "made")):
@@ -373,7 +377,7 @@ def _check_counts(protocol: Protocol, real: ClipSet, fake: ClipSet) -> None:
             raise UserError(
                 f"evaluate.protocol={protocol.name} takes {protocol.num_clips:,} {said} clips, "
                 f"{clips.name} has {len(clips.items):,}; make more ({how}), or choose "
-                "evaluate.protocol=small, which also measures few"
+                "evaluate.protocol=small, which takes any number"
             )
 
 
@@ -432,7 +436,8 @@ def _tasks(
 ) -> dict:
     """Runs one Ray task each for the pairs that the report shows, ST-DiT's loss and the yardsticks' file.
 
-    config: of the evaluation. mdsa, stdit, yardsticks: no task runs for one that is None.
+    config: of the evaluation.
+    mdsa, stdit, yardsticks: if one is None, its task does not run.
     """
     import ray
 
@@ -450,7 +455,7 @@ def _tasks(
     try:
         return {name: value for name, part in parts.items() if (value := ray.get(part)) is not None}
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, TOLD):  # the worker's own words, not Ray's traceback around them
+        if isinstance(error.cause, TOLD):  # the worker's own error, without Ray's traceback around it
             raise error.cause from None
         raise
 
@@ -462,7 +467,7 @@ def _lpips_weights(folder: str | None) -> str | None:
 
 
 def _needs_of(metric: str) -> str:
-    """What clips or settings a score needs, to tell if it is undefined for all clips."""
+    """What clips or settings a score needs; shown if the score is undefined for all clips."""
     needs = {
         "lpips": "evaluate.weights=DIR with lpips-vgg16.safetensors or lpips-alexnet.safetensors",
         "synchrony": "clips of at least 10 frames in which something moves and sounds",

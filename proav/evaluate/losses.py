@@ -1,6 +1,6 @@
 """ST-DiT's loss on the stored latents of the evaluated split.
 
-The loss itself is in proav/diffusion/modalities.py. B windows, D latent channels, P planes.
+The loss itself is in proav/diffusion/modalities.py. Letters: B windows, D latent channels, P planes.
 """
 
 import json
@@ -20,17 +20,17 @@ from proav.runs.checkpoint import Checkpoint
 from proav.runs.layout import RunFolder
 
 NUM_TIMES = 8
-"""Number of noise levels at which ST-DiT's validation loss is taken.
+"""Number of times at which ST-DiT's validation loss is measured.
 
-They are the middles of equal shares of the training distribution of times.
+They are the midpoints of equal shares of the training distribution of times.
 """
 
 
 @torch.inference_mode()
 def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu") -> dict:
-    """ST-DiT's joint loss on stored latents of the evaluated split, at fixed times and noises.
+    """ST-DiT's joint loss on stored latents of the evaluated split, with fixed times and noise.
 
-    The result also has the loss of a zero prediction: ST-DiT predicts exactly zero at initialization.
+    The result also has the loss of a zero prediction, since ST-DiT predicts exactly zero at initialization.
     """
     pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint_path, device=device)
     feed = LatentFeed(RunFolder(config).latents, split=config.evaluate.split, labels=pipeline.labels)
@@ -75,7 +75,7 @@ def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu")
 def check_latents(config: Config, stdit: Checkpoint) -> None:
     """Checks that the stored latents are those of the MDSA that ST-DiT was trained with.
 
-    Raises UserError if they are missing or of another MDSA: the loss on them would mean nothing.
+    Raises UserError if they are missing or from another MDSA: the loss on them would be meaningless.
     """
     folder = RunFolder(config).latents
     path = RunFolder(config).latent_statistics

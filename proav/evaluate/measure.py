@@ -1,9 +1,10 @@
 """Measures a set of clips, unit by unit, on Ray Data.
 
-A complete unit becomes a file, from which a stopped job goes on. A unit always holds the same clips
-in one batch, so its bytes do not depend on the number of workers. The mathematics is in proav/metrics.
+A complete unit becomes a file. A job that was stopped continues after the last complete unit. A unit always
+holds the same clips in one batch, so its bytes do not depend on the number of workers. The mathematics is in
+proav/metrics.
 
-W windows of a clip, D feature width.
+Letters: W windows of a clip, D feature width.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from proav.models.perceptual import LPIPS
 from proav.runs.progress import Progress
 
 UNIT_CLIPS = 16
-"""Clips of a unit: few enough to take minutes on a CPU, enough for a GPU's batch."""
+"""Clips of a unit: few enough to take only minutes on a CPU, enough for a GPU's batch."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Measures:
     """What is measured of every clip of a set."""
 
     config: Config
-    """For its mel settings, with which the scores of sound are taken."""
+    """Gives the mel settings for the scores of sound, and MDSA's patches."""
     networks: dict[str, str | None]
     """Feature networks by name, with the file of their weights."""
     scores: tuple[str, ...]
@@ -63,7 +64,7 @@ class Measures:
         return pa.schema(fields)
 
     def to_dict(self) -> dict:
-        """What measurements follow from, apart from the clips; networks by the checksums of their weights."""
+        """What decides measurements, apart from the clips; networks by the checksums of their weights."""
         sums = {name: load_network(name, path).weights_sha256 for name, path in self.networks.items()}
         lpips = file_hash(self.perceptual_weights) if self.perceptual_weights else None
         return {
@@ -96,17 +97,19 @@ class Measured:
 
 
 class Measurer:
-    """Measures one unit. Ray Data makes it an actor; a test can call it by hand."""
+    """Measures one unit. Ray Data runs it as an actor; a test can call it directly."""
 
     def __init__(self, clip_set: ClipSet, measures: Measures, folder: str, device: str = "cpu") -> None:
-        """The first three are as in `measure_set`; device: for networks and LPIPS."""
+        """clip_set, measures, folder: as in `measure_set`.
+        device: where networks and LPIPS run.
+        """
         self.clip_set, self.measures, self.folder, self.device = clip_set, measures, folder, device
         self._loaded: tuple[dict[str, FeatureNetwork], ClipScorer] | None = None
 
     def __call__(self, row: dict) -> dict:
-        """Measures {"unit": number} and writes its file; gives the row back with "error" and "seconds".
+        """Measures {"unit": number} and writes its file; returns the row with "error" and "seconds".
 
-        error: the text of a user's mistake, or empty. As an exception, Ray would wrap it beyond recognition.
+        error: the text of a user's mistake, or empty. It is not raised, because Ray would wrap the exception.
         seconds: JSON of {activity: seconds}.
         """
         try:
@@ -120,7 +123,7 @@ class Measurer:
 
     def measure(self, items: Sequence[Item]) -> tuple[list[dict], dict[str, float]]:
         """One row for each item, and the seconds by activity: "read", "scores", and each network's name."""
-        # one thread: units run in parallel, and a kernel's sums must not depend on the machine's cores
+        # one thread: units run in parallel, and sums must not depend on the machine's number of cores
         with one_torch_thread():
             networks, score = self._tools()
             began = time.perf_counter()
@@ -165,7 +168,7 @@ class Measurer:
         )
 
     def _features(self, network: FeatureNetwork, loaded: Sequence[Loaded]) -> Iterator[np.ndarray]:
-        """float32 [W, D] of each clip. A CPU takes one clip at a time: the least memory, and as fast."""
+        """float32 [W, D] of each clip. On a CPU, one clip at a time needs the least memory and is as fast."""
         size = UNIT_CLIPS if self.device != "cpu" else 1
         for first in range(0, len(loaded), size):
             clips = [one.clip for one in loaded[first : first + size]]
@@ -192,7 +195,7 @@ def unit_path(folder: str, unit: int) -> str:
 
 
 def measured_folder(evaluation_folder: str, clip_set: ClipSet, measures: Measures) -> str:
-    """<evaluation folder>/measured/<set>-<hash>: the hash covers all that the measurements follow from."""
+    """<evaluation folder>/measured/<set>-<hash>; the hash covers everything that decides the measurements."""
     follows_from = {
         "set": clip_set.identity,
         "view": vars(clip_set.view),
@@ -211,9 +214,10 @@ def measure_set(
 ) -> Measured:
     """Measures the units that have no file yet, and reads all units back. Ray must be running.
 
-    clip_set: the clips. measures: what to measure of them.
+    clip_set: the clips.
+    measures: what to measure.
     folder: of the units' files, see `measured_folder`.
-    num_workers: actors at most.
+    num_workers: the most actors.
     use_gpu: whether each actor takes a GPU.
     Raises UserError if weights are missing or wrong.
     """

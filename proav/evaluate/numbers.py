@@ -1,9 +1,9 @@
 """Turns measured sets into numbers, each with its interval and with the same number between real clips.
 
-Runs in one process on stored features, in the order of the sets. The numbers therefore do not depend on how
-many workers measured. The mathematics is in proav/metrics.
+This runs in one process on stored features, in the order of the sets. So the numbers do not depend on the
+number of workers that measured. The mathematics is in proav/metrics.
 
-N and M feature vectors, W windows of a clip, D feature width.
+Letters: N and M feature vectors, W windows of a clip, D feature width.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from proav.metrics.world import COUNTED_BY, MEDIANS
 NO_INTERVAL = {"precision_recall", "density_coverage", "nearest_training"}
 """Kinds of distance without an interval.
 
-They look at neighbours, and a resample that holds a clip twice changes those. Resampling does not tell their
-uncertainty.
+They use nearest neighbours, and a resample that holds a clip twice changes the neighbours. So resampling does
+not measure their uncertainty.
 """
 
 
@@ -61,7 +61,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are drawn. level: the share of the distribution that an interval holds."""
+    """How intervals are made. level: the confidence level."""
 
     num_resamples: int
     seed: int
@@ -71,7 +71,7 @@ class Resampling:
 def halves(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the clips of two halves of a set that share no source.
 
-    The sources are ordered by the SHA-256 of their names and go to the two halves in turns.
+    The sources are ordered by the SHA-256 of their names and go to the two halves alternately.
     """
     order = sorted(set(measured.sources), key=lambda source: hashlib.sha256(source.encode()).hexdigest())
     side = {source: number % 2 for number, source in enumerate(order)}
@@ -90,10 +90,12 @@ def set_numbers(
 ) -> list[Number]:
     """The lines of one distance between a real and a generated set: two if it is a pair of numbers, else one.
 
-    distance: which distance, of which network. real, fake: the measured sets.
-    resampling: how intervals are drawn.
-    held_out: real clips of other sources, against which nearest_training is measured.
-    paired: each generated clip is made from one real clip; intervals then draw the same sources of both.
+    distance: which distance, in which network's features.
+    real, fake: the measured sets.
+    resampling: how intervals are made.
+    held_out: real clips of other sources, with which nearest_training is compared.
+    paired: whether each generated clip is made from one real clip; intervals then draw the same sources of
+        both sets.
     """
     if distance.network not in fake.features or distance.network not in real.features:
         return [Number(distance.name, None, needs=f"the network {distance.network}")]
@@ -109,7 +111,7 @@ def set_numbers(
             "1 is new, near 0 is a copy"
         )
         return [Number(distance.name, value, floor=1.0, note=note, **about)]
-    # diversity is of one set alone
+    # diversity is a number of one set
     metric, sets = _METRICS[distance.kind], (fake, fake) if distance.kind == "diversity" else (real, fake)
     vectors = [_vectors(measured, distance.network) for measured in sets]
     try:
@@ -161,15 +163,17 @@ def score_numbers(
 ) -> list[Number]:
     """One line for each score: its mean over clips, or a weighted mean or a median, see `_over_clips`.
 
-    names: of the scores. measured: the set. resampling: how intervals are drawn.
-    real: the real clips; the floor is their number, if the score can be measured on them alone.
+    names: of the scores.
+    measured: the set.
+    resampling: how intervals are made.
+    real: the real clips; the floor is the score of these clips, if they have it.
     """
     lines = []
     for name in names:
         values = measured.scores.get(name, np.full(len(measured), np.nan))
         used = np.flatnonzero(np.isfinite(values))
         if not len(used):
-            lines.append(Number(name, None, needs="clips that it is defined for: none of these are"))
+            lines.append(Number(name, None, needs="clips for which it is defined; there are none here"))
             continue
         sources = [measured.sources[place] for place in used]
         interval = bootstrap_interval(
@@ -208,7 +212,7 @@ def score_numbers(
 def _over_clips(name: str, measured: Measured, places: np.ndarray) -> float:
     """One number from the clips with these indices: the median for MEDIANS, else the mean.
 
-    If the score is in COUNTED_BY, each clip's weight is the count that COUNTED_BY names, such as its events.
+    If the score is in COUNTED_BY, each clip is weighted by the count that COUNTED_BY names.
     """
     values = measured.scores[name][places]
     if name in MEDIANS:
@@ -227,7 +231,7 @@ class _Rows:
     count: np.ndarray
 
     def take(self, places: np.ndarray | None = None) -> np.ndarray:
-        """The vectors of the clips with these indices, as often as an index is named; None: of all clips."""
+        """The vectors of the clips with these indices; an index may occur several times. None: all clips."""
         if places is None:
             return self.features
         if (self.count == 1).all():
@@ -246,7 +250,7 @@ def _vectors(measured: Measured, network: str) -> _Rows:
 def _floor(distance: Distance, real: Measured) -> tuple[float | None, ...]:
     """The distance between two halves of the real set, split by source; None if they are too small.
 
-    Diversity, which is of one set alone, is that of the whole real set.
+    Diversity is a number of one set; it is that of the whole real set.
     """
     metric, vectors = _METRICS[distance.kind], _vectors(real, distance.network)
     try:
@@ -278,4 +282,4 @@ _METRICS = {
     "density_coverage": density_coverage,
     "diversity": lambda real, fake: (diversity(fake),),
 }
-"""{kind of distance: function of real and generated vectors [N, D] that gives one or two values}."""
+"""{kind of distance: function of real and generated vectors [N, D] that returns one or two values}."""

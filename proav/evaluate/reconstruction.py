@@ -1,8 +1,8 @@
 """MDSA's reconstructions of clips, scored beside trivial predictions of the same clips.
 
-Needs no feature network. The mathematics is in proav/metrics.
+No feature network is needed. The mathematics is in proav/metrics.
 
-B clips, T frames, H and W rows and columns, M mel bins, S mel steps within a frame.
+Letters: B clips, T frames, H and W rows and columns, M mel bins, S mel steps within a frame.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,15 +37,16 @@ SCORES = (
     "psnr_leak_db",
     "mel_error_leak_db",
 )
-"""What `reconstruct` measures of each clip."""
+"""The scores of each clip from `reconstruct`."""
 
 
 @dataclass(frozen=True)
 class Reconstructed:
     """Reconstructed clips and their scores.
 
-    clips: empty if brief. scores: {name: [B]} of SCORES and, if given, of the yardsticks. If brief, the lone
-    and leak scores are missing. A PSNR is infinite if the prediction equals the clip to the bit.
+    clips: empty if brief.
+    scores: {name: [B]} of SCORES and, if given, of the yardsticks. If brief, the lone and leak scores are
+        missing. A PSNR is infinite if the prediction equals the clip exactly.
     """
 
     clips: list[Clip]
@@ -62,14 +63,17 @@ def reconstruct(
     brief: bool = False,
     yardsticks: Yardsticks | None = None,
 ) -> Reconstructed:
-    """Encodes and decodes windows of prepared segments: jointly, each modality without the other, and each
-    from the other's planes (`leaked`).
+    """Encodes windows of prepared segments and decodes them again, in three ways.
 
-    coder: MDSA. config: of the run.
-    windows: as `SegmentStore.window` gives them.
-    seeds: for the phases of each clip's sound, one for each window.
-    brief: no clips, and joint scores alone.
-    yardsticks: if given, scored too.
+    The ways are: jointly; each modality without the other (lone); each modality from the other's planes
+    (`leaked`).
+
+    coder: MDSA.
+    config: of the run.
+    windows: as `SegmentStore.window` returns them.
+    seeds: for the phases of the sound, one for each window.
+    brief: only the joint scores, and no clips.
+    yardsticks: baselines that are scored too, or None.
     """
     video, mel = _stacked(windows)
     planes = coder.encode(video, mel)
@@ -95,10 +99,12 @@ def reconstruct(
 
 
 def leaked(coder: LatentCoder, planes_BDPNN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures decoded from the sound's planes, and mel images from the pictures'; as `LatentCoder.decode`.
+    """Pictures decoded from the sound's planes, and mel images from the pictures'; like `LatentCoder.decode`.
 
-    A modality's own planes are zero, so that all that is right beyond the training clips' mean has leaked
-    through the other's. planes_BDPNN: of both modalities, encoded jointly.
+    A modality's own planes are zero. So whatever is better than the training clips' mean has leaked through
+    the other modality's planes.
+
+    planes_BDPNN: of both modalities, encoded jointly.
     """
     of_sound, of_picture = planes_BDPNN.clone(), planes_BDPNN.clone()
     of_sound[:, :, :PLANES_PER_MODALITY] = 0
@@ -121,10 +127,10 @@ def trivial_scores(
 ) -> dict[str, torch.Tensor]:
     """Scores that need no MDSA: those of the clip's own means and, if given, of the yardsticks.
 
-    If the mean colour equals the clip to the bit, the yardsticks' PSNR is set to infinity too. They predict
-    such a clip perfectly, except for rounding.
+    If the mean colour equals the clip exactly, the yardsticks' PSNR is set to infinity too. They predict such
+    a clip perfectly, except for rounding.
 
-    config: for its range of mel values.
+    config: gives the range of mel values.
     unit: pictures in [-1, 1], [B, C, T, H, W].
     mel: [B, T, M, S] in [-1, 1].
     yardsticks: the fitted codes, or None.
@@ -164,7 +170,7 @@ def evaluate_yardsticks(config: Config, yardsticks: Yardsticks | None) -> dict:
 
 
 def mean_over_windows(config: Config, measure: Callable[[Sequence[dict]], dict[str, np.ndarray]]) -> dict:
-    """`mean_scores` of what `measure` gives for the windows of evaluate.split, a batch at a time."""
+    """`mean_scores` of the results of `measure` for the windows of evaluate.split, batch by batch."""
     store = SegmentStore(config.data_folder)
     windows = evaluation_windows(
         store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips
@@ -182,7 +188,7 @@ def mean_over_windows(config: Config, measure: Callable[[Sequence[dict]], dict[s
 def mean_scores(scores: dict[str, np.ndarray], *, sources: Sequence[str], config: Config) -> dict:
     """Means over clips, with the number of clips and the protocol.
 
-    Clips that equal their mean colour to the bit are left out and counted: that prediction is perfect.
+    Clips that equal their mean colour exactly are left out and counted, since that prediction is perfect.
     """
     used = np.isfinite(scores["psnr_mean_colour_db"])
     return {
@@ -211,7 +217,7 @@ def save_shown(config: Config, checkpoint_path: str, *, device: str = "cpu") -> 
         store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips
     )
     folder = RunFolder(config).reconstructions
-    storage.delete_folder(folder)  # pairs of an earlier evaluation may have other numbers
+    storage.delete_folder(folder)  # the pairs of an earlier evaluation may have other names
     for number in np.unique(
         np.linspace(0, len(windows) - 1, min(NUM_SHOWN, len(windows))).round().astype(int)
     ).tolist():

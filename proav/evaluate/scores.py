@@ -1,4 +1,4 @@
-"""What is measured of a single clip, alone or beside its original.
+"""Scores of a single clip, alone or beside its original.
 
 A new score is a function in proav/metrics, a call here and a name in a protocol. Scores from a network's
 features are in feature_scores.py.
@@ -25,14 +25,17 @@ OF_PAIRS = (*RECONSTRUCTION_SCORES, *YARDSTICK_SCORES, "ssim", "lpips")
 """Scores that need the clip's original."""
 OF_ONE = ("av_align", "av_align_one_to_one", "synchrony", "blockiness", "blockiness_sound", *WORLD_SCORES)
 OF_LIBRARIES = ("av_align", "av_align_one_to_one")
-"""Scores that need libraries which not every installation has."""
+"""Scores that need optional libraries."""
 
 
 class ClipScorer:
     """Scores clips of one view. Between clips it keeps only its tools, such as the mel transform."""
 
     def __init__(self, config: Config, names: tuple[str, ...], network: nn.Module | None = None) -> None:
-        """config: for its mel settings and MDSA's patches. names: of the scores. network: LPIPS, if named."""
+        """config: gives the mel settings and MDSA's patches.
+        names: of the scores.
+        network: LPIPS, if it is among the scores.
+        """
         self.names, self.network, self._config = names, network, config
 
     @functools.cached_property
@@ -46,8 +49,8 @@ class ClipScorer:
 
         clip: the clip to score.
         real: its original, if it has one.
-        measured: scores that loading the clip has measured already.
-        label: the clip's own label, or the one that it was generated for.
+        measured: scores that were already measured when the clip was loaded.
+        label: the clip's own label, or the label that it was generated for.
         """
         found = {}
         if "ssim" in self.names and real is not None:

@@ -1,4 +1,4 @@
-"""Tables of numbers as text, alone or beside those of another evaluation. numbers.py makes the numbers."""
+"""Tables of numbers as text, alone or beside those of another evaluation. numbers.py computes the numbers."""
 
 import json
 
@@ -12,10 +12,11 @@ HEADS = ("", "value", "95 % interval", "real/real", "clips", "sources")
 def summary(metrics: dict) -> str:
     """The text of metrics.json for the terminal: a few lines, then the tables."""
     lines = []
+    split = metrics["protocol"]["record"]["real"].get("reconstruction", {}).get("split")
     if "reconstruction" in metrics:
         r = metrics["reconstruction"]
         lines += [
-            f"reconstruction of {r['num_clips']} clips from {r['num_sources']} unseen sources:",
+            f"reconstruction of {r['num_clips']} clips from {r['num_sources']} {split} sources:",
             f"  picture {r['psnr_db']:.2f} dB PSNR ({beside(r, 'picture')})",
             f"  sound {r['mel_error_db']:.2f} dB log-mel error ({beside(r, 'sound')})",
         ]
@@ -28,14 +29,14 @@ def summary(metrics: dict) -> str:
     if "stdit" in metrics:
         s = metrics["stdit"]
         at_first = f"at initialization {s['loss_at_initialization']:.4f}"
-        lines.append(f"ST-DiT: loss {s['loss']:.4f} on {s['num_windows']} unseen windows ({at_first})")
+        lines.append(f"ST-DiT: loss {s['loss']:.4f} on {s['num_windows']} {split} windows ({at_first})")
     lines += [format_table(table) for table in metrics["tables"]]
     protocol = metrics["protocol"]
     return "\n".join([*lines, f"protocol {protocol['record']['name']}, {protocol['hash']}"])
 
 
 def format_table(table: dict) -> str:
-    """The table in columns; a number that cannot be computed says what it needs."""
+    """The table in columns; for numbers that cannot be computed, lines say what they need."""
     rows = [HEADS]
     needs: dict[str, list[str]] = {}
     for row in table["rows"]:

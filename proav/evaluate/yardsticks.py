@@ -1,10 +1,10 @@
-"""Yardsticks of a run: simple codes of its clips with as many numbers as MDSA stores.
+"""Yardsticks of a run: baselines that store a clip in as many numbers as MDSA does.
 
-They are fitted on the training split alone. Data, seed and configuration decide the result, and their hash is
-in the name of its file. If the file exists, nothing is fitted again. The mathematics is in
+They are fitted on the training split alone. Data, seed and configuration decide the result, and the file's
+name holds their hash. If the file exists, nothing is fitted again. The mathematics is in
 proav/metrics/plane_components.py and proav/metrics/cosine_transform.py.
 
-B clips, T frames, C channels, H and W rows and columns, M mel bins, S mel steps within a frame.
+Letters: B clips, T frames, C channels, H and W rows and columns, M mel bins, S mel steps within a frame.
 """
 
 import functools
@@ -39,23 +39,23 @@ YARDSTICK_SCORES = (
     "mel_error_linear_planes_db",
     "mel_error_cosine_db",
 )
-"""What is measured of each clip with the yardsticks."""
+"""Scores of the yardsticks for each clip."""
 FORMAT = 1
 """Version of the file and of the fitting; it is part of the hash."""
 MAX_WINDOWS = 192
-"""At most this many training windows are fitted on."""
+"""Most training windows for the fit."""
 MAX_VALUES = 1 << 28
-"""Those windows have at most this many pixels x colours.
+"""Most pixels x colours of these windows.
 
 That is 85 windows of 16 frames of 256 x 256, or 256 MiB in memory.
 """
 CHUNK_VALUES = 1 << 22
-"""So many pixels x colours are worked on at a time, but at least one window."""
+"""Pixels x colours that are processed at a time, but at least one window."""
 
 
 @dataclass(frozen=True, eq=False)
 class Yardsticks:
-    """The fitted codes of both streams. Each encodes clips and decodes what its code keeps of them."""
+    """The fitted codes of both streams. Each one encodes clips and decodes them again."""
 
     video_planes: LinearPlanes
     video_cosine: CosineTransform
@@ -84,7 +84,7 @@ class Yardsticks:
 
 
 def _one_by_one(code: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
-    """Codes one clip at a time: memory stays small, and no bit depends on the other clips of the batch."""
+    """Processes one clip at a time: memory stays small, and no result depends on the rest of the batch."""
     return torch.cat([code(clip) for clip in clips.split(1)])
 
 
@@ -92,7 +92,7 @@ def _one_by_one(code: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
 class YardstickPlan:
     """What decides the yardsticks of a run, and the path of their file.
 
-    needs: what is missing to fit them; empty if nothing is.
+    needs: what is missing for the fit; empty if nothing is missing.
     """
 
     record: dict[str, Any]
@@ -108,7 +108,7 @@ class YardstickPlan:
         return not self.needs
 
     def to_dict(self) -> dict[str, Any]:
-        """For metrics.json: their size and how they were fitted, or why there are none."""
+        """The entry of metrics.json: size and fit of the yardsticks, or why there are none."""
         if self.needs:
             return {"absent": f"they need {self.needs}"}
         values, windows = self.record["values_per_stream"], self.record["num_windows"]
@@ -167,7 +167,7 @@ def load_yardsticks(path: str) -> Yardsticks:
 
 
 def fit_yardsticks(config: Config, plan: YardstickPlan) -> Yardsticks:
-    """Fits on windows of the training split, on one thread: data, seed and configuration decide every bit."""
+    """Fits on windows of the training split, on one thread, so that the result is reproducible exactly."""
     side, channels, count = (plan.record[name] for name in ("side", "channels", "values_per_stream"))
     videos, mels = _training_windows(config, plan)
 
@@ -240,7 +240,7 @@ def _mel_images(mel_BTMS: Tensor, side: int) -> Tensor:
 
 
 def _from_mel_images(images: Tensor, shape: torch.Size) -> Tensor:
-    """Undoes `_mel_images`: the mean over what was repeated, [B, T, M, S]."""
+    """The inverse of `_mel_images`: the mean over repeated values, [B, T, M, S]."""
     return reduce(images, "b 1 t (m i) (s j) -> b t m s", "mean", m=shape[2], s=shape[3])
 
 

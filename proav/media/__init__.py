@@ -1,4 +1,4 @@
 """Files and arrays: reads and writes clips (`container`), turns sound into mel images and back (`melframes`).
 
-Knows neither models nor Ray.
+Nothing here depends on models or on Ray.
 """

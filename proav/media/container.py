@@ -1,7 +1,7 @@
 """Clips in files: picture and sound read onto one clock in a single pass, and written as mp4 (PyAV).
 
-Not for mel images (`melframes.py`) or for the storage of data sets (`proav/data/store/shards.py`).
-ProAV-DiT is trained on clips: T frames of H x W with the sound of exactly the same time.
+Mel images are in `melframes.py`, the storage of data sets in `proav/data/store/shards.py`. ProAV-DiT is
+trained on clips: T frames of H x W with the sound of exactly the same time.
 Letters: T frames, H and W rows and columns.
 """
 
@@ -35,7 +35,8 @@ class Clip:
 
     video: uint8 [T, H, W, 3], RGB.
     audio: float32 [T * sample_rate / fps], mono, in [-1, 1].
-    fps: frames per second. sample_rate: Hz. Both are whole numbers.
+    fps: frames per second, a whole number.
+    sample_rate: Hz, a whole number.
     Raises MediaError("bad_clip") for anything else.
     """
 
@@ -94,7 +95,9 @@ class Clip:
 
 
 CRF = 10
-"""x264's quality. The often used 18 leaves 64x64 samples at 37 dB and adds a grid (bench/train/coding.py)."""
+"""x264's quality. At the common value 18, 64x64 samples have only 37 dB and show a grid
+(bench/train/coding.py).
+"""
 
 
 def read_segments(
@@ -116,23 +119,24 @@ def read_segments(
     """Cuts a file into consecutive clips, in one decoding pass with bounded memory.
 
     Returns an iterator of (start in seconds, Clip). A clip is at most `segment_seconds` long. It holds whole
-    frames only, with exactly their sound. `segments.read_parts` also tells what is left out.
+    frames only, with exactly their sound. `segments.read_parts` also reports what is left out.
 
     Picture and sound share one clock:
     - Time 0 is the start of the file's pictures. If the sound starts a frame or more earlier, time 0 is the
       start of the sound.
-    - Frame k of a clip is the picture shown k / fps after the clip's start. A picture stays until the next.
+    - Frame k of a clip is the picture shown k / fps after the clip's start. A picture is shown until the next
+      one.
     - If pictures start late, the first one is shown from time 0 on. If they start more than 30 s late, they
       are missing until then.
     - If sound starts late or pauses, silence fills the time. If it pauses for more than 30 s, it is missing
-      there.
-    - No clip goes over a pause of both.
+      during the pause.
+    - No clip spans a pause of both streams.
     - The last clip ends with the pictures, or with the sound if that ends more than 0.1 s earlier. If the
       file has shown stills before, its last picture is held as long as the sound.
-    - If the file's clock starts anew, a new clip begins. Its time goes on behind the clip before.
+    - If the file's clock starts anew, a new clip begins. Its time continues after the previous clip.
 
     Picture and sound come from one programme. If its main sound track is silent in the part that is read,
-    another one that is not silent is taken.
+    the loudest track is used if it is not silent.
 
     source: a path, local or remote, or an open binary file.
     fps: frames per second of the clips.
@@ -164,7 +168,7 @@ def read_segments(
 
 
 def frames_in(seconds: float, fps: int) -> int:
-    """Number of whole frames in a time; rounding errors of the time do not count."""
+    """Number of whole frames in a time, with tolerance for rounding errors."""
     return int(seconds * fps + 1e-6)
 
 
@@ -194,7 +198,7 @@ def read_clip(
 
     The clock, the other arguments and the errors are those of `read_segments`.
     min_frames: a file that holds fewer is refused; None: fewer than `num_frames`.
-    max_pixels: files with larger pictures are refused (rows x columns).
+    max_pixels: files with larger pictures (rows x columns) are refused.
     """
     request = Request(
         fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit,
@@ -216,14 +220,14 @@ def read_sound(
 ) -> np.ndarray:
     """The sound of a file, with or without pictures: float32 [samples], mono, in [-1, 1].
 
-    A pause of more than 30 s ends it, and so does a clock that starts anew.
+    A pause of more than 30 s ends the sound, and so does a clock that starts anew.
 
     source: a path, local or remote, or an open binary file.
     sample_rate: of the result, Hz.
     max_seconds: at most this much sound is returned, from its beginning.
     deadline_seconds: time that this function may spend.
     on_progress: called at each packet that is read, as a sign of life.
-    Raises MediaError as `read_segments`.
+    Raises MediaError like `read_segments`.
     """
     watch = Watch(deadline_seconds, on_progress)
     with opened(source, watch) as (container, name):
@@ -273,7 +277,7 @@ def write_clip(path: str, clip: Clip, *, crf: int = CRF) -> None:
 def encode_clip(clip: Clip, *, crf: int = CRF) -> bytes:
     """The bytes of `clip` as mp4: H.264 4:2:0 BT.709 with AAC, the index in front.
 
-    The edit list takes back the encoder's delay. The same clip gives the same bytes (one encoding thread).
+    The edit list compensates the encoder's delay. The same clip gives the same bytes (one encoding thread).
     """
     _, height, width, _ = clip.video.shape
     if height % 2 or width % 2:

@@ -1,7 +1,7 @@
 """Cuts one stretch of a file into clips, and reports which frames cannot be used.
 
-A stretch is picture and sound on one clock, without a joint (`joints.py`).
-Knows nothing of files (`segments.py`). Private to `proav/media`, except for two tolerances.
+A stretch is picture and sound on one clock, without a joint (`joints.py`). Files are read in `segments.py`.
+This module is private to `proav/media`, except for two tolerances.
 """
 
 import math
@@ -14,16 +14,18 @@ from proav.media.pictures import LAST_FRAME_SLACK, MAX_GAP_SECONDS, PictureClock
 from proav.media.sound import Silence, SoundClock
 
 MAX_SOUND_SHORTFALL = 0.1
-"""Seconds by which sound may end before the pictures; silence fills them. If it ends earlier, the clip ends
-with it."""
+"""Seconds by which sound may end before the pictures; silence fills them. If the sound ends earlier, the clip
+ends with it."""
 PAUSE_SECONDS = 1.0
-"""A longer time without sound and without pictures was not recorded: no clip goes over it."""
+"""A longer time without sound and without pictures was not recorded: no clip spans it."""
 MAX_LEAD_SECONDS = 40.0
-"""Pictures that lead by more no longer wait for their sound. This bounds the number of frames held."""
+"""If pictures lead by more than this, they no longer wait for their sound. This bounds the frames in memory.
+"""
 MAX_SKEW_SECONDS = 5.0
-"""Pictures and sound of the same time lie at most this far apart in a file."""
+"""Pictures and sound of the same time are at most this far apart in a file."""
 MAX_STILL_SECONDS = 600.0
-"""Sound that leads by more no longer waits for the next picture. This bounds the sound held."""
+"""If sound leads by more than this, it no longer waits for the next picture. This bounds the sound in memory.
+"""
 
 
 def end_slack_seconds(fps: int) -> float:
@@ -84,12 +86,12 @@ class Stretch:
 
     @property
     def reached(self) -> int:
-        """The first frame that is not cut, not lost and not dropped as unwanted."""
+        """The first frame that is not cut, lost or dropped as unwanted."""
         return self._next
 
     @property
     def complete(self) -> bool:
-        """All that was asked for has been read."""
+        """Whether everything that was asked for has been read."""
         return self.pictures.full and self.sound.seconds >= self.pictures.seconds
 
     def ready(self) -> Iterable[Cut | Loss]:
@@ -108,11 +110,11 @@ class Stretch:
         known = min(pictures.num_frames, int(min(sound.seconds, 1e9) * self._fps + 1e-6))
         whole = self._segment_frames is None or known < self._next + self._segment_frames
         if whole and len(self.sound.holes) == self._num_holes and pictures.late <= MAX_GAP_SECONDS:
-            return ()  # this runs at every frame: the usual case must be cheap
+            return ()  # this runs for every frame: the usual case must be cheap
         return self._cut_until(known)
 
     def rest(self) -> Iterator[Cut | Loss]:
-        """What is left when the stretch has ended, or when all that was asked for has been read."""
+        """The remaining clips and losses, once the stretch has ended or everything has been read."""
         pictures, sound = self.pictures, self.sound
         sound.finish()
         pictures.finish(sound.seconds)
@@ -131,7 +133,7 @@ class Stretch:
         yield from self._told()
 
     def _frames(self, seconds: float) -> int:
-        """Number of whole frames in a time, with a little slack for the last."""
+        """Number of whole frames in a time, with a little slack for the last frame."""
         return int(min(seconds, 1e9) * self._fps + LAST_FRAME_SLACK)
 
     def _cut_until(self, known: int, *, ended: bool = False) -> Iterator[Cut | Loss]:
@@ -164,7 +166,7 @@ class Stretch:
                 yield self._frames(begin), self._up(end), ""
                 return
             else:
-                # the picture before a pause is not shown after it: frames are lost until the next picture
+                # after a pause the picture before it is not shown: frames are lost until the next picture
                 for one, other in self.pictures.pauses:
                     if min(other, end) - max(one, begin) > PAUSE_SECONDS:
                         back = other if other - end < PAUSE_SECONDS else end
@@ -174,7 +176,7 @@ class Stretch:
                 self._num_holes = number + 1
 
     def _up(self, seconds: float) -> int:
-        """The first frame that begins at a time or later."""
+        """The first frame that begins at or after a time."""
         return math.ceil(seconds * self._fps - LAST_FRAME_SLACK)
 
     def _whole_segments(self, end: int) -> Iterator[Cut | Loss]:
@@ -200,7 +202,7 @@ class Stretch:
         yield cut
 
     def _lose(self, end: int, reason: str) -> Iterator[Loss]:
-        """Frames up to `end` are lost. A loss that goes on is told once, when it is over."""
+        """Marks frames up to `end` as lost. A loss that continues is reported once, when it is over."""
         self._drop(min(end, self._first))
         first = self._next
         if end <= first:

@@ -1,6 +1,6 @@
-"""An opened media file as decoded frames in file order: seeking, counting damage.
+"""An opened media file as decoded frames in file order, with seeking and a count of damage.
 
-Knows nothing of clips (`segments.py`). Private to `proav/media`.
+Clips are made in `segments.py`. This module is private to `proav/media`.
 """
 
 import itertools
@@ -14,29 +14,28 @@ from proav.media.joints import Joint, with_joints
 from proav.media.opening import MAX_PIXELS, Watch, no_memory, words
 
 SEEK_MARGIN_SECONDS = 0.2
-"""Reading a span starts this much earlier. The first sound after a seek lacks the overlap with what came
-before."""
+"""Reading a span starts this much earlier. The first sound after a seek lacks the overlap with the sound
+before it."""
 MPEG_MARGIN_SECONDS = 3.0
 """The same for MPEG program streams (.mpg, .vob). Only some of their pictures have a time stamp. Until the
-second stamp after a seek, FFmpeg's guesses are late by a few pictures. Made files have stamps up to 1.2 s
-apart."""
+second stamp after a seek, FFmpeg's guesses are late by a few pictures. In files that we made, stamps are up
+to 1.2 s apart."""
 MAX_DAMAGE = 0.1
 """A stretch is refused if more than this share of a stream's packets in it cannot be decoded."""
 COUNTED_FORMATS = ("avi",)
-"""Formats without time stamps; their pictures are in decoding order. With B-frames FFmpeg's stamps are late
-by the number of pictures that wait to be shown. With H.264 they are even out of order. The count of packets
-at which a picture came out is in order, and late by the same number."""
+"""Formats without time stamps; their pictures are in decoding order. With B-frames, FFmpeg's stamps are late
+by the number of pictures that wait to be shown. With H.264 they are even out of order. Instead, we use the
+number of packets read when a picture comes out: it is in order, and late by the same number."""
 END_TIME_FORMATS = ("matroska,webm", "nut", "asf")
-"""Formats whose headers state when the file ends on its own clock, not how long it is."""
+"""Formats whose headers state the end time on the file's clock, not the length."""
 MAX_REORDERED = 16
 """Most pictures that may wait to be shown: the limit of H.264, the largest of any codec."""
 MIN_RATE, MAX_RATE = 1_000, 768_000
-"""Rates of sound in Hz. Any other is a mistake of the header: at 1 Hz, nine kilobytes would become hours."""
+"""Sample rates in Hz. Any other is an error in the header: at 1 Hz, nine kilobytes would become hours."""
 MAX_SOUND_FRAME_SECONDS = 30.0
 """Longest piece of decoded sound. Codecs give some milliseconds at a time, up to a few seconds."""
 MAX_PIXEL_ASPECT = 4
-"""Largest ratio of a pixel's sides. A larger one is a mistake of the file's writer: the pixel is taken as
-square."""
+"""Largest ratio of a pixel's sides. A larger one is an error in the file, and the pixel counts as square."""
 
 
 def start_time(stream) -> Fraction | None:
@@ -98,7 +97,7 @@ def check_sound(frame: av.AudioFrame, name: str) -> None:
 
 
 def pixel_aspect(video) -> Fraction:
-    """Width over height of a pixel; 1 if the file states nothing sensible."""
+    """Width over height of a pixel; 1 if the file states none, or an impossible one."""
     aspect = Fraction(video.sample_aspect_ratio or 1)
     return aspect if 1 <= aspect * MAX_PIXEL_ASPECT <= MAX_PIXEL_ASPECT**2 else Fraction(1)
 
@@ -106,7 +105,7 @@ def pixel_aspect(video) -> Fraction:
 class Decoder:
     """Decodes chosen streams of a container on one thread, in file order.
 
-    Afterwards `stopped_by` says which error ended the reading, if any. `has_later_tracks` says whether tracks
+    After reading, `stopped_by` is the error that ended it, if any, and `has_later_tracks` says whether tracks
     began in the middle of the file. `num_frames` and `num_packets` count by kind, "video" or "audio".
     """
 
@@ -114,7 +113,7 @@ class Decoder:
         self, container, streams: list, name: str, watch: Watch, max_pixels: int = MAX_PIXELS
     ) -> None:
         """container: of PyAV, opened for reading.
-        streams: those of its streams to decode; at most one of a kind.
+        streams: the streams to decode; at most one of a kind.
         name: of the file, for messages.
         watch: is told of each packet; its clock starts here.
         max_pixels: larger pictures raise MediaError("too_large").
@@ -138,7 +137,7 @@ class Decoder:
         self.num_packets = dict.fromkeys(self.num_frames, 0)
         # by kind: packets, and packets that failed, since the last check
         self._recent = {kind: [0, 0] for kind in self.num_frames}
-        # kinds of which no frame has come since the file was opened or since the last seek
+        # kinds without a frame since the file was opened, or since the last seek
         self._unplaced = set(self.num_frames)
         self._counted = container.format.name in COUNTED_FORMATS
         # for pictures of counted formats, in packets: the first key frame, and how late pictures come out
@@ -165,7 +164,7 @@ class Decoder:
     def frames(self) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame | Joint]]:
         """Yields ("video" or "audio", frame), and ("joint", Joint) at each place where the clock starts anew.
 
-        Ends at the end of the file, or of what is readable of it. Raises MediaError timeout or bad_clock.
+        Ends at the end of the file, or of its readable part. Raises MediaError timeout or bad_clock.
         """
         for packet in self.packets():
             if isinstance(packet, Joint):
@@ -179,7 +178,7 @@ class Decoder:
             yield from self._decode(stream, None)
 
     def packets(self) -> Iterator[av.Packet | Joint]:
-        """As `frames`, before decoding."""
+        """Like `frames`, before decoding."""
         return with_joints(self._read_packets(), self._time_bases, self._name)
 
     def _read_packets(self) -> Iterator[av.Packet]:
@@ -203,7 +202,8 @@ class Decoder:
     def frames_from(
         self, start: float | None, file_start: float
     ) -> Iterator[tuple[str, av.VideoFrame | av.AudioFrame]]:
-        """As `frames`, from the key frame before `start`; from the beginning if it is None or seeking fails.
+        """Like `frames`, from the key frame before `start`; from the beginning if `start` is None or seeking
+        fails.
 
         start, file_start: where to begin, and where the file begins, in seconds of the file's clock.
         Raises MediaError("unreadable") if the file cannot be read from `start` on.
@@ -259,7 +259,7 @@ class Decoder:
         except (av.FFmpegError, OSError):
             if kind == "video":  # a decoder that refused a picture above its limit still knows its size
                 check_pixels(stream.codec_context, self._name, self._max_pixels)
-            # before the first good frame this is a stream that was cut between key frames, not damage
+            # before the first good frame, the stream was cut between key frames; this is not damage
             self._recent[kind][1] += bool(self.num_frames[kind])
             return decoded
         for frame in frames:

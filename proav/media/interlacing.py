@@ -1,8 +1,8 @@
-"""Interlaced pictures -> whole ones (`Deinterlacer`).
+"""Makes interlaced pictures progressive (`Deinterlacer`).
 
 In an interlaced picture every second row was taken half a frame later, so a moving edge looks like a comb.
-FFmpeg's bwdif fills in the rows of the later field. The picture of the first field keeps the time stamp.
-Private to `proav/media/pictures.py`.
+FFmpeg's bwdif replaces the rows of the later field. The picture of the first field keeps the time stamp. This
+module is private to `proav/media/pictures.py`.
 """
 
 import av
@@ -12,10 +12,10 @@ MIN_SIDE = 16
 
 
 class Deinterlacer:
-    """Gives one picture for each one it takes. Pictures not marked as interlaced pass unchanged.
+    """Returns one picture for each picture. Pictures not marked as interlaced pass unchanged.
 
-    It costs nothing before the first interlaced picture. From then on pictures come one later, since bwdif
-    looks at both neighbours.
+    It costs nothing before the first interlaced picture. After that, each picture is returned one picture
+    later, since bwdif uses both neighbours.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Packets in file order, with a mark at each joint: a place where the clock of a file starts anew.
 
-Captures put one behind the other have a joint, and so have recordings that were stopped and started again.
-No packet is decoded here (`demuxing.py`). Private to `proav/media`.
+Concatenated captures have a joint, and so have recordings that were stopped and started again. No packet is
+decoded here; `demuxing.py` decodes. This module is private to `proav/media`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,18 +13,18 @@ import av
 from proav.errors import MediaError
 
 BACK_SECONDS = 0.5
-"""A clock that goes back by more than this starts anew. If by less, something was sent twice."""
+"""If a clock goes back by more than this, it starts anew. If it goes back by less, data was sent twice."""
 AHEAD_SECONDS = 30.0
-"""If only one stream's clock goes ahead by more than this, that stream has paused. If the clocks of all
-streams do, the clock of the file starts anew."""
+"""If only one stream's clock jumps ahead by more than this, that stream has paused. If the clocks of all
+streams jump, the clock of the file starts anew."""
 WAIT_SECONDS = 5.0
-"""How long a joint of one stream waits for that of the other, on the clock of the file. Multiplexers put
+"""How long a joint of one stream waits for the joint of the other, on the clock of the file. Multiplexers put
 streams up to two seconds apart."""
 MAX_LATE_SECONDS = 2.0
-"""If a stream goes on for longer than this on the old clock, it has no joint where the other has one."""
+"""If a stream continues on the old clock for longer than this, it has no joint where the other has one."""
 MIN_SKIPPED_SECONDS = 2.0
-"""Packets of other tracks alone for longer than this are a stretch of their own. Multiplexers put streams
-less far apart."""
+"""If only other tracks have packets for longer than this, that time is a stretch of its own. Multiplexers put
+streams less far apart."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Joint:
     """A new clock begins, or a stretch without the tracks that are read ends.
 
     starts: earliest time of each stream on the new clock, by the stream's index, in seconds.
-    skipped_seconds: length of the stretch before the joint that held packets of other tracks alone.
+    skipped_seconds: length of the stretch before the joint that held only packets of other tracks.
     """
 
     starts: dict[int, float]
@@ -45,15 +45,17 @@ def with_joints(
     """Yields the packets of the wanted streams, and a Joint before the first packet on a new clock.
 
     Packets of other streams are left out. If the file's beginning or end holds nothing else for more than
-    MIN_SKIPPED_SECONDS, a Joint stands there, too.
+    MIN_SKIPPED_SECONDS, a Joint is yielded there, too.
 
-    Packets of the old clock that come after those of the new one are moved before the joint. A single packet
-    with a stray time loses that time; its place is then guessed.
+    If packets of the old clock come after those of the new one, they are moved before the joint. A single
+    packet with a stray time loses that time; its place is then guessed.
 
-    packets: in file order. time_bases: seconds a tick of each wanted stream, by its index. name: of the file,
-    for messages. Raises MediaError("bad_clock") if one stream starts anew and the other does not.
+    packets: in file order.
+    time_bases: seconds per tick of each wanted stream, by its index.
+    name: of the file, for messages.
+    Raises MediaError("bad_clock") if one stream starts anew and the other does not.
     """
-    # floats: a Fraction costs ten times as much
+    # floats: a Fraction takes ten times as long
     time_bases = {index: float(time_base) for index, time_base in time_bases.items()}
     last: dict[int, float] = {}
     # first and last time of each other stream since the last wanted packet
@@ -113,14 +115,14 @@ def _skipped(others: dict[int, tuple[float, float]]) -> float:
 def _all_behind(time: float, index: int, last: dict[int, float]) -> bool:
     """Whether every other stream is far behind this time.
 
-    If one is not, a pause of this stream alone explains the jump.
+    If one is not far behind, a pause of this stream explains the jump.
     """
     others = [value for other, value in last.items() if other != index]
     return bool(others) and all(time - value > AHEAD_SECONDS for value in others)
 
 
 class _Joining:
-    """Holds what has come on a new clock, until that clock is certain and every stream has reached it."""
+    """Holds the packets of a new clock until that clock is certain and every stream has reached it."""
 
     def __init__(
         self,
@@ -136,7 +138,7 @@ class _Joining:
         index: of its stream.
         time: of the packet, seconds.
         old: last time of each stream on the old clock, seconds.
-        time_bases: seconds a tick of each stream.
+        time_bases: seconds per tick of each stream.
         name: of the file, for messages.
         skipped: as Joint.skipped_seconds.
         """
@@ -151,12 +153,13 @@ class _Joining:
         self._time_bases, self._name = time_bases, name
 
     def take(self, packet: av.Packet, index: int, time: float | None, old: dict[int, float]) -> str:
-        """Says to which clock a packet belongs, and holds it if that is the new one.
+        """Says to which clock a packet belongs, and holds the packet if that is the new clock.
 
-        packet, index, time: the packet, its stream and its time in seconds, None if it has none.
-        old: last time of each stream on the old clock; brought up to date.
-        Returns "new": the packet is held. "old": it is of the old clock. "stray": the first packet was alone
-        with its time. "full": this packet is of yet another clock.
+        packet, index: the packet and its stream.
+        time: of the packet, in seconds; None if it has none.
+        old: last time of each stream on the old clock; updated here.
+        Returns "new": the packet is held. "old": it belongs to the old clock. "stray": only the first packet
+        had a time on the new clock. "full": this packet belongs to yet another clock.
         """
         if index == self.first:
             if (

@@ -1,7 +1,7 @@
-"""Sound as mel images, one a video frame, and back, with no learned vocoder.
+"""Sound as mel images, one per video frame, and back, without a learned vocoder.
 
-This is the audio half of ProAV-DiT's input (Figure 1). The paper gives no mel settings. All are ours, in
-`MelConfig` (`proav/config/clip.py`). Not for files (`container.py`).
+This is the audio half of ProAV-DiT's input (Figure 1). The paper gives no mel settings; ours are in
+`MelConfig` (`proav/config/clip.py`). Files are read in `container.py`.
 Letters: B clips, L sound samples, T frames, M mel bins (lowest first), S mel columns within a frame,
 F Fourier bins, J = T * S columns, C channels, H and W rows and columns, N samples in a Fourier window.
 """
@@ -19,15 +19,15 @@ from proav.geometry import ClipGeometry
 from proav.media.torchaudio import import_torchaudio
 
 TINY = 1e-16
-"""Smallest divisor: far below what is heard, and far enough from zero that no quotient overflows float32."""
+"""Smallest divisor: far below audible levels, and large enough that no quotient overflows float32."""
 LIMITER_KNEE = 0.9
-"""In clips that would pass 1, sound above this magnitude is bent to stay below 1."""
+"""If a clip's peak would exceed 1, sound above this magnitude is compressed to stay below 1."""
 
 
 class MelFrames:
     """The mel transform of one configuration, on any device and for any whole number of frames.
 
-    It holds no state that changes.
+    It has no changing state.
 
     Native grid [B, T, M, S], values in [-1, 1]: y = 2 (log10 m - floor) / (ceiling - floor) - 1, clipped.
     m is the Slaney mel band: area-normalized filters on the magnitude of a Hann-window Fourier transform.
@@ -35,10 +35,10 @@ class MelFrames:
 
     transform "whole": one Fourier transform over all of the sound. Column j is centred on sample j * hop and
     belongs to frame j // S. Sound is taken as zero beyond its ends. The last column, centred on the end, is
-    dropped. So the columns of a window equal those of the sound around it, except within n_fft / 2 samples of
-    the window's borders. At the default settings these are the first 3 and the last 2 of 256.
-    transform "segment": every frame's sound is cut out and transformed alone, in the same way. Windows then
-    agree everywhere.
+    dropped. So the columns of a window equal those of the whole sound, except within n_fft / 2 samples of the
+    window's borders. At the default settings these are the first 3 and the last 2 of 256.
+    transform "segment": every frame's sound is cut out and transformed alone, in the same way. All columns of
+    a window then equal those of the whole sound.
     """
 
     def __init__(self, config: Config) -> None:
@@ -85,10 +85,11 @@ class MelFrames:
         ).contiguous()
 
     def decode(self, mel_BTMS: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """mel_BTMS -> waveform_BL in [-1, 1], L = T * samples a frame, by fast Griffin-Lim towards its bands.
+        """mel_BTMS -> waveform_BL in [-1, 1], L = T * samples per frame, by fast Griffin-Lim towards its
+        bands.
 
-        seeds: one a clip. The seed alone decides the first phase, so a clip sounds the same in any batch.
-        Peaks above 1 are rounded off, see `_limit`.
+        seeds: one per clip. The seed alone decides the first phase, so a clip sounds the same in any batch.
+        Peaks above 1 are limited, see `_limit`.
         """
         batch, frames = mel_BTMS.shape[:2]
         assert len(seeds) == batch, (len(seeds), batch)
@@ -105,7 +106,7 @@ class MelFrames:
         return _limit(waveform.reshape(batch, -1))
 
     def _pieces(self, frames: int) -> int:
-        """Number of stretches of sound that are transformed alone."""
+        """Number of pieces into which the sound is cut before the transform."""
         return frames if self.settings.transform == "segment" else 1
 
     def _transform(self, waveform_BL: torch.Tensor) -> torch.Tensor:
@@ -124,7 +125,7 @@ class MelFrames:
         """Fast Griffin-Lim (Perraudin, Balazs, Sondergaard 2013) towards mel bands: the sound, [B, length].
 
         A round: x <- t * gain(|t|) with t = c + momentum (c - c').
-        c is the spectrum of the sound of x, and c' is c of the round before. At first t has magnitude 1.
+        c is the spectrum of the sound of x, and c' is c of the previous round. At first t has magnitude 1.
         """
         settings, n_fft, hop = self.settings, self.geometry.n_fft, self.geometry.hop
         window = self._window.to(mel_BJM.device)
@@ -132,7 +133,7 @@ class MelFrames:
         weight_BL = _overlap_add(window.square().expand(1, mel_BJM.shape[1], n_fft), hop)[:, inside]
 
         def sound_of(spectrum_BJF: torch.Tensor) -> torch.Tensor:
-            """The same sound as torch.istft's, in half its time."""
+            """Like torch.istft, in half the time."""
             pieces_BJN = torch.fft.irfft(spectrum_BJF, n=n_fft) * window
             return _overlap_add(pieces_BJN, hop)[:, inside] / weight_BL
 
@@ -145,13 +146,13 @@ class MelFrames:
         return sound_of(spectrum_BJF)
 
     def _gain_towards(self, mel_BJM: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Returns the gain: a function of magnitude_BJF that gives a factor for each bin.
+        """Returns the gain: a function of magnitude_BJF that returns a factor for each bin.
 
         The factors bring the mel bands of the magnitude to mel_BJM.
 
         multiplicative: M^T (m / M a) / M^T 1 with filters M, mel m, magnitude a (Richardson 1972, Lucy 1974).
-        Each band asks for a factor. A bin takes the mean of what its bands ask, weighted by their filters.
-        So partials stay as sharp as they have become. A bin that no filter reaches is silent.
+        Each band needs a factor. A bin takes the mean of its bands' factors, weighted by their filters. So
+        partials stay sharp. A bin that no filter covers is silent.
         pseudo_inverse: max(pinv(M) m, 0) / a. The target is the magnitude of least norm, the same in every
         round.
         """
@@ -167,7 +168,7 @@ class MelFrames:
 def one_torch_thread() -> Iterator[None]:
     """Runs torch on one thread within the block.
 
-    The last bits of mel images depend on the number of threads. Those of stored images must not.
+    The last bits of mel images depend on the number of threads, but stored images must be reproducible.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -178,7 +179,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def _overlap_add(pieces_BJN: torch.Tensor, hop: int) -> torch.Tensor:
-    """The sum of pieces of N samples. Each begins `hop` samples after the one before; zeros follow."""
+    """The sum of pieces of N samples, each `hop` samples after the previous one; zeros follow the last."""
     batch, columns, size = pieces_BJN.shape
     blocks = -(-size // hop)
     blocks_BJKH = torch.nn.functional.pad(pieces_BJN, (0, blocks * hop - size)).unflatten(2, (blocks, hop))
@@ -189,7 +190,7 @@ def _overlap_add(pieces_BJN: torch.Tensor, hop: int) -> torch.Tensor:
 
 
 def _magnitude(spectrum: torch.Tensor) -> torch.Tensor:
-    """|spectrum|. Torch's own abs is careful with extreme numbers and takes twice as long on a CPU."""
+    """|spectrum|. torch.abs handles extreme numbers and takes twice as long on a CPU."""
     return (spectrum.real.square() + spectrum.imag.square()).sqrt()
 
 
@@ -203,9 +204,9 @@ def _first_phase(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _limit(waveform_BL: torch.Tensor) -> torch.Tensor:
-    """Brings clips whose peak passes 1 into [-1, 1]; other clips stay as they are.
+    """Brings clips whose peak exceeds 1 into [-1, 1]; other clips stay unchanged.
 
-    What is above the knee is bent by a tanh, whose slope at the knee is 1. Scaling such clips down as a whole
+    Magnitudes above the knee are compressed by a tanh with slope 1 at the knee. Scaling the whole clip down
     was measured and is worse: one stray peak cost a loud clip up to 7.5 dB everywhere.
     """
     magnitude = waveform_BL.abs()

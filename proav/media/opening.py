@@ -1,8 +1,8 @@
-"""Files and streams as opened containers, with patience if storage fails for a moment.
+"""Files and streams as opened containers, with retries if storage fails for a moment.
 
-A local file is read as patiently as one on an object store. Otherwise an error of a disk over a network would
-look like the end of the file, and the rest of a recording would be missing.
-Not here: decoding (`demuxing.py`). Private to `proav/media`.
+Reads of a local file are retried like those of an object store. Otherwise an error of a network disk would
+look like the end of the file, and the rest of a recording would be missing. Decoding is in `demuxing.py`.
+This module is private to `proav/media`.
 """
 
 import contextlib
@@ -34,9 +34,11 @@ MAX_PIXELS = 8192 * 8192
 class Watch:
     """Watches the reading of a file: a time limit, a sign of life, and the error of storage in `failure`.
 
-    deadline_seconds: time limit, counted anew from each `start`. on_progress: called each time the reader
-    gets further. Failed tries of storage and the pauses after them do not count towards the deadline. They
-    have their own limit, job.retry_seconds.
+    Failed tries of storage and the pauses after them do not count towards the deadline. They have their own
+    limit, job.retry_seconds.
+
+    deadline_seconds: time limit, counted from the last `start`.
+    on_progress: called each time the reader makes progress.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Watch:
     def check_storage(self) -> None:
         """If reading has failed, raises its error: StorageUnavailable, or a request to stop.
 
-        FFmpeg itself goes on as if the file had ended.
+        FFmpeg itself continues as if the file had ended.
         """
         if self.failure is not None:
             raise self.failure
@@ -125,7 +127,7 @@ def read_head(source: str | BinaryIO, num_bytes: int, watch: Watch) -> bytes:
 
 
 def no_memory(name: str) -> MediaError:
-    said = f"{name} needs more memory to decode than is to be had"
+    said = f"{name} needs more memory to decode than is available"
     return MediaError("too_large", f"{said}; give smaller pictures, or a simpler format")
 
 
@@ -185,7 +187,7 @@ class _Source(io.RawIOBase):
 
     def __init__(self, file: PatientFile, name: str, watch: Watch) -> None:
         super().__init__()
-        self.name = name  # FFmpeg looks at its ending if the contents do not decide
+        self.name = name  # FFmpeg uses its ending if the contents are ambiguous
         self._patient, self._watch, self._at = file, watch, 0
 
     def readable(self) -> bool:

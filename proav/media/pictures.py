@@ -1,7 +1,7 @@
 """Decoded pictures -> RGB frames of one size (`Canvas`) at the times of a regular clock (`PictureClock`).
 
-Pictures are chosen by their time stamps, never by counting. Knows nothing of files (`segments.py`) or sound
-(`sound.py`). Letters: H and W rows and columns.
+Pictures are chosen by their time stamps, never by counting. Files are read in `segments.py`, sound is in
+`sound.py`. Letters: H and W rows and columns.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ SCALING = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.F
 """Bicubic with chroma at full resolution. It costs 0.15 ms a frame more than the default. On coloured edges
 it is 2.5 times closer to a float reference."""
 MAX_GAP_SECONDS = 30.0
-"""Sound that pauses for longer is missing, and so are pictures that begin later than this. Shorter pauses
-are filled with silence, or with the first picture."""
+"""If sound pauses for longer than this, it is missing, and so are pictures that begin later than this.
+Shorter pauses are filled with silence, or with the first picture."""
 STILL_SECONDS = 1.0
 """If a file has shown one picture for longer than this, we assume that its writer stores a picture only when
 the picture changes."""
 UNSEEN_DURATION = 2 / 3
-"""If the stated duration of the last picture is less than this share of the shortest distance of two
-pictures, FFmpeg has filled it in. The picture then has no duration of its own."""
+"""If the stated duration of the last picture is less than this share of the shortest distance between two
+pictures, FFmpeg has guessed it. The file then states no duration for the picture."""
 MIN_TOLERANCE, MAX_TOLERANCE = 1e-6, 5e-4
 """Limits, in seconds, of the tolerance for time stamps. A time stamp is rounded to a tick of its container.
 So it may be off by half a tick. A coarse tick (AVI counts frames) would allow half a frame, which is too
@@ -140,9 +140,9 @@ class PictureClock:
     Frame k is the picture shown at start + k / fps. This is the last picture whose time stamp is not later,
     or the first picture if there is none. Interlaced pictures are made whole.
 
-    `frames` holds what is finished and not yet taken. `late` is how long after the start the first picture
-    comes, in seconds. `pauses` are stretches of more than STILL_SECONDS, [from, to] in seconds after the
-    start. In them a picture is shown beyond the usual duration, or none has come yet.
+    `frames` holds the finished frames that are not yet taken. `late` is how long after the start the first
+    picture comes, in seconds. `pauses` are stretches of more than STILL_SECONDS, [from, to] in seconds after
+    the start. In a pause, a picture is shown beyond the usual duration, or none has come yet.
     """
 
     def __init__(
@@ -160,9 +160,9 @@ class PictureClock:
         fps: frames per second.
         start: of frame 0, seconds of the file's clock.
         tick: of the file's time stamps, seconds.
-        max_frames: no more than these are made; None: no limit.
-        default_duration: of a picture, seconds, if nothing else tells.
-        max_still: seconds. A picture that is shown for longer is the last one, and `broke_off` is set.
+        max_frames: most frames that are made; None: no limit.
+        default_duration: of a picture, in seconds, if the file does not say.
+        max_still: seconds. If a picture is shown for longer, it is the last one, and `broke_off` is set.
         """
         self.canvas, self.fps, self.start, self.max_frames, self.max_still = (
             canvas,
@@ -197,9 +197,9 @@ class PictureClock:
         return self.max_frames is not None and self.num_frames >= self.max_frames
 
     def push(self, frame: av.VideoFrame) -> None:
-        """Takes the next picture in order of showing.
+        """Takes the next picture in display order.
 
-        In a damaged stream a picture may come after a later one. It is left out.
+        In a damaged stream a picture may be earlier than the one before it. It is left out.
         """
         self._duration = frame.duration * self._tick
         for picture in self._deinterlacer.push(frame):
@@ -208,7 +208,9 @@ class PictureClock:
     def finish(self, sound_seconds: float) -> None:
         """Finishes the frames at the end of the stream: the last picture stays for its own duration.
 
-        If the file does not say how long that is, or has shown stills before, it stays as long as the sound.
+        If the file does not state its duration, or has shown stills before, the last picture stays as long as
+        the sound.
+
         sound_seconds: length of the sound after the start; infinite if there is none.
         """
         for picture in self._deinterlacer.finish():
@@ -235,7 +237,7 @@ class PictureClock:
         return np.stack(self.skip(count))
 
     def skip(self, count: int) -> list[np.ndarray | None]:
-        """Takes out the next `count` frames; None stands for one that is missing."""
+        """Takes out the next `count` frames; None stands for a missing frame."""
         taken, self.frames = self.frames[:count], self.frames[count:]
         return taken
 
@@ -264,7 +266,7 @@ class PictureClock:
     def _next_time(self) -> float:
         """When the shown picture ends: after its stated duration.
 
-        Without one, it is shown for as long as the picture before it.
+        Without a stated duration, it is shown for as long as the picture before it.
         """
         if self._shown is None:
             return self.start
@@ -282,7 +284,7 @@ class PictureClock:
 
 
 def _centre_cropper(frame: av.VideoFrame, aspect: Fraction) -> av.filter.Graph | None:
-    """Cuts out the largest centred part of a picture whose columns / rows are `aspect`.
+    """A filter that cuts out the largest centred part of a picture with columns / rows = `aspect`.
 
     None if that is the whole picture.
     """

@@ -1,7 +1,7 @@
-"""A file as parts in order of time: segments that can be used, and what is lost, each with its span.
+"""A file as parts in order of time: usable segments and losses, each with its span.
 
-For the preparation of data, which reports what is lost. Others read clips with `container.py`, which also
-explains the clock. Not here: decoding (`demuxing.py`), the cutting of one stretch (`cutting.py`).
+This is for the preparation of data, which reports losses. Others read clips with `container.py`, which also
+explains the clock. Decoding is in `demuxing.py`, the cutting of one stretch in `cutting.py`.
 Letters: T frames, H and W rows and columns.
 """
 
@@ -51,13 +51,13 @@ WHY_LOST = {
     "truncated": "says that it holds picture or sound up to {end:.2f} s, but ends after {begin:.2f} s",
     "past_end": "ends after {begin:.2f} s; up to {end:.2f} s are listed",
 }
-"""What a loss's message says of the file, by reason."""
+"""The message about the file for each reason of a loss."""
 
 JOINABLE_FORMATS = ("mpegts", "mpeg")
-"""Files of these formats stay readable when they are put one behind the other. So before a span of such a
-file is read, all its packets are searched for joints."""
+"""Files of these formats stay readable when they are concatenated. So before a span of such a file is read,
+all its packets are searched for joints."""
 MAX_PAUSE_SECONDS = 6 * 3600.0
-"""A picture that is shown for longer is the last one. A stray time stamp may say a million years."""
+"""If a picture is shown for longer, it is the last one: a stray time stamp may be a million years away."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,9 @@ class About:
     """What is known of a file so far.
 
     end_seconds: where it ends, by its header or by what was read, or where the requested span ends.
-    picture_track, sound_track: what is read, as places among the file's tracks of that kind, from 0.
-    note: a sentence on programmes and tracks that are not read, for people.
+    picture_track, sound_track: the tracks that are read, as numbers among the file's tracks of that kind,
+        from 0.
+    note: a sentence for people about programmes and tracks that are not read.
     """
 
     end_seconds: float
@@ -81,8 +82,10 @@ class About:
 class Segment:
     """Frames that can be used.
 
-    start_seconds: within the file. video: uint8 [T, H, W, 3]. audio: float32 [samples].
-    cancelled: what `SoundClock.cancels` says of the sound.
+    start_seconds: within the file.
+    video: uint8 [T, H, W, 3].
+    audio: float32 [samples].
+    cancelled: the result of `SoundClock.cancels` for the sound.
     """
 
     start_seconds: float
@@ -95,7 +98,9 @@ class Segment:
 class Lost:
     """A span of the file that cannot be used.
 
-    end_seconds: None if nobody knows. reason: a short stable word. message: for people.
+    end_seconds: None if unknown.
+    reason: a short stable word.
+    message: for people.
     """
 
     start_seconds: float
@@ -108,16 +113,17 @@ class Lost:
 class Request:
     """What to read of a file, and how.
 
-    fps, sample_rate: of the segments, per second. height, width: of their frames, pixels.
+    fps, sample_rate: of the segments, per second.
+    height, width: of the frames, pixels.
     fit: "pad" or "crop", as in `pictures.Canvas`.
     segment_frames: frames in a whole segment; None: segments are as long as possible.
     start_seconds: where to begin.
     max_frames: how many frames to read; None: up to the end.
-    wanted_from: this many frames are read first and left out without a word; max_frames counts from there.
+    wanted_from: this many frames are read first and not reported; max_frames counts from there.
     min_frames: shorter segments are lost as too_short.
     deadline_seconds, on_progress: as in `opening.Watch`.
     silent_ok: a file without a sound track gives silence instead of an error.
-    picture_track, sound_track: places among the file's tracks of that kind, from 0; None: the main ones.
+    picture_track, sound_track: numbers among the file's tracks of that kind, from 0; None: the main tracks.
     max_pixels: files with larger pictures are refused.
     """
 
@@ -146,9 +152,9 @@ class Request:
 def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Segment | Lost]:
     """Reads a file in parts: About, then segments and losses in order of time, then About again.
 
-    About comes as soon as something is known, and again when more or all is known. Segments and losses cover
-    the file, or the requested span, except for up to `end_slack_seconds` at the end of each stretch.
-    Raises MediaError, as `container.read_segments`, if nothing or nothing more of the file can be used.
+    About comes as soon as something is known, and again when more is known. Segments and losses cover the
+    file, or the requested span, except for up to `end_slack_seconds` at the end of each stretch.
+    Raises MediaError, like `container.read_segments`, if nothing or nothing more of the file can be used.
     """
     start, asked = request.start_seconds, request.asked_seconds
     if not (0 <= start < float("inf") and (asked is None or asked > 0)):
@@ -173,7 +179,7 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
             joined = _has_joints(container, tracks, name, watch)
             files.close()
             container, name = files.enter_context(opened(source, watch))
-            if joined:  # its clock does not say where the span is: it is read from the beginning
+            if joined:  # the clock does not say where the span is, so the file is read from the beginning
                 request = replace(
                     request, wanted_from=math.ceil(start * request.fps - 1e-6), start_seconds=0.0
                 )
@@ -190,10 +196,12 @@ def _has_joints(container, tracks: Tracks, name: str, watch: Watch) -> bool:
 
 
 def _listen(container, name: str, tracks: Tracks, request: Request, watch: Watch) -> None:
-    """Chooses the sound track by what the tracks hold in the requested span.
+    """Chooses the sound track by the loudness of the tracks in the requested span.
 
-    container, name: as `opened` gives them. tracks: gets the choice. request: holds the span. watch: is told
-    of each packet.
+    container, name: from `opened`.
+    tracks: receives the choice.
+    request: holds the span.
+    watch: is notified of each packet.
     """
     first, end = (container.start_time or 0) / av.time_base + request.start_seconds, None
     if request.start_seconds:
@@ -212,9 +220,9 @@ class _Reader:
     """Reads chosen tracks of an opened file, one stretch after the other."""
 
     def __init__(self, container, name: str, tracks: Tracks, request: Request, watch: Watch) -> None:
-        """container, name: as `opened` gives them.
+        """container, name: from `opened`.
         tracks, request: what to read.
-        watch: is told of each packet.
+        watch: is notified of each packet.
         """
         self.container, self.name, self.request, self.watch = container, name, request, watch
         self.streams = tracks.streams(container)
@@ -227,12 +235,12 @@ class _Reader:
         # where the stretch begins: time on the file's clock, and frame, counted from start_seconds on
         self.clock = self.file_start + request.start_seconds
         self.base = 0
-        self.told = request.wanted_from  # up to this frame all is told, as a segment or as lost
+        self.told = request.wanted_from  # up to this frame everything is reported, as a segment or as lost
         self.end_frame = None if request.max_frames is None else request.wanted_from + request.max_frames
-        # seconds: the longest piece with picture and sound; longest: all pieces with either, together
+        # seconds: the longest piece with picture and sound; longest: the sum of all pieces with either
         self.seconds = self.longest = 0.0
         self.num_segments = self.num_cleaned = 0
-        self.losses: list[Lost] = []  # those before the first segment; they are told with it
+        self.losses: list[Lost] = []  # losses before the first segment; they are reported with it
         self.decoder = Decoder(container, self.streams, name, watch, request.max_pixels)
 
     def parts(self) -> Iterator[Segment | Lost | float]:
@@ -307,10 +315,11 @@ class _Reader:
         )
 
     def _join(self, joint: Joint, reached: int) -> Stretch:
-        """The stretch after a joint. It follows right behind the one before.
+        """The stretch after a joint. It directly follows the previous one.
 
-        If the clock has gone ahead, the stretch begins later by as much.
-        reached: the frame after all that came before, counted from start_seconds on.
+        If the clock has jumped ahead, the stretch begins later by as much.
+
+        reached: the first frame after everything before the joint, counted from start_seconds on.
         """
         starts = [joint.starts.get(stream.index) for stream in self.streams]
         clock = (
@@ -340,9 +349,11 @@ class _Reader:
                     yield Segment(self._time(first), piece.video, piece.audio, piece.cancelled)
 
     def _lose(self, end: int | float, reason: str, message: str = "") -> Iterator[Lost]:
-        """Tells as lost what was not told yet, up to frame `end`: at once, or with the first segment.
+        """Reports as lost what was not reported yet, up to frame `end`: at once, or with the first segment.
 
-        reason: as in WHY_LOST, or decode_error. message: for people; "": the one of WHY_LOST.
+        end: the first frame that is not lost.
+        reason: as in WHY_LOST, or decode_error.
+        message: for people; "": the one of WHY_LOST.
         """
         if end <= self.told:
             return
@@ -361,7 +372,7 @@ class _Reader:
         return self.request.start_seconds + frame / self.request.fps
 
     def _ending(self) -> Iterator[Lost | float]:
-        """Tells as lost what the file declares, or what was requested, but the file does not hold.
+        """Reports as lost what the file declares, or what was requested, if the file does not hold it.
 
         Raises MediaError if the file holds no segment.
         """
@@ -398,14 +409,14 @@ class _Reader:
             yield from self._lose(self.end_frame, "past_end")
         if self.decoder.has_later_tracks and asked is None:
             said = (
-                f"{self.name} has tracks that begin in its middle, as where recordings were joined; "
+                f"{self.name} has tracks that begin in its middle, probably because recordings were joined; "
                 "they are not read: split the file there"
             )
             yield Lost(self._time(self.told), None, "later_tracks", said)
         yield self._time(0) + (max(declared, self.told / request.fps) if asked is None else asked)
 
     def _nothing_usable(self, declared: float | None) -> MediaError:
-        """Why a file that opened gave no clip."""
+        """The error for a file that could be opened but gave no clip."""
         name, request = self.name, self.request
         for lost in self.losses:
             if lost.reason == "decode_error":

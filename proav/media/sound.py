@@ -1,7 +1,7 @@
 """Decoded sound -> mono float samples at one rate on a clock that starts at a given time (`SoundClock`).
 
-Gaps between time stamps become silence, overlaps are cut. Knows nothing of files (`segments.py`) or pictures
-(`pictures.py`). Private to `proav/media`, except for SILENT_RMS.
+Gaps between time stamps become silence, overlaps are cut. Files are read in `segments.py`, pictures are in
+`pictures.py`. This module is private to `proav/media`, except for SILENT_RMS.
 """
 
 from collections import deque
@@ -14,9 +14,9 @@ import numpy as np
 from proav.media.pictures import MAX_GAP_SECONDS
 
 MAX_JITTER_SECONDS = 0.02
-"""Time stamps may disagree with the running sample count by this much. Beyond it, silence is put in or
-samples are cut. It is more than millisecond rounding. It is less than one AAC frame at 48 kHz (21.3 ms), so
-a lost frame is always noticed."""
+"""Time stamps may disagree with the running sample count by this much. Beyond it, silence is inserted or
+samples are cut. The limit is more than millisecond rounding and less than one AAC frame at 48 kHz (21.3 ms),
+so a lost frame is always noticed."""
 CHANNEL_WEIGHTS = {"FL": 1.0, "FR": 1.0, "DL": 1.0, "DR": 1.0, "FC": 2**0.5, "LFE": 0.0, "LFE2": 0.0}
 SURROUND_WEIGHT = 0.5**0.5
 """The mean of the ITU-R BS.775 stereo pair: front left and right 1, centre sqrt 2, all others sqrt 1/2, no
@@ -26,11 +26,11 @@ USUAL_LAYOUTS = {6: "5.1", 8: "7.1"}
 """Layouts that players assume for a number of channels if the file does not name them (PCM in Matroska, for
 example). With any other number of unnamed channels the mean is taken."""
 BLOCK_SAMPLES = 8192
-"""Sound is mixed and resampled in blocks of at least this many samples. Decoders give a thousand at a time;
-to mix so few at once is slow."""
+"""Sound is mixed and resampled in blocks of at least this many samples. Decoders return a thousand at a time,
+and mixing so few at once is slow."""
 MAX_OVERSHOOT = 4.0
-"""Samples are clipped to this magnitude before the mix. Float sound may pass 1 by rounding. What is far
-beyond is damage and must not drown the other channels."""
+"""Samples are clipped to this magnitude before the mix. Float sound may exceed 1 by rounding. Samples far
+beyond are damage and must not drown the other channels."""
 SILENT_RMS = 1e-3
 """Sound below this root mean square, -60 dB of full scale, counts as silent. Our choice."""
 MAX_CANCELLED = 0.01
@@ -42,7 +42,8 @@ class SoundClock:
 
     Sample 0 is at `start`, in seconds of the file's clock. `sample_rate` is in Hz.
     `holes` are the stretches without sound of more than `hole_seconds`, [from, to] in seconds after the
-    start. Silence stands there. Samples that are not numbers become silence and are counted in `num_cleaned`.
+    start; they are filled with silence. Samples that are not numbers become silence and are counted in
+    `num_cleaned`.
     """
 
     def __init__(self, *, sample_rate: int, start: float, hole_seconds: float = MAX_GAP_SECONDS) -> None:
@@ -51,7 +52,7 @@ class SoundClock:
         self.num_cleaned = 0
         self.holes: list[list[float]] = []
         self._chunks: deque[np.ndarray | int] = deque()  # an int is a number of silent samples
-        self._first = 0  # the number of the first sample that is held
+        self._first = 0  # the number of the first sample in memory
         self._run: _Run | None = None
         self._to_drop = 0
         self._levels: deque[_Level] = deque()
@@ -81,7 +82,7 @@ class SoundClock:
             self._collect(run.add(frame))
 
     def finish(self) -> None:
-        """Collects what is still on its way, at the end of the stream or of a run."""
+        """Collects the buffered samples, at the end of the stream or of a run."""
         if self._run is not None:
             self._collect(self._run.finish())
             self.num_cleaned += self._run.num_cleaned
@@ -90,7 +91,7 @@ class SoundClock:
     def silence_until(self, seconds: float) -> None:
         """Fills with silence up to this time, in seconds after the start.
 
-        Sound that comes for this time later is left out.
+        If sound for this time comes later, it is left out.
         """
         self.finish()
         if (missing := round(seconds * self.sample_rate) - self.num_samples) > 0:
@@ -123,8 +124,8 @@ class SoundClock:
     def cancels(self, first: float, last: float) -> bool:
         """Whether the channels hold sound from `first` to `last` (seconds), but cancel each other in the mix.
 
-        The mix must be 20 dB below what the channels' shares would give if they had nothing in common.
-        Earlier times are forgotten.
+        They cancel if the mix is 20 dB below the power that uncorrelated channels would give. Earlier times
+        are forgotten.
         """
         while self._levels and self._levels[0].end <= first:
             self._levels.popleft()
@@ -171,7 +172,8 @@ class SoundClock:
 class _Level(NamedTuple):
     """Mean power of a piece of sound from `begin` to `end`, in seconds after the clock's start.
 
-    apart: of its channels' shares, added as if they had nothing in common. mixed: of their mix.
+    apart: power of the mix if the channels were uncorrelated.
+    mixed: power of the mix.
     """
 
     begin: float
@@ -181,14 +183,14 @@ class _Level(NamedTuple):
 
 
 class _Run:
-    """Gapless sound of one rate, layout and format, on its way to mono at another rate.
+    """Converts gapless sound of one rate, layout and format to mono at another rate.
 
-    `num_samples` have come in since `start`. What comes in waits in a queue until there is a block to mix.
-    Every method returns the samples that are ready.
+    `num_samples` have come in since `start`. Samples wait in a queue until there is a block to mix. Every
+    method returns the samples that are ready.
     """
 
     def __init__(self, frame: av.AudioFrame, start: float, clock_start: float, sample_rate: int) -> None:
-        """frame: the first; it tells the rate, layout and format.
+        """frame: the first frame; it has the rate, layout and format of the run.
         start, clock_start: of the run and of its clock, seconds of the file's clock.
         sample_rate: of the result, Hz.
         """
@@ -286,7 +288,7 @@ def _kind(frame: av.AudioFrame) -> tuple:
 def _samples(frames: list) -> list[np.ndarray]:
     """The samples of resampled mono frames.
 
-    The resampler passes sound that already has the right rate through, and the end mark (None), too.
+    If the rate is already right, the resampler passes frames through, and the end mark (None), too.
     """
     return [frame.to_ndarray()[0] for frame in frames if frame is not None]
 

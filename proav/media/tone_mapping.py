@@ -1,4 +1,4 @@
-"""Pictures of high dynamic range -> BT.709 as any screen shows it.
+"""Pictures of high dynamic range -> BT.709, which any screen can show.
 
 The input is ITU-R BT.2100: PQ or HLG, BT.2020 primaries. Closed formulas, no state. The steps:
 1. Codes -> light in nits (cd / m2).
@@ -16,8 +16,8 @@ import numpy as np
 PQ, HLG = 16, 18
 """Codes of the transfer characteristics in ITU-T H.273 (and in FFmpeg's AVColorTransferCharacteristic)."""
 PEAK_NITS = 1000.0
-"""What is brighter becomes white. It is one value for all files, since metadata is often wrong: the nominal
-peak of HLG and the commonest peak of PQ masters."""
+"""Brighter light becomes white. The value is the same for all files, since metadata is often wrong. It is the
+nominal peak of HLG and the commonest peak of PQ masters."""
 WHITE_NITS = 203.0
 GAMMA = 2.4
 NUM_GAINS = 4096

@@ -1,8 +1,8 @@
 """torchaudio through a shim.
 
-Its published wheel links CUDA libraries, so a plain import fails beside a CPU build of torch. Its Python part
-needs none of them. Everything in proav that needs torchaudio imports it from here. Not for reading or writing
-files (`container.py`). Letters: B clips, L sound samples.
+torchaudio's published wheel links CUDA libraries, so a plain import fails with a CPU build of torch. Its
+Python part needs none of them. Everything in proav that needs torchaudio imports it from here. Files are read
+and written in `container.py`. Letters: B clips, L sound samples.
 """
 
 import importlib
@@ -15,7 +15,7 @@ import torch
 def import_torchaudio() -> types.ModuleType:
     """The torchaudio module.
 
-    If its compiled part cannot be loaded, the Python part alone: without forced_align, load and save.
+    If its compiled part cannot be loaded, this is the Python part alone, without forced_align, load and save.
     """
     try:
         return importlib.import_module("torchaudio")

@@ -1,6 +1,7 @@
 """Chooses the tracks of a file that are read: one picture and one sound of the same programme.
 
-Tracks that hold something are preferred. Knows nothing of clips (`segments.py`). Private to `proav/media`.
+Tracks that are not empty are preferred. Clips are made in `segments.py`. This module is private to
+`proav/media`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ NO_PROGRAMME = -1
 HEAD_BYTES = 4 << 20
 """How much of a transport stream is searched for its programmes: half a second at 64 Mbit/s."""
 MAP_HEAD_BYTES = 4
-"""Of a programme map table before its streams: the clock's identifier and the length of what describes it."""
+"""Bytes of a programme map table before its streams: the clock's identifier and a length."""
 TRANSPORT_SYNC, PACKET_SIZES = 0x47, (188, 192, 204)
 """Packets of MPEG-2 transport streams: as in ISO/IEC 13818-1, with time codes (Blu-ray), with error
 correction."""
@@ -28,10 +29,10 @@ COVER = av.stream.Disposition.attached_pic
 
 @dataclass
 class Tracks:
-    """What is read of a file.
+    """The tracks of a file that are read.
 
-    video, audio: indices of its streams; audio is None without sound.
-    candidates: the sound tracks between which their content decides; the default one is in front.
+    video, audio: indices of the streams; audio is None without sound.
+    candidates: the sound tracks among which loudness decides; the default one is first.
     why: the reason for the choice of sound, for people.
     """
 
@@ -66,8 +67,8 @@ def choose_tracks(
 
     container, name: the opened file, and its name for messages.
     programmes: stream ids of each programme, {} if the file has none.
-    picture_track, sound_track: places among the file's tracks of that kind, from 0; None: the main track
-    whose programme has both.
+    picture_track, sound_track: numbers among the file's tracks of that kind, from 0; None: the main track
+        whose programme has both.
     silent_ok: a file without sound is accepted.
     Raises MediaError no_video, no_audio, unsupported_codec or no_track.
     """
@@ -119,7 +120,7 @@ def main_track(container, kind: str, name: str):
 
 
 def choose_by_content(tracks: Tracks, container, loudness: dict[int, float]) -> None:
-    """Takes the loudest sound track if the chosen one is silent and the loudest is not.
+    """Switches to the loudest sound track if the chosen one is silent and the loudest is not.
 
     loudness: root mean square of each candidate, by index.
     """
@@ -131,7 +132,7 @@ def choose_by_content(tracks: Tracks, container, loudness: dict[int, float]) -> 
 
 
 def note_others(tracks: Tracks, container, programmes: dict[int, set[int]]) -> str:
-    """A sentence on the programmes and tracks that are not read, "" if there are none."""
+    """A sentence about the programmes and tracks that are not read; "" if there are none."""
     videos, audios = _tracks(container, "video"), _tracks(container, "audio")
     groups = {stream.index: _programmes_of(stream, programmes) for stream in [*videos, *audios]}
     mine, notes = groups[tracks.video], []
@@ -164,10 +165,12 @@ def loudness_of(
 ) -> dict[int, float]:
     """Root mean square of the loudest frame of each sound track, by the stream's index.
 
-    Reads from where the container stands. Stops as soon as the first track is not silent. What cannot be
-    decoded counts as silent.
+    Reads from the container's current position. Stops as soon as the first track is not silent. Sound that
+    cannot be decoded counts as silent.
 
-    indices: the streams. end_seconds: where to stop, on the file's clock; None: at the end of the file.
+    container: the opened file.
+    indices: the streams.
+    end_seconds: where to stop, on the file's clock; None: at the end of the file.
     on_packet: called at each packet.
     """
     streams = [container.streams[index] for index in indices]
@@ -206,7 +209,7 @@ def loudness_of(
 
 
 def programmes_of(source: str | BinaryIO, container, watch: Watch) -> dict[int, set[int]]:
-    """The programmes of an opened file, as `parse_programmes`; {} if it cannot have several."""
+    """The programmes of an opened file, like `parse_programmes`; {} if it cannot have several."""
     if container.format.name != "mpegts" or len(container.streams) < 2 or not can_be_read_again(source):
         return {}
     return parse_programmes(read_head(source, HEAD_BYTES, watch))

@@ -1,4 +1,4 @@
 """How good clips are: distances and scores in plain torch and NumPy, and the protocols that name them.
 
-Not here: reading clips, running a protocol and writing its table (`proav/evaluate`).
+`proav/evaluate` reads clips, runs a protocol and writes its table.
 """

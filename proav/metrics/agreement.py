@@ -1,8 +1,8 @@
 """Scores of single clips from the outputs of feature networks.
 
-They are the agreement of picture and sound, the offset between them, the class, and the change of class. The
-user brings the networks (`networks/given.py`), except for I3D. All is computed in float64. Letters: W and V
-windows of a clip, D features, K classes.
+The scores are the agreement of picture and sound, the offset between them, the class, and the change of
+class. The user brings the networks (`networks/given.py`), except for I3D. All scores are computed in float64.
+Letters: W and V windows of a clip, D features, K classes.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,12 @@
 """AV-Align (Yariv et al. 2024, TempoTokens): how well onsets of the sound and peaks of motion coincide.
 
-Two releases are in use and give different numbers. In that of 2023 a peak may serve several onsets. That of
-February 2025 (commit bf0b1e3) makes pairs and leaves out faint peaks. In the release of 2023, the search for
-peaks uses a count that the code never sets. We use the number of all frames, as the release of 2025 does.
-Onsets are librosa's and motion is OpenCV's: `pip install 'proav[metrics]'` installs both. At 10 frames a
-second the tolerance of one frame is 100 ms on either side, so that chance alone makes many pairs.
-`clip_synchrony.py` is a measure for clips as short as 1.6 s. Letters: T frames, H W rows and columns, C=3
-colours, L samples of sound.
+Two releases are in use and give different numbers. In the release of 2023, a peak may match several onsets.
+The release of February 2025 (commit bf0b1e3) makes one-to-one pairs and leaves out faint peaks. In the
+release of 2023, the search for peaks uses a count that the code never sets. We use the number of all frames,
+as the release of 2025 does. librosa finds onsets and OpenCV finds motion: `pip install 'proav[metrics]'`
+installs both. At 10 frames a second the tolerance of one frame is 100 ms on either side, so that chance alone
+makes many pairs. `clip_synchrony.py` is a measure for clips as short as 1.6 s. Letters: T frames, H W rows
+and columns, C=3 colours, L samples of sound.
 """
 
 import importlib.util
@@ -57,18 +57,18 @@ def audio_onsets(audio_L: np.ndarray, sample_rate: int) -> np.ndarray:
     """
     _, librosa = libraries()
     if not np.any(audio_L):
-        return np.zeros(0)  # silence, of which librosa warns
+        return np.zeros(0)  # librosa would warn about silence
     audio = librosa.resample(audio_L, orig_sr=sample_rate, target_sr=ONSET_RATE)
     strength = librosa.onset.onset_strength(y=audio, sr=ONSET_RATE)
     return librosa.onset.onset_detect(onset_envelope=strength, sr=ONSET_RATE, units="time")
 
 
 def motion_strengths(video_THWC: np.ndarray) -> np.ndarray:
-    """Mean magnitude of optical flow from the frame before, in pixels, float64 [T].
+    """Mean magnitude of optical flow from the previous frame, in pixels, float64 [T].
 
-    video: uint8 [T, H, W, 3], T of at least 2. The first frame gets the second's value, so that neither can
-    be a peak. The released code measures that flow twice, and OpenCV's result may differ in its last bits
-    from call to call. There, this alone makes frame 1 a peak in 2 to 4 of a hundred clips.
+    video: uint8 [T, H, W, 3], T of at least 2. The first frame gets the value of the second, so that neither
+    can be a peak. The released code measures that flow twice, and OpenCV's result may differ in its last bits
+    from call to call. In the released code, this alone makes frame 1 a peak in 2 to 4 of a hundred clips.
     """
     cv2, _ = libraries()
     grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in video_THWC]
@@ -107,9 +107,9 @@ def av_align(
 
 
 def from_events(onsets: Sequence[float], strengths_T: np.ndarray, *, fps: float) -> dict[str, float]:
-    """The same as `av_align`, from onsets in seconds and from motion strengths.
+    """Like `av_align`, from onsets in seconds and from motion strengths.
 
-    If one video is scored with several sounds, its motion need be measured only once.
+    If one video is scored with several sounds, its motion is then measured only once.
     """
     return {
         "av_align": matched_share(onsets, peak_times(strengths_T, fps), tolerance_seconds=1 / fps),
@@ -122,10 +122,10 @@ def from_events(onsets: Sequence[float], strengths_T: np.ndarray, *, fps: float)
 def matched_share(onsets: Sequence[float], peaks: Sequence[float], *, tolerance_seconds: float) -> float:
     """The score of 2023: matches / (onsets + peaks - matches).
 
-    matches is the number of onsets that have a peak nearer than the tolerance. A peak may serve several
+    matches is the number of onsets that have a peak nearer than the tolerance. A peak may match several
     onsets. So the score is at least 0 and at most the number of onsets; it exceeds 1 if onsets crowd around
-    few peaks. NaN if there is neither onset nor peak. The release divides by zero there; JavisDiT's code adds
-    1e-6 to the denominator and gives 0.
+    few peaks. It is NaN if there is neither onset nor peak. In that case the release divides by zero, and
+    JavisDiT's code, which adds 1e-6 to the denominator, gives 0.
     """
     matches = sum(any(_near(onset, peak, tolerance_seconds) for peak in peaks) for onset in onsets)
     return _share(matches, len(onsets), len(peaks))

@@ -1,14 +1,14 @@
-"""Does a clip look like a mosaic? Steps across the borders of MDSA's patches against steps within them.
+"""Whether a clip looks like a mosaic: steps across the borders of MDSA's patches over steps within them.
 
-It shows what PSNR hardly sees, and is not in the paper. Letters: T frames, H W rows and columns, C colours, M
-mel bins, S mel steps within a frame.
+It shows what PSNR hardly shows, and is not in the paper. Letters: T frames, H W rows and columns, C colours,
+M mel bins, S mel steps within a frame.
 """
 
 import numpy as np
 
 
 def blockiness(video_THWC: np.ndarray, *, side: int) -> float:
-    """mean |step| across borders of patches / mean |step| within patches, `side` x `side` patches a frame.
+    """mean |step| across borders of patches / mean |step| within patches, `side` x `side` patches per frame.
 
     Steps are between neighbouring pixels along H and along W, all frames and colours together. video: uint8.
     The result is 1 for noise and infinite for a mosaic of flat patches. It is NaN if nothing changes, or if
@@ -24,7 +24,7 @@ def blockiness(video_THWC: np.ndarray, *, side: int) -> float:
 def blockiness_sound(mel_TMS: np.ndarray) -> float:
     """mean |step| across borders of frames / mean |step| within frames, between neighbouring mel columns.
 
-    It is 1 for noise. It is NaN if nothing changes, for a single frame, and for a single column a frame.
+    It is 1 for noise. It is NaN if nothing changes, for a single frame, and for a single column per frame.
     """
     frames, bins, steps = mel_TMS.shape
     columns = mel_TMS.astype(np.float64).transpose(0, 2, 1).reshape(frames * steps, bins)

@@ -1,4 +1,4 @@
-"""How sure a number is: intervals by a bootstrap over sources.
+"""Confidence intervals by a bootstrap over sources.
 
 Clips of one source are not independent, so a source is drawn with all its clips or not at all.
 """
@@ -11,12 +11,12 @@ import numpy as np
 from proav.errors import UserError
 
 MIN_SOURCES = 5
-"""Fewer sources say nothing about how sources vary."""
+"""Fewer sources say too little about how sources vary."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """low, high: bounds at the level asked for. Both are None if there are too few sources or clips.
+    """low, high: bounds at the requested level. Both are None if there are too few sources or clips.
 
     reason: why there is no interval; empty if there is one.
     """
@@ -44,26 +44,27 @@ def bootstrap_interval(
 
     It is the basic bootstrap: [2 v - q_high, 2 v - q_low], with v the statistic of all clips and q the
     quantiles of the draws. A draw holds some clips twice. So the Fréchet distance of draws is larger than
-    that of the sets. The distance of the sets is itself larger than the truth, by about as much, because they
-    are finite. Reflecting the quantiles about v removes this bias, while percentiles would count it twice
-    (Efron and Tibshirani 1993, sections 10.2 and 13). So the interval is one for the true distance, whatever
-    the number of clips, and mostly lies below v. At 95 % it held the truth of Gaussians 93 to 97 times in a
-    hundred with 5 vectors a feature or more, 72 to 88 times with 3, and hardly ever with fewer than 2.
+    that of the sets. Because the sets are finite, their distance is itself larger than the true distance, by
+    about as much. Reflecting the quantiles about v removes this bias, while percentiles would count it twice
+    (Efron and Tibshirani 1993, sections 10.2 and 13). So the interval estimates the true distance, whatever
+    the number of clips, and mostly lies below v. At 95 % it contained the true distance of Gaussians 93 to 97
+    times in a hundred with 5 vectors or more per feature, 72 to 88 times with 3, and hardly ever with fewer
+    than 2.
 
     An unbiased statistic must stay unbiased in a draw. Give it the sources, so that it leaves out pairs of
     one source (`kernel_distance`, `diversity`). Otherwise the reflection removes a bias that v does not have,
-    and the interval of a kernel distance misses the truth.
+    and the interval of a kernel distance misses the true value.
 
     statistic: a function of (places of the first set, places of the second, ...).
     groups: for each set, the places of each source's clips (`source_groups`).
-    paired: whether all sets have the same sources; the same ones are then drawn from each.
+    paired: whether all sets have the same sources; the same sources are then drawn from each.
     num_resamples: number of draws.
     level: of the interval, 0 to 1.
-    seed: draw number i depends on (seed, i) alone. A draw of one single source is drawn anew, because it
-        tells nothing about how sources differ.
+    seed: draw number i depends on (seed, i) alone. A draw of one single source is repeated, because it says
+        nothing about how sources differ.
 
-    Returns no interval, but the reason, if the statistic refuses a draw: sources differ in size, and a draw
-    can be smaller than the set.
+    If the statistic refuses a draw, returns the reason instead of an interval: sources differ in size, and a
+    draw can be smaller than the set.
     """
     fewest = min(len(group) for group in groups)
     if fewest < MIN_SOURCES:
@@ -83,13 +84,13 @@ def bootstrap_interval(
                 )
             )
         except UserError as error:
-            return Interval(None, None, f"no interval, for some draws of sources are too small: {error}")
+            return Interval(None, None, f"no interval, because some draws of sources are too small: {error}")
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(2 * value - high), float(2 * value - low))
 
 
 def _drawn(generator: np.random.Generator, num_sources: int) -> np.ndarray:
-    """As many sources as there are, by number, drawn with replacement; at least two of them differ."""
+    """Indices of sources: `num_sources` draws with replacement, of which at least two differ."""
     while True:
         drawn = generator.integers(0, num_sources, num_sources)
         if (drawn != drawn[0]).any():

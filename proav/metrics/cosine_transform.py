@@ -1,7 +1,7 @@
-"""Yardstick: a cosine transform that keeps only the coefficients that matter most on average.
+"""A baseline: a cosine transform that keeps only the coefficients that are largest on average.
 
 It stores as many numbers as MDSA, the same coefficients for every clip. It is not in the paper. Letters: B
-clips, b clips of a chunk, K coefficients. The other axes are any: colours, frames, rows and columns of
+clips, b clips of a chunk, K coefficients. There may be any further axes: colours, frames, rows and columns of
 pictures, mel bins and columns of sound.
 """
 
@@ -26,7 +26,7 @@ class CosineTransform:
     def fit(cls, chunks: Chunks, count: int) -> "CosineTransform":
         """The `count` coefficients of largest mean square over the training data; ties go to the first.
 
-        The mean square is used rather than the variance: then no mean has to be stored, and it is no worse on
+        With the mean square instead of the variance, no mean has to be stored, and the result is no worse on
         unseen clips.
         """
         energy = 0.0

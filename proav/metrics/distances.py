@@ -1,7 +1,7 @@
-"""Distances between two sets of feature vectors: Fréchet and kernel, in float64, from statistics that merge.
+"""Fréchet and kernel distances between two sets of feature vectors, in float64.
 
-Not here: which features are used, and under what name a distance is printed (`protocols.py`); intervals
-(`bootstrap.py`). Letters: N, M vectors of the two sets, D features.
+`protocols.py` says which features are used, and under what name a distance is printed. Intervals are in
+`bootstrap.py`. Letters: N, M vectors of the two sets, D features.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from proav.errors import UserError
 
 BLOCK_ROWS = 2048
-"""Number of rows of a kernel matrix that are held at a time."""
+"""Rows of a kernel matrix that are held in memory at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +63,10 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     """Squared Fréchet distance of the Gaussians with these moments (Dowson and Landau 1982).
 
     |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). The last trace is the sum of the singular values of
-    C1^(1/2) C2^(1/2), with both roots by eigenvalues. It is real and finite for covariances of any rank.
-    scipy's sqrtm of the product returns complex numbers or fails for some, and is equal elsewhere.
-    MM-Diffusion and PVDM take roots by SVD and add nothing to the diagonal, as here. FID codes that add 1e-6
-    to it when sqrtm fails differ by that.
+    C1^(1/2) C2^(1/2), with both roots by eigenvalues. It is real and finite for covariances of any rank. For
+    some products, scipy's sqrtm returns complex numbers or fails; for the others the result is equal. Like
+    this function, MM-Diffusion and PVDM take roots by SVD and add nothing to the diagonal. FID codes that add
+    1e-6 to the diagonal when sqrtm fails give slightly different numbers.
     """
     roots = [_square_root(moments.covariance) for moments in (first, second)]
     fidelity = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
@@ -77,16 +77,16 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 
 def frechet_bias(moments: Moments, *, first_count: int, second_count: int) -> float:
-    """What `frechet_distance` gives on average for two samples of one Gaussian, to first order in 1 / N.
+    """Expected `frechet_distance` between two samples of one Gaussian, to first order in 1 / N.
 
-    b = (1 / n1 + 1 / n2) (5/4 tr C + 1/2 sum_ij l_i l_j / (l_i + l_j)), with l the eigenvalues of C. Of this,
-    tr C comes from the means, and the rest from the sample covariances. Their entries vary by
-    (l_i l_j + [i = j] l_i^2) / n, in the Bures metric sum_ij dC_ij^2 / (2 (l_i + l_j)).
+    b = (1 / n1 + 1 / n2) (5/4 tr C + 1/2 sum_ij l_i l_j / (l_i + l_j)), with l the eigenvalues of C. The
+    means contribute tr C, and the sample covariances the rest. The entries of a sample covariance have the
+    variance (l_i l_j + [i = j] l_i^2) / n, and the Bures metric is sum_ij dC_ij^2 / (2 (l_i + l_j)).
 
-    The eigenvalues of the moments are first drawn together, because those of a sample lie too far apart. That
-    alone would make b a tenth too small at 2,048 vectors of 400 features, and 40 % too small at as many
-    vectors as features. With the correction 5 % and 20 % remain. Vectors count as independent. Clips of one
-    source are not, and sets of few sources differ by more.
+    The eigenvalues of the moments are first shrunk towards their mean, because those of a sample are too far
+    apart. Without this correction, b would be a tenth too small at 2,048 vectors of 400 features, and 40 %
+    too small if there are as many vectors as features. With it, 5 % and 20 % remain. Vectors are taken as
+    independent. Clips of one source are not, so sets of few sources differ by more.
 
     moments: of the Gaussian, as measured on a sample.
     first_count, second_count: n1 and n2, the vectors of the two samples.
@@ -98,7 +98,7 @@ def frechet_bias(moments: Moments, *, first_count: int, second_count: int) -> fl
 
 
 def least_frechet_count(num_features: int) -> int:
-    """Number of vectors that a Fréchet distance needs of each set: two more than there are features.
+    """Number of vectors that a Fréchet distance needs in each set: the number of features plus two.
 
     Covariances can then have full rank.
     """
@@ -144,14 +144,14 @@ def kernel_distance(
     """Unbiased squared maximum mean discrepancy with the polynomial kernel.
 
     Gretton et al. 2012, Bińkowski et al. 2018: mean k(x, x') over x != x' + mean k(y, y') over y != y' -
-    2 mean k(x, y). It is zero on average between samples of one distribution, at any count, so it can be
-    negative. Needs two vectors of each set.
+    2 mean k(x, y). Between samples of one distribution it is zero on average, for any number of vectors, so
+    it can be negative. Each set needs two vectors.
 
     first_ND, second_MD: the two sets.
     degree, gamma, coef0: of the kernel, see `polynomial_kernel`.
-    sources: of each vector of the two sets, or None. Pairs of one source are then left out of all three
-        means. So the distance stays unbiased if a bootstrap draws a source twice, and if clips of one source
-        depend on each other. Sources must be independent. Needs two sources of each set.
+    sources: the source of each vector of the two sets, or None. If given, pairs of one source are left out of
+        all three means. So the distance stays unbiased if a bootstrap draws a source twice, and if clips of
+        one source depend on each other. Sources must be independent. Each set needs two sources.
 
     Raises UserError if there are too few vectors or sources.
     """
@@ -182,10 +182,10 @@ def _square_root(covariance: np.ndarray) -> np.ndarray:
 
 
 def _eigenvalues_without_spread(moments: Moments) -> np.ndarray:
-    """Eigenvalues of the covariance [D], moved towards their mean.
+    """Eigenvalues of the covariance [D], shrunk towards their mean.
 
-    They are moved until the sum of their squares is the unbiased estimate of tr C^2 for Gaussians,
-    n^2 / ((n - 1) (n + 2)) (tr S^2 - (tr S)^2 / n), with n = N - 1 and S the sample's covariance (Srivastava
+    After shrinking, the sum of their squares is the unbiased estimate of tr C^2 for Gaussians,
+    n^2 / ((n - 1) (n + 2)) (tr S^2 - (tr S)^2 / n), with n = N - 1 and S the sample covariance (Srivastava
     2005).
     """
     values, n = np.clip(np.linalg.eigvalsh(moments.covariance), 0, None), moments.count - 1
@@ -202,8 +202,9 @@ def _mean_of_pairs(
 ) -> float:
     """Mean of the kernel over pairs from two different sources.
 
-    first, second: features of the two sets. first_source, second_source: numbers of their sources. options:
-    of `polynomial_kernel`.
+    first, second: features of the two sets.
+    first_source, second_source: the source of each vector, as a number.
+    options: keyword arguments of `polynomial_kernel`.
     """
     sums, count = [], 0
     for start in range(0, len(first), BLOCK_ROWS):

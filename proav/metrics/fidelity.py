@@ -1,8 +1,8 @@
-"""How much of a clip survives MDSA, beside what trivial pictures and sounds would keep.
+"""How well MDSA reconstructs a clip, compared with trivial pictures and sounds.
 
-Peak signal-to-noise ratio of picture and mean absolute error of sound in dB, clip by clip, without a network.
-Not here: SSIM and LPIPS (`quality.py`). Letters: B clips, C colours, T frames, H W rows and columns, M mel
-bins, S mel columns in a frame.
+The numbers are the peak signal-to-noise ratio of the picture and the mean absolute error of the sound in dB,
+for each clip, without a network. SSIM and LPIPS are in `quality.py`. Letters: B clips, C colours, T frames, H
+W rows and columns, M mel bins, S mel columns in a frame.
 """
 
 import torch
@@ -19,9 +19,9 @@ def psnr_db(video_BCTHW: Tensor, reference_BCTHW: Tensor) -> Tensor:
 
 
 def mean_colour(video_BCTHW: Tensor) -> Tensor:
-    """The clip's one mean colour everywhere, [B, C, T, H, W]: the simplest picture to beat.
+    """The clip's mean colour at every pixel, [B, C, T, H, W]: the simplest picture to beat.
 
-    Taken in float64, so that a clip of one colour is its own mean to the bit.
+    The mean is taken in float64, so that a clip of one colour equals its mean exactly.
     """
     return video_BCTHW.double().mean((2, 3, 4), keepdim=True).to(video_BCTHW).expand_as(video_BCTHW)
 
@@ -29,7 +29,7 @@ def mean_colour(video_BCTHW: Tensor) -> Tensor:
 def temporal_mean(video_BCTHW: Tensor) -> Tensor:
     """The clip's mean frame in every frame, [B, C, T, H, W]: the best that a model without motion can do.
 
-    Taken in float64, so that a still clip is its own mean to the bit.
+    The mean is taken in float64, so that a still clip equals its mean exactly.
     """
     return video_BCTHW.double().mean(2, keepdim=True).to(video_BCTHW).expand_as(video_BCTHW)
 

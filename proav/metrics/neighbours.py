@@ -1,7 +1,7 @@
-"""What nearest neighbours in a feature space tell about generated clips.
+"""Measures of generated clips by nearest neighbours in a feature space.
 
-They tell quality, coverage, diversity, and whether clips repeat training clips. All is in float64, exact, and
-computed in blocks of rows. Letters: N real or training, M generated vectors, D features.
+They measure quality, coverage, diversity, and whether clips repeat training clips. Distances are exact, in
+float64, and computed in blocks of rows. Letters: N real or training, M generated vectors, D features.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ BLOCK_ROWS = 1024
 def squared_distances(first_ND: np.ndarray, second_MD: np.ndarray) -> np.ndarray:
     """[N, M], float64, never negative: |x|^2 + |y|^2 - 2 <x, y> about the mean of `second`.
 
-    Subtracting the mean first keeps the digits if features lie far from 0.
+    Subtracting the mean first preserves precision if features lie far from 0.
     """
     centre = second_MD.mean(0, dtype=np.float64)
     first, second = first_ND - centre, second_MD - centre
@@ -38,9 +38,9 @@ def precision_recall(real_ND: np.ndarray, fake_MD: np.ndarray, *, k: int = 3) ->
 def density_coverage(real_ND: np.ndarray, fake_MD: np.ndarray, *, k: int = 5) -> tuple[float, float]:
     """(density, coverage) (Naeem et al. 2020, equations 4 and 5).
 
-    A real vector's neighbourhood reaches to its k-th real neighbour. density: the number of neighbourhoods
-    that hold a generated vector, mean over generated vectors, divided by k; it may exceed 1. coverage: share
-    of real vectors whose neighbourhood holds a generated vector, in [0, 1]. Raises UserError if a set has no
+    A real vector's neighbourhood reaches to its k-th real neighbour. density: the mean over generated vectors
+    of the number of neighbourhoods that contain the vector, divided by k; it may exceed 1. coverage: share of
+    real vectors whose neighbourhood contains a generated vector, in [0, 1]. Raises UserError if a set has no
     more than k vectors.
     """
     real, fake = _checked(real_ND, fake_MD, k)
@@ -55,10 +55,10 @@ def density_coverage(real_ND: np.ndarray, fake_MD: np.ndarray, *, k: int = 5) ->
 
 
 def diversity(features_ND: np.ndarray, *, sources: Sequence[str] | None = None) -> float:
-    """Mean distance of two different vectors of a set. Needs two.
+    """Mean distance of two different vectors of a set, which needs two.
 
-    sources: of each vector. Pairs of one source are then left out, as in `distances.kernel_distance`. Needs
-    two sources.
+    sources: the source of each vector. If given, pairs of one source are left out, as in
+        `distances.kernel_distance`, and the set needs two sources.
     """
     features = np.asarray(features_ND, np.float64)
     if len(features) < 2:
@@ -99,8 +99,12 @@ def nearest_training(features_MD: np.ndarray, training_ND: np.ndarray) -> Neares
 def memorization(fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.ndarray) -> float:
     """Median distance of generated vectors to their nearest training vector, over that of held-out ones.
 
-    1: new clips are as far from the training clips as clips of other sources are. Near 0: they repeat them.
-    fake_MD: generated. held_out_KD: real, not trained on. training_ND: trained on.
+    1: generated clips are as far from the training clips as clips of other sources. Near 0: generated clips
+    repeat training clips.
+
+    fake_MD: generated.
+    held_out_KD: real, not trained on.
+    training_ND: trained on.
     """
     return float(
         np.median(nearest_training(fake_MD, training_ND).distances)
@@ -119,7 +123,7 @@ def _checked(real_ND: np.ndarray, fake_MD: np.ndarray, k: int) -> tuple[np.ndarr
 
 
 def _radii(features: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each vector to its k-th neighbour, itself not counted."""
+    """Squared distance of each vector to its k-th neighbour; the vector itself is not counted."""
     radii = np.zeros(len(features))
     for first in range(0, len(features), BLOCK_ROWS):
         squares = squared_distances(features[first : first + BLOCK_ROWS], features)

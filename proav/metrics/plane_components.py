@@ -1,9 +1,9 @@
-"""A yardstick for MDSA: its three planes, made by principal components instead of a network.
+"""A baseline for MDSA: its three planes, made by principal components instead of a network.
 
-It stores as many numbers as MDSA. MDSA has to beat it to be worth its training. It is not in the paper; its
-planes are those of Section 3. Not here: the linear planes that are a part of MDSA
-(`proav/models/mdsa/linear_planes.py`). Letters: B clips, T frames, C channels, H W rows and columns (of
-sound: mel bins and steps), N cells of a side of a plane, D channels of a cell, d values of a patch, n rows.
+The baseline stores as many numbers as MDSA. MDSA has to beat it to be worth its training. The baseline is not
+in the paper; its planes are those of Section 3. The linear planes that are a part of MDSA are in
+`proav/models/mdsa/linear_planes.py`. Letters: B clips, T frames, C channels, H W rows and columns (for sound:
+mel bins and steps), N cells of a side of a plane, D channels of a cell, d values of a patch, n rows.
 """
 
 import functools
@@ -17,10 +17,10 @@ from torch import Tensor
 from proav.geometry import PLANES
 
 Chunks = Callable[[], Iterable[Tensor]]
-"""Gives the training data anew at each call: a few clips at a time, always in the same order."""
+"""Each call iterates over the training data: a few clips at a time, always in the same order."""
 ROUNDS = 8
-"""Rounds of subspace iteration. On the demo's clips, six rounds keep as much variance as the exact
-components, to within 0.03 %.
+"""Rounds of subspace iteration. On the demo's clips, six rounds already keep the variance of the exact
+components to within 0.03 %.
 """
 
 
@@ -28,9 +28,9 @@ components, to within 0.03 %.
 class LinearPlanes:
     """A fitted code of images [B, C, T, H, W]. A call encodes images and decodes them again.
 
-    HW codes the mean over time in patches of H/N x W/N. WT codes what is left, in columns of H x W/N of a
-    frame. HT codes what is left after both, in rows of H/N x W of a frame. The reconstruction is the sum of
-    all three, clamped to [-1, 1].
+    HW codes the mean over time in patches of H/N x W/N. WT codes the residual, in columns of H x W/N of a
+    frame. HT codes the residual of both, in rows of H/N x W of a frame. The reconstruction is the sum of all
+    three, clamped to [-1, 1].
     """
 
     side: int
@@ -65,7 +65,7 @@ class LinearPlanes:
         return self.decode(self.encode(images_BCTHW), images_BCTHW.shape)
 
     def _rest(self, images: Tensor) -> Tensor:
-        """The images minus what the planes fitted so far reconstruct of them."""
+        """The images minus their reconstruction by the planes fitted so far."""
         for name in self.planes:
             images = images - self._paste(name, self._code(name, images), images.shape)
         return images
@@ -88,7 +88,7 @@ class LinearPlanes:
         return rearrange(images, "b c t (n p) w -> b t n (c p w)", n=self.side)
 
     def _paste(self, name: str, codes: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """Images [B, C, T, H, W] that one plane's codes [B, rows, columns, D] stand for. HW gives T = 1."""
+        """Images [B, C, T, H, W] from one plane's codes [B, rows, columns, D]; T is 1 for HW."""
         mean, directions = self.planes[name]
         patches, (_, c, _, h, w) = codes @ directions + mean, shape
         if name == "HW":
@@ -103,7 +103,7 @@ def principal_directions(rows: Chunks, count: int) -> tuple[Tensor, Tensor]:
 
     Subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4) on 2 count + 8 columns from a fixed
     start: Q <- orthonormal basis of C Q, with C = sum (x - mean)(x - mean)^T. At the end the eigenvectors of
-    Q^T C Q are taken. C itself is never made, since d is 12,288 for pictures of 256 x 256. The mean is
+    Q^T C Q are taken. C itself is never computed, since d is 12,288 for pictures of 256 x 256. The mean is
     summed in float64. C Q is summed in float32 within a chunk, and in float64 over chunks. If d < count,
     there are d directions.
     """

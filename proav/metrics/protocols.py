@@ -1,8 +1,8 @@
 """Protocols: how a number is measured, as named presets. Only numbers of the same protocol can be compared.
 
-A protocol says which clips are used, at what size and rates, which distances are taken with which network,
-and what is measured of single clips. Presets with a paper's name repeat what its released evaluation does, as
-far as proav can: see `docs/evaluation.md` for what differs. Not here: running one (`proav/evaluate`).
+A protocol says which clips are used, at what size and rates, which distances are computed with which network,
+and what is measured for each clip. Presets with a paper's name repeat its released evaluation as far as proav
+can; `docs/evaluation.md` lists the differences. `proav/evaluate` runs a protocol.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ class Distance:
     """A distance between two sets of clips in the feature space of one network."""
 
     name: str
-    """The printed name. A name that the field knows is used only for what the field means by it."""
+    """The printed name. A name that is established in the field is used only in its established meaning."""
     kind: Literal[
         "frechet", "kernel", "precision_recall", "density_coverage", "diversity", "nearest_training"
     ]
     network: str
     scale: float = 1.0
-    """The distance is multiplied by this for print."""
+    """The printed number is the distance times this."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,29 @@ class FeatureScore:
 
     name: str
     kind: Literal["agreement", "offset", "class", "class_divergence"]
-    """class_divergence: only for clips with counterparts, such as reconstructions."""
+    """class_divergence applies only to clips with counterparts, such as reconstructions."""
     networks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which clips, at what size and rates, are measured how. A None stands for the model's own."""
+    """Which clips are measured, at what size and rates, and how. None stands for the model's own value."""
 
     name: str
     about: str
     distances: tuple[Distance, ...]
     scores: tuple[str, ...]
-    """What is measured of each clip: see `proav/evaluate/scores.py`."""
+    """What is measured for each clip: see `proav/evaluate/scores.py`."""
     feature_scores: tuple[FeatureScore, ...] = ()
     num_frames: int | None = None
     fps: int | None = None
     size: int | None = None
-    """Frames are brought to so many rows and columns before anything is measured."""
+    """Frames are resized to this many rows and columns before anything is measured."""
     sample_rate: int | None = None
     num_clips: int | None = None
-    """Clips of each set, exactly; fewer are refused.
+    """The exact number of clips of each set; fewer are refused.
 
-    None: as many as there are, up to evaluate.max_clips. A result that cannot be had then says what it needs.
+    None: as many as there are, up to evaluate.max_clips. A result that needs more clips then says so.
     """
     real_split: Literal["train", "validation"] = "train"
     """Split of the data that a run's samples are compared with."""
@@ -196,5 +196,5 @@ def find_protocol(name: str) -> Protocol:
 
 
 def protocol_hash(record: dict) -> str:
-    """12 hexadecimal digits of the SHA-256 of a protocol's record: equal in tables that can be compared."""
+    """12 hexadecimal digits of a record's SHA-256. Tables with equal hashes can be compared."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
 """How alike two clips look, frame by frame: SSIM, and LPIPS by a network that the user gives.
 
-Not here: PSNR and the log-mel error (`fidelity.py`), the LPIPS network (`proav/models/perceptual.py`).
+PSNR and the log-mel error are in `fidelity.py`, the LPIPS network is in `proav/models/perceptual.py`.
 Letters: T frames, H W rows and columns, C colours.
 """
 
@@ -13,7 +13,7 @@ WINDOW, SIGMA = 11, 1.5
 """Wang et al. 2004: an 11 x 11 Gaussian of standard deviation 1.5."""
 K1, K2 = 0.01, 0.03
 LPIPS_FRAMES = 8
-"""Number of frames that LPIPS sees at a time."""
+"""Frames that LPIPS processes at a time."""
 
 
 def ssim(video_THWC: np.ndarray, reference_THWC: np.ndarray) -> float:
@@ -21,9 +21,9 @@ def ssim(video_THWC: np.ndarray, reference_THWC: np.ndarray) -> float:
 
     (2 m1 m2 + c1)(2 s12 + c2) / ((m1^2 + m2^2 + c1)(s1^2 + s2^2 + c2)), c1 = (0.01 * 255)^2,
     c2 = (0.03 * 255)^2. The moments are Gaussian-weighted (divided by the sum of weights, not N - 1), over
-    windows that lie wholly in the frame. 1 for equal clips; it can be negative. As in Wang et al. 2004, which
-    takes grey pictures. Each colour channel counts alike, as in scikit-image with gaussian_weights and
-    channel_axis.
+    windows that lie wholly in the frame. The value is 1 for equal clips and can be negative. The formula is
+    that of Wang et al. 2004, who use grey pictures. Here all colour channels have equal weight, as in
+    scikit-image with gaussian_weights and channel_axis.
 
     video_THWC, reference_THWC: uint8 [T, H, W, 3] of at least 11 x 11 pixels.
     """

@@ -1,1 +1,1 @@
-"""Ray for every job: joining or starting one, and what a cluster has. Ray is imported only when needed."""
+"""Ray for every job: joining or starting a Ray, and a cluster's resources. Ray is imported when needed."""

@@ -1,8 +1,8 @@
 """What a Ray cluster has, what its autoscaler may add, and whether a cluster is there at all.
 
-A job makes choices at its start, such as CPU or GPU, or how many trials. They must not depend on the nodes
-that happen to be up: an idle autoscaling cluster has none. Ray does not tell a job what the autoscaler may
-add. So the cluster's own files say it, in an environment variable of the head.
+At its start, a job makes choices such as CPU or GPU, or the number of trials. They must not depend on the
+nodes that happen to be up: an idle autoscaling cluster has none. Ray does not tell a job what the autoscaler
+may add. So the cluster's own files set it in an environment variable of the head.
 """
 
 import os
@@ -15,15 +15,15 @@ from ray._private import services
 from proav.errors import UserError
 
 LIMITS_VARIABLE = "PROAV_CLUSTER_LIMITS"
-"""Names the most of each resource that the cluster can grow to, such as CPU=64,GPU=8."""
+"""The largest amount of each resource that the cluster can grow to, such as CPU=64,GPU=8."""
 ANSWER_SECONDS = 5.0
 """Time for a cluster's port to accept a connection; Ray itself would try a dead address for two minutes."""
 
 
 def largest_resources() -> dict[str, float]:
-    """The most of each resource, such as {"CPU": 64.0, "GPU": 8.0}, that the cluster has or can grow to.
+    """The largest amount of each resource, such as {"CPU": 64.0, "GPU": 8.0}, now or after growth.
 
-    The cluster has what is up now. PROAV_CLUSTER_LIMITS says what it can grow to.
+    Growth is limited by PROAV_CLUSTER_LIMITS.
     """
     now, limits = ray.cluster_resources(), read_limits(os.environ.get(LIMITS_VARIABLE, ""))
     return {kind: max(now.get(kind, 0.0), limits.get(kind, 0.0)) for kind in now.keys() | limits.keys()}
@@ -43,7 +43,7 @@ def read_limits(text: str) -> dict[str, float]:
 
 
 def wants_gpu(setting: bool | Literal["auto"]) -> bool:
-    """Whether work asks Ray for GPUs: the setting, or with "auto" whether the cluster has or can have one."""
+    """Whether work asks Ray for GPUs: the setting, or for "auto" whether the cluster has or can get one."""
     return setting if isinstance(setting, bool) else largest_resources().get("GPU", 0) >= 1
 
 
@@ -61,7 +61,7 @@ def check_address(address: str, *, named: str | None = None) -> None:
     if address == "local":
         return
     found = ""
-    if address == "auto":  # only Ray knows what it would find; ray.init waits silently for a dead one
+    if address == "auto":  # Ray says which address it would use; ray.init would wait silently for a dead Ray
         try:
             address = services.get_ray_address_from_environment("auto", None)
         except ConnectionError:
@@ -69,12 +69,12 @@ def check_address(address: str, *, named: str | None = None) -> None:
                 f"{named}, but no Ray runs on this machine; start it, or unset RAY_ADDRESS to use this "
                 "machine alone"
             ) from None
-        found = f", which is {address} by Ray's files of this machine"
+        found = f", which is {address} according to Ray's files on this machine"
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if "/" in host or not host or not port.isdigit():
-        hint = "; RAY_API_SERVER_ADDRESS is for the dashboard's" if address.startswith("http") else ""
+        hint = "; the dashboard's address is for RAY_API_SERVER_ADDRESS" if address.startswith("http") else ""
         raise UserError(
-            f"{named}: expected the head's address and port (6379 as a rule), such as "
+            f"{named}: expected the head's address and port (usually 6379), such as "
             f"RAY_ADDRESS=10.0.0.1:6379{hint}"
         )
     try:
@@ -82,7 +82,7 @@ def check_address(address: str, *, named: str | None = None) -> None:
     except (OSError, OverflowError) as error:
         raise UserError(
             f"no Ray answers at {named}{found} ({error}); start it, name the head's address and port "
-            "(6379 as a rule), or unset RAY_ADDRESS to use this machine alone"
+            "(usually 6379), or unset RAY_ADDRESS to use this machine alone"
         ) from error
 
 

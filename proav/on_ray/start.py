@@ -1,10 +1,10 @@
 """Joins or starts the Ray of one process, and keeps the process to that Ray.
 
-A machine may hold several Rays, of other jobs and of other people, and files of Rays that are gone. A job's
-processes never ask which one is "the" Ray of the machine: they use their own Ray's address. A Ray that is
-started here uses only folders that this machine allows.
-Importing this module imports no Ray: Ray reads some of its environment at import, and this module sets it.
-Not here: what a cluster has (`resources.py`).
+A machine may run several Rays, of other jobs and of other people, and hold files of Rays that are gone. A
+job's processes never ask which one is "the" Ray of the machine: they use their own Ray's address. A Ray that
+is started here uses only folders that this machine allows.
+Importing this module does not import Ray: Ray reads environment variables at import, and this module must set
+them first. The resources of a cluster are in `resources.py`.
 """
 
 import atexit
@@ -21,18 +21,20 @@ from collections.abc import Iterator
 from proav.errors import UserError
 
 ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-"""Parts of Ray look for a cluster in them; the second, meant for `ray job submit`, goes before the first."""
+"""Parts of Ray look for a cluster in these variables. The second, meant for `ray job submit`, has priority.
+"""
 SETUP_HOOK = "proav.on_ray.start.keep_to_own_cluster"
 """For ray.init's runtime_env: every worker process calls it when it starts."""
 ROOM_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead")
-"""Longest path of a temporary folder: a socket's path has 107 bytes (unix(7)), less what Ray adds at most."""
+"""Longest path of a temporary folder: 107 bytes for a socket's path (unix(7)), less the most that Ray adds.
+"""
 FOLDERS = ("/tmp", "/var/tmp")
-"""For temporary files, if the environment names no folder that can be used."""
+"""Used for temporary files if the environment names no folder that can be used."""
 MIN_FREE_BYTES = 64 * 2**20
 """Room for a short job's logs; without it Ray fails in odd ways."""
 SHARED_MEMORY = "/dev/shm"
 _SLOW_START = "timed out during startup"
-"""Ray's words if 30 s were too short for its start; the error has no type of its own."""
+"""Part of Ray's message if 30 s were too short for its start; the error has no type of its own."""
 
 
 def connect(
@@ -45,18 +47,19 @@ def connect(
 ) -> None:
     """Joins the cluster at `address`, or starts a Ray here.
 
-    address: as in `check_address` of `resources.py`; "local" starts a Ray here, whatever other Ray runs or
-    has left its files.
+    address: as in `check_address` of `resources.py`; "local" always starts a Ray here, even if another runs
+    or has left files.
     named: what gave the address, for messages; RAY_ADDRESS=<address> by default.
     namespace, runtime_env: as ray.init takes them.
     shielded: a Ray that is started here does not hear SIGTERM.
-    Raises UserError: nothing answers, the cluster refuses, or no folder here is fit for a Ray.
+    Raises UserError if nothing answers, if the cluster refuses, or if Ray can use no folder here.
     """
     named = named or f"RAY_ADDRESS={address}"
     _prepare_user()
     here = prepare_machine() if address == "local" else {}
     if "RAY_AUTH_MODE" not in os.environ and _has_token() and "ray" not in sys.modules:
-        # A cluster asks for a token unless told otherwise. Ray sends one unasked only to one that it found.
+        # A cluster asks for a token by default. Ray sends one by itself only to a cluster that it found
+        # itself.
         os.environ["RAY_AUTH_MODE"] = "token"
     import ray
 
@@ -80,9 +83,9 @@ def connect(
         if _SLOW_START not in str(error):
             raise
         raise UserError(
-            f"the Ray that was started here was not ready after 30 s ({' '.join(str(error).split())}); a "
-            "machine that is very busy is too slow for it: run the same command again when it is less so. "
-            f"What Ray itself says is in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs"
+            f"the Ray that was started here was not ready after 30 s ({' '.join(str(error).split())}); the "
+            "machine is probably too busy: run the same command again when it is less busy. "
+            f"Ray's own logs are in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs"
         ) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -91,9 +94,8 @@ def connect(
 def keep_to_own_cluster() -> None:
     """Puts the address of this process's cluster into the environment.
 
-    Some parts of Ray look for a cluster there, else on the machine: the State API and what asks it. Ray
-    Train's cleaner asks it, and ends a run if it does not find its controller. Ray Data's watch over hanging
-    tasks asks it too.
+    The State API looks for a cluster there, otherwise on the machine. Ray Train's cleaner asks the State API,
+    and ends a run if it does not find its controller. Ray Data's watch over hanging tasks asks it too.
     """
     import ray
 
@@ -119,13 +121,13 @@ def addresses_kept() -> Iterator[None]:
 def prepare_machine() -> dict[str, str]:
     """Makes this process's environment fit for starting a Ray; returns further arguments for ray.init.
 
-    If it chooses something else than the environment names, it says so on stderr. Raises UserError if there
-    is nothing to choose.
+    If it chooses another folder than the environment names, it says so on stderr. Raises UserError if no
+    folder can be used.
     """
     temporary = _choose_temporary_folder()
     if not _has_token() and not _is_writable(os.path.expanduser("~")):  # Ray would write one there
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    # With little /dev/shm, as in containers, Ray would warn on a small machine and end on a large one.
+    # If /dev/shm is small, as in containers, Ray would warn on a small machine and fail on a large one.
     os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
     if _is_writable(SHARED_MEMORY):
         return {}
@@ -169,7 +171,7 @@ def _choose_temporary_folder() -> str:
     os.environ["RAY_TMPDIR"] = fit[0]
     if "TMPDIR" in unfit or not given.get("TMPDIR"):
         os.environ["TMPDIR"] = fit[0]  # also for the sockets of Python's own worker processes
-        tempfile.tempdir = None  # Python may have looked it up before
+        tempfile.tempdir = None  # Python may have cached the old folder
     return fit[0]
 
 
@@ -183,14 +185,14 @@ def _unfit(folder: str) -> str | None:
     if os.path.exists(os.path.join(folder, "ray")) and not _is_writable(os.path.join(folder, "ray")):
         return "has a folder ray that cannot be written"
     if (length := len(os.fsencode(folder))) > ROOM_BYTES:
-        return f"is {length} characters long, where Ray's sockets leave room for {ROOM_BYTES}"
+        return f"is {length} characters long, but Ray's sockets leave room for {ROOM_BYTES}"
     if (free := shutil.disk_usage(folder).free) < MIN_FREE_BYTES:
         return f"has only {free / 2**20:.0f} MiB free"
     return None
 
 
 def _is_writable(folder: str) -> bool:
-    """Whether files can be made in a folder. It is tried: permissions do not show read-only file systems."""
+    """Whether files can be made in a folder. It makes one: permissions do not show read-only file systems."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

@@ -1,7 +1,7 @@
 """The clips on a data set's page: spread over labels, at the ends of scores, left out by filters, and copies.
 
-Which segments are shown is a function of the index alone, so that the same data set gives the same page.
-Their number does not grow with the data set. Not here: the rest of the page (`data_page.py`).
+The choice of segments depends on the index alone, so that the same data set gives the same page. Their number
+does not grow with the data set. The rest of the page is in `data_page.py`.
 """
 
 from collections.abc import Callable, Iterable
@@ -58,14 +58,14 @@ def clip_sections(config: Config, folder: str, segments: pa.Table) -> list[tuple
     ]
     if ends:
         text = (
-            "Of all segments in use those at the ends of the scores: where a filter would begin to take away."
+            "Of the segments in use, those at the ends of the scores: these a filter would leave out first."
         )
         cards = [show.card(index, title=title, around_cut=title == "Most shot cuts") for title, index in ends]
         sections.append(("ends", "Ends of the scores", [element("p", text, class_="note"), _grid(cards)]))
     left_out = _one_of_each_reason(segments)
     if left_out:
         text = (
-            "One segment of each reason. They stay stored: other filters bring them back without decoding "
+            "One segment for each reason. They stay stored: other filters bring them back without decoding "
             "anything again."
         )
         cards = [
@@ -107,7 +107,7 @@ def _ends_of_scores(segments: pa.Table, used: np.ndarray, shown: set[int]) -> li
     """(title, segment) at the ends of the scores; of equal segments the first.
 
     used: segments in use.
-    shown: segments that are shown already; none is chosen again, and the chosen ones are added.
+    shown: segments that are shown already. They are not chosen again; the chosen ones are added.
     """
     found = []
     for title, score, end in ENDS:

@@ -1,7 +1,7 @@
 """data/report.html of a run: its segments by source and label, what was rejected or left out, and scores.
 
-It reads what preprocessing left on disk and decides nothing: preprocessing decided what counts as rejected,
-silent or a copy. Reports are ours, not the paper's. Not here: the clips to play (`data_clips.py`).
+It only reads what preprocessing left on disk; preprocessing decided what counts as rejected, silent or a
+copy. Reports are ours, not the paper's. The clips to play are in `data_clips.py`.
 """
 
 import math
@@ -35,11 +35,11 @@ from proav.runs.layout import RunFolder
 MAX_EXAMPLES = 3
 MAX_LABELS = 60
 LAG_MIN_SYNC = 0.3
-"""Below this synchrony sound and picture do not fit, and the lag of the best fit is chance. Our choice."""
+"""Below this synchrony, sound and picture do not fit, and the lag of the best fit is random. Our choice."""
 MAX_COMPARED = 200_000
-"""Most segments among which near copies are searched while a page is written.
+"""Near copies are searched among at most this many segments while a page is written.
 
-With more segments the page tells only what the filters have found.
+With more segments the page shows only what the filters have found.
 """
 SHOWN_ELSEWHERE = {
     "shards",
@@ -62,7 +62,7 @@ Our choice.
 """
 FILTERS = {
     "silent": ("min_rms_db", "Silent: loudness, dB, below"),
-    "cancelled": ("min_rms_db", "Cancelled: so quiet since its channels take each other away"),
+    "cancelled": ("min_rms_db", "Cancelled: silent because its channels cancel in the mix"),
     "clipped": ("max_clipped", "Clipped: share of samples above"),
     "black": ("max_black", "Black: share of pictures above"),
     "frozen": ("max_frozen", "Frozen: share of steps above"),
@@ -71,13 +71,14 @@ FILTERS = {
     "duplicate": ("duplicates", "Copies, the same bytes"),
     "near_duplicate": ("duplicates", "Near copies, alike in picture and sound"),
 }
-"""The setting behind each reason, and its words on the page."""
+"""The setting behind each reason, and its description on the page."""
 
 
 def write_data_report(config: Config) -> str:
     """Writes <run_dir>/data/report.html from the shards and rejects of the run, and returns its path.
 
-    The page names damaged shards. If nothing was preprocessed yet, it says so and names the command.
+    The page names damaged shards. If nothing has been preprocessed yet, the page says so and names the
+    command.
     """
     folder = config.data_folder
     segments, problems = read_segments(folder)
@@ -174,7 +175,7 @@ def _header(config: Config, segments: pa.Table, rejects: pa.Table) -> list[Marku
                 )
             ),
         ),
-        ("Rejected for want of sound", rejected_for("no_audio")),
+        ("Rejected without sound", rejected_for("no_audio")),
         ("Files not found", rejected_for("not_found")),
         ("Stored, without a sound track", sum_of(pc.invert(segments.column("has_audio")))),
         ("Stored, silent (below −60 dB)", sum_of(segments.column("silent"))),
@@ -303,9 +304,9 @@ def _score_card(
 ) -> Markup:
     """The histogram of a score.
 
-    name, unit: for its texts.
+    name, unit: of the score, for texts.
     values: the score of each segment, finite.
-    edges_of: None, or for a score that is 0 for nearly all segments the edges for its other values.
+    edges_of: for a score that is mostly 0, gives the edges for its other values; None: no such score.
     """
     shown = values[values > 0] if edges_of else values
     zeros = f", 0 in {number(len(values) - len(shown))} of {number(len(values))}" if edges_of else None
@@ -325,7 +326,7 @@ def _score_card(
 
 
 def _filters(config: Config, segments: pa.Table, manifest: dict) -> list[Markup]:
-    """What each filter is set to and leaves out, and what it alone would leave out at a suggested value."""
+    """Each filter's setting, what it leaves out, and what it alone would leave out at a suggested value."""
     chosen, found = manifest.get("filters", {}), count_reasons(segments.column("dropped"))
     few = segments.num_rows <= MAX_COMPARED
     tried = would_drop(
@@ -348,8 +349,8 @@ def _filters(config: Config, segments: pa.Table, manifest: dict) -> list[Markup]
         rows.append([*row, unbroken("span", _setting("exact" if reason == "duplicate" else start)), would])
     note = [
         "A segment that several filters would leave out is counted under the first. Filters are settings of "
-        "preprocess: with other ones it runs again ",
-        "in seconds and decodes nothing. The last two columns: a value to start from, and what it would "
+        "preprocess: with other filters it runs again ",
+        "in seconds and decodes nothing. The last two columns are a value to start from, and what it would "
         "leave out on its own.",
     ]
     heads = ["Filter", "Setting", "Set to", "Left out", "To start from", "Would leave out"]

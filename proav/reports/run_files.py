@@ -1,6 +1,6 @@
-"""What a run leaves on disk, read for its report pages: JSON files, metrics, checkpoints, segments, clips.
+"""Reads the files of a run for its report pages: JSON files, metrics, checkpoints, segments, clips.
 
-Nothing is skipped silently: what cannot be read comes back as a sentence for the page. This module writes
+Nothing is skipped silently: for a file that cannot be read, the page gets a sentence. This module writes
 nothing and computes no metric. Letters: T frames, M mel bins, S mel columns in a frame, L sound samples.
 """
 
@@ -33,7 +33,7 @@ class Metrics:
     series: dict[str, tuple[list[float], list[float]]]
     """{key: ([clips], [values])}, finite values only."""
     problems: list[str]
-    """What was wrong with the rest, in sentences."""
+    """What was wrong with other lines, in sentences."""
     num_reports: int = 0
     devices: tuple[str, ...] = ()
 
@@ -43,9 +43,9 @@ class Metrics:
 
     @property
     def seconds(self) -> float:
-        """Time spent training, summed from the clips between reports and their rate.
+        """Training time, summed from the clips between reports and their rate.
 
-        Unlike a clock it survives restarts.
+        Unlike a clock, this sum survives restarts.
         """
         clips, rates = self.series.get("clips_per_second", ([], []))
         return float(
@@ -54,7 +54,7 @@ class Metrics:
 
 
 def read_json(path: str) -> tuple[dict | None, str | None]:
-    """The object in a JSON file and None, or None and the reason as a sentence; (None, None) if no file."""
+    """(object in a JSON file, None), or (None, reason as a sentence); (None, None) if there is no file."""
     if not storage.exists(path):
         return None, None
     try:
@@ -69,7 +69,7 @@ def read_json(path: str) -> tuple[dict | None, str | None]:
 
 
 def read_json_lines(path: str) -> tuple[list[dict], list[str]]:
-    """The objects of a file with one per line, and a sentence for each line that is not an object.
+    """The objects of a file with one JSON object per line, and a sentence for each other line.
 
     A crash may have cut off the last line.
     """
@@ -93,7 +93,8 @@ def read_json_lines(path: str) -> tuple[list[dict], list[str]]:
 def read_metrics(stage_folder: str) -> Metrics:
     """The reports of a stage, from metrics.jsonl, or from metrics/part-*.jsonl on object stores.
 
-    If two reports have the same clips, the later one counts. Series from validation.jsonl are validation_KEY.
+    If two reports have the same clips, the later one counts. Series from validation.jsonl are named
+    validation_KEY.
     """
     rows, problems = read_json_lines(storage.join(stage_folder, "metrics.jsonl"))
     for part in storage.list_files(storage.join(stage_folder, "metrics")):
@@ -131,7 +132,7 @@ def read_metrics(stage_folder: str) -> Metrics:
 
 
 def read_checkpoint_card(stage_folder: str) -> tuple[dict | None, str | None]:
-    """checkpoint.json of the newest checkpoint, or None and why; its weights are not read."""
+    """(checkpoint.json of the newest checkpoint, problem); each may be None. The weights are not read."""
     latest = storage.join(stage_folder, "checkpoints", "latest")
     if not storage.exists(latest):
         return None, None
@@ -194,7 +195,7 @@ class ClipPlayers:
 
         path: the file.
         description: text alternative.
-        title: stands over the strip if two clips are shown side by side.
+        title: shown over the strip if two clips are side by side.
         Raises MediaError if the file is missing or damaged, or has no sound or no picture.
         """
         clip = self.config.clip
@@ -233,7 +234,7 @@ class ClipPlayers:
     def _strip(
         self, clip: Clip, mel_TMS: np.ndarray, waveform_L: np.ndarray | None, *, description: str, title: str
     ) -> Markup:
-        """`clip_strip` of a clip, with its arguments; the number of frames is put before the description."""
+        """`clip_strip` of a clip, with the same arguments; frames and length go before the description."""
         text = (
             f"{counted(len(clip.video), 'frame')} over the mel spectrogram of the sound, "
             f"{clip.seconds:g} seconds: {description}"

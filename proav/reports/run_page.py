@@ -1,7 +1,7 @@
 """report.html of a run: samples, spectrograms, reconstructions, curves, metrics; one file that opens offline.
 
 It reads only what the run left on disk, local or remote. It measures nothing itself (`proav/evaluate` does).
-Not here: the page about the data set (`data_page.py`). Reports are ours, not the paper's.
+The page about the data set is in `data_page.py`. Reports are ours, not the paper's.
 """
 
 import json
@@ -55,7 +55,8 @@ NOT_CURVES = {"clips", "step", "seconds", "epoch", "loss", "clips_per_second"}
 def write_report(config: Config) -> str:
     """Writes <run_dir>/report.html from what the run has left so far, and returns its path.
 
-    If a part of the run is not there yet, the page has one line with its command. It names damaged files.
+    For each part of the run that does not exist yet, the page has one line with its command. The page names
+    damaged files.
     """
     run = config.run_folder
     metrics = {stage: read_metrics(storage.join(run, stage)) for stage in STAGES}
@@ -107,7 +108,7 @@ def _header(
     metrics: {stage: its reports}.
     cards: {stage: checkpoint.json of its newest checkpoint, or None}.
     segments: the index of the data.
-    samples: the lines of samples/manifest.jsonl that tell of a file.
+    samples: the lines of samples/manifest.jsonl that name a file.
     """
     seeds = sorted({sample["seed"] for sample in samples if "seed" in sample}, key=str)
     settings = dict.fromkeys(
@@ -155,7 +156,7 @@ def _header(
 
 
 def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segments: pa.Table) -> list[str]:
-    """What this run can and cannot show, built from its numbers; arguments as in `_header`.
+    """What this run can and cannot show, from its numbers; arguments as in `_header`.
 
     The defaults of proav/config are the paper's scale.
     """
@@ -198,15 +199,15 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
     ]
     if share < 0.1:
         verdict = (
-            "Expect blurry pictures and rough sound. This shows that the road from file to sample works, "
+            "Expect blurry pictures and rough sound. This shows that every step from file to sample works, "
             "not what the method can reach."
         )
     elif share < 1 or pixels < 1:
         verdict = "This is a part of full-size training: the clips show where it is going, not where it ends."
     else:
         verdict = (
-            "This is full-size training; compare its metrics with others' only where the protocols are "
-            "the same."
+            "This is full-size training; compare its metrics with those of others only if the protocols "
+            "are the same."
         )
     if 0 < sources < 100:
         verdict += (
@@ -265,8 +266,8 @@ def _samples(
         else f"The first {len(shown)} of {counted(len(samples), 'clip')}"
     )
     how = (
-        "Under each video stand its frames and its sound as a mel spectrogram, over one time axis; "
-        "a click there goes to that time."
+        "Under each video are its frames and its sound as a mel spectrogram, over one time axis; "
+        "click there to go to that time."
     )
     notes = [element("p", f"{count}, in the order of their index: none was picked. {how}", class_="note")]
     hashes = {str(sample.get("checkpoint")) for sample in samples}
@@ -327,7 +328,7 @@ def _sample(config: Config, players: ClipPlayers, sample: dict) -> Markup:
 
 
 def _sample_path(config: Config, sample: dict) -> str:
-    """The path in a manifest's line made whole; it may be relative to the samples' folder or to the run's."""
+    """The absolute path of a manifest's line; it may be relative to the samples' folder or to the run's."""
     path = str(sample.get("path", ""))
     folder = RunFolder(config).samples
     if not path:
@@ -381,7 +382,7 @@ def _reconstructions(config: Config, players: ClipPlayers) -> list[Markup]:
     }[config.evaluate.split]
     limits = f" The first {MAX_RECONSTRUCTIONS} of {len(names)}." if len(names) > MAX_RECONSTRUCTIONS else ""
     note = (
-        f"Real {split}, beside what is left of them after encoding and decoding: "
+        f"Real {split}, beside the same clips after encoding and decoding: "
         "the best that the generator could reach with this autoencoder."
     )
     return [element("p", note, limits, class_="note"), element("div", pairs, class_="pairs")]
@@ -447,7 +448,7 @@ def _metrics(config: Config) -> list[Markup]:
     tables, protocol = values.pop("tables", []), values.pop("protocol", None)
     note = element(
         "p",
-        "Every number stands with its protocol; numbers of other protocols are not comparable.",
+        "Every number has its protocol; numbers of other protocols are not comparable.",
         class_="note",
     )
     groups = {key: value for key, value in values.items() if isinstance(value, dict)}

@@ -32,7 +32,7 @@ from proav.storage.patience import patiently
 from proav.text import one_form
 
 FORMAT = 3
-"""Raised whenever a reader of the old format could misread the new one."""
+"""Incremented whenever a reader of the old format could misread the new one."""
 
 WHAT_CHANGED = {
     1: "since format 1 MDSA has linear planes and refiners, and ST-DiT has separate maps for each plane",
@@ -132,7 +132,7 @@ def save_checkpoint(
 ) -> str:
     """Writes `folder`/clips-<clips> whole or not at all, then points `latest` to it; returns its path.
 
-    Tensors are stored contiguous. Checkpoints with more clips are left over from an abandoned run: they are
+    Tensors are stored contiguously. Checkpoints with more clips are left over from an abandoned run and are
     removed.
 
     folder: the folder of all checkpoints, local or remote.
@@ -193,8 +193,8 @@ def load_checkpoint(path: str, *, kind: str | None = None, verify: bool = True) 
     path: its folder, a `latest` file, or a folder that holds one.
     kind: the expected kind; None: any.
     verify: read every file and compare its size and SHA-256.
-    Raises CheckpointError if it is not there, half written, damaged, of another kind, or of a format that
-    this version does not read.
+    Raises CheckpointError if the checkpoint is missing, half written, damaged, of another kind, or of a
+    format that this version does not read.
     """
     folder = _resolve(str(path), kind)
     index = _read_index(folder, kind)
@@ -252,7 +252,7 @@ def newest_good_checkpoint(
 ) -> Checkpoint | None:
     """The newest whole checkpoint below `folder`; None if there is no checkpoint at all.
 
-    Damaged ones are passed over, each with a line to `warn`. Raises CheckpointError if all are damaged.
+    Damaged checkpoints are skipped, each with a line to `warn`. Raises CheckpointError if all are damaged.
     """
     found = list_checkpoints(folder)
     failures = []
@@ -264,7 +264,7 @@ def newest_good_checkpoint(
             warn(f"WARNING: the checkpoint at {clips:,} clips cannot be used: {error}")
             continue
         if failures:
-            warn(f"WARNING: going on from the older checkpoint {path} at {clips:,} clips")
+            warn(f"WARNING: continuing from the older checkpoint {path} at {clips:,} clips")
         return checkpoint
     if failures:
         raise CheckpointError(
@@ -289,7 +289,7 @@ def check_resumable(checkpoint: Checkpoint, config: Config, labels: tuple[str, .
         more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
         raise CheckpointError(
             f"{checkpoint.path} was made with {then}{more}; this run has {now}. "
-            "Write the old values to go on with it, or choose another run_dir=DIR to start anew"
+            "Write the old values to continue it, or choose another run_dir=DIR to start anew"
         )
     if [one_form(label) for label in labels] != [one_form(label) for label in checkpoint.labels]:
         raise CheckpointError(
@@ -388,7 +388,7 @@ def _read_index(folder: str, kind: str | None) -> dict:
 
 
 def _check_file(folder: str, kind: str, file: str, entry: dict, read: Callable[[], tuple[str, int]]) -> None:
-    """Raises CheckpointError if a file differs from its entry, also at a second reading.
+    """Raises CheckpointError if a file differs from its entry at both of two readings.
 
     folder, kind, file: the checkpoint's folder and kind, and the file's name, for messages.
     entry: {"bytes", "sha256"} as the index has them.
@@ -443,7 +443,7 @@ def _write_tensors(group: Mapping[str, torch.Tensor], target: str, path: str, dt
     def write() -> None:
         try:
             save_file(storable, target)
-        except SafetensorError as error:  # its only error type: the operating system's number is in the text
+        except SafetensorError as error:  # the only error type: the operating system's number is in the text
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]), str(error), target) if number else error from error
 

@@ -1,6 +1,6 @@
-"""Where everything of a run stands, said once: files and folders below run_dir, local or remote.
+"""The layout of a run, defined once: files and folders below run_dir, local or remote.
 
-Not here: what the files hold. The layout is the public one of README and of `docs/`.
+README and `docs/` describe this layout to users.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class StageFolder:
 
 
 class RunFolder:
-    """The folder of one run. Paths alone: nothing is opened, nothing has to be there."""
+    """The paths of one run. Nothing is opened, and nothing has to exist."""
 
     def __init__(self, config: Config) -> None:
         self.path, self.data = config.run_folder, config.data_folder
@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def data_manifest(self) -> str:
-        """There once the data are complete."""
+        """Exists once the data are complete."""
         return join(self.data, "manifest.json")
 
     @property
@@ -55,7 +55,7 @@ class RunFolder:
 
     @property
     def latent_statistics(self) -> str:
-        """There once the latents are complete."""
+        """Exists once the latents are complete."""
         return join(self.latents, "stats.json")
 
     @property
@@ -78,5 +78,5 @@ class RunFolder:
 
     @property
     def of_ray(self) -> str:
-        """What Ray Train keeps while it works."""
+        """Files that Ray Train keeps while it works."""
         return join(self.path, ".ray")

@@ -1,6 +1,6 @@
 """metrics.jsonl: the curve of a training run, with one JSON object for each report.
 
-On a local disk it is one file that grows. Object stores cannot append: there it is parts,
+On a local disk it is one growing file. Object stores cannot append, so there it is written in parts,
 metrics/part-*.jsonl. After a resume, lines beyond the checkpoint are dropped, so that the curve is that of an
 uninterrupted run.
 """
@@ -38,7 +38,7 @@ class MetricsLog:
             self.flush()
 
     def _append(self, text: str) -> None:
-        """Writes from the file's present end at each try, so that a failed try leaves no half line."""
+        """Writes from the file's original end at each try, so that a failed try leaves no partial line."""
         place = self._file.stat().st_size if self._file.exists() else 0
 
         def write() -> None:
@@ -50,7 +50,7 @@ class MetricsLog:
         patiently(write, f"writing {self._file}")
 
     def flush(self) -> None:
-        """On object stores the lines so far become a part; it is called with every checkpoint."""
+        """Turns the lines so far into a part, on object stores; called with every checkpoint."""
         if self.lines:
             storage.write_text(
                 storage.join(self.folder, "metrics", f"part-{self.lines[0]['clips']:012d}.jsonl"),
@@ -86,14 +86,14 @@ class MetricsLog:
 
 
 def read_metrics(stage_folder: str) -> list[dict]:
-    """Every report of a stage in order; empty if it has not begun."""
+    """Every report of a stage in order; empty if the stage has not begun."""
     single = storage.join(stage_folder, "metrics.jsonl")
     files = [single] if storage.exists(single) else storage.list_files(storage.join(stage_folder, "metrics"))
     return [line for file in files for line in _parse(storage.read_text(file))]
 
 
 def _parse(text: str) -> list[dict]:
-    """The whole lines of a JSON-lines file; a last line that a crash cut off is dropped."""
+    """The complete lines of a JSON-lines file; a last line that a crash cut off is dropped."""
     return [
         json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n") and line.strip()
     ]

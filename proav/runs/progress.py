@@ -1,6 +1,6 @@
 """Progress of long work: done / total, rate and time left.
 
-A terminal shows one line that renews itself; elsewhere there are plain lines.
+A terminal shows one line that is updated in place; elsewhere there are plain lines.
 """
 
 import sys
@@ -10,11 +10,11 @@ import time
 class Progress:
     """Counts towards `total` and shows it on stderr.
 
-    The rate is of this process alone: work that was found done counts as done, not as speed.
+    The rate is that of this process alone: work of earlier runs counts as done, but not for the rate.
 
     what: name of the work.
-    total, unit: its amount, and in what it is counted.
-    start: the amount that was found done.
+    total, unit: the amount of work, and its unit.
+    start: the amount that earlier runs have done.
     every_seconds: least time between lines in a log file.
     stream: where lines go; None: stderr.
     """

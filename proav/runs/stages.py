@@ -1,6 +1,6 @@
-"""The stages that train a model, one record each: what they are called, made by, bound to and judged by.
+"""The stages that train a model, one record each: name, command, settings that fix the weights, and metrics.
 
-Not here: how a stage is built and measured (`proav/train/worker.py`, `proav/train/on_ray/validation.py`).
+`proav/train/worker.py` builds a stage; `proav/train/on_ray/validation.py` measures it.
 """
 
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ class Stage:
     """One of STAGES."""
 
     name: str
-    """Of its setting, its section of the configuration and its folder."""
+    """Name of the stage's setting, of its section of the configuration and of its folder."""
     model: str
     """The model's name, as the paper writes it."""
     role: str
     """What the model is, for people."""
     fixed_by: tuple[str, ...]
-    """Kinds of settings (`proav/config/changes.py`) without which the weights mean something else."""
+    """Kinds of settings (`proav/config/changes.py`) that fix what the weights mean."""
     numbers: tuple[str, ...]
-    """What a measurement beside training shows."""
+    """Metrics that are shown for a measurement beside training."""
     kind: str
-    """What its checkpoints hold: mdsa | stdit."""
+    """What the stage's checkpoints hold: mdsa | stdit."""
     optional: bool = False
-    """Whether a run is whole without it."""
+    """Whether a run is complete without it."""
 
     @property
     def command(self) -> str:
-        """What makes its checkpoints."""
+        """The command that makes its checkpoints."""
         return f"python ray_jobs/train.py stage={self.name}"
 
     def settings(self, config: Config) -> TrainConfig:
@@ -38,7 +38,10 @@ class Stage:
         return getattr(config, self.name).train
 
     def described(self, config: Config) -> Config:
-        """The configuration that its checkpoints hold: the run's; that of a flow map says that it is one."""
+        """The configuration that its checkpoints hold: the run's own, or for a flow map a changed one.
+
+        A flow map's has objective=flow_map and the default sampling settings.
+        """
         if self.name != "distill":
             return config
         diffusion = config.diffusion.model_copy(update={"objective": "flow_map"})
@@ -74,7 +77,7 @@ def stage_of(kind: str, config: Config) -> Stage:
 
 
 def find_stage(name: str | None) -> Stage:
-    """The stage of a name. Raises UserError for one that does not train."""
+    """The stage with this name. Raises UserError if there is none."""
     if name not in STAGES:
         raise UserError(f"stage={name} cannot be trained; expected stage={' or stage='.join(STAGES)}")
     return STAGES[name]

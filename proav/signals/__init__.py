@@ -1,4 +1,1 @@
-"""Numbers about one clip: scores that filters decide on, synchrony, fingerprints.
-
-Arrays in, numbers out.
-"""
+"""Numbers about one clip, computed from arrays: scores for the filters, synchrony, fingerprints."""

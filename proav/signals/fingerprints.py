@@ -2,9 +2,9 @@
 
 They hardly change when a clip is encoded again, rescaled, or made a little brighter or louder.
 
-Bits are signs of differences. A bit is 0 if the difference is too small to have a lasting sign. So a black
-picture and silence have no bit set. `proav/data/prepare/filtering.py` recognizes such empty fingerprints.
-Comparing fingerprints is not here: it is in that file, too.
+Bits are signs of differences. A bit is 0 if the difference is too small to have a stable sign. So a black
+picture and silence have no bit set. `proav/data/prepare/filtering.py` recognizes such empty fingerprints and
+compares the others.
 Letters: T frames, Y and X rows and columns of cells, M mel bins, S mel columns in a frame, J = T * S mel
 columns.
 """

@@ -1,8 +1,8 @@
-"""Scores of one segment, the columns that filters decide on.
+"""Scores of one segment, the columns that filters use.
 
-They are loudness, darkness, stillness, shot cuts, synchrony of sound and picture, and fingerprints. Plain
-numpy on pictures that are reduced once to about 32 x 32 cells. This costs a few per cent of decoding.
-Not here: what is done with the scores (`proav/data/prepare/filtering.py`).
+They are loudness, darkness, stillness, shot cuts, synchrony of sound and picture, and fingerprints. They are
+computed with numpy on pictures that are reduced once to about 32 x 32 cells. This costs a few per cent of the
+time for decoding. `proav/data/prepare/filtering.py` uses the scores.
 Letters: T frames, H and W rows and columns, C colours, Y and X rows and columns of cells, N cells of a
 picture, L sound samples, M mel bins, S mel columns in a frame, K entries of the colours' distributions.
 """
@@ -26,35 +26,35 @@ BLACK_LUMA, BLACK_SHARE = 0.1, 0.98
 """A picture is black if at least BLACK_SHARE of its cells are darker than BLACK_LUMA. Both are as in FFmpeg's
 filter blackdetect."""
 FROZEN_CHANGE = 1 / 255
-"""A picture stands still if no cell's mean changes by more than this. A still that was encoded again moves
-less, a mouth in a quiet face much more."""
+"""A picture is frozen if no cell's mean changes by more than this. A re-encoded still changes less, a mouth
+in a quiet face much more."""
 CELLS = 32
 """Largest number of cells along a side of the reduced picture."""
 
 CUT_RATIO = 1.9
-"""A cut's step is this many times the steps around it, as the geometric mean over the three distances of
-CUT_FLOORS. Measured on 206 real clips."""
+"""A step is a cut if it is at least this many times the steps around it, as the geometric mean over the three
+distances of CUT_FLOORS. Measured on 206 real clips."""
 MIXED_CUT_RATIO = 3.0
-"""The same for a cut with one frame that mixes both shots, as conversions of the frame rate leave it.
-Measured on the same clips."""
+"""The same for a cut with one frame that mixes both shots; frame-rate conversion makes such frames. Measured
+on the same clips."""
 CUT_FLOORS = np.array([0.02, 0.008, 0.04])
-"""Added to the steps around, so that with still pictures not every change is a cut. One for each distance:
-mean |difference| of cells; distance between the distributions of each colour (Wasserstein-1), both with
-full scale 1; 1 - correlation."""
+"""Added to the steps around, so that in still pictures not every change is a cut. There is one for each
+distance: mean |difference| of cells; distance between the distributions of each colour (Wasserstein-1), both
+with full scale 1; 1 - correlation."""
 CUT_MIN_UNLIKENESS = 0.1
-"""If 1 - correlation is below this, the picture is the same one, brighter or darker: no cut."""
+"""If 1 - correlation is below this, it is the same picture, brighter or darker: no cut."""
 CUT_WINDOW_SECONDS, CUT_PERSISTENCE_SECONDS = 0.5, 0.2
-"""How far around a step the usual change is measured, and how long the new picture must stay. A flash goes
-back earlier."""
+"""How far around a step the usual change is measured, and how long the new picture must stay. A flash ends
+earlier."""
 
 SCORE_FIELDS = [
     pa.field("rms", pa.float32()),  # of the sound, full scale 1
     pa.field("peak", pa.float32()),  # largest |sample|
     pa.field("clipped", pa.float32()),  # share of samples at full scale
-    pa.field("silent", pa.bool_()),  # rms below -60 dB of full scale, and no louder in the source's channels
+    pa.field("silent", pa.bool_()),  # rms below -60 dB of full scale, and not cancelled
     pa.field("cancelled", pa.bool_()),  # the source's channels hold sound but cancel each other in the mix
     pa.field("mean_luma", pa.float32()),  # of all pixels, white is 1
-    pa.field("motion", pa.float32()),  # mean |difference| of a pixel to the frame before, full scale 1
+    pa.field("motion", pa.float32()),  # mean |difference| of a pixel to the previous frame, full scale 1
     pa.field("black", pa.float32()),  # share of pictures that are black
     pa.field("frozen", pa.float32()),  # share of steps from picture to picture without change
     pa.field("shot_starts", pa.list_(pa.int32())),  # frames at which a new shot begins; frame 0 is not listed
@@ -80,9 +80,10 @@ def segment_scores(
 
     video_THWC: uint8, RGB, at least 2 frames of 16 x 16.
     sound_L: float32 in [-1, 1], T * sample_rate / fps samples.
-    fps: frames per second. sample_rate: Hz.
+    fps: frames per second.
+    sample_rate: of the sound, in Hz.
     mel_TMS: mel of the sound, in [-1, 1].
-    cancelled: the sound is what is left of channels that cancel each other in the mix.
+    cancelled: whether the channels of the sound cancel each other in the mix.
     """
     assert len(mel_TMS) == len(video_THWC) and len(sound_L) == round(len(video_THWC) * sample_rate / fps), (
         mel_TMS.shape,
@@ -118,10 +119,10 @@ class ReducedPictures:
     """Pictures of a segment, reduced to cells, distributions of colours and one number for motion.
 
     luma_TYX: float32, mean luma of blocks of pixels, 16 to 32 along a side; white is 1. An incomplete last
-    block is left out.
+        block is left out.
     colours_TK: float32, cumulative distributions of red, green and blue over one pixel of each block. The
-    mean |difference| of two rows is the Wasserstein-1 distance of their colours, full scale 1.
-    motion: mean |difference| of a pixel to the frame before, full scale 1.
+        mean |difference| of two rows is the Wasserstein-1 distance of their colours, full scale 1.
+    motion: mean |difference| of a pixel to the previous frame, full scale 1.
     """
 
     luma_TYX: np.ndarray
@@ -130,9 +131,11 @@ class ReducedPictures:
 
 
 def reduce_pictures(video_THWC: np.ndarray, *, levels: int = 16) -> ReducedPictures:
-    """Reduces uint8 pictures in one pass, a frame at a time; levels: of each colour in the distributions.
+    """Reduces uint8 pictures in one pass, frame by frame.
 
     One frame stays in the processor's cache, and no memory is needed beside the result.
+
+    levels: number of levels of each colour in the distributions.
     """
     frames, height, width, _ = video_THWC.shape
     block_rows, block_columns = math.ceil(height / CELLS), math.ceil(width / CELLS)
@@ -150,16 +153,16 @@ def reduce_pictures(video_THWC: np.ndarray, *, levels: int = 16) -> ReducedPictu
     change, before = 0, None
     for number, frame in enumerate(video_THWC):
         blocks = frame[: rows * block_rows].reshape(rows, block_rows, 3 * width)
-        # over the first axis numpy is twice as fast
+        # numpy is twice as fast over the first axis
         sums = np.add.reduce(blocks.transpose(1, 0, 2), axis=0, dtype=sum_type)
         luma_TYX[number] = (sums.astype(weights.dtype) @ weights) / largest_sum
         pixels = frame[block_rows // 2 :: block_rows, block_columns // 2 :: block_columns]
         counts[number] = np.bincount(
             (pixels // np.uint8(256 // levels) + channel_places).ravel(), minlength=3 * levels
         )
-        after = frame[:: max(1, height // CELLS)]  # these rows tell the motion as well as all rows
+        after = frame[:: max(1, height // CELLS)]  # these rows measure motion as well as all rows
         if before is not None:
-            # differences within uint8 are four times as fast
+            # differences in uint8 are four times as fast
             change += int((np.maximum(after, before) - np.minimum(after, before)).sum(dtype=np.uint32))
         before = after
     colours_TK = np.cumsum(counts.reshape(frames, 3, levels), axis=2).reshape(frames, -1) / (pixels.size // 3)
@@ -169,14 +172,15 @@ def reduce_pictures(video_THWC: np.ndarray, *, levels: int = 16) -> ReducedPictu
 
 
 def shot_starts(luma_TYX: np.ndarray, colours_TK: np.ndarray, *, fps: int) -> list[int]:
-    """Frames at which a new shot begins, by cuts that are hard or have one mixed frame; frame 0 is not one.
+    """Frames at which a new shot begins after a hard cut, or after a cut with one mixed frame; frame 0 is not
+    among them.
 
     A step is a cut if all three hold:
     - Picture, colours and structure change CUT_RATIO times as much as in the steps around it. So fast motion,
       fades and dissolves are no cuts.
     - The picture is not the same one, brighter or darker.
-    - The pictures of the next 0.2 s are all as far from those before. So a flash is no cut.
-    The first and the last step are never cuts: what went before or follows is too short to tell.
+    - The pictures of the next 0.2 s all differ as much from the pictures before. So a flash is no cut.
+    The first and the last step are never cuts, since the shot before or after would be too short to tell.
     """
     frames = len(luma_TYX)
     if frames < 4:
@@ -205,9 +209,11 @@ def shot_starts(luma_TYX: np.ndarray, colours_TK: np.ndarray, *, fps: int) -> li
     offsets = sorted({0, (stay + 1) // 2, stay})
 
     def cuts(apart: int, ratio: float) -> np.ndarray:
-        """First frames of new shots, `apart` after the last frame of the old one.
+        """First frames of new shots, `apart` frames after the last frame of the old shot.
 
-        A frame between them is a mixture of the two.
+        A frame between them is a mixture of the two shots.
+
+        ratio: how much the change must stand out.
         """
         first, last = numbers[apart - 1 :], numbers[apart - 1 :] - apart
         beside = np.pad(steps, ((0, 0), (1, 1)), mode="reflect")

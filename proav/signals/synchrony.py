@@ -1,8 +1,7 @@
 """How well sound and picture of a segment fit in time: correlation of sound onsets with jerks of the picture.
 
-A cheap measure for filtering, right on average over many segments. One segment without clear events says
-little.
-Not here: the other scores (`segment_scores.py`).
+It is a cheap measure for filtering, and right on average over many segments. For one segment without clear
+events it says little. The other scores are in `segment_scores.py`.
 Letters: T frames, Y and X rows and columns of cells, M mel bins, S mel columns in a frame, J = T * S mel
 columns.
 """
@@ -10,21 +9,21 @@ columns.
 import numpy as np
 
 MAX_LAG_SECONDS = 0.5
-"""Largest lag that is tried, on either side."""
+"""Largest lag that is tested, on either side."""
 ONSET_SECONDS = 0.02
 """An onset's strength is the rise of the mel over this time."""
 EDGE_SECONDS = 0.03
-"""Mel columns this near to the segment's ends see the silence beyond. No onset is taken from there."""
+"""Mel columns this near to the segment's ends include the silence beyond, so they give no onsets."""
 JERKS_A_SECOND = 12.5
-"""Above about this many frames a second, the picture's second difference is taken over more frames. It then
-shows events, not noise."""
+"""Above about this frame rate, the picture's second difference spans more frames, so that it shows events and
+not noise."""
 TREND_SECONDS = 1.0
 """The mean over this time on either side is subtracted, to remove slow changes."""
 MIN_STEPS = 8
 """If both streams cover fewer frames than this, there is no correlation."""
 MIN_SPREAD = 1e-4
-"""If the standard deviation is below this, a stream holds no events: the sound is steady, or the pictures
-stand still. The range of the mel is 2, and white is 1."""
+"""If its standard deviation is below this, a stream has no events: the sound is steady, or the pictures are
+still. The range of the mel is 2, and white is 1."""
 
 
 def synchrony(
@@ -34,16 +33,16 @@ def synchrony(
 
     A positive lag means that the sound is late.
 
-    Sound: half-wave rectified difference of mel columns against the maximum of three bins before (SuperFlux:
-    Böck and Widmer 2013), smoothed over three frames.
-    Picture: |second difference| in time of every cell, its mean over the cells less their median. So what
-    moves locally counts, and what shakes everywhere does not. Frames beside a cut are left out: a cut is no
-    event of the scene.
+    Sound: half-wave rectified difference between a mel column and the maximum of three neighbouring bins of
+    an earlier column (SuperFlux: Böck and Widmer 2013), smoothed over three frames.
+    Picture: |second difference| in time of every cell; the mean over the cells minus their median. So local
+    motion counts, and shaking of the whole picture does not. Frames beside a cut are left out, since a cut is
+    no event of the scene.
 
     luma_TYX: mean luma of cells, white is 1.
     mel_TMS: mel of the sound, in [-1, 1].
     fps: frames per second.
-    shot_starts: frames at which a new shot begins, as `segment_scores.shot_starts`.
+    shot_starts: frames at which a new shot begins, from `segment_scores.shot_starts`.
     """
     undefined = (float("nan"), float("nan"))
     frames, _, steps_a_frame = mel_TMS.shape
@@ -84,7 +83,7 @@ def _jerks(luma_TYX: np.ndarray, apart: int, shot_starts: list[int]) -> tuple[np
     cells = luma_TYX.reshape(len(luma_TYX), -1)
     second = np.abs(cells[2 * apart :] - 2 * cells[apart:-apart] + cells[: -2 * apart])
     strength, used = np.zeros(len(cells)), np.zeros(len(cells), bool)
-    # the median of a quarter of the cells is as good; of all of them it takes time
+    # the median of a quarter of the cells is as good, and faster
     strength[apart:-apart] = np.maximum(second.mean(axis=1) - np.median(second[:, ::4], axis=1), 0)
     used[apart:-apart] = True
     for start in shot_starts:
@@ -95,7 +94,7 @@ def _jerks(luma_TYX: np.ndarray, apart: int, shot_starts: list[int]) -> tuple[np
 def _onsets(mel_TMS: np.ndarray, *, columns_a_second: int, width: int) -> np.ndarray:
     """Onset strength at each mel column [J], smoothed by a Hann window of `width` columns.
 
-    NaN where too little sound is near.
+    It is NaN near the ends, where the window covers too little sound.
     """
     mel_JM = np.ascontiguousarray(mel_TMS.astype(np.float32).transpose(0, 2, 1)).reshape(-1, mel_TMS.shape[1])
     gap = max(1, round(ONSET_SECONDS * columns_a_second))
@@ -104,7 +103,7 @@ def _onsets(mel_TMS: np.ndarray, *, columns_a_second: int, width: int) -> np.nda
     before[:, :-1] = np.maximum(before[:, :-1], mel_JM[:-gap, 1:])
     strength, known = np.zeros(len(mel_JM)), np.zeros(len(mel_JM))
     first, edge = gap // 2, int(np.ceil(EDGE_SECONDS * columns_a_second))
-    # the strength stands between the two columns compared
+    # the strength belongs to the middle between the two compared columns
     strength[first : first + len(before)] = np.maximum(mel_JM[gap:] - before, 0).mean(axis=1)
     known[first + edge : first + len(before) - edge] = 1
     window = np.hanning(width + 2)[1:-1]
@@ -114,7 +113,7 @@ def _onsets(mel_TMS: np.ndarray, *, columns_a_second: int, width: int) -> np.nda
 
 
 def _without_trend(values: np.ndarray, used: np.ndarray, reach: int) -> np.ndarray:
-    """Values minus the mean of the used ones within `reach` on either side."""
+    """Values minus the mean of the used values within `reach` on either side."""
     sums = np.concatenate([[0.0], np.cumsum(np.where(used, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(used)])
     places = np.arange(len(values))

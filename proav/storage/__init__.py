@@ -1,4 +1,4 @@
-"""Files, local or remote: one set of functions for both, patience with storage, one owner for a folder."""
+"""Files, local or remote: functions for both, retries of failed operations, one owner per folder."""
 
 from proav.storage.files import (
     delete_file,

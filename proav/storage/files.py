@@ -1,4 +1,4 @@
-"""Files, local or remote, behind one set of functions: each path in proav is one of this machine or a URI.
+"""Files, local or remote, behind one set of functions: each path in proav is a local path or a URI.
 
 pyarrow's own file systems open local paths, s3://, gs:// and hdfs://; fsspec opens the rest. A file that is
 being written never has its final name, so that a reader sees a whole file or none.
@@ -22,7 +22,7 @@ from proav.storage.filesystems import FsspecHandler, LocalFile, PatientFile, Pat
 from proav.storage.patience import patiently
 
 LEFTOVERS = ".*.tmp"
-"""Pattern of hidden names; a process that was killed while it wrote leaves such files."""
+"""Pattern of hidden names; a process that is killed while it writes leaves such files."""
 
 
 def is_remote(path: str) -> bool:
@@ -103,7 +103,7 @@ def list_files(path: str, *, recursive: bool = True) -> list[str]:
     shown = [
         file for file in files if not any(part.startswith(".") for part in file[relative_start:].split("/"))
     ]
-    # A URI may hold what the inner path does not, such as the host of hdfs://host/folder. It stays in front.
+    # A URI may hold what the inner path does not, such as the host of hdfs://host/folder: it is kept.
     return sorted(join(path, file[relative_start:]) if is_remote(path) else file for file in shown)
 
 
@@ -115,7 +115,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def open_patiently(path: str, on_wait: Callable[[float], None]) -> PatientFile:
-    """A file that can be read at any place; what fails for a moment is tried again.
+    """A file that can be read at any place; operations that fail for a moment are tried again.
 
     on_wait: as in `patiently`.
     Raises OSError, and StorageUnavailable if storage fails for longer than job.retry_seconds.
@@ -158,10 +158,10 @@ def write_folder(path: str) -> Iterator[str]:
     """A local folder to fill; it becomes `path` if the block ends without an error.
 
     An older folder at `path` is replaced.
-    Local: it is a hidden sibling, which is flushed to the disk and renamed. An older folder is moved aside
-    before that and deleted afterwards.
-    Remote: it is a temporary local folder, uploaded file by file. The JSON files come last, since they mark a
-    folder as complete.
+    If `path` is local, the folder is a hidden sibling, which is flushed to the disk and renamed. An older
+    folder is moved aside before that and deleted afterwards.
+    If `path` is remote, the folder is a temporary local one and is uploaded file by file. The JSON files come
+    last, since they mark a folder as complete.
     """
     import tempfile
 
@@ -209,7 +209,7 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def write_file(path: str, source: BinaryIO) -> None:
-    """As `write_bytes`: all of an open binary file, from its beginning."""
+    """Like `write_bytes`, for all of an open binary file."""
     if is_remote(path):
         upload_file(path, source)
         return
@@ -250,12 +250,14 @@ def upload_file(path: str, source) -> None:
 
 
 def temporary_name(target: Path) -> Path:
-    """A hidden name beside `target` for what is not complete yet; no other writer uses it."""
+    """A hidden name beside `target` for a file that is not complete yet; no other writer uses it."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def rename(temporary: Path, target: Path) -> None:
-    """Gives a complete local file or folder its final name; a power cut leaves the old one or the new one."""
+    """Gives a complete local file or folder its final name. After a power cut, the old or the new one is
+    there.
+    """
 
     failed = False
 
@@ -264,7 +266,7 @@ def rename(temporary: Path, target: Path) -> None:
         try:
             os.replace(temporary, target)
         except FileNotFoundError:
-            if not (failed and target.exists()):  # else an earlier try moved it, and its answer was lost
+            if not (failed and target.exists()):  # else an earlier try succeeded, and its answer was lost
                 raise
         except OSError:
             failed = True
@@ -275,7 +277,7 @@ def rename(temporary: Path, target: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flushes to the disk what was written to a local file, or the names in a local folder."""
+    """Flushes a local file's content, or a local folder's names, to the disk."""
 
     def sync() -> None:
         handle = os.open(path, os.O_RDONLY)

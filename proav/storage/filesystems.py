@@ -1,6 +1,6 @@
-"""A pyarrow file system around any other, whose every operation is patient (`proav/storage/patience.py`).
+"""A pyarrow file system that wraps another and retries each operation (`proav/storage/patience.py`).
 
-Ray and pyarrow get it as well, so that their own reads and writes are as patient as ours.
+Ray and pyarrow are given it as well, so that their own reads and writes are retried like ours.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ PIECE_BYTES = 4 << 20
 class PatientHandler(pafs.FileSystemHandler):
     """`inner`, with each operation tried again while its error may pass.
 
-    A read goes on at the byte at which it failed. Written data is kept until the stream is closed, then
+    A read continues at the byte at which it failed. Written data is kept until the stream is closed, then
     uploaded as a whole, so that a failed upload can begin anew.
     """
 
@@ -91,15 +91,15 @@ class PatientHandler(pafs.FileSystemHandler):
         return pa.PythonFile(_PatientWriter(self.inner, path, metadata), mode="w")
 
     def open_append_stream(self, path: str, metadata: dict | None) -> pa.NativeFile:
-        return self.inner.open_append_stream(path, metadata=metadata)  # not again: it might write twice
+        return self.inner.open_append_stream(path, metadata=metadata)  # no retry: it might write twice
 
 
 class FsspecHandler(pafs.FSSpecHandler):
-    """fsspec's file systems, with errors that are not hidden.
+    """fsspec's file systems, without hidden errors.
 
-    fsspec's own `find` leaves out folders that it cannot read. Its `exists`, `isfile` and `isdir`, which
-    pyarrow asks before each call, take any error for a no. Then one time-out would hide a run's checkpoints,
-    and the run would begin anew.
+    fsspec's own `find` leaves out folders that it cannot read. pyarrow calls its `exists`, `isfile` and
+    `isdir` before each operation; they treat any error as False. So one time-out would hide a run's
+    checkpoints, and the run would begin anew.
     """
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
@@ -153,7 +153,7 @@ def upload(filesystem: pafs.FileSystem, path: str, source: BinaryIO, metadata: d
 
 
 class _Deletion:
-    """A deletion; if nothing is there at a second try, the first one deleted it, and its answer was lost."""
+    """A deletion. If nothing is there at a second try, the first one succeeded, but its answer was lost."""
 
     def __init__(self, delete) -> None:
         self.delete, self.tried = delete, False
@@ -169,7 +169,7 @@ class _Deletion:
 
 
 class LocalFile:
-    """A local file with the reading methods of pyarrow's files, whatever bytes its name has."""
+    """A local file with the reading methods of pyarrow's files; its name may have any bytes."""
 
     def __init__(self, path: str) -> None:
         self._file = open(path, "rb", buffering=0)
@@ -230,7 +230,7 @@ class PatientFile:
                 self._file = self._opener()
             return action()
         except Exception:
-            self._forget()  # the handle may be broken: the next try has another
+            self._forget()  # the handle may be broken: the next try opens another
             raise
 
     def _ask_size(self) -> int:
@@ -249,14 +249,14 @@ class PatientFile:
     def _forget(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with contextlib.suppress(Exception):  # its error was raised before, or nobody needs it
+            with contextlib.suppress(Exception):  # its error was raised before, or does not matter
                 file.close()
 
 
 class _ArrowReader(io.RawIOBase):
-    """One file for Arrow, with a position of its own for each thread.
+    """One file for Arrow, with a separate position for each thread.
 
-    Arrow reads from several threads, each time by a seek and a read.
+    Arrow reads from several threads, each time with a seek and a read.
     """
 
     def __init__(self, file: PatientFile) -> None:
@@ -293,7 +293,7 @@ class _ArrowReader(io.RawIOBase):
 
 
 class _PatientWriter(io.RawIOBase):
-    """Keeps what is written and uploads it when it is closed."""
+    """Keeps the written data and uploads it when the stream is closed."""
 
     def __init__(self, filesystem: pafs.FileSystem, path: str, metadata: dict | None) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """One owner at a time for a folder, local, on NFS or in an object store: a small file that its owner renews.
 
-It is written through `proav.storage` alone, which has no locks and no exclusive creation. So two owners that
-begin in the same instant may both hold it until the next renewal. Then all but the last find it lost.
+The file is written through `proav.storage` alone, which has no locks and no exclusive creation. So two owners
+that begin at the same instant may both hold the folder until the next renewal. Then all but the last one
+notice that they have lost it.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from proav import storage
 from proav.errors import TOLD, UserError
 
 WATCHED_BEATS = 2
-"""An old lease is taken over if this many renewals do not come: clocks of machines may differ."""
+"""An old lease is taken over if it misses this many renewals. It is watched because clocks may differ."""
 SETTLE_SECONDS = {"local": 0.2, "remote": 1.0}
 """Time between writing a claim and reading it again, so that the last of several claims wins."""
 
@@ -39,7 +40,7 @@ class _Record(BaseModel):
     host: str
     pid: int
     machine: str | None
-    """Names the kernel and the space of process ids; None: unknown."""
+    """Identifies the kernel and the process-id namespace; None: unknown."""
     since: float = Field(allow_inf_nan=False)
     renewed: float = Field(allow_inf_nan=False)
     """Unix seconds, by the owner's clock."""
@@ -51,8 +52,8 @@ class _Record(BaseModel):
 class Lease:
     """Holds a folder as long as its block runs: `with Lease(folder, name="server") as lease: ...`.
 
-    A thread renews it. A lease that was not renewed for `stale_seconds` is taken over. It is taken over at
-    once if its process was on this machine and is gone. The file is `.NAME.lease` in the folder.
+    A thread renews the lease. A lease that was not renewed for `stale_seconds` is taken over. It is taken
+    over at once if its process ran on this machine and is gone. The file is `.NAME.lease` in the folder.
     """
 
     def __init__(
@@ -86,20 +87,20 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether another owner has taken it over; writing more could then destroy the other's work."""
+        """Whether another owner has taken the folder over; writing more could then destroy its work."""
         return self._lost_to is not None
 
     def check(self) -> None:
-        """Raises UserError if it was lost."""
+        """Raises UserError if the folder was lost."""
         if other := self._lost_to:
             said = f"{self.folder} was taken over by another {self.name} ({_shown(other)})"
             why = f"this one had not renewed its claim for {self.stale_seconds:g} s"
             raise UserError(f"{said}, since {why}; end one of the two")
 
     def require_free(self, *, wait_seconds: float = 0) -> None:
-        """Raises LeaseHeld if another holds the folder, and still does after `wait_seconds`.
+        """Raises LeaseHeld if another owner holds the folder, and still does after `wait_seconds`.
 
-        If an old lease is there, this takes the time of two renewals.
+        If there is an old lease, this takes the time of two renewals.
         """
         deadline = time.monotonic() + wait_seconds
         while True:
@@ -118,7 +119,7 @@ class Lease:
         age = time.time() - record.renewed if record else 0.0
         if record and 0 <= age < record.stale_seconds:
             raise self._held(record, age)
-        # Too old, from the future, or damaged: clocks may differ, so that only a renewal tells.
+        # Too old, from the future, or damaged: clocks may differ, so only a renewal shows that it is alive.
         watched = (record or self._own).beat_seconds * WATCHED_BEATS
         said = f"of {_shown(record)}" if record else "that cannot be read"
         rule = f"it is taken over if it is not renewed within {watched:.3g} s"
@@ -133,9 +134,9 @@ class Lease:
                 raise self._held(_parse(now), 0.0)
 
     def acquire(self, *, wait_seconds: float = 0) -> None:
-        """Takes the folder, as entering the block does; for owners that do not use a block.
+        """Takes the folder without a block.
 
-        Raises LeaseHeld as `require_free` does, or UserError if the folder cannot be written.
+        Raises LeaseHeld like `require_free`, or UserError if the folder cannot be written.
         """
         self.require_free(wait_seconds=wait_seconds)
         self._own.since = time.time()
@@ -156,7 +157,7 @@ class Lease:
         self._leaving.set()
         self._thread.join()
         self._thread = None
-        with contextlib.suppress(OSError, *TOLD):  # what is left lapses
+        with contextlib.suppress(OSError, *TOLD):  # a file that is left behind expires
             found = self._read()
             if found is not None and self._is_own(found):
                 storage.delete_file(self.path)
@@ -178,7 +179,7 @@ class Lease:
                     return
                 self._write()
             except (OSError, *TOLD) as error:
-                logger.warning("the lease %s was not renewed, which is tried again: %s", self.path, error)
+                logger.warning("the lease %s was not renewed and will be tried again: %s", self.path, error)
 
     def _write(self) -> None:
         self._own.renewed, self._own.beats = time.time(), self._own.beats + 1
@@ -205,11 +206,13 @@ class Lease:
             return True
 
     def _held(self, record: _Record | None, age: float) -> LeaseHeld:
-        who = f"{_shown(record)}, last heard of {age:.0f} s ago" if record else "which began at the same time"
+        who = "which began at the same time"
+        if record:
+            who = f"{_shown(record)}, last heard from {age:.0f} s ago"
         lapse = record.stale_seconds if record else self.stale_seconds
         return LeaseHeld(
             f"{self.folder} is in use by another {self.name} ({who}); end that one, or {self.advice}. "
-            f"If it is gone, type the same command again {lapse:g} s after it was last heard of"
+            f"If it is gone, type the same command again {lapse:g} s after it was last heard from"
         )
 
 
@@ -226,12 +229,12 @@ def _shown(record: _Record) -> str:
 
 
 def _machine() -> str | None:
-    """Names this machine's kernel and space of process ids; None if unknown.
+    """Identifies this machine's kernel and process-id namespace; None if unknown.
 
     Process ids of two records can be compared only if this is equal.
     """
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {kernel} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux: a lease of a process that is gone lapses like one of another machine
+    except OSError:  # not Linux: the lease of a process that is gone expires like one of another machine
         return None

@@ -1,8 +1,8 @@
-"""What relative paths in settings are relative to, and what is said if one leads nowhere.
+"""What relative paths in settings are relative to, and the explanation if nothing is at a path.
 
-Paths of what a user has (videos, listings, weights) are relative to the current folder, also those in a YAML
-file. Paths of what runs leave (run_dir, and settings that name another run's) are relative to the runs
-folder, $PROAV_RUNS.
+Paths of a user's own files (videos, listings, weights) are relative to the current folder, also in a YAML
+file. Paths of a run's output (run_dir, and settings that name the output of another run) are relative to the
+runs folder, $PROAV_RUNS.
 """
 
 import glob
@@ -19,15 +19,15 @@ GIVEN = (
     "data.sources", "data.listing", "data.videos", "data.ontology", "mdsa.loss.perceptual_weights",
     "generate.listing", "evaluate.real", "evaluate.fake", "evaluate.weights", "evaluate.compare_with",
 )  # fmt: skip
-"""Settings that name what a user has: one path, or several."""
+"""Settings that name a user's own files: one path, or several."""
 LEFT = ("run_dir", "data.prepared", "generate.checkpoint", "distill.teacher")
-"""Settings that name what runs leave."""
+"""Settings that name the output of runs."""
 
 
 def with_absolute_paths(config: Config, *, runs: str = ".") -> Config:
-    """The same configuration with local paths made absolute: Ray's workers need not stand in this folder.
+    """The same configuration with local paths made absolute: Ray's workers may have another current folder.
 
-    runs: the folder or URI to which paths of what runs leave are relative.
+    runs: the folder or URI to which the paths of runs' output are relative.
     """
 
     def below_runs(path: str) -> str:
@@ -73,13 +73,13 @@ def explain_paths(message: str, config: Config, *, runs: str = ".", config_file:
             found = _found_above(given, config_file)
             mend = "go to the right one, or write a whole path"
             if found:
-                mend = f"it is there seen from {found}: go there, or write {key}={found}/{given}"
-            clauses.append(f"{key}={given} is seen from {place}; {mend}")
+                mend = f"it exists below {found}: go there, or write {key}={found}/{given}"
+            clauses.append(f"{key}={given} is relative to {place}; {mend}")
     return "; ".join([message, *clauses])
 
 
 def _found_above(given: str, config_file: str | None) -> str | None:
-    """The nearest folder above the YAML file that holds the path: projects name files from their top."""
+    """The nearest folder above the YAML file below which the path exists, such as a project's top folder."""
     folders = Path(config_file).resolve().parents if config_file else ()
     return next((str(folder) for folder in folders if (folder / given).exists()), None)
 

@@ -1,8 +1,7 @@
-"""Errors of storage that may pass are tried again; errors that will not pass are raised at once.
+"""Retries storage operations whose errors may pass; errors that will not pass are raised at once.
 
-A disk over a network times out, an object store answers 503. Neither is a user's mistake, and neither is
-damage. Damage is a wrong checksum after a second reading (`proav/data/store/parquet.py`,
-`proav/runs/checkpoint.py`).
+A network disk times out, or an object store answers 503. Neither is a user's mistake, and neither is damage.
+Damage is a wrong checksum after a second reading (`proav/data/store/parquet.py`, `proav/runs/checkpoint.py`).
 """
 
 import errno
@@ -20,7 +19,7 @@ from proav.errors import StorageUnavailable
 T = TypeVar("T")
 
 VARIABLE = "PROAV_RETRY_SECONDS"
-"""Carries job.retry_seconds to every process of a job."""
+"""The environment variable that carries job.retry_seconds to every process of a job."""
 DEFAULT_SECONDS = 120.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 
@@ -47,7 +46,7 @@ _CLIENT_LIBRARIES = ("aiohttp", "aiobotocore", "botocore", "gcsfs", "requests", 
 """Libraries below fsspec's file systems; not all of their errors are OSErrors."""
 _random = random.Random()
 _operations: dict[int, float] = {}
-"""{thread: when it entered `patiently`} of the threads that are in it."""
+"""{thread: time at which it entered `patiently`}, for the threads that are in it now."""
 
 
 def retry_seconds() -> float:
@@ -59,7 +58,7 @@ def may_pass(error: BaseException) -> bool:
     """Whether a second try may succeed.
 
     Yes: time-outs, broken connections, 5xx, EIO, ESTALE and errors without a known name.
-    No: no such file, no permission, no space, a name that is a folder, an answer 4xx except 408, 409 and 429.
+    No: no such file, no permission, no space, a name that is a folder, HTTP 4xx except 408, 409 and 429.
     """
     if isinstance(error, _PERMANENT_TYPES):
         return False
@@ -92,9 +91,9 @@ def patiently(
 
 
 def waiting_seconds() -> float:
-    """Seconds that this process has been in one operation of storage, with tries and pauses; 0 if in none.
+    """Seconds that this process has spent in its current storage operation, with retries; 0 if in none.
 
-    If several threads are in one, the longest counts. A disk over a network may be silent for minutes.
+    If several threads are in one, the longest counts. A network disk may be silent for minutes.
     """
     return max((time.monotonic() - began for began in list(_operations.values())), default=0.0)
 
@@ -113,8 +112,8 @@ def _try(action: Callable[[], T], what: str, on_wait: Callable[[float], None]) -
             why = " ".join(str(error).split()) or type(error).__name__
             if passed + pause > limit:
                 raise StorageUnavailable(
-                    f"{what} failed {tries} times in {passed:.0f} s, last with: {why}. Such faults pass as a "
-                    f"rule; run the same command again, or give them longer: job.retry_seconds={limit:g}"
+                    f"{what} failed {tries} times in {passed:.0f} s, last with: {why}. Such faults usually "
+                    f"pass; run the same command again, or allow more time than job.retry_seconds={limit:g}"
                 ) from error
             if tries == 1:
                 _say(f"storage: {what} failed ({why}); trying again for up to {limit:g} s")

@@ -174,7 +174,7 @@ def test_a_damaged_newest_falls_back_loudly(tmp_path):
     damage_flip(save(tmp_path, 16))
     warnings = []
     assert newest_good_checkpoint(str(tmp_path), kind="mdsa", warn=warnings.append).clips == 8
-    assert "16 clips cannot be used" in warnings[0] and "going on from the older checkpoint" in warnings[1]
+    assert "16 clips cannot be used" in warnings[0] and "continuing from the older checkpoint" in warnings[1]
     damage_cut(tmp_path / "clips-000000000008")
     with pytest.raises(
         CheckpointError, match="none of the 2 checkpoints .* can be used .*delete that folder to start anew"

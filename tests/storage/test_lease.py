@@ -146,7 +146,7 @@ def test_who_was_taken_over_says_by_whom_and_takes_nothing_away(folder):
 
 def test_what_another_machine_left_lapses(folder):
     path, written = record_of_another_machine(folder)
-    with pytest.raises(LeaseHeld, match="on host far, last heard of 0 s ago"):
+    with pytest.raises(LeaseHeld, match="on host far, last heard from 0 s ago"):
         Lease(folder, **QUICK).require_free()
     time.sleep(written["stale_seconds"])
     with Lease(folder, **QUICK):

@@ -62,10 +62,8 @@ def test_a_relative_path_of_a_file_says_what_it_is_seen_from_and_where_it_is(tmp
     (project / "configs" / "mine.yaml").write_text("data: {listing: clips.csv}\n")
     said = message_from(elsewhere, monkeypatch, [], find_sources, str(project / "configs" / "mine.yaml"))
     assert f"no such file: {elsewhere}/clips.csv" in said
-    assert f"data.listing=clips.csv is seen from the folder where the command is typed, {elsewhere}" in said
-    assert said.endswith(
-        f"it is there seen from {project}: go there, or write data.listing={project}/clips.csv"
-    )
+    assert f"data.listing=clips.csv is relative to the folder where the command is typed, {elsewhere}" in said
+    assert said.endswith(f"it exists below {project}: go there, or write data.listing={project}/clips.csv")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +80,7 @@ def test_a_relative_path_of_a_file_says_what_it_is_seen_from_and_where_it_is(tmp
 def test_whatever_the_setting(tmp_path, monkeypatch, word, fail):
     said = message_from(tmp_path, monkeypatch, [word], fail)
     assert (
-        f"{word.replace('[', '').replace(']', '')} is seen from the folder where the command is typed, "
+        f"{word.replace('[', '').replace(']', '')} is relative to the folder where the command is typed, "
         f"{tmp_path}" in said
     )
 
@@ -99,6 +97,6 @@ def test_nothing_is_added_where_no_relative_path_is_the_matter(tmp_path, monkeyp
     ):
         assert explain_paths(message, config) == message
     prepared = load_config(None, ["data.prepared=runs/a/data"])
-    assert "data.prepared=runs/a/data is seen from the runs folder, /all" in explain_paths(
+    assert "data.prepared=runs/a/data is relative to the runs folder, /all" in explain_paths(
         "nothing in /all/runs/a/data", prepared, runs="/all"
     )

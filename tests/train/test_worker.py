@@ -161,7 +161,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capfd):
     expected = load_checkpoint(f"{tmp_path}/mdsa/checkpoints").files
     Path(tmp_path, "mdsa/checkpoints/clips-000000000016/model.safetensors").write_bytes(b"damaged")
     train_worker(config, "mdsa", device=CPU)
-    assert "going on from the older checkpoint" in capfd.readouterr().err
+    assert "continuing from the older checkpoint" in capfd.readouterr().err
     assert load_checkpoint(f"{tmp_path}/mdsa/checkpoints").files == expected
 
 

@@ -16,9 +16,9 @@ from proav.media.melframes import MelFrames, one_torch_thread
 
 
 class PictureChanges:
-    """Pictures mirrored, turned, and in other colours.
+    """Mirrors pictures, turns them, and changes their colours.
 
-    config: the clip's height and width.
+    config: gives the clip's height and width.
     seed: of the run.
     flip: mirror left to right, with probability 1/2.
     turned: mirror top to bottom, and transpose if pictures are square, with probability 1/2 each. Together
@@ -44,7 +44,7 @@ class PictureChanges:
         contrasts, brightnesses = colours(self.seed, positions, self.colour)
         changed = []
         for place, mirrored in enumerate(self.mirrored(positions)):
-            picture = torch.from_numpy(pictures[place])  # torch mirrors five times as fast as NumPy
+            picture = torch.from_numpy(pictures[place])  # torch mirrors five times faster than NumPy
             axes = [axis for axis, mirror in ((1, upside_down[place]), (2, mirrored)) if mirror]
             picture = picture.flip(axes)
             if transposed[place] and self.square:
@@ -71,7 +71,7 @@ class Louder:
     """Sound with another gain, and its mel.
 
     The mel is made from the sound of the whole segment, as the stored mel was. Shifting the stored mel would
-    be cheaper, but wrong at all values that were cut off at the mel's floor or ceiling.
+    be cheaper, but wrong for values that were clipped at the mel's floor or ceiling.
     """
 
     def __init__(self, config: Config, most_db: float) -> None:

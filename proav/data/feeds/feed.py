@@ -1,7 +1,8 @@
 """(seed, position) -> batch: what every feed does, and windows of segments for MDSA.
 
-A pure index over files, which knows no trainer. The order of the windows is `order.py`, the augmentation is
-`augment.py`, and loading by Ray actors is `remote_feed.py`. Stored latents for ST-DiT are `latent_feed.py`.
+Nothing here depends on a trainer. The order of the windows is in `order.py`, the augmentation in
+`augment.py`, and loading by Ray actors in `remote_feed.py`. Stored latents for ST-DiT are in
+`latent_feed.py`.
 
 The global batch of step s is positions s * batch_size to (s + 1) * batch_size - 1. Each rank takes an equal
 contiguous slice of it. So neither the world size, nor the number of worker processes, nor a resumed run
@@ -75,11 +76,11 @@ class Feed(ABC):
         world: number of training workers.
         loader_workers: how many processes or actors prepare batches ahead. 0: this process prepares each
             batch when it is asked for.
-        loader: what they are: processes on this machine, or Ray actors.
+        loader: what the loader workers are: processes on this machine, or Ray actors.
         pin_memory: whether tensors lie in page-locked memory.
 
         Raises UserError if batch_size is not a multiple of `world`. Raises RuntimeError if a loading process
-        is killed, or if an actor and all its successors are.
+        is killed, or if an actor and all its successors are killed.
         """
         # a wrong split is reported here, not in a worker process
         self.positions(start_step, rank=rank, world=world)
@@ -114,9 +115,9 @@ class Feed(ABC):
                 if "DataLoader worker" not in str(error):
                     raise
                 raise RuntimeError(
-                    f"a loading process was killed ({str(error).splitlines()[0]}); as a rule memory or "
-                    "/dev/shm was full: write fewer train.loader_workers, or train.loader=actors, which are "
-                    "replaced"
+                    f"a loading process was killed ({str(error).splitlines()[0]}); usually memory or "
+                    "/dev/shm was full: write fewer train.loader_workers, or train.loader=actors, because "
+                    "killed actors are replaced"
                 ) from error
             if isinstance(batch, UserError):
                 raise batch
@@ -130,8 +131,8 @@ class ClipFeed(Feed):
 
     A stretch (`SegmentStore.stretches`) of F frames has floor(F / T) slots, so long stretches count in
     proportion. An epoch visits each of the n slots once, in a permutation from (seed, epoch). The window's
-    start is drawn from (seed, epoch, slot), see `order.slot_starts`. Position p is the epoch's slot number
-    p % n; its epoch is p // n.
+    start is drawn from (seed, epoch, slot), see `order.slot_starts`. Position p is slot number p % n of epoch
+    p // n.
 
     `at` and `batch` return:
         video: uint8 [b, T, H, W, 3].
@@ -149,8 +150,8 @@ class ClipFeed(Feed):
     seed: of order and augmentation.
     batch_size: clips of all ranks together.
     flip, turned, colour: as in `PictureChanges`.
-    gain_db: the sound is amplified by a gain uniform in [-gain_db, gain_db] dB, not beyond full scale; its
-        mel is made anew.
+    gain_db: the sound is amplified by a gain uniform in [-gain_db, gain_db] dB, not beyond full scale; the
+        mel is computed anew.
     pitch: the mel frames are raised by a number of bins, uniform over -pitch .. pitch.
     with_audio: whether batches hold audio too; not together with pitch.
 
@@ -193,7 +194,7 @@ class ClipFeed(Feed):
     def of_mdsa(cls, config: Config) -> "ClipFeed":
         """The clips that MDSA trains on, augmented as mdsa.train says.
 
-        The first ones also fit its linear planes.
+        The first clips are also used to fit the linear planes.
         """
         train = config.mdsa.train
         return cls(
@@ -297,7 +298,7 @@ def check_fits(store: SegmentStore, config: Config) -> None:
     """Raises UserError if the data set was prepared with other settings of clip, mel or filters."""
     for key, kept in store.manifest["settings"].items():
         section, name = key.split(".")
-        # how clips were stored does not matter, and windows may be of any length
+        # the storage format does not matter, and windows may have any length
         if section == "data" or key == "clip.num_frames":
             continue
         given = getattr(getattr(config, section), name)
@@ -314,7 +315,7 @@ def check_fits(store: SegmentStore, config: Config) -> None:
     if config.filters != FilterConfig() and differing:
         raise UserError(
             f"{store.data_dir} was filtered otherwise ({', '.join(differing)}); run ray_jobs/preprocess.py "
-            "with the same run_dir and these filters, which decodes nothing again, or leave them out"
+            "with the same run_dir and these filters (it decodes nothing again), or remove the filters"
         )
 
 

@@ -1,7 +1,7 @@
 """(seed, position) -> batch of stored latents, for ST-DiT.
 
-Not here: what makes latents (`proav/latents/encode.py`), and batches by step (`feed.py`). Letters: b clips of
-this rank, T frames, D latent channels, N plane side.
+Latents are made in `proav/latents/encode.py`. Batches by step are in `feed.py`. Letters: b clips of this
+rank, T frames, D latent channels, N plane side.
 """
 
 from collections.abc import Sequence
@@ -31,18 +31,19 @@ class LatentFeed(Feed):
         start_frame: int64 [b].
         flipped: bool [b].
         segment_id, source_id: lists of str.
-        position: int64 [b], not from `rows`.
-        masked: the planes of the masked clip, like `lone`. Not from `rows`, and only with masked tasks.
-        known: the mask of that clip, bool [b, 2, T], likewise. Both are zero for clips of other tasks.
+        position: int64 [b]; not from `rows`.
+        masked: the planes of the masked clip, like `lone`; not from `rows`, and only with masked tasks. Zero
+            for clips of other tasks.
+        known: the mask of that clip, bool [b, 2, T]; returned under the same conditions as `masked`.
 
     latents_dir: the folder of the latents.
     labels: the vocabulary, of the data set's manifest or of a checkpoint.
     split: train or validation.
     seed: of the order.
     batch_size: clips of all ranks together.
-    cache_bytes: how much of what was read last stays in memory.
-    masked_for: the run whose masked clips are read, each for the task that `task_names` draws for it; None:
-        no masked clips are read.
+    cache_bytes: size of the cache of recently read data.
+    masked_for: the run whose masked clips are read; `task_names` draws the task of each clip. None: no masked
+        clips are read.
 
     Raises UserError if there are no latents of that split.
     """
@@ -106,7 +107,7 @@ class LatentFeed(Feed):
         return batch
 
     def _masked(self, indices: np.ndarray, tasks: Sequence[str], *, like: torch.Tensor) -> dict:
-        """`masked` and `known` of windows that are drawn for these tasks. like: planes of the same shape."""
+        """`masked` and `known` of these windows for these tasks. like: planes of the same shape."""
         masked = torch.zeros_like(like)
         known = torch.zeros(len(indices), 2, self.masked_for.clip.num_frames, dtype=torch.bool)
         for place, (index, task) in enumerate(zip(indices.tolist(), tasks, strict=True)):

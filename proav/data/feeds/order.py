@@ -1,9 +1,9 @@
 """The order of training and its random draws: pure functions of (seed, epoch, position).
 
-They give the same on every machine and for every world size. Positions count clips from the start of
-training; epoch = position // n, with n the number of slots. What the draws change in a clip is `augment.py`.
+They return the same on every machine and for every world size. Positions count clips from the start of
+training; epoch = position // n, with n the number of slots. `augment.py` applies the draws to clips.
 
-The hashes are written out here, because a random generator's stream may change between NumPy releases. A
+The hashes are written out here, because a random generator's stream may change between NumPy releases, but a
 resumed run must go on in the same order.
 """
 
@@ -80,16 +80,16 @@ def slot_starts(
 ) -> np.ndarray:
     """int64 [n]: the start drawn for each slot in its epoch.
 
-    A stretch's possible starts are cut into as many equal strata as it has slots. Slot number k of a stretch
-    draws uniformly from stratum k: start = floor((k + u) / counts * choices), u from (seed, epoch, slot). So
-    an epoch covers long stretches evenly, and every start is equally likely.
+    The possible starts of a stretch are cut into equal strata, one for each of its slots. Slot number k of a
+    stretch draws uniformly from stratum k: start = floor((k + u) / counts * choices), u from (seed, epoch,
+    slot). So an epoch covers long stretches evenly, and every start is equally likely.
 
     seed: of the run.
     epochs: int64 [n], the epoch of each slot.
     slots: int64 [n], the slot's number in the data set.
     ordinals: int64 [n], k, the slot's number in its stretch, from 0.
-    counts: int64 [n], slots in its stretch.
-    choices: int64 [n], possible starts in its stretch, in frames.
+    counts: int64 [n], number of slots in the stretch.
+    choices: int64 [n], number of possible starts in the stretch, in frames.
     """
     draws = np.empty(len(slots))
     for epoch in np.unique(epochs).tolist():

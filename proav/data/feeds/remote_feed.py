@@ -1,6 +1,6 @@
 """Batches prepared by Ray actors, for example on nodes without GPUs while the GPUs train.
 
-This file decides only who prepares which step. What a batch holds is `feed.py`.
+This file decides only which actor prepares which step. What a batch holds is decided in `feed.py`.
 
 Actor k of n prepares the steps start + k, start + k + n, ... Each batch is a function of its step alone. So
 if an actor dies, its successor prepares the same batch. Batches come back through the object store, a bounded
@@ -22,11 +22,11 @@ from proav.data.feeds.feed import PREFETCH_BATCHES, Feed
 from proav.errors import UserError
 
 MAX_DEATHS = 4
-"""A batch is given up if this many actors die before they return it. Deaths while its actor still prepares an
-earlier batch count too.
+"""A batch is given up if this many actors die before they return it. Deaths during an earlier batch of the
+same actor count too.
 """
 WAIT_SECONDS = 30.0
-"""If the actors take longer than this to start, a message says what they wait for."""
+"""If the actors take longer than this to start, a message says what they are waiting for."""
 
 
 def actor_batches(
@@ -64,9 +64,9 @@ def _in_order(
         "max_restarts": -1,
         "max_task_retries": MAX_DEATHS - 1,
     }
-    # in a list, so that Ray does not resolve it: each actor fetches it once, and its successor again
+    # in a list, so that Ray does not resolve the reference: each actor fetches the feed once
     stored = [ray.put(pickle.dumps(feed))]
-    # the actors end when this generator does
+    # the actors end when this generator ends
     actors = [_Preparer.options(**options).remote() for _ in range(num_actors)]
     _tell_if_waiting(actors)
     steps, asked = itertools.count(start_step), deque()
@@ -92,7 +92,7 @@ def _in_order(
 
 
 def _tell_if_waiting(actors: list) -> None:
-    """Prints what the actors wait for, because Ray waits silently for CPUs that are not there."""
+    """Prints what the actors are waiting for, because Ray waits silently for CPUs that do not exist."""
     started, missing = ray.wait(
         [actor.__ray_ready__.remote() for actor in actors], num_returns=len(actors), timeout=WAIT_SECONDS
     )

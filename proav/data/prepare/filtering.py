@@ -1,6 +1,6 @@
 """Which segments of a data set are used: decided from the columns of its index alone.
 
-Nothing is decoded again, so it takes seconds. How the columns are measured is
+Nothing is decoded again, so this takes seconds. The columns are measured by
 `proav/signals/segment_scores.py` and `proav/signals/fingerprints.py`.
 
 Letters: N segments, K candidate pairs.
@@ -26,7 +26,7 @@ REASONS = (
     "duplicate",
     "near_duplicate",
 )
-"""The values of the column `dropped`, in the order in which they are tried. The first that applies counts.
+"""The values of the column `dropped`, in the order in which they are tested. The first that applies counts.
 
 Duplicates come last: if another filter leaves out one of two copies, the other copy stays.
 """
@@ -56,8 +56,8 @@ NUM_TABLES, KEY_BITS = 16, 24
 keys of either hash. If 5 % of the bits of both hashes are flipped, 99.9 % of pairs are still candidates.
 """
 MAX_NEIGHBOURS = 4
-"""Segments of one key are ordered by the other hash, and each is compared with so many after it. So a key
-that many segments share does not make the work quadratic.
+"""Segments of one key are ordered by the other hash, and each is compared with this many after it. So the
+work is not quadratic if many segments share a key.
 """
 
 
@@ -181,14 +181,14 @@ def near_repeats(pictures: np.ndarray, sounds: np.ndarray) -> np.ndarray:
     telling = np.stack([_telling_bits(pictures), _telling_bits(sounds)])
     rows = np.flatnonzero((telling >= MIN_TELLING_BITS).all(axis=0))
     hashes, limits = (pictures[rows], sounds[rows]), NEAR_SHARE * telling[:, rows]
-    generator = np.random.default_rng(0)  # always the same keys: the same index gives the same result
+    generator = np.random.default_rng(0)  # a fixed seed: the same index gives the same result
     groups = np.arange(len(rows))
     for _ in range(NUM_TABLES):
         keys = [_key(words, generator.choice(8 * HASH_BYTES, KEY_BITS, replace=False)) for words in hashes]
         for keyed, other in ((0, 1), (1, 0)):
             for pairs in _candidates(keys[keyed], keys[other]):
                 pairs = pairs[:, groups[pairs[0]] != groups[pairs[1]]]
-                # the hash without the key first: it excludes more pairs
+                # first the hash that did not give the key: it excludes more pairs
                 for which in (other, keyed):
                     words, limit = hashes[which], limits[which]
                     differing = np.bitwise_count(words[pairs[0]] ^ words[pairs[1]]).sum(
@@ -238,7 +238,7 @@ def _candidates(keys: np.ndarray, second_keys: np.ndarray) -> Iterator[np.ndarra
 
 
 def _join(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """The smallest row of each row's connected group, after these pairs were connected too."""
+    """The smallest row of each row's connected group, once these pairs are connected too."""
     while True:
         one, other = groups[pairs[0]], groups[pairs[1]]
         if np.array_equal(one, other):

@@ -32,8 +32,8 @@ VERSIONED = ("proav", "av", "numpy", "pillow", "pyarrow", "torch", "torchaudio")
 SPREAD = ("rms", "peak", "clipped", "mean_luma", "motion", "black", "frozen", "sync")
 """Scores whose distribution is in the manifest."""
 UNITS_PER_CHUNK = 64
-"""Units that are put together at a time. Thousands of small chunks would double the memory that their rows
-take. One copy of all rows would double it, too.
+"""Units that are combined at a time. Thousands of small chunks would double the memory of their rows, and so
+would one copy of all rows.
 """
 
 
@@ -42,11 +42,11 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
 
     config: of the run.
     data_dir: the data set's folder.
-    sources: the columns id and label of SOURCE_SCHEMA. Its metadata says what was passed over.
+    sources: a table with the columns id and label of SOURCE_SCHEMA. Its metadata says what was passed over.
     records: of all units, in the plan's order.
 
-    Returns the manifest. Raises UserError if no source can be used, with the reasons counted, or if the
-    filters leave no segment in use.
+    Returns the manifest. Raises UserError with counted reasons if no source can be used, or if the filters
+    leave no segment in use.
     """
     shards = [shard for record in records for shard in record["shards"]]
     rejects = read_rejects(data_dir)
@@ -128,9 +128,9 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
 
 
 def summary(manifest: dict, data_dir: str) -> list[str]:
-    """The lines that the job prints: first what is there.
+    """The lines that the job prints, beginning with what the data set holds.
 
-    A line that begins in capitals tells of what is left out or may need a look.
+    A line that begins in capitals names what is left out or may need attention.
     """
     counts = manifest["counts"]
     splits = ", ".join(
@@ -183,9 +183,8 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
         )
     if counts["cancelled_segments"]:
         lines.append(
-            f"CANCELLED: in {counts['cancelled_segments']} of {counts['segments']} segments the channels "
-            "hold sound that takes itself away in the mix to mono; filters.min_rms_db=-60 leaves the silent "
-            "ones out"
+            f"CANCELLED: in {counts['cancelled_segments']} of {counts['segments']} segments the sound of the "
+            "channels cancels in the mix to mono; filters.min_rms_db=-60 leaves out those that become silent"
         )
     unseen = [label for label in manifest["labels"] if label not in manifest["label_counts"]]
     if unseen:

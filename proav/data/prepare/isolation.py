@@ -1,9 +1,9 @@
 """Decoding in a process of its own, so that a file that crashes or hangs the decoder harms no other file.
 
-What is decoded, and how, is a class of its own, such as `unit.SourceDecoder`. The rows of a source come
-through a pipe, and the process that asked for them writes them. So if a decoder dies, nothing is lost that
-was delivered. The death of a decoder is also told apart from that of the machine: only a decoder that dies
-while its user lives counts as a try.
+The decoding itself is in another class, such as `unit.SourceDecoder`. The rows of a source come through a
+pipe, and the process that asked for them writes them. So if a decoder dies, no delivered row is lost. The
+death of a decoder is also distinguished from that of the machine: a death counts as a try only if the process
+that uses the decoder is still alive.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ from proav.errors import MediaError, StorageUnavailable
 from proav.storage import patience
 
 MAX_TRIES = 2
-"""A source that has ended so many decoders is rejected. Another try would take as long and end the same."""
+"""A source that has ended this many decoders is rejected. Another try would probably end the same way."""
 MAX_SOURCES = 1000
 """Sources after which the process is replaced, because decoding broken files may leak memory."""
 HEARTBEAT_SECONDS = 1.0
 IDLE_SECONDS = 20.0
-"""A process that receives no source for so long ends by itself and frees its memory."""
+"""A process that receives no source for this long ends by itself and frees its memory."""
 START_SECONDS = 120.0
 """Longest start. Importing PyTorch from a busy network disk may take a minute; that is no stall."""
 SOURCE_DECODER = "proav.data.prepare.unit:SourceDecoder"
@@ -63,12 +63,12 @@ class IsolatedDecoder:
         self._num_sources = 0
 
     def rows(self, source: SourceRow) -> Iterator[Any]:
-        """As the decoder's own `rows`; MediaError also has the reasons `crash` and `hang`."""
+        """Like the decoder's own `rows`; MediaError also has the reasons `crash` and `hang`."""
         num_delivered = num_tries = 0
         while True:
             try:
                 for number, row in enumerate(self._ask(source)):
-                    # an earlier try may have delivered the first rows; they come again, the same
+                    # an earlier try may have delivered the first rows; they are repeated unchanged
                     if number >= num_delivered:
                         num_delivered += 1
                         yield row
@@ -156,7 +156,7 @@ class IsolatedDecoder:
             self._receive(START_SECONDS)
         except (EOFError, OSError, _DecoderEnded) as error:
             self.close()
-            raise RuntimeError("the decoding process did not start; its own words are above") from error
+            raise RuntimeError("the decoding process did not start; its own messages are above") from error
 
 
 @functools.lru_cache(maxsize=1)
@@ -169,7 +169,10 @@ def decoder_of_this_process(config_text: str, decoder: str = SOURCE_DECODER) -> 
 
 
 class _DecoderEnded(Exception):
-    """The process died, or was killed because it made no progress. reason: empty if it had just retired."""
+    """The process died, or was killed because it made no progress.
+
+    reason: empty if the process ended by itself because it was idle.
+    """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -183,7 +186,10 @@ def _death(status: int | None) -> str:
 
 
 def _serve(connection: Connection) -> None:
-    """The loop of the process: receives a source, sends its rows and how it ended; ends if none comes."""
+    """The loop of the process: receives a source, then sends its rows and the outcome.
+
+    The loop ends if no source comes for IDLE_SECONDS.
+    """
     named, values = connection.recv()
     module, _, kind = named.partition(":")
     config = config_from_dict(values)
@@ -241,7 +247,7 @@ class _Heartbeat:
 
 
 def _die_with_parent() -> None:
-    """The process is killed with its parent, even if the parent was killed and a decoder here hangs."""
+    """Lets the kernel kill this process when its parent dies, even if a decoder here hangs."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

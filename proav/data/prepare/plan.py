@@ -1,8 +1,8 @@
 """The plan of a data set, made before the first file is decoded: its settings, sources and units of work.
 
 data/plan.parquet is written first and never changed, so that a resumed run makes the same units. Another
-configuration or another list of sources is refused, and the differences are named. Nothing is decoded here:
-that is `unit.py`.
+configuration or another list of sources is refused, and the differences are named. Nothing is decoded here;
+`unit.py` decodes.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from proav.data.store.parquet import open_parquet
 from proav.errors import UserError
 
 TARGET_UNITS = 64
-"""A small data set is cut into about so many units, for parallel work and short restarts."""
+"""A small data set is cut into about this many units, for parallel work and short restarts."""
 MAX_UNIT_SOURCES = 256
 """Most sources in a unit. So a crash costs at most half an hour of work, and two million sources are 8,000
 units.
 """
 MAX_UNIT_BYTES = 256 << 20
-"""Most bytes of a unit's files, unless it has a single file; it keeps units of long films short."""
+"""Most bytes of a unit's files, unless it has a single file. This keeps units of long films short."""
 
 PLAN_SCHEMA = pa.schema(
     [("unit", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("digest", pa.string())]
@@ -46,11 +46,11 @@ def data_settings(config: Config) -> dict:
 class Plan:
     """The units of work over a table of sources.
 
-    A unit's rows are made when it is asked for, so that a plan of millions stays small.
+    A unit's rows are made when the unit is asked for, so that a plan of millions of sources stays small.
     """
 
     def __init__(self, sources: pa.Table, names: list[str], firsts: np.ndarray) -> None:
-        """sources: of SOURCE_SCHEMA. names: of the units. firsts: int64, the first row of each unit."""
+        """sources: a table of SOURCE_SCHEMA. names: of the units. firsts: int64, the first row of each."""
         self.sources, self.names = sources, names
         self._bounds = np.append(firsts, sources.num_rows)
         self._place = {name: place for place, name in enumerate(names)}
@@ -77,7 +77,7 @@ class Plan:
 
 
 def make_plan(sources: pa.Table) -> Plan:
-    """Consecutive sources in units: a function of the table alone, never of the cluster."""
+    """Groups consecutive sources into units; the result depends on the table alone, not on the cluster."""
     most = min(MAX_UNIT_SOURCES, -(-sources.num_rows // TARGET_UNITS))
     num_bytes = np.append(0, np.cumsum(sources.column("num_bytes").to_numpy()))
     firsts, row = [], 0
@@ -91,15 +91,15 @@ def make_plan(sources: pa.Table) -> Plan:
 def settle_plan(config: Config, data_dir: str, sources: pa.Table) -> Plan:
     """The units of work: those of data/plan.parquet if there is one, else new ones, which are written there.
 
-    Raises UserError if the plan was made with other settings or sources, or if there are finished units but
-    no plan. Nothing is changed then.
+    Raises UserError, and changes nothing, if the plan was made with other settings or sources, or if there
+    are finished units but no plan.
     """
     path = storage.join(data_dir, "plan.parquet")
     if not storage.exists(path):
         if storage.list_files(storage.join(data_dir, "units")):
             raise UserError(
-                f"{data_dir} has finished units of work but no plan.parquet, which says of what sources; "
-                f"put it back, choose another run_dir=DIR, or delete {data_dir} to prepare it anew"
+                f"{data_dir} has finished units of work, but no plan.parquet that names their sources; "
+                f"restore the file, choose another run_dir=DIR, or delete {data_dir} to prepare it anew"
             )
         plan = make_plan(sources)
         storage.write_bytes(path, _plan_bytes(plan, data_settings(config)))
@@ -114,7 +114,7 @@ def settle_plan(config: Config, data_dir: str, sources: pa.Table) -> Plan:
 
 
 def check_settings(config: Config, data_dir: str, stored: dict) -> None:
-    """Raises UserError if the stored data and the configuration differ in a setting; it names them."""
+    """Raises UserError that names the settings in which stored data and configuration differ."""
     given = data_settings(config)
     if unknown := sorted(given.keys() ^ stored.keys()):
         raise UserError(

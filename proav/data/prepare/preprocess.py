@@ -28,21 +28,21 @@ from proav.on_ray.resources import largest_resources
 from proav.runs.progress import Progress
 
 SOURCES_PER_TASK = 16
-"""Small units share a task until they have this many sources. With more, progress would show rarely."""
+"""Small units share a task until they have this many sources. With more, progress would be shown rarely."""
 FOLDERS = ("segments", "rejects", "sources", "units")
 TASKS_PER_CPU = 4
-"""At least so many tasks for each CPU, so that all finish at about the same time."""
+"""At least this many tasks for each CPU, so that all finish at about the same time."""
 
 
 def preprocess(config: Config) -> dict:
     """Prepares the run's data under <run_dir>/data; Ray must be running (ray.init).
 
-    If it is finished already with these settings, sources and filters: changes nothing and says so.
+    If the data set is finished already with these settings, sources and filters: changes nothing and says so.
     If only the filters differ: decides anew which segments are used, without decoding.
-    If it was interrupted: makes the units that are missing.
+    If preprocessing was interrupted: makes the units that are missing.
 
     Returns the manifest. Raises UserError if there is nothing to prepare, if all sources are rejected, if the
-    disk is full, if there are data of other settings or sources, or if another job is at work on them.
+    disk is full, if there are data of other settings or sources, or if another job is writing them.
     """
     data_dir = _own_data_folder(config)
     manifest = _read_finished(config, data_dir)
@@ -80,7 +80,7 @@ def preprocess(config: Config) -> dict:
                 f"preprocess: {len(records)} of {len(plan)} units are there from an earlier run, "
                 f"{len(plan) - len(records)} to do"
             )
-        # a data set that was finished but has lost files is not finished until they are made again
+        # if a finished data set has lost files, it is not finished until they are made again
         if len(records) < len(plan):
             storage.delete_file(storage.join(data_dir, "manifest.json"))
         for record in _run_units(config, data_dir, plan, records):
@@ -101,9 +101,9 @@ def preprocess(config: Config) -> dict:
 
 
 def verify_run(config: Config) -> None:
-    """Reads all of the run's data again, on all CPUs of the cluster, and prints what was proven.
+    """Reads all of the run's data again, on all CPUs of the cluster, and prints what was verified.
 
-    Raises UserError that says what is damaged.
+    Raises UserError that names what is damaged.
     """
     data_dir = (
         config.data_folder if storage.is_remote(config.data_folder) else os.path.abspath(config.data_folder)
@@ -203,7 +203,7 @@ def _run_units(config: Config, data_dir: str, plan: Plan, records: dict[str, dic
     plan: all units.
     records: of the finished units, by name.
 
-    Raises UserError or StorageUnavailable if a unit did.
+    Raises UserError or StorageUnavailable if a unit raised it.
     """
     todo = [name for name in plan.names if name not in records]
     if not todo:
@@ -269,8 +269,8 @@ def _map_rows(
     context = ray.data.DataContext.get_current()
     before, context.enable_progress_bars = context.enable_progress_bars, False
     try:
-        # Without a size the pool grows with the cluster. A size taken from the CPUs that are up now would
-        # keep an idle cluster at one node for good.
+        # Without a size the pool grows with the cluster. A size taken from the present number of CPUs would
+        # keep an idle cluster at one node.
         yield from (
             ray.data.from_items(list(rows), override_num_blocks=len(rows))
             .map(function, compute=ray.data.TaskPoolStrategy(size=num_workers), num_cpus=1)

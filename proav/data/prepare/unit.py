@@ -1,7 +1,7 @@
 """One unit of preprocessing: a few sources in; shards of segments, rejects and accounts out.
 
-Plain functions that work without Ray; the job on Ray is `preprocess.py`. A source is decoded a segment at a
-time, so memory does not grow with the length of a film.
+These are plain functions that work without Ray; the job on Ray is `preprocess.py`. A source is decoded
+segment by segment, so memory does not grow with the length of a film.
 
 A unit's files have fixed names. Its record, units/<name>.parquet, is written last. A unit with a record is
 done; one without a record is made again, to the same bytes.
@@ -75,10 +75,10 @@ class SourceDecoder:
     ) -> Iterator[dict | Lost | About]:
         """The segments of one source as rows, in order of time.
 
-        Between them come Lost, a span that cannot be used, and About, what is known of the source.
+        Among the rows come Lost (a span that cannot be used) and About (what is known of the source).
 
         source: what to decode.
-        on_progress: called whenever the decoder gets further, and while it waits for storage.
+        on_progress: called whenever the decoder makes progress, and while it waits for storage.
 
         Raises MediaError if the source, or the rest of it, cannot be used. Raises StorageUnavailable.
         """
@@ -209,7 +209,7 @@ def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) ->
 
 
 def write_accounts(data_dir: str, name: str, accounts: list[dict]) -> dict:
-    """Writes sources/<name>.parquet and returns what the unit's record says of it."""
+    """Writes sources/<name>.parquet and returns the file's entries for the unit's record."""
     path = storage.join(data_dir, "sources", f"{name}.parquet")
     return {
         "accounts": write_shard(path, accounts, ACCOUNT_SCHEMA, rows_per_group=1024, compression="zstd"),
@@ -253,7 +253,7 @@ def segment_row(
 ) -> dict:
     """One row of SEGMENT_SCHEMA.
 
-    The mel is made from the stored int16 sound, so that it can be made again from the row.
+    The mel is made from the stored int16 sound, so that it can be reproduced from the row.
 
     config: the codec and quality of frames.
     source: where the segment comes from.
@@ -307,7 +307,7 @@ def segment_row(
 
 
 def row_checksum(video: bytes, audio: bytes, mel: bytes) -> str:
-    """32 hexadecimal digits of SHA-256. Two segments share them only if they hold the same."""
+    """32 hexadecimal digits of SHA-256. Two segments have the same digits only if their content is equal."""
     digest = hashlib.sha256()
     for part in (video, audio, mel):
         digest.update(part)
@@ -319,9 +319,9 @@ def reject_row(
 ) -> dict:
     """One row of REJECT_SCHEMA.
 
-    source: of which the span is rejected.
+    source: the source whose span is rejected.
     start_seconds: where in the source the span begins.
-    end_seconds: where it ends; None if nobody knows.
+    end_seconds: where the span ends; None if unknown.
     reason: a short stable word for tables.
     message: for people; the source's path in it becomes its key.
     """
@@ -358,9 +358,9 @@ class _RollingShards:
             self._close()
 
     def delete_later(self) -> None:
-        """Deletes the shards beyond this run's last one, which a killed run has left.
+        """Deletes shards beyond this run's last one; a killed earlier run may have left them.
 
-        That run got further if a source has changed or its decoder has died since.
+        The earlier run may have written more, if a source has changed or its decoder has died since.
         """
         end = first = len(self.results)
         while storage.exists(self._path(end)):

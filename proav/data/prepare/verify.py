@@ -1,7 +1,7 @@
-"""Proof that a finished data set is whole: nothing missing, doubled, truncated, silently mute or left out.
+"""Verifies that a finished data set is whole: nothing is missing, doubled, truncated or wrongly silent.
 
-Every byte is read again. A plain function checks one shard, so a caller may spread the shards over processes;
-`preprocess.py` does it with Ray. No source is decoded again.
+Every byte is read again. A plain function checks one shard, so a caller may distribute the shards over
+processes; `preprocess.py` does so with Ray. No source is decoded again.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from proav.media.cutting import end_slack_seconds
 RMS_TOLERANCE = 1e-6
 """float32 rounding of a root mean square of at most 1, with a margin."""
 TIME_TOLERANCE = 1e-3
-"""Seconds. Times are told apart to the millisecond, as ids are."""
+"""Seconds. Times are compared to the millisecond, as in ids."""
 
 
 def verify(data_dir: str, *, each: Callable[[Callable, list], Iterable] = map) -> dict:
     """Checks a finished data set against its plan, its manifest and its own columns.
 
-    Every file has its checksum, and no file is foreign. Every row has its number of pictures, sound samples
-    and mel frames, its own checksum, and the loudness that it states. Every id and every place occurs once.
-    Every planned source has segments or a reason why not. Its segments and rejects follow one another and
-    cover its seconds; less than a frame (or 0.1 s) may be missing at the end of a stretch.
+    Every file has its checksum, and no other file is there. Every row has the stated number of pictures,
+    sound samples and mel frames, the stated checksum and the stated loudness. Every id and every place occurs
+    once. Every planned source has segments or a reason why not. Its segments and rejects follow one another
+    and cover its seconds; less than a frame (or 0.1 s) may be missing at the end of a stretch.
 
     data_dir: the data set's folder.
     each: applies a function to a list, like map; results may come in any order.
@@ -274,8 +274,8 @@ def _check_seconds(data_dir: str, manifest: dict) -> list[str]:
         at = first[wrong[0]]
         name = names.dictionary[int(source[at])].as_py()
         problems.append(
-            f"of {len(wrong)} sources not all seconds are in segments or rejects, or some are twice (such "
-            f"as {name} from {start[at]:g} to {end[at]:g} s)"
+            f"{len(wrong)} sources have seconds that are in neither segments nor rejects, or are there twice "
+            f"(such as {name} from {start[at]:g} to {end[at]:g} s)"
         )
     totals = {
         "declared": float(np.sum(end[first] - start[first])),

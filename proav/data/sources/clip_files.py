@@ -1,6 +1,6 @@
-"""Files of listed clips: a file's name says which stretch of which YouTube video it holds.
+"""Files of listed clips: a file's name says which part of which YouTube video it holds.
 
-The folder of videos is listed once. All clips are looked up at once, by columns: two million of them take
+The folder of videos is listed once. All clips are looked up together, column by column; two million take
 seconds. The listings themselves are read in `listings.py`.
 """
 
@@ -74,7 +74,7 @@ def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: s
     cut = _look_up(pc.binary_join_element_wise(ids, seconds, "@"), places)
     cut = np.where(cut < 0, _look_up(pc.binary_join_element_wise(ids, milliseconds, "@"), places), cut)
     by_id = _look_up(ids, places)
-    if named_by_id == "cut":  # of several stretches, the name does not say which one was cut out
+    if named_by_id == "cut":  # if several stretches are listed, the name does not say which one was cut out
         codes = ids.dictionary_encode().indices.to_numpy()
         stretches = np.unique(codes.astype(np.int64) << 40 | np.round(start * 1000).astype(np.int64))
         unclear = (cut < 0) & (by_id >= 0) & (np.bincount(stretches >> 40)[codes] > 1)
@@ -82,7 +82,7 @@ def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: s
         if unclear.any():
             print(
                 f"sources: {unclear.sum():,} clips NOT TAKEN: their file is named by the video's id alone, "
-                "of which several stretches are listed; expected <id>_<start>.mp4"
+                "but several stretches of the video are listed; expected <id>_<start>.mp4"
             )
     place = np.where(cut >= 0, cut, by_id)
     is_found, is_cut = place >= 0, (cut >= 0) | ((by_id >= 0) & (named_by_id == "cut"))
@@ -118,9 +118,9 @@ def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: s
 
 
 def _place_of_name(videos: pa.Table) -> tuple[pa.Array, int]:
-    """What clip each file holds, and how many files repeat one that an earlier file holds.
+    """The clip that each file holds, and the number of files that repeat the clip of an earlier file.
 
-    The clip is "<id>@<start>" or "<id>". It is null if the file's name says nothing, or for a repeated clip.
+    A clip is "<id>@<start>" or "<id>". It is null if the file's name has no id, or if the clip is repeated.
     """
     names = pc.extract_regex(videos.column("relative").combine_chunks(), CLIP_FILE)
     ids, start = pc.struct_field(names, "id"), pc.struct_field(names, "start")

@@ -1,18 +1,18 @@
 """What there is to prepare: folders, files, globs or listings become one Arrow table.
 
 A row is a stretch of a source video, with its ids, labels and split. No video is opened here and nothing is
-written. A missing or broken file is rejected later, with a reason, by `proav/data/prepare/unit.py`. All is
-done on columns: two million rows take seconds and a few hundred MB. Reading folders is `folders.py`; reading
-listings is `listings.py`.
+written. A missing or broken file is rejected later, with a reason, by `proav/data/prepare/unit.py`. All work
+is done on columns: two million rows take seconds and a few hundred MB. Folders are read in `folders.py`,
+listings in `listings.py`.
 
-Ids are a format, fixed for good:
+The format of ids never changes:
     key of a source: "<name of the root folder>/<path below it>", so that moving the root changes no id.
     root: the folder that was given. For a file: the folder it is in. For a glob: the part before the first
         wildcard. For a listing: its folder, or data.videos.
     exceptions: a listed path outside the root is its own key. A video of AudioSet or VGGSound has the key
         "youtube/<video id>", whatever its files are called.
     source id: the first 16 hexadecimal digits of SHA-256 of the key.
-    segment id: the same of "<key>@<start in whole milliseconds>".
+    segment id: the same digits of "<key>@<start in whole milliseconds>".
 """
 
 import hashlib
@@ -64,7 +64,7 @@ class SourceRow:
 
 
 def rows_of(sources: pa.Table) -> list[SourceRow]:
-    """The rows of a (part of a) table of sources."""
+    """The rows of a table of sources, or of a part of it."""
     values = sources.drop_columns(["digest"]).to_pylist()
     return [SourceRow(**{**row, "labels": tuple(row["labels"])}) for row in values]
 
@@ -86,7 +86,7 @@ def find_sources(config: Config) -> pa.Table:
 
     Returns a table of SOURCE_SCHEMA, one chunk a column; `folders.passed_over` reads its metadata. Raises
     UserError if nothing is configured, if a folder or file does not exist or holds no videos, if a listing
-    cannot be read, if two files would have one key, if a source is on both sides, or if stretches overlap.
+    cannot be read, if two files would have one key, if a source is in both splits, or if stretches overlap.
     """
     data = config.data
     if data.sources and data.listing:
@@ -116,7 +116,7 @@ def find_sources(config: Config) -> pa.Table:
     sources = pa.table([columns[name] for name in SOURCE_SCHEMA.names], schema=SOURCE_SCHEMA).combine_chunks()
     sources = sources.replace_schema_metadata(notes)
     del found, columns, label, split
-    # the driver lives on for hours: give back the memory that sorting took
+    # the driver runs for hours: give back the memory that sorting took
     pa.default_memory_pool().release_unused()
     return sources
 
@@ -124,8 +124,8 @@ def find_sources(config: Config) -> pa.Table:
 def _drop_repeats(found: pa.Table, *, keep_first: bool) -> pa.Table:
     """Each stretch once, ordered by key and start. A stretch that is listed again adds only its labels.
 
-    A row that names a side decides for all rows of its source. Rows of a source that name different sides or
-    overlap raise UserError. With keep_first, all but those listed first are left out instead.
+    A row that names a split decides for all rows of its source. If rows of a source name different splits or
+    overlap, UserError is raised. With keep_first, the rows listed later are left out instead.
     """
     end = pc.fill_null(found.column("end_seconds"), np.inf)
     order = pc.sort_indices(
@@ -206,7 +206,7 @@ def _overlapping(
     keep_first: if False, the first overlap raises UserError.
     """
     rows = np.flatnonzero(keep)
-    # rows are sorted, so if any of a source overlap, two neighbours do
+    # rows are sorted, so if any rows of a source overlap, two neighbours overlap
     meets = np.flatnonzero((source[rows[1:]] == source[rows[:-1]]) & (start[rows[1:]] < end[rows[:-1]]))
     if len(meets) and not keep_first:
         before, row = rows[meets[0]], rows[meets[0] + 1]
@@ -279,12 +279,12 @@ def _choose_labels(labels: pa.ChunkedArray, vocabulary: tuple[str, ...]) -> pa.A
 
 
 def _assign_splits(found: pa.Table, fraction: float) -> pa.Array:
-    """Decides the side of the rows that name none.
+    """Decides the split of the rows that name none.
 
     A group is a source, or all cameras' views of one dance. Its rows are validation if its hash, read as a
-    number in [0, 1), is below `fraction`. If fraction > 0 and there are two groups or more, no side stays
-    empty. If validation is empty, the group with the lowest hash goes there. If train is empty, the group
-    with the highest hash goes there. So the split is a function of the set of groups alone.
+    number in [0, 1), is below `fraction`. If fraction > 0 and there are two groups or more, neither split
+    stays empty: an empty validation split gets the group with the lowest hash, an empty train split the group
+    with the highest. So the split is a function of the set of groups alone.
     """
     given = found.column("split").combine_chunks()
     undecided = np.flatnonzero(pc.equal(given, "").to_numpy(zero_copy_only=False))

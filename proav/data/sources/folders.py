@@ -1,7 +1,7 @@
-"""Videos in local or remote folders: search, globs, and what the names of folders and files say.
+"""Videos in local or remote folders: search, globs, and the meaning of folder and file names.
 
-The names say label and split, see `DataConfig.layout`. No file is opened here. A folder of millions of files
-is listed once, in pieces that become Arrow batches. Ids and the final split are `finding.py`.
+The names give label and split, see `DataConfig.layout`. No file is opened here. A folder of millions of files
+is listed once, in pieces that become Arrow batches. Ids and the final split are decided in `finding.py`.
 """
 
 import itertools
@@ -27,8 +27,8 @@ VIDEO_SUFFIXES = (
     "m2ts", "m2v", "m4v", "mj2", "mk3d", "mkv", "mov", "mp4", "mpe", "mpeg", "mpg", "mpv", "mts", "mxf",
     "nut", "ogm", "ogv", "qt", "rm", "rmvb", "tod", "tp", "trp", "ts", "vob", "vro", "webm", "wmv", "xvid",
 )  # fmt: skip
-"""Endings of files that are looked for in folders and globs. A file that data.sources or a listing names may
-have any ending.
+"""Endings by which videos are found in folders and globs. A file that data.sources or a listing names itself
+may have any ending.
 """
 
 FOUND_SCHEMA = pa.schema(
@@ -48,13 +48,13 @@ FOUND_SCHEMA = pa.schema(
 """A source before its ids, label and split are decided."""
 ROWS_PER_BATCH = 1 << 16
 PASSED_OVER = b"proav.passed_over"
-"""Key in the metadata of a table of sources: JSON, how many files of each unknown ending lie beside them."""
+"""Metadata key of a table of sources: JSON, how many files of each unknown ending lie beside the videos."""
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "test", "testing", "eval"), "validation"),
 }
-"""Names of folders that the layout split/label takes for splits, in upper or lower case."""
+"""Folder names that the layout split/label reads as splits, in upper or lower case."""
 AIST_GENRES = {
     "BR": "Break",
     "PO": "Pop",
@@ -103,8 +103,8 @@ def find_in_folders(sources: Iterable[str], layout: str, *, labels: Sequence[str
     by_root = _roots_are_splits(places)
     if by_root and layout == "label":
         raise UserError(
-            f"data.sources={[place.source for place in places]} are folders of splits, whose files would be "
-            "mixed and split anew; write data.layout=split/label to keep them apart"
+            f"data.sources={[place.source for place in places]} are folders of splits, and their files would "
+            "be mixed and split anew; write data.layout=split/label to keep the splits"
         )
     others = PassedOver()
     rows = itertools.chain.from_iterable(_rows_of(place, layout, others, by_root=by_root) for place in places)
@@ -292,8 +292,8 @@ def _rows_of(place: _Place, layout: str, passed_over: "PassedOver", *, by_root: 
     if num_unread:
         print(
             f"sources: SPLIT NOT READ: {num_unread:,} videos of {place.source} lie in folders named test, "
-            f"validation or the like where data.layout={layout} looks for none; they are split like others. "
-            "data.layout=split/label wants such folders at the top; a listing's column split says it for any"
+            f"validation or the like where data.layout={layout} reads no split; they are split like others. "
+            "data.layout=split/label expects such folders at the top; a listing's column split works for any"
         )
 
 
@@ -353,10 +353,10 @@ def _has_unread_split(relative: str, layout: str) -> bool:
 
 
 def _refuse_splits_as_labels(found: pa.Table, vocabulary: Sequence[str]) -> None:
-    """Raises UserError if the folders that would be labels are those of splits.
+    """Raises UserError if folders that would become labels have names of splits.
 
     "train" is also a vehicle: it is refused only if all folders have names of splits. A name in the
-    vocabulary is a label.
+    vocabulary is always a label.
     """
     labels = set(pc.unique(found.column("labels").combine_chunks().flatten()).to_pylist())
     splits = sorted(label for label in labels if split_of_folder(label) and label not in vocabulary)
@@ -431,4 +431,4 @@ def aist_sequence(name: re.Match) -> str:
 
 
 NAME_LAYOUTS = {"aist": _read_aist_name}
-"""Layouts that read files' names: (labels, group) of a name; ValueError says how its videos are named."""
+"""Layouts that read file names: a function returns (labels, group) of a name, or raises ValueError."""

@@ -1,12 +1,12 @@
 """Listings of what to prepare: plain tables, and the listings of AudioSet, VGGSound and AIST++.
 
 The last three need a folder of their videos, see `clip_files.py`. Rows are read as a stream, and the folder
-of videos is listed once. A listed file that does not exist stays a row, with the path where it was looked
-for. It is rejected when its turn comes. Formats, as their authors publish them:
+of videos is listed once. A listed file that does not exist stays a row, with the path that was tried. It is
+rejected in preprocessing. Formats, as their authors publish them:
 
-  table     CSV with a header, or Parquet: path, and as wanted start_seconds, end_seconds, labels (several:
-            with ; between), split; `strict_tables.py` reads it
-  audioset  `# comments`, then `video id, start_seconds, end_seconds, "mid,mid"`; the file's name says the
+  table     CSV with a header, or Parquet: the column path, and optionally start_seconds, end_seconds, labels
+            (several are separated by ;) and split; `strict_tables.py` reads it
+  audioset  `# comments`, then `video id, start_seconds, end_seconds, "mid,mid"`; the file's name gives the
             split: eval_segments.csv is validation, balanced_train_segments.csv and
             unbalanced_train_segments.csv are train
   vggsound  no header: `video id,start,"label",train|test`; every clip is 10 s long, test is validation
@@ -126,8 +126,8 @@ def _table_rows(
     """Rows of a plain table as tuples of FOUND_SCHEMA.
 
     listing: the table's path.
-    videos: the folder where its paths begin; None: the table's own folder.
-    other_columns: columns that the table may have besides, unused.
+    videos: the folder to which the table's paths are relative; None: the table's own folder.
+    other_columns: further columns that the table may have; they are not used.
     names: finds the files' names on disk.
 
     Raises UserError that names the row.
@@ -158,7 +158,7 @@ def _table_row(record: dict, root: str, names: NamesOnDisk) -> tuple:
 
 
 def listed_path(given: str, root: str, names: NamesOnDisk) -> str:
-    """A listed path made whole; a relative one begins at `root`. names: finds the file's name on disk."""
+    """A listed path made absolute; relative paths are relative to `root`. names: finds names on disk."""
     path = (
         given
         if storage.is_remote(given)
@@ -195,8 +195,8 @@ def _audioset_row(row: list[str], names: dict[str, str], split: str) -> tuple:
         labels = [names[mid] for mid in row[3].replace(" ", "").split(",")]
     except KeyError as error:
         raise UserError(
-            f"the label {error} is not among the {len(names)} of data.ontology; expected AudioSet's "
-            "ontology.json or class_labels_indices.csv, whole, of the same release"
+            f"the label {error} is not among the {len(names)} of data.ontology; expected AudioSet's complete "
+            "ontology.json or class_labels_indices.csv, of the same release"
         ) from None
     return _video_id(row[0]), *_stretch(row[1], row[2]), labels, split
 
@@ -263,7 +263,7 @@ def _read_ontology(listing: str, ontology: str | None) -> dict[str, str]:
     )
     if ontology is None:
         raise UserError(
-            f"data.listing={listing} is AudioSet's, its labels are ids such as /m/09x0r; "
+            f"data.listing={listing} is a listing of AudioSet, whose labels are ids such as /m/09x0r; "
             f"add data.ontology=FILE for their names: {expected}"
         )
     if not storage.exists(ontology):

@@ -1,8 +1,8 @@
 """Names of files on disk, found in whichever Unicode form they are asked for.
 
-macOS, and archives made there, write accents apart from their letters (NFD). People type them together (NFC).
-Linux takes the two for different names. A file is always opened by the bytes of its own name, and its key is
-made of them. Labels are compared in one form: that is `proav/text.py`.
+macOS, and archives made there, write an accent and its letter as two characters (NFD). People type them as
+one (NFC). To Linux these are different names. A file is always opened by the bytes of its own name, and its
+key is made of them. `proav/text.py` brings labels into one form.
 """
 
 import os
@@ -18,7 +18,7 @@ class NamesOnDisk:
         self._folders: dict[str, dict[str, str]] = {}
 
     def find(self, path: str) -> str:
-        """The path as written on disk; `path` itself if it is remote or if there is nothing of that name."""
+        """The path as written on disk; `path` itself if it is remote or if nothing has that name."""
         if path.isascii() or storage.is_remote(path):
             return path
         folder, name = os.path.split(path)

@@ -1,8 +1,8 @@
-"""Plain tables, CSV or Parquet, read as strictly as settings: what to prepare, or what clips to make.
+"""Plain tables, CSV or Parquet, read as strictly as settings: lists of what to prepare, or of clips to make.
 
 Each column of a table is used, reported as unused, or refused. A cell is missing if it is empty (CSV), or
-null or NaN (Parquet). Zero and false are values. A CSV may begin with `# comments`. What the rows become is
-`listings.py` here, and `proav/generation/plan.py`.
+null or NaN (Parquet). Zero and false are values. A CSV may begin with `# comments`. The rows are used by
+`listings.py` and by `proav/generation/batch/plan.py`.
 """
 
 import contextlib
@@ -38,20 +38,22 @@ OFTEN_MEANT = {
 }
 """Other programs' names of our columns, for error messages."""
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
-"""The column of row numbers that pandas stores in Parquet; it says nothing of a clip and is left out."""
+"""The column of row numbers that pandas stores in Parquet; it says nothing about a clip and is left out."""
 LABEL_SEPARATOR = ";"
-"""Between several labels in the column `labels`. The first that the vocabulary has is the clip's label."""
+"""Stands between labels in the column `labels`. The clip's label is the first one that is in the vocabulary.
+"""
 NO_LABELS = ("nan", "<na>", "nat")
 """What programs write for a missing value, in upper or lower case."""
 
 
 @dataclass(frozen=True)
 class TableForm:
-    """The columns that a kind of listing has, and the words that tell of it.
+    """The columns that a kind of listing has, and the words for messages about it.
 
     setting: the key that names the listing.
-    columns: those that are used. Others are allowed only if they are `unused`, FOR_PEOPLE or `other_columns`.
-    required: those that must be there.
+    columns: the columns that are used. Others are allowed only if they are in `unused`, FOR_PEOPLE or
+        `other_columns`.
+    required: the columns that must be there.
     unused: columns of other kinds of listings, reported as unused.
     job: begins the printed lines.
     hint: ends the message for a table that lacks a required column.
@@ -117,7 +119,7 @@ def table_records(
 ) -> Iterator[dict]:
     """The rows of a table as {column: cell}, only the columns that proav uses. A cell may be missing.
 
-    other_columns: columns that the table may have besides, unused.
+    other_columns: further columns that the table may have; they are not used.
     form: which columns are used.
 
     Raises UserError if the table cannot be read, if a column is unknown, named twice or without a name, or if
@@ -127,7 +129,7 @@ def table_records(
 
 
 def cell(value: object) -> str | bool | int | float | Decimal | None:
-    """A cell's value, text without spaces around it; None if it is missing. Raises UserError for a list."""
+    """A cell's value; text loses the spaces around it. None if missing. Raises UserError for a list."""
     # the most frequent types first: tables have millions of rows
     if isinstance(value, str):
         return value.strip() or None
@@ -140,13 +142,13 @@ def cell(value: object) -> str | bool | int | float | Decimal | None:
             raise UserError(f"{value[:20]!r} is not UTF-8; expected a text or a number") from None
     if not isinstance(value, (bool, int, float, Decimal)):
         raise UserError(f"{value!r} is {type(value).__name__}; expected a text or a number")
-    return None if value != value else value  # NaN alone is not itself
+    return None if value != value else value  # only NaN differs from itself
 
 
 def text_of(value: object) -> str:
     """A cell as text, empty if it is missing.
 
-    2.0 becomes "2": pandas writes whole numbers so if some in the column are missing.
+    2.0 becomes "2": pandas writes whole numbers as 2.0 if some values of the column are missing.
     """
     if isinstance(value, str):
         return value.strip()
@@ -169,7 +171,7 @@ def labels_of(value: object) -> list[str]:
 
 
 def seconds_of(value: object, column: str) -> float | None:
-    """The seconds in a cell; None if it is missing. Raises UserError for all but numbers from 0 up."""
+    """The seconds in a cell; None if it is missing. Raises UserError for a negative number or text."""
     value = cell(value)
     if value is None:
         return None
@@ -185,7 +187,7 @@ def seconds_of(value: object, column: str) -> float | None:
 def whole_of(value: object, column: str, *, least: int) -> int | None:
     """The whole number in a cell; None if it is missing. Raises UserError for anything else or below `least`.
 
-    3.0 is 3: pandas writes whole numbers so if some in the column are missing.
+    3.0 is 3: pandas writes whole numbers as 3.0 if some values of the column are missing.
     """
     text = text_of(value)
     if not text:
@@ -198,7 +200,7 @@ def whole_of(value: object, column: str, *, least: int) -> int | None:
 
 def _csv_records(listing: str, other_columns: Sequence[str], form: TableForm) -> Iterator[dict]:
     with open_text(listing, form.setting) as lines:
-        # strict: otherwise an open quote would swallow the rows that follow
+        # strict: otherwise an unclosed quote would swallow the rows that follow
         rows = csv.reader(without_comments(lines), skipinitialspace=True, strict=True)
         names = [name.strip() for name in next(rows, [])]
         used = _used_columns(listing, [name for name in names if name], other_columns, form)
@@ -225,7 +227,7 @@ def _check_nameless(row: list[str], names: list[str], where: str) -> None:
                 "head, or no such column (pandas writes its row numbers: to_csv(index=False) leaves them out)"
             )
         raise UserError(
-            f"{where}: {len(row)} cells under {len(names)} columns, {given!r} stands in none; expected "
+            f"{where}: {len(row)} cells for {len(names)} columns, {given!r} is in none of them; expected "
             f'quotes around a text with commas ("engine, idling"), or {LABEL_SEPARATOR} between labels'
         )
 

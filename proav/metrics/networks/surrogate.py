@@ -1,8 +1,8 @@
-"""Small networks of fixed random weights, for laptops and tests: no published number is comparable to theirs.
+"""Small networks of fixed random weights, for laptops and tests; not comparable with published numbers.
 
-Features of random convolutions carry enough information to tell sets of clips apart and to order degradations
-of the same clips. Distances in them are named sFVD, sKVD, sFAD, sKAD. Letters: B clips, T frames, H W rows
-and columns, C colours, L samples of sound.
+Features of random convolutions carry enough information to distinguish sets of clips and to order
+degradations of the same clips. Distances in these features are named sFVD, sKVD, sFAD, sKAD. Letters: B
+clips, T frames, H W rows and columns, C colours, L samples of sound.
 """
 
 import torch
@@ -17,7 +17,7 @@ SAMPLE_RATE = 16_000
 SEED = 20_251_115
 """The weights' seed. Another seed is another network."""
 SIDE = 32
-"""Pictures are resized to so many rows and columns."""
+"""Pictures are resized to this many rows and columns."""
 CARDS = (
     NetworkCard(
         "surrogate-video",

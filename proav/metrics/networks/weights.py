@@ -1,4 +1,4 @@
-"""Files of feature networks' weights: safetensors whose metadata says what they hold."""
+"""Weight files of feature networks: safetensors whose metadata names the network and the format."""
 
 from pathlib import Path
 
@@ -11,7 +11,10 @@ from proav.metrics.networks.card import NetworkCard
 
 
 def read_tensors(path: str, *, card: NetworkCard) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. Raises UserError, with how to make it, for any other."""
+    """(tensors, metadata) of a safetensors file.
+
+    For any other file, raises UserError that says how to make it.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
@@ -20,7 +23,7 @@ def read_tensors(path: str, *, card: NetworkCard) -> tuple[dict[str, Tensor], di
 
 
 def load_state(network: nn.Module, path: str, *, form: str, card: NetworkCard) -> None:
-    """Loads a file that `save_state` wrote. Raises UserError, with how to make it, for any other file.
+    """Loads a file that `save_state` wrote. For any other file, raises UserError that says how to make it.
 
     network: takes the weights.
     path: of the file.

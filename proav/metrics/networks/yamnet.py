@@ -1,12 +1,14 @@
 """YAMNet (AudioSet, 521 classes; MobileNet v1 on log-mel patches): embeddings and class scores of sound.
 
+These commands make the file that is read here:
+
     pip install ai-edge-litert
     python -m proav.metrics.networks.convert yamnet SRC.tflite DST.safetensors
 
-makes the file that is read here from a TensorFlow Lite form of the released network. Its weights may have 8
-bits. The Fréchet distance in its features is named FAD-YAMNet. FAD as published is on other networks (VGGish;
-AudioCLIP in MM-Diffusion's tables), and those numbers are not comparable to these. Letters: B clips, L
-samples, W windows, N windows of all clips, J mel frames, M mel bands, F frequencies.
+SRC.tflite is the released network as a TensorFlow Lite file. Its weights may have 8 bits. The Fréchet
+distance in YAMNet's features is named FAD-YAMNet. Published FAD numbers use other networks (VGGish; AudioCLIP
+in MM-Diffusion's tables) and are not comparable to these. Letters: B clips, L samples, W windows, N windows
+of all clips, J mel frames, M mel bands, F frequencies.
 """
 
 from collections.abc import Iterator
@@ -50,7 +52,7 @@ CARD = NetworkCard(
 class YAMNet(nn.Module):
     """float32 [B, samples] in [-1, 1] at 16 kHz -> embeddings [B, W, 1024], one for each window of 0.975 s.
 
-    Shorter sound is filled up with silence.
+    Shorter sound is padded with silence.
     """
 
     card = CARD
@@ -108,14 +110,14 @@ def mel_matrix() -> Tensor:
 
 
 def load(path: str, device: str = "cpu") -> YAMNet:
-    """The network with the weights of a file. Raises UserError unless it has YAMNet's weights in our form."""
+    """The network with the weights of a file. Raises UserError unless they are YAMNet's in our format."""
     network = YAMNet(weights_sha256=file_hash(path))
     load_state(network, path, form=FORMAT, card=CARD)
     return network.to(device)
 
 
 def convert_weights(source: str | Path, destination: str | Path) -> None:
-    """Writes our form of a TensorFlow Lite YAMNet.
+    """Writes a TensorFlow Lite YAMNet in our format.
 
     Raises UserError for another network, and if ai-edge-litert is not installed.
     """
@@ -131,7 +133,7 @@ def convert_weights(source: str | Path, destination: str | Path) -> None:
         interpreter.allocate_tensors()
         tensors = _state_of(interpreter)
     except (ValueError, RuntimeError, KeyError, IndexError) as error:
-        raise UserError(f"{source} is no YAMNet in TensorFlow Lite's form ({error})") from None
+        raise UserError(f"{source} is no YAMNet in TensorFlow Lite's format ({error})") from None
     save_state(tensors, destination, form=FORMAT, card=CARD, source_sha256=found)
 
 

@@ -1,7 +1,7 @@
-"""The made world's laws: `examples/world` makes clips by them, and the world's metric measures clips by them.
+"""The laws of the made world: `examples/world` makes clips by them, and the world's metric measures by them.
 
-Lengths are in picture heights, x to the right and y down, times in seconds. Not here: how clips are made
-(`examples/world`), and how impacts are found in them (`proav/metrics/world`).
+Lengths are in picture heights, x to the right and y down, times in seconds. Clips are made in
+`examples/world`. The other files of this folder find impacts in clips.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ GRAVITY = 2.0
 FLOOR = 0.9
 """Row of the floor. The walls are the picture's left and right edge, 0 and 1: pictures are square."""
 MIN_RADIUS, MAX_RADIUS = 0.06, 0.14
-"""Of objects, which are discs."""
+"""Smallest and largest radius of objects, which are discs."""
 REFERENCE_RADIUS, REFERENCE_HZ = 0.1, 500.0
 """An object of this radius has this pitch."""
 PITCH_EXPONENT = 1.5
@@ -21,13 +21,13 @@ PITCH_EXPONENT = 1.5
 MIN_SPEED = 0.35
 """Change of velocity below which an impact is too faint for the world, in heights per second."""
 MIN_GAP_SECONDS = 0.08
-"""Between any two sounds of a clip."""
+"""Shortest time between any two sounds of a clip."""
 MIN_OWN_GAP_SECONDS = 0.2
-"""Between two impacts of one object: two frames at 10 frames a second."""
+"""Shortest time between two impacts of one object: two frames at 10 frames a second."""
 ATTACK_HZ = (2900.0, 4100.0, 5300.0, 6700.0)
-"""The modes of the contact itself, the same for all objects."""
+"""Frequencies of the modes of the contact itself, the same for all objects."""
 ATTACK_SECONDS = 0.006
-"""In which they fall to 1/e."""
+"""Time in which the contact's modes fall to 1/e."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Material:
     ratios: tuple[float, ...]
     """Frequencies of the modes, divided by the pitch."""
     levels: tuple[float, ...]
-    """Their amplitudes; those of all modes, the contact's included, are scaled to a sum of 1."""
+    """Amplitudes of the modes. The amplitudes of all modes, with the contact's, are scaled to a sum of 1."""
     decay_seconds: tuple[float, ...]
-    """In which each falls to 1/e."""
+    """Time in which each mode falls to 1/e."""
     attack: float
-    """Amplitude of the contact's modes, together."""
+    """Sum of the amplitudes of the contact's modes."""
 
 
 MATERIALS = {
@@ -57,7 +57,7 @@ MATERIALS = {
             "drum", (200, 60, 190), 0.76,
             (1.0, 1.594, 2.136, 2.296), (1.0, 0.8, 0.6, 0.5), (0.16, 0.12, 0.09, 0.08), 0.5,
         ),
-        # Goblets: nearly 1, 4, 9 (section 18.8); sparse, and ringing long.
+        # Goblets: nearly 1, 4, 9 (section 18.8); few modes that ring long.
         Material(
             "glass", (40, 190, 170), 0.84,
             (1.0, 4.1), (0.5, 1.0), (0.24, 0.20), 0.9,
@@ -88,7 +88,7 @@ def pitch_hz(radius: float) -> float:
 
 
 def impact_sound(material: Material, pitch: float, seconds_N: np.ndarray) -> np.ndarray:
-    """Sound of an impact of amplitude 1 at given times since it, float64 [N]; 0 before it.
+    """Sound of an impact of amplitude 1 at given times after the impact, float64 [N]; 0 before it.
 
     s(t) = sum_k a_k exp(-t / d_k) sin(2 pi f_k t), sum_k a_k = 1: it starts at 0, at the impact itself.
 

@@ -1,8 +1,8 @@
 """Objects of the made world in the frames of a clip: where they are and how large, frame by frame.
 
-Grounds are pale and objects colourful (`examples/world`), so that an object is a patch of strong colour.
-Letters: T frames, H and W rows and columns, N objects. Lengths are in picture heights. Not here: what
-happens to the objects (`trajectories.py`).
+Backgrounds are pale and objects colourful (`examples/world`), so an object is a patch of strong colour.
+Letters: T frames, H and W rows and columns, N objects. Lengths are in picture heights. `trajectories.py`
+finds the impacts of the objects.
 """
 
 import itertools
@@ -13,16 +13,21 @@ import numpy as np
 from proav.metrics.world.laws import FLOOR, GRAVITY, MAX_RADIUS, MIN_RADIUS
 
 MIN_COLOUR = 40
-"""Largest minus smallest colour of a pixel from which it may be an object's; grounds stay below 15."""
+"""A pixel may belong to an object if its largest minus its smallest colour value exceeds this. Backgrounds
+stay below 15.
+"""
 MAX_OBJECTS = 3
-"""Of a clip."""
+"""Most objects of a clip."""
 MAX_PATCHES = 6
-"""Of a frame, in which there may be specks beside the objects. A frame with more is not of this world."""
+"""Most patches of a frame: objects, and specks beside them. A frame with more is not of this world."""
 MIN_PATCH_RADIUS, MAX_PATCH_RADIUS = 0.6 * MIN_RADIUS, 2.2 * MAX_RADIUS
-"""Of patches that count: smaller ones are specks, larger ones no objects, not even several that touch."""
+"""Radii of the patches that count. Smaller patches are specks. Larger ones are too large even for several
+objects that touch.
+"""
 RADIUS_SCALE, STEP_SCALE = 0.12, 0.15
-"""What a difference of 1 in the logarithm of radii, and of 1 picture height in places, is divided by where
-patches are given to objects."""
+"""Scales of the assignment of patches to objects. Differences of log radii are divided by the first,
+differences of places (in picture heights) by the second.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Track:
 
     radius: float
     places_T2: np.ndarray
-    """x, y; NaN in frames where it was not found."""
+    """x, y; NaN in frames where the object was not found."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +54,23 @@ class Patch:
 
     @property
     def radius(self) -> float:
-        """Of a disc of its area."""
+        """Radius of a disc of the same area."""
         return float(np.sqrt(self.weights_P.sum() / np.pi) * self.pixel)
 
 
 def find_tracks(video_THWC: np.ndarray) -> list[Track]:
-    """The objects of a clip, uint8 [T, H, W, 3]: as many as most frames have patches. None in rubbish."""
+    """The objects of a clip, uint8 [T, H, W, 3]; [] if most frames are not of this world.
+
+    The number of objects is the most frequent number of patches of a frame. It is one more if two frames have
+    one more patch and none has a larger number: objects that touch are one patch for a while.
+    """
     frames = find_patches(video_THWC)
     counts = [min(len(patches), MAX_OBJECTS) for patches in frames if 0 < len(patches) <= MAX_PATCHES]
     if 2 * len(counts) < len(frames):
         return []
     number = max(sorted(set(counts)), key=counts.count)
     if number < MAX_OBJECTS and counts.count(number + 1) >= 2 and max(counts) == number + 1:
-        number += 1  # objects that touch are one patch for a while
+        number += 1
     full = [sorted(patches, key=lambda patch: patch.radius) for patches in frames if len(patches) == number]
     if not full:
         return []
@@ -76,7 +85,7 @@ def find_tracks(video_THWC: np.ndarray) -> list[Track]:
 
 
 def find_patches(video_THWC: np.ndarray) -> list[list[Patch]]:
-    """Patches of strong colour of each frame that may be objects."""
+    """For each frame, the patches of strong colour that may be objects."""
     video = video_THWC.astype(np.int16)
     colour_THW = (video.max(-1) - video.min(-1)).astype(np.float32)
     labels_THW = _labels(colour_THW > MIN_COLOUR)
@@ -84,7 +93,7 @@ def find_patches(video_THWC: np.ndarray) -> list[list[Patch]]:
 
 
 def _labels(mask_THW: np.ndarray) -> np.ndarray:
-    """Numbers of connected parts, 0 outside: the largest place of a part spreads to its neighbours."""
+    """Connected components: each pixel gets the largest pixel number of its component; 0 outside."""
     size = mask_THW[0].size
     labels = np.where(mask_THW, np.arange(1, size + 1).reshape(mask_THW.shape[1:]), 0)
     while True:
@@ -117,8 +126,11 @@ def _patches(colour_HW: np.ndarray, labels_HW: np.ndarray) -> list[Patch]:
 
 
 def _expected(places_TN2: np.ndarray, frame: int, radii: np.ndarray) -> np.ndarray:
-    """Where objects would be if they flew on as in the two frames before, or stayed; what falls through the
-    floor or a wall comes back from it."""
+    """Where objects are expected, NaN if unknown.
+
+    An object that was found in both previous frames moves on with constant velocity. Otherwise it stays where
+    it was last found. A place behind the floor or a wall is reflected.
+    """
     expected = np.full((len(radii), 2), np.nan)
     for each, radius in enumerate(radii):
         known = np.flatnonzero(np.isfinite(places_TN2[:frame, each, 0]))
@@ -136,12 +148,12 @@ def _expected(places_TN2: np.ndarray, frame: int, radii: np.ndarray) -> np.ndarr
 
 
 def _distance(place: np.ndarray, expected: np.ndarray) -> float:
-    """Squared, in units of STEP_SCALE; 0 if nothing is expected."""
+    """Squared distance in units of STEP_SCALE; 0 if nothing is expected."""
     return 0.0 if np.isnan(expected[0]) else float(np.sum(((place - expected) / STEP_SCALE) ** 2))
 
 
 def _give(places_TN2: np.ndarray, frame: int, radii: np.ndarray, patches: list[Patch]) -> None:
-    """To each object the patch that fits it best in size and place; patches of none are specks."""
+    """Assigns to each object the patch that fits best in size and place. The other patches are specks."""
     expected = _expected(places_TN2, frame, radii)
 
     def cost(order: tuple[int, ...]) -> float:
@@ -157,7 +169,10 @@ def _give(places_TN2: np.ndarray, frame: int, radii: np.ndarray, patches: list[P
 
 
 def _share(places_TN2: np.ndarray, frame: int, radii: np.ndarray, patches: list[Patch]) -> None:
-    """Fewer patches than objects: some are several objects that touch. Shares them out as areas fit best."""
+    """Assigns fewer patches than objects, so that areas and places fit best.
+
+    Some patches are then several objects that touch.
+    """
     expected = _expected(places_TN2, frame, radii)
     best, found = np.inf, None
     for owners in itertools.product(range(len(patches)), repeat=len(radii)):
@@ -178,8 +193,11 @@ def _share(places_TN2: np.ndarray, frame: int, radii: np.ndarray, patches: list[
 
 
 def _centres(patch: Patch, radii: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, float]:
-    """(places [N, 2], misfit) of objects of these radii within a patch: its pixels go to the disc that they
-    are nearest to, and each disc to the centre of its pixels, in turns."""
+    """(places [N, 2], misfit) of objects of these radii within a patch, as in k-means.
+
+    Two steps alternate: each pixel is assigned to the nearest disc, then each disc moves to the centre of its
+    pixels.
+    """
     if len(radii) == 1:
         return patch.place[None], 0.0
     away = patch.points_P2 - patch.place
@@ -206,6 +224,6 @@ def _centres(patch: Patch, radii: np.ndarray, expected: np.ndarray) -> tuple[np.
 
 
 def without_gravity(places_T2: np.ndarray, seconds_T: np.ndarray) -> np.ndarray:
-    """Places less the fall of gravity, x, y - g t^2 / 2: straight lines between impacts."""
+    """Places minus the fall by gravity, x, y - g t^2 / 2: straight lines between impacts."""
     fall = GRAVITY * seconds_T**2 / 2
     return places_T2 - np.stack([np.zeros_like(fall), fall], axis=-1)

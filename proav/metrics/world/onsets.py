@@ -1,8 +1,8 @@
-"""Impacts of the made world in the sound of a clip: when each begins, of what material and pitch it is.
+"""Impacts of the made world in the sound of a clip: the time, material and pitch of each.
 
-An onset is a rise of energy in the world's bands; its time is then found to about a millisecond in the
-samples themselves. Materials and pitches are told by comparison with the world's own sounds. Times are in
-seconds. Letters: L samples, J columns of a spectrogram, F its frequencies or bands.
+An onset is a rise of energy in the world's bands. Its time is then refined to about a millisecond in the
+samples. Materials and pitches are recognized by comparison with the world's own sounds. Times are in seconds.
+Letters: L samples, J columns of a spectrogram, F frequencies or bands.
 """
 
 import functools
@@ -14,30 +14,32 @@ import numpy as np
 from proav.metrics.world.laws import MATERIALS, MAX_RADIUS, MIN_RADIUS, impact_sound, pitch_hz
 
 WINDOW_SECONDS, HOP_SECONDS = 0.016, 0.002
-"""Of the spectrogram that onsets are searched in."""
+"""Window and hop of the spectrogram in which onsets are searched."""
 NUM_BANDS, LOWEST_HZ, HIGHEST_HZ = 24, 200.0, 7500.0
-"""Bands of equal width in octaves: from below the lowest pitch to above the contact's highest mode."""
+"""Bands of equal width in octaves, from below the lowest pitch to above the contact's highest mode."""
 FLOOR_DB, CLIP_FLOOR_DB = -75.0, -50.0
-"""What is fainter counts as silence: against full scale, and against the loudest of the clip."""
+"""Fainter sound counts as silence: relative to full scale, and to the loudest band of the clip."""
 LAG_SECONDS = 0.012
-"""A rise is seen against the energy of so long before."""
+"""A rise is the energy minus the energy this long before."""
 MIN_RISE_DB = 4.0
-"""Mean rise over the bands from which there is an onset."""
+"""Least mean rise over the bands that is an onset."""
 MIN_DISTANCE_SECONDS = 0.05
-"""Between two onsets."""
+"""Shortest time between two onsets."""
 BEFORE_SECONDS, AFTER_SECONDS = 0.02, 0.012
-"""Around a rise, where the very sample is searched."""
+"""The exact sample is searched in this stretch around a rise."""
 TIMBRE_SECONDS = 0.08
-"""Of sound after an onset that material and pitch are told from: the shortest gap of the world."""
+"""Sound after an onset by which material and pitch are recognized: the shortest gap of the world."""
 TIMBRE_COLUMNS = 6
-"""Columns of that stretch."""
+"""Spectrogram columns of that sound."""
 PITCHES_PER_OCTAVE = 24
 
 
 @dataclass(frozen=True)
 class Sound:
-    """An impact that is heard. `likeness`: to each material's sounds, 1 is equal; empty if too little is left
-    of the clip."""
+    """An impact that is heard.
+
+    likeness: {material: similarity to its sounds}, 1 is equal; empty if too little sound follows the onset.
+    """
 
     time: float
     pitch: float
@@ -85,7 +87,7 @@ def _spectrogram(audio_L: np.ndarray, window: int, hop: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _bands(window: int, sample_rate: int) -> np.ndarray:
-    """[F, bands]: 1 where a frequency is in a band; bands without a frequency of their own are left out."""
+    """[F, bands]: 1 where a frequency is in a band; bands without any frequency are left out."""
     highest = min(HIGHEST_HZ, sample_rate / 2)
     edges = np.geomspace(LOWEST_HZ, highest, NUM_BANDS + 1)
     hertz = np.fft.rfftfreq(window, 1 / sample_rate)
@@ -94,8 +96,11 @@ def _bands(window: int, sample_rate: int) -> np.ndarray:
 
 
 def _begin(audio_L: np.ndarray, time: float, sample_rate: int) -> float:
-    """The sample where what is before and what is after differ most in energy, in seconds: that of least
-    k log v(before) + (n - k) log v(after), v the variances of the two parts (Maeda 1985)."""
+    """Time in seconds of the sample at which energy changes most.
+
+    It is the sample k of least k log v(before) + (n - k) log v(after), with v the variances of the two parts
+    (Maeda 1985).
+    """
     first = max(0, round((time - BEFORE_SECONDS) * sample_rate))
     last = round((time + AFTER_SECONDS) * sample_rate)
     part = np.diff(audio_L[first:last], prepend=audio_L[max(0, first - 1)])
@@ -112,7 +117,7 @@ def _begin(audio_L: np.ndarray, time: float, sample_rate: int) -> float:
 
 
 def _heard(audio_L: np.ndarray, onset: float, end: float, sample_rate: int) -> Sound:
-    """The sound that begins at an onset; `end` is that of the next, or of the clip."""
+    """The sound that begins at an onset; `end` is the time of the next onset, or the end of the clip."""
     length = round(TIMBRE_SECONDS * sample_rate)
     first = round(onset * sample_rate)
     if min(round(end * sample_rate), len(audio_L)) - first < length // 2:
@@ -131,9 +136,10 @@ def _heard(audio_L: np.ndarray, onset: float, end: float, sample_rate: int) -> S
 
 
 def _shape(piece_L: np.ndarray, before_L: np.ndarray, share: float) -> np.ndarray:
-    """What material and pitch are told from: square roots of magnitudes, less what rang before, of length 1.
+    """Features for material and pitch: square roots of magnitudes minus earlier ringing, normalized to length
+    1.
 
-    share: of the piece that holds sound; columns behind it are left out.
+    share: the share of the piece that holds sound; later columns are left out.
     """
     window = len(piece_L) // 2
     hop = (len(piece_L) - window) // (TIMBRE_COLUMNS - 1)
@@ -149,7 +155,7 @@ def _shape(piece_L: np.ndarray, before_L: np.ndarray, share: float) -> np.ndarra
 
 @functools.lru_cache(maxsize=4)
 def _templates(sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(shapes [K, F], materials [K], pitches [K]) of the world's own sounds, all pitches of its objects."""
+    """(shapes [K, F], materials [K], pitches [K]) of the world's own sounds, over all pitches of objects."""
     seconds = np.arange(round(TIMBRE_SECONDS * sample_rate)) / sample_rate
     low, high = pitch_hz(MAX_RADIUS) / 1.1, pitch_hz(MIN_RADIUS) * 1.1
     pitches = np.geomspace(low, high, round(np.log2(high / low) * PITCHES_PER_OCTAVE) + 1)
@@ -160,7 +166,7 @@ def _templates(sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def fitting_material(sounds: Sequence[Sound]) -> str | None:
-    """The material that all sounds of a clip together are most like; None if none can be told."""
+    """The material most similar to all sounds of a clip together; None if no sound has a likeness."""
     told = [sound.likeness for sound in sounds if sound.likeness]
     if not told:
         return None

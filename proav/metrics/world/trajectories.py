@@ -1,8 +1,8 @@
 """Impacts of the made world in the paths of its objects: turns at the floor, a wall or another object.
 
-Without gravity's known fall, a path is a line that breaks at each impact. Lines are fitted to stretches of
-frames; the impact is where two lines meet, at a time between frames. Letters: T frames. Lengths are in
-picture heights, times in seconds.
+If the known fall by gravity is subtracted, a path is a line that breaks at each impact. Lines are fitted to
+stretches of frames. An impact is where two lines meet, at a time between frames. Letters: T frames. Lengths
+are in picture heights, times in seconds.
 """
 
 import itertools
@@ -17,19 +17,19 @@ from proav.metrics.world.objects import Track, without_gravity
 NOISE = 0.006
 """Standard deviation of a place: 0.4 pixels of 64."""
 BREAK_COST = 14.0
-"""What a further line must save in squares over NOISE^2."""
+"""A further line must reduce the sum of squares over NOISE^2 by this much."""
 MAX_MISFIT = 0.02
-"""Root mean square distance from the lines up to which a path is one of this world."""
+"""Largest root mean square distance from the lines for a path of this world."""
 MIN_TURN = 0.7 * MIN_SPEED
-"""Change of velocity from which a turn counts."""
+"""Least change of velocity that counts as a turn."""
 CONTACT = 0.05
-"""How far from touching a turn may be found: errors of place and time together."""
+"""How far from contact a turn may be found: errors of place and time together."""
 SLACK_FRAMES = 0.5
-"""By which the meeting of two lines may lie outside the frames that it is between."""
+"""The meeting of two lines may lie this far outside the frames between which it is expected."""
 
 
 NUM_WAYS = 6
-"""To divide the beginning of a path into stretches, that are kept."""
+"""How many ways to divide the beginning of a path into stretches are kept."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Turn:
     time: float
     place: np.ndarray
     change: np.ndarray
-    """Of velocity."""
+    """Change of velocity."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Line:
     """Where the line is at time 0."""
     velocity: np.ndarray
     square: float
-    """Sum of squared distances of the places from it."""
+    """Sum of squared distances of the places from the line."""
 
     @classmethod
     def through(cls, times_N: np.ndarray, points_N2: np.ndarray) -> "Line":
@@ -71,14 +71,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Path:
-    """What was made out of one track: lines, and the turns between them."""
+    """The path of one track: lines, and the turns between them."""
 
     track: Track
     lines: tuple[Line, ...]
     turns: tuple[Turn, ...]
     misfit: float
-    """Root mean square of the distances of places from their lines, and of lines from the next where they
-    should meet."""
+    """Root mean square of two kinds of distances: of places from their lines, and between successive lines
+    where they should meet.
+    """
 
     @property
     def is_followed(self) -> bool:
@@ -93,7 +94,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Impact:
-    """An impact that is seen: when, against what, and the radii of the objects that it moves."""
+    """An impact that is seen: its time, what was hit, and the radii of the objects that it moves."""
 
     time: float
     kind: str
@@ -113,8 +114,8 @@ def find_path(track: Track, *, fps: float) -> Path | None:
         for first in range(count)
         for last in range(first + 2, count + 1)
     }
-    # The cheapest ways to the first n places: (cost, ends of stretches). What a further line costs follows
-    # from the one before it, so that more than one way is kept.
+    # The cheapest ways to divide the first n places: (cost, ends of stretches). The cost of a further line
+    # depends on the one before it, so more than one way is kept.
     best: list[list[tuple[float, tuple[int, ...]]]] = [[(0.0, (0,))]] + [[] for _ in range(count)]
     for last in range(2, count + 1):
         options = []
@@ -156,7 +157,7 @@ def _with_gravity(place: np.ndarray, time: float) -> np.ndarray:
 
 
 def find_impacts(paths: Sequence[Path]) -> list[Impact]:
-    """Turns that something explains, in order of time; the two turns of objects that meet are one impact."""
+    """Turns that a contact explains, in order of time; the two turns of objects that meet are one impact."""
     found = []
     for number, path in enumerate(paths):
         for turn in path.turns:
@@ -175,7 +176,7 @@ def find_impacts(paths: Sequence[Path]) -> list[Impact]:
 
 
 def _explained(turn: Turn, number: int, paths: Sequence[Path]) -> Impact | None:
-    """The impact that turns a path so, if it touches what it is turned away from."""
+    """The impact that explains a turn; None if the object touches nothing that would turn it this way."""
     radius = paths[number].track.radius
     x, y = turn.place
     options = [
@@ -194,7 +195,7 @@ def _explained(turn: Turn, number: int, paths: Sequence[Path]) -> Impact | None:
     possible = [option for option in options if option[0] <= CONTACT and option[2] >= MIN_TURN]
     if not possible:
         return None
-    # What the change of velocity points away from most; touching decides between equals.
+    # The velocity should change away from what is hit, and the object should touch it.
     size = np.hypot(*turn.change)
     _, kind, _, radii = min(possible, key=lambda option: option[0] / CONTACT - option[2] / size)
     return Impact(turn.time, kind, radii)

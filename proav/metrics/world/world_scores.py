@@ -1,8 +1,8 @@
-"""How well clips of the made world keep its laws: what is seen is heard, in time, and by the right object.
+"""How well clips of the made world keep its laws: impacts are heard, at the right time, with the right sound.
 
-Impacts are found in the picture (`objects.py`, `trajectories.py`) and in the sound
-(`onsets.py`), each without the other, and are then matched. What the numbers are for true clips, and
-for clips whose sound is late or another clip's, is in `scale.json` (`bench/metrics/world_metric.py`).
+Impacts are found in the picture (`objects.py`, `trajectories.py`) and, independently, in the sound
+(`onsets.py`). Then they are matched. `scale.json` holds the scores of true clips, and of clips whose sound is
+late or belongs to another clip (`bench/metrics/world_metric.py`).
 """
 
 import functools
@@ -28,46 +28,54 @@ WORLD_SCORES = (
     "impacts",
     "sounds",
 )
-"""What is measured of each clip."""
+"""The scores of each clip."""
 WITH_SCALE = WORLD_SCORES[:6]
-"""Those that say how good clips are; the others say what these rest on."""
+"""The scores that say how good clips are. The others say how much these are based on."""
 COUNTED_BY = {"impact_synchrony": "impacts", "impacts_heard": "impacts", "sounds_seen": "sounds"}
-"""Means over impacts and over sounds, not over clips: over many clips each weighs by its count."""
+"""Means over impacts or sounds. In a mean over many clips, each clip is weighted by this count."""
 MEDIANS = ("median_offset_ms",)
-"""Over many clips the median is told, not the mean."""
+"""Over many clips the median is reported, not the mean."""
 PAIRING_SECONDS = 0.4
-"""Impacts and sounds further apart are no pair. Half of a window of 0.8 s: offsets of several frames are
-measured, not cut off."""
+"""Impacts and sounds further apart are not paired. This is half of a window of 0.8 s: offsets of several
+frames are measured, not cut off.
+"""
 PITCH_OCTAVES = 0.25
-"""By which a pitch may differ from that of the object's size: 12 % of the radius. Pitches of the world
-spread over 1.83 octaves."""
+"""A pitch may differ by this much from the pitch of the object's size; it is 12 % of the radius. The world's
+pitches span 1.83 octaves.
+"""
 EDGE_FRAMES = 0.15
-"""An impact just before the second frame is found at the second, for it has only one frame before it."""
+"""Margin of the counted span. An impact just before the second frame has only one frame before it, so it is
+found at the second frame.
+"""
 MANY = 1e4
-"""More than there are events in a clip."""
+"""More than the number of events in a clip."""
 SCALE_PATH = Path(__file__).with_name("scale.json")
 """Written by `bench/metrics/world_metric.py`."""
 MIN_COLOURED = 0.005
-"""Share of pixels with an object's colour from which there is something to follow."""
+"""If a clip has no tracks, but at least this share of its pixels has an object's colour, `followed` is 0."""
 
 
 def world_scores(
     video_THWC: np.ndarray, audio_L: np.ndarray, *, fps: float, sample_rate: int, label: str = ""
 ) -> dict[str, float]:
-    """The world's scores of one clip; NaN where there is nothing to measure.
+    """The world's scores of one clip; NaN if there is nothing to measure.
 
-    impacts, sounds: how many are counted; both need at least two frames on each side.
+    impacts, sounds: how many are counted; a counted event has at least two frames on each side.
     impact_synchrony: mean over counted impacts of max(0, 1 - |offset| / 400 ms) to a sound of the object's
         pitch, one to one; 0 without such a sound.
     impacts_heard: share of counted impacts with a sound at most a frame away, one to one.
-    sounds_seen: the same of counted sounds.
+    sounds_seen: share of counted sounds with an impact at most a frame away, one to one.
     median_offset_ms: median distance of impacts to their sounds, up to 400 ms.
-    label_fits: 1 if the label's material is the one that the sounds are most like, else 0.
-    pitch_fits: 1 if the pitch of most heard impacts is that of the object's size.
+    label_fits: 1 if the sounds are most similar to the label's material, else 0.
+    pitch_fits: 1 if the median pitch error of heard impacts is small for the objects' sizes, else 0.
     followed: share of the objects' places that lie on paths of this world's gravity; NaN if nothing colourful
         is there.
 
-    video_THWC: uint8, square pictures, 4 frames or more to find anything. audio_L: mono.
+    video_THWC: uint8, square pictures; impacts need at least 4 frames.
+    audio_L: mono.
+    fps: frames per second.
+    sample_rate: of the sound, in Hz.
+    label: the clip's material; empty if unknown.
     """
     impacts, followed = see(video_THWC, fps=fps)
     sounds = find_sounds(audio_L, sample_rate=sample_rate)
@@ -109,26 +117,31 @@ def see(video_THWC: np.ndarray, *, fps: float) -> tuple[list[Impact], float]:
 
 
 def counted_span(num_frames: int, fps: float) -> tuple[float, float]:
-    """From when to when an impact has two frames on each side, in seconds, less EDGE_FRAMES."""
+    """Start and end of the span in which events are counted, in seconds.
+
+    There, an event has two frames on each side. EDGE_FRAMES is a margin at both ends.
+    """
     return (1 + EDGE_FRAMES) / fps, (num_frames - 2 - EDGE_FRAMES) / fps
 
 
 def match_times(
     first: Sequence[float], second: Sequence[float], *, tolerance: float
 ) -> list[tuple[int, int]]:
-    """Pairs of places in two sorted lists of times, one to one: as many as can be at most `tolerance` apart,
-    and of these pairings the one of least distances together.
+    """One-to-one pairs of indices of two sorted lists of times.
+
+    Of the pairings with the most pairs at most `tolerance` apart, it is the one with the smallest sum of
+    distances.
     """
     apart = [[abs(one - other) / tolerance for other in second] for one in first]
-    # A pair more is worth more than any distances saved. Times are sums of rounded numbers.
+    # One more pair is worth more than any sum of distances. 1e-9 allows for rounding.
     return best_pairs([[MANY - value if value <= 1 + 1e-9 else 0.0 for value in row] for row in apart])
 
 
 def best_pairs(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """The pairs (row, column), one to one and in order in both, whose worth together is greatest.
+    """The pairs (row, column) with the largest sum of worth; one to one, and in order in both lists.
 
-    Pairs of worth 0 are none. Of two sorted lists of times the nearest pairs never cross, so that the best
-    pairing of the beginnings of both lists leads to that of the whole.
+    Pairs of worth 0 do not count. Nearest pairs of two sorted lists of times never cross. So dynamic
+    programming over the beginnings of both lists finds the best pairing.
     """
     columns = len(worth[0]) if worth else 0
     best = np.zeros((len(worth) + 1, columns + 1))
@@ -156,7 +169,7 @@ def _closeness(impact: Impact, sound: Sound) -> float:
 
 
 def pitch_octaves(impact: Impact, sound: Sound) -> float:
-    """How far a sound's pitch is from that of the nearest object that meets, in octaves."""
+    """Difference in octaves between a sound's pitch and the nearest pitch of the objects of an impact."""
     return min(abs(float(np.log2(sound.pitch / pitch_hz(radius)))) for radius in impact.radii)
 
 
@@ -166,7 +179,7 @@ def _share(counted: Sequence[int], matched: set[int]) -> float:
 
 @functools.cache
 def world_scale() -> dict:
-    """What the scores are for clips whose truth is known; {} before it is measured."""
+    """The scores of clips with known ground truth; {} before they are measured."""
     return json.loads(SCALE_PATH.read_text()) if SCALE_PATH.is_file() else {}
 
 

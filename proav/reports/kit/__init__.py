@@ -1,1 +1,1 @@
-"""What pages are made of: HTML pieces, figures, tables of numbers."""
+"""The parts of pages: HTML pieces, figures, tables of numbers."""

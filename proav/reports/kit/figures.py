@@ -2,8 +2,8 @@
 
 matplotlib draws through its object interface, without pyplot. Colours become CSS variables, so that one
 drawing serves light and dark pages. Text stays text; pictures are embedded at their own resolution. Reports
-are ours, not the paper's.
-T frames, H W rows and columns, C channels, M mel bins, S mel columns in a frame, L sound samples.
+are ours, not the paper's. Letters: T frames, H W rows and columns, C channels, M mel bins, S mel columns in a
+frame, L sound samples.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ MUTED, LINE, SERIES_1, SERIES_2, CARD = THEME
 FREQUENCIES_HZ = (100, 250, 500, 1000, 2000, 4000, 8000, 12000, 16000)
 STRIP_INCHES = 3.4
 STRIP_LEFT, STRIP_RIGHT = 0.115, 0.985
-"""Edges of the time axis as shares of a strip's width; the page's line over the strip uses them too."""
+"""Edges of the time axis as shares of a strip's width; the playhead over the strip uses them too."""
 
 
 def themed_svg(figure: Figure, description: str) -> Markup:
@@ -84,12 +84,12 @@ def curve(
 ) -> Markup:
     """One quantity over the clips trained.
 
-    The axis is logarithmic if all values are positive and span more than a factor of 20. Long runs are drawn
-    as the mean of up to 400 stretches, with the range behind it.
+    The axis is logarithmic if all values are positive and span more than a factor of 20. Long runs are cut
+    into 400 stretches; the mean of each is drawn over its range.
 
     clips, values: the points, in order of clips.
     description: text alternative.
-    series: 1 or 2, which colour of the theme.
+    series: 1 or 2, the colour of the theme.
     from_zero: the axis of values starts at 0 and is linear.
     """
     clips, values = np.asarray(clips, dtype=float), np.asarray(values, dtype=float)
@@ -133,9 +133,9 @@ def curve(
 def histogram(
     values: Sequence[float], *, unit: str, description: str, edges: Sequence[float] | None = None
 ) -> Markup:
-    """How many values lie in each bin.
+    """The number of values in each bin.
 
-    values: what is counted.
+    values: the values to count.
     unit: label of the axis.
     description: text alternative.
     edges: edges of the bins; None: up to 24 bins from the least to the greatest value.
@@ -174,7 +174,7 @@ def clip_strip(
     fps: frames per second.
     min_hz, max_hz: edges of the mel scale, Hz.
     description: text alternative.
-    title: stands over the strip if two clips are shown side by side.
+    title: shown over the strip if two clips are side by side.
     """
     num_frames, rows, columns, _ = video_THWC.shape
     seconds = num_frames / fps
@@ -275,7 +275,7 @@ def _slaney_mel(hz: float) -> float:
 
 
 def _at_most(frame_HWC: np.ndarray, rows: int) -> np.ndarray:
-    """The frame, reduced to at most `rows` rows by means of whole blocks of pixels: a strip needs no more."""
+    """The frame, reduced to at most `rows` rows by block means: a strip needs no more."""
     factor = math.ceil(frame_HWC.shape[0] / rows)
     height, width = (size // factor * factor for size in frame_HWC.shape[:2])
     blocks = frame_HWC[:height, :width].reshape(height // factor, factor, width // factor, factor, 3)

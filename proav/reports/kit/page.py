@@ -1,8 +1,8 @@
 """HTML pieces of the report pages: escaped elements, tables of numbers, players, and the page in one file.
 
-It is no template language. Everything that is not `Markup` is escaped, so that a label or file name can never
-become code. Templates are beside this file (page.html, page.css, page.js). Reports are ours, not the paper's.
-Not here: drawings (`figures.py`), tables of an evaluation (`tables.py`).
+Everything that is not `Markup` is escaped, so that a label or file name can never become code. Templates are
+beside this file (page.html, page.css, page.js). Reports are ours, not the paper's. Drawings are in
+`figures.py`, tables of an evaluation in `tables.py`.
 """
 
 import base64
@@ -35,7 +35,7 @@ class Markup(str):
 
 
 def render(child) -> str:
-    """HTML of one child: Markup as it is, None as nothing, lists one after the other, all else escaped."""
+    """HTML of one child: Markup unchanged, None as nothing, lists item by item, everything else escaped."""
     if child is None:
         return ""
     if isinstance(child, Markup):
@@ -77,7 +77,7 @@ def section(identity: str, title: str, *children) -> Markup:
 
 
 def todo(what: str, command: str) -> Markup:
-    """The line in a section whose inputs do not exist yet: what is missing, and the command that makes it."""
+    """The line in a section without inputs: what is missing, and the command that makes it."""
     return element("p", what, " ", element("code", command), class_="todo")
 
 
@@ -146,7 +146,7 @@ def counted(count: int, noun: str, nouns: str | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`40 seconds`, `12 minutes`, `3.5 hours` or `4 days`, as the length needs."""
+    """`40 seconds`, `12 minutes`, `3.5 hours` or `4 days`."""
     for size, noun in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= 2 * size:
             return (
@@ -171,11 +171,11 @@ def metric_name(key: str) -> tuple[str, str]:
 def metrics_card(title: str, values, *, level: int = 3, wide: bool = False) -> Markup:
     """A card with every number and text of a nested dict.
 
-    `protocol` and other long texts stand below the numbers.
+    `protocol` and other long texts are below the numbers.
 
     title: heading.
     values: the dict, or a single value.
-    level: level of the heading; above 3 the result is an inner part of another card.
+    level: level of the heading; above 3, the result is a part of another card.
     wide: the card takes the whole width of the page.
     """
     if not isinstance(values, dict):

@@ -1,7 +1,7 @@
 """The tables of an evaluation as part of a page.
 
-Every number has its interval and, beside it, the same number between real clips. A missing number says what
-it needs. Not here: how the numbers are measured (`proav/evaluate`).
+Every number has its interval and, beside it, the same number between real clips. For a missing number, the
+table says what it needs. The numbers are measured in `proav/evaluate`.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ BESIDE = {
         ("cosine transform", "mel_error_cosine_db"),
     ),
 }
-"""Numbers beside a reconstruction's PSNR and log-mel error: words, and the key of the mean."""
+"""Numbers shown beside a reconstruction's PSNR and log-mel error: words, and the key of the mean."""
 HEADS = ["", "value", "95 % interval", "between real clips", "", "clips", "sources"]
 STRIP_WIDTH, STRIP_HEIGHT, STRIP_EDGE = 132, 18, 8
 
@@ -43,7 +43,7 @@ def number_table(values: dict) -> Markup:
     """One table of metrics.json.
 
     values: {"title", "rows": [{"metric", "value", ...}], "left_out": {set and reason: clips}}, and for clips
-    whose truth is known also "scale": {metric: text}.
+    with known ground truth also "scale": {metric: text}.
     """
     rows, said = [], {}
     for row in values["rows"]:
@@ -70,14 +70,14 @@ def number_table(values: dict) -> Markup:
     if rows:
         content.append(table(HEADS, rows, caption=values["title"]))
         drawn = (
-            "Drawn: the value as a dot on its interval, the number between real clips as a bar, "
-            "each row on a scale of its own."
+            "The value is drawn as a dot on its interval, the number between real clips as a bar. "
+            "Each row has a scale of its own."
         )
         content.append(element("p", drawn, class_="note"))
     content += [element("p", f"{', '.join(names)}: {text}.", class_="note") for text, names in said.items()]
     if scale := values.get("scale", {}):
         said = "; ".join(f"{shown_name(metric)}: {text}" for metric, text in scale.items())
-        note = f"For clips whose truth is known (bench/metrics/world_metric.py): {said}."
+        note = f"For clips with known ground truth (bench/metrics/world_metric.py): {said}."
         content.append(element("p", note, class_="note"))
     content += [
         warning(f"{count} clips could not be read and are left out ({what}).")
@@ -121,7 +121,7 @@ def interval_strip(name: str, row: dict) -> Markup | str:
 
 
 def beside(reconstruction: dict, stream: str) -> str:
-    """What simple codes reach, as far as measured, to set beside MDSA's number: `mean colour 16.26 dB, ...`.
+    """The measured numbers of simple codes, to compare with MDSA's: `mean colour 16.26 dB, ...`.
 
     stream: picture or sound.
     """
@@ -135,7 +135,7 @@ def _line(start: str, end: str, heights: Sequence[float], colour: str) -> Markup
 
 
 def shown_name(metric: str) -> str:
-    """A metric's key for people: the field's own names stay, other keys become words with their unit."""
+    """A metric's key for people: established names stay, other keys become words with their unit."""
     if metric in NAMES:
         return NAMES[metric]
     if any(letter.isupper() for letter in metric) or metric in ACRONYMS:

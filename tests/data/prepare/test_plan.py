@@ -77,7 +77,7 @@ def test_what_another_version_or_no_plan_began_is_refused(sources, tmp_path):
     config, folder = tiny_config(), f"{tmp_path}/data"
     (tmp_path / "data" / "units").mkdir(parents=True)
     (tmp_path / "data" / "units" / "000000.json").write_text("{}")
-    with pytest.raises(UserError, match="has finished units of work but no plan.parquet.*delete"):
+    with pytest.raises(UserError, match="has finished units of work, but no plan.parquet.*delete"):
         settle_plan(config, folder, sources)
     settings = {key: value for key, value in data_settings(config).items() if key != "data.named_by_id"}
     with pytest.raises(

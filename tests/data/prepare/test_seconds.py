@@ -200,7 +200,9 @@ def test_a_lost_or_doubled_second_is_found(recordings, tmp_path, change):
     changed = change(mine) + [row for row in rows if not row["source"].endswith("mute_end.mkv")]
     pq.write_table(pa.Table.from_pylist(changed, schema=table.schema), path)
     restate(data_dir, "rejects", "rejects", path)
-    with pytest.raises(DamagedShard, match="not all seconds are in segments or rejects, or some are twice"):
+    with pytest.raises(
+        DamagedShard, match="have seconds that are in neither segments nor rejects, or are there twice"
+    ):
         verify(data_dir)
 
 
