@@ -110,7 +110,7 @@ def test_trials_whose_intervals_meet_are_told_apart_from_others(tmp_path, capsys
     assert (
         "score +- 95 %" in said
         and "10.300 +- 2.541" in said
-        and "the intervals of 1 others meet its own" in said
+        and "its interval overlaps those of 1 others" in said
     )
     assert "95 % interval" in page and results["trials"][0]["metric_low"] == best.metric_low
     assert "over 2 seeds" in (tmp_path / "tune" / "best.yaml").read_text()
