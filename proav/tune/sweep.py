@@ -192,7 +192,7 @@ class _Sweep:
         try:
             tuner.fit()
         except KeyboardInterrupt:  # Ray Tune takes SIGINT while it runs, and raises this
-            kept = "finished rungs are kept: run the same command again to continue"
+            kept = "finished rungs are kept: run the same command again to go on"
             raise Stopped(f"tune: stopped; {kept}") from None
 
     def _trials(self, points: Points, at_a_time: int, run_config: tune.RunConfig) -> tune.Tuner:

@@ -193,7 +193,7 @@ def _stopped_text(config: Config, stage: str, summary: dict) -> str:
     request = StopRequest.current()
     by = request.name if request and request.name else "a signal to one of its workers"
     done = f"{summary['clips']:,} of {train_settings(config, stage).num_clips:,} clips are done"
-    kept = "in the newest checkpoint: run the same command again to continue"
+    kept = "in the newest checkpoint: run the same command again to go on"
     return f"{stage}: stopped by {by}; {done} and {kept}"
 
 
