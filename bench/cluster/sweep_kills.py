@@ -197,7 +197,7 @@ def main() -> int:
     parser.add_argument(
         "--blows",
         default="2:worker,4:trial,6:driver,9:SIGTERM",
-        help="RUNGS:WHAT, what to kill after this many rungs: worker, trial, driver; or SIGTERM to the driver",
+        help="RUNGS:WHAT, what to kill after so many rungs: worker, trial, driver; SIGTERM: to the driver",
     )
     parser.add_argument("--population", action="store_true", help="population-based training as well")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
