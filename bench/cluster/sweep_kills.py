@@ -1,4 +1,4 @@
-"""Kills a training worker, a trial's process and the driver in the middle of a sweep, and sends SIGTERM.
+"""Interrupts a sweep by killing a worker, a trial's process and the driver, and by SIGTERM to the driver.
 
     python -m bench.cluster.sweep_kills [--folder runs/sweep_kills] [--data DIR] [--population]
         [--blows 2:worker,4:trial,6:driver,9:SIGTERM] [section.key=value ...]
@@ -109,8 +109,9 @@ ALL = (WORKER, DRIVER_OF_TRIAL, "TrainController", "_Mailbox", "drive", "evaluat
 
 
 def seconds_until_free(head: LocalHead) -> tuple[float, list]:
-    """Seconds until no CPU, no placement group and no process of a trial is left; and what is left after a
-    minute.
+    """Seconds until all CPUs are free and no placement group or process of a trial is left.
+
+    The second value is what is still in use after a minute.
     """
     began, left = time.monotonic(), []
     environment = {**head.environment, "RAY_ADDRESS": head.address}
@@ -140,13 +141,13 @@ def results(folder: Path) -> dict[str, dict]:
 def disturbed(
     head: LocalHead, folder: Path, data: Path, words: list[str], blows: list[tuple[int, str]]
 ) -> list[dict]:
-    """Runs a sweep to its end and strikes it.
+    """Runs a sweep to its end, with kills and signals on the way.
 
     head: the Ray head.
-    folder: of the sweep.
+    folder: folder of the sweep.
     data: prepared data.
     words: further arguments of the job.
-    blows: (number of recorded rungs after which to strike, what to strike).
+    blows: (number of recorded rungs, what to kill then).
     """
     rows, job = [], start(head, folder, data, words)
     for rungs, kind in blows:

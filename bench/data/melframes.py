@@ -127,7 +127,9 @@ def main() -> None:
     parser.add_argument("files", nargs="*", metavar="FILE")
     parser.add_argument("--config", metavar="YAML", help="a configuration; without it the defaults")
     many = {"action": "append", "default": []}
-    parser.add_argument("--set", **many, metavar="KEY=VALUE", help="a setting of all, such as mel.hop=50")
+    parser.add_argument(
+        "--set", **many, metavar="KEY=VALUE", help="a setting for all rows, such as mel.hop=50"
+    )
     parser.add_argument("--against", **many, metavar="SETTINGS", help="settings of mel to compare with")
     arguments = parser.parse_args()
     for word in " ".join(arguments.against).split():

@@ -55,7 +55,7 @@ def save_training(
 def load_training(
     checkpoint: Checkpoint, engine: Engine, average: ExponentialMovingAverage, step: TrainingStep
 ) -> LoopState:
-    """Restores optimizer, moving average and the networks beside the model. Every worker calls it.
+    """Restores the optimizer, the moving average and all networks except the model. Every worker calls it.
 
     The model's own weights are loaded before the engine is made (`checkpoint.weights("model")`).
 
