@@ -6,7 +6,7 @@ RUN: a run whose ST-DiT was trained with i2av, continue and inpaint in `diffusio
 windows of its data are masked according to each task and generated again, in three ways:
 
     trained      the task, as `SoundingVideoPipeline` samples it
-    cut in       the same, but given and generated frames are joined without blending
+    cut in       the same, but given and generated frames are only put side by side
     replacement  MM-Diffusion's zero-shot method, with the task `joint` of the same model: at each step the
                  known frames of the model's estimate of the clean clip are replaced by the given ones
 
