@@ -1,8 +1,8 @@
 """Finds mistakes in a cluster file before a cloud or Kubernetes does: `python cluster/check.py FILE ...`
 
-Checks files of the cluster launcher (`ray up`) and of KubeRay. It asks no cloud and starts nothing. Exit
-status 0: no mistake; the files can be used when everything that is listed to fill in is filled in. Exit
-status 2: a mistake; a line names its key. The keys that a file may have are in cluster/shapes.py.
+Checks files of the cluster launcher (`ray up`) and of KubeRay. It contacts no cloud and starts nothing. Exit
+status 0: no mistake. The files can be used after you fill in what is listed. Exit status 2: a mistake. One
+line names its key. cluster/shapes.py has the keys that a file may have.
 """
 
 import difflib
@@ -65,7 +65,7 @@ def check_launcher(config: dict[str, Any]) -> None:
     import ray.autoscaler
 
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())["properties"]
-    # min_workers: of one's own machines; Ray moves it elsewhere
+    # min_workers is for machines of your own; Ray moves it elsewhere
     shape = dict.fromkeys(schema, ANY) | {"min_workers": ANY, "cluster_name!": ANY}
     shape |= {key: dict.fromkeys(schema[key]["properties"], ANY) for key in ("auth", "docker")}
     shape["provider!"] = dict.fromkeys(schema["provider"]["properties"], ANY) | LAUNCHER_PROVIDER
@@ -94,7 +94,7 @@ def check_node_types(config: dict[str, Any]) -> None:
     """
     types = config.get("available_node_types") or {}
     if not types:
-        return  # one's own machines: Ray knows one type
+        return  # machines of your own: Ray has only one type for them
     head = config.get("head_node_type")
     if head not in types:
         raise UserError(f"head_node_type: {head} is none of available_node_types ({', '.join(types)})")
@@ -125,7 +125,7 @@ def check_node_types(config: dict[str, Any]) -> None:
 
 
 def check_by_ray(config: dict[str, Any]) -> None:
-    """Checks what `ray up` itself checks: fills in defaults and compares with Ray's schema. Asks no cloud."""
+    """Makes the checks of `ray up`: fills in defaults and compares with Ray's schema. Contacts no cloud."""
     import jsonschema
 
     # `ray up` calls them; they have no public name
@@ -141,7 +141,7 @@ def check_by_ray(config: dict[str, Any]) -> None:
 
 
 def check_kuberay(document: dict[str, Any]) -> None:
-    """Checks a RayCluster, RayJob or RayService: keys down to those of containers, and what proav needs."""
+    """Checks a RayCluster, RayJob or RayService: its keys, down to those of containers, and proav's needs."""
     kind = document.get("kind")
     if kind not in KUBERAY:
         raise UserError(f"kind: {kind}; expected one of {', '.join(KUBERAY)}")
@@ -187,7 +187,7 @@ def check_kuberay(document: dict[str, Any]) -> None:
 
 
 def check_serve_config(text: str) -> None:
-    """Checks the Serve configuration inside a RayService by Serve's own schema and proav's own settings."""
+    """Checks the Serve configuration in a RayService against Serve's schema and proav's settings."""
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 
@@ -276,7 +276,7 @@ def check_keys(value: Any, shape: Any, where: str) -> None:
 
 
 def texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """(place, text) of every text in nested dictionaries and lists."""
+    """(place, string) of every string in nested dictionaries and lists."""
     if isinstance(value, str):
         yield where, value
     elif isinstance(value, dict):

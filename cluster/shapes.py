@@ -1,9 +1,9 @@
 """The keys that cluster files may have; cluster/check.py compares files with them.
 
-They are the keys that proav's files and their likely changes need. A shape is {key: shape}, a list of one
-shape, or ANY; "key!" must be present. Names come from Ray's cluster YAML reference, the EC2 RunInstances and
-Compute Engine instances.insert interfaces, the ray.io/v1 resources of KubeRay 1.7, and the Kubernetes Pod
-(v1).
+They are the keys that proav's files and likely changes to them need. A shape is {key: shape}, a list of one
+shape, or ANY. A key with "!" at its end must be present. Names come from Ray's cluster YAML reference, the
+EC2 RunInstances and Compute Engine instances.insert interfaces, the ray.io/v1 resources of KubeRay 1.7, and
+the Kubernetes Pod (v1).
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ def keys(words: str, **shapes: Shape) -> dict[str, Shape]:
 
 
 LAUNCHER_PROVIDER = keys("type! coordinator_address external_head_ip internal_head_ip use_external_ips")
-"""Keys of `provider` that Ray reads beside those of its schema."""
+"""Keys of `provider` that Ray reads but does not have in its schema."""
 
 NODE_CONFIGS: dict[str, Shape] = {
     "aws": keys(

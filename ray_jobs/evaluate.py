@@ -1,4 +1,4 @@
-"""Reconstruction and loss on clips of sources that training did not see; every number with its protocol."""
+"""Measures a run (reconstructions, loss, samples) or two folders of clips; every number has its protocol."""
 
 from proav.command_line import Config, run_job
 

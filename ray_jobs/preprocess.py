@@ -19,7 +19,7 @@ def verify(config: Config) -> None:
 
 if __name__ == "__main__":
     help_text = (
-        "prepare nothing: read all prepared data again and prove that nothing is missing, doubled, "
+        "prepare nothing: read all prepared data again and check that nothing is missing, doubled, "
         "truncated or changed"
     )
     run_job(main, description=__doc__, records=True, instead={"--verify": (verify, help_text)})

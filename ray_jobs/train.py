@@ -1,6 +1,6 @@
 """Train MDSA (stage=mdsa) or ST-DiT (stage=stdit) with Ray Train and DeepSpeed.
 
-stage=distill makes the trained ST-DiT a flow map, which samples in few steps.
+stage=distill turns the trained ST-DiT into a flow map, which samples in few steps.
 Without a stage: train MDSA, encode the latents, train ST-DiT, each unless it is done.
 """
 

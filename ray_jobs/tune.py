@@ -1,5 +1,5 @@
-"""A sweep over any settings with Ray Tune: trials are Ray Train runs; a table, Pareto plots, and the best
-configuration for train.py.
+"""A sweep over any settings with Ray Tune. Trials are Ray Train runs. It leaves a table, Pareto plots, and
+the best configuration for train.py.
 """
 
 from proav.command_line import Config, run_job

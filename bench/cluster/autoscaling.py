@@ -2,8 +2,8 @@
 
     python -m bench.cluster.autoscaling [--copies N] [--num-clips N] [--idle-seconds N] [--skip-training]
 
-Two jobs are submitted to a head without CPUs that has two groups of nodes. The nodes are Ray's fake ones:
-processes of this machine, which Ray's real autoscaler starts and ends. The benchmark ends all that it
+Two jobs are submitted to a head without CPUs that has two groups of nodes. The nodes are Ray's fake nodes:
+processes on this machine that Ray's real autoscaler starts and ends. The benchmark ends everything that it
 started. Linux only.
 """
 
@@ -29,7 +29,7 @@ SHRINK_SECONDS = 120.0
 def autoscaler_config(address: str, *, idle_seconds: float, num_cpu_nodes: int) -> dict:
     """A cluster file for Ray's fake provider: nodes of 1 CPU to prepare data, one of 2 CPUs to train.
 
-    None of them is up at first.
+    At first no node is up.
     """
 
     def group(name: str, num_cpus: int, most: int) -> dict:
@@ -78,12 +78,12 @@ class Cluster:
             num_cpus=0,
             environment=settings,
         )
-        # before Ray is imported, because Ray reads them then
+        # set before Ray is imported, because Ray reads them at import
         os.environ.update({name: self.head.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")})
         import ray
 
         address = f"{ray.util.get_node_ip_address()}:{self.head.port}"
-        # parts of Ray Train look for the machine's only Ray, but there may be several
+        # parts of Ray Train use any Ray on the machine, but there may be several
         self.head.environment["RAY_ADDRESS"] = address
         file.write_text(
             json.dumps(autoscaler_config(address, idle_seconds=idle_seconds, num_cpu_nodes=num_cpu_nodes))
@@ -223,7 +223,10 @@ def main() -> None:
     )
     parser.add_argument("--num-clips", type=int, default=64, help="how long to train, in clips (default: 64)")
     parser.add_argument(
-        "--idle-seconds", type=float, default=15, help="when a node without work is taken down (default: 15)"
+        "--idle-seconds",
+        type=float,
+        default=15,
+        help="seconds after which a node without work ends (default: 15)",
     )
     parser.add_argument("--skip-training", action="store_true", help="only preprocess")
     arguments = parser.parse_args()

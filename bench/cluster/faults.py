@@ -8,8 +8,8 @@ Runs preprocess, train (both stages), encode and generate three times, with a sm
 - at flaky://..., an fsspec file system (`bench/helpers/flaky_storage.py`)
 - in a folder where the operating system's own calls fail (`bench/helpers/flaky_disk.c`, needs cc and Linux)
 
-The videos lie there too. Prints faults, seconds and whether the results are equal to the last byte: shards,
-checkpoints, curves, latents, samples.
+The source videos are there too. Prints faults, seconds and whether the results are equal to the last byte:
+shards, checkpoints, curves, latents, samples.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def run_job(name: str, settings: list[str], environment: dict) -> tuple[int, flo
 
 
 def results(run: Path) -> dict[str, str]:
-    """{file: SHA-256} of the results that must not depend on the storage; of metrics, the curve itself."""
+    """{file: SHA-256} of the results that must not depend on the storage; for metrics, the curve itself."""
     found = {}
     weights = (f"{stage}/checkpoints/**/*.safetensors" for stage in ("mdsa", "stdit"))
     for pattern in ("data/segments/*", *weights, "latents/*.parquet", "samples/**/*.mp4"):

@@ -4,8 +4,8 @@
 
 Starts a head on this machine and sends preprocess.py and train.py stage=mdsa to it with
 `ray job submit --working-dir .`. Then stops the training half-way and sends it again. Prints the bytes
-uploaded, the seconds from submission to the first training step, and where the stopped run went on: a table
-and one JSON line.
+uploaded, the seconds from submission to the first training step, and the checkpoint from which the stopped
+run continued, as a table and one JSON line.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# `ray job submit` itself packs with it; it has no public name
+# the function with which `ray job submit` packs; it has no public name
 from ray._private.runtime_env.packaging import create_package
 
 from bench.helpers.local_head import LocalHead
@@ -36,7 +36,7 @@ def upload_bytes() -> int:
 
 @contextlib.contextmanager
 def submitted(head: LocalHead, *words: str):
-    """Submits a job; gives its `ray job submit` process, which prints what the job prints."""
+    """Submits a job; yields its `ray job submit` process, which prints the job's output."""
     command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", *words]
     process = subprocess.Popen(
         command, cwd=ROOT, env=head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -61,7 +61,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def wait_for(process: subprocess.Popen, happened) -> float:
-    """Seconds until `happened()`. Raises RuntimeError if the job ends before, or JOB_SECONDS pass."""
+    """Seconds until `happened()`. Raises RuntimeError if the job ends first, or after JOB_SECONDS."""
     began = time.monotonic()
     while not happened():
         if process.poll() is not None or time.monotonic() - began > JOB_SECONDS:
@@ -87,7 +87,7 @@ def list_jobs(head: LocalHead) -> dict[str, str]:
 
 
 def measure(run_dir: Path, num_cpus: int, num_clips: int, overrides: list[str]) -> dict:
-    """The numbers of the benchmark; the arguments are those of the command line."""
+    """The numbers of the benchmark. The arguments are those of the command line."""
     every = [
         "train.report_every_clips=8",
         f"train.checkpoint_every_clips={num_clips // 4}",
@@ -119,7 +119,7 @@ def measure(run_dir: Path, num_cpus: int, num_clips: int, overrides: list[str]) 
         with submitted(head, *train) as job:
             output = finish(job)
         result["second_train_seconds"] = time.monotonic() - began
-        result["went_on_from"] = re.search(r"going on from \S*/(clips-\d+)", output)[1]
+        result["went_on_from"] = re.search(r"continuing from \S*/(clips-\d+)", output)[1]
     lines = read_lines(metrics)
     result["clips"], result["loss"] = lines[-1]["clips"], lines[-1]["loss"]
     assert [line["clips"] for line in lines] == list(range(8, num_clips + 1, 8)), (

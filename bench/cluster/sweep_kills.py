@@ -1,14 +1,13 @@
-"""Kills in the middle of a sweep: of a training worker, a trial's process, the driver; and SIGTERM to the
-driver.
+"""Interrupts a sweep by killing a worker, a trial's process and the driver, and by SIGTERM to the driver.
 
     python -m bench.cluster.sweep_kills [--folder runs/sweep_kills] [--data DIR] [--population]
         [--blows 2:worker,4:trial,6:driver,9:SIGTERM] [section.key=value ...]
 
-A Ray head of this machine stays up while twelve short trials over the demo's MDSA run twice: once
-undisturbed, once with the blows, after which the same command goes on. Prints a line a blow, with the seconds
-until the cluster has all of its CPUs back and no process of a trial is left. The results must equal those of
-the undisturbed sweep in every number that does not measure time. Ends with status 1 if one differs or a
-resource is missing. --population: a sweep of population-based training after it, killed and resumed as well.
+A Ray head on this machine stays up while twelve short trials of the demo's MDSA run twice: once undisturbed,
+and once with the kills, after each of which the same command is run again. Prints a line for each kill, with
+the seconds until all CPUs of the cluster are free and no process of a trial is left. The results must equal
+those of the undisturbed sweep in every number that does not measure time. Ends with status 1 if one differs
+or a resource is not free. --population: then also kills and resumes a sweep of population-based training.
 """
 
 import argparse
@@ -53,7 +52,7 @@ POPULATION = (
     "tune.max_clips=24",
 )
 OF_TIME = ("seconds", "clips_per_second", "peak_memory_gib")
-"""Numbers that no two runs share."""
+"""Numbers that differ in every run."""
 MOST_SECONDS = 900.0
 FREE = """
 import json, ray
@@ -64,7 +63,7 @@ taken = {kind: there[kind] - free.get(kind, 0) for kind in ("CPU", "GPU") if kin
 groups = [group for group in ray.util.placement_group_table().values() if group["state"] not in ("REMOVED",)]
 print(json.dumps([sum(taken.values()), len(groups)]))
 """
-"""Asks the cluster for CPUs that are taken and placement groups that are there."""
+"""Asks the cluster for the numbers of taken CPUs and of placement groups."""
 
 
 def start(head: LocalHead, folder: Path, data: Path, words: list[str]) -> subprocess.Popen:
@@ -78,7 +77,7 @@ def start(head: LocalHead, folder: Path, data: Path, words: list[str]) -> subpro
 
 
 def measured(folder: Path) -> int:
-    """Rungs on record."""
+    """The number of recorded rungs."""
     records = [json.loads(path.read_text()) for path in folder.glob("tune/trials/*/trial.json")]
     return sum(len(record["rungs"]) for record in records)
 
@@ -86,13 +85,13 @@ def measured(folder: Path) -> int:
 def wait(job: subprocess.Popen, happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + MOST_SECONDS
     while job.poll() is None and not happened():
-        assert time.monotonic() < deadline, "the sweep does not get on"
+        assert time.monotonic() < deadline, "the sweep makes no progress"
         time.sleep(0.1)
 
 
 def of_trials(*names: str) -> list[psutil.Process]:
-    """Processes below this one whose title has one of the names: Ray gives each actor's process its class as
-    title.
+    """Descendants of this process whose title has one of the names. Ray sets an actor's class as the title of
+    its process.
     """
     found = []
     for process in psutil.Process().children(recursive=True):
@@ -110,8 +109,9 @@ ALL = (WORKER, DRIVER_OF_TRIAL, "TrainController", "_Mailbox", "drive", "evaluat
 
 
 def seconds_until_free(head: LocalHead) -> tuple[float, list]:
-    """Until no CPU is taken, no placement group is there and no process of a trial; and what is left after a
-    minute.
+    """Seconds until all CPUs are free and no placement group or process of a trial is left.
+
+    The second value is what is still in use after a minute.
     """
     began, left = time.monotonic(), []
     environment = {**head.environment, "RAY_ADDRESS": head.address}
@@ -126,7 +126,7 @@ def seconds_until_free(head: LocalHead) -> tuple[float, list]:
 
 
 def results(folder: Path) -> dict[str, dict]:
-    """What each trial reached, by id, without what measures time."""
+    """The measurements of each trial, by id, without those of time."""
     found = json.loads((folder / "tune" / "results.json").read_text())
     kept = {}
     for row in found["trials"]:
@@ -141,7 +141,14 @@ def results(folder: Path) -> dict[str, dict]:
 def disturbed(
     head: LocalHead, folder: Path, data: Path, words: list[str], blows: list[tuple[int, str]]
 ) -> list[dict]:
-    """Runs a sweep to its end with blows, each once so many rungs are on record."""
+    """Runs a sweep to its end, with kills and signals on the way.
+
+    head: the Ray head.
+    folder: folder of the sweep.
+    data: prepared data.
+    words: further arguments of the job.
+    blows: (number of recorded rungs, what to kill then).
+    """
     rows, job = [], start(head, folder, data, words)
     for rungs, kind in blows:
         wait(job, lambda rungs=rungs: measured(folder) >= rungs)
@@ -149,7 +156,7 @@ def disturbed(
         struck = []
         while job.poll() is None and not struck:
             found = of_trials(name) if name else [psutil.Process(job.pid)]
-            if kind == "trial":  # one that begins now: an older one may have ended already
+            if kind == "trial":  # a trial that begins now, as an older one may have ended already
                 found = [process for process in found if process not in before]
             struck = found[:1]
             time.sleep(0.1)
@@ -191,7 +198,7 @@ def main() -> int:
     parser.add_argument(
         "--blows",
         default="2:worker,4:trial,6:driver,9:SIGTERM",
-        help="what is struck after so many rungs: worker, trial, driver, or SIGTERM to the driver",
+        help="RUNGS:WHAT, what to kill after so many rungs: worker, trial, driver; SIGTERM: to the driver",
     )
     parser.add_argument("--population", action="store_true", help="population-based training as well")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")

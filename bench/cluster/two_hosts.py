@@ -2,10 +2,10 @@
 
     python -m bench.cluster.two_hosts [--num-clips N] [--config FILE] [section.key=value ...]
 
-The curve must be that of two workers on one host, and the run must go on when the host is back. The hosts are
-network namespaces of this machine, joined by a virtual cable. Each has its own addresses, ports and Ray node,
-and reaches the other over the cable alone. They share the disk. Needs Linux, root and the `ip` command. The
-benchmark ends and removes all that it made.
+The curve must be that of two workers on one host, and the run must continue when the host is back. The hosts
+are network namespaces of this machine, joined by a virtual cable. Each has its own addresses, ports and Ray
+node, and reaches the other only over the cable. They share the disk. Needs Linux, root and the `ip` command.
+The benchmark removes everything that it made.
 """
 
 import argparse
@@ -96,8 +96,8 @@ class Host:
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts and the cable between them; removed at the end, with all that ran on them."""
-    # a short path: those of Ray's sockets below it may have at most 107 characters
+    """Two hosts and the cable between them; removed at the end, with all of their processes."""
+    # a short path, as paths of Ray's sockets below it may have at most 107 characters
     folder = Path(tempfile.mkdtemp(prefix="hosts", dir="/tmp"))
     hosts = tuple(
         Host(f"proav-{os.getpid()}-{number}", address, folder) for number, address in enumerate(ADDRESSES)
@@ -152,11 +152,13 @@ def environment(**more: str) -> dict[str, str]:
 def wait_for(
     happened: Callable[[], bool], seconds: float, what: str, process: subprocess.Popen, log: Path
 ) -> float:
-    """Seconds until `happened()`. Ends the benchmark and shows the log if that comes too late or never.
+    """Seconds until `happened()`. If that takes too long, ends the benchmark and shows the log.
 
-    happened: what is waited for. seconds: to wait at most. what: its name in the message.
-    process: must run meanwhile.
-    log: of the process.
+    happened: the condition to wait for.
+    seconds: longest time to wait.
+    what: name of the condition, for the message.
+    process: a process that must run meanwhile.
+    log: output of that process.
     """
     began = time.monotonic()
     while not happened():
@@ -197,9 +199,12 @@ def train_on_one_host(words: list[str]) -> float:
 def train_on_two_hosts(folder: Path, run_dir: Path, words: list[str], num_clips: int) -> dict:
     """Trains with a worker on each host; loses the second host half-way and starts it again.
 
-    It starts again when the first host has noticed the loss.
+    The second host starts again when the first host has noticed the loss.
 
-    folder: for the log. run_dir: of the run. words: arguments of train.py. num_clips: length of the training.
+    folder: folder for the log.
+    run_dir: folder of the run.
+    words: arguments of train.py.
+    num_clips: length of the training.
     """
     with two_hosts() as (first, second):
         for host in (first, second):

@@ -1,9 +1,9 @@
-"""Speed of `read_segments` against the plainest PyAV loop over the same files.
+"""Speed of `read_segments` against a minimal PyAV loop over the same files.
 
     python -m bench.data.decode [--fit pad] [--runs N] [FILE ...]
 
 Both turn a whole file into 256 x 256 pictures at 10 fps with mono sound at 16 kHz, in one pass on one thread.
-The plain loop trusts every time stamp and checks nothing. It knows no rotation, pixel aspect, gap or damage.
+The plain loop trusts every time stamp and checks nothing. It ignores rotation, pixel aspect, gaps and damage.
 Runs alternate in one process; the times are medians of processor time. Prints a table and one JSON line.
 Without files: three generated clips of 640x360, 25 fps, 10 s, H.264 + AAC stereo at 44.1 kHz.
 """
@@ -30,7 +30,7 @@ SEGMENT_SECONDS = 10.0
 
 
 def ours(path: str, fit: str) -> tuple[int, int]:
-    """(frames, samples) as `read_segments` hands them out."""
+    """(frames, samples) of `read_segments`."""
     frames = samples = 0
     for _, clip in read_segments(
         path,

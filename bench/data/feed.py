@@ -6,10 +6,10 @@ Prepares segments of the files, or of generated textures, at 256x256 (JPEG, then
 Batches of 8 are taken as training takes them, after the first, for a few seconds each. Rates are per second
 and, in brackets, per core-second: a second of processor time of all processes that take part.
 
-Two rates stand beside these. Reading plainly: the shards are read from end to end, and as many windows count
-as their bytes hold. Decoding alone: the same windows' frames are decoded from bytes in memory. All files are
-in the system's page cache. The feed's own cache is off, because it would hold a set as small as this one.
-Prints a Markdown table and one JSON line.
+Two rates are given for comparison. Reading plainly: the shards are read from end to end, and the windows that
+fit in their bytes are counted. Decoding alone: the frames of the same windows are decoded from bytes in
+memory. All files are in the system's page cache. The feed's own cache is off, because it would hold all of
+this small data set. Prints a Markdown table and one JSON line.
 """
 
 import argparse
@@ -63,7 +63,13 @@ class MadeClips:
 
 
 def prepare(folder: str, codec: str, num_segments: int, videos: list[np.ndarray]) -> Config:
-    """Prepares a data set in `folder` with this frame codec; the segments take the videos' frames in turn."""
+    """Prepares a data set with frames of the given videos.
+
+    folder: folder of the data set.
+    codec: frame codec.
+    num_segments: number of segments.
+    videos: videos whose frames the segments take in turn.
+    """
     config = load_config(None, [f"run_dir={folder}", f"data.frame_codec={codec}"])
     sources = tuple(
         SourceRow(f"{number}", f"{number}", f"{number}", split="train") for number in range(num_segments)
@@ -108,7 +114,7 @@ def through_the_feed(feed: ClipFeed, seconds: float, **loading) -> tuple[float, 
 def plainly(config: Config) -> tuple[float, float]:
     """Rates of a plain reader that reads all shards from end to end, three times.
 
-    It counts as many windows as the frames in these bytes make.
+    It counts the windows that these frames could make.
     """
     frames = int(SegmentStore(config.data_folder).column("num_frames").sum())
     clock = Clock()
@@ -163,7 +169,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="videos to take the frames of, in place of made textures"
+        "files", nargs="*", metavar="FILE", help="videos that give the frames, in place of generated textures"
     )
     parser.add_argument("--segments", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")

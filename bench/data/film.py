@@ -3,9 +3,8 @@
     python -m bench.data.film [--minutes 2 120]
 
 Makes films of these lengths: the packets of a generated clip of 640x360 at 25 fps with sound, repeated with
-later time stamps. Each film goes through the job's unit of work in a fresh process, which decodes in another
-process, as in the job. Prints the highest resident memory of both processes and the segments, then one JSON
-line.
+later time stamps. As in the job, a fresh process prepares each film and decodes it in another process. Prints
+the highest resident memory of both processes and the number of segments, then one JSON line.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What deciding the filters costs on an index of millions of rows.
+"""What applying the filters costs on an index of millions of rows.
 
     python -m bench.data.filters [--rows N] [--alike none|picture|all]
 
 Makes an index with random fingerprints. One row in a hundred is a copy of an earlier one, with 5 % of the
-bits of both hashes flipped. Switches every filter on and reports the time, the highest resident memory and
-how many of the copies were found. --alike gives the worst cases: all rows have the same picture (one still
+bits of both hashes flipped. Turns every filter on and reports the time, the highest resident memory and the
+share of the copies that were found. --alike gives the worst cases: all rows have the same picture (one still
 camera), or the same picture and sound. Prints a line and one JSON line.
 """
 

@@ -2,9 +2,9 @@
 
     python -m bench.data.kills [--kills 20] [--seed 0]
 
-A Ray head of this machine stays up, and each run gets a second node; the job is a separate command. SIGKILL
-goes to the driver, a Ray worker, a decoding process and a whole node, in turns. Then the job is run to its
-end. Every file that it leaves must have the bytes of an uninterrupted run, and verification must agree.
+A Ray head on this machine stays up, and each run gets a second node; the job is a separate command. SIGKILL
+goes to the driver, a Ray worker, a decoding process and a whole node, in turn. Then the job is run to its
+end. Every file that it wrote must have the bytes of an uninterrupted run, and verification must pass.
 Prints a line for each kill and one JSON line. Ends with status 1 if anything differs.
 """
 

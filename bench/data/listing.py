@@ -2,9 +2,9 @@
 
     python -m bench.data.listing [--rows N] [--files N]
 
-Makes a listing like AudioSet's, with as many tiny files as --files says, and stand-ins for finished units.
-For these one real segment is decoded; the functions that write real units then repeat its row of the index
-under other ids. A fifth of the clips are rejects, as in the real listing.
+Makes a listing like AudioSet's, with --files tiny files, and substitutes for finished units. For these one
+real segment is decoded, and its row of the index is written many times under other ids, by the functions that
+write real units. A fifth of the clips are rejects, as in the real listing.
 
 Then each step runs in a process of its own. Its wall time, its processor time and the highest resident memory
 of that process (ru_maxrss, imports included) are compared with bounds. Prints a table and one JSON line.
@@ -26,7 +26,7 @@ from pathlib import Path
 
 MAX_SECONDS, MAX_GB = 120.0, 3.0
 REJECTED = 0.2
-"""Share of AudioSet's videos that are gone."""
+"""Share of AudioSet's videos that are no longer online."""
 ROWS_PER_SHARD = 64
 LABELS = 527
 STEPS = {
@@ -92,7 +92,7 @@ def config_of(folder: Path):
 
 
 def make_units(folder: Path) -> None:
-    """Stand-ins for the files that finished units leave."""
+    """Writes substitutes for the files of finished units."""
     import numpy as np
 
     from proav.config.reading import load_config
@@ -234,8 +234,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=2_000_000, help="rows of the listing")
-    parser.add_argument("--files", type=int, default=100_000, help="tiny files that are there")
-    parser.add_argument("--folder", help="where to work; empty: a temporary folder")
+    parser.add_argument("--files", type=int, default=100_000, help="tiny files to make")
+    parser.add_argument("--folder", help="working folder (default: a temporary one)")
     parser.add_argument("--step", choices=["units", *STEPS], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:

@@ -3,11 +3,11 @@
     python -m bench.data.melframes [--config YAML] [--set KEY=VALUE ...] [--against SETTINGS ...] [FILE ...]
 
 One clip from the middle of each file is turned into mel images and back. The error is the mean |dB| between
-log-mel pictures of the original and of the result, at four window lengths that favour no setting. It is
+log-mel images of the original and of the result, at four window lengths that favour no setting. It is
 measured once clean and once with normal noise of sigma 0.05 on the mel images, like a generator's error. Each
 --against changes settings of mel in the configuration, such as "mel.n_fft=256 mel.hop=50". All settings are
-measured in turn on each clip, so that their ratios hold on a busy machine too. Prints a table and one JSON
-line. Files: default examples/clips.
+measured in turn on each clip, so that their ratios are valid on a busy machine too. Prints a table and one
+JSON line. The default files are those of examples/clips.
 
 B sounds, L samples, T frames, M mel bins, S mel steps within a frame.
 """
@@ -38,7 +38,7 @@ SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".wmv")
 
 
 def reference_decibels(waveform_BL: torch.Tensor, sample_rate: int, n_fft: int) -> torch.Tensor:
-    """A log-mel picture in dB, independent of ours: Slaney bands, magnitude, hop n_fft / 4, floor -80 dB."""
+    """A log-mel image in dB, not by proav's code: Slaney bands, magnitude, hop n_fft / 4, floor -80 dB."""
     return 20 * reference_transform(sample_rate, n_fft)(waveform_BL).clamp(min=REFERENCE_FLOOR).log10()
 
 
@@ -79,7 +79,7 @@ class Contender:
         self.errors: dict[str, list[list[float]]] = {name: [] for name in GIVEN}
 
     def measure(self, waveform_L: torch.Tensor, seed: int) -> None:
-        """Adds one clip. seed: for the phases that decoding begins with, and for the noise."""
+        """Measures one clip. seed: for the noise, and for the first phases of decoding."""
         mel_BTMS = self._timed("encode", lambda: self.mel_frames.encode(waveform_L[None]))
         noise = NOISE_SIGMA * torch.randn(mel_BTMS.shape, generator=torch.Generator().manual_seed(seed))
         for name, given in zip(GIVEN, (mel_BTMS, (mel_BTMS + noise).clamp(-1, 1))):
@@ -127,7 +127,9 @@ def main() -> None:
     parser.add_argument("files", nargs="*", metavar="FILE")
     parser.add_argument("--config", metavar="YAML", help="a configuration; without it the defaults")
     many = {"action": "append", "default": []}
-    parser.add_argument("--set", **many, metavar="KEY=VALUE", help="a setting of all, such as mel.hop=50")
+    parser.add_argument(
+        "--set", **many, metavar="KEY=VALUE", help="a setting for all rows, such as mel.hop=50"
+    )
     parser.add_argument("--against", **many, metavar="SETTINGS", help="settings of mel to compare with")
     arguments = parser.parse_args()
     for word in " ".join(arguments.against).split():

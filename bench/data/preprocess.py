@@ -2,15 +2,15 @@
 
     python -m bench.data.preprocess [--processes 2] [FILE ...]
 
-The plain loop is what one would write by hand, with as many processes as the job has tasks. Each process
-decodes a file with PyAV in one pass, scales and resamples. It makes the same JPEGs, int16 sound and mel
-frames, and writes one file for each source. It trusts every time stamp, computes no scores and no checksums,
-isolates nothing, and cannot go on after a stop.
+The plain loop is a simple hand-written one, with as many processes as the job has tasks. Each process decodes
+a file with PyAV in one pass, scales and resamples. It makes the same JPEGs, int16 sound and mel frames, and
+writes one file for each source. It trusts every time stamp, computes no scores and no checksums, isolates
+nothing, and cannot be resumed.
 
-Both run in turns. The job's start-up is measured as a job over six files and subtracted; those six files are
-not counted. Ratios are taken within a round, of wall time and of the processor time of all processes, Ray's
-included. Other work on the machine disturbs processor time less. Prints a table and one JSON line. Without
-files: generated clips of 640x360, 25 fps, 10 s.
+Both run in turn. The job's start-up is measured as a job over six files and subtracted; those six files are
+not counted. Ratios are taken within a round, for wall time and for the processor time of all processes,
+including Ray's. Other work on the machine affects processor time less. Prints a table and one JSON line.
+Without files it uses generated clips of 640x360, 25 fps, 10 s.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def plain_tools() -> tuple[Config, MelFrames]:
 
 
 def plain_file(task: tuple[str, str]) -> tuple[int, int]:
-    """(frames, bytes) of one source, decoded and written by hand."""
+    """(frames, bytes) of one source, decoded and written by the plain loop."""
     path, folder = task
     config, mel_frames = plain_tools()
     video, sound = plain_pass(path, config.data.fit)
@@ -86,7 +86,7 @@ def plain_file(task: tuple[str, str]) -> tuple[int, int]:
 
 
 def processor_seconds() -> float:
-    """Processor seconds so far of this process and all its descendants, Ray's among them."""
+    """Processor seconds so far of this process and all its descendants, including Ray's."""
     total = 0.0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", metavar="FILE")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--copies", type=int, default=24, help="copies of each made clip")
+    parser.add_argument("--copies", type=int, default=24, help="copies of each generated clip")
     arguments = parser.parse_args()
     import ray
 

@@ -3,9 +3,9 @@
     python -m bench.data.seconds [--files] FOLDER [FOLDER ...]
 
 Prepares each folder as the job does, one file after the other in one process, and verifies it as `--verify`
-does. Prints a table. The declared seconds are those that a file's header states or its packets cover,
-whichever is more; for a file that cannot be opened they are unknown. The sum may lack less than a frame, or
-0.1 s, at the end of a stretch.
+does. Prints a table. The declared seconds of a file are the larger of those that its header states and those
+that its packets cover; if it cannot be opened, they are unknown. The sum may be smaller by less than a frame,
+or 0.1 s, at the end of each stretch.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from proav.data.store.shards import read_accounts, read_rejects
 
 
 def prepare(config: Config) -> dict:
-    """Prepares the data and returns the manifest. One process beside this one decodes all units."""
+    """Prepares the data and returns the manifest. One other process decodes all units."""
     data_dir, sources = f"{config.run_folder}/data", find_sources(config)
     with IsolatedDecoder(config) as decoder:
         records = [
@@ -38,7 +38,9 @@ def prepare(config: Config) -> dict:
 def row_of(name: str, files: int, seconds: dict, reasons: dict[str, float]) -> str:
     """A row of the table, in Markdown.
 
-    name: of the recordings. files: their number. seconds: {"declared", "used", "rejected"}.
+    name: name of the recordings.
+    files: their number.
+    seconds: {"declared", "used", "rejected"}.
     reasons: {reason of rejection: seconds}.
     """
     total = seconds["used"] + seconds["rejected"]
@@ -55,7 +57,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", metavar="FOLDER")
-    parser.add_argument("--files", action="store_true", help="a row for each file, too")
+    parser.add_argument("--files", action="store_true", help="also a row for each file")
     parser.add_argument("--fps", type=int, default=10)
     parser.add_argument("--segment-seconds", type=float, default=10.0)
     arguments = parser.parse_args()

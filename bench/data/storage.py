@@ -2,10 +2,10 @@
 
     python -m bench.data.storage [FILE ...]
 
-The shard writer writes every candidate as the data set does: each row is one segment of up to 10 s, with an
+Every candidate is written by the data set's shard writer: each row is one segment of up to 10 s, with an
 offset for each frame. The row reader reads it with its cache off. The files stay in the system's page cache,
-because processor time is what is compared. Rates are for one core, in processor time, the best of three
-rounds. PSNR is of RGB, peak 255, from the mean squared error over all pixels of all segments. Without files:
+because processor time is compared. Rates are for one core, in processor time, the best of three rounds. PSNR
+is of RGB, peak 255, from the mean squared error over all pixels of all segments. Without files it uses
 generated textured clips. Prints a Markdown table and one JSON line.
 """
 
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to turn frames into bytes with offsets, and a window of them back."""
+    """A way to encode frames as bytes with offsets, and to decode a window of them."""
 
     name: str
     encode: Callable[[np.ndarray], tuple[bytes, list[int]]]
@@ -49,7 +49,7 @@ class Candidate:
 
 
 def ours(name: str, codec: str, quality: int = 92) -> Candidate:
-    """Frames as the data set itself stores them."""
+    """Frames stored as in proav's data sets."""
     return Candidate(
         name,
         lambda video: encode_frames(video, codec=codec, quality=quality),
@@ -58,7 +58,7 @@ def ours(name: str, codec: str, quality: int = 92) -> Candidate:
 
 
 def image_a_frame(name: str, **options) -> Candidate:
-    """One picture file for each frame, by Pillow. options: of Pillow's writer."""
+    """One image file for each frame, by Pillow. options: those of Pillow's writer."""
 
     def encode_one(frame: np.ndarray) -> bytes:
         buffer = io.BytesIO()
@@ -74,7 +74,7 @@ def image_a_frame(name: str, **options) -> Candidate:
 
 
 def zstd(name: str) -> Candidate:
-    """Raw pixels; each frame is compressed alone, without loss."""
+    """Raw pixels; each frame is compressed separately, without loss."""
 
     def decode(data, offsets, *, shape, start, count) -> np.ndarray:
         size = int(np.prod(shape[1:]))
@@ -96,7 +96,9 @@ def stream(name: str, codec: str, pix_fmt: str, *, gop: int, options: dict[str, 
 
     A window is decoded from the key frame before it.
 
-    name: of the candidate. codec, pix_fmt, options: FFmpeg's. gop: frames from one key frame to the next.
+    name: name of the candidate.
+    codec, pix_fmt, options: those of FFmpeg.
+    gop: frames from one key frame to the next.
     """
 
     def encode(video: np.ndarray) -> tuple[bytes, list[int]]:
@@ -171,7 +173,9 @@ def candidates() -> list[Candidate]:
 def measure(candidate: Candidate, segments: Sequence[np.ndarray], folder: str, *, num_windows: int) -> dict:
     """Bytes, PSNR and rates of one candidate.
 
-    candidate: how frames are stored. segments: uint8 [T, H, W, 3] each. folder: for the shard.
+    candidate: how frames are stored.
+    segments: uint8 [T, H, W, 3] each.
+    folder: folder for the shard.
     num_windows: random windows to read.
     """
     frames = sum(len(video) for video in segments)
@@ -221,7 +225,7 @@ def _least_processor_seconds(work: Callable) -> tuple[float, Any]:
 
 
 def read_segments(files: Sequence[str], max_segments: int) -> list[np.ndarray]:
-    """The first 10 s of each file that holds a window, at 256x256 and 10 fps, bars cut off."""
+    """The first 10 s of each file that holds a window, at 256x256 and 10 fps, without black bars."""
     segments = []
     for file in files:
         try:

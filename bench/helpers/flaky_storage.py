@@ -1,8 +1,8 @@
-"""A file system that fails now and then, to see what faults do.
+"""A file system that sometimes fails, to test how jobs handle faults.
 
-flaky:///folder is a local folder; one in N calls to it fails for a moment. FLAKY_ONE_IN is N. Each fault is
-written to the file that FLAKY_LOG names. `bench/cluster/faults.py` makes the file system known to every
-process of a job, by a `sitecustomize.py` on PYTHONPATH.
+flaky:///folder is a local folder. One in N calls to it fails once; FLAKY_ONE_IN is N. Each fault is written
+to the file that FLAKY_LOG names. `bench/cluster/faults.py` registers the file system in every process of a
+job, by a `sitecustomize.py` on PYTHONPATH.
 """
 
 import errno
@@ -23,7 +23,7 @@ ERRORS = (
 
 
 def maybe_fail(what: str) -> None:
-    """Raises one of ERRORS, once in FLAKY_ONE_IN calls."""
+    """Raises one of ERRORS in one of FLAKY_ONE_IN calls."""
     if random.SystemRandom().randrange(int(os.environ.get("FLAKY_ONE_IN", "50"))):
         return
     if log := os.environ.get("FLAKY_LOG"):

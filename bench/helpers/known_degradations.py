@@ -1,4 +1,4 @@
-"""Clips made worse in known ways, in rising strength. A good distance puts the strengths in order."""
+"""Clips degraded in known ways, with rising strength. A good distance rises with the strength."""
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def blurred(clip: Clip, strength: int, seed: int) -> Clip:
 
 
 def shuffled(clip: Clip, strength: float, seed: int) -> Clip:
-    """Lets this share of the frames trade places."""
+    """Shuffles this share of the frames."""
     generator, order = np.random.default_rng(seed), np.arange(len(clip.video))
     chosen = generator.choice(len(order), round(strength * len(order)), replace=False)
     order[np.sort(chosen)] = chosen
@@ -34,7 +34,7 @@ def shuffled(clip: Clip, strength: float, seed: int) -> Clip:
 
 
 def frozen(clip: Clip, strength: float, seed: int) -> Clip:
-    """Lets the last share of the clip stand still."""
+    """Repeats one frame over the last share of the clip."""
     last = round((1 - strength) * (len(clip.video) - 1))
     return Clip(
         clip.video[np.minimum(np.arange(len(clip.video)), last)], clip.audio, clip.fps, clip.sample_rate
@@ -42,7 +42,7 @@ def frozen(clip: Clip, strength: float, seed: int) -> Clip:
 
 
 def hissing(clip: Clip, strength: float, seed: int) -> Clip:
-    """White noise on the sound; strength: its root mean square, of full scale 1."""
+    """White noise on the sound; strength: its root mean square, with full scale 1."""
     noise = np.random.default_rng(seed).normal(0, strength, clip.audio.shape)
     return Clip(clip.video, np.clip(clip.audio + noise, -1, 1).astype(np.float32), clip.fps, clip.sample_rate)
 

@@ -1,6 +1,6 @@
-"""A Ray head of this machine for a benchmark or a test.
+"""A Ray head on this machine for a benchmark or a test.
 
-It has its own folder and ports beside any other Ray, and leaves nothing behind.
+It has its own folder and ports, even if another Ray runs, and leaves nothing behind.
 """
 
 import contextlib
@@ -22,15 +22,16 @@ START_SECONDS = 120.0
 class LocalHead:
     """`with LocalHead(num_cpus=2) as head:` runs `ray start --head`.
 
-    `.address` is for RAY_ADDRESS, `.environment` for commands that talk to the head. Token authentication is
-    on, as Ray has it, with a token of its own.
+    `.address` is for RAY_ADDRESS, `.environment` for commands that talk to the head. Ray's token
+    authentication is on, with a token of its own.
 
-    options: further words for `ray start`. environment: more variables for it.
+    options: further arguments for `ray start`.
+    environment: further environment variables for it.
     """
 
     def __init__(self, *options: str, num_cpus: int = 2, environment: dict[str, str] | None = None) -> None:
         self.options, self.num_cpus = options, num_cpus
-        # a short path: those of Ray's sockets below it may have at most 107 characters
+        # a short path, as paths of Ray's sockets below it may have at most 107 characters
         self.folder = tempfile.mkdtemp(prefix="head", dir="/tmp")
         self.port, self.dashboard_port, self.client_port, self.agent_port = free_ports(4)
         self.environment = {
@@ -86,13 +87,13 @@ class LocalHead:
         self.stop()
 
     def run(self, *words: str, timeout: float = 600.0, **environment: str) -> subprocess.CompletedProcess:
-        """Runs a command on this machine, with an environment that tells it where the cluster is."""
+        """Runs a command on this machine, with the cluster's address in its environment."""
         return subprocess.run(
             words, env={**self.environment, **environment}, capture_output=True, text=True, timeout=timeout
         )
 
     def add_node(self, *, num_cpus: int) -> psutil.Process:
-        """Starts a second node on this machine; returns its raylet: the node dies with it."""
+        """Starts a second node on this machine. Returns its raylet process; if that ends, the node ends."""
         before = set(self._raylets())
         words = [
             "ray",
@@ -109,7 +110,7 @@ class LocalHead:
         return raylet
 
     def remove_node(self, raylet: psutil.Process) -> None:
-        """Ends a node, if it has not ended."""
+        """Ends a node that may have ended already."""
         end(
             lambda: (
                 [raylet, *raylet.children(recursive=True)]

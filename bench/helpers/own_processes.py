@@ -27,9 +27,9 @@ def own_processes() -> Iterator[None]:
 
 
 def end(find, *, seconds: float = 20.0) -> None:
-    """Kills the processes that `find` returns, until it returns none or the seconds are over.
+    """Kills the processes that `find` returns, until it returns none or the time is over.
 
-    It asks again because a process may have started another one meanwhile.
+    `find` is called again because a process may have started another one meanwhile.
     """
     deadline = time.monotonic() + seconds
     while (processes := find()) and time.monotonic() < deadline:

@@ -2,13 +2,14 @@
 
     python -m bench.metrics.degradations DATA_DIR WEIGHTS_DIR [--clips 512] [--device cuda]
 
-DATA_DIR: what `ray_jobs/preprocess.py` has made, at 10 fps. WEIGHTS_DIR: a folder with
+DATA_DIR: data prepared by `ray_jobs/preprocess.py`, at 10 fps. WEIGHTS_DIR: a folder with
 i3d-kinetics400.safetensors, yamnet.safetensors or both.
 
-Takes non-overlapping windows of 16 frames, evenly spread over all sources, and compares them with degraded
-copies of themselves in rising strength. Pictures get noise, blur, shuffled and frozen frames; sound gets
-noise and a low-pass. Fréchet distances of fewer vectors than features + 2 are marked: their covariances are
-singular, so that such numbers can only be ordered. Prints a table and one JSON line.
+Takes non-overlapping windows of 16 frames, evenly spread over all sources, and compares them with copies of
+themselves that are degraded with rising strength. Pictures get noise, blur, shuffled and frozen frames; sound
+gets noise and a low-pass filter. Fréchet distances are marked if there are fewer vectors than features + 2:
+then covariances are singular, and only the order of such numbers means something. Prints a table and one JSON
+line.
 """
 
 import argparse
@@ -34,7 +35,7 @@ NETWORKS = {"i3d-kinetics400": ("FVD", "KVD", OF_PICTURES), "yamnet": ("FAD-YAMN
 
 @cache
 def tools(data_dir: str, network: str, weights: str, device: str):
-    """(the data set, the network with its weights); a process opens them once."""
+    """(data set, network with its weights); a process opens them once."""
     if device == "cpu":
         torch.set_num_threads(1)
     return SegmentStore(data_dir), load_network(network, weights, device)
@@ -45,8 +46,11 @@ def features_of(
 ) -> tuple[np.ndarray, float, float]:
     """(vectors [N, D], seconds of reading and degrading, seconds of the network) of some windows.
 
-    arguments: of the command line. name: of the network. windows: (segment, first frame) of each.
-    kind, strength: of the degradation; no degradation if kind is empty.
+    arguments: those of the command line.
+    name: name of the network.
+    windows: (segment, first frame) of each.
+    kind: kind of the degradation; empty: none.
+    strength: strength of the degradation.
     """
     store, network = tools(
         arguments.data_dir, name, os.path.join(arguments.weights, f"{name}.safetensors"), arguments.device

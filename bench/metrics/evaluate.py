@@ -2,9 +2,9 @@
 
     python -m bench.metrics.evaluate REAL MADE [--weights DIR] [--workers 1 2 4]
 
-REAL, MADE: any two folders of videos, for example clips and degraded copies of them. They are seen as 16
-frames of 64x64 at 10 fps. The whole job runs anew with each number of workers. The cluster has as many CPUs
-as the largest number needs, whatever the machine has.
+REAL, MADE: any two folders of videos, for example clips and degraded copies of them. They are converted to 16
+frames of 64x64 at 10 fps. The whole job runs again with each number of workers. Ray is given as many CPUs as
+the largest number needs, even if the machine has fewer.
 
 Prints for each number of workers the seconds, the clips per second of a thread for every network, and the
 share of time spent reading. Then prints whether all tables are equal to the last digit, and exits with status

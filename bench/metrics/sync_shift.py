@@ -2,10 +2,11 @@
 
     python -m bench.metrics.sync_shift DATA_DIR [--shifts 0 1 2 4 8]
 
-DATA_DIR: what `ray_jobs/preprocess.py` has made. Every window of `--frames` frames is measured with its own
+DATA_DIR: data prepared by `ray_jobs/preprocess.py`. Every window of `--frames` frames is measured with its
+    own
 sound, and with the sound of the same segment 1, 2, 4, 8 frames earlier, as if the sound were late. All shifts
-use the same windows: only those whose segment begins early enough for the largest shift. Prints the means
-over windows with their standard errors over sources, and one JSON line.
+use the same windows: only those with enough frames of their segment before them for the largest shift. Prints
+the means over windows with their standard errors over sources, and one JSON line.
 """
 
 import argparse
@@ -35,8 +36,12 @@ def measure(
 ) -> dict[str, float]:
     """MEASURES of one window.
 
-    video: uint8 [T, H, W, 3]. audio: float32 [samples]. motion: of the video, from `motion_strengths`.
-    fps, sample_rate: in Hz. mel_frames: the mel transform.
+    video: uint8 [T, H, W, 3].
+    audio: float32 [samples].
+    motion: `motion_strengths` of the video.
+    fps: frames per second.
+    sample_rate: in Hz.
+    mel_frames: the mel transform.
     """
     aligned = from_events(audio_onsets(audio, sample_rate), motion, fps=fps)
     return aligned | {"synchrony": clip_synchrony(Clip(video, audio, fps, sample_rate), mel_frames)}

@@ -1,13 +1,12 @@
-"""The metric of the made world against its truth.
+"""The metric of the made world against the known impacts and sounds.
 
     python -m bench.metrics.world_metric [--clips 50] [--write]
 
 Makes a world of its own (examples/world), reads it back as training reads videos, and finds impacts in the
-pictures and sounds in the audio. For whole clips and for their windows of 8 frames it prints how many of the
-table's impacts and sounds are found, how many of those found are in the table, and how far off they are. Then
-it prints the scores themselves: of the true clips, with sound that is 1, 2, 3 and 4 frames late, with another
-clip's sound, and with pictures of noise. Ends with one JSON line; --write stores it as the scale that
-evaluation prints.
+pictures and sounds in the audio. It compares these with truth.csv, for whole clips and for windows of 8
+frames, and prints recall, precision and time offsets. Then it prints the scores themselves: of the true
+clips, with sound that is 1, 2, 3 and 4 frames late, with another clip's sound, and with pictures of noise. It
+ends with one JSON line; --write stores that as the scale that evaluation prints.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from proav.metrics.world.world_scores import SCALE_PATH, WITH_SCALE, counted_spa
 
 FPS, SIZE, SAMPLE_RATE, FRAMES = 10, 64, 16_000, 8
 TOLERANCE_SECONDS = 0.05
-"""Half a frame: a detection counts as a row of the table if it is at most so far from it."""
+"""Half a frame: a detection matches a row of truth.csv if it is at most this far from it."""
 
 SHOWN = (*WITH_SCALE, "followed")
 
@@ -55,7 +54,7 @@ SOUNDS: dict[str, Callable[[list[Clip], int], np.ndarray]] = {
 
 
 def read_world(folder: Path) -> tuple[list[Clip], list[str], list[list[dict]]]:
-    """(clips, labels, rows of the table of truth of each clip), in order of the index."""
+    """(clips, labels, rows of truth.csv for each clip), in order of the index."""
     with open(folder / "truth.csv") as file:
         rows = defaultdict(list)
         for row in csv.DictReader(file):
@@ -73,7 +72,9 @@ def read_world(folder: Path) -> tuple[list[Clip], list[str], list[list[dict]]]:
 def detection(found: list[list[float]], truth: list[list[float]], spans: list[tuple[float, float]]) -> dict:
     """Recall, precision and offsets; only times within a clip's span are counted.
 
-    found, truth: times of each clip, in seconds. spans: (first, last) second of each clip.
+    found: times of the detections in each clip, in seconds.
+    truth: true times in each clip.
+    spans: (first, last) second of each clip.
     """
     counts, offsets = dict.fromkeys(("in_table", "found", "table_found", "found_true"), 0), []
     for times, true, (first, last) in zip(found, truth, spans, strict=True):
@@ -93,9 +94,10 @@ def detection(found: list[list[float]], truth: list[list[float]], spans: list[tu
 
 
 def measure(clips: list[Clip], labels: list[str], truth: list[list[dict]], frames: int) -> dict:
-    """All numbers for the non-overlapping windows of so many frames.
+    """All numbers for the non-overlapping windows of a size.
 
-    clips, labels, truth: as `read_world` gives them. frames: of a window.
+    clips, labels, truth: as `read_world` returns them.
+    frames: frames of a window.
     """
     windows = [
         (number, first)

@@ -24,7 +24,7 @@ POLL_SECONDS = 0.2
 
 
 def sampler() -> psutil.Process:
-    """The sampler's process, in the server that this process has started."""
+    """The sampler's process in the server that this process started."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has just ended
             words = process.cmdline()
@@ -34,7 +34,7 @@ def sampler() -> psutil.Process:
 
 
 def ask(url: str, **order: int) -> dict | None:
-    """The server's JSON; None if it refuses or does not answer within a minute. order: makes it a POST."""
+    """The server's JSON answer; None if it refuses or takes over a minute. With an order, sends a POST."""
     try:
         answer = requests.request("POST" if order else "GET", url, json=order or None, timeout=60)
     except requests.RequestException:
@@ -43,7 +43,7 @@ def ask(url: str, **order: int) -> dict | None:
 
 
 def create(url: str, steps: int) -> str | None:
-    """Id of a new job; None if the server takes none."""
+    """Id of a new job; None if the server does not accept it."""
     return (ask(f"{url}/v1/videos", steps=steps) or {}).get("id")
 
 

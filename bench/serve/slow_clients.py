@@ -2,11 +2,13 @@
 
     python -m bench.serve.slow_clients [serve settings: key=value ...]
 
-Starts `serve run proav.serve:app` and opens connections that stop in the middle: half of them in the head of
-a request, half in its body. Then all of them stop in the body, and then large JSON bodies lack their last
-byte. Meanwhile it asks /healthz and orders a clip of one step. Prints the seconds that these took, what the
-slow clients were answered and after how long, and the memory of the processes that hold connections: Ray
-Serve's proxy and the front. Ends with status 1 if /healthz or the clip was not answered in time. Linux only.
+Starts `serve run proav.serve:app` and opens connections that stop in the middle. There are three attacks:
+half of the connections stop in the head of a request and half in its body; all stop in the body; large JSON
+bodies lack their last byte. Meanwhile the benchmark requests /healthz and a clip of one step. It prints the
+seconds that these took, the answers to the slow clients with their times, and the memory of the processes
+that hold
+connections: Ray Serve's proxy and the front. Ends with status 1 if /healthz or the clip was not answered in
+time. Linux only.
 """
 
 import argparse
@@ -32,7 +34,7 @@ MIB = 2**20
 
 
 class SlowClients:
-    """Connections that send a part of a request and then wait for an answer or the end."""
+    """Connections that send part of a request and then wait until they are answered or closed."""
 
     def __init__(self, url: str) -> None:
         self.host = url.removeprefix("http://")
@@ -42,8 +44,10 @@ class SlowClients:
     async def open(self, *, count: int, length: int, sent: int, whole_head: bool) -> list[asyncio.Task]:
         """Opens `count` connections that send an unfinished request.
 
-        With whole_head each sends the head and `sent` of the `length` bytes of the body, else a part of the
-        head.
+        count: number of connections.
+        length: bytes of the body, as the head declares them.
+        sent: bytes of the body that are sent.
+        whole_head: whether the head is sent; if not, only a part of it is, and no body.
         """
         head = HEAD.format(host=self.host, length=length).encode()
         data = head + b'\r\n{"prompt": "' + b"x" * (sent - 12) if whole_head else head
@@ -74,7 +78,7 @@ class SlowClients:
 
 
 def healthz_seconds(url: str) -> float | None:
-    """Seconds until /healthz answers 200; None if it does not in time."""
+    """Seconds until /healthz answers 200; None if that takes too long."""
     began = time.monotonic()
     try:
         answer = requests.get(f"{url}/healthz", timeout=PATIENCE_SECONDS)
@@ -84,7 +88,7 @@ def healthz_seconds(url: str) -> float | None:
 
 
 def clip_seconds(url: str) -> float | None:
-    """Seconds from a request to the finished clip of one step; None if it is not finished in time."""
+    """Seconds from a request to the finished clip of one step; None if that takes too long."""
     began, job = time.monotonic(), None
     try:
         while time.monotonic() - began < PATIENCE_SECONDS:
@@ -115,9 +119,11 @@ def memory() -> dict[str, float]:
 
 
 async def attack(url: str, *, name: str, wait_seconds: float, **connections: list[dict]) -> dict:
-    """Opens the slow connections, asks as other clients do, and waits for the answers to the slow ones.
+    """Opens the slow connections, makes requests like other clients, and waits for answers to the slow ones.
 
-    url: of the server. name: of the attack. wait_seconds: until the slow clients give up.
+    url: address of the server.
+    name: name of the attack.
+    wait_seconds: time after which the slow clients give up.
     connections: kinds=[arguments of `SlowClients.open`].
     """
     slow, before = SlowClients(url), await asyncio.to_thread(memory)

@@ -1,8 +1,8 @@
-"""How fast a server answers, and what it does with nonsense.
+"""How fast a server answers, and what it does with malformed requests.
 
     python -m bench.serve.throughput [--url URL] [--steps N] [serve settings: key=value ...]
 
-Compares several clients at once with one client alone: requests a second, their ratio, and p50 and p95 of the
+Compares several clients at once with a single client: requests a second, their ratio, and p50 and p95 of the
 time from request to mp4. Then sends malformed requests from a seeded generator and counts the statuses.
 Starts `serve run proav.serve:app` on a free port unless --url names a server. Prints a table and one JSON
 line. Ends with status 1 if a malformed request got a status of 500 or more, or an error that is not JSON.
@@ -96,7 +96,7 @@ WORDS = (
 
 @contextlib.contextmanager
 def started_server(settings: list[str]) -> Iterator[str]:
-    """Starts a server, which ends with the block; gives its base URL."""
+    """Starts a server that ends with the block; yields its base URL."""
     with (
         socket.socket() as probe,
         tempfile.TemporaryDirectory(prefix="proav-bench-") as folder,
@@ -138,7 +138,7 @@ def make_clip(session: requests.Session, url: str, order: dict) -> float:
     answer.raise_for_status()
     video = f"{url}/v1/videos/{answer.json()['id']}"
     while (job := (answer := session.get(video)).json())["status"] in ("queued", "in_progress"):
-        # asks as often as the server advises, like OpenAI's client
+        # polls as often as the server advises, like OpenAI's client
         time.sleep(int(answer.headers["openai-poll-after-ms"]) / 1000)
     if job["status"] != "completed":
         sys.exit(f"a clip failed: {job['error']}")
@@ -149,8 +149,12 @@ def make_clip(session: requests.Session, url: str, order: dict) -> float:
 def measure(url: str, *, num_clients: int, num_requests: int, order_of: Callable[[int], dict]) -> dict:
     """Rates of `num_clients` clients that order `num_requests` clips together.
 
-    Each client orders its next clip when it has the last. url: of the server. order_of: gives the order of
-    clip number n.
+    Each client orders its next clip when it has the last one.
+
+    url: address of the server.
+    num_clients: number of clients.
+    num_requests: clips of all clients together.
+    order_of: returns the order of clip number n.
     """
     sessions = threading.local()
 
@@ -233,8 +237,8 @@ def malformed(randomness: random.Random) -> tuple[str, str, dict]:
 def fuzz(url: str, *, num_requests: int, seed: int) -> Counter:
     """Counts the statuses of the answers to malformed requests.
 
-    An answer above 399 that is no JSON error also counts as "not JSON". If a request is right by chance, its
-    clip is deleted again.
+    An answer above 399 that is not a JSON error also counts as "not JSON". If a request is valid by chance,
+    its clip is deleted again.
     """
     randomness, session, statuses = random.Random(seed), requests.Session(), Counter()
     for _ in range(num_requests):
@@ -258,13 +262,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", help="a server that runs (default: start one)")
+    parser.add_argument("--url", help="address of a running server (default: start one)")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument(
         "--requests",
         type=int,
         default=48,
-        help="clips of the clients together; one at a time makes half as many",
+        help="clips of all clients together; the single client orders half as many",
     )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--malformed", type=int, default=1000)

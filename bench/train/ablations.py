@@ -3,11 +3,11 @@
     python -m bench.train.ablations bench/train/variants/mdsa.yaml RUN [--out DIR] [--seeds 0 1]
     [--only NAME ...]
 
-The variants differ in one change each. RUN is a finished run of the file's `config`: its data and, for stage
-stdit, its MDSA and latents are used. The YAML file names the stage, the settings that all variants share and
-those of each variant. A variant that is already trained is only measured, and one that was stopped goes on.
-Prints a table (means over seeds, and the range over them) and the same as JSON. Processor seconds are of one
-thread. Needs no Ray.
+Each variant has one change. RUN is a finished run of the file's `config`. Its data and, for stage stdit, its
+MDSA and latents are used. The YAML file names the stage, the settings that all variants share and those of
+each variant. A variant that is already trained is only measured, and one that was stopped is resumed. Prints
+a table (means over seeds, and the range over them) and the same as JSON. Processor seconds are of one thread.
+Needs no Ray.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def measure_mdsa(config: Config, checkpoint: str) -> dict[str, float]:
 
 
 def measure_stdit(config: Config, checkpoint: str, samples: int) -> dict[str, float]:
-    """Loss on unseen and on training clips, and the blockiness of `samples` clips, labels in turn."""
+    """Loss on unseen and on training clips, and the blockiness of `samples` clips with labels in turn."""
     lines = Path(config.run_folder, "stdit", "metrics.jsonl").read_text().splitlines()
     losses = {
         "loss": evaluate_stdit(config, checkpoint)["loss"],
@@ -97,8 +97,12 @@ def measure_stdit(config: Config, checkpoint: str, samples: int) -> dict[str, fl
 def run_variant(spec: dict, run: Path, out: Path, name: str, seed: int, samples: int) -> dict[str, float]:
     """Trains one variant in out/<stage>/<name>-<seed>, unless it is trained already, and measures it.
 
-    spec: the YAML file. run: the finished run. samples: clips that a ST-DiT makes to measure their
-    blockiness.
+    spec: content of the YAML file.
+    run: the finished run.
+    out: folder of the variants.
+    name: name of the variant.
+    seed: seed of the training.
+    samples: number of clips that ST-DiT makes to measure blockiness.
     """
     stage = spec["stage"]
     folder = out / stage / f"{name.replace(' ', '_')}-{seed}"
@@ -124,7 +128,7 @@ def _means(of_picture: list[float], of_sound: list[float]) -> dict[str, float]:
 
 
 def table(stage: str, results: dict[str, list[dict[str, float]]]) -> str:
-    """Rows of Markdown: means over seeds and, in brackets, the difference of the largest and the smallest."""
+    """Rows of Markdown: means over seeds and, in brackets, the difference of largest and smallest."""
     heads = {
         name: head
         for name, head in HEADS[stage].items()

@@ -28,7 +28,13 @@ QUALITIES = (18, 14, 10, 6, 2)
 
 
 def samples_of(run: Path, config: Config, count: int, steps: int) -> list[Clip]:
-    """`count` clips of the run's ST-DiT, in so many steps, not yet coded as mp4; labels in turn."""
+    """`count` clips of the run's ST-DiT before they are coded as mp4, with labels in turn.
+
+    run: folder of the run.
+    config: its configuration.
+    count: number of clips.
+    steps: sampling steps.
+    """
     pipeline, clips = SoundingVideoPipeline.from_checkpoint(str(run / "stdit" / "checkpoints")), []
     settings = dataclasses.replace(SamplingSettings.from_config(config), task="joint", steps=steps)
     for first in range(0, count, config.generate.batch_size):

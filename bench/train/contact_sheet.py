@@ -2,8 +2,8 @@
 
     python -m bench.train.contact_sheet RUN OUT.jpg [--clips 12]
 
-RUN must have samples/, from `ray_jobs/generate.py`. The frames are the last ones of the 2nd, 4th, 6th and 8th
-eighth of a clip. T frames, M mel bins, S mel steps within a frame.
+RUN must have samples/, made by `ray_jobs/generate.py`. The frames are the last ones of the 2nd, 4th, 6th and
+8th eighth of a clip. Letters: T frames, M mel bins, S mel steps within a frame.
 """
 
 import argparse

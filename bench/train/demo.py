@@ -1,10 +1,10 @@
-"""What the demo costs and shows: seconds, memory, its numbers, and the seconds of a second run.
+"""The demo's time, memory and results, and the time of a second run.
 
     python -m bench.train.demo [--run-dir DIR] [section.key=value ...]
 
-The second run finds that all is done. Memory is the peak of all processes together: PSS counts shared pages
-once, RSS counts them in every process. It is sampled only every few seconds, because reading it holds up the
-processes that are read. Linux only (it reads /proc).
+The second run finds that everything is done. Memory is the peak of all processes together: PSS counts shared
+pages once, RSS counts them in every process. It is sampled only every few seconds, because reading it slows
+down the processes that are read. Linux only (it reads /proc).
 """
 
 import argparse
@@ -44,7 +44,7 @@ def memory_bytes(mark: str) -> tuple[int, int]:
 
 
 def run_demo(words: list[str]) -> dict:
-    """Seconds and peak memory of one run of the demo. Its output passes through."""
+    """Seconds and peak memory of one run of the demo. Its output is printed."""
     mark = f"{MARK}={uuid.uuid4().hex}"
     environment = {**os.environ, MARK: mark.split("=")[1]}
     peak, ended = [0, 0], threading.Event()
@@ -69,7 +69,7 @@ def run_demo(words: list[str]) -> dict:
 
 
 def blockiness_rows(tables: list[dict]) -> list[tuple[str, str]]:
-    """One line for each table: blockiness of pictures and of sound, beside that of the real clips."""
+    """One line for each table: blockiness of pictures and of sound, with those of the real clips."""
     lines = []
     for table in tables:
         rows = {row["metric"]: row for row in table["rows"] if row["value"] is not None}

@@ -1,4 +1,4 @@
-"""Whether a code of blocks can be equivariant to scale: pooled codes, decoded at half the size.
+"""Whether block codes can be equivariant to scale: pooled codes, decoded at half the size.
 
     python -m bench.train.equivariance RUN
 
@@ -21,7 +21,7 @@ from proav.data.store.shards import SegmentStore
 
 SIDE = 8
 CHANNELS = (3, 16, 46)
-"""The last is the demo's HW plane."""
+"""Numbers of components. The last is that of the demo's HW plane."""
 
 
 def mean_pictures(config: Config, split: str, count: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def mean_pictures(config: Config, split: str, count: int) -> np.ndarray:
 
 
 def psnr(made: np.ndarray, real: np.ndarray) -> float:
-    """Mean over pictures, in dB."""
+    """Mean PSNR over pictures, in dB."""
     return float(np.mean(10 * np.log10(4 / np.square(made - real).mean(axis=(1, 2, 3)))))
 
 

@@ -1,4 +1,5 @@
-"""How good are a flow and the flow map made from it in few steps? Sound for pictures of the made world.
+"""How good are a flow, and the flow map distilled from it, in few steps? Sound for pictures of the made
+world.
 
     python ray_jobs/train.py --config configs/world.yaml stage=distill
     python -m bench.train.few_steps runs/world-clips flow=runs/world/stdit/checkpoints \
@@ -6,13 +7,13 @@
 
 Each model makes the sound of the same held-out pictures from the same noise, in each number of steps. Prints:
 
-    impact_synchrony   the world's, with its interval over clips
+    impact_synchrony   the made world's score, with its interval over clips
     sKAD               kernel distance of the sounds to the real ones, in features of a fixed random network
-    to_first           mean difference of the log-mel to the first model's sound in the most steps, in dB
-    seconds            processor seconds a clip, with decoding and the way from mel to sound
+    to_first           mean log-mel difference to the first model's sound in its largest number of steps, in
+    dB seconds            processor seconds a clip, including decoding and the conversion from mel to sound
 
-and, for comparison, the same of the real sounds and of the first model's beside other pictures. A row that is
-in FILE already is not measured again, unless its checkpoint has changed.
+For comparison it prints the same numbers for the real sounds, and for the first model's sounds with other
+pictures. A row that is already in FILE is not measured again, unless its checkpoint has changed.
 """
 
 import argparse
@@ -52,9 +53,12 @@ def sounds_for(
 
 
 class Measure:
-    """What is measured of the sounds that were made for the windows.
+    """Measures the sounds that were made for some windows.
 
-    names: of the windows' clips. mel_frames: of the models.
+    windows: the windows.
+    labels: their labels.
+    names: names of their clips.
+    mel_frames: the mel transform of the models.
     """
 
     def __init__(
@@ -65,7 +69,11 @@ class Measure:
         self.real = self._features(np.stack([window.audio for window in windows]))
 
     def __call__(self, sounds: np.ndarray, truth: np.ndarray | None = None, *, beside: int = 0) -> dict:
-        """truth: sounds to compare with. beside: the pictures are those of the window so many places on."""
+        """The numbers of some sounds, one for each window.
+
+        truth: sounds to compare with.
+        beside: shift in the list of windows from a sound to its pictures; 0: its own pictures.
+        """
         windows = self.windows[beside:] + self.windows[:beside]
         scores = [
             world_scores(window.video, sound, fps=window.fps, sample_rate=window.sample_rate, label=label)

@@ -1,9 +1,9 @@
-"""Trains the decoder of a finished MDSA once more, with its encoder frozen.
+"""Trains the decoder of a finished MDSA again, with its encoder frozen.
 
     python -m bench.train.frozen_encoder RUN OUT [--clips 1600] [section.key=value ...]
 
 Stored latents, and an ST-DiT trained on them, stay valid. RUN is a finished run of configs/demo.yaml.
-Settings say what the decoder learns from. With discriminators:
+Settings can change the decoder's losses. For example, with discriminators:
 
     python -m bench.train.frozen_encoder RUN OUT mdsa.loss.adversarial_start_clips=0
 
@@ -42,12 +42,12 @@ from proav.train.schedule import learning_rates
 ENCODING = ("encoder.", "to_latents.", "multi_scale.", "spatial.", "group_cross.", "linear.")
 """Prefixes of the modules that decide the planes.
 
-The linear path is one of them: each of its planes codes what the earlier ones leave.
+The linear path is one of them: each of its planes codes the residual of the earlier ones.
 """
 
 
 class FrozenEncoder(nn.Module):
-    """MDSA whose encoding has no gradient and whose encoding weights are not trained."""
+    """MDSA whose encoding has no gradient, so that its encoding weights are not trained."""
 
     def __init__(self, mdsa: MDSA) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def measure(config: Config, mdsa: MDSA) -> dict[str, float]:
 
 
 def train_decoder(config: Config, checkpoint: Checkpoint, num_clips: int) -> MDSA:
-    """The MDSA of a ST-DiT checkpoint, with its decoder trained on `num_clips` more clips."""
+    """The MDSA of an ST-DiT checkpoint, with its decoder trained on `num_clips` more clips."""
     torch.manual_seed(config.seed)
     mdsa = MDSA(config)
     mdsa.load_state_dict(checkpoint.weights("mdsa"))
@@ -102,7 +102,7 @@ def train_decoder(config: Config, checkpoint: Checkpoint, num_clips: int) -> MDS
         seen += train.batch_size
         if seen >= num_clips:
             break
-    return mdsa.requires_grad_(True)  # torch uses other kernels for weights without a gradient
+    return mdsa.requires_grad_(True)  # for weights without a gradient torch would use other kernels
 
 
 def main() -> None:

@@ -2,14 +2,14 @@
 
     python -m bench.train.generate [--checkpoint PATH] [--clips N] [--steps N] [--batch N]
 
-The loop makes clips 0 .. N - 1 in this process, on one thread, and times each part. Then what
-ray_jobs/generate.py calls makes the same clips with a Ray of its own: with one generating actor, with two,
-and with one beside which another makes sounds and files. Every job is a process of its own.
+The loop makes clips 0 .. N - 1 in this process, on one thread, and times each part. Then jobs make the same
+clips like ray_jobs/generate.py, each with its own Ray: with one generating actor, with two, and with one
+generating actor and one that makes sounds and files. Every job is a process of its own.
 
-Two rates of a job: `clips_per_second`, from the end of the first batch to that of the last, is to be compared
-with the loop's; `with_start` counts Ray's start and the loading of the model. `equal_files`: all files are
-those of the loop, bit for bit.
-Prints a table and one JSON line. No threshold: on a busy machine the rates mean little.
+A job has two rates. `clips_per_second` is from the end of the first batch to the end of the last, and can be
+compared with the loop's rate. `with_start` includes Ray's start and the loading of the model. `equal_files`:
+whether all files are those of the loop, bit for bit.
+Prints a table and one JSON line. There is no threshold: on a busy machine the rates mean little.
 """
 
 import argparse
@@ -29,7 +29,7 @@ JOBS = {
 
 
 def loop(config, folder: Path) -> dict:
-    """A loop without Ray; seconds a clip of each part."""
+    """Runs a loop without Ray; returns the seconds of each part, per clip."""
     import torch
 
     from proav.generation.coder import to_clips
@@ -72,7 +72,7 @@ def loop(config, folder: Path) -> dict:
 
 
 def job(config) -> None:
-    """One batch generation, with a Ray of two CPUs."""
+    """Runs one batch generation on a Ray with two CPUs."""
     import ray
 
     from proav.generation.batch import generate

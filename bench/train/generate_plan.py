@@ -1,11 +1,11 @@
-"""What planning a batch generation costs the driver, for a listing of a million rows.
+"""The cost of planning a batch generation in the driver, for a listing of a million rows.
 
     python -m bench.train.generate_plan [--rows N] [--done N]
 
-Makes a listing of --rows inputs with labels and seeds. Plans it as ray_jobs/generate.py does, once with
-nothing made, and once with the first --done samples made (their files are empty). Each step runs in a process
-of its own. Prints its wall time, its processor time, and by how much its resident memory grew at most over
-what the imports take; then one JSON line. Exits with status 1 if a step took a minute of processor time.
+Makes a listing of --rows inputs with labels and seeds. Plans it as ray_jobs/generate.py does, once without
+finished samples, and once with the first --done samples finished (their files are empty). Each step runs in a
+process of its own. Prints its wall time, its processor time, and the largest growth of its resident memory
+after the imports; then one JSON line. Exits with status 1 if a step took a minute of processor time.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def config_of(folder: Path):
 
 
 def make_listing(folder: Path, rows: int, done: int) -> None:
-    """rows.csv; samples/ with the manifest and the files of the first `done` samples."""
+    """Writes rows.csv, and samples/ with the manifest and the files of the first `done` samples."""
     from proav.generation.batch.manifest import line_of
     from proav.generation.batch.plan import manifest_row, shared_values, wanted_rows
     from proav.runs.checkpoint import load_checkpoint

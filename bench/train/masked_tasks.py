@@ -1,26 +1,27 @@
-"""Are the seams of masked tasks seen or heard, and does a model keep to the frames that it is given?
+"""Can the seams of masked tasks be seen or heard, and does a model keep the frames that it is given?
 
     python -m bench.train.masked_tasks RUN [--clips 32] [--steps 20] [--windows 4]
 
 RUN: a run whose ST-DiT was trained with i2av, continue and inpaint in `diffusion.task_weights`. Held-out
-windows of its data are masked as each task says and made again, by three ways:
+windows of its data are masked according to each task and generated again, in three ways:
 
     trained      the task, as `SoundingVideoPipeline` samples it
-    cut in       the same, but given and made frames only put side by side
-    replacement  MM-Diffusion's zero-shot way, by the task `joint` of the same model: at each step the known
-                 frames of the clip that the model aims at are replaced by the given ones
+    cut in       the same, but given and generated frames are only put side by side
+    replacement  MM-Diffusion's zero-shot method, with the task `joint` of the same model: at each step the
+                 known frames of the model's estimate of the clean clip are replaced by the given ones
 
-A latent clip has no known part, because planes mix frames. So replacement goes through the autoencoder: the
-estimate of the clean planes is decoded, its known frames are replaced, and it is encoded again. Then comes
-the usual step. The clips are joined as the trained ones are.
+A latent clip has no known part, because planes mix frames. So replacement uses the autoencoder: the estimate
+of the clean planes is decoded, its known frames are replaced, and it is encoded again. The usual step
+follows. The clips are joined like the trained ones.
 
-    picture, loudness  the jump across a seam over the jumps elsewhere in the same clips; 1: no seam
-    given              PSNR of the given pictures as the model makes them, before they are put in
-    next               PSNR of the first made picture beside a given one, against the true clip
+    picture, loudness  the jump across a seam, divided by the jumps elsewhere in the same clips; 1: no seam
+    given              PSNR of the given pictures as the model makes them, before they are replaced
+    next               PSNR of the first generated picture next to a given one, against the true clip
 
 A jump of the picture is the mean absolute difference of neighbouring frames. A jump of the loudness is the
-difference of the levels, in dB, of neighbouring stretches of 20 ms. Last, clips go on by --windows windows:
-the seams between made windows. Means are over all clips; prints a table and a JSON line.
+difference of the levels, in dB, of neighbouring stretches of 20 ms. At the end, clips are continued by
+--windows windows to measure the seams between generated windows. Means are over all clips. Prints a table and
+a JSON line.
 """
 
 import argparse
@@ -53,7 +54,7 @@ TASK_NAMES = ("i2av", "continue", "inpaint")
 COLUMNS = ("picture", "loudness", "given", "next")
 LOUDNESS_SECONDS = 0.02
 SILENCE_RMS = 1e-3
-"""Levels are of the root mean square plus this, -60 dB, so that silence has no jumps."""
+"""Added to the root mean square before a level is computed (-60 dB), so that silence has no jumps."""
 BATCH = 8
 
 
@@ -89,7 +90,7 @@ def jumps(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
 
 
 def seam_ratios(clips: Sequence[Clip], picture_seams: Sequence[int], sound_seams: Sequence[int]) -> dict:
-    """Mean jump at the seams over the mean jump elsewhere. seams: the first frames behind them."""
+    """Mean jump at the seams, divided by the mean jump elsewhere. seams: the first frame after each seam."""
     pictures, levels = (np.stack(values) for values in zip(*map(jumps, clips), strict=True))
     per_frame = round(1 / (clips[0].fps * LOUDNESS_SECONDS))
     found = {}
@@ -115,7 +116,13 @@ def psnr_db(made: np.ndarray, true: np.ndarray) -> float:
 def measure_task(
     pipeline: SoundingVideoPipeline, task: str, truth: Sequence[SampleRequest], steps: int
 ) -> dict[str, dict]:
-    """{way: numbers} of one task. truth: requests whose given clips are whole windows."""
+    """{way: numbers} of one task.
+
+    pipeline: the model.
+    task: name of the task.
+    truth: requests whose given clips are whole windows.
+    steps: sampling steps.
+    """
     known_2T = mask_of(pipeline, task)
     settings = SamplingSettings(task=task, steps=steps)
     asks = TASKS[task].asks_span
@@ -152,7 +159,7 @@ def measure_task(
 
 
 def mask_of(pipeline: SoundingVideoPipeline, task: str) -> Tensor:
-    """The task's mask, bool [2, T]; for a span its middle half."""
+    """The task's mask, bool [2, T]; for a task with a span, the middle half."""
     frames = pipeline.config.clip.num_frames
     if not TASKS[task].asks_span:
         return fixed_mask(task, pipeline.config)
@@ -162,7 +169,13 @@ def mask_of(pipeline: SoundingVideoPipeline, task: str) -> Tensor:
 
 
 def measure_length(pipeline: SoundingVideoPipeline, truth: Sequence[SampleRequest], steps: int, windows: int):
-    """Seams of clips that go on by some windows: to the given clip, and between what is made."""
+    """Seams of clips that are continued: those to the given clip, and those between generated windows.
+
+    pipeline: the model.
+    truth: requests with the given clips.
+    steps: sampling steps.
+    windows: generated windows of a clip.
+    """
     frames, overlap = pipeline.config.clip.num_frames, continue_frames(pipeline.config)
     settings = SamplingSettings(task="continue", steps=steps)
     requests = [dataclasses.replace(one, settings=settings, num_windows=windows) for one in truth]

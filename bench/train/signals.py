@@ -1,4 +1,4 @@
-"""Sends SIGTERM at random moments to a training job, to its driver or one of its workers, and runs it again.
+"""Sends SIGTERM at random moments to a training job's driver or to one of its workers, and runs it again.
 
     python -m bench.train.signals [--signals 20] [--job-stops 0] [--seed 0] [--folder runs/signals]
     [section.key=value ...]
@@ -63,9 +63,13 @@ def lost_steps(folder: Path) -> int:
 
 
 def stop_submitted(times: int, run: Path, data: Path, words: list[str], chance: random.Random) -> list[dict]:
-    """Submits the job to a head of this machine and stops it with `ray job stop`, at random moments.
+    """Submits the job to a head on this machine and stops it with `ray job stop`, at random moments.
 
-    times: jobs to stop. run: its folder. data: prepared. words: settings. chance: draws the moments.
+    times: how often to stop it.
+    run: folder of the run.
+    data: prepared data.
+    words: settings.
+    chance: draws the moments.
     """
     rows = []
     if not times:
@@ -97,9 +101,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--signals", type=int, default=20)
-    parser.add_argument(
-        "--job-stops", type=int, default=0, help="times that a submitted job is stopped, before"
-    )
+    parser.add_argument("--job-stops", type=int, default=0, help="times to stop a submitted job first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/signals"))
     parser.add_argument("--data", type=Path, help="prepared data of another run (default: prepared anew)")
@@ -159,7 +161,7 @@ def main() -> None:
             capture_output=True,
         )
     one, other = (results(folder / name) for name in ("disturbed", "undisturbed"))
-    # the names of the undisturbed run: only the disturbed one has checkpoints written at signals
+    # names of the undisturbed run, as only the disturbed one has checkpoints written at signals
     newest = {name for name in other if "checkpoints" in name}
     curve_equal = curve(folder / "disturbed" / "mdsa") == curve(folder / "undisturbed" / "mdsa")
     checkpoint_equal = all(one.get(name) == other[name] for name in newest)

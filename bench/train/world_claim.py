@@ -1,4 +1,4 @@
-"""The paper's claim, on the made world: do cross-modal modules make generated sound more synchronous?
+"""The paper's claim on the made world: do cross-modal modules make generated sound more synchronous?
 
     python examples/world/make.py runs/world-clips --clips 3000
     python ray_jobs/preprocess.py --config configs/world.yaml
@@ -8,14 +8,14 @@
 
 Trains both stages of each variant in `variants/world_claim.yaml` with each seed, by the job scripts. Then
 each model makes the sound of the same held-out pictures, and the world's metric measures it. A variant that
-is trained already is only measured, and one that was stopped goes on. `--only NAME` takes one variant, so
-that two commands can run side by side; the last of them prints all that is there. `--measure` and `--draw`
-train nothing: they measure a checkpoint, and draw what it makes beside the true sound.
+is already trained is only measured, and one that was stopped is resumed. `--only NAME` runs one variant, so
+that two commands can run at the same time; the last of them prints the results of both. `--measure` and
+`--draw` train nothing: they measure a checkpoint, or draw its sound and the true sound.
 
-Prints, for each seed and for all: `impact_synchrony` with its interval over clips, that of the same sounds
-beside another clip's pictures (chance: a model that makes many sounds answers many impacts), and the world's
-other scores. Then the difference between the two variants, with Student's interval over the seeds and a
-bootstrap over clips.
+Prints for each seed and for all of them: `impact_synchrony` with its interval over clips, the same for these
+sounds with another clip's pictures, and the world's other scores. The second number shows chance: a model
+that makes many sounds meets many impacts. Then it prints the difference between the two variants, with
+Student's interval over the seeds and a bootstrap interval over clips.
 """
 
 import argparse
@@ -48,9 +48,11 @@ STEPS, BATCH = 30, 10
 
 
 def held_out(folder: Path, count: int, shape: dict) -> tuple[list[Clip], list[str], list[str]]:
-    """(windows, labels, names of their clips): two windows, first and last, of `count` held-out clips.
+    """(windows, labels, names of their clips): the first and last window of `count` held-out clips.
 
-    folder: of examples/world/make.py. shape: num_frames, fps, sample_rate, height and width of a window.
+    folder: the world's folder.
+    count: number of clips.
+    shape: num_frames, fps, sample_rate, height and width of a window.
     """
     with open(folder / "test.csv") as file:
         rows = list(csv.DictReader(file))
@@ -85,8 +87,9 @@ def make_sounds(checkpoint: Path, windows: list[Clip], labels: list[str]) -> lis
 
 
 def measure(checkpoint: Path, windows: list[Clip], labels: list[str]) -> dict[str, list[dict[str, float]]]:
-    """{own, other}: the world's scores of the sound made for each window, beside its own pictures and beside
-    those of the window half the list away."""
+    """{own, other}: the world's scores of the sound made for each window, with its own pictures and with
+    those of
+    the window half the list away."""
     made = make_sounds(checkpoint, windows, labels)
     half = len(windows) // 2
     others = windows[half:] + windows[:half]
@@ -101,9 +104,15 @@ def measure(checkpoint: Path, windows: list[Clip], labels: list[str]) -> dict[st
 
 
 def draw(checkpoint: Path, out: Path, windows: list[Clip], labels: list[str], count: int = 5) -> None:
-    """Frames, the true sound and the made one of the first window with impacts of each label.
+    """Draws frames, true sound and generated sound of the first window with impacts of each label.
 
-    A line goes through all three at each impact that is seen.
+    A line through all three marks each impact in the picture.
+
+    checkpoint: the model.
+    out: path of the figure.
+    windows: the windows.
+    labels: their labels.
+    count: number of windows to draw.
     """
     import matplotlib
 
@@ -145,7 +154,7 @@ def draw(checkpoint: Path, out: Path, windows: list[Clip], labels: list[str], co
 
 
 def synchrony(scores: list[dict[str, float]], places: np.ndarray) -> float:
-    """impact_synchrony over all impacts of the windows at these places."""
+    """impact_synchrony over all impacts of the windows with these indices."""
     counts = np.array([scores[place]["impacts"] for place in places])
     values = np.array([scores[place]["impact_synchrony"] for place in places])
     seen = counts > 0
@@ -153,7 +162,7 @@ def synchrony(scores: list[dict[str, float]], places: np.ndarray) -> float:
 
 
 def train(config: str, settings: list[str], run: Path) -> None:
-    """Both stages by the job scripts; each goes on where it stands. Raises SystemExit if a job fails."""
+    """Trains both stages by the job scripts, or resumes them. Raises SystemExit if a job fails."""
     run.mkdir(parents=True, exist_ok=True)
     with open(run / "jobs.log", "a") as log:
         for job, *words in (("train", "stage=mdsa"), ("encode",), ("train", "stage=stdit")):
@@ -173,7 +182,11 @@ def student(values: list[float]) -> tuple[float, float]:
 
 
 def show(found: dict[str, dict[str, dict]], sources: list[str]) -> dict:
-    """Prints the tables; returns the numbers. found: {variant: {seed: what `measure` gives}}."""
+    """Prints the tables; returns the numbers.
+
+    found: {variant: {seed: result of `measure`}}.
+    sources: names of the windows' clips.
+    """
     groups = source_groups(sources)
     numbers: dict = {"variants": {}}
     print(f"{'variant':24} seed  " + "  ".join(SHOWN) + "  beside other pictures")

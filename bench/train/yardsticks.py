@@ -1,11 +1,11 @@
-"""Scores of simple codes on a run's clips, without any trained model: the numbers that MDSA has to beat.
+"""Scores of simple codes on a run's clips, without any trained model. MDSA has to be better than these.
 
     python -m bench.train.yardsticks [--config configs/demo.yaml] [section.key=value ...]
 
 Fits linear planes and the cosine transform on the training split, then measures them on the clips of
 evaluate.split, as ray_jobs/evaluate.py does. The last row is MDSA before training: its fitted linear path,
-and a network that adds nothing yet. Prints a table and the same as JSON. Writes nothing and needs no Ray.
-data.prepared=FOLDER takes the prepared data of another run.
+and a network whose output is still zero. Prints a table and the same as JSON. Writes nothing and needs no
+Ray. data.prepared=FOLDER uses the prepared data of another run.
 """
 
 import argparse
@@ -40,7 +40,7 @@ HEADS = ("", "PSNR dB", "blockiness", "log-mel error dB", "blockiness of sound")
 
 
 def mean_blockiness(config: Config, yardsticks: Yardsticks) -> dict[str, tuple[float, float]]:
-    """{what: (of pictures, of sound)} of the real clips and of each yardstick: means over clips."""
+    """{name: (of pictures, of sound)}, means over clips, for the real clips and each yardstick."""
     store, found = SegmentStore(config.data_folder), {}
     windows = evaluation_windows(
         store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips
@@ -62,7 +62,7 @@ def mean_blockiness(config: Config, yardsticks: Yardsticks) -> dict[str, tuple[f
 
 
 def untrained_mdsa(config: Config) -> tuple[dict, tuple[float, float]]:
-    """(means, blockiness) of MDSA's reconstructions before its first step, where ray_jobs/train.py starts."""
+    """(means, blockiness) of MDSA's reconstructions before its first training step."""
     feed = ClipFeed.of_mdsa(config)
     torch.manual_seed(config.seed)
     model = MDSA(config).eval()
@@ -72,14 +72,14 @@ def untrained_mdsa(config: Config) -> tuple[dict, tuple[float, float]]:
     def measure(windows: Sequence[dict]) -> dict[str, np.ndarray]:
         video = pixels_to_unit(torch.from_numpy(np.stack([window["video"] for window in windows])))
         mel = torch.from_numpy(np.stack([window["mel"] for window in windows])).float()
-        with torch.inference_mode():  # bit for bit the result of the whole model, at a hundredth of its cost
+        with torch.inference_mode():  # the whole model's result, bit for bit, at a hundredth of its cost
             pictures, sounds = (made.clamp(-1, 1) for made in model(video, mel, linear_alone=True))
         for picture, sound in zip(unit_to_pixels(pictures).numpy(), sounds.numpy(), strict=True):
             side = config.mdsa.plane_size
             blocks.append((blockiness(picture, side=side), blockiness_sound(sound)))
         rounded = pixels_to_unit(unit_to_pixels(pictures))
         own = {"psnr_db": psnr_db(rounded, video), "mel_error_db": mel_error_db(sounds, mel, **mel_range)}
-        trivial = {"psnr_mean_colour_db": psnr_db(mean_colour(video), video)}  # tells which clips count
+        trivial = {"psnr_mean_colour_db": psnr_db(mean_colour(video), video)}  # decides which clips count
         return {name: values.numpy() for name, values in (own | trivial).items()}
 
     means, columns = mean_over_windows(config, measure), np.array(blocks).T

@@ -1,4 +1,5 @@
-"""The pictures of a scene: discs of strong colours before a pale ground, antialiased, at exact places.
+"""Draws the frames of a scene: discs of strong colours before a pale background, antialiased, at exact
+places.
 
 Frame k shows the instant k / fps. Letters: T frames, H and W rows and columns.
 """
@@ -9,7 +10,7 @@ from physics import SECONDS, Body, Scene, random_of
 from proav.metrics.world.laws import FLOOR, Material
 
 TINT = 7
-"""Grounds are grey within this many steps of colour: what is more colourful is an object."""
+"""Colours of a background differ from grey by at most this many steps; objects are more colourful."""
 
 
 def draw_frames(scene: Scene, *, fps: int, size: int) -> np.ndarray:
@@ -23,7 +24,7 @@ def draw_frames(scene: Scene, *, fps: int, size: int) -> np.ndarray:
 
 
 def draw_ground(scene: Scene, size: int) -> np.ndarray:
-    """float32 [H, W, 3]: soft clouds and stripes of little contrast, and the floor below."""
+    """The background, float32 [H, W, 3]: soft clouds and stripes of low contrast, and the floor."""
     generator = random_of(scene.seed, scene.index, 1)
     rows, columns = _pixel_centres(size)
     level = generator.uniform(95, 175)
@@ -44,7 +45,7 @@ def draw_ground(scene: Scene, size: int) -> np.ndarray:
 
 
 def _draw_body(frame_HWC: np.ndarray, body: Body, material: Material, time: float) -> None:
-    """Draws one object onto a frame, where it is at this time."""
+    """Draws one object onto a frame, at its place at this time."""
     size = len(frame_HWC)
     x, y = body.at(time)
     (top, bottom), (left, right) = (_covered(middle, body.radius, size) for middle in (y, x))
@@ -60,7 +61,7 @@ def _draw_body(frame_HWC: np.ndarray, body: Body, material: Material, time: floa
 
 
 def _covered(middle: float, radius: float, size: int) -> tuple[int, int]:
-    """(first, end) of the rows or columns that an object reaches, with one to spare on each side."""
+    """(first, end) of the rows or columns that an object covers, with a margin of one on each side."""
     first, last = np.floor((np.array([middle - radius, middle + radius])) * size)
     return max(0, int(first) - 1), min(size, int(last) + 2)
 
@@ -68,12 +69,12 @@ def _covered(middle: float, radius: float, size: int) -> tuple[int, int]:
 def _shade(name: str, across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(opacity, light) [H, W] of a material over a disc of radius 1.
 
-    Both are symmetric, but for a soft light from above.
+    Both are symmetric, except for a soft light from above.
     """
     from_centre = np.hypot(across, down)
     soft = 0.95 - 0.08 * down
     full = np.ones_like(soft)
-    if name == "glass":  # the ground shows through its middle
+    if name == "glass":  # the background shows through its centre
         return 0.75 + 0.25 * np.minimum(from_centre, 1) ** 2, soft + 0.1
     if name == "metal":
         return full, soft + 0.25 * np.exp(-8 * from_centre**2)

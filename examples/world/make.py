@@ -1,8 +1,8 @@
-"""Clips of a made world whose truth is known: python examples/world/make.py DIR --clips N --seed S
+"""Makes clips of a world with known impacts: python examples/world/make.py DIR --clips N --seed S
 
-Writes DIR/clips/*.mp4, the listings DIR/clips.csv (train and validation) and DIR/test.csv, the table of truth
-DIR/truth.csv, and DIR/world.json, which says how all was made. A clip is a function of (seed, index) alone.
-Running the same command again changes nothing; a run that was stopped goes on.
+Writes DIR/clips/*.mp4, the listings DIR/clips.csv (train and validation) and DIR/test.csv, the table of
+impacts DIR/truth.csv, and the settings DIR/world.json. A clip depends only on (seed, index). Running the same
+command again changes nothing, and a run that was stopped is resumed.
 """
 
 import argparse
@@ -29,34 +29,35 @@ from proav.media.container import Clip
 from proav.runs.progress import Progress, duration
 
 FORMAT = 1
-"""Of the world: another one has other clips."""
+"""Version of the world. Another version has other clips."""
 SAMPLE_RATE = 16_000
 SPLITS = ("train",) * 8 + ("validation", "test")
-"""Of five clips each, in turns: every split has all labels, and a longer world keeps the splits of a shorter
-one."""
+"""Splits of five clips each, in turn. So every split has all labels, and more clips do not change the splits
+of
+the first ones."""
 COLUMNS = (
     "path", "split", "label", "time_seconds", "kind", "in_picture", "objects", "x", "y", "radii",
     "pitches_hz", "speed", "impulse", "amplitude",
 )  # fmt: skip
-"""Of the table of truth."""
+"""Columns of truth.csv."""
 LISTED = ("path", "labels", "split")
-"""Of the listings."""
+"""Columns of the listings."""
 CHUNK = 8
 """Clips that a process takes at a time."""
 
 
 def split_of(index: int) -> str:
-    """Clips 0..4 of every fifty are of one split, 5..9 of the next: five labels each."""
+    """The split of a clip: clips 0..4 of every fifty have the first of SPLITS, 5..9 the next, and so on."""
     return SPLITS[index // 5 % len(SPLITS)]
 
 
 def clip_path(index: int) -> str:
-    """Below the world's folder."""
+    """A clip's path below the world's folder."""
     return f"clips/{index:06d}.mp4"
 
 
 def listing_row(index: int) -> dict:
-    """A clip as preprocess reads it. It knows no third split: clips for tests have their own listing."""
+    """A clip's row in a listing. preprocess has no third split, so clips for tests have their own listing."""
     split = "train" if split_of(index) == "train" else "validation"
     return dict(zip(LISTED, (clip_path(index), label_of(index), split), strict=True))
 
@@ -83,7 +84,7 @@ def truth_rows(scene: Scene) -> list[dict]:
 
 
 def write_clip(index: int, *, folder: str, seed: int, fps: int, size: int) -> list[dict]:
-    """Writes a clip unless it is there; its rows of truth."""
+    """Writes a clip unless it exists; returns its rows of truth.csv."""
     scene = make_scene(seed, index)
     path = os.path.join(folder, clip_path(index))
     if not os.path.exists(path):
@@ -120,7 +121,7 @@ def main() -> None:
 
 
 def _is_done(folder: Path, record: dict) -> bool:
-    """Whether the world is there whole. Exits with what to type if another one is there."""
+    """Whether the folder holds the complete world. Exits with a message if it holds another world."""
     if folder.exists() and not folder.is_dir():
         _refuse(f"{folder} is a file; expected a folder")
     if not folder.exists() or not any(folder.iterdir()):
@@ -133,7 +134,7 @@ def _is_done(folder: Path, record: dict) -> bool:
     if differing := [name for name in record if name != "clips" and there.get(name) != record[name]]:
         told = ", ".join(f"{name} {there.get(name)}, not {record[name]}" for name in differing)
         _refuse(f"{folder} holds a world of {told}; choose another folder, or delete that one")
-    if there["clips"] > record["clips"]:  # which would be no part of the listings
+    if there["clips"] > record["clips"]:  # some clips would not be in the listings
         fewer = f"{there['clips']:,} clips, more than --clips {record['clips']}"
         _refuse(f"{folder} holds {fewer}; choose another folder, or delete that one")
     whole = all((folder / clip_path(index)).is_file() for index in range(record["clips"]))
@@ -149,7 +150,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fps", type=int, default=10, help="frames a second (default 10)")
     parser.add_argument("--size", type=int, default=64, help="rows and columns of a frame (default 64)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one a CPU")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each CPU")
     arguments = parser.parse_args()
     if arguments.clips < 1 or arguments.seed < 0 or arguments.processes < 1:
         _refuse("--clips and --processes are at least 1, --seed at least 0")
@@ -161,13 +162,13 @@ def _arguments() -> argparse.Namespace:
 
 
 def _refuse(text: str) -> NoReturn:
-    """A mistake of the user's: one line, status 2."""
+    """Prints one line for a user's mistake and exits with status 2."""
     print(f"world: {text}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def _number(value: float) -> str:
-    """Empty where there is none."""
+    """A number as text; empty for NaN."""
     return "" if math.isnan(value) else f"{value:.9g}"
 
 

@@ -1,8 +1,8 @@
-"""Discs that fall, bounce and meet: every event at its exact time, every path in closed form.
+"""Discs that fall, bounce and collide, with exact times of events and paths in closed form.
 
-Between events each object moves on a parabola. Times of impacts are roots of polynomials of second degree:
-gravity is the same for all, so that two objects move against each other on straight lines. Nothing is
-stepped. A scene is a function of (seed, index) alone. Not here: pictures (`draw.py`) and sound (`sound.py`).
+Between events each object moves on a parabola. As gravity is the same for all, two objects move relative to
+each other on straight lines. So times of impacts are roots of quadratic polynomials, and no time steps are
+needed. A scene depends only on (seed, index). Pictures are made in `draw.py` and sound in `sound.py`.
 """
 
 import math
@@ -26,21 +26,22 @@ from proav.metrics.world.laws import (
 SECONDS = 1.6
 """Length of a clip."""
 RADIUS_RATIO = 1.2
-"""Any two objects of a clip differ in size by this factor at least."""
+"""Any two objects of a clip differ in size by at least this factor."""
 CLEARANCE = 0.02
-"""Between objects, and to floor and walls, at the beginning."""
+"""Least distance at the beginning between objects, and from objects to floor and walls."""
 OUTSIDE_SHARE, EMPTY_SHARE, QUIET_SHARE = 0.15, 0.06, 0.06
-"""Shares of clips with a sound from outside the picture, without objects, and with a flight of one object
-that meets nothing."""
+"""Shares of clips with a sound from outside the picture, without objects, and with one object without
+impacts.
+"""
 OBJECT_SHARES = (0.5, 0.4, 0.1)
-"""Of clips with one, two and three objects, among the others."""
+"""Shares of clips with one, two and three objects, among the other clips."""
 MAX_DRAWS = 20_000
-"""Scenes are drawn anew until the world's rules hold; so often at most."""
+"""A scene is drawn again until the world's rules hold, at most this often."""
 
 
 @dataclass(frozen=True)
 class Flight:
-    """A stretch of an object's path without impacts: from `start` on, a parabola."""
+    """A part of an object's path without impacts: a parabola from time `start` on."""
 
     start: float
     x: float
@@ -74,20 +75,20 @@ class Event:
     kind: str
     """floor, left_wall, right_wall, objects or outside."""
     bodies: tuple[int, ...]
-    """Numbers of the objects that meet; none of a sound from outside."""
+    """Indices of the objects that collide; empty for a sound from outside."""
     x: float
     y: float
     """Where they touch; NaN outside the picture."""
     radii: tuple[float, ...]
-    """Of what sounds."""
+    """Radii of the objects that sound."""
     speed: float
     """Speed of approach along the line of contact, in heights per second; NaN outside the picture."""
     impulse: float
-    """Its sound's amplitude follows from it (`sound.py`)."""
+    """It decides the amplitude of the sound (`sound.py`)."""
 
     @property
     def pitches(self) -> tuple[float, ...]:
-        """In Hz."""
+        """Lowest mode of each object that sounds, in Hz."""
         return tuple(map(pitch_hz, self.radii))
 
 
@@ -103,12 +104,12 @@ class Scene:
 
 
 def random_of(seed: int, index: int, what: int) -> np.random.Generator:
-    """The generator of one thing of one clip: whatever else is drawn, its numbers stay the same."""
+    """A random generator for one purpose in one clip, independent of all other draws."""
     return np.random.Generator(np.random.Philox(key=[seed, (index << 8) | what]))
 
 
 def label_of(index: int) -> str:
-    """The material of a clip. Labels take turns: a fifth of all clips is of each."""
+    """The material of a clip. Labels alternate, so each has a fifth of all clips."""
     return sorted(MATERIALS)[index % len(MATERIALS)]
 
 
@@ -137,9 +138,10 @@ def make_scene(seed: int, index: int) -> Scene:
 def run(
     starts: list[tuple[float, Flight]], restitution: float, seconds: float
 ) -> tuple[tuple[Body, ...], tuple[Event, ...]] | None:
-    """(bodies, events) of objects from time 0 on: [(radius, first flight)].
+    """(bodies, events) of a scene from time 0 on.
 
-    None if two impacts of one object, or any two sounds, are nearer than the world's rules allow.
+    None if two impacts of one object, or any two sounds, are closer in time than the world's rules allow.
+    starts: (radius, first flight) of each object.
     """
     radii = [radius for radius, _ in starts]
     flights = [[flight] for _, flight in starts]
@@ -178,9 +180,9 @@ def _next_event(paths: list[Flight], radii: list[float]) -> tuple[float, str, tu
 
 
 def _meeting(first: Flight, second: Flight, distance: float) -> float:
-    """When two objects on parabolas are first this far apart, coming nearer; infinity if never.
+    """The first time at which two approaching objects on parabolas have this distance; infinity if never.
 
-    |d + w s| = distance, with d and w the difference of positions and velocities: gravity drops out.
+    It solves |d + w s| = distance, with d and w the differences of positions and velocities. Gravity cancels.
     """
     start = max(first.start, second.start)
     (x1, y1), (x2, y2) = first.at(start), second.at(start)
@@ -200,7 +202,7 @@ def _meet(
     radii: list[float],
     restitution: float,
 ) -> tuple[list[Flight], Event]:
-    """(flights after the impact, the event). Mass is radius^2; nothing rubs, so nothing turns."""
+    """(flights after the impact, the event). Mass is radius^2; without friction nothing rotates."""
     state = []
     for body in bodies:
         flight = paths[body]
@@ -218,7 +220,7 @@ def _meet(
         nx, ny = {"floor": (0.0, -1.0), "left_wall": (1.0, 0.0), "right_wall": (-1.0, 0.0)}[kind]
         held = {"floor": (1, FLOOR - radius), "left_wall": (0, radius), "right_wall": (0, 1 - radius)}
         axis, place = held[kind]
-        state[0][axis] = place  # the root's last bits must not add up from bounce to bounce
+        state[0][axis] = place  # so that rounding errors do not add up over bounces
         touch = state[0][0] - nx * radius, state[0][1] - ny * radius
         mass, signs = masses[0], (1.0,)
     approach = -sum(sign * (nx * each[2] + ny * each[3]) for sign, each in zip(signs, state, strict=True))
@@ -232,7 +234,7 @@ def _meet(
 
 
 def _keeps_rules(bodies: tuple[Body, ...], events: tuple[Event, ...]) -> bool:
-    """No object leaves the picture, and every impact turns some path by MIN_SPEED at least."""
+    """Whether no object leaves the picture, and every impact changes some velocity by at least MIN_SPEED."""
     for body in bodies:
         ends = [flight.start for flight in body.flights[1:]] + [SECONDS]
         for flight, end in zip(body.flights, ends, strict=True):
@@ -260,7 +262,7 @@ def _draw_starts(generator: np.random.Generator, num_bodies: int) -> list[tuple[
 
 
 def _draw_throw(generator: np.random.Generator) -> list[tuple[float, Flight]]:
-    """A small object thrown up from near the floor, to be in the air for the whole clip."""
+    """A small object thrown up from near the floor; it stays in the air for the whole clip."""
     radius = float(generator.uniform(MIN_RADIUS, 0.09))
     x = float(generator.uniform(0.2, 0.8))
     y = FLOOR - radius - float(generator.uniform(CLEARANCE, 0.1))
@@ -269,7 +271,7 @@ def _draw_throw(generator: np.random.Generator) -> list[tuple[float, Flight]]:
 
 
 def _with_outside(generator: np.random.Generator, events: tuple[Event, ...]) -> tuple[Event, ...]:
-    """The events and a sound of something that is not in the picture, if there is room for it."""
+    """The events, with a sound from outside the picture added if there is time for it."""
     for _ in range(20):
         time = float(generator.uniform(0.1, SECONDS - 0.1))
         radius = float(np.exp(generator.uniform(math.log(MIN_RADIUS), math.log(MAX_RADIUS))))

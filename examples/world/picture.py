@@ -1,7 +1,7 @@
 """A picture of clips of the made world: python examples/world/picture.py DIR OUT.png [--clips 2 3]
 
-Frames of each clip stand above the mel image of its sound. A line goes through both at each impact, by the
-table of truth: full if an object in the picture makes the sound, dashed if it comes from outside.
+Frames of each clip are above the mel image of its sound. A line marks each impact of truth.csv: solid if an
+object in the picture makes the sound, dashed if the sound comes from outside.
 """
 
 import argparse
@@ -23,7 +23,14 @@ FPS, SIZE, RATE = 10, 64, 16_000
 
 
 def draw_clip(top: plt.Axes, bottom: plt.Axes, folder: Path, index: int, mel_frames: MelFrames) -> None:
-    """One clip of a folder that `make.py` has filled, on two axes with one time."""
+    """Draws one clip of a folder that `make.py` has filled.
+
+    top: axes for the frames.
+    bottom: axes for the mel image, with the same time axis.
+    folder: the world's folder.
+    index: number of the clip.
+    mel_frames: makes the mel image of a sound.
+    """
     name = f"clips/{index:06d}.mp4"
     clip = read_clip(str(folder / name), fps=FPS, sample_rate=RATE, height=SIZE, width=SIZE, fit="pad")
     seconds = len(clip.video) / clip.fps

@@ -8,21 +8,21 @@ from proav.metrics.world.laws import MAX_RADIUS, impact_sound
 LOUDEST = 0.8
 """Amplitude of an impact of the reference impulse."""
 REFERENCE_IMPULSE = 2 * 1.8 * MAX_RADIUS**2
-"""Of the largest object that meets the floor at 2 heights per second, restitution 0.8: near the strongest."""
+"""Impulse of the largest object that hits the floor at 2 heights per second, with restitution 0.8."""
 PEAK = 0.95
-"""A clip whose samples would pass it is made quieter as a whole."""
+"""Largest sample of a clip. A louder clip is made quieter as a whole."""
 
 
 def amplitude(impulse: float) -> float:
-    """Of a sound: it follows the square root of the impulse, so that faint impacts can still be heard."""
+    """Amplitude of a sound: proportional to impulse^0.5, so that weak impacts can still be heard."""
     return LOUDEST * (impulse / REFERENCE_IMPULSE) ** 0.5
 
 
 def make_sound(scene: Scene, *, sample_rate: int) -> np.ndarray:
-    """Float32 [samples], mono. Sample n is at n / sample_rate: a sound that starts between two samples has
-    the phase at the second that it would have.
+    """The sound of a scene, float32 [samples], mono.
 
-    If two objects meet, both sound, each with half of the amplitude.
+    Sample n is at n / sample_rate. A sound that starts between two samples has the right phase at the second.
+    If two objects collide, both sound, each with half of the amplitude.
     """
     seconds_N = np.arange(round(SECONDS * sample_rate)) / sample_rate
     whole_N = np.zeros(len(seconds_N))

@@ -219,7 +219,8 @@ def _check_keys(settings: dict, section: type[BaseModel], prefix: str, origin: s
 def nearest_key(key: str) -> str | None:
     """The key that was probably meant; None if no known key is near.
 
-    First choice is the nearest known key, then the nearest with the same last name, then by level.
+    Three rules are tried in turn: the nearest known key, the nearest key with the same last name, and
+    correction level by level.
     """
     known, first = _all_keys(Config, ""), key.split(".")[0]
     if first not in Config.model_fields and first != "train":  # perhaps a misspelt `train`

@@ -1,1 +1,1 @@
-"""Training: a loop that knows no model, a step for each model, engines for the optimizer, launch on Ray."""
+"""Training: a loop for any model, a step for each model, engines for the optimizer, launch on Ray."""

@@ -1,11 +1,10 @@
 """One training step of MDSA: reconstruction of picture and sound, and training of the discriminators.
 
-Plain torch. The paper prints no loss list. Terms and weights on pictures are those of its ancestor PVDM:
-L1 4, perceptual 4, adversarial 1, feature matching 4. Those on mel images are their counterparts. Every draw
-(modality dropout, noise, hidden cells, judged frame) is a function of (seed, clip position). Not here: the
-loop that calls the step (`loop.py`).
-B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame, D latent channels,
-V values of a clip's planes.
+This is plain torch. The paper gives no list of losses. Terms and weights for pictures are those of its
+ancestor PVDM: L1 4, perceptual 4, adversarial 1, feature matching 4. The terms for mel images correspond to
+them. Every draw (modality dropout, noise, hidden cells, judged frame) is a function of (seed, clip position).
+The loop that calls the step is in `loop.py`. Letters: B clips, T frames, C channels, H W rows and columns, M
+mel bins, S mel columns in a frame, D latent channels, V values of a clip's planes.
 """
 
 import contextlib
@@ -36,9 +35,9 @@ from proav.train.loop import StepOutput, mean_part
 from proav.train.optimizers import MOMENTS
 
 DISCRIMINATOR_GRADIENT_CLIP = 1.0
-"""PVDM's."""
+"""Largest gradient norm of the discriminators, as in PVDM."""
 MASK_RATIOS = (0.25, 0.5, 0.75)
-"""SSVAE's."""
+"""Shares of hidden cells, as in SSVAE."""
 
 
 class AutoencoderStep:
@@ -49,8 +48,8 @@ class AutoencoderStep:
               + adversarial (hinge) + feature_matching,
     L_audio = mel |x - y| + mel_squared (x - y)^2 + mel_difference |dx - dy| + adversarial + feature_matching.
     Without LPIPS weights, multi_scale_gradient |dx - dy| replaces the perceptual term. Adversarial and
-    feature_matching enter once mdsa.loss.adversarial_start_clips clips are seen. Discriminators are whole on
-    every worker. The terms pixel_squared, mel_squared, mel_difference and multi_scale_gradient are reported
+    feature_matching start after mdsa.loss.adversarial_start_clips clips. Every worker holds the whole
+    discriminators. The terms pixel_squared, mel_squared, mel_difference and multi_scale_gradient are reported
     only if their weight is not zero.
     """
 
@@ -153,7 +152,7 @@ class AutoencoderStep:
     def _adversarial(
         self, video: Tensor, video_out: Tensor, mel: Tensor, mel_out: Tensor, frames_B: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
-        """{name: (weight, value)} of the terms with frozen discriminators; arguments as `_reconstruction`."""
+        """{name: (weight, value)} of the adversarial terms; arguments as in `_reconstruction`."""
         terms = {}
         self.discriminators.requires_grad_(False)
         for name, share, real, fake, more in (
@@ -228,17 +227,17 @@ class AutoencoderStep:
 
 
 def draw_frames(seed: int, positions: list[int], num_frames: int) -> Tensor:
-    """int64 [B]: the frame of each clip that is judged alone; uniform, and a function of (seed, position)."""
+    """int64 [B]: the frame of each clip for LPIPS and the 2D discriminator, uniform by (seed, position)."""
     return torch.tensor(
         [int(uniforms_for(seed, position, 1, purpose="frame")[0] * num_frames) for position in positions]
     )
 
 
 def draw_exchange(seed: int, positions: list[int], probability: float) -> Exchange:
-    """Modality dropout: what each clip's modalities get from each other; a function of (seed, position).
+    """Modality dropout: which modality of a clip sees the other; a function of (seed, position).
 
-    With `probability` each, audio gets nothing from video, video gets nothing from audio, or neither gets
-    anything. So each modality can be decoded if the other is not given.
+    Three cases have `probability` each: audio gets nothing from video, video gets nothing from audio, neither
+    gets anything. So each modality can be decoded if the other is not given.
     """
     uniform_B = torch.stack([uniforms_for(seed, position, 1, purpose="flow")[0] for position in positions])
     return Exchange.from_uniform(uniform_B, probability)
@@ -258,8 +257,8 @@ def draw_noise(config: Config, positions: list[int]) -> dict[str, Tensor]:
 def draw_shown(config: Config, positions: list[int]) -> dict[str, Tensor]:
     """{plane: float32 [B, 1, rows, columns], 0 for hidden cells, else 1}, a function of (seed, position).
 
-    A clip has hidden cells with probability mdsa.latent_mask. Then each of its cells is hidden with the same
-    probability, one of MASK_RATIOS (SSVAE).
+    A clip has hidden cells with probability mdsa.latent_mask. Each of its cells is then hidden with a
+    probability that is drawn from MASK_RATIOS (SSVAE).
     """
     shapes = {name: LatentGeometry.from_config(config).plane_shapes[name[2:]] for name in PLANE_NAMES}
     draws = [uniforms_for(config.seed, position, 2, purpose="mask") for position in positions]

@@ -1,7 +1,7 @@
 """Exponential moving average of the weights, with its length given in clips.
 
-Follows EDM2's rule: the half-life grows with training, so that early averages forget the initialization.
-It averages the weights' shards that the engine keeps on this rank. Not here: gathering them (`engines/`).
+By EDM2's rule the half-life grows with training, so that early averages forget the initialization. The
+average covers the shards of weights that the engine keeps on this rank; `engines/` gathers them.
 """
 
 import torch
@@ -13,7 +13,7 @@ def ema_decay(*, batch_clips: int, clips: int, half_life_clips: float, ramp_up: 
     0.5 ** (batch_clips / half_life), half_life = min(half_life_clips, ramp_up * clips).
 
     batch_clips: clips of the step.
-    clips: clips seen in training, with those of the step.
+    clips: clips seen in training, including those of the step.
     half_life_clips: longest half-life, in clips.
     ramp_up: longest half-life as a share of `clips`.
     """
@@ -25,7 +25,7 @@ class ExponentialMovingAverage:
     """The fp32 average of this rank's shards of the weights.
 
     Up to ZeRO stage 2 a shard is a whole tensor, at stage 3 a slice. In both cases the update is local: it
-    costs no communication, and 4 bytes for each weight kept on the rank.
+    needs no communication, and 4 bytes for each weight on the rank.
     """
 
     def __init__(self, shards: dict[str, torch.Tensor], *, half_life_clips: float, ramp_up: float) -> None:
@@ -42,6 +42,6 @@ class ExponentialMovingAverage:
         torch._foreach_lerp_(averages, [shards[name].detach().float() for name in self.shards], 1 - decay)
 
     def load(self, shards: dict[str, torch.Tensor]) -> None:
-        """Puts a saved average in place of the current one."""
+        """Replaces the current average by a saved one."""
         for name, average in self.shards.items():
             average.copy_(shards[name])

@@ -1,8 +1,8 @@
 """Fits weights of a new model before its training: MDSA's linear planes, on the feed's first clips.
 
-The result follows from the seed, the data and the configuration alone. Worker 0 fits with one thread,
-whatever the number of workers, and the others take its weights to the bit. Not here: the fit itself
-(`proav/models/mdsa/linear_planes.py`).
+The result depends on the seed, the data and the configuration alone. Worker 0 fits with one thread, whatever
+the number of workers, and the others copy its weights exactly. The fit itself is in
+`proav/models/mdsa/linear_planes.py`.
 Letters: B clips, T frames, C channels, H W rows and columns, M mel bins, S mel columns in a frame.
 """
 
@@ -27,7 +27,7 @@ CLIPS_AT_ONCE = 8
 class FirstClips(Sequence):
     """The clips at positions 0 to num_clips - 1 of a feed, as MDSA reads them; they are made on demand.
 
-    Batches are (video_BCTHW in [-1, 1], mel_BTMS). Positions beyond an epoch go on into the next epoch.
+    Batches are (video_BCTHW in [-1, 1], mel_BTMS). Positions beyond an epoch continue in the next epoch.
     """
 
     def __init__(self, feed: ClipFeed, num_clips: int) -> None:
@@ -45,7 +45,7 @@ class FirstClips(Sequence):
 
 
 def fit_linear_planes(model: MDSA, feed: ClipFeed, num_clips: int) -> str:
-    """Fits the linear path on the first clips of the feed; returns a line about it."""
+    """Fits the linear planes on the first clips of the feed; returns a line about it."""
     started = time.monotonic()
     with one_torch_thread():  # the last bits depend on the number of threads
         model.fit_linear_planes(FirstClips(feed, num_clips))
@@ -53,7 +53,7 @@ def fit_linear_planes(model: MDSA, feed: ClipFeed, num_clips: int) -> str:
 
 
 def fit_on_worker_0(model: nn.Module, fit: Callable[[nn.Module], str], device: torch.device) -> str:
-    """Runs `fit(model)` on worker 0; the others take all its weights. Every worker calls it.
+    """Runs `fit(model)` on worker 0; the others copy all its weights. Every worker calls it.
 
     device: the worker's device, for its collectives.
     Returns the line of `fit`.

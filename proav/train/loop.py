@@ -1,7 +1,8 @@
 """One worker's training loop: feed -> step -> report -> checkpoint; progress is counted in clips.
 
-It knows no model, no files and no Ray. What a step is, is in `autoencoder_step.py` and `generator_step.py`;
-reports and checkpoints are callbacks. Plain torch; with several workers, torch.distributed is already set up.
+The loop does not depend on a model, on files or on Ray. The steps are in `autoencoder_step.py`,
+`generator_step.py` and `flow_map_step.py`; reports and checkpoints are callbacks. This is plain torch. With
+several workers, torch.distributed must be set up before.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from proav.train.engines import Engine, NonFiniteError
 from proav.train.schedule import learning_rates
 
 Parts = dict[str, tuple[Tensor, Tensor | float]]
-"""What a step reports besides its loss: {name: (sum over clips, number of clips)}, alike on all workers."""
+"""What a step reports besides its loss: {name: (sum over clips, number)}; same names on all workers."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class TrainingStep(Protocol):
         """Backward passes of the networks beside the model; called after the model's backward pass."""
 
     def step_others(self) -> None:
-        """Steps those networks, after the last pass and before the model's step. Raises NonFiniteError."""
+        """Steps those networks, after the last pass and before the model. Raises NonFiniteError."""
 
     def discard_others(self) -> None:
         """Drops the gradients of those networks; called instead of `step_others`."""
@@ -55,12 +56,12 @@ class TrainingStep(Protocol):
         """State of those networks for the checkpoint: {file name: {tensor name: tensor}}."""
 
     def load_tensors(self, read: Callable[[str], dict[str, Tensor]]) -> None:
-        """Restores that state; `read` gives the tensors of a file name."""
+        """Restores that state; `read` returns the tensors of a file name."""
 
 
 @dataclass
 class LoopState:
-    """Where training stands; every checkpoint has it, so that a resumed curve is the uninterrupted one."""
+    """The state of training; it is in every checkpoint, so a resumed curve equals the uninterrupted one."""
 
     clips: int = 0
     step: int = 0
@@ -79,12 +80,12 @@ class LoopState:
 WAITS = ("data_wait", "worker_wait", "host_wait")
 """What a worker waits for: its next batch, the other workers' batches, and the host.
 
-The host takes reports and checkpoints, and says when to save.
+The host takes reports and checkpoints, and decides when to save.
 """
 
 
 class Waits:
-    """Seconds that this worker has waited since the last report, by what it waited for."""
+    """Seconds that this worker has waited since the last report, by cause."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(WAITS, 0.0)
@@ -98,7 +99,7 @@ class Waits:
             self.seconds[name] += time.monotonic() - began
 
     def shares(self, seconds: float, device: torch.device) -> dict[str, float]:
-        """Each wait as a share of `seconds`, of the worker that waited longest. Every worker calls it."""
+        """Each wait as a share of `seconds`, for the worker that waited longest. Every worker calls it."""
         longest = torch.tensor([self.seconds[name] for name in WAITS], dtype=torch.float64, device=device)
         if dist.is_initialized():
             dist.all_reduce(longest, op=dist.ReduceOp.MAX)
@@ -107,7 +108,7 @@ class Waits:
 
 
 class Meter:
-    """Sums over clips between two reports, kept on the device: adding to them does not wait for it."""
+    """Sums over clips between two reports, kept on the device so that `add` does not wait for it."""
 
     def __init__(self, device: torch.device, start: dict[str, tuple[float, float]]) -> None:
         self.device = device
@@ -140,12 +141,12 @@ class Meter:
 
 @dataclass(frozen=True)
 class Asked:
-    """What others ask of the loop; every worker calls both before each step."""
+    """Requests from outside the loop; every worker calls both before each step."""
 
     checkpoint: Callable[[], bool] = lambda: False
-    """Whether to write a checkpoint after the next step, because a node is about to go."""
+    """Whether to write a checkpoint after the next step, because a node is about to be removed."""
     stop: Callable[[], bool] = lambda: False
-    """Whether to write a checkpoint of what is done, and end."""
+    """Whether to write a checkpoint of all finished steps, and end."""
 
 
 def run_loop(
@@ -162,15 +163,14 @@ def run_loop(
 ) -> bool:
     """Trains until num_clips clips are seen or max_seconds have passed; False if it was asked to stop before.
 
-
     step: the model's losses.
-    batches: this worker's share of each global batch from here on: {name: tensor [clips / workers, ...]},
-    with a tensor `position`.
+    batches: this worker's share of each further global batch: {name: tensor [clips / workers, ...]}, with a
+        tensor `position`.
     engine: holds the model and its optimizer.
     average: the moving average of the weights.
-    state: where training stands; it is updated.
+    state: the state of training; it is updated.
     report, save: called equally often on every worker; save also at the end.
-    asked: what others ask of the loop.
+    asked: requests from outside the loop.
     say: takes lines for people.
     Raises NonFiniteError before the optimizer steps, and the UserError of a feed; both on every worker.
     """
@@ -215,7 +215,7 @@ def run_loop(
 
 
 def is_trained(train: TrainConfig, *, clips: int, seconds: float) -> bool:
-    """Whether so many clips in so many seconds of steps are all that the settings ask for."""
+    """Whether training is complete by the settings, after this many clips and seconds of steps."""
     return clips >= train.num_clips or (train.max_seconds is not None and seconds >= train.max_seconds)
 
 
@@ -242,8 +242,8 @@ def _next_batch(
 ) -> tuple[dict, bool, bool]:
     """This worker's next batch, whether some worker wants a checkpoint, and whether one wants to stop.
 
-    If one worker meets a user's mistake here, such as a damaged shard, it is raised on every worker. So no
-    worker waits for one that has stopped.
+    If one worker gets a UserError here, such as a damaged shard, it is raised on every worker. So no worker
+    waits for one that has stopped.
 
     batches, device, waits: this worker's.
     checkpoint, stop: what this worker wants.
@@ -254,7 +254,7 @@ def _next_batch(
             batch = next(batches)
         except UserError as error:
             mistake = error
-    if device.type == "cuda":  # the step before may still run there, which is no wait for others
+    if device.type == "cuda":  # the previous step may still run there, which is no wait for others
         torch.cuda.synchronize(device)
     with waits.on("worker_wait"):
         broken, checkpoint, stop = _any_worker(device, mistake is not None, checkpoint, stop)
@@ -276,8 +276,8 @@ def _train_step(
     A batch without a finite loss or gradient is left out (train.skip_nonfinite).
 
     batch: this worker's share of the global batch.
-    meter: takes the losses and their parts.
-    The rest as in `run_loop`.
+    meter: receives the losses and their parts.
+    The others are as in `run_loop`.
     """
     train, outputs, reason = engine.train, [], None
     for part in split_batch(batch, train.accumulation_steps):
@@ -319,11 +319,11 @@ def _leave_out(
     state: LoopState,
     say: Callable[[str], None],
 ) -> None:
-    """Drops the gradients of a batch that gave no finite step; every worker calls it.
+    """Drops the gradients of a batch without a finite step; every worker calls it.
 
     reason: what is not finite.
     losses: one for each pass.
-    The rest as in `run_loop`.
+    The others are as in `run_loop`.
     Raises NonFiniteError if train.skip_nonfinite batches in a row were left out already. Its message has
     losses, positions, segments and sources of all workers.
     """
@@ -332,7 +332,7 @@ def _leave_out(
     if state.skipped_in_a_row >= limit:
         raise NonFiniteError(
             f"training stopped before optimizer step {state.step + 1} ({state.clips:,} clips seen): "
-            f"{reason}; {where}. The last checkpoint is from before. A run that goes on meets the same clips "
+            f"{reason}; {where}. The last checkpoint is from before. A resumed run reaches the same clips "
             "again: write a lower train.learning_rate or train.precision=fp32, or leave such batches out: "
             f"train.skip_nonfinite={max(10, 2 * limit)}"
         )
@@ -383,7 +383,7 @@ def _line(meter: Meter, waits: Waits, state: LoopState, rates: dict[str, float])
     means = {name: total / count for name, (total, count) in totals.items() if count}
     seconds = max(state.seconds - state.reported_seconds, 1e-9)
     line = {"clips": state.clips, "step": state.step, "loss": means.pop("loss"), **means}
-    if overflows:  # fp16 overflow: the batch was used, the weights did not move
+    if overflows:  # fp16 overflow: the batch was used, but the weights did not change
         line["skipped_steps"] = int(overflows)
     if state.skipped:
         line["skipped_segments"] = state.skipped

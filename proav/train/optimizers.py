@@ -1,7 +1,7 @@
 """AdamW, or Muon for the hidden matrices and AdamW for all other weights; one optimizer object in both cases.
 
-Not here: learning rates (`schedule.py`), gradients and their clipping (`engines/`). The models say which
-weights are hidden matrices (hidden_map in `proav/models/layers.py`). N matrices, R rows, C columns.
+Learning rates are in `schedule.py`, gradients and their clipping in `engines/`. The models say which weights
+are hidden matrices (hidden_map in `proav/models/layers.py`). Letters: N matrices, R rows, C columns.
 """
 
 import math
@@ -32,8 +32,8 @@ def newton_schulz(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
 
         X <- G / |G|_F, then five times X <- a X + (b A + c A A) X with A = X X',   (a, b, c) = QUINTIC
 
-    Singular values above about |G|_F / 100 come to between 0.68 and 1.14. From Jordan and others, 2024,
-    https://kellerjordan.github.io/posts/muon.
+    Singular values above about |G|_F / 100 are brought to between 0.68 and 1.14. From Jordan and others,
+    2024, https://kellerjordan.github.io/posts/muon.
 
     dtype: of the matrix products; bf16 suffices.
     """
@@ -48,9 +48,9 @@ def newton_schulz(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def orthogonalized(direction_RC: Tensor, parts: int, dtype: torch.dtype) -> Tensor:
-    """Muon's update [R, C] for a weight of `parts` matrices, stacked along its rows; each is treated alone.
+    """Muon's update [R, C] for a weight of `parts` matrices stacked along its rows, each for itself.
 
-    newton_schulz(part) * sqrt(max(1, r / C)), r = R / parts. The factor is Jordan's, for all shapes.
+    newton_schulz(part) * sqrt(max(1, r / C)), r = R / parts. The factor is Jordan's.
     """
     rows, columns = direction_RC.shape
     update_NRC = newton_schulz(direction_RC.reshape(parts, rows // parts, columns), dtype)
@@ -58,7 +58,7 @@ def orthogonalized(direction_RC: Tensor, parts: int, dtype: torch.dtype) -> Tens
 
 
 class Orthogonalizer(Protocol):
-    """Orthogonalizes the matrices in an optimizer's tensors; it knows how the tensors hold them."""
+    """Orthogonalizes the matrices in an optimizer's tensors; a class for each layout of the tensors."""
 
     def __call__(self, parameters: list[Tensor], directions: list[Tensor]) -> None:
         """Overwrites `directions` with the updates. Every worker calls it.
@@ -68,7 +68,7 @@ class Orthogonalizer(Protocol):
 
 
 class WholeMatrices:
-    """Every worker holds all matrices whole, orthogonalizes a share of them, and sends these to the others.
+    """For whole matrices on every worker: each worker orthogonalizes a share and sends it to the others.
 
     parts: {weight: number of matrices stacked in it}.
     """
@@ -80,10 +80,10 @@ class WholeMatrices:
     def __call__(self, parameters: list[Tensor], directions: list[Tensor]) -> None:
         moving = torch.stack(
             torch._foreach_norm(directions)
-        ).tolist()  # a weight that took no part has nothing to update
+        ).tolist()  # a weight without a gradient has nothing to update
         matrices = [pair for pair, norm in zip(zip(parameters, directions, strict=True), moving) if norm]
         matrices.sort(key=lambda pair: -pair[1].numel())
-        for start in range(0, len(matrices), self.world):  # each round: matrices of like size, one per worker
+        for start in range(0, len(matrices), self.world):  # a round: matrices of similar size, one per worker
             together = matrices[start : start + self.world]
             if self.rank < len(together):
                 weight, mine = together[self.rank]
@@ -106,16 +106,16 @@ class Sliced:
 
     @property
     def work(self) -> int:
-        """About how many multiplications its orthogonalization takes, up to a factor."""
+        """Number of multiplications of its orthogonalization, up to a constant factor."""
         rows, columns = self.shape
         return rows * columns * min(rows // self.parts, columns)
 
 
 class SlicedMatrices:
-    """Every worker holds slices of matrices in flat tensors, as under ZeRO, and orthogonalizes its share.
+    """For slices of matrices in flat tensors, as in ZeRO: each worker orthogonalizes a share of the matrices.
 
-    In a round each worker gathers one matrix from the workers that hold slices of it, and sends their updates
-    back. A matrix that is whole on one worker stays there. How matrices are sliced changes no result.
+    In a round each worker gathers one matrix from the workers that hold slices of it, and sends the updates
+    back. If a matrix is whole on one worker, it stays there. The slicing does not change results.
 
     matrices: {flat tensor: its matrices}, with the same matrices in the same order on all workers.
     """
@@ -130,7 +130,7 @@ class SlicedMatrices:
                 self._round(direction, matrices)
 
     def _round(self, direction: Tensor, matrices: tuple[Sliced | None, ...]) -> None:
-        """Orthogonalizes one matrix per worker; matrices: each worker's, None if none is left for it."""
+        """Orthogonalizes one matrix per worker; matrices: one for each worker, or None."""
         mine = matrices[self.rank]
         held = [matrix.sizes[self.rank] if matrix else 0 for matrix in matrices]
         slices = [direction.narrow(0, matrix.offset, size) for matrix, size in zip(matrices, held) if matrix]
@@ -147,7 +147,9 @@ class SlicedMatrices:
 def share_out(matrices: list[Sliced], world: int) -> list[tuple[Sliced | None, ...]]:
     """Rounds of at most one matrix per worker; each matrix goes to the worker with the least work so far.
 
-    A worker takes no matrix of which another worker holds more than twice as much. world: number of workers.
+    A worker takes no matrix of which another worker holds more than twice as much.
+
+    world: number of workers.
     """
     owned, load = [[] for _ in range(world)], [0] * world
     for matrix in sorted(matrices, key=lambda matrix: -matrix.work):  # stable: equal on all workers
@@ -159,7 +161,7 @@ def share_out(matrices: list[Sliced], world: int) -> list[tuple[Sliced | None, .
 
 
 def _exchange(sent: Tensor, given: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """Sends the next `given` elements of `sent` to each worker in turn; returns `wanted` elements of each."""
+    """Sends each worker its next given[rank] elements of `sent`; returns wanted[rank] elements of each."""
     received = sent.new_empty(sum(wanted))
     dist.all_to_all_single(received, sent, list(wanted), list(given))
     return received
@@ -171,7 +173,7 @@ class MuonAdamW(torch.optim.AdamW):
         M <- m M + (1 - m) G                                                    m = momentum
         W <- (1 - lr weight_decay) W - lr orthogonalized(m M + (1 - m) G)       Nesterov's form
 
-    It is one object because ZeRO takes one, and replaces the weights by its own flat slices.
+    It is one object because ZeRO takes one optimizer, and replaces the weights by its own flat slices.
     """
 
     def __init__(self, groups: list[dict], orthogonalize: Orthogonalizer, **settings) -> None:
@@ -184,10 +186,10 @@ class MuonAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             if "momentum" in group:
                 self._step_matrices(group)
-        super().step()  # passes over weights without a gradient, which the hidden matrices now are
+        super().step()  # skips weights without a gradient; the hidden matrices have none any more
 
     def _step_matrices(self, group: dict) -> None:
-        """One step of Muon; the gradients are gone afterwards."""
+        """One step of Muon; it also clears the gradients."""
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         directions = []
         for parameter in parameters:
@@ -247,5 +249,5 @@ def check_moments(tensors: dict[str, Tensor], module: nn.Module, train: TrainCon
     if missing:
         raise CheckpointError(
             f"the checkpoint lacks {len(missing)} of {len(wanted)} optimizer tensors, such as {missing[0]}: "
-            f"train.optimizer={train.optimizer} cannot go on; choose another run_dir=DIR to start anew"
+            f"train.optimizer={train.optimizer} cannot resume; choose another run_dir=DIR to start anew"
         )

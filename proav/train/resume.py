@@ -1,7 +1,7 @@
-"""What of a training run goes into a checkpoint, and how a run goes on from one.
+"""Which state of a training run is stored in a checkpoint, and how a run resumes from one.
 
 The state does not depend on engine, ZeRO stage or number of workers: it is whole tensors by name, which each
-engine splits for itself. Not here: the file format (`proav/runs/checkpoint.py`).
+engine splits for itself. The file format is in `proav/runs/checkpoint.py`.
 """
 
 from collections.abc import Callable
@@ -55,13 +55,13 @@ def save_training(
 def load_training(
     checkpoint: Checkpoint, engine: Engine, average: ExponentialMovingAverage, step: TrainingStep
 ) -> LoopState:
-    """Restores optimizer, moving average and the networks beside the model. Every worker calls it.
+    """Restores the optimizer, the moving average and all networks except the model. Every worker calls it.
 
     The model's own weights are loaded before the engine is made (`checkpoint.weights("model")`).
 
-    checkpoint: to go on from.
+    checkpoint: to resume from.
     engine, average, step: of this worker's loop; they are changed.
-    Returns where the loop stood.
+    Returns the state of the loop.
     """
     engine.load_optimizer_state(checkpoint.weights("training/optimizer"), checkpoint.training["engine"])
     average.load(engine.split(checkpoint.weights("ema")))

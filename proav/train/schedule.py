@@ -11,9 +11,9 @@ def rate_share(train: TrainConfig, clips: int) -> float:
 
         min(1, s / W, 1 - (1 - FINAL_SHARE) (s - (N - D)) / D),   s = min(clips + batch_size, N)
 
-    W = warmup_clips, N = num_clips, D = decay_fraction * N. So it is a linear warm-up, then constant, then a
-    linear decay over the last D clips (Haegele et al., 2024). If a resumed run has a larger num_clips, the
-    decay moves.
+    W = warmup_clips, N = num_clips, D = decay_fraction * N. The share is a linear warm-up, then constant,
+    then a linear decay over the last D clips (Haegele et al., 2024). If a resumed run has a larger num_clips,
+    the decay moves to the new end.
     """
     seen = clips + train.batch_size
     share = min(1.0, seen / train.warmup_clips) if train.warmup_clips else 1.0

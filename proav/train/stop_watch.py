@@ -1,6 +1,6 @@
 """How a training worker learns that it must save and end: by a signal of its own, or from the driver.
 
-A signal to one worker ends them all: its machine is about to go, and the next run uses those that are left.
+A signal to one worker ends all workers: its machine will be lost, and the next run uses the remaining ones.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ POLL_SECONDS = 0.25
 
 
 def listen(seconds: float) -> None:
-    """Takes this process's signals from now on, for `seconds` as in `StopRequest`.
+    """Handles this process's signals from now on; `seconds` as in `StopRequest`.
 
-    It is called in the process's main thread, in which Ray runs functions that are sent to it.
+    It is called in the process's main thread, in which Ray runs functions that are sent to the process.
     """
     StopRequest(seconds, defer=True).__enter__()  # as long as the process lives
     signal.pthread_sigmask(
@@ -29,7 +29,7 @@ class StopWatch:
     """Whether this worker is asked to stop.
 
     begin: called once, before the first step.
-    driver_asks: called beside the training, every quarter of a second.
+    driver_asks: called every quarter of a second, in another thread.
     Both return whether the driver was asked to stop.
     """
 

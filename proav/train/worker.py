@@ -1,7 +1,7 @@
 """One training worker from start to end: build, resume, loop, checkpoint. Plain torch.
 
-It holds what differs between the stages: which feed, which model, which step, what a checkpoint says of
-itself. Not here: Ray, on which `on_ray/launch.py` runs this.
+This file holds what differs between the stages: the feed, the model, the step, and the description in a
+checkpoint. `on_ray/launch.py` runs it on Ray.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ ENCODE = "python ray_jobs/encode.py --config FILE, with the same run_dir"
 
 @dataclass
 class StagePlan:
-    """What a stage trains on, and what its checkpoints say of themselves."""
+    """What a stage trains on, and the description of its checkpoints."""
 
     feed: Feed
     build: Callable[[torch.device], tuple[nn.Module, TrainingStep]]
@@ -54,7 +54,7 @@ class StagePlan:
     fit: Callable[[nn.Module], str] | None = None
     """Fits weights of a new model before training, and returns a line about it; called on worker 0."""
     warning: str = ""
-    """A line that is told before training: settings that are allowed, but hardly meant."""
+    """A line that is printed before training: settings that are allowed, but probably not intended."""
 
 
 def train_settings(config: Config, stage: str) -> TrainConfig:
@@ -81,7 +81,7 @@ def find_resume_point(
     """The newest whole checkpoint of a stage; None if the stage has not begun.
 
     plan: the stage's plan, to compare labels and latents with.
-    warn: takes a line for each damaged checkpoint that is passed over.
+    warn: takes a line for each damaged checkpoint that is skipped.
     Raises CheckpointError if the checkpoint belongs to another run.
     """
     kind = find_stage(stage).kind
@@ -91,7 +91,7 @@ def find_resume_point(
         then, now = (train_settings(made_with, stage).optimizer for made_with in (checkpoint.config, config))
         if then != now:
             raise CheckpointError(
-                f"{checkpoint.path} was trained with {stage}.train.optimizer={then}, {now} cannot go on; "
+                f"{checkpoint.path} was trained with {stage}.train.optimizer={then}, {now} cannot resume it; "
                 f"write {stage}.train.optimizer={then}, or choose another run_dir=DIR to start anew"
             )
         if checkpoint.teacher_hash != plan.description.get("teacher_hash"):
@@ -125,21 +125,21 @@ def train_worker(
 ) -> dict:
     """Trains until train.num_clips clips are seen, from the newest checkpoint if there is one.
 
-    With several workers torch.distributed is set up before.
+    With several workers torch.distributed must be set up before.
 
     stage: mdsa, stdit or distill.
     device: this worker's.
     rank, world: this worker and the number of workers.
     report: called with each line of metrics.jsonl, on every worker.
-    asked: what others ask of the loop.
+    asked: requests from outside the loop.
     Returns {"stage", "clips", "step", "seconds", "metrics": last report, "stopped": bool}; stopped means that
-    it was asked to stop.
+    a request ended the training.
     Raises UserError (CheckpointError, NonFiniteError and others).
     """
     train = train_settings(config, stage)
     say = (
         (lambda text: sys.stderr.write(text + "\n")) if rank == 0 else (lambda text: None)
-    )  # Ray Train shows what is printed twice
+    )  # Ray Train would show printed lines twice
     plan = plan_stage(config, stage)
     if plan.warning:
         say(plan.warning)
@@ -181,7 +181,7 @@ def train_worker(
 
     first_step = -(
         -state.clips // train.batch_size
-    )  # not state.step: the batch size may have changed, and no position may come twice
+    )  # not state.step: the batch size may have changed, and no position may occur twice
     batches = plan.feed.iterate(
         first_step,
         rank=rank,
@@ -204,25 +204,25 @@ def train_worker(
 def _opening_lines(
     config: Config, stage: str, description: str, checkpoint: Checkpoint | None
 ) -> Iterator[str]:
-    """What is told before the first step.
+    """The lines that are printed before the first step.
 
     config, stage: of the training.
     description: of the model and the machine.
-    checkpoint: where training goes on; None: it begins.
+    checkpoint: the one to resume from; None: training begins.
     """
-    whence = f"going on from {checkpoint.path}" if checkpoint else "from the beginning"
+    whence = f"continuing from {checkpoint.path}" if checkpoint else "from the beginning"
     yield f"{stage}: {description}, {whence}"
     if checkpoint is not None and stage == "mdsa" and checkpoint.config.filters != config.filters:
         yield (
             f"{stage}: the filters are OTHERS than those of {checkpoint.path}: "
-            "from here on clips are drawn from what is in use now"
+            "from here on clips are drawn from the segments that are in use now"
         )
 
 
 class _Reporter:
-    """Takes worker 0's lines to metrics.jsonl, to the terminal, and to `report`.
+    """Writes worker 0's lines to metrics.jsonl and the terminal, and passes them to `report`.
 
-    state: where training stands.
+    state: the state of training.
     report: called with each line.
     """
 
@@ -260,7 +260,7 @@ def _plan_autoencoder(config: Config) -> StagePlan:
 def _plan_generator(config: Config) -> StagePlan:
     if config.diffusion.objective == "flow_map":
         raise UserError(
-            "diffusion.objective=flow_map is no objective of stage=stdit: a flow map is made from a trained "
+            "stage=stdit cannot train diffusion.objective=flow_map: a flow map is made from a trained "
             "flow; write diffusion.objective=flow, then train stage=distill"
         )
     return _plan_on_latents(
@@ -301,7 +301,8 @@ def _plan_on_latents(
 ) -> StagePlan:
     """The plan of a stage that trains on stored latents.
 
-    train: its training section.
+    config: of the run.
+    train: the stage's training section.
     build: makes model and step on a device, from the step's data: number of labels and latent statistics.
     """
     run = RunFolder(config)
@@ -316,7 +317,7 @@ def _plan_on_latents(
     labels = tuple(stats["labels"])
     mdsa = load_checkpoint(
         run.mdsa.checkpoints, kind="mdsa", verify=False
-    )  # a file of it is verified when it is read
+    )  # each file is verified when it is read
     if mdsa.hash != stats["mdsa_checkpoint"]:
         raise UserError(
             f"the latents in {folder} were made by another MDSA checkpoint than {mdsa.path}; "
@@ -356,7 +357,7 @@ def _plan_on_latents(
 
 
 def _describe(model: nn.Module, engine, device: torch.device, world: int) -> str:
-    """Model, engine, precision and workers in a few words, for a line about the start."""
+    """Model, engine, precision and workers in a few words, for the first line of training."""
     train = engine.train
     count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
     engine_name = (

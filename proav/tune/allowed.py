@@ -1,7 +1,7 @@
 """Which settings a sweep may vary, by axes or by variants, and why others may not. Nothing runs here.
 
-Any setting may vary that changes what a trial is judged by, and whose data can be had. Settings of the clip,
-the mel images and the prepared data make the sweep prepare data of its own for each of their values.
+A setting may vary if it changes what a trial is judged by, and if the sweep can prepare the data it needs.
+If settings of the clip, the mel images or the prepared data vary, the sweep prepares data for each value.
 """
 
 import json
@@ -17,7 +17,7 @@ NEVER = {
     "run_dir": "a trial has a folder of its own",
     "seed": "tune.repeats=N says how many seeds a trial has",
     "stage": "tune.stage says how far a trial goes",
-    "tune.": "a sweep is no trial of another",
+    "tune.": "a sweep cannot be a trial of another sweep",
     "job.": "it changes nothing that is measured",
     "distill.": "no trial makes a flow map",
     "evaluate.": "all trials are measured alike",
@@ -28,13 +28,13 @@ NEVER = {
     "data.validation_fraction": "all trials are measured on the same clips",
     "encode.replace": "it changes nothing that is measured",
 }
-"""Settings, or beginnings of them, that no sweep varies."""
+"""Settings that no sweep varies, or the first parts of their keys, with the reason."""
 AFTER_MDSA = ("encode.", "stdit.", "diffusion.", "generate.")
-"""What bears on generated clips alone."""
+"""Sections that change only generated clips."""
 KEEPS_LATENTS = ("stdit.", "diffusion.", "generate.")
-"""Axes under which all trials may have the same MDSA and latents."""
+"""Sections whose settings change neither MDSA nor, as a rule, the latents: all trials may share both."""
 CHANGES_LATENTS = ("diffusion.latent_scale",)
-"""Of these sections, what latents are made with all the same."""
+"""Settings of these sections that change the latents all the same."""
 
 
 def check_axes(config: Config) -> None:
@@ -42,7 +42,8 @@ def check_axes(config: Config) -> None:
     tune = config.tune
     if not tune.axes:
         raise ConfigError(
-            "tune.axes is empty: nothing to sweep; write such as tune.axes.mdsa.group_cross.num_groups=[2,4]"
+            "tune.axes is empty: nothing to sweep; write tune.axes.mdsa.group_cross.num_groups=[2,4], for "
+            "example"
         )
     known = {key for key, _, _ in describe_settings()}
     for key, axis in tune.space.items():
@@ -112,7 +113,7 @@ def changes_mdsa(key: str) -> bool:
 
 
 def shares_mdsa(config: Config) -> bool:
-    """Whether all trials of a sweep over generated clips go on from one MDSA."""
+    """Whether all trials of a sweep over generated clips start from the same MDSA."""
     return config.tune.stage == "stdit" and not any(map(changes_mdsa, varied_settings(config.tune)))
 
 
@@ -122,9 +123,7 @@ def data_axes(tune: TuneConfig) -> list[str]:
 
 
 def data_name(tune: TuneConfig, point: Point) -> str:
-    """What tells prepared data apart: the settings of a point that it follows from; empty for the sweep's
-    own.
-    """
+    """A name for a point's prepared data: the settings that change it; empty for the sweep's own data."""
     chosen = {key: value for key, value in settings_of(tune, point).items() if changes_data(key)}
     return json.dumps(chosen, sort_keys=True) if chosen else ""
 
@@ -143,8 +142,8 @@ def _why_no_data(config: Config, key: str) -> str | None:
         )
     if values_of(config.tune, key, None) is None:
         return (
-            "it changes the prepared data, and a range has no end of it; expected a list, or a range with a "
-            "step"
+            "it changes the prepared data, and a range has infinitely many values; expected a list, or a "
+            "range with a step"
         )
     if config.tune.scheduler == "pbt":
         return "with tune.scheduler=pbt all trials have the same data; write tune.scheduler=asha"
@@ -152,7 +151,7 @@ def _why_no_data(config: Config, key: str) -> str | None:
 
 
 def _check_seconds(config: Config) -> None:
-    """Raises ConfigError for what needs to know the number of clips before training ends."""
+    """Raises ConfigError for settings that need the number of clips before training ends."""
     tune, key = config.tune, f"{config.tune.stage}.train.decay_fraction"
     values = values_of(tune, key, getattr(config, tune.stage).train.decay_fraction)
     if values is None or any(value > 0 for value in values):

@@ -1,7 +1,7 @@
-"""Points of a sweep: one value an axis, drawn from lists and ranges, under conditions. Plain values; nothing
-runs here.
+"""Points of a sweep: one value for each axis, drawn from lists and ranges, under conditions.
 
-A point names the axes that exist in it: one whose condition is not met is left out of it.
+A point names only the axes that exist in it. If the condition of an axis is not met, the point has no value
+for it. Nothing runs here.
 """
 
 import itertools
@@ -16,17 +16,17 @@ from proav.config.tuning import AxisConfig
 from proav.errors import ConfigError
 
 Point = dict[str, Any]
-"""One value an axis that exists: {dotted key: value}."""
+"""A value for each axis that exists: {dotted key: value}."""
 MAX_COUNTED = 100_000
-"""Combinations that are gone through to count how many of them are trials."""
+"""At most this many combinations are listed to count the trials among them."""
 MAX_DRAWS = 1000
-"""Draws in a row that may give nothing new before a sweep has no more points."""
+"""After this many draws in a row without a new point, a sweep is taken to have no more points."""
 RANGE_DIGITS = 4
 """Significant digits of a value drawn from a range: enough to choose, few enough to read and to type."""
 
 
 def check_conditions(tune: TuneConfig) -> None:
-    """Raises ConfigError: a condition on what is no axis, or axes that wait for each other."""
+    """Raises ConfigError if a condition names no axis, or if axes depend on each other."""
     space = tune.space
     named = [(f"tune.axes.{key}.when", axis.when) for key, axis in space.items()]
     named += [("tune.leave_out", entry) for entry in tune.leave_out]
@@ -39,14 +39,14 @@ def check_conditions(tune: TuneConfig) -> None:
             choices = space[key].choices
             if choices is not None and not any(fits(value, wanted) for value in choices):
                 raise ConfigError(
-                    f"{where} wants {key}={value_words(wanted)}, which it never is; "
+                    f"{where} wants {key}={value_words(wanted)}, a value that it never has; "
                     f"its values are: {', '.join(map(value_words, choices[:8]))}"
                 )
     in_order(tune)
 
 
 def in_order(tune: TuneConfig) -> list[str]:
-    """The axes, each after those that its condition names. Raises ConfigError for a circle."""
+    """The axes, each after those that its condition names. Raises ConfigError for a cycle."""
     space, order = tune.space, []
     while len(order) < len(space):
         ready = [
@@ -62,7 +62,7 @@ def in_order(tune: TuneConfig) -> list[str]:
 
 
 def fits(value: Any, wanted: Any) -> bool:
-    """Whether a value is what a condition names: that value, one of a list, or one from min to max."""
+    """Whether a value meets a condition: it is that value, in that list, or between min and max."""
     if isinstance(wanted, dict):
         return wanted.get("min", -math.inf) <= value <= wanted.get("max", math.inf)
     if json.dumps(value) == json.dumps(wanted):
@@ -71,12 +71,12 @@ def fits(value: Any, wanted: Any) -> bool:
 
 
 def is_active(axis: AxisConfig, point: Point) -> bool:
-    """Whether an axis exists beside the values that the point has so far."""
+    """Whether an axis exists, given the values that the point has so far."""
     return all(key in point and fits(point[key], wanted) for key, wanted in axis.when.items())
 
 
 def settings_of(tune: TuneConfig, point: Point) -> dict[str, Any]:
-    """{dotted key: value} of all that a point sets: its axes, and what its variants stand for."""
+    """{dotted key: value} of all settings of a point: those of its axes and of its variants."""
     found: dict[str, Any] = {}
     for key, value in point.items():
         variants = tune.space[key].variants
@@ -85,14 +85,14 @@ def settings_of(tune: TuneConfig, point: Point) -> dict[str, Any]:
 
 
 def varied_by(key: str, axis: AxisConfig) -> list[str]:
-    """The settings that an axis varies: the one it names, or those of its variants, each once."""
+    """The settings that an axis varies: the one it names, or those of all its variants."""
     if axis.variants is None:
         return [key]
     return list(dict.fromkeys(setting for group in axis.variants.values() for setting in group))
 
 
 def varied_settings(tune: TuneConfig) -> dict[str, str]:
-    """{setting: the axis that varies it}, in the order of the axes. Raises ConfigError if two axes do."""
+    """{setting: its axis}, in the order of the axes. Raises ConfigError if two axes vary one setting."""
     found: dict[str, str] = {}
     for key, axis in tune.space.items():
         for setting in varied_by(key, axis):
@@ -108,7 +108,7 @@ def varied_settings(tune: TuneConfig) -> dict[str, str]:
 def values_of(tune: TuneConfig, setting: str, otherwise: Any) -> list[Any] | None:
     """Every value that trials may have of a setting; None for a range without steps.
 
-    otherwise: the value where no axis sets it.
+    otherwise: its value if no axis sets it.
     """
     axis = tune.space.get(varied_settings(tune).get(setting, ""))
     if axis is None:
@@ -148,8 +148,8 @@ def is_finite(tune: TuneConfig) -> bool:
 
 
 def num_combinations(tune: TuneConfig) -> int | None:
-    """How many different points there are; None without an end. With conditions and very many, at most so
-    many.
+    """How many different points there are; None for infinitely many. An upper bound if there are more than
+    MAX_COUNTED combinations.
     """
     if not is_finite(tune):
         return None
@@ -191,8 +191,8 @@ def grid_points(tune: TuneConfig) -> Iterator[Point]:
 
 
 def random_points(tune: TuneConfig, *, seed: int, count: int) -> Iterator[Point]:
-    """`count` different points, in which the values of each list come about equally often; more of them begin
-    with the same ones. Fewer if there are no more.
+    """`count` different points, or all if there are fewer. The values of each list are about equally
+    frequent. A larger `count` gives the same first points.
     """
     order, space = in_order(tune), tune.space
     generators = {key: random.Random(f"{seed} {key}") for key in order}
@@ -216,17 +216,19 @@ def random_points(tune: TuneConfig, *, seed: int, count: int) -> Iterator[Point]
         in_vain = 0 if is_new(point) else in_vain + 1
         if not in_vain:
             yield _in_file_order(tune, point)
-    if len(seen) < wanted and most is not None:  # hardly any are left: chance would look for them for long
+    if (
+        len(seen) < wanted and most is not None
+    ):  # hardly any are left: random draws would take long to find them
         for point in grid_points(tune):
             if len(seen) < wanted and is_new(point):
                 yield point
 
 
 def planned_points(tune: TuneConfig) -> list[Point]:
-    """The points of a sweep whose search looks at no results: grid and random; for pbt, the first ones."""
+    """The points of a grid or random search, which uses no results; for pbt, the members' first points."""
     if tune.search == "random":
         points = list(random_points(tune, seed=tune.seed, count=num_trials(tune)))
-        if tune.scheduler == "pbt":  # a small space is begun in several times: members go different ways
+        if tune.scheduler == "pbt":  # in a small space several members start at one point; later they differ
             points = list(itertools.islice(itertools.cycle(points), num_trials(tune)))
         return points
     return list(itertools.islice(grid_points(tune), num_trials(tune)))
@@ -247,7 +249,7 @@ def short_names(keys: list[str]) -> dict[str, str]:
 
 
 def value_words(value: Any) -> str:
-    """A setting's value as one types it: [1,2,4], true, HW."""
+    """A setting's value as the command line takes it: [1,2,4], true, HW."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
@@ -257,12 +259,14 @@ def point_words(point: Point, key: str) -> str:
 
 
 def describe(point: Point) -> str:
-    """`mdsa.multi_scale.scales=[1,2] mdsa.bi_block.block_size=4`: what one types to get these settings."""
+    """The settings as the command line takes them: `mdsa.multi_scale.scales=[1,2]
+    mdsa.bi_block.block_size=4`.
+    """
     return " ".join(f"{key}={value_words(value)}" for key, value in point.items())
 
 
 def range_words(axis: AxisConfig) -> str:
-    """An axis in a few words, for people: its values, or its range with the kind."""
+    """An axis in a few words: its values, or its range with the kind."""
     if axis.listed is not None:
         words = ", ".join(map(value_words, axis.listed))
     else:
@@ -275,12 +279,12 @@ def range_words(axis: AxisConfig) -> str:
 
 
 def rounded(value: float) -> float:
-    """A number of a range with as many digits as are worth typing."""
+    """A number of a range, rounded to RANGE_DIGITS digits."""
     return float(f"{value:.{RANGE_DIGITS}g}")
 
 
 def clamped(axis: AxisConfig, value: Any) -> Any:
-    """The nearest value that the axis has: what population-based training multiplies may have left it."""
+    """The nearest value on the axis; population-based training may multiply a value out of the range."""
     if axis.listed is not None:
         return value
     if axis.choices is not None:
@@ -290,7 +294,7 @@ def clamped(axis: AxisConfig, value: Any) -> Any:
 
 
 def _draw(axis: AxisConfig, generator: random.Random, deck: list) -> Any:
-    """A value; of a list or a range with steps each once before one comes again."""
+    """A value. A list or a range with steps gives each of its values once before it repeats one."""
     choices = axis.choices
     if choices is not None:
         if not deck:

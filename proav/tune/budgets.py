@@ -1,7 +1,7 @@
 """How long a trial trains at each rung: equal clips, equal training FLOPs by formula, or equal seconds.
 
 FLOPs are those of `proav/costs`: three forward passes a clip, one more with recomputation, and the
-discriminators' share once they have entered. Plain numbers; nothing runs here.
+discriminators' FLOPs from the clip at which they start. Nothing runs here.
 """
 
 from proav.config import Config, TrainConfig, TuneConfig
@@ -12,7 +12,7 @@ ENDLESS_CLIPS = 10**9
 
 
 def train_flops(config: Config, stage: str, clips: int) -> int:
-    """FLOPs of a stage's training up to so many clips."""
+    """FLOPs of a stage's training on `clips` clips."""
     bill = costs(config)
     if stage == "stdit":
         return clips * bill.stdit_train_flops
@@ -21,7 +21,7 @@ def train_flops(config: Config, stage: str, clips: int) -> int:
 
 
 def clips_for_flops(config: Config, stage: str, flops: int) -> int:
-    """The whole batches whose training costs nearest to `flops`; one batch at least."""
+    """The number of clips, in whole batches, whose training costs nearest to `flops`; at least one batch."""
     bill, batch = costs(config), _train(config, stage).batch_size
     if stage == "stdit":
         clips = flops / bill.stdit_train_flops
@@ -35,7 +35,7 @@ def clips_for_flops(config: Config, stage: str, flops: int) -> int:
 
 
 def clips_at(base: Config, config: Config, rung: float) -> int | None:
-    """Clips that the trial `config` of the sweep `base` has seen at a rung; None with a budget in seconds."""
+    """Clips that the trial `config` of the sweep `base` has seen at a rung; None for a budget in seconds."""
     tune = base.tune
     if tune.budget == "seconds":
         return None
@@ -45,8 +45,8 @@ def clips_at(base: Config, config: Config, rung: float) -> int | None:
 
 
 def mdsa_clips(base: Config, config: Config) -> int:
-    """Clips of MDSA before ST-DiT begins in a trial of both stages: mdsa.train.num_clips, or as many as cost
-    the same.
+    """Clips that MDSA trains on in a trial of both stages: mdsa.train.num_clips, or with tune.budget=flops
+    the number that costs the same.
     """
     clips = base.mdsa.train.num_clips
     if base.tune.budget != "flops":
@@ -55,7 +55,7 @@ def mdsa_clips(base: Config, config: Config) -> int:
 
 
 def with_length(config: Config, stage: str, *, clips: int | None, seconds: float | None = None) -> Config:
-    """The configuration whose stage trains so many clips, or so many seconds."""
+    """The configuration with the stage's length set to `clips` or `seconds`."""
     model = getattr(config, stage)
     length = {"num_clips": ENDLESS_CLIPS if clips is None else clips, "max_seconds": seconds}
     return config.model_copy(
@@ -71,7 +71,7 @@ def budget_words(tune: TuneConfig, rung: float) -> str:
 
 
 def budgets_words(tune: TuneConfig) -> str:
-    """All rungs, for people."""
+    """All rungs in words."""
     if tune.budget == "seconds":
         return f"{', '.join(f'{rung:g}' for rung in tune.rungs)} s of training"
     listed = ", ".join(f"{int(rung):,}" for rung in tune.rungs)

@@ -1,7 +1,6 @@
-"""How much of what trials differ in each axis explains: Optuna's importances, of the trials at one rung.
+"""How much of the differences between trials each axis explains: Optuna's importances, at one rung.
 
-Optuna and scikit-learn are optional. An axis that exists only under a condition is not in every trial and has
-no importance.
+Optuna and scikit-learn are optional. An axis with a condition is not in every trial, so it has no importance.
 """
 
 from collections.abc import Sequence
@@ -16,18 +15,21 @@ MIN_TRIALS = 4
 
 @dataclass(frozen=True)
 class Importance:
-    """Shares of the axes, largest first, which add up to 1; or why there are none."""
+    """Shares of the axes, largest first, with a sum of 1; or why there are none."""
 
     shares: dict[str, float] = field(default_factory=dict)
     budget: float | None = None
-    """The rung."""
+    """The rung at which the trials were compared."""
     num_trials: int = 0
     method: str = ""
     absent: str = ""
 
 
 def find_importance(tune: TuneConfig, rows: Sequence[Row]) -> Importance:
-    """By fANOVA, of the metric at the first rung, which all trials that did not fail have reached."""
+    """Importances of the axes for the metric at the first rung, by fANOVA.
+
+    All trials that did not fail have reached that rung.
+    """
     try:
         import optuna
         import sklearn  # noqa: F401  Optuna's fANOVA is one of its forests
@@ -35,7 +37,7 @@ def find_importance(tune: TuneConfig, rows: Sequence[Row]) -> Importance:
         return Importance(absent=f"the axes' importance needs {error.name}; type: pip install 'proav[tune]'")
     if tune.scheduler == "pbt":
         return Importance(
-            absent="trials of a population change their settings on the way: they have no importance"
+            absent="trials of a population change their settings during training: axes have no importance"
         )
     rungs = rungs_of(rows)
     at = [

@@ -1,6 +1,6 @@
-"""What trials are judged by: one number of a reconstruction or of an evaluation, and which way is better.
+"""What trials are judged by: one number of a reconstruction or of an evaluation, and its better direction.
 
-A measurement is a flat dict. What `proav/evaluate` measured of a whole run is in it under "numbers", by
+A measurement is a flat dict. Its entry "numbers" holds what `proav/evaluate` measured of a whole run, by
 TABLE.METRIC: {"reconstruction.ssim": 0.91, "generated.sFVD": 12.3, "stdit.loss": 0.8}.
 """
 
@@ -17,15 +17,15 @@ from proav.metrics.protocols import find_protocol
 SMALL_IS_BETTER = re.compile(
     r"error|loss|(^|\.)r?s?(FVD|KVD|FAD|KAD)|lpips|blockiness|(^|\.)KL|DeSync|median_offset_ms", re.IGNORECASE
 )
-"""Names of metrics that are to be small; all others are to be large."""
+"""Names of metrics for which less is better; for all others more is better."""
 BRIEF = ("psnr_db", "psnr_mean_colour_db", "psnr_temporal_mean_db", "mel_error_db", "mel_error_mean_mel_db")
 """What a trial over MDSA measures without a whole evaluation."""
 TABLES = ("reconstruction", "generated", "generated_held_out", "stdit")
-"""What an evaluation has numbers of; all but the first come with tune.stage=stdit."""
+"""Tables of an evaluation; all but the first need tune.stage=stdit."""
 
 
 def check_metric(config: Config) -> None:
-    """Raises ConfigError for a number that no evaluation of such trials has; nothing is measured."""
+    """Raises ConfigError if no evaluation of such trials has the number; nothing is measured."""
     _check_name(config, "tune.metric", config.tune.metric)
     for name in config.tune.show:
         _check_name(config, "tune.show", name)
@@ -51,9 +51,7 @@ def _check_name(config: Config, setting: str, given: str) -> None:
 
 
 def unlisted_metrics(config: Config) -> list[str]:
-    """A line for each number that the protocol does not name: it may be of a library that is missing, or
-    misspelt.
-    """
+    """A line for each number that the protocol does not list: a library may be missing, or it is misspelt."""
     tune, lines = config.tune, []
     if not is_evaluated(tune):
         return lines
@@ -93,7 +91,7 @@ def known_metrics(config: Config) -> list[str]:
 
 
 def is_evaluated(tune: TuneConfig) -> bool:
-    """Whether trials need a whole evaluation; else reconstructions are measured in the trial's own task."""
+    """Whether trials need a whole evaluation. If not, the trial's own task measures reconstructions."""
     return tune.stage == "stdit" or any("." in name for name in (tune.metric, *tune.show))
 
 
@@ -118,14 +116,14 @@ def numbers_of(metrics: dict) -> dict[str, float]:
 
 
 def needs_of(metrics: dict, metric: str) -> str:
-    """What a number of eval/metrics.json would take that could not be measured; empty if it does not say."""
+    """What was missing to measure a number of eval/metrics.json; empty if the file does not say."""
     table, _, name = metric.partition(".")
     rows = (row for one in metrics.get("tables", ()) if one["name"] == table for row in one["rows"])
     return next((row["needs"] for row in rows if row["metric"] == name and row["value"] is None), "")
 
 
 def number_in(measured: dict, name: str, tune: TuneConfig) -> float | None:
-    """A number of a measurement by its name; None if it is not there, or not finite."""
+    """A number of a measurement by its name; None if it is missing or not finite."""
     if name == "score":
         value = tune.picture_weight * measured["psnr_db"] - tune.sound_weight * measured["mel_error_db"]
     else:
@@ -136,7 +134,7 @@ def number_in(measured: dict, name: str, tune: TuneConfig) -> float | None:
 def value_of(measured: dict, tune: TuneConfig) -> float:
     """The metric in a measurement; NaN for a score that is not finite.
 
-    Raises UserError if it is not there, or is no number.
+    Raises UserError if it is missing or not a number.
     """
     value = number_in(measured, tune.metric, tune)
     if value is not None:
@@ -157,13 +155,13 @@ def _numbers(measured: dict) -> dict[str, float]:
 
 
 def score(measured: dict, tune: TuneConfig) -> float:
-    """The metric such that more is better: what schedulers and searches are given."""
+    """The metric with its sign such that more is better, for schedulers and searches."""
     value = value_of(measured, tune)
     return value if is_large_better(tune) else -value
 
 
 def metric_words(tune: TuneConfig) -> str:
-    """The metric for people: PSNR - log-mel error, dB; or generated.sFVD, less is better."""
+    """The metric in words: PSNR - log-mel error, dB; or generated.sFVD, less is better."""
     if tune.metric == "score":
         return f"{_times(tune.picture_weight)}PSNR - {_times(tune.sound_weight)}log-mel error, dB"
     return f"{tune.metric}, {'more' if is_large_better(tune) else 'less'} is better"

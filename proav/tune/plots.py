@@ -1,7 +1,6 @@
-"""More pictures of a sweep: the metric against its cost, trials as lines over all axes, shares of importance;
-SVG.
+"""More figures of a sweep, as SVG: the metric against the cost, trials as lines over all axes, importances.
 
-Trials are `rows.Row`s and look as in `sweep_figures.py`.
+Trials are `rows.Row`s. Their markers look as in `sweep_figures.py`.
 """
 
 import math
@@ -17,13 +16,14 @@ from proav.tune.rows import Row, cost_front
 from proav.tune.sweep_figures import ON_PAGE, look_of, shown_axes, styled
 
 PAGE_INCHES = (8.4, 3.4)
-"""Of a figure that is as wide as the page."""
+"""Width and height of a figure that is as wide as the page."""
 MAX_LABELS = 8
-"""Values of a list that are written beside its line; of more, the first and the last."""
+"""At most this many values of a list are written beside its line; of a longer list, the first and the last.
+"""
 
 
 def cost_svg(rows: list[Row], budget: float, tune: TuneConfig, *, description: str) -> Markup:
-    """The metric of the trials measured at a rung against GFLOP a clip, with intervals and the front."""
+    """The metric against GFLOP a clip, with intervals and the front, for the trials measured at a rung."""
     figure = Figure(figsize=(3.6, 2.9))
     figure.patch.set_alpha(0)
     plot, axes = styled(figure.add_axes((0.17, 0.16, 0.8, 0.8)), ON_PAGE), shown_axes(tune)
@@ -65,9 +65,10 @@ def cost_svg(rows: list[Row], budget: float, tune: TuneConfig, *, description: s
 
 
 def parallel_svg(rows: list[Row], budget: float, tune: TuneConfig, *, description: str) -> Markup:
-    """A line a trial over all axes and the metric at a rung: what the good ones have in common.
+    """One line for each trial through its values on all axes to its metric at a rung.
 
-    It is as wide as the page, whatever the number of axes, so that its text keeps its size.
+    It shows what good trials have in common. The figure is as wide as the page for any number of axes, so
+    that its text keeps its size.
     """
     at = [(row, rung) for row in rows for rung in row.rungs if rung["budget"] == budget]
     names, axes = short_names(list(tune.axes)), shown_axes(tune)
@@ -105,7 +106,7 @@ def parallel_svg(rows: list[Row], budget: float, tune: TuneConfig, *, descriptio
 
 
 def importance_svg(shares: dict[str, float], *, description: str) -> Markup:
-    """A bar an axis."""
+    """One bar for each axis."""
     names = short_names(list(shares))
     figure = Figure(figsize=(3.6, 0.5 + 0.32 * len(shares)))
     figure.patch.set_alpha(0)
@@ -141,7 +142,7 @@ def _labels(tune: TuneConfig, key: str) -> list[tuple[float, str]]:
 
 
 def _height(tune: TuneConfig, key: str, value) -> float | None:
-    """Where a value stands on its axis, from 0 to 1; None if the axis does not exist in the point."""
+    """The place of a value on its axis, from 0 to 1; None if the axis does not exist in the point."""
     axis = tune.space[key]
     if value is None:
         return None

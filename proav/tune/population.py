@@ -1,9 +1,8 @@
-"""Population-based training: Ray Tune's scheduler decides who takes over from whom, proav's checkpoints pass
-the weights.
+"""Population-based training: Ray Tune's scheduler decides, proav's checkpoints carry the weights.
 
 All members train to a rung and wait for each other. Then the weakest continue from checkpoints of the best,
-with their settings changed at random. What Ray Tune is given as a checkpoint only names one of ours: a copy
-below the giver's folder, so that a sweep goes on from its records alone.
+with settings changed at random. Ray Tune's own checkpoint holds only the name of one of proav's, which is a
+copy below the giver's folder. So a sweep can be resumed from its records alone.
 """
 
 import dataclasses
@@ -27,12 +26,12 @@ from proav.tune.space import Trial, config_at
 from proav.tune.trial_measure import copy_folder
 
 KEPT_RUNGS = 2
-"""Copies of checkpoints that each member keeps for others, who wait at the same rung: one would do."""
+"""Copies of checkpoints that each member keeps for others. One would do, as all wait at the same rung."""
 POINTER = "member.json"
 
 
 class _Population(PopulationBasedTraining):
-    """Ray Tune's, in step; each of its decisions is in the members' records before one of them goes on."""
+    """Ray Tune's synchronous scheduler; it records each decision before a member continues."""
 
     def __init__(self, members: dict[str, Trial], settings: TuneConfig, **options) -> None:
         super().__init__(synch=True, log_config=False, **options)
@@ -63,7 +62,12 @@ class _Population(PopulationBasedTraining):
 def population_scheduler(
     settings: TuneConfig, members: dict[str, Trial], records: dict[str, TrialRecord]
 ) -> PopulationBasedTraining:
-    """Nobody goes on before all have reached the rung. records: of members that have begun."""
+    """A scheduler under which no member continues before all have reached the rung.
+
+    settings: the sweep's section `tune`.
+    members: the population, by id.
+    records: those of the members that have begun.
+    """
     random.seed(settings.seed)  # both are what Ray Tune draws from
     np.random.seed(settings.seed)
     return _Population(
@@ -91,7 +95,7 @@ def population_space(
 
 
 def catch_up(members: dict[str, Trial], records: dict[str, TrialRecord]) -> None:
-    """Of a population that was cut off: a rung that was decided for one member is so for all."""
+    """Completes an interrupted decision: a rung that was decided for one member is decided for all."""
     decided = _decided_rung(records)
     for name in members.keys() & records.keys():
         record = read_record(members[name].config.run_folder)
@@ -99,7 +103,9 @@ def catch_up(members: dict[str, Trial], records: dict[str, TrialRecord]) -> None
 
 
 def run_member(config: Config, members: dict[str, Trial], run: Callable[..., None]) -> None:
-    """One start of a member: takes over what was decided, then trains on with `run`, which is `run_trial`."""
+    """Starts a member: takes over the weights that were decided, then trains with `run`, which is
+    `run_trial`.
+    """
     name = tune.get_context().get_trial_name()
     record = read_record(members[name].config.run_folder)
     if record.taken and not record.taken[-1]["settled"]:
@@ -108,7 +114,7 @@ def run_member(config: Config, members: dict[str, Trial], run: Callable[..., Non
 
     def report(rung: dict, *, passed: bool) -> None:
         if passed:
-            return  # it was decided on
+            return  # this rung was decided before
         budget = budget_of(rung)
         _lend(trial, budget)
         with tempfile.TemporaryDirectory(prefix="proav-") as pointer:
@@ -127,7 +133,7 @@ def at_point(config: Config, trial: Trial, point: Point) -> Trial:
 
 
 def _take_over(trial: Trial, giver: Trial, record: TrialRecord) -> TrialRecord:
-    """The giver's checkpoint in place of the member's own; done again if it was cut off."""
+    """Puts the giver's checkpoint in place of the member's own; repeated if it was interrupted."""
     source = storage.join(_lent(giver), str(int(record.taken[-1]["budget"])))
     target = storage.join(trial.config.run_folder, "mdsa", "checkpoints")
     (name,) = {
@@ -142,7 +148,7 @@ def _take_over(trial: Trial, giver: Trial, record: TrialRecord) -> TrialRecord:
 
 
 def _lend(trial: Trial, budget: float) -> None:
-    """A copy of the newest checkpoint, for others; those of earlier rungs are deleted."""
+    """Copies the newest checkpoint for others and deletes the copies of earlier rungs."""
     path = list_checkpoints(storage.join(trial.config.run_folder, "mdsa", "checkpoints"))[0][1]
     target = storage.join(_lent(trial), str(int(budget)), path.rstrip("/").rsplit("/", 1)[-1])
     if not storage.exists(target):
@@ -162,7 +168,9 @@ def _decided_rung(records: dict[str, TrialRecord]) -> float:
 
 
 def _coded(settings: TuneConfig, point: Point) -> dict:
-    """Values as the scheduler changes them: a list's is its place, so that neighbours are near."""
+    """Values in the form that the scheduler changes: for a list, the index, so that a step leads to a
+    neighbour.
+    """
     space = settings.space
     return {
         key: space[key].listed.index(value) if space[key].listed is not None else value
@@ -181,7 +189,7 @@ def _decoded(settings: TuneConfig, given: dict) -> Point:
 
 
 def _within(settings: TuneConfig, given: dict) -> dict:
-    """What was multiplied, brought back into its range."""
+    """Multiplied values, clamped to their ranges."""
     return {key: clamped(axis, given[key]) for key, axis in settings.space.items() if axis.listed is None}
 
 

@@ -1,7 +1,7 @@
 """What each trial of a sweep has reached, on disk: trials/<id>/trial.json, written whole after every rung.
 
-After an interruption the sweep goes on from these files. Its results are made of them alone. Ray Tune's own
-state is not needed again.
+After an interruption the sweep is resumed from these files. Its results are made from them alone. Ray Tune's
+own state is not needed again.
 """
 
 import dataclasses
@@ -18,9 +18,13 @@ from proav.tune.space import Trial
 RECORD = "trial.json"
 FORMAT = 1
 RUNNING, FINISHED, STOPPED, FAILED, CRASHED = "running", "finished", "stopped", "failed", "crashed"
-"""running: is trained, or was cut off. finished: has had the whole budget. stopped: by the scheduler. failed:
-by a mistake that would come again. crashed: for another reason, more often than tune.max_failures allows; it
-is tried again when the sweep is run again.
+"""The states of a trial.
+
+running: being trained, or interrupted.
+finished: the whole budget was used.
+stopped: by the scheduler.
+failed: a user's mistake, which would happen again.
+crashed: another error, more often than tune.max_failures allows. The next run of the sweep tries it again.
 """
 DONE = (FINISHED, STOPPED, FAILED)
 
@@ -32,27 +36,29 @@ class TrialRecord:
     id: str
     point: Point
     data_hash: str
-    """Of the manifest of the prepared data."""
+    """Hash of the prepared data's manifest."""
     number: int
     """Order in which the sweep began its trials."""
     status: str = RUNNING
     reason: str = ""
     """Why it failed or crashed."""
     schedule: list | None = None
-    """What decided whether it goes on. Under another schedule, the decision is taken anew."""
+    """The schedule that decided whether it continues. Under another schedule, the decision is made again."""
     passed: float = 0
-    """Budget up to which it was let go on under this schedule."""
+    """The last rung, as a budget, after which this schedule let it continue."""
     rungs: list[dict] = field(default_factory=list)
-    """One dict a rung, made by `repeats.merge`: budget, clips, step, loss, psnr_db, mel_error_db and more.
+    """One dict for each rung, made by `repeats.merge`: budget, clips, step, loss, psnr_db, mel_error_db, ...
 
-    The measurements of each seed stand below `repeats`.
+    The measurements of each seed are in its entry `repeats`.
     """
     failures: int = 0
-    """Crashes of this sweep's run after which it was tried again."""
+    """Crashes in this run of the sweep after which the trial was tried again."""
     failure: str = ""
     """Reason of the last of these crashes."""
     taken: list[dict] = field(default_factory=list)
-    """For a member of a population: {budget, from, point, settled} of each time that it took another over."""
+    """For a member of a population: {budget, from, point, settled} of each time it took over another's
+    weights.
+    """
 
     @property
     def clips(self) -> int:
@@ -65,7 +71,7 @@ class TrialRecord:
         return budget_of(self.rungs[-1]) if self.rungs else 0
 
     def rung(self, budget: float) -> dict | None:
-        """The first measurement at `budget` or more."""
+        """The first measurement with at least this budget."""
         return next((rung for rung in self.rungs if budget_of(rung) >= budget), None)
 
     @classmethod
@@ -75,7 +81,7 @@ class TrialRecord:
         )
 
     def reopened(self, tune: TuneConfig) -> "TrialRecord":
-        """The record with which a trial that is not done goes on."""
+        """The record with which a trial that is not done continues."""
         schedule = schedule_of(tune)
         passed = self.passed if self.schedule == schedule else 0
         return self.replace(
@@ -87,7 +93,7 @@ class TrialRecord:
 
 
 def schedule_of(tune: TuneConfig) -> list:
-    """What decides which trials are stopped: a trial that was stopped under this schedule stays so."""
+    """The settings that decide which trials are stopped. A trial stays stopped while these are the same."""
     schedule = [
         tune.scheduler,
         list(tune.rungs),
@@ -113,7 +119,7 @@ def is_whole(rung: dict, tune: TuneConfig) -> bool:
 
 
 def score(rung: dict, tune: TuneConfig) -> float:
-    """Mean of the metric over the seeds at a rung, with a sign by which more is better."""
+    """Mean of the metric over the seeds at a rung, with its sign such that more is better."""
     return rung_score(rung, tune)
 
 

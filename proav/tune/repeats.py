@@ -1,7 +1,7 @@
-"""A trial's seeds: one training each, their mean, and how sure it is. Plain numbers.
+"""A trial's seeds: one training each, their mean, and its confidence interval. Plain numbers.
 
-The interval is Student's: mean +- t(n - 1) s / sqrt(n), for n repeats with standard deviation s; it holds the
-mean over all seeds in 95 of 100 sweeps, if results scatter normally.
+The interval is Student's: mean +- t(n - 1) s / sqrt(n), for n repeats with standard deviation s. If results
+are normally distributed, it contains the mean over all possible seeds in 95 of 100 sweeps.
 """
 
 import math
@@ -48,12 +48,12 @@ STUDENT_95 = (
 )
 """The 0.975 quantile of Student's t for 1, 2, ... 30 degrees of freedom; tests compare it with scipy's."""
 NORMAL_95 = 1.960
-"""The same without end."""
+"""The same quantile for infinitely many degrees of freedom."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over repeats; low and high are None for a single one, which says nothing of chance."""
+    """A mean over repeats. low and high are None for a single repeat, which says nothing about chance."""
 
     mean: float
     low: float | None
@@ -66,7 +66,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Student's interval of the mean of `values`, one a seed."""
+    """Student's interval of the mean of `values`, one for each seed."""
     centre, count = mean(values), len(values)
     if count < 2:
         return Interval(centre, None, None, count)
@@ -87,12 +87,12 @@ def repeats_of(rung: dict, most: int | None = None) -> list[dict]:
 
 
 def budget_of(rung: dict) -> float:
-    """Clips, FLOPs' clips or seconds at which a rung stands."""
+    """The budget of a rung: clips, clips of equal FLOPs, or seconds."""
     return rung.get("budget", rung["clips"])
 
 
 def merge(measured: Sequence[dict], *, budget: float) -> dict:
-    """One rung of several repeats: means of their numbers, their own numbers below `repeats`."""
+    """One rung from several repeats: the means of their numbers, and in `repeats` each one's own numbers."""
     first = measured[0]
     merged = {key: _mean([each[key] for each in measured]) for key in first if key not in ("numbers", "seed")}
     merged |= {key: max(each[key] for each in measured) for key in ("peak_memory_gib",) if key in first}
@@ -120,19 +120,19 @@ def difference(rung: dict, other: dict, tune: TuneConfig) -> Interval:
 
 
 def shown(rung: dict, tune: TuneConfig) -> dict[str, Interval]:
-    """The numbers of tune.show at a rung; without those that a repeat does not have."""
+    """The numbers of tune.show at a rung that all repeats have."""
     repeats = repeats_of(rung, tune.repeats)
     values = {name: [number_in(each, name, tune) for each in repeats] for name in tune.show}
     return {name: interval(each) for name, each in values.items() if None not in each}
 
 
 def rung_score(rung: dict, tune: TuneConfig) -> float:
-    """The mean over the repeats, such that more is better."""
+    """The mean over the repeats, with its sign such that more is better."""
     return mean(score(each, tune) for each in repeats_of(rung, tune.repeats))
 
 
 def repeat_config(config: Config, repeat: int) -> Config:
-    """A trial's configuration with its own seed and folder; the first repeat has the trial's."""
+    """A repeat's configuration, with its own seed and folder; the first repeat has those of the trial."""
     if repeat == 0:
         return config
     seed = config.seed + repeat

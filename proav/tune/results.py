@@ -1,7 +1,6 @@
-"""What a sweep leaves: results.csv, results.json with its protocol, best.yaml and metrics.jsonl, and the
-table on the terminal.
+"""Writes the results of a sweep: results.csv, results.json, best.yaml, metrics.jsonl; prints the table.
 
-The rows are made by `rows.py`, the page and its pictures by `sweep_page.py`.
+The rows are made by `rows.py`, the page and its figures by `sweep_page.py`.
 """
 
 import csv
@@ -26,7 +25,7 @@ from proav.tune.sweep_yardsticks import yardstick_lines
 
 PARTS = {"mdsa": ("name", "clip", "mel", "mdsa", "tune")}
 PARTS["stdit"] = (*PARTS["mdsa"], "encode", "stdit", "diffusion", "generate", "evaluate")
-"""Sections of the configuration that results follow from."""
+"""Sections of the configuration that change results."""
 
 
 def write_results(
@@ -41,9 +40,14 @@ def write_results(
     """Writes <run_dir>/tune/{metrics.jsonl,results.csv,results.json,best.yaml,pareto.png,report.html};
     returns what results.json holds.
 
-    data: the manifest of the prepared data. yardsticks: as `sweep_yardsticks` makes them, to stand beside the
-    table. Files that would not change are left alone. quiet: no table. data_sets: hashes by the values of
-    axes that change data.
+    Files that would not change are not written.
+
+    config: the sweep's configuration.
+    records: those of its trials, by id.
+    data: the manifest of the prepared data.
+    yardsticks: made by `sweep_yardsticks`, to be compared with the trials.
+    quiet: whether to print nothing.
+    data_sets: hashes of the prepared data, by the values of the axes that change data.
     """
     tune, folder = config.tune, storage.join(config.run_folder, "tune")
     rows = make_rows(config, records.values())
@@ -78,8 +82,9 @@ def write_results(
 
 
 def best_yaml(config: Config, best: Row) -> str:
-    """A whole configuration with the best point in it, for train.py; with a name and folder of its own beside
-    the sweep's, on the same data.
+    """A whole configuration with the best point, for train.py.
+
+    It has its own name and its own folder, beside the sweep's, and the same data.
     """
     parent, _, name = config.run_folder.rstrip("/").rpartition("/")
     chosen = config_at(config, best.point)
@@ -104,7 +109,9 @@ def best_yaml(config: Config, best: Row) -> str:
 
 
 def metrics_lines(records: Iterable[TrialRecord], tune: TuneConfig) -> str:
-    """metrics.jsonl: one JSON object a measurement, by budget, then in the order in which trials began."""
+    """metrics.jsonl: one JSON object for each measurement, by budget, then in the order in which trials
+    began.
+    """
     lines = [
         {"trial": record.id, "budget": budget_of(rung), **rung, "score": score(rung, tune)}
         for record in records
@@ -133,8 +140,8 @@ def _csv(tune: TuneConfig, rows: list[Row]) -> str:
 def _protocol(config: Config, rows: list[Row], data: dict, data_sets: dict[str, str]) -> dict:
     tune, rungs = config.tune, [rung for row in rows for rung in row.rungs]
     scheduler = {
-        "asha": "asynchronous successive halving: of the trials so far, the best "
-        f"1/{tune.reduction_factor} at a rung go on to the next; what arrives first goes on",
+        "asha": "asynchronous successive halving: a trial continues after a rung if it is among the best "
+        f"1/{tune.reduction_factor} of the trials that have reached the rung so far",
         "pbt": f"population-based training: at each rung {tune.exploit_fraction:g} of the trials take over "
         "weights and changed settings of as many of the best",
         "none": "every trial has the whole budget",
@@ -153,7 +160,7 @@ def _protocol(config: Config, rows: list[Row], data: dict, data_sets: dict[str, 
         + (", 95 % interval of their mean by Student's t" if tune.repeats > 1 else ""),
         "scheduler": scheduler,
         "search": f"{tune.search}, seed {tune.seed}, {len(rows)} of "
-        f"{'endlessly many' if total is None else total} combinations",
+        f"{'infinitely many' if total is None else total} combinations",
         "schedule": schedule_of(tune),
         "data": {"hash": data["hash"], "splits": data["splits"]} | ({"sets": several} if several else {}),
         "flops_per_clip": ("a sample" if tune.stage == "stdit" else "encode and decode of both modalities")
@@ -173,7 +180,7 @@ def _tell(config: Config, rows: list[Row], best: Row | None, yardsticks: Sequenc
     for what, psnr, error in yardstick_lines(yardsticks):
         values = ((psnr, "PSNR"), (error, "log-mel error"))
         reached = ", ".join(f"{value:.2f} dB {name}" for value, name in values if value is not None)
-        print(f"tune: beside them, {what}: {reached}")
+        print(f"tune: for comparison, {what}: {reached}")
     unfinished = [row for row in rows if row.status in (RUNNING, CRASHED)]
     if unfinished:
         print(
@@ -194,8 +201,9 @@ def _tell(config: Config, rows: list[Row], best: Row | None, yardsticks: Sequenc
 
 
 def format_table(tune: TuneConfig, rows: list[Row]) -> str:
-    """The trials as lines of text: measured values at the last rung, costs, how each ended; * marks the front
-    of those that saw most clips.
+    """The trials as lines of text: measured values at the last rung, costs, and how each ended.
+
+    * marks the front of the trials that saw most clips.
     """
     names = short_names(list(tune.axes))
     judged_by = tune.metric + (" +- 95 %" if tune.repeats > 1 else "")

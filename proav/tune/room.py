@@ -1,7 +1,7 @@
-"""What a trial takes of a cluster, and how many trials it holds at a time. Numbers only: nothing starts here.
+"""The resources of a trial, and how many trials a cluster can run at a time. Nothing starts here.
 
-A training worker that has its CPU and waits for those of its loading actors gives nothing back. Trials that
-may begin together must therefore all find room together, loaders included.
+A training worker keeps its CPU while it waits for the CPUs of its loading actors. So the cluster must have
+room for all trials that may begin together, loading actors included.
 """
 
 import itertools
@@ -13,15 +13,16 @@ from proav.tune.allowed import shares_mdsa
 from proav.tune.axes import values_of
 
 TAKEN = ("num_workers", "use_gpu", "cpus_per_worker", "loader", "loader_workers")
-"""Settings of training that say what a trial takes; any may be an axis."""
+"""Settings of training that decide a trial's resources; any of them may be an axis."""
 
 
 def concurrent_trials(config: Config, largest: dict[str, float]) -> tuple[int, list[str]]:
-    """How many trials may run at a time on a cluster that can grow to `largest`, and lines that say what is
-    in the way.
+    """How many trials may run at a time on a cluster, and lines that say what is missing.
 
-    largest: {"CPU": 8.0, ...}. Without loading actors, tune.max_concurrent_trials is taken as it is: a trial
-    too many waits and holds nothing.
+    Without loading actors, tune.max_concurrent_trials is not lowered: a trial without room waits and holds
+    nothing.
+
+    largest: the resources to which the cluster can grow, {"CPU": 8.0, ...}.
     """
     trains = list(_settings_of_trials(config))
     least, most = (_largest(resources(train, most=which) for train in trains) for which in (False, True))
@@ -46,9 +47,9 @@ def concurrent_trials(config: Config, largest: dict[str, float]) -> tuple[int, l
 
 
 def resources(train: TrainConfig, *, most: bool) -> dict[str, float]:
-    """{"CPU": ..., "GPU": ...} of one trial: of its workers and of the actors that load for them.
+    """{"CPU": ..., "GPU": ...} of one trial: for its workers and the actors that load for them.
 
-    most: elastic training at its largest, else at its smallest.
+    most: whether elastic training is counted at its largest size, or at its smallest.
     """
     workers = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[1 if most else 0]
     loaders = train.loader_workers if train.loader == "actors" else 0
@@ -57,7 +58,7 @@ def resources(train: TrainConfig, *, most: bool) -> dict[str, float]:
 
 
 def _settings_of_trials(config: Config) -> Iterator[TrainConfig]:
-    """Each stage's training with every combination of those axes that change what a trial takes."""
+    """Each stage's training with every combination of the axes that change a trial's resources."""
     for stage in _stages(config):
         train = getattr(config, stage).train
         axes = {name: values_of(config.tune, f"{stage}.train.{name}", getattr(train, name)) for name in TAKEN}
@@ -66,7 +67,7 @@ def _settings_of_trials(config: Config) -> Iterator[TrainConfig]:
 
 
 def _stages(config: Config) -> list[str]:
-    """What a trial trains."""
+    """The stages that a trial trains."""
     if config.tune.stage == "mdsa":
         return ["mdsa"]
     return ["stdit"] if shares_mdsa(config) else ["mdsa", "stdit"]

@@ -1,8 +1,7 @@
-"""A sweep's trials as rows that can be compared: what was measured, what it costs, who is on the front. Plain
-values, no files.
+"""A sweep's trials as rows that can be compared: measurements, costs, and the Pareto front.
 
-Trials are compared at equal budgets only: each rung has its own Pareto front, and the best trial is the best
-of those that went furthest.
+Trials are compared only at equal budgets. Each rung has its own Pareto front. The best trial is the best one
+among those with the largest budget. Plain values, no files.
 """
 
 from collections.abc import Iterable
@@ -26,27 +25,27 @@ class Row:
     status: str
     reason: str
     pareto: bool
-    """On the front of the trials that went furthest."""
+    """Whether it is on the front of the trials with the largest budget."""
     clips: int
     psnr_db: float | None
     mel_error_db: float | None
     score: float | None
-    """The metric such that more is better, mean over the seeds."""
+    """The metric with its sign such that more is better, mean over the seeds."""
     parameters: int
     flops_per_clip: int
     """One reconstruction, or with tune.stage=stdit one sample; a multiply-add is two."""
     clips_per_second: float | None
-    """In training, since its beginning."""
+    """Over the whole training."""
     peak_memory_gib: float | None
-    """Of a training worker."""
+    """Peak memory of a training worker."""
     seconds: float | None
-    """In training steps, of all seeds."""
+    """Time spent in training steps, over all seeds."""
     rungs: list[dict]
-    """Every measurement, with its score and the metric's interval."""
+    """Every measurement, with its score and the interval of the metric."""
     budget: float = 0
-    """Clips or seconds of the last rung: what trials are compared at."""
+    """Clips or seconds of the last rung. Trials are compared at equal budgets."""
     metric: float | None = None
-    """What the sweep is judged by, mean over the seeds."""
+    """The sweep's metric, mean over the seeds."""
     metric_low: float | None = None
     metric_high: float | None = None
     """The 95 % interval of that mean; None for a single seed."""
@@ -59,15 +58,15 @@ class Row:
     it is much narrower than the interval of the metric."""
     num_seeds: int = 0
     train_flops: int | None = None
-    """What the training of one seed cost up to the last rung, in closed form."""
+    """FLOPs of one seed's training up to the last rung, in closed form."""
     failures: int = 0
-    """Crashes after which it was tried again."""
+    """Crashes after which the trial was tried again."""
     shown: dict[str, Interval] = field(default_factory=dict)
     """The numbers of tune.show at the last rung, as far as they were measured."""
 
 
 def make_rows(config: Config, records: Iterable[TrialRecord]) -> list[Row]:
-    """The trials, those that went furthest first, the best of them first."""
+    """The trials, by budget, largest first; at equal budget, the best first."""
     rows, tune = [], config.tune
     for record in records:
         resolved = config_at(config, record.point)
@@ -118,21 +117,19 @@ def _compared(row: Row, best: Row | None, tune: TuneConfig) -> Row:
 
 
 def _told(rung: dict, config: Config) -> dict:
-    """A measurement with what it is compared by."""
+    """A measurement with its score and the interval of its metric."""
     found = judged(rung, config.tune)
     told = {"budget": budget_of(rung), **rung, "score": score(rung, config.tune)}
     return told | {"metric": found.mean, "metric_low": found.low, "metric_high": found.high}
 
 
 def rungs_of(rows: Iterable[Row]) -> list[float]:
-    """Budgets at which trials were measured, least first."""
+    """Budgets at which trials were measured, smallest first."""
     return sorted({rung["budget"] for row in rows for rung in row.rungs})
 
 
 def front(rows: Iterable[Row], budget: float) -> list[Row]:
-    """Trials measured at a rung that no other one measured there beats in one of picture and sound without
-    losing in the other.
-    """
+    """The Pareto front of picture and sound among the trials measured at a rung."""
     at = [
         (row, rung["psnr_db"], rung["mel_error_db"])
         for row in rows
@@ -150,7 +147,7 @@ def front(rows: Iterable[Row], budget: float) -> list[Row]:
 
 
 def cost_front(rows: Iterable[Row], budget: float) -> list[Row]:
-    """Trials measured at a rung that no other one matches in the metric at a lower cost, cheapest first."""
+    """The Pareto front of metric and cost among the trials measured at a rung, cheapest first."""
     at = [
         (row, row.flops_per_clip, rung["score"])
         for row in rows
@@ -168,7 +165,7 @@ def cost_front(rows: Iterable[Row], budget: float) -> list[Row]:
 
 
 def best_row(rows: list[Row]) -> Row | None:
-    """The highest score among the trials that went furthest; None where nothing was measured."""
+    """The highest score among the trials with the largest budget; None if nothing was measured."""
     most = max((row.budget for row in rows), default=0)
     return max(
         (row for row in rows if row.budget == most and row.rungs), key=lambda row: row.score, default=None

@@ -1,8 +1,7 @@
-"""Which point comes next: planned ones in order, or the proposals of Ray Tune's OptunaSearch; one Searcher
-for all.
+"""Which point comes next: planned ones in order, or the proposals of Ray Tune's OptunaSearch.
 
-Points are tried once: what was measured before the start comes first and is only replayed, so that scheduler
-and sampler know of it.
+One Searcher serves both. Points are tried once. Points that were measured in an earlier run come first and
+are only replayed, so that the scheduler and the sampler know their results.
 """
 
 import json
@@ -27,21 +26,21 @@ from proav.tune.axes import (
 from proav.tune.space import Trial
 
 MAX_REPEATS = 100
-"""Proposals of points that were tried already, before one that was not is drawn at random."""
+"""After this many proposals of points that were tried before, a new point is drawn at random."""
 
 
 class Points(Protocol):
-    """A source of points, each given out once."""
+    """A source of points. It gives each point once."""
 
     def ask(self) -> Point | None:
-        """The next point; None where there are no more."""
+        """The next point; None if there are no more."""
 
     def tell(self, point: Point, score: float | None) -> None:
-        """How it went: its last score, None where there is none."""
+        """Takes the last score of a point; None if it has none."""
 
 
 class PlannedPoints:
-    """Points in the order given; results change nothing."""
+    """Points in the given order, whatever their results."""
 
     def __init__(self, points: Sequence[Point]) -> None:
         self.left = list(points)
@@ -54,9 +53,9 @@ class PlannedPoints:
 
 
 class OptunaPoints:
-    """Ray Tune's OptunaSearch (TPE) over lists, ranges and conditions; `known` points are given out first.
+    """Ray Tune's OptunaSearch (TPE) over lists, ranges and conditions; `known` points come first.
 
-    Raises UserError where Optuna is not installed.
+    Raises UserError if Optuna is not installed.
     """
 
     def __init__(self, tune: TuneConfig, known: Sequence[Point] = ()) -> None:
@@ -71,8 +70,8 @@ class OptunaPoints:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.tune, self.space = tune, _Space(tune)
-        # The first third is drawn at random. A resumed sweep has another seed than at first: the same one
-        # would draw the same points again.
+        # The first points are drawn at random: a third of them, at least 2 and at most 10. A resumed sweep
+        # uses another seed, as the same one would draw the same points again.
         startup = min(10, max(2, num_trials(tune) // 3))
         sampler = optuna.samplers.TPESampler(seed=tune.seed + len(known), n_startup_trials=startup)
         begun = [self.space.parameters(point) for point in known]
@@ -101,14 +100,14 @@ class OptunaPoints:
 
     def tell(self, point: Point, score: float | None) -> None:
         name = self.names[json.dumps(point, sort_keys=True)]
-        if name:  # not one that was drawn because Optuna knew nothing new
+        if name:  # Optuna proposed the point; otherwise it was drawn at random
             self.search.on_trial_complete(
                 name, None if score is None else {"score": score}, error=score is None
             )
 
 
 class _Space:
-    """The axes as Optuna asks for them. A list is the place in it: its values may be of any kind."""
+    """The axes as an Optuna search space. A list is given as an index: its values may be of any type."""
 
     def __init__(self, tune: TuneConfig) -> None:
         self.tune, self.order, self.axes = tune, in_order(tune), tune.space
@@ -145,8 +144,9 @@ class _Space:
 
 
 class TrialSearcher(Searcher):
-    """Gives Ray Tune trials from `points`; `begin` makes a point a trial and raises ConfigError where it
-    cannot be run.
+    """Gives Ray Tune trials from `points`.
+
+    `begin` makes a trial from a point; it raises ConfigError if the point cannot be run.
     """
 
     def __init__(self, points: Points, begin: Callable[[Point], Trial]) -> None:
@@ -155,13 +155,11 @@ class TrialSearcher(Searcher):
         self.given: dict[str, Point] = {}
 
     def suggest(self, trial_id: str) -> dict | str:
-        """{"trial": id, "point": JSON}. Keys with dots in them would be taken apart by Ray Tune."""
+        """{"trial": id, "point": JSON}. The point is text because Ray Tune would split keys at their dots."""
         while (point := self.points.ask()) is not None:
             try:
                 trial = self.begin(point)
-            except (
-                ConfigError
-            ) as error:  # where the combinations were too many to look at all before the start
+            except ConfigError as error:  # there were too many combinations to check all before the start
                 print(f"tune: left out {describe(point)}: {error}")
                 self.points.tell(point, None)
                 continue
@@ -173,7 +171,7 @@ class TrialSearcher(Searcher):
         self.points.tell(self.given[trial_id], None if error else (result or {}).get("score"))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep goes on from its trials' records."""
+        """Nothing: a sweep is resumed from its trials' records."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+        """Nothing: a sweep is resumed from its trials' records."""

@@ -1,7 +1,7 @@
-"""From points to trials: which a sweep has, and the checked configuration of each; nothing runs here.
+"""The trials of a sweep, made from its points, with the checked configuration of each.
 
-A trial's id follows from its point, all settings that bear on its result, and the data: the same question
-finds the same answer again.
+A trial's id is a hash of its point, all settings that change its result, and its data. So the same trial is
+found again in a later run. Nothing runs here.
 """
 
 import hashlib
@@ -49,7 +49,8 @@ OF_THE_MACHINE = (
     "report_every_clips",
     "max_failures",
 )
-"""Settings of training that say where and how long, not what: a trial may go on under others."""
+"""Training settings that say where and how long it runs. A trial may be resumed under other values of them.
+"""
 WITHOUT_NETWORK = (
     "mdsa.linear_planes.",
     "mdsa.plane_size",
@@ -59,13 +60,13 @@ WITHOUT_NETWORK = (
     "mdsa.loss.",
     "mdsa.train.",
 )
-"""Beginnings of MDSA's settings that bear on its linear path as well as on its network."""
+"""First parts of MDSA's settings that change its linear path as well as its network."""
 ABSENT = object()
-"""In place of a value: the axis does not exist in a point."""
+"""Used as the value of an axis that does not exist in a point."""
 MAX_CHECKED = 2048
-"""Combinations that are all checked before the start; of more, or of ranges, those that are drawn."""
+"""Up to this many combinations are all checked before the start. Otherwise only the drawn ones are."""
 MAX_LISTED = 64
-"""Trials that --dry-run lists."""
+"""At most this many trials are listed by --dry-run."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,18 @@ class Trial:
     config: Config
     """The whole configuration; run_dir is the trial's own folder, data.prepared its data."""
     tune: TuneConfig
-    """The sweep's own section, which the configuration has no more."""
+    """The sweep's section `tune`, which `config` does not have."""
     lengths: tuple[int | None, ...] = ()
-    """Clips at each rung; None if seconds say how long."""
+    """Clips at each rung; None for a budget in seconds."""
     mdsa_from: str | None = None
-    """The run whose MDSA and latents the trial goes on from; None: it trains its own, if it needs one."""
+    """The run whose MDSA and latents the trial uses; None: it trains its own MDSA, if it needs one."""
 
 
 def check_sweep(config: Config) -> None:
-    """Raises ConfigError, before anything starts: no axes, an axis that does not exist or may not vary, a
-    value or a combination that cannot be run, a metric that is not measured.
+    """Raises ConfigError before anything starts if the sweep cannot run.
+
+    There may be no axes, an axis that does not exist or may not vary, a value or a combination that cannot be
+    run, or a metric that is not measured.
     """
     tune = config.tune
     check_axes(config)
@@ -121,12 +124,12 @@ def check_sweep(config: Config) -> None:
 
 
 def plan_text(config: Config) -> str:
-    """The trials with what each costs, for --dry-run. Raises ConfigError like `check_sweep`."""
+    """The trials with their costs, for --dry-run. Raises ConfigError like `check_sweep`."""
     check_sweep(config)
     tune, total = config.tune, num_combinations(config.tune)
     seeds = f", {tune.repeats} seeds each" if tune.repeats > 1 else ""
     lines = [
-        f"sweep       {num_trials(tune)} of {'endlessly many' if total is None else total} combinations, "
+        f"sweep       {num_trials(tune)} of {'infinitely many' if total is None else total} combinations, "
         f"{tune.search}{seeds}; {tune.scheduler}, compared at {budgets_words(tune)}",
         f"judged by   {metric_words(tune)}; a trial trains "
         f"{'MDSA' if tune.stage == 'mdsa' else _both_words(config)}",
@@ -145,7 +148,7 @@ def plan_text(config: Config) -> str:
 
 
 def config_at(config: Config, point: Point) -> Config:
-    """The sweep's configuration with the point laid over it, and without the sweep. Raises ConfigError."""
+    """The sweep's configuration with the point's settings, without the section `tune`. Raises ConfigError."""
     settings = config_to_dict(config)
     del settings["tune"]
     for key, value in settings_of(config.tune, point).items():
@@ -164,7 +167,10 @@ def make_trial(
 ) -> Trial:
     """The trial at a point. Raises ConfigError.
 
-    data_hash: of the manifest of its prepared data. data_folder: where that is; None: the sweep's own.
+    config: the sweep's configuration.
+    point: the values of the axes.
+    data_hash: hash of the manifest of the trial's prepared data.
+    data_folder: folder of that data; None: the sweep's own.
     member: number in a population, whose points change.
     """
     resolved, tune = config_at(config, point), config.tune
@@ -193,8 +199,7 @@ def trials_folder(config: Config) -> str:
 
 
 def prepared_configs(config: Config, points: Sequence[Point]) -> dict[str, Config]:
-    """What is to be prepared for these points, by `data_name`: configurations of runs below
-    <run_dir>/tune/data.
+    """{`data_name`: configuration} of the data to prepare for these points, in <run_dir>/tune/data.
 
     The sweep's own data has the name "" and the sweep's own configuration.
     """
@@ -211,7 +216,7 @@ def prepared_configs(config: Config, points: Sequence[Point]) -> dict[str, Confi
 
 
 def data_points(tune: TuneConfig) -> list[Point]:
-    """Every combination of the axes that change the prepared data; without such axes, the empty one."""
+    """Every combination of the axes that change the prepared data; without such axes, one empty point."""
     space = {key: tune.space[key] for key in data_axes(tune)}
     choices = [[*axis.choices, ABSENT] if axis.when else list(axis.choices) for axis in space.values()]
     points = (dict(zip(space, values, strict=True)) for values in itertools.product(*choices))
@@ -235,7 +240,7 @@ def _check_first_rung(config: Config, trial_config: Config) -> None:
 
 
 def _check_network_trains(config: Config, trial_config: Config) -> None:
-    """Raises ConfigError if an axis is of MDSA's network, and the linear planes train alone to the end."""
+    """Raises ConfigError if an axis changes MDSA's network, but trials end before the network trains."""
     tune, linear = config.tune, trial_config.mdsa.linear_planes
     of_network = [
         key
@@ -256,8 +261,8 @@ def _check_network_trains(config: Config, trial_config: Config) -> None:
 
 
 def _identity(config: Config, resolved: Config, point: Point, data_hash: str, member: int | None) -> dict:
-    """What a trial's result follows from. Parts that the first sweeps did not have are named only if they are
-    used.
+    """Everything that changes a trial's result. Features that the first sweeps did not have are included only
+    if used, so that old ids stay valid.
     """
     settings, tune = config_to_dict(resolved), config.tune
 
@@ -276,7 +281,7 @@ def _identity(config: Config, resolved: Config, point: Point, data_hash: str, me
     }
     if tune.budget == "seconds":
         identity["budget"] = "seconds"
-    elif tune.budget == "flops":  # what a rung is follows from the sweep's own costs
+    elif tune.budget == "flops":  # the sweep's own costs decide the length of a rung
         identity["budget"] = ["flops", train_flops(config, tune.stage, tune.max_clips) / tune.max_clips]
     if is_evaluated(tune):
         measured = ("protocol", "weights", "num_resamples")

@@ -1,8 +1,8 @@
-"""Runs a sweep: Ray Tune starts trials, compares them at each rung and stops the weaker ones; what they reach
-is in their records.
+"""Runs a sweep: Ray Tune starts trials, compares them at each rung and stops the weaker ones.
 
-A sweep goes on from the records alone: done trials are replayed without training, cut-off ones go on from
-their checkpoint. Ray Tune's own files (<run_dir>/.ray/tune) are only scaffolding and are made anew each time.
+Each trial's measurements are in its record. A sweep is resumed from the records alone: finished trials are
+replayed without training, interrupted ones continue from their checkpoint. Ray Tune's own files
+(<run_dir>/.ray/tune) are temporary and made anew each time.
 """
 
 import json
@@ -50,22 +50,21 @@ from proav.tune.trial_measure import make_shared
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files that repeat the records
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails before its first rung reports nothing
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the job as it ends the others; nothing is lost
-    "RAY_AIR_NEW_OUTPUT": "0",  # the older output is the one that can be silent
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends this job as it ends the other jobs; nothing is lost
+    "RAY_AIR_NEW_OUTPUT": "0",  # only the older output can be silenced
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a failed trial is a line here and a row of the table
 }
 AT_HEAD = {"node:__internal_head__": 0.001}
-"""What a trial's own process holds: a place beside Ray's head, which is never a spot node, and no CPU, so
-that its workers get them all.
+"""Resources of a trial's own process. It runs on the head node, which is never a spot node. It takes no CPU,
+so that its workers get all of them.
 """
 
 
 def sweep(config: Config) -> dict:
-    """Runs what is left of the sweep on the Ray that is initialised, writes <run_dir>/tune/ and returns the
-    results (`results.json`).
+    """Runs the remaining trials, writes <run_dir>/tune/ and returns the results (`results.json`).
 
-    Raises UserError before anything starts (wrong axes or values, no prepared data, Optuna missing, another
-    sweep at work in the folder), and in the end if every trial failed.
+    Ray must be initialized. Raises UserError before anything starts (wrong axes or values, no prepared data,
+    Optuna missing, another sweep running in the folder), and at the end if every trial failed.
     """
     check_sweep(config)
     _check_prepared(config)
@@ -100,10 +99,10 @@ class _Data:
 
 
 def _open_data(config: Config) -> _Data:
-    """Prepares what is missing of the axes' own data, and looks into all of it. Raises UserError."""
+    """Prepares the data that the axes need and that is missing, and opens all of it. Raises UserError."""
     folders, hashes, manifests = {}, {}, []
     for name, own in prepared_configs(config, data_points(config.tune)).items():
-        if data_axes(config.tune):  # a variant may have the sweep's own
+        if data_axes(config.tune):  # a variant may use the sweep's own data
             preprocess(own)
         plan_stage(own, "mdsa")
         store = SegmentStore(own.data_folder)
@@ -128,13 +127,14 @@ class _Sweep:
         )
 
     def members(self) -> dict[str, Trial]:
-        """A population at its beginning, by id."""
+        """A population with its first points, by id."""
         trials = [self.trial(point, number) for number, point in enumerate(planned_points(self.config.tune))]
         return {trial.id: trial for trial in trials}
 
     def records(self) -> dict[str, TrialRecord]:
-        """Of this sweep's trials: other settings or other data leave other ids in the same folder. By id, in
-        the order in which they began.
+        """The records of this sweep's trials, by id, in the order in which they began.
+
+        The folder may also hold trials with other settings or other data, under other ids.
         """
         settings, planned = self.config.tune, None
         if settings.scheduler == "pbt":
@@ -171,7 +171,7 @@ class _Sweep:
             os.environ.setdefault(name, ENVIRONMENT[name])
         logging.getLogger("ray.tune").setLevel(
             logging.CRITICAL
-        )  # it tells of failed trials too, which the lines here do
+        )  # it would also print failed trials, which `_Watch` prints
         folder = storage.join(self.config.run_folder, ".ray")
         storage.delete_folder(storage.join(folder, "tune"))
         filesystem, path = storage.open_filesystem(folder)
@@ -196,7 +196,7 @@ class _Sweep:
             raise Stopped(f"tune: stopped; {kept}") from None
 
     def _trials(self, points: Points, at_a_time: int, run_config: tune.RunConfig) -> tune.Tuner:
-        """Trials that know nothing of each other, from a search."""
+        """Independent trials, from a search."""
         return tune.Tuner(
             tune.with_resources(_driver(self.config, self.data), tune.PlacementGroupFactory([AT_HEAD])),
             tune_config=tune.TuneConfig(
@@ -212,8 +212,9 @@ class _Sweep:
     def _population(
         self, known: dict[str, TrialRecord], at_a_time: int, run_config: tune.RunConfig
     ) -> tune.Tuner:
-        """Members that pass weights on. Ray Tune counts those that wait as running: room at the head limits
-        them.
+        """Members of a population, which take over each other's weights.
+
+        Ray Tune counts waiting members as running, so resources on the head limit how many train.
         """
         members, settings = self.members(), self.config.tune
         left = {
@@ -236,9 +237,7 @@ class _Sweep:
         )
 
     def _points(self, known: dict[str, TrialRecord]) -> Points:
-        """Known points first: their measurements are there at once, for scheduler and sampler to compare
-        with.
-        """
+        """Known points come first, so that the scheduler and the sampler can compare with them at once."""
         begun = sorted(
             known.values(), key=lambda record: (not is_done(record, self.config.tune), record.number)
         )
@@ -255,7 +254,7 @@ class _Sweep:
         return trial
 
     def _open(self, trial: Trial) -> None:
-        """Begins a trial's record; one that is not done is opened again."""
+        """Begins a trial's record, or opens it again if the trial is not done."""
         record, settings = read_record(trial.config.run_folder), self.config.tune
         if record is None:
             data_hash = self.data.hashes[data_name(self.config.tune, trial.point)]
@@ -352,7 +351,7 @@ class _Watch(tune.Callback):
 
 
 def _check_prepared(config: Config) -> None:
-    """Raises UserError where the data of another run, which a sweep as a rule trains on, is not there."""
+    """Raises UserError if data.prepared names a folder without prepared data."""
     prepared = config.data.prepared
     if prepared and not storage.exists(storage.join(prepared, "manifest.json")):
         parent, _, name = prepared.rstrip("/").rpartition("/")
@@ -366,7 +365,7 @@ def _check_prepared(config: Config) -> None:
 
 
 def _check_measured(config: Config, results: dict) -> None:
-    """Raises UserError where no trial was measured: the sweep has no result."""
+    """Raises UserError if no trial was measured: the sweep has no result."""
     if results["best"] is None:
         reasons = [row["reason"] for row in results["trials"]]
         path = storage.join(config.run_folder, "tune", "results.csv")
@@ -377,14 +376,12 @@ def _check_measured(config: Config, results: dict) -> None:
 
 
 def _name_of(trial) -> str:
-    """Ray Tune's name of a trial: our id. A member of a population keeps it when it takes over another's
-    settings.
-    """
+    """Ray Tune's name of a trial: our id. A member of a population keeps its id when its settings change."""
     return trial.config["member"]["id"] if "member" in trial.config else trial.config["trial"]
 
 
 def _driver(config: Config, data: _Data):
-    """What Ray Tune runs for each trial, in a process of its own."""
+    """The function that Ray Tune runs for each trial, in a process of its own."""
 
     def drive(settings: dict) -> None:
         point = json.loads(settings["point"])
@@ -401,20 +398,20 @@ def _driver(config: Config, data: _Data):
 
 
 def _member_driver(config: Config, members: dict[str, Trial]):
-    """The same for a member of a population."""
+    """The function that Ray Tune runs for each member of a population."""
 
     def drive(settings: dict) -> None:
         logging.getLogger("ray").setLevel(
             logging.WARNING
-        )  # it tells of every checkpoint, which are only pointers
+        )  # it would log every checkpoint, although these are only names of others
         run_member(config, members, run_trial)
 
     return drive
 
 
 class _Halving(ASHAScheduler):
-    """ASHA that does not think again about a trial that it, or the run before the interruption, has let go
-    on.
+    """ASHA that does not decide again about a rung after which it let a trial continue, now or in an earlier
+    run.
     """
 
     def on_trial_result(self, tune_controller, trial, result: dict) -> str:

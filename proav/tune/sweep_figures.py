@@ -1,7 +1,7 @@
 """Figures of a sweep: picture against sound at each rung, and scores over clips.
 
-The page takes them as SVG; a PNG serves everything else. Trials are `rows.Row`s. A marker's colour tells the
-value of the sweep's first axis, its shape that of the second, its size what a reconstruction costs.
+The page uses SVG; a PNG is for all other uses. Trials are `rows.Row`s. A marker's colour shows the value of
+the sweep's first axis, its shape the value of the second, and its size the cost of a reconstruction.
 """
 
 import io
@@ -20,9 +20,9 @@ from proav.tune.axes import short_names, value_words
 from proav.tune.rows import Row, front
 
 HUES = ("#c0551c", "#2b8a94", "#8661c1", "#5f8f2f", "#c04f80", "#8a7a3d")
-"""All are about equally light, so that they stand out from white and from black paper."""
+"""All are about equally light, so that they are visible on a white and on a black page."""
 SHAPES = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
-"""Markers, and the characters that stand for them in a text."""
+"""Matplotlib's markers, and the characters for them in text."""
 SMALLEST, LARGEST = 30, 150
 """Areas of markers, in square points."""
 LEAST_SPAN_DB = 0.2
@@ -31,7 +31,7 @@ LEAST_SPAN_DB = 0.2
 
 @dataclass(frozen=True)
 class Ink:
-    """The colours of a drawing beside its hues."""
+    """The colours of a figure other than HUES."""
 
     muted: str
     line: str
@@ -43,13 +43,14 @@ ON_WHITE = Ink("#66615b", "#e4e0da", "#ffffff")
 
 
 def shown_axes(tune: TuneConfig) -> dict[str, Sequence]:
-    """The axes with their values; none for a range, which has no colours."""
+    """The axes with their values. A range has none, as its values have no colours."""
     return {key: axis.choices or () for key, axis in tune.space.items()}
 
 
 def legend(axes: dict[str, Sequence]) -> list[tuple[str, str, str, str]]:
-    """(key, value in words, hue or "", shape) of every value that has a colour or a shape of its own; none
-    for an axis with more values than those.
+    """(key, value in words, hue or "", shape) of every value that has its own colour or shape.
+
+    An axis with more values than there are colours or shapes has none.
     """
     entries = []
     for place, (key, values) in enumerate(list(axes.items())[:2]):
@@ -86,7 +87,14 @@ def front_svg(rows: list[Row], budget: float, axes: dict[str, Sequence], *, desc
 def scores_svg(
     rows: list[Row], axes: dict[str, Sequence], *, unit: str, metric: str, description: str
 ) -> Markup:
-    """Each trial's metric over its budget, with intervals. unit: of the budget."""
+    """Each trial's metric over its budget, with intervals.
+
+    rows: the trials.
+    axes: the sweep's axes with their values.
+    unit: of the budget.
+    metric: name of the metric.
+    description: text for readers who cannot see the figure.
+    """
     figure = Figure(figsize=(3.6, 2.9))
     figure.patch.set_alpha(0)
     plot = styled(figure.add_axes((0.16, 0.16, 0.81, 0.8)), ON_PAGE)
@@ -107,7 +115,14 @@ def scores_svg(
 def fronts_png(
     rows: list[Row], rungs: Sequence[int], axes: dict[str, Sequence], *, unit: str, title: str
 ) -> bytes:
-    """All rungs side by side, with a legend: a PNG file's bytes."""
+    """All rungs side by side, with a legend, as the bytes of a PNG file.
+
+    rows: the trials.
+    rungs: budgets, one for each panel.
+    axes: the sweep's axes with their values.
+    unit: of the budgets.
+    title: text above the panels.
+    """
     figure = Figure(figsize=(max(5.2, 3.9 * len(rungs)), 4.2), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.subplots(1, len(rungs), squeeze=False)[0]
@@ -136,7 +151,7 @@ def fronts_png(
 
 
 def flops_range(rows: list[Row]) -> tuple[float, float]:
-    """Fewest and most GFLOP of a reconstruction: what the smallest and the largest marker stand for."""
+    """Smallest and largest GFLOP of a reconstruction: the costs that the smallest and largest marker show."""
     flops = [row.flops_per_clip / 1e9 for row in rows]
     return min(flops), max(flops)
 

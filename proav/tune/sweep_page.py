@@ -1,8 +1,7 @@
-"""report.html and pareto.png of a sweep: fronts, trials, what each value did, and the best settings; one file
-that opens offline.
+"""report.html and pareto.png of a sweep: fronts, trials, the effect of each value, and the best settings.
 
-It shows what `rows.py` compares and measures nothing. The page's frame is that of the other reports
-(`proav/reports`).
+The page is one file that opens offline. It measures nothing: its numbers come from `rows.py`. Its layout is
+that of the other reports (`proav/reports`).
 """
 
 from collections.abc import Sequence
@@ -51,9 +50,9 @@ from proav.tune.sweep_figures import (
 from proav.tune.sweep_yardsticks import yardstick_lines
 
 MAX_PANELS = 4
-"""Rungs that are drawn: the last ones."""
+"""At most this many rungs are drawn: the last ones."""
 MAX_VALUES = 16
-"""Values of an axis that have a line each."""
+"""At most this many values of an axis are listed."""
 STOPPING = {"asha": "successive halving (ASHA)", "pbt": "population-based training", "none": "none"}
 ENDED = {
     FINISHED: "had the whole budget",
@@ -65,7 +64,13 @@ ENDED = {
 
 
 def write_page(config: Config, rows: list[Row], results: dict, folder: str) -> None:
-    """Writes report.html and, where anything was measured, pareto.png into `folder`."""
+    """Writes report.html and, if anything was measured, pareto.png.
+
+    config: the sweep's configuration.
+    rows: its trials.
+    results: what results.json holds.
+    folder: the folder for both files.
+    """
     tune, rungs = config.tune, rungs_of(rows)
     axes = shown_axes(tune)
     if rungs:
@@ -128,7 +133,7 @@ def _header(config: Config, rows: list[Row], protocol: dict) -> list[Markup]:
             [
                 (
                     "Points",
-                    f"{len(rows)} of {'endlessly many' if total is None else total} combinations, "
+                    f"{len(rows)} of {'infinitely many' if total is None else total} combinations, "
                     f"{tune.search}",
                 ),
                 ("Compared at", budgets_words(tune)),
@@ -178,8 +183,8 @@ def _fronts(tune: TuneConfig, rows: list[Row], rungs: list[float], axes: dict[st
         f"A larger marker costs more: {low:.3g} to {high:.3g} GFLOP a {_made(tune)}. " if high > low else ""
     )
     note = (
-        "One panel a rung: trials of one budget. Up and to the right is better; those on the dashed front "
-        "are beaten by none in both at once. " + size
+        "Each panel shows the trials at one rung. Up and to the right is better. The dashed line is the "
+        "Pareto front. " + size
     )
     cards = []
     for budget in rungs[-MAX_PANELS:]:
@@ -204,7 +209,7 @@ def _fronts(tune: TuneConfig, rows: list[Row], rungs: list[float], axes: dict[st
 
 
 def _costs(tune: TuneConfig, rows: list[Row], rungs: list[float]) -> list[Markup]:
-    """The metric against the cost at the last rung, and all axes side by side."""
+    """The metric against the cost at the last rung, and each trial as a line over all axes."""
     if not rungs:
         return [element("p", "Nothing was measured.", class_="todo")]
     last, widest = (
@@ -212,9 +217,9 @@ def _costs(tune: TuneConfig, rows: list[Row], rungs: list[float]) -> list[Markup
         max(rungs, key=lambda rung: sum(rung in [one["budget"] for one in row.rungs] for row in rows)),
     )
     note = (
-        "Those on the dashed front reach more than every cheaper trial. Below, a line a trial over its "
-        f"settings, to the metric {_after(tune, widest)}; "
-        "the better, the stronger. A line passes by an axis that does not exist in its trial."
+        "Each trial on the dashed front is better than every cheaper one. Below, each line is a trial, from "
+        f"its settings to its metric {_after(tune, widest)}. "
+        "Better trials have stronger lines. A line skips an axis that does not exist in its trial."
     )
     front_text = "; ".join(
         f"{describe(row.point)}: {row.flops_per_clip / 1e9:.3g} GFLOP" for row in cost_front(rows, last)
@@ -235,7 +240,7 @@ def _made(tune: TuneConfig) -> str:
 
 
 def _figure(figure: Markup, caption: str, *, wide: bool = False) -> Markup:
-    """wide: as wide as the page, in a row of its own."""
+    """A figure with its caption. wide: whether it is as wide as the page, in a row of its own."""
     return element(
         "figure", element("figcaption", caption), figure, class_="card figure wide" if wide else "card figure"
     )
@@ -308,8 +313,8 @@ def _trials(tune: TuneConfig, rows: list[Row], axes: dict[str, Sequence]) -> lis
             ]
         )
     note = (
-        "Longest trained first, then the best; measured at the last rung that a trial reached. ★: on the "
-        "front of picture and sound. "
+        "Ordered by budget, then from best to worst. Each trial is measured at the last rung that it "
+        "reached. ★: on the front of picture and sound. "
         f"GFLOP: one {_made(tune)}, training: one seed so far; both in closed form. Clips/s and GiB: of "
         "training, as measured."
     )
@@ -321,7 +326,7 @@ def _trials(tune: TuneConfig, rows: list[Row], axes: dict[str, Sequence]) -> lis
 
 
 def _beside(yardsticks: Sequence[dict]) -> list[Markup]:
-    """What simple codes reach on the same clips; nothing where they were not measured."""
+    """What simple codes reach on the same clips; nothing if they were not measured."""
     if not yardsticks:
         return []
     lines = []
@@ -329,7 +334,7 @@ def _beside(yardsticks: Sequence[dict]) -> list[Markup]:
         lines.append([what, *("–" if value is None else value for value in values)])
     whole = table(["", "PSNR dB", "log-mel error dB"], lines, caption="Simple codes on the same clips")
     note = (
-        "What simple codes reach on the same clips. Linear planes and cosine transform store as many numbers "
+        "Linear planes and cosine transform store as many numbers "
         "as MDSA and were fitted on the training split; the other two are the clip's own means."
     )
     return [
@@ -340,7 +345,7 @@ def _beside(yardsticks: Sequence[dict]) -> list[Markup]:
 
 
 def _values(tune: TuneConfig, rows: list[Row], rungs: list[float], importance: dict) -> list[Markup]:
-    """Importance of the axes, and means over the trials that have a value, at the first rung."""
+    """At the first rung: the importance of each axis, and the mean over the trials with each value."""
     if not rungs:
         return [element("p", "Nothing was measured.", class_="todo")]
     first, cards = rungs[0], []
@@ -364,10 +369,7 @@ def _values(tune: TuneConfig, rows: list[Row], rungs: list[float], importance: d
             cards.append(
                 element("div", element("div", element("h3", key), whole, class_="text"), class_="card metric")
             )
-    note = (
-        f"Means over the trials with a value {_after(tune, first)}, where all are compared, whatever their "
-        "other values."
-    )
+    note = f"Means over all trials with a value, {_after(tune, first)}, where all trials are compared."
     return [
         *_importance(tune, importance),
         element("p", note, class_="note"),
@@ -403,8 +405,8 @@ def _best(config: Config, rows: list[Row], folder: str) -> list[Markup]:
     return [
         element(
             "p",
-            "The best of the trials that went furthest, as YAML. The file below is a whole configuration; it "
-            "trains the full length from the beginning.",
+            "The best of the trials with the largest budget, as YAML. The file below is a whole "
+            "configuration. It trains the full length from the beginning.",
         ),
         element("pre", yaml.safe_dump(nested, sort_keys=False, default_flow_style=None, width=100).rstrip()),
         element("pre", f"python ray_jobs/train.py --config {storage.join(folder, 'best.yaml')}{stage}"),

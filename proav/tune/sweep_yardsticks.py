@@ -1,7 +1,6 @@
 """The yardsticks of a sweep: what simple codes reach with as many numbers as its trials store.
 
-They are measured once for all trials of one size of the latents, not in each. The fitting is that of
-`proav/evaluate`.
+They are measured once for all trials with the same size of latents. `proav/evaluate` fits them.
 """
 
 import json
@@ -18,15 +17,15 @@ from proav.tune.space import config_at
 
 
 def sweep_yardsticks(config: Config, records: Iterable[TrialRecord]) -> list[dict]:
-    """A dict for each size of latents among the trials, fewest numbers first: means, and their plan.
+    """A dict with means and the plan for each size of latents among the trials, smallest first.
 
-    Kept in <run_dir>/eval/yardsticks-<hash>.json beside what was fitted; what is there is read. Ray must be
-    running.
+    They are kept in <run_dir>/eval/yardsticks-<hash>.json beside the fitted codes, and read from there if
+    present. Ray must be running.
     """
     import ray
 
     if data_axes(config.tune):
-        return []  # of other clips for each trial
+        return []  # trials are measured on different clips
     plans: dict[str, tuple[Config, YardstickPlan]] = {}
     for record in records:
         resolved = config_at(config, record.point)
@@ -52,7 +51,7 @@ def _measure(config: Config, plan: YardstickPlan) -> dict:
 
 
 def yardstick_lines(yardsticks: Iterable[dict]) -> list[tuple[str, float | None, float | None]]:
-    """(what, PSNR, log-mel error) of each line beside the table of trials; None: not of that stream."""
+    """(name, PSNR, log-mel error) of each line that is compared with the trials; None: not of that stream."""
     yardsticks = list(yardsticks)
     lines = []
     for each in yardsticks:
@@ -61,7 +60,7 @@ def yardstick_lines(yardsticks: Iterable[dict]) -> list[tuple[str, float | None,
             (f"linear planes, {numbers}", each["psnr_linear_planes_db"], each["mel_error_linear_planes_db"])
         )
         lines.append((f"cosine transform, {numbers}", each["psnr_cosine_db"], each["mel_error_cosine_db"]))
-    for each in yardsticks[:1]:  # a clip's own means know no size
+    for each in yardsticks[:1]:  # a clip's own means do not depend on the size
         lines.append(("temporal mean picture", each["psnr_temporal_mean_db"], None))
         lines.append(("mean colour, mean mel", each["psnr_mean_colour_db"], each["mel_error_mean_mel_db"]))
     return lines

@@ -1,9 +1,9 @@
-"""One trial: train to a rung, measure, write it down, report, and go on to the next rung.
+"""One trial: train to a rung, measure, write the record, report, and continue to the next rung.
 
-Ray Tune decides between rungs whether the trial goes on. At every rung each seed is a Ray Train run, which
-goes on from its own checkpoint and ends before the report. So a trial that is stopped leaves no workers and
-no placement group behind. The trial runs in a process of its own. CPUs and GPUs are for the workers and tasks
-that it starts (`trial_measure.py`).
+Ray Tune decides between rungs whether the trial continues. At every rung each seed is a Ray Train run, which
+continues from its own checkpoint and ends before the report. So a stopped trial leaves no workers and no
+placement group behind. The trial runs in a process of its own, without CPUs or GPUs. These are for the
+workers and tasks that it starts (`trial_measure.py`).
 """
 
 import traceback
@@ -19,14 +19,17 @@ from proav.tune.trial_measure import measure
 
 class Report(Protocol):
     def __call__(self, rung: dict, *, passed: bool) -> None:
-        """Tells of a rung; returns only if the trial is to go on. passed: it went on from there before."""
+        """Reports a rung; returns only if the trial is to continue.
+
+        passed: whether the trial was let continue after this rung in an earlier run.
+        """
 
 
 def run_trial(trial: Trial, *, rungs: tuple[float, ...], report: Report) -> None:
     """Reports each rung, measured now or found in the record. A failure is recorded with its reason.
 
     A user's mistake ends the trial, not the sweep. Any other error is recorded and raised again. Then Ray
-    Tune starts the trial anew, as often as tune.max_failures says.
+    Tune starts the trial again, up to tune.max_failures times.
     """
     try:
         _climb(trial, rungs, report)
@@ -42,9 +45,9 @@ def run_trial(trial: Trial, *, rungs: tuple[float, ...], report: Report) -> None
 
 
 def _climb(trial: Trial, rungs: tuple[float, ...], report: Report) -> None:
-    """Goes from rung to rung.
+    """Reaches and reports one rung after the other.
 
-    A trial that is done is not trained. Its measurements are reported, because others are compared with them.
+    If the trial is done, it is not trained. Its measurements are reported, as others are compared with them.
     """
     record, reported = read_record(trial.config.run_folder), 0.0
     assert record is not None, "the sweep writes the record before it starts a trial"
@@ -58,7 +61,7 @@ def _climb(trial: Trial, rungs: tuple[float, ...], report: Report) -> None:
             record, rung = _reach(trial, record, rung, budget=budget, clips=lengths[budget])
         if (
             budget_of(rung) <= reported
-        ):  # measured under another schedule, beyond more than one rung of this one
+        ):  # one measurement of another schedule may cover several rungs of this one
             continue
         report(rung, passed=record.status in DONE or budget_of(rung) <= record.passed)
         reported = budget_of(rung)
@@ -68,7 +71,7 @@ def _climb(trial: Trial, rungs: tuple[float, ...], report: Report) -> None:
 
 
 def _opened(trial: Trial, record: TrialRecord) -> TrialRecord:
-    """The record of a trial that starts. If Ray Tune starts it again after a crash, the crash is counted."""
+    """The record of a trial that starts. If Ray Tune restarts it after a crash, the crash is counted."""
     if record.status != CRASHED:
         return record
     record = record.replace(status=RUNNING, failures=record.failures + 1, failure=record.reason, reason="")
@@ -79,13 +82,13 @@ def _opened(trial: Trial, record: TrialRecord) -> TrialRecord:
 def _reach(
     trial: Trial, record: TrialRecord, rung: dict | None, *, budget: float, clips: int | None
 ) -> tuple[TrialRecord, dict]:
-    """Trains and measures the seeds that are missing at a rung. Returns the written record, and the rung.
+    """Trains and measures the seeds that are missing at a rung. Returns the written record and the rung.
 
     trial: the trial.
     record: what it has reached.
-    rung: what is known of the rung; measured under another schedule, it may stand at more than `budget`.
-    budget: of the rung.
-    clips: how many clips that is; None for a budget in seconds.
+    rung: earlier measurements for this rung; if made under another schedule, their budget may be larger.
+    budget: budget of the rung.
+    clips: the same in clips; None for a budget in seconds.
     """
     others = [one for one in record.rungs if one is not rung]
     measured = [] if rung is None else repeats_of(rung)

@@ -1,8 +1,7 @@
-"""What a trial does for one seed up to one rung: train, and measure by reconstructions or by a whole
-evaluation.
+"""Trains one seed of a trial up to one rung and measures it, by reconstructions or by a whole evaluation.
 
-With tune.stage=stdit a trial's folder is that of a run: MDSA, latents, ST-DiT, samples, eval. If no axis
-changes MDSA, it begins with copies of the sweep's own MDSA and latents. Ray must be running.
+With tune.stage=stdit a trial's folder has the parts of a run: MDSA, latents, ST-DiT, samples, eval. If no
+axis changes MDSA, the trial begins with copies of the sweep's own MDSA and latents. Ray must be running.
 """
 
 import math
@@ -25,7 +24,7 @@ from proav.tune.space import Trial
 def measure(trial: Trial, *, repeat: int, clips: int | None, seconds: float | None) -> dict:
     """Trains one seed of a trial until it has seen `clips` clips, or for `seconds`, and measures it.
 
-    Raises UserError, also if the metric cannot be measured or is not finite.
+    Raises UserError for a user's mistake, and if the metric cannot be measured or is not finite.
     """
     config, stage = repeat_config(trial.config, repeat), trial.tune.stage
     if stage == "stdit":
@@ -57,13 +56,13 @@ def measure(trial: Trial, *, repeat: int, clips: int | None, seconds: float | No
 
 
 def make_shared(config: Config) -> None:
-    """MDSA and latents that all trials go on from, in the sweep's own run; made unless they are there."""
+    """Makes the MDSA and the latents that all trials share, in the sweep's own run, unless they exist."""
     train_stage(config, "mdsa")
     _aside(_encode, config)
 
 
 def _provide_latents(trial: Trial, config: Config) -> None:
-    """MDSA and latents in the trial's folder: the sweep's, copied, or its own."""
+    """Puts MDSA and latents into the trial's folder: copies of the sweep's, or the trial's own."""
     if trial.mdsa_from is None:
         train_stage(config, "mdsa")
         _aside(_encode, config)
@@ -75,7 +74,7 @@ def _provide_latents(trial: Trial, config: Config) -> None:
 
 
 def copy_folder(source: str, target: str) -> None:
-    """All files below `source`, as they are; `target` is there as a whole or not at all (locally)."""
+    """Copies all files below `source`. On a local disk, `target` exists complete or not at all."""
     with storage.write_folder(target) as folder:
         for path in storage.list_files(source):
             storage.write_bytes(
@@ -84,8 +83,9 @@ def copy_folder(source: str, target: str) -> None:
 
 
 def _evaluate(config: Config, stage: str, metric: str) -> dict:
-    """A run's whole evaluation, of generated clips too if there is a generator. Raises UserError if it cannot
-    have the metric.
+    """A run's whole evaluation, including generated clips if there is a generator.
+
+    Raises UserError if the metric could not be measured.
     """
     metrics = _aside(_generate_and_evaluate if stage == "stdit" else _evaluate_alone, config)
     numbers = numbers_of(metrics)
@@ -132,9 +132,10 @@ def _reconstruct(config: Config, checkpoint: str) -> dict:
 
 
 def _aside(work, *arguments, num_cpus: float = 0, num_gpus: int = 0, **options):
-    """In a task of its own. What starts Ray Data takes no CPU itself, since its actors do.
+    """Runs `work` in a task of its own.
 
-    DEFAULT: the trial's placement group, which Ray would use, holds no CPU.
+    A task that starts Ray Data takes no CPU itself, since its actors take them. The scheduling strategy is
+    DEFAULT, because the trial's placement group, which Ray would use otherwise, holds no CPU.
     """
     task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy="DEFAULT")(work)
     try:

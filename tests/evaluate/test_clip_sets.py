@@ -52,7 +52,7 @@ def test_segments_are_the_prepared_pictures_and_sound(tmp_path):
     assert len(clips.items) == 12 and clips.num_sources == 6
     (one,) = clips.load(clips.items[1:2])
     assert one.clip.video.shape == (4, 32, 32, 3) and one.clip.audio.shape == (12_800,)
-    with pytest.raises(UserError, match="looks at 10 frames a second.*clip.fps=5"):
+    with pytest.raises(UserError, match="uses 10 frames a second.*clip.fps=5"):
         segments_of("train", config, View(4, 10, 32, 32, 16_000, "crop"), split="train", max_clips=1)
 
 

@@ -33,7 +33,7 @@ def test_networks_without_weights_say_what_to_type():
     assert "evaluate.weights=DIR with i3d-kinetics400.safetensors" in missing["i3d-kinetics400"]
     with pytest.raises(
         UserError,
-        match="measured whole or not at all: FVD, KVD needs evaluate.weights=DIR.*"
+        match="measured as a whole: FVD, KVD needs evaluate.weights=DIR.*"
         "FAD needs evaluate.weights=DIR with audioclip.safetensors",
     ):
         find_networks(find_protocol("mm-diffusion-64"), None, VIEW)

@@ -44,7 +44,7 @@ def test_a_submitted_training_that_is_stopped_goes_on_by_address(tmp_path, bench
         environment = {**head.environment, "RAY_ADDRESS": head.address}
         done = subprocess.run(more, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        assert f"going on from {run_dir}/mdsa/checkpoints/clips-{saved:012d}" in done.stdout + done.stderr
+        assert f"continuing from {run_dir}/mdsa/checkpoints/clips-{saved:012d}" in done.stdout + done.stderr
         wrong = subprocess.run(
             more,
             cwd=ROOT,

@@ -117,7 +117,7 @@ def test_its_error_is_the_distance_to_its_teachers_samples(run, tmp_path):
 def test_what_cannot_be_distilled_is_told(tmp_path, run):
     with pytest.raises(CheckpointError, match="no checkpoint at .*stage=stdit"):
         train_worker(prepare(tmp_path / "none", "stdit", *TORCH), "distill", device=CPU)
-    with pytest.raises(UserError, match="objective=flow_map is no objective of stage=stdit"):
+    with pytest.raises(UserError, match="stage=stdit cannot train diffusion.objective=flow_map"):
         flow_map = prepare(tmp_path / "map", "stdit", *TORCH, "diffusion.objective=flow_map")
         train_worker(flow_map, "stdit", device=CPU)
     here = f"run_dir={run.run_folder}"

@@ -41,7 +41,7 @@ def test_any_setting_that_changes_the_result_may_vary(words):
     [
         (["tune.axes.seed=[0,1]"], "names seed, but tune.repeats=N says how many seeds a trial has"),
         (["tune.axes.evaluate.max_clips=[2,4]"], "all trials are measured alike"),
-        (["tune.axes.tune.max_clips=[2,4]"], "a sweep is no trial of another"),
+        (["tune.axes.tune.max_clips=[2,4]"], "a sweep cannot be a trial of another sweep"),
         (["tune.axes.run_dir=[a,b]"], "a trial has a folder of its own"),
         (["tune.axes.stdit.train.num_clips=[8,16]", BOTH], "tune.max_clips says how long"),
         (["tune.axes.diffusion.time_shift=[1,3]"], "or write tune.stage=stdit"),

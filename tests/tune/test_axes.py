@@ -156,7 +156,7 @@ def test_a_wrong_axis_is_told(word, said):
         ),
         (
             [MUON, f"tune.axes.{MOMENTUM}={{values: [0.9], when: {{{OPTIMIZER}: sgd}}}}"],
-            "which it never is; its values are: adamw, muon",
+            "a value that it never has; its values are: adamw, muon",
         ),
         (
             ["tune.axes.mdsa.width=[16]", "tune.leave_out=[{mdsa.width: 17}]"],

@@ -151,7 +151,7 @@ def test_yardsticks_stand_once_beside_the_table(tmp_path, capsys):
     stored = json.loads((tmp_path / "tune" / "results.json").read_text())
     assert results["yardsticks"] == both == stored["yardsticks"]
     said = capsys.readouterr().out
-    assert "beside them, linear planes, 3,072 numbers a stream: 23.81 dB PSNR, 2.03 dB log-mel error" in said
+    assert "comparison, linear planes, 3,072 numbers a stream: 23.81 dB PSNR, 2.03 dB log-mel error" in said
     assert "cosine transform, 6,144 numbers a stream: 26.17 dB PSNR" in said
     assert "temporal mean picture: 23.96 dB PSNR\n" in said
     assert said.count("mean colour, mean mel: 16.26 dB PSNR, 4.88 dB log-mel error") == 1

@@ -71,7 +71,7 @@ class TableForm:
         """What a table may have, for messages."""
         wanted = ", ".join(name for name in self.columns if name not in self.required)
         must = ", ".join(self.required)
-        return f"expected {must} and, as wanted, {wanted}" if must else f"expected some of {wanted}"
+        return f"expected {must} and optionally {wanted}" if must else f"expected some of {wanted}"
 
 
 SOURCES = TableForm()

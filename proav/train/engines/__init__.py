@@ -21,18 +21,18 @@ def make_engine(
 ) -> Engine:
     """The engine that `train.engine` names.
 
-    ZeRO stage 0 shards nothing: the plain torch engine takes its place.
+    ZeRO stage 0 shards nothing, so the plain torch engine is used instead.
 
     module: the model, with its starting weights; it is moved to `device`.
     train: the training section of the model.
     device: this worker's.
     micro_batch: clips of one forward pass on one worker.
     log: takes lines for people.
-    Raises UserError if DeepSpeed is asked for and not installed.
+    Raises UserError if DeepSpeed is needed but not installed.
     """
     if train.engine == "torch":
         return TorchEngine(module, train, device=device)
     if train.zero_stage == 0:
-        log("train.zero_stage=0 shards nothing: the plain torch engine does it")
+        log("train.zero_stage=0 shards nothing: the plain torch engine is used")
         return TorchEngine(module, train, device=device)
     return DeepSpeedEngine(module, train, device=device, micro_batch=micro_batch)

@@ -1,6 +1,6 @@
-"""What the loop needs of an engine, and what all engines share: loss scale, averaged gradients.
+"""The interface of an engine, and what all engines share: loss scale, averaged gradients.
 
-Not here: the engines (`data_parallel.py`, `zero.py`).
+The engines are in `data_parallel.py` and `zero.py`.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ class NonFiniteError(UserError):
 
 
 class Engine(Protocol):
-    """What the loop needs to train a module; `make_engine` chooses one."""
+    """What the loop needs to train a module; `make_engine` chooses an engine."""
 
     module: nn.Module
-    """The bare model; its weights may be sharded."""
+    """The model without wrappers; its weights may be sharded."""
     device: torch.device
     train: TrainConfig
 
@@ -68,8 +68,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 class LossScale:
     """The dynamic loss scale of fp16; it is 1 in other precisions.
 
-    It is halved if a gradient overflows, and doubled after a stretch of steps without overflow. Our choice:
-    2**16 at first, doubled every 2,000 steps, as in mixed-precision training since Micikevicius et al., 2018.
+    It is halved if a gradient overflows, and doubled after a number of steps without overflow. It starts at
+    2**16 and is doubled every 2,000 steps, as usual since Micikevicius et al., 2018.
     """
 
     GROWTH_STEPS = 2000

@@ -1,4 +1,4 @@
-"""Plain data parallel in torch. Not here: ZeRO (`zero.py`), what all engines share (`base.py`)."""
+"""Plain data parallel in torch. ZeRO is in `zero.py`, shared parts of all engines are in `base.py`."""
 
 import contextlib
 
@@ -71,7 +71,7 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def shards(self) -> dict[str, torch.Tensor]:
-        """This worker's part of the live weights by name: here all of them."""
+        """This worker's part of the current weights by name: here all of them."""
         return {name: parameter.data for name, parameter in self.module.named_parameters()}
 
     def assemble(self, shards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """ZeRO 1 to 3 with DeepSpeed: optimizer state, gradients and weights sharded over the workers.
 
-This is the only file with DeepSpeed, which is imported only when it is used. Not here: plain data parallel
-(`data_parallel.py`), what all engines share (`base.py`).
+This is the only file with DeepSpeed, which is imported only when it is used. Plain data parallel is in
+`data_parallel.py`, shared parts of all engines are in `base.py`.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ WHOLE_BELOW = 100_000
 
 
 class _Autocast(nn.Module):
-    """Runs a module under autocast, wherever it is called from; it gives the parameters no names."""
+    """Runs a module under autocast; the names of its parameters stay the same."""
 
     def __init__(self, module: nn.Module, device: torch.device, precision: str) -> None:
         super().__init__()
@@ -109,16 +109,16 @@ class DeepSpeedEngine:
         return float(self.engine.get_global_grad_norm())
 
     def discard(self) -> None:
-        """Drops the gradients; it is called instead of `step`, or after one that raised NonFiniteError."""
+        """Drops the gradients; called instead of `step`, or after a `step` that raised NonFiniteError."""
         if not self._reduced:
             return
         if dist.get_rank() == 0:  # its first element belongs to a weight; padding is never overwritten
             next(iter(self.optimizer.averaged_gradients.values()))[0].view(-1)[0] = torch.nan
-        self.engine.step()  # ZeRO leaves out a step whose norm is not finite, and clears what it holds
+        self.engine.step()  # ZeRO skips a step with a non-finite norm and clears its gradients
         self._reduced = False
 
     def shards(self) -> dict[str, torch.Tensor]:
-        """This worker's part of the live weights by name: whole tensors up to stage 2, else flat slices."""
+        """This worker's part of the current weights by name: whole tensors up to stage 2, else slices."""
         return {
             name: parameter.ds_tensor.data if self._sharded else parameter.data
             for name, parameter in self.module.named_parameters()
@@ -186,8 +186,8 @@ class DeepSpeedEngine:
     def _create_optimizer_state(self) -> None:
         """Makes moments of zeros; DeepSpeed makes them in its first step, too late for a resumed run.
 
-        Below stage 3 DeepSpeed would also link the state of all groups after stepping the first one, when the
-        others have none yet.
+        Below stage 3, DeepSpeed would also link the state of all groups after the step of the first group,
+        when the others have no state yet.
         """
         all_moments = moments_of(self.module, self.train)
         for flat, names in self._flat_weights():
@@ -252,7 +252,7 @@ def _import_deepspeed():
             "install it, or write train.engine=torch"
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that torch is about to change; torch says so at every call.
+    # DeepSpeed uses deprecated names of collectives, and torch would warn at every call.
     warnings.filterwarnings(
         "ignore", message=r"`torch.distributed.\w+` is deprecated", category=FutureWarning
     )

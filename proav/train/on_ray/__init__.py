@@ -1,1 +1,1 @@
-"""Training on a Ray cluster: workers, their network, their turn, measurements beside them."""
+"""Training on a Ray cluster: workers, their network, the order of starting jobs, validation."""

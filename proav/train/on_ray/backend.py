@@ -1,7 +1,7 @@
 """Prepares each process of a group of training workers: its network interface, and its signals.
 
-gloo takes the address to which the host's own name resolves. On many machines that is 127.0.0.1, which
-workers on other hosts cannot reach. But all nodes reach the interface that holds the node's Ray address.
+gloo uses the address to which the host's own name resolves. On many machines that is 127.0.0.1, which workers
+on other hosts cannot reach. But all nodes can reach the interface that holds the node's Ray address.
 """
 
 import os
@@ -18,7 +18,7 @@ VARIABLE = "GLOO_SOCKET_IFNAME"
 
 @dataclass
 class WorkerBackendConfig(TorchConfig):
-    """Ray Train's torch set-up; if the node has a GLOO_SOCKET_IFNAME, it is kept."""
+    """Ray Train's torch set-up; a GLOO_SOCKET_IFNAME of the node is kept."""
 
     stop_seconds: float = 60.0
     """The setting job.stop_seconds."""
@@ -48,7 +48,7 @@ def choose_interface() -> None:
 def interface_of(address: str) -> str | None:
     """The network interface that holds an IP address.
 
-    None if no interface does, as behind address translation; then gloo chooses.
+    None if no interface holds it, as behind address translation; gloo then chooses.
     """
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == address for entry in addresses):

@@ -1,8 +1,8 @@
-"""Puts training workers on a Ray cluster: how many, on what, and what happens if one is lost.
+"""Starts training workers on a Ray cluster: their number, their resources, and restarts after a loss.
 
-Workers write checkpoints straight to <run_dir>/<stage>/checkpoints, which all nodes must reach. A restarted
-group of workers, of any size, goes on from the newest. Ray's own files of a run are in <run_dir>/.ray.
-Not here: what a worker does (`proav/train/worker.py`).
+Workers write checkpoints directly to <run_dir>/<stage>/checkpoints, which all nodes must reach. A restarted
+group of workers, of any size, continues from the newest. Ray's own files of a run are in <run_dir>/.ray. The
+work of a worker is in `proav/train/worker.py`.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ from proav.train.worker import checkpoints_folder, find_resume_point, plan_stage
 ENVIRONMENT = {
     # Each report waits this long for the controller; Ray's own value is 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a minute is short for nodes that pull an image
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a minute is too short for nodes that pull an image
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Ray would print every line of a worker twice
 }
 T = TypeVar("T")
 
 POLL_SECONDS = 0.2
 AGREE_SECONDS = 5.0
-"""How long a worker that found a user's mistake waits for the others to find the same."""
+"""How long a worker with a UserError waits for the others to get the same error."""
 
 
 def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.UserCallback] = ()) -> dict:
@@ -60,7 +60,7 @@ def train_stage(config: Config, stage: str, *, callbacks: Sequence[ray.train.Use
     "already_done": bool}.
     Raises UserError for missing data, MDSA or latents, unusable checkpoints, a loss that is not finite, and
     another job that trains the same stage of the same run. None of these is tried again. Raises Stopped if
-    SIGTERM or SIGINT came to this process or to a worker; a checkpoint then has all that was done.
+    SIGTERM or SIGINT came to this process or to a worker; a checkpoint then has all finished steps.
     """
     folder = storage.make_folder(RunFolder(config).stage(stage).path)
     with Lease(folder, name="training") as lease:
@@ -109,7 +109,7 @@ def _run_workers(
 
     train: the training section of the stage.
     turn: the actor of `turn_to_start`, or None.
-    The rest as in `_train_stage`.
+    The others are as in `_train_stage`.
     """
     use_gpu = wants_gpu(train.use_gpu)
     _tell_if_waiting(train, use_gpu)
@@ -143,7 +143,7 @@ def _run_workers(
 
 
 def _fit(trainer: TorchTrainer, mailbox, lease: Lease) -> dict:
-    """Runs the training and returns worker 0's summary. Raises the UserError of a worker as it is."""
+    """Runs the training and returns worker 0's summary. Raises the original UserError of a worker."""
     try:
         result = _wait(trainer.fit, mailbox, lease)
     except ray.train.TrainingFailedError:
@@ -158,10 +158,10 @@ def _fit(trainer: TorchTrainer, mailbox, lease: Lease) -> dict:
 
 
 def _wait(fit: Callable[[], T], mailbox, lease: Lease) -> T:
-    """fit(), while this thread watches for signals, which ask the workers to save and end.
+    """The result of fit(), while this thread watches for signals; a signal asks the workers to save and end.
 
-    fit runs in a thread of its own if this process listens to signals. In the main thread Ray Train would
-    take SIGINT and end its workers without a checkpoint.
+    If this process listens to signals, fit runs in a thread of its own. In the main thread Ray Train would
+    handle SIGINT and end its workers without a checkpoint.
     """
     with StopRequest.deferred() as request:
         if request is None:
@@ -198,17 +198,17 @@ def _stopped_text(config: Config, stage: str, summary: dict) -> str:
 
 
 def _tell_leftovers(folder: str) -> None:
-    """Removes what a killed run left half written, and says so. Only the holder of the lease may do it."""
+    """Removes half-written files of a killed run, and says so. Only the holder of the lease may do it."""
     count = sum(storage.remove_leftovers(place) for place in (folder, storage.join(folder, "checkpoints")))
     if count:
         print(f"train: removed {count} half-written files or checkpoints of a run that was killed")
 
 
 def _run_worker(settings: dict) -> dict | None:
-    """What every worker runs; settings: train_loop_config of `_run_workers`."""
+    """The function of every worker; settings: train_loop_config of `_run_workers`."""
     config, stage, mailbox = settings["config"], settings["stage"], settings["mailbox"]
     if ray.get(mailbox.mistake.remote()) is not None:
-        return None  # restarted after a user's mistake: another try would find it again
+        return None  # restarted after a UserError: another try would raise it again
     context = ray.train.get_context()
     device = _prepare_process(train_settings(config, stage), settings["use_gpu"])
     try:
@@ -219,7 +219,7 @@ def _run_worker(settings: dict) -> dict | None:
     except UserError as error:
         if _all_found(mailbox, context.get_world_rank(), context.get_world_size(), error):
             return None
-        raise  # the others still work and wait for this one: Ray has to end them
+        raise  # the others are still running and wait for this one: Ray has to end them
     finally:
         if StopRequest.current() is not None:
             StopRequest.current().finish()
@@ -240,16 +240,16 @@ def _prepare_process(train: TrainConfig, use_gpu: bool) -> torch.device:
 
 
 def _is_not_an_echo(record: logging.LogRecord) -> bool:
-    """False for Ray Train's logs of reports in full: metrics.jsonl and the progress line have them."""
+    """False for Ray Train's logs of whole reports: metrics.jsonl and the progress line have them."""
     return not str(record.msg).startswith("Reporting training result")
 
 
 def _all_found(mailbox, rank: int, world: int, error: UserError) -> bool:
-    """Posts a user's mistake; True if every worker has posted one, so that all can end quietly.
+    """Posts a UserError; True if every worker has posted one, so that all can end quietly.
 
     mailbox: of the job.
     rank, world: this worker and the number of workers.
-    error: the mistake.
+    error: this worker's error.
     """
     deadline = time.monotonic() + AGREE_SECONDS
     found = ray.get(mailbox.post.remote(rank, error))
@@ -260,7 +260,7 @@ def _all_found(mailbox, rank: int, world: int, error: UserError) -> bool:
 
 
 def _reporter(mailbox) -> Callable:
-    """ray.train.report, whose first call also tells the mailbox that this worker has all that it needs."""
+    """ray.train.report; the first call also tells the mailbox that this worker has all its resources."""
     told = []
 
     def report(*arguments, **options) -> None:
@@ -279,9 +279,10 @@ def _stop_watch(mailbox) -> StopWatch:
 
 @ray.remote
 class _Mailbox:
-    """Carries a user's mistake to the driver, past Ray's retries, and the request to stop to the workers.
+    """Carries a UserError to the driver, past Ray's retries, and the request to stop to the workers.
 
-    turn: the turn to start; it ends at a worker's first report, since all workers have then taken steps.
+    turn: the turn to start (`turn.py`); it ends at a worker's first report, since all workers have then made
+        steps.
     """
 
     def __init__(self, turn: ActorHandle | None) -> None:
@@ -290,7 +291,7 @@ class _Mailbox:
         self.is_stopping = self.has_begun = False
 
     def has_room(self) -> None:
-        """Ends the turn; called by a worker that has its batches, as all workers then have."""
+        """Ends the turn; called by a worker that has its batches, since all workers then have theirs."""
         turn, self.turn = self.turn, None
         if turn is not None:
             ray.kill(turn)
@@ -320,7 +321,7 @@ class _Mailbox:
 
 
 class _PreemptionWatch:
-    """True once, if the cloud announces that it takes a node of this group: time for one more checkpoint."""
+    """True once if the cloud announces that it will remove a node: time for one more checkpoint."""
 
     def __init__(self) -> None:
         self.told = False
@@ -340,7 +341,7 @@ def _run_config(
     return RunConfig(
         name=stage,
         storage_path=folder,
-        storage_filesystem=filesystem,  # patient; Ray's own would fail at the first time-out
+        storage_filesystem=filesystem,  # with retries; Ray's own would fail at the first time-out
         failure_config=FailureConfig(max_failures=train.max_failures),
         callbacks=list(callbacks),
         logging_config=LoggingConfig(

@@ -1,8 +1,8 @@
-"""One job at a time takes its room in a cluster: its training workers, then the actors that load for them.
+"""One job at a time takes its CPUs in a cluster: for its training workers, then for their loading actors.
 
-Two jobs that each hold some CPUs and wait for the rest would wait for ever: neither gives back what it has. A
-job that has all it wants gives its turn to the next. Jobs without loading actors hold nothing while they
-wait; they need no turn.
+If two jobs each hold some CPUs and wait for the rest, they would wait for ever: neither gives back what it
+has. When a job has all its CPUs, it passes the turn to the next. Jobs without loading actors hold nothing
+while they wait, so they need no turn.
 """
 
 import contextlib
@@ -44,4 +44,4 @@ def turn_to_start() -> Iterator[ActorHandle]:
 
 @ray.remote(num_cpus=0)
 class _Turn:
-    """An actor whose name one job has at a time; the name is free once it is killed or its job is gone."""
+    """An actor with a fixed name, held by one job at a time; the name is free once the actor is gone."""

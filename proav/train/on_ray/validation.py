@@ -1,8 +1,8 @@
 """Measures the moving-average weights on held-out sources during training, by a Ray task beside the trainer.
 
-Each checkpoint has a task of its own, which waits for a free CPU (or GPU) and does not hold up training. If a
-checkpoint is removed before it is measured, it is passed over, and a line says so. Not here: the measuring of
-reconstructions, loss and generated clips (`proav/evaluate`).
+Each checkpoint has a task of its own, which waits for a free CPU (or GPU) and does not delay training. If a
+checkpoint is removed before it is measured, it is skipped, and a line says so. Reconstructions, loss and
+generated clips are measured in `proav/evaluate`.
 """
 
 import json
@@ -67,7 +67,7 @@ class Validation:
     def _measure_newest(self, *, last: bool = False) -> None:
         """Measures the newest checkpoint if it is due.
 
-        It is due `validate_every_clips` clips after the one measured before. last: in any case.
+        It is due `validate_every_clips` clips after the last measured one. last: measure it in any case.
         """
         found = list_checkpoints(self._checkpoints)
         if (

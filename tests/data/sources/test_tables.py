@@ -73,9 +73,9 @@ def test_columns_for_people_and_those_that_are_named_are_left_unused_and_told(cs
     [
         (
             "path,labels\na.mp4,engine accelerating, revving, vroom\n",
-            "row 1: 4 cells under 2 columns, 'revving' stands in none; expected quotes",
+            "row 1: 4 cells for 2 columns, 'revving' is in none of them; expected quotes",
         ),
-        ("path,labels\n\nb.mp4,dog\na.mp4,rain, wind\n", "row 2: 3 cells under 2 columns, 'wind'"),
+        ("path,labels\n\nb.mp4,dog\na.mp4,rain, wind\n", "row 2: 3 cells for 2 columns, 'wind'"),
         (",path,labels\n0,a.mp4,dog\n", r"row 1: '0' stands in column 1, which has no name; .*index=False"),
         ('path,labels\na.mp4,"dog\nb.mp4,cat\n', "cannot read data.listing=.*unexpected end of data"),
         ('path,labels\na.mp4,"dog\nb.mp4,"cat"\n', "cannot read data.listing="),
