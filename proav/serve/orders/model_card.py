@@ -23,6 +23,10 @@ class ModelCard:
     created: int
     """Unix time in seconds at which the checkpoint was written; 0 if unknown."""
     labels: tuple[str, ...]
+    vectors: dict[str, tuple[int, ...]]
+    """{name: (width,) or (longest, width)} of the vectors that it takes."""
+    encoders: tuple[str, ...]
+    """Names of vectors that may be given as texts."""
     tasks: tuple[str, ...]
     geometry: ClipGeometry
     steps: int
@@ -55,6 +59,8 @@ class ModelCard:
             id=checkpoint.config.name,
             created=int(modified.timestamp()) if modified else 0,
             labels=checkpoint.labels,
+            vectors=checkpoint.config.stdit.vector_shapes,
+            encoders=tuple(settings.encoders),
             tasks=tuple(name for name, task in TASKS.items() if task.can_sample and task.mask is None),
             geometry=ClipGeometry.from_config(checkpoint.config),
             steps=settings.steps if settings.steps is not None else steps,
@@ -83,6 +89,10 @@ class ModelCard:
             "created": self.created,
             "owned_by": "proav",
             "labels": list(self.labels),
+            "vectors": {
+                name: {"shape": list(shape), "takes_text": name in self.encoders}
+                for name, shape in self.vectors.items()
+            },
             "tasks": list(self.tasks),
             "size": self.size,
             "seconds": self.seconds,

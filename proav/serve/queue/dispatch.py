@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from proav.config import Config
+from proav.diffusion.vectors import of_text
 from proav.generation.pipeline import SampleRequest
 from proav.generation.sampling_settings import SamplingSettings
 from proav.serve.orders.references import given_clip
@@ -285,7 +286,9 @@ def _to_sample(member: Waiting, config: Config) -> SampleRequest:
         guidance_scale=order.guidance_scale,
     )
     given = given_clip(member.given, config)
-    return SampleRequest(order.seed, 0, order.label, given, settings)
+    shapes = config.stdit.vector_shapes
+    vectors = {name: of_text(text, shapes[name]) for name, text in order.vectors.items()}
+    return SampleRequest(order.seed, 0, order.label, given, settings, vectors=vectors)
 
 
 def _tell_defect(task: asyncio.Task) -> None:
