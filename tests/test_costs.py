@@ -230,6 +230,7 @@ def kept_bytes(model: torch.nn.Module, call, precision: str) -> int:
                 "num_heads": 6,
                 "attention": "full",
                 "mlp_ratio": 2,
+                "vectors": {"words": [77, 64]},
             },
             "mdsa": SHALLOW | {"width": 256, "decoder_depth": 3, "mlp_ratio": 2, "refiner": {"width": 64}},
         },
