@@ -258,7 +258,7 @@ class SoundingVideoPipeline:
         places = find_labels(() if label is None else label, self.labels)
         if None in places:
             known = ", ".join(self.labels) or "none: the model was trained without labels"
-            raise UserError(f"label={label!r} is unknown to this checkpoint; expected some of: {known}")
+            raise UserError(f"label={label!r} is unknown to this checkpoint; expected one of: {known}")
         return places or [len(self.labels)]
 
     def _group(self, settings: SamplingSettings, requests: Sequence[SampleRequest]) -> Group:
