@@ -133,7 +133,7 @@ def dry_run_text(config: Config) -> str:
     """What `--dry-run` prints: the resolved configuration, then parameters, FLOPs per clip and memory."""
     from proav.costs import costs, format_costs
 
-    num_labels = len(config.data.labels)
+    num_labels = len(config.data.labels) if config.stdit.labels else 0
     return config_to_yaml(config) + "\n" + format_costs(costs(config, num_labels))
 
 

@@ -19,6 +19,24 @@ def without_case(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
 
 
+LABEL_SEPARATOR = ";"
+"""Between several labels in one text, as in a listing's column or a request."""
+
+
+def find_labels(given: str | Sequence[str], labels: Sequence[str]) -> list[int | None]:
+    """The places of several labels among `labels`, each once; None for one that is not there.
+
+    given: a label, several with LABEL_SEPARATOR between them, or a list of labels. A text that is a label as
+    a whole is one.
+    """
+    if not isinstance(given, str | list | tuple):
+        given = [given]
+    if isinstance(given, str):
+        whole = find_label(given, labels)
+        given = [given] if whole is not None else [part.strip() for part in given.split(LABEL_SEPARATOR)]
+    return list(dict.fromkeys(find_label(label, labels) for label in given if label != ""))
+
+
 def find_label(label: str, labels: Sequence[str]) -> int | None:
     """The place of `label` among `labels`, in any Unicode form; None if it is not there or is no text."""
     if not isinstance(label, str):

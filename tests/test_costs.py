@@ -69,6 +69,7 @@ CASES = {
         linear_planes={"bases": {"video": 3, "audio": 2}, "switched_channels": 3},
         plane_channels={"video": (5, 2, 2), "audio": (2, 2, 6)},
     ),
+    "vectors": TINY | {"stdit": TINY["stdit"] | {"vectors": {"caption": 7, "words": [5, 6], "face": [2, 3]}}},
     "tiled": tiny_with(audio_input="tiled", audio_channels=3, refiner={"width": 5}),
     "pvdm": {
         "mdsa": {
@@ -133,7 +134,8 @@ def clip_inputs(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
 
 def stdit_inputs(config: Config) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
     stack = torch.zeros(1, *LatentGeometry.from_config(config).stack_shape)
-    return stack, torch.zeros(1, 2), Conditions(torch.zeros(1, dtype=torch.long))
+    vectors = {name: torch.zeros(1, *shape) for name, shape in config.stdit.vector_shapes.items()}
+    return stack, torch.zeros(1, 2), Conditions(torch.zeros(1, dtype=torch.long), vectors=vectors)
 
 
 def test_parameters_are_those_of_models_with_weights():
@@ -228,6 +230,7 @@ def kept_bytes(model: torch.nn.Module, call, precision: str) -> int:
                 "num_heads": 6,
                 "attention": "full",
                 "mlp_ratio": 2,
+                "vectors": {"words": [77, 64]},
             },
             "mdsa": SHALLOW | {"width": 256, "decoder_depth": 3, "mlp_ratio": 2, "refiner": {"width": 64}},
         },

@@ -14,7 +14,7 @@ from proav.metrics.agreement import class_hit
 from proav.runs.checkpoint import check_resumable
 from proav.serve.front.api_error import ApiError
 from proav.serve.orders.requests import check_request, parse_request
-from proav.text import find_label, one_form, without_case
+from proav.text import find_label, find_labels, one_form, without_case
 from tests.tiny import tiny_config
 
 COMPOSED, DECOMPOSED = "Caf\u00e9", "Cafe\u0301"
@@ -30,13 +30,27 @@ def test_forms():
     assert find_label("cat", ("dog",)) is None and find_label(0, ("0",)) is None
 
 
+def test_several_labels_stand_in_a_text_or_in_a_list():
+    labels = ("dog", "rain", "rain; storm")
+    for given, places in (
+        ("rain", [1]), ("rain;dog", [1, 0]), (" dog ; rain;dog", [0, 1]), (["rain", "dog"], [1, 0]), ("", []),
+        ("rain; storm", [2]), ("rain;cat", [1, None]), ([], []), (0, [None]),
+    ):  # fmt: skip
+        assert find_labels(given, labels) == places
+
+
 @BOTH
 @LABELS
 def test_a_label_is_found_in_either_form(asked, labels):
     assert find_label(asked, labels) == 1
-    assert label_indices(pa.chunked_array([["dog", asked, None, "cat"]]), labels).tolist() == [0, 1, 2, 2]
+    assert label_indices(pa.chunked_array([[["dog"], [asked], [], ["cat"]]]), labels).tolist() == [
+        [0],
+        [1],
+        [2],
+        [2],
+    ]
     assert [class_hit(np.array([logits]), asked, labels) for logits in ([0.0, 1.0], [1.0, 0.0])] == [1.0, 0.0]
-    assert SoundingVideoPipeline.label_index(SimpleNamespace(labels=labels), asked) == 1
+    assert SoundingVideoPipeline.label_indices(SimpleNamespace(labels=labels), asked) == [1]
     checkpoint = SimpleNamespace(labels=labels, hash="", clips=0, config=tiny_config())
     rows = wanted_rows(tiny_config(f"generate.label={asked}"), checkpoint)
     assert {row["label"] for row in rows} == {labels[1]}
@@ -52,7 +66,8 @@ def label_of(labels, fields):
         "guidance_scale": 1.0,
         "guidance_range": (0, 30),
     }
-    card = SimpleNamespace(id="tiny", labels=labels, tasks=("joint",), **limits)
+    told = {"labels": labels, "vectors": {}, "encoders": ()}
+    card = SimpleNamespace(id="tiny", tasks=("joint",), **told, **limits)
     return check_request(parse_request(fields), card, has_reference=False).label
 
 

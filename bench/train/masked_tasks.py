@@ -38,7 +38,6 @@ from torch import Tensor
 from proav.config.reading import load_config
 from proav.data.feeds.feed import evaluation_windows
 from proav.data.store.shards import SegmentStore
-from proav.diffusion.conditions import Conditions
 from proav.diffusion.masks import AUDIO, VIDEO, continue_frames
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.tasks import TASKS, fixed_mask
@@ -67,7 +66,7 @@ def replacement(pipeline: SoundingVideoPipeline, requests: Sequence[SampleReques
         torch.from_numpy(np.stack([request.given.audio for request in requests]))
     )
     known_video, known_mel = known_2T[VIDEO][None, :, None, None, None], known_2T[AUDIO][None, :, None, None]
-    conditions = Conditions(torch.tensor([pipeline.label_index(request.label) for request in requests]))
+    conditions = pipeline.conditions("joint", requests)
     identities = [(request.seed, request.index) for request in requests]
     state = noise_batch(identities, coder.latents.stack_shape)
     for now, then in pairwise(process.times_of(requests[0].settings.steps)):

@@ -6,6 +6,7 @@ machine alone. The kinds are:
 
     sources         what there is to prepare; it is compared source by source
     data            prepared data
+    vectors         stored vectors of prepared segments
     windows         the prepared segments from which windows are drawn
     mdsa, stdit     what the weights of a model mean: fixed for all of its training
     discriminators  the same, for the networks that train beside MDSA
@@ -26,7 +27,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 KINDS = frozenset(
-    "sources data windows mdsa stdit discriminators flow_map training latents samples numbers sweep "
+    "sources data vectors windows mdsa stdit discriminators flow_map training latents samples numbers sweep "
     "machine".split()
 )
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from proav.config.changes import Changes
-from proav.config.section import LabelName, PositiveFloat, PositiveInt, Section
+from proav.config.section import LabelName, PositiveFloat, PositiveInt, Section, VectorName
 
 
 def _as_names(value: object) -> object:
@@ -20,6 +20,9 @@ def _each_once(labels: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError(f"data.labels names {label!r} {times} times; expected each label once")
     return labels
 
+
+VECTOR_FILES = (".parquet", ".pq", ".npy")
+"""Endings of files in data.vectors; other values name functions."""
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
 
@@ -115,6 +118,10 @@ class DataConfig(Section):
     """Folder with another run's prepared data, to be used here; empty: <run_dir>/data."""
     labels: Annotated[tuple[LabelName, ...], AfterValidator(_each_once)] = ()
     """Labels in the order of the label embedding; empty: all labels that preprocess finds, sorted."""
+    vectors: Annotated[dict[VectorName, str], Changes("vectors")] = {}
+    """Vectors to store of each segment, by name: {caption: package.module:function}, or a file (Parquet, npy)
+    with a column id or source (docs/data.md). May change later; nothing is decoded or encoded anew.
+    """
     segment_seconds: PositiveFloat = 10.0
     """A source is stored in segments of at most this length, in seconds; windows are drawn from them."""
     frame_codec: Literal["raw", "jpeg"] = "jpeg"

@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from proav.config.changes import Changes
-from proav.config.section import Count, LabelName, PositiveInt, Probability, Section, TaskName, UseGPU
+from proav.config.section import (
+    Count,
+    LabelName,
+    PositiveInt,
+    Probability,
+    Section,
+    TaskName,
+    UseGPU,
+    VectorName,
+)
 
 
 class JobConfig(Section):
@@ -27,9 +36,9 @@ class GenerateConfig(Section):
     num_samples: PositiveInt = 16
     """Clips to make; with a listing, the column count says how many."""
     listing: str | None = None
-    """CSV or Parquet: a row for each input, with the columns path, start_seconds, label, seed and count
-    (docs/sampling.md). Empty: samples of `label`, or of labels in turn; a task with an input takes windows of
-    the run's data.
+    """CSV or Parquet: a row for each input, with the columns path, start_seconds, label, seed, count and the
+    names of stdit.vectors (docs/sampling.md). Empty: samples of `label`, or of labels in turn; a task with an
+    input takes windows of the run's data.
     """
     task: TaskName = "joint"
     """joint: picture and sound. a2v: picture for given sound. v2a: sound for given picture. i2av: a clip from
@@ -37,8 +46,13 @@ class GenerateConfig(Section):
     the run's data, of the split evaluate.split.
     """
     label: LabelName | None = None
-    """Label of all samples; empty: the labels of the data set in turn, or none if the model has none. With a
-    listing, it is the label of the rows that have none; empty: they stay without a label.
+    """Label of all samples, or several with ; between them; empty: the labels of the data set in turn, or
+    none if the model has none. With a listing, it is the label of the rows that have none; empty: they stay
+    without a label.
+    """
+    encoders: dict[VectorName, str] = {}
+    """Functions that turn texts of a listing into vectors: {caption: package.module:function}, called with a
+    list of texts. Without one, the column holds vectors.
     """
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Denoising steps; empty: 4 for a flow map, 30 for other models."""

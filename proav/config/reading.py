@@ -18,7 +18,7 @@ from proav.errors import ConfigError
 TRAINED_STAGES = ("mdsa", "stdit", "distill")
 STAGES_OF_EVERY_RUN = ("mdsa", "stdit")
 """The stages that `train.KEY` sets if no stage is chosen."""
-WHOLE_VALUES = ("task_weights", "axes")
+WHOLE_VALUES = ("task_weights", "axes", "vectors", "encoders")
 """Settings whose value is a mapping: a file laid over another replaces the whole mapping."""
 
 

@@ -1,8 +1,9 @@
 """The base class of every section of the configuration, and the types of values that settings share."""
 
+import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from proav.text import one_form
 
@@ -17,12 +18,32 @@ LabelName = Annotated[str, BeforeValidator(lambda value: _label_name(value))]
 """A label, in Unicode's composed form; a class number may be written without quotes."""
 TaskName = str
 """A name of the table in `proav/diffusion/tasks.py`, whose `check_tasks` refuses any other."""
+VectorName = Annotated[str, AfterValidator(lambda name: _vector_name(name))]
+"""A name of given vectors, which is also a column of listings."""
+VectorShape = PositiveInt | tuple[PositiveInt, PositiveInt]
+"""The width of one vector a clip; or the most vectors and the width of a sequence."""
+TAKEN_NAMES = frozenset(
+    "path start_seconds end_seconds label labels split seed count index number given".split()
+)
+"""Columns of listings and manifests that mean something else."""
 
 
 def _label_name(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return one_form(value) if isinstance(value, str) else value
+
+
+def _vector_name(name: str) -> str:
+    if not re.fullmatch("[a-z][a-z0-9_]{0,31}", name):
+        raise ValueError(
+            f"{name!r} is no name of vectors; expected small letters, digits and _, such as caption"
+        )
+    if name in TAKEN_NAMES:
+        raise ValueError(
+            f"vectors cannot be called {name}: listings have a column of that name; choose another"
+        )
+    return name
 
 
 class Section(BaseModel):

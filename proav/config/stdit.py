@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from proav.config.changes import Changes
-from proav.config.section import PositiveInt, Probability, Section, TaskName, UseGPU, Weight
+from proav.config.section import (
+    PositiveInt,
+    Probability,
+    Section,
+    TaskName,
+    UseGPU,
+    VectorName,
+    VectorShape,
+    Weight,
+)
 from proav.config.training import STDiTTrainConfig
 
 
@@ -52,8 +61,15 @@ class STDiTConfig(Section):
     """
     mlp_ratio: PositiveInt = 4
     """Hidden width of the MLP, in multiples of width."""
+    labels: bool = True
+    """Clips are told the labels of the data; false: the model has no labels, vectors say what is wanted."""
     label_dropout: Annotated[Probability, Changes("training")] = 0.1
-    """Training probability of replacing the label by the null label, which guidance needs."""
+    """Training probability that a clip is told neither its labels nor its vectors, which guidance needs."""
+    vectors: dict[VectorName, VectorShape] = {}
+    """Vectors that clips are told, such as {caption: 384, words: [77, 768]}: the width of one vector a clip,
+    or the most vectors and the width of a sequence. preprocess stores them (data.vectors). One vector
+    modulates all tokens; the tokens attend to a sequence.
+    """
     train: STDiTTrainConfig = STDiTTrainConfig()
     """How it is trained."""
 
@@ -76,6 +92,11 @@ class STDiTConfig(Section):
                 f"stdit.num_heads={heads} heads of an even width"
             )
         return self
+
+    @property
+    def vector_shapes(self) -> dict[str, tuple[int, ...]]:
+        """{name: (width,) or (length, width)} of `vectors`."""
+        return {name: (shape,) if isinstance(shape, int) else shape for name, shape in self.vectors.items()}
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -251,7 +251,7 @@ def _windows(
         Item(
             f"{rows[index]['id']}@{start}",
             rows[index]["source_id"],
-            rows[index]["label"] or "",
+            store.label_text(index),
             (index, start, frames),
         )
         for index, start in chosen

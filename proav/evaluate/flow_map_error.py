@@ -9,6 +9,7 @@ from torch import Tensor
 
 from proav.config import Config
 from proav.data.feeds.latent_feed import LatentFeed
+from proav.data.store.vectors import open_vectors
 from proav.diffusion.conditions import Conditions
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.solvers import num_steps
@@ -38,7 +39,12 @@ def evaluate_flow_map(config: Config, checkpoint_path: str, *, device: str = "cp
         raise UserError(
             f"{checkpoint_path} was not made from the ST-DiT that this run names; write distill.teacher=PATH"
         )
-    feed = LatentFeed(RunFolder(config).latents, split=config.evaluate.split, labels=student.labels)
+    feed = LatentFeed(
+        RunFolder(config).latents,
+        split=config.evaluate.split,
+        labels=student.labels,
+        vectors=open_vectors(config.data_folder, student.config.stdit.vector_shapes),
+    )
     picked = np.unique(
         np.linspace(0, len(feed) - 1, min(config.evaluate.max_clips, len(feed))).round().astype(int)
     )

@@ -11,6 +11,7 @@ import torch
 from proav import storage
 from proav.config import Config
 from proav.data.feeds.latent_feed import LatentFeed
+from proav.data.store.vectors import open_vectors
 from proav.diffusion.conditions import Conditions
 from proav.diffusion.modalities import denoising_loss
 from proav.diffusion.noise import noise_batch
@@ -33,7 +34,12 @@ def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu")
     The result also has the loss of a zero prediction, since ST-DiT predicts exactly zero at initialization.
     """
     pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint_path, device=device)
-    feed = LatentFeed(RunFolder(config).latents, split=config.evaluate.split, labels=pipeline.labels)
+    feed = LatentFeed(
+        RunFolder(config).latents,
+        split=config.evaluate.split,
+        labels=pipeline.labels,
+        vectors=open_vectors(config.data_folder, pipeline.config.stdit.vector_shapes),
+    )
     picked = np.unique(
         np.linspace(0, len(feed) - 1, min(config.evaluate.max_clips, len(feed))).round().astype(int)
     )

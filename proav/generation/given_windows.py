@@ -15,7 +15,7 @@ from proav.diffusion.tasks import TASKS, mask_of_window
 from proav.errors import UserError
 from proav.generation.inputs import frames_needed
 from proav.runs.checkpoint import Checkpoint
-from proav.text import find_label
+from proav.text import LABEL_SEPARATOR, find_labels
 
 
 def given_rows(config: Config, checkpoint: Checkpoint) -> list[dict]:
@@ -30,12 +30,12 @@ def given_rows(config: Config, checkpoint: Checkpoint) -> list[dict]:
     """
     store, wanted = SegmentStore(config.data_folder), config.generate.num_samples
     windows = evaluation_windows(store, checkpoint.config, split=config.evaluate.split, max_clips=wanted)
-    ids, labels = (store.index.column(name) for name in ("id", "label"))
-    rows = []
+    ids, rows = store.index.column("id"), []
     for segment, start in windows:
-        place = find_label(labels[segment].as_py(), checkpoint.labels)
-        label = None if place is None else checkpoint.labels[place]
-        rows.append({"label": label, "given": {"segment_id": ids[segment].as_py(), "start_frame": start}})
+        places = find_labels(store.label_text(segment), checkpoint.labels)
+        label = LABEL_SEPARATOR.join(checkpoint.labels[place] for place in places if place is not None)
+        given = {"segment_id": ids[segment].as_py(), "start_frame": start}
+        rows.append({"label": label or None, "given": given})
     return [rows[index % len(rows)] for index in range(wanted)]
 
 

@@ -2,11 +2,11 @@
 
 Notebooks, offline generation and the server all sample through it. It knows neither Ray nor the files of a
 run: an ST-DiT checkpoint carries its MDSA, its labels and its latent statistics, and nothing else is needed.
-A sample is a function of (checkpoint, seed, index, label, what is given, settings).
+A sample is a function of (checkpoint, seed, index, labels, vectors, what is given, settings).
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from proav.diffusion import make_process
-from proav.diffusion.conditions import Conditions
+from proav.diffusion.conditions import NO_LABEL, Conditions
 from proav.diffusion.masks import continue_frames
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.tasks import TASKS, check_trained
+from proav.diffusion.vectors import check_vector_names, fitted
 from proav.errors import UserError
 from proav.generation.coder import LatentCoder, load_coder
 from proav.generation.denoise import Group, denoise
@@ -32,7 +33,7 @@ from proav.models.layers import autocast
 from proav.models.mdsa.planes import masked_condition
 from proav.models.stdit import STDiT
 from proav.runs.checkpoint import load_checkpoint
-from proav.text import find_label
+from proav.text import find_labels
 
 
 class SoundingVideoPipeline:
@@ -102,7 +103,8 @@ class SoundingVideoPipeline:
         self,
         num_samples: int = 1,
         *,
-        label: str | None = None,
+        label: str | Sequence[str] | None = None,
+        vectors: Mapping[str, np.ndarray | Sequence] | None = None,
         task: str = "joint",
         seed: int = 0,
         steps: int | None = None,
@@ -123,7 +125,8 @@ class SoundingVideoPipeline:
     ) -> list[Clip]:
         """Clips 0 .. num_samples - 1 of this seed.
 
-        label: one of `labels`, or None for no label.
+        label: one of `labels`, several in a list or with ; between them, or None for no label.
+        vectors: {name: numbers [W], or [L, W] of a sequence} of `vector_shapes`, such as a text's embedding.
         task, steps, guidance_scale, guidance_interval, solver, schedule_shift: see SamplingSettings.
         audio, sample_rate: for a2v; samples in [-1, 1], mono or [channels, samples], and their rate in Hz.
         video: for v2a; uint8 [T, H, W, 3] at the model's frame rate.
@@ -158,6 +161,7 @@ class SoundingVideoPipeline:
             settings=settings,
             known=frames_around(ClipGeometry.from_config(self.config), task, span, stream),
             num_windows=num_windows,
+            vectors=dict(vectors or {}),
         )
         clips, calls = [], wanted.num_calls(self.process.objective)
         total = -(-num_samples // batch_size) * calls
@@ -209,6 +213,7 @@ class SoundingVideoPipeline:
     def _check_request(self, request: SampleRequest) -> None:
         name, task = request.settings.task, TASKS[request.settings.task]
         check_trained(name, self.config)
+        check_vector_names(request.vectors, self.vector_shapes)
         if request.num_windows < 1 or (request.num_windows > 1 and not task.extends):
             raise UserError(
                 f"num_windows={request.num_windows}: expected 1"
@@ -244,29 +249,43 @@ class SoundingVideoPipeline:
         stack = made if len(groups) == 1 else made[torch.tensor(order, device=made.device).argsort()]
         return self.coder.decode(self.coder.denormalize(stack))
 
-    def label_index(self, label: str | None) -> int:
-        """Row of the label embedding; None is the null label. Raises UserError for an unknown label."""
-        if label is None:
-            return len(self.labels)
-        place = find_label(label, self.labels)
-        if place is None:
+    @property
+    def vector_shapes(self) -> dict[str, tuple[int, ...]]:
+        """{name: (W,) or (longest, W)} of the vectors that the model takes."""
+        return self.config.stdit.vector_shapes
+
+    def label_indices(self, label: str | Sequence[str] | None) -> list[int]:
+        """Rows of the label embedding, without a label the null label's. Raises UserError for others."""
+        places = find_labels(() if label is None else label, self.labels)
+        if None in places:
             known = ", ".join(self.labels) or "none: the model was trained without labels"
             raise UserError(f"label={label!r} is unknown to this checkpoint; expected one of: {known}")
-        return place
+        return places or [len(self.labels)]
 
     def _group(self, settings: SamplingSettings, requests: Sequence[SampleRequest]) -> Group:
         identities = [(request.seed, request.index) for request in requests]
-        labels = torch.tensor([self.label_index(request.label) for request in requests], device=self.device)
         of_each = [request.settings for request in requests]
         guidance = [(one.guidance_scale, *one.guidance_interval) for one in of_each]
         return Group(
             settings,
             noise_batch(identities, self.coder.latents.stack_shape).to(self.device),
-            Conditions(labels, self._encode_masked(settings.task, requests)),
+            self.conditions(settings.task, requests),
             guidance_B3=torch.tensor(guidance),
             given_BDPNN=self._encode_given(settings.task, requests),
             identities=identities,
         )
+
+    def conditions(self, task: str, requests: Sequence[SampleRequest]) -> Conditions:
+        """What the model is told of requests for a task. Raises UserError for what it does not take."""
+        labels = [torch.tensor(self.label_indices(request.label)) for request in requests]
+        vectors = {
+            name: torch.from_numpy(
+                np.stack([fitted(request.vectors.get(name), shape, name) for request in requests])
+            )
+            for name, shape in self.vector_shapes.items()
+        }
+        labels_BK = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=NO_LABEL)
+        return Conditions(labels_BK, self._encode_masked(task, requests), vectors).to(self.device)
 
     def _encode_given(self, task: str, requests: Sequence[SampleRequest]) -> Tensor | None:
         """The lone planes of what is given; None for a task that is given nothing."""

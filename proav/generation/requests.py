@@ -4,6 +4,7 @@ Not here: what users give from Python (`inputs.py`), sampling (`pipeline.py`). L
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -21,7 +22,8 @@ class SampleRequest:
 
     seed: int = 0
     index: int = 0
-    label: str | None = None
+    label: str | Sequence[str] | None = None
+    """One of the model's labels, or several: a list, or a text with ; between them."""
     given: Clip | None = None
     """The clip whose sound (a2v), picture (v2a) or frames are given, at the model's rates and size. It has
     the length of a window; for `continue` any length that holds the frames that a window is given.
@@ -31,6 +33,8 @@ class SampleRequest:
     """bool [2, T], for `inpaint`: which frames of the picture and of the sound are given."""
     num_windows: int = 1
     """For `continue`: windows to make, one after the other. Each goes on from the end of what there is."""
+    vectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """{name: [W] or [L, W]} of the model's `stdit.vectors`; a name that is not there: nothing is told."""
 
     def num_calls(self, objective: str) -> int:
         """Calls of the model for this clip alone, by a process of this objective."""

@@ -43,6 +43,7 @@ LATENT_SCHEMA = pa.schema(
         ("id", pa.string()),  # of the segment
         ("source_id", pa.string()),
         ("label", pa.string()),
+        ("labels", pa.list_(pa.string())),
         ("split", pa.string()),
         ("start_frame", pa.int32()),
         ("flipped", pa.bool_()),
@@ -200,11 +201,16 @@ class ShardEncoder:
         """
         path = storage.join(_folder(self.config), row["shard"])
         try:
-            if not (storage.exists(path) and not differing_settings(_made_with(path), self.settings)):
+            if not (storage.exists(path) and self._is_wanted(path)):
                 self._encode_shard(path, row["shard"])
             return {"shard": row["shard"], **shard_sums(path), "error": ""}
         except TOLD as error:
             return {"shard": row["shard"], "num_windows": 0, "sums": "", "error": to_text(error)}
+
+    def _is_wanted(self, path: str) -> bool:
+        """Whether a shard has these settings and all columns: an earlier version stored fewer."""
+        stored = set(open_parquet(path).schema_arrow.names)
+        return stored >= set(LATENT_SCHEMA.names) and not differing_settings(_made_with(path), self.settings)
 
     @torch.inference_mode()
     def _encode_shard(self, path: str, name: str) -> None:
@@ -262,7 +268,7 @@ class ShardEncoder:
         video, mel = self._read(windows)
         columns = {
             key: self.store.index.column(key).take([index for index, _, _ in windows]).to_pylist()
-            for key in ("id", "source_id", "label", "split")
+            for key in ("id", "source_id", "label", "labels", "split")
         }
         identities = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values())]
         stacks = {"joint": self.coder.encode(video, mel), "lone": self.coder.encode(video, mel, lone=True)}

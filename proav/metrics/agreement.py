@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from proav.text import find_label
+from proav.text import find_labels
 
 OFFSET_CLASSES_SECONDS = np.linspace(-2, 2, 21)
 """Synchformer's classes: how late the sound is, in seconds (Iashin et al. 2024)."""
@@ -31,11 +31,14 @@ def offset_seconds(logits_WK: np.ndarray) -> float:
 
 
 def class_hit(logits_WK: np.ndarray, label: str, classes: Sequence[str]) -> float:
-    """1 if the windows' mean logits are largest at `label`, else 0; NaN if `label` is no class."""
-    place = find_label(label, classes)
-    if place is None:
+    """1 if the windows' mean logits are largest at `label`, else 0; NaN if `label` is no class.
+
+    label: several may stand in it, as `find_labels` reads them; then any of them counts.
+    """
+    places = [place for place in find_labels(label, classes) if place is not None]
+    if not places:
         return float("nan")
-    return float(int(np.asarray(logits_WK, np.float64).mean(0).argmax()) == place)
+    return float(int(np.asarray(logits_WK, np.float64).mean(0).argmax()) in places)
 
 
 def class_divergence(made_WK: np.ndarray, real_WK: np.ndarray) -> float:

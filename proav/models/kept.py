@@ -84,6 +84,7 @@ def stdit_kept(config: Config) -> Kept:
     a: attentions of a block (2 divided, 1 full). r: the MLP's ratio. The coefficients were fitted to what
     saved_tensors_hooks saw. Embedding and modulation are left out, a few percent. Attention across the planes
     repeats larger tokens at each place of the finest plane: every repeat keeps four more narrow values.
+    Attention to sequences of vectors keeps 2 wide and 4 narrow values per token, 2 and 1 per vector.
     """
     depth, width, _ = config.stdit.shape
     divided = config.stdit.attention == "divided"
@@ -92,4 +93,6 @@ def stdit_kept(config: Config) -> Kept:
     repeated = len(PLANE_NAMES) * max(geometry.token_sides) ** 2 * width - unit if divided else 0
     wide, narrow = 8 * attentions + 2, 4 * attentions + 3 + 2 * config.stdit.mlp_ratio
     layer = unit * wide, unit * narrow + 4 * repeated
+    if vectors := width * sum(shape[0] for shape in config.stdit.vector_shapes.values() if len(shape) == 2):
+        layer = layer[0] + 2 * (unit + vectors), layer[1] + 4 * unit + vectors
     return Kept(depth * layer[0], depth * layer[1], depth * unit, layer)

@@ -74,7 +74,8 @@ class ClosedLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 def hidden_map(linear: nn.Linear, parts: int = 1) -> nn.Linear:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from proav import storage
 from proav.config import Config
 from proav.data.prepare.filtering import SUGGESTED, count_reasons, would_drop
+from proav.data.store.shards import by_label
 from proav.reports.data_clips import clip_sections, file_name
 from proav.reports.kit.figures import histogram
 from proav.reports.kit.page import (
@@ -99,7 +100,7 @@ def write_data_report(config: Config) -> str:
         )
         sections = [
             clips[0],
-            ("labels", "Labels and splits", _labels(segments)),
+            ("labels", "Labels and splits", _labels(by_label(segments, config.data.labels or None))),
             ("scores", "Scores", _scores(segments)),
             *([("filters", "Filters", _filters(config, segments, manifest))] if finished else []),
             *clips[1:],
@@ -138,7 +139,7 @@ def _header(config: Config, segments: pa.Table, rejects: pa.Table) -> list[Marku
     )
     rejected_for = lambda reason: number(pc.sum(pc.equal(rejects.column("reason"), reason)).as_py() or 0)
     held_out = in_split(segments, "validation")
-    labels = {label for label in pc.unique(segments.column("label")).to_pylist() if label}
+    labels = set(pc.unique(by_label(segments, config.data.labels or None).column("label")).to_pylist()) - {""}
     sum_of = lambda values: number(int(pc.sum(values).as_py() or 0))
     in_use = (
         pc.sum(pc.equal(segments.column("dropped"), "")).as_py()

@@ -93,6 +93,10 @@ class ServeSettings(Section):
     """Time that decoding an uploaded file may take."""
     max_decode_bytes: Count = 512 * 2**20
     """Memory that decoding one uploaded file may take beyond the file; two are decoded at a time."""
+    encoders: Annotated[dict[str, str], BeforeValidator(_from_text)] = {}
+    """Functions that turn a request's texts into vectors: {caption: package.module:function}, called with a
+    list of texts. A prompt that is no label is a text of the first of them.
+    """
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Denoising steps if a request names none; empty: generate.steps of the checkpoint's run."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] | None = None

@@ -14,12 +14,14 @@ from pydantic import BaseModel
 
 from proav import storage
 from proav.config import Config
+from proav.config.clip import VECTOR_FILES
 
 GIVEN = (
-    "data.sources", "data.listing", "data.videos", "data.ontology", "mdsa.loss.perceptual_weights",
-    "generate.listing", "evaluate.real", "evaluate.fake", "evaluate.weights", "evaluate.compare_with",
+    "data.sources", "data.listing", "data.videos", "data.ontology", "data.vectors",
+    "mdsa.loss.perceptual_weights", "generate.listing", "evaluate.real", "evaluate.fake", "evaluate.weights",
+    "evaluate.compare_with",
 )  # fmt: skip
-"""Settings that name a user's own files: one path, or several."""
+"""Settings that name a user's own files: one path, several, or files among functions."""
 LEFT = ("run_dir", "data.prepared", "generate.checkpoint", "distill.teacher")
 """Settings that name the output of runs."""
 
@@ -92,6 +94,8 @@ def _paths(config: Config, key: str) -> tuple[str, ...]:
     value = config
     for name in key.split("."):
         value = getattr(value, name)
+    if isinstance(value, dict):
+        return tuple(path for path in value.values() if path.lower().endswith(VECTOR_FILES))
     return value if isinstance(value, tuple) else (value,) if value else ()
 
 
@@ -102,6 +106,9 @@ def _changed(section: BaseModel, names: list[str], change: Callable[[str], str])
         value = _changed(value, names[1:], change)
     elif isinstance(value, tuple):
         value = tuple(map(change, value))
+    elif isinstance(value, dict):
+        files = {name: change(path) for name, path in value.items() if path.lower().endswith(VECTOR_FILES)}
+        value = value | files
     elif value is not None:
         value = change(value)
     return section.model_copy(update={names[0]: value})

@@ -19,6 +19,7 @@ from proav.config import Config, TrainConfig
 from proav.data.feeds.feed import ClipFeed, Feed
 from proav.data.feeds.latent_feed import LatentFeed
 from proav.data.store.shards import manifest_hash, read_manifest
+from proav.data.store.vectors import open_vectors
 from proav.errors import CheckpointError, UserError
 from proav.latents.encode import differing_settings, masked_settings
 from proav.models.mdsa import MDSA
@@ -314,7 +315,7 @@ def _plan_on_latents(
             f"no latents in {folder} (no stats.json): ST-DiT trains on the planes of a trained MDSA; "
             f"run: {ENCODE}"
         ) from None
-    labels = tuple(stats["labels"])
+    labels = tuple(stats["labels"]) if config.stdit.labels else ()
     mdsa = load_checkpoint(
         run.mdsa.checkpoints, kind="mdsa", verify=False
     )  # each file is verified when it is read
@@ -345,6 +346,7 @@ def _plan_on_latents(
         seed=config.seed,
         batch_size=train.batch_size,
         masked_for=config,
+        vectors=open_vectors(config.data_folder, config.stdit.vector_shapes),
     )
     statistics = {"latent_mean": stats["mean"], "latent_std": stats["std"]}
     return StagePlan(

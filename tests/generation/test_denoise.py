@@ -194,7 +194,7 @@ class LabelModel(torch.nn.Module):
 
     def forward(self, noisy, times_B2, conditions):
         self.evaluations += len(noisy)
-        return self.rows[conditions.labels_B][:, None, None, None, None].expand_as(noisy)
+        return self.rows[conditions.labels_BK[:, 0]][:, None, None, None, None].expand_as(noisy)
 
 
 def test_guidance_is_its_formula_per_sample():

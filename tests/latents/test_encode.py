@@ -65,6 +65,7 @@ def write_rows(path, stacks: np.ndarray, splits: list[str]) -> dict:
                 "id": "",
                 "source_id": "",
                 "label": "",
+                "labels": [],
                 "split": split,
                 "start_frame": 0,
                 "flipped": False,

@@ -112,7 +112,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_clips_alone():
 def test_labels_are_dropped_by_clip():
     engine, step, config = build("stdit.label_dropout=0.5", random_weights=True)
     seen = []
-    engine.forward = lambda noisy, times, told: seen.append(told.labels_B) or noisy
+    engine.forward = lambda noisy, times, told: seen.append(told.labels_BK[:, 0]) or noisy
     batch = random_batch(config)
     step.loss(engine, batch, 0)
     expected = torch.where(

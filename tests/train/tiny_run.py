@@ -102,6 +102,7 @@ def write_latents(config: Config, mdsa_hash: str, num_windows: int = 10) -> None
             "id": f"segment-{index}",
             "source_id": f"source-{index}",
             "label": LABELS[index % 2],
+            "labels": [LABELS[index % 2]],
             "split": "train",
             "start_frame": 0,
             "flipped": False,

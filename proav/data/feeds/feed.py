@@ -137,7 +137,7 @@ class ClipFeed(Feed):
     `at` and `batch` return:
         video: uint8 [b, T, H, W, 3].
         mel: float32 [b, T, M, S] in [-1, 1].
-        label: int64 [b]; len(labels) is the null label.
+        label: int64 [b, K], places in `labels`, see `label_indices`.
         position, start_frame: int64 [b].
         flipped: bool [b].
         gain_db: float32 [b].

@@ -4,7 +4,7 @@ Latents are made in `proav/latents/encode.py`. Batches by step are in `feed.py`.
 rank, T frames, D latent channels, N plane side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,8 @@ from proav.data.feeds.feed import Feed
 from proav.data.feeds.order import EpochOrder
 from proav.data.store.parquet import RowReader, open_parquet
 from proav.data.store.shards import label_indices
+from proav.data.store.vectors import VectorStore
+from proav.diffusion.conditions import VECTOR_KEY
 from proav.diffusion.tasks import masked_tasks, task_names
 from proav.errors import UserError
 
@@ -27,10 +29,11 @@ class LatentFeed(Feed):
 
     `at`, `batch` and `rows` return:
         joint, lone: float32 [b, D, 6, N, N], as stored, not normalized.
-        label: int64 [b], the place in `labels`; len(labels) if there is none.
+        label: int64 [b, K], the places in `labels` of each clip's labels, see `label_indices`.
         start_frame: int64 [b].
         flipped: bool [b].
         segment_id, source_id: lists of str.
+        vector.NAME: float32 [b, W] or [b, L, W], of each name in `vectors`; zeros without a vector.
         position: int64 [b]; not from `rows`.
         masked: the planes of the masked clip, like `lone`; not from `rows`, and only with masked tasks. Zero
             for clips of other tasks.
@@ -44,6 +47,7 @@ class LatentFeed(Feed):
     cache_bytes: size of the cache of recently read data.
     masked_for: the run whose masked clips are read; `task_names` draws the task of each clip. None: no masked
         clips are read.
+    vectors: where the vectors of the latents' segments are, by name (`open_vectors`).
 
     Raises UserError if there are no latents of that split.
     """
@@ -58,7 +62,9 @@ class LatentFeed(Feed):
         batch_size: int = 1,
         cache_bytes: int = 1 << 30,
         masked_for: Config | None = None,
+        vectors: Mapping[str, VectorStore] | None = None,
     ) -> None:
+        self.vectors = dict(vectors or {})
         self.masked_for = masked_for
         self.masked_tasks = masked_tasks(masked_for) if masked_for else ()
         self.latents_dir, self.split, self.seed, self.batch_size, self.labels = (
@@ -74,10 +80,9 @@ class LatentFeed(Feed):
                 f"no latents in {latents_dir}; run: python ray_jobs/encode.py --config FILE, with the same "
                 "run_dir"
             )
-        columns = ["id", "source_id", "label", "split", "start_frame", "flipped"]
         names, rows, tables = [], [], []
         for path in files:
-            table = open_parquet(path).read(columns=columns)
+            table = _metadata(path)
             keep = np.flatnonzero(table.column("split").to_numpy() == split)
             tables.append(table.take(keep))
             rows.append(keep)
@@ -90,7 +95,14 @@ class LatentFeed(Feed):
                 f"{latents_dir} has no clips to use in the split {split} (no windows); "
                 "check data.validation_fraction and the listing"
             )
-        self.label_indices = label_indices(self.index.column("label"), self.labels)
+        self.label_indices = label_indices(self.index.column("labels"), self.labels)
+        self.vector_rows = np.zeros(0, np.int64)
+        if self.vectors:  # all are stored in the order of the segments
+            store = next(iter(self.vectors.values()))
+            places = [
+                store.rows_of(name, table.column("id")) for name, table in zip(names, tables, strict=True)
+            ]
+            self.vector_rows = np.concatenate(places)
         self.reader = RowReader(latents_dir, cache_bytes=cache_bytes)
         self.order = EpochOrder(seed, len(self.row_numbers))
 
@@ -153,4 +165,25 @@ class LatentFeed(Feed):
             "flipped": torch.tensor(taken.column("flipped").to_pylist(), dtype=torch.bool),
             "segment_id": taken.column("id").to_pylist(),
             "source_id": taken.column("source_id").to_pylist(),
+            **self._vectors_of(indices),
         }
+
+    def _vectors_of(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        shards = [self.names[number] for number in self.shard_numbers[indices]] if self.vectors else []
+        places = list(zip(shards, self.vector_rows[indices].tolist(), strict=True)) if self.vectors else []
+        return {
+            f"{VECTOR_KEY}{name}": torch.from_numpy(np.stack([store.read(*place) for place in places]))
+            for name, store in self.vectors.items()
+        }
+
+
+def _metadata(path: str) -> pa.Table:
+    """The columns of a shard that are held in memory. An earlier version stored one label alone."""
+    file = open_parquet(path)
+    columns = ["id", "source_id", "labels", "split", "start_frame", "flipped"]
+    if "labels" in file.schema_arrow.names:
+        return file.read(columns=columns)
+    table = file.read(columns=["label" if name == "labels" else name for name in columns])
+    labels = [[label] for label in table.column("label").to_pylist()]
+    place = columns.index("labels")
+    return table.set_column(place, "labels", pa.array(labels, pa.list_(pa.string())))

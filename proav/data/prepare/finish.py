@@ -24,7 +24,7 @@ from proav.data.sources.finding import SPLITS
 from proav.data.sources.folders import passed_over, told_endings
 from proav.data.store.parquet import open_parquet
 from proav.data.store.schema import FORMAT, INDEX_SCHEMA, UNIT_SCHEMA
-from proav.data.store.shards import index_bytes, manifest_hash, read_rejects
+from proav.data.store.shards import by_label, index_bytes, manifest_hash, read_rejects
 from proav.errors import UserError
 from proav.geometry import ClipGeometry
 
@@ -63,7 +63,7 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
     index = index.append_column(
         "dropped", dropped(index, config.filters, num_frames=config.clip.num_frames)
     ).cast(INDEX_SCHEMA)
-    used = index.select(["source_id", "label", "split", "num_frames", "fps"]).filter(
+    used = index.select(["source_id", "labels", "split", "num_frames", "fps"]).filter(
         pc.equal(index.column("dropped"), "")
     )
     left_out = _counts(pc.filter(index.column("dropped"), pc.not_equal(index.column("dropped"), "")))
@@ -76,10 +76,11 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
     content = index_bytes(index)
     storage.write_bytes(storage.join(data_dir, "index.parquet"), content)
     without_label = sources.filter(pc.equal(sources.column("label"), "")).column("id")
+    labels = _vocabulary(config, index)
     manifest = {
         "format": FORMAT,
         "kind": "segments",
-        "labels": _vocabulary(config, index),
+        "labels": labels,
         "counts": {
             "sources": num_sources,
             "sources_used": pc.count_distinct(used.column("source_id")).as_py(),
@@ -100,7 +101,7 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
             for key in ("declared", "used", "rejected")
         },
         "splits": {split: _tally(used.filter(pc.equal(used.column("split"), split))) for split in SPLITS},
-        "label_counts": _tallies(used, "label"),
+        "label_counts": _tallies(by_label(used, labels), "label"),
         "rejects_by_reason": reasons,
         "passed_over": passed_over(sources),
         "filters": config.filters.model_dump(mode="json"),
@@ -199,7 +200,9 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
 
 
 def _vocabulary(config: Config, index: pa.Table) -> list[str]:
-    return list(config.data.labels) or sorted(set(pc.unique(index.column("label")).to_pylist()) - {""})
+    return list(config.data.labels) or sorted(
+        pc.unique(index.column("labels").combine_chunks().flatten()).to_pylist()
+    )
 
 
 def _read_units(data_dir: str, names: Sequence[str]) -> pa.Table:

@@ -18,6 +18,7 @@ from proav.data.prepare.finish import finish, summary
 from proav.data.prepare.isolation import decoder_of_this_process
 from proav.data.prepare.plan import Plan, check_settings, settle_plan
 from proav.data.prepare.unit import WorkUnit, process_unit, read_record
+from proav.data.prepare.vectors import store_vectors
 from proav.data.prepare.verify import verify
 from proav.data.sources.finding import find_sources
 from proav.data.sources.folders import files_below
@@ -35,7 +36,20 @@ TASKS_PER_CPU = 4
 
 
 def preprocess(config: Config) -> dict:
-    """Prepares the run's data under <run_dir>/data; Ray must be running (ray.init).
+    """Prepares the run's data under <run_dir>/data, then the vectors of its segments (`vectors.py`).
+
+    Ray must be running (ray.init). Returns the manifest. Raises UserError, see `prepare_segments` and
+    `store_vectors`.
+    """
+    manifest = prepare_segments(config)
+    data_dir = _own_data_folder(config)
+    with only_writer(data_dir):
+        store_vectors(config, data_dir, each=_on_ray)
+    return manifest
+
+
+def prepare_segments(config: Config) -> dict:
+    """Prepares segments, rejects and accounts under <run_dir>/data.
 
     If the data set is finished already with these settings, sources and filters: changes nothing and says so.
     If only the filters differ: decides anew which segments are used, without decoding.

@@ -16,6 +16,7 @@ from proav.data.prepare.unit import read_record, row_checksum
 from proav.data.store.parquet import DamagedShard, RowReader, open_parquet
 from proav.data.store.schema import FULL_SCALE
 from proav.data.store.shards import read_accounts, read_manifest, read_rejects
+from proav.data.store.vectors import read_vectors_manifest
 from proav.errors import UserError
 from proav.media.cutting import end_slack_seconds
 
@@ -64,6 +65,7 @@ def verify(data_dir: str, *, each: Callable[[Callable, list], Iterable] = map) -
             for problem in _check_file(storage.join(data_dir, folder, entry["name"]), entry)
         ]
     problems += _check_file(storage.join(data_dir, "index.parquet"), manifest["index"])
+    problems += _check_vectors(data_dir)
     problems += (
         []
         if problems
@@ -158,6 +160,20 @@ def _check_file(path: str, entry: dict) -> list[str]:
         return [f"{path} has changed since it was written"]
     rows = open_parquet(path).metadata.num_rows
     return [] if rows == entry["rows"] else [f"{path} has {rows} rows, not {entry['rows']}"]
+
+
+def _check_vectors(data_dir: str) -> list[str]:
+    """What is wrong with the files of stored vectors. Those of an interrupted job have no manifest yet."""
+    folder = storage.join(data_dir, "vectors")
+    names = {
+        path.rsplit("/", 2)[-2] for path in storage.list_files(folder) if path.endswith("/manifest.json")
+    }
+    return [
+        problem
+        for name in sorted(names)
+        for shard in read_vectors_manifest(data_dir, name)["shards"]
+        for problem in _check_file(storage.join(folder, name, shard["name"]), shard)
+    ]
 
 
 def _check_records(data_dir: str, manifest: dict) -> list[str]:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from proav import storage
 from proav.config import DataConfig
 from proav.errors import UserError
-from proav.text import one_form
+from proav.text import LABEL_SEPARATOR, one_form
 
 OTHER_FORMATS = get_args(DataConfig.model_fields["listing_format"].annotation)[2:]
 """Formats of listings besides auto and table."""
@@ -39,9 +39,6 @@ OFTEN_MEANT = {
 """Other programs' names of our columns, for error messages."""
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 """The column of row numbers that pandas stores in Parquet; it says nothing about a clip and is left out."""
-LABEL_SEPARATOR = ";"
-"""Stands between labels in the column `labels`. The clip's label is the first one that is in the vocabulary.
-"""
 NO_LABELS = ("nan", "<na>", "nat")
 """What programs write for a missing value, in upper or lower case."""
 

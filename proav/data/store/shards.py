@@ -26,8 +26,9 @@ from proav import storage
 from proav.data.store.frames import decode_frames
 from proav.data.store.parquet import DamagedShard, RowReader, open_parquet, read_whole
 from proav.data.store.schema import ACCOUNT_SCHEMA, FORMAT, FULL_SCALE, REJECT_SCHEMA
+from proav.diffusion.conditions import NO_LABEL
 from proav.errors import UserError
-from proav.text import one_form
+from proav.text import LABEL_SEPARATOR, one_form
 
 UNREAD_COLUMNS = ("checksum", "picture_hash", "sound_hash")
 """Only the filters and the verification use these columns. With two million segments, they would double the
@@ -157,11 +158,14 @@ class SegmentStore:
         return self.index.column(name).to_numpy()
 
     def label_indices(self) -> np.ndarray:
-        """int64 [len]: the place of each segment's label in the vocabulary.
+        """int64 [len, K]: the places of each segment's labels in the vocabulary, see `label_indices`."""
+        return label_indices(self.index.column("labels"), self.labels)
 
-        If the label is not in the vocabulary, the place is len(labels), the null label.
-        """
-        return label_indices(self.index.column("label"), self.labels)
+    def label_text(self, index: int) -> str:
+        """A segment's labels that the vocabulary has, with LABEL_SEPARATOR between them; empty: none."""
+        given = [one_form(label) for label in self.index.column("labels")[index].as_py()]
+        known = [one_form(label) for label in self.labels]
+        return LABEL_SEPARATOR.join(label for label in dict.fromkeys(given) if label in known)
 
     def indices(self, *, split: str | None = None, shard: str | None = None) -> np.ndarray:
         """int64: the segments that the filters leave in use.
@@ -288,10 +292,41 @@ class Rows(Sequence):
 
 
 def label_indices(labels: pa.ChunkedArray, vocabulary: Sequence[str]) -> np.ndarray:
-    """int64: each label's place in the vocabulary; len(vocabulary) if it is not there."""
+    """int64 [N, K]: the places in the vocabulary of each row's labels, each once, then NO_LABEL.
+
+    A row with none of the vocabulary's labels has the null label, len(vocabulary), alone.
+
+    labels: lists of labels. K: the most labels that a row has.
+    """
+    lists = labels.combine_chunks()
     names = pa.array([one_form(label) for label in vocabulary], pa.string())
-    found = pc.index_in(pc.utf8_normalize(labels, form="NFC"), value_set=names)
-    return pc.fill_null(found, len(vocabulary)).to_numpy().astype(np.int64)
+    found = pc.index_in(pc.utf8_normalize(lists.flatten(), form="NFC"), value_set=names)
+    known = pc.is_valid(found).to_numpy(zero_copy_only=False)
+    pairs = np.stack([pc.list_parent_indices(lists).to_numpy()[known], found.drop_null().to_numpy()], axis=1)
+    _, firsts = np.unique(pairs, axis=0, return_index=True)
+    rows, places = pairs[np.sort(firsts)].astype(np.int64).T
+    begins = np.flatnonzero(np.diff(rows, prepend=-1))
+    ordinals = np.arange(len(rows)) - np.repeat(begins, np.diff(np.append(begins, len(rows))))
+    table = np.full((len(lists), int(ordinals.max(initial=0)) + 1), NO_LABEL)
+    table[:, 0] = len(vocabulary)
+    table[rows, ordinals] = places
+    return table
+
+
+def by_label(index: pa.Table, labels: Sequence[str] | None = None) -> pa.Table:
+    """The rows with one `label` each: a row comes once for each of its `labels`, or once with an empty one.
+
+    labels: those that count; None: all.
+    """
+    lists = index.column("labels").combine_chunks()
+    names, rows = lists.flatten(), pc.list_parent_indices(lists).to_numpy()
+    if labels is not None:
+        known = pc.is_in(names, value_set=pa.array(labels, pa.string()))
+        names, rows = names.filter(known), rows[known.to_numpy(zero_copy_only=False)]
+    without = np.setdiff1d(np.arange(index.num_rows), rows)
+    column = pa.concat_arrays([names, pa.array([""] * len(without), pa.string())])
+    others = index.select([name for name in index.column_names if name not in ("label", "labels")])
+    return others.take(np.concatenate([rows, without])).append_column("label", column)
 
 
 def index_bytes(index: pa.Table) -> pa.Buffer:

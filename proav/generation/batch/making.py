@@ -12,7 +12,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from proav.generation.batch.manifest import write_part
 from proav.generation.batch.plan import manifest_row, pack, unpack
 from proav.generation.finishing import finish_clips
 from proav.generation.given_files import clip_of_streams, streams_read
+from proav.generation.given_vectors import GivenVectors
 from proav.generation.given_windows import GivenWindows, known_of_window
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.generation.requests import SampleRequest, window_of
@@ -42,7 +43,7 @@ DECODER = "proav.generation.given_files:GivenDecoder"
 class Recipe:
     """What all batches of a job share; it is sent to every process.
 
-    config: of the model, with the job's task and the job's limits for decoding.
+    config: of the model, with the job's task, its encoders and its limits for decoding.
     checkpoint_path: of the ST-DiT.
     folder: where the samples go.
     data_folder: of the prepared data, whose windows are given if there is no listing.
@@ -84,7 +85,8 @@ def recipe_of(config: Config, model: Config, checkpoint_path: str, folder: str, 
     """
     limits = {name: getattr(config.data, name) for name in ("stall_seconds", "source_timeout_seconds")}
     data = model.data.model_copy(update={**limits, "sources": (), "listing": ()})
-    generate = model.generate.model_copy(update={"task": config.generate.task})
+    own = {name: getattr(config.generate, name) for name in ("task", "encoders")}
+    generate = model.generate.model_copy(update=own)
     return Recipe(
         model.model_copy(update={"data": data, "generate": generate}),
         checkpoint_path,
@@ -150,11 +152,17 @@ class Denoise:
         self.pipeline = SoundingVideoPipeline.from_checkpoint(
             recipe.checkpoint_path, device=device, precision=recipe.precision
         )
+        self.vectors = GivenVectors(recipe.config, recipe.data_folder)
 
     def __call__(self, rows: list[dict], arrays: dict) -> tuple[list[dict], dict]:
         usable = _usable(rows)
         if usable:
-            video, mel = self.pipeline.sample_streams(self.recipe.requests(usable, arrays))
+            told = self.vectors([row for _, row in usable])
+            requests = [
+                replace(request, vectors=vectors)
+                for request, vectors in zip(self.recipe.requests(usable, arrays), told, strict=True)
+            ]
+            video, mel = self.pipeline.sample_streams(requests)
             arrays |= {"video": video.cpu().numpy(), "mel": mel.float().cpu().numpy()}
         return rows, arrays
 

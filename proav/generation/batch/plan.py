@@ -5,6 +5,7 @@ a listing of a million rows takes seconds and little memory. Nothing is decoded 
 for: that is `making.py`.
 """
 
+import hashlib
 import json
 import zlib
 from collections import Counter
@@ -19,13 +20,15 @@ from proav.data.sources.names import NamesOnDisk
 from proav.data.sources.strict_tables import TableForm, seconds_of, table_records, text_of, whole_of
 from proav.diffusion import make_process
 from proav.diffusion.tasks import TASKS, check_trained
+from proav.diffusion.vectors import check_vector_names
 from proav.errors import UserError
 from proav.generation.batch.manifest import ManifestDraft, SampleFiles, list_parts, sample_path, stored_rows
 from proav.generation.given_files import streams_read
+from proav.generation.given_vectors import told_of
 from proav.generation.given_windows import given_rows
 from proav.generation.sampling_settings import SamplingSettings
 from proav.runs.checkpoint import Checkpoint
-from proav.text import find_label, one_form
+from proav.text import LABEL_SEPARATOR, one_form
 
 SETTING = "generate.listing"
 COMPRESSION_LEVEL = 1
@@ -105,9 +108,15 @@ def make_plan(folder: str, wanted: Iterable[dict], shared: dict, batch_size: int
 
 
 def manifest_row(row: dict, shared: dict) -> dict:
-    """The manifest's row of a sample: what is its own, and what all samples of a job share."""
-    index = row["index"]
-    return {"index": index, "path": sample_path("", index).lstrip("/"), **row, **shared}
+    """The manifest's row of a sample: what is its own, and what all samples of a job share.
+
+    Of given vectors it holds checksums.
+    """
+    index, own = row["index"], dict(row)
+    if "vectors" in row:
+        digests = {name: hashlib.sha256(text.encode()) for name, text in row["vectors"].items()}
+        own["vectors"] = {name: digest.hexdigest()[:16] for name, digest in digests.items()}
+    return {"index": index, "path": sample_path("", index).lstrip("/"), **own, **shared}
 
 
 def shared_values(config: Config, checkpoint: Checkpoint) -> dict:
@@ -115,6 +124,7 @@ def shared_values(config: Config, checkpoint: Checkpoint) -> dict:
     return {
         **SamplingSettings.from_config(config).filled(make_process(checkpoint.config)).to_dict(),
         "precision": config.generate.precision,
+        **({"encoders": config.generate.encoders} if config.generate.encoders else {}),
         "checkpoint": checkpoint.hash,
         "clips_trained": checkpoint.clips,
     }
@@ -128,6 +138,7 @@ def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
     number: the sample is one of several that a row of a listing asks for with a seed of its own.
     given: {"path", "start_seconds"} of the file that is given, or {"segment_id", "start_frame"} of the
         window of the run's data; not there for a task that is given nothing.
+    texts, vectors: what a listing tells of them, see `given_vectors.py`; not there if it tells nothing.
 
     Without a listing, the label is generate.label, or that of the window, or the checkpoint's labels take
     turns. Raises UserError for a mistake in the listing, for an unknown label, and for a task that the
@@ -135,22 +146,18 @@ def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
     """
     settings = config.generate
     check_trained(settings.task, checkpoint.config)
-    label = None
-    if settings.label is not None:
-        place = find_label(settings.label, checkpoint.labels)
-        if place is None:
-            known = ", ".join(checkpoint.labels) or "none"
-            raise UserError(
-                f"generate.label={settings.label!r} is unknown to the checkpoint; expected one of: {known}"
-            )
-        label = checkpoint.labels[place]
+    check_vector_names(settings.encoders, checkpoint.config.stdit.vector_shapes)
+    try:
+        label = _label(settings.label or "", known_labels(checkpoint))
+    except UserError as error:
+        raise UserError(f"generate.{error}") from None
     if settings.listing is not None:
         if TASKS[settings.task].asks_span:
             raise UserError(
                 f"generate.task={settings.task} takes no {SETTING}, which has no spans; without it, windows "
                 "of the run's data are given, with spans as in training"
             )
-        yield from _listed_rows(config, checkpoint.labels, label)
+        yield from _listed_rows(config, checkpoint, label)
         return
     if streams_read(settings.task):
         for index, row in enumerate(given_rows(config, checkpoint)):
@@ -161,29 +168,33 @@ def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
         yield {"index": index, "seed": config.seed, "label": labels[index % len(labels)]}
 
 
-def table_form(task: str) -> TableForm:
-    """The columns of generate.listing for a task."""
-    own, beside = ("path", "start_seconds"), ("label", "seed", "count")
+def known_labels(checkpoint: Checkpoint) -> dict[str, str]:
+    """{label in one form: label} of a checkpoint."""
+    return {one_form(label): label for label in checkpoint.labels}
+
+
+def table_form(task: str, vectors: Iterable[str] = ()) -> TableForm:
+    """The columns of generate.listing for a task. vectors: names of those that the model takes."""
+    own, beside = ("path", "start_seconds"), ("label", "seed", "count", *vectors)
     of_sources = ("end_seconds", "labels", "split")
     if streams_read(task):
         return TableForm(SETTING, (*own, *beside), ("path",), of_sources, "generate", "")
     return TableForm(SETTING, beside, (), (*own, *of_sources), "generate", "")
 
 
-def _listed_rows(config: Config, known: Sequence[str], default: str | None) -> Iterator[dict]:
-    """Rows of `wanted_rows` by a listing.
-
-    known: the checkpoint's labels. default: of rows without a label.
-    """
+def _listed_rows(config: Config, checkpoint: Checkpoint, default: str | None) -> Iterator[dict]:
+    """Rows of `wanted_rows` by a listing. default: label of rows without one."""
     names = NamesOnDisk()
     listing = names.find(config.generate.listing)
     if not storage.exists(listing):
         raise UserError(f"{SETTING}: no such file: {listing}; expected a CSV or Parquet file")
-    form, labels = table_form(config.generate.task), {one_form(label): label for label in known}
+    labels, shapes = known_labels(checkpoint), checkpoint.config.stdit.vector_shapes
+    form = table_form(config.generate.task, shapes)
     root, index = normal_path(listing).rsplit("/", 1)[0], 0
     for number, record in enumerate(table_records(listing, config.data.other_columns, form), 1):
         try:
             row = {"seed": config.seed, "label": _label(text_of(record.get("label")), labels) or default}
+            row |= told_of(record, shapes, config.generate.encoders)
             if form.required:
                 row["given"] = _given(record, root, names)
             seed = whole_of(record.get("seed"), "seed", least=0)
@@ -207,20 +218,24 @@ def _given(record: dict, root: str, names: NamesOnDisk) -> dict:
 
 
 def _label(text: str, labels: dict[str, str]) -> str | None:
+    """The checkpoint's spelling of a label, or of several with ; between them; None if there is none."""
     if not text:
         return None
-    if (label := labels.get(one_form(text))) is None:
+    if (label := labels.get(one_form(text))) is not None:
+        return label
+    parts = [part.strip() for part in text.split(LABEL_SEPARATOR)]
+    found = [labels.get(one_form(part)) for part in parts if part]
+    if None in found or not found:
         known = ", ".join(labels.values()) or "none"
         raise UserError(f"label={text!r} is unknown to the checkpoint; expected one of: {known}")
-    return label
+    return LABEL_SEPARATOR.join(dict.fromkeys(found))
 
 
 def _is_same(found: dict, wanted: dict) -> bool:
     """Whether a sample is the wanted one. Settings that rows of earlier versions lack had the defaults."""
     found = _OF_EARLIER_VERSIONS | found
-    return all(found.get(key) == value for key, value in wanted.items()) and (
-        found.get("number") == wanted.get("number")
-    )
+    keys = wanted.keys() | {"number", "texts", "vectors", "encoders"}
+    return all(found.get(key) == wanted.get(key) for key in keys)
 
 
 _OF_EARLIER_VERSIONS = SamplingSettings().to_dict() | {"precision": "fp32"}

@@ -16,6 +16,7 @@ from proav.metrics.world.laws import MATERIALS, pitch_hz
 from proav.metrics.world.objects import MIN_COLOUR, find_tracks
 from proav.metrics.world.onsets import Sound, find_sounds, fitting_material
 from proav.metrics.world.trajectories import Impact, find_impacts, find_path
+from proav.text import LABEL_SEPARATOR
 
 WORLD_SCORES = (
     "impact_synchrony",
@@ -66,7 +67,8 @@ def world_scores(
     impacts_heard: share of counted impacts with a sound at most a frame away, one to one.
     sounds_seen: share of counted sounds with an impact at most a frame away, one to one.
     median_offset_ms: median distance of impacts to their sounds, up to 400 ms.
-    label_fits: 1 if the sounds are most similar to the label's material, else 0.
+    label_fits: 1 if the material that the sounds are most similar to is among the label's (`find_labels`),
+        else 0.
     pitch_fits: 1 if the median pitch error of heard impacts is small for the objects' sizes, else 0.
     followed: share of the objects' places that lie on paths of this world's gravity; NaN if nothing colourful
         is there.
@@ -88,7 +90,7 @@ def world_scores(
     near = match_times(seen, heard, tolerance=1 / fps)
     pairs = match_times(seen, heard, tolerance=PAIRING_SECONDS)
     offsets = [abs(seen[impact] - heard[sound]) for impact, sound in pairs if impact in counted]
-    material = fitting_material(sounds)
+    material, asked = fitting_material(sounds), set(label.split(LABEL_SEPARATOR)) & set(MATERIALS)
     told = [pitch_octaves(impacts[impact], sounds[sound]) for impact, sound in near]
     told = [octaves for octaves in told if np.isfinite(octaves)]
     return {
@@ -96,7 +98,7 @@ def world_scores(
         "impacts_heard": _share(counted, {impact for impact, _ in near}),
         "sounds_seen": _share(counted_sounds, {sound for _, sound in near}),
         "median_offset_ms": 1000 * float(np.median(offsets)) if offsets else float("nan"),
-        "label_fits": float(material == label) if material and label in MATERIALS else float("nan"),
+        "label_fits": float(material in asked) if material and asked else float("nan"),
         "pitch_fits": float(np.median(told) <= PITCH_OCTAVES) if told else float("nan"),
         "followed": followed,
         "impacts": float(len(counted)),

@@ -1,21 +1,23 @@
-"""What ST-DiT adds to its tokens and modulates them by: positions, the times of both modalities, the label.
+"""What ST-DiT adds to its tokens and modulates them by: positions, both times, labels and vectors of a clip.
 
-Positions are along T, H and W. Not here: rotary positions of the autoencoder (`proav/models/layers.py`).
-Follows "ProAV-DiT", Figure 2 (b), and DiT. The axis-aware positions and the two times are our choice.
-Letters: B clips, L tokens of all planes, d width.
+Positions are along T, H and W. Not here: rotary positions of the autoencoder (`proav/models/layers.py`), and
+sequences of vectors, which tokens attend to (`context.py`). Follows "ProAV-DiT", Figure 2 (b), and DiT. The
+axis-aware positions and the two times are our choice. Letters: B clips, K labels of a clip, L tokens of all
+planes, W width of a given vector, d width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proav.config import Config
-from proav.diffusion.conditions import Conditions
+from proav.diffusion.conditions import NO_LABEL, Conditions
 from proav.geometry import MODALITIES, PLANE_NAMES, PLANES_PER_MODALITY
-from proav.models.layers import map_flops
+from proav.models.layers import ClosedLinear, map_flops
 
 NUM_MODALITIES = len(MODALITIES)
 PLANE_AXES = {"axes": ("HW", "TW", "TH"), "plain": ("HW", "HW", "HW")}
@@ -33,6 +35,8 @@ DiT chose them for this range.
 MAX_PERIOD = 10_000.0
 NUM_FREQUENCIES = 128
 """Frequencies of the time embedding: 256 sines and cosines, as in DiT."""
+MAP_PREFIX = "of_"
+"""Before a vector's name in the names of weights: a module cannot have every name, such as `keys`."""
 
 
 def sinusoids(values: Tensor, num_frequencies: int) -> Tensor:
@@ -104,12 +108,14 @@ class TokenPositions(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """c_m = f(s(t_m)) + g(s(t_other)) + u_m + e_label, one vector for each modality m.
+    """c_m = f(s(t_m)) + g(s(t_other)) + u_m + e_labels + sum_n A_n x_n / |x_n|, a vector for each modality m.
 
     s is `sinusoids` of TIME_SCALE * t; f and g are Linear-SiLU-Linear. Each modality thus knows its own time
     and the other's, through different maps: a clean sound beside a noisy picture is not the reverse. u_m lets
-    equal times modulate the modalities differently. The label table has num_labels + 1 rows; the last is the
-    null label, "not told". The two times are our choice; the rest is DiT's.
+    equal times modulate the modalities differently. e_labels is the mean of the label table's rows for the
+    clip's labels. The table has num_labels + 1 rows; the last is the null label, "not told". x_n are the
+    vectors of `stdit.vectors`, one a clip, and |x| is the root mean square. A_n begins at zero and has no
+    bias, so that zeros mean nothing told. The two times are our choice; the rest is DiT's.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:
@@ -122,6 +128,8 @@ class Conditioning(nn.Module):
         self.own_time, self.other_time = mlp(), mlp()
         self.modality = nn.Parameter(torch.zeros(NUM_MODALITIES, width))
         self.label = nn.Embedding(num_labels + 1, width)
+        single = {name: shape[0] for name, shape in config.stdit.vector_shapes.items() if len(shape) == 1}
+        self.vectors = vector_maps(single, width)
         for layer in (*self.own_time, *self.other_time):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
@@ -129,11 +137,38 @@ class Conditioning(nn.Module):
         nn.init.normal_(self.label.weight, std=0.02)
 
     def forward(self, times_B2: Tensor, conditions: Conditions) -> Tensor:
-        """[B, 2, d]. times in [0, 1], column 0 video, 1 audio; labels in 0 .. num_labels."""
+        """[B, 2, d]. times in [0, 1], column 0 video, 1 audio; labels in 0 .. num_labels, then NO_LABEL."""
         waves_B2F = sinusoids(TIME_SCALE * times_B2, NUM_FREQUENCIES).to(self.own_time[0].weight.dtype)
         times_B2d = self.own_time(waves_B2F) + self.other_time(waves_B2F.flip(1))
-        return times_B2d + self.modality + self.label(conditions.labels_B)[:, None]
+        vectors_B2d = times_B2d + self.modality + self._mean_of_labels(conditions.labels_BK)[:, None]
+        for key, to_width in self.vectors.items():
+            values_BW = conditions.vectors.get(key.removeprefix(MAP_PREFIX))
+            if values_BW is not None:
+                vectors_B2d = vectors_B2d + to_width(unit_size(values_BW).to(to_width.weight.dtype))[:, None]
+        return vectors_B2d
+
+    def _mean_of_labels(self, labels_BK: Tensor) -> Tensor:
+        has_BK1 = (labels_BK != NO_LABEL)[..., None]
+        rows_BKd = self.label(labels_BK.clamp(min=0)) * has_BK1
+        return rows_BKd.sum(1) / has_BK1.sum(1)
 
     def flops(self) -> int:
         """FLOPs for one clip. The tables cost nothing."""
-        return map_flops(self.own_time, NUM_MODALITIES) + map_flops(self.other_time, NUM_MODALITIES)
+        times = map_flops(self.own_time, NUM_MODALITIES) + map_flops(self.other_time, NUM_MODALITIES)
+        return times + map_flops(self.vectors, 1)
+
+
+def vector_maps(widths: Mapping[str, int], width: int) -> nn.ModuleDict:
+    """A zero-initialized linear map to `width` for each {name: width of its vectors}.
+
+    They have no bias: of zeros they make zeros.
+    """
+    return nn.ModuleDict(
+        {f"{MAP_PREFIX}{name}": ClosedLinear(own, width, bias=False) for name, own in widths.items()}
+    )
+
+
+def unit_size(values: Tensor) -> Tensor:
+    """Vectors [..., W] with a root mean square of 1; zeros stay zeros. Encoders differ in size by far."""
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    return F.rms_norm(values, values.shape[-1:], eps=1e-12)

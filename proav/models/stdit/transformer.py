@@ -18,6 +18,7 @@ from proav.config import Config
 from proav.diffusion.conditions import Conditions
 from proav.geometry import MODALITIES, LatentGeometry
 from proav.models.layers import ClosedLinear, Float32Linear, hidden_map, map_flops, run_layer
+from proav.models.stdit.context import Context, ContextMaps, CrossAttention
 from proav.models.stdit.embeddings import Conditioning, TokenPositions
 from proav.models.stdit.tokens import TokenLayout, everywhere
 
@@ -89,15 +90,22 @@ class Block(nn.Module):
 
         x <- x + gate_a * spatial(modulate(x, a))      tokens of one plane, each of the six by itself
         x <- x + temporal(modulate(x, a))              the six tokens at one place of the planes
+        x <- x + cross(LN(x), context)                 only if the model takes sequences of vectors
         x <- x + gate_m * mlp(modulate(x, m))
 
     attention=full replaces the first two lines by one gated attention over all tokens. Every branch is
-    zero-initialized through exactly one factor: the gate, or the temporal branch's output map. So the block
-    is the identity at first, and no branch's gradient is blocked twice.
+    zero-initialized through exactly one factor: the gate, or the output map of temporal and cross. So the
+    block is the identity at first, and no branch's gradient is blocked twice.
     """
 
     def __init__(
-        self, width: int, num_heads: int, mlp_ratio: int, attention: str, layout: TokenLayout
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: int,
+        attention: str,
+        layout: TokenLayout,
+        context: int = 0,
     ) -> None:
         """width: d.
 
@@ -105,9 +113,10 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the MLP over d.
         attention: divided | full.
         layout: of the tokens.
+        context: vectors that tokens attend to, at most; 0: the block has no cross-attention.
         """
         super().__init__()
-        self.layout = layout
+        self.layout, self.context = layout, context
         self.table = nn.Parameter(torch.zeros(6, width))
         self.divided = attention == "divided"
         if self.divided:
@@ -118,14 +127,17 @@ class Block(nn.Module):
         inner = mlp_ratio * width
         expand, contract = hidden_map(nn.Linear(width, inner)), hidden_map(nn.Linear(inner, width))
         self.mlp = nn.Sequential(expand, nn.GELU(approximate="tanh"), contract)
+        self.cross = CrossAttention(width, num_heads) if context else None
 
-    def forward(self, tokens_BLd: Tensor, modulation_B26d: Tensor) -> Tensor:
+    def forward(self, tokens_BLd: Tensor, modulation_B26d: Tensor, context: Context | None = None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (modulation_B26d + self.table).unbind(2)
         x_BLd = tokens_BLd
         first = self.spatial if self.divided else self.joint
         x_BLd = x_BLd + self._gated(first(self._modulated(x_BLd, shift_a, scale_a)), gate_a)
         if self.divided:
             x_BLd = x_BLd + self.temporal(self._modulated(x_BLd, shift_a, scale_a))
+        if context is not None:
+            x_BLd = x_BLd + self.cross(x_BLd, context)
         return x_BLd + self._gated(self.mlp(self._modulated(x_BLd, shift_m, scale_m)), gate_m)
 
     def flops(self) -> int:
@@ -136,6 +148,8 @@ class Block(nn.Module):
             attention += self.temporal.flops(tokens, self.layout.pairs_across_planes)
         else:
             attention = self.joint.flops(tokens, tokens**2)
+        if self.cross is not None:
+            attention += self.cross.flops(tokens, self.context)
         return attention + map_flops(self.mlp, tokens)
 
     def _modulated(self, tokens_BLd: Tensor, shift_B2d: Tensor, scale_B2d: Tensor) -> Tensor:
@@ -174,11 +188,15 @@ class STDiT(nn.Module):
         self.embed = nn.ModuleList(nn.Linear((2 * own + 1) * patch**2, width) for own, patch in planes)
         self.positions = TokenPositions(geometry.token_sides, width, kind=config.stdit.positions)
         self.conditioning = Conditioning(config, num_labels)
+        self.context = ContextMaps(config)
         self.modulation = ClosedLinear(width, 6 * width)
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, config.stdit.mlp_ratio, config.stdit.attention, self.layout)
+            Block(
+                width, num_heads, config.stdit.mlp_ratio, config.stdit.attention, self.layout,
+                context=self.context.length,
+            )
             for _ in range(depth)
-        )
+        )  # fmt: skip
         self.final_modulation = ClosedLinear(width, 2 * width)
         self.final = nn.ModuleList(Float32Linear(width, own * patch**2) for own, patch in planes)
         self._initialize()
@@ -218,7 +236,8 @@ class STDiT(nn.Module):
         noisy_BDPNN: [B, D, 6, N, N], normalized latents with noise; clean planes for a given modality.
         times_B2: [B, 2] in [0, 1]; column 0 is the video's, column 1 the audio's. 0 is clean, 1 is noise; a
             given modality has time 0.
-        conditions: labels in 0 .. num_labels (the null label). Masked planes of None mean zeros.
+        conditions: labels in 0 .. num_labels (the null label). Masked planes of None mean zeros, and so does
+            a name of `stdit.vectors` that is not there.
         next_times_B2: for a flow map, the times to go to, at most times_B2. The last blocks and the final
             maps are told these; None, or equal times: as a flow.
         """
@@ -229,9 +248,12 @@ class STDiT(nn.Module):
             vectors_B2d = F.silu(self.conditioning(next_times_B2, conditions))
             next_B26d = self._modulation(vectors_B2d)
         tokens_BLd = self.positions(self._tokens(noisy_BDPNN, conditions.masked_BEPNN))
+        context = self.context(conditions.vectors)
         for number, block in enumerate(self.blocks):
             of_block_B26d = modulation_B26d if number < self.encoder_blocks else next_B26d
-            tokens_BLd = run_layer(block, tokens_BLd, of_block_B26d, recompute=self.activation_checkpointing)
+            tokens_BLd = run_layer(
+                block, tokens_BLd, of_block_B26d, context, recompute=self.activation_checkpointing
+            )
         shift_B2d, scale_B2d = self.final_modulation(vectors_B2d).chunk(2, dim=-1)
         tokens_BLd = self.layout.by_modality(modulate, tokens_BLd, shift_B2d, scale_B2d)
         return self._stack(tokens_BLd, noisy_BDPNN.shape[1]).to(noisy_BDPNN.dtype)
@@ -249,7 +271,7 @@ class STDiT(nn.Module):
             for first, last, count in zip(self.embed, self.final, self.layout.counts, strict=True)
         )
         blocks = sum(block.flops() for block in self.blocks)
-        return self.conditioning.flops() + modulation + ends + blocks
+        return self.conditioning.flops() + self.context.flops() + modulation + ends + blocks
 
     def _tokens(self, noisy_BDPNN: Tensor, masked_BEPNN: Tensor | None) -> Tensor:
         """[B, L, d]: for each plane its own channels, those of the masked clip, and the mask."""

@@ -24,6 +24,10 @@ class ModelCard:
     created: int
     """Unix time in seconds at which the checkpoint was written; 0 if unknown."""
     labels: tuple[str, ...]
+    vectors: dict[str, tuple[int, ...]]
+    """{name: (width,) or (longest, width)} of the vectors that it takes."""
+    encoders: tuple[str, ...]
+    """Names of vectors that may be given as texts."""
     tasks: tuple[str, ...]
     geometry: ClipGeometry
     steps: int
@@ -61,6 +65,8 @@ class ModelCard:
             id=checkpoint.config.name,
             created=int(modified.timestamp()) if modified else 0,
             labels=checkpoint.labels,
+            vectors=checkpoint.config.stdit.vector_shapes,
+            encoders=tuple(settings.encoders),
             tasks=sampled_tasks(checkpoint.config),
             geometry=geometry,
             steps=settings.steps if settings.steps is not None else steps,
@@ -91,6 +97,10 @@ class ModelCard:
             "created": self.created,
             "owned_by": "proav",
             "labels": list(self.labels),
+            "vectors": {
+                name: {"shape": list(shape), "takes_text": name in self.encoders}
+                for name, shape in self.vectors.items()
+            },
             "tasks": list(self.tasks),
             "size": self.size,
             "seconds": self.seconds,

@@ -4,18 +4,21 @@ Pure: no HTTP, no Ray, no files. Decoding of an uploaded file is `references.py`
 """
 
 import difflib
+import json
 import math
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from proav.diffusion.tasks import TASKS
+from proav.diffusion.vectors import check_vector_names, fitted, to_text
 from proav.errors import UserError
 from proav.generation.inputs import frames_around
 from proav.serve.front.api_error import SHOWN_CHARACTERS, ApiError, shown
 from proav.serve.orders.model_card import MAX_GUIDANCE_SCALE, ModelCard
-from proav.text import find_label, without_case
+from proav.text import LABEL_SEPARATOR, find_label, without_case
 
 MAX_SEED = 2**53 - 1
 """The largest whole number up to which JavaScript and every JSON reader are exact."""
@@ -39,6 +42,14 @@ def _as_span(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _from_json(value: Any) -> Any:
+    """Reads a text as JSON: a form gives every value as text."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        raise ValueError('expected JSON, such as {"caption": "a glass falls"}') from None
+
+
 Number = BeforeValidator(_no_truth_value)
 Label = BeforeValidator(_as_text)
 Second = Annotated[float, Number]
@@ -60,7 +71,9 @@ class VideoRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     prompt: Annotated[str, Label, Field(max_length=1000)] = ""
-    """A label of the model (GET /v1/models lists them), in capitals or not; empty: no label."""
+    """A label of the model (GET /v1/models lists them), in capitals or not, or several with ; between them;
+    empty: no label. If the server encodes texts, any other prompt is such a text.
+    """
     model: str | None = None
     """Id of the served model; may be left out."""
     seconds: Annotated[str | float | None, Number] = None
@@ -71,7 +84,11 @@ class VideoRequest(BaseModel):
     """What the task is given: sound (a2v), pictures (v2a), an image (i2av), a clip (continue, inpaint).
     In a multipart body: the file itself."""
     label: Annotated[str | None, Label] = None
-    """A label of the model; the same as `prompt`, which may then be empty."""
+    """A label of the model, or several with ; between them; the same as `prompt`, which may then be empty."""
+    vectors: Annotated[dict[str, str | list] | None, BeforeValidator(_from_json)] = None
+    """What the model is told besides labels, by the names of GET /v1/models: a list of numbers, a list of
+    such lists for a sequence, or a text if the server encodes it.
+    """
     task: str = "joint"
     """joint: picture and sound; a2v: a picture for given sound; v2a: sound for a given picture; i2av: a clip
     from its first picture; continue: a clip goes on; inpaint: a span of a clip is made anew."""
@@ -99,6 +116,11 @@ class Order(BaseModel):
 
     prompt: str
     label: str | None
+    """The model's own spelling; several have ; between them."""
+    texts: dict[str, str] = {}
+    """What was given as text, by the name of its vectors."""
+    vectors: dict[str, str] = {}
+    """Vectors in the form of `to_text`, also those of the texts once these are encoded."""
     task: Literal[*TASKS]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     steps: Annotated[int, Field(ge=1)]
@@ -165,9 +187,15 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
             "expected 1, or task=continue",
             param="num_windows",
         )
+    texts, vectors = _told_of(request, card)
+    prompt_is_text = bool(card.encoders) and _labels_in(request.prompt, card) is None
+    if prompt_is_text:
+        texts.setdefault(card.encoders[0], request.prompt.strip())
     return Order(
         prompt=request.prompt,
-        label=_label_of(request, card),
+        label=_label_of(request, card, names=("label",) if prompt_is_text else ("label", "prompt")),
+        texts=texts,
+        vectors=vectors,
         task=request.task,
         seed=_in_range("seed", request.seed, secrets.randbelow(2**31), 0, MAX_SEED),
         steps=_in_range("steps", request.steps, card.steps, 1, card.max_steps),
@@ -239,19 +267,18 @@ def _check_own_size(request: VideoRequest, card: ModelCard) -> None:
         raise ApiError(400, f"{said}; leave seconds out or write that", param="seconds")
 
 
-def _label_of(request: VideoRequest, card: ModelCard) -> str | None:
-    """The model's own spelling of the label; None if no label is given."""
-    known = {without_case(label): label for label in card.labels}
+def _label_of(request: VideoRequest, card: ModelCard, *, names: Sequence[str]) -> str | None:
+    """The model's own spelling of the labels; None if no label is given. names: fields that may hold them."""
     found = {}
-    for name in ("label", "prompt"):
+    for name in names:
         text = (getattr(request, name) or "").strip()
         if not text:
             continue
-        exact = find_label(text, card.labels)
-        if exact is None and without_case(text) not in known:
+        labels = _labels_in(text, card)
+        if labels is None:
             expected = (
                 f"one of {', '.join(card.labels)}"
-                if known
+                if card.labels
                 else "nothing: this model was trained without labels"
             )
             raise ApiError(
@@ -259,11 +286,42 @@ def _label_of(request: VideoRequest, card: ModelCard) -> str | None:
                 f"{name}={shown(text)} is no label of {card.id}; expected {expected}, or empty for none",
                 param=name,
             )
-        found[name] = known[without_case(text)] if exact is None else card.labels[exact]
+        found[name] = LABEL_SEPARATOR.join(labels)
     if len(set(found.values())) > 1:
         said = f"label={found['label']!r} and prompt={found['prompt']!r} disagree"
         raise ApiError(400, f"{said}; the prompt names a label here: give one of the two", param="prompt")
     return next(iter(found.values()), None)
+
+
+def _labels_in(text: str, card: ModelCard) -> list[str] | None:
+    """The model's labels that a text names, in capitals or not; None if it names anything else."""
+    known = {without_case(label): label for label in card.labels}
+
+    def label_of(part: str) -> str | None:
+        exact = find_label(part, card.labels)
+        return known.get(without_case(part)) if exact is None else card.labels[exact]
+
+    whole = label_of(text.strip())
+    parts = [part.strip() for part in text.split(LABEL_SEPARATOR)]
+    found = [whole] if whole is not None else [label_of(part) for part in parts if part]
+    return None if None in found else list(dict.fromkeys(found))
+
+
+def _told_of(request: VideoRequest, card: ModelCard) -> tuple[dict[str, str], dict[str, str]]:
+    """(texts, vectors) of a request, as an order has them. Raises ApiError for what does not fit."""
+    texts, vectors = {}, {}
+    try:
+        check_vector_names(request.vectors or {}, card.vectors)
+        for name, value in (request.vectors or {}).items():
+            if not isinstance(value, str):
+                vectors[name] = to_text(fitted(value, card.vectors[name], name))
+            elif name in card.encoders:
+                texts[name] = value
+            else:
+                raise UserError(f"{name} is a text, which this server does not encode; expected numbers")
+    except UserError as error:
+        raise ApiError(400, f"vectors: {error}", param="vectors") from None
+    return texts, vectors
 
 
 def _in_range(name: str, given: float | None, default: float, low: float, high: float):

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from proav.config import Config
+from proav.diffusion.vectors import of_text
 from proav.generation.given_files import clip_of_streams
 from proav.generation.inputs import frames_around
 from proav.generation.pipeline import SampleRequest
@@ -287,6 +288,7 @@ def _to_sample(member: Waiting, config: Config) -> SampleRequest:
         steps=order.steps,
         guidance_scale=order.guidance_scale,
     )
+    shapes = config.stdit.vector_shapes
     return SampleRequest(
         seed=order.seed,
         label=order.label,
@@ -294,6 +296,7 @@ def _to_sample(member: Waiting, config: Config) -> SampleRequest:
         settings=settings,
         known=frames_around(ClipGeometry.from_config(config), order.task, order.span, order.stream),
         num_windows=order.num_windows,
+        vectors={name: of_text(text, shapes[name]) for name, text in order.vectors.items()},
     )
 
 

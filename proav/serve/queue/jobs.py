@@ -25,8 +25,8 @@ from proav.diffusion.tasks import TASKS
 from proav.errors import UserError
 from proav.serve.orders.requests import Order
 
-MAX_INDEX_BYTES = 2**20
-"""A larger file is no job.json: the prompt of an order has at most 1,000 characters."""
+MAX_INDEX_BYTES = 2**24
+"""A larger file is no job.json: the prompt has at most 1,000 characters; vectors take 5.4 bytes a number."""
 DAMAGED = (
     EOFError, MemoryError, NotImplementedError, RecursionError, RuntimeError, SyntaxError, TypeError,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
@@ -94,7 +94,7 @@ class Job(BaseModel):
 
     def to_json(self, queue_position: int | None = None) -> dict:
         """OpenAI's video object and proav's own fields. queue_position: 0 is next; None: it does not wait."""
-        order = self.order.model_dump()
+        order = self.order.model_dump(exclude={"vectors"} if self.order.texts else {"vectors", "texts"})
         return {
             "id": self.id,
             "object": "video",

@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from proav.diffusion.tasks import TASKS
+from proav.diffusion.vectors import Encoders, to_text
 from proav.errors import TOLD, UserError
 from proav.runs.checkpoint import load_checkpoint
 from proav.serve.front.api_error import ApiError, shown
 from proav.serve.orders.model_card import ModelCard
 from proav.serve.orders.previews import MEDIA_TYPES, preview
 from proav.serve.orders.references import read_data_url, read_given
-from proav.serve.orders.requests import check_request, parse_request
+from proav.serve.orders.requests import Order, check_request, parse_request
 from proav.serve.queue.batching import Waiting
 from proav.serve.queue.dispatch import Dispatcher, Samplers
 from proav.serve.queue.jobs import Job, JobError, JobStore, new_id, place_of
@@ -55,6 +56,7 @@ class Service:
         checkpoint = load_checkpoint(settings.checkpoint, kind="stdit", verify=False)
         self.settings, self.config = settings, checkpoint.config
         self.card = ModelCard.of(checkpoint, settings)
+        self._encoders = Encoders(settings.encoders, self.card.vectors, setting="encoders")
         self.dispatcher = Dispatcher(samplers, self.config, settings, deliver=self._deliver)
         self._store = JobStore(settings.jobs_dir)
         self._lease = lease_of(settings)
@@ -137,6 +139,8 @@ class Service:
             if TASKS[order.task].extends:
                 seconds = len(given["video"]) / self.card.geometry.fps
                 seconds += order.num_windows * self.card.window_seconds
+            if order.texts:
+                order = await asyncio.get_running_loop().run_in_executor(self._uploads, self._encoded, order)
             now = round(time.time(), 6)  # to the microsecond, as in the id
             job = Job(
                 id=new_id(now),
@@ -156,6 +160,15 @@ class Service:
         self._jobs[job.id] = job
         self.dispatcher.submit(Waiting(job, given))
         return job
+
+    def _encoded(self, order: Order) -> Order:
+        """The order with the vectors of its texts, so that it says all of its clip."""
+        try:
+            (made,) = self._encoders([order.texts])
+        except UserError as error:
+            raise ApiError(500, f"a text could not be encoded: {error}", code="encoder_failed") from error
+        vectors = {name: to_text(values) for name, values in made.items()}
+        return order.model_copy(update={"vectors": order.vectors | vectors})
 
     def trouble(self) -> str | None:
         """Why new jobs would wait in vain; None if all is well."""

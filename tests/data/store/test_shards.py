@@ -10,7 +10,7 @@ import torch
 
 from proav.data.sources.finding import segment_id
 from proav.data.store.parquet import DamagedShard
-from proav.data.store.shards import SegmentStore, read_manifest, read_rejects
+from proav.data.store.shards import SegmentStore, by_label, label_indices, read_manifest, read_rejects
 from proav.errors import UserError
 from proav.media.melframes import MelFrames
 from tests.synthetic_clips import prepare
@@ -76,7 +76,7 @@ def test_labels_are_places_in_the_vocabulary(data_dir):
     store = SegmentStore(data_dir)
     assert store.labels == ("rain", "speech")
     expected = {"rain": 0, "speech": 1, "": 2}
-    assert store.label_indices().tolist() == [expected[row["label"]] for row in store.rows]
+    assert store.label_indices().tolist() == [[expected[row["label"]]] for row in store.rows]
 
 
 def test_manifest_counts(data_dir):
@@ -148,3 +148,22 @@ def test_a_damaged_index_or_manifest_is_told_and_no_traceback(data_dir, tmp_path
     (broken / "manifest.json").write_text("[]")
     with pytest.raises(DamagedShard, match="it holds no JSON object; delete it and run preprocess again"):
         SegmentStore(str(broken))
+
+
+def test_several_labels_become_their_places_and_count_for_each():
+    lists = [["dog", "rain"], [], ["cat"], ["rain", "cat", "dog"], ["bird"]]
+    index = pa.table({"id": list("abcde"), "labels": pa.array(lists, pa.list_(pa.string()))})
+    vocabulary = ("rain", "dog")
+    assert label_indices(index.column("labels"), vocabulary).tolist() == [
+        [1, 0],
+        [2, -1],
+        [2, -1],
+        [0, 1],
+        [2, -1],
+    ]
+    assert label_indices(index.column("labels"), ()).tolist() == [[0]] * 5
+    counted = by_label(index, vocabulary)
+    pairs = sorted(zip(counted.column("label").to_pylist(), counted.column("id").to_pylist(), strict=True))
+    assert pairs == [
+        ("", "b"), ("", "c"), ("", "e"), ("dog", "a"), ("dog", "d"), ("rain", "a"), ("rain", "d"),
+    ]  # fmt: skip

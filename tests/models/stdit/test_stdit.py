@@ -96,9 +96,9 @@ def test_no_condition_is_a_condition_of_zeros():
     model = trained_looking(STDiT(config, NUM_LABELS))
     noisy, times, told = inputs(config)
     zeros = torch.zeros(BATCH, noisy.shape[1] + 1, *noisy.shape[2:], dtype=noisy.dtype)
-    assert torch.equal(model(noisy, times, told), model(noisy, times, Conditions(told.labels_B, zeros)))
+    assert torch.equal(model(noisy, times, told), model(noisy, times, Conditions(told.labels_BK, zeros)))
     assert not torch.allclose(
-        model(noisy, times, told), model(noisy, times, Conditions(told.labels_B, zeros + 1))
+        model(noisy, times, told), model(noisy, times, Conditions(told.labels_BK, zeros + 1))
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from proav.diffusion.vectors import of_text
 from proav.runs.checkpoint import load_checkpoint
 from proav.serve.front.api_error import ApiError, shown
 from proav.serve.orders.model_card import ModelCard
@@ -43,6 +44,41 @@ def test_nothing_given_gives_the_models_defaults(card):
 )
 def test_prompt_and_label_name_a_label_in_any_case(card, fields):
     assert order_of(card, fields).label == "rain"
+
+
+def test_several_labels_stand_in_prompt_or_label(card):
+    assert order_of(card, {"prompt": "Rain; speech"}).label == "rain;speech"
+    assert order_of(card, {"label": "speech;RAIN;speech", "prompt": "Speech;rain"}).label == "speech;rain"
+    with pytest.raises(ApiError, match="'rain;thunder' is no label .* expected one of rain, speech"):
+        order_of(card, {"label": "rain;thunder"})
+
+
+def test_vectors_are_numbers_or_texts_by_their_names(card):
+    told = dataclasses.replace(card, vectors={"caption": (2,), "words": (3, 2)}, encoders=("caption",))
+    order = order_of(told, {"vectors": {"caption": "a glass", "words": [[1, 2], [3, 4]]}, "label": "rain"})
+    assert order.texts == {"caption": "a glass"} and order.label == "rain"
+    assert of_text(order.vectors["words"], (3, 2)).tolist() == [[1, 2], [3, 4], [0, 0]]
+    by_form = order_of(told, {"vectors": '{"caption": [0.5, 1]}'})
+    assert of_text(by_form.vectors["caption"], (2,)).tolist() == [0.5, 1] and by_form.texts == {}
+    prompted = order_of(told, {"prompt": "A glass falls", "label": "rain"})
+    assert (prompted.texts, prompted.label) == ({"caption": "A glass falls"}, "rain")
+    assert order_of(told, {"prompt": "Rain"}).texts == order_of(told, {}).texts == {}
+
+
+@pytest.mark.parametrize(
+    ("vectors", "said"),
+    [
+        ({"face": [1.0]}, "vectors: the model takes no vectors 'face'; expected some of: caption"),
+        ({"caption": [1.0]}, r"vectors: caption has the shape \[1\]; the model takes one vector of 2"),
+        ({"caption": ["x", "y"]}, "vectors: caption is no array of numbers"),
+        ({"caption": "a glass"}, "vectors: caption is a text, which this server does not encode"),
+        ("caption", "expected JSON, such as"),
+    ],
+)
+def test_vectors_that_do_not_fit_are_refused(card, vectors, said):
+    with pytest.raises(ApiError, match=said) as refused:
+        order_of(dataclasses.replace(card, vectors={"caption": (2,)}), {"vectors": vectors})
+    assert refused.value.param == "vectors"
 
 
 def test_a_number_in_json_is_the_label_that_a_form_would_write(card):

@@ -1,0 +1,80 @@
+"""Vectors that the samples of a batch job are told: numbers or texts of a listing, or stored ones.
+
+A row of the plan has `vectors`, {name: text of `to_text`}, or `texts`, {name: text}, which a user's function
+turns into vectors; or it names a window of prepared data, whose vectors are stored. Not here: what a model
+takes (`proav/diffusion/vectors.py`).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow.compute as pc
+
+from proav.config import Config
+from proav.data.sources.strict_tables import text_of
+from proav.data.store.shards import SegmentStore
+from proav.data.store.vectors import open_vectors
+from proav.diffusion.vectors import Encoders, Shape, fitted, of_text, to_text
+from proav.errors import UserError
+
+
+def told_of(record: dict, shapes: dict[str, Shape], encoders: dict[str, str]) -> dict:
+    """{"vectors": ...} and {"texts": ...} of a listing's row, each only if it has some.
+
+    record: {column: cell}.
+    shapes: of the vectors that the model takes.
+    encoders: `generate.encoders`. Raises UserError for a cell that does not fit.
+    """
+    vectors, texts = {}, {}
+    for name, shape in shapes.items():
+        value = record.get(name)
+        if isinstance(value, list):
+            vectors[name] = to_text(fitted(value, shape, name))
+        elif text := text_of(value):
+            if name not in encoders:
+                raise UserError(
+                    f"{name}={text[:40]!r} is a text; to turn it into a vector, write "
+                    f"generate.encoders={{{name}: package.module:function}}, or give numbers in Parquet"
+                )
+            texts[name] = text
+    return {key: values for key, values in (("vectors", vectors), ("texts", texts)) if values}
+
+
+class GivenVectors:
+    """The vectors of rows of a plan.
+
+    config: of the model, with the job's `generate.encoders`.
+    data_folder: of prepared data.
+    Raises UserError for an encoder that cannot be found, or of a name that the model does not take.
+    """
+
+    def __init__(self, config: Config, data_folder: str) -> None:
+        self.shapes, self.data_folder = config.stdit.vector_shapes, data_folder
+        self.encoders = Encoders(config.generate.encoders, self.shapes, setting="generate.encoders")
+
+    def __call__(self, rows: Sequence[dict]) -> list[dict[str, np.ndarray]]:
+        """{name: float32 of the model's shape} of each row; a name that is not there: nothing is told."""
+        told: list[dict[str, np.ndarray]] = [self._of_segment(row.get("given", {})) for row in rows]
+        for values, row in zip(told, rows, strict=True):
+            for name, text in row.get("vectors", {}).items():
+                values[name] = of_text(text, self.shapes[name])
+        for values, made in zip(told, self.encoders([row.get("texts", {}) for row in rows]), strict=True):
+            values.update(made)
+        return told
+
+    def _of_segment(self, given: dict) -> dict[str, np.ndarray]:
+        if "segment_id" not in given or not self.shapes:
+            return {}
+        index = self._segments.index
+        place = pc.index(index.column("id"), given["segment_id"]).as_py()
+        shard, row = (index.column(name)[place].as_py() for name in ("shard", "row"))
+        return {name: store.read(shard, row) for name, store in self._stored.items()}
+
+    @functools.cached_property
+    def _segments(self) -> SegmentStore:
+        return SegmentStore(self.data_folder)
+
+    @functools.cached_property
+    def _stored(self) -> dict:
+        return open_vectors(self.data_folder, self.shapes)

@@ -1,0 +1,133 @@
+"""A listing's vectors and texts: from a column to the samples, and what the manifest keeps of them."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from proav.data.prepare.vectors import store_vectors
+from proav.errors import UserError
+from proav.generation.batch.making import recipe_of
+from proav.generation.batch.manifest import read_samples
+from proav.generation.batch.plan import make_plan, manifest_row, pack, shared_values, unpack, wanted_rows
+from proav.generation.given_vectors import GivenVectors
+from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
+from proav.generation.sampling_settings import SamplingSettings
+from proav.media.container import encode_clip
+from proav.runs.checkpoint import load_checkpoint
+from tests.generation.batch.test_making import maker_of
+from tests.tiny import save_tiny_stdit, tiny_config
+from tests.train.tiny_run import write_segments
+
+VECTORS = "stdit.vectors={caption: 3, words: [2, 2]}"
+ENCODER = "generate.encoders={caption: tests.generation.batch.test_told:encode}"
+
+
+def encode(texts):
+    """The numbers of letters, of vowels and of words of a text."""
+    return np.array(
+        [[len(text), sum(letter in "aeiou" for letter in text), text.count(" ") + 1] for text in texts]
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return load_checkpoint(save_tiny_stdit(str(tmp_path_factory.mktemp("checkpoints")), tiny_config(VECTORS)))
+
+
+def test_several_labels_of_a_listing_and_of_a_setting(checkpoint, tmp_path):
+    (tmp_path / "rows.csv").write_text("label\nrain; speech\nspeech\n;\n")
+    words = f"generate.listing={tmp_path / 'rows.csv'}", "generate.label=speech;rain;speech"
+    with pytest.raises(UserError, match="row 3: label=';' is unknown"):
+        list(wanted_rows(tiny_config(*words), checkpoint))
+    (tmp_path / "rows.csv").write_text("label,seed\nrain; speech,\nspeech,\n,1\n")
+    rows = wanted_rows(tiny_config(*words), checkpoint)
+    assert [row["label"] for row in rows] == ["rain;speech", "speech", "speech;rain"]
+
+
+def test_texts_become_vectors_and_numbers_are_taken_as_they_are(checkpoint, tmp_path):
+    table = {
+        "caption": ["a glass falls", None, "drum"], "words": [None, [[1.0, 2.0]], [[0.5, 0.5], [1.0, 1.0]]],
+        "label": ["rain", None, "rain;speech"],
+    }  # fmt: skip
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    words = ENCODER, f"generate.listing={tmp_path / 'rows.parquet'}", "generate.guidance_scale=2"
+    maker, rows = maker_of(checkpoint, tmp_path / "samples", *words)
+    assert maker({"batch": pack(rows)})["error"] == ""
+    pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint.path)
+    told = [
+        {"label": "rain", "vectors": {"caption": [13, 3, 3]}},
+        {"vectors": {"words": [[1, 2], [0, 0]]}},
+        {"label": "rain;speech", "vectors": {"caption": [4, 1, 1], "words": [[0.5, 0.5], [1, 1]]}},
+    ]
+    made = read_samples(str(tmp_path / "samples"))
+    assert [row.get("texts") for row in made] == [{"caption": "a glass falls"}, None, {"caption": "drum"}]
+    assert all(row["encoders"] == {"caption": "tests.generation.batch.test_told:encode"} for row in made)
+    assert len(made[1]["vectors"]["words"]) == 16
+    settings = SamplingSettings(steps=3, guidance_scale=2.0)
+    requests = [SampleRequest(0, index, settings=settings, **one) for index, one in enumerate(told)]
+    files = [(tmp_path / "samples" / row["path"]).read_bytes() for row in made]
+    assert files == [encode_clip(clip) for clip in pipeline.sample(requests)]
+    vectors = GivenVectors(recipe_of(tiny_config(*words), checkpoint.config, "", "", {}).config, "")(rows)
+    for found, expected in zip(vectors, told, strict=True):
+        assert {name: values.tolist() for name, values in found.items()} == {
+            name: np.asarray(values, float).tolist() for name, values in expected["vectors"].items()
+        }
+
+
+def test_other_texts_vectors_or_encoders_are_other_samples(checkpoint, tmp_path):
+    listing = tmp_path / "rows.csv"
+
+    def plan(text: str, *words: str):
+        listing.write_text(text)
+        config = tiny_config(f"generate.listing={listing}", *words)
+        return make_plan(str(tmp_path), wanted_rows(config, checkpoint), shared_values(config, checkpoint), 4)
+
+    first = unpack(plan("caption,seed\na glass,1\n,2\n", ENCODER).batches[0])
+    config = tiny_config(ENCODER)
+    rows = [manifest_row(row, shared_values(config, checkpoint)) for row in first]
+    (tmp_path / "000000").mkdir()
+    for row in rows:
+        (tmp_path / row["path"]).touch()
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert plan("caption,seed\na glass,1\n,2\n", ENCODER).num_done == 2
+    assert plan("caption,seed\na drum,1\n,2\n", ENCODER).num_done == 1
+    assert plan("seed\n1\n2\n", ENCODER).num_done == 1
+
+
+def test_windows_of_the_runs_data_bring_their_labels_and_vectors(checkpoint, tmp_path):
+    config = tiny_config(
+        f"run_dir={tmp_path}", "generate.task=a2v", "evaluate.split=train", "generate.num_samples=6", VECTORS
+    )
+    write_segments(config)
+    data = {
+        "caption": "tests.data.prepare.test_vectors:numbers",
+        "words": "tests.data.prepare.test_vectors:pairs",
+    }
+    config = config.model_copy(update={"data": config.data.model_copy(update={"vectors": data})})
+    store_vectors(config, f"{tmp_path}/data")
+    rows = list(wanted_rows(config, checkpoint))
+    recipe = recipe_of(config, checkpoint.config, checkpoint.path, "", {})
+    told = GivenVectors(recipe.config, recipe.data_folder)(rows)
+    assert len(told) == 6 and all(values["words"].any() for values in told)
+    assert {row["label"] for row in rows} == {"rain", "speech"}
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "said"),
+    [
+        (
+            "caption\na glass\n",
+            "seed=0",
+            "row 1: caption='a glass' is a text; .*generate.encoders={caption: ",
+        ),
+        ("caption\na glass\n", "generate.encoders={face: a.b:c}", "takes no vectors 'face'"),
+        ("face\na glass\n", ENCODER, "does not know: face"),
+    ],
+)
+def test_columns_that_do_not_fit_are_told(checkpoint, tmp_path, text, word, said):
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(UserError, match=said):
+        list(wanted_rows(tiny_config(word, f"generate.listing={tmp_path / 'rows.csv'}"), checkpoint))
