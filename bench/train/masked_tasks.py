@@ -3,10 +3,12 @@
     python -m bench.train.masked_tasks RUN [--clips 32] [--steps 20] [--windows 4]
 
 RUN: a run whose ST-DiT was trained with i2av, continue and inpaint in `diffusion.task_weights`. Held-out
-windows of its data are masked according to each task and generated again, in three ways:
+windows of its data are masked according to each task and generated again, in four ways:
 
     trained      the task, as `SoundingVideoPipeline` samples it
     cut in       the same, but given and generated frames are only put side by side
+    true planes  the planes of the true clip instead of generated ones, joined likewise: what MDSA and the
+                 joining add to the seams of true clips, without any error of the generator
     replacement  MM-Diffusion's zero-shot method, with the task `joint` of the same model: at each step the
                  known frames of the model's estimate of the clean clip are replaced by the given ones
 
@@ -35,13 +37,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proav.config import Config
 from proav.config.reading import load_config
 from proav.data.feeds.feed import evaluation_windows
 from proav.data.store.shards import SegmentStore
 from proav.diffusion.masks import AUDIO, VIDEO, continue_frames
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.tasks import TASKS, fixed_mask
-from proav.generation.finishing import finish_clips, phase_seed
+from proav.generation.finishing import finish_clips, given_streams, phase_seed
 from proav.generation.joining import with_given_frames
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.generation.requests import SampleRequest
@@ -128,7 +131,7 @@ def measure_task(
     requests = [
         dataclasses.replace(one, settings=settings, known=known_2T.numpy() if asks else None) for one in truth
     ]
-    made: dict[str, list[Clip]] = {"trained": [], "cut in": [], "replacement": []}
+    made: dict[str, list[Clip]] = {"trained": [], "cut in": [], "true planes": [], "replacement": []}
     raw: dict[str, list[np.ndarray]] = {name: [] for name in made}
     for first in range(0, len(requests), BATCH):
         some = requests[first : first + BATCH]
@@ -140,9 +143,14 @@ def measure_task(
             for clip, one in zip(plain, some, strict=True)
         ]
         made["trained"] += finish_clips(pipeline.config, pipeline.coder.mel_frames, some, video, mel)
+        streams = given_streams(pipeline.coder.mel_frames, some)
+        with torch.inference_mode():
+            coded = pipeline.coder.decode(pipeline.coder.encode(*streams))
+        made["true planes"] += finish_clips(pipeline.config, pipeline.coder.mel_frames, some, *coded)
         replaced = replacement(pipeline, some, known_2T)
         made["replacement"] += finish_clips(pipeline.config, pipeline.coder.mel_frames, some, *replaced)
-        for name, pictures in (("trained", video), ("cut in", video), ("replacement", replaced[0])):
+        of_ways = {"trained": video, "cut in": video, "true planes": coded[0], "replacement": replaced[0]}
+        for name, pictures in of_ways.items():
             raw[name] += list(pictures.numpy())
     seams = borders(known_2T[VIDEO]), borders(known_2T[AUDIO])
     beside = [seam if not known_2T[VIDEO][seam] else seam - 1 for seam in seams[0]]
@@ -185,6 +193,17 @@ def measure_length(pipeline: SoundingVideoPipeline, truth: Sequence[SampleReques
     return {"to the given clip": first, "between windows": later}
 
 
+def held_out(config: Config, pipeline: SoundingVideoPipeline, count: int) -> list[SampleRequest]:
+    """Requests whose given clips are held-out windows of the run."""
+    store, clip, truth = SegmentStore(config.data_folder), pipeline.config.clip, []
+    windows = evaluation_windows(store, config, split="validation", max_clips=count)
+    for index, (segment, start) in enumerate(windows):
+        window = store.window(segment, start, clip.num_frames, want=("video", "audio"))
+        given = Clip(window["video"], window["audio"], clip.fps, clip.sample_rate)
+        truth.append(SampleRequest(0, index, store.rows[segment]["label"], given))
+    return truth
+
+
 def show(task: str, rows: dict[str, dict]) -> None:
     for way, values in rows.items():
         cells = (values.get(name) for name in COLUMNS)
@@ -205,14 +224,7 @@ def main() -> None:
     started = time.monotonic()
     config = load_config(f"{arguments.run}/config.yaml", [f"run_dir={arguments.run}"])
     pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stdit.checkpoints)
-    store, clip = SegmentStore(config.data_folder), pipeline.config.clip
-    truth = []
-    for index, (segment, start) in enumerate(
-        evaluation_windows(store, config, split="validation", max_clips=arguments.clips)
-    ):
-        window = store.window(segment, start, clip.num_frames, want=("video", "audio"))
-        given = Clip(window["video"], window["audio"], clip.fps, clip.sample_rate)
-        truth.append(SampleRequest(0, index, store.rows[segment]["label"], given))
+    truth = held_out(config, pipeline, arguments.clips)
     print(f"{'':28}" + "".join(f"{name:>10}" for name in COLUMNS))
     table = {}
     for task in TASK_NAMES:

@@ -27,6 +27,10 @@ class EncodeConfig(Section):
     """Frames between the starts of encoded windows."""
     flips: bool = True
     """Store the horizontal mirror image of each training window as well."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """In which MDSA's network computes; its linear planes stay fp32. tf32: TF32 matrix products on a GPU, on
+    CPUs as fp32. bf16: autocast. Planes are stored as float16 in any case.
+    """
     batch_size: Annotated[PositiveInt, Changes("machine")] = 16
     """Windows encoded at a time."""
     num_workers: Annotated[PositiveInt, Changes("machine")] = 1

@@ -14,6 +14,7 @@ from proav.diffusion.masks import fill_unknown
 from proav.geometry import ClipGeometry, LatentGeometry
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
+from proav.models.layers import autocast
 from proav.models.mdsa import MDSA, Exchange
 from proav.models.mdsa.planes import stack_planes, unstack_planes
 from proav.runs.checkpoint import Checkpoint
@@ -51,12 +52,14 @@ class LatentCoder:
         *,
         latent_mean: Sequence[Sequence[float]] | None = None,
         latent_std: Sequence[Sequence[float]] | None = None,
+        precision: str = "fp32",
     ) -> None:
         """latent_mean, latent_std: [6 planes][D channels], as a checkpoint holds them.
 
         None: latents stay as they are. config: of the checkpoint. mdsa: the autoencoder, on its device.
+        precision: in which MDSA's network encodes, "fp32" or "bf16" (autocast). It decodes in fp32.
         """
-        self.config, self.mdsa = config, mdsa
+        self.config, self.mdsa, self.precision = config, mdsa, precision
         self.geometry, self.latents = ClipGeometry.from_config(config), LatentGeometry.from_config(config)
         self.mel_frames = MelFrames(config)
         self.device = next(mdsa.parameters()).device
@@ -77,7 +80,9 @@ class LatentCoder:
         """
         video_BCTHW = pixels_to_unit(video_BTHWC.to(self.device))
         encode = self.mdsa.encode_lone if lone else self.mdsa.encode
-        return stack_planes(encode(video_BCTHW, mel_BTMS.to(self.device)), self.latents.plane_size)
+        with autocast(self.device.type, self.precision):
+            planes = encode(video_BCTHW, mel_BTMS.to(self.device))
+        return stack_planes(planes, self.latents.plane_size)
 
     def encode_masked(self, video_BTHWC: Tensor, mel_BTMS: Tensor, known_B2T: Tensor) -> Tensor:
         """The planes of a masked clip [B, D, 6, N, N]: each modality alone, its unknown frames filled.
@@ -121,15 +126,17 @@ def to_clips(
     ]
 
 
-def load_coder(checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> LatentCoder:
+def load_coder(
+    checkpoint: Checkpoint, *, device: str | torch.device = "cpu", precision: str = "fp32"
+) -> LatentCoder:
     """The autoencoder of an MDSA or ST-DiT checkpoint: its moving average, with the latent statistics.
 
-    If the checkpoint has no statistics, the coder does not normalize.
+    If the checkpoint has no statistics, the coder does not normalize. precision: as in `LatentCoder`.
     """
     mdsa = MDSA(checkpoint.config)
     mdsa.load_state_dict(checkpoint.weights("mdsa" if checkpoint.kind == "stdit" else "ema"))
     statistics = {"latent_mean": checkpoint.latent_mean, "latent_std": checkpoint.latent_std}
-    return LatentCoder(checkpoint.config, mdsa.to(device).eval(), **statistics)
+    return LatentCoder(checkpoint.config, mdsa.to(device).eval(), **statistics, precision=precision)
 
 
 def pixels_to_unit(video_BTHWC: Tensor) -> Tensor:

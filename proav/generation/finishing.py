@@ -1,7 +1,7 @@
 """From made pictures and mel images to clips: the sound, and what was given in its place. It needs no model.
 
 Not here: how pictures and mel images are made (`pipeline.py`), the formulas of seams (`joining.py`). Letters:
-B clips, T frames, H W rows and columns, M mel bins, S mel columns in a frame.
+B clips, T frames, H W rows and columns, M mel bins, S mel columns in a frame, J = T * S columns.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from proav.config import Config
@@ -67,17 +68,18 @@ def _carried(
 ) -> tuple[Tensor, Tensor]:
     """Made pictures and mel images of a masked task, without a step at the borders to given frames.
 
-    Of the sound, each frame takes over the mean over its columns.
+    Of the sound, the columns of the mel image take over what the last given column has beyond the model's
+    own. The mean over a frame would not do: a sound that dies away within it would be raised behind it.
     """
     streams = given_streams(mel_frames, [request])
     given_video, given_mel = (given[0].to(video_THWC.device) for given in streams)
     picture_known_T, sound_known_T = torch.from_numpy(known_frames(config, request))
-    frames = max(1, int(CARRY_SECONDS * config.clip.fps))
-    pictures = carry_over(video_THWC.float(), given_video.float(), picture_known_T, frames)
-    levels_TM1 = mel_TMS.mean(2, keepdim=True)
-    carried_TM1 = carry_over(levels_TM1, given_mel.mean(2, keepdim=True), sound_known_T, frames)
+    frames, (_, _, steps) = max(1, int(CARRY_SECONDS * config.clip.fps)), mel_TMS.shape
+    pictures = carry_over(video_THWC.float(), given_video.float(), picture_known_T, frames, hold_mean=True)
+    made_JM, given_JM = (rearrange(mel, "t m s -> (t s) m") for mel in (mel_TMS, given_mel))
+    sound_JM = carry_over(made_JM, given_JM, sound_known_T.repeat_interleave(steps), frames * steps)
     pictures = pictures.round().clamp(0, 255).to(torch.uint8)
-    return pictures, (mel_TMS + carried_TM1 - levels_TM1).clamp(-1, 1)
+    return pictures, rearrange(sound_JM.clamp(-1, 1), "(t s) m -> t m s", s=steps)
 
 
 def _with_given(config: Config, clip: Clip, request: SampleRequest) -> Clip:

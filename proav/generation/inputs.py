@@ -35,11 +35,13 @@ def fit_given(
     video: np.ndarray | Tensor | None = None,
     image: np.ndarray | Tensor | None = None,
     clip: Clip | None = None,
+    num_frames: int | None = None,
 ) -> Clip | None:
     """What a task is given, as a clip at the model's rates and size; None if it is given nothing.
 
-    It has the length of a window. A stream that the task does not read is silence or black, and so are
-    frames that it does not read. A clip that is to go on keeps its own length.
+    It has the length of a window, or of a longer clip for which a stream is given. A stream that the task
+    does not read is silence or black, and so are frames that it does not read. A clip that is to go on keeps
+    its own length.
 
     config: of the model.
     task: a name of TASKS.
@@ -48,6 +50,7 @@ def fit_given(
     video: uint8 [T, H, W, 3] at the model's frame rate; its beginning is used.
     image: uint8 [H, W, 3], instead of `video` for a task that reads one frame.
     clip: instead of the others; its frames are chosen by time.
+    num_frames: for a2v and v2a, the frames of the given stream; None: those of a window.
     Raises UserError if something is missing, not expected, too short or of another kind.
     """
     needed = frames_needed(config, task)
@@ -61,11 +64,14 @@ def fit_given(
         return None
     _check_named(task, needed, named)
     geometry, frame_rate = ClipGeometry.from_config(config), None
+    frames = geometry.num_frames
+    if TASKS[task].given and num_frames is not None:
+        frames = num_frames
+        needed = {modality: frames if count else 0 for modality, count in needed.items()}
     if image is not None:
         video = image[None]
     if clip is not None:
         audio, sample_rate, video, frame_rate = clip.audio, clip.sample_rate, clip.video, clip.fps
-    frames = geometry.num_frames
     pictures = np.zeros((0, geometry.height, geometry.width, 3), np.uint8)
     most = None if TASKS[task].extends else frames
     if needed["video"]:

@@ -5,6 +5,7 @@ Letters: T frames, L sound samples.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +20,9 @@ FADE_SECONDS = 0.01
 """Made sound fades in within this time after given sound, and out before it. Longer ones swallow onsets."""
 
 
-def carry_over(made: Tensor, given: Tensor, known_T: Tensor, frames: int) -> Tensor:
+def carry_over(
+    made: Tensor, given: Tensor, known_T: Tensor, frames: int, *, hold_mean: bool = False
+) -> Tensor:
     """Made frames without a step at the borders to given ones.
 
     The model makes the given frames too, but not exactly: pictures are blurrier, a colour is a little off.
@@ -27,9 +30,15 @@ def carry_over(made: Tensor, given: Tensor, known_T: Tensor, frames: int) -> Ten
     (1 - d / (n + 1)) e. n is the length of the made stretch, at most `frames`. Between two borders both
     differences are added.
 
-    made, given: float [T, ...], of one shape.
+    With hold_mean, this is done to e less its mean m over rows and columns. m itself goes through the whole
+    stretch: unchanged to the end of the clip, or by its share between two borders. The model's error of the
+    mean colour hardly changes within a clip. If m faded, each window of a long clip would end in the model's
+    own colour, and the next would go on from there.
+
+    made, given: float [T, ...], of one shape; with hold_mean [T, H, W, C].
     known_T: bool, the given frames.
     frames: the most made frames that a border changes.
+    hold_mean: whether the mean over rows and columns is held.
     """
     result, count = made.clone(), len(known_T)
     for border in ((known_T[1:] != known_T[:-1]).nonzero().flatten() + 1).tolist():
@@ -38,10 +47,13 @@ def carry_over(made: Tensor, given: Tensor, known_T: Tensor, frames: int) -> Ten
         stretch = 0
         while 0 <= last + step * (stretch + 1) < count and not known_T[last + step * (stretch + 1)]:
             stretch += 1
-        reach = min(stretch, frames)
-        for distance in range(1, reach + 1):
-            share = 1 - distance / (reach + 1)
-            result[last + step * distance] += share * (given[last] - made[last])
+        to_the_end = not 0 <= last + step * (stretch + 1) < count
+        error = given[last] - made[last]
+        mean = error.mean((0, 1)) if hold_mean else 0.0
+        for distance in range(1, stretch + 1):
+            share = max(0.0, 1 - distance / (min(stretch, frames) + 1))
+            of_mean = 1.0 if to_the_end else 1 - distance / (stretch + 1)
+            result[last + step * distance] += share * (error - mean) + of_mean * mean
     return result
 
 
@@ -77,27 +89,40 @@ def _joined_sound(made: Clip, given: Clip, known_T: np.ndarray) -> np.ndarray:
     return sound.clip(-1, 1)
 
 
+def last_frames(clip: Clip, count: int) -> Clip:
+    """The last `count` frames of a clip; all of it if it has fewer."""
+    first = max(0, len(clip.video) - count)
+    return part_of(clip, first, len(clip.video) - first)
+
+
 def as_beginning(clip: Clip, known_frames: int, num_frames: int) -> Clip:
     """The last frames of a clip as the beginning of a window of `num_frames`.
 
     The rest of the window is there for shape alone. The picture stays. The sound goes back, so that the
     Fourier windows at the border do not see it end.
     """
-    rest = num_frames - known_frames
-    samples = clip.sample_rate // clip.fps
-    video = np.pad(clip.video[-known_frames:], ((0, rest), (0, 0), (0, 0), (0, 0)), mode="edge")
-    audio = np.pad(clip.audio[-known_frames * samples :], (0, rest * samples), mode="symmetric")
+    return part_of(last_frames(clip, known_frames), 0, num_frames)
+
+
+def part_of(clip: Clip, first: int, count: int) -> Clip:
+    """`count` frames of a clip from frame `first` on, with their sound.
+
+    Beyond its end, the last picture stays and the sound goes back.
+    """
+    samples, last = clip.sample_rate // clip.fps, first + count
+    video, audio = clip.video[first:last], clip.audio[first * samples : last * samples]
+    if (rest := count - len(video)) > 0:
+        video = np.pad(video, ((0, rest), (0, 0), (0, 0), (0, 0)), mode="edge")
+        audio = np.pad(audio, (0, rest * samples), mode="symmetric")
     return dataclasses.replace(clip, video=video, audio=audio)
 
 
-def appended(clip: Clip, window: Clip, known_frames: int) -> Clip:
-    """`clip`, and what `window` makes beyond the frames that it was given."""
-    samples = clip.sample_rate // clip.fps
-    return dataclasses.replace(
-        clip,
-        video=np.concatenate([clip.video, window.video[known_frames:]]),
-        audio=np.concatenate([clip.audio, window.audio[known_frames * samples :]]),
-    )
+def joined(clips: Sequence[Clip]) -> Clip:
+    """Clips that follow each other, as one."""
+    if len(clips) == 1:
+        return clips[0]
+    video, audio = (np.concatenate([getattr(clip, name) for clip in clips]) for name in ("video", "audio"))
+    return dataclasses.replace(clips[0], video=video, audio=audio)
 
 
 def window_seed(seed: int, window: int) -> int:

@@ -6,7 +6,7 @@ A sample is a function of (checkpoint, seed, index, labels, vectors, what is giv
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from proav.diffusion import make_process
 from proav.diffusion.conditions import NO_LABEL, Conditions
-from proav.diffusion.masks import continue_frames
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.tasks import TASKS, check_trained
 from proav.diffusion.vectors import check_vector_names, fitted
@@ -24,11 +23,12 @@ from proav.generation.coder import LatentCoder, load_coder
 from proav.generation.denoise import Group, denoise
 from proav.generation.finishing import finish_clips, given_streams
 from proav.generation.inputs import fit_given, frames_around
-from proav.generation.joining import appended
-from proav.generation.requests import SampleRequest, known_frames, window_of
+from proav.generation.joining import joined
+from proav.generation.long_clips import GrowingClip, check_length, of_length, wanted_frames
+from proav.generation.requests import SampleRequest, known_frames
 from proav.generation.sampling_settings import SamplingSettings
 from proav.geometry import ClipGeometry
-from proav.media.container import Clip
+from proav.media.container import Clip, write_clips
 from proav.models.layers import autocast
 from proav.models.mdsa.planes import masked_condition
 from proav.models.stdit import STDiT
@@ -120,6 +120,7 @@ class SoundingVideoPipeline:
         span: tuple[float, float] | None = None,
         stream: str = "both",
         num_windows: int = 1,
+        seconds: float | None = None,
         batch_size: int = 8,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Clip]:
@@ -135,8 +136,10 @@ class SoundingVideoPipeline:
             of it; inpaint uses the beginning.
         span: for inpaint; begin and end in seconds. The frames that it touches are made, the others kept.
         stream: for inpaint; "video", "audio" or "both" are made in the span.
-        num_windows: for continue; each window adds the frames of a clip that it is not given, by default half
-            of its frames (`diffusion.continue_frames`).
+        num_windows: length of what is made; each window after the first, and for continue each, adds the
+            frames that it is not given, by default half of a clip's (`diffusion.continue_frames`).
+        seconds: instead of num_windows, the length of the clip; None: num_windows. All of a stream that is
+            given is given for as long.
         batch_size: clips that are sampled together.
         on_step: called with (done, total), in calls of the model.
         Raises UserError for a label, task, shape or range that the model does not have.
@@ -154,15 +157,18 @@ class SoundingVideoPipeline:
         )
         check_trained(task, self.config)
         streams = {"audio": audio, "sample_rate": sample_rate, "video": video, "image": image, "clip": clip}
+        num_frames = wanted_frames(self.config, seconds, num_windows)
         wanted = SampleRequest(
             seed,
             label=label,
-            given=fit_given(self.config, task, **streams),
+            given=fit_given(self.config, task, num_frames=num_frames, **streams),
             settings=settings,
             known=frames_around(ClipGeometry.from_config(self.config), task, span, stream),
             num_windows=num_windows,
             vectors=dict(vectors or {}),
         )
+        if seconds is not None:
+            wanted = of_length(self.config, wanted, num_frames)
         clips, calls = [], wanted.num_calls(self.process.objective)
         total = -(-num_samples // batch_size) * calls
         for first in range(0, num_samples, batch_size):
@@ -173,7 +179,6 @@ class SoundingVideoPipeline:
             clips += self.sample(requests, on_step=tell)
         return clips
 
-    @torch.inference_mode()
     def sample(
         self, requests: Sequence[SampleRequest], *, on_step: Callable[[int, int], None] | None = None
     ) -> list[Clip]:
@@ -181,26 +186,55 @@ class SoundingVideoPipeline:
 
         on_step: called with (done, total), in calls of the model. Raises UserError.
         """
+        pieces: list[list[Clip]] = [[] for _ in requests]
+        for place, piece in self._pieces(self._checked(requests), on_step):
+            pieces[place].append(piece)
+        return [joined(own) for own in pieces]
+
+    def stream(
+        self, request: SampleRequest, *, on_step: Callable[[int, int], None] | None = None
+    ) -> Iterator[Clip]:
+        """The clip of `sample`, bit for bit, in pieces while they are made: a few windows are in memory.
+
+        on_step: as in `sample`. Raises UserError.
+        """
+        return (piece for _, piece in self._pieces(self._checked([request]), on_step))
+
+    def save(
+        self, path: str, request: SampleRequest, *, on_step: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Writes the clip of a request as mp4, in the memory of a few windows.
+
+        path: local or remote. on_step: as in `sample`. Raises UserError.
+        """
+        write_clips(path, self.stream(request, on_step=on_step))
+
+    def _checked(self, requests: Sequence[SampleRequest]) -> list[SampleRequest]:
+        """The requests with all settings filled in. Raises UserError."""
         requests = [
             dataclasses.replace(request, settings=request.settings.filled(self.process))
             for request in requests
         ]
         for request in requests:
             self._check_request(request)
-        clips: list[Clip | None] = [None] * len(requests)
+        return requests
+
+    @torch.inference_mode()
+    def _pieces(
+        self, requests: Sequence[SampleRequest], on_step: Callable[[int, int], None] | None
+    ) -> Iterator[tuple[int, Clip]]:
+        """(place of a request, the next piece of its clip), window by window."""
+        growing = [GrowingClip(self.config, request) for request in requests]
         counts = self.num_calls(requests)
         for window, before in enumerate(accumulate(counts[:-1], initial=0)):
             places = [place for place, request in enumerate(requests) if request.num_windows > window]
-            parts = [window_of(self.config, requests[place], window, clips[place]) for place in places]
+            parts = [growing[place].window() for place in places]
             tell = on_step and (lambda done, _, before=before: on_step(before + done, sum(counts)))
             streams = self.sample_streams(parts, on_step=tell)
-            joined = finish_clips(self.config, self.coder.mel_frames, parts, *streams)
-            for place, made in zip(places, joined, strict=True):
-                request, so_far = requests[place], clips[place]
-                if TASKS[request.settings.task].extends:
-                    made = appended(so_far or request.given, made, continue_frames(self.config))
-                clips[place] = made
-        return clips
+            made = finish_clips(self.config, self.coder.mel_frames, parts, *streams)
+            for place, clip in zip(places, made, strict=True):
+                for piece in growing[place].add(clip):
+                    yield place, piece
 
     def num_calls(self, requests: Sequence[SampleRequest]) -> list[int]:
         """Calls of the model for a batch, by window: those of the longest request that has the window."""
@@ -214,11 +248,7 @@ class SoundingVideoPipeline:
         name, task = request.settings.task, TASKS[request.settings.task]
         check_trained(name, self.config)
         check_vector_names(request.vectors, self.vector_shapes)
-        if request.num_windows < 1 or (request.num_windows > 1 and not task.extends):
-            raise UserError(
-                f"num_windows={request.num_windows}: expected 1"
-                + (" or more" if task.extends else "; only task='continue' makes longer clips")
-            )
+        check_length(self.config, request)
         if request.given is None and (task.given or task.mask):
             what = (
                 f"a given {task.given}: pass {task.given}=... or clip=..." if task.given else "a given clip"

@@ -62,6 +62,8 @@ MASKED_SETTINGS = {"masked_tasks", "continue_frames"}
 
 ROW_OVERHEAD_BYTES = 850
 """What a row takes beside its planes: the other columns and their places in the file. Measured."""
+OF_EARLIER_VERSIONS = {"precision": "fp32"}
+"""Settings that older latents do not name."""
 OF_A_SHARD = b"proav.settings"
 """Key in a shard's metadata; its value says what made the shard."""
 
@@ -133,6 +135,7 @@ def masked_settings(config: Config) -> dict:
 
 def differing_settings(found: dict, wanted: dict) -> list[str]:
     """The settings in which stored latents differ from the wanted ones. More masked tasks do not matter."""
+    found = OF_EARLIER_VERSIONS | found
     return [
         key
         for key, value in wanted.items()
@@ -217,9 +220,14 @@ class ShardEncoder:
         if self.coder is None:
             from proav.generation.coder import load_coder
 
+            precision = self.config.encode.precision
+            if precision == "tf32" and self.device != "cpu":
+                torch.set_float32_matmul_precision("high")
             self.store = SegmentStore(self.config.data_folder)
             self.coder = load_coder(
-                load_checkpoint(self.checkpoint_path, kind="mdsa", verify=False), device=self.device
+                load_checkpoint(self.checkpoint_path, kind="mdsa", verify=False),
+                device=self.device,
+                precision="bf16" if precision == "bf16" else "fp32",
             )
         windows, size = self._windows(name), self.config.encode.batch_size
         schema = latent_schema(self.tasks).with_metadata({OF_A_SHARD: json.dumps(self.settings).encode()})

@@ -1,32 +1,29 @@
 """Clips in files: picture and sound read onto one clock in a single pass, and written as mp4 (PyAV).
 
-Mel images are in `melframes.py`, the storage of data sets in `proav/data/store/shards.py`. ProAV-DiT is
-trained on clips: T frames of H x W with the sound of exactly the same time.
+Mel images are in `melframes.py`, the encoders in `muxing.py`, the storage of data sets in
+`proav/data/store/shards.py`. ProAV-DiT is trained on clips: T frames of H x W with the sound of exactly the
+same time.
 Letters: T frames, H and W rows and columns.
 """
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import BinaryIO, Literal
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from proav import storage
 from proav.errors import MediaError
 from proav.media.demuxing import Decoder, start_time
+from proav.media.muxing import Muxer
 from proav.media.opening import MAX_PIXELS, Watch, opened
-from proav.media.pictures import SCALING
 from proav.media.segments import Request, Segment, read_parts
 from proav.media.sound import SoundClock
 from proav.media.tracks import main_track
-
-AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-"""Sample rates that AAC can hold, in Hz."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +268,18 @@ def write_clip(path: str, clip: Clip, *, crf: int = CRF) -> None:
     crf: x264's quality, 0 (lossless) .. 51.
     Raises MediaError("not_writable") if the format cannot hold the clip's size or sample rate.
     """
-    storage.write_bytes(str(path), encode_clip(clip, crf=crf))
+    write_clips(path, [clip], crf=crf)
+
+
+def write_clips(path: str, clips: Iterable[Clip], *, crf: int = CRF) -> None:
+    """As `write_clip`: clips that follow each other, as one mp4. One of them at a time is in memory.
+
+    The file is the same however the time is cut into clips.
+
+    clips: at least one; all of one size and with the same rates, else MediaError("bad_clip").
+    """
+    with _encoded(clips, crf) as file:
+        storage.write_file(str(path), file)
 
 
 def encode_clip(clip: Clip, *, crf: int = CRF) -> bytes:
@@ -279,76 +287,36 @@ def encode_clip(clip: Clip, *, crf: int = CRF) -> bytes:
 
     The edit list compensates the encoder's delay. The same clip gives the same bytes (one encoding thread).
     """
-    _, height, width, _ = clip.video.shape
-    if height % 2 or width % 2:
-        raise MediaError(
-            "not_writable", f"H.264 cannot hold frames of {height}x{width}; expected even rows and columns"
-        )
-    if clip.sample_rate not in AAC_RATES:
-        raise MediaError(
-            "not_writable",
-            f"AAC cannot hold sound at {clip.sample_rate} Hz; "
-            f"expected one of {', '.join(map(str, AAC_RATES))}",
-        )
-    # a real file: FFmpeg reads it again when it moves the index to the front
+    with _encoded([clip], crf) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def _encoded(clips: Iterable[Clip], crf: int) -> Iterator[BinaryIO]:
+    """The mp4 as an open file that is deleted afterwards.
+
+    It is a real file: FFmpeg reads it again when it moves the index to the front.
+    """
     with tempfile.TemporaryDirectory(prefix="proav-") as folder:
-        file = os.path.join(folder, "clip.mp4")
-        with av.open(file, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            _mux(container, clip, crf)
-        with open(file, "rb") as written:
-            return written.read()
+        path = os.path.join(folder, "clip.mp4")
+        with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            muxer = form = None
+            for clip in clips:
+                if muxer is None:
+                    form = _form(clip)
+                    muxer = Muxer(container, **form, crf=crf)
+                elif _form(clip) != form:
+                    raise MediaError("bad_clip", f"a clip has {_form(clip)} behind one with {form}")
+                muxer.add(clip.video, clip.audio)
+            assert muxer is not None, "expected at least one clip"
+            muxer.finish()
+        with open(path, "rb") as written:
+            yield written
 
 
-def _mux(container, clip: Clip, crf: int) -> None:
+def _form(clip: Clip) -> dict[str, int]:
     _, height, width, _ = clip.video.shape
-    options = {
-        "crf": str(crf),
-        "preset": "fast",
-        "g": str(2 * clip.fps),
-        "bf": "0",  # if x264 looks ahead over B-frames, it reads unset memory
-    }
-    video = container.add_stream("libx264", rate=clip.fps, options=options)
-    video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-    context = video.codec_context
-    context.thread_count, context.time_base = 1, Fraction(1, clip.fps)
-    context.colorspace, context.color_range, context.color_primaries, context.color_trc = (
-        1,
-        ColorRange.MPEG,
-        ColorPrimaries.BT709,
-        ColorTrc.BT709,
-    )
-    audio = container.add_stream("aac", rate=clip.sample_rate, layout="mono")
-    audio.bit_rate = min(128_000, 6 * clip.sample_rate)  # the format's limit is 6144 bits for 1024 samples
-    reformatter = VideoReformatter()
-    samples_per_packet = 1024
-    next_sample = 0
-    for index, pixels in enumerate(clip.video):
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        picture = reformatter.reformat(
-            picture,
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            interpolation=SCALING,
-            threads=1,
-        )
-        picture.pts, picture.time_base = index, Fraction(1, clip.fps)
-        container.mux(video.encode(picture))
-        last = index + 1 == len(clip.video)
-        while next_sample < len(clip.audio) and (
-            last or next_sample * clip.fps <= (index + 1) * clip.sample_rate
-        ):
-            samples = clip.audio[None, next_sample : next_sample + samples_per_packet]
-            sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", "mono")
-            sound.sample_rate, sound.pts, sound.time_base = (
-                clip.sample_rate,
-                next_sample,
-                Fraction(1, clip.sample_rate),
-            )
-            container.mux(audio.encode(sound))
-            next_sample += samples_per_packet
-    container.mux(video.encode(None))
-    container.mux(audio.encode(None))
+    return {"fps": clip.fps, "sample_rate": clip.sample_rate, "height": height, "width": width}
 
 
 def _describe(value) -> str:

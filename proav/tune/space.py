@@ -294,7 +294,9 @@ def _identity(config: Config, resolved: Config, point: Point, data_hash: str, me
         }
         made["steps"] = num_steps(made["steps"], config.diffusion.objective)
         identity |= {"stdit": trained("stdit"), "diffusion": settings["diffusion"], "generate": made}
+        precision = settings["encode"]["precision"]
         identity |= {"encode": [settings["encode"][key] for key in ("stride_frames", "flips")]}
+        identity["encode"] += [precision] if precision != "fp32" else []  # sweeps were made before it existed
         identity |= {"mdsa_clips": mdsa_clips(config, resolved)}
     if member is not None:
         identity |= {

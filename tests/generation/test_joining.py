@@ -6,9 +6,10 @@ import torch
 
 from proav.generation.joining import (
     FADE_SECONDS,
-    appended,
     as_beginning,
     carry_over,
+    joined,
+    part_of,
     window_seed,
     with_given_frames,
 )
@@ -45,6 +46,27 @@ def test_a_difference_at_a_border_is_spread_over_the_made_frames(mask, frames, e
     known_T = torch.tensor([mark == "x" for mark in mask])
     difference = carry_over(made, given, known_T, frames) - made
     torch.testing.assert_close(difference, torch.tensor(expected)[:, None, None].expand(6, 2, 2).float())
+
+
+@pytest.mark.parametrize(
+    ("mask", "held", "spread"),
+    [
+        ("xx....", [0, 0, 6, 6, 6, 6], [0, 0, 4 / 2, 0, 0, 0]),  # the mean stays to the end of the clip
+        ("....xx", [6, 6, 6, 6, 0, 0], [0, 0, 0, 4 / 2, 0, 0]),
+        ("x....x", [0, 6, 6, 6, 6, 0], [0, 4 / 2, 0, 0, 4 / 2, 0]),  # 4/5 and 1/5, 3/5 and 2/5, ...
+        ("......", [0] * 6, [0] * 6),
+    ],
+)
+def test_the_mean_of_a_difference_is_held_and_the_rest_is_spread(mask, held, spread):
+    """Given frames are 6 above made ones in the mean; 4 more in the left column, 4 less in the right one."""
+    made = torch.randn(6, 3, 2, 1, generator=torch.Generator().manual_seed(0))
+    given = made + torch.tensor([10.0, 2.0])[:, None]
+    known_T = torch.tensor([mark == "x" for mark in mask])
+    difference = carry_over(made, given, known_T, 1, hold_mean=True) - made
+    torch.testing.assert_close(difference.mean((1, 2, 3)), torch.tensor(held).float())
+    torch.testing.assert_close(
+        (difference[:, 0, 0, 0] - difference[:, 0, 1, 0]) / 2, torch.tensor(spread).float()
+    )
 
 
 def test_given_frames_come_back_bit_for_bit():
@@ -94,10 +116,16 @@ def test_the_end_of_a_clip_as_a_beginning(frames):
     assert begun.video.shape == (FRAMES, 4, 4, 3) and begun.audio.shape == (FRAMES * PER_FRAME,)
     assert np.array_equal(begun.video[:frames], long.video[-frames:])
     assert np.array_equal(begun.audio[: frames * PER_FRAME], long.audio[-frames * PER_FRAME :])
-    longer = appended(long, begun, frames)
-    assert longer.video.shape[0] == 9 + FRAMES - frames and np.array_equal(longer.video[:9], long.video)
-    assert len(longer.audio) == (9 + FRAMES - frames) * PER_FRAME
-    assert np.array_equal(longer.audio[: 9 * PER_FRAME], long.audio)
+    assert (begun.video[frames:] == long.video[-1]).all()
+    assert np.array_equal(
+        begun.audio[frames * PER_FRAME :][:PER_FRAME], long.audio[: -PER_FRAME - 1 : -1]
+    )  # the sound goes back
+
+
+def test_parts_make_the_whole(draw=np.random.default_rng(0)):
+    long = clip(3, draw.uniform(-1, 1, FRAMES * PER_FRAME))
+    whole = joined([part_of(long, 0, 1), part_of(long, 1, 3), part_of(long, 4, 2)])
+    assert np.array_equal(whole.video, long.video) and np.array_equal(whole.audio, long.audio)
 
 
 def test_windows_have_seeds_of_their_own_and_the_first_that_of_the_clip():

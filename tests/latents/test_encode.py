@@ -156,6 +156,28 @@ def test_stored_latents_are_those_of_the_windows_and_none_crosses_a_cut(tmp_path
             torch.testing.assert_close(rows[kind][index], alone.half().float(), rtol=0, atol=2e-3)
 
 
+def test_bf16_changes_the_network_alone_and_only_a_little(tmp_path):
+    """Shards of another precision are made anew, since what made them stands in them."""
+    config = prepare(tmp_path, "encode.flips=false")
+    path, stacks = f"{tmp_path}/mdsa/checkpoints", {}
+    for precision in ("fp32", "tf32", "bf16"):
+        config = config.model_copy(
+            update={"encode": config.encode.model_copy(update={"precision": precision})}
+        )
+        encoder = ShardEncoder(config, load_checkpoint(path, kind="mdsa").path, {"precision": precision})
+        for name in windows_per_shard(SegmentStore(config.data_folder), config):
+            assert not encoder({"shard": name})["error"]
+        rows = LatentFeed(f"{tmp_path}/latents", labels=LABELS).rows(range(4))
+        stacks[precision] = rows["joint"].double()
+    error = (stacks["bf16"] - stacks["fp32"]).norm() / stacks["fp32"].norm()
+    assert torch.equal(stacks["tf32"], stacks["fp32"]) and 1e-4 < error < 2e-2
+
+
+def test_latents_of_earlier_versions_were_made_in_fp32():
+    assert differing_settings({"flips": True}, {"flips": True, "precision": "fp32"}) == []
+    assert differing_settings({"flips": True}, {"flips": True, "precision": "bf16"}) == ["precision"]
+
+
 MASKED = "diffusion.task_weights={joint: 1, i2av: 1, continue: 1, inpaint: 2}"
 
 

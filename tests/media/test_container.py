@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -15,7 +16,15 @@ import numpy as np
 import pytest
 
 from proav.errors import MediaError
-from proav.media.container import Clip, encode_clip, read_clip, read_segments, read_sound, write_clip
+from proav.media.container import (
+    Clip,
+    encode_clip,
+    read_clip,
+    read_segments,
+    read_sound,
+    write_clip,
+    write_clips,
+)
 from tests.media.flash_and_beep import make_film, regular
 from tests.media.hostile_files import h264, switching_h264, wav
 
@@ -116,6 +125,31 @@ def test_the_same_clip_gives_the_same_bytes_whatever_was_in_memory():
         for fill in ("0", "77")
     ]
     assert runs[0].stdout == runs[1].stdout
+
+
+@pytest.mark.parametrize(("fps", "cuts"), [(10, [1, 2, 3, 9]), (25, [4, 5, 30])])
+def test_the_file_is_the_same_however_the_time_is_cut(tmp_path, fps, cuts):
+    """Also where a frame's sound is shorter than a packet, and where a cut goes through a packet."""
+    frames, samples = 31, RATE // fps
+    draw = np.random.default_rng(0)
+    video = draw.integers(0, 255, (frames, 32, 32, 3), dtype=np.uint8)
+    audio = draw.uniform(-0.5, 0.5, frames * samples).astype(np.float32)
+    pieces = [
+        Clip(video[first:end], audio[first * samples : end * samples], fps, RATE)
+        for first, end in pairwise([0, *cuts, frames])
+    ]
+    whole = encode_clip(Clip(video, audio, fps, RATE))
+    write_clips(tmp_path / "cut.mp4", iter(pieces))
+    assert (tmp_path / "cut.mp4").read_bytes() == whole
+
+
+def test_clips_of_unlike_sizes_do_not_make_one_file(tmp_path):
+    small, large = (
+        Clip(np.zeros((2, n, n, 3), np.uint8), np.zeros(3200, np.float32), 10, RATE) for n in (16, 32)
+    )
+    with pytest.raises(MediaError, match="'height': 32.* behind one with .*'height': 16"):
+        write_clips(tmp_path / "x.mp4", [small, large])
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_the_format_cannot_hold_is_refused(tmp_path):

@@ -16,7 +16,7 @@ from proav.diffusion import make_process
 from proav.errors import UserError, raise_from_text
 from proav.generation.batch.making import Maker, Recipe, errors_of, recipe_of
 from proav.generation.batch.manifest import merge_parts
-from proav.generation.batch.plan import make_plan, shared_values, unpack, wanted_rows
+from proav.generation.batch.plan import check_clips, make_plan, shared_values, unpack, wanted_rows
 from proav.generation.given_files import streams_read
 from proav.generation.sampling_settings import SamplingSettings
 from proav.runs.checkpoint import load_checkpoint
@@ -61,6 +61,8 @@ def generate(config: Config) -> Outcome:
     run = RunFolder(config)
     folder = run.samples
     checkpoint = load_checkpoint(config.generate.checkpoint or run.stdit.checkpoints, kind="stdit")
+    if config.generate.checkpoint is None:
+        check_clips(config, checkpoint.config)
     process = make_process(checkpoint.config)
     SamplingSettings.from_config(config).filled(process).num_calls(process.objective)  # or says why not
     shared = shared_values(config, checkpoint)

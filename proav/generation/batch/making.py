@@ -31,8 +31,9 @@ from proav.generation.finishing import finish_clips
 from proav.generation.given_files import clip_of_streams, streams_read
 from proav.generation.given_vectors import GivenVectors
 from proav.generation.given_windows import GivenWindows, known_of_window
+from proav.generation.long_clips import window_of
 from proav.generation.pipeline import SoundingVideoPipeline
-from proav.generation.requests import SampleRequest, window_of
+from proav.generation.requests import SampleRequest
 from proav.generation.sampling_settings import SamplingSettings
 from proav.media.melframes import MelFrames
 

@@ -130,6 +130,22 @@ def shared_values(config: Config, checkpoint: Checkpoint) -> dict:
     }
 
 
+def check_clips(config: Config, model: Config) -> None:
+    """Raises UserError if a run asks for clips of other frames or rates than its model makes.
+
+    config: of the job. model: of the checkpoint.
+    """
+    for key, own in model.clip:
+        asked = getattr(config.clip, key)
+        if asked != own:
+            raise UserError(
+                f"clip.{key}={asked}: the model of this run makes clips with clip.{key}={own}. The planes of "
+                "MDSA have the frames, rows and columns that it was trained on, so another size needs a "
+                f"model of its own (another run_dir=DIR). Write clip.{key}={own}. Longer clips are made from "
+                "Python, window by window (docs/sampling.md)"
+            )
+
+
 def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
     """The samples that a configuration asks for, in order of the index.
 

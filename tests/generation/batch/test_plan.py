@@ -8,7 +8,14 @@ import pytest
 
 from proav.errors import UserError
 from proav.generation.batch.manifest import line_of, list_parts, read_samples, sample_path, write_part
-from proav.generation.batch.plan import make_plan, manifest_row, shared_values, unpack, wanted_rows
+from proav.generation.batch.plan import (
+    check_clips,
+    make_plan,
+    manifest_row,
+    shared_values,
+    unpack,
+    wanted_rows,
+)
 from proav.runs.checkpoint import load_checkpoint
 from tests.tiny import save_tiny_stdit, tiny_config
 
@@ -161,3 +168,9 @@ def test_manifest_rows_begin_as_ever(checkpoint):
     row = rows_of(checkpoint, "generate.num_samples=2")[1]
     assert list(row)[:4] == ["index", "path", "seed", "label"] and json.loads(line_of(row)) == row
     assert row["path"] == sample_path("", 1).lstrip("/") == "000000/000000001.mp4"
+
+
+def test_clips_of_another_size_than_the_models_are_refused(checkpoint):
+    check_clips(tiny_config("generate.steps=3", "seed=4"), checkpoint.config)
+    with pytest.raises(UserError, match=r"clip.height=64: .* makes clips with clip.height=32\. The planes"):
+        check_clips(tiny_config("clip.height=64"), checkpoint.config)

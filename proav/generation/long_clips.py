@@ -1,0 +1,140 @@
+"""Clips of another length than the model was trained on: windows, one after the other.
+
+A window has the T frames of the model. The first is made by the task that is asked for. Each later one is
+given the last frames of the clip so far, and adds the rest of its own. Not here: how a window is made
+(`pipeline.py`), how made and given frames meet (`finishing.py`). Letters: T frames.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from proav.config import Config
+from proav.diffusion.masks import continue_frames
+from proav.diffusion.tasks import TASKS, check_trained
+from proav.errors import UserError
+from proav.generation.joining import as_beginning, joined, last_frames, part_of, window_seed
+from proav.generation.requests import SampleRequest
+from proav.geometry import MODALITIES
+from proav.media.container import Clip
+
+
+def following_task(name: str) -> str | None:
+    """The task of all windows but the first; None if clips of the task `name` have one window.
+
+    If one stream is given for all of the clip, the other is continued beside it: that is `inpaint` with the
+    first frames of the one and all of the other.
+    """
+    if TASKS[name].asks_span:
+        return None
+    return "inpaint" if TASKS[name].given else "continue"
+
+
+def wanted_frames(config: Config, seconds: float | None, num_windows: int) -> int:
+    """Frames of a clip of so many seconds or windows that does not go on from a given clip.
+
+    config: of the model. Raises UserError if seconds are no length, or if both are given.
+    """
+    frames, fps = config.clip.num_frames, config.clip.fps
+    if seconds is None:
+        return frames + (num_windows - 1) * (frames - continue_frames(config))
+    if num_windows != 1:
+        raise UserError(f"seconds={seconds:g} and num_windows={num_windows}: expected only one of them")
+    if not 1 / fps <= seconds < math.inf:
+        raise UserError(f"seconds={seconds:g}: expected at least the {1 / fps:g} s of a frame")
+    return round(seconds * fps)
+
+
+def of_length(config: Config, request: SampleRequest, num_frames: int) -> SampleRequest:
+    """The request for a clip of so many frames; a clip that goes on is counted from its beginning.
+
+    config: of the model. Raises UserError if the given clip is that long already.
+    """
+    new = config.clip.num_frames - continue_frames(config)
+    num_windows = 1 + max(0, -(-(num_frames - config.clip.num_frames) // new))
+    if TASKS[request.settings.task].extends:
+        there = len(request.given.video)
+        num_windows = -(-(num_frames - there) // new)
+        if num_windows < 1:
+            fps = config.clip.fps
+            raise UserError(
+                f"seconds={num_frames / fps:g}: the given clip has {there / fps:g} s already; "
+                "expected the length of the whole clip, with what is made"
+            )
+    return dataclasses.replace(request, num_windows=num_windows, num_frames=num_frames)
+
+
+def check_length(config: Config, request: SampleRequest) -> None:
+    """Raises UserError if a model of this configuration cannot make so many windows by the request's task."""
+    name, count = request.settings.task, request.num_windows
+    following = following_task(name)
+    if count < 1 or (count > 1 and following is None):
+        raise UserError(
+            f"num_windows={count}: expected 1"
+            + (" or more" if following else f"; task={name!r} makes clips of one window")
+        )
+    if count > 1:
+        try:
+            check_trained(following, config)
+        except UserError as error:
+            said = f"num_windows={count}: all windows but the first are made by the task {following!r}"
+            raise UserError(f"{said}. {error}") from error
+
+
+def window_of(
+    config: Config, request: SampleRequest, window: int = 0, end: Clip | None = None
+) -> SampleRequest:
+    """A window of a request as a SampleRequest of its own.
+
+    config: of the model.
+    request: of a whole clip.
+    window: its number.
+    end: the clip so far, or its last frames; None: nothing is made yet.
+    """
+    task, frames, known = TASKS[request.settings.task], config.clip.num_frames, continue_frames(config)
+    own = dataclasses.replace(request, seed=window_seed(request.seed, window), num_windows=1, num_frames=None)
+    if not (window or task.extends):
+        return dataclasses.replace(own, given=request.given and part_of(request.given, 0, frames))
+    begun = as_beginning(request.given if end is None else end, known, frames)
+    settings = dataclasses.replace(request.settings, task=following_task(request.settings.task))
+    if not task.given:
+        return dataclasses.replace(own, settings=settings, given=begun)
+    given = part_of(request.given, window * (frames - known), frames)
+    stream = {"video": given.video} if task.given == "video" else {"audio": given.audio}
+    known_2T = np.zeros((2, frames), bool)
+    known_2T[:, :known] = known_2T[MODALITIES.index(task.given)] = True
+    return dataclasses.replace(
+        own, settings=settings, given=dataclasses.replace(begun, **stream), known=known_2T
+    )
+
+
+class GrowingClip:
+    """A clip while its windows are made. It holds only what the next window is given."""
+
+    def __init__(self, config: Config, request: SampleRequest) -> None:
+        self.config, self.request = config, request
+        self._window = self._told = 0
+        self._end: Clip | None = None
+
+    def window(self) -> SampleRequest:
+        """The next window to make."""
+        return window_of(self.config, self.request, self._window, self._end)
+
+    def add(self, made: Clip) -> list[Clip]:
+        """What is new in the clip, in pieces, if `made` is the next window."""
+        extends, known = TASKS[self.request.settings.task].extends, continue_frames(self.config)
+        begins = self._window == 0
+        new = made if begins and not extends else part_of(made, known, len(made.video) - known)
+        pieces = [self.request.given, new] if begins and extends else [new]
+        self._window += 1
+        there = pieces if self._end is None else [self._end, *pieces]
+        self._end = last_frames(joined([last_frames(piece, known) for piece in there[-2:]]), known)
+        return [piece for piece in map(self._cut, pieces) if piece is not None]
+
+    def _cut(self, piece: Clip) -> Clip | None:
+        """A piece, less what is beyond the wanted length; None if nothing is left."""
+        most = self.request.num_frames
+        left = len(piece.video) if most is None else min(len(piece.video), most - self._told)
+        self._told += left
+        return part_of(piece, 0, left) if left > 0 else None
