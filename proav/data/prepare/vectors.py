@@ -68,7 +68,8 @@ def store_vectors(config: Config, data_dir: str, *, each: Callable[[Callable, li
         if is_file:
             if not storage.exists(origin):
                 raise UserError(f"data.vectors: {name}: no such file: {origin}")
-            made_from["sha256"] = storage.file_sha256(origin)[0]
+            # by name and content, since files may move
+            made_from |= {"from": origin.rsplit("/", 1)[-1], "sha256": storage.file_sha256(origin)[0]}
         found = read_vectors_manifest(data_dir, name)
         if found is not None and {key: found.get(key) for key in made_from} != made_from:
             raise UserError(
