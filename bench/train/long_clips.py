@@ -8,8 +8,8 @@ memory: peak memory of processes that write a clip that goes on to so many secon
 for pictures of --side pixels.
 
 drift: held-out windows of RUN go on, by a ST-DiT that was trained with `continue`. Spreads among independent
-clips are the scale of all numbers: the standard deviation of the given clips' mean colour (over channels,
-root mean square) and of their loudness.
+clips are the unit of all numbers: the standard deviation of the mean colour (over channels, root mean
+square) and of the loudness of 64 held-out windows.
 
     shift      the mean over clips in the last three seconds, less that in the first three
     wandering  root mean square of a clip's own change between the same seconds, over sqrt(2) spreads: 1 says
@@ -48,6 +48,7 @@ from proav.runs.layout import RunFolder
 
 ENDS_SECONDS = 3
 FLOOR = 1e-3
+SCALE_CLIPS = 64
 
 
 def write_one(path: str, side: int, seconds: int, way: str) -> None:
@@ -124,14 +125,14 @@ def drift_of(clips: Sequence[Clip], given: Sequence[Clip]) -> dict[str, dict]:
 def measure_drift(run: str, count: int, seconds: int, steps: int) -> dict:
     config = load_config(f"{run}/config.yaml", [f"run_dir={run}"])
     pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stdit.checkpoints)
-    truth = held_out(config, pipeline, count)
+    truth, independent = held_out(config, pipeline, count), held_out(config, pipeline, SCALE_CLIPS)
     settings = SamplingSettings(task="continue", steps=steps)
     requests = [dataclasses.replace(one, settings=settings) for one in truth]
     requests = [of_length(pipeline.config, one, seconds * pipeline.config.clip.fps) for one in requests]
     clips = [
         clip for first in range(0, count, BATCH) for clip in pipeline.sample(requests[first : first + BATCH])
     ]
-    return drift_table(pipeline.config, clips, [one.given for one in truth])
+    return drift_table(pipeline.config, clips, [one.given for one in independent])
 
 
 def drift_table(config, clips: Sequence[Clip], given: Sequence[Clip]) -> dict:
