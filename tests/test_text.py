@@ -10,9 +10,11 @@ from proav.data.store.shards import label_indices
 from proav.errors import CheckpointError
 from proav.generation.batch.plan import wanted_rows
 from proav.generation.pipeline import SoundingVideoPipeline
+from proav.geometry import ClipGeometry
 from proav.metrics.agreement import class_hit
 from proav.runs.checkpoint import check_resumable
 from proav.serve.front.api_error import ApiError
+from proav.serve.orders.model_card import ModelCard
 from proav.serve.orders.requests import check_request, parse_request
 from proav.text import find_label, find_labels, one_form, without_case
 from tests.tiny import tiny_config
@@ -58,16 +60,25 @@ def test_a_label_is_found_in_either_form(asked, labels):
 
 def label_of(labels, fields):
     """The label that the HTTP interface finds in a request if the model knows `labels`."""
-    limits = {
-        "size": "",
-        "seconds": "",
-        "steps": 2,
-        "max_steps": 9,
-        "guidance_scale": 1.0,
-        "guidance_range": (0, 30),
-    }
-    told = {"labels": labels, "vectors": {}, "encoders": ()}
-    card = SimpleNamespace(id="tiny", tasks=("joint",), **told, **limits)
+    card = ModelCard(
+        id="tiny",
+        created=0,
+        labels=labels,
+        vectors={},
+        encoders=(),
+        tasks=("joint",),
+        geometry=ClipGeometry.from_config(tiny_config()),
+        steps=2,
+        max_steps=9,
+        guidance_scale=1.0,
+        guidance_range=(0, 30),
+        checkpoint_hash="",
+        clips_trained=0,
+        mel={},
+        max_upload_bytes=1,
+        max_windows=1,
+        window_seconds=0.4,
+    )
     return check_request(parse_request(fields), card, has_reference=False).label
 
 

@@ -89,7 +89,7 @@ DAMAGED = {
     "completed, but when": lambda job: changed(job, status="completed"),
     "failed without an error": lambda job: changed(job, status="failed", completed=1.0),
     "many digits": lambda job: changed(job, progress=7).replace(": 7,", f": {'7' * 10_000},"),
-    "two megabytes": lambda job: changed(job, model="x" * 2 * 2**20),
+    "twenty megabytes": lambda job: changed(job, model="x" * 20 * 2**20),
     "of another": lambda job: changed(job, id=new_id(1.0)),
     "of the folder above": lambda job: changed(job, id=".."),
     "of a path": lambda job: changed(job, id=f"../{job.id}"),
