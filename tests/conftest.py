@@ -19,9 +19,3 @@ def ray_local():
     )  # "local" ignores RAY_ADDRESS and stale address files
     yield ray
     ray.shutdown()
-
-
-def pytest_collection_modifyitems(items):
-    """Files that start Ray come first: they take longest, and `make test` runs two files at a time."""
-    longest = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in longest)
