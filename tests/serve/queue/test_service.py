@@ -4,7 +4,6 @@ Restarts, deletions, expiry, failures, and the limit of the queue.
 """
 
 import asyncio
-import io
 import json
 import time
 from pathlib import Path
@@ -13,8 +12,6 @@ import numpy as np
 import pytest
 
 from proav.errors import StorageUnavailable, UserError
-from proav.generation.pipeline import SoundingVideoPipeline
-from proav.media.container import encode_clip, read_clip
 from proav.serve.front.api_error import ApiError
 from proav.serve.on_ray.sampler import Sampler
 from proav.serve.orders.requests import Order
@@ -24,7 +21,6 @@ from proav.serve.queue.service import Service, lease_of
 from proav.serve.settings import ServeSettings
 from proav.storage.lease import LeaseHeld
 from tests.media.hostile_files import h264
-from tests.synthetic_clips import make_clip
 
 
 @pytest.fixture(scope="module")
@@ -340,41 +336,6 @@ def test_a_given_stream_that_was_lost_is_told(settings, sampler):
         return [job.status for job in found]
 
     assert run(service, scenario) == ["failed", "completed"]
-
-
-def test_masked_tasks_give_what_the_pipeline_gives(masked_checkpoint, tmp_path):
-    """An upload goes the whole way: decoded, kept, taken up by another server, sampled, written."""
-    pipeline = SoundingVideoPipeline.from_checkpoint(masked_checkpoint)
-    settings = ServeSettings(checkpoint=masked_checkpoint, jobs_dir=str(tmp_path / "jobs"))
-    sampler = Sampler(masked_checkpoint, device="cpu")
-    upload = encode_clip(make_clip(1, seconds=1.2))
-    clip = read_clip(io.BytesIO(upload), fps=5, sample_rate=16_000, height=32, width=32, fit="crop")
-    asked = {
-        "i2av": {},
-        "continue": {"num_windows": 3},
-        "inpaint": {"span": (0.2, 0.4), "stream": "video"},
-    }
-
-    class Never(Unreliable):
-        async def sample(self, requests):
-            yield {"done": 0, "total": 1}
-            await asyncio.sleep(60)
-
-    async def send(service):
-        fields = [{"task": task, "seed": 3, "steps": 2, **more} for task, more in asked.items()]
-        return [(await service.create(one, upload)).id for one in fields]
-
-    async def fetch(service):
-        jobs = [service.get(identity) for identity in identities]
-        await finished(*jobs)
-        return [(job.seconds, (await service.content(job.id, "video"))[0]) for job in jobs]
-
-    identities = run(Service(settings, Never(sampler)), send)
-    made = run(Service(settings, sampler), fetch)
-    assert [seconds for seconds, _ in made] == ["0.8", "2.4", "0.8"]  # 1.2 s, and 0.4 s three times
-    for (task, more), (_, mp4) in zip(asked.items(), made, strict=True):
-        (expected,) = pipeline(task=task, clip=clip, seed=3, steps=2, guidance_scale=1.5, **more)
-        assert mp4 == encode_clip(expected), task
 
 
 def test_a_page_goes_on_where_it_was_though_jobs_are_deleted(settings):
