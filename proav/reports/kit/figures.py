@@ -179,7 +179,6 @@ def clip_strip(
     num_frames, rows, columns, _ = video_THWC.shape
     seconds = num_frames / fps
     every = math.ceil(num_frames / 8)
-    shown = video_THWC[::every]
     width = STRIP_RIGHT - STRIP_LEFT
     frame_inches = STRIP_INCHES * width * every / num_frames * rows / columns
     wave_inches = 0.45 if waveform_L is not None else 0.0
@@ -189,7 +188,35 @@ def clip_strip(
     figure.patch.set_alpha(0)
 
     axes = figure.add_axes((STRIP_LEFT, 1 - frame_inches / height, width, frame_inches / height))
-    for first, frame in zip(range(0, num_frames, every), shown, strict=True):
+    _draw_frames(axes, video_THWC, every)
+
+    bottom = (foot + wave_inches + (gap if wave_inches else 0)) / height
+    axes = _new_axes(figure, (STRIP_LEFT, bottom, width, mel_inches / height))
+    _draw_mel(axes, mel_TMS, seconds, min_hz, max_hz)
+    for start in np.arange(1, num_frames) / fps:
+        axes.axvline(start, color="white", alpha=0.18, linewidth=0.5)
+
+    if waveform_L is not None:
+        axes.tick_params(labelbottom=False)
+        axes = _new_axes(figure, (STRIP_LEFT, foot / height, width, wave_inches / height))
+        _draw_waveform(axes, waveform_L, seconds)
+    axes.set_xlim(0, seconds)
+    axes.xaxis.set_minor_locator(FixedLocator(np.arange(num_frames + 1) / fps))
+    axes.tick_params(axis="x", which="minor", length=2, width=0.5, color=MUTED)
+    times = [time for time in MaxNLocator(5).tick_values(0, seconds) if 0 <= time <= seconds + 1e-6]
+    labels = axes.set_xticks(times, [f"{time:.3g} s" for time in times]) and axes.get_xticklabels()
+    for label, time in zip(labels, times, strict=True):
+        label.set_horizontalalignment("left" if time == 0 else "right" if time > 0.95 * seconds else "center")
+    strip = themed_svg(figure, description)
+    line = element("span", class_="playhead", style=f"top: 0; bottom: {100 * foot / height:.2f}%")
+    places = {"data_left": STRIP_LEFT, "data_width": f"{width:.4f}", "data_seconds": f"{seconds:.6g}"}
+    return element("div", strip, line, class_="strip", data_title=title, **places)
+
+
+def _draw_frames(axes, video_THWC: np.ndarray, every: int) -> None:
+    """Each `every`-th frame, from its own time to that of the next one shown."""
+    num_frames = len(video_THWC)
+    for first, frame in zip(range(0, num_frames, every), video_THWC[::every], strict=True):
         axes.imshow(
             _at_most(frame, 96),
             aspect="auto",
@@ -200,8 +227,9 @@ def clip_strip(
     axes.set_xlim(0, num_frames)
     axes.axis("off")
 
-    bottom = (foot + wave_inches + (gap if wave_inches else 0)) / height
-    axes = _new_axes(figure, (STRIP_LEFT, bottom, width, mel_inches / height))
+
+def _draw_mel(axes, mel_TMS: np.ndarray, seconds: float, min_hz: float, max_hz: float) -> None:
+    """The mel image over its time, with as many labels of frequencies as there is room for."""
     bins = mel_TMS.shape[1]
     image_ML = mel_TMS.transpose(1, 0, 2).reshape(bins, -1)
     axes.imshow(
@@ -225,33 +253,20 @@ def clip_strip(
         [row for _, row in ticks], [f"{hz / 1000:g}k" if hz >= 1000 else str(hz) for hz, _ in ticks]
     )
     axes.text(-0.125, 1.0, "Hz", transform=axes.transAxes, fontsize=7, color=MUTED, va="top")
-    for start in np.arange(1, num_frames) / fps:
-        axes.axvline(start, color="white", alpha=0.18, linewidth=0.5)
 
-    if waveform_L is not None:
-        axes.tick_params(labelbottom=False)
-        axes = _new_axes(figure, (STRIP_LEFT, foot / height, width, wave_inches / height))
-        parts = np.array_split(waveform_L, 240)
-        times = (np.arange(240) + 0.5) / 240 * seconds
-        axes.fill_between(
-            times,
-            [part.min() for part in parts],
-            [part.max() for part in parts],
-            color=SERIES_2,
-            linewidth=0.5,
-        )
-        axes.set(ylim=(-1, 1), yticks=[])
-    axes.set_xlim(0, seconds)
-    axes.xaxis.set_minor_locator(FixedLocator(np.arange(num_frames + 1) / fps))
-    axes.tick_params(axis="x", which="minor", length=2, width=0.5, color=MUTED)
-    times = [time for time in MaxNLocator(5).tick_values(0, seconds) if 0 <= time <= seconds + 1e-6]
-    labels = axes.set_xticks(times, [f"{time:.3g} s" for time in times]) and axes.get_xticklabels()
-    for label, time in zip(labels, times, strict=True):
-        label.set_horizontalalignment("left" if time == 0 else "right" if time > 0.95 * seconds else "center")
-    strip = themed_svg(figure, description)
-    line = element("span", class_="playhead", style=f"top: 0; bottom: {100 * foot / height:.2f}%")
-    places = {"data_left": STRIP_LEFT, "data_width": f"{width:.4f}", "data_seconds": f"{seconds:.6g}"}
-    return element("div", strip, line, class_="strip", data_title=title, **places)
+
+def _draw_waveform(axes, waveform_L: np.ndarray, seconds: float) -> None:
+    """Least and greatest samples of 240 stretches."""
+    parts = np.array_split(waveform_L, 240)
+    times = (np.arange(240) + 0.5) / 240 * seconds
+    axes.fill_between(
+        times,
+        [part.min() for part in parts],
+        [part.max() for part in parts],
+        color=SERIES_2,
+        linewidth=0.5,
+    )
+    axes.set(ylim=(-1, 1), yticks=[])
 
 
 def _mel_row(hz: float, bins: int, min_hz: float, max_hz: float) -> float:
