@@ -123,19 +123,25 @@ class LocalHead:
         return [each for each in processes_of(self.folder) if each.name() == "raylet"]
 
     def stop(self) -> None:
-        """Ends every process that names this head's folder in its command line, then removes the folder."""
+        """Ends every process of this head, then removes its folder."""
         end(lambda: processes_of(self.folder))
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if os.path.isdir(self.folder):
+            shutil.rmtree(self.folder)
 
 
 def processes_of(folder: str) -> list[psutil.Process]:
-    """Processes whose command line names `folder`, except this one."""
-    processes = psutil.process_iter(["cmdline"])
-    return [
-        each
-        for each in processes
-        if each.pid != os.getpid() and any(folder in word for word in each.info["cmdline"] or ())
-    ]
+    """Processes whose command line names `folder`, and their descendants, except this one.
+
+    The dashboard's own subprocesses write into its folder, but replace their command line by a title.
+    """
+    found = {}
+    for each in psutil.process_iter(["cmdline"]):
+        if any(folder in word for word in each.info["cmdline"] or ()):
+            found[each.pid] = each
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found |= {child.pid: child for child in each.children(recursive=True)}
+    found.pop(os.getpid(), None)
+    return list(found.values())
 
 
 def free_ports(count: int) -> list[int]:

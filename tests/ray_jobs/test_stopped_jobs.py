@@ -77,13 +77,14 @@ def test_signals_save_and_the_next_run_goes_on(tmp_path, start):
     for target, rounds in (("all processes", 1), ("worker", 2)):
         before = len(read_metrics(folder))
         process, log = start(config)
-        until(lambda: process.poll() is not None or len(read_metrics(folder)) > before + 2)
-        assert process.poll() is None, said(log)
-        if rounds == 1:  # meanwhile nobody else may train here
+        if rounds == 1:  # nobody else may train here, from before the first step on
+            until(lambda: process.poll() is not None or Path(folder, ".training.lease").exists())
             other, its_log = start(config)
             assert other.wait(120) == 2 and "training" in said(its_log) and "run_dir=DIR" in said(its_log), (
                 said(its_log)
             )
+        until(lambda: process.poll() is not None or len(read_metrics(folder)) > before + 2)
+        assert process.poll() is None, said(log)
         if target == "worker":
             os.kill(worker_of(process.pid), signal.SIGTERM)
         else:  # as batch systems do
