@@ -1,0 +1,183 @@
+"""How good are whole clips of a flow, and of the flow map distilled from it, in few steps? On any run's data.
+
+    python ray_jobs/train.py --config configs/demo.yaml stage=distill
+    python -m bench.train.few_steps_clips runs/demo flow=runs/demo/stdit/checkpoints \
+        "flow map=runs/demo/distill/checkpoints" [--guidance 1.5] [--samples 256] [--out FILE]
+
+Each model makes clips with sound (task joint) from the same noise, in each number of steps. Prints:
+
+    sKVD, sKAD    kernel distances of pictures and of sound to the run's held-out windows, in features of
+                  fixed random networks, with intervals over clips and sources
+    training      the same two distances to as many windows of the training split
+    to_first      PSNR of the pictures against the first model's in its largest number of steps, in dB
+    seconds       processor seconds a clip, including decoding and the conversion from mel to sound
+
+For comparison it prints the same for real windows of the training split, and for the first model from other
+noise. `--guidance` is for the flow; a flow map has its own. A row that is already in FILE is not measured
+again, unless its checkpoint has changed.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from proav.config import Config
+from proav.config.reading import load_config
+from proav.data.feeds.feed import evaluation_windows
+from proav.data.store.shards import SegmentStore
+from proav.generation.pipeline import SoundingVideoPipeline
+from proav.generation.requests import SampleRequest
+from proav.generation.sampling_settings import SamplingSettings
+from proav.metrics.bootstrap import bootstrap_interval, source_groups
+from proav.metrics.distances import kernel_distance
+from proav.metrics.networks import load_network
+
+BATCH = 8
+NETWORKS = {"sKVD": "surrogate-video", "sKAD": "surrogate-audio"}
+
+
+class Features:
+    """Feature vectors of clips by metric, and the source of each clip.
+
+    video: uint8 [N, T, H, W, 3].
+    audio: float32 [N, samples].
+    sources: names of the N clips' sources.
+    """
+
+    def __init__(self, video: np.ndarray, audio: np.ndarray, sources: list[str]) -> None:
+        self.sources, self.video = np.asarray(sources), video
+        self.values = {}
+        for (metric, name), clips in zip(NETWORKS.items(), (video, audio), strict=True):
+            network = load_network(name)
+            batches = torch.from_numpy(clips).split(BATCH)
+            self.values[metric] = torch.cat([network(batch).mean(1) for batch in batches]).numpy()
+
+
+def distance(first: Features, second: Features, metric: str) -> dict:
+    """The kernel distance of two sets of clips, with its interval."""
+    values, others = first.values[metric], second.values[metric]
+
+    def between(places: np.ndarray, other_places: np.ndarray) -> float:
+        sources = (first.sources[places], second.sources[other_places])
+        return kernel_distance(values[places], others[other_places], sources=sources)
+
+    interval = bootstrap_interval(between, source_groups(first.sources), source_groups(second.sources))
+    value = between(np.arange(len(values)), np.arange(len(others)))
+    return {"value": value, "interval": [interval.low, interval.high]}
+
+
+def real_clips(config: Config, split: str, count: int) -> Features:
+    """Windows of one split of the run's data."""
+    store = SegmentStore(config.data_folder)
+    video, audio, sources = [], [], []
+    for segment, start in evaluation_windows(store, config, split=split, max_clips=count):
+        window = store.window(segment, start, config.clip.num_frames, want=("video", "audio"))
+        video.append(window["video"])
+        audio.append(window["audio"])
+        sources.append(store.rows[segment]["source_id"])
+    return Features(np.stack(video), np.stack(audio), sources)
+
+
+def made_clips(
+    pipeline: SoundingVideoPipeline, count: int, settings: SamplingSettings, *, seed: int = 0
+) -> tuple[Features, float]:
+    """(features of `count` generated clips, processor seconds a clip).
+
+    pipeline: the model.
+    count: number of clips; the model's labels take turns.
+    settings: how they are sampled.
+    seed: of the noise.
+    """
+    labels = pipeline.labels or [None]
+    requests = [
+        SampleRequest(seed, place, labels[place % len(labels)], settings=settings) for place in range(count)
+    ]
+    began, clips = time.process_time(), []
+    for first in range(0, count, BATCH):
+        clips += pipeline.sample(requests[first : first + BATCH])
+    seconds = (time.process_time() - began) / count
+    video, audio = (np.stack([getattr(clip, name) for clip in clips]) for name in ("video", "audio"))
+    return Features(video, audio, [f"made {place}" for place in range(count)]), seconds
+
+
+def psnr_db(made: np.ndarray, wanted: np.ndarray) -> float:
+    """Mean over clips; uint8 [N, T, H, W, 3]."""
+    error = ((made.astype(np.float32) - wanted) ** 2).mean((1, 2, 3, 4))
+    return float((10 * np.log10(255**2 / np.maximum(error, 0.5))).mean())
+
+
+def show(rows: dict[str, dict]) -> None:
+    print(f"{'clips':24}{'sKVD':>8}{'':20}{'sKAD':>8}{'':20}{'training':>18}{'to_first':>10}{'seconds':>9}")
+    for name, row in rows.items():
+        cells = ""
+        for metric in NETWORKS:
+            low, high = row["held_out"][metric]["interval"]
+            ends = "" if low is None else f"  ({low:.4f} .. {high:.4f})"
+            cells += f"{row['held_out'][metric]['value']:8.4f}{ends:20}"
+        training = " ".join(f"{row['training'][metric]['value']:.4f}" for metric in NETWORKS)
+        more = [
+            f"{row[key]:.{digits}f}" if key in row else ""
+            for key, digits in (("to_first", 1), ("seconds", 3))
+        ]
+        print(f"{name:24}{cells}{training:>18}{more[0]:>10}{more[1]:>9}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="a run folder; its prepared data are the real clips")
+    parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
+    parser.add_argument("--steps", type=int, nargs="+", default=[30, 10, 4, 2, 1], help="the largest first")
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance of a flow (default: 1, none)")
+    parser.add_argument("--out", type=Path, default=Path("runs/few_steps_clips.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = load_config(f"{arguments.run}/config.yaml", [f"run_dir={arguments.run}"])
+    pipelines = {}
+    for model in arguments.models:
+        name, _, path = model.partition("=")
+        pipelines[name] = SoundingVideoPipeline.from_checkpoint(path)
+    held_out, training = (real_clips(config, split, arguments.samples) for split in ("validation", "train"))
+    rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+
+    def keep(name: str, clips: Features, **more) -> None:
+        rows[name] = more | {
+            split: {metric: distance(clips, real, metric) for metric in NETWORKS}
+            for split, real in (("held_out", held_out), ("training", training))
+        }
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(rows, indent=1))
+        print(name, json.dumps(rows[name]), file=sys.stderr, flush=True)
+
+    def settings_of(pipeline: SoundingVideoPipeline, steps: int) -> SamplingSettings:
+        is_map = pipeline.process.objective == "flow_map"
+        return SamplingSettings(steps=steps, guidance_scale=1.0 if is_map else arguments.guidance)
+
+    if "real, training split" not in rows:
+        keep("real, training split", training)
+    first_name, first = next(iter(pipelines.items()))
+    most = settings_of(first, arguments.steps[0])
+    wanted, _ = made_clips(first, arguments.samples, most)
+    of = {"samples": arguments.samples, "guidance": arguments.guidance}
+    for steps in arguments.steps:
+        for name, pipeline in pipelines.items():
+            row = f"{name}, {steps} step{'s' * (steps > 1)}"
+            key = of | {"checkpoint": pipeline.checkpoint_hash}
+            if any(rows.get(row, {}).get(word) != value for word, value in key.items()):
+                clips, seconds = made_clips(pipeline, arguments.samples, settings_of(pipeline, steps))
+                keep(row, clips, to_first=psnr_db(clips.video, wanted.video), seconds=seconds, **key)
+    other, key = f"{first_name}, other noise", of | {"checkpoint": first.checkpoint_hash}
+    if any(rows.get(other, {}).get(word) != value for word, value in key.items()):
+        keep(other, made_clips(first, arguments.samples, most, seed=1)[0], **key)
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
