@@ -14,7 +14,7 @@ from torch import Tensor
 NO_LABEL = -1
 """Fills the row of a clip that has fewer labels than others of its batch."""
 VECTOR_KEY = "vector."
-"""Stored rows call the vectors of a name so: vector.caption."""
+"""Prefix of a vector's name in stored rows, as in vector.caption."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Conditions:
     """The conditions of a batch. Every tensor has one row a clip; None: no clip has that condition."""
 
     labels_BK: Tensor
-    """int64, 0 .. num_labels, several a clip, then NO_LABEL. The null label, num_labels, stands alone: no
-    label is told. A tensor [B] holds one label a clip.
+    """int64. Each row holds a clip's labels, 0 .. num_labels - 1, then NO_LABEL. A clip without a label has
+    the null label, num_labels, alone. A tensor [B], one label a clip, is accepted too.
     """
     masked_BEPNN: Tensor | None = None
     """Planes of a masked clip, with the mask as their last channel (`masked_condition` in
@@ -42,7 +42,7 @@ class Conditions:
     def of_rows(cls, rows: Mapping[str, Tensor]) -> "Conditions":
         """The conditions of stored windows, from the rows that `LatentFeed` gives, without masked planes.
 
-        Those are normalized first (`proav/train/generator_step.py`).
+        Masked planes are added later, because they are normalized first (`proav/train/generator_step.py`).
         """
         named = {name: values for name, values in rows.items() if name.startswith(VECTOR_KEY)}
         return cls(
@@ -60,7 +60,7 @@ class Conditions:
         return self._each(lambda values: values.to(device, non_blocking=True))
 
     def conditioned_B(self, null_label: int) -> Tensor:
-        """bool: the clips that have a condition for guidance to pull towards."""
+        """bool: the clips that have a label or a vector, to which guidance can be applied."""
         told_B = self.labels_BK[:, 0] != null_label
         for values in self.vectors.values():
             told_B = told_B | (values != 0).flatten(1).any(1)

@@ -1,8 +1,8 @@
 """DDPM with the noise as target: the settings of PVDM, with the same methods as the flow.
 
-Follows DDPM (Ho et al. 2020) and PVDM's schedule. The way back is `solvers.py`. The estimated clean latents
+Follows DDPM (Ho et al. 2020) and PVDM's schedule. Sampling is in `solvers.py`. The estimated clean latents
 are not clamped (our choice). PVDM clamps them to [-1, 1], because tanh bounds its latents. Ours have unit
-variance and are bounded nowhere near 1. Letters: B clips, D channels, P=6 planes, N plane side.
+variance, so many are beyond 1. Letters: B clips, D channels, P=6 planes, N plane side.
 """
 
 from dataclasses import dataclass

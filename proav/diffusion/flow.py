@@ -1,7 +1,7 @@
 """Rectified flow: straight lines from data to noise, with their velocity as target.
 
 Follows rectified flow (Liu et al. 2022) with the logit-normal times of Stable Diffusion 3 (Esser et al.
-2024). The paper does not print its objective. The way back is `solvers.py`. Sign convention:
+2024). The paper does not print its objective. Sampling is in `solvers.py`. Sign convention:
 v = dz_t / dt = noise - clean. Letters: B clips, D channels, P=6 planes, N plane side.
 """
 
@@ -25,7 +25,7 @@ class RectifiedFlow:
 
     objective: ClassVar[str] = "flow"
     eta: ClassVar[float] = 0.0
-    """The flow's way back adds no fresh noise."""
+    """Sampling from a flow adds no fresh noise."""
 
     def draw_times(self, uniforms: Tensor) -> Tensor:
         """Training times by the inverse distribution function, then shifted.
@@ -71,11 +71,11 @@ class FlowMap(RectifiedFlow):
 
         u(z_t, t, r) = (z_t - z_r) / (t - r),   r <= t;   u(z_t, t, t) = v(z_t, t),
 
-    where z_t -> z_r is the way along the velocity v of a flow (Geng et al., 2025). Pairs of times are drawn
-    elsewhere (`flow_maps.py`), evenly, and sampling's times are even too: `shift` is 1.
+    where z_r is reached from z_t along the velocity v of a flow (Geng et al., 2025). `shift` is 1, so times
+    of sampling are evenly spaced by default. Pairs of times for training are drawn in `flow_maps.py`.
     """
 
     guidance_scale: float = 1.0
-    """The guidance that v has; sampling cannot change it."""
+    """The guidance scale that v contains; sampling cannot change it."""
 
     objective: ClassVar[str] = "flow_map"

@@ -1,9 +1,8 @@
-"""What a flow map learns: pairs of times, and the average velocity between them from a flow's velocity.
+"""Training targets of a flow map: pairs of times, and the average velocity between them.
 
-Follows decoupled MeanFlow (Lee et al., 2025) with the velocity of a teacher. Not here: the model
-(`proav/models/stdit`), the step that trains it (`proav/train/flow_map_step.py`), sampling (`solvers.py`).
-Letters: B clips, D channels, P=6 planes, N plane side; t the times of the state, r the next times, per
-modality.
+Follows decoupled MeanFlow (Lee et al., 2025) with the velocity of a teacher, a trained flow. Not here: the
+model (`proav/models/stdit`), its training (`proav/train/flow_map_step.py`), sampling (`solvers.py`). Letters:
+B clips, D channels, P=6 planes, N plane side; t the times of the state, r the next times, per modality.
 """
 
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ from proav.diffusion.noise import uniforms_for
 from proav.diffusion.tasks import TASKS
 
 END_SHARE = 0.125
-"""Share of the pairs that start at pure noise, and of those that end at clean planes; our choice.
+"""Share of the pairs that start at pure noise, and share of those that end at clean planes; our choice.
 
-Every sampling starts at the one and ends at the other.
+Sampling always starts at pure noise and ends at clean planes.
 """
 
 
@@ -70,8 +69,9 @@ def mean_flow_target(
 
         v - (1 - a) / a (u(z_t, t, r) - u(z_s, s, r)),   a = (t - s) / (t - r).
 
-    A map that equals its target goes the way from t to r as a step along v to s and then the rest of the way,
-    (t - r) u(z_t, t, r) = (t - s) v + (s - r) u(z_s, s, r). All its steps of length h together are Euler's.
+    If a map equals its target, it goes from t to s along v, and from s to r by itself:
+    (t - r) u(z_t, t, r) = (t - s) v + (s - r) u(z_s, s, r). Applied again and again, this is Euler's method
+    with steps of length h.
 
     velocity_BDPNN: v(z_t, t).
     prediction_BDPNN, later_BDPNN: u(z_t, t, r) and u(z_s, s, r), without gradients.

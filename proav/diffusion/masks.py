@@ -2,7 +2,7 @@
 
 A mask known_B2T is true for the frames that are given; row 0 is the picture, row 1 the sound. The masked clip
 is encoded and enters ST-DiT beside the noisy planes, with its mask: `masked_condition` in
-`proav/models/mdsa/planes.py`. Which task has which mask is `tasks.py`. All of this is our choice; the paper
+`proav/models/mdsa/planes.py`. `tasks.py` says which task has which mask. All of this is our choice; the paper
 evaluates joint generation. Letters: B clips, T frames, H W rows and columns, C channels, M mel bins, S mel
 columns in a frame.
 """
@@ -25,17 +25,18 @@ def first_picture(config: Config, uniforms: Tensor) -> Tensor:
 
 
 def beginning(config: Config, uniforms: Tensor) -> Tensor:
-    """The first frames of both: `diffusion.continue_frames`, half of a clip if it is empty."""
+    """The first frames of picture and sound, see `continue_frames`."""
     known_2T = _nothing(config)
     known_2T[:, : continue_frames(config)] = True
     return known_2T
 
 
 def around_a_span(config: Config, uniforms: Tensor) -> Tensor:
-    """All but a span: of both modalities in half of the clips, else of the picture or of the sound alone.
+    """All frames except a span.
 
-    The span has 1 to T - 1 frames, each length as often as the others, and lies anywhere. uniforms: three
-    numbers in (0, 1).
+    The span is in both modalities for half of the clips, in the picture alone for a quarter, and in the sound
+    alone for a quarter. Its lengths, 1 to T - 1 frames, are equally likely, and so are its places. uniforms:
+    three numbers in (0, 1).
     """
     stream, of_length, of_start = uniforms[:3].tolist()
     frames = config.clip.num_frames
@@ -48,15 +49,15 @@ def around_a_span(config: Config, uniforms: Tensor) -> Tensor:
 
 
 def continue_frames(config: Config) -> int:
-    """Frames of the clip before that the task `continue` is given."""
+    """Frames given to the task `continue`: `diffusion.continue_frames`, or half a clip if that is None."""
     return config.diffusion.continue_frames or config.clip.num_frames // 2
 
 
 def fill_unknown(video_BTHWC: Tensor, mel_BTMS: Tensor, known_B2T: Tensor) -> tuple[Tensor, Tensor]:
     """The masked clip: unknown pictures are the nearest known one, unknown sound is silence.
 
-    Of two equally near pictures the earlier is taken. A still picture and a pause are what an autoencoder
-    knows; grey frames between pictures are not. If no picture is known, all are black.
+    Of two equally near pictures the earlier is taken. An autoencoder has seen still pictures and silence in
+    its training, but not single grey frames between others. If no picture is known, all are black.
     """
     known_BT = known_B2T[:, VIDEO].to(video_BTHWC.device)
     frames = torch.arange(known_BT.shape[1], device=video_BTHWC.device)

@@ -1,14 +1,20 @@
 """Solvers: from noise to clean planes along the times of a process, in few calls of the model.
 
-A solver is a generator. It yields a state and its time, is sent the model's prediction there, and returns
-the clean state. It may ask as often as it likes, and it remembers in its own variables. So samples with
-different solvers, times and numbers of steps can share each call of a model
+A solver is a Python generator. It yields a state and its time, receives the model's prediction for them, and
+returns the clean state. It may call the model any number of times, and its local variables are its memory.
+So samples with different solvers, times and numbers of steps can share each call of a model
 (`proav/generation/denoise.py`). To add a solver, add a function here, a row of SOLVERS, and a test.
-All solvers have the same parameters. process: the noise process; noise: the state at the first time; times:
-from noise to clean; fresh: noise for a step, if the solver adds any.
-Not here: processes (`flow.py`, `ddpm.py`), and guidance and given modalities, which only change predictions
-and states. Letters: t times in [0, 1], 0 clean and 1 noise; a and s the shares of clean and noise in
-z_t = a z + s e.
+
+All solvers have the same parameters:
+
+    process: the noise process.
+    noise: the state at the first time.
+    times: from noise to clean.
+    fresh: gives noise for a step, if the solver adds any.
+
+Not here: processes (`flow.py`, `ddpm.py`). Nor guidance and given modalities, which only change predictions
+and states (`proav/generation/denoise.py`). Letters: t times in [0, 1], 0 clean and 1 noise; a and s the
+shares of clean and noise in z_t = a z + s e.
 """
 
 import math
@@ -32,7 +38,7 @@ class Question(NamedTuple):
 
 
 Solution = Generator[Question | tuple[Tensor, float], Tensor, Tensor]
-"""Yields questions, is sent predictions, and returns the clean state."""
+"""Yields questions, receives predictions, and returns the clean state."""
 
 
 class Process(Protocol):
@@ -136,11 +142,11 @@ def _log_step(a_t: float, s_t: float, a_u: float, s_u: float) -> float:
 
 @dataclass(frozen=True)
 class Solver:
-    """A row of SOLVERS: the function, the processes that it can follow, and how often it calls the model."""
+    """A row of SOLVERS: the function, the processes that it supports, and how often it calls the model."""
 
     solve: Callable[[Process, Tensor, Sequence[float], FreshNoise], Solution]
     objectives: tuple[str, ...]
-    """Objectives of the processes that it can follow."""
+    """Objectives of the processes that it supports."""
     num_calls: Callable[[int], int] = lambda steps: steps
     """Calls of the model, as a function of the number of steps."""
 
@@ -159,14 +165,15 @@ DEFAULT_STEPS = {"flow": 30, "ddpm": 30, "flow_map": 4}
 
 
 def num_steps(steps: int | None, objective: str) -> int:
-    """`steps`, or what models of this objective take if no number is given."""
+    """`steps`; if it is None, the default number of this objective."""
     return DEFAULT_STEPS[objective] if steps is None else steps
 
 
 def find_solver(name: str | None, objective: str) -> Solver:
     """The solver of this name; None: the default of the process.
 
-    Raises UserError, which lists the solvers that fit, if it is unknown or does not follow the process.
+    Raises UserError if the name is unknown, or if the solver does not support the process. The message lists
+    those that do.
     """
     name = name or DEFAULTS[objective]
     fitting = [known for known, solver in SOLVERS.items() if objective in solver.objectives]

@@ -23,13 +23,14 @@ class Task:
     """One row.
 
     given: the modality that is given: "video", "audio" or None. It enters clean, as its lone planes at time
-    0, and carries no loss.
-    own_times: each modality draws a time of its own; otherwise all noisy planes share one.
-    can_sample: whether clips can be made with it; if not, the task is for training only.
-    mask: of a masked task: mask(config, uniforms [4]) is bool [2, T], what is given of a training clip. Its
-        planes enter as condition channels. The noisy planes stay whole, and all of them carry the loss.
-    asks_span: the mask differs from clip to clip. Whoever samples says which frames are to be made.
-    extends: the clip that is given goes on; its last frames are the beginning of what is made.
+        0, and carries no loss.
+    own_times: whether each modality draws a time of its own; if not, all noisy planes share one.
+    can_sample: whether clips can be made by the task; if not, it is for training only.
+    mask: for a masked task, a function mask(config, uniforms [4]). It returns bool [2, T], the frames of a
+        training clip that are given. The planes of the masked clip enter as condition channels. The noisy
+        planes stay whole, and all of them carry the loss.
+    asks_span: whether the mask differs from clip to clip. Whoever samples then says which frames are made.
+    extends: whether the given clip is continued. What is made begins with its last frames.
     """
 
     given: str | None = None
@@ -119,14 +120,16 @@ def check_trained(name: str, config: Config) -> None:
 def mask_of_window(
     name: str, config: Config, segment_id: str, start_frame: int, flipped: bool = False
 ) -> Tensor:
-    """The mask of a masked task for a stored window, bool [2, T]: a function of its names alone.
+    """The mask of a masked task for a stored window, bool [2, T]: a function of these arguments alone.
 
-    The seed of the run takes no part, as in all that is stored: runs with other seeds share their latents.
+    The mask does not depend on the run's seed, as nothing does that is stored: runs that differ only in their
+    seed share latents.
 
     name: of the task.
     config: of the run.
     segment_id: the segment that holds the window.
-    start_frame, flipped: which window, and whether its pictures are mirrored.
+    start_frame: the window's first frame in the segment.
+    flipped: whether its pictures are mirrored.
     """
     uniforms = uniforms_for(0, 2 * start_frame + flipped, 4, purpose=f"mask {name} {segment_id}")
     return TASKS[name].mask(config, uniforms)
@@ -139,7 +142,7 @@ def fixed_mask(name: str, config: Config) -> Tensor:
 
 
 def task_names(seed: int, positions: Sequence[int], config: Config) -> tuple[str, ...]:
-    """The task of each clip; see `draw_tasks`, which draws more of the same numbers."""
+    """The task of each clip: the same that `draw_tasks` draws with all else."""
     return _names_of(_uniforms_B4(seed, positions), config)
 
 

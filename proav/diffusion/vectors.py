@@ -1,7 +1,7 @@
-"""Vectors that users bring as conditions, from any encoder: found, checked, padded.
+"""Vectors that users give as conditions, from any encoder: finds functions, checks values, pads sequences.
 
-What ST-DiT does with them is `proav/models/stdit`; where they are stored, `proav/data/store/vectors.py`.
-Letters: L vectors of a sequence, W width.
+Not here: what ST-DiT does with them (`proav/models/stdit`), where they are stored
+(`proav/data/store/vectors.py`). Letters: L vectors of a sequence, W width.
 """
 
 import base64
@@ -16,7 +16,7 @@ import numpy as np
 from proav.errors import UserError
 
 Shape = tuple[int, ...]
-"""(W,) of one vector a clip, or (L, W) of a sequence of at most L, see `STDiTConfig.vector_shapes`."""
+"""(W,) for one vector a clip, (L, W) for a sequence of at most L; see `STDiTConfig.vector_shapes`."""
 
 
 def find_function(text: str, setting: str) -> Callable[[Sequence], Any]:
@@ -87,7 +87,7 @@ def check_vector_names(names: Iterable[str], shapes: Mapping[str, Shape]) -> Non
 
 
 def called(function: Callable[[Sequence], Any], given: Sequence, where: str) -> list[np.ndarray | None]:
-    """function(given), checked: vectors for each given thing, of one width and kind, or None for nothing.
+    """function(given), checked: for each given thing its vectors, or None if there are none.
 
     where: names the function in the message of UserError.
     """
@@ -107,7 +107,7 @@ class Encoders:
     named: {name of the vectors: "package.module:function"}.
     shapes: of all vectors that the model takes.
     setting: the key that names the functions, for messages.
-    Raises UserError for a name that the model does not take, or a function that cannot be found.
+    Raises UserError if the model takes no vectors of a name, or if a function cannot be found.
     """
 
     def __init__(self, named: Mapping[str, str], shapes: Mapping[str, Shape], *, setting: str) -> None:
@@ -119,7 +119,7 @@ class Encoders:
         }
 
     def __call__(self, texts: Sequence[Mapping[str, str]]) -> list[dict[str, np.ndarray]]:
-        """For each {name: text} the vectors, float32 of the model's shape each.
+        """{name: float32 of the model's shape} for each {name: text}.
 
         Raises UserError if a function does not give what the model takes.
         """
@@ -134,7 +134,7 @@ class Encoders:
 
 
 def to_text(values: np.ndarray) -> str:
-    """float32 of the model's shape as text, for plans and orders."""
+    """float32 values as a text in base64, for plans and orders."""
     return base64.b64encode(np.ascontiguousarray(values, np.float32).tobytes()).decode()
 
 

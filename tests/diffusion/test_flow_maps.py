@@ -66,7 +66,12 @@ def test_the_exact_map_carries_noise_to_the_data_in_any_number_of_steps(steps, s
 
 
 def target_of(t: float, r: float, time_step: float, average=average) -> tuple[torch.Tensor, torch.Tensor]:
-    """(target, prediction) of a map at z_t."""
+    """(target, prediction) of a map at z_t.
+
+    t, r: the times.
+    time_step: h of `later_times`.
+    average: the map.
+    """
     times_B2, next_B2 = pair_of_times(t, r)
     later_B2, share_B = later_times(times_B2, next_B2, time_step)
     state = states()
@@ -78,7 +83,7 @@ def target_of(t: float, r: float, time_step: float, average=average) -> tuple[to
 
 @pytest.mark.parametrize(("t", "r"), [(1.0, 0.0), (0.8, 0.3), (0.4, 0.0)])
 def test_the_exact_map_equals_its_target_as_the_step_of_time_goes_to_zero(t, r):
-    """The difference is MeanFlow's identity, whose derivative is taken over a step: it falls as the step."""
+    """MeanFlow's derivative is replaced by a difference, whose error is proportional to the step."""
     wide, narrow = (
         (target - prediction).abs().max().item()
         for target, prediction in (target_of(t, r, step) for step in (1e-3, 5e-4))
@@ -87,7 +92,7 @@ def test_the_exact_map_equals_its_target_as_the_step_of_time_goes_to_zero(t, r):
 
 
 def test_eulers_steps_together_are_the_map_that_equals_its_target():
-    """A map that is its own target goes from t to r by Euler's steps of the length h."""
+    """A map that equals its target goes from t to r by Euler's steps of length h."""
     step = 1 / 8
 
     def eulers_average(state, times_B2, next_B2):

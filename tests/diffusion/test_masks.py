@@ -1,4 +1,4 @@
-"""Masks of the tasks in closed form, and what stands for frames that are not given."""
+"""Masks of the tasks in closed form, and what replaces frames that are not given."""
 
 import pytest
 import torch

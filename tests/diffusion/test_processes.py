@@ -59,7 +59,7 @@ def test_time_zero_is_exactly_clean(process):
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("time", [1.0, 0.5, 0.125, 0.0])
 def test_clean_and_noise_come_back_from_the_target(process, time):
-    """What solvers ask of a process agrees with what training asks of it."""
+    """The methods of a process for solvers agree with those for training."""
     clean, noise = pair()
     times = torch.full((4, 2), time, dtype=torch.float64)
     noisy, target = process.add_noise(clean, noise, times), process.target(clean, noise)

@@ -23,7 +23,15 @@ PAIRS = [
 
 
 def solve(process, name, noise, times, predict, fresh=None):
-    """(result, times at which the model was called)."""
+    """(result, times at which the model was called).
+
+    process: the noise process.
+    name: of the solver.
+    noise: the first state.
+    times: from noise to clean.
+    predict: the model, a function of state and time.
+    fresh: as for solvers.
+    """
     solution, asked = SOLVERS[name].solve(process, noise, times, fresh), []
     state, time = next(solution)
     while True:
@@ -88,6 +96,11 @@ def errors(process, name, all_steps, span=None):
     """Largest error on the path of a Gaussian, from noise to clean, or between two times:
 
     z_u = a_u mean + (z_t - a_t mean) sqrt((a_u^2 std^2 + s_u^2) / (a_t^2 std^2 + s_t^2)).
+
+    process: the noise process.
+    name: of the solver.
+    all_steps: the numbers of steps; one error each.
+    span: two times; None: from noise to clean.
     """
     generator = torch.Generator().manual_seed(3)
     mean = torch.randn(3, 6, 1, 1, generator=generator, dtype=torch.float64)

@@ -1,8 +1,8 @@
 """Sequences of vectors that the tokens of ST-DiT attend to, such as the words of a text.
 
-Not here: a single vector of a clip, which modulates all tokens (`embeddings.py`). The cross-attention of
-STDiT and PixArt, without a gate; that nothing told changes nothing is our choice. Letters: B clips, M vectors
-of all sequences, L tokens of all planes, d width, h heads, k head width.
+Not here: a single vector of a clip, which modulates all tokens (`embeddings.py`). Follows the cross-attention
+of STDiT and PixArt, which has no gate. It does not change a clip that is told nothing; this is our choice.
+Letters: B clips, M vectors of all sequences, L tokens of all planes, d width, h heads, k head width.
 """
 
 from collections.abc import Mapping
@@ -20,30 +20,30 @@ from proav.models.stdit.embeddings import MAP_PREFIX, unit_size, vector_maps
 
 @dataclass(frozen=True)
 class Context:
-    """What tokens attend to. vectors_BMd: zeros where nothing is told. told_BM: bool."""
+    """What tokens attend to. vectors_BMd: mapped vectors. told_BM: bool, false for those that are zeros."""
 
     vectors_BMd: Tensor
     told_BM: Tensor
 
 
 class ContextMaps(nn.Module):
-    """A linear map to the width of the tokens for each sequence of `stdit.vectors`, without a bias."""
+    """For each sequence of `stdit.vectors`, a linear map without a bias to the width of the tokens."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         _, width, _ = config.stdit.shape
         self.shapes = {name: shape for name, shape in config.stdit.vector_shapes.items() if len(shape) == 2}
         self.maps = vector_maps({name: own for name, (_, own) in self.shapes.items()}, width)
-        for linear in self.maps.values():  # the attention's output begins at zero: one zero factor is enough
+        for linear in self.maps.values():  # the attention's output map is zero: one zero factor is enough
             nn.init.xavier_uniform_(linear.weight)
 
     @property
     def length(self) -> int:
-        """Vectors of a clip, all sequences at their longest."""
+        """Number of vectors of a clip if all its sequences have their greatest length."""
         return sum(length for length, _ in self.shapes.values())
 
     def forward(self, vectors: Mapping[str, Tensor]) -> Context | None:
-        """vectors: of `Conditions`. None: no clip is told any sequence."""
+        """The mapped sequences, one after the other; None if `vectors` (of `Conditions`) has no sequence."""
         given = {name: vectors[name] for name in self.shapes if name in vectors}
         if not given:
             return None
@@ -65,8 +65,9 @@ class ContextMaps(nn.Module):
 class CrossAttention(nn.Module):
     """softmax(Q K^T / sqrt(k)) V over the told vectors and one more, whose key and value are zero.
 
-    The last one is there so that a clip that is told nothing gets exactly zero. So does every clip at first:
-    the output map begins at zero, and has no bias. Queries and keys are RMS-normalized per head.
+    Because of that one, the result of a clip that is told nothing is exactly zero. At initialization the
+    result of every clip is zero: the output map is zero-initialized and has no bias. Queries and keys are
+    RMS-normalized per head.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:

@@ -1,4 +1,4 @@
-"""What ST-DiT adds to its tokens and modulates them by: positions, both times, labels and vectors of a clip.
+"""Embeddings of ST-DiT: positions are added to tokens; times, labels and vectors of a clip modulate them.
 
 Positions are along T, H and W. Not here: rotary positions of the autoencoder (`proav/models/layers.py`), and
 sequences of vectors, which tokens attend to (`context.py`). Follows "ProAV-DiT", Figure 2 (b), and DiT. The
@@ -36,7 +36,7 @@ MAX_PERIOD = 10_000.0
 NUM_FREQUENCIES = 128
 """Frequencies of the time embedding: 256 sines and cosines, as in DiT."""
 MAP_PREFIX = "of_"
-"""Before a vector's name in the names of weights: a module cannot have every name, such as `keys`."""
+"""Prefix of a vector's name in the names of weights: nn.ModuleDict refuses some names, such as `keys`."""
 
 
 def sinusoids(values: Tensor, num_frequencies: int) -> Tensor:
@@ -58,9 +58,9 @@ def axis_positions(
 
     Token (i, j) of the plane with axes (X, Y) gets e_X(c_i) + e_Y(c_j). Its centre is
     c_i = (i + 1/2) spacing - 1/2, so that tokens of any size share coordinates. e_T, e_H and e_W are
-    sinusoids in separate channels, a third of the width each; the rest, width mod 6, stays zero. So inner
-    products compare each axis with itself, equal times in WT and HT get equal time channels, and (i, j)
-    differs from (j, i).
+    sinusoids in separate channels, a third of the width each. The rest, width mod 6, stays zero. So inner
+    products compare each axis with itself. Equal times in WT and HT have equal time channels. Token (i, j)
+    differs from token (j, i).
 
     side: rows and columns of tokens.
     width: features of a token.
@@ -81,8 +81,8 @@ class TokenPositions(nn.Module):
     """x_bl + e_axes(l) + u_type(p mod 3) + u_modality(p div 3) + u_frame(p), for token l of plane p.
 
     The axis positions are fixed and the same for both modalities, so that sound and picture of one time share
-    coordinates. The three learned tables tell planes apart: by the plane's type, by its modality, and by the
-    six-frame position of Figure 2 (b).
+    coordinates. Three learned tables distinguish the planes: by type (HW, WT, HT), by modality, and by place
+    in the stack of six (Figure 2 (b)).
     """
 
     def __init__(self, sides: Sequence[int], width: int, *, kind: Literal["axes", "plain"] = "axes") -> None:
@@ -111,11 +111,12 @@ class Conditioning(nn.Module):
     """c_m = f(s(t_m)) + g(s(t_other)) + u_m + e_labels + sum_n A_n x_n / |x_n|, a vector for each modality m.
 
     s is `sinusoids` of TIME_SCALE * t; f and g are Linear-SiLU-Linear. Each modality thus knows its own time
-    and the other's, through different maps: a clean sound beside a noisy picture is not the reverse. u_m lets
-    equal times modulate the modalities differently. e_labels is the mean of the label table's rows for the
-    clip's labels. The table has num_labels + 1 rows; the last is the null label, "not told". x_n are the
-    vectors of `stdit.vectors`, one a clip, and |x| is the root mean square. A_n begins at zero and has no
-    bias, so that zeros mean nothing told. The two times are our choice; the rest is DiT's.
+    and the other's. The maps differ, so a clean sound with a noisy picture gives other vectors than a noisy
+    sound with a clean picture. u_m lets equal times modulate the modalities differently. e_labels is the mean
+    of the label table's rows for the clip's labels. The table has num_labels + 1 rows; the last is the null
+    label, "not told". x_n are the vectors of `stdit.vectors`, one a clip, and |x| is the root mean square.
+    A_n is zero-initialized. It has no bias, so zeros add nothing: they mean that nothing is told. The two
+    times are our choice; the rest is DiT's.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:
@@ -161,7 +162,7 @@ class Conditioning(nn.Module):
 def vector_maps(widths: Mapping[str, int], width: int) -> nn.ModuleDict:
     """A zero-initialized linear map to `width` for each {name: width of its vectors}.
 
-    They have no bias: of zeros they make zeros.
+    Without a bias it maps zeros to zeros.
     """
     return nn.ModuleDict(
         {f"{MAP_PREFIX}{name}": ClosedLinear(own, width, bias=False) for name, own in widths.items()}
@@ -169,6 +170,6 @@ def vector_maps(widths: Mapping[str, int], width: int) -> nn.ModuleDict:
 
 
 def unit_size(values: Tensor) -> Tensor:
-    """Vectors [..., W] with a root mean square of 1; zeros stay zeros. Encoders differ in size by far."""
+    """Vectors [..., W] scaled to a root mean square of 1: encoders differ in scale. Zeros stay zeros."""
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     return F.rms_norm(values, values.shape[-1:], eps=1e-12)

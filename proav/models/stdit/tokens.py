@@ -1,8 +1,9 @@
-"""The six planes as one row of tokens: which token lies where, and which tokens attend to which.
+"""The six planes as one sequence of tokens: the place of each token, and which tokens attend to which.
 
-Planes with fewer channels may have larger tokens (`LatentGeometry.token_patches`), so that no width is spent
-on a few numbers. Not here: what a token says (`transformer.py`, `embeddings.py`). Letters: B clips, P=6
-planes, L tokens of all planes, l tokens of a plane, d width, h heads, k head width.
+Planes with fewer channels may have larger tokens (`LatentGeometry.token_patches`): a small token of few
+channels would hold only a few numbers. Not here: the maps from planes to tokens (`transformer.py`), positions
+(`embeddings.py`). Letters: B clips, P=6 planes, L tokens of all planes, l tokens of a plane, d width, h
+heads, k head width.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from proav.models.layers import attend
 
 
 class TokenLayout:
-    """Where the tokens of the six planes lie in a row: plane after plane, each plane row by row.
+    """The order of the tokens: plane after plane, and the tokens of a plane row by row.
 
     sides: tokens along the side of each plane; each divides the largest.
     """
@@ -44,11 +45,11 @@ class TokenLayout:
 
     @property
     def pairs_across_planes(self) -> int:
-        """The same in `across_planes`."""
+        """Pairs of tokens that attend to each other in `across_planes`."""
         return self.finest**2 * len(self.sides) ** 2
 
     def by_modality(self, function: Callable[..., Tensor], tokens_BLd: Tensor, *values_B2d: Tensor) -> Tensor:
-        """function(tokens, *values): each token gets the values of its modality; [B, L, d]."""
+        """function(tokens, *values), with the values of each token's own modality; [B, L, d]."""
         if len(set(self.of_modalities)) == 1:  # one call, no copies
             halves_B2Ld = tokens_BLd.unflatten(1, (len(MODALITIES), -1))
             return function(halves_B2Ld, *(values[:, :, None] for values in values_B2d)).flatten(1, 2)
@@ -70,7 +71,7 @@ class TokenLayout:
     def across_planes(self, query_BLhk: Tensor, key_BLhk: Tensor, value_BLhk: Tensor) -> Tensor:
         """Attention of the six tokens at each place of the finest planes; [B, L, h, k].
 
-        A larger token takes part at all its places, and gets the mean of the results.
+        A larger token takes part at every place that it covers. Its result is the mean over these places.
         """
         at_places = (self._to_places(heads) for heads in (query_BLhk, key_BLhk, value_BLhk))
         apart = (rearrange(heads, "b p l h k -> (b l) h p k") for heads in at_places)

@@ -33,7 +33,7 @@ def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class RMSNorm(nn.Module):
     """w x / sqrt(mean(x^2) + epsilon) over the last axis, in the precision of x, with statistics in float32.
 
-    The fused kernel wants it so.
+    torch's fused kernel needs x and the weight in one precision.
     """
 
     def __init__(self, width: int) -> None:
@@ -45,10 +45,10 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """softmax(rms(Q) rms(K)^T / sqrt(k)) V over the tokens that `mix` brings together, then a linear map.
+    """softmax(rms(Q) rms(K)^T / sqrt(k)) V, then a linear map. `mix` decides which tokens attend to which.
 
-    Queries and keys are RMS-normalized per head with learned weights. Logits stay bounded, which keeps bf16
-    training stable (STDiT3).
+    Queries and keys are RMS-normalized per head with learned weights. So logits stay bounded, and training in
+    bf16 is stable (STDiT3).
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class SelfAttention(nn.Module):
         return self.out(mixed_BLhk.flatten(2))
 
     def flops(self, tokens: int, pairs: int) -> int:
-        """8 tokens d^2 + 4 pairs d; pairs: of a query and a key that meet."""
+        """8 tokens d^2 + 4 pairs d, with `pairs` the number of pairs of a query and a key."""
         return map_flops(self, tokens) + 4 * pairs * self.out.in_features
 
 
 class Block(nn.Module):
     """One layer of ST-DiT, modulated by (shift, scale, gate)_a and (shift, scale, gate)_m.
 
-    These are the sum of the modulation of the token's modality and this block's table:
+    Each is the modulation of the token's modality plus a row of this block's table:
 
         x <- x + gate_a * spatial(modulate(x, a))      tokens of one plane, each of the six by itself
         x <- x + temporal(modulate(x, a))              the six tokens at one place of the planes
@@ -113,7 +113,7 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the MLP over d.
         attention: divided | full.
         layout: of the tokens.
-        context: vectors that tokens attend to, at most; 0: the block has no cross-attention.
+        context: most vectors that tokens attend to; 0: the block has no cross-attention.
         """
         super().__init__()
         self.layout, self.context = layout, context
@@ -160,7 +160,7 @@ class Block(nn.Module):
 
 
 def decoder_blocks(config: Config) -> int:
-    """How many of the last blocks are told the next time in a flow map (Lee et al., 2025): a third of all."""
+    """How many of the last blocks a flow map tells the next time (Lee et al., 2025): by default a third."""
     own = config.distill.decoder_blocks
     return config.stdit.shape[0] // 3 if own is None else own
 
@@ -170,9 +170,9 @@ class STDiT(nn.Module):
 
     The prediction is the flow's velocity, the noise, or a flow map's average velocity between two times. It
     is exactly zero at initialization. Size, patch and attention are set by config.stdit, planes by
-    config.mdsa. num_labels >= 0; label number num_labels is the null label. `activation_checkpointing`:
-    recompute each block's activations in the backward pass. Safe under ZeRO-3: every parameter is used only
-    in the forward of the module that owns it.
+    config.mdsa. num_labels >= 0; label number num_labels is the null label. If `activation_checkpointing` is
+    set, each block's activations are recomputed in the backward pass. The model works under ZeRO-3: every
+    parameter is used only in the forward of the module that owns it.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:
@@ -207,9 +207,9 @@ class STDiT(nn.Module):
         return self.num_labels
 
     def _initialize(self) -> None:
-        """Each plane has its own first and last maps: the planes' channels have nothing in common.
+        """Draws the first weights. The columns that read a masked clip and its mask are zero-initialized.
 
-        The columns that read a masked clip and its mask begin at zero.
+        Each plane has its own first and last maps, because the planes' channels have nothing in common.
         """
         for part in (self.embed, self.blocks):
             for module in part.modules():
@@ -236,10 +236,10 @@ class STDiT(nn.Module):
         noisy_BDPNN: [B, D, 6, N, N], normalized latents with noise; clean planes for a given modality.
         times_B2: [B, 2] in [0, 1]; column 0 is the video's, column 1 the audio's. 0 is clean, 1 is noise; a
             given modality has time 0.
-        conditions: labels in 0 .. num_labels (the null label). Masked planes of None mean zeros, and so does
-            a name of `stdit.vectors` that is not there.
+        conditions: labels in 0 .. num_labels (the null label). If masked planes are None, or a name of
+            `stdit.vectors` is missing, zeros are read.
         next_times_B2: for a flow map, the times to go to, at most times_B2. The last blocks and the final
-            maps are told these; None, or equal times: as a flow.
+            maps are told these. None: the same as times_B2.
         """
         vectors_B2d = F.silu(self.conditioning(times_B2, conditions))
         modulation_B26d = self._modulation(vectors_B2d)

@@ -74,19 +74,19 @@ def test_what_one_block_makes_is_twice_its_side_and_no_more():
 
 @pytest.mark.parametrize("side", [4, 8, 16, 32])
 def test_flat_blocks_of_any_heights_join_with_small_steps(side):
-    """The largest step of the image of one block of height 1 is known, between blocks and inside them."""
+    """The largest step in the image of one flat block of height 1, at its borders and inside it, is known."""
     one = torch.zeros(1, 1, 1, 3 * side)
     one[..., side : 2 * side] = 1
     window = Lapping((1, side))(one, back=True)[0, 0, 0, side // 2 : side // 2 + 2 * side]
     steps = torch.cat([torch.zeros(1), window, torch.zeros(1)]).diff().abs()
     known = {4: 0.45, 8: 0.24, 16: 0.13, 32: 0.07}[side]
     assert steps.max() == pytest.approx(known, abs=0.01)
-    torch.testing.assert_close(window[:side] + window[side:], torch.ones(side))  # even blocks, an even image
+    torch.testing.assert_close(window[:side] + window[side:], torch.ones(side))  # equal blocks: a flat image
 
 
 @pytest.mark.parametrize(("side", "most"), [(8, 1.4), (16, 1.4), (32, 1.4)])
 def test_cells_that_know_nothing_of_each_other_show_no_grid(side, most):
-    """Flat blocks of random heights: the mean step at each place in a block against that at all others."""
+    """Flat blocks of random heights. At no place in a block is the mean step much larger than elsewhere."""
     heights = torch.randn(64, 1, 1, 40, generator=torch.Generator().manual_seed(0))
     joined = Lapping((1, side))(heights.repeat_interleave(side, -1), back=True)
     steps = joined.diff(dim=-1).abs().mean((0, 1, 2))

@@ -17,7 +17,13 @@ SOUND_BLOCKS = {"HW": (2, 1), "WT": (16, 1), "HT": (2, 8)}
 
 
 def unlapped(clips, name, *, sound, back=True):
-    """The clips whose lapped images are `clips`: the images that these blocks make if they overlap."""
+    """The clips whose lapped images are `clips`. back=False: the lapped images of `clips`.
+
+    clips: [B, C, T, H, W]
+    name: the plane, HW, WT or HT
+    sound: whether the clips are sound
+    back: the direction
+    """
     cut, geometry = (SOUND_CUTS, SOUND) if sound else (PICTURE_CUTS, PICTURE)
     lapping = LinearPlanes(geometry, CHANNELS, sound=sound).lapping[name]
     return cut[name].to_clip(lapping(cut[name].to_images(clips), back=back), *clips.shape[1:3])
@@ -115,7 +121,10 @@ def test_kernels_span_what_the_singular_value_decomposition_does(sound, name, ov
 
 
 def reference(clips, order, blocks):
-    """What numpy's decompositions leave of centred clips: one a plane, of the frames or their mean."""
+    """Mean squared error that is left of centred clips after numpy's decomposition for each plane in turn.
+
+    HW is decomposed on the mean of the frames, the other planes on all frames.
+    """
     rest = clips - clips.mean((0, 2, 4), keepdim=True)
     sound = order[0] == "HT"
     for name in order:
@@ -146,7 +155,7 @@ def test_still_pictures_leave_nothing_to_time():
     clips = part(PICTURE, BLOCKS, "HW")
     planes = fitted(clips).analyse(clips)
     assert planes["HW"].square().mean().item() == pytest.approx(1, rel=1e-3)
-    assert max(planes[name].abs().max() for name in ("WT", "HT")) < 0.05  # rounding, not scaled up
+    assert max(planes[name].abs().max() for name in ("WT", "HT")) < 0.05  # rounding, which is not scaled up
 
 
 def test_codes_have_unit_mean_square_by_one_number_a_plane():

@@ -38,7 +38,8 @@ def test_planes_and_clips_have_their_shapes_and_ranges(make_mdsa, make_config, o
     video, mel = model.decode(planes)
     assert video.shape == clips[0].shape and mel.shape == clips[1].shape
     assert max(video.abs().max(), mel.abs().max()) <= 1
-    assert (max(values.abs().max() for values in model(*clips)) <= 1) == (parts == ALONE)  # what losses see
+    # The losses compute with values that are not clipped
+    assert (max(values.abs().max() for values in model(*clips)) <= 1) == (parts == ALONE)
 
 
 @pytest.mark.parametrize("parts", [{}, ALONE], ids=["whole", "network alone"])
@@ -308,7 +309,7 @@ def test_one_stream_has_the_parameters_of_its_ancestor():
 
 
 def test_full_scale_costs_less_than_its_bounds():
-    """Both streams of a 16 x 256 x 256 clip cost at most 0.9 TFLOP each way.
+    """Both streams of a 16 x 256 x 256 clip cost at most 0.9 TFLOP to encode, and as much to decode.
 
     The counter counts attention on meta tensors, but not on the CPU.
     """

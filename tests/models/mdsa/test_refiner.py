@@ -29,7 +29,12 @@ def test_shapes(settings):
 
 
 def reach(refiner, images, t, r, s):
-    """The pixels of the result that change with the input pixel (t, r, s): bool [T, R, S]."""
+    """The pixels of the result that change with one input pixel: bool [T, R, S].
+
+    refiner: the network.
+    images: [1, C, T, R, S].
+    t, r, s: frame, row and column of the input pixel.
+    """
     changed = images.clone()
     changed[:, :, t, r, s] += 1
     return (refiner(changed) - changed - refiner(images) + images).abs().amax((0, 1)) > 1e-5

@@ -111,11 +111,12 @@ SOUND = StreamGeometry(1, 6, 4 * SIDE, 4 * SIDE, 4)
 
 
 def lost(clips, geometry, *, sound, first=4, **switched):
-    """Mean squared error of a path whose first plane has `first` channels in all.
+    """Mean squared error of a path.
 
     clips: the clips to fit and to measure
     geometry: sizes of the stream
     sound: whether the stream is sound, whose first plane is HT instead of HW
+    first: channels of the first plane in all
     switched: settings of the switched cells, passed to LinearPlanes; none for the plain path
     """
     plane = "HT" if sound else "HW"

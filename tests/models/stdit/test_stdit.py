@@ -211,7 +211,7 @@ def test_both_modalities_have_the_same_fixed_positions():
 
 
 def places(layout, plane, row, column):
-    """Numbers of the tokens that cover one place: a list with one a plane, and the token of `plane`.
+    """(numbers of the six tokens that cover one place, one in each plane; the one of them in `plane`).
 
     layout: token counts and sides of the six planes
     plane: index of the plane

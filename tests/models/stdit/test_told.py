@@ -1,4 +1,4 @@
-"""What ST-DiT is told of a clip: labels, of which there may be several, one vector, a sequence of vectors."""
+"""What ST-DiT is told of a clip: one or several labels, a vector, a sequence of vectors."""
 
 import dataclasses
 
