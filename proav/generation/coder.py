@@ -54,9 +54,10 @@ class LatentCoder:
         latent_std: Sequence[Sequence[float]] | None = None,
         precision: str = "fp32",
     ) -> None:
-        """latent_mean, latent_std: [6 planes][D channels], as a checkpoint holds them.
+        """config: of the checkpoint.
 
-        None: latents stay as they are. config: of the checkpoint. mdsa: the autoencoder, on its device.
+        mdsa: the autoencoder, on its device.
+        latent_mean, latent_std: [6 planes][D channels], as a checkpoint holds them; None: no normalization.
         precision: in which MDSA's network encodes, "fp32" or "bf16" (autocast). It decodes in fp32.
         """
         self.config, self.mdsa, self.precision = config, mdsa, precision
@@ -66,7 +67,7 @@ class LatentCoder:
         self.scale = None if latent_mean is None else LatentScale(latent_mean, latent_std).to(self.device)
 
     def normalize(self, stack_BDPNN: Tensor) -> Tensor:
-        """The stack as the generator sees it."""
+        """The normalized stack, which the generator works on."""
         return stack_BDPNN if self.scale is None else self.scale.normalize(stack_BDPNN)
 
     def denormalize(self, stack_BDPNN: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class LatentCoder:
     def encode(self, video_BTHWC: Tensor, mel_BTMS: Tensor, *, lone: bool = False) -> Tensor:
         """uint8 pictures and mel images in [-1, 1] to MDSA's stacked planes [B, D, 6, N, N], not normalized.
 
-        `lone` encodes each modality without the other. A given stream always enters the generator so.
+        `lone`: each modality is encoded without the other, as every stream that is given to the generator.
         """
         video_BCTHW = pixels_to_unit(video_BTHWC.to(self.device))
         encode = self.mdsa.encode_lone if lone else self.mdsa.encode
@@ -95,8 +96,8 @@ class LatentCoder:
     def decode(self, stack_BDPNN: Tensor, *, lone: bool = False) -> tuple[Tensor, Tensor]:
         """Stacked planes, not normalized, to uint8 pictures [B, T, H, W, 3] and mel images [B, T, M, S].
 
-        Mel images are in [-1, 1]. `lone` decodes each modality without the other. MDSA is trained to do this
-        with planes that were encoded so.
+        Mel images are in [-1, 1]. `lone`: each modality is decoded without the other. MDSA is trained to do
+        so with lone planes.
         """
         exchange = Exchange.off(len(stack_BDPNN)) if lone else Exchange()
         planes = unstack_planes(stack_BDPNN, self.geometry.num_frames, self.latents.channels)
@@ -115,8 +116,8 @@ def to_clips(
 
     mel_frames: the mel transform of the model's configuration.
     video_BTHWC: uint8.
-    mel_BTMS: in [-1, 1]. The sound is made where it lies.
-    seeds: one a clip; the first phase of each sound follows from it.
+    mel_BTMS: in [-1, 1]. The sound is computed on its device.
+    seeds: one a clip; it sets the first phases of the sound.
     """
     audio_BL = mel_frames.decode(mel_BTMS.float(), seeds).cpu().numpy()
     rates = {"fps": mel_frames.geometry.fps, "sample_rate": mel_frames.geometry.sample_rate}

@@ -22,18 +22,18 @@ from proav.generation.sampling_settings import SamplingSettings
 
 @dataclass(frozen=True)
 class Group:
-    """Samples that start together and have the same settings, except for guidance."""
+    """Samples that are denoised together. They have the same settings, except for guidance."""
 
     settings: SamplingSettings
     noise_BDPNN: Tensor
-    """The start, from `noise_batch`, on the model's device. Its dtype is the state's."""
+    """The first state, from `noise_batch`, on the model's device. All states have its dtype."""
     conditions: Conditions
     guidance_B3: Tensor | None = None
     """Scale and interval of guidance for each sample; None: those of the settings."""
     given_BDPNN: Tensor | None = None
     """For tasks with a given modality: its lone planes, normalized. The other planes are not read."""
     identities: Sequence[tuple[int, int]] | None = None
-    """(seed, sample index) of each. Needed if steps have fresh noise, which is a function of them."""
+    """(seed, sample index) of each sample. Needed if the solver adds fresh noise, a function of these."""
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def denoise(
 
 
 class _Track:
-    """A group on its way: the state that its solver asks about, until there is a result."""
+    """A group while it is denoised: its solver, and the state for which that asks a prediction."""
 
     def __init__(self, process: RectifiedFlow | DDPM, group: Group) -> None:
         self.group, settings = group, group.settings
@@ -87,7 +87,7 @@ class _Track:
         self._ask(next(self._solution))
 
     def advance(self, prediction: Tensor) -> None:
-        """Tells the solver the prediction that it asked for."""
+        """Gives the solver the prediction that it asked for."""
         try:
             self._ask(self._solution.send(prediction))
         except StopIteration as end:
@@ -135,7 +135,7 @@ def _predict(model: torch.nn.Module, tracks: Sequence[_Track]) -> Sequence[Tenso
     if tracks[0].next_time is None:
         scales_B = _joined([track.scales_B for track in tracks])
         prediction = guided_prediction(model, state_BDPNN, times_B2, conditions, scales_B)
-    else:  # a flow map, as are all of its process: it has learned its guidance
+    else:  # a flow map, which has learned its guidance; all tracks have the same process
         prediction = model(
             state_BDPNN, times_B2, conditions, _joined([track.next_times_B2 for track in tracks])
         )
@@ -149,15 +149,16 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def guided_prediction(
     model: torch.nn.Module, state_BDPNN: Tensor, times_B2: Tensor, conditions: Conditions, scales_B: Tensor
 ) -> Tensor:
-    """v = v_label + (s - 1) (v_label - v_null), which equals v_null + s (v_label - v_null).
+    """v = v_c + (s - 1) (v_c - v_0), which equals v_0 + s (v_c - v_0).
 
-    The null label is evaluated in the same call, and only for the samples that need it. A sample with s = 1
-    needs v_label alone; for a sample with the null label both are the same. These cost one evaluation instead
-    of two, and their result does not depend on their neighbours' scales.
+    v_c is the prediction with labels and vectors, v_0 the one without them. v_0 is evaluated in the same
+    call, and only for the samples that need it. A sample with s = 1 needs only v_c. So does a sample without
+    labels and vectors, whose v_c and v_0 are the same. Such samples cost one evaluation instead of two, and
+    their result does not depend on the scales of other samples.
 
     model: an STDiT, or any model with its `null_label`.
     state_BDPNN, times_B2: noisy planes, and the time of each modality in [0, 1].
-    conditions: of the samples, with their labels.
+    conditions: of the samples.
     scales_B: guidance scale s of each sample; 1: no guidance.
     """
     conditioned_B = conditions.conditioned_B(model.null_label)

@@ -1,6 +1,6 @@
-"""From made pictures and mel images to clips: the sound, and what was given in its place. It needs no model.
+"""From made pictures and mel images to clips: makes the sound, and puts in what was given. It needs no model.
 
-Not here: how pictures and mel images are made (`pipeline.py`), the formulas of seams (`joining.py`). Letters:
+Not here: how pictures and mel images are made (`pipeline.py`), the formulas of joins (`joining.py`). Letters:
 B clips, T frames, H W rows and columns, M mel bins, S mel columns in a frame, J = T * S columns.
 """
 
@@ -30,7 +30,7 @@ def finish_clips(
     video_BTHWC: Tensor,
     mel_BTMS: Tensor,
 ) -> list[Clip]:
-    """The clips of made windows, each with its sound. What is given stands in them as it came.
+    """The clips of made windows, each with its sound. Given frames and sound are copied into them unchanged.
 
     config: of the model.
     mel_frames: its mel transform.
@@ -51,7 +51,8 @@ def finish_clips(
 def given_streams(mel_frames: MelFrames, requests: Sequence[SampleRequest]) -> tuple[Tensor, Tensor]:
     """Pictures and mel images of what requests are given. mel_frames: of the model.
 
-    They are copied into torch's own memory: kernels may round differently where NumPy's is aligned otherwise.
+    They are copied into torch's own memory. NumPy's may be aligned otherwise, and kernels then may round
+    differently.
     """
     video = torch.from_numpy(np.stack([request.given.video for request in requests])).clone()
     audio = torch.from_numpy(np.stack([request.given.audio for request in requests])).clone()
@@ -68,8 +69,14 @@ def _carried(
 ) -> tuple[Tensor, Tensor]:
     """Made pictures and mel images of a masked task, without a step at the borders to given frames.
 
-    Of the sound, the columns of the mel image take over what the last given column has beyond the model's
-    own. The mean over a frame would not do: a sound that dies away within it would be raised behind it.
+    For the sound, a border's difference is that of the mel columns beside the border. The mean over the given
+    frame would be wrong: if the sound fades within that frame, the made sound after it would become too loud.
+
+    config: of the model.
+    mel_frames: its mel transform.
+    request: for one window.
+    video_THWC: the made pictures, uint8.
+    mel_TMS: the made mel images, in [-1, 1].
     """
     streams = given_streams(mel_frames, [request])
     given_video, given_mel = (given[0].to(video_THWC.device) for given in streams)
@@ -83,7 +90,7 @@ def _carried(
 
 
 def _with_given(config: Config, clip: Clip, request: SampleRequest) -> Clip:
-    """What is given goes into the result as it came, not through the autoencoder."""
+    """`clip` with what is given, which is copied and does not pass through the autoencoder."""
     task = TASKS[request.settings.task]
     if task.mask is not None:
         return with_given_frames(clip, request.given, known_frames(config, request))

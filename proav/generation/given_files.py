@@ -27,9 +27,9 @@ def streams_read(task: str) -> tuple[str, ...]:
 
 
 class GivenDecoder:
-    """Decodes files for the task `config.generate.task`; for `isolation.IsolatedDecoder`.
+    """Decodes files for the task `config.generate.task`. `isolation.IsolatedDecoder` runs it.
 
-    config: of the model, whose clips have its rates and sizes. `data.source_timeout_seconds` limits the time.
+    config: of the model; it sets rates and sizes. `data.source_timeout_seconds` limits the time for a file.
     """
 
     def __init__(self, config: Config) -> None:
@@ -42,13 +42,13 @@ class GivenDecoder:
     ) -> Iterator[dict[str, np.ndarray]]:
         """One dict: "video", uint8 [T, H, W, 3], or "audio", float32 [samples], or both, as the task reads.
 
-        It is the stretch that the task reads, mostly one clip, from `start_seconds` on. For a2v, time 0 is
-        the beginning of the sound; if that ends at most 0.1 s too early, silence follows. A task that reads
-        one picture takes an image, too.
+        Both begin at `start_seconds` and are as long as the task reads, mostly one clip. For a2v, time 0 is
+        the beginning of the sound. If the sound ends at most 0.1 s too early, silence follows. A task that
+        reads one picture also accepts an image.
 
         source: path and start_seconds are read.
         on_progress: called whenever the decoder gets further.
-        Raises MediaError if the file does not hold that, and StorageUnavailable.
+        Raises MediaError if the file does not hold these streams, and StorageUnavailable.
         """
         clip, data = self.config.clip, self.config.data
         watch = {"deadline_seconds": data.source_timeout_seconds, "on_progress": on_progress}

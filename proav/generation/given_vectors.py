@@ -1,8 +1,8 @@
-"""Vectors that the samples of a batch job are told: numbers or texts of a listing, or stored ones.
+"""Vectors that the samples of a batch job are told: numbers or texts of a listing, or stored vectors.
 
-A row of the plan has `vectors`, {name: text of `to_text`}, or `texts`, {name: text}, which a user's function
-turns into vectors; or it names a window of prepared data, whose vectors are stored. Not here: what a model
-takes (`proav/diffusion/vectors.py`).
+A row of the plan may have `vectors`, {name: numbers in the form of `to_text`}. It may have `texts`, {name:
+text}; a user's function turns them into vectors. It may name a window of prepared data, whose vectors are
+stored. Not here: what a model takes (`proav/diffusion/vectors.py`).
 """
 
 import functools
@@ -20,11 +20,12 @@ from proav.errors import UserError
 
 
 def told_of(record: dict, shapes: dict[str, Shape], encoders: dict[str, str]) -> dict:
-    """{"vectors": ...} and {"texts": ...} of a listing's row, each only if it has some.
+    """{"vectors": ..., "texts": ...} of a listing's row; a key is missing if the row has nothing for it.
 
     record: {column: cell}.
     shapes: of the vectors that the model takes.
-    encoders: `generate.encoders`. Raises UserError for a cell that does not fit.
+    encoders: `generate.encoders`.
+    Raises UserError for a cell that does not fit.
     """
     vectors, texts = {}, {}
     for name, shape in shapes.items():
@@ -46,7 +47,7 @@ class GivenVectors:
 
     config: of the model, with the job's `generate.encoders`.
     data_folder: of prepared data.
-    Raises UserError for an encoder that cannot be found, or of a name that the model does not take.
+    Raises UserError if an encoder cannot be found, or if the model takes no vectors of its name.
     """
 
     def __init__(self, config: Config, data_folder: str) -> None:
@@ -54,7 +55,7 @@ class GivenVectors:
         self.encoders = Encoders(config.generate.encoders, self.shapes, setting="generate.encoders")
 
     def __call__(self, rows: Sequence[dict]) -> list[dict[str, np.ndarray]]:
-        """{name: float32 of the model's shape} of each row; a name that is not there: nothing is told."""
+        """{name: float32 of the model's shape} of each row; for a missing name nothing is told."""
         told: list[dict[str, np.ndarray]] = [self._of_segment(row.get("given", {})) for row in rows]
         for values, row in zip(told, rows, strict=True):
             for name, text in row.get("vectors", {}).items():

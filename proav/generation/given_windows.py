@@ -1,8 +1,8 @@
-"""Windows of prepared data as what the samples of a batch job are given.
+"""Windows of prepared data that are given to the samples of a batch job.
 
-Not here: files that a listing names (`given_files.py`), what users give from Python (`inputs.py`). A row of
-the manifest names its window, so that a sample is made again from the same one. Letters: T frames, H and W
-rows and columns.
+A row of the manifest names its window. So if a sample is made again, it is given the same window. Not here:
+files that a listing names (`given_files.py`), what users give from Python (`inputs.py`). Letters: T frames, H
+and W rows and columns.
 """
 
 import numpy as np
@@ -24,9 +24,9 @@ def given_rows(config: Config, checkpoint: Checkpoint) -> list[dict]:
     The windows are those on which the split `evaluate.split` is measured. If there are fewer than
     `generate.num_samples`, they take turns.
 
-    config: of the run, whose data are used.
-    checkpoint: of the model, whose clips must be like the data's. Other labels than its own are left out.
-    Raises UserError if the data are missing, or were prepared for other clips.
+    config: of the run; its data are used.
+    checkpoint: of the model. Labels that it does not know are left out.
+    Raises UserError if the data are missing, or were prepared for other clips than the model's.
     """
     store, wanted = SegmentStore(config.data_folder), config.generate.num_samples
     windows = evaluation_windows(store, checkpoint.config, split=config.evaluate.split, max_clips=wanted)
@@ -67,7 +67,7 @@ class GivenWindows:
 def known_of_window(config: Config, task: str, given: dict) -> np.ndarray | None:
     """The frames of a window that are given, bool [2, T], if a task asks for a span; None for other tasks.
 
-    The span is that which the window has in training. config: of the model. given: see `given_rows`.
+    The window has the same span as in training. config: of the model. given: see `given_rows`.
     """
     if not TASKS[task].asks_span:
         return None

@@ -1,4 +1,4 @@
-"""What a user gives, sound, pictures or clips, fitted to the rates and the size of a model.
+"""Fits the sound, pictures or clips that a user gives to the rates and the size of a model.
 
 Not here: files and uploads (`proav/media`, `proav/serve/orders`), encoding (`coder.py`). Letters: T frames, H
 W rows and columns.
@@ -23,7 +23,7 @@ from proav.media.pictures import Canvas
 from proav.media.torchaudio import resample
 
 SAME_TIME = 1e-6
-"""Times that differ by less are the same: the rounding of a fraction of a second."""
+"""Seconds. Times that differ by less count as equal: the difference is rounding."""
 
 
 def fit_given(
@@ -39,9 +39,8 @@ def fit_given(
 ) -> Clip | None:
     """What a task is given, as a clip at the model's rates and size; None if it is given nothing.
 
-    It has the length of a window, or of a longer clip for which a stream is given. A stream that the task
-    does not read is silence or black, and so are frames that it does not read. A clip that is to go on keeps
-    its own length.
+    It has the length of a window, or of `num_frames`. A clip that is to be continued keeps its own length.
+    Streams and frames that the task does not read are black or silent.
 
     config: of the model.
     task: a name of TASKS.
@@ -166,7 +165,8 @@ def fit_audio(
     audio: samples in [-1, 1], mono or [channels, samples].
     sample_rate: of `audio`, in Hz.
     geometry: the model's clip.
-    least, most: frames that are needed, and at most used; None: all.
+    least: frames that are needed.
+    most: most frames that are used; None: all.
     """
     if sample_rate is None:
         raise UserError("audio=... needs its sample_rate=... in Hz, such as sample_rate=16000")
@@ -207,13 +207,14 @@ def fit_video(
     least: int,
     most: int | None,
 ) -> np.ndarray:
-    """uint8 [T, H, W, 3]: frames are chosen, then drawn as training pictures are.
+    """uint8 [T, H, W, 3]: frames are chosen by time, then scaled as those of the training data are.
 
     video: uint8 [frames, rows, columns, 3].
-    frame_rate: of a clip, whose frames are chosen by time; None: `video` has the model's rate.
+    frame_rate: of `video`; None: the model's rate.
     geometry: the model's clip.
     canvas: how pictures of another size are fitted.
-    least, most: frames that are needed, and at most used; None: all.
+    least: frames that are needed.
+    most: most frames that are used; None: all.
     """
     pictures = np.asarray(video.detach().cpu() if isinstance(video, Tensor) else video)
     if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:

@@ -1,7 +1,7 @@
-"""Given and made frames in one clip, so that the seams between them are neither seen nor heard.
+"""Joins given and made frames in one clip, without a visible step or an audible click between them.
 
-Not here: how frames are made (`pipeline.py`). Frames that are given go into the result as they came.
-Letters: T frames, L sound samples.
+Given frames are copied into the result unchanged. Not here: how frames are made (`pipeline.py`). Letters: T
+frames, L sound samples.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from proav.diffusion.noise import uniforms_for
 from proav.media.container import Clip
 
 CARRY_SECONDS = 0.4
-"""Made frames take over what given ones have beyond the model's own within at most this time."""
+"""The difference between given and made frames at a border is spread over at most this time."""
 FADE_SECONDS = 0.01
-"""Made sound fades in within this time after given sound, and out before it. Longer ones swallow onsets."""
+"""Made sound fades in within this time after given sound, and out before it. A longer fade hides onsets."""
 
 
 def carry_over(
@@ -25,15 +25,16 @@ def carry_over(
 ) -> Tensor:
     """Made frames without a step at the borders to given ones.
 
-    The model makes the given frames too, but not exactly: pictures are blurrier, a colour is a little off.
-    The difference e = given - made at a border is spread evenly over the frames beyond it: the d-th gets
-    (1 - d / (n + 1)) e. n is the length of the made stretch, at most `frames`. Between two borders both
-    differences are added.
+    The model makes the given frames too, but not exactly: pictures are blurrier, and colours differ a little.
+    The difference e = given - made at a border is spread over the made frames beside it: the d-th frame from
+    the border gets (1 - d / (n + 1)) e. n is the length of the made stretch, at most `frames`. Between two
+    borders both differences are added.
 
-    With hold_mean, this is done to e less its mean m over rows and columns. m itself goes through the whole
-    stretch: unchanged to the end of the clip, or by its share between two borders. The model's error of the
-    mean colour hardly changes within a clip. If m faded, each window of a long clip would end in the model's
-    own colour, and the next would go on from there.
+    With hold_mean, only e - m is spread so, with m the mean of e over rows and columns. m is added to the
+    whole stretch. It stays constant if the stretch reaches an end of the clip; between two borders it falls
+    linearly to zero. The reason: the model's error of the mean colour hardly changes within a clip. If m
+    always faded, each window of a long clip would end in the model's own colour, and the next window would
+    begin with it.
 
     made, given: float [T, ...], of one shape; with hold_mean [T, H, W, C].
     known_T: bool, the given frames.
@@ -69,9 +70,10 @@ def with_given_frames(made: Clip, given: Clip, known_2T: np.ndarray) -> Clip:
 def _joined_sound(made: Clip, given: Clip, known_T: np.ndarray) -> np.ndarray:
     """The given sound where it is known, else the made one, without clicks.
 
-    At a border b, made sound alone would begin at another value and phase. So the given sound goes on
-    mirrored in time, c_i g(b - 1 - i) + s_i m(b + i). c and s are the cosine and sine of an angle that grows
-    from 0 to a right angle, so that the power stays. The given samples are not touched.
+    At a border b, made sound alone would begin at another value and phase. So it fades in while the given
+    sound, mirrored in time, fades out: sample b + i is c_i g(b - 1 - i) + s_i m(b + i), with g given and m
+    made. c and s are the cosine and sine of an angle that grows from 0 to a right angle, which keeps the
+    power. Given samples are not changed. If the given sound comes after the border, all is reversed in time.
     """
     per_frame = made.sample_rate // made.fps
     known_L = np.repeat(known_T, per_frame)
@@ -98,8 +100,8 @@ def last_frames(clip: Clip, count: int) -> Clip:
 def as_beginning(clip: Clip, known_frames: int, num_frames: int) -> Clip:
     """The last frames of a clip as the beginning of a window of `num_frames`.
 
-    The rest of the window is there for shape alone. The picture stays. The sound goes back, so that the
-    Fourier windows at the border do not see it end.
+    The rest of the window only fills the shape. The last picture is repeated. The sound is mirrored in time,
+    so that the Fourier windows at the border do not contain its end.
     """
     return part_of(last_frames(clip, known_frames), 0, num_frames)
 
@@ -107,7 +109,7 @@ def as_beginning(clip: Clip, known_frames: int, num_frames: int) -> Clip:
 def part_of(clip: Clip, first: int, count: int) -> Clip:
     """`count` frames of a clip from frame `first` on, with their sound.
 
-    Beyond its end, the last picture stays and the sound goes back.
+    Beyond the end of the clip, the last picture is repeated and the sound is mirrored in time.
     """
     samples, last = clip.sample_rate // clip.fps, first + count
     video, audio = clip.video[first:last], clip.audio[first * samples : last * samples]
@@ -126,5 +128,5 @@ def joined(clips: Sequence[Clip]) -> Clip:
 
 
 def window_seed(seed: int, window: int) -> int:
-    """The seed of a window of a long clip; the first has the seed of the clip."""
+    """The seed of a window of a long clip. The first window has the seed of the clip."""
     return int(uniforms_for(seed, window, 1, purpose="window").item() * 2**53) if window else seed

@@ -21,10 +21,10 @@ from proav.media.container import Clip
 
 
 def following_task(name: str) -> str | None:
-    """The task of all windows but the first; None if clips of the task `name` have one window.
+    """The task of all windows after the first; None if clips of the task `name` have only one window.
 
-    If one stream is given for all of the clip, the other is continued beside it: that is `inpaint` with the
-    first frames of the one and all of the other.
+    If a stream is given for the whole clip, the other stream is continued beside it. This is `inpaint`: given
+    are all frames of the one stream, and the first frames of the other.
     """
     if TASKS[name].asks_span:
         return None
@@ -32,9 +32,12 @@ def following_task(name: str) -> str | None:
 
 
 def wanted_frames(config: Config, seconds: float | None, num_windows: int) -> int:
-    """Frames of a clip of so many seconds or windows that does not go on from a given clip.
+    """How many frames a clip has that does not continue a given one.
 
-    config: of the model. Raises UserError if seconds are no length, or if both are given.
+    config: of the model.
+    seconds: the length of the clip; None: it follows from num_windows.
+    num_windows: how many windows are made.
+    Raises UserError if `seconds` is no length, or if both are given.
     """
     frames, fps = config.clip.num_frames, config.clip.fps
     if seconds is None:
@@ -47,7 +50,7 @@ def wanted_frames(config: Config, seconds: float | None, num_windows: int) -> in
 
 
 def of_length(config: Config, request: SampleRequest, num_frames: int) -> SampleRequest:
-    """The request for a clip of so many frames; a clip that goes on is counted from its beginning.
+    """The request for a clip of `num_frames`. If it continues a given clip, that clip's frames count too.
 
     config: of the model. Raises UserError if the given clip is that long already.
     """
@@ -66,7 +69,7 @@ def of_length(config: Config, request: SampleRequest, num_frames: int) -> Sample
 
 
 def check_length(config: Config, request: SampleRequest) -> None:
-    """Raises UserError if a model of this configuration cannot make so many windows by the request's task."""
+    """Raises UserError if a model of this configuration cannot make the windows that a request asks for."""
     name, count = request.settings.task, request.num_windows
     following = following_task(name)
     if count < 1 or (count > 1 and following is None):
@@ -85,11 +88,11 @@ def check_length(config: Config, request: SampleRequest) -> None:
 def window_of(
     config: Config, request: SampleRequest, window: int = 0, end: Clip | None = None
 ) -> SampleRequest:
-    """A window of a request as a SampleRequest of its own.
+    """One window of a request, as a SampleRequest of its own.
 
     config: of the model.
     request: of a whole clip.
-    window: its number.
+    window: number of the window, from 0.
     end: the clip so far, or its last frames; None: nothing is made yet.
     """
     task, frames, known = TASKS[request.settings.task], config.clip.num_frames, continue_frames(config)
@@ -122,7 +125,7 @@ class GrowingClip:
         return window_of(self.config, self.request, self._window, self._end)
 
     def add(self, made: Clip) -> list[Clip]:
-        """What is new in the clip, in pieces, if `made` is the next window."""
+        """Takes the window that was made next; returns the new part of the clip, in pieces."""
         extends, known = TASKS[self.request.settings.task].extends, continue_frames(self.config)
         begins = self._window == 0
         new = made if begins and not extends else part_of(made, known, len(made.video) - known)
@@ -133,7 +136,7 @@ class GrowingClip:
         return [piece for piece in map(self._cut, pieces) if piece is not None]
 
     def _cut(self, piece: Clip) -> Clip | None:
-        """A piece, less what is beyond the wanted length; None if nothing is left."""
+        """A piece without what is beyond the wanted length; None if nothing is left."""
         most = self.request.num_frames
         left = len(piece.video) if most is None else min(len(piece.video), most - self._told)
         self._told += left

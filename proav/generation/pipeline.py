@@ -56,8 +56,8 @@ class SoundingVideoPipeline:
         stdit: the generator, on the coder's device.
         labels: names of the label embedding's rows, without the null label.
         name, checkpoint_hash, teacher_hash: of the checkpoint; kept as attributes.
-        precision: in which the generator computes, "fp32" or "bf16" (autocast). The state of the solver and
-            the autoencoder stay fp32.
+        precision: in which the generator computes, "fp32" or "bf16" (autocast). The solver's state is fp32,
+            and so is the autoencoder.
         """
         self.coder, self.stdit, self.labels = coder, stdit, tuple(labels)
         self.config, self.name, self.precision = coder.config, name, precision
@@ -124,11 +124,13 @@ class SoundingVideoPipeline:
         batch_size: int = 8,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Clip]:
-        """Clips 0 .. num_samples - 1 of this seed.
+        """Clips 0 .. num_samples - 1 of a seed.
 
+        num_samples: how many clips.
         label: one of `labels`, several in a list or with ; between them, or None for no label.
         vectors: {name: numbers [W], or [L, W] of a sequence} of `vector_shapes`, such as a text's embedding.
         task, steps, guidance_scale, guidance_interval, solver, schedule_shift: see SamplingSettings.
+        seed: of the noise. The same seed and settings give the same clips.
         audio, sample_rate: for a2v; samples in [-1, 1], mono or [channels, samples], and their rate in Hz.
         video: for v2a; uint8 [T, H, W, 3] at the model's frame rate.
         image: for i2av; uint8 [H, W, 3], the first frame.
@@ -136,10 +138,9 @@ class SoundingVideoPipeline:
             of it; inpaint uses the beginning.
         span: for inpaint; begin and end in seconds. The frames that it touches are made, the others kept.
         stream: for inpaint; "video", "audio" or "both" are made in the span.
-        num_windows: length of what is made; each window after the first, and for continue each, adds the
-            frames that it is not given, by default half of a clip's (`diffusion.continue_frames`).
-        seconds: instead of num_windows, the length of the clip; None: num_windows. All of a stream that is
-            given is given for as long.
+        num_windows: how many windows are made. Each window after the first adds only the frames that it is
+            not given, by default half a window (`diffusion.continue_frames`). So does the first for continue.
+        seconds: the length of the clip, instead of num_windows. A given stream must last as long.
         batch_size: clips that are sampled together.
         on_step: called with (done, total), in calls of the model.
         Raises UserError for a label, task, shape or range that the model does not have.
@@ -194,7 +195,7 @@ class SoundingVideoPipeline:
     def stream(
         self, request: SampleRequest, *, on_step: Callable[[int, int], None] | None = None
     ) -> Iterator[Clip]:
-        """The clip of `sample`, bit for bit, in pieces while they are made: a few windows are in memory.
+        """The clip of `sample`, bit for bit, in pieces as they are made. Only a few windows are in memory.
 
         on_step: as in `sample`. Raises UserError.
         """
@@ -203,7 +204,7 @@ class SoundingVideoPipeline:
     def save(
         self, path: str, request: SampleRequest, *, on_step: Callable[[int, int], None] | None = None
     ) -> None:
-        """Writes the clip of a request as mp4, in the memory of a few windows.
+        """Writes the clip of a request as mp4. Only a few windows are in memory.
 
         path: local or remote. on_step: as in `sample`. Raises UserError.
         """
@@ -237,7 +238,7 @@ class SoundingVideoPipeline:
                     yield place, piece
 
     def num_calls(self, requests: Sequence[SampleRequest]) -> list[int]:
-        """Calls of the model for a batch, by window: those of the longest request that has the window."""
+        """Calls of the model for each window of a batch: those of the request with the most calls."""
         objective = self.process.objective
         return [
             max(one.settings.num_calls(objective) for one in requests if one.num_windows > window)
@@ -261,10 +262,10 @@ class SoundingVideoPipeline:
     def sample_streams(
         self, requests: Sequence[SampleRequest], *, on_step: Callable[[int, int], None] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What the models make of a window of each request, on their device, before `finish_clips`.
+        """One window of each request as the models make it, on their device; `finish_clips` comes next.
 
-        Returns uint8 pictures [B, T, H, W, 3], and mel images [B, T, M, S] in [-1, 1]. All frames are as the
-        model makes them, also those that are given. on_step: as in `sample`.
+        Returns uint8 pictures [B, T, H, W, 3], and mel images [B, T, M, S] in [-1, 1]. All frames are the
+        model's, even those that are given. on_step: as in `sample`.
         """
         places: dict[SamplingSettings, list[int]] = {}
         for place, request in enumerate(requests):
@@ -285,7 +286,7 @@ class SoundingVideoPipeline:
         return self.config.stdit.vector_shapes
 
     def label_indices(self, label: str | Sequence[str] | None) -> list[int]:
-        """Rows of the label embedding, without a label the null label's. Raises UserError for others."""
+        """Rows of the label embedding; without a label, the null label's. Raises UserError if unknown."""
         places = find_labels(() if label is None else label, self.labels)
         if None in places:
             known = ", ".join(self.labels) or "none: the model was trained without labels"
@@ -306,7 +307,7 @@ class SoundingVideoPipeline:
         )
 
     def conditions(self, task: str, requests: Sequence[SampleRequest]) -> Conditions:
-        """What the model is told of requests for a task. Raises UserError for what it does not take."""
+        """The conditions of requests for a task. Raises UserError for what the model does not take."""
         labels = [torch.tensor(self.label_indices(request.label)) for request in requests]
         vectors = {
             name: torch.from_numpy(

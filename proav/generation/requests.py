@@ -24,19 +24,19 @@ class SampleRequest:
     label: str | Sequence[str] | None = None
     """One of the model's labels, or several: a list, or a text with ; between them."""
     given: Clip | None = None
-    """The clip whose sound (a2v), picture (v2a) or frames are given, at the model's rates and size. It has
-    the length of a window; for a2v and v2a that of all windows; for `continue` any length that holds the
-    frames that a window is given.
+    """The clip whose sound (a2v), picture (v2a) or frames are given, at the model's rates and size. It is as
+    long as one window. For a2v and v2a it is as long as all windows together. For `continue` it may have any
+    length, but at least the frames that a window is given.
     """
     settings: SamplingSettings = SamplingSettings()
     known: np.ndarray | None = None
     """bool [2, T], for `inpaint`: which frames of the picture and of the sound are given."""
     num_windows: int = 1
-    """Windows to make, one after the other. Each goes on from the end of what there is."""
+    """Windows to make, one after the other. Each continues the clip so far."""
     num_frames: int | None = None
-    """Frames of the result; what the windows make beyond them is cut off. None: all."""
+    """Frames of the result. What the windows make beyond them is cut off. None: all frames are kept."""
     vectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """{name: [W] or [L, W]} of the model's `stdit.vectors`; a name that is not there: no such condition."""
+    """{name: [W] or [L, W]} of the model's `stdit.vectors`. For a missing name nothing is told."""
 
     def num_calls(self, objective: str) -> int:
         """Calls of the model for this clip alone, by a process of this objective."""

@@ -1,7 +1,7 @@
 """How samples are made: one value that travels from a configuration, a request or a call to the solver.
 
-Not here: what tells apart samples of the same settings (seed, index, label, what is given): see
-`pipeline.py`.
+Not here: what may differ between samples of the same settings, such as seed, label and what is given
+(`requests.py`).
 """
 
 import dataclasses
@@ -18,7 +18,10 @@ MAX_STEPS, MAX_GUIDANCE_SCALE, MAX_SHIFT = 1000, 30.0, 100.0
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Raises UserError for what no model can do. `num_calls` finds what one model cannot do."""
+    """How samples are made. Raises UserError for a value that no model supports.
+
+    `filled` and `num_calls` raise it for a value that one model does not support.
+    """
 
     task: str = "joint"
     """A name of TASKS that makes clips."""
@@ -29,7 +32,7 @@ class SamplingSettings:
     schedule_shift: float | None = None
     """Times become s t / (1 + (s - 1) t) with this s, 1 to 100; None: as in training."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance, 0 to 30; 1 is none. A flow map has its own, and takes 1 or that scale."""
+    """Classifier-free guidance, 0 to 30; 1 is none. A flow map has learned one scale; it takes that or 1."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times, the cleaner first, between which guidance acts (Kynkaanniemi et al., 2024)."""
 
@@ -59,11 +62,11 @@ class SamplingSettings:
 
     @property
     def schedule(self) -> "SamplingSettings":
-        """The same without guidance. Samples with equal schedules go through the same times together."""
+        """The same settings without guidance. Samples that share them go through the same times together."""
         return dataclasses.replace(self, guidance_scale=1.0, guidance_interval=(0.0, 1.0))
 
     def filled(self, process: RectifiedFlow | DDPM) -> "SamplingSettings":
-        """These settings for a model of this process: with a number of steps, and a flow map's own guidance.
+        """These settings with what the process decides: a number of steps, and the guidance of a flow map.
 
         Raises UserError for other guidance than a flow map has learned.
         """

@@ -1,15 +1,13 @@
 """Windows to stored latents: MDSA encodes every shard once, with Ray Data.
 
-For each window two kinds of planes are stored. ST-DiT learns to make the joint planes. The lone planes are
-each modality encoded without the other; a given stream always enters as lone planes. For each masked task
-that the run trains (`proav/diffusion/tasks.py`) a third kind is stored, with its mask: the lone planes of the
-window with its unknown frames filled. One shard of segments becomes one shard of latents, so that a run can
-go on where it stopped.
+For each window two kinds of planes are stored. Joint planes are what ST-DiT learns to make. Lone planes are
+encoded from each modality without the other; a given stream always enters ST-DiT as lone planes. For each
+masked task that the run trains (`proav/diffusion/tasks.py`) a third kind is stored, with its mask: the lone
+planes of the window with its unknown frames filled. One shard of segments becomes one shard of latents, so
+that a stopped job can resume.
 
-The statistics that normalize the latents are `statistics.py`. Reading latents is
-`proav/data/feeds/latent_feed.py`.
-
-Letters: B windows, D latent channels, P = 6 planes, N plane side.
+Not here: the statistics that normalize latents (`statistics.py`), reading latents
+(`proav/data/feeds/latent_feed.py`). Letters: B windows, D latent channels, P = 6 planes, N plane side.
 """
 
 import json
@@ -52,16 +50,16 @@ LATENT_SCHEMA = pa.schema(
         ("shape", pa.list_(pa.int32())),
     ]
 )
-"""`joint` and `lone` are float16 stacks [D, 6, N, N], not normalized. They are bytes, because nested lists
-cost more to read than the model takes to run. `latent_schema` adds the columns of masked tasks.
+"""`joint` and `lone` are float16 stacks [D, 6, N, N], not normalized. They are bytes, because reading nested
+lists takes longer than running the model. `latent_schema` adds the columns of masked tasks.
 """
 MASKING = ("diffusion.task_weights", "diffusion.continue_frames")
-"""Settings of which only `masked_settings` bears on stored latents."""
+"""Settings that change stored latents only by what `masked_settings` returns."""
 MASKED_SETTINGS = {"masked_tasks", "continue_frames"}
-"""If only these differ, ST-DiT can go on with new latents: joint and lone planes stay the same."""
+"""If only these differ, ST-DiT can be trained further on new latents: joint and lone planes stay the same."""
 
 ROW_OVERHEAD_BYTES = 850
-"""What a row takes beside its planes: the other columns and their places in the file. Measured."""
+"""Bytes of a row besides its planes: the other columns, and the file's own bookkeeping. Measured."""
 OF_EARLIER_VERSIONS = {"precision": "fp32"}
 """Settings that older latents do not name."""
 OF_A_SHARD = b"proav.settings"
@@ -71,16 +69,15 @@ OF_A_SHARD = b"proav.settings"
 def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     """Encodes all windows of the run's shards with its newest MDSA checkpoint.
 
-    If it is done already with this checkpoint and these settings: changes nothing.
-    If shards are missing: makes them.
-    If there are latents of another MDSA, of other data or settings: deletes them, if `encode.replace` or
-    replace_unused allows it, else raises UserError.
+    If all is done with this checkpoint and these settings, nothing changes. If shards are missing, they are
+    made. If there are latents of another MDSA, of other data or of other settings, they are deleted, provided
+    that `encode.replace` or replace_unused allows it.
 
     config: of the run.
     replace_unused: whether latents that no ST-DiT was trained on may be deleted.
 
-    Returns the content of latents/stats.json. Raises UserError also if data or MDSA are missing, if MDSA was
-    made for other clips than this configuration's, or if the disk has no room.
+    Returns the content of latents/stats.json. Raises UserError if latents may not be deleted, if data or MDSA
+    are missing, if MDSA was made for other clips than this configuration's, or if the disk has no room.
     """
     folder = _folder(config)
     store = SegmentStore(config.data_folder)
@@ -127,14 +124,17 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
 
 
 def masked_settings(config: Config) -> dict:
-    """What decides the columns of masked tasks; empty if the run trains none."""
+    """The values that decide the columns of masked tasks; empty if the run trains none."""
     tasks = masked_tasks(config)
     found = {"masked_tasks": list(tasks)} if tasks else {}
     return found | ({"continue_frames": continue_frames(config)} if "continue" in tasks else {})
 
 
 def differing_settings(found: dict, wanted: dict) -> list[str]:
-    """The settings in which stored latents differ from the wanted ones. More masked tasks do not matter."""
+    """The settings in which stored latents differ from the wanted ones.
+
+    It is no difference if more masked tasks are stored than wanted.
+    """
     found = OF_EARLIER_VERSIONS | found
     return [
         key
@@ -178,7 +178,7 @@ def windows_per_shard(store: SegmentStore, config: Config) -> dict[str, int]:
 
 
 class ShardEncoder:
-    """One shard of segments -> one shard of latents; a Ray Data actor, or called directly in a test.
+    """One shard of segments -> one shard of latents. It is a Ray Data actor; tests call it directly.
 
     config: of the run.
     checkpoint_path: the MDSA checkpoint's folder.
@@ -199,8 +199,9 @@ class ShardEncoder:
     def __call__(self, row: dict) -> dict:
         """Returns counts and sums of the shard named row["shard"].
 
-        A shard that is already there with the same settings is only read. `error` is the text of a UserError
-        or StorageUnavailable, such as a full disk or a damaged checkpoint: Ray would wrap one that is raised.
+        If the shard is there with the same settings, it is only read. `error` is the text of a UserError or
+        StorageUnavailable, such as a full disk or a damaged checkpoint. It is not raised, because Ray would
+        wrap it.
         """
         path = storage.join(_folder(self.config), row["shard"])
         try:
@@ -211,7 +212,7 @@ class ShardEncoder:
             return {"shard": row["shard"], "num_windows": 0, "sums": "", "error": to_text(error)}
 
     def _is_wanted(self, path: str) -> bool:
-        """Whether a shard has these settings and all columns: an earlier version stored fewer."""
+        """Whether a shard has these settings, and all columns. Earlier versions stored fewer columns."""
         stored = set(open_parquet(path).schema_arrow.names)
         return stored >= set(LATENT_SCHEMA.names) and not differing_settings(_made_with(path), self.settings)
 
@@ -300,7 +301,7 @@ class ShardEncoder:
 def _encode_shards(
     config: Config, checkpoint: Checkpoint, settings: dict, windows: dict[str, int]
 ) -> dict[str, dict]:
-    """What ShardEncoder returns for each shard. If an actor dies, it is replaced and its shard made again.
+    """What ShardEncoder returns for each shard. If an actor dies, another one makes its shard again.
 
     config: of the run.
     checkpoint: of MDSA.

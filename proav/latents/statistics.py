@@ -1,8 +1,8 @@
 """Mean and standard deviation of the stored latents, exact to the last bit.
 
 They do not depend on the order of windows or on how windows are grouped into shards. Floating-point sums
-would. Latents are float16, that is whole multiples of 2^-24, and their squares are whole multiples of 2^-48.
-So they are summed as integers, and rounded once at the end. What makes the latents is `encode.py`.
+would. Latents are float16, so they are whole multiples of 2^-24, and their squares are whole multiples of
+2^-48. They are summed as integers, and rounded once at the end. Not here: making latents (`encode.py`).
 
 Letters: D latent channels, P planes, N plane side.
 """
@@ -23,17 +23,17 @@ UNIT_BITS = 24
 LOW_BITS = 17
 """A value in units is split into two parts, above and below 2^LOW_BITS."""
 MAX_LATENT = 1024.0
-"""Planes have about unit mean square. Up to this value, the products of the two parts fit in 64 bits."""
+"""Up to this value, sums of products of the two parts fit in 64 bits. Planes have about unit mean square."""
 MIN_STD = 1e-3
-"""Least standard deviation. Without it, normalization would blow up a plane channel that is constant."""
+"""Least standard deviation. Without it, a channel that is constant would be divided by zero."""
 
 
 def shard_sums(path: str) -> dict:
     """{"num_windows", "sums"} of a finished shard.
 
-    sums is JSON, over the joint planes of the training windows: the count of values a channel, and their sums
-    and sums of squares [P][D] in units of 2^-24 and 2^-48. Raises UserError if a value is not a number within
-    MAX_LATENT.
+    sums is JSON of the joint planes of the training windows: "count", the number of values in a channel;
+    "totals", their sums [P][D] in units of 2^-24; "squares", the sums of their squares [P][D] in units of
+    2^-48. Raises UserError if a value is not a number within MAX_LATENT.
     """
     file, num_windows, count, totals, squares = open_parquet(path), 0, 0, 0, 0
     for batch in file.iter_batches(batch_size=64, columns=["split", "joint", "shape"]):
@@ -65,7 +65,7 @@ def plane_sums(stack_DPNN: np.ndarray, origin: str) -> tuple[np.ndarray, np.ndar
         )
     units_PDNN = (values_PDNN * 2.0**UNIT_BITS).astype(np.int64)
     high, low = units_PDNN >> LOW_BITS, units_PDNN & ((1 << LOW_BITS) - 1)
-    totals, high_high, high_low, low_low = (  # sums over rows of N fit in 64 bits, over planes maybe not
+    totals, high_high, high_low, low_low = (  # sums over a row fit in 64 bits, over a plane perhaps not
         terms.sum(-1).astype(object).sum(-1) for terms in (units_PDNN, high * high, high * low, low * low)
     )
     return totals, high_high * 2 ** (2 * LOW_BITS) + high_low * 2 ** (LOW_BITS + 1) + low_low
@@ -77,8 +77,8 @@ def merge_statistics(
     """{"num_windows", "planes", "mean", "std"} over all shards; mean and standard deviation are [P][D].
 
     parts: of `shard_sums`.
-    scale: "channel": one deviation a channel. "plane": one deviation for all channels of a plane, the root of
-        their mean variance.
+    scale: "channel": a standard deviation for each channel. "plane": one for all channels of a plane, the
+        root of their mean variance.
     channels: how many channels each plane really has; None: all.
 
     Raises UserError if there are no training windows.

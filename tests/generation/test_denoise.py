@@ -51,7 +51,13 @@ def sample(
     on_step=None,
     **settings,
 ):
-    """The samples of one group; the arguments are those of Group and SamplingSettings."""
+    """The samples of one group. model, process: as in `denoise`; on_step: its on_call.
+
+    noise, given_BDPNN, identities: as in Group.
+    labels_B: one label a sample.
+    guidance_scale_B: one scale a sample; None: that of the settings.
+    settings: of SamplingSettings.
+    """
     guidance = None
     if guidance_scale_B is not None:
         ends = torch.tensor([0.0, 1.0]).expand(len(noise), 2)
@@ -98,7 +104,7 @@ def test_euler_with_the_best_velocity_carries_noise_to_the_data_and_its_error_fa
 
 
 def test_ddim_with_the_best_noise_carries_noise_to_the_data_and_its_error_falls_with_the_steps():
-    """The probability flow of a Gaussian standardizes.
+    """The probability flow of a Gaussian is affine:
 
     e -> mean + std (e - sqrt(a) mean) / sqrt(a std^2 + 1 - a), with a at t = 1.
     """

@@ -1,4 +1,4 @@
-"""Joins of given and made frames: exact where given, and without a click where made."""
+"""Joins of given and made frames: given frames are exact, and made sound begins without a click."""
 
 import numpy as np
 import pytest

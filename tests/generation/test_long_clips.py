@@ -15,7 +15,8 @@ from proav.media.container import Clip, encode_clip
 from tests.generation.test_pipeline import close
 from tests.tiny import save_tiny_stdit, tiny_config
 
-FRAMES, KNOWN, SAMPLES = 4, 2, 3200  # of a window; given to the next; a frame
+FRAMES, KNOWN, SAMPLES = 4, 2, 3200
+"""Frames of a window, those of them that the next window is given, and sound samples of a frame."""
 WEIGHTS = "diffusion.task_weights={joint: 1, a2v: 1, v2a: 1, i2av: 2, continue: 2, inpaint: 2}"
 CONFIG = tiny_config(WEIGHTS)
 
@@ -53,7 +54,7 @@ def test_as_many_windows_are_made_as_a_length_needs(task, there, frames, windows
 
 
 def test_windows_take_turns_with_what_a_long_clip_is_given():
-    """Each window is given its part of the sound, and of the picture what is made so far."""
+    """Each window is given its part of the sound, and the end of the picture that is made so far."""
     sound, end = made_up(9), made_up(7, seed=1)
     request = SampleRequest(3, 5, "rain", sound, SamplingSettings(task="a2v"), num_windows=4)
     first, last = window_of(CONFIG, request), window_of(CONFIG, request, 3, end)
@@ -61,7 +62,7 @@ def test_windows_take_turns_with_what_a_long_clip_is_given():
     assert last.settings.task == "inpaint" and last.num_windows == 1 and last.seed != first.seed == 3
     assert last.known[AUDIO].all() and last.known[VIDEO].tolist() == [True, True, False, False]
     assert np.array_equal(last.given.video[:KNOWN], end.video[-KNOWN:])
-    # frames 6, 7, 8 of the sound; then it goes back
+    # frames 6, 7 and 8 of the sound; then the sound is mirrored
     assert np.array_equal(last.given.audio[: 3 * SAMPLES], sound.audio[6 * SAMPLES :])
     assert np.array_equal(last.given.audio[3 * SAMPLES :], sound.audio[8 * SAMPLES :][::-1])
 
@@ -119,7 +120,7 @@ def test_long_clips_of_unlike_lengths_share_a_batch(pipeline):
 
 
 def test_a_growing_clip_holds_what_the_next_window_is_given():
-    """Three hundred windows; nothing is kept of those that are told."""
+    """Three hundred windows are made, and memory does not grow with them."""
     growing, size = GrowingClip(CONFIG, SampleRequest(num_windows=300)), made_up(FRAMES).video.nbytes
     tracemalloc.start()
     for _ in range(300):

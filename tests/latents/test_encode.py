@@ -157,7 +157,7 @@ def test_stored_latents_are_those_of_the_windows_and_none_crosses_a_cut(tmp_path
 
 
 def test_bf16_changes_the_network_alone_and_only_a_little(tmp_path):
-    """Shards of another precision are made anew, since what made them stands in them."""
+    """Shards of another precision are made anew, since each shard records the settings that made it."""
     config = prepare(tmp_path, "encode.flips=false")
     path, stacks = f"{tmp_path}/mdsa/checkpoints", {}
     for precision in ("fp32", "tf32", "bf16"):

@@ -1,13 +1,13 @@
 """Offline generation: many samples of one checkpoint to mp4 files, with Ray Data.
 
     plan.py       what is wanted: samples of labels in turn, or the rows of a listing
-    manifest.py   what is there: samples/manifest.jsonl, and the parts from which a job goes on
+    manifest.py   what is there: samples/manifest.jsonl, and the parts from which a stopped job resumes
     making.py     the work on a batch: read what is given, denoise, finish the clips
     job.py        all of it on Ray
 
-How a batch is sampled is `proav/generation/pipeline.py`. A sample has an index for a name, and is a function
-of (checkpoint, seed, number, label, what is given, settings). So a job that was stopped makes only the
-missing samples when it is started again, and a finished one changes nothing.
+`proav/generation/pipeline.py` samples a batch. A sample is named by its index, and is a function of
+(checkpoint, seed, number, label, vectors, what is given, settings). So a stopped job makes only the missing
+samples when it is started again, and a finished one changes nothing.
 """
 
 from proav.generation.batch.job import generate

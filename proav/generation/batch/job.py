@@ -1,7 +1,8 @@
 """Batch generation on Ray Data: a plan's batches go through `making.Maker`, in one stage or in three.
 
-On GPUs, actors denoise; other actors make the sounds and write the files; tasks read what is given. So no GPU
-waits for a decoder or an encoder. Without GPUs all is work for the same CPUs, and each actor does all steps.
+With GPUs there are three stages. Tasks read what is given, actors with GPUs denoise, and other actors make
+the sounds and write the files. So no GPU waits for a decoder or an encoder. Without GPUs all steps need the
+same CPUs, so each actor does all of them.
 """
 
 import contextlib
@@ -24,14 +25,14 @@ from proav.runs.layout import RunFolder
 from proav.runs.progress import Progress
 
 MOST_BLOCKS = 2048
-"""Blocks that Ray Data is given. A longer plan has several batches in a block, which are made one by one."""
+"""Most blocks that Ray Data is given. A longer plan has several batches in a block, made one by one."""
 DENOISERS_PER_READER = 4
-"""A file is decoded in a small part of the time that its sample takes."""
+"""Denoising actors for each reading task: a file is decoded in a small part of the time of its sample."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. num_samples: that have a file. errors: inputs that could not be used, by reason."""
+    """How a job ended. num_samples: those with a file. errors: inputs that could not be used, by reason."""
 
     folder: str
     num_samples: int
@@ -51,9 +52,10 @@ class Outcome:
 def generate(config: Config) -> Outcome:
     """Makes the samples that `generate.*` asks for, with files and rows of the manifest; Ray must be running.
 
-    The checkpoint is generate.checkpoint, or else the run's newest ST-DiT checkpoint. Samples of the same
-    indices but of other settings or another checkpoint are replaced, and a line is printed that says so.
-    Samples with higher indices stay, with their rows. Inputs that cannot be used become rows with `error`.
+    The checkpoint is generate.checkpoint, or else the run's newest ST-DiT checkpoint. If there are samples of
+    the same indices with other settings or of another checkpoint, they are replaced, and a printed line says
+    so. Samples with higher indices stay, with their rows. Inputs that cannot be used become rows with
+    `error`.
 
     Raises UserError for a mistake in the settings or in the listing, if a file cannot be written, and if
     another job is at work in the folder.
@@ -99,7 +101,12 @@ def generate(config: Config) -> Outcome:
 
 @dataclass(frozen=True)
 class Pools:
-    """How many processes do what. denoisers: least and most. readers, writers: most; 0: denoisers do it."""
+    """How many processes do each step.
+
+    denoisers: fewest and most.
+    readers: most; 0: the denoisers read.
+    writers: most; 0: the denoisers write.
+    """
 
     denoisers: tuple[int, int]
     readers: int
@@ -107,7 +114,7 @@ class Pools:
 
 
 def pools(config: Config, *, num_blocks: int, num_cpus: int, use_gpu: bool) -> Pools:
-    """The pools of a job. Each process has a CPU, and all fit together: otherwise some could wait forever.
+    """The pools of a job. Each process has a CPU, and all fit on the cluster: else some might never start.
 
     config: of the job.
     num_blocks: of the plan; more denoisers would have nothing to do.
@@ -154,7 +161,7 @@ def _made(config: Config, recipe: Recipe, batches: Sequence[bytes]) -> Iterator[
 
     context = ray.data.DataContext.get_current()
     before = context.enable_progress_bars, context.target_max_block_size
-    # Each batch is a block of its own, so that the next stage has it at once
+    # Each batch leaves a stage as a block of its own, so that the next stage gets it at once
     context.enable_progress_bars, context.target_max_block_size = False, 1
     try:
         rows = [{"batch": batch, "arrays": b"", "error": ""} for batch in batches]

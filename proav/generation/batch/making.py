@@ -1,11 +1,15 @@
 """From a planned batch to its files, in three steps: read what is given, denoise, finish.
 
-A step takes a row of Ray Data and returns one. So each can be a stage of its own, in other processes and on
-other machines, or one actor takes several in turn (`Maker`). Bulky arrays travel as bytes. No Ray here.
+`Maker` takes a row of Ray Data, does some of the steps in turn, and returns a row. So one actor can do all
+steps, or each can be a stage in other processes and on other machines. No Ray here.
 
-A row has `batch`, rows of the plan as `plan.pack` gives them; `arrays`, in the form of safetensors; and
-`error`, what ended the batch, as `errors.to_text` gives it: Ray would wrap an exception beyond recognition.
-An input that cannot be used ends no batch: its row of the plan gets `error` and `message`.
+A row of Ray Data is a batch:
+
+    batch: the rows of the plan, as `plan.pack` gives them.
+    arrays: bulky arrays as bytes, in the form of safetensors.
+    error: the error that ended the batch, as `errors.to_text` gives it; Ray would wrap an exception.
+
+An input that cannot be used does not end the batch: its row of the plan gets `error` and `message`.
 """
 
 import functools
@@ -61,7 +65,7 @@ class Recipe:
     shared: dict
 
     def requests(self, rows: Iterable[tuple[int, dict]], arrays: dict) -> list[SampleRequest]:
-        """What the pipeline is asked for, a window each. rows: with their places in the batch."""
+        """A request of one window for each row. rows: with their places in the batch."""
         return [window_of(self.config, self._request(place, row, arrays)) for place, row in rows]
 
     def _request(self, place: int, row: dict, arrays: dict) -> SampleRequest:
@@ -81,7 +85,7 @@ def recipe_of(config: Config, model: Config, checkpoint_path: str, folder: str, 
     """The recipe of a job.
 
     config: of the job.
-    model: of the checkpoint.
+    model: the configuration of the checkpoint.
     checkpoint_path, folder, shared: as in `Recipe`.
     """
     limits = {name: getattr(config.data, name) for name in ("stall_seconds", "source_timeout_seconds")}
@@ -100,9 +104,9 @@ def recipe_of(config: Config, model: Config, checkpoint_path: str, folder: str, 
 
 
 class ReadGiven:
-    """Reads what is given: `arrays` has "<place in the batch>.<stream>".
+    """Reads what is given, and adds it to `arrays` as "<place in the batch>.<stream>".
 
-    Files are decoded in a process of its own. Windows of prepared data are read from their store.
+    Files are decoded in a separate process. Windows of prepared data are read from their store.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -144,7 +148,7 @@ class ReadGiven:
 
 
 class Denoise:
-    """Adds "video", uint8 [B, T, H, W, 3], and "mel", float32 [B, T, M, S], of the rows without an error."""
+    """Adds "video", uint8 [B, T, H, W, 3], and "mel", float32 [B, T, M, S], for the rows without an error."""
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         if device != "cpu":
@@ -194,7 +198,7 @@ STEPS = ("read", "denoise", "finish")
 
 
 class Maker:
-    """Does some steps of a batch in turn: a Ray Data actor, or called directly in a test."""
+    """Does some steps of a batch in turn. It is a Ray Data actor; tests call it directly."""
 
     def __init__(self, recipe: Recipe, steps: Iterable[str] = STEPS, device: str = "cpu") -> None:
         """steps: of STEPS, in their order. "read" does nothing for a task that is given nothing."""
@@ -224,7 +228,7 @@ def errors_of(rows: Iterable[dict]) -> Counter:
 
 
 def _to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    # safetensors writes an array's memory as it lies, so views have to be laid out in order
+    # safetensors writes an array's memory as it is, so the values of a view are first put in order
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}) if arrays else b""
 
 

@@ -1,11 +1,12 @@
-"""samples/manifest.jsonl: one row a sample, in order of the index; and its parts while a job is at work.
+"""samples/manifest.jsonl: one row a sample, in order of the index; and its parts while a job runs.
 
-A finished batch leaves a part, manifest/part-<first index>.jsonl, written after its files. The end of the job
-merges the parts into the manifest. If the job is killed, its next start does. So a kill loses only the
-batches under way, and the store is never asked for single files. Parts are of one job: their rows do not
-overlap. All is read and written as a stream, so that millions of rows take little memory.
+When the files of a batch are written, its part follows: manifest/part-<first index>.jsonl. At its end, a job
+merges the parts into the manifest. If the job is killed, its next start merges them. So a kill loses only the
+batches in progress, and no file has to be looked for one by one. All parts are of one job, so their rows do
+not overlap. All is read and written as a stream, so that millions of rows take little memory.
 
-A row whose input could not be used has no file. It has `error`, a short stable word, and `message`.
+If the input of a row could not be used, the row has no file. It has `error`, a short stable word, and
+`message`.
 """
 
 import heapq
@@ -21,7 +22,7 @@ from proav.errors import UserError
 PARTS_AT_A_TIME = 256
 """Parts that are held in memory together while they are merged."""
 THREADS = 16
-"""For reading and deleting parts. Object stores answer slowly, but many questions at once."""
+"""For reading and deleting parts. Object stores answer slowly, but answer many requests at once."""
 
 
 def sample_path(folder: str, index: int) -> str:
@@ -35,10 +36,10 @@ def read_samples(folder: str) -> list[dict]:
 
 
 def stored_rows(folder: str, parts: Sequence[str] | None = None) -> Iterator[tuple[dict, str]]:
-    """(row, its line) of manifest and parts, in order of the index, each index once: a part's row counts.
+    """(row, its line) of manifest and parts, in order of the index. If both have an index, the part's counts.
 
     parts: of `list_parts`; None: all that are there.
-    Raises UserError for a line that is no row, or out of order.
+    Raises UserError if a line is no row, or is out of order.
     """
     parts = list_parts(folder) if parts is None else parts
     manifest = storage.join(folder, "manifest.jsonl")
@@ -50,7 +51,7 @@ def stored_rows(folder: str, parts: Sequence[str] | None = None) -> Iterator[tup
 
 
 def write_part(folder: str, rows: Sequence[dict]) -> None:
-    """Says that a batch is done. rows: of the manifest, in order of the index."""
+    """Records that a batch is done. rows: its rows of the manifest, in order of the index."""
     name = f"part-{rows[0]['index']:09d}.jsonl"
     storage.write_text(storage.join(_parts(folder), name), "".join(line_of(row) for row in rows))
 
@@ -65,7 +66,7 @@ def list_parts(folder: str) -> list[str]:
 
 
 def merge_parts(folder: str) -> None:
-    """Makes one manifest of manifest and parts; nothing happens if there are no parts."""
+    """Merges the parts into the manifest; nothing happens if there are no parts."""
     if parts := list_parts(folder):
         with ManifestDraft(folder) as draft:
             for _, line in stored_rows(folder, parts):
@@ -74,7 +75,7 @@ def merge_parts(folder: str) -> None:
 
 
 class ManifestDraft:
-    """A new manifest, written row by row; `publish` puts it in the place of the old one and of its parts."""
+    """A new manifest, written row by row; `publish` replaces the old one and its parts by it."""
 
     def __init__(self, folder: str) -> None:
         self.folder, self._file = folder, tempfile.TemporaryFile()
@@ -84,8 +85,8 @@ class ManifestDraft:
         self._file.write(line.encode())
 
     def publish(self, parts: Sequence[str]) -> None:
-        """parts: those that the new manifest has taken in."""
-        # If this is cut off in between, the parts say the same as the manifest: no sample has been made since
+        """parts: those whose rows the new manifest has."""
+        # If the job is killed between these lines, a part that stays says the same as the new manifest
         storage.write_file(storage.join(self.folder, "manifest.jsonl"), self._file)
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(storage.delete_file, parts))
@@ -100,9 +101,9 @@ class ManifestDraft:
 
 
 class SampleFiles:
-    """Which samples have a file: one listing of a folder for a thousand samples.
+    """Which samples have a file, by one listing of a folder for a thousand samples.
 
-    It is asked in order of the index.
+    Ask in order of the index: only the listing of one folder is kept.
     """
 
     def __init__(self, folder: str) -> None:
@@ -134,7 +135,7 @@ def _lines_of_parts(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _rows_of(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[dict, str]]:
-    """(row, line) of (path, line); raises UserError for a line that is no row, or out of order."""
+    """(row, line) of (path, line). Raises UserError if a line is no row, or is out of order."""
     before = -1
     for path, line in lines:
         try:

@@ -1,8 +1,8 @@
-"""The samples that a job makes: what is wanted, less what is there.
+"""The samples that a job makes: those that are wanted and not there yet.
 
-A plan is made in one pass, in order of the index, and holds only the batches that are to be made, compressed:
-a listing of a million rows takes seconds and little memory. Nothing is decoded here, and no input is looked
-for: that is `making.py`.
+A plan is made in one pass, in order of the index. It holds only the batches that are to be made, compressed.
+So a listing of a million rows takes seconds and little memory. Not here: whether inputs exist, and their
+decoding (`making.py`).
 """
 
 import hashlib
@@ -41,9 +41,9 @@ class Plan:
 
     batches: `pack`ed rows of `wanted_rows`, at most generate.batch_size each, in order of the index.
     num_wanted: samples that are asked for.
-    num_done: of them, those that need nothing any more.
-    errors: of the done ones, how many were refused, by reason.
-    num_replaced: samples of another checkpoint or other settings, which are made anew.
+    num_done: wanted samples that are there, or whose input could not be used.
+    errors: how many inputs could not be used, by reason.
+    num_replaced: samples with other settings or of another checkpoint; they are made anew.
     """
 
     batches: list[bytes] = field(default_factory=list)
@@ -64,8 +64,9 @@ def unpack(packed: bytes) -> list[dict]:
 def make_plan(folder: str, wanted: Iterable[dict], shared: dict, batch_size: int) -> Plan:
     """Compares what is wanted with what is there, and merges the parts that a killed job has left.
 
-    Rows of samples that are about to be replaced leave the manifest. Rows with higher indices stay. Batches
-    have fixed places: a resumed job makes the same batches as one that was not stopped, so the same clips.
+    Rows of samples that will be replaced are removed from the manifest. Rows with higher indices stay. A
+    batch begins at each multiple of batch_size. So a resumed job makes the same batches as one that was not
+    stopped, and the same clips.
 
     folder: of the samples.
     wanted: of `wanted_rows`.
@@ -108,9 +109,9 @@ def make_plan(folder: str, wanted: Iterable[dict], shared: dict, batch_size: int
 
 
 def manifest_row(row: dict, shared: dict) -> dict:
-    """The manifest's row of a sample: what is its own, and what all samples of a job share.
+    """The manifest's row of a sample: its own values, and those that all samples of a job share.
 
-    Of given vectors it holds checksums.
+    Instead of given vectors it holds their checksums.
     """
     index, own = row["index"], dict(row)
     if "vectors" in row:
@@ -131,7 +132,7 @@ def shared_values(config: Config, checkpoint: Checkpoint) -> dict:
 
 
 def check_clips(config: Config, model: Config) -> None:
-    """Raises UserError if a run asks for clips of other frames or rates than its model makes.
+    """Raises UserError if a run asks for clips of another size, length or rate than its model makes.
 
     config: of the job. model: of the checkpoint.
     """
@@ -149,16 +150,20 @@ def check_clips(config: Config, model: Config) -> None:
 def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
     """The samples that a configuration asks for, in order of the index.
 
-    index: from 0 up.
-    seed, label: the noise is a function of (seed, number). The number is the index, unless there is
-    number: the sample is one of several that a row of a listing asks for with a seed of its own.
-    given: {"path", "start_seconds"} of the file that is given, or {"segment_id", "start_frame"} of the
-        window of the run's data; not there for a task that is given nothing.
-    texts, vectors: what a listing tells of them, see `given_vectors.py`; not there if it tells nothing.
+    A sample is a dict:
 
-    Without a listing, the label is generate.label, or that of the window, or the checkpoint's labels take
-    turns. Raises UserError for a mistake in the listing, for an unknown label, and for a task that the
-    checkpoint was not trained for or that a listing cannot serve.
+    index: from 0 up.
+    seed: of the run, or of the listing's row.
+    number: the noise is a function of (seed, number). Only samples of a listing's row with a seed of its own
+        have a number, from 0 up. For other samples it is the index.
+    label: of the listing's row, or else generate.label. Without a listing it is generate.label, or else that
+        of the window; without either, the checkpoint's labels take turns.
+    given: {"path", "start_seconds"} of the file that is given, or {"segment_id", "start_frame"} of the window
+        of the run's data; missing for a task that is given nothing.
+    texts, vectors: those of the listing's row, see `given_vectors.py`; missing if it has none.
+
+    Raises UserError for a mistake in the listing, for an unknown label, and for a task that the checkpoint
+    was not trained for or that takes no listing.
     """
     settings = config.generate
     check_trained(settings.task, checkpoint.config)
@@ -234,7 +239,7 @@ def _given(record: dict, root: str, names: NamesOnDisk) -> dict:
 
 
 def _label(text: str, labels: dict[str, str]) -> str | None:
-    """The checkpoint's spelling of a label, or of several with ; between them; None if there is none."""
+    """The checkpoint's spelling of a label, or of several with ; between them; None for an empty text."""
     if not text:
         return None
     if (label := labels.get(one_form(text))) is not None:
@@ -248,7 +253,7 @@ def _label(text: str, labels: dict[str, str]) -> str | None:
 
 
 def _is_same(found: dict, wanted: dict) -> bool:
-    """Whether a sample is the wanted one. Settings that rows of earlier versions lack had the defaults."""
+    """Whether a sample is the wanted one. A setting that rows of earlier versions lack had its default."""
     found = _OF_EARLIER_VERSIONS | found
     keys = wanted.keys() | {"number", "texts", "vectors", "encoders"}
     return all(found.get(key) == wanted.get(key) for key in keys)
