@@ -62,7 +62,7 @@ class ServeSettings(Section):
     jobs_dir: str | None = None
     """Folder of jobs and clips, for one server; empty: runs/serve, below PROAV_RUNS if that is set."""
     lease_seconds: Seconds = 60.0
-    """A server that does not renew its hold on jobs_dir for this time loses it; another may take it."""
+    """A server that does not renew its lease of jobs_dir for this time loses it; another may take it."""
     host: str | None = None
     """For `serve run`: address to listen on; empty: 127.0.0.1, this machine only; 0.0.0.0: all interfaces."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -84,7 +84,9 @@ class ServeSettings(Section):
     arrival_seconds: Seconds = Limits.arrival_seconds
     """Time in which a whole request must arrive; a later one is answered 408."""
     pause_seconds: Seconds = Limits.pause_seconds
-    """Longest pause: in an arriving body, else 408; in fetching an answer, else the answer is broken off."""
+    """Longest pause of a client. If it sends a body, the answer then is 408; if it reads an answer, the
+    connection is closed.
+    """
     head_seconds: Seconds = Limits.head_seconds
     """Time in which the head of a request must arrive; a later one is answered 408."""
     max_connections: Count = Limits.max_connections
@@ -104,7 +106,9 @@ class ServeSettings(Section):
     max_steps: Annotated[int, Field(ge=1, le=1000)] = 200
     """Most denoising steps that a request may ask for."""
     max_windows: Annotated[int, Field(ge=1, le=1000)] = 32
-    """How often a request may let a clip go on (task=continue), and the longest such clip, in clips."""
+    """Most windows that a request may add to a clip (task=continue). The given clip may be at most this many
+    times as long as the model's clips.
+    """
     num_replicas: Annotated[int | tuple[int, int], BeforeValidator(_from_text)] = 1
     """Number of samplers, each with the model in memory; [MIN, MAX] lets Serve scale with the load."""
     use_gpu: Annotated[Literal["auto"] | bool, BeforeValidator(_from_text)] = "auto"
@@ -118,7 +122,7 @@ class ServeSettings(Section):
     frozen_seconds: Seconds = 30.0
     """A process of the server that does not run at all for this time is killed and replaced."""
     health_seconds: Seconds = 10.0
-    """/healthz trusts a step, batch or sign of life of this age; else it samples a step within this time."""
+    """/healthz accepts a step or sign of life of this age; without one, a step must succeed in this time."""
 
     @model_validator(mode="after")
     def _check(self) -> "ServeSettings":

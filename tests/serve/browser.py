@@ -55,8 +55,8 @@ def open_browser(binary: str, *, width: int = 1280, height: int = 900) -> Iterat
             socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, max_queue=None, compression=None)
             yield Tab(socket)
         finally:
-            # The browser ends before the socket: if events of a busy page are unread, closing would wait.
-            # Its helpers end too, since they would go on writing to the profile.
+            # The browser is ended first: closing the socket would wait while events of a page are unread.
+            # Its helper processes are ended too, since they would go on writing to the profile.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if socket is not None:

@@ -1,6 +1,6 @@
 """Real servers on a tiny checkpoint.
 
-`Server` is the whole on Ray. `Front` is the HTTP interface alone, in this process.
+`Server` is the whole server, on Ray. `Front` is the HTTP interface alone, in this process.
 """
 
 import os
@@ -47,7 +47,7 @@ class Server:
     def start(self) -> "Server":
         """Starts the server and waits until it answers.
 
-        A Ray that was killed has left its address, at which nobody answers.
+        A file holds the address of a Ray that was killed. The server must not try to join that Ray.
         """
         (self.ray_folder / "ray").mkdir()
         (self.ray_folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{free_port()}")

@@ -74,7 +74,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/videos", summary="List jobs")
     async def page(request: Request) -> Response:
-        """Jobs by time of creation, newest first unless order=asc. after=ID goes on after that job."""
+        """Jobs by time of creation, newest first unless order=asc. after=ID begins after that job."""
         query = request.query_params
         check_names(parameters(request), ("limit", "after", "order"))
         order = query.get("order", "desc")
@@ -138,7 +138,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
     @app.get("/healthz", summary="Health")
     async def healthz() -> Response:
-        """200 only if a sampler can sample: by recent progress, or by sampling a step now; else 503."""
+        """200 only if a sampler has made progress recently, or samples a step now; else 503."""
         healthy, reason = await service.health()
         if not healthy:
             raise ApiError(
@@ -167,8 +167,8 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 class PageFiles(StaticFiles):
     """The page's scripts and styles.
 
-    Browsers ask for them anew each time, because a newer server comes with a newer page. They ask by ETag,
-    which is cheap.
+    Browsers ask each time whether they have changed, because a newer server comes with a newer page. They
+    ask by ETag, which is cheap.
     """
 
     def file_response(self, *arguments, **settings) -> Response:
@@ -233,9 +233,9 @@ async def read_body(request: Request) -> tuple[dict[str, Any], bytes | None]:
 
 
 def ranged(data: bytes, media_type: str, range_header: str | None) -> Response:
-    """The bytes, or the one range of them that is asked for (RFC 9110, 14); browsers seek by it.
+    """All bytes, or the one range of them that is asked for (RFC 9110, 14). Browsers need ranges to seek.
 
-    range_header: value of the header Range; other forms of it get everything.
+    range_header: value of the header Range. If it is not one range of bytes, the answer has all bytes.
     Returns status 200, 206 for a range, or 416 for a range outside the file.
     """
     headers = {"accept-ranges": "bytes", "cache-control": "private, max-age=86400, immutable"}

@@ -1,4 +1,4 @@
-"""`ApiError`: what a client gets instead of an answer.
+"""`ApiError`: an error that a client gets as the answer to its request.
 
 The code that raises it decides which error it is. Not here: how it is sent (`answers.py`).
 """
@@ -12,7 +12,7 @@ SHOWN_CHARACTERS = 60
 
 
 class ApiError(Exception):
-    """What a client gets instead of an answer: {"error": {message, type, param, code}} with a status."""
+    """An error for a client: {"error": {message, type, param, code}} with a status."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class ApiError(Exception):
         """status: HTTP status of the answer.
 
         message: what was given and what was expected, for people.
-        param: name of the field that is wrong, None if it is no field's fault.
+        param: name of the field that is wrong; None if no field is the cause.
         code: a short stable word for programs.
         retry_after_seconds: when the client may ask again; None: not told.
         """

@@ -1,7 +1,7 @@
 """Lets each request arrive whole, in bounded time and memory, before anything behind this sees it.
 
-It stands in Ray Serve's proxy, where the bytes arrive (`middlewares` in `proxy.py`). So clients that never
-finish take no place in the application. It stands in the application too, because a proxy may run without it.
+It runs in Ray Serve's proxy, where the bytes arrive (`middlewares` in `proxy.py`). So clients that never
+finish take no place in the application. It runs in the application too, because a proxy may run without it.
 Light to import, because each proxy imports it. Not here: heads of requests (`connections.py`).
 """
 
@@ -20,12 +20,12 @@ LIMITS_HEADER = b"x-proav-limits"
 LINGER_SECONDS = 2.0
 """How long a refused client may go on sending."""
 SMALL_BYTES = 64 * 1024
-"""So many bytes of each body are not counted: small requests still pass while large ones fill the memory."""
+"""These first bytes of each body are not counted: small requests pass while large ones fill the memory."""
 
 
 @dataclass
 class Limits:
-    """What connections may take. All are settings of the server; `proav/serve/settings.py` describes them."""
+    """Limits for connections. All are settings of the server; `proav/serve/settings.py` describes them."""
 
     max_connections: int = 4096
     head_seconds: float = 10.0
@@ -38,7 +38,7 @@ class Limits:
         return json.dumps(asdict(self), separators=(",", ":")).encode("ascii")
 
     def take(self, header: bytes) -> None:
-        """Takes over the values that the application has said in its header."""
+        """Takes over the values that the application has sent in its header."""
         for name, value in json.loads(header).items():
             setattr(self, name, value)
 
@@ -62,10 +62,10 @@ class WholeRequests:
     """
 
     def __init__(self, app: ASGIApp, *, limits: Limits, in_proxy: bool) -> None:
-        """app: what stands behind it.
+        """app: the application behind it.
 
-        limits: what bodies may take.
-        in_proxy: whether it stands in the proxy; then the application's answers replace `limits`.
+        limits: the limits for bodies.
+        in_proxy: whether it runs in the proxy. If so, the application's answers replace `limits`.
         """
         self.app, self.limits, self.in_proxy = app, limits, in_proxy
         self.held_bytes = 0
@@ -87,9 +87,9 @@ class WholeRequests:
             request.release()
 
     async def _refuse(self, refused: Refused, receive: Receive, send: Send) -> None:
-        """Answers, then reads and drops for a while what still comes.
+        """Answers, then reads and drops what still comes, for LINGER_SECONDS.
 
-        A connection that is closed before all bytes are read is reset, and the client loses the answer.
+        If a connection is closed before all bytes are read, it is reset, and the client loses the answer.
         """
         await send_error(send, refused.status, refused.message, code=refused.code, close=True, more=True)
         with contextlib.suppress(TimeoutError):
@@ -122,7 +122,7 @@ class WholeRequests:
 
 
 class _Arriving:
-    """One body on its way."""
+    """One body while it arrives."""
 
     def __init__(self, requests: WholeRequests) -> None:
         self._requests, self._limits = requests, requests.limits

@@ -1,4 +1,4 @@
-"""Bounds on connections: their number, heads that do not arrive, answers that nobody reads.
+"""Limits for connections: their number, the time for a head to arrive, and for an answer to be read.
 
 This is uvicorn's protocol with these limits. Ray Serve offers no way to give its uvicorn a protocol, so
 `middlewares` in `proxy.py` enters this one in uvicorn's own table. Light to import, because each proxy
@@ -14,13 +14,13 @@ from proav.serve.front.arrival import LINGER_SECONDS, PROXY_LIMITS
 from proav.serve.front.raw_answers import error_bytes
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Most bytes of a request's head, or of what stands between the parts of a body."""
+"""Most bytes of a request's head, and most between the parts of a body."""
 LOOK_SECONDS = 1.0
-"""Time between two looks at a connection."""
+"""Time between two checks of a connection."""
 
 
 class Connection(HttpToolsProtocol):
-    """One connection, which ends early if its client does not go on.
+    """One connection. It is ended if its client does not go on.
 
     An incomplete head is answered 408, a head that is too long 431, a connection beyond the limit 503.
     """
@@ -101,9 +101,9 @@ class Connection(HttpToolsProtocol):
     def _end(self, status: int, message: str, code: str) -> None:
         """Answers and closes.
 
-        Nothing is sent if another answer is on its way. A 408 is sent only if a head has begun. What still
-        comes is read and dropped for a while: a connection that is closed before all bytes are read is reset,
-        and the client loses the answer.
+        Nothing is sent if another answer is being sent. A 408 is sent only if a head has begun. What still
+        comes is read and dropped for LINGER_SECONDS. If a connection is closed before all bytes are read, it
+        is reset, and the client loses the answer.
         """
         self._refused_at = time.monotonic()
         answered = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete

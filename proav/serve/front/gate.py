@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 class Gate:
-    """Turns away what must not come further, and answers failures behind it in the form of every other error.
+    """Refuses requests that must not reach the application, and turns exceptions of it into JSON errors.
 
-    A request to a name that the server does not answer to, or from a page of another site, gets 403.
+    A request gets 403 if it is sent to a name that is not the server's, or from a page of another site.
     """
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: tuple[str, ...] = ()) -> None:
-        """app: what stands behind it. allowed_hosts: names without port, in lower case; empty: any."""
+        """app: the application behind it. allowed_hosts: names without port, in lower case; empty: any."""
         self.app, self.allowed_hosts = app, allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

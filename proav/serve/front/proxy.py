@@ -1,8 +1,8 @@
-"""What stands around Ray Serve's proxy: limits for what arrives, and JSON for the proxy's own errors.
+"""Middleware for Ray Serve's proxy: limits for what arrives, and JSON for the proxy's own errors.
 
-The proxy stands before the application. It answers by itself while the application starts, or if the process
-that was to answer is lost: "Path not found" or "Internal Server Error", in plain text. Not here: the limits
-themselves (`arrival.py`, `connections.py`).
+Requests reach the application through the proxy. The proxy answers by itself while the application starts, or
+if the process that should answer is lost: "Path not found" or "Internal Server Error", in plain text. Not
+here: the limits themselves (`arrival.py`, `connections.py`).
 
 Ray Serve finds `middlewares` by the environment variable CALLBACK_VARIABLE. Light to import, because each
 proxy imports it.
@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve's proxy puts around its own application, the outermost last.
+    """The layers that Ray Serve's proxy puts around its own application, the outermost last.
 
-    It also gives the proxy's uvicorn, which is about to start, the protocol of `connections.py`.
+    It also sets the protocol of `connections.py` for the proxy's uvicorn, which starts after this call.
     """
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "proav.serve.front.connections:Connection"
     return [Middleware(JsonErrors), Middleware(WholeRequests, limits=PROXY_LIMITS, in_proxy=True)]
 
 
 class JsonErrors:
-    """Answers in JSON if the application behind it gives an error in plain text, or no answer at all."""
+    """Answers in JSON if the proxy gives an error in plain text, or no answer at all."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

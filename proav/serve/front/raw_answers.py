@@ -16,7 +16,7 @@ BROWSER_HEADERS = [
 """Headers of every answer: no other site may frame it, and no browser may take it for a script."""
 RETRY_SECONDS = 5
 RETRIED = 429, 503
-"""Statuses of answers that say when to come again."""
+"""Statuses of answers that say when to ask again."""
 
 
 def error_object(status: int, message: str, *, param: str | None = None, code: str) -> dict[str, Any]:
@@ -35,9 +35,9 @@ async def send_error(
 ) -> None:
     """Sends an error by ASGI.
 
-    send: ASGI's way to the client.
+    send: ASGI's function that sends to the client.
     status, message, code: as in `error_object`.
-    close: whether the connection ends with it, because more of the request may be on its way.
+    close: whether the connection ends after it, because more of the request may still arrive.
     more: whether the caller sends the last, empty part of the body.
     """
     headers, body = _parts(status, message, code, close)

@@ -1,8 +1,8 @@
 """The application on Ray Serve: one ingress with the queue, and samplers behind it.
 
 `serve run proav.serve:app` builds it. If the user made a mistake in the settings, the command ends here with
-one line, before the application starts. Of the server's files, only this one and `listen.py` import Ray. The
-sampler itself is `sampler.py`; the ingress serves `api/http.py`.
+one line, before the application starts. Of the server's files, only this one and `listen.py` use Ray. Not
+here: the sampler itself (`sampler.py`), what the ingress serves (`api/http.py`).
 """
 
 import logging
@@ -48,11 +48,11 @@ SAMPLER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 ENDING_SECONDS = 10.0
-"""How long a new server waits for one that was killed a moment ago and may still be ending."""
+"""How long a new server waits for an earlier one that was just killed and may not have ended yet."""
 SIGNS = 4
 """Signs of life that a working sampler gives within health_seconds, the time that /healthz accepts."""
 QUIET = {"enable_access_log": False}
-"""No access log, because clients that poll would fill it."""
+"""There is no access log, because clients that poll would fill it."""
 
 
 class StartError(click.ClickException):

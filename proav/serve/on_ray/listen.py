@@ -1,7 +1,7 @@
 """Where `serve run proav.serve:app host=... port=...` listens.
 
-Ray Serve's command has no option for that, and it reports a taken port with a page of tracebacks. Inside a
-cluster (`serve deploy`, RayService) none of this happens: there http_options of the config file decide.
+Ray Serve's command has no option for that, and it reports a taken port with a page of tracebacks. On a
+cluster (`serve deploy`, RayService) none of this is used: http_options of the config file decide there.
 """
 
 import os
@@ -20,15 +20,15 @@ from proav.serve.front.proxy import CALLBACK, CALLBACK_VARIABLE
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 OF_RAY_SERVE = {
     CALLBACK_VARIABLE: CALLBACK,
-    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # a process that does not answer would not end when asked
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # one that does not answer would not end when asked
 }
 """Environment of Ray Serve's own processes."""
 
 
 def start_listening(host: str | None, port: int | None) -> bool:
-    """Connects to Ray as `serve run` is about to, and starts Serve's HTTP there, unless Serve runs already.
+    """Connects to Ray before `serve run` does, and starts Serve's HTTP there, unless Serve runs already.
 
-    It does nothing if no `serve run` builds the application.
+    If no `serve run` builds the application, nothing is done.
     host: address to listen on; None: 127.0.0.1. port: port to listen on; None: 8000.
     Returns True if it started Serve's HTTP: then no older replica of this application can be alive. Raises
     UserError if the port is taken, or if host and port cannot be chosen here.
@@ -91,7 +91,7 @@ def _named(address: str | None) -> str:
 def _tell_of_another(address: str | None) -> None:
     """Tells the user if another Ray runs on this machine, because this server does not join it.
 
-    Ray itself would join a Ray that its files on this machine name, whoever started it.
+    Ray by itself would join any Ray whose address is in a file on this machine.
     """
     another = running_here() if address is None else None
     if another:
@@ -102,7 +102,7 @@ def _tell_of_another(address: str | None) -> None:
 def _check_free(host: str, port: int) -> None:
     """Raises UserError if nothing can listen there.
 
-    It can only ask this machine, and a server that is started by hand listens here.
+    Only this machine is asked: that is where a server listens that is started by hand.
     """
     try:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

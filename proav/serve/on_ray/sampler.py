@@ -1,9 +1,8 @@
 """One sampler: a model in memory, and a thread that samples batches with it while the event loop stays free.
 
 `application.py` makes it a Ray deployment. This file imports no Ray, so that a sampler runs alone in a test.
-What is sampled together is decided in `queue/batching.py`. A batch is given up if its consumer closes the
-stream; it then stops before the next denoising step. For now a batch stays together from its first step to
-its last. Continuous batching could be added behind the same interface.
+`queue/batching.py` decides what is sampled together. A batch stays together from its first step to its last.
+If its consumer closes the stream, it stops before the next denoising step.
 """
 
 import asyncio
@@ -23,13 +22,13 @@ from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip, encode_clip
 
 IDLE_PROBE_SECONDS = 60.0
-"""An idle sampler samples one step as a proof if its last work is older than this."""
+"""If an idle sampler has made no step for this time, it samples one to show that it can."""
 
 logger = logging.getLogger(__name__)
 
 
 class Abandoned(Exception):
-    """Ends the sampling between two steps: nobody waits for the batch, or another part of it has failed."""
+    """Ends the sampling between two steps, if nobody waits for the batch or another part of it has failed."""
 
 
 class Sampler:
@@ -44,7 +43,7 @@ class Sampler:
         stall_seconds: float = 120.0,
         sign_seconds: float = 2.0,
     ) -> None:
-        """Loads the checkpoint and samples one step. A sampler that has started is thus known to work.
+        """Loads the checkpoint and samples one step, which shows that the sampler works.
 
         checkpoint: ST-DiT checkpoint, its folder or a `latest` file.
         threads: number of PyTorch threads; None leaves it as it is.
@@ -66,11 +65,11 @@ class Sampler:
         logger.info("sampling on %s with %d threads, process %d", device, self._num_threads, os.getpid())
 
     async def sample(self, requests: Sequence[SampleRequest]) -> AsyncIterator[dict[str, Any]]:
-        """Samples one batch; gives its progress, then its clips.
+        """Samples one batch; yields its progress, then its clips.
 
         Progress is {"done": 0 .. total, "total": calls of the model}. The first comes at once. During a long
-        call the last one is repeated, as a sign of life. The end is {"clips": [bytes of an mp4, ...]}, in the
-        order of `requests`.
+        call the last one is repeated, as a sign of life. The clips are {"clips": [bytes of an mp4, ...]}, in
+        the order of `requests`.
         """
         loop, events, abandoned = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
 
@@ -168,7 +167,7 @@ class Sampler:
                     if min(done) > before:
                         tell(min(done), total)
 
-            torch.set_num_threads(1)  # holds in this thread; for matrix products, in all threads
+            torch.set_num_threads(1)  # OpenMP keeps this per thread, MKL for all threads
             try:
                 clips = self._pipeline.sample(parts[index], on_step=on_step)
                 on_step(total, total)  # a part with fewer calls holds back no other

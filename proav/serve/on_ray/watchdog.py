@@ -1,10 +1,10 @@
 """Ends a process that does not run any more, so that Ray Serve starts another.
 
-Ray Serve asks a process for its health, waits for three times the time-out, and then asks it to end. All that
-time a frozen process holds its processors or its GPU. Here a separate small process, the watcher, waits for
-signs of life. If none comes, it sends SIGKILL, which Ray notices at once. On Linux it can tell a frozen
-process from one that is only slow, because the machine is busy. It leaves the slow one alone. The watcher
-imports nothing of proav, and ends when its parent ends.
+Ray Serve asks a process for its health, waits for three time-outs, and then asks it to end. All that time a
+frozen process holds its processors or its GPU. Here a separate small process, the watcher, waits for signs of
+life. If none comes, it sends SIGKILL, which Ray notices at once. If the machine is busy, a process may only
+be slow. On Linux the watcher can tell it from a frozen one, and leaves it alone. The watcher imports nothing
+of proav, and ends when its parent ends.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ def watch(name: str, *, frozen_seconds: float, trouble: Callable[[], str | None]
     """Watches this process from now on until it ends.
 
     name: what the process is called in the log.
-    frozen_seconds: it is killed if it gives no sign of life for this time and none of its threads runs or is
-        about to run.
-    trouble: asked several times in that span; None means that all is well. If it returns a text, the process
-        ends at once and the log says the text.
+    frozen_seconds: the process is killed if it gives no sign of life for this time, unless a thread of it
+        runs, or waits for a processor or a disk.
+    trouble: called BEATS times within frozen_seconds; None means that all is well. If it returns a text, the
+        process is killed at once and the log says the text.
     """
     words = [sys.executable, "-I", os.path.abspath(__file__), str(os.getpid()), str(frozen_seconds), name]
     watcher = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
@@ -61,7 +61,7 @@ def _runs(pid: int) -> bool:
 
 
 def _main() -> None:
-    """The life of the watcher: it waits for signs of life, and kills a frozen process."""
+    """What the watcher does: it waits for signs of life, and kills a frozen process."""
     pid, frozen_seconds, name = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
     while (signs := select.select([0], [], [], frozen_seconds)[0]) or _runs(pid):
         if signs and not os.read(0, 4096):

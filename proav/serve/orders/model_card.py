@@ -34,16 +34,16 @@ class ModelCard:
     max_steps: int
     guidance_scale: float
     guidance_range: tuple[float, float]
-    """Smallest and largest scale that a request may ask for; a flow map has one alone."""
+    """Smallest and largest scale that a request may ask for. For a flow map both are its own scale."""
     checkpoint_hash: str
     clips_trained: int
     mel: dict[str, float]
     """Bands of the spectrogram preview: num_bins, min_hz, max_hz."""
     max_upload_bytes: int
     max_windows: int
-    """How often a request of the task continue may let its clip go on."""
+    """Most windows that a request of the task continue may add to its clip."""
     window_seconds: float
-    """By how much it goes on each time."""
+    """Seconds that each such window adds."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: ServeSettings) -> "ModelCard":

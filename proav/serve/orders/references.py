@@ -1,8 +1,9 @@
 """An uploaded file as the streams that a task is given, at the model's own rates and size.
 
-The beginning of the file is used, as in SoundingVideoPipeline; a clip that is to go on is used whole. It runs
-in a thread, because it waits for the decoding. Not here: the decoding (`upload_process.py`), and which tasks
-take a file (`requests.py`). Letters: T frames, H and W rows and columns.
+The beginning of the file is used, as in SoundingVideoPipeline; a clip that is to be continued is used whole.
+Call these functions in a thread, since they wait for the decoding. Not here: the decoding
+(`upload_process.py`), and which tasks take a file (`requests.py`). Letters: T frames, H and W rows and
+columns.
 """
 
 import base64
@@ -23,8 +24,9 @@ from proav.serve.front.api_error import ApiError
 from proav.serve.orders.upload_process import decode_upload
 
 BYTES_PER_PIXEL = 8
-"""Memory allowed for each pixel of a picture in an uploaded file: a decoder holds several pictures at a time.
-A file that needs more fails while it is decoded, and then not every decoder says why."""
+"""Memory counted for each pixel of a picture in an uploaded file: a decoder holds several pictures at a time.
+So a picture that is too large is refused before it is decoded. While decoding, not every decoder says that
+memory ran out."""
 
 
 def read_data_url(url: str) -> bytes:
@@ -60,7 +62,7 @@ def read_given(
     config: that of the run that made the model, which sets rates and sizes.
     deadline_seconds: time that decoding may take.
     max_bytes: memory that decoding may take.
-    max_windows: a clip that is to go on has at most this many times the length of the model's clips.
+    max_windows: a clip that is to be continued may be this many times as long as the model's clips.
     Raises ApiError 400 if the file does not hold these streams.
     """
     geometry, needed = ClipGeometry.from_config(config), frames_needed(config, task)
@@ -93,7 +95,7 @@ def read_given(
 
 
 def _filled(sound: np.ndarray, geometry: ClipGeometry) -> np.ndarray:
-    """Sound of the length of a clip: what ends a little early is filled with silence. Raises ApiError 400."""
+    """Sound of the length of a clip. If it ends a little early, silence follows. Raises ApiError 400."""
     missing = geometry.num_samples - len(sound)
     if missing > MAX_SOUND_SHORTFALL * geometry.sample_rate:
         held = f"{math.floor(100 * len(sound) / geometry.sample_rate) / 100:g} s"

@@ -1,6 +1,6 @@
 """Turns what a client sent into a checked order, or into an ApiError that names the field.
 
-Pure: no HTTP, no Ray, no files. Decoding of an uploaded file is `references.py`, HTTP is `api/http.py`.
+Pure: no Ray, no files. Not here: the decoding of an uploaded file (`references.py`), HTTP (`api/http.py`).
 """
 
 import difflib
@@ -21,7 +21,7 @@ from proav.serve.orders.model_card import MAX_GUIDANCE_SCALE, ModelCard
 from proav.text import LABEL_SEPARATOR, find_label, without_case
 
 MAX_SEED = 2**53 - 1
-"""The largest whole number up to which JavaScript and every JSON reader are exact."""
+"""Up to this number, whole numbers are exact in JavaScript and in every JSON reader."""
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -31,7 +31,7 @@ def _no_truth_value(value: Any) -> Any:
 
 
 def _as_text(value: Any) -> Any:
-    """Takes a whole number as a label: 3 in JSON is the label that a form would write as 3."""
+    """Takes a whole number as a label: 3 in JSON is the label "3"."""
     if isinstance(value, bool | float | list | dict):
         raise ValueError('expected a text, such as "3"')
     return str(value) if isinstance(value, int) else value
@@ -99,7 +99,7 @@ class VideoRequest(BaseModel):
     guidance_scale: Annotated[float | None, Number] = None
     """Classifier-free guidance towards the label; 1 is none. Empty: the server's default."""
     num_windows: Annotated[int, Number] = 1
-    """For continue: how often the clip goes on. GET /v1/models says by how many seconds each time."""
+    """For continue: how many windows are added. GET /v1/models says how many seconds each adds."""
     span: Span | None = None
     """For inpaint: begin and end in seconds, such as [0.4, 0.8]; in a form 0.4,0.8."""
     stream: Literal["both", "video", "audio"] = "both"
@@ -107,9 +107,9 @@ class VideoRequest(BaseModel):
 
 
 class Order(BaseModel):
-    """A checked request with nothing left open.
+    """A checked request in which every setting has a value.
 
-    Together with the checkpoint and the given stream, it determines the clip.
+    Together with the checkpoint and what is given, it determines the clip.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -120,7 +120,7 @@ class Order(BaseModel):
     texts: dict[str, str] = {}
     """What was given as text, by the name of its vectors."""
     vectors: dict[str, str] = {}
-    """Vectors in the form of `to_text`, also those of the texts once these are encoded."""
+    """Vectors in the form of `to_text`. Once the texts are encoded, theirs are among them."""
     task: Literal[*TASKS]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     steps: Annotated[int, Field(ge=1)]
@@ -325,7 +325,13 @@ def _told_of(request: VideoRequest, card: ModelCard) -> tuple[dict[str, str], di
 
 
 def _in_range(name: str, given: float | None, default: float, low: float, high: float):
-    """`given` if it is in [low, high], `default` if it is None. Raises ApiError 400 that names the field."""
+    """`given` if it is in [low, high], `default` if it is None. Raises ApiError 400 for another value.
+
+    name: of the field, for the error.
+    given: the client's value; None: not given.
+    default: used if no value is given.
+    low, high: the range.
+    """
     if given is None:
         return default
     if not low <= given <= high:

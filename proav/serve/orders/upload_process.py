@@ -68,7 +68,7 @@ def decode_upload(
 
 
 def _serve() -> None:
-    """The life of the process: one file in, one answer out."""
+    """What the process does: reads one file, and writes one answer."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get into the answer
     head = json.loads(sys.stdin.buffer.readline())
@@ -118,7 +118,7 @@ def _decode(
 def _ran_out(logs: list[tuple[int, str, str]]) -> bool:
     """Whether FFmpeg's log says that memory ran out.
 
-    Most decoders then call the picture invalid, so that their error does not tell the two apart.
+    Most decoders then report an invalid picture, so their error does not show the cause.
     """
     words = "get_buffer() failed", "Cannot allocate memory"
     return any(word in message for _, _, message in logs for word in words)

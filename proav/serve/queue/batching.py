@@ -26,7 +26,9 @@ class Waiting:
     attempts: int = 0
     """How many batches with this job were lost."""
     alone: bool = False
-    """Whether it must not share a batch: one that it was in failed, perhaps because of it."""
+    """Whether it must not share a batch. It is set if a batch with this job failed or was lost, since this
+    job may be the cause.
+    """
 
     @property
     def key(self) -> tuple[str, int, int]:

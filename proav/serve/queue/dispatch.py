@@ -1,8 +1,8 @@
-"""Brings waiting jobs to samplers: as many batches at a time as there are samplers.
+"""Sends waiting jobs to samplers: as many batches at a time as there are samplers.
 
-It follows their progress, their failures and their cancellation. It knows no HTTP and no Ray: samplers are
-whatever has `sample` and `probe`. All methods run on one event loop, and none blocks it. Not here: which jobs
-share a batch (`batching.py`).
+It follows the progress, failure and cancellation of each batch. It knows no HTTP and no Ray: a sampler is any
+object that has `sample` and `probe`. All methods run on one event loop, and none blocks it. Not here: which
+jobs share a batch (`batching.py`).
 """
 
 import asyncio
@@ -26,9 +26,9 @@ from proav.serve.queue.pace import Pace
 from proav.serve.settings import ServeSettings
 
 MAX_LOST_BATCHES = 3
-"""A job fails if its sampler is lost this many times: the job may be what ends the samplers."""
+"""A job fails if its sampler is lost this many times, since the job may be the cause."""
 MAX_WAIT_SECONDS = 3600.0
-"""The longest time for which a client is told to stay away."""
+"""The longest time after which a client is told to ask again."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +53,10 @@ class Batch:
         first = members[0].job.order
         self.num_jobs, self.steps = len(members), first.steps * first.num_windows
         self.done, self.total = 0, 1
-        """Calls of the model that it has made, and those that it takes."""
+        """Calls of the model: those made so far, and all that the batch needs."""
         self.sent = self.heard = self.moved = time.monotonic()
-        """Seconds of a monotonic clock. sent: when it was sent, and later when it began. heard: when its
-        sampler last gave a sign of life. moved: when it last made progress."""
+        """Seconds of a monotonic clock. sent: when the batch was sent; once it has begun, when it began.
+        heard: when its sampler last gave a sign of life. moved: when it last made progress."""
         self.started = False
         self.task: asyncio.Task | None = None
 
@@ -106,7 +106,7 @@ class Dispatcher:
             batch.members = [member for member in batch.members if member.job.id != job_id]
 
     async def run(self) -> None:
-        """Sends batches until it is cancelled; then it gives up the running ones."""
+        """Sends batches until it is cancelled; then it cancels the running ones."""
         try:
             while True:
                 await self._wait_for_change()
@@ -119,7 +119,7 @@ class Dispatcher:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def poll_after_seconds(self) -> float:
-        """Seconds after which a client may well ask again: a twentieth of the time of a running batch."""
+        """Seconds after which a client should ask again: a twentieth of the time of a running batch."""
         seconds = [self._pace.expect(steps=batch.steps, num_jobs=batch.num_jobs) for batch in self._running]
         return min(1.0, max(0.05, min(seconds, default=2.0) / 20))
 
@@ -280,7 +280,7 @@ class Dispatcher:
 
 
 def _to_sample(member: Waiting, config: Config) -> SampleRequest:
-    """What a sampler gets for a job; settings that an order leaves open are those of the model's run."""
+    """What a sampler gets for a job. Settings that an order does not have are those of the model's run."""
     order = member.job.order
     settings = dataclasses.replace(
         SamplingSettings.from_config(config),

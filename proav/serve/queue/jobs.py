@@ -1,8 +1,8 @@
 """Jobs, and the folders in which they are kept.
 
 Each job has a folder with job.json, what was given, and the finished mp4. Each file is written whole. A
-server that starts again finds its finished jobs here. It makes those that were cut off anew. This changes
-nothing, because a clip is a function of its order. The functions block, so the server calls them in threads.
+server that starts again finds its finished jobs here, and makes the unfinished ones again. Their clips are
+the same, because a clip is a function of its order. The functions block, so the server calls them in threads.
 Not here: which jobs wait (`batching.py`) and which run (`dispatch.py`).
 """
 
@@ -26,7 +26,7 @@ from proav.errors import UserError
 from proav.serve.orders.requests import Order
 
 MAX_INDEX_BYTES = 2**24
-"""A larger file is no job.json: the prompt has at most 1,000 characters; vectors take 5.4 bytes a number."""
+"""A larger file is no job.json: prompts have at most 1,000 characters, and vectors 5.4 bytes a number."""
 DAMAGED = (
     EOFError, MemoryError, NotImplementedError, RecursionError, RuntimeError, SyntaxError, TypeError,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
@@ -79,7 +79,7 @@ class Job(BaseModel):
 
     @property
     def place(self) -> tuple[float, str]:
-        """What lists are sorted by. For every job that a service makes, it equals `place_of(id)`."""
+        """The key by which lists are sorted. For every job that a service makes, it equals `place_of(id)`."""
         return self.created, self.id
 
     @property
@@ -118,7 +118,7 @@ class Job(BaseModel):
 def new_id(created: float | None = None) -> str:
     """An id that begins with the time of creation, to the microsecond.
 
-    So a list of jobs can go on after a job that was deleted. created: Unix seconds; None: now.
+    So the next page of a list can begin after a job that was deleted. created: Unix seconds; None: now.
     """
     created = time.time() if created is None else created
     return f"video_{round(created * MICROSECONDS):014x}{secrets.token_hex(10)}"
@@ -127,7 +127,7 @@ def new_id(created: float | None = None) -> str:
 def place_of(job_id: str) -> tuple[float, str] | None:
     """Where a job of this id stands in the order of creation.
 
-    None if the id does not tell it. The ids of older servers, which are shorter, do not.
+    None if the id does not contain the time. The shorter ids of older servers do not.
     """
     match = re.fullmatch(r"video_([0-9a-f]{14})[0-9a-f]{20}", job_id)
     return (int(match[1], 16) / MICROSECONDS, job_id) if match else None
@@ -168,7 +168,7 @@ class JobStore:
         return job
 
     def create(self, job: Job, given: dict[str, np.ndarray] | None) -> None:
-        """job: is written. given: the streams that its task is given; None if it takes nothing."""
+        """Writes a job. given: the streams that its task is given; None if it takes nothing."""
         if given is not None:
             buffer = io.BytesIO()
             np.savez(buffer, **given)

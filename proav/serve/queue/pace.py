@@ -1,6 +1,6 @@
-"""How long batches take, learnt from those that ended.
+"""Estimates how long batches take, from those that have ended.
 
-The server tells clients by it when to ask again (`dispatch.py`). Pure: the caller gives the times.
+The server uses it to tell clients when to ask again (`dispatch.py`). Pure: the caller gives the times.
 """
 
 SMOOTHING = 0.3
@@ -36,7 +36,7 @@ class Pace:
 
         steps: of the whole batch.
         num_jobs: jobs in the batch.
-        done: steps that it has made. If there are any, its own pace counts, since it tells most.
+        done: steps that it has made. If there are any, only its own pace counts.
         elapsed_seconds: time since it began.
         """
         whole = elapsed_seconds * steps / done if done else self.expect(steps=steps, num_jobs=num_jobs)

@@ -28,11 +28,12 @@ from proav.serve.settings import ServeSettings
 from proav.storage.lease import Lease
 
 UPLOADS, PREVIEWS = 2, 2
-"""How many uploads are decoded at a time, and how many previews are drawn. Neither kind waits for the other.
+"""How many uploads are decoded or texts encoded at a time, and how many previews are drawn. Neither kind of
+work waits for the other.
 """
 KEPT_PREVIEWS = 512
 SWEEP_SECONDS = 30.0
-"""Time between two looks for expired jobs."""
+"""Time between two searches for expired jobs."""
 LEASE_LOOK_SECONDS = 0.5
 RENEWALS = 6
 """How often the lease is renewed within the time after which it would lapse."""
@@ -68,7 +69,7 @@ class Service:
         self._tasks: list[asyncio.Task] = []
 
     async def start(self) -> None:
-        """Takes up what an earlier server left, and begins to sample.
+        """Queues the unfinished jobs of an earlier server, and begins to sample.
 
         Raises LeaseHeld if another server keeps the jobs folder.
         """
@@ -162,7 +163,7 @@ class Service:
         return job
 
     def _encoded(self, order: Order) -> Order:
-        """The order with the vectors of its texts, so that it says all of its clip."""
+        """The order with the vectors of its texts. It then determines the clip without the encoders."""
         try:
             (made,) = self._encoders([order.texts])
         except UserError as error:
@@ -202,8 +203,8 @@ class Service:
     def page(self, *, limit: int, after: str | None, newest_first: bool) -> tuple[list[Job], bool]:
         """(at most `limit` jobs by time of creation, whether there are more).
 
-        after: id of the job after which the list goes on; None: from the start. The job may be deleted:
-            its id says where it stood.
+        after: id of the job after which the page begins; None: from the start. The job may be deleted: its
+            id says where it was.
         Raises ApiError 400 if `after` is no id.
         """
         jobs = sorted(self._jobs.values(), key=lambda job: job.place, reverse=newest_first)
@@ -327,7 +328,7 @@ class Service:
     async def _watch_lease(self) -> None:
         """Stops all work if another server takes the folder over.
 
-        It may do so after a long silence of this one.
+        This happens if this server was suspended for a long time.
         """
         while not self._lease.lost:
             await asyncio.sleep(LEASE_LOOK_SECONDS)
@@ -336,7 +337,7 @@ class Service:
                 task.cancel()
 
     async def _sweep(self) -> None:
-        """Removes expired jobs, again and again."""
+        """Removes expired jobs, every SWEEP_SECONDS."""
         while True:
             now = time.time()
             for job in [job for job in self._jobs.values() if job.expires is not None and job.expires <= now]:

@@ -92,7 +92,7 @@ def test_a_lost_ingress_comes_back_with_its_jobs(served, server):
 
 
 def test_a_request_that_the_ingress_takes_with_it_is_answered_in_json(served, server):
-    """Then the proxy of Ray Serve answers, which by itself does so in plain text."""
+    """The proxy of Ray Serve then answers. By itself it would answer in plain text."""
     slow = h264(num_frames=36, width=4096, height=2160)
     form = {"data": {"task": "v2a"}, "files": {"input_reference": ("slow.h264", slow)}, "timeout": 120}
     front, deadline = replica(server, "Front"), time.monotonic() + 60

@@ -432,7 +432,7 @@ def test_a_server_that_lost_its_folder_stops_and_says_so(settings, sampler):
         running = await service.create({"steps": 1000}, None)
         while running.status != "in_progress":
             await asyncio.sleep(0.005)
-        lease._write()  # as another server does that takes the lease for a leftover
+        lease._write()  # as another server does if it believes that this one has ended
         deadline = time.monotonic() + 20
         while (await service.health())[0]:
             assert time.monotonic() < deadline
@@ -448,7 +448,7 @@ def test_a_server_that_lost_its_folder_stops_and_says_so(settings, sampler):
     assert Path(lease.path).exists()
 
 
-def test_storage_that_goes_on_failing_ends_no_job_in_limbo_and_no_sweep(settings, sampler, monkeypatch):
+def test_jobs_end_and_expiry_goes_on_if_storage_fails_for_long(settings, sampler, monkeypatch):
     """A disk fails for longer than the retries last. Jobs end with an error, and the expiry goes on."""
     monkeypatch.setattr("proav.serve.queue.service.SWEEP_SECONDS", 0.05)
     service = Service(settings.model_copy(update={"keep_seconds": 0.1}), sampler)

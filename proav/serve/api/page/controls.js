@@ -1,5 +1,5 @@
-// The form: what to make. It reads its choices from the model, sends what the user typed as it stands (the server judges it),
-// and shows each refusal at the field that the server names, in the words of the page.
+// The form: what to make. It offers what the model can do, and sends what the user typed unchanged: the server checks it.
+// Each refusal is shown at the field that the server names, in the words of the page.
 
 import { decimals, plain, taskWords } from "./words.js";
 
@@ -10,7 +10,7 @@ let model = null;
 
 const chosenTask = () => form.querySelector('input[name="task"]:checked')?.value ?? "joint";
 
-/** A slider and a box show one number; the slider covers the useful part of the range, the box takes all of it. */
+/** A slider and a box for one number. The slider covers the useful part of the range, the box accepts all of it. */
 function pair(box, slider, { value, min, max, shown }) {
   Object.assign(slider, { min, max: Math.min(max, shown) });
   const follow = () => { if (box.value.trim() !== "" && Number.isFinite(Number(box.value))) slider.value = box.value; };
@@ -54,7 +54,7 @@ export function offer(loaded) {
 
 export const rollSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0] >>> 1);
 
-/** One request a clip; several clips of a given seed take the seeds that follow it. */
+/** One request for each clip. If a seed is given, each further clip has the next seed. */
 export function requests() {
   const count = Number(byId("count").value);
   const seed = fields.seed.value.trim();
@@ -77,7 +77,7 @@ export function requests() {
   });
 }
 
-/** A mistake that need not be sent to be seen; null if there is none. */
+/** A mistake that the page finds without the server; null if there is none. */
 export function mistake() {
   const words = taskWords(chosenTask());
   if (!words.file) return null;
@@ -90,7 +90,7 @@ export function mistake() {
   return null;
 }
 
-/** What the server says is wrong with a field, in the words of the page. */
+/** The server's refusal of a field, in the words of the page. */
 function inPageWords({ param, message }) {
   const typed = (field) => `“${field.value.trim()}” does not fit`;
   if (param === "seed") return `${typed(fields.seed)}: write a whole number from 0 to ${Number.MAX_SAFE_INTEGER}, or nothing.`;
@@ -108,7 +108,7 @@ function chooseTask(name) {
   showTask();
 }
 
-/** Takes a file as the given one, as if it had been chosen. */
+/** Puts a file into the form, as if it had been chosen there. */
 export function giveFile(file) {
   if (!taskWords(chosenTask()).file) {
     const image = file.type.startsWith("image/") && model.tasks.includes("i2av");
@@ -120,7 +120,7 @@ export function giveFile(file) {
   clear(fields.file);
 }
 
-/** A file that is dropped anywhere is the given file; a browser would open it in place of the page. */
+/** A file that is dropped anywhere goes into the form. Otherwise the browser would open it in place of the page. */
 function takeDrops() {
   const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
   addEventListener("dragover", (event) => { if (holdsFiles(event)) event.preventDefault(); });
@@ -169,12 +169,12 @@ export function say(message) {
   error.hidden = !message;
 }
 
-/** Shows what the server refused at its field and moves there; where no field is to blame, at the button. */
+/** Shows a refusal at its field and moves there; if it is about no field, at the button. */
 export function showRefusal(refusal, before = "") {
   show({ param: refusal.param, message: before + inPageWords(refusal) });
 }
 
-/** Shows a mistake at its field and moves there; where no field is to blame, at the button. */
+/** Shows a mistake at its field and moves there; if it is about no field, at the button. */
 export function show({ param, message }) {
   const box = param && [...form.querySelectorAll("[data-fields]")].find((one) => one.dataset.fields.split(" ").includes(param));
   if (!box || box.hidden) return say(message);

@@ -1,4 +1,4 @@
-// The gallery: every job the server keeps, newest first. A card is made once and then kept up to date, so that the focus stays.
+// The gallery: every job that the server keeps, newest first. A card is made once and then updated, so that the focus stays.
 
 import { contentUrl, isActive } from "./api.js";
 import { nameOf, stateOf, taskWords, whenOf } from "./words.js";
@@ -29,8 +29,8 @@ function element(tag, className, parent) {
   return one;
 }
 
-/** A button that asks once more where `lasting()` says that something is lost: the first press arms it for four seconds.
- * Returns what disarms it. */
+/** A button that needs a second press within four seconds, if `lasting()` says that something would be lost.
+ * Returns a function that takes the first press back. */
 export function pressTwice(button, { lasting, ask, act }) {
   let timer = null;
   const disarm = () => { clearTimeout(timer); timer = null; button.classList.remove("armed"); ask(false); };
@@ -91,7 +91,7 @@ function update(card, job, chosen) {
   if (job.status === "completed" && !card.image.src) card.image.src = contentUrl(job.id, "thumbnail");
 }
 
-/** Brings the cards in line with `jobs`, newest first; `chosen` is the id on the stage. */
+/** Shows a card for each of `jobs`, newest first. `chosen` is the id of the job on the stage. */
 export function show(jobs, { chosen, more, ...actions }) {
   const wanted = new Set(jobs.map((job) => job.id));
   for (const [id, card] of cards) if (!wanted.has(id)) dismiss(id, card);
@@ -109,7 +109,7 @@ export function show(jobs, { chosen, more, ...actions }) {
   byId("more").hidden = !more;
 }
 
-/** Takes a card away; a focus inside it moves to its neighbour. */
+/** Removes a card. If the focus is inside it, it moves to the neighbour. */
 function dismiss(id, card) {
   const held = card.item.contains(document.activeElement);
   const next = card.item.nextElementSibling ?? card.item.previousElementSibling;

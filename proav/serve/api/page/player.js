@@ -9,10 +9,10 @@ const video = byId("video"), frames = byId("frames"), tracks = byId("tracks"), s
 const buttons = { play: byId("play"), loop: byId("loop"), sound: byId("sound") };
 const HERTZ = [100, 250, 500, 1000, 2000, 4000, 8000, 12000, 16000];
 let model = null;
-let length = { seconds: 1, frames: 1 }; // of the clip in the player; without one, of the model's clips
+let length = { seconds: 1, frames: 1 }; // of the clip in the player; if there is none, of the model's clips
 let shown = null; // id of the job in the player
 
-/** Every such frame is shown: at most eight, each where its time begins. */
+/** One of this many frames is shown, where its time begins: at most eight in all. */
 const frameStep = () => Math.ceil(length.frames / 8);
 
 function drawFrames() {
@@ -66,7 +66,7 @@ export function prepare(loaded) {
   lay(model.seconds);
 }
 
-/** Lays out the time axis for a clip of this length: clips that go on are longer than the model's own. */
+/** Draws the time axis for a clip of this length. A continued clip is longer than the model's own. */
 function lay(seconds) {
   length = { seconds, frames: Math.max(1, Math.round(seconds * model.fps)) };
   frames.width = Math.round((model.size.split("x")[0] * length.frames) / frameStep());
@@ -97,9 +97,9 @@ function showPlaying() {
 }
 
 export const play = () => {
-  if (video.error) video.load(); // what failed may work by now
+  if (video.error) video.load(); // loading may succeed now
   return video.play().catch((error) => {
-    if (error.name === "NotAllowedError" || error.name === "AbortError") return; // the browser wants a click first; or another clip came
+    if (error.name === "NotAllowedError" || error.name === "AbortError") return; // a click is needed first; or another clip is loaded
     showMediaError();
   });
 };

@@ -1,5 +1,5 @@
-// The page of the server: what the user asks for goes to the server, and what the server says is shown. The server's list is the
-// only truth; the page keeps nothing but the choice of a clip (in the address) and the files given in this visit.
+// The page of the server. It sends what the user asks for, and shows what the server answers. It keeps no list of jobs of its own,
+// only which clip is chosen (in the address) and the files that were given in this visit.
 
 import * as api from "./api.js";
 import * as controls from "./controls.js";
@@ -12,7 +12,7 @@ const byId = (id) => document.getElementById(id);
 const PAGE = 24;
 const BUSY_SECONDS = 0.6, IDLE_SECONDS = 10, RETRY_SECONDS = 4;
 const AWAY = "The server does not answer. Press Generate again when it does.";
-const files = new Map(); // job id -> the file it was made from, for another seed
+const files = new Map(); // job id -> the file that it was given, to make it again with another seed
 let model = null;
 let jobs = [];
 let more = false;
@@ -20,11 +20,11 @@ let wanted = PAGE;
 let chosen = location.hash.slice(1) || null;
 let awaited = null; // the job to play as soon as it is finished
 let timer = null, countdown = null;
-let refreshing = null; // the refresh under way, so that two never run at once
+let refreshing = null; // the refresh in progress, so that two never run at once
 
 const jobOf = (id) => jobs.find((job) => job.id === id) ?? null;
 
-/** One line at the top while the server cannot be reached or has no model to offer; empty when all is well. */
+/** Shows one line at the top while the server cannot be reached or does not answer as it should; "" removes it. */
 function connection(message) {
   const line = byId("connection");
   if (line.textContent !== message) line.textContent = message;
@@ -57,7 +57,7 @@ function choose(id, { plays = false } = {}) {
   if (jobOf(id)?.status === "completed") player.play();
 }
 
-/** Asks the server for everything that is shown. A chosen job that lies beyond the list is asked for by itself. */
+/** Asks the server for all that is shown. If the chosen job is not in the list, it is asked for by itself. */
 async function refresh() {
   clearTimeout(timer);
   try {
@@ -80,7 +80,7 @@ function poll() {
   return refreshing;
 }
 
-/** A refresh that began after this call: one under way may not know of what was just done. */
+/** Resolves after a refresh that began after this call: one in progress may not contain what was just done. */
 async function refreshed() {
   await refreshing;
   return poll();
@@ -95,7 +95,7 @@ async function findJob(id) {
   }
 }
 
-/** Shows the news, and plays the clip that was waited for. */
+/** Shows what has changed, and plays the clip that the user waits for. */
 function settle(asked) {
   const missing = asked && asked === chosen && !jobOf(asked);
   if (missing) choose(null);
@@ -118,7 +118,7 @@ async function loadModel() {
   model = loaded;
 }
 
-/** Says what stood in the way of a request: at its field, at the button, or at the top. */
+/** Says why a request was not accepted: at its field, at the button, or at the top. */
 function refuse(error, taken) {
   const before = taken ? `${taken} ${taken === 1 ? "clip was" : "clips were"} taken, the others not: ` : "";
   if (!(error instanceof api.Refusal)) {

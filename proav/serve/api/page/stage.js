@@ -1,4 +1,4 @@
-// The stage: one job, from waiting to playing. What the player shows is player.js's; this is everything around it.
+// The stage: one job, from waiting to playing. The player itself is `player.js`; everything around it is here.
 
 import { contentUrl, isActive } from "./api.js";
 import * as player from "./player.js";
@@ -11,13 +11,13 @@ let told = ""; // the last thing said to screen readers
 let strength = 0.35; // of the noise
 const INVITATION = "Choose what to make and press Generate. The clip, its frames and its sound appear here.";
 
-/** Tells screen readers, once. */
+/** Tells screen readers a message; the same message is not repeated. */
 export function announce(message) {
   if (message !== told) byId("announcer").textContent = message;
   told = message;
 }
 
-/** Noise that settles as the job goes on: what denoising starts from. */
+/** Draws noise, which becomes weaker as the job goes on, as in denoising. */
 function drawNoise() {
   const context = noise.getContext("2d");
   const image = context.createImageData(noise.width, noise.height);
@@ -57,7 +57,7 @@ function showFacts(job) {
   byId("clip-facts").replaceChildren(...rows);
 }
 
-/** Shows a job as it now stands; null: nothing is chosen. `note` says why there is nothing. */
+/** Shows the present state of a job; null: none is chosen. `note` says why there is none. */
 export function show(job, { note } = {}) {
   const state = !job ? "empty" : isActive(job) ? "working" : job.status === "completed" ? "clip" : "failed";
   const before = stage.dataset.state;
@@ -82,7 +82,7 @@ export function show(job, { note } = {}) {
   if (state === "failed") byId("clip-error").textContent = job.error?.message ?? "The clip could not be made, and the server does not say why.";
 }
 
-/** On a narrow screen the stage lies below the form: go there. */
+/** Scrolls to the stage, which is below the form on a narrow screen. */
 export function bringIntoView() {
   const box = stage.getBoundingClientRect();
   if (box.top < 0 || box.top > innerHeight / 2) stage.scrollIntoView({ block: "start", behavior: calm.matches ? "auto" : "smooth" });

@@ -35,7 +35,7 @@ export function stateOf(job) {
   return `Waiting: ${before} before it`;
 }
 
-/** When a job was asked for: the time alone if that was today. */
+/** When a job was asked for: only the time of day if that was today. */
 export function whenOf(job) {
   const then = new Date(1000 * job.created_at);
   const time = { hour: "2-digit", minute: "2-digit" };
@@ -53,7 +53,7 @@ export function plain(message) {
   return `${words[0].toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
 }
 
-/** A refusal that passes by itself: what is the matter, without the server's own advice on when to come again. */
+/** A server's message without its advice on when to try again: the page counts the seconds down itself. */
 export function refusalWords(message) {
   return plain(message.replace(/[;,.]\s*try again.*$/i, ""));
 }
