@@ -3,11 +3,11 @@
 The sampling loop is in `proav/generation/denoise.py`, the training target in `proav/diffusion/flow_maps.py`.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from proav.config import Config
+from proav.data.feeds.feed import evenly_spread
 from proav.data.feeds.latent_feed import LatentFeed
 from proav.data.store.vectors import open_vectors
 from proav.diffusion.conditions import Conditions
@@ -45,9 +45,7 @@ def evaluate_flow_map(config: Config, checkpoint_path: str, *, device: str = "cp
         labels=student.labels,
         vectors=open_vectors(config.data_folder, student.config.stdit.vector_shapes),
     )
-    picked = np.unique(
-        np.linspace(0, len(feed) - 1, min(config.evaluate.max_clips, len(feed))).round().astype(int)
-    )
+    picked = evenly_spread(len(feed), config.evaluate.max_clips)
 
     def samples(pipeline: SoundingVideoPipeline, steps: int) -> Tensor:
         settings = SamplingSettings(steps=steps, guidance_scale=student.process.guidance_scale)

@@ -10,6 +10,7 @@ import torch
 
 from proav import storage
 from proav.config import Config
+from proav.data.feeds.feed import evenly_spread
 from proav.data.feeds.latent_feed import LatentFeed
 from proav.data.store.vectors import open_vectors
 from proav.diffusion.conditions import Conditions
@@ -40,9 +41,7 @@ def evaluate_stdit(config: Config, checkpoint_path: str, *, device: str = "cpu")
         labels=pipeline.labels,
         vectors=open_vectors(config.data_folder, pipeline.config.stdit.vector_shapes),
     )
-    picked = np.unique(
-        np.linspace(0, len(feed) - 1, min(config.evaluate.max_clips, len(feed))).round().astype(int)
-    )
+    picked = evenly_spread(len(feed), config.evaluate.max_clips)
     times = pipeline.process.draw_times((torch.arange(NUM_TIMES, dtype=torch.float64) + 0.5) / NUM_TIMES)
     losses, moments = np.zeros((len(picked), NUM_TIMES)), np.zeros(len(picked))
     own_DP = torch.tensor(pipeline.coder.latents.channel_mask, device=device).T

@@ -13,7 +13,7 @@ import torch
 
 from proav import storage
 from proav.config import Config
-from proav.data.feeds.feed import evaluation_windows
+from proav.data.feeds.feed import evaluation_windows, evenly_spread
 from proav.data.store.shards import SegmentStore
 from proav.evaluate.yardsticks import Yardsticks
 from proav.generation.coder import LatentCoder, load_coder, pixels_to_unit
@@ -218,9 +218,7 @@ def save_shown(config: Config, checkpoint_path: str, *, device: str = "cpu") -> 
     )
     folder = RunFolder(config).reconstructions
     storage.delete_folder(folder)  # the pairs of an earlier evaluation may have other names
-    for number in np.unique(
-        np.linspace(0, len(windows) - 1, min(NUM_SHOWN, len(windows))).round().astype(int)
-    ).tolist():
+    for number in evenly_spread(len(windows), NUM_SHOWN).tolist():
         index, start = windows[number]
         window = store.window(index, start, config.clip.num_frames)
         (clip,) = reconstruct(coder, config, [window], seeds=[number]).clips

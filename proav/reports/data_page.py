@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from proav import storage
 from proav.config import Config
 from proav.data.prepare.filtering import SUGGESTED, count_reasons, would_drop
+from proav.data.sources.listings import SPLITS
 from proav.data.store.shards import by_label
 from proav.reports.data_clips import clip_sections, file_name
 from proav.reports.kit.figures import histogram
@@ -21,7 +22,6 @@ from proav.reports.kit.page import (
     Markup,
     build_page,
     counted,
-    duration,
     element,
     facts,
     metrics_card,
@@ -32,6 +32,7 @@ from proav.reports.kit.page import (
 )
 from proav.reports.run_files import read_json, read_rejects, read_segments
 from proav.runs.layout import RunFolder
+from proav.runs.progress import duration
 
 MAX_EXAMPLES = 3
 MAX_LABELS = 60
@@ -222,10 +223,7 @@ def _labels(segments: pa.Table) -> list[Markup]:
         content.insert(
             0, element("p", f"The {MAX_LABELS} most frequent of {number(len(rows))} labels.", class_="note")
         )
-    sides = [
-        set(pc.unique(in_split(segments, split).column("source_id")).to_pylist())
-        for split in ("train", "validation")
-    ]
+    sides = [set(pc.unique(in_split(segments, split).column("source_id")).to_pylist()) for split in SPLITS]
     both = sides[0] & sides[1]
     if both:
         content.insert(

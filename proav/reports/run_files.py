@@ -24,6 +24,7 @@ from proav.media.container import Clip, read_clip
 from proav.media.melframes import MelFrames
 from proav.reports.kit.figures import clip_strip
 from proav.reports.kit.page import Markup, counted, player
+from proav.runs.metrics_log import metrics_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +91,15 @@ def read_json_lines(path: str) -> tuple[list[dict], list[str]]:
     return rows, problems
 
 
-def read_metrics(stage_folder: str) -> Metrics:
-    """The reports of a stage, from metrics.jsonl, or from metrics/part-*.jsonl on object stores.
+def read_curves(stage_folder: str) -> Metrics:
+    """The reports of a stage as series of numbers. Lines that cannot be used become problems.
 
     If two reports have the same clips, the later one counts. Series from validation.jsonl are named
     validation_KEY.
     """
-    rows, problems = read_json_lines(storage.join(stage_folder, "metrics.jsonl"))
-    for part in storage.list_files(storage.join(stage_folder, "metrics")):
-        more, more_problems = read_json_lines(part)
+    rows, problems = [], []
+    for file in metrics_files(stage_folder):
+        more, more_problems = read_json_lines(file)
         rows, problems = rows + more, problems + more_problems
     measured, measured_problems = read_json_lines(storage.join(stage_folder, "validation.jsonl"))
     problems = problems + measured_problems

@@ -21,7 +21,6 @@ from proav.reports.kit.page import (
     Markup,
     build_page,
     counted,
-    duration,
     element,
     facts,
     is_number,
@@ -36,12 +35,13 @@ from proav.reports.run_files import (
     ClipPlayers,
     Metrics,
     read_checkpoint_card,
+    read_curves,
     read_json,
     read_json_lines,
-    read_metrics,
     read_segments,
 )
 from proav.runs.layout import RunFolder
+from proav.runs.progress import duration
 from proav.runs.stages import STAGES
 
 __all__ = ["write_data_report", "write_report"]
@@ -59,7 +59,7 @@ def write_report(config: Config) -> str:
     damaged files.
     """
     run = config.run_folder
-    metrics = {stage: read_metrics(storage.join(run, stage)) for stage in STAGES}
+    metrics = {stage: read_curves(storage.join(run, stage)) for stage in STAGES}
     cards, problems = {}, []
     for stage in STAGES:
         cards[stage], problem = read_checkpoint_card(storage.join(run, stage))

@@ -85,11 +85,15 @@ class MetricsLog:
                 storage.write_text(part, _text(kept))
 
 
+def metrics_files(stage_folder: str) -> list[str]:
+    """The files that hold a stage's reports, in order; empty if the stage has not begun."""
+    single = storage.join(stage_folder, "metrics.jsonl")
+    return [single] if storage.exists(single) else storage.list_files(storage.join(stage_folder, "metrics"))
+
+
 def read_metrics(stage_folder: str) -> list[dict]:
     """Every report of a stage in order; empty if the stage has not begun."""
-    single = storage.join(stage_folder, "metrics.jsonl")
-    files = [single] if storage.exists(single) else storage.list_files(storage.join(stage_folder, "metrics"))
-    return [line for file in files for line in _parse(storage.read_text(file))]
+    return [line for file in metrics_files(stage_folder) for line in _parse(storage.read_text(file))]
 
 
 def _parse(text: str) -> list[dict]:

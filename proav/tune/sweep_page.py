@@ -15,7 +15,6 @@ from proav.reports.kit.page import (
     Markup,
     build_page,
     counted,
-    duration,
     element,
     facts,
     metrics_card,
@@ -23,6 +22,7 @@ from proav.reports.kit.page import (
     table,
     warning,
 )
+from proav.runs.progress import duration
 from proav.runs.stages import STAGES
 from proav.tune.axes import (
     describe,

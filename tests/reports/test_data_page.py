@@ -93,7 +93,7 @@ def test_data_page_counts_and_shows(tmp_path):
     page = Page((tmp_path / "data" / "report.html").read_text("utf-8"))
     for words in (
         "5 segments of 5 sources",
-        "10 seconds of picture",
+        "10 s of picture",
         "1 segment of 1 source",
         "there is no sound track",
         HOSTILE,

@@ -17,8 +17,8 @@ import pytest
 
 from proav.config.reading import config_from_dict
 from proav.reports.kit.figures import _mel_row, curve
-from proav.reports.kit.page import duration, element, metric_name, number
-from proav.reports.run_files import read_metrics
+from proav.reports.kit.page import element, metric_name, number
+from proav.reports.run_files import read_curves
 from proav.reports.run_page import write_report
 from tests.serve.browser import find_chromium
 
@@ -308,7 +308,7 @@ def test_metrics_of_a_restarted_run_count_once(tmp_path):
         (tmp_path / "metrics" / f"part-{part:06d}.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in part_rows)
         )
-    run = read_metrics(str(tmp_path))
+    run = read_curves(str(tmp_path))
     assert run.series["loss"] == ([100, 200, 300], [3.0, 2.5, 1.0])
     assert run.seconds == pytest.approx(10 + 5 + 5)
 
@@ -332,13 +332,6 @@ def test_values_for_people():
         "0.1235",
         "12,345.7",
         "nan",
-    ]
-    assert [duration(value) for value in (4.2, 45, 130, 7200, 4 * 86400)] == [
-        "4.2 seconds",
-        "45 seconds",
-        "2.2 minutes",
-        "2 hours",
-        "4 days",
     ]
     assert metric_name("psnr_mean_colour_db") == ("PSNR mean colour", "dB")
     assert element("a", "<b>", href='"', data_left=None) == '<a href="&quot;">&lt;b&gt;</a>'

@@ -11,11 +11,12 @@ class Terminal(io.StringIO):
 
 
 def test_durations():
-    assert [duration(seconds) for seconds in (0.4, 59.4, 190, 19_200)] == [
+    assert [duration(seconds) for seconds in (0.4, 59.4, 190, 19_200, 7_200_060)] == [
         "0 s",
         "59 s",
         "3 min 10 s",
         "5 h 20 min",
+        "2,000 h 1 min",
     ]
 
 

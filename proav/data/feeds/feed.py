@@ -294,6 +294,11 @@ def evaluation_windows(
     ]
 
 
+def evenly_spread(total: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers 0 .. total - 1, evenly spread from the first to the last."""
+    return np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(int))
+
+
 def check_fits(store: SegmentStore, config: Config) -> None:
     """Raises UserError if the data set was prepared with other settings of clip, mel or filters."""
     for key, kept in store.manifest["settings"].items():

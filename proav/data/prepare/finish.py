@@ -20,8 +20,8 @@ from proav import storage
 from proav.config import Config
 from proav.data.prepare.filtering import dropped
 from proav.data.prepare.plan import data_settings
-from proav.data.sources.finding import SPLITS
 from proav.data.sources.folders import passed_over, told_endings
+from proav.data.sources.listings import SPLITS
 from proav.data.store.parquet import open_parquet
 from proav.data.store.schema import FORMAT, INDEX_SCHEMA, UNIT_SCHEMA
 from proav.data.store.shards import by_label, index_bytes, manifest_hash, read_rejects

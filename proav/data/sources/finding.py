@@ -25,10 +25,9 @@ import pyarrow.compute as pc
 
 from proav.config import Config
 from proav.data.sources.folders import ROWS_PER_BATCH, find_in_folders, passed_over, told_endings
-from proav.data.sources.listings import read_listings
+from proav.data.sources.listings import SPLITS, read_listings
 from proav.errors import UserError
 
-SPLITS = ("train", "validation")
 SOURCE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),

@@ -53,7 +53,7 @@ from proav.data.sources.strict_tables import (
 from proav.errors import UserError
 from proav.text import one_form
 
-TABLE_SPLITS = ("train", "validation")
+SPLITS = ("train", "validation")
 VGGSOUND_SECONDS = 10.0
 VGGSOUND_SPLITS = {"train": "train", "test": "validation"}
 
@@ -148,8 +148,8 @@ def _table_row(record: dict, root: str, names: NamesOnDisk) -> tuple:
     key = f"{root_name(root)}/{path[len(root) + 1 :]}" if path.startswith(root + "/") else path
     start, end = _stretch(cell(record.get("start_seconds")), cell(record.get("end_seconds")))
     split = text_of(record.get("split"))
-    if split and split not in TABLE_SPLITS:
-        near = difflib.get_close_matches(split, TABLE_SPLITS, n=1, cutoff=0.2)
+    if split and split not in SPLITS:
+        near = difflib.get_close_matches(split, SPLITS, n=1, cutoff=0.2)
         raise UserError(
             f"split={split!r}; expected train, validation or nothing"
             + (f"; did you mean {near[0]}?" if near else "")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from proav.errors import UserError
 from proav.foreign_weights import file_hash, read_array_tree
 from proav.metrics.networks.card import NetworkCard
+from proav.metrics.networks.padding import pad_same
 from proav.metrics.networks.weights import load_state, save_state
 from proav.models.layers import full_precision
 
@@ -112,7 +113,7 @@ class _Convolution(nn.Module):
         self.convolution = nn.Conv3d(channels, out, kernel, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.convolution(_pad_same(x, self.convolution.kernel_size, self.convolution.stride)))
+        return F.relu(self.convolution(pad_same(x, self.convolution.kernel_size, self.convolution.stride)))
 
 
 class _Mixed(nn.Module):
@@ -219,18 +220,5 @@ def _below(tree, names: list[str]):
     return tree
 
 
-def _pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], value: float = 0.0) -> Tensor:
-    """TensorFlow's SAME: one output per stride. Padding is split evenly; an odd cell goes to the end.
-
-    kernel, stride: of the layer that follows, along T, H and W.
-    value: the padding's value.
-    """
-    pads = []
-    for size, width, step in zip(x.shape[:1:-1], kernel[::-1], stride[::-1], strict=True):
-        missing = max(0, (-(-size // step) - 1) * step + width - size)
-        pads += [missing // 2, missing - missing // 2]
-    return F.pad(x, pads, value=value) if any(pads) else x
-
-
 def _max_pool(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    return F.max_pool3d(_pad_same(x, kernel, stride, value=float("-inf")), kernel, stride)
+    return F.max_pool3d(pad_same(x, kernel, stride, value=float("-inf")), kernel, stride)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from proav.errors import UserError
 from proav.foreign_weights import file_hash
 from proav.metrics.networks.card import NetworkCard
+from proav.metrics.networks.padding import pad_same
 from proav.metrics.networks.weights import load_state, save_state
 from proav.models.layers import full_precision
 
@@ -81,9 +82,7 @@ class YAMNet(nn.Module):
         """Log-mel patches [N, 96, 64] -> [N, 1024]."""
         x = log_mel_NJM[:, None]
         for convolution in self.convolutions:
-            x = F.relu(
-                convolution(_pad_same(x, convolution.stride[0]) if convolution.kernel_size[0] > 1 else x)
-            )
+            x = F.relu(convolution(pad_same(x, convolution.kernel_size, convolution.stride)))
         return x.mean((2, 3))
 
     def log_mel(self, audio_NL: Tensor) -> Tensor:
@@ -191,12 +190,3 @@ def _convolutions() -> Iterator[nn.Conv2d]:
             continue
         yield nn.Conv2d(channels, channels, 3, stride=stride, groups=channels)
         yield nn.Conv2d(channels, out, 1)
-
-
-def _pad_same(x: Tensor, stride: int) -> Tensor:
-    """TensorFlow's SAME for kernels of 3 x 3: an odd pixel goes to the end."""
-    pads = []
-    for size in (x.shape[3], x.shape[2]):
-        missing = max(0, (-(-size // stride) - 1) * stride + 3 - size)
-        pads += [missing // 2, missing - missing // 2]
-    return F.pad(x, pads)

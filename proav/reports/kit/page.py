@@ -145,16 +145,6 @@ def counted(count: int, noun: str, nouns: str | None = None) -> str:
     return f"{number(count)} {noun if count == 1 else nouns or noun + 's'}"
 
 
-def duration(seconds: float) -> str:
-    """`40 seconds`, `12 minutes`, `3.5 hours` or `4 days`."""
-    for size, noun in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= 2 * size:
-            return (
-                f"{seconds / size:.2g} {noun}s" if seconds < 10 * size else f"{seconds / size:,.0f} {noun}s"
-            )
-    return f"{seconds:.2g} seconds" if seconds < 10 else f"{seconds:.0f} seconds"
-
-
 def metric_name(key: str) -> tuple[str, str]:
     """Words and unit of a key: psnr_mean_colour_db -> ("PSNR mean colour", "dB").
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from proav.data.feeds import remote_feed
-from proav.data.feeds.feed import ClipFeed, evaluation_windows
+from proav.data.feeds.feed import ClipFeed, evaluation_windows, evenly_spread
 from proav.data.feeds.latent_feed import LatentFeed
 from proav.data.store.shards import SegmentStore
 from proav.errors import UserError
@@ -259,6 +259,13 @@ def test_the_mel_of_an_unchanged_gain_is_the_stored_one_and_no_gain_clips(data_d
     assert np.array_equal(made["mel"], stored["mel"]) and np.array_equal(made["audio"], stored["audio"])
     gains = feed.louder.draw(0, np.arange(1000), np.full(1000, 0.5, np.float32))
     assert gains.min() < -30 and gains.max() == pytest.approx(6.0206, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("total", "most", "numbers"), [(10, 4, [0, 3, 6, 9]), (6, 3, [0, 2, 5]), (3, 8, [0, 1, 2]), (5, 1, [0])]
+)
+def test_numbers_are_spread_from_the_first_to_the_last(total, most, numbers):
+    assert evenly_spread(total, most).tolist() == numbers
 
 
 def test_evaluation_windows_are_spread_and_apart(data_dir, run_config):

@@ -18,7 +18,8 @@ from proav.media.container import read_clip
 from proav.media.torchaudio import import_torchaudio
 from proav.metrics.networks import NETWORKS, load_network, weights_file, yamnet
 from proav.metrics.networks.convert import main as convert
-from proav.metrics.networks.i3d import FORMAT, I3D, _max_pool, _pad_same, fit_frames, fold_tree
+from proav.metrics.networks.i3d import FORMAT, I3D, _max_pool, fit_frames, fold_tree
+from proav.metrics.networks.padding import pad_same
 
 HERE = Path(__file__).parent
 CLIP = HERE.parents[2] / "examples" / "clips" / "man_at_a_webcam.mp4"
@@ -59,7 +60,7 @@ def test_no_network_lends_its_name_to_anothers_metric():
 
 def test_padding_is_tensorflows_same():
     x = torch.ones(1, 1, 7, 8, 9)
-    padded = _pad_same(x, (3, 3, 7), (2, 2, 2))
+    padded = pad_same(x, (3, 3, 7), (2, 2, 2))
     assert padded.shape[2:] == (9, 9, 15) and padded[0, 0, :, 1, 4].tolist() == [0, *[1] * 7, 0]
     assert padded[0, 0, 2, :, 4].tolist() == [*[1] * 8, 0]  # one row is missing, so it comes last
     pooled = _max_pool(-torch.ones(1, 1, 2, 4, 4), (1, 3, 3), (1, 2, 2))

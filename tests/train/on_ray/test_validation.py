@@ -12,7 +12,7 @@ import torch
 from proav.evaluate.reconstruction import evaluate_reconstruction
 from proav.latents.encode import encode_latents
 from proav.metrics.protocols import PROTOCOLS
-from proav.reports.run_files import read_metrics
+from proav.reports.run_files import read_curves
 from proav.runs.checkpoint import load_checkpoint
 from proav.train.on_ray import validation
 from proav.train.on_ray.validation import Validation, read_validation
@@ -46,7 +46,7 @@ def test_checkpoints_are_measured_beside_the_trainer(tmp_path, ray_local, monkey
         rows[-1]["psnr_db"] == pytest.approx(expected["psnr_db"], rel=1e-4)
         and rows[-1]["num_clips"] == expected["num_clips"]
     )
-    clips, values = read_metrics(f"{tmp_path}/mdsa").series["validation_psnr_db"]
+    clips, values = read_curves(f"{tmp_path}/mdsa").series["validation_psnr_db"]
     assert (clips[-1], values[-1]) == (16, rows[-1]["psnr_db"])
     with Validation(config, "mdsa"):
         pass
@@ -91,7 +91,7 @@ def test_clips_are_made_from_a_checkpoint_and_measured_beside_the_trainer(tmp_pa
         and row["generated_sKVD"] == measured["sKVD"]["value"]
         and measured["sKVD"]["clips"] == 3
     )
-    assert read_metrics(f"{tmp_path}/stdit").series["validation_generated_sKVD"] == (
+    assert read_curves(f"{tmp_path}/stdit").series["validation_generated_sKVD"] == (
         [16],
         [row["generated_sKVD"]],
     )
