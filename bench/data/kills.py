@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -79,6 +81,67 @@ def processes_of(victim: str, driver: subprocess.Popen, node: psutil.Process) ->
     return found
 
 
+def make_sources(folder: Path, copies: int) -> Path:
+    """A folder of clips, `copies` of each, and a file that is no video."""
+    sources = folder / "clips"
+    sources.mkdir()
+    for path in make_clips(str(folder)):
+        for copy in range(copies):
+            shutil.copy(path, sources / f"{copy}-{Path(path).name}")
+    (sources / "broken.mp4").write_text("no video")
+    return sources
+
+
+def killed_and_finished(
+    start: Callable[[], subprocess.Popen],
+    run_dir: Path,
+    node: psutil.Process,
+    *,
+    victim: str,
+    done_units: int,
+    delay: float,
+    expected: dict[str, str],
+) -> dict:
+    """Kills a job once, runs it to its end, and compares its files. Returns the outcome.
+
+    start: starts the job's command.
+    run_dir: where the job writes.
+    node: the node that the job has besides the head.
+    victim: which process is killed, one of VICTIMS.
+    done_units: units that are finished when the delay begins.
+    delay: seconds from then to the kill.
+    expected: `contents` of an uninterrupted run.
+    """
+    first = start()
+    while first.poll() is None and len(units_of(run_dir)) < done_units:
+        time.sleep(0.02)
+    time.sleep(delay)
+    struck = []
+    while not struck and first.poll() is None:  # a worker or a decoder may not be there yet
+        struck = processes_of(victim, first, node)[:1]
+    for process in struck:
+        process.send_signal(signal.SIGKILL)
+    first_output = first.communicate()[0]
+    done_before, again = len(units_of(run_dir)), start()
+    output = again.communicate()[0]
+    data = run_dir / "data"
+    same = again.returncode == 0 and contents(data) == expected and bool(verify(str(data)))
+    print(
+        f"{victim:8} {done_units:2} units + {delay:.1f} s  struck {bool(struck)}  "
+        f"ended with {first.returncode}, {done_before} units  same {same}",
+        flush=True,
+    )
+    if not same:
+        print(first_output[-1500:], output[-1500:], sep="\n--\n")
+    return {
+        "victim": victim,
+        "units_done": done_units,
+        "struck": bool(struck),
+        "job_ended_with": first.returncode,
+        "same": same,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,12 +156,8 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="proav-bench-") as name,
         LocalHead(num_cpus=1) as head,
     ):
-        folder, sources = Path(name), Path(name) / "clips"
-        sources.mkdir()
-        for path in make_clips(name):
-            for copy in range(arguments.copies):
-                shutil.copy(path, sources / f"{copy}-{Path(path).name}")
-        (sources / "broken.mp4").write_text("no video")
+        folder = Path(name)
+        sources = make_sources(folder, arguments.copies)
         whole = job(head, folder / "whole", sources)
         output = whole.communicate()[0]
         assert whole.returncode == 0, output
@@ -106,46 +165,19 @@ def main() -> int:
         num_units = len(units_of(folder / "whole"))
         print(f"uninterrupted: {num_units} units, {len(expected)} files", flush=True)
         for number in range(arguments.kills):
-            victim, done_units, delay = (
-                VICTIMS[number % len(VICTIMS)],
-                chance.randrange(num_units),
-                chance.uniform(0, 1),
-            )
             run_dir, node = folder / f"run-{number}", head.add_node(num_cpus=1)
-            first = job(head, run_dir, sources)
-            while first.poll() is None and len(units_of(run_dir)) < done_units:
-                time.sleep(0.02)
-            time.sleep(delay)
-            struck = []
-            while not struck and first.poll() is None:  # a worker or a decoder may not be there yet
-                struck = processes_of(victim, first, node)[:1]
-            for process in struck:
-                process.send_signal(signal.SIGKILL)
-            first_output = first.communicate()[0]
-            status, done_before = first.returncode, len(units_of(run_dir))
-            again = job(head, run_dir, sources)
-            output = again.communicate()[0]
-            same = (
-                again.returncode == 0
-                and contents(run_dir / "data") == expected
-                and bool(verify(str(run_dir / "data")))
-            )
+            print(f"{number + 1:2}  ", end="")
             outcomes.append(
-                {
-                    "victim": victim,
-                    "units_done": done_units,
-                    "struck": bool(struck),
-                    "job_ended_with": status,
-                    "same": same,
-                }
+                killed_and_finished(
+                    partial(job, head, run_dir, sources),
+                    run_dir,
+                    node,
+                    victim=VICTIMS[number % len(VICTIMS)],
+                    done_units=chance.randrange(num_units),
+                    delay=chance.uniform(0, 1),
+                    expected=expected,
+                )
             )
-            print(
-                f"{number + 1:2}  {victim:8} {done_units:2} units + {delay:.1f} s  struck {bool(struck)}  "
-                f"ended with {status}, {done_before} units  same {same}",
-                flush=True,
-            )
-            if not same:
-                print(first_output[-1500:], output[-1500:], sep="\n--\n")
             head.remove_node(node)
             shutil.rmtree(run_dir)
     same = sum(outcome["same"] for outcome in outcomes)

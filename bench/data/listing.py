@@ -23,6 +23,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from proav.data.prepare.unit import WorkUnit
+    from proav.media.container import Clip
 
 MAX_SECONDS, MAX_GB = 120.0, 3.0
 REJECTED = 0.2
@@ -91,107 +98,92 @@ def config_of(folder: Path):
     )
 
 
+def real_row(folder: Path, clip: "Clip") -> dict:
+    """The row of the index of one real segment, decoded by the functions that write real units."""
+    import pyarrow.parquet as pq
+
+    from proav.config.reading import load_config
+    from proav.data.prepare.plan import make_plan
+    from proav.data.prepare.unit import process_unit
+    from proav.data.sources.finding import find_sources
+
+    clip.save(str(folder / "real.mp4"))
+    sizes = ["clip.height=64", "clip.width=64", "mel.num_bins=64", "mel.hop=100"]
+    config = load_config(None, [f"data.sources=[{folder}/real.mp4]", *sizes])
+    process_unit(config, str(folder / "real"), make_plan(find_sources(config)).unit("000000"))
+    return pq.read_table(folder / "real" / "units" / "000000.parquet").to_pylist()[0]
+
+
 def make_units(folder: Path) -> None:
     """Writes substitutes for the files of finished units."""
     import numpy as np
 
-    from proav.config.reading import load_config
-    from proav.data.prepare.plan import make_plan, settle_plan
-    from proav.data.prepare.unit import Account, process_unit, reject_row, write_accounts, write_record
-    from proav.data.sources.finding import find_sources, segment_id
-    from proav.data.store.parquet import write_shard
-    from proav.data.store.schema import REJECT_SCHEMA
+    from proav.data.prepare.plan import settle_plan
+    from proav.data.sources.finding import find_sources
     from proav.media.container import Clip
 
     rng = np.random.default_rng(0)
-    Clip(
-        rng.integers(0, 256, (20, 64, 64, 3), np.uint8),
-        rng.normal(0, 0.1, 32000).astype(np.float32),
-        10,
-        16000,
-    ).save(str(folder / "real.mp4"))
-    real = load_config(
-        None,
-        [
-            f"data.sources=[{folder}/real.mp4]",
-            "clip.height=64",
-            "clip.width=64",
-            "mel.num_bins=64",
-            "mel.hop=100",
-        ],
-    )
-    process_unit(real, str(folder / "real"), make_plan(find_sources(real)).unit("000000"))
-    import pyarrow.parquet as pq
-
-    pattern = pq.read_table(folder / "real" / "units" / "000000.parquet").to_pylist()[0]
-    config = config_of(folder)
-    data_dir = folder / "run" / "data"
+    video = rng.integers(0, 256, (20, 64, 64, 3), np.uint8)
+    audio = rng.normal(0, 0.1, 32000).astype(np.float32)
+    pattern = real_row(folder, Clip(video, audio, 10, 16000))
+    config, data_dir = config_of(folder), folder / "run" / "data"
     plan = settle_plan(config, str(data_dir), find_sources(config))
     for name in ("segments", "rejects", "sources", "units"):
         (data_dir / name).mkdir(exist_ok=True)
     for unit in plan.units():
-        rows, rejects, shards, accounts = [], [], [], []
-        for source in unit.sources:
-            identity, account = segment_id(source.key, source.start_seconds), Account(source)
-            accounts.append(account)
-            if int(source.id[:6], 16) / 16**6 < REJECTED:
-                rejects.append(
-                    reject_row(
-                        source,
-                        source.start_seconds,
-                        source.end_seconds,
-                        "not_found",
-                        f"{source.key}: no such file",
-                    )
-                )
-                account.reject(rejects[-1])
-                continue
-            place = {
-                "shard": f"{unit.name}-{len(rows) // ROWS_PER_SHARD:03d}.parquet",
-                "row": len(rows) % ROWS_PER_SHARD,
-            }
-            said = {
-                "source": source.key,
-                "source_id": source.id,
-                "label": source.label,
-                "labels": list(source.labels),
-                "split": source.split,
-            }
-            alike = {
-                "checksum": identity * 2,
-                "picture_hash": rng.bytes(32),
-                "sound_hash": rng.bytes(32),
-                "rms": float(rng.random()),
-            }
-            rows.append(
-                {**pattern, **place, **said, **alike, "id": identity, "start_seconds": source.start_seconds}
-            )
-            account.use(rows[-1])
-        for first in range(0, len(rows), ROWS_PER_SHARD):
-            shard = {
-                "name": rows[first]["shard"],
-                "rows": len(rows[first : first + ROWS_PER_SHARD]),
-                "bytes": 5,
-                "sha256": source.id * 4,
-            }
-            (data_dir / "segments" / shard["name"]).write_bytes(b"shard")
-            shards.append(shard)
-        rejected = (
-            write_shard(
-                str(data_dir / "rejects" / f"{unit.name}.parquet"),
-                rejects,
-                REJECT_SCHEMA,
-                rows_per_group=1024,
-            )
-            if rejects
-            else None
-        )
-        record = {"name": unit.name, "sources": len(unit.sources), "shards": shards, "rejects": rejected}
-        write_record(
-            str(data_dir),
-            record | write_accounts(str(data_dir), unit.name, [account.row() for account in accounts]),
-            rows,
-        )
+        make_unit(unit, pattern, rng, data_dir)
+
+
+def make_unit(unit: "WorkUnit", pattern: dict, rng: "np.random.Generator", data_dir: Path) -> None:
+    """Writes substitutes for the files of one finished unit.
+
+    unit: of the plan.
+    pattern: a row of the index, which each segment repeats.
+    rng: draws what differs between segments.
+    data_dir: the data set's folder.
+    """
+    from proav.data.prepare.unit import Account, reject_row, write_accounts, write_record
+    from proav.data.sources.finding import segment_id
+    from proav.data.store.parquet import write_shard
+    from proav.data.store.schema import REJECT_SCHEMA
+
+    rows, rejects, shards, accounts = [], [], [], []
+    for source in unit.sources:
+        identity, account = segment_id(source.key, source.start_seconds), Account(source)
+        accounts.append(account)
+        if int(source.id[:6], 16) / 16**6 < REJECTED:
+            said = f"{source.key}: no such file"
+            rejects.append(reject_row(source, source.start_seconds, source.end_seconds, "not_found", said))
+            account.reject(rejects[-1])
+            continue
+        own = {
+            "id": identity,
+            "start_seconds": source.start_seconds,
+            "shard": f"{unit.name}-{len(rows) // ROWS_PER_SHARD:03d}.parquet",
+            "row": len(rows) % ROWS_PER_SHARD,
+            "source": source.key,
+            "source_id": source.id,
+            "label": source.label,
+            "labels": list(source.labels),
+            "split": source.split,
+            "checksum": identity * 2,
+            "picture_hash": rng.bytes(32),
+            "sound_hash": rng.bytes(32),
+            "rms": float(rng.random()),
+        }
+        rows.append(pattern | own)
+        account.use(rows[-1])
+    for first in range(0, len(rows), ROWS_PER_SHARD):
+        name, some = rows[first]["shard"], rows[first : first + ROWS_PER_SHARD]
+        (data_dir / "segments" / name).write_bytes(b"shard")
+        shards.append({"name": name, "rows": len(some), "bytes": 5, "sha256": unit.sources[-1].id * 4})
+    rejected = None
+    if rejects:
+        path = str(data_dir / "rejects" / f"{unit.name}.parquet")
+        rejected = write_shard(path, rejects, REJECT_SCHEMA, rows_per_group=1024)
+    record = {"name": unit.name, "sources": len(unit.sources), "shards": shards, "rejects": rejected}
+    record |= write_accounts(str(data_dir), unit.name, [account.row() for account in accounts])
+    write_record(str(data_dir), record, rows)
 
 
 def run_step(step: str, folder: Path) -> dict:

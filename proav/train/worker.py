@@ -138,22 +138,15 @@ def train_worker(
     Raises UserError (CheckpointError, NonFiniteError and others).
     """
     train = train_settings(config, stage)
-    say = (
-        (lambda text: sys.stderr.write(text + "\n")) if rank == 0 else (lambda text: None)
-    )  # Ray Train would show printed lines twice
+    # to stderr, since Ray Train would show printed lines twice
+    say = (lambda text: sys.stderr.write(text + "\n")) if rank == 0 else (lambda text: None)
     plan = plan_stage(config, stage)
     if plan.warning:
         say(plan.warning)
     found = on_worker_0(lambda: _path_of(find_resume_point(config, stage, plan, say)))
     checkpoint = load_checkpoint(found, kind=find_stage(stage).kind, verify=False) if found else None
     torch.manual_seed(config.seed)
-    model, step = plan.build(device)
-    model.activation_checkpointing = train.activation_checkpointing
-    if checkpoint is not None:
-        model.load_state_dict(checkpoint.weights("model"))
-    elif plan.fit is not None:
-        fitted = fit_on_worker_0(model, plan.fit, device)
-        say(f"{stage}: {fitted}")
+    model, step = _build(plan, train, checkpoint, device=device, say=lambda text: say(f"{stage}: {text}"))
     engine = make_engine(
         model,
         train,
@@ -180,9 +173,8 @@ def train_worker(
         if reporter:
             reporter.log.flush()
 
-    first_step = -(
-        -state.clips // train.batch_size
-    )  # not state.step: the batch size may have changed, and no position may occur twice
+    # not state.step: the batch size may have changed, and no position may occur twice
+    first_step = -(-state.clips // train.batch_size)
     batches = plan.feed.iterate(
         first_step,
         rank=rank,
@@ -200,6 +192,31 @@ def train_worker(
         reporter.progress.close()
     summary = {"stage": stage, "clips": state.clips, "step": state.step, "seconds": state.seconds}
     return summary | {"metrics": reporter.last if reporter else {}, "stopped": not finished}
+
+
+def _build(
+    plan: StagePlan,
+    train: TrainConfig,
+    checkpoint: Checkpoint | None,
+    *,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> tuple[nn.Module, TrainingStep]:
+    """The model, with the weights of the checkpoint or fitted if there is none, and the stage's step.
+
+    plan: of the stage.
+    train: the stage's training section.
+    checkpoint: the one to resume from; None: training begins.
+    device: this worker's.
+    say: takes a line about the fit.
+    """
+    model, step = plan.build(device)
+    model.activation_checkpointing = train.activation_checkpointing
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint.weights("model"))
+    elif plan.fit is not None:
+        say(fit_on_worker_0(model, plan.fit, device))
+    return model, step
 
 
 def _opening_lines(

@@ -48,14 +48,11 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
     Returns the manifest. Raises UserError with counted reasons if no source can be used, or if the filters
     leave no segment in use.
     """
-    shards = [shard for record in records for shard in record["shards"]]
     rejects = read_rejects(data_dir)
-    reasons = _counts(rejects.column("reason"))
-    num_sources = pc.count_distinct(sources.column("id")).as_py()
-    if not shards:
-        counted = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+    if not any(record["shards"] for record in records):
+        counted = _counts_text(rejects.column("reason"))
         raise UserError(
-            f"none of the {num_sources} sources can be used ({counted}); "
+            f"none of the {_num_sources(sources)} sources can be used ({counted}); "
             f"each one's reason is in {storage.join(data_dir, 'rejects')}/*.parquet; after mending them "
             f"delete {data_dir}"
         )
@@ -63,26 +60,48 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
     index = index.append_column(
         "dropped", dropped(index, config.filters, num_frames=config.clip.num_frames)
     ).cast(INDEX_SCHEMA)
-    used = index.select(["source_id", "labels", "split", "num_frames", "fps"]).filter(
-        pc.equal(index.column("dropped"), "")
-    )
-    left_out = _counts(pc.filter(index.column("dropped"), pc.not_equal(index.column("dropped"), "")))
-    if not used.num_rows:
-        counted = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
+    if not pc.any(pc.equal(index.column("dropped"), "")).as_py():
+        counted = _counts_text(index.column("dropped"))
         raise UserError(
             f"the filters leave none of the {index.num_rows} segments in use ({counted}); "
             "loosen them, such as filters.duplicates=keep"
         )
     content = index_bytes(index)
     storage.write_bytes(storage.join(data_dir, "index.parquet"), content)
+    manifest = _contents(config, sources, records, rejects, index) | {
+        "index": {
+            "rows": index.num_rows,
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        },
+        "units": len(records),
+    }
+    manifest["hash"] = manifest_hash(manifest)
+    storage.write_text(storage.join(data_dir, "manifest.json"), json.dumps(manifest, indent=1))
+    return manifest
+
+
+def _contents(
+    config: Config, sources: pa.Table, records: Sequence[dict], rejects: pa.Table, index: pa.Table
+) -> dict:
+    """What the manifest says of a data set, except for its index file.
+
+    config, sources, records: as in `finish`.
+    rejects: all rejects.
+    index: all segments; `dropped` says which are in use.
+    """
+    used = index.select(["source_id", "labels", "split", "num_frames", "fps"]).filter(
+        pc.equal(index.column("dropped"), "")
+    )
+    shards = [shard for record in records for shard in record["shards"]]
     without_label = sources.filter(pc.equal(sources.column("label"), "")).column("id")
     labels = _vocabulary(config, index)
-    manifest = {
+    return {
         "format": FORMAT,
         "kind": "segments",
         "labels": labels,
         "counts": {
-            "sources": num_sources,
+            "sources": _num_sources(sources),
             "sources_used": pc.count_distinct(used.column("source_id")).as_py(),
             "sources_without_label": pc.count_distinct(without_label).as_py(),
             "segments": index.num_rows,
@@ -102,10 +121,10 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
         },
         "splits": {split: _tally(used.filter(pc.equal(used.column("split"), split))) for split in SPLITS},
         "label_counts": _tallies(by_label(used, labels), "label"),
-        "rejects_by_reason": reasons,
+        "rejects_by_reason": _counts(rejects.column("reason")),
         "passed_over": passed_over(sources),
         "filters": config.filters.model_dump(mode="json"),
-        "dropped_by_reason": left_out,
+        "dropped_by_reason": _counts(index.column("dropped")),
         "statistics": {name: _spread(index.column(name).to_numpy()) for name in SPREAD},
         "geometry": {
             **ClipGeometry.from_config(config).__dict__,
@@ -116,16 +135,7 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
         "shards": shards,
         "rejects": [record["rejects"] for record in records if record["rejects"]],
         "accounts": [record["accounts"] for record in records],
-        "index": {
-            "rows": index.num_rows,
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-        },
-        "units": len(records),
     }
-    manifest["hash"] = manifest_hash(manifest)
-    storage.write_text(storage.join(data_dir, "manifest.json"), json.dumps(manifest, indent=1))
-    return manifest
 
 
 def summary(manifest: dict, data_dir: str) -> list[str]:
@@ -224,10 +234,19 @@ def _read_units(data_dir: str, names: Sequence[str]) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def _counts(values: pa.ChunkedArray | pa.Array) -> dict[str, int]:
-    """How often each value occurs, the most frequent first."""
-    found = {entry["values"]: entry["counts"] for entry in pc.value_counts(values).to_pylist()}
+def _num_sources(sources: pa.Table) -> int:
+    return pc.count_distinct(sources.column("id")).as_py()
+
+
+def _counts(reasons: pa.ChunkedArray) -> dict[str, int]:
+    """How often each reason occurs, the most frequent first. The empty text is no reason."""
+    found = {entry["values"]: entry["counts"] for entry in pc.value_counts(reasons).to_pylist()}
+    found.pop("", None)
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _counts_text(reasons: pa.ChunkedArray) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in _counts(reasons).items())
 
 
 def _total(index: pa.Table, column: str) -> int:
