@@ -48,7 +48,7 @@ def newton_schulz(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def orthogonalized(direction_RC: Tensor, parts: int, dtype: torch.dtype) -> Tensor:
-    """Muon's update [R, C] for a weight of `parts` matrices stacked along its rows, each for itself.
+    """Muon's update [R, C] of a weight. Its `parts` matrices, stacked along the rows, are treated separately.
 
     newton_schulz(part) * sqrt(max(1, r / C)), r = R / parts. The factor is Jordan's.
     """
@@ -147,7 +147,7 @@ class SlicedMatrices:
 def share_out(matrices: list[Sliced], world: int) -> list[tuple[Sliced | None, ...]]:
     """Rounds of at most one matrix per worker; each matrix goes to the worker with the least work so far.
 
-    A worker takes no matrix of which another worker holds more than twice as much.
+    A worker gets a matrix only if no other worker holds more than twice as much of it.
 
     world: number of workers.
     """

@@ -1,4 +1,4 @@
-"""Neighbours of points that can be counted by hand, against scikit-learn, and in blocks."""
+"""Metrics from nearest neighbours: counted by hand, compared with scikit-learn, and the same in blocks."""
 
 import numpy as np
 import pytest
@@ -24,21 +24,21 @@ LINE = np.arange(6.0)[:, None]
 
 
 def test_precision_and_recall_counted_on_a_line():
-    """Real points are 0 .. 5. With k = 1 each reaches 1 far.
+    """Real points are 0 .. 5. With k = 1 the radius of each is 1.
 
-    Of the generated points, 2.5 and 5.5 lie within that reach, and 9 and 10 do not. 2.5 and 5.5 themselves
-    reach 3 far, and 9 and 10 reach 1 far.
+    Of the generated points, 2.5 and 5.5 lie within such a radius, and 9 and 10 do not. The radius of 2.5 and
+    of 5.5 is 3, and that of 9 and 10 is 1.
     """
     fake = np.array([[2.5], [5.5], [9.0], [10.0]])
     precision, recall = precision_recall(LINE, fake, k=1)
     assert precision == 0.5
-    assert recall == 1.0  # 2.5 reaches 0, which is 2.5 away
+    assert recall == 1.0  # 0 lies within the radius of 2.5
 
 
 def test_density_and_coverage_counted_on_a_line():
     fake = np.array([[2.0], [2.25], [40.0], [41.0]])
     density, coverage = density_coverage(LINE, fake, k=1)
-    # 2 lies within reach of 1, 2 and 3; 2.25 lies within reach of 2 and 3
+    # 2 lies within the radius of 1, 2 and 3; 2.25 lies within that of 2 and 3
     assert density == pytest.approx((3 + 2 + 0 + 0) / 4)
     assert coverage == pytest.approx(3 / 6)
 

@@ -1,4 +1,4 @@
-"""What trials are judged by: names, directions, and numbers found in what an evaluation leaves."""
+"""Metrics of trials: which names exist, whether large is better, and where an evaluation has the number."""
 
 import pytest
 

@@ -238,7 +238,7 @@ def _candidates(keys: np.ndarray, second_keys: np.ndarray) -> Iterator[np.ndarra
 
 
 def _join(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """The smallest row of each row's connected group, once these pairs are connected too."""
+    """`groups` after the groups of each pair are joined. A row's group is named by its smallest row."""
     while True:
         one, other = groups[pairs[0]], groups[pairs[1]]
         if np.array_equal(one, other):

@@ -6,7 +6,7 @@ its inverse is applied. So a block gains a margin of half its side, in which it 
 orthogonal, and components are found block by block. The filter has the form of Tran, Liang and Tu, "Lapped
 transform via time-domain pre- and post-filtering", 2003. Its angles are those of the lapped orthogonal
 transform, except for one, which is ours. With it, flat blocks of any heights join with the smallest possible
-steps. So cells that know nothing of each other show little of their borders. Not here: how blocks are cut
+steps. So borders show little between cells that are made independently. Not here: how blocks are cut
 (`linear_planes.py`). Letters: P pixels of a block along an axis, M = P / 2.
 """
 
@@ -23,8 +23,9 @@ def border_filter(side: int) -> Tensor:
         F = W diag(I, V) W,   W = [[I, J], [J, -I]] / sqrt(2),   V = J C2' C4 J R'
 
     J reverses the order, C2 and C4 are the orthonormal cosine transforms of type II and IV; all are M x M. R
-    rotates the vector that V' 1 would be without it into `flat_join`, in the plane of the two (3.7 degrees
-    for P = 8). What is even about the border stays as it is. side: P, even.
+    makes V' 1 equal to `flat_join`: it rotates the vector that V' 1 would be without R, in the plane of the
+    two vectors (by 3.7 degrees for P = 8). Pixels that are symmetric about the border are not changed.
+    side: P, even.
     """
     half = side // 2
     frequency, place = np.mgrid[:half, :half]
@@ -73,7 +74,7 @@ def rotation(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 class Lapping(nn.Module):
     """images [..., R, S] with every border of their blocks filtered; with `back` the filter is undone.
 
-    Orthogonal. At the edges the images are mirrored; the half block there stays as it is.
+    Orthogonal. At the edges the images are mirrored, so the half block there is not changed.
     """
 
     def __init__(self, sides: Sequence[int], *, overlap: bool = True) -> None:
@@ -94,7 +95,7 @@ class Lapping(nn.Module):
         return images
 
     def flops(self, number: int, rows: int, columns: int) -> int:
-        """FLOPs for so many images: on each axis a P x P matrix multiplies all pixels and P mirrored ones."""
+        """FLOPs for `number` images: on each axis P x P matrices multiply all pixels and P mirrored ones."""
         down = 0 if self.rows is None else (rows + len(self.rows)) * columns * len(self.rows)
         right = 0 if self.columns is None else rows * (columns + len(self.columns)) * len(self.columns)
         return 2 * number * (down + right)
