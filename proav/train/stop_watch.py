@@ -1,6 +1,6 @@
 """How a training worker learns that it must save and end: by a signal of its own, or from the driver.
 
-A signal to one worker ends all workers: its machine will be lost, and the next run uses the remaining ones.
+A signal to one worker ends all: its machine will be lost, and the next run uses the remaining machines.
 """
 
 import contextlib

@@ -52,7 +52,7 @@ def test_a_span_is_what_the_whole_file_has_there(films, ending):
     flashes = white_frames(whole.video)
     assert flashes == [5, 6, 40, 41, 64, 65]
     heard = np.array(beep_times(whole.audio, SMALL["sample_rate"], len(BEEPS)))
-    assert np.abs(heard - BEEPS).max() < 0.03  # wide, since AVI says less than others when its sound starts
+    assert np.abs(heard - BEEPS).max() < 0.03  # wide, since AVI states less exactly when its sound starts
     for start in range(2, 75, 6):
         clip = read_clip(path, **SMALL, start_seconds=start / 10)
         assert len(clip.video) == len(whole.video) - start

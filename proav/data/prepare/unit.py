@@ -323,7 +323,7 @@ def reject_row(
     start_seconds: where in the source the span begins.
     end_seconds: where the span ends; None if unknown.
     reason: a short stable word for tables.
-    message: for people; the source's path in it becomes its key.
+    message: for people. In it the source's path is replaced by its key.
     """
     return {
         "id": segment_id(source.key, start_seconds), "source": source.key, "source_id": source.id,
