@@ -15,7 +15,7 @@ from proav.diffusion.noise import uniforms_for
 from proav.diffusion.tasks import TASKS
 
 END_SHARE = 0.125
-"""Share of the pairs that start at pure noise, and share of those that end at clean planes; our choice.
+"""This share of the pairs starts at pure noise, and the same share ends at clean planes. Our choice.
 
 Sampling always starts at pure noise and ends at clean planes.
 """

@@ -1,4 +1,4 @@
-"""Masks of clips: which frames of which modality a task is given, and what stands for the others.
+"""Masks of clips: which frames of which modality a task is given, and what replaces the others.
 
 A mask known_B2T is true for the frames that are given; row 0 is the picture, row 1 the sound. The masked clip
 is encoded and enters ST-DiT beside the noisy planes, with its mask: `masked_condition` in

@@ -1,7 +1,7 @@
 """Randomness as a function of (purpose, seed, index): equal on every device, in every batch, on every rank.
 
 Not here: what the numbers are used for. In generation the index is a sample's number; in training it is a
-clip's position in the training order. The purpose keeps draws apart that have the same seed and index. The
+clip's position in the training order. Draws of the same seed and index differ if their purposes differ. The
 order of a batch and the clock never matter (our choice).
 """
 

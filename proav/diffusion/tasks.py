@@ -79,7 +79,7 @@ def given_row(name: str) -> list[bool]:
 
 
 def sampling_task(name: str) -> Task:
-    """The row of a task that makes clips. Raises UserError for any other name, and lists those that can."""
+    """The row of a task that makes clips. Raises UserError for any other name; it lists the tasks."""
     available = [known for known, task in TASKS.items() if task.can_sample]
     if name not in available:
         raise ConfigError(
@@ -122,8 +122,8 @@ def mask_of_window(
 ) -> Tensor:
     """The mask of a masked task for a stored window, bool [2, T]: a function of these arguments alone.
 
-    The mask does not depend on the run's seed, as nothing does that is stored: runs that differ only in their
-    seed share latents.
+    Nothing that is stored depends on the run's seed, so the mask does not either: runs that differ only in
+    their seed share latents.
 
     name: of the task.
     config: of the run.
@@ -142,7 +142,7 @@ def fixed_mask(name: str, config: Config) -> Tensor:
 
 
 def task_names(seed: int, positions: Sequence[int], config: Config) -> tuple[str, ...]:
-    """The task of each clip: the same that `draw_tasks` draws with all else."""
+    """The task of each clip, equal to `names` of `draw_tasks`."""
     return _names_of(_uniforms_B4(seed, positions), config)
 
 

@@ -68,7 +68,7 @@ def denoise(
 
 
 class _Track:
-    """A group while it is denoised: its solver, and the state for which that asks a prediction."""
+    """A group while it is denoised: its solver, and the state for which the solver asks a prediction."""
 
     def __init__(self, process: RectifiedFlow | DDPM, group: Group) -> None:
         self.group, settings = group, group.settings

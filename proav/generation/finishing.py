@@ -69,8 +69,9 @@ def _carried(
 ) -> tuple[Tensor, Tensor]:
     """Made pictures and mel images of a masked task, without a step at the borders to given frames.
 
-    For the sound, a border's difference is that of the mel columns beside the border. The mean over the given
-    frame would be wrong: if the sound fades within that frame, the made sound after it would become too loud.
+    For the sound, the difference at a border is taken at the given mel column beside it. The mean over a
+    whole given frame would be wrong: if the sound fades within that frame, the made sound after it would
+    become too loud.
 
     config: of the model.
     mel_frames: its mel transform.

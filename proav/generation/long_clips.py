@@ -2,7 +2,7 @@
 
 A window has the T frames of the model. The first is made by the task that is asked for. Each later one is
 given the last frames of the clip so far, and adds the rest of its own. Not here: how a window is made
-(`pipeline.py`), how made and given frames meet (`finishing.py`). Letters: T frames.
+(`pipeline.py`), how made and given frames are joined (`finishing.py`). Letters: T frames.
 """
 
 import dataclasses
