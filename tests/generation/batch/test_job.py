@@ -48,11 +48,13 @@ def files_of(folder: str) -> dict[str, bytes]:
 
 @pytest.mark.ray
 def test_any_pools_make_the_same_files_and_a_killed_job_goes_on(tmp_path, ray_local, capsys):
-    path = save_tiny_stdit(str(tmp_path / "checkpoints"), tiny_config())
+    trained = tiny_config("diffusion.task_weights={joint: 1, a2v: 1, inpaint: 1}")
+    path = save_tiny_stdit(str(tmp_path / "checkpoints"), trained)
     good, broken = tmp_path / "good.wav", tmp_path / "broken.wav"
     good.write_bytes(wav(2.0))
     broken.write_bytes(b"no sound")
-    (tmp_path / "rows.csv").write_text(f"path,label,count\n{good},rain,4\n{broken},,1\n{good},speech,1\n")
+    lines = f"{good},rain,4,", f"{broken},,1,", f"{good},speech,1,1.8"  # the last one has windows in turn
+    (tmp_path / "rows.csv").write_text("\n".join(["path,label,count,seconds", *lines]) + "\n")
     words = ["generate.task=a2v", f"generate.listing={tmp_path}/rows.csv", f"generate.checkpoint={path}"]
 
     def config_of(name, *more):
