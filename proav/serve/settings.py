@@ -104,7 +104,9 @@ class ServeSettings(Section):
     max_steps: Annotated[int, Field(ge=1, le=1000)] = 200
     """Most denoising steps that a request may ask for."""
     max_windows: Annotated[int, Field(ge=1, le=1000)] = 32
-    """How often a request may let a clip go on (task=continue), and the longest such clip, in clips."""
+    """Most windows that a request may make: how often a clip goes on (task=continue), and how long other
+    clips may be. A clip that is to go on may be as long as this many clips of the model.
+    """
     num_replicas: Annotated[int | tuple[int, int], BeforeValidator(_from_text)] = 1
     """Number of samplers, each with the model in memory; [MIN, MAX] lets Serve scale with the load."""
     use_gpu: Annotated[Literal["auto"] | bool, BeforeValidator(_from_text)] = "auto"
