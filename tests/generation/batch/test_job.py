@@ -9,6 +9,7 @@ from proav.generation.batch import generate
 from proav.generation.batch.job import Pools, pools
 from proav.generation.batch.making import Maker, recipe_of
 from proav.generation.batch.plan import make_plan, shared_values, wanted_rows
+from proav.media.container import read_clip
 from proav.runs.checkpoint import load_checkpoint
 from tests.media.hostile_files import wav
 from tests.tiny import save_tiny_stdit, tiny_config
@@ -65,6 +66,9 @@ def test_any_pools_make_the_same_files_and_a_killed_job_goes_on(tmp_path, ray_lo
     assert "REJECTED: the inputs of 1 more (unreadable 1)" in capsys.readouterr().out
     expected = files_of(f"{tmp_path}/one/samples")
     assert len(expected) == 6 and expected["manifest.jsonl"].count(b"\n") == 6
+    shape = {"fps": 5, "sample_rate": 16_000, "height": 32, "width": 32}
+    long = read_clip(f"{tmp_path}/one/samples/000000/000000005.mp4", **shape)
+    assert len(long.video) == 9
     # as a job leaves it that was killed after its second batch
     config, checkpoint = config_of("killed", "generate.num_workers=2"), load_checkpoint(path)
     folder, shared = f"{config.run_folder}/samples", shared_values(config, checkpoint)
