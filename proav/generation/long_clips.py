@@ -41,7 +41,7 @@ def wanted_frames(config: Config, seconds: float | None, num_windows: int) -> in
         return frames + (num_windows - 1) * (frames - continue_frames(config))
     if num_windows != 1:
         raise UserError(f"seconds={seconds:g} and num_windows={num_windows}: expected only one of them")
-    if not 1 / fps <= seconds < math.inf:
+    if not (1 / fps <= seconds and seconds * fps < math.inf):
         raise UserError(f"seconds={seconds:g}: expected at least the {1 / fps:g} s of a frame")
     return round(seconds * fps)
 

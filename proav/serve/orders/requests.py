@@ -278,7 +278,7 @@ def _num_frames(request: VideoRequest, card: ModelCard) -> int | None:
         seconds = float(request.seconds)
     except ValueError:
         seconds = math.nan
-    if not 1 / fps <= seconds < math.inf or round(seconds * fps) > most:
+    if not (1 / fps <= seconds and seconds * fps < most + 1) or round(seconds * fps) > most:
         longer = "" if most > card.geometry.num_frames else ", since this model makes no longer clips by it"
         raise ApiError(
             400,

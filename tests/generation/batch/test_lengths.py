@@ -117,6 +117,7 @@ def test_a_file_that_ends_too_early_for_its_row_is_a_row_with_a_reason(checkpoin
     [
         (["generate.seconds=0.1"], [], "generate.seconds=0.1: expected at least the 0.2 s of a frame"),
         ([], ["seconds", "0"], "row 1: seconds=0: expected at least the 0.2 s of a frame"),
+        ([], ["seconds", "1e308"], "row 1: seconds=1e.308: expected at least"),
         ([], ["seconds", "2", "soon"], "row 2: seconds='soon'; expected seconds from 0 up, or nothing"),
         (["generate.task=continue"], ["path,seconds", "a.mp4,0.4"], "row 1: .* has 0.4 s already"),
         (["generate.task=inpaint", "generate.seconds=2"], [], "seconds=2: .* makes clips of one window"),

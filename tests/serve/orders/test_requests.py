@@ -126,6 +126,7 @@ def test_the_whole_range_of_seeds_is_taken(card):
         ({"seconds": "soon"}, "seconds", "expected 0.2 to 0.8"),
         ({"seconds": "nan"}, "seconds", "expected 0.2 to 0.8"),
         ({"seconds": "inf"}, "seconds", "expected 0.2 to 0.8"),
+        ({"seconds": 1e308}, "seconds", "expected 0.2 to 0.8"),
         ({"seconds": 0}, "seconds", "expected 0.2 to 0.8"),
         ({"size": "1280x720"}, "size", "this model makes 32x32"),
         ({"task": "i2av"}, "task", "joint, a2v, v2a (this model was not trained for it)"),
