@@ -211,10 +211,9 @@ def _check_windows_last(config: Config, model: Config) -> None:
 
 
 def checked_seconds(config: Config, task: str, seconds: float) -> float:
-    """The length of a clip, if a model of this configuration makes such clips by a task.
+    """`seconds`, if a model of this configuration makes clips of that length by a task; else UserError.
 
-    Of a clip that is to go on, the frames are given that a window needs. config: of the model.
-    Raises UserError if it does not.
+    A clip that is to go on is given by the frames that a window needs. config: of the model.
     """
     num_frames = wanted_frames(config, seconds, 1)
     there = max(frames_needed(config, task).values()) if TASKS[task].extends else 0
