@@ -241,7 +241,8 @@ def format_costs(bill: Costs) -> str:
         f"decode {_flops(bill.mdsa_decode_flops)}; ST-DiT {_flops(bill.stdit_forward_flops)} an evaluation",
         f"sample      {_flops(bill.sample_flops)}: {bill.sample_evaluations} evaluations "
         f"({steps} steps, {guidance}) and one decoding; by a flow map "
-        f"{_flops(bill.distill_sample_flops)} ({num_steps(None, 'flow_map')} steps)",
+        f"{_flops(bill.distill_sample_flops)} ({num_steps(None, 'flow_map')} steps)"
+        + ("; each window of a longer clip takes as much" if generate.seconds else ""),
         f"train       MDSA {_flops(bill.mdsa_train_flops)} a clip, {_flops(bill.discriminators_train_flops)} "
         f"more with discriminators; ST-DiT {_flops(bill.stdit_train_flops)} a clip, "
         f"as a flow map {_flops(bill.distill_train_flops)}",

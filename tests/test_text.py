@@ -78,6 +78,7 @@ def label_of(labels, fields):
         max_upload_bytes=1,
         max_windows=1,
         window_seconds=0.4,
+        max_frames={"joint": 4},
     )
     return check_request(parse_request(fields), card, has_reference=False).label
 

@@ -8,6 +8,7 @@ from proav.config.changes import Changes
 from proav.config.section import (
     Count,
     LabelName,
+    PositiveFloat,
     PositiveInt,
     Probability,
     Section,
@@ -36,9 +37,9 @@ class GenerateConfig(Section):
     num_samples: PositiveInt = 16
     """Clips to make; with a listing, the column count says how many."""
     listing: str | None = None
-    """CSV or Parquet: a row for each input, with the columns path, start_seconds, label, seed, count and the
-    names of stdit.vectors (docs/sampling.md). Empty: samples of `label`, or of labels in turn; a task with an
-    input takes windows of the run's data.
+    """CSV or Parquet: a row for each input, with the columns path, start_seconds, label, seconds, seed, count
+    and the names of stdit.vectors (docs/sampling.md). Empty: samples of `label`, or of labels in turn; a task
+    with an input takes windows of the run's data.
     """
     task: TaskName = "joint"
     """joint: picture and sound. a2v: picture for given sound. v2a: sound for given picture. i2av: a clip from
@@ -49,6 +50,10 @@ class GenerateConfig(Section):
     """Label of all samples, or several with ; between them; empty: the labels of the data set in turn, or
     none if the model has none. With a listing, it is the label of the rows that have none; empty: they stay
     without a label.
+    """
+    seconds: PositiveFloat | None = None
+    """Length of the clips, made in windows that overlap; for task=continue with what is given. With a
+    listing, it is the length of the rows that have none. Empty: one window, the model's own length.
     """
     encoders: dict[VectorName, str] = {}
     """Functions that turn texts of a listing into vectors: {caption: package.module:function}, called with a

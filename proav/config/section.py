@@ -23,7 +23,7 @@ VectorName = Annotated[str, AfterValidator(lambda name: _vector_name(name))]
 VectorShape = PositiveInt | tuple[PositiveInt, PositiveInt]
 """The width of one vector a clip; or the most vectors and the width of a sequence."""
 TAKEN_NAMES = frozenset(
-    "path start_seconds end_seconds label labels split seed count index number given".split()
+    "path start_seconds end_seconds seconds label labels split seed count index number given".split()
 )
 """Columns of listings and manifests that mean something else."""
 

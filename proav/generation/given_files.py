@@ -42,53 +42,63 @@ class GivenDecoder:
     ) -> Iterator[dict[str, np.ndarray]]:
         """One dict: "video", uint8 [T, H, W, 3], or "audio", float32 [samples], or both, as the task reads.
 
-        Both begin at `start_seconds` and are as long as the task reads, mostly one clip. For a2v, time 0 is
-        the beginning of the sound. If the sound ends at most 0.1 s too early, silence follows. A task that
-        reads one picture also accepts an image.
+        Both begin at `start_seconds` and are as long as the task reads, mostly one clip. If the clip that is
+        made is longer or shorter than a window, a stream that is given for all of it ends at `end_seconds`.
+        For a2v, time 0 is the beginning of the sound. If the sound ends at most 0.1 s too early, silence
+        follows. A task that reads one picture also accepts an image.
 
-        source: path and start_seconds are read.
+        source: path, start_seconds and end_seconds are read.
         on_progress: called whenever the decoder gets further.
         Raises MediaError if the file does not hold these streams, and StorageUnavailable.
         """
         clip, data = self.config.clip, self.config.data
         watch = {"deadline_seconds": data.source_timeout_seconds, "on_progress": on_progress}
         size = {"height": clip.height, "width": clip.width, "fit": data.fit}
+        frames = max(self.needed.values())
+        if source.end_seconds is not None:
+            frames = round((source.end_seconds - source.start_seconds) * clip.fps)
         if self.needed == {"video": 1, "audio": 0} and not source.start_seconds:
             picture = read_picture(source.path, **size, **watch)
             yield {"video": picture[None], "audio": np.zeros(clip.sample_rate // clip.fps, np.float32)}
             return
         if self.streams == ("audio",):
-            yield {"audio": self._sound(source, watch)}
+            yield {"audio": self._sound(source, frames, watch)}
             return
         read = read_clip(
             source.path, fps=clip.fps, sample_rate=clip.sample_rate, **size,
-            start_seconds=source.start_seconds, num_frames=max(self.needed.values()),
+            start_seconds=source.start_seconds, num_frames=frames,
             silent_ok=not self.needed["audio"], **watch,
         )  # fmt: skip
         yield {name: getattr(read, name) for name in self.streams}
 
-    def _sound(self, source: SourceRow, watch: dict) -> np.ndarray:
+    def _sound(self, source: SourceRow, frames: int, watch: dict) -> np.ndarray:
         geometry, start = ClipGeometry.from_config(self.config), source.start_seconds
-        rate, length = geometry.sample_rate, geometry.num_samples
-        sound = read_sound(source.path, sample_rate=rate, max_seconds=start + geometry.seconds, **watch)
+        rate, seconds = geometry.sample_rate, frames / geometry.fps
+        length = frames * geometry.samples_per_frame
+        sound = read_sound(source.path, sample_rate=rate, max_seconds=start + seconds, **watch)
         sound = sound[round(start * rate) :][:length]
         if length - len(sound) > MAX_SOUND_SHORTFALL * rate:
             raise MediaError(
                 "too_short",
                 f"{source.path} holds {len(sound) / rate:.2f} s of sound from {start:g} s on; expected the "
-                f"{geometry.seconds:g} s of a clip",
+                f"{seconds:g} s of {'a' if source.end_seconds is None else 'the'} clip",
             )
         return np.pad(sound, (0, length - len(sound)))
 
 
-def clip_of_streams(config: Config, task: str, streams: dict[str, np.ndarray]) -> Clip | None:
+def clip_of_streams(
+    config: Config, task: str, streams: dict[str, np.ndarray], num_frames: int | None = None
+) -> Clip | None:
     """`SampleRequest.given` of the streams that were read from a file; None if there are none.
 
-    config: of the model. task: a name of TASKS.
+    config: of the model.
+    task: a name of TASKS.
+    streams: of `GivenDecoder.rows`.
+    num_frames: as in `fit_given`.
     """
     rates = {"fps": config.clip.fps, "sample_rate": config.clip.sample_rate}
     if len(streams) == 2:
-        return fit_given(config, task, clip=Clip(**streams, **rates))
-    if "audio" in streams:
-        return fit_given(config, task, audio=streams["audio"], sample_rate=config.clip.sample_rate)
-    return fit_given(config, task, **streams)
+        streams = {"clip": Clip(**streams, **rates)}
+    elif "audio" in streams:
+        streams = {"audio": streams["audio"], "sample_rate": config.clip.sample_rate}
+    return fit_given(config, task, **streams, num_frames=num_frames)

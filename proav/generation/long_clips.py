@@ -12,7 +12,7 @@ import numpy as np
 
 from proav.config import Config
 from proav.diffusion.masks import continue_frames
-from proav.diffusion.tasks import TASKS, check_trained
+from proav.diffusion.tasks import TASKS, check_trained, sampled_tasks
 from proav.errors import UserError
 from proav.generation.joining import as_beginning, joined, last_frames, part_of, window_seed
 from proav.generation.requests import SampleRequest
@@ -44,9 +44,30 @@ def wanted_frames(config: Config, seconds: float | None, num_windows: int) -> in
         return frames + (num_windows - 1) * (frames - continue_frames(config))
     if num_windows != 1:
         raise UserError(f"seconds={seconds:g} and num_windows={num_windows}: expected only one of them")
-    if not 1 / fps <= seconds < math.inf:
+    if not (1 / fps <= seconds and seconds * fps < math.inf):
         raise UserError(f"seconds={seconds:g}: expected at least the {1 / fps:g} s of a frame")
     return round(seconds * fps)
+
+
+def windows_needed(config: Config, task: str, num_frames: int, there: int = 0) -> int:
+    """Windows that make a clip of so many frames.
+
+    config: of the model.
+    task: of the first window, a name of TASKS.
+    num_frames: of the whole clip; if the task lets a clip go on, counted from the beginning of that clip.
+    there: frames of the clip that goes on; 0 for other tasks.
+    Raises UserError if the given clip is that long already.
+    """
+    new = config.clip.num_frames - continue_frames(config)
+    if not TASKS[task].extends:
+        return 1 + max(0, -(-(num_frames - config.clip.num_frames) // new))
+    if num_frames <= there:
+        fps = config.clip.fps
+        raise UserError(
+            f"seconds={num_frames / fps:g}: the given clip has {there / fps:g} s already; "
+            "expected the length of the whole clip, with what is made"
+        )
+    return -(-(num_frames - there) // new)
 
 
 def of_length(config: Config, request: SampleRequest, num_frames: int) -> SampleRequest:
@@ -54,34 +75,30 @@ def of_length(config: Config, request: SampleRequest, num_frames: int) -> Sample
 
     config: of the model. Raises UserError if the given clip is that long already.
     """
-    new = config.clip.num_frames - continue_frames(config)
-    num_windows = 1 + max(0, -(-(num_frames - config.clip.num_frames) // new))
-    if TASKS[request.settings.task].extends:
-        there = len(request.given.video)
-        num_windows = -(-(num_frames - there) // new)
-        if num_windows < 1:
-            fps = config.clip.fps
-            raise UserError(
-                f"seconds={num_frames / fps:g}: the given clip has {there / fps:g} s already; "
-                "expected the length of the whole clip, with what is made"
-            )
+    task = request.settings.task
+    there = len(request.given.video) if TASKS[task].extends else 0
+    num_windows = windows_needed(config, task, num_frames, there)
     return dataclasses.replace(request, num_windows=num_windows, num_frames=num_frames)
 
 
-def check_length(config: Config, request: SampleRequest) -> None:
-    """Raises UserError if a model of this configuration cannot make the windows that a request asks for."""
-    name, count = request.settings.task, request.num_windows
-    following = following_task(name)
-    if count < 1 or (count > 1 and following is None):
+def makes_long_clips(config: Config, task: str) -> bool:
+    """Whether a model of this configuration makes clips of more than one window by a task."""
+    return following_task(task) in sampled_tasks(config)
+
+
+def check_length(config: Config, task: str, num_windows: int) -> None:
+    """Raises UserError if a model of this configuration cannot make so many windows by a task."""
+    following = following_task(task)
+    if num_windows < 1 or (num_windows > 1 and following is None):
         raise UserError(
-            f"num_windows={count}: expected 1"
-            + (" or more" if following else f"; task={name!r} makes clips of one window")
+            f"num_windows={num_windows}: expected 1"
+            + (" or more" if following else f"; task={task!r} makes clips of one window")
         )
-    if count > 1:
+    if num_windows > 1:
         try:
             check_trained(following, config)
         except UserError as error:
-            said = f"num_windows={count}: all windows but the first are made by the task {following!r}"
+            said = f"num_windows={num_windows}: all windows but the first are made by the task {following!r}"
             raise UserError(f"{said}. {error}") from error
 
 

@@ -187,19 +187,25 @@ class SoundingVideoPipeline:
 
         on_step: called with (done, total), in calls of the model. Raises UserError.
         """
-        pieces: list[list[Clip]] = [[] for _ in requests]
-        for place, piece in self._pieces(self._checked(requests), on_step):
-            pieces[place].append(piece)
-        return [joined(own) for own in pieces]
+        clips: list[list[Clip]] = [[] for _ in requests]
+        for place, piece in self.pieces(requests, on_step=on_step):
+            clips[place].append(piece)
+        return [joined(own) for own in clips]
+
+    def pieces(
+        self, requests: Sequence[SampleRequest], *, on_step: Callable[[int, int], None] | None = None
+    ) -> Iterator[tuple[int, Clip]]:
+        """The clips of `sample`, bit for bit, while they are made: (place of a request, its next piece).
+
+        A few windows of each are in memory. on_step: as in `sample`. Raises UserError.
+        """
+        return self._pieces(self._checked(requests), on_step)
 
     def stream(
         self, request: SampleRequest, *, on_step: Callable[[int, int], None] | None = None
     ) -> Iterator[Clip]:
-        """The clip of `sample`, bit for bit, in pieces as they are made. Only a few windows are in memory.
-
-        on_step: as in `sample`. Raises UserError.
-        """
-        return (piece for _, piece in self._pieces(self._checked([request]), on_step))
+        """The pieces of one request, see `pieces`. on_step: as in `sample`. Raises UserError."""
+        return (piece for _, piece in self.pieces([request], on_step=on_step))
 
     def save(
         self, path: str, request: SampleRequest, *, on_step: Callable[[int, int], None] | None = None
@@ -249,7 +255,7 @@ class SoundingVideoPipeline:
         name, task = request.settings.task, TASKS[request.settings.task]
         check_trained(name, self.config)
         check_vector_names(request.vectors, self.vector_shapes)
-        check_length(self.config, request)
+        check_length(self.config, name, request.num_windows)
         if request.given is None and (task.given or task.mask):
             what = (
                 f"a given {task.given}: pass {task.given}=... or clip=..." if task.given else "a given clip"

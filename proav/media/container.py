@@ -278,8 +278,10 @@ def write_clips(path: str, clips: Iterable[Clip], *, crf: int = CRF) -> None:
 
     clips: at least one; all of one size and with the same rates, else MediaError("bad_clip").
     """
-    with _encoded(clips, crf) as file:
-        storage.write_file(str(path), file)
+    with ClipWriter(crf=crf) as writer:
+        for clip in clips:
+            writer.add(clip)
+        writer.save(path)
 
 
 def encode_clip(clip: Clip, *, crf: int = CRF) -> bytes:
@@ -287,31 +289,54 @@ def encode_clip(clip: Clip, *, crf: int = CRF) -> bytes:
 
     The edit list compensates the encoder's delay. The same clip gives the same bytes (one encoding thread).
     """
-    with _encoded([clip], crf) as file:
-        return file.read()
+    with ClipWriter(crf=crf) as writer:
+        writer.add(clip)
+        with writer.finished() as file:
+            return file.read()
 
 
-@contextlib.contextmanager
-def _encoded(clips: Iterable[Clip], crf: int) -> Iterator[BinaryIO]:
-    """The mp4 as an open file that is deleted afterwards.
+class ClipWriter:
+    """An mp4 as `write_clips` makes it, for clips that come one by one, also for several files in turn.
 
-    It is a real file: FFmpeg reads it again when it moves the index to the front.
+    It grows in a file of its own, which is deleted at the end of the `with` block: FFmpeg reads it again when
+    it moves the index to the front.
     """
-    with tempfile.TemporaryDirectory(prefix="proav-") as folder:
-        path = os.path.join(folder, "clip.mp4")
-        with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            muxer = form = None
-            for clip in clips:
-                if muxer is None:
-                    form = _form(clip)
-                    muxer = Muxer(container, **form, crf=crf)
-                elif _form(clip) != form:
-                    raise MediaError("bad_clip", f"a clip has {_form(clip)} behind one with {form}")
-                muxer.add(clip.video, clip.audio)
-            assert muxer is not None, "expected at least one clip"
-            muxer.finish()
-        with open(path, "rb") as written:
-            yield written
+
+    def __init__(self, *, crf: int = CRF) -> None:
+        """crf: x264's quality, 0 (lossless) .. 51."""
+        self._crf, self._muxer, self._form = crf, None, {}
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "ClipWriter":
+        folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="proav-"))
+        self._path = os.path.join(folder, "clip.mp4")
+        container = av.open(self._path, "w", format="mp4", options={"movflags": "+faststart"})
+        self._container = self._open.enter_context(container)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._open.close()
+
+    def add(self, clip: Clip) -> None:
+        """The next clip. Raises MediaError("bad_clip") if its size or rates are others than before."""
+        form = _form(clip)
+        if self._muxer is None:
+            self._form, self._muxer = form, Muxer(self._container, **form, crf=self._crf)
+        elif form != self._form:
+            raise MediaError("bad_clip", f"a clip has {form} behind one with {self._form}")
+        self._muxer.add(clip.video, clip.audio)
+
+    def save(self, path: str) -> None:
+        """Moves the file to `path`, local or remote. Nothing can be added any more."""
+        with self.finished() as file:
+            storage.write_file(str(path), file)
+
+    def finished(self) -> BinaryIO:
+        """The finished file, open for reading. Nothing can be added any more."""
+        assert self._muxer is not None, "expected at least one clip"
+        self._muxer.finish()
+        self._container.close()
+        return open(self._path, "rb")
 
 
 def _form(clip: Clip) -> dict[str, int]:

@@ -24,6 +24,7 @@ NEVER = {
     "generate.checkpoint": "a trial has its own",
     "generate.num_samples": "all trials are measured alike",
     "generate.listing": "all trials are measured alike",
+    "generate.seconds": "all trials are measured alike",
     "data.prepared": "the sweep prepares data itself: vary what it is prepared with, and name data.sources",
     "data.validation_fraction": "all trials are measured on the same clips",
     "encode.replace": "it changes nothing that is measured",

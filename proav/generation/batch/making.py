@@ -10,12 +10,17 @@ A row of Ray Data is a batch:
     error: the error that ended the batch, as `errors.to_text` gives it; Ray would wrap an exception.
 
 An input that cannot be used does not end the batch: its row of the plan gets `error` and `message`.
+
+Clips of a length of their own (`seconds`) are made of windows. Each window is given the end of the one
+before. So `Denoise` denoises and finishes the windows of such a batch in turn, and writes its files.
 """
 
+import contextlib
 import functools
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,17 +33,19 @@ from proav.config.reading import config_to_dict
 from proav.data.prepare.isolation import IsolatedDecoder, decoder_of_this_process
 from proav.data.sources.finding import SourceRow
 from proav.diffusion import make_process
+from proav.diffusion.tasks import TASKS
 from proav.errors import TOLD, MediaError, to_text
-from proav.generation.batch.manifest import write_part
+from proav.generation.batch.manifest import sample_path, write_part
 from proav.generation.batch.plan import manifest_row, pack, unpack
 from proav.generation.finishing import finish_clips
 from proav.generation.given_files import clip_of_streams, streams_read
 from proav.generation.given_vectors import GivenVectors
 from proav.generation.given_windows import GivenWindows, known_of_window
-from proav.generation.long_clips import window_of
+from proav.generation.long_clips import of_length, wanted_frames, window_of
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.generation.requests import SampleRequest
 from proav.generation.sampling_settings import SamplingSettings
+from proav.media.container import ClipWriter
 from proav.media.melframes import MelFrames
 
 DECODER = "proav.generation.given_files:GivenDecoder"
@@ -65,20 +72,29 @@ class Recipe:
     shared: dict
 
     def requests(self, rows: Iterable[tuple[int, dict]], arrays: dict) -> list[SampleRequest]:
-        """A request of one window for each row. rows: with their places in the batch."""
-        return [window_of(self.config, self._request(place, row, arrays)) for place, row in rows]
+        """The pipeline's request for each row, of a whole clip. rows: with their places in the batch."""
+        return [self._request(place, row, arrays) for place, row in rows]
+
+    def windows(self, rows: Iterable[tuple[int, dict]], arrays: dict) -> list[SampleRequest]:
+        """The first windows of the clips of `requests`."""
+        return [window_of(self.config, request) for request in self.requests(rows, arrays)]
+
+    def num_frames(self, row: dict) -> int | None:
+        """Frames of the clip that a row of the plan asks for; None: those of a window."""
+        return wanted_frames(self.config, row["seconds"], 1) if "seconds" in row else None
 
     def _request(self, place: int, row: dict, arrays: dict) -> SampleRequest:
-        task = self.settings.task
+        task, num_frames = self.settings.task, self.num_frames(row)
         streams = {name: arrays[f"{place}.{name}"] for name in streams_read(task)}
-        return SampleRequest(
+        request = SampleRequest(
             row["seed"],
             row.get("number", row["index"]),
             row["label"],
-            given=clip_of_streams(self.config, task, streams),
+            given=clip_of_streams(self.config, task, streams, num_frames),
             settings=self.settings,
             known=known_of_window(self.config, task, row.get("given", {})),
         )
+        return request if num_frames is None else of_length(self.config, request, num_frames)
 
 
 def recipe_of(config: Config, model: Config, checkpoint_path: str, folder: str, shared: dict) -> Recipe:
@@ -126,7 +142,8 @@ class ReadGiven:
         for place, row in enumerate(rows):
             given = row["given"]
             if "path" in given:
-                found = read(given["path"], given["start_seconds"])
+                own = self.recipe.num_frames(row) if TASKS[self.recipe.settings.task].given else None
+                found = read(given["path"], given["start_seconds"], own)
             else:
                 found = self.windows.streams(given)
             if isinstance(found, MediaError):
@@ -137,9 +154,12 @@ class ReadGiven:
             marked.append(row)
         return marked, arrays
 
-    def _read(self, path: str, start_seconds: float) -> dict[str, np.ndarray] | MediaError:
-        """The streams of a file, or why it has none."""
-        source = SourceRow(id="", key=path, path=path, start_seconds=start_seconds)
+    def _read(
+        self, path: str, start_seconds: float, num_frames: int | None
+    ) -> dict[str, np.ndarray] | MediaError:
+        """The streams of a file, or why it has none. num_frames: None: what the task reads of a window."""
+        end = None if num_frames is None else start_seconds + num_frames / self.recipe.config.clip.fps
+        source = SourceRow(id="", key=path, path=path, start_seconds=start_seconds, end_seconds=end)
         try:
             (streams,) = self.decoder.rows(source)
         except MediaError as error:
@@ -148,7 +168,10 @@ class ReadGiven:
 
 
 class Denoise:
-    """Adds "video", uint8 [B, T, H, W, 3], and "mel", float32 [B, T, M, S], for the rows without an error."""
+    """Adds "video", uint8 [B, T, H, W, 3], and "mel", float32 [B, T, M, S], for the rows without an error.
+
+    If a row asks for a length, it writes the files of the batch instead.
+    """
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         if device != "cpu":
@@ -167,26 +190,47 @@ class Denoise:
                 replace(request, vectors=vectors)
                 for request, vectors in zip(self.recipe.requests(usable, arrays), told, strict=True)
             ]
-            video, mel = self.pipeline.sample_streams(requests)
+            if _has_lengths(usable):
+                self._write(usable, requests)
+                return rows, {}
+            windows = [window_of(self.recipe.config, request) for request in requests]
+            video, mel = self.pipeline.sample_streams(windows)
             arrays |= {"video": video.cpu().numpy(), "mel": mel.float().cpu().numpy()}
         return rows, arrays
 
+    def _write(self, usable: list[tuple[int, dict]], requests: list[SampleRequest]) -> None:
+        """Makes the files of clips of any length. A few windows of each are in memory.
+
+        A window is written while the next one is made, so that no GPU waits for the encoder.
+        """
+        with contextlib.ExitStack() as stack:
+            writers = [stack.enter_context(ClipWriter()) for _ in requests]
+            thread, writing = stack.enter_context(ThreadPoolExecutor(1)), deque()
+            for place, piece in self.pipeline.pieces(requests):
+                if len(writing) == len(requests):
+                    writing.popleft().result()
+                writing.append(thread.submit(writers[place].add, piece))
+            for written in writing:
+                written.result()
+            for writer, (_, row) in zip(writers, usable, strict=True):
+                writer.save(sample_path(self.recipe.folder, row["index"]))
+
 
 class Finish:
-    """Makes the sounds, writes the files and then the batch's part of the manifest."""
+    """Makes the sounds, writes the files unless `Denoise` has, and then the batch's part of the manifest."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.mel_frames = recipe, MelFrames(recipe.config)
 
     def __call__(self, rows: list[dict], arrays: dict) -> tuple[list[dict], dict]:
-        usable, clips = _usable(rows), []
-        if usable:
-            streams = (torch.from_numpy(arrays[name]) for name in ("video", "mel"))
-            requests = self.recipe.requests(usable, arrays)
-            clips = finish_clips(self.recipe.config, self.mel_frames, requests, *streams)
+        usable = _usable(rows)
         done = [manifest_row(row, self.recipe.shared) for row in rows]
-        for (place, _), clip in zip(usable, clips, strict=True):
-            clip.save(storage.join(self.recipe.folder, done[place]["path"]))
+        if usable and not _has_lengths(usable):
+            streams = (torch.from_numpy(arrays[name]) for name in ("video", "mel"))
+            windows = self.recipe.windows(usable, arrays)
+            clips = finish_clips(self.recipe.config, self.mel_frames, windows, *streams)
+            for (place, _), clip in zip(usable, clips, strict=True):
+                clip.save(storage.join(self.recipe.folder, done[place]["path"]))
         for row in done:
             if "error" in row:  # a sample of other settings may have been there
                 storage.delete_file(storage.join(self.recipe.folder, row["path"]))
@@ -234,3 +278,7 @@ def _to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 
 def _usable(rows: list[dict]) -> list[tuple[int, dict]]:
     return [(place, row) for place, row in enumerate(rows) if "error" not in row]
+
+
+def _has_lengths(usable: list[tuple[int, dict]]) -> bool:
+    return any("seconds" in row for _, row in usable)

@@ -5,6 +5,7 @@ So a listing of a million rows takes seconds and little memory. Not here: whethe
 decoding (`making.py`).
 """
 
+import functools
 import hashlib
 import json
 import zlib
@@ -26,7 +27,10 @@ from proav.generation.batch.manifest import ManifestDraft, SampleFiles, list_par
 from proav.generation.given_files import streams_read
 from proav.generation.given_vectors import told_of
 from proav.generation.given_windows import given_rows
+from proav.generation.inputs import frames_needed
+from proav.generation.long_clips import check_length, wanted_frames, windows_needed
 from proav.generation.sampling_settings import SamplingSettings
+from proav.geometry import ClipGeometry
 from proav.runs.checkpoint import Checkpoint
 from proav.text import LABEL_SEPARATOR, one_form
 
@@ -142,8 +146,8 @@ def check_clips(config: Config, model: Config) -> None:
             raise UserError(
                 f"clip.{key}={asked}: the model of this run makes clips with clip.{key}={own}. The planes of "
                 "MDSA have the frames, rows and columns that it was trained on, so another size needs a "
-                f"model of its own (another run_dir=DIR). Write clip.{key}={own}. Longer clips are made from "
-                "Python, window by window (docs/sampling.md)"
+                f"model of its own (another run_dir=DIR). Write clip.{key}={own}. generate.seconds=30 makes "
+                "longer clips, window by window (docs/sampling.md)"
             )
 
 
@@ -158,6 +162,7 @@ def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
         have a number, from 0 up. For other samples it is the index.
     label: of the listing's row, or else generate.label. Without a listing it is generate.label, or else that
         of the window; without either, the checkpoint's labels take turns.
+    seconds: the length of the clip; missing if it is that of a window.
     given: {"path", "start_seconds"} of the file that is given, or {"segment_id", "start_frame"} of the window
         of the run's data; missing for a task that is given nothing.
     texts, vectors: those of the listing's row, see `given_vectors.py`; missing if it has none.
@@ -180,13 +185,49 @@ def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
             )
         yield from _listed_rows(config, checkpoint, label)
         return
+    shared = {}
+    if settings.seconds is not None:
+        _check_windows_last(config, checkpoint.config)
+        try:
+            shared = {"seconds": checked_seconds(checkpoint.config, settings.task, settings.seconds)}
+        except UserError as error:
+            raise UserError(f"generate.{error}") from None
     if streams_read(settings.task):
         for index, row in enumerate(given_rows(config, checkpoint)):
-            yield {"index": index, "seed": config.seed} | row | ({"label": label} if label else {})
+            yield {"index": index, "seed": config.seed} | row | ({"label": label} if label else {}) | shared
         return
     labels = [label] if label is not None else list(checkpoint.labels) or [None]
     for index in range(settings.num_samples):
-        yield {"index": index, "seed": config.seed, "label": labels[index % len(labels)]}
+        yield {"index": index, "seed": config.seed, "label": labels[index % len(labels)]} | shared
+
+
+def _check_windows_last(config: Config, model: Config) -> None:
+    """Raises UserError if windows of the run's data are shorter than a clip for which a stream is given.
+
+    config: of the job. model: of the checkpoint.
+    """
+    settings, window = config.generate, ClipGeometry.from_config(model).seconds
+    if TASKS[settings.task].given and settings.seconds > window:
+        raise UserError(
+            f"generate.seconds={settings.seconds:g}: windows of the run's data, which are given for "
+            f"generate.task={settings.task}, have {window:g} s; expected at most that, or files that last as "
+            f"long, by {SETTING}=FILE"
+        )
+
+
+def checked_seconds(config: Config, task: str, seconds: float) -> float:
+    """`seconds`, if a model of this configuration makes clips of that length by a task; else UserError.
+
+    A clip that is to go on is given by the frames that a window needs. config: of the model.
+    """
+    num_frames = wanted_frames(config, seconds, 1)
+    there = max(frames_needed(config, task).values()) if TASKS[task].extends else 0
+    num_windows = windows_needed(config, task, num_frames, there)
+    try:
+        check_length(config, task, num_windows)
+    except UserError as error:
+        raise UserError(f"seconds={seconds:g}: {error}") from error
+    return seconds
 
 
 def known_labels(checkpoint: Checkpoint) -> dict[str, str]:
@@ -196,7 +237,7 @@ def known_labels(checkpoint: Checkpoint) -> dict[str, str]:
 
 def table_form(task: str, vectors: Iterable[str] = ()) -> TableForm:
     """The columns of generate.listing for a task. vectors: names of those that the model takes."""
-    own, beside = ("path", "start_seconds"), ("label", "seed", "count", *vectors)
+    own, beside = ("path", "start_seconds"), ("label", "seconds", "seed", "count", *vectors)
     of_sources = ("end_seconds", "labels", "split")
     if streams_read(task):
         return TableForm(SETTING, (*own, *beside), ("path",), of_sources, "generate", "")
@@ -210,6 +251,7 @@ def _listed_rows(config: Config, checkpoint: Checkpoint, default: str | None) ->
     if not storage.exists(listing):
         raise UserError(f"{SETTING}: no such file: {listing}; expected a CSV or Parquet file")
     labels, shapes = known_labels(checkpoint), checkpoint.config.stdit.vector_shapes
+    length = functools.cache(functools.partial(checked_seconds, checkpoint.config, config.generate.task))
     form = table_form(config.generate.task, shapes)
     root, index = normal_path(listing).rsplit("/", 1)[0], 0
     for number, record in enumerate(table_records(listing, config.data.other_columns, form), 1):
@@ -218,6 +260,9 @@ def _listed_rows(config: Config, checkpoint: Checkpoint, default: str | None) ->
             row |= told_of(record, shapes, config.generate.encoders)
             if form.required:
                 row["given"] = _given(record, root, names)
+            seconds = seconds_of(record.get("seconds"), "seconds")
+            if seconds is not None or config.generate.seconds is not None:
+                row["seconds"] = length(config.generate.seconds if seconds is None else seconds)
             seed = whole_of(record.get("seed"), "seed", least=0)
             count = whole_of(record.get("count"), "count", least=1) or 1
         except UserError as error:
@@ -255,7 +300,7 @@ def _label(text: str, labels: dict[str, str]) -> str | None:
 def _is_same(found: dict, wanted: dict) -> bool:
     """Whether a sample is the wanted one. A setting that rows of earlier versions lack had its default."""
     found = _OF_EARLIER_VERSIONS | found
-    keys = wanted.keys() | {"number", "texts", "vectors", "encoders"}
+    keys = wanted.keys() | {"number", "seconds", "texts", "vectors", "encoders"}
     return all(found.get(key) == wanted.get(key) for key in keys)
 
 

@@ -79,8 +79,7 @@ class Sampler:
                 raise Abandoned
             loop.call_soon_threadsafe(events.put_nowait, {"done": done, "total": total})
 
-        objective = self._pipeline.process.objective
-        total = max(request.settings.num_calls(objective) for request in requests)
+        total = sum(self._pipeline.num_calls(requests))
         work = self._in_thread(lambda: self._sample_batch(requests, total, tell))
         work.add_done_callback(lambda _: events.put_nowait(None))
         try:

@@ -6,10 +6,12 @@ It is the answer of /v1/models, and every request is checked against it (`reques
 from dataclasses import dataclass
 
 from proav import storage
+from proav.config import Config
 from proav.diffusion import FlowMap, make_process
 from proav.diffusion.masks import continue_frames
 from proav.diffusion.solvers import num_steps
-from proav.diffusion.tasks import sampled_tasks
+from proav.diffusion.tasks import TASKS, sampled_tasks
+from proav.generation.long_clips import makes_long_clips, wanted_frames
 from proav.generation.sampling_settings import MAX_GUIDANCE_SCALE, SamplingSettings
 from proav.geometry import ClipGeometry
 from proav.runs.checkpoint import INDEX, Checkpoint
@@ -41,9 +43,11 @@ class ModelCard:
     """Bands of the spectrogram preview: num_bins, min_hz, max_hz."""
     max_upload_bytes: int
     max_windows: int
-    """Most windows that a request of the task continue may add to its clip."""
+    """Most windows that a request may make; for the task continue, may add to its clip."""
     window_seconds: float
-    """Seconds that each such window adds."""
+    """Seconds that each window but the first adds; for the task continue, each."""
+    max_frames: dict[str, int]
+    """The longest clip of each task; for the task continue, with the clip that is given."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: ServeSettings) -> "ModelCard":
@@ -59,7 +63,7 @@ class ModelCard:
         if isinstance(process, FlowMap):
             SamplingSettings(guidance_scale=guidance_scale).filled(process)
             guidance_scale, guidance_range = process.guidance_scale, (process.guidance_scale,) * 2
-        geometry = ClipGeometry.from_config(checkpoint.config)
+        geometry, tasks = ClipGeometry.from_config(checkpoint.config), sampled_tasks(checkpoint.config)
         modified = storage.file_info(storage.join(checkpoint.path, INDEX)).mtime
         return cls(
             id=checkpoint.config.name,
@@ -67,7 +71,7 @@ class ModelCard:
             labels=checkpoint.labels,
             vectors=checkpoint.config.stdit.vector_shapes,
             encoders=tuple(settings.encoders),
-            tasks=sampled_tasks(checkpoint.config),
+            tasks=tasks,
             geometry=geometry,
             steps=settings.steps if settings.steps is not None else steps,
             max_steps=settings.max_steps,
@@ -79,6 +83,7 @@ class ModelCard:
             max_upload_bytes=settings.max_upload_bytes,
             max_windows=settings.max_windows,
             window_seconds=(geometry.num_frames - continue_frames(checkpoint.config)) / geometry.fps,
+            max_frames={task: _longest(checkpoint.config, task, settings.max_windows) for task in tasks},
         )
 
     @property
@@ -113,5 +118,19 @@ class ModelCard:
             "clips_trained": self.clips_trained,
             "mel": self.mel,
             "max_upload_bytes": self.max_upload_bytes,
+            "max_seconds": {task: frames / self.geometry.fps for task, frames in self.max_frames.items()},
             "num_windows": {"default": 1, "max": self.max_windows, "seconds": self.window_seconds},
         }
+
+
+def _longest(config: Config, task: str, max_windows: int) -> int:
+    """Frames of the longest clip that a request may ask for by a task.
+
+    The clip that goes on may be as long as max_windows windows beside each other. config: of the model.
+    """
+    if not makes_long_clips(config, task):
+        return config.clip.num_frames
+    frames = wanted_frames(config, None, max_windows)
+    if TASKS[task].extends:
+        frames += max_windows * config.clip.num_frames - continue_frames(config)
+    return frames

@@ -53,7 +53,14 @@ def read_data_url(url: str) -> bytes:
 
 
 def read_given(
-    data: bytes, task: str, config: Config, *, deadline_seconds: float, max_bytes: int, max_windows: int = 1
+    data: bytes,
+    task: str,
+    config: Config,
+    *,
+    deadline_seconds: float,
+    max_bytes: int,
+    max_windows: int = 1,
+    num_frames: int | None = None,
 ) -> dict[str, np.ndarray]:
     """The streams that a task reads: "audio", float32 [samples]; "video", uint8 [T, H, W, 3]; or both.
 
@@ -63,17 +70,20 @@ def read_given(
     deadline_seconds: time that decoding may take.
     max_bytes: memory that decoding may take.
     max_windows: a clip that is to be continued may be this many times as long as the model's clips.
+    num_frames: of the clip for which a stream is given; None: those of the model's clips.
     Raises ApiError 400 if the file does not hold these streams.
     """
     geometry, needed = ClipGeometry.from_config(config), frames_needed(config, task)
     least, most = max(needed.values()), geometry.num_frames
+    if TASKS[task].given and num_frames is not None:
+        least = most = num_frames
     if TASKS[task].extends:
         most = max_windows * geometry.num_frames
     size = {"height": geometry.height, "width": geometry.width, "fit": config.data.fit}
     size["max_pixels"] = min(MAX_PIXELS, max_bytes // BYTES_PER_PIXEL)
     rates = {"fps": geometry.fps, "sample_rate": geometry.sample_rate}
     if not needed["video"]:
-        call = {"read": "sound", "sample_rate": geometry.sample_rate, "max_seconds": geometry.seconds}
+        call = {"read": "sound", "sample_rate": geometry.sample_rate, "max_seconds": least / geometry.fps}
     elif least == 1 and not needed["audio"]:
         call = {"read": "picture", **size}
     elif TASKS[task].extends:  # one frame more shows that a file is too long
@@ -90,18 +100,18 @@ def read_given(
             "too_long",
         )
     if not needed["video"]:
-        streams["audio"] = _filled(streams["audio"], geometry)
+        streams["audio"] = _filled(streams["audio"], geometry, least)
     return streams
 
 
-def _filled(sound: np.ndarray, geometry: ClipGeometry) -> np.ndarray:
-    """Sound of the length of a clip. If it ends a little early, silence follows. Raises ApiError 400."""
-    missing = geometry.num_samples - len(sound)
+def _filled(sound: np.ndarray, geometry: ClipGeometry, frames: int) -> np.ndarray:
+    """Sound as long as `frames` frames. If it ends a little early, silence follows. Raises ApiError 400."""
+    missing = frames * geometry.samples_per_frame - len(sound)
     if missing > MAX_SOUND_SHORTFALL * geometry.sample_rate:
         held = f"{math.floor(100 * len(sound) / geometry.sample_rate) / 100:g} s"
         raise _refused(
             f"input_reference holds {held} of sound; "
-            f"expected at least the {geometry.seconds:g} s of a clip (its beginning is used)",
+            f"expected at least the {frames / geometry.fps:g} s of the clip (its beginning is used)",
             "too_short",
         )
     return np.pad(sound, (0, missing))

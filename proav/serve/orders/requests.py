@@ -77,7 +77,9 @@ class VideoRequest(BaseModel):
     model: str | None = None
     """Id of the served model; may be left out."""
     seconds: Annotated[str | float | None, Number] = None
-    """Length of the clip in seconds: the model's own; may be left out."""
+    """Length of the clip in seconds; for continue with the given clip. Longer clips than the model's own are
+    made in windows that overlap. GET /v1/models has the limits. Empty: the model's own, or num_windows.
+    """
     size: str | None = None
     """WIDTHxHEIGHT in pixels: the model's own; may be left out."""
     input_reference: InputReference | None = None
@@ -126,6 +128,9 @@ class Order(BaseModel):
     steps: Annotated[int, Field(ge=1)]
     guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
     num_windows: Annotated[int, Field(ge=1)] = 1
+    """For a clip that goes on to num_frames it is known only with that clip (`queue/service.py`)."""
+    num_frames: Annotated[int, Field(ge=1)] | None = None
+    """Frames of the clip, if a length is asked for."""
     span: tuple[float, float] | None = None
     stream: Literal["both", "video", "audio"] = "both"
 
@@ -171,7 +176,7 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
             param="model",
             code="model_not_found",
         )
-    _check_own_size(request, card)
+    _check_size(request, card)
     if request.task not in card.tasks:
         trained = " (this model was not trained for it)" if request.task in TASKS else ""
         raise ApiError(
@@ -183,10 +188,11 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
     if request.num_windows != 1 and not extends:
         raise ApiError(
             400,
-            f"num_windows={request.num_windows}: task={request.task} makes one clip; "
-            "expected 1, or task=continue",
+            f"num_windows={request.num_windows}: task={request.task} makes one clip, and seconds is its "
+            "length; expected 1, or task=continue",
             param="num_windows",
         )
+    num_frames = _num_frames(request, card)
     texts, vectors = _told_of(request, card)
     prompt_is_text = bool(card.encoders) and _labels_in(request.prompt, card) is None
     if prompt_is_text:
@@ -203,6 +209,7 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
             "guidance_scale", request.guidance_scale, card.guidance_scale, *card.guidance_range
         ),
         num_windows=_in_range("num_windows", request.num_windows, 1, 1, card.max_windows),
+        num_frames=num_frames,
         span=request.span,
         stream=request.stream,
     )
@@ -248,7 +255,7 @@ def _check_span(request: VideoRequest, card: ModelCard) -> None:
         raise ApiError(400, f"{said}; leave it out, or write task=inpaint", param="stream")
 
 
-def _check_own_size(request: VideoRequest, card: ModelCard) -> None:
+def _check_size(request: VideoRequest, card: ModelCard) -> None:
     if request.size not in (None, "", card.size):
         raise ApiError(
             400,
@@ -256,15 +263,29 @@ def _check_own_size(request: VideoRequest, card: ModelCard) -> None:
             "leave size out or write that",
             param="size",
         )
+
+
+def _num_frames(request: VideoRequest, card: ModelCard) -> int | None:
+    """Frames of a clip whose length is asked for; None if it is not. Raises ApiError 400."""
     if request.seconds in (None, ""):
-        return
+        return None
+    said = f"seconds={shown(request.seconds)}"
+    if request.num_windows != 1:
+        said = f"{said} and num_windows={request.num_windows}: expected only one of them"
+        raise ApiError(400, said, param="seconds")
+    fps, most = card.geometry.fps, card.max_frames[request.task]
     try:
         seconds = float(request.seconds)
     except ValueError:
         seconds = math.nan
-    if not math.isclose(seconds, card.geometry.seconds, abs_tol=1e-3):
-        said = f"seconds={shown(request.seconds)}: this model makes {card.seconds} s"
-        raise ApiError(400, f"{said}; leave seconds out or write that", param="seconds")
+    if not (1 / fps <= seconds and seconds * fps < most + 1) or round(seconds * fps) > most:
+        longer = "" if most > card.geometry.num_frames else ", since this model makes no longer clips by it"
+        raise ApiError(
+            400,
+            f"{said}: expected {1 / fps:g} to {most / fps:g} for task={request.task}{longer}",
+            param="seconds",
+        )
+    return round(seconds * fps)
 
 
 def _label_of(request: VideoRequest, card: ModelCard, *, names: Sequence[str]) -> str | None:

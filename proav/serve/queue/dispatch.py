@@ -292,10 +292,11 @@ def _to_sample(member: Waiting, config: Config) -> SampleRequest:
     return SampleRequest(
         seed=order.seed,
         label=order.label,
-        given=clip_of_streams(config, order.task, member.given or {}),
+        given=clip_of_streams(config, order.task, member.given or {}, order.num_frames),
         settings=settings,
         known=frames_around(ClipGeometry.from_config(config), order.task, order.span, order.stream),
         num_windows=order.num_windows,
+        num_frames=order.num_frames,
         vectors={name: of_text(text, shapes[name]) for name, text in order.vectors.items()},
     )
 

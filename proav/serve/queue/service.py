@@ -12,9 +12,12 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from proav.diffusion.tasks import TASKS
 from proav.diffusion.vectors import Encoders, to_text
 from proav.errors import TOLD, UserError
+from proav.generation.long_clips import windows_needed
 from proav.runs.checkpoint import load_checkpoint
 from proav.serve.front.api_error import ApiError, shown
 from proav.serve.orders.model_card import ModelCard
@@ -128,18 +131,16 @@ class Service:
             raise ApiError(429, said, code="queue_full", retry_after_seconds=wait)
         self._num_arriving += 1
         try:
-            given, seconds = None, self.card.geometry.seconds
+            given = None
             if TASKS[order.task].reads:
                 data = upload if upload is not None else read_data_url(request.input_reference.image_url)
                 read = functools.partial(
                     read_given, data, order.task, self.config,
                     deadline_seconds=self.settings.decode_seconds, max_bytes=self.settings.max_decode_bytes,
-                    max_windows=self.settings.max_windows,
+                    max_windows=self.settings.max_windows, num_frames=order.num_frames,
                 )  # fmt: skip
                 given = await asyncio.get_running_loop().run_in_executor(self._uploads, read)
-            if TASKS[order.task].extends:
-                seconds = len(given["video"]) / self.card.geometry.fps
-                seconds += order.num_windows * self.card.window_seconds
+            order, seconds = self._with_length(order, given)
             if order.texts:
                 order = await asyncio.get_running_loop().run_in_executor(self._uploads, self._encoded, order)
             now = round(time.time(), 6)  # to the microsecond, as in the id
@@ -161,6 +162,26 @@ class Service:
         self._jobs[job.id] = job
         self.dispatcher.submit(Waiting(job, given))
         return job
+
+    def _with_length(self, order: Order, given: dict[str, np.ndarray] | None) -> tuple[Order, float]:
+        """The order with its number of windows, and the seconds of its clip.
+
+        given: the streams of its file. Raises ApiError 400 if a clip would go on too often, or not at all.
+        """
+        card, there = self.card, len(given["video"]) if TASKS[order.task].extends else 0
+        if order.num_frames is None:
+            seconds = there / card.geometry.fps + order.num_windows * card.window_seconds
+            return order, seconds if there else card.geometry.seconds
+        seconds = order.num_frames / card.geometry.fps
+        try:
+            num_windows = windows_needed(self.config, order.task, order.num_frames, there)
+        except UserError as error:
+            raise ApiError(400, str(error), param="seconds") from error
+        if num_windows > card.max_windows:
+            has, most = there / card.geometry.fps, card.max_windows * card.window_seconds
+            said = f"seconds={seconds:g}: the given clip has {has:g} s, and goes on by at most {most:g} s; "
+            raise ApiError(400, f"{said}expected at most {has + most:g}", param="seconds")
+        return order.model_copy(update={"num_windows": num_windows}), seconds
 
     def _encoded(self, order: Order) -> Order:
         """The order with the vectors of its texts. It then determines the clip without the encoders."""

@@ -130,6 +130,7 @@ def evaluate_samples(config: Config, checkpoint: str, folder: str) -> dict[str, 
                 update={
                     "num_samples": config.evaluate.samples_beside_training,
                     "listing": None,
+                    "seconds": None,
                     "num_writers": 0,
                     "checkpoint": checkpoint,
                 }

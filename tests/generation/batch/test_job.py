@@ -9,6 +9,7 @@ from proav.generation.batch import generate
 from proav.generation.batch.job import Pools, pools
 from proav.generation.batch.making import Maker, recipe_of
 from proav.generation.batch.plan import make_plan, shared_values, wanted_rows
+from proav.media.container import read_clip
 from proav.runs.checkpoint import load_checkpoint
 from tests.media.hostile_files import wav
 from tests.tiny import save_tiny_stdit, tiny_config
@@ -48,11 +49,13 @@ def files_of(folder: str) -> dict[str, bytes]:
 
 @pytest.mark.ray
 def test_any_pools_make_the_same_files_and_a_killed_job_goes_on(tmp_path, ray_local, capsys):
-    path = save_tiny_stdit(str(tmp_path / "checkpoints"), tiny_config())
+    trained = tiny_config("diffusion.task_weights={joint: 1, a2v: 1, inpaint: 1}")
+    path = save_tiny_stdit(str(tmp_path / "checkpoints"), trained)
     good, broken = tmp_path / "good.wav", tmp_path / "broken.wav"
     good.write_bytes(wav(2.0))
     broken.write_bytes(b"no sound")
-    (tmp_path / "rows.csv").write_text(f"path,label,count\n{good},rain,4\n{broken},,1\n{good},speech,1\n")
+    lines = f"{good},rain,4,", f"{broken},,1,", f"{good},speech,1,1.8"  # the last one has windows in turn
+    (tmp_path / "rows.csv").write_text("\n".join(["path,label,count,seconds", *lines]) + "\n")
     words = ["generate.task=a2v", f"generate.listing={tmp_path}/rows.csv", f"generate.checkpoint={path}"]
 
     def config_of(name, *more):
@@ -63,6 +66,9 @@ def test_any_pools_make_the_same_files_and_a_killed_job_goes_on(tmp_path, ray_lo
     assert "REJECTED: the inputs of 1 more (unreadable 1)" in capsys.readouterr().out
     expected = files_of(f"{tmp_path}/one/samples")
     assert len(expected) == 6 and expected["manifest.jsonl"].count(b"\n") == 6
+    shape = {"fps": 5, "sample_rate": 16_000, "height": 32, "width": 32}
+    long = read_clip(f"{tmp_path}/one/samples/000000/000000005.mp4", **shape)
+    assert len(long.video) == 9
     # as a job leaves it that was killed after its second batch
     config, checkpoint = config_of("killed", "generate.num_workers=2"), load_checkpoint(path)
     folder, shared = f"{config.run_folder}/samples", shared_values(config, checkpoint)

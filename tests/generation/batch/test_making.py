@@ -227,9 +227,9 @@ def test_a_clip_that_goes_on_from_a_file_is_what_python_makes(masked_run, inputs
     listing = listing_of(tmp_path, f"{inputs}/good.mp4,rain,5,1")
     make, rows = maker_of(checkpoint, tmp_path, *words, "generate.task=continue", listing)
     rows, arrays = make.steps[1](*make.steps[0](rows, {}))
-    (request,) = make.steps[0].recipe.requests([(0, rows[0])], arrays)
+    (window,) = make.steps[0].recipe.windows([(0, rows[0])], arrays)
     streams = (torch.from_numpy(arrays[name]) for name in ("video", "mel"))
-    (made,) = finish_clips(checkpoint.config, MelFrames(checkpoint.config), [request], *streams)
+    (made,) = finish_clips(checkpoint.config, MelFrames(checkpoint.config), [window], *streams)
     clip = read_clip(str(inputs / "good.mp4"), num_frames=2, fit="crop", **SHAPE)
     (alone,) = SoundingVideoPipeline.from_checkpoint(checkpoint.path)(
         task="continue", clip=clip, label="rain", seed=5, steps=1, guidance_scale=1.5

@@ -55,13 +55,14 @@ def shown(tab, *names):
 
 def test_each_task_shows_its_own_fields(tab):
     for task, expected in {
-        "joint": [False, False, False],
-        "i2av": [True, False, False],
-        "continue": [True, False, True],
-        "inpaint": [True, True, False],
+        "joint": [False, False, False, True],
+        "i2av": [True, False, False, True],
+        "continue": [True, False, True, False],
+        "inpaint": [True, True, False, False],
     }.items():
         tab.click(f'#tasks input[value="{task}"]')
-        assert shown(tab, "file", "span", "windows") == expected, task
+        assert shown(tab, "file", "span", "windows", "length") == expected, task
+        assert shown(tab, "label", "texts") == [True, False], task  # this server encodes no texts
 
 
 def test_a_clip_from_a_first_picture(tab, served, file):
@@ -91,6 +92,33 @@ def test_a_clip_goes_on_as_often_as_is_asked(tab, served, file):
     tab.click('#tasks input[value="joint"]')
     made(tab, served)
     assert tab.evaluate(axis) == ["0.8", "0.80"]
+
+
+def test_a_clip_has_the_length_that_is_asked(tab, served, file):
+    tab.click('#tasks input[value="v2a"]')
+    tab.give_file("#file", file)
+    hints = "['#length-hint', '#file-hint'].map((name) => document.querySelector(name).textContent)"
+    assert tab.evaluate(hints) == ["0.8 if left empty, at most 13.2.", "Its first 0.8 seconds are used."]
+    tab.fill("#length", "14")
+    tab.click("#generate")
+    tab.wait("!document.querySelector('#error-length').hidden")
+    told = tab.evaluate("document.querySelector('#error-length').textContent")
+    assert told == "“14” does not fit: write a number from 0.2 to 13.2, or nothing."
+    tab.fill("#length", "1.4")
+    assert tab.evaluate(hints)[1] == "Its first 1.4 seconds are used."
+    tab.click("#generate")  # the file has 1.2 seconds
+    tab.wait("!document.querySelector('#error-file').hidden")
+    assert "at least 7 frames" in tab.evaluate("document.querySelector('#error-file').textContent")
+    tab.fill("#length", "1.2")
+    job = made(tab, served)
+    assert (job["task"], job["seconds"], job["num_frames"]) == ("v2a", "1.2", 6)
+    tab.wait("video.duration > 1.1 && video.duration < 1.3")
+    assert "Length\n1.2 s" in tab.evaluate("document.querySelector('#clip-facts').innerText")
+    tab.fill("#length", "")
+    tab.click("#reuse")
+    assert tab.evaluate("document.querySelector('#length').value") == "1.2"
+    tab.fill("#length", "")
+    tab.click('#tasks input[value="joint"]')
 
 
 def test_a_part_is_made_anew(tab, served, file):

@@ -49,6 +49,16 @@ def test_a_batch_equals_its_solo_runs_and_tells_its_progress(sampler):
     assert np.abs(frames(together[0]) - frames(together[1])).mean() > 1
 
 
+def test_progress_counts_the_windows_of_all_parts(masked_checkpoint):
+    """Each of two threads makes a clip of three windows."""
+    sampler = Sampler(masked_checkpoint, device="cpu", threads=2)
+    long = [replace(request, num_windows=3, num_frames=7) for request in REQUESTS[:2]]
+    told, clips = asyncio.run(answer_of(sampler, long, steps=2))
+    done = [event["done"] for event in told]
+    assert done == sorted(done) and done[-1] == 6 and {event["total"] for event in told} == {6}
+    assert [len(frames(mp4)) for mp4 in clips] == [7, 7]
+
+
 def test_the_event_loop_stays_free_while_sampling(sampler):
     async def turns_of_the_loop():
         work, turns = asyncio.create_task(answer_of(sampler, REQUESTS * 2, steps=400)), 0

@@ -85,6 +85,18 @@ def test_masked_tasks_are_given_what_they_read():
     assert np.array_equal(clip["video"], whole.video) and np.array_equal(clip["audio"], whole.audio)
 
 
+def test_a_stream_is_given_for_all_of_a_clip():
+    data = encode_clip(make_clip(1, seconds=1.6))
+    for frames in (2, 8):
+        assert len(read_given(data, "v2a", CONFIG, **LIMITS, num_frames=frames)["video"]) == frames
+        assert len(read_given(data, "a2v", CONFIG, **LIMITS, num_frames=frames)["audio"]) == 3200 * frames
+    with pytest.raises(ApiError, match="expected at least 9 frames"):
+        read_given(data, "v2a", CONFIG, **LIMITS, num_frames=9)
+    with pytest.raises(ApiError, match="holds 1.6 s of sound; expected at least the 1.8 s of the clip"):
+        read_given(data, "a2v", CONFIG, **LIMITS, num_frames=9)
+    assert len(read_given(data, "i2av", CONFIG, **LIMITS, num_frames=9)["video"]) == 1
+
+
 @pytest.mark.parametrize(
     ("data", "task", "code", "said"),
     [

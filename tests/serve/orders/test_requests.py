@@ -122,8 +122,12 @@ def test_the_whole_range_of_seeds_is_taken(card):
         ({"label": True}, "label", "expected a text"),
         ({"prompt": "x" * 1001}, "prompt", "1000"),
         ({"model": "sora-2"}, "model", "expected tiny"),
-        ({"seconds": "4"}, "seconds", "this model makes 0.8 s"),
-        ({"seconds": "soon"}, "seconds", "this model makes 0.8 s"),
+        ({"seconds": "4"}, "seconds", "seconds='4': expected 0.2 to 0.8 for task=joint, since this model"),
+        ({"seconds": "soon"}, "seconds", "expected 0.2 to 0.8"),
+        ({"seconds": "nan"}, "seconds", "expected 0.2 to 0.8"),
+        ({"seconds": "inf"}, "seconds", "expected 0.2 to 0.8"),
+        ({"seconds": 1e308}, "seconds", "expected 0.2 to 0.8"),
+        ({"seconds": 0}, "seconds", "expected 0.2 to 0.8"),
         ({"size": "1280x720"}, "size", "this model makes 32x32"),
         ({"task": "i2av"}, "task", "joint, a2v, v2a (this model was not trained for it)"),
         ({"task": "independent"}, "task", "expected one of joint, a2v, v2a"),
@@ -178,12 +182,29 @@ def test_masked_tasks_are_had_from_a_model_that_was_trained_for_them(masked_card
     assert order.stream == fields.get("stream", "both")
 
 
+def test_a_length_is_a_number_of_frames(card, masked_card):
+    """Of five frames a second; five windows of four make at most twelve."""
+    assert order_of(card, {}).num_frames is None and order_of(card, {"seconds": ""}).num_frames is None
+    assert order_of(card, {"seconds": "0.8"}).num_frames == 4
+    for seconds, frames in ((0.2, 1), ("1.8", 9), (2.4, 12), ("2.49", 12)):
+        assert order_of(masked_card, {"seconds": seconds}).num_frames == frames
+    limits = masked_card.to_json()["max_seconds"]
+    assert limits["joint"] == limits["a2v"] == limits["i2av"] == 2.4
+    assert (limits["inpaint"], limits["continue"]) == (0.8, 6.0)  # 4 s that are given go on by 2 s
+    assert set(card.to_json()["max_seconds"].values()) == {0.8}
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
         ({"task": "continue", "num_windows": 0}, "num_windows", "expected 1 to 5"),
         ({"task": "continue", "num_windows": 6}, "num_windows", "expected 1 to 5"),
         ({"task": "i2av", "num_windows": 2}, "num_windows", "expected 1, or task=continue"),
+        ({"task": "i2av", "seconds": "2.6"}, "seconds", "seconds='2.6': expected 0.2 to 2.4 for task=i2av"),
+        ({"task": "v2a", "seconds": 2.5001}, "seconds", "expected 0.2 to 2.4"),
+        ({"task": "continue", "seconds": 6.2}, "seconds", "expected 0.2 to 6 for task=continue"),
+        ({"task": "continue", "seconds": 2, "num_windows": 2}, "seconds", "expected only one of them"),
+        ({"task": "inpaint", "span": [0.2, 0.4], "seconds": 1}, "seconds", "makes no longer clips by it"),
         ({"task": "inpaint"}, "span", "needs span"),
         (
             {"task": "inpaint", "span": [0.4, 0.2]},

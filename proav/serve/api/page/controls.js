@@ -1,11 +1,12 @@
 // The form: what to make. It offers what the model can do, and sends what the user typed unchanged: the server checks it.
 // Each refusal is shown at the field that the server names, in the words of the page.
 
+import * as told from "./told.js";
 import { decimals, plain, taskWords } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const form = byId("controls");
-const fields = { task: byId("tasks"), file: byId("file"), span: byId("span"), windows: byId("windows"), label: byId("label"), seed: byId("seed"), steps: byId("steps"), guidance: byId("guidance") };
+const fields = { task: byId("tasks"), file: byId("file"), span: byId("span"), windows: byId("windows"), length: byId("length"), labels: byId("labels"), texts: byId("texts"), seed: byId("seed"), steps: byId("steps"), guidance: byId("guidance") };
 let model = null;
 
 const chosenTask = () => form.querySelector('input[name="task"]:checked')?.value ?? "joint";
@@ -20,13 +21,25 @@ function pair(box, slider, { value, min, max, shown }) {
   follow();
 }
 
+/** The longest clip of the chosen task, in seconds; its clips have one length if that is the model's own. */
+const longest = () => model.max_seconds[chosenTask()];
+const hasLength = () => chosenTask() !== "continue" && longest() > model.seconds;
+
+function showFileHint() {
+  const words = taskWords(chosenTask());
+  const seconds = (hasLength() && Number(fields.length.value)) || model.seconds;
+  byId("file-hint").textContent = words.file ? words.takes ?? `Its first ${decimals(seconds)} seconds are used.` : "";
+}
+
 function showTask() {
   const words = taskWords(chosenTask());
   byId("task-hint").textContent = words.hint;
   byId("field-file").hidden = !words.file;
   byId("file-name").textContent = words.file ?? "";
   fields.file.accept = words.accept;
-  byId("file-hint").textContent = words.file ? words.takes ?? `Its first ${model.seconds} seconds are used.` : "";
+  byId("field-length").hidden = !hasLength();
+  byId("length-hint").textContent = `${decimals(model.seconds)} if left empty, at most ${decimals(longest())}.`;
+  showFileHint();
   byId("field-span").hidden = chosenTask() !== "inpaint";
   byId("field-windows").hidden = chosenTask() !== "continue";
 }
@@ -43,9 +56,7 @@ export function offer(loaded) {
     return box;
   });
   fields.task.replaceChildren(...segments);
-  fields.label.replaceChildren(...model.labels.map((label) => new Option(label, label)), new Option("No label", ""));
-  byId("field-label").hidden = model.labels.length === 0;
-  byId("field-guidance").hidden = model.labels.length === 0; // guidance is towards a label
+  byId("field-guidance").hidden = !told.offer(model); // guidance is towards what is told
   pair(fields.steps, byId("steps-range"), { value: model.steps.default, min: 1, max: model.steps.max, shown: 100 });
   pair(fields.guidance, byId("guidance-range"), { value: model.guidance_scale.default, min: 0, max: model.guidance_scale.max, shown: 8 });
   byId("windows-hint").textContent = `Each time adds ${decimals(model.num_windows.seconds)} seconds; up to ${model.num_windows.max} times.`;
@@ -64,8 +75,10 @@ export function requests() {
     request.set("model", model.id);
     request.set("task", chosenTask());
     if (fields.steps.value.trim()) request.set("steps", fields.steps.value.trim());
-    if (fields.label.value) request.set("label", fields.label.value);
-    if (model.labels.length && fields.guidance.value.trim()) request.set("guidance_scale", fields.guidance.value.trim());
+    if (told.labels().length) request.set("label", told.labels().join(";"));
+    if (Object.keys(told.texts()).length) request.set("vectors", JSON.stringify(told.texts()));
+    if (hasLength() && fields.length.value.trim()) request.set("seconds", fields.length.value.trim());
+    if (!byId("field-guidance").hidden && fields.guidance.value.trim()) request.set("guidance_scale", fields.guidance.value.trim());
     if (seed) request.set("seed", /^\d+$/.test(seed) ? String(BigInt(seed) + BigInt(index)) : seed);
     if (file) request.set("input_reference", file, file.name);
     if (chosenTask() === "continue") request.set("num_windows", fields.windows.value.trim());
@@ -96,9 +109,10 @@ function inPageWords({ param, message }) {
   if (param === "seed") return `${typed(fields.seed)}: write a whole number from 0 to ${Number.MAX_SAFE_INTEGER}, or nothing.`;
   if (param === "steps") return `${typed(fields.steps)}: write a whole number from 1 to ${model.steps.max}.`;
   if (param === "guidance_scale") return `${typed(fields.guidance)}: write a number from 0 to ${model.guidance_scale.max}.`;
+  if (param === "seconds") return `${typed(fields.length)}: write a number from ${decimals(1 / model.fps)} to ${decimals(longest())}, or nothing.`;
   if (param === "num_windows") return `${typed(fields.windows)}: write a whole number from 1 to ${model.num_windows.max}.`;
   if (param === "span") return `Write where the part begins and ends, in seconds from 0 to ${model.seconds}; not the whole clip.`;
-  if (["label", "prompt", "model", "task"].includes(param)) return "The server has another model now, which does not offer this. Reload the page.";
+  if (["label", "prompt", "vectors", "model", "task"].includes(param)) return "The server has another model now, which does not offer this. Reload the page.";
   return plain(message);
 }
 
@@ -134,7 +148,10 @@ function takeDrops() {
 /** Puts a job's settings into the form. */
 export function reuse(job, { seed }) {
   chooseTask(job.task);
-  fields.label.value = job.label ?? "";
+  told.chooseLabels(model.labels.includes(job.label) ? [job.label] : job.label?.split(";") ?? []);
+  told.writeTexts(job.texts);
+  fields.length.value = job.num_frames == null || job.task === "continue" ? "" : job.seconds;
+  showFileHint();
   fields.windows.value = job.num_windows;
   if (job.span) {
     [byId("span-begin").value, byId("span-end").value] = job.span;
@@ -183,12 +200,13 @@ export function show({ param, message }) {
   error.hidden = false;
   const field = Object.values(fields).find((one) => box.contains(one));
   field.setAttribute("aria-invalid", "true");
-  (field.querySelector("input:checked") ?? field.querySelector("input") ?? field).focus();
+  (field.querySelector("input:checked") ?? field.querySelector("input, select, textarea") ?? field).focus();
 }
 
 export function onGenerate(start) {
   form.addEventListener("submit", (event) => { event.preventDefault(); start(); });
   takeDrops();
+  fields.length.addEventListener("input", showFileHint);
   byId("dice").addEventListener("click", () => { fields.seed.value = rollSeed(); clear(fields.seed); });
   for (const field of Object.values(fields)) field.addEventListener("input", () => clear(field));
 }

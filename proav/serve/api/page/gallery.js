@@ -14,7 +14,8 @@ export function prepare(model) {
   pixels = width < 160;
 }
 
-function icon(name) {
+/** One of the symbols of index.html. */
+export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("aria-hidden", "true");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");

@@ -13,7 +13,11 @@ const STREAMS = { both: "picture and sound", video: "picture", audio: "sound" };
 
 export const taskWords = (task) => TASKS[task] ?? { name: task, hint: "", accept: "", file: "File" };
 
-export const nameOf = (job) => job.label || "No label";
+/** A name of the interface as a heading: "first_words" becomes "First words". */
+export const wordsOf = (name) => `${name[0].toUpperCase()}${name.slice(1)}`.replaceAll("_", " ");
+
+/** The labels of a clip; without one its text. */
+export const nameOf = (job) => job.label?.split(";").join(", ") || Object.values(job.texts ?? {}).join(", ") || "No label";
 
 export function decimals(value, places = 2) {
   return Number(Number(value).toFixed(places)).toString();
@@ -61,8 +65,10 @@ export function refusalWords(message) {
 export function factsOf(job) {
   const facts = [["Seed", String(job.seed)], ["Steps", String(job.steps)], ["Guidance", decimals(job.guidance_scale)]];
   facts.push(["Made", taskWords(job.task).name.toLowerCase()], ["Asked for", whenOf(job)]);
+  for (const [name, text] of Object.entries(job.texts ?? {})) facts.push([wordsOf(name), text]);
   if (job.span) facts.push(["Part", `${decimals(job.span[0])} to ${decimals(job.span[1])} s, ${STREAMS[job.stream]}`]);
-  if (job.num_windows > 1) facts.push(["Goes on", `${job.num_windows} times`]);
+  if (job.num_frames != null) facts.push(["Length", `${decimals(job.seconds)} s`]);
+  else if (job.num_windows > 1) facts.push(["Goes on", `${job.num_windows} times`]);
   if (job.status === "completed" && job.seconds_taken != null) facts.push(["Took", duration(job.seconds_taken)]);
   return facts;
 }
@@ -80,6 +86,6 @@ export function modelDetails(model) {
 
 /** The file name of a downloaded clip. */
 export function fileName(job) {
-  const label = nameOf(job).toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "") || "clip";
+  const label = nameOf(job).toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60).replace(/^-|-$/g, "") || "clip";
   return `${label}-seed-${job.seed}.mp4`;
 }
