@@ -2,9 +2,10 @@
 
     python -m bench.data.listing [--rows N] [--files N]
 
-Makes a listing like AudioSet's, with --files tiny files, and substitutes for finished units. For these one
-real segment is decoded, and its row of the index is written many times under other ids, by the functions that
-write real units. A fifth of the clips are rejects, as in the real listing.
+Makes a listing like AudioSet's, with --files tiny files, and substitutes for finished units. For the
+substitutes one real segment is decoded. Its row is then written to the index many times, each time under
+another id. The functions that write real units write these, too. A fifth of the clips are rejects, as in the
+real listing.
 
 Then each step runs in a process of its own. Its wall time, its processor time and the highest resident memory
 of that process (ru_maxrss, imports included) are compared with bounds. Prints a table and one JSON line.

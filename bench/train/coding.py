@@ -2,7 +2,7 @@
 
     python -m bench.train.coding RUN [--clips 48] [--steps 30]
 
-RUN is a finished run. Its newest ST-DiT makes the samples, with its configuration's settings. Needs no Ray.
+RUN is a finished run. Its newest ST-DiT makes the samples with the settings of the run. Needs no Ray.
 """
 
 import argparse

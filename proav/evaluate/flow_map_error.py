@@ -24,11 +24,14 @@ STUDENT_STEPS = {"error_1_step": 1, "error_2_steps": 2, "error_4_steps": 4}
 
 @torch.inference_mode()
 def evaluate_flow_map(config: Config, checkpoint_path: str, *, device: str = "cpu") -> dict:
-    """{"error_1_step", "error_2_steps", "error_4_steps"}: distances to the teacher's samples in its 30 steps.
+    """{"error_1_step", "error_2_steps", "error_4_steps"}: distances to the teacher's samples.
 
-    Both make joint samples from the same noise, with the labels of the evaluated split's windows. The error
-    is sqrt(mean (z - z')^2 / mean (z' - m)^2), with z the flow map's sample, z' the teacher's, and m the mean
-    of all z'. 0 means equal. 1 means as far as a sample is from the mean of all samples.
+    The teacher takes its default number of steps.
+
+    Flow map and teacher make joint samples from the same noise, with the labels of the evaluated split's
+    windows. The error is sqrt(mean (z - z')^2 / mean (z' - m)^2), with z the flow map's sample, z' the
+    teacher's, and m the mean of all z'. 0 means equal samples. For 1, the flow map's samples are no closer
+    to the teacher's than m is.
     Raises UserError if the flow map was made from another teacher.
     """
     student, teacher = (
@@ -65,7 +68,7 @@ def evaluate_flow_map(config: Config, checkpoint_path: str, *, device: str = "cp
     return {name: float((error.square().mean() / spread).sqrt()) for name, error in errors.items()} | {
         "num_windows": int(len(picked)),
         "protocol": f"joint samples from the noise of (seed {config.seed}, window index) with the labels of "
-        f"the {config.evaluate.split} windows, moving-average weights; root mean squared difference of "
-        f"normalized latents to the teacher's in {steps} steps, over the deviation of the teacher's from "
-        "their mean",
+        f"the {config.evaluate.split} windows, moving-average weights; root mean squared difference to the "
+        f"teacher's normalized latents in {steps} steps, divided by the standard deviation of those latents "
+        "around their mean",
     }

@@ -128,18 +128,20 @@ class SoundingVideoPipeline:
 
         num_samples: how many clips.
         label: one of `labels`, several in a list or with ; between them, or None for no label.
-        vectors: {name: numbers [W], or [L, W] of a sequence} of `vector_shapes`, such as a text's embedding.
+        vectors: {name: numbers}, such as the embedding of a text. `vector_shapes` lists the names and shapes:
+            [W] for one vector, [L, W] for a sequence.
         task, steps, guidance_scale, guidance_interval, solver, schedule_shift: see SamplingSettings.
         seed: of the noise. The same seed and settings give the same clips.
         audio, sample_rate: for a2v; samples in [-1, 1], mono or [channels, samples], and their rate in Hz.
         video: for v2a; uint8 [T, H, W, 3] at the model's frame rate.
         image: for i2av; uint8 [H, W, 3], the first frame.
-        clip: instead of audio, video or image, and for continue and inpaint. continue begins with the whole
-            of it; inpaint uses the beginning.
+        clip: instead of audio, video or image; continue and inpaint need it. For continue, the result begins
+            with the whole clip. inpaint uses only the beginning of the clip.
         span: for inpaint; begin and end in seconds. The frames that it touches are made, the others kept.
         stream: for inpaint; "video", "audio" or "both" are made in the span.
-        num_windows: how many windows are made. Each window after the first adds only the frames that it is
-            not given, by default half a window (`diffusion.continue_frames`). So does the first for continue.
+        num_windows: how many windows are made. A window that continues a clip adds only the frames that it is
+            not given, by default half a window (`diffusion.continue_frames`). The first window continues a
+            clip only for continue; each later one does for any task.
         seconds: the length of the clip, instead of num_windows. A given stream must last as long.
         batch_size: clips that are sampled together.
         on_step: called with (done, total), in calls of the model.
@@ -195,9 +197,10 @@ class SoundingVideoPipeline:
     def pieces(
         self, requests: Sequence[SampleRequest], *, on_step: Callable[[int, int], None] | None = None
     ) -> Iterator[tuple[int, Clip]]:
-        """The clips of `sample`, bit for bit, while they are made: (place of a request, its next piece).
+        """Yields the clips of `sample` in pieces, as soon as each is made: (place of the request, piece).
 
-        A few windows of each are in memory. on_step: as in `sample`. Raises UserError.
+        Joined, they equal the clips of `sample` bit for bit. Only a few windows of each clip are in memory.
+        on_step: as in `sample`. Raises UserError.
         """
         return self._pieces(self._checked(requests), on_step)
 
@@ -244,7 +247,7 @@ class SoundingVideoPipeline:
                     yield place, piece
 
     def num_calls(self, requests: Sequence[SampleRequest]) -> list[int]:
-        """Calls of the model for each window of a batch: those of the request with the most calls."""
+        """How often the model is called for each window of a batch: as often as its slowest request needs."""
         objective = self.process.objective
         return [
             max(one.settings.num_calls(objective) for one in requests if one.num_windows > window)
@@ -262,7 +265,7 @@ class SoundingVideoPipeline:
             )
             raise UserError(f"task={name!r} needs {what}")
         if task.asks_span and request.known is None:
-            raise UserError(f"task={name!r} needs the frames that are given: pass span=(begin, end)")
+            raise UserError(f"task={name!r} needs to know which part to make: pass span=(begin, end)")
 
     @torch.inference_mode()
     def sample_streams(
@@ -325,7 +328,7 @@ class SoundingVideoPipeline:
         return Conditions(labels_BK, self._encode_masked(task, requests), vectors).to(self.device)
 
     def _encode_given(self, task: str, requests: Sequence[SampleRequest]) -> Tensor | None:
-        """The lone planes of what is given; None for a task that is given nothing."""
+        """The planes of the given streams, each encoded without the other; None for a task without any."""
         given = TASKS[task].given
         if given is None:
             return None

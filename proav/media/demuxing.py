@@ -21,17 +21,18 @@ MPEG_MARGIN_SECONDS = 3.0
 second stamp after a seek, FFmpeg's guesses are late by a few pictures. In files that we made, stamps are up
 to 1.2 s apart."""
 MAX_DAMAGE = 0.1
-"""A stretch is refused if more than this share of a stream's packets in it cannot be decoded."""
+"""A segment is refused if more than this share of its packets of one stream cannot be decoded."""
 COUNTED_FORMATS = ("avi",)
-"""Formats without time stamps; their pictures are in decoding order. With B-frames, FFmpeg's stamps are late
-by the number of pictures that wait to be shown. With H.264 they are even out of order. Instead, we use the
-number of packets read when a picture comes out: it is in order, and late by the same number."""
+"""Formats without time stamps, which hold pictures in decoding order. With B-frames, FFmpeg's stamps are
+late, and with H.264 they are even out of order. Instead, a picture's time is the number of packets that were
+read before the decoder gave it, less a constant delay (`_late_by`)."""
 END_TIME_FORMATS = ("matroska,webm", "nut", "asf")
 """Formats whose headers state the end time on the file's clock, not the length."""
 MAX_REORDERED = 16
 """Most pictures that may wait to be shown: the limit of H.264, the largest of any codec."""
 MIN_RATE, MAX_RATE = 1_000, 768_000
-"""Sample rates in Hz. Any other is an error in the header: at 1 Hz, nine kilobytes would become hours."""
+"""Sample rates in Hz. Any other is an error in the header: at 1 Hz, a file of nine kilobytes would hold hours
+of sound."""
 MAX_SOUND_FRAME_SECONDS = 30.0
 """Longest piece of decoded sound. Codecs give some milliseconds at a time, up to a few seconds."""
 MAX_PIXEL_ASPECT = 4
@@ -140,9 +141,9 @@ class Decoder:
         # kinds without a frame since the file was opened, or since the last seek
         self._unplaced = set(self.num_frames)
         self._counted = container.format.name in COUNTED_FORMATS
-        # for pictures of counted formats, in packets: the first key frame, and how late pictures come out
-        self._first_key: int | None = None
-        self._reordered: int | None = None
+        # only for pictures of COUNTED_FORMATS
+        self._first_key: int | None = None  # the packet of the first key frame
+        self._reordered: int | None = None  # the result of `_late_by`
         for stream in streams:
             stream.thread_type = "NONE"
             if stream.type == "video":
@@ -259,7 +260,8 @@ class Decoder:
         except (av.FFmpegError, OSError):
             if kind == "video":  # a decoder that refused a picture above its limit still knows its size
                 check_pixels(stream.codec_context, self._name, self._max_pixels)
-            # before the first good frame, the stream was cut between key frames; this is not damage
+            # A file that was cut out of another begins between key frames. So packets before the first good
+            # frame do not count as damage.
             self._recent[kind][1] += bool(self.num_frames[kind])
             return decoded
         for frame in frames:

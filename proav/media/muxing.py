@@ -1,7 +1,7 @@
-"""Picture and sound into an mp4 while they come, in bounded memory (PyAV).
+"""Writes picture and sound to an mp4 piece by piece, in bounded memory (PyAV).
 
-Not here: clips, and reading them (`container.py`). Letters: T frames, H and W rows and columns, L sound
-samples.
+Not here: `Clip`, and how clips are read (`container.py`). Letters: T frames, H and W rows and columns,
+L sound samples.
 """
 
 from collections import deque
@@ -21,9 +21,10 @@ PACKET_SAMPLES = 1024
 
 
 class Muxer:
-    """H.264 4:2:0 BT.709 with AAC in an open container. The same stretch gives the same bytes however cut.
+    """Writes H.264 4:2:0 BT.709 with AAC to an open container.
 
-    One thread encodes. Only the frames whose sound has not come yet are held.
+    The bytes do not depend on how picture and sound are divided into calls of `add`. One thread encodes. Only
+    the frames whose sound has not come yet are held.
     """
 
     def __init__(self, container, *, fps: int, sample_rate: int, height: int, width: int, crf: int) -> None:
@@ -86,7 +87,10 @@ class Muxer:
 
     @property
     def _sound_beside(self) -> int:
-        """The sound sample at which the next frame ends. Packets that begin up to it follow that frame."""
+        """The sound sample at which the next frame ends.
+
+        After that frame, the sound packets that begin at this sample or before are written.
+        """
         return (self._next_frame + 1) * self.sample_rate // self.fps
 
     def _encode_frame(self, last_start: int) -> None:

@@ -1,8 +1,10 @@
 """A file as parts in order of time: usable segments and losses, each with its span.
 
-This is for the preparation of data, which reports losses. Others read clips with `container.py`, which also
-explains the clock. Decoding is in `demuxing.py`, the cutting of one stretch in `cutting.py`.
-Letters: T frames, H and W rows and columns.
+The preparation of data uses this module, because it reports losses. All other code reads clips with
+`container.py`. The docstring of `container.read_segments` explains how time is counted.
+
+A stretch is a part of the file whose clock runs on without a joint (`joints.py`). `demuxing.py` decodes;
+`cutting.py` cuts one stretch into segments. Letters: T frames, H and W rows and columns.
 """
 
 import contextlib
@@ -47,17 +49,18 @@ WHY_LOST = {
     "no_picture": "has no picture from {begin:.2f} s to {end:.2f} s",
     "gap": "has neither picture nor sound from {begin:.2f} s to {end:.2f} s",
     "other_tracks": "has packets of other tracks alone from {begin:.2f} s to {end:.2f} s; "
-    "data.picture_track and data.sound_track choose",
+    "data.picture_track and data.sound_track choose the tracks",
     "truncated": "says that it holds picture or sound up to {end:.2f} s, but ends after {begin:.2f} s",
-    "past_end": "ends after {begin:.2f} s; up to {end:.2f} s are listed",
+    "past_end": "ends after {begin:.2f} s, but was to be read up to {end:.2f} s",
 }
-"""The message about the file for each reason of a loss."""
+"""{reason of a loss: its message}. The file's name is put in front."""
 
 JOINABLE_FORMATS = ("mpegts", "mpeg")
 """Files of these formats stay readable when they are concatenated. So before a span of such a file is read,
 all its packets are searched for joints."""
 MAX_PAUSE_SECONDS = 6 * 3600.0
-"""If a picture is shown for longer, it is the last one: a stray time stamp may be a million years away."""
+"""If the next picture is later than this, its time stamp counts as wrong: it may be a million years away.
+Reading then ends with the picture before it."""
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +157,8 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
 
     About comes as soon as something is known, and again when more is known. Segments and losses cover the
     file, or the requested span, except for up to `end_slack_seconds` at the end of each stretch.
-    Raises MediaError, like `container.read_segments`, if nothing or nothing more of the file can be used.
+    Raises the errors of `container.read_segments`: at the end if the file has no segment, and at once if it
+    cannot be read further.
     """
     start, asked = request.start_seconds, request.asked_seconds
     if not (0 <= start < float("inf") and (asked is None or asked > 0)):
@@ -232,19 +236,19 @@ class _Reader:
             height=request.height, width=request.width, fit=request.fit, pixel_aspect=pixel_aspect(self.video)
         )
         self.file_start = float(self._origin([start_time(stream) for stream in self.streams]))
-        # where the stretch begins: time on the file's clock, and frame, counted from start_seconds on
+        # where the stretch begins, in seconds on the file's clock
         self.clock = self.file_start + request.start_seconds
-        self.base = 0
+        self.base = 0  # the same as a frame; frame 0 is at start_seconds
         self.told = request.wanted_from  # up to this frame everything is reported, as a segment or as lost
         self.end_frame = None if request.max_frames is None else request.wanted_from + request.max_frames
-        # seconds: the longest piece with picture and sound; longest: the sum of all pieces with either
-        self.seconds = self.longest = 0.0
+        self.seconds = 0.0  # the longest time with both picture and sound in one stretch
+        self.total_seconds = 0.0  # the sum over all stretches, each as long as the longer of its streams
         self.num_segments = self.num_cleaned = 0
         self.losses: list[Lost] = []  # losses before the first segment; they are reported with it
         self.decoder = Decoder(container, self.streams, name, watch, request.max_pixels)
 
     def parts(self) -> Iterator[Segment | Lost | float]:
-        """Yields segments and losses; last, a float: where the file ends, or the requested span."""
+        """Yields segments and losses. The last value is a float: the end in seconds, as in `About`."""
         stretch = self._stretch()
         for kind, frame in self.decoder.frames_from(
             self.clock if self.request.start_seconds else None, self.file_start
@@ -310,7 +314,7 @@ class _Reader:
             ) from error
         self.num_cleaned += stretch.sound.num_cleaned
         self.seconds = max(self.seconds, min(stretch.pictures.seconds, stretch.sound.seconds))
-        self.longest += max(
+        self.total_seconds += max(
             stretch.pictures.seconds, stretch.sound.seconds if self.audio is not None else 0.0
         )
 
@@ -319,7 +323,7 @@ class _Reader:
 
         If the clock has jumped ahead, the stretch begins later by as much.
 
-        reached: the first frame after everything before the joint, counted from start_seconds on.
+        reached: the first frame after the joint if the clock has not jumped; frame 0 is at start_seconds.
         """
         starts = [joint.starts.get(stream.index) for stream in self.streams]
         clock = (
@@ -349,11 +353,13 @@ class _Reader:
                     yield Segment(self._time(first), piece.video, piece.audio, piece.cancelled)
 
     def _lose(self, end: int | float, reason: str, message: str = "") -> Iterator[Lost]:
-        """Reports as lost what was not reported yet, up to frame `end`: at once, or with the first segment.
+        """Reports the frames before `end` that were not reported yet as lost.
+
+        Before the first segment the loss is only noted. It is then reported with that segment.
 
         end: the first frame that is not lost.
-        reason: as in WHY_LOST, or decode_error.
-        message: for people; "": the one of WHY_LOST.
+        reason: a key of WHY_LOST, or decode_error.
+        message: a sentence for people. If it is empty, the message of WHY_LOST is used.
         """
         if end <= self.told:
             return
@@ -372,7 +378,7 @@ class _Reader:
         return self.request.start_seconds + frame / self.request.fps
 
     def _ending(self) -> Iterator[Lost | float]:
-        """Reports as lost what the file declares, or what was requested, if the file does not hold it.
+        """Reports the missing end of the file, or of the requested span, as lost; then yields that end.
 
         Raises MediaError if the file holds no segment.
         """
@@ -383,7 +389,7 @@ class _Reader:
             None if self.end_frame is None else self.end_frame / request.fps,
             end_slack_seconds(request.fps),
         )
-        cut_short = asked is None and self.longest < 0.5 * declared
+        cut_short = asked is None and self.total_seconds < 0.5 * declared
         if self.num_segments == 0:
             yield self._time(0) + (max(declared, reached) if asked is None else asked)
             raise self._nothing_usable(declared if cut_short else None)

@@ -1,6 +1,7 @@
-"""Whether a clip looks like a mosaic: steps across the borders of MDSA's patches over steps within them.
+"""Whether a clip looks like a mosaic of MDSA's patches, measured by the steps between neighbouring pixels.
 
-It shows what PSNR hardly shows, and is not in the paper. Letters: T frames, H W rows and columns, C colours,
+Steps across the borders of patches are divided by steps within patches. PSNR hardly shows mosaics. The
+measure is not in the paper. Letters: T frames, H W rows and columns, C colours,
 M mel bins, S mel steps within a frame.
 """
 

@@ -1,8 +1,8 @@
-"""One owner at a time for a folder, local, on NFS or in an object store: a small file that its owner renews.
+"""Gives a folder one owner at a time: a lease, which is a small file that the owner renews.
 
-The file is written through `proav.storage` alone, which has no locks and no exclusive creation. So two owners
-that begin at the same instant may both hold the folder until the next renewal. Then all but the last one
-notice that they have lost it.
+The folder may be local, on NFS or in an object store. The file is written through `proav.storage` alone,
+which has no locks and no exclusive creation. So two owners that begin at the same instant may both hold the
+folder until the next renewal. Then all but the last one notice that they have lost it.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from proav import storage
 from proav.errors import TOLD, UserError
 
 WATCHED_BEATS = 2
-"""An old lease is taken over if it misses this many renewals. It is watched because clocks may differ."""
+"""Clocks of machines may differ, so a lease that looks old is first watched. It is taken over if it is not
+renewed for this many times `beat_seconds`."""
 SETTLE_SECONDS = {"local": 0.2, "remote": 1.0}
 """Time between writing a claim and reading it again, so that the last of several claims wins."""
 
@@ -50,10 +51,11 @@ class _Record(BaseModel):
 
 
 class Lease:
-    """Holds a folder as long as its block runs: `with Lease(folder, name="server") as lease: ...`.
+    """Owns a folder during a block: `with Lease(folder, name="server") as lease: ...`.
 
-    A thread renews the lease. A lease that was not renewed for `stale_seconds` is taken over. It is taken
-    over at once if its process ran on this machine and is gone. The file is `.NAME.lease` in the folder.
+    A thread renews the lease. A lease that was not renewed for `stale_seconds` is watched, then taken over
+    (WATCHED_BEATS). It is taken over at once if its process ran on this machine and is gone. The file is
+    `.NAME.lease` in the folder.
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class Lease:
 
         folder: what is owned, local or remote.
         name: what the owner is, in a word or two, such as server; each name is a lease of its own.
-        stale_seconds: an older lease counts as left over; more than twice `beat_seconds`.
+        stale_seconds: a lease that was renewed longer ago than this looks left over. This must be more than
+            twice `beat_seconds`.
         beat_seconds: time between renewals.
         advice: what else a user can type if another holds the folder.
         """
@@ -134,7 +137,7 @@ class Lease:
                 raise self._held(_parse(now), 0.0)
 
     def acquire(self, *, wait_seconds: float = 0) -> None:
-        """Takes the folder without a block.
+        """Takes the folder until `release`; for code that cannot use a `with` block.
 
         Raises LeaseHeld like `require_free`, or UserError if the folder cannot be written.
         """

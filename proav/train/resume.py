@@ -73,7 +73,7 @@ def load_training(
 
 
 def on_worker_0(choose: Callable):
-    """The result of `choose()` on worker 0, on every worker; its error is raised on every worker."""
+    """Calls `choose()` on worker 0. Its result is returned, or its error raised, on every worker."""
     result = [None, None]
     if _rank() == 0:
         try:

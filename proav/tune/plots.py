@@ -18,12 +18,14 @@ from proav.tune.sweep_figures import ON_PAGE, look_of, shown_axes, styled
 PAGE_INCHES = (8.4, 3.4)
 """Width and height of a figure that is as wide as the page."""
 MAX_LABELS = 8
-"""At most this many values of a list are written beside its line; of a longer list, the first and the last.
-"""
+"""If an axis lists more values than this, only the first and the last are written beside its line."""
 
 
 def cost_svg(rows: list[Row], budget: float, tune: TuneConfig, *, description: str) -> Markup:
-    """The metric against GFLOP a clip, with intervals and the front, for the trials measured at a rung."""
+    """The metric against GFLOP a clip, for the trials measured at a rung.
+
+    A vertical line is the interval of a trial. The dashed line joins the trials of the Pareto front.
+    """
     figure = Figure(figsize=(3.6, 2.9))
     figure.patch.set_alpha(0)
     plot, axes = styled(figure.add_axes((0.17, 0.16, 0.8, 0.8)), ON_PAGE), shown_axes(tune)
@@ -106,7 +108,7 @@ def parallel_svg(rows: list[Row], budget: float, tune: TuneConfig, *, descriptio
 
 
 def importance_svg(shares: dict[str, float], *, description: str) -> Markup:
-    """One bar for each axis."""
+    """One bar for each axis: its importance, from 0 to 1."""
     names = short_names(list(shares))
     figure = Figure(figsize=(3.6, 0.5 + 0.32 * len(shares)))
     figure.patch.set_alpha(0)

@@ -85,7 +85,7 @@ def test_a_grey_ramp_of_known_nits(transfer, code_of, fit):
     for nits in (0.0, 0.5, 2.0, 5.0, 10.0, 26.0, 50.0, 85.0, 120.0, 203.0, 400.0, 1000.0):
         picture = canvas.draw(grey_frame(float(code_of(nits)), transfer=transfer))[12:20].astype(int)
         assert np.ptp(picture) <= 1
-        # 10 bits are no finer
+        # a 10-bit code stands for a range of light; 3 % allows for it
         step = (
             float(standard_code(tone_curve(nits * 1.03)) - standard_code(tone_curve(nits))) if nits else 1.0
         )

@@ -40,7 +40,7 @@ def test_mean_mel_is_steady_and_keeps_the_spectrum():
 
 @pytest.mark.parametrize(("frames", "side"), [(8, 64), (16, 33)])
 def test_clips_of_one_colour_are_their_own_mean_to_the_bit(frames, side):
-    """Every grey value: float32 means are off by a rounding for most, and such clips were not told apart."""
+    """For most grey values a mean in float32 is off by a rounding, so the error would not be exactly 0."""
     greys = torch.arange(0, 256, 5).float() / 127.5 - 1
     clips = greys[:, None, None, None, None].expand(-1, 3, frames, side, side)
     assert psnr_db(mean_colour(clips), clips).isinf().all()

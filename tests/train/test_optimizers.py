@@ -122,7 +122,8 @@ def test_hidden_matrices_of_mdsa_are_those_of_attentions_mlps_and_linear_planes(
     others += ("gain", "mean.value", "refine.enter", "refine.up", "refine.leave")
     network = {name for name in weights if name.endswith(tuple(f"{end}.weight" for end in maps))}
     blocks = {name for name in weights if ".analysis." in name or ".synthesis." in name}
-    assert len(blocks) == 24  # of three planes in two streams, there and back, a matrix and a gain
+    # a matrix and a gain for analysis and for synthesis, of three planes in each of two streams
+    assert len(blocks) == 24
     assert set(hidden) == network | {name for name in blocks if name.endswith(".weight")}
     for word in others:  # into the network, out of it, bottleneck, tables, gains and means, refiners
         assert any(word in name for name in weights) and not any(word in name for name in hidden), word

@@ -30,8 +30,8 @@ def test_optuna_tries_every_point_once_and_then_ends():
 
 
 def test_optuna_finds_what_is_good_sooner_than_chance():
-    """64 combinations, of which one axis matters: after the random third, more proposals than by chance have
-    its best value."""
+    """Only one axis of two matters. A third of the proposals are random; of the rest, more than by chance are
+    near the best value of that axis."""
     pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'proav[tune]'")
     tune = sweep_config(
         "tune.axes={mdsa.width: [8,16,24,32,40,48,56,64], mdsa.train.learning_rate: [1,2,3,4,5,6,7,8]}",

@@ -1,6 +1,8 @@
-"""The form of every error, and how to send one without a framework: in Ray Serve's proxy, and below ASGI.
+"""The form of every error, and two functions that send one without a web framework.
 
-Light to import, because each proxy imports it. Not here: answers of the application (`answers.py`).
+`send_error` speaks ASGI, for Ray Serve's proxy and for middleware. `error_bytes` is for a connection whose
+request never reaches ASGI. Each proxy imports this module, so it imports little. Not here: answers of the
+application (`answers.py`).
 """
 
 import json
@@ -37,7 +39,7 @@ async def send_error(
 
     send: ASGI's function that sends to the client.
     status, message, code: as in `error_object`.
-    close: whether the connection ends after it, because more of the request may still arrive.
+    close: whether the connection ends after the answer, because more of the request may still arrive.
     more: whether the caller sends the last, empty part of the body.
     """
     headers, body = _parts(status, message, code, close)

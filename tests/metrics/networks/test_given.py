@@ -1,6 +1,6 @@
 """Feature networks that the user brings: a small package and a file of weights.
 
-The package is installed by its metadata as any other.
+The fixture `install` writes the metadata of an installed package, so that it is found like any other.
 """
 
 import json
