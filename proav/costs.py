@@ -3,8 +3,8 @@
 The models are built on the meta device, where weights have shapes but no values. Parameters are counted
 there, and each module says its own FLOPs (`flops`, beside its `forward`). A multiply-add counts as two FLOPs.
 Only matrix products, convolutions and attention are counted, as torch's FlopCounterMode and most papers do.
-Norms, activations, Griffin-Lim and the mux are left out. The DiT family prints multiply-adds: double its
-numbers. Not here: measured times (`bench/`).
+Norms, activations, Griffin-Lim and the mux are left out. Papers of the DiT family count multiply-adds; double
+their numbers to compare. Not here: measured times (`bench/`).
 """
 
 import json
@@ -122,8 +122,8 @@ _SIZES: dict[str, dict[str, Size]] = {}
 def model_sizes(config: Config, num_labels: int = 0) -> dict[str, Size]:
     """The sizes of "mdsa", "stdit" and "discriminators"; num_labels as in `costs`.
 
-    Models are built once for all configurations that give their weights the same meaning. Random numbers
-    outside stay as they were.
+    Models are built only once for configurations that agree in all settings that shape them. The state of
+    torch's random generator is not changed.
     """
     values = setting_values(config)
     shaping = settings_that_change("mdsa", "stdit", "discriminators")
@@ -195,7 +195,7 @@ def memory_estimate(
         moments 8 P (4 for hidden matrices with Muon) and ZeRO's own fp32 weights 4 P (/ n from stage 1),
         EMA 4 P (/ n at stage 3), autocast's copies 2 P (bf16, fp16; / n at stage 3),
         activations of batch_size / accumulation_steps / n clips,
-        discriminators, which are not sharded, 16 bytes a parameter; the teacher, nor it, 4.
+        discriminators 16 bytes a parameter and the teacher 4; both are not sharded.
 
     Weights stay fp32 under autocast. Left out: the framework (0.5 GiB and more), communication buffers,
     LPIPS, loaders, and what the discriminators keep of a clip.

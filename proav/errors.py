@@ -1,7 +1,8 @@
 """The exceptions that mean "the user can fix this", storage that failed, and an ordered stop.
 
-Jobs print the message of a UserError on stderr in one or two lines and exit with status 2. StorageUnavailable
-and Stopped are told in a line too, with status 1. Everything else is a defect and keeps its traceback.
+Jobs print the message of a UserError on stderr in one or two lines and exit with status 2. The message of
+StorageUnavailable and Stopped is printed in the same way, with status 1. Everything else is a defect and
+keeps its traceback.
 """
 
 import json
@@ -40,7 +41,8 @@ class Stopped(KeyboardInterrupt):
 
 
 TOLD = (UserError, StorageUnavailable)
-"""Errors whose message says all. Tasks and actors send them back as text, which Ray does not wrap."""
+"""Errors for which the message is enough, without a traceback. Tasks and actors return them as text, because
+Ray wraps exceptions."""
 
 
 def to_text(error: Exception) -> str:

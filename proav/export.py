@@ -68,8 +68,8 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="folder of a ST-DiT checkpoint, or the `latest` file beside it")
-    parser.add_argument("folder", help="where to write; what is there stays, but for older exports")
+    parser.add_argument("checkpoint", help="folder of an ST-DiT checkpoint, or the `latest` file beside it")
+    parser.add_argument("folder", help="where to write; older exports there are removed, other files stay")
     arguments = parser.parse_args(words)
     try:
         path = export_checkpoint(load_checkpoint(arguments.checkpoint, kind="stdit"), arguments.folder)

@@ -1,6 +1,6 @@
 """Published weights of other projects: pickles of nested dicts of NumPy arrays, read without running code.
 
-Not here: what is done with them; each module that converts them to safetensors knows that.
+Not here: how they are converted to safetensors (`proav/models/perceptual.py`, `proav/metrics/networks`).
 """
 
 import hashlib

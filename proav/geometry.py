@@ -112,9 +112,9 @@ class LatentGeometry:
     def token_patches(self) -> tuple[int, ...]:
         """Rows and columns of cells in a token of each plane.
 
-        It is token_patch in the widest plane. In a plane with at most a quarter of its channels it is twice
-        as much, and so on, as long as the plane can be cut so. A token thus holds more than a quarter of the
-        values of a token of the widest plane.
+        It is token_patch in the widest plane. In a plane with at most a quarter of its channels it is
+        doubled, and doubled again for each further factor of four, if it still divides the plane's side. A
+        token thus holds more than a quarter of the values of a token of the widest plane.
         """
         return tuple(self._token_patch(own) for own in self.channels)
 

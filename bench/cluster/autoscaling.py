@@ -83,7 +83,7 @@ class Cluster:
         import ray
 
         address = f"{ray.util.get_node_ip_address()}:{self.head.port}"
-        # parts of Ray Train use any Ray on the machine, but there may be several
+        # without an address, parts of Ray Train may join another Ray on the machine
         self.head.environment["RAY_ADDRESS"] = address
         file.write_text(
             json.dumps(autoscaler_config(address, idle_seconds=idle_seconds, num_cpu_nodes=num_cpu_nodes))

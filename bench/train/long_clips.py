@@ -7,7 +7,7 @@ memory: peak memory of processes that write a clip that goes on to so many secon
 (`SoundingVideoPipeline.save`), and made whole first. The model is untrained: a shallow one like the demo's,
 for pictures of --side pixels.
 
-drift: held-out windows of RUN go on, by a ST-DiT that was trained with `continue`. Spreads among independent
+drift: held-out windows of RUN go on, by an ST-DiT that was trained with `continue`. Spreads among independent
 clips are the unit of all numbers: the standard deviation of the mean colour (over channels, root mean
 square) and of the loudness of 64 held-out windows.
 

@@ -1,4 +1,4 @@
-"""Does ST-DiT follow the captions that it is told? Its loss on held-out clips, with right and wrong captions.
+"""Does ST-DiT follow its captions? Its loss on held-out clips, with right and wrong captions.
 
     python -m bench.train.text_condition --config configs/world_text.yaml
 

@@ -133,7 +133,7 @@ def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[dict]:
 
 
 def _lay_over(below: dict, above: dict) -> dict:
-    """`above` laid over `below`: sections merge; values are replaced, and WHOLE_VALUES as wholes."""
+    """`below`, with the values of `above` in place of its own. Sections are merged, but not WHOLE_VALUES."""
     merged = dict(below)
     for key, value in above.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in WHOLE_VALUES

@@ -28,8 +28,8 @@ class EncodeConfig(Section):
     flips: bool = True
     """Store the horizontal mirror image of each training window as well."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """In which MDSA's network computes; its linear planes stay fp32. tf32: TF32 matrix products on a GPU, on
-    CPUs as fp32. bf16: autocast. Planes are stored as float16 in any case.
+    """Precision of MDSA's network; its linear planes always compute in fp32. tf32: TF32 matrix products on a
+    GPU; on CPUs the same as fp32. bf16: autocast. Planes are stored as float16 in any case.
     """
     batch_size: Annotated[PositiveInt, Changes("machine")] = 16
     """Windows encoded at a time."""
@@ -66,13 +66,13 @@ class STDiTConfig(Section):
     mlp_ratio: PositiveInt = 4
     """Hidden width of the MLP, in multiples of width."""
     labels: bool = True
-    """Clips are told the labels of the data; false: the model has no labels, vectors say what is wanted."""
+    """The model is conditioned on the labels of the data; false: it has no labels, only vectors."""
     label_dropout: Annotated[Probability, Changes("training")] = 0.1
-    """Training probability that a clip is told neither its labels nor its vectors, which guidance needs."""
+    """Probability that a training clip loses its labels and its vectors; guidance needs such clips."""
     vectors: dict[VectorName, VectorShape] = {}
-    """Vectors that clips are told, such as {caption: 384, words: [77, 768]}: the width of one vector a clip,
-    or the most vectors and the width of a sequence. preprocess stores them (data.vectors). One vector
-    modulates all tokens; the tokens attend to a sequence.
+    """Vectors that the model is conditioned on, such as {caption: 384, words: [77, 768]}: the width of one
+    vector a clip, or the most vectors and the width of a sequence. preprocess stores them (data.vectors). One
+    vector modulates all tokens; the tokens attend to a sequence.
     """
     train: STDiTTrainConfig = STDiTTrainConfig()
     """How it is trained."""

@@ -136,9 +136,11 @@ class TuneConfig(Section):
     up to max_clips; with pbt, they are grace_clips apart.
     """
     max_seconds: PositiveFloat | None = None
-    """Instead of max_clips with budget=seconds."""
+    """Seconds of training that a trial sees if it is not stopped; used instead of max_clips with
+    budget=seconds."""
     grace_seconds: PositiveFloat | None = None
-    """Instead of grace_clips with budget=seconds; empty: max_seconds."""
+    """Seconds of training at the first rung; used instead of grace_clips with budget=seconds. Empty:
+    max_seconds."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """Each rung is this many times the one before; one in this many trials goes on to it."""
     exploit_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25

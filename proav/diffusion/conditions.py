@@ -30,8 +30,9 @@ class Conditions:
     `proav/models/mdsa/planes.py`). Zeros: nothing is given.
     """
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
-    """{name: float32 [B, width] or [B, length, width]} of `stdit.vectors`. Zeros, or no such name: nothing is
-    told. The vectors of a sequence that is shorter than the longest are followed by zeros.
+    """{name: float32 [B, width] or [B, length, width]} of `stdit.vectors`. If a clip has no such vector, the
+    name is missing or its values are zeros. The vectors of a sequence that is shorter than the longest are
+    followed by zeros.
     """
 
     def __post_init__(self) -> None:

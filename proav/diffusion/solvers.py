@@ -12,9 +12,8 @@ All solvers have the same parameters:
     times: from noise to clean.
     fresh: gives noise for a step, if the solver adds any.
 
-Not here: processes (`flow.py`, `ddpm.py`). Nor guidance and given modalities, which only change predictions
-and states (`proav/generation/denoise.py`). Letters: t times in [0, 1], 0 clean and 1 noise; a and s the
-shares of clean and noise in z_t = a z + s e.
+Not here: processes (`flow.py`, `ddpm.py`), guidance and given modalities (`proav/generation/denoise.py`).
+Letters: t times in [0, 1], 0 clean and 1 noise; a and s the shares of clean and noise in z_t = a z + s e.
 """
 
 import math

@@ -62,7 +62,7 @@ def as_vectors(value: Any, where: str) -> np.ndarray:
 def fitted(value: Any, shape: Shape, where: str) -> np.ndarray:
     """The vectors of one clip as float32 of the model's `shape`; zeros follow a shorter sequence.
 
-    value: see `as_vectors`; None: nothing is told, which is zeros.
+    value: see `as_vectors`; None: the clip has no such vectors, so the result is zeros.
     where: begins the message of UserError if they do not fit.
     """
     result = np.zeros(shape, np.float32)
@@ -87,7 +87,7 @@ def check_vector_names(names: Iterable[str], shapes: Mapping[str, Shape]) -> Non
 
 
 def called(function: Callable[[Sequence], Any], given: Sequence, where: str) -> list[np.ndarray | None]:
-    """function(given), checked: for each given thing its vectors, or None if there are none.
+    """Calls function(given) and checks the result: for each item of `given` its vectors, or None for none.
 
     where: names the function in the message of UserError.
     """

@@ -77,7 +77,8 @@ class LatentCoder:
     def encode(self, video_BTHWC: Tensor, mel_BTMS: Tensor, *, lone: bool = False) -> Tensor:
         """uint8 pictures and mel images in [-1, 1] to MDSA's stacked planes [B, D, 6, N, N], not normalized.
 
-        `lone`: each modality is encoded without the other, as every stream that is given to the generator.
+        `lone`: each modality is encoded without the other. Streams that the generator is given are encoded
+        so.
         """
         video_BCTHW = pixels_to_unit(video_BTHWC.to(self.device))
         encode = self.mdsa.encode_lone if lone else self.mdsa.encode

@@ -122,7 +122,7 @@ class _Track:
 
     def _fresh_noise(self, step: int) -> Tensor:
         noise, identities = self.group.noise_BDPNN, self.group.identities
-        assert identities is not None and len(identities) == len(noise), "fresh noise wants identities"
+        assert identities is not None and len(identities) == len(noise), "fresh noise needs identities"
         return noise_batch(identities, noise.shape[1:], purpose=f"step-{step}").to(noise)
 
 
@@ -152,9 +152,9 @@ def guided_prediction(
     """v = v_c + (s - 1) (v_c - v_0), which equals v_0 + s (v_c - v_0).
 
     v_c is the prediction with labels and vectors, v_0 the one without them. v_0 is evaluated in the same
-    call, and only for the samples that need it. A sample with s = 1 needs only v_c. So does a sample without
-    labels and vectors, whose v_c and v_0 are the same. Such samples cost one evaluation instead of two, and
-    their result does not depend on the scales of other samples.
+    call, and only for the samples that need it. A sample with s = 1 needs only v_c. The same holds for a
+    sample without labels and vectors, whose v_c and v_0 are equal. Such samples cost one evaluation instead
+    of two, and their result does not depend on the scales of other samples.
 
     model: an STDiT, or any model with its `null_label`.
     state_BDPNN, times_B2: noisy planes, and the time of each modality in [0, 1].

@@ -1,4 +1,4 @@
-"""Vectors that the samples of a batch job are told: numbers or texts of a listing, or stored vectors.
+"""Vectors on which samples of a batch job are conditioned: numbers or texts of a listing, or stored vectors.
 
 A row of the plan may have `vectors`, {name: numbers in the form of `to_text`}. It may have `texts`, {name:
 text}; a user's function turns them into vectors. It may name a window of prepared data, whose vectors are
@@ -55,7 +55,7 @@ class GivenVectors:
         self.encoders = Encoders(config.generate.encoders, self.shapes, setting="generate.encoders")
 
     def __call__(self, rows: Sequence[dict]) -> list[dict[str, np.ndarray]]:
-        """{name: float32 of the model's shape} of each row; for a missing name nothing is told."""
+        """{name: float32 of the model's shape} of each row; a missing name means no vector."""
         told: list[dict[str, np.ndarray]] = [self._of_segment(row.get("given", {})) for row in rows]
         for values, row in zip(told, rows, strict=True):
             for name, text in row.get("vectors", {}).items():

@@ -30,11 +30,11 @@ def carry_over(
     the border gets (1 - d / (n + 1)) e. n is the length of the made stretch, at most `frames`. Between two
     borders both differences are added.
 
-    With hold_mean, only e - m is spread so, with m the mean of e over rows and columns. m is added to the
-    whole stretch. It stays constant if the stretch reaches an end of the clip; between two borders it falls
-    linearly to zero. The reason: the model's error of the mean colour hardly changes within a clip. If m
-    always faded, each window of a long clip would end in the model's own colour, and the next window would
-    begin with it.
+    With hold_mean, let m be the mean of e over rows and columns. Only e - m is spread in this way, and m is
+    added to the whole stretch. It stays constant if the stretch reaches an end of the clip; between two
+    borders it falls linearly to zero. The reason: the model's error of the mean colour hardly changes within
+    a clip. If m always faded, each window of a long clip would end in the model's own colour, and the next
+    window would begin with it.
 
     made, given: float [T, ...], of one shape; with hold_mean [T, H, W, C].
     known_T: bool, the given frames.

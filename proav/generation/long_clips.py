@@ -23,8 +23,8 @@ from proav.media.container import Clip
 def following_task(name: str) -> str | None:
     """The task of all windows after the first; None if clips of the task `name` have only one window.
 
-    If a stream is given for the whole clip, the other stream is continued beside it. This is `inpaint`: given
-    are all frames of the one stream, and the first frames of the other.
+    If a stream is given for the whole clip, the other stream is continued beside it. The task is then
+    `inpaint`: all frames of the one stream are given, and the first frames of the other.
     """
     if TASKS[name].asks_span:
         return None
@@ -32,7 +32,7 @@ def following_task(name: str) -> str | None:
 
 
 def wanted_frames(config: Config, seconds: float | None, num_windows: int) -> int:
-    """How many frames a clip has that does not continue a given one.
+    """The number of frames of a clip, if it does not continue a given one.
 
     config: of the model.
     seconds: the length of the clip; None: it follows from num_windows.
@@ -54,8 +54,8 @@ def windows_needed(config: Config, task: str, num_frames: int, there: int = 0) -
 
     config: of the model.
     task: of the first window, a name of TASKS.
-    num_frames: of the whole clip; if the task lets a clip go on, counted from the beginning of that clip.
-    there: frames of the clip that goes on; 0 for other tasks.
+    num_frames: of the whole clip. If the task continues a given clip, that clip's frames count too.
+    there: frames of the given clip that is continued; 0 for other tasks.
     Raises UserError if the given clip is that long already.
     """
     new = config.clip.num_frames - continue_frames(config)

@@ -36,7 +36,7 @@ class SampleRequest:
     num_frames: int | None = None
     """Frames of the result. What the windows make beyond them is cut off. None: all frames are kept."""
     vectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """{name: [W] or [L, W]} of the model's `stdit.vectors`. For a missing name nothing is told."""
+    """{name: [W] or [L, W]} of the model's `stdit.vectors`. A missing name means no vector."""
 
     def num_calls(self, objective: str) -> int:
         """Calls of the model for this clip alone, by a process of this objective."""

@@ -1,4 +1,4 @@
-"""How samples are made: one value that travels from a configuration, a request or a call to the solver.
+"""How samples are made: one value, which a configuration, a request or a call in Python passes to the solver.
 
 Not here: what may differ between samples of the same settings, such as seed, label and what is given
 (`requests.py`).
@@ -28,7 +28,7 @@ class SamplingSettings:
     steps: int | None = None
     """Steps of the solver, 1 to 1000; None: 4 for a flow map, 30 for other models."""
     solver: str | None = None
-    """A name of SOLVERS; None: Euler's for a flow, DDIM for ddpm, the only one for a flow map."""
+    """A name of SOLVERS; None: euler for a flow, ddim for ddpm, flow_map for a flow map."""
     schedule_shift: float | None = None
     """Times become s t / (1 + (s - 1) t) with this s, 1 to 100; None: as in training."""
     guidance_scale: float = 1.0

@@ -131,9 +131,8 @@ def masked_settings(config: Config) -> dict:
 
 
 def differing_settings(found: dict, wanted: dict) -> list[str]:
-    """The settings in which stored latents differ from the wanted ones.
-
-    It is no difference if more masked tasks are stored than wanted.
+    """The settings in which stored latents differ from the wanted ones. Masked tasks that are stored but not
+    wanted do not count.
     """
     found = OF_EARLIER_VERSIONS | found
     return [

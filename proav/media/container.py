@@ -272,7 +272,7 @@ def write_clip(path: str, clip: Clip, *, crf: int = CRF) -> None:
 
 
 def write_clips(path: str, clips: Iterable[Clip], *, crf: int = CRF) -> None:
-    """As `write_clip`: clips that follow each other, as one mp4. One of them at a time is in memory.
+    """Writes consecutive clips as one mp4, like `write_clip`. Only one of them at a time is in memory.
 
     The file is the same however the time is cut into clips.
 
@@ -318,7 +318,8 @@ class ClipWriter:
         self._open.close()
 
     def add(self, clip: Clip) -> None:
-        """The next clip. Raises MediaError("bad_clip") if its size or rates are others than before."""
+        """The next clip. Raises MediaError("bad_clip") if its size or rates differ from those of the clips
+        before."""
         form = _form(clip)
         if self._muxer is None:
             self._form, self._muxer = form, Muxer(self._container, **form, crf=self._crf)

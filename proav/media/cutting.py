@@ -63,13 +63,13 @@ class Loss:
 
 
 class Stretch:
-    """Cuts what two clocks have finished into clips of `min_frames` to `segment_frames` frames."""
+    """Cuts finished pictures and sound into clips of `min_frames` to `segment_frames` frames."""
 
     def __init__(
         self, pictures: PictureClock, sound: SoundClock | Silence, *, fps: int, sample_rate: int,
         segment_frames: int | None, min_frames: int, first: int = 0,
     ) -> None:  # fmt: skip
-        """pictures, sound: the clocks to cut from.
+        """pictures, sound: the clocks that hold finished pictures and sound.
         fps: frames per second of `pictures`.
         sample_rate: of `sound`, Hz.
         segment_frames: frames in a whole clip; None: clips are as long as possible.

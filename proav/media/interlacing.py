@@ -49,7 +49,7 @@ class Deinterlacer:
         while True:
             try:
                 frames.append(self._graph.vpull())
-            except (av.BlockingIOError, av.EOFError):  # nothing more for now, or for good
+            except (av.BlockingIOError, av.EOFError):  # no picture is ready, or the stream has ended
                 return frames
 
 

@@ -244,7 +244,7 @@ class PictureClock:
     def _show(self, frame: av.VideoFrame) -> None:
         time = frame.time if frame.time is not None else self._next_time()
         if self._time is None:
-            self._shown = frame  # held from the start of the clip until it is due
+            self._shown = frame  # shown from the start of the clip on, also before its own time
             self.late = time - self.start
             if self.late > STILL_SECONDS:
                 self.pauses.append((0.0, self.late))

@@ -211,7 +211,7 @@ class _Run:
         return self.start + self.num_samples / self.rate
 
     def add(self, frame: av.AudioFrame) -> list[np.ndarray]:
-        frame.pts = None  # the queue insists on exact time stamps
+        frame.pts = None  # with time stamps, the queue would refuse any that are not exact
         self._queue.write(frame)
         self.num_samples += frame.samples
         return self._mix_queue() if self._queue.samples >= BLOCK_SAMPLES else []

@@ -16,7 +16,7 @@ from proav.media.opening import Watch, can_be_read_again, read_head
 from proav.media.sound import SILENT_RMS
 
 NO_PROGRAMME = -1
-"""The programme of tracks that no programme of the file names."""
+"""Stands for the programme of tracks that belong to none."""
 HEAD_BYTES = 4 << 20
 """How much of a transport stream is searched for its programmes: half a second at 64 Mbit/s."""
 MAP_HEAD_BYTES = 4

@@ -41,7 +41,8 @@ def _steps(x: np.ndarray, axis: int, patch: int) -> tuple[float, int, float, int
 
 
 def _ratio(axes: list[tuple[float, int, float, int]]) -> float:
-    """Mean across over mean within, over the axes that have both kinds of steps."""
+    """Mean step across borders divided by mean step within patches, of the axes that have both kinds of
+    steps."""
     used = [parts for parts in axes if parts[1] and parts[3]]
     if not used:
         return float("nan")

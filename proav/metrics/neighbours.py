@@ -97,7 +97,8 @@ def nearest_training(features_MD: np.ndarray, training_ND: np.ndarray) -> Neares
 
 
 def memorization(fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.ndarray) -> float:
-    """Median distance of generated vectors to their nearest training vector, over that of held-out ones.
+    """Median distance of generated vectors to their nearest training vector, divided by that of held-out
+    ones.
 
     1: generated clips are as far from the training clips as clips of other sources. Near 0: generated clips
     repeat training clips.

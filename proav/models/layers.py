@@ -69,7 +69,7 @@ class Float32Linear(nn.Linear):
 class ClosedLinear(nn.Linear):
     """A zero-initialized linear layer: the output gate of a residual update.
 
-    From zero it opens as fast as any other weight learns.
+    Although it begins at zero, it learns as fast as any other weight.
     """
 
     def reset_parameters(self) -> None:

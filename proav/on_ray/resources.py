@@ -43,7 +43,7 @@ def read_limits(text: str) -> dict[str, float]:
 
 
 def wants_gpu(setting: bool | Literal["auto"]) -> bool:
-    """Whether work asks Ray for GPUs: the setting, or for "auto" whether the cluster has or can get one."""
+    """Whether a job asks Ray for GPUs. For "auto" it does if the cluster has a GPU or can get one."""
     return setting if isinstance(setting, bool) else largest_resources().get("GPU", 0) >= 1
 
 

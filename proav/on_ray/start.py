@@ -51,7 +51,7 @@ def connect(
     or has left files.
     named: what gave the address, for messages; RAY_ADDRESS=<address> by default.
     namespace, runtime_env: as ray.init takes them.
-    shielded: a Ray that is started here does not hear SIGTERM.
+    shielded: a Ray that is started here ignores SIGTERM.
     Raises UserError if nothing answers, if the cluster refuses, or if Ray can use no folder here.
     """
     named = named or f"RAY_ADDRESS={address}"

@@ -443,7 +443,7 @@ def _write_tensors(group: Mapping[str, torch.Tensor], target: str, path: str, dt
     def write() -> None:
         try:
             save_file(storable, target)
-        except SafetensorError as error:  # the only error type: the operating system's number is in the text
+        except SafetensorError as error:  # safetensors has one error type for all; the text holds the number
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]), str(error), target) if number else error from error
 

@@ -31,7 +31,7 @@ def is_remote(path: str) -> bool:
 
 
 def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system that holds `path`, and the path within it; its operations are patient.
+    """The file system that holds `path`, and the path within it. Its operations are retried (`patience.py`).
 
     Raises UserError for a scheme that neither pyarrow nor fsspec knows.
     """

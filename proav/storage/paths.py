@@ -21,7 +21,8 @@ GIVEN = (
     "mdsa.loss.perceptual_weights", "generate.listing", "evaluate.real", "evaluate.fake", "evaluate.weights",
     "evaluate.compare_with",
 )  # fmt: skip
-"""Settings that name a user's own files: one path, several, or files among functions."""
+"""Settings that name a user's own files: one path, a list of paths, or a mapping in which some values are
+files."""
 LEFT = ("run_dir", "data.prepared", "generate.checkpoint", "distill.teacher")
 """Settings that name the output of runs."""
 

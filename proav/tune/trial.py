@@ -21,7 +21,7 @@ class Report(Protocol):
     def __call__(self, rung: dict, *, passed: bool) -> None:
         """Reports a rung; returns only if the trial is to continue.
 
-        passed: whether the trial was let continue after this rung in an earlier run.
+        passed: whether Ray Tune let the trial continue after this rung in an earlier run.
         """
 
 

@@ -1,4 +1,5 @@
-"""Yardsticks of a run: fitted on training clips alone, with any workers, kept, or absent with a reason."""
+"""Yardsticks of a run. They are fitted on training clips alone, equal for any number of workers, and kept. If
+there are none, the result says why."""
 
 import dataclasses
 import json
@@ -64,7 +65,8 @@ def test_they_store_as_many_numbers_as_mdsa(tmp_path):
     "words", [("mel.hop=800", "mel.n_fft=2048"), ("mel.hop=1600", "mel.num_bins=2", "mel.n_fft=4096")]
 )
 def test_sound_that_the_planes_do_not_divide_is_repeated_and_comes_back(tmp_path, words):
-    """4 or 2 columns a frame and 32 or 2 bins, on planes of side 8. The channels suffice to be exact."""
+    """4 or 2 columns a frame and 32 or 2 bins, on planes of side 8. There are enough channels for an exact
+    code."""
     config = prepared(
         tmp_path, *words, "mdsa.audio_input=tiled", "mdsa.plane_size=8", "mdsa.latent_channels=64"
     )

@@ -1,4 +1,4 @@
-"""One value for how samples are made: checked at once, read from a configuration, the same in a manifest."""
+"""SamplingSettings are checked when they are made, read from a configuration, and written to a manifest."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What samples are told besides a task: several labels, and vectors from any encoder."""
+"""Conditions of samples: several labels, and vectors from any encoder."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Settings of the server: texts and values alike, mistakes in a line, paths made absolute."""
+"""Settings of the server: texts equal values, mistakes are reported in one line, paths become absolute."""
 
 import os
 

@@ -52,7 +52,7 @@ def kill_after_first_rung(path: Path, trials: Path) -> dict:
 
 
 def wait_until_free(seconds: float = 20.0) -> None:
-    """Ray tells freed resources with a delay.
+    """Waits until all resources of Ray are free; Ray reports freed ones with a delay.
 
     Object memory is left out: other tests have used this Ray and may still hold objects.
     """

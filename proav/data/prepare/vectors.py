@@ -194,7 +194,8 @@ class VectorFile:
     """A user's table of vectors: Parquet, or a structured array in npy, with a column `id` or `source`.
 
     path: local or remote.
-    name: of the column of vectors: a number list a row, or a list of such lists; null: nothing is told.
+    name: of the column of vectors: a list of numbers in each row, or a list of such lists; null: the segment
+        has no vector.
     Raises UserError if it has no such columns, or names a key twice.
     """
 

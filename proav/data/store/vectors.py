@@ -20,7 +20,7 @@ from proav.diffusion.vectors import Shape, fitted
 from proav.errors import UserError
 
 VECTOR_SCHEMA = pa.schema([("id", pa.string()), ("vectors", pa.large_binary()), ("length", pa.int32())])
-"""id: of the segment. vectors: float32 [length, W]. length: 0 if nothing is told of the segment."""
+"""id: of the segment. vectors: float32 [length, W]. length: 0 if the segment has no vector."""
 
 
 def vectors_folder(data_dir: str, name: str) -> str:
@@ -91,7 +91,7 @@ class VectorStore:
         return rows.to_numpy().astype(np.int64)
 
     def read(self, shard: str, row: int) -> np.ndarray:
-        """float32 of the model's shape; zeros if nothing is told."""
+        """float32 of the model's shape; zeros if the segment has no vector."""
         found = self._reader.read(shard, row, ("vectors", "length"))
         if not found["length"]:
             return fitted(None, self.shape, self.name)

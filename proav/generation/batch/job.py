@@ -140,7 +140,7 @@ def pools(config: Config, *, num_blocks: int, num_cpus: int, use_gpu: bool) -> P
 def _made(config: Config, recipe: Recipe, batches: Sequence[bytes]) -> Iterator[list[dict]]:
     """The rows of each batch when its files are written, in the order in which they finish.
 
-    Raises UserError or StorageUnavailable if a batch did.
+    Raises the UserError or StorageUnavailable of a batch.
     """
     import ray
 

@@ -19,7 +19,7 @@ class NetworkCard:
     dimension: int | None
     """Features of a vector, D; None: the number of classes that the weights file names."""
     metrics: tuple[str, ...]
-    """Names under which distances in its features may be printed."""
+    """Names of the distances that may be computed from its features."""
     licence: str
     source: str
     """Where the weights come from, and how they become the file that proav reads; empty: no file is needed.

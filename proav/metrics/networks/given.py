@@ -8,8 +8,8 @@ its pyproject.toml:
 
 `build(tensors, device)` returns a callable that maps a batch of clips, as described by the card below, to
 float32 [B, W, dimension]. A network of kind "both" is called with pictures and sound. `tensors` are all
-tensors of DIR/audioclip.safetensors. So no file can bring code: only installed code runs. Graphs from a file
-are not read, because the loaders of torch.export and of TorchScript unpickle.
+tensors of DIR/audioclip.safetensors. So a file can never run code; only installed packages do. Graphs from a
+file are not read, because the loaders of torch.export and of TorchScript unpickle.
 
 The file of a classifier names its labels in its metadata, in the order of its logits:
 `save_file(tensors, path, metadata={"classes": json.dumps(labels)})`. Features are cached under the weights'

@@ -41,8 +41,8 @@ PAIRING_SECONDS = 0.4
 frames are measured, not cut off.
 """
 PITCH_OCTAVES = 0.25
-"""A pitch may differ by this much from the pitch of the object's size; it is 12 % of the radius. The world's
-pitches span 1.83 octaves.
+"""A sound's pitch may differ by this much from the pitch that follows from the object's size. This much is 12
+% of the radius. The world's pitches span 1.83 octaves.
 """
 EDGE_FRAMES = 0.15
 """Margin of the counted span. An impact just before the second frame has only one frame before it, so it is

@@ -46,7 +46,7 @@ Features = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Exchange:
-    """Which clips of a batch let the other modality in; None: all of them.
+    """Which clips of a batch get information from the other modality; None: all of them.
 
     A clip with an exchange off is coded as if that modality had come alone.
     """
@@ -85,8 +85,9 @@ class MDSA(nn.Module):
 
     All that the network adds is zero-initialized. Without the linear path
     (mdsa.linear_planes.enabled=false) the network is alone. Untrained it then equals two independent
-    projected autoencoders. With the same torch seed a part gets the same weights whichever other parts are
-    switched on. `activation_checkpointing`: keep only the inputs of transformer layers for the backward pass.
+    projected autoencoders. With the same torch seed, the weights of a part do not depend on which other parts
+    are switched on. `activation_checkpointing`: keep only the inputs of transformer layers for the backward
+    pass.
     """
 
     def __init__(self, config: Config) -> None:

@@ -2,12 +2,13 @@
 
 Blocks that end at their borders leave a grid. A lapped transform (Malvar and Staelin, 1989) leaves none, and
 codes better. Before the blocks are cut, an orthogonal matrix mixes the pixels around each border. Afterwards
-its inverse is applied. So a block gains a margin of half its side, in which it fades out. The whole stays
-orthogonal, and components are found block by block. The filter has the form of Tran, Liang and Tu, "Lapped
-transform via time-domain pre- and post-filtering", 2003. Its angles are those of the lapped orthogonal
-transform, except for one, which is ours. With it, flat blocks of any heights join with the smallest possible
-steps. So borders show little between cells that are made independently. Not here: how blocks are cut
-(`linear_planes.py`). Letters: P pixels of a block along an axis, M = P / 2.
+its inverse is applied. So a block gains a margin of half its side, in which it fades out. The transform as a
+whole is orthogonal, so principal components can still be found block by block. The filter has the form of
+Tran, Liang and Tu, "Lapped transform via time-domain pre- and post-filtering", 2003. Its angles are those of
+the lapped orthogonal transform, except for one, which is ours. With this angle, flat blocks of different
+values join with the smallest possible steps. So borders show little between cells that are made
+independently. Not here: how blocks are cut (`linear_planes.py`). Letters: P pixels of a block along an axis,
+M = P / 2.
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ def border_filter(side: int) -> Tensor:
         F = W diag(I, V) W,   W = [[I, J], [J, -I]] / sqrt(2),   V = J C2' C4 J R'
 
     J reverses the order, C2 and C4 are the orthonormal cosine transforms of type II and IV; all are M x M. R
-    makes V' 1 equal to `flat_join`: it rotates the vector that V' 1 would be without R, in the plane of the
-    two vectors (by 3.7 degrees for P = 8). Pixels that are symmetric about the border are not changed.
+    is a rotation in the plane of two vectors: V' 1 without R, and `flat_join`. It turns the first into the
+    second (by 3.7 degrees for P = 8). Pixels that are symmetric about the border are not changed.
     side: P, even.
     """
     half = side // 2
@@ -41,7 +42,8 @@ def border_filter(side: int) -> Tensor:
 
 
 def flat_join(half: int) -> np.ndarray:
-    """v [M], from the border to the middle of a block.
+    """v [M], which says how flat blocks join: one value for each pixel from the border to the middle of a
+    block.
 
     A flat block's window is (1 + v) / 2 inside and (1 - v) / 2 outside. v has equal steps up, then down, and
     mean square 1, because the filter is orthogonal. Of all such v this is the one whose largest step is

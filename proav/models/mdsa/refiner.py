@@ -1,10 +1,9 @@
 """The last step of MDSA's decoder: convolutions at the picture's own resolution, across every border.
 
-It is cheap and local. It mends what blocks and patches leave, and adds the detail that neighbouring pixels
-tell about each other. Pictures are refined in space and time; the mel images of a clip are laid end to end
-and refined as one picture. Not in the paper: our choice, measured in docs/experiments.md. Not here: the
-decoder before it (`streams.py`). Letters: B clips, C image channels, T frames, R S rows and columns of an
-image.
+It is cheap and local. It removes the traces of blocks and patches, and adds detail that follows from
+neighbouring pixels. Pictures are refined in space and time; the mel images of a clip are laid end to end and
+refined as one picture. Not in the paper: our choice, measured in docs/experiments.md. Not here: the decoder
+before it (`streams.py`). Letters: B clips, C image channels, T frames, R S rows and columns of an image.
 """
 
 import math

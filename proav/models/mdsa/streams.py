@@ -130,9 +130,10 @@ class StreamDecoder(nn.Module):
 class ToLatents(nn.Module):
     """The bottleneck: per plane a 1x1 convolution C -> D, in float32.
 
-    [B, rows, columns, C] -> [B, D, rows, columns]. Alone it ends in tanh, so that planes lie in [-1, 1]
-    (PVDM). Beside a linear path it is zero-initialized and adds to the path's codes. Nothing bounds the sum:
-    a bound cost 1.7 dB before training (docs/experiments.md), and normalization follows in any case.
+    [B, rows, columns, C] -> [B, D, rows, columns]. Without a linear path it ends in tanh, so that planes lie
+    in [-1, 1] (PVDM). With a linear path it is zero-initialized, and its result is added to the path's codes.
+    Nothing bounds the sum: a bound cost 1.7 dB before training (docs/experiments.md), and normalization
+    follows in any case.
     """
 
     def __init__(self, width: int, channels: Mapping[str, int], *, closed: bool = False) -> None:

@@ -1,12 +1,13 @@
 """Cells that choose their basis: what the linear planes leave is coded by one of a few kinds of blocks.
 
-Still ground needs its numbers for detail, moving things need them for time. A steady tone needs other numbers
-than a blow. One linear code for all spends half of its numbers badly. So each cell of a stream's first plane
-names the basis that codes it best. The number of the basis travels with the coefficients, in a channel of its
-own. The classical form is classified transform coding; the bases are fitted as in a mixture of principal
-components. Not in the paper: our choice, measured in docs/experiments.md. Not here: the linear planes, which
-code the whole clip first and cut the blocks (`linear_planes.py`). Letters: B images, H W rows and columns of
-blocks, C channels of a cell, D of a basis, K bases, L blocks, V values of a block.
+A still background needs numbers for fine detail, a moving thing for changes in time. A steady tone needs
+other numbers than a blow. One linear code for all spends half of its numbers badly. So each cell of a
+stream's first plane names the basis that codes it best. The number of the basis travels with the
+coefficients, in a channel of its own. The classical form is classified transform coding; the bases are fitted
+as in a mixture of principal components. Not in the paper: our choice, measured in docs/experiments.md. Not
+here: the linear planes, which code the whole clip first and cut the blocks (`linear_planes.py`). Letters: B
+images, H W rows and columns of blocks, C channels of a cell, D of a basis, K bases, L blocks, V values of a
+block.
 """
 
 import torch

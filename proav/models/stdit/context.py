@@ -1,7 +1,7 @@
 """Sequences of vectors that the tokens of ST-DiT attend to, such as the words of a text.
 
 Not here: a single vector of a clip, which modulates all tokens (`embeddings.py`). Follows the cross-attention
-of STDiT and PixArt, which has no gate. It does not change a clip that is told nothing; this is our choice.
+of STDiT and PixArt, which has no gate. It does not change a clip without a sequence; this is our choice.
 Letters: B clips, M vectors of all sequences, L tokens of all planes, d width, h heads, k head width.
 """
 
@@ -20,7 +20,8 @@ from proav.models.stdit.embeddings import MAP_PREFIX, unit_size, vector_maps
 
 @dataclass(frozen=True)
 class Context:
-    """What tokens attend to. vectors_BMd: mapped vectors. told_BM: bool, false for those that are zeros."""
+    """What tokens attend to. vectors_BMd: mapped vectors. told_BM: bool; false for vectors that are zeros,
+    which are ignored."""
 
     vectors_BMd: Tensor
     told_BM: Tensor
@@ -63,9 +64,8 @@ class ContextMaps(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """softmax(Q K^T / sqrt(k)) V over the told vectors and one more, whose key and value are zero.
-
-    Because of that one, the result of a clip that is told nothing is exactly zero. At initialization the
+    """softmax(Q K^T / sqrt(k)) V over the vectors of a clip and one more, whose key and value are zero.
+    Because of that one, the result of a clip without vectors is exactly zero. At initialization the
     result of every clip is zero: the output map is zero-initialized and has no bias. Queries and keys are
     RMS-normalized per head.
     """

@@ -115,8 +115,8 @@ class Conditioning(nn.Module):
     sound with a clean picture. u_m lets equal times modulate the modalities differently. e_labels is the mean
     of the label table's rows for the clip's labels. The table has num_labels + 1 rows; the last is the null
     label, "not told". x_n are the vectors of `stdit.vectors`, one a clip, and |x| is the root mean square.
-    A_n is zero-initialized. It has no bias, so zeros add nothing: they mean that nothing is told. The two
-    times are our choice; the rest is DiT's.
+    A_n is zero-initialized. It has no bias, so zeros add nothing: they stand for a clip without the vector.
+    The two times are our choice; the rest is DiT's.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:

@@ -160,7 +160,8 @@ class Block(nn.Module):
 
 
 def decoder_blocks(config: Config) -> int:
-    """How many of the last blocks a flow map tells the next time (Lee et al., 2025): by default a third."""
+    """How many of the last blocks get a flow map's next time instead of the current one (Lee et al., 2025);
+    by default a third."""
     own = config.distill.decoder_blocks
     return config.stdit.shape[0] // 3 if own is None else own
 
@@ -203,7 +204,7 @@ class STDiT(nn.Module):
 
     @property
     def null_label(self) -> int:
-        """The label that says nothing. Samples without a label use it, and so does guidance."""
+        """The null label, for samples without a label. Guidance uses it, too."""
         return self.num_labels
 
     def _initialize(self) -> None:
@@ -239,7 +240,7 @@ class STDiT(nn.Module):
         conditions: labels in 0 .. num_labels (the null label). If masked planes are None, or a name of
             `stdit.vectors` is missing, zeros are read.
         next_times_B2: for a flow map, the times to go to, at most times_B2. The last blocks and the final
-            maps are told these. None: the same as times_B2.
+            maps read these. None: the same as times_B2.
         """
         vectors_B2d = F.silu(self.conditioning(times_B2, conditions))
         modulation_B26d = self._modulation(vectors_B2d)

@@ -88,8 +88,8 @@ class VideoRequest(BaseModel):
     label: Annotated[str | None, Label] = None
     """A label of the model, or several with ; between them; the same as `prompt`, which may then be empty."""
     vectors: Annotated[dict[str, str | list] | None, BeforeValidator(_from_json)] = None
-    """What the model is told besides labels, by the names of GET /v1/models: a list of numbers, a list of
-    such lists for a sequence, or a text if the server encodes it.
+    """Conditions besides labels, by the names of GET /v1/models: a list of numbers, a list of such lists for
+    a sequence, or a text if the server encodes it.
     """
     task: str = "joint"
     """joint: picture and sound; a2v: a picture for given sound; v2a: sound for a given picture; i2av: a clip

@@ -161,7 +161,8 @@ class Dispatcher:
     async def health(self) -> tuple[bool, str]:
         """(whether a sampler can sample, how that is known).
 
-        Recent progress shows it, or a sign of life during a batch. If no batch has begun, a step is sampled.
+        Recent progress proves that a sampler can sample, and so does a sign of life during a batch. If no
+        batch has begun, one step is sampled as a test.
         """
         if trouble := self.trouble():
             return False, trouble
@@ -250,7 +251,8 @@ class Dispatcher:
         await asyncio.gather(*(self._deliver(member.job, clip, None) for member, clip in delivered))
 
     async def _lost(self, batch: Batch, error: SamplerLost) -> None:
-        """Queues the jobs again, each alone: a job that ends samplers then takes no other with it.
+        """Queues the jobs again, each in a batch of its own: if one of them ends samplers, the others are not
+        lost.
 
         A job that was in MAX_LOST_BATCHES lost batches fails.
         """

@@ -1,4 +1,4 @@
-"""What ST-DiT is told of a clip: one or several labels, a vector, a sequence of vectors."""
+"""The conditions of ST-DiT: one or several labels, a vector, a sequence of vectors."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The page of a model that is told several labels and a text, in a real browser."""
+"""The page of a model with several labels and a text as conditions, in a real browser."""
 
 import json
 
