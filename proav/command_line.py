@@ -1,7 +1,7 @@
 """What every job script shares: the command line, Ray, exit statuses. It knows no model and no stage.
 
-Exit status: 0 done; 2 a mistake of the user's, told in one or two lines on stderr; 1 anything else, with a
-traceback unless it was a stop or storage that failed.
+Exit status: 0 done; 2 a mistake of the user's, reported in one or two lines on stderr; 1 anything else, with
+a traceback unless it was a stop or storage that failed.
 """
 
 import argparse
@@ -59,7 +59,8 @@ def run_job(
 
     work: what the job does.
     description: text for --help.
-    records: the job makes the run. Its configuration becomes <run_dir>/config.yaml when the work is done, and
+    records: whether the job is one that makes the run. If so, its configuration becomes <run_dir>/config.yaml
+        when the work is done, and
     already at the start if there is none yet.
     trains: a Ray that the job starts outlives a SIGTERM to the whole process group, so that workers can write
     a checkpoint.
@@ -176,8 +177,8 @@ def ray_session(*, shielded: bool = False) -> Iterator[None]:
 
     The job's own Ray ends with the job.
 
-    shielded: the processes of the job's own Ray do not hear SIGTERM, which batch systems send to whole
-    groups. Ray's end then takes three seconds longer, since Ray asks with SIGTERM before it kills.
+    shielded: the processes of the job's own Ray ignore SIGTERM, which batch systems send to whole groups.
+        Ray's end then takes three seconds longer, since Ray asks with SIGTERM before it kills.
     """
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # our progress lines replace those of Ray Data
     import proav

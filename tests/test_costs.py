@@ -1,4 +1,4 @@
-"""What models cost by their own account, against the models in use.
+"""The costs that models state, compared with the costs of the models in use.
 
 FLOPs are compared with torch's counter, memory with what autograd keeps, parameters with models that have
 weights. Large models are built on the meta device and run on fake tensors, which have shapes but no values.

@@ -4,10 +4,10 @@
         [--blows 2:worker,4:trial,6:driver,9:SIGTERM] [section.key=value ...]
 
 A Ray head on this machine stays up while twelve short trials of the demo's MDSA run twice: once undisturbed,
-and once with the kills, after each of which the same command is run again. Prints a line for each kill, with
-the seconds until all CPUs of the cluster are free and no process of a trial is left. The results must equal
-those of the undisturbed sweep in every number that does not measure time. Ends with status 1 if one differs
-or a resource is not free. --population: then also kills and resumes a sweep of population-based training.
+and once with the kills. After each kill the same command is run again. Prints a line for each kill, with the
+seconds until all CPUs of the cluster are free and no process of a trial is left. The results must equal those
+of the undisturbed sweep in every number that does not measure time. Ends with status 1 if one differs or a
+resource is not free. --population: then also kills and resumes a sweep of population-based training.
 """
 
 import argparse

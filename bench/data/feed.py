@@ -1,10 +1,10 @@
-"""How many windows of 16 frames a second the feed gives, by what prepares them.
+"""How many windows of 16 frames the feed gives in a second, for each kind of loader.
 
     python -m bench.data.feed [FILE ...]
 
 Prepares segments of the files, or of generated textures, at 256x256 (JPEG, then raw) in a temporary folder.
-Batches of 8 are taken as training takes them, after the first, for a few seconds each. Rates are per second
-and, in brackets, per core-second: a second of processor time of all processes that take part.
+Each loader gives batches of 8 for a few seconds, as in training; the first batch is not counted. Rates are
+per second and, in brackets, per core-second: a second of processor time of all processes that take part.
 
 Two rates are given for comparison. Reading plainly: the shards are read from end to end, and the windows that
 fit in their bytes are counted. Decoding alone: the frames of the same windows are decoded from bytes in

@@ -10,7 +10,7 @@ MDSA of a checkpoint, in fp32 and in bf16, jointly and alone. Decoding is fp32.
     changed  PSNR of the pictures decoded from bf16 planes against those from fp32 planes, at most 68 dB
     seconds  of one clip, one thread
 
-bf16 on a CPU shows the error, not the speed: kernels of few CPUs are made for it. Prints a table and a JSON
+bf16 on a CPU shows the error, not the speed: few CPUs have fast kernels for it. Prints a table and a JSON
 line.
 """
 

@@ -107,7 +107,7 @@ def by_second(clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def drift_of(clips: Sequence[Clip], given: Sequence[Clip]) -> dict[str, dict]:
-    """The numbers of colour and loudness; given: independent clips, which say the spread."""
+    """The numbers of colour and loudness. given: independent clips, from which the spread is taken."""
     whole = [dataclasses.replace(one, fps=len(one.video), sample_rate=len(one.audio)) for one in given]
     found = {}
     for name, values, alone in zip(("colour", "loudness"), by_second(clips), by_second(whole), strict=True):

@@ -5,7 +5,8 @@
 The run has data, latents and an ST-DiT with the vectors `caption` of examples/text. Each held-out window is
 denoised with its own caption, with that of a clip with another label, with none, and with words that training
 did not hold: other wordings, and German. Noises and times are the same for all, so differences have no noise
-of their own. `told apart`: how often, of one caption for each label, a clip's own has the lowest loss.
+of their own. `told apart`: each clip gets one caption of each label; this is how often its own caption has
+the lowest loss.
 """
 
 import argparse

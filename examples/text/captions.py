@@ -1,8 +1,8 @@
 """Captions of clips, and their vectors: `data.vectors={caption: examples.text.captions:embed}`.
 
 Clips have labels, and files have names, but seldom a sentence. So a clip is called by the words of its file's
-name, if it has any, or by its labels, and a wording makes a caption of that. Which wording is a function of
-the segment's id: training sees all of them, and a model does not learn one phrase by heart.
+name, if it has any, or by its labels, and a wording makes a caption of that. The segment's id decides the
+wording. So training sees all wordings, and a model does not learn one phrase by heart.
 """
 
 import re

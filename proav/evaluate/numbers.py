@@ -107,7 +107,7 @@ def set_numbers(
             *(_vectors(measured, distance.network).take() for measured in (fake, held_out, real))
         )
         note = (
-            "median distance to the nearest training clip, over that of held-out clips: "
+            "median distance to the nearest training clip, divided by that of held-out clips: "
             "1 is new, near 0 is a copy"
         )
         return [Number(distance.name, value, floor=1.0, note=note, **about)]
@@ -250,7 +250,7 @@ def _vectors(measured: Measured, network: str) -> _Rows:
 def _floor(distance: Distance, real: Measured) -> tuple[float | None, ...]:
     """The distance between two halves of the real set, split by source; None if they are too small.
 
-    Diversity is a number of one set; it is that of the whole real set.
+    Diversity needs only one set, so its value is that of the whole real set.
     """
     metric, vectors = _METRICS[distance.kind], _vectors(real, distance.network)
     try:

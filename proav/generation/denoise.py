@@ -135,7 +135,7 @@ def _predict(model: torch.nn.Module, tracks: Sequence[_Track]) -> Sequence[Tenso
     if tracks[0].next_time is None:
         scales_B = _joined([track.scales_B for track in tracks])
         prediction = guided_prediction(model, state_BDPNN, times_B2, conditions, scales_B)
-    else:  # a flow map, which has learned its guidance; all tracks have the same process
+    else:  # a flow map needs no guidance; if one track is a flow map's, all are
         prediction = model(
             state_BDPNN, times_B2, conditions, _joined([track.next_times_B2 for track in tracks])
         )

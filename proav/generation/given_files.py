@@ -42,10 +42,10 @@ class GivenDecoder:
     ) -> Iterator[dict[str, np.ndarray]]:
         """One dict: "video", uint8 [T, H, W, 3], or "audio", float32 [samples], or both, as the task reads.
 
-        Both begin at `start_seconds` and are as long as the task reads, mostly one clip. If the clip that is
-        made is longer or shorter than a window, a stream that is given for all of it ends at `end_seconds`.
-        For a2v, time 0 is the beginning of the sound. If the sound ends at most 0.1 s too early, silence
-        follows. A task that reads one picture also accepts an image.
+        Both begin at `start_seconds` and are as long as the task reads, mostly one clip. A stream that is
+        given for the whole clip ends at `end_seconds` if the clip is not exactly one window. For a2v, time 0
+        is the beginning of the sound. If the sound ends at most 0.1 s too early, silence follows. A task that
+        reads one picture also accepts an image.
 
         source: path, start_seconds and end_seconds are read.
         on_progress: called whenever the decoder gets further.

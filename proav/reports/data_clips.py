@@ -57,9 +57,7 @@ def clip_sections(config: Config, folder: str, segments: pa.Table) -> list[tuple
         )
     ]
     if ends:
-        text = (
-            "Of the segments in use, those at the ends of the scores: these a filter would leave out first."
-        )
+        text = "Segments in use with the lowest or highest scores: a filter would leave these out first."
         cards = [show.card(index, title=title, around_cut=title == "Most shot cuts") for title, index in ends]
         sections.append(("ends", "Ends of the scores", [element("p", text, class_="note"), _grid(cards)]))
     left_out = _one_of_each_reason(segments)

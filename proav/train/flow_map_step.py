@@ -21,9 +21,10 @@ from proav.train.generator_step import GeneratorStep
 from proav.train.loop import Parts, StepOutput, mean_part
 
 STEADY = 0.02
-"""What the weights of clips are steadied by, in units of the loss; our choice."""
+"""Added to the loss of a clip before its weight is taken, so that small losses do not get huge weights; our
+choice."""
 SPAN_BUCKETS = 4
-"""The squared error is also reported by the length of the way t - r, in this many equal classes."""
+"""The squared error is also reported by the length of the span t - r, in this many equal classes."""
 
 
 class FlowMapStep(GeneratorStep):
@@ -41,12 +42,13 @@ class FlowMapStep(GeneratorStep):
     def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
         """Mean over clips of l / (l + c), l: the squared error of u(z_t, t, r) on planes that are not given.
 
-        What stands below the line has no gradient. It is a weight of the clip, as in MeanFlow: long ways have
-        errors a hundred times those of short ones. c is STEADY.
+        c is STEADY. The denominator has no gradient, so it acts as a weight of the clip, as in MeanFlow.
+        Without it the longest spans t - r would dominate: their errors are a hundred times those of short
+        ones.
 
-        The target takes two more forward passes without gradients: the teacher's at t, of twice as many clips
-        with guidance, and the student's one step later. Forward-mode derivatives would pass by the hooks that
-        gather and reduce, and fused attention lacks them. Arguments as in GeneratorStep.
+        The target takes two more forward passes without gradients: the teacher's at t (of twice as many clips
+        if there is guidance), and the student's one time step later. Forward-mode derivatives are not used:
+        they would bypass ZeRO's hooks, and fused attention has none. Arguments as in GeneratorStep.
         """
         settings, device = self.config.distill, engine.device
         draw = draw_tasks(self.config.seed, batch["position"], self.config)

@@ -232,7 +232,7 @@ def _opening_lines(
     yield f"{stage}: {description}, {whence}"
     if checkpoint is not None and stage == "mdsa" and checkpoint.config.filters != config.filters:
         yield (
-            f"{stage}: the filters are OTHERS than those of {checkpoint.path}: "
+            f"{stage}: the filters DIFFER from those of {checkpoint.path}: "
             "from here on clips are drawn from the segments that are in use now"
         )
 

@@ -112,8 +112,9 @@ def judged(rung: dict, tune: TuneConfig) -> Interval:
 def difference(rung: dict, other: dict, tune: TuneConfig) -> Interval:
     """The metric of a rung minus that of another trial's, taken seed by seed, over the seeds that both have.
 
-    Trials with the same seed see the same clips in the same order, with the same noise. What a seed is worth
-    cancels, so that the mean of the differences is known better than either metric.
+    Trials with the same seed see the same clips in the same order, with the same noise. So the effect of the
+    seed cancels in the difference, and the mean of the differences has a narrower interval than either
+    metric.
     """
     pairs = zip(repeats_of(rung, tune.repeats), repeats_of(other, tune.repeats), strict=False)
     return interval([value_of(one, tune) - value_of(another, tune) for one, another in pairs])

@@ -54,8 +54,8 @@ class Row:
     """
     difference_low: float | None = None
     difference_high: float | None = None
-    """The 95 % interval of that difference. Trials share what a seed draws, so that it is taken seed by seed:
-    it is much narrower than the interval of the metric."""
+    """The 95 % interval of that difference. Trials share the random draws of a seed, so the difference is
+    taken seed by seed. Its interval is much narrower than that of the metric."""
     num_seeds: int = 0
     train_flops: int | None = None
     """FLOPs of one seed's training up to the last rung, in closed form."""

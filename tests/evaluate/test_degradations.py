@@ -56,7 +56,7 @@ def measured(real):
 OF_TIME = ("shuffle", "freeze")
 """Degradations of motion alone.
 
-They hardly show in the third moments of random features, so the kernel distance is not held to them.
+They hardly show in the third moments of random features, so the kernel distance is not tested on them.
 """
 CASES = [("video", name, *case) for name, case in OF_PICTURES.items()] + [
     ("audio", name, *case) for name, case in OF_SOUND.items()

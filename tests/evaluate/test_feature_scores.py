@@ -1,4 +1,4 @@
-"""Scores of a measured set from its features: of each clip, for which sets they are defined, in a table."""
+"""Scores that are computed from stored features: for each clip, only for sets that have them, and in a table."""
 
 import dataclasses
 

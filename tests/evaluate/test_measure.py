@@ -1,4 +1,4 @@
-"""Measuring in units: the workers do not change them, they are kept, and made again if they are gone."""
+"""Units of measurements do not depend on the workers. They are kept, and made again only if they are gone."""
 
 import dataclasses
 from pathlib import Path

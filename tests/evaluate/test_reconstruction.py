@@ -12,7 +12,7 @@ APART = ("mdsa.group_cross.enabled=false", "mdsa.bi_block.enabled=false")
 
 
 def coder_of(*words) -> LatentCoder:
-    """Of a model whose weights are all away from zero, as after training."""
+    """The coder of an MDSA in which no weight is zero, as after training."""
     config = tiny_config(*words)
     model, generator = MDSA(config), torch.Generator().manual_seed(0)
     for parameter in model.parameters():

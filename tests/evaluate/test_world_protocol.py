@@ -65,7 +65,8 @@ def test_late_sound_is_told_from_true_sound(folders, tmp_path, ray_local, capsys
     assert rows["impacts_heard"]["floor"] == 1 and rows["impacts_heard"]["value"] < 0.6
     assert rows["median_offset_ms"]["floor"] < 10 < 50 < rows["median_offset_ms"]["value"]
     assert rows["label_fits"]["floor"] == 1 and rows["impacts_heard"]["low"] < rows["impacts_heard"]["high"]
-    # Twelve windows of the same pictures, one of noise, and a black one. Nothing can be followed in that.
+    # Twelve windows have the same pictures, one has noise, and one is black. In the black one nothing can be
+    # followed.
     assert rows["impacts"]["value"] == pytest.approx(rows["impacts"]["floor"] * 12 / 14)
     assert rows["followed"]["value"] == pytest.approx(12 / 13)
     assert "undefined for 1 clips" in rows["followed"]["note"]

@@ -1,4 +1,5 @@
-"""The made world: its truth against its own pixels and samples, its laws, and what decides a clip."""
+"""The made world: its stated truth is found in its pixels and samples, it keeps its laws, and seed and index
+decide a clip."""
 
 import csv
 import importlib
@@ -113,7 +114,7 @@ def test_a_frame_shows_each_object_where_the_formula_has_it(world, scenes):
         rows, columns = np.indices(colour.shape) + 0.5
         seen = np.array([(columns * colour).sum(), (rows * colour).sum()]) / colour.sum() / 64
         away = np.abs(seen - scene.bodies[0].at(number / 10)).max()
-        assert away < 0.25 / 64  # a quarter of a pixel: light from above moves the weight
+        assert away < 0.25 / 64  # a quarter of a pixel: light from above moves the centroid
     larger = world.make_clip(scene, fps=20, size=128)
     assert larger.video.shape == (32, 128, 128, 3) and larger.audio.tobytes() == clip.audio.tobytes()
 

@@ -1,4 +1,4 @@
-"""Clips of other lengths than a window: as long as asked, and the same in pieces as at once."""
+"""Clips of other lengths than a window have the wanted length, and are the same in pieces as at once."""
 
 import tracemalloc
 

@@ -95,8 +95,8 @@ def check(path, *, times=TIMES, start=Fraction(0), fps=10, tolerance=BEEP_TOLERA
 def test_containers_and_codecs(tmp_path, kind):
     """The flash and the beep are at their times, also after a seek.
 
-    AVI carries no time stamps. So its sound is late by what the encoder needs to start, less than one of the
-    encoder's frames.
+    AVI carries no time stamps. So its sound is late by the encoder's delay, which is less than one of its
+    frames.
     """
     tolerance = CODEC_FRAME_SECONDS.get(kind[2], BEEP_TOLERANCE) if kind[0] == "avi" else BEEP_TOLERANCE
     path = film_of(tmp_path, kind)
@@ -163,7 +163,7 @@ STAMPED_KINDS = [kind for kind in KINDS if kind[0] not in ("avi", "mxf")]
 def test_pictures_that_start_late(tmp_path, kind, late):
     """The clip begins with the sound, and the first picture is held from there.
 
-    If the container shows what the sound's encoder needs to start, the clip begins with that.
+    If the container does not hide the delay of the sound's encoder, the clip begins with this delay.
     """
     times = regular(25, SECONDS - late, first=late)
     path = film_of(tmp_path, kind, times=times)

@@ -1,4 +1,5 @@
-"""One picture of an image or a video file: exact where the format is, upright, and refused with a reason."""
+"""One picture of an image or a video file: exact if the format is lossless, upright, or refused with a
+reason."""
 
 import io
 import struct

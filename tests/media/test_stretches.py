@@ -1,4 +1,4 @@
-"""Every second of a file is in a segment or told as lost, whatever its clock does.
+"""Every second of a file is in a segment or reported as lost, whatever the file's clock does.
 
 No segment crosses a joint, which is where one recording in a file ends and the next begins.
 """
@@ -19,7 +19,7 @@ MILLISECOND = Fraction(1, 1000)
 
 
 def parts_of(path, *, segment_seconds=5, start=0.0, end=None, fit="pad", **options):
-    """(segments, losses, end): what `read_parts` tells of a file or of a span.
+    """(segments, losses, end): what `read_parts` reports of a file or of a span.
 
     Checks that segments and losses cover it without hole or overlap.
 

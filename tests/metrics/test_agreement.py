@@ -1,4 +1,4 @@
-"""Scores from features: answers by hand."""
+"""Scores from features against values worked out by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The whole way of a user: the demo's script on the shipped clips, and the files that it leaves.
+"""The demo's script on the shipped clips, from start to end, and the files that it leaves.
 
 The numbers are even smaller than the demo's.
 """

@@ -1,4 +1,4 @@
-"""Job scripts without Ray: --help, --dry-run, and mistakes told in a line or two with exit status 2."""
+"""Job scripts without Ray: --help, --dry-run, and mistakes reported in a line or two with exit status 2."""
 
 import os
 import subprocess

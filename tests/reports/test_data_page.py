@@ -1,4 +1,4 @@
-"""The page of a data set: counts, what filters leave out, and what is said of nothing and of half."""
+"""The page of a data set: counts, what filters leave out, and the page if data are missing or half prepared."""
 
 import json
 import math

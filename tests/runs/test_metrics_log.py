@@ -1,4 +1,4 @@
-"""metrics.jsonl: lines beyond the checkpoint go, on disks and on object stores."""
+"""metrics.jsonl: lines beyond the checkpoint are removed, on disks and on object stores."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""A lease has one owner at a time: others are refused, or take it over, and then the first has lost it.
+"""A lease has one owner at a time. Others are refused; if one takes it over, the first notices that it has
+lost it.
 
 The tests run on this machine's disk and behind a URI, and with real processes.
 """

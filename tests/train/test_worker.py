@@ -216,7 +216,7 @@ def test_filters_that_change_are_told_and_their_latents_refused(tmp_path, capfd)
         train_worker(stricter, "mdsa", device=CPU)
     write_segments(stricter)
     train_worker(stricter, "mdsa", device=CPU)
-    assert "the filters are OTHERS than those of" in capfd.readouterr().err
+    assert "the filters DIFFER from those of" in capfd.readouterr().err
     mdsa = load_checkpoint(f"{tmp_path}/mdsa/checkpoints", kind="mdsa")
     write_latents(config, mdsa.hash)
     stats = json.loads((tmp_path / "latents/stats.json").read_text())

@@ -1,4 +1,4 @@
-"""Importance of the axes: large for what matters, none where it cannot be had."""
+"""Importance of the axes: large for an axis that matters, and a reason if it cannot be computed."""
 
 import builtins
 

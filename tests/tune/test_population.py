@@ -81,6 +81,6 @@ def test_a_rung_that_was_decided_for_one_is_decided_for_all(tmp_path, ended):
     folders = [member.config.run_folder for member in members]
     first = read_record(folders[0]).replace(passed=16, **({"status": FINISHED} if ended else {}))
     records = {members[0].id: first, members[1].id: read_record(folders[1]).replace(passed=8)}
-    assert _decided_rung(records) == (8 if ended else 16)  # who has ended waits for nobody
+    assert _decided_rung(records) == (8 if ended else 16)  # a member that has ended does not wait
     catch_up({members[1].id: members[1]}, records)
     assert read_record(folders[1]).passed == (8 if ended else 16)

@@ -65,7 +65,7 @@ def test_trials_are_compared_at_equal_clips(tmp_path):
     assert rungs_of(rows) == [8, 32] and [row.clips for row in rows] == [32, 32, 32, 8, 8, 0]
     assert [row.psnr_db for row in front(rows, 8)] == [
         13
-    ]  # the stopped one beats the others where they were equally young
+    ]  # at 8 clips the stopped trial was better than the others
     assert sorted(row.psnr_db for row in front(rows, 32)) == [14, 15]
     best = best_row(rows)
     assert best is rows[0] and best.score == 10 and best.pareto and best.point == {SCALES: [1], GROUPS: 2}

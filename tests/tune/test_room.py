@@ -1,4 +1,4 @@
-"""How many trials a cluster holds at a time: loaders count, for what is swept as for what is not."""
+"""How many trials a cluster holds at a time. Loading actors count, whether or not their number is an axis."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""A whole sweep on real Ray, killed and taken up again.
+"""A whole sweep on real Ray, killed and resumed.
 
-Nothing is trained twice, a failure is a row, and all resources come back.
+Nothing is trained twice, a failure is a row, and all resources are free afterwards.
 """
 
 import json
@@ -93,7 +93,7 @@ def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, ray_local, c
     again = rows[measured["id"]]["rungs"][0]
     assert {key: again[key] for key in measured["rungs"][0]} == measured["rungs"][
         0
-    ]  # its seconds too: it was not trained again
+    ]  # equal also in seconds, because it was not trained again
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert sorted((line["trial"], line["clips"]) for line in lines) == sorted(
         (row["trial"], rung["clips"]) for row in rows.values() for rung in row["rungs"]

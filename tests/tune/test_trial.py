@@ -1,5 +1,5 @@
-"""One trial going from rung to rung, where that needs no training: what is on record is told again, and a
-mistake is written down.
+"""One trial going from rung to rung, without training: what is on record is reported again, and a mistake is
+recorded.
 """
 
 import pytest
@@ -53,7 +53,7 @@ def test_a_trial_goes_on_where_it_was_and_a_mistake_is_its_reason(tmp_path):
     assert told == [
         (8, True),
         (16, False),
-    ]  # of 16 clips nothing is known but the measurement: the scheduler has to say
+    ]  # the record has only the measurement at 16 clips: the scheduler must decide
     assert (
         record.passed == 16
         and record.status == FAILED

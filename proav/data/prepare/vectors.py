@@ -82,7 +82,7 @@ def store_vectors(config: Config, data_dir: str, *, each: Callable[[Callable, li
                 make = VectorFile(origin, name)
                 results = [write_vectors(*task, make) for task in tasks]
             else:
-                find_function(origin, f"data.vectors: {name}")  # a mistake is told before anything starts
+                find_function(origin, f"data.vectors: {name}")  # a mistake is reported before anything starts
                 results = []
                 for result in each(_of_function, tasks):
                     if "error" in result:
@@ -100,7 +100,7 @@ def store_vectors(config: Config, data_dir: str, *, each: Callable[[Callable, li
 
 
 def _of_function(task: list) -> dict:
-    """What `write_vectors` returns; {"error": text} of an error that Ray would wrap beyond recognition."""
+    """The result of `write_vectors`. An error that Ray would wrap is returned instead, as {"error": text}."""
     data_dir, name, shard, made_from = task
     where = f"data.vectors: {name}: {made_from['from']}"
     try:
@@ -224,7 +224,7 @@ class VectorFile:
             if place is None:
                 raise UserError(
                     f"data.vectors: {self.name}: {self.path} has no row with {self.key}={row[self.key]}; "
-                    "expected one for each segment (a null says that nothing is told)"
+                    "expected one for each segment (null for a segment without a vector)"
                 )
             value = self._vectors[place]
             value = value.as_py() if isinstance(value, pa.Scalar) else value

@@ -72,7 +72,7 @@ class Recipe:
     shared: dict
 
     def requests(self, rows: Iterable[tuple[int, dict]], arrays: dict) -> list[SampleRequest]:
-        """The pipeline's request for each row, of a whole clip. rows: with their places in the batch."""
+        """The pipeline's request for each row, of a whole clip. rows: pairs (place in the batch, row)."""
         return [self._request(place, row, arrays) for place, row in rows]
 
     def windows(self, rows: Iterable[tuple[int, dict]], arrays: dict) -> list[SampleRequest]:
@@ -157,7 +157,8 @@ class ReadGiven:
     def _read(
         self, path: str, start_seconds: float, num_frames: int | None
     ) -> dict[str, np.ndarray] | MediaError:
-        """The streams of a file, or why it has none. num_frames: None: what the task reads of a window."""
+        """The streams of a file, or why it has none. num_frames: how many to read; None: as many as the task
+        reads of a window."""
         end = None if num_frames is None else start_seconds + num_frames / self.recipe.config.clip.fps
         source = SourceRow(id="", key=path, path=path, start_seconds=start_seconds, end_seconds=end)
         try:
@@ -232,7 +233,7 @@ class Finish:
             for (place, _), clip in zip(usable, clips, strict=True):
                 clip.save(storage.join(self.recipe.folder, done[place]["path"]))
         for row in done:
-            if "error" in row:  # a sample of other settings may have been there
+            if "error" in row:  # an earlier job with other settings may have left a file
                 storage.delete_file(storage.join(self.recipe.folder, row["path"]))
         write_part(self.recipe.folder, done)
         return rows, {}

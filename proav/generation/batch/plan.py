@@ -218,7 +218,8 @@ def _check_windows_last(config: Config, model: Config) -> None:
 def checked_seconds(config: Config, task: str, seconds: float) -> float:
     """`seconds`, if a model of this configuration makes clips of that length by a task; else UserError.
 
-    A clip that is to go on is given by the frames that a window needs. config: of the model.
+    For a task that continues a given clip, the clip is taken to have only the frames that a window needs.
+    config: of the model.
     """
     num_frames = wanted_frames(config, seconds, 1)
     there = max(frames_needed(config, task).values()) if TASKS[task].extends else 0
@@ -231,7 +232,7 @@ def checked_seconds(config: Config, task: str, seconds: float) -> float:
 
 
 def known_labels(checkpoint: Checkpoint) -> dict[str, str]:
-    """{label in one form: label} of a checkpoint."""
+    """{label in its comparable form (`text.one_form`): label} of a checkpoint."""
     return {one_form(label): label for label in checkpoint.labels}
 
 
@@ -298,7 +299,8 @@ def _label(text: str, labels: dict[str, str]) -> str | None:
 
 
 def _is_same(found: dict, wanted: dict) -> bool:
-    """Whether a sample is the wanted one. A setting that rows of earlier versions lack had its default."""
+    """Whether a sample is the wanted one. If a row of an earlier version lacks a setting, the default is
+    assumed."""
     found = _OF_EARLIER_VERSIONS | found
     keys = wanted.keys() | {"number", "seconds", "texts", "vectors", "encoders"}
     return all(found.get(key) == wanted.get(key) for key in keys)

@@ -28,7 +28,7 @@ class ApiError(Exception):
         message: what was given and what was expected, for people.
         param: name of the field that is wrong; None if no field is the cause.
         code: a short stable word for programs.
-        retry_after_seconds: when the client may ask again; None: not told.
+        retry_after_seconds: when the client may ask again; None: unknown.
         """
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code

@@ -100,7 +100,8 @@ class WholeRequests:
         await send({"type": "http.response.body", "body": b""})
 
     def _telling(self, scope: Scope, send: Send) -> Send:
-        """`send` with the limits: the proxy asks for them and takes them, the application adds them."""
+        """`send`, with the limits in a header: the application adds them to its answer, the proxy reads and
+        removes them."""
         if self.in_proxy:
             scope["headers"] = [*scope["headers"], (LIMITS_HEADER, b"?")]
         elif not any(name == LIMITS_HEADER for name, _ in scope["headers"]):
@@ -176,7 +177,8 @@ class _Arriving:
 
 
 def _first(messages: list[Message], receive: Receive) -> Receive:
-    """Gives these messages, each once and without keeping it, then what comes after the request."""
+    """A `receive` that first gives these messages, dropping each from memory, and then what the client sends
+    next."""
 
     async def given() -> Message:
         return messages.pop() if messages else await receive()

@@ -86,7 +86,7 @@ def _is_foreign(headers: list[tuple[bytes, bytes]], host: str) -> bool:
 def _is_own(origin: str, host: str) -> bool:
     """Whether an Origin is the address that was asked. Its scheme may be that of a proxy with TLS."""
     match = re.fullmatch(r"(https?)://(.+)", origin, re.IGNORECASE)
-    if not match:  # null: a page of a file, or of a frame without rights
+    if not match:  # "null": the page is a local file, or a sandboxed frame
         return False
     port = DEFAULT_PORTS[match[1].lower()]
     address = _address(match[2], port)

@@ -43,11 +43,11 @@ class ModelCard:
     """Bands of the spectrogram preview: num_bins, min_hz, max_hz."""
     max_upload_bytes: int
     max_windows: int
-    """Most windows that a request may make; for the task continue, may add to its clip."""
+    """Most windows that a request may make. For the task continue they are added to the given clip."""
     window_seconds: float
-    """Seconds that each window but the first adds; for the task continue, each."""
+    """Seconds that each window after the first adds. For the task continue, the first adds as much."""
     max_frames: dict[str, int]
-    """The longest clip of each task; for the task continue, with the clip that is given."""
+    """Frames of the longest clip of each task; for the task continue, the given clip is included."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: ServeSettings) -> "ModelCard":
@@ -126,7 +126,8 @@ class ModelCard:
 def _longest(config: Config, task: str, max_windows: int) -> int:
     """Frames of the longest clip that a request may ask for by a task.
 
-    The clip that goes on may be as long as max_windows windows beside each other. config: of the model.
+    A given clip that is continued may be as long as max_windows windows without overlap. config: of the
+    model.
     """
     if not makes_long_clips(config, task):
         return config.clip.num_frames

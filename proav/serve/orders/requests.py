@@ -128,7 +128,8 @@ class Order(BaseModel):
     steps: Annotated[int, Field(ge=1)]
     guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
     num_windows: Annotated[int, Field(ge=1)] = 1
-    """For a clip that goes on to num_frames it is known only with that clip (`queue/service.py`)."""
+    """If a given clip is continued to num_frames, this is set once the length of that clip is known
+    (`queue/service.py`)."""
     num_frames: Annotated[int, Field(ge=1)] | None = None
     """Frames of the clip, if a length is asked for."""
     span: tuple[float, float] | None = None

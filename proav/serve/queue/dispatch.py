@@ -212,7 +212,7 @@ class Dispatcher:
                 await self._finish(batch, asked, clips)
         except SamplerLost as error:
             await self._lost(batch, error)
-        except Exception as error:  # whatever sampling raised belongs to these jobs, not to the server
+        except Exception as error:  # an error of sampling fails these jobs, not the server
             logger.exception("a batch of %d failed", len(asked))
             await self._failed(batch, error)
         finally:

@@ -98,7 +98,7 @@ class Service:
         self._tasks = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
-        """Gives up the running jobs; a later server takes them up."""
+        """Abandons the running jobs; a later server makes them."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -166,7 +166,7 @@ class Service:
     def _with_length(self, order: Order, given: dict[str, np.ndarray] | None) -> tuple[Order, float]:
         """The order with its number of windows, and the seconds of its clip.
 
-        given: the streams of its file. Raises ApiError 400 if a clip would go on too often, or not at all.
+        given: the streams of its file. Raises ApiError 400 if the clip would need too many windows, or none.
         """
         card, there = self.card, len(given["video"]) if TASKS[order.task].extends else 0
         if order.num_frames is None:

@@ -33,7 +33,7 @@ def turn_to_start() -> Iterator[ActorHandle]:
             turn = _Turn.options(name=NAME, namespace=NAMESPACE).remote()
         except ActorAlreadyExistsError:
             if not is_told:
-                print("train: another job with loading actors is taking its room; waiting until it has it")
+                print("train: another job with loading actors is taking its CPUs; waiting until it has them")
             is_told = True
             time.sleep(POLL_SECONDS)
     try:

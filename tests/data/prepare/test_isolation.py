@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A clip of 40 s, which leaves time to strike while it is decoded, one of 2 s, and a text."""
+    """A clip of 40 s, which leaves time to kill its decoder, a clip of 2 s, and a text."""
     root = tmp_path_factory.mktemp("sources")
     make_clip(1, seconds=40.0, height=240, width=320).save(str(root / "long.mp4"))
     make_clip(2, seconds=2.0).save(str(root / "short.mp4"))

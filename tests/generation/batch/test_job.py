@@ -69,7 +69,7 @@ def test_any_pools_make_the_same_files_and_a_killed_job_goes_on(tmp_path, ray_lo
     shape = {"fps": 5, "sample_rate": 16_000, "height": 32, "width": 32}
     long = read_clip(f"{tmp_path}/one/samples/000000/000000005.mp4", **shape)
     assert len(long.video) == 9
-    # as a job leaves it that was killed after its second batch
+    # the folder that a job leaves if it is killed after its second batch
     config, checkpoint = config_of("killed", "generate.num_workers=2"), load_checkpoint(path)
     folder, shared = f"{config.run_folder}/samples", shared_values(config, checkpoint)
     plan = make_plan(folder, wanted_rows(config, checkpoint), shared, 2)

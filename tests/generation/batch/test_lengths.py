@@ -47,7 +47,7 @@ def made_by_python(checkpoint, count, **settings):
 
 @pytest.mark.parametrize(("task", "frames"), [("joint", 0), ("a2v", 9), ("v2a", 9), ("continue", 2)])
 def test_clips_of_a_length_are_those_of_python(checkpoint, file, tmp_path, task, frames):
-    """frames: of the file that are given."""
+    """frames: how many frames of the file are given."""
     listing = listing_of(tmp_path, "path,label,seconds,seed,count", f"{file},rain,1.8,5,2")
     make, rows = maker_of(checkpoint, tmp_path, "generate.steps=2", f"generate.task={task}", listing)
     assert make({"batch": pack(rows)})["error"] == ""

@@ -1,4 +1,4 @@
-"""Mel images: every value a block of pixels, and back."""
+"""Mel images: every value becomes a block of pixels, and the block becomes the value again."""
 
 import pytest
 import torch

@@ -15,7 +15,7 @@ NAMES = pytest.mark.parametrize("name", SHAPES)
 
 
 def told_model(**stdit) -> tuple[STDiT, tuple]:
-    """A trained-looking model that takes both kinds of vectors, and inputs; the first clip has both."""
+    """A model with random weights that takes both kinds of vectors, and inputs; the first clip has both."""
     config = small_config(vectors=SHAPES, **stdit)
     noisy, times, conditions = inputs(config)
     generator = torch.Generator().manual_seed(3)

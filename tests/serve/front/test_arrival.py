@@ -1,4 +1,5 @@
-"""Clients that do not finish are told so and let go; others are answered. The port is real, without Ray."""
+"""Clients that do not finish their requests get an error and are disconnected; others are answered. The port
+is real, without Ray."""
 
 import contextlib
 import http.client

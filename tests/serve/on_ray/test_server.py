@@ -110,7 +110,7 @@ def test_a_request_that_the_ingress_takes_with_it_is_answered_in_json(served, se
 
 
 def test_slow_clients_are_told_by_rays_proxy_within_the_settings_of_the_server(served):
-    """The limits are settings of the application. It tells them to the proxy with its answers."""
+    """The limits are settings of the application, which sends them to the proxy with its answers."""
     requests.get(f"{served}/v1/models").raise_for_status()
     host, port = served.removeprefix("http://").split(":")
     head = f"POST /v1/videos HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"

@@ -1,4 +1,4 @@
-"""Jobs of the masked tasks: an upload goes the whole way, and the clip is the pipeline's."""
+"""Jobs of the masked tasks, from the upload to the mp4; the clip is the pipeline's."""
 
 import asyncio
 import io
@@ -13,7 +13,7 @@ from tests.synthetic_clips import make_clip
 
 
 def test_masked_tasks_give_what_the_pipeline_gives(masked_checkpoint, tmp_path):
-    """An upload goes the whole way: decoded, kept, taken up by another server, sampled, written."""
+    """An upload is decoded, kept, read by another server, sampled and written."""
     pipeline = SoundingVideoPipeline.from_checkpoint(masked_checkpoint)
     settings = ServeSettings(checkpoint=masked_checkpoint, jobs_dir=str(tmp_path / "jobs"))
     sampler = Sampler(masked_checkpoint, device="cpu")

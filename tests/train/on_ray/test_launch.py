@@ -1,4 +1,4 @@
-"""Training on Ray: workers agree, a killed worker costs only time, and a user's mistake is told as one."""
+"""Training on Ray: workers agree, a killed worker costs only time, and a user's mistake is reported as one."""
 
 import contextlib
 import os
@@ -129,7 +129,7 @@ def test_two_jobs_with_loading_actors_do_not_wait_for_each_other(tmp_path, ray_l
         finally:
             job.kill()
     assert job.returncode == 0 and "16 / 16 clips" in said, said
-    assert "another job with loading actors is taking its room" in capfd.readouterr().out
+    assert "another job with loading actors is taking its CPUs" in capfd.readouterr().out
     assert not _is_starting()
 
 
