@@ -62,7 +62,7 @@ def as_vectors(value: Any, where: str) -> np.ndarray:
 def fitted(value: Any, shape: Shape, where: str) -> np.ndarray:
     """The vectors of one clip as float32 of the model's `shape`; zeros follow a shorter sequence.
 
-    value: see `as_vectors`; None: the clip has no such vectors, so the result is zeros.
+    value: see `as_vectors`; None: the clip has none, so the result is zeros.
     where: begins the message of UserError if they do not fit.
     """
     result = np.zeros(shape, np.float32)

@@ -1,4 +1,4 @@
-"""Scores that are computed from stored features: for each clip, only for sets that have them, and in a table."""
+"""Scores that are computed from stored features: of each clip, only for sets that have them, in a table."""
 
 import dataclasses
 

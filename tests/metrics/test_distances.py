@@ -134,7 +134,7 @@ def test_the_bias_is_what_samples_of_one_distribution_show():
 
 @pytest.mark.parametrize(("count", "power"), [(60, 0.0), (60, 0.5), (300, 0.5), (300, 1.0)])
 def test_the_bias_is_told_from_a_sample(count, power):
-    """The bias can be estimated from the set itself, even if it has hardly more vectors than the 50 features."""
+    """The bias can be estimated from the set itself, even with hardly more vectors than the 50 features."""
     spread = np.arange(1, 51.0) ** -power
     generator = np.random.default_rng(1)
     samples = [Moments.of(generator.normal(size=(count, 50)) * spread) for _ in range(600)]

@@ -1,4 +1,4 @@
-"""The page of a data set: counts, what filters leave out, and the page if data are missing or half prepared."""
+"""The page of a data set: counts, what filters leave out, and the page of missing or half prepared data."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Training on Ray: workers agree, a killed worker costs only time, and a user's mistake is reported as one."""
+"""Training on Ray: workers agree, a killed worker costs only time, a user's mistake is reported as one."""
 
 import contextlib
 import os
