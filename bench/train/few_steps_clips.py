@@ -106,7 +106,7 @@ def made_clips(
 
 
 def psnr_db(made: np.ndarray, wanted: np.ndarray) -> float:
-    """Mean over clips; uint8 [N, T, H, W, 3]."""
+    """Peak signal-to-noise ratio in dB, mean over clips. made, wanted: uint8 [N, T, H, W, 3]."""
     error = ((made.astype(np.float32) - wanted) ** 2).mean((1, 2, 3, 4))
     return float((10 * np.log10(255**2 / np.maximum(error, 0.5))).mean())
 

@@ -90,7 +90,7 @@ def _encoded(texts: list[str]) -> torch.Tensor:
 
 
 def _of_others(own: np.ndarray) -> np.ndarray:
-    """For each window another one with another label: the next such window, round about."""
+    """For each window the next one in the list that has another label; the list wraps around."""
     count = len(own)
     return np.array(
         [next(j % count for j in range(i + 1, i + count) if own[j % count] != own[i]) for i in range(count)]

@@ -84,7 +84,7 @@ class GenerateConfig(Section):
     use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
     """auto: a GPU for each actor if the cluster has any, or its autoscaler can add one."""
     checkpoint: str | None = None
-    """A ST-DiT checkpoint; empty: the newest of this run."""
+    """An ST-DiT checkpoint; empty: the newest of this run."""
 
     @model_validator(mode="after")
     def _check(self) -> "GenerateConfig":

@@ -94,7 +94,7 @@ def called(function: Callable[[Sequence], Any], given: Sequence, where: str) -> 
     made = function(given)
     if not hasattr(made, "__len__") or len(made) != len(given):
         count = len(made) if hasattr(made, "__len__") else "no"
-        raise UserError(f"{where} gave {count} results for {len(given)}; expected one each, None for nothing")
+        raise UserError(f"{where} gave {count} results for {len(given)}; expected one each, or None")
     return [
         None if value is None else as_vectors(value, f"{where}: result {place}")
         for place, value in enumerate(made)

@@ -24,7 +24,7 @@ ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 """Parts of Ray look for a cluster in these variables. The second, meant for `ray job submit`, has priority.
 """
 SETUP_HOOK = "proav.on_ray.start.keep_to_own_cluster"
-"""For ray.init's runtime_env: every worker process calls it when it starts."""
+"""The function for ray.init's runtime_env that every worker process calls when it starts."""
 ROOM_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead")
 """Longest path of a temporary folder: 107 bytes for a socket's path (unix(7)), less the most that Ray adds.
 """

@@ -1,4 +1,5 @@
-"""The clips on a data set's page: spread over labels, at the ends of scores, left out by filters, and copies.
+"""The clips on a data set's page: some of each label, those with extreme scores, some that filters leave out,
+and copies.
 
 The choice of segments depends on the index alone, so that the same data set gives the same page. Their number
 does not grow with the data set. The rest of the page is in `data_page.py`.
@@ -102,7 +103,7 @@ def _spread_over_labels(segments: pa.Table, used: np.ndarray) -> list[int]:
 
 
 def _ends_of_scores(segments: pa.Table, used: np.ndarray, shown: set[int]) -> list[tuple[str, int]]:
-    """(title, segment) at the ends of the scores; of equal segments the first.
+    """(title, segment with the lowest or highest score). Of segments with equal scores, the first is taken.
 
     used: segments in use.
     shown: segments that are shown already. They are not chosen again; the chosen ones are added.

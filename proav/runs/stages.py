@@ -66,7 +66,7 @@ STAGES = {
         ),
     )
 }
-"""In the order in which they train."""
+"""The stages, in the order in which they train."""
 
 
 def stage_of(kind: str, config: Config) -> Stage:

@@ -39,7 +39,7 @@ class NoisyBatch:
     noise_BDPNN: Tensor
     noisy_BDPNN: Tensor
     times_B2: Tensor
-    """In [0, 1] per modality, 0 for a given one."""
+    """Times in [0, 1] of each modality; 0 for a given modality."""
     given_B2: Tensor
     conditions: Conditions
 

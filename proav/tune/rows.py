@@ -35,7 +35,7 @@ class Row:
     flops_per_clip: int
     """One reconstruction, or with tune.stage=stdit one sample; a multiply-add is two."""
     clips_per_second: float | None
-    """Over the whole training."""
+    """Mean over the whole training."""
     peak_memory_gib: float | None
     """Peak memory of a training worker."""
     seconds: float | None

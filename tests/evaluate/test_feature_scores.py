@@ -1,4 +1,4 @@
-"""Scores that are computed from stored features: of each clip, only for sets that have them, in a table."""
+"""Scores from stored features: clips are paired by id, and real clips have the same scores beside them."""
 
 import dataclasses
 

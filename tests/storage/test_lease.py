@@ -77,7 +77,7 @@ def test_the_second_is_refused_and_told_by_whom_until_the_first_leaves(folder):
         second = Lease(folder, advice="choose another jobs_dir=DIR", **QUICK)
         with pytest.raises(LeaseHeld) as refused, second:
             pass
-        with Lease(folder, **{**QUICK, "name": "training"}):  # another matter
+        with Lease(folder, **{**QUICK, "name": "training"}):  # a lease of another name
             assert not lease.lost
         assert storage.list_files(folder) == []  # hidden from those who list the folder
         lease.check()

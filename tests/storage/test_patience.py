@@ -104,7 +104,7 @@ def test_files_of_a_flaky_store_are_whole(flaky):
     assert not (local / "a").exists()
     assert (
         len((local.parent / "faults").read_text().splitlines()) >= 5
-    )  # of at least 60 calls; one run in 10,000 has fewer
+    )  # at least 60 calls; only one run in 10,000 has fewer faults than this
 
 
 def test_a_file_that_cannot_be_looked_at_is_not_missing(flaky):

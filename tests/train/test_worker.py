@@ -97,7 +97,7 @@ def test_resuming_equals_not_stopping_with_zero_2(tmp_path):
 
 
 def sharded_models_train(configs, half):
-    """On two workers with every weight sharded: trains to the end, and again from the checkpoint `half`."""
+    """Runs on two workers, every weight sharded. Trains to the end, and again from the checkpoint `half`."""
     shard_everything()
     engines, make_engine = [], worker.make_engine
     worker.make_engine = lambda *given, **named: engines.append(make_engine(*given, **named)) or engines[-1]

@@ -28,7 +28,7 @@ def vectors_folder(data_dir: str, name: str) -> str:
 
 
 def segments_hash(manifest: dict) -> str:
-    """16 hexadecimal digits that identify the stored segments, whatever filters and vocabulary are."""
+    """16 hexadecimal digits that identify the stored segments, independent of filters and vocabulary."""
     content = json.dumps([shard["sha256"] for shard in manifest["shards"]])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

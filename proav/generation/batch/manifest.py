@@ -22,7 +22,7 @@ from proav.errors import UserError
 PARTS_AT_A_TIME = 256
 """Parts that are held in memory together while they are merged."""
 THREADS = 16
-"""For reading and deleting parts. Object stores answer slowly, but answer many requests at once."""
+"""Threads that read and delete parts. Object stores answer slowly, but answer many requests at once."""
 
 
 def sample_path(folder: str, index: int) -> str:
@@ -85,7 +85,7 @@ class ManifestDraft:
         self._file.write(line.encode())
 
     def publish(self, parts: Sequence[str]) -> None:
-        """parts: those whose rows the new manifest has."""
+        """Replaces the manifest by the new one. parts: those whose rows it has; they are deleted."""
         # If the job is killed between these lines, a part that stays says the same as the new manifest
         storage.write_file(storage.join(self.folder, "manifest.jsonl"), self._file)
         with ThreadPoolExecutor(THREADS) as pool:
@@ -101,7 +101,7 @@ class ManifestDraft:
 
 
 class SampleFiles:
-    """Which samples have a file, by one listing of a folder for a thousand samples.
+    """Says which samples have a file. It lists each folder once, for its thousand samples.
 
     Ask in order of the index: only the listing of one folder is kept.
     """

@@ -79,7 +79,8 @@ MATERIALS = {
         ),
     )
 }  # fmt: skip
-"""By name. Ratios are rounded from Fletcher and Rossing, The Physics of Musical Instruments (2nd edition)."""
+"""The materials by name. Ratios are rounded from Fletcher and Rossing, The Physics of Musical Instruments
+(2nd edition)."""
 
 
 def pitch_hz(radius: float) -> float:

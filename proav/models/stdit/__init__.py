@@ -1,4 +1,4 @@
-"""ST-DiT: the transformer, its tokens, and what it adds to them."""
+"""ST-DiT: the transformer, its tokens, and its embeddings."""
 
 from proav.models.stdit.transformer import STDiT
 

@@ -424,7 +424,7 @@ def test_what_a_format_needs_is_named(folder):
 
 
 def test_cut_and_whole_videos_give_the_same_segments(folder, tmp_path):
-    """Ids and times are those of the video, wherever its file begins. A missing file is a reject."""
+    """Ids and times are those of the whole video, also if the file is cut. A missing file is a reject."""
     config = tiny_config(
         f"data.listing={folder}/eval_segments.csv",
         f"data.videos={folder}/videos",

@@ -183,7 +183,7 @@ def test_masked_tasks_are_had_from_a_model_that_was_trained_for_them(masked_card
 
 
 def test_a_length_is_a_number_of_frames(card, masked_card):
-    """Of five frames a second; five windows of four make at most twelve."""
+    """The model makes five frames a second. Five windows of four frames make at most twelve frames."""
     assert order_of(card, {}).num_frames is None and order_of(card, {"seconds": ""}).num_frames is None
     assert order_of(card, {"seconds": "0.8"}).num_frames == 4
     for seconds, frames in ((0.2, 1), ("1.8", 9), (2.4, 12), ("2.49", 12)):
