@@ -73,8 +73,8 @@ ACCOUNT_SCHEMA = pa.schema(
     [
         ("source", pa.string()),
         ("source_id", pa.string()),
-        ("start_seconds", pa.float64()),  # of the stretch that was to be prepared
-        ("end_seconds", pa.float64()),  # as listed; otherwise by the file's header or packets
+        ("start_seconds", pa.float64()),  # start of the stretch that was to be prepared
+        ("end_seconds", pa.float64()),  # its end as listed, or else by the file's header or packets
         ("used_seconds", pa.float64()),  # in segments
         ("rejected_seconds", pa.float64()),
         ("picture_track", pa.int32()),  # place among the file's picture tracks, from 0; null: none chosen
