@@ -29,7 +29,7 @@ def test_relative_runs_lie_below_this_folder_or_the_one_that_is_named(monkeypatc
     assert runs_folder() == "s3://bucket/all"
 
 
-def test_an_address_where_nothing_listens_is_told_at_once():
+def test_an_address_where_nothing_listens_is_reported_at_once():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -45,13 +45,13 @@ def test_an_address_where_nothing_listens_is_told_at_once():
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "head", "10.0.0.1:port", ":6379"])
-def test_what_is_no_address_is_told_with_what_one_looks_like(address):
+def test_what_is_no_address_is_reported_with_what_one_looks_like(address):
     said = f"RAY_ADDRESS={address}: expected the head's address and port .* RAY_ADDRESS=10.0.0.1:6379"
     with pytest.raises(UserError, match=said):
         check_address(address)
 
 
-def test_the_address_that_a_dead_ray_left_in_a_file_is_told_or_passed_over(tmp_path, monkeypatch):
+def test_the_address_that_a_dead_ray_left_in_a_file_is_reported_or_passed_over(tmp_path, monkeypatch):
     (tmp_path / "ray").mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -83,14 +83,14 @@ def test_the_gpu_is_chosen_by_what_the_cluster_may_have(ray_local, monkeypatch):
     assert largest_resources()["CPU"] == 64 and wants_gpu("auto") and not wants_gpu(False)
 
 
-def test_limits_are_read_and_a_mistake_in_them_is_told():
+def test_limits_are_read_and_a_mistake_in_them_is_reported():
     assert read_limits("") == {} and read_limits("CPU=64,GPU=8") == {"CPU": 64.0, "GPU": 8.0}
     for broken in ("GPU", "GPU=many", "GPU=8=2"):
         with pytest.raises(UserError, match=f"{LIMITS_VARIABLE}={broken}: expected .* CPU=64,GPU=8"):
             read_limits(broken)
 
 
-def test_a_python_without_the_packages_is_told(tmp_path):
+def test_a_python_without_the_packages_is_reported(tmp_path):
     """`ray job submit -- python ...` takes the first python on the head's PATH."""
     import subprocess
     import sys

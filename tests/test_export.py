@@ -51,7 +51,7 @@ def test_the_showcase_is_small_fits_its_configuration_and_makes_clips():
     assert clip.video.shape == (8, 64, 64, 3) and clip.video.std() > 5 and abs(clip.audio).max() > 0
 
 
-def test_mistakes_are_told_in_a_line(tmp_path, capsys):
+def test_mistakes_are_reported_in_a_line(tmp_path, capsys):
     mdsa = save_tiny_mdsa(str(tmp_path / "mdsa"), tiny_config())
     assert main([mdsa, str(tmp_path / "small")]) == 2
     assert main([str(tmp_path / "none"), str(tmp_path / "small")]) == 2

@@ -21,7 +21,7 @@ TaskName = str
 VectorName = Annotated[str, AfterValidator(lambda name: _vector_name(name))]
 """A name of given vectors, which is also a column of listings."""
 VectorShape = PositiveInt | tuple[PositiveInt, PositiveInt]
-"""The width of one vector a clip; or the most vectors and the width of a sequence."""
+"""For one vector a clip, its width. For a sequence, the largest number of vectors and their width."""
 TAKEN_NAMES = frozenset(
     "path start_seconds end_seconds seconds label labels split seed count index number given".split()
 )

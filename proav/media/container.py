@@ -1,9 +1,7 @@
 """Clips in files: picture and sound read onto one clock in a single pass, and written as mp4 (PyAV).
 
-Mel images are in `melframes.py`, the encoders in `muxing.py`, the storage of data sets in
-`proav/data/store/shards.py`. ProAV-DiT is trained on clips: T frames of H x W with the sound of exactly the
-same time.
-Letters: T frames, H and W rows and columns.
+A clip is T frames of H x W pixels, with the sound of exactly the same time. Mel images are in `melframes.py`,
+the encoders in `muxing.py`, the storage of data sets in `proav/data/store/shards.py`.
 """
 
 import contextlib
@@ -296,10 +294,11 @@ def encode_clip(clip: Clip, *, crf: int = CRF) -> bytes:
 
 
 class ClipWriter:
-    """An mp4 as `write_clips` makes it, for clips that come one by one, also for several files in turn.
+    """An mp4 as `write_clips` makes it, from clips that arrive one by one. Several writers may be open at a
+    time.
 
-    It grows in a file of its own, which is deleted at the end of the `with` block: FFmpeg reads it again when
-    it moves the index to the front.
+    The mp4 is written to a temporary local file, since FFmpeg must read it again to move the index to the
+    front. The end of the `with` block deletes that file.
     """
 
     def __init__(self, *, crf: int = CRF) -> None:

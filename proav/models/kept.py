@@ -1,8 +1,8 @@
 """What the models keep of a clip for the backward pass: the memory of activations, estimated.
 
-The estimates are formulas of a configuration, fitted to what saved_tensors_hooks saw. Not here: FLOPs, which
-each module says of itself (`flops`), and the other parts of memory (`proav/costs.py`). Letters: C width of
-MDSA, d width of ST-DiT.
+The estimates are formulas of a configuration, fitted to the values that torch's saved_tensors_hooks counted.
+Not here: FLOPs, which each module says of itself (`flops`), and the other parts of memory (`proav/costs.py`).
+Letters: C width of MDSA, d width of ST-DiT.
 """
 
 import math
@@ -79,12 +79,13 @@ def _refiner_levels(config: Config, modality: str) -> list[tuple[int, int]]:
 
 
 def stdit_kept(config: Config) -> Kept:
-    """Per token, layer and width: 8 a + 2 wide and 4 a + 3 + 2 r narrow values.
+    """What ST-DiT keeps for the backward pass.
 
-    a: attentions of a block (2 divided, 1 full). r: the MLP's ratio. The coefficients were fitted to what
-    saved_tensors_hooks saw. Embedding and modulation are left out, a few percent. Attention across the planes
+    Per token, layer and unit of width there are 8 a + 2 wide and 4 a + 3 + 2 r narrow values. a: attentions
+    of a block (2 divided, 1 full). r: the MLP's ratio. The coefficients were fitted to counts by torch's
+    saved_tensors_hooks. Embedding and modulation, a few percent, are left out. Attention across the planes
     repeats larger tokens at each place of the finest plane: every repeat keeps four more narrow values.
-    Attention to sequences of vectors keeps 2 wide and 4 narrow values per token, 2 and 1 per vector.
+    Attention to sequences of vectors keeps 2 wide and 4 narrow values per token, and 2 and 1 per vector.
     """
     depth, width, _ = config.stdit.shape
     divided = config.stdit.attention == "divided"

@@ -103,8 +103,8 @@ def catch_up(members: dict[str, Trial], records: dict[str, TrialRecord]) -> None
 
 
 def run_member(config: Config, members: dict[str, Trial], run: Callable[..., None]) -> None:
-    """Starts a member: takes over the weights that were decided, then trains with `run`, which is
-    `run_trial`.
+    """Starts a member: copies another member's checkpoint if that was decided, then trains with `run`
+    (`run_trial`).
     """
     name = tune.get_context().get_trial_name()
     record = read_record(members[name].config.run_folder)
@@ -133,7 +133,8 @@ def at_point(config: Config, trial: Trial, point: Point) -> Trial:
 
 
 def _take_over(trial: Trial, giver: Trial, record: TrialRecord) -> TrialRecord:
-    """Puts the giver's checkpoint in place of the member's own; repeated if it was interrupted."""
+    """Puts the giver's checkpoint in place of the member's own. If it was interrupted, it runs again as a
+    whole."""
     source = storage.join(_lent(giver), str(int(record.taken[-1]["budget"])))
     target = storage.join(trial.config.run_folder, "mdsa", "checkpoints")
     (name,) = {

@@ -47,7 +47,7 @@ def test_shipped_file_is_right_and_says_what_to_fill_in(path):
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
-def test_the_limits_that_jobs_are_told_are_those_of_the_launchers_groups(name):
+def test_the_limits_that_jobs_are_given_are_those_of_the_launchers_groups(name):
     document = load(name)
     told = next(
         option.partition("PROAV_CLUSTER_LIMITS=")[2]
@@ -63,7 +63,7 @@ def test_the_limits_that_jobs_are_told_are_those_of_the_launchers_groups(name):
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob-train"])
-def test_the_limits_that_jobs_are_told_are_those_of_the_pods(name):
+def test_the_limits_that_jobs_are_given_are_those_of_the_pods(name):
     spec = load(name)["spec"]
     cluster = spec.get("rayClusterSpec", spec)
     variables = {
@@ -210,11 +210,11 @@ def change(name: str, place: tuple, value: object) -> dict:
         ),
     ],
 )
-def test_broken_rule_is_told(name, place, value, words, tmp_path):
+def test_broken_rule_is_reported(name, place, value, words, tmp_path):
     assert words in mistake(tmp_path, change(name, place, value))
 
 
-def test_missing_machine_of_an_own_cluster_is_told(tmp_path):
+def test_missing_machine_of_an_own_cluster_is_reported(tmp_path):
     document = load("onprem")
     del document["provider"]["head_ip"]
     assert "provider.head_ip is missing" in mistake(tmp_path, document)

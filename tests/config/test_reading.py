@@ -79,7 +79,7 @@ def test_shipped_configs_load_and_survive_a_round_trip(path):
         (["a.b={c"], "cannot read the override"),
     ],
 )
-def test_a_wrong_setting_is_told_with_its_key(words, said):
+def test_a_wrong_setting_is_reported_with_its_key(words, said):
     with pytest.raises(ConfigError) as error:
         load_config(None, words)
     assert said in str(error.value)

@@ -151,7 +151,7 @@ def test_ddpm_is_followed_to_its_data(name):
     assert found[-1] < 0.06 and all(fine < 0.65 * coarse for coarse, fine in zip(found, found[1:]))
 
 
-def test_solvers_that_do_not_fit_are_told_with_those_that_do():
+def test_solvers_that_do_not_fit_are_reported_with_those_that_do():
     assert find_solver(None, "flow") is SOLVERS["euler"] and find_solver(None, "ddpm") is SOLVERS["ddim"]
     with pytest.raises(UserError, match="solver=heun does not follow .*ddpm; expected one of dpmpp_2m"):
         find_solver("heun", "ddpm")

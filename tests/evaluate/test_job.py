@@ -18,7 +18,7 @@ from tests.tiny import tiny_config
 VIEW = View(16, 10, 64, 64, 16_000, "pad")
 
 
-def test_a_protocol_is_found_or_told():
+def test_a_protocol_is_found_or_the_known_ones_are_named():
     assert (
         find_protocol("mm-diffusion-64").num_clips == 2048 and find_protocol("mm-diffusion-256").size == 256
     )

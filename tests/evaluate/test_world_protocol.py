@@ -58,7 +58,7 @@ def rows_of(metrics: dict) -> dict[str, dict]:
 
 
 @pytest.mark.ray
-def test_late_sound_is_told_from_true_sound(folders, tmp_path, ray_local, capsys):
+def test_late_sound_is_distinguished_from_true_sound(folders, tmp_path, ray_local, capsys):
     words = [f"run_dir={tmp_path}", f"evaluate.real={folders}/true", f"evaluate.fake={folders}/late"]
     metrics = evaluate(tiny_config(*WINDOWS, *words, "evaluate.num_resamples=20"))
     rows = rows_of(metrics)

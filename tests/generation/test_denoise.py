@@ -291,7 +291,7 @@ def test_ones_as_scales_equal_no_guidance_to_the_bit():
     )
 
 
-def test_progress_is_told_after_each_step_and_nothing_is_left_for_autograd():
+def test_progress_is_reported_after_each_step_and_nothing_is_kept_for_autograd():
     told = []
     _, result = run(
         RectifiedFlow(), small_stdit(), steps=3, on_step=lambda done, total: told.append((done, total))
@@ -347,6 +347,6 @@ def test_groups_of_unlike_length_share_calls_and_equal_their_solo_runs():
         torch.testing.assert_close(denoise(model, RectifiedFlow(), [group])[0], result, rtol=1e-9, atol=1e-9)
 
 
-def test_a_solver_that_does_not_follow_the_process_is_told():
+def test_a_solver_that_does_not_follow_the_process_is_reported():
     with pytest.raises(UserError, match="solver=heun does not follow diffusion.objective=ddpm"):
         run(DDPM(), small_stdit(), steps=3, solver="heun")

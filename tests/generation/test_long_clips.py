@@ -1,4 +1,4 @@
-"""Clips of other lengths than a window have the wanted length, and are the same in pieces as at once."""
+"""Clips shorter or longer than a window have the wanted length, and their pieces equal the whole clip."""
 
 import tracemalloc
 

@@ -145,13 +145,13 @@ def test_unlike_tasks_share_a_batch_and_equal_their_solo_runs(pipeline, clip):
         ({"task": "i2av", "clip": "clip", "span": (0, 0.4)}, "takes none; write task='inpaint'"),
     ],
 )
-def test_mistakes_are_told(pipeline, clip, given, said):
+def test_mistakes_are_reported(pipeline, clip, given, said):
     with pytest.raises(UserError) as error:
         pipeline(**{"steps": 1, **given, **({"clip": clip} if "clip" in given else {})})
     assert said in str(error.value)
 
 
-def test_a_clip_too_short_to_go_on_from_is_told(pipeline, clip):
+def test_a_clip_too_short_to_go_on_from_is_reported(pipeline, clip):
     short = Clip(clip.video[:1], clip.audio[:3200], 5, 16_000)
     with pytest.raises(UserError, match="video of 1 frames: expected at least 2"):
         pipeline(task="continue", clip=short, steps=1)

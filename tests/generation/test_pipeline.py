@@ -90,7 +90,7 @@ def test_settings_matter(pipeline):
         assert not np.array_equal(base.video, other.video), changed
 
 
-def test_progress_is_told(pipeline):
+def test_progress_is_reported(pipeline):
     told = []
     pipeline(3, steps=2, batch_size=2, on_step=lambda done, total: told.append((done, total)))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -173,7 +173,7 @@ def test_given_pictures_of_another_size_keep_their_proportions(pipeline):
         ({"audio": np.zeros(20_000, np.float32), "sample_rate": 16_000}, "takes none"),
     ],
 )
-def test_mistakes_are_told(pipeline, given, said):
+def test_mistakes_are_reported(pipeline, given, said):
     with pytest.raises(UserError) as error:
         pipeline(**{"num_samples": 1, **given})
     assert said in str(error.value)

@@ -20,7 +20,7 @@ from proav.generation.sampling_settings import SamplingSettings
         ({"schedule_shift": 0.5}, "schedule_shift=0.5: expected 1 to 100"),
     ],
 )
-def test_what_no_model_can_do_is_told_at_once(given, said):
+def test_what_no_model_can_do_is_reported_at_once(given, said):
     with pytest.raises(UserError, match=said):
         SamplingSettings(**given)
 

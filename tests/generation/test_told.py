@@ -96,6 +96,6 @@ def test_several_labels_are_named_in_any_way_and_differ_from_each(pipeline):
         ({"vectors": {"caption": "a glass"}}, "caption is no array of numbers"),
     ],
 )
-def test_what_the_model_does_not_take_is_told(pipeline, given, said):
+def test_what_the_model_does_not_take_is_reported(pipeline, given, said):
     with pytest.raises(UserError, match=said):
         pipeline(steps=1, **given)

@@ -243,7 +243,7 @@ def test_masked_clips_are_the_same_bytes_for_any_number_of_workers(tmp_path, ray
     assert stats[0]["mean"] == stats[1]["mean"] and stats[1]["continue_frames"] == 1
 
 
-def test_the_size_is_told_and_a_full_disk_refused(tmp_path):
+def test_the_size_is_reported_and_a_full_disk_refused(tmp_path):
     config = prepare(tmp_path, frames=16)
     assert "not prepared yet" in size_text(tiny_config(f"run_dir={tmp_path}/other"))
     store, name = SegmentStore(config.data_folder), "000000-000.parquet"

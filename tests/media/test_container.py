@@ -186,7 +186,7 @@ def test_a_span_read_by_seeking_is_the_span_of_the_whole(tmp_path):
     assert caught.value.reason == "too_short"
 
 
-def test_progress_is_told_while_reading(tmp_path):
+def test_progress_is_reported_while_reading(tmp_path):
     path = film(tmp_path / "clip.mp4", rate=25)
     signs = []
     segments = read_segments(path, **SMALL, segment_seconds=1, on_progress=lambda: signs.append(1))

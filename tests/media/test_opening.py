@@ -128,7 +128,7 @@ class _Shrinking(LocalFile):
         return super().read_at(num_bytes, offset)
 
 
-def test_ends_of_files_are_told_from_storage_that_gives_nothing(tmp_path):
+def test_ends_of_files_are_distinguished_from_storage_that_gives_nothing(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(range(100)))
     file = PatientFile(lambda: LocalFile(path), "file")
@@ -147,7 +147,7 @@ def test_ends_of_files_are_told_from_storage_that_gives_nothing(tmp_path):
         file.read_at(0, 1)
 
 
-def test_what_failed_tries_and_the_pauses_after_them_took_is_told(monkeypatch):
+def test_what_failed_tries_and_the_pauses_after_them_took_is_reported(monkeypatch):
     told, now = [], [100.0]
 
     def sleep(seconds):
@@ -259,7 +259,7 @@ def test_decoding_processes_wait_for_a_store_and_tell_where_it_stays_away(tmp_pa
             list(decoder.rows(replace(source, path=url)))
 
 
-def test_an_open_file_is_left_where_it_was_and_one_at_its_end_is_told(tmp_path):
+def test_an_open_file_is_left_where_it_was_and_one_at_its_end_is_reported(tmp_path):
     make_clip(1, seconds=1.0).save(str(tmp_path / "clip.mp4"))
     with open(tmp_path / "clip.mp4", "rb") as file:
         with pytest.raises(RuntimeError), opened(file, Watch()):

@@ -120,7 +120,7 @@ def test_a_span_of_a_joined_file_is_what_the_whole_has_there(tmp_path, pieces):
     assert seconds(segments) == 2.0 and told(losses) == [(10.0, 12.0, "past_end")]
 
 
-def test_a_part_without_sound_and_one_too_short_are_told(tmp_path, pieces):
+def test_a_part_without_sound_and_one_too_short_are_reported(tmp_path, pieces):
     mute = Path(make_film(tmp_path / "mute.ts", times=regular(25, 3), audio=None)).read_bytes()
     short = Path(
         make_film(tmp_path / "short.ts", times=regular(25, 1)[:15], audio="mp2", sound_to=0.6)
@@ -219,7 +219,7 @@ def test_pictures_that_say_how_long_they_stay_end_then(tmp_path):
 
 
 @pytest.mark.parametrize("segment_seconds", [3, 10])
-def test_long_holes_are_told_and_what_follows_is_used(tmp_path, segment_seconds):
+def test_long_holes_are_reported_and_what_follows_is_used(tmp_path, segment_seconds):
     film = {"times": regular(10, 50), "flashes": (Fraction(45),), "beeps": (45.0,), "sound_to": 50.0}
     hole = make_film(tmp_path / "hole.mkv", **film, hole=(6.0, 40.0), audio="libopus")
     late = make_film(tmp_path / "late.mp4", **film, sound_from=35.0)
@@ -260,7 +260,7 @@ def test_a_short_hole_is_silence_and_a_pause_of_both_is_none(tmp_path):
 
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 @pytest.mark.parametrize("segment_seconds", [0.8, 1.3, 4, 30])
-def test_the_remainder_is_told(tmp_path, segment_seconds, fit):
+def test_the_remainder_is_reported(tmp_path, segment_seconds, fit):
     path = make_film(tmp_path / "film.mp4", times=regular(25, 5), sound_to=4.7)
     segments, losses, _ = parts_of(path, segment_seconds=segment_seconds, fit=fit)
     assert told(losses)[-1] == (4.7, 5.0, "no_sound")
@@ -268,7 +268,7 @@ def test_the_remainder_is_told(tmp_path, segment_seconds, fit):
     assert ("too_short" in [loss.reason for loss in losses]) == (0 < rest < 8)
 
 
-def test_what_a_header_declares_and_the_file_does_not_hold_is_told(tmp_path):
+def test_what_a_header_declares_and_the_file_does_not_hold_is_reported(tmp_path):
     whole = Path(
         make_film(tmp_path / "film.mkv", times=regular(25, 20), sound_to=20.0, beeps=range(1, 19))
     ).read_bytes()
@@ -310,7 +310,7 @@ def test_damage_loses_its_own_segment_alone(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["ab", "ba", "aba"])
-def test_a_part_with_other_tracks_is_told(tmp_path, pieces, order):
+def test_a_part_with_other_tracks_is_reported(tmp_path, pieces, order):
     """Recordings of two makers are joined. The tracks of the shorter one have other identifiers."""
     other = make_film(
         tmp_path / "b.ts", times=regular(25, 3), sound_to=3.0, audio="mp2", size=(32, 40),

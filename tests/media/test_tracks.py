@@ -235,7 +235,7 @@ def test_only_the_span_decides(tmp_path):
     assert read(path, start_seconds=1.5)[0].sound_track == 0
 
 
-def test_settings_choose_and_a_track_that_is_not_there_is_told(tmp_path):
+def test_settings_choose_and_a_track_that_is_not_there_is_reported(tmp_path):
     path = write_film(tmp_path / "film.mkv", tone(300, 0.0), tone(700), tone(1100), pictures=(40, 200))
     about, segment = read(path, sound_track=2, picture_track=1)
     assert abs(pitch(segment.audio) - 1100) < 3 and segment.video.max() > 150

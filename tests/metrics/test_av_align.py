@@ -82,7 +82,7 @@ def test_peaks_are_where_the_picture_moves_most():
     }
 
 
-def test_a_missing_library_is_told_with_what_to_type(monkeypatch):
+def test_a_missing_library_is_reported_with_what_to_type(monkeypatch):
     real = builtins.__import__
 
     def without(name, *arguments, **options):

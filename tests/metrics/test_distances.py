@@ -107,7 +107,7 @@ def test_moments_merge_to_those_of_the_whole():
     np.testing.assert_allclose(merged.covariance, np.cov(features.T), rtol=1e-12, atol=1e-12)
 
 
-def test_too_few_vectors_are_told_with_the_number_needed():
+def test_too_few_vectors_are_reported_with_the_number_needed():
     with pytest.raises(
         UserError, match="at least 22 feature vectors of each set .20 features., there are 21"
     ):
@@ -133,7 +133,7 @@ def test_the_bias_is_what_samples_of_one_distribution_show():
 
 
 @pytest.mark.parametrize(("count", "power"), [(60, 0.0), (60, 0.5), (300, 0.5), (300, 1.0)])
-def test_the_bias_is_told_from_a_sample(count, power):
+def test_the_bias_is_estimated_from_a_sample(count, power):
     """The bias can be estimated from the set itself, even with hardly more vectors than the 50 features."""
     spread = np.arange(1, 51.0) ** -power
     generator = np.random.default_rng(1)

@@ -98,7 +98,7 @@ def test_distances_far_from_the_origin_keep_their_digits():
     np.testing.assert_allclose(squared_distances(features, features), exact, rtol=1e-8, atol=1e-10)
 
 
-def test_too_few_vectors_are_told():
+def test_too_few_vectors_are_reported():
     for measure in (precision_recall, density_coverage):
         with pytest.raises(UserError, match="neighbours.*there are 3"):
             measure(draw(1, 3), draw(2, 50))

@@ -172,7 +172,7 @@ def test_pairs_are_one_to_one_as_many_as_can_be_and_the_nearest():
 
 
 def test_the_pairs_of_greatest_worth_beat_all_others():
-    """Against all pairings one to one and in order."""
+    """The pairs are compared with every pairing that is one to one and in order."""
     generator = np.random.default_rng(0)
     for _ in range(40):
         rows, columns = generator.integers(0, 5, 2)

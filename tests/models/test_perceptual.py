@@ -110,7 +110,7 @@ def test_pickles_that_run_code_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "owned").exists() and not (tmp_path / "out.safetensors").exists()
 
 
-def test_command_line_tells_mistakes_in_one_line(tmp_path):
+def test_command_line_reports_mistakes_in_one_line(tmp_path):
     (tmp_path / "other.ckpt").write_bytes(pickle.dumps({"params": {}}))
     command = [
         sys.executable,

@@ -143,7 +143,7 @@ os.W_OK))
 """
 
 
-def test_a_machine_too_busy_for_ray_is_told_in_a_line(surroundings, short, monkeypatch):
+def test_a_machine_too_busy_for_ray_is_reported_in_a_line(surroundings, short, monkeypatch):
     """The error has the words of Ray 2.60. Ray's limit is 30 s, too long to wait for in a test."""
     ray = pytest.importorskip("ray")
 

@@ -63,7 +63,7 @@ def test_settings_may_stand_on_both_sides_of_options(tmp_path):
         (["train.batch_size=-1"], "greater than or equal to 1"),
     ],
 )
-def test_a_mistake_is_told_without_a_traceback(words, said, tmp_path):
+def test_a_mistake_is_reported_without_a_traceback(words, said, tmp_path):
     done = run("train.py", *words, f"run_dir={tmp_path}/run")
     assert done.returncode == 2
     assert (
@@ -72,7 +72,7 @@ def test_a_mistake_is_told_without_a_traceback(words, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = run("preprocess.py", f"run_dir={tmp_path}/file/run")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

@@ -112,7 +112,7 @@ def test_data_page_counts_and_shows(tmp_path):
     )  # nothing is trained yet
 
 
-def test_data_page_tells_what_filters_leave_out(tmp_path):
+def test_data_page_says_what_filters_leave_out(tmp_path):
     config = small_config(tmp_path)
     reasons = {1: "silent", 4: "clipped", 5: "shot_cuts", 7: "duplicate", 8: "near_duplicate"}
     write_data(tmp_path, config, num_segments=9, dropped=reasons, copies=(2, 7))

@@ -221,7 +221,7 @@ def test_hostile_label_stays_text(whole_run):
     assert HOSTILE in page.text
 
 
-def test_page_tells_what_the_run_can_show(whole_run):
+def test_page_shows_what_the_run_has(whole_run):
     _, text, _ = whole_run
     words = Page(text).text
     assert "8 frames of 64×64 pixels at 5 fps, 1.6 seconds" in words
@@ -232,7 +232,7 @@ def test_page_tells_what_the_run_can_show(whole_run):
     assert words.count("held-out clips, one window each") == 2
 
 
-def test_the_head_tells_what_simple_codes_reach(tmp_path):
+def test_the_head_says_what_simple_codes_reach(tmp_path):
     write_run(tmp_path, num_samples=1)
     path = tmp_path / "eval" / "metrics.json"
     metrics = json.loads(path.read_text())

@@ -81,7 +81,7 @@ def test_the_showcase_is_served_only_where_no_demo_was_run(monkeypatch, tmp_path
         ({"allowed_hosts": 5}, "allowed_hosts=5"),
     ],
 )
-def test_mistakes_are_told_in_a_line(arguments, said):
+def test_mistakes_are_reported_in_a_line(arguments, said):
     with pytest.raises(ConfigError) as error:
         read_settings(arguments)
     assert said in str(error.value) and "\n" not in str(error.value)

@@ -115,7 +115,7 @@ def test_a_remote_folder_comes_back_as_it_was():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
     # /dev/full refuses every write with ENOSPC; the temporary name is a link to it.
     monkeypatch.setattr(storage.files.uuid, "uuid4", lambda: type("Id", (), {"hex": "0" * 32})())
     os.symlink("/dev/full", tmp_path / ".x.bin.00000000.tmp")
@@ -124,6 +124,6 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "x.bin").exists()
 
 
-def test_an_unknown_scheme_is_told():
+def test_an_unknown_scheme_is_reported():
     with pytest.raises(UserError, match="cannot open nosuch://x"):
         storage.open_filesystem("nosuch://x/y")

@@ -71,7 +71,7 @@ def record_of_another_machine(folder, **changes):
     return lease.path, written
 
 
-def test_the_second_is_refused_and_told_by_whom_until_the_first_leaves(folder):
+def test_the_second_is_refused_with_the_name_of_the_first_until_that_leaves(folder):
     with Lease(folder, **QUICK) as lease:
         time.sleep(1.5 * QUICK["stale_seconds"])  # renewed meanwhile
         second = Lease(folder, advice="choose another jobs_dir=DIR", **QUICK)

@@ -77,7 +77,7 @@ def test_what_may_pass_is_tried_again(error, monkeypatch, capsys):
         ValueError("a defect"),
     ],
 )
-def test_what_stays_is_told_at_once(error):
+def test_what_stays_is_reported_at_once(error):
     with pytest.raises(type(error)) as raised:
         patience.patiently(failing(1, error), "reading x")
     assert raised.value is error

@@ -227,6 +227,6 @@ def test_draws_belong_to_clips():
     )
 
 
-def test_missing_perceptual_weights_are_told():
+def test_missing_perceptual_weights_are_reported():
     with pytest.raises(UserError, match="no LPIPS weights at nowhere.safetensors"):
         build("mdsa.loss.perceptual_weights=nowhere.safetensors")

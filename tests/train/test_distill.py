@@ -114,7 +114,7 @@ def test_its_error_is_the_distance_to_its_teachers_samples(run, tmp_path):
         evaluate_flow_map(still, checkpoint)
 
 
-def test_what_cannot_be_distilled_is_told(tmp_path, run):
+def test_what_cannot_be_distilled_is_reported(tmp_path, run):
     with pytest.raises(CheckpointError, match="no checkpoint at .*stage=stdit"):
         train_worker(prepare(tmp_path / "none", "stdit", *TORCH), "distill", device=CPU)
     with pytest.raises(UserError, match="stage=stdit cannot train diffusion.objective=flow_map"):

@@ -78,7 +78,7 @@ def test_a_given_stream_enters_as_its_lone_planes_and_is_not_a_target():
     assert not torch.equal(step.loss(engine, lone_changed, 0).loss, loss.loss)
 
 
-def test_a_masked_clip_is_told_and_all_planes_are_targets():
+def test_a_masked_clip_is_a_condition_and_all_planes_are_targets():
     engine, step, config = build("diffusion.task_weights={inpaint: 1.0}", random_weights=True)
     batch = random_batch(config)
     known = torch.rand(8, 2, 4, generator=torch.Generator().manual_seed(2)) < 0.5

@@ -131,7 +131,7 @@ def test_hidden_matrices_of_mdsa_are_those_of_attentions_mlps_and_linear_planes(
     assert fused == {name for name in hidden if name.endswith(("to_key_value.weight", "mlp.expand.weight"))}
 
 
-def test_missing_state_is_told():
+def test_missing_state_is_reported():
     model, train = ToyModel(), toy_train(optimizer="muon")
     names = [f"{moment}.{name}" for name, moments in moments_of(model, train).items() for moment in moments]
     tensors = dict.fromkeys(names, torch.zeros(1))

@@ -181,7 +181,7 @@ def test_a_generator_checkpoint_makes_clips_alone(tmp_path):
     )
 
 
-def test_what_is_missing_is_told_with_the_command_to_type(tmp_path):
+def test_what_is_missing_is_reported_with_the_command_to_type(tmp_path):
     with pytest.raises(UserError, match="no prepared data in .*run: python ray_jobs/preprocess.py"):
         train_worker(tiny_config(f"run_dir={tmp_path}", *TORCH), "mdsa", device=CPU)
     with pytest.raises(UserError, match="no latents in .*run: python ray_jobs/encode.py"):
@@ -208,7 +208,7 @@ def test_latents_of_another_autoencoder_are_refused(tmp_path):
         train_worker(config, "stdit", device=CPU)
 
 
-def test_filters_that_change_are_told_and_their_latents_refused(tmp_path, capfd):
+def test_filters_that_change_are_reported_and_their_latents_refused(tmp_path, capfd):
     config = prepare(tmp_path, "mdsa", *TORCH, "train.num_clips=4")
     train_worker(config, "mdsa", device=CPU)
     stricter = tiny_config(f"run_dir={tmp_path}", *TORCH, "train.num_clips=8", "filters.duplicates=exact")

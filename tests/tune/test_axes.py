@@ -141,7 +141,7 @@ def test_ranges_and_conditions_survive_a_round_trip(tmp_path):
         ("tune.leave_out=[mdsa.width]", "expected a list of combinations, such as"),
     ],
 )
-def test_a_wrong_axis_is_told(word, said):
+def test_a_wrong_axis_is_reported(word, said):
     with pytest.raises(ConfigError) as error:
         tune_of(word)
     assert said in str(error.value)
@@ -171,7 +171,7 @@ def test_a_wrong_axis_is_told(word, said):
         ),
     ],
 )
-def test_a_condition_that_cannot_hold_is_told(words, said):
+def test_a_condition_that_cannot_hold_is_reported(words, said):
     with pytest.raises(ConfigError) as error:
         check_conditions(tune_of(*words))
     assert said in str(error.value)

@@ -82,7 +82,7 @@ def test_a_budget_in_seconds_has_no_clips():
         (["tune.budget=hours"], "'clips', 'flops' or 'seconds'"),
     ],
 )
-def test_a_wrong_budget_is_told(words, said):
+def test_a_wrong_budget_is_reported(words, said):
     with pytest.raises(ConfigError) as error:
         sweep_config(*words)
     assert said in str(error.value)

@@ -79,14 +79,14 @@ def test_a_metric_that_no_evaluation_has_is_refused(words, said):
     assert said in str(error.value)
 
 
-def test_a_metric_that_the_protocol_does_not_list_is_told():
+def test_a_metric_that_the_protocol_does_not_list_is_reported():
     config = tiny_config("tune.stage=stdit", "tune.metric=generated.sFVG")
     assert "did you mean generated.sFVD?" in unlisted_metrics(config)[0]
     assert unlisted_metrics(tiny_config("tune.stage=stdit", "tune.metric=generated.sFVD")) == []
     assert {"stdit.loss", "generated.sKVD", "reconstruction.rsFVD"} <= set(known_metrics(config))
 
 
-def test_a_metric_that_was_not_measured_is_told_with_what_was():
+def test_a_metric_that_was_not_measured_is_reported_with_what_was():
     with pytest.raises(UserError, match="generated.FVD was not measured .* such as generated.sFVD"):
         score(MEASURED, tiny_config("tune.metric=generated.FVD").tune)
 

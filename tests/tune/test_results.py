@@ -208,7 +208,7 @@ def test_a_stopped_trial_stays_stopped_only_under_its_schedule():
     )
 
 
-def test_records_come_back_as_they_were_and_damage_is_told(tmp_path):
+def test_records_come_back_as_they_were_and_damage_is_reported(tmp_path):
     config = sweep_config(f"run_dir={tmp_path}")
     records = records_of(config)
     folder = tmp_path / "tune" / "trials"

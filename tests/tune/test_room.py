@@ -52,7 +52,7 @@ def test_the_largest_trial_of_the_axes_decides():
     assert concurrent_trials(swept, {"CPU": 16}) == (2, [])  # 2 workers of 1 + 3 CPUs
 
 
-def test_a_cluster_that_cannot_hold_one_trial_is_told_before_it_waits():
+def test_a_cluster_that_cannot_hold_one_trial_is_reported_before_it_waits():
     at_a_time, (note,) = concurrent_trials(tiny_config(CPU_ONLY, AXIS, *ACTORS), {"CPU": 2})
     assert (
         at_a_time == 1

@@ -67,7 +67,7 @@ def test_optuna_proposes_ranges_under_conditions_and_leaves_out():
     assert asked(again, 5) == found[:5]
 
 
-def test_a_point_that_cannot_be_run_is_left_out_and_told(capsys):
+def test_a_point_that_cannot_be_run_is_left_out_and_reported(capsys):
     config = sweep_config()
 
     def begin(point):

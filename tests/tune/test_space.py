@@ -123,7 +123,7 @@ def test_a_sweep_that_cannot_be_run_is_refused_before_it_starts(words, said):
         ("tune.search=bayes", "'grid', 'random' or 'optuna'"),
     ],
 )
-def test_a_wrong_setting_of_the_sweep_is_told(word, said):
+def test_a_wrong_setting_of_the_sweep_is_reported(word, said):
     with pytest.raises(ConfigError) as error:
         sweep_config(word)
     assert said in str(error.value)

@@ -43,7 +43,7 @@ def climb(folder, *, status, rungs, passed=0):
 @pytest.mark.parametrize(
     ("status", "rungs"), [(FINISHED, [8, 16, 32]), (STOPPED, [8, 16]), (FAILED, [8]), (FAILED, [])]
 )
-def test_a_trial_that_is_done_is_told_again_and_not_trained(tmp_path, status, rungs):
+def test_a_trial_that_is_done_is_reported_again_and_not_trained(tmp_path, status, rungs):
     told, record = climb(tmp_path, status=status, rungs=rungs)
     assert told == [(clips, True) for clips in rungs] and record.status == status
 
@@ -62,7 +62,7 @@ def test_a_trial_goes_on_where_it_was_and_a_mistake_is_its_reason(tmp_path):
     )
 
 
-def test_a_measurement_beyond_several_rungs_is_told_once(tmp_path):
+def test_a_measurement_beyond_several_rungs_is_reported_once(tmp_path):
     told, _ = climb(tmp_path, status=FINISHED, rungs=[32])
     assert told == [(32, True)]
 
@@ -101,7 +101,7 @@ def trained(monkeypatch, folder, *words, record=None, crashes=0):
     return told, read_record(trial.config.run_folder), measured
 
 
-def test_a_trial_is_told_by_the_mean_of_its_seeds(monkeypatch, tmp_path):
+def test_a_trial_is_reported_by_the_mean_of_its_seeds(monkeypatch, tmp_path):
     told, record, measured = trained(monkeypatch, tmp_path, "tune.repeats=2")
     assert told == [(8, 10.5, False), (16, 10.5, False), (32, 10.5, False)]
     assert measured == [(seed, clips, None) for clips in (8, 16, 32) for seed in (0, 1)]

@@ -76,7 +76,7 @@ def test_the_plan_names_each_variant_with_its_settings():
         ("{m: {variants: {a: {}}, values: [1]}}", "values and variants; expected one of"),
     ],
 )  # fmt: skip
-def test_wrong_variants_are_told(axes, said):
+def test_wrong_variants_are_reported(axes, said):
     with pytest.raises(ConfigError) as error:
         check_sweep(tiny_config(f"tune.axes={axes}", *BUDGET))
     assert said in str(error.value)

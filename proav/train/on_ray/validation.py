@@ -59,7 +59,7 @@ class Validation:
         while not self._end.wait(POLL_SECONDS):
             try:
                 self._measure_newest()
-            except Exception as error:  # the training is worth more than a point of its curve
+            except Exception as error:  # a failed measurement must not end the training
                 why = " ".join(str(error).split())[:500]
                 print(f"{self.stage}: a measurement beside training failed and is left out ({why})")
                 self._done |= {clips for clips, _ in list_checkpoints(self._checkpoints)[:1]}

@@ -122,7 +122,7 @@ def deadly(data_dir, run_config):
     return feed
 
 
-def test_a_killed_loading_process_is_told(data_dir, run_config):
+def test_a_killed_loading_process_is_reported(data_dir, run_config):
     with pytest.raises(
         RuntimeError,
         match=r"a loading process was killed .*write fewer train.loader_workers, or train.loader=actors",
@@ -131,7 +131,7 @@ def test_a_killed_loading_process_is_told(data_dir, run_config):
 
 
 @pytest.mark.ray
-def test_a_batch_that_kills_every_actor_is_told(data_dir, run_config, ray_local, monkeypatch):
+def test_a_batch_that_kills_every_actor_is_reported(data_dir, run_config, ray_local, monkeypatch):
     monkeypatch.setattr(remote_feed, "MAX_DEATHS", 2)
     with pytest.raises(RuntimeError, match="step 0, worker 0: every actor that prepared this batch died"):
         load(deadly(data_dir, run_config), 1, loader_workers=1, loader="actors")
@@ -185,7 +185,7 @@ def test_seeds_differ_and_flips_are_optional(feed, data_dir, run_config):
     assert not other.at(positions[:8])["flipped"].any() and feed.at(positions)["flipped"].any()
 
 
-def test_mistakes_are_told(data_dir, run_config):
+def test_mistakes_are_reported(data_dir, run_config):
     with pytest.raises(UserError, match="does not split over 3 workers"):
         ClipFeed(data_dir, run_config, batch_size=4).batch(0, world=3)
     with pytest.raises(UserError, match="none of them with 12 frames or more in one piece"):
@@ -325,7 +325,7 @@ def test_latents_come_back_in_a_reproducible_order(latents_dir):
     assert_same(first, feed.batch(1))
 
 
-def test_a_mistake_in_a_loader_process_is_told_in_one_line(latents_dir, tmp_path):
+def test_a_mistake_in_a_loader_process_is_reported_in_one_line(latents_dir, tmp_path):
     folder = shutil.copytree(latents_dir[0], tmp_path / "latents")
     feed = LatentFeed(str(folder), labels=(), batch_size=6)
     (folder / "000000-000.parquet").unlink()

@@ -38,7 +38,7 @@ def test_two_runs_give_the_same_bytes_wherever_the_sources_are(clips_dir, tmp_pa
     assert folders[0] == folders[1] and len(folders[0]) > 15
 
 
-def test_silent_sources_are_kept_and_told(tmp_path, capsys):
+def test_silent_sources_are_kept_and_reported(tmp_path, capsys):
     from proav.data.prepare.finish import summary
 
     for number, silent in enumerate((True, False)):
@@ -48,7 +48,7 @@ def test_silent_sources_are_kept_and_told(tmp_path, capsys):
     assert any(line.startswith("SILENT: 1 of 2 segments") for line in summary(manifest, "x"))
 
 
-def test_labels_are_composed_and_what_was_passed_over_is_told(clips_dir, tmp_path):
+def test_labels_are_composed_and_what_was_passed_over_is_reported(clips_dir, tmp_path):
     from proav.data.prepare.finish import summary
 
     composed, decomposed = "Caf\u00e9", "Cafe\u0301"

@@ -120,7 +120,7 @@ def test_all_seconds_are_accounted_for(recordings, tmp_path, words):
         ]["used_seconds"] == pytest.approx(6.0)
 
 
-def test_other_tracks_and_cancelled_mixes_are_told(recordings, tmp_path):
+def test_other_tracks_and_cancelled_mixes_are_reported(recordings, tmp_path):
     manifest, data_dir = prepared(recordings, tmp_path, "filters.min_rms_db=-60")
     accounts = {Path(row["source"]).name: row for row in read_accounts(data_dir).to_pylist()}
     assert (

@@ -96,7 +96,7 @@ def test_a_functions_vectors_come_back_by_shard_and_row(run):
     assert read_vectors_manifest(data_dir, "words")["longest"] == NUM_SEGMENTS
 
 
-def test_latents_are_told_the_vectors_of_their_segments(run, tmp_path):
+def test_latents_come_with_the_vectors_of_their_segments(run, tmp_path):
     """Latents of the same shards, in another order and with several windows a segment."""
     config, data_dir = run
     store_vectors(with_vectors(config, face=f"{HERE}:numbers"), data_dir)
@@ -194,7 +194,7 @@ def test_what_gives_no_vectors_is_named(run, origin, said):
         ({"source": [f"{n}.mp4" for n in range(6)], "face": [["x"]] * 6}, "face of source=0.mp4 .* no array"),
     ],
 )
-def test_a_file_that_does_not_fit_is_told(run, tmp_path, columns, said):
+def test_a_file_that_does_not_fit_is_reported(run, tmp_path, columns, said):
     config, data_dir = run
     pq.write_table(pa.table(columns), tmp_path / "face.parquet")
     with pytest.raises(UserError, match=said):

@@ -112,7 +112,7 @@ def test_folders_of_splits_that_are_given_one_by_one(tmp_path):
     assert {row.split for row in alone} == {"train", "validation"}
 
 
-def test_folders_of_splits_below_the_labels_are_told(tmp_path, capsys):
+def test_folders_of_splits_below_the_labels_are_reported(tmp_path, capsys):
     touch(tmp_path / "set", "dog/train/a.mp4", "dog/test/b.mp4", "cat/test/c.mp4")
     assert {row.label for row in find(sources=(str(tmp_path / "set"),))} == {"cat", "dog"}
     assert "sources: SPLIT NOT READ: 2 videos" in capsys.readouterr().out
@@ -278,7 +278,7 @@ def test_links_are_followed_but_never_in_circles(tmp_path):
     assert [row.key for row in find(sources=(str(tmp_path / "set"),))] == ["set/x/a.mp4", "set/x/there/b.mp4"]
 
 
-def test_names_that_are_not_utf_8_are_left_out_and_told(tmp_path, capsys):
+def test_names_that_are_not_utf_8_are_left_out_and_reported(tmp_path, capsys):
     touch(tmp_path / "set", "a.mp4", "mü sik.mp4")
     (tmp_path / "set" / b"b\xff.mp4".decode("utf-8", "surrogateescape")).write_bytes(b"x")
     assert [row.key for row in find(sources=(str(tmp_path / "set"),))] == ["set/a.mp4", "set/mü sik.mp4"]

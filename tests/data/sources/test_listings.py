@@ -127,7 +127,7 @@ def test_names_that_files_have(folder, capsys):
     assert find(folder, "eval_segments.csv").column("digest") == table.column("digest")
 
 
-def test_a_name_without_a_start_is_a_whole_video_unless_told(folder):
+def test_a_name_without_a_start_is_a_whole_video_unless_set_otherwise(folder):
     touch(folder, "--aaaaaaaaA.mp4", "Y_bbbbbbbbbB.mp4")
     rows = by_id(find(folder, "eval_segments.csv"))
     assert [rows[name].file_start_seconds for name in ("--aaaaaaaaA", "_bbbbbbbbbB")] == [0.0, 0.0]

@@ -57,7 +57,9 @@ def test_columns_that_proav_does_not_know_are_refused_with_the_nearest_name(tmp_
         read(tmp_path / f"clips.{kind}", content)
 
 
-def test_columns_for_people_and_those_that_are_named_are_left_unused_and_told(csv_file, parquet_file, capsys):
+def test_columns_for_people_and_those_that_are_named_are_left_unused_and_reported(
+    csv_file, parquet_file, capsys
+):
     rows = read(csv_file, "path,licence,labels,fps\na.mp4,CC0,dog,25\n", other_columns=("fps",))
     assert [row.labels for row in rows] == [("dog",)]
     assert f"columns of {csv_file} that are not used: licence, fps" in capsys.readouterr().out
@@ -175,6 +177,6 @@ def test_whole_numbers(value, expected):
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", 1.5, "two", "1_000", True])
-def test_what_is_no_whole_number_is_told(value):
+def test_what_is_no_whole_number_is_reported(value):
     with pytest.raises(UserError, match="count=.*expected a whole number from 1 up"):
         whole_of(value, "count", least=1)

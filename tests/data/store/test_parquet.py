@@ -79,7 +79,7 @@ def test_a_writer_whose_file_is_taken_away_says_so(tmp_path):
         writer.close()
 
 
-def test_damage_is_told(tmp_path):
+def test_damage_is_reported(tmp_path):
     path = tmp_path / "a.parquet"
     write_shard(str(path), make_rows(4), SCHEMA)
     with pytest.raises(DamagedShard, match="has 4 rows, but row 4"):

@@ -128,7 +128,7 @@ def test_stretches_are_whole_segments_or_shots(data_dir, tmp_path):
     assert found == [shot for shot in shots if shot[2] >= 4] and len(found) < len(shots)
 
 
-def test_unfinished_data_is_told(tmp_path):
+def test_unfinished_data_is_reported(tmp_path):
     with pytest.raises(UserError, match="ray_jobs/preprocess.py"):
         SegmentStore(str(tmp_path))
     (tmp_path / "manifest.json").write_text('{"format": 99}')
@@ -136,7 +136,7 @@ def test_unfinished_data_is_told(tmp_path):
         SegmentStore(str(tmp_path))
 
 
-def test_a_damaged_index_or_manifest_is_told_and_no_traceback(data_dir, tmp_path):
+def test_a_damaged_index_or_manifest_is_reported_and_no_traceback(data_dir, tmp_path):
     broken = tmp_path / "data"
     shutil.copytree(data_dir, broken)
     index = broken / "index.parquet"

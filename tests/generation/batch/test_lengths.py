@@ -128,7 +128,7 @@ def test_a_file_that_ends_too_early_for_its_row_is_a_row_with_a_reason(checkpoin
         ),
     ],
 )
-def test_lengths_that_cannot_be_made_are_told(checkpoint, tmp_path, words, lines, said):
+def test_lengths_that_cannot_be_made_are_reported(checkpoint, tmp_path, words, lines, said):
     listing = [listing_of(tmp_path, *lines)] if lines else []
     with pytest.raises(UserError, match=said):
         list(wanted_rows(tiny_config(*words, *listing), checkpoint))

@@ -165,7 +165,7 @@ def source(path, start_seconds):
     return SourceRow(id="", key=str(path), path=str(path), start_seconds=start_seconds)
 
 
-def test_a_file_that_cannot_be_written_is_a_mistake_that_is_told(checkpoint, tmp_path):
+def test_a_file_that_cannot_be_written_is_a_mistake_that_is_reported(checkpoint, tmp_path):
     (tmp_path / "file").write_text("in the way")
     make, rows = maker_of(checkpoint, tmp_path / "file", "generate.steps=1")
     done = make({"batch": pack(rows[:1])})

@@ -41,7 +41,7 @@ def test_parts_are_read_with_the_manifest_and_merged_into_it(tmp_path, place):
 
 
 @pytest.mark.parametrize("line", ['{"index": 1', "[1]", "{}", '{"index": 0}'])
-def test_a_damaged_manifest_is_told(tmp_path, line):
+def test_a_damaged_manifest_is_reported(tmp_path, line):
     (tmp_path / "manifest.jsonl").write_text('{"index": 0}\n' + line + "\n")
     with pytest.raises(UserError, match="manifest.jsonl"):
         read_samples(str(tmp_path))

@@ -106,7 +106,7 @@ def test_a_listing_of_a_task_that_is_given_nothing_has_no_paths(checkpoint, tmp_
         ("v2a", "path,start_seconds\na.mp4,-1\n", "row 1: start_seconds='-1'"),
     ],
 )
-def test_mistakes_in_a_listing_are_told_with_their_row(checkpoint, tmp_path, task, text, said):
+def test_mistakes_in_a_listing_are_reported_with_their_row(checkpoint, tmp_path, task, text, said):
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(UserError, match=said) as error:
         wanted(checkpoint, f"generate.task={task}", f"generate.listing={tmp_path / 'rows.csv'}")

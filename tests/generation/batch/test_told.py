@@ -127,7 +127,7 @@ def test_windows_of_the_runs_data_bring_their_labels_and_vectors(checkpoint, tmp
         ("face\na glass\n", ENCODER, "does not know: face"),
     ],
 )
-def test_columns_that_do_not_fit_are_told(checkpoint, tmp_path, text, word, said):
+def test_columns_that_do_not_fit_are_reported(checkpoint, tmp_path, text, word, said):
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(UserError, match=said):
         list(wanted_rows(tiny_config(word, f"generate.listing={tmp_path / 'rows.csv'}"), checkpoint))

@@ -348,7 +348,7 @@ def test_bf16_by_autocast_and_by_weights_is_near_fp32(cast_weights, uneven):
 UNEQUAL = {"plane_channels": {"video": [4, 2, 1], "audio": [1, 1, 3]}}
 
 
-def test_channels_that_a_plane_does_not_have_are_neither_read_nor_told():
+def test_channels_that_a_plane_does_not_have_are_neither_read_nor_predicted():
     config = config_from_dict({"mdsa": UNEQUAL, "stdit": CUSTOM})
     geometry = LatentGeometry.from_config(config)
     assert geometry.stack_shape == (4, 6, 16, 16) and geometry.channels == (4, 2, 1, 1, 1, 3)

@@ -85,7 +85,7 @@ def test_a_single_vector_moves_no_other_weight_of_a_new_model():
 
 @NAMES
 @pytest.mark.parametrize("attention", ["divided", "full"])
-def test_vectors_change_the_clip_that_is_told_them_and_zeros_are_none(name, attention):
+def test_vectors_change_the_clip_that_has_them_and_zeros_are_none(name, attention):
     model, (noisy, times, conditions) = told_model(attention=attention)
     only = dataclasses.replace(conditions, vectors={name: conditions.vectors[name]})
     untold = dataclasses.replace(conditions, vectors={})

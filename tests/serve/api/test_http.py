@@ -152,7 +152,7 @@ def test_parts_of_a_clip_can_be_asked_for(served):
     assert int(requests.head(url).headers["content-length"]) == size
 
 
-def test_a_running_job_tells_its_progress_and_can_be_cancelled(served):
+def test_a_running_job_reports_its_progress_and_can_be_cancelled(served):
     video_id = requests.post(f"{served}/v1/videos", json={"steps": 1000}).json()["id"]  # takes seconds
     early = content(served, video_id)
     assert early.status_code == 409 and early.json()["error"]["code"] == "not_ready"
@@ -173,7 +173,7 @@ def test_a_running_job_tells_its_progress_and_can_be_cancelled(served):
     assert make(served, steps=1)["status"] == "completed" and time.monotonic() - began < 5
 
 
-def test_a_full_queue_is_told_with_the_time_to_come_again(served):
+def test_a_full_queue_is_reported_with_the_time_to_come_again(served):
     accepted = []
     try:
         # no two jobs share a batch, and a job of so many steps takes far longer than forty requests
@@ -356,7 +356,7 @@ def test_requests_are_answered_while_it_samples_and_decodes(served):
     assert slowest < 1.0, slowest
 
 
-def test_the_schema_tells_the_fields(served):
+def test_the_schema_describes_the_fields(served):
     schema = requests.get(f"{served}/openapi.json").json()
     body = schema["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}

@@ -173,7 +173,7 @@ def test_a_clip_is_made_and_plays_with_its_sound(tab, made, served):
     assert tab.evaluate("[video.videoWidth, video.videoHeight]") == [width, height]
 
 
-def test_stage_tells_what_the_clip_is(tab, made):
+def test_stage_says_what_the_clip_is(tab, made):
     facts = tab.evaluate("document.querySelector('#clip-facts').innerText")
     assert re.search(r"Seed\s+7\b", facts) and re.search(r"Steps\s+3\b", facts) and "Took" in facts
     assert tab.evaluate("document.querySelector('#clip-name').textContent") == "rain"
@@ -328,7 +328,7 @@ def test_clip_that_waits_is_cancelled_by_one_press(tab, made, served):
     assert requests.get(f"{served}/v1/videos/{identity}", timeout=30).status_code == 404
 
 
-def test_full_queue_is_told_with_the_time_to_come_again(tab, made, served):
+def test_full_queue_is_reported_with_the_time_to_come_again(tab, made, served):
     with busy_server(served, num_jobs=100):
         for _ in range(10):  # if a job has just left the queue, ours is taken and fills it again
             before = tab.evaluate("location.hash")
@@ -352,7 +352,7 @@ def test_clips_of_following_seeds_are_made_together(tab, made):
     tab.choose("#count", "1")
 
 
-def test_server_that_does_not_answer_is_told_and_awaited(tab, made):
+def test_server_that_does_not_answer_is_reported_and_awaited(tab, made):
     def network(offline):
         tab.send(
             "Network.emulateNetworkConditions",

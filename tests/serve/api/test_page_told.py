@@ -63,7 +63,7 @@ def test_only_vectors_that_the_server_encodes_have_a_field(tab):
     assert tab.evaluate(fields) == ["Caption"]
 
 
-def test_a_clip_is_told_its_labels_and_its_text(tab, served):
+def test_a_clip_is_made_for_its_labels_and_its_text(tab, served):
     tab.choose("#label", "speech")
     tab.click("#add-label")
     tab.fill("#texts textarea", " A glass <b>falls</b> ")
@@ -83,7 +83,7 @@ def test_a_clip_of_a_text_alone_is_called_by_it(tab, served):
     assert name == f"a-glass-b-falls-b-seed-{job['seed']}.mp4"
 
 
-def test_a_clip_of_neither_is_told_nothing(tab, served):
+def test_a_clip_of_neither_has_no_condition(tab, served):
     tab.fill("#texts textarea", "")
     job = made(tab, served)
     assert job["label"] is None and "texts" not in job

@@ -22,7 +22,7 @@ def error_of(answer):
     ("method", "path"),
     [("POST", "/videos"), ("GET", "/videos"), ("GET", "/videos/video_x"), ("GET", "/models")],
 )
-def test_a_base_url_without_v1_is_told(front, method, path):
+def test_a_base_url_without_v1_is_reported(front, method, path):
     answer = requests.request(method, front.url + path, json={} if method == "POST" else None)
     assert answer.status_code == 404 and "/v1" in error_of(answer)["message"]
 
@@ -43,7 +43,7 @@ def test_remix_is_said_not_to_be_offered(front):
         ("DELETE", "/v1/videos/video_x", "takes none"),
     ],
 )
-def test_an_unknown_parameter_is_told_which_are_known(front, method, path, said):
+def test_an_unknown_parameter_is_refused_with_the_known_ones(front, method, path, said):
     answer = requests.request(method, f"{front.url}{path}?page=2", json={} if method == "POST" else None)
     assert answer.status_code == 400 and error_of(answer)["param"] == "page"
     assert said in error_of(answer)["message"] and not error_of(answer)["message"].rstrip().endswith("of")
@@ -127,7 +127,7 @@ def test_every_answer_forbids_frames_and_guessing_of_types(front):
         assert headers["x-content-type-options"] == "nosniff", path
 
 
-def test_a_defect_is_told_in_json(front, monkeypatch):
+def test_a_defect_is_reported_in_json(front, monkeypatch):
     """Whatever fails in a route or in a mounted folder, the answer has the form of other errors."""
 
     def broken(*_, **__):

@@ -57,13 +57,13 @@ def unfinished(front, *, length, sent):
     return Client(front, POST + b"Content-Length: %d\r\n\r\n" % length + b" " * sent)
 
 
-def test_a_body_that_does_not_go_on_is_told_and_let_go(front):
+def test_a_body_that_does_not_go_on_is_reported_and_let_go(front):
     status, error, seconds = unfinished(front, length=100, sent=10).answer()
     assert (status, error["code"]) == (408, "timeout") and "within 1 s" in error["message"]
     assert seconds > 0.9
 
 
-def test_a_body_that_drips_is_told_when_its_time_is_over(front):
+def test_a_body_that_drips_is_reported_when_its_time_is_over(front):
     client = unfinished(front, length=100, sent=0)
     client.socket.settimeout(0.3)
     dripped = 0
@@ -81,7 +81,7 @@ def test_a_body_that_drips_is_told_when_its_time_is_over(front):
 
 
 @pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\nHost: h\r\n", POST + b"X: " + b"x" * 1000])
-def test_a_head_that_does_not_end_is_told(front, sent):
+def test_a_head_that_does_not_end_is_reported(front, sent):
     status, error, seconds = Client(front, sent).answer()
     assert (status, error["code"]) == (408, "timeout") and "head" in error["message"] and seconds > 1.4
 
@@ -113,7 +113,7 @@ def test_a_head_without_end_is_refused_while_it_grows(front):
     assert (status, error["code"]) == (431, "head_too_large")
 
 
-def test_what_is_no_http_is_told_like_every_other_error(front):
+def test_what_is_no_http_is_reported_like_every_other_error(front):
     for sent in (b"hello\r\n\r\n", b"GET  HTTP/9\r\n\r\n", POST + b"Content-Length: x\r\n\r\n"):
         status, error, _ = Client(front, sent).answer()
         assert (status, error["code"], error["type"]) == (400, "invalid_request", "invalid_request_error")
@@ -151,7 +151,7 @@ def test_a_thousand_that_never_finish_keep_nobody_out(front, monkeypatch):
     assert {client.answer()[0] for client in clients} == {408}
 
 
-def test_connections_beyond_the_limit_are_told(front, monkeypatch):
+def test_connections_beyond_the_limit_are_reported(front, monkeypatch):
     monkeypatch.setattr(connections.PROXY_LIMITS, "max_connections", 3)
     clients = [Client(front, b"G") for _ in range(3)]
     time.sleep(0.1)

@@ -40,7 +40,7 @@ def frames(mp4):
     return read_clip(io.BytesIO(mp4), fps=5, sample_rate=16_000, height=32, width=32).video.astype(int)
 
 
-def test_a_batch_equals_its_solo_runs_and_tells_its_progress(sampler):
+def test_a_batch_equals_its_solo_runs_and_reports_its_progress(sampler):
     told, together = asyncio.run(answer_of(sampler, REQUESTS))
     assert [event["done"] for event in told] == [0, 0, 1, 2, 3] and {event["total"] for event in told} == {3}
     for mp4, request in zip(together, REQUESTS, strict=True):

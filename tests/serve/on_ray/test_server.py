@@ -53,7 +53,7 @@ def test_a_lost_sampler_is_replaced_and_its_job_made(served, server):
     assert replica(server, "Sampler").pid != lost.pid and requests.get(f"{served}/healthz").status_code == 200
 
 
-def test_a_frozen_sampler_is_told_and_replaced_and_its_job_made(served, server):
+def test_a_frozen_sampler_is_reported_and_replaced_and_its_job_made(served, server):
     """frozen_seconds is 6 here. Ray Serve alone needs three time-outs to notice, and one more to end it."""
     frozen = replica(server, "Sampler")
     job = requests.post(f"{served}/v1/videos", json={"steps": 800, "seed": 1}).json()
@@ -109,7 +109,7 @@ def test_a_request_that_the_ingress_takes_with_it_is_answered_in_json(served, se
     assert requests.get(f"{served}/v1/models", timeout=120).status_code == 200
 
 
-def test_slow_clients_are_told_by_rays_proxy_within_the_settings_of_the_server(served):
+def test_rays_proxy_answers_slow_clients_within_the_settings_of_the_server(served):
     """The limits are settings of the application, which sends them to the proxy with its answers."""
     requests.get(f"{served}/v1/models").raise_for_status()
     host, port = served.removeprefix("http://").split(":")
@@ -132,7 +132,7 @@ def test_slow_clients_are_told_by_rays_proxy_within_the_settings_of_the_server(s
     assert large.status_code == 413 and large.json()["error"]["code"] == "too_large"
 
 
-def test_mistakes_at_the_start_are_told_in_a_line(server, tmp_path, tiny_checkpoint):
+def test_mistakes_at_the_start_are_reported_in_a_line(server, tmp_path, tiny_checkpoint):
     mdsa = save_tiny_mdsa(str(tmp_path), tiny_config())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -134,7 +134,7 @@ def test_files_that_would_cost_far_more_than_they_weigh_are_refused(data, task, 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024  # KiB on Linux
 
 
-def test_memory_that_runs_out_while_a_file_is_decoded_is_told():
+def test_memory_that_runs_out_while_a_file_is_decoded_is_reported():
     """Pictures of three planes of 16 bits take 96 MiB each, and the decoder holds more than two."""
     data = ffv1(num_frames=4, width=4_096, height=4_096, pixel_format="gbrp16le")
     with pytest.raises(ApiError) as error:
@@ -147,7 +147,7 @@ def test_a_large_picture_is_taken_where_its_memory_allows():
     assert given.shape == (4, 32, 32, 3)
 
 
-def test_a_decoder_that_takes_too_long_is_told():
+def test_a_decoder_that_takes_too_long_is_reported():
     with pytest.raises(ApiError, match="longer than 0.001 s") as error:
         data = encode_clip(make_clip(1, seconds=1.0))
         read_given(data, "v2a", CONFIG, deadline_seconds=0.001, max_bytes=2**30)

@@ -56,7 +56,7 @@ def test_what_was_given_comes_back(tmp_path, task, given):
     assert all(np.array_equal(array, given[name]) for name, array in back.items())
 
 
-def test_jobs_are_loaded_oldest_first_and_damaged_ones_are_told_of(tmp_path, caplog):
+def test_jobs_are_loaded_oldest_first_and_damaged_ones_are_reported(tmp_path, caplog):
     store = JobStore(str(tmp_path))
     jobs = [make_job() for _ in range(3)]
     for job, created in zip(jobs, (3.0, 1.0, 2.0), strict=True):
@@ -130,7 +130,7 @@ def test_a_record_in_a_folder_below_is_left_alone(tmp_path):
         b"\x93NUMPY\x01\x00\x00\x20" + (b"(" * 8000).ljust(8191) + b"\n",
     ],
 )
-def test_a_damaged_given_stream_is_told(tmp_path, data):
+def test_a_damaged_given_stream_is_reported(tmp_path, data):
     store, job = JobStore(str(tmp_path)), make_job(task="a2v")
     store.create(job, None)
     archive = io.BytesIO()
@@ -151,7 +151,7 @@ def test_deleting_removes_all_of_a_job(tmp_path):
     assert list(tmp_path.iterdir()) == [] and store.load() == []
 
 
-def test_a_folder_that_cannot_be_written_is_told_of(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="jobs_dir=DIR"):
         check_writable(str(tmp_path / "file" / "jobs"))

@@ -224,7 +224,7 @@ def test_a_job_survives_lost_samplers_but_not_for_ever(settings, sampler):
     )
 
 
-def test_a_full_queue_and_absent_samplers_are_told(settings):
+def test_a_full_queue_and_absent_samplers_are_reported(settings):
     quick = settings.model_copy(update={"health_seconds": 1.0})
 
     async def scenario(service):
@@ -311,7 +311,7 @@ def test_jobs_expire(settings, sampler):
     assert JobStore(settings.jobs_dir).load() == []
 
 
-def test_a_given_stream_that_was_lost_is_told(settings, sampler):
+def test_a_given_stream_that_was_lost_is_reported(settings, sampler):
     order = Order(prompt="", label=None, task="a2v", seed=0, steps=3, guidance_scale=1.0)
     service = Service(settings, sampler)
     store = JobStore(settings.jobs_dir)

@@ -76,7 +76,7 @@ def test_the_card_says_what_the_model_takes(checkpoint, tmp_path):
     }  # fmt: skip
 
 
-def test_an_encoder_that_does_not_fit_is_told(checkpoint, tmp_path):
+def test_an_encoder_that_does_not_fit_is_reported(checkpoint, tmp_path):
     with pytest.raises(UserError, match="has no function absent"):
         Service(settings_of(checkpoint, tmp_path, "absent"), None)
 

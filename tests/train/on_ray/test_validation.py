@@ -53,7 +53,7 @@ def test_checkpoints_are_measured_beside_the_trainer(tmp_path, ray_local, monkey
     assert read_validation(f"{tmp_path}/mdsa") == rows  # nothing is measured twice
 
 
-def test_a_checkpoint_that_is_gone_is_told(tmp_path, ray_local, monkeypatch, capsys):
+def test_a_checkpoint_that_is_gone_is_reported(tmp_path, ray_local, monkeypatch, capsys):
     config = prepare(tmp_path, "mdsa", *TORCH, *WORDS)
     train_worker(config, "mdsa", device=torch.device("cpu"))
     found = validation.list_checkpoints(f"{tmp_path}/mdsa/checkpoints")
