@@ -70,9 +70,9 @@ class STDiTConfig(Section):
     label_dropout: Annotated[Probability, Changes("training")] = 0.1
     """Probability that a training clip loses its labels and its vectors; guidance needs such clips."""
     vectors: dict[VectorName, VectorShape] = {}
-    """Vectors that the model is conditioned on, such as {caption: 384, words: [77, 768]}: the width of one
-    vector a clip, or the most vectors and the width of a sequence. preprocess stores them (data.vectors). One
-    vector modulates all tokens; the tokens attend to a sequence.
+    """Vectors that the model is conditioned on, such as {caption: 384, words: [77, 768]}. 384: the width, for
+    one vector a clip. [77, 768]: the largest number of vectors and their width, for a sequence. preprocess
+    stores them (data.vectors). One vector modulates all tokens; the tokens attend to a sequence.
     """
     train: STDiTTrainConfig = STDiTTrainConfig()
     """How it is trained."""

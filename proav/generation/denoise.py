@@ -51,7 +51,8 @@ def denoise(
     model: an STDiT, or any model with its `null_label`.
     process: the noise process that the model was trained with.
     groups: samples to make; at least one group.
-    on_call: told (done, total) after each call; total is the largest group's number of calls.
+    on_call: called with (done, total) after each call of the model; total is the largest group's number of
+        calls.
     Raises UserError for a solver or a number of steps that the process does not have.
     """
     tracks = [_Track(process, group) for group in groups]

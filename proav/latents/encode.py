@@ -61,7 +61,7 @@ MASKED_SETTINGS = {"masked_tasks", "continue_frames"}
 ROW_OVERHEAD_BYTES = 850
 """Bytes of a row besides its planes: the other columns, and the file's own bookkeeping. Measured."""
 OF_EARLIER_VERSIONS = {"precision": "fp32"}
-"""Settings that older latents do not name."""
+"""Settings that older latents do not name, with the values that they were made with."""
 OF_A_SHARD = b"proav.settings"
 """Key in a shard's metadata; its value says what made the shard."""
 
@@ -250,7 +250,7 @@ class ShardEncoder:
         ]
 
     def _read(self, windows: list[tuple[int, int, bool]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pictures and mel images of (segment, start frame, flipped) each, for `LatentCoder.encode`."""
+        """Pictures and mel images of windows (segment, start frame, flipped), for `LatentCoder.encode`."""
         frames = self.config.clip.num_frames
         # Windows overlap, so each segment's frames are decoded once: from its first start in the batch to its
         # last end.
@@ -272,7 +272,7 @@ class ShardEncoder:
         return video, mel
 
     def _rows(self, windows: list[tuple[int, int, bool]]) -> Iterator[dict]:
-        """The rows of (segment, start frame, flipped) each."""
+        """The stored row of each window (segment, start frame, flipped)."""
         video, mel = self._read(windows)
         columns = {
             key: self.store.index.column(key).take([index for index, _, _ in windows]).to_pylist()

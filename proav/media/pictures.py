@@ -61,7 +61,7 @@ class Canvas:
 
     height, width: of the canvas, pixels.
     fit: "pad" keeps the whole picture between black bars, "crop" keeps the centre.
-    pixel_aspect: width over height of the pictures' pixels.
+    pixel_aspect: width divided by height of the pictures' pixels.
     """
 
     def __init__(

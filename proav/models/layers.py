@@ -243,7 +243,7 @@ class SpaceTimeBlock(nn.Module):
     """
 
     def __init__(self, width: int, num_heads: int, head_width: int, mlp_ratio: int) -> None:
-        """width: D. num_heads: N. head_width: K. mlp_ratio: hidden width of the MLP over D."""
+        """width: D. num_heads: N. head_width: K. mlp_ratio: hidden width of the MLP, divided by D."""
         super().__init__()
         self.time_norm, self.time_attention = Norm(width), Attention(width, num_heads, head_width)
         self.space_norm, self.space_attention = Norm(width), Attention(width, num_heads, head_width)

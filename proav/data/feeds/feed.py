@@ -82,7 +82,7 @@ class Feed(ABC):
         Raises UserError if batch_size is not a multiple of `world`. Raises RuntimeError if a loading process
         is killed, or if an actor and all its successors are killed.
         """
-        # a wrong split is reported here, not in a worker process
+        # a batch size that does not divide is refused here, not in a worker process
         self.positions(start_step, rank=rank, world=world)
         if loader_workers == 0:
             return (self.batch(step, rank=rank, world=world) for step in itertools.count(start_step))
@@ -129,10 +129,10 @@ class ClipFeed(Feed):
 
     A segment is used if no filter leaves it out. With filters.avoid_shot_cuts, each window lies in one shot.
 
-    A stretch (`SegmentStore.stretches`) of F frames has floor(F / T) slots, so long stretches count in
-    proportion. An epoch visits each of the n slots once, in a permutation from (seed, epoch). The window's
-    start is drawn from (seed, epoch, slot), see `order.slot_starts`. Position p is slot number p % n of epoch
-    p // n.
+    A stretch (`SegmentStore.stretches`) of F frames has floor(F / T) slots, so a long stretch has
+    proportionally more of them. An epoch visits each of the n slots once, in a permutation from (seed,
+    epoch). The window's start is drawn from (seed, epoch, slot), see `order.slot_starts`. Position p is slot
+    number p % n of epoch p // n.
 
     `at` and `batch` return:
         video: uint8 [b, T, H, W, 3].

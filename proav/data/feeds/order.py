@@ -1,7 +1,7 @@
 """The order of training and its random draws: pure functions of (seed, epoch, position).
 
-They return the same on every machine and for every world size. Positions count clips from the start of
-training; epoch = position // n, with n the number of slots. `augment.py` applies the draws to clips.
+They return the same numbers on every machine and for every world size. Positions count clips from the start
+of training; epoch = position // n, with n the number of slots. `augment.py` applies the draws to clips.
 
 The hashes are written out here, because a random generator's stream may change between NumPy releases, but a
 resumed run must go on in the same order.

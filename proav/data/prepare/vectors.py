@@ -126,7 +126,8 @@ def write_vectors(
     make: gives [W] or [L, W] for each row, or None. Zeros are None: the model cannot tell them apart.
 
     Returns {"name", "rows", "bytes", "sha256", "kinds", "longest", "told"}: kinds are the pairs
-    [dimensions, W] that occur, longest the most vectors of a sequence, told the number of rows with vectors.
+    [dimensions, W] that occur, longest the largest number of vectors in a sequence, told the number of rows
+    that have vectors.
     """
     path = storage.join(vectors_folder(data_dir, name), shard)
     if storage.exists(path) and (stored := _said_of(path))["from"] == made_from:

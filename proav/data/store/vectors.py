@@ -36,7 +36,7 @@ def segments_hash(manifest: dict) -> str:
 def read_vectors_manifest(data_dir: str, name: str) -> dict | None:
     """{"from", "segments", "width", "longest", "segments_told", "shards", ...}; None if there is none.
 
-    longest: the most vectors of a sequence; 0: one vector a segment.
+    longest: the largest number of vectors in a sequence; 0: one vector a segment.
     """
     path = storage.join(vectors_folder(data_dir, name), "manifest.json")
     return json.loads(storage.read_text(path)) if storage.exists(path) else None

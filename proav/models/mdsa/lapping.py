@@ -24,8 +24,9 @@ def border_filter(side: int) -> Tensor:
         F = W diag(I, V) W,   W = [[I, J], [J, -I]] / sqrt(2),   V = J C2' C4 J R'
 
     J reverses the order, C2 and C4 are the orthonormal cosine transforms of type II and IV; all are M x M. R
-    is a rotation in the plane of two vectors: V' 1 without R, and `flat_join`. It turns the first into the
-    second (by 3.7 degrees for P = 8). Pixels that are symmetric about the border are not changed.
+    turns one vector into another, in the plane of the two. The first is what V' 1 would be without R, the
+    second is `flat_join`. For P = 8 the angle is 3.7 degrees. Pixels that are symmetric about the border are
+    not changed.
     side: P, even.
     """
     half = side // 2

@@ -110,10 +110,10 @@ class Block(nn.Module):
         """width: d.
 
         num_heads: attention heads.
-        mlp_ratio: hidden width of the MLP over d.
+        mlp_ratio: hidden width of the MLP, divided by d.
         attention: divided | full.
         layout: of the tokens.
-        context: most vectors that tokens attend to; 0: the block has no cross-attention.
+        context: largest number of vectors that tokens attend to; 0: the block has no cross-attention.
         """
         super().__init__()
         self.layout, self.context = layout, context

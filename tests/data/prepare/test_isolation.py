@@ -173,7 +173,7 @@ def test_the_decoder_dies_with_its_parent(config):
         rows = decoder.rows(rows_of(find_sources(config))[0])
         next(rows)
         print(decoder._process.pid, flush=True)
-        os.kill(decoder._process.pid, 19)  # even one that stands still
+        os.kill(decoder._process.pid, 19)  # SIGSTOP: a stopped decoder dies too
         os.kill(os.getpid(), 9)
     """
     done = subprocess.run(
