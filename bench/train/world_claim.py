@@ -13,9 +13,9 @@ that two commands can run at the same time; the last of them prints the results 
 `--draw` train nothing: they measure a checkpoint, or draw its sound and the true sound.
 
 Prints for each seed and for all of them: `impact_synchrony` with its interval over clips, the same for these
-sounds with another clip's pictures, and the world's other scores. The second number shows chance: a model
-that makes many sounds meets many impacts. Then it prints the difference between the two variants, with
-Student's interval over the seeds and a bootstrap interval over clips.
+sounds with another clip's pictures, and the world's other scores. The score with another clip's pictures is
+that of chance: the more sounds a model makes, the more impacts they meet. Then it prints the difference
+between the two variants, with Student's interval over the seeds and a bootstrap interval over clips.
 """
 
 import argparse
@@ -87,9 +87,8 @@ def make_sounds(checkpoint: Path, windows: list[Clip], labels: list[str]) -> lis
 
 
 def measure(checkpoint: Path, windows: list[Clip], labels: list[str]) -> dict[str, list[dict[str, float]]]:
-    """{own, other}: the world's scores of the sound made for each window, with its own pictures and with
-    those of
-    the window half the list away."""
+    """The world's scores of the sound that is made for each window: "own" with the window's pictures, "other"
+    with those of the window half the list away."""
     made = make_sounds(checkpoint, windows, labels)
     half = len(windows) // 2
     others = windows[half:] + windows[:half]

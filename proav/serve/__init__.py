@@ -1,6 +1,6 @@
 """Serving a checkpoint over HTTP: `serve run proav.serve:app`.
 
-Light to import; the application itself is in `on_ray/application.py`.
+Importing this module loads little. The application itself is in `on_ray/application.py`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -20,12 +20,12 @@ import pyarrow.fs as pafs
 from proav.storage.patience import patiently
 
 IN_MEMORY_BYTES = 16 << 20
-"""Data for an object store waits in memory up to this size, beyond it in a temporary file."""
+"""Data for an object store is kept in memory up to this size, and in a temporary file if it is larger."""
 PIECE_BYTES = 4 << 20
 
 
 class PatientHandler(pafs.FileSystemHandler):
-    """`inner`, with each operation tried again while its error may pass.
+    """`inner`, with each operation tried again after an error that may be temporary.
 
     A read continues at the byte at which it failed. Written data is kept until the stream is closed, then
     uploaded as a whole, so that a failed upload can begin anew.

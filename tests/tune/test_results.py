@@ -1,4 +1,4 @@
-"""From records to what a sweep leaves: fronts, the best trial, files that others read."""
+"""What a sweep writes from the records of its trials: fronts, the best trial, and files that others read."""
 
 import csv
 import dataclasses

@@ -36,7 +36,8 @@ def read_samples(folder: str) -> list[dict]:
 
 
 def stored_rows(folder: str, parts: Sequence[str] | None = None) -> Iterator[tuple[dict, str]]:
-    """(row, its line) of manifest and parts, in order of the index. If both have an index, the part's counts.
+    """(row, its line) of manifest and parts, in order of the index. If manifest and part both have a row of
+    one index, the part's row counts.
 
     parts: of `list_parts`; None: all that are there.
     Raises UserError if a line is no row, or is out of order.

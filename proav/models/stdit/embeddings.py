@@ -28,11 +28,9 @@ T is always the first axis of WT and HT. plain: every plane is positioned like a
 AXES = "THW"
 
 TIME_SCALE = 1000.0
-"""Times in [0, 1] are multiplied by this before the sinusoids, whose slowest period is MAX_PERIOD.
-
-DiT chose them for this range.
-"""
+"""Times in [0, 1] are multiplied by this before the sinusoids, since DiT uses them for times up to 1000."""
 MAX_PERIOD = 10_000.0
+"""The angular frequencies of the sinusoids fall from 1 to nearly 1 / MAX_PERIOD, as in DiT."""
 NUM_FREQUENCIES = 128
 """Frequencies of the time embedding: 256 sines and cosines, as in DiT."""
 MAP_PREFIX = "of_"
@@ -114,9 +112,9 @@ class Conditioning(nn.Module):
     and the other's. The maps differ, so a clean sound with a noisy picture gives other vectors than a noisy
     sound with a clean picture. u_m lets equal times modulate the modalities differently. e_labels is the mean
     of the label table's rows for the clip's labels. The table has num_labels + 1 rows; the last is the null
-    label, "not told". x_n are the vectors of `stdit.vectors`, one a clip, and |x| is the root mean square.
-    A_n is zero-initialized. It has no bias, so zeros add nothing: they stand for a clip without the vector.
-    The two times are our choice; the rest is DiT's.
+    label, which means that no label is given. x_n are the vectors of `stdit.vectors`, one a clip, and |x| is
+    the root mean square. A_n is zero-initialized. It has no bias, so zeros add nothing: they stand for a clip
+    without the vector. The two times are our choice; the rest is DiT's.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:

@@ -54,7 +54,8 @@ def test_a_lost_sampler_is_replaced_and_its_job_made(served, server):
 
 
 def test_a_frozen_sampler_is_reported_and_replaced_and_its_job_made(served, server):
-    """frozen_seconds is 6 here. Ray Serve alone needs three time-outs to notice, and one more to end it."""
+    """frozen_seconds is 6 here. Ray Serve alone needs three time-outs to notice a frozen process, and a
+    fourth to end it."""
     frozen = replica(server, "Sampler")
     job = requests.post(f"{served}/v1/videos", json={"steps": 800, "seed": 1}).json()
     while requests.get(f"{served}/v1/videos/{job['id']}").json()["status"] != "in_progress":
@@ -92,7 +93,7 @@ def test_a_lost_ingress_comes_back_with_its_jobs(served, server):
 
 
 def test_a_request_that_the_ingress_takes_with_it_is_answered_in_json(served, server):
-    """The proxy of Ray Serve then answers. By itself it would answer in plain text."""
+    """The proxy of Ray Serve then answers. Without proav's code it would answer in plain text."""
     slow = h264(num_frames=36, width=4096, height=2160)
     form = {"data": {"task": "v2a"}, "files": {"input_reference": ("slow.h264", slow)}, "timeout": 120}
     front, deadline = replica(server, "Front"), time.monotonic() + 60
