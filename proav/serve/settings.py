@@ -106,8 +106,8 @@ class ServeSettings(Section):
     max_steps: Annotated[int, Field(ge=1, le=1000)] = 200
     """Most denoising steps that a request may ask for."""
     max_windows: Annotated[int, Field(ge=1, le=1000)] = 32
-    """Most windows that a request may make: added to a clip (task=continue), or in a longer clip. A clip that
-    is to be continued may be at most this many times as long as the model's clips.
+    """Most windows that a request may make: those added to a given clip (task=continue), or all of a longer
+    clip. A clip that is to be continued may be at most this many times as long as the model's clips.
     """
     num_replicas: Annotated[int | tuple[int, int], BeforeValidator(_from_text)] = 1
     """Number of samplers, each with the model in memory; [MIN, MAX] lets Serve scale with the load."""
