@@ -1,4 +1,4 @@
-"""Lines of prose in the documents are no longer than the linter allows lines of code to be."""
+"""Lines of prose in the documents are at most as long as the linter allows for code."""
 
 import tomllib
 from pathlib import Path

@@ -19,7 +19,8 @@ class DistillConfig(Section):
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
     """Guidance of the teacher that the flow map learns; 1: none. Sampling then needs no guidance."""
     decoder_blocks: Count | None = None
-    """Last blocks of ST-DiT, conditioned on the next time instead of the current one; empty: a third."""
+    """How many of the last blocks of ST-DiT are conditioned on the next time instead of the current one;
+    empty: a third."""
     time_step: Annotated[float, Field(gt=0, le=1), Changes("training")] = 0.03125
     """Time step of the finite difference that gives the average velocity's derivative. It is also the length
     of the teacher's Euler steps that the flow map learns to combine.

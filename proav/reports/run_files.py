@@ -235,7 +235,8 @@ class ClipPlayers:
     def _strip(
         self, clip: Clip, mel_TMS: np.ndarray, waveform_L: np.ndarray | None, *, description: str, title: str
     ) -> Markup:
-        """`clip_strip` of a clip, with the same arguments; frames and length go before the description."""
+        """`clip_strip` of a clip, with the same arguments. Number of frames and length are put before the
+        description."""
         text = (
             f"{counted(len(clip.video), 'frame')} over the mel spectrogram of the sound, "
             f"{clip.seconds:g} seconds: {description}"

@@ -215,7 +215,7 @@ def _key(words: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def _candidates(keys: np.ndarray, second_keys: np.ndarray) -> Iterator[np.ndarray]:
-    """int64 [2, K] each: pairs of rows with the same key.
+    """Yields pairs of rows with the same key, int64 [2, K] at a time.
 
     The pairs are 1, 2, ... MAX_NEIGHBOURS apart in the order of the second key.
     """

@@ -246,7 +246,7 @@ class Maker:
     """Does some steps of a batch in turn. It is a Ray Data actor; tests call it directly."""
 
     def __init__(self, recipe: Recipe, steps: Iterable[str] = STEPS, device: str = "cpu") -> None:
-        """steps: of STEPS, in their order. "read" does nothing for a task that is given nothing."""
+        """steps: some of STEPS, in their order. "read" does nothing for a task that is given nothing."""
         make: dict[str, Callable] = {
             "read": lambda: ReadGiven(recipe),
             "denoise": lambda: Denoise(recipe, device),
