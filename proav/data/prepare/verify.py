@@ -177,7 +177,7 @@ def _check_vectors(data_dir: str) -> list[str]:
 
 
 def _check_records(data_dir: str, manifest: dict) -> list[str]:
-    """What is wrong if the units' own records are compared with the manifest."""
+    """Differences between the units' own records and the manifest."""
     records = [read_record(path) for path in storage.list_files(storage.join(data_dir, "units"))]
     problems = (
         []
@@ -198,7 +198,7 @@ def _check_records(data_dir: str, manifest: dict) -> list[str]:
 
 
 def _check_rows(data_dir: str, manifest: dict) -> list[str]:
-    """What is wrong unless each id and place occurs once and each planned source is accounted for."""
+    """Ids and places that do not occur exactly once, and planned sources that are not accounted for."""
     index = open_parquet(storage.join(data_dir, "index.parquet")).read(
         columns=["id", "source_id", "shard", "row"]
     )
@@ -236,7 +236,7 @@ def _check_rows(data_dir: str, manifest: dict) -> list[str]:
 
 
 def _check_seconds(data_dir: str, manifest: dict) -> list[str]:
-    """What is wrong unless segments and rejects cover each source's seconds without a hole or an overlap."""
+    """Sources whose seconds the segments and rejects do not cover, or cover twice."""
     index = open_parquet(storage.join(data_dir, "index.parquet")).read(
         columns=["source_id", "start_seconds", "num_frames", "fps"]
     )

@@ -170,7 +170,7 @@ class SegmentStore:
     def indices(self, *, split: str | None = None, shard: str | None = None) -> np.ndarray:
         """int64: the segments that the filters leave in use.
 
-        If `split` or `shard` is given, only the segments that belong to it; if both are, to both.
+        `split` and `shard` restrict them to one split and to one shard.
         """
         keep = pc.equal(self.index.column("dropped"), "").to_numpy().copy()
         for name, value in (("split", split), ("shard", shard)):
