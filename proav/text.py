@@ -26,8 +26,8 @@ LABEL_SEPARATOR = ";"
 def find_labels(given: str | Sequence[str], labels: Sequence[str]) -> list[int | None]:
     """The places of several labels among `labels`, each once; None for one that is not there.
 
-    given: a label, several with LABEL_SEPARATOR between them, or a list of labels. A text that is a label as
-    a whole is one.
+    given: a label, several with LABEL_SEPARATOR between them, or a list of labels. If the whole text
+    is a label, it is one label.
     """
     if not isinstance(given, str | list | tuple):
         given = [given]

@@ -8,15 +8,18 @@ is written). Each technique is tried alone, in a form that is here and nowhere e
 
     routed    half of each plane's tokens go around the middle blocks (TREAD, Krause et al., 2025); also only
               until the rates begin to fall
-    aligned   a share of tokens at a second time; an averaged teacher sees all at the earlier of both, and the
-              student's early features learn to predict the teacher's late ones (SRA, Self-Flow)
-    averages  of the plain run, of other lengths than today's, at the end and where the rates begin to fall:
-              what averages of any length made after training (EDM2) could bring
+    aligned   a share of the tokens is at a second time. A teacher, the moving average, sees all tokens at the
+              earlier of the two times. The student's early features learn to predict the teacher's late ones
+              (SRA, Self-Flow)
+    averages  moving averages of the plain run with other half-lives than today's, measured at the end and
+              when the rates begin to fall. They show what averages of any length, made after training (EDM2),
+              could bring
 
-A step of each is timed by turns in one process. Then each trains with each seed on `--clips` clips, and on as
-many clips as take the plain run's processor seconds. Measured on held-out windows: the flow's loss on the
-task that the run trains most, and its loss beside another window's given stream, at noise. With --world, the
-folder of examples/world/make.py, also `impact_synchrony` of sound for held-out pictures. Needs no Ray.
+A step of each technique is timed, in turns, in one process. Then each trains with each seed, once on
+`--clips` clips, and once on the number of clips for which it needs the processor seconds of the plain run.
+Measured on held-out windows: the flow's loss on the task that the run trains most, and its loss beside
+another window's given stream, at noise. With --world, the folder of examples/world/make.py, also
+`impact_synchrony` of sound for held-out pictures. Needs no Ray.
 """
 
 import argparse

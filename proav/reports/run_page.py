@@ -203,7 +203,10 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
             "not what the method can reach."
         )
     elif share < 1 or pixels < 1:
-        verdict = "This is a part of full-size training: the clips show where it is going, not where it ends."
+        verdict = (
+            "This is a part of full-size training: the clips show what the models have learned so far, "
+            "not what they can reach."
+        )
     else:
         verdict = (
             "This is full-size training; compare its metrics with those of others only if the protocols "

@@ -171,7 +171,7 @@ class TrialSearcher(Searcher):
         self.points.tell(self.given[trial_id], None if error else (result or {}).get("score"))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep is resumed from its trials' records."""
+        """Saves nothing: a sweep is resumed from its trials' records."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep is resumed from its trials' records."""
+        """Restores nothing: a sweep is resumed from its trials' records."""

@@ -38,7 +38,7 @@ def test_the_width_is_that_of_the_normal_distribution():
 def test_the_shift_that_draws_add_to_a_distance_is_taken_out():
     """Two samples of one distribution have a Fréchet distance above 0, though the true one is 0.
 
-    The distances of draws are further above. Still the interval reaches down to the truth.
+    The distances of bootstrap draws are larger still. But the interval reaches down to the true distance.
     """
     real, fake = (np.random.default_rng(seed).normal(size=(300, 8)) for seed in range(2))
     groups = [source_groups([str(number // 2) for number in range(300)])] * 2

@@ -1,4 +1,4 @@
-"""Synchrony of clips with events at known times is high if picture and sound coincide, and near zero if not."""
+"""Synchrony of clips with events at known times: high if picture and sound coincide, near zero if not."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The cosine transform on cosines, on data in which little is needed, and as an orthogonal map."""
+"""The cosine transform on cosines, on data that need few coefficients, and as an orthogonal map."""
 
 import math
 

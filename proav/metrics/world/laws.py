@@ -38,7 +38,7 @@ class Material:
     colour: tuple[int, int, int]
     """RGB at full light."""
     restitution: float
-    """Speed after an impact with the floor or a wall, over the speed before it."""
+    """Speed after an impact with the floor or a wall, divided by the speed before it."""
     ratios: tuple[float, ...]
     """Frequencies of the modes, divided by the pitch."""
     levels: tuple[float, ...]
