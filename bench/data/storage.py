@@ -290,7 +290,7 @@ def main() -> None:
     )
     results = []
     with tempfile.TemporaryDirectory(prefix="proav-storage-") as folder:
-        # a first measurement, not counted, does what a process does only once
+        # a first measurement is not counted: it includes work that a process does only once
         measure(candidates()[0], segments[:2], folder, num_windows=2)
     for candidate in candidates():
         with tempfile.TemporaryDirectory(prefix="proav-storage-") as folder:

@@ -116,7 +116,7 @@ class Decoder:
         """container: of PyAV, opened for reading.
         streams: the streams to decode; at most one of a kind.
         name: of the file, for messages.
-        watch: is told of each packet; its clock starts here.
+        watch: notified of each packet; its clock starts here.
         max_pixels: larger pictures raise MediaError("too_large").
         """
         self._container, self._streams, self._name = container, streams, name

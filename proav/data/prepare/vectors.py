@@ -94,7 +94,7 @@ def store_vectors(config: Config, data_dir: str, *, each: Callable[[Callable, li
             found = _finish(folder, name, made_from, results)
         kind = f"sequences of at most {found['longest']}" if found["longest"] else "one"
         print(
-            f"preprocess: vectors {name}: {kind} of {found['width']} numbers, told of "
+            f"preprocess: vectors {name}: {kind} of {found['width']} numbers, for "
             f"{found['segments_told']:,} of {manifest['counts']['segments']:,} segments, in {folder}"
         )
 

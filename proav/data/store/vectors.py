@@ -1,8 +1,8 @@
 """Stored vectors of segments, such as the embedding of a caption: data/vectors/<name>, beside the segments.
 
-A file for each shard of segments, with the same rows in the same order; and manifest.json, written last. So
-vectors are added to prepared data, and to stored latents, without decoding or encoding anything. What writes
-them is `proav/data/prepare/vectors.py`. Letters: L vectors of a sequence, W width.
+There is a file for each shard of segments, with the same rows in the same order. manifest.json is written
+last. So vectors are added to prepared data, and to stored latents, without decoding or encoding anything.
+`proav/data/prepare/vectors.py` writes them. Letters: L vectors of a sequence, W width.
 """
 
 import hashlib

@@ -36,7 +36,7 @@ def numbers(rows):
 
 
 def loudness(rows):
-    """A sequence as long as the segment's number, of what is heard and seen."""
+    """A sequence of as many vectors as the segment's number and one more, of its sound and pictures."""
     return [
         np.full((number_of(row) + 1, 2), np.abs(row["audio"]).mean() + row["video"].mean()) for row in rows
     ]
@@ -149,7 +149,7 @@ def test_what_is_there_stays_and_what_is_missing_is_made(run, capsys):
     CALLS.clear()
     store_vectors(config, data_dir)
     store_vectors(config, data_dir)
-    assert CALLS == [2, 2, 2] and capsys.readouterr().out.count("told of 5 of 6 segments") == 2
+    assert CALLS == [2, 2, 2] and capsys.readouterr().out.count("for 5 of 6 segments") == 2
     folder, before = f"{data_dir}/vectors/face", read_vectors_manifest(data_dir, "face")
     storage.delete_file(f"{folder}/manifest.json")  # a job that was stopped after two of three shards
     storage.delete_file(f"{folder}/{before['shards'][1]['name']}")

@@ -36,7 +36,7 @@ def settings(tiny_checkpoint, tmp_path):
 
 
 class Unreliable:
-    """A sampler that fails as told.
+    """A sampler that raises given errors first.
 
     troubles: the errors that its first batches raise, in order.
     sizes: how many requests each batch had.
