@@ -3,21 +3,21 @@
     python -m bench.train.long_clips memory [--seconds 3 30] [--side 256]
     python -m bench.train.long_clips drift RUN [--clips 12] [--seconds 30] [--steps 10]
 
-memory: peak memory of processes that write a clip that goes on to so many seconds: as it is made
-(`SoundingVideoPipeline.save`), and made whole first. The model is untrained: a shallow one like the demo's,
-for pictures of --side pixels.
+memory: peak memory of a process that continues a clip to so many seconds and writes it. One process writes
+it as it is made (`SoundingVideoPipeline.save`), another makes it whole first. The model is untrained: a
+shallow one like the demo's, for pictures of --side pixels.
 
-drift: held-out windows of RUN go on, by an ST-DiT that was trained with `continue`. Spreads among independent
-clips are the unit of all numbers: the standard deviation of the mean colour (over channels, root mean
+drift: an ST-DiT that was trained with `continue` continues held-out windows of RUN. The unit of all numbers
+is the spread among independent clips: the standard deviation of the mean colour (over channels, root mean
 square) and of the loudness of 64 held-out windows.
 
     shift      the mean over clips in the last three seconds, less that in the first three
-    wandering  root mean square of a clip's own change between the same seconds, over sqrt(2) spreads: 1 says
-               that the end has as little to do with the beginning as another clip
+    wandering  root mean square of a clip's own change between the same seconds, divided by sqrt(2) spreads: 1
+               says that the end has as little to do with the beginning as another clip
     spread     among clips in the last three seconds
 
-Loudness is the level of a second's root mean square, in dB above -60 dB of full scale. The seams of what is
-made are measured as in `masked_tasks`. Prints tables and a JSON line.
+Loudness is the level of a second's root mean square, in dB above -60 dB of full scale. Seams between windows
+are measured as in `masked_tasks`. Prints tables and a JSON line.
 """
 
 import argparse

@@ -43,8 +43,8 @@ class GenerateConfig(Section):
     """
     task: TaskName = "joint"
     """joint: picture and sound. a2v: picture for given sound. v2a: sound for given picture. i2av: a clip from
-    its first picture. continue: a clip goes on. inpaint: a span of a clip is made anew. Inputs are windows of
-    the run's data, of the split evaluate.split.
+    its first picture. continue: a clip is continued. inpaint: a span of a clip is made anew. Inputs are
+    windows of the run's data, of the split evaluate.split.
     """
     label: LabelName | None = None
     """Label of all samples, or several with ; between them; empty: the labels of the data set in turn, or
@@ -52,7 +52,7 @@ class GenerateConfig(Section):
     without a label.
     """
     seconds: PositiveFloat | None = None
-    """Length of the clips, made in windows that overlap; for task=continue with what is given. With a
+    """Length of the clips, made in windows that overlap; for task=continue including the given clip. With a
     listing, it is the length of the rows that have none. Empty: one window, the model's own length.
     """
     encoders: dict[VectorName, str] = {}

@@ -24,9 +24,9 @@ class SampleRequest:
     label: str | Sequence[str] | None = None
     """One of the model's labels, or several: a list, or a text with ; between them."""
     given: Clip | None = None
-    """The clip whose sound (a2v), picture (v2a) or frames are given, at the model's rates and size. It is as
-    long as one window. For a2v and v2a it is as long as all windows together. For `continue` it may have any
-    length, but at least the frames that a window is given.
+    """The clip whose sound (a2v), picture (v2a) or frames are given, at the model's rates and size. For
+    a2v and v2a it is as long as all windows together. For `continue` it may have any length, but at least the
+    frames that a window is given. For other tasks it is as long as one window.
     """
     settings: SamplingSettings = SamplingSettings()
     known: np.ndarray | None = None

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    """A flow map with random weights, whose every step matters: those of the run are still near zero."""
+    """A flow map with random weights, so that every step matters: the run's weights are still near zero."""
     words = ("diffusion.objective=flow_map", "stdit.depth=3", "generate.steps=null", OWN)
     path = save_tiny_stdit(str(tmp_path_factory.mktemp("map")), tiny_config(*words))
     return SoundingVideoPipeline.from_checkpoint(path)

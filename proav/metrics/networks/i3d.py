@@ -149,7 +149,7 @@ def fit_frames(video_BTHWC: Tensor) -> Tensor:
     """uint8 clips as FVD passes them to I3D: float [B, 3, T, 224, 224] in [-1, 1].
 
     Frames are resized until the shorter side has 224 pixels, then cropped to the centre. The resize is
-    bilinear, not antialiased, with half-pixel centres, like that of the released evaluators (torch's
+    bilinear, not antialiased, with half-pixel centres, like that of the published evaluators of FVD (torch's
     interpolate or TensorFlow's resize).
     """
     batch, frames, height, width, _ = video_BTHWC.shape

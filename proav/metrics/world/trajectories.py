@@ -17,7 +17,7 @@ from proav.metrics.world.objects import Track, without_gravity
 NOISE = 0.006
 """Standard deviation of a place: 0.4 pixels of 64."""
 BREAK_COST = 14.0
-"""A further line must reduce the sum of squares over NOISE^2 by this much."""
+"""A further line must reduce the sum of squares, divided by NOISE^2, by this much."""
 MAX_MISFIT = 0.02
 """Largest root mean square distance from the lines for a path of this world."""
 MIN_TURN = 0.7 * MIN_SPEED

@@ -93,7 +93,7 @@ class VideoRequest(BaseModel):
     """
     task: str = "joint"
     """joint: picture and sound; a2v: a picture for given sound; v2a: sound for a given picture; i2av: a clip
-    from its first picture; continue: a clip goes on; inpaint: a span of a clip is made anew."""
+    from its first picture; continue: a clip is continued; inpaint: a span of a clip is made anew."""
     seed: Annotated[int | None, Number] = None
     """Seed of the noise: the same seed and settings give the same clip. Empty: drawn, and reported."""
     steps: Annotated[int | None, Number] = None
