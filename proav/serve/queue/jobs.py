@@ -182,7 +182,7 @@ class JobStore:
         storage.write_bytes(self._path(job_id, VIDEO), mp4)
 
     def read_video(self, job_id: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """The finished mp4. Raises FileNotFoundError if there is none."""
         return storage.read_bytes(self._path(job_id, VIDEO))
 
     def read_given(self, job: Job) -> dict[str, np.ndarray] | None:
