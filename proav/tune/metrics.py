@@ -144,7 +144,7 @@ def value_of(measured: dict, tune: TuneConfig) -> float:
     near = difflib.get_close_matches(tune.metric, _numbers(measured), n=3, cutoff=0.2)
     raise UserError(
         f"tune.metric={tune.metric} was not measured (it may need weights, a library or more clips; "
-        "docs/evaluation.md says which); measured were such as "
+        "docs/evaluation.md says which); expected a number that was measured, such as "
         f"{', '.join(near) or ', '.join(sorted(_numbers(measured))[:3])}"
     )
 

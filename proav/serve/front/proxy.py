@@ -4,8 +4,8 @@ Requests reach the application through the proxy. The proxy answers by itself wh
 if the process that should answer is lost: "Path not found" or "Internal Server Error", in plain text. Not
 here: the limits themselves (`arrival.py`, `connections.py`).
 
-Ray Serve finds `middlewares` by the environment variable CALLBACK_VARIABLE. Light to import, because each
-proxy imports it.
+Ray Serve finds `middlewares` by the environment variable CALLBACK_VARIABLE. This module imports little,
+because each proxy imports it.
 """
 
 import logging
