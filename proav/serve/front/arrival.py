@@ -2,7 +2,7 @@
 
 It runs in Ray Serve's proxy, where the bytes arrive (`middlewares` in `proxy.py`). So clients that never
 finish take no place in the application. It runs in the application too, because a proxy may run without it.
-Light to import, because each proxy imports it. Not here: heads of requests (`connections.py`).
+This module imports little, because each proxy imports it. Not here: heads of requests (`connections.py`).
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Limits for connections: their number, the time for a head to arrive, and for an answer to be read.
 
 This is uvicorn's protocol with these limits. Ray Serve offers no way to give its uvicorn a protocol, so
-`middlewares` in `proxy.py` enters this one in uvicorn's own table. Light to import, because each proxy
-imports it. Not here: bodies of requests (`arrival.py`).
+`middlewares` in `proxy.py` enters this one in uvicorn's own table. This module imports little, because
+each proxy imports it. Not here: bodies of requests (`arrival.py`).
 """
 
 import asyncio
