@@ -21,7 +21,7 @@ function pair(box, slider, { value, min, max, shown }) {
   follow();
 }
 
-/** The longest clip of the chosen task, in seconds; its clips have one length if that is the model's own. */
+/** The longest clip of the chosen task, in seconds. If that is the model's own length, the task makes no other length. */
 const longest = () => model.max_seconds[chosenTask()];
 const hasLength = () => chosenTask() !== "continue" && longest() > model.seconds;
 
@@ -56,7 +56,7 @@ export function offer(loaded) {
     return box;
   });
   fields.task.replaceChildren(...segments);
-  byId("field-guidance").hidden = !told.offer(model); // guidance is towards what is told
+  byId("field-guidance").hidden = !told.offer(model); // guidance acts towards labels and texts
   pair(fields.steps, byId("steps-range"), { value: model.steps.default, min: 1, max: model.steps.max, shown: 100 });
   pair(fields.guidance, byId("guidance-range"), { value: model.guidance_scale.default, min: 0, max: model.guidance_scale.max, shown: 8 });
   byId("windows-hint").textContent = `Each time adds ${decimals(model.num_windows.seconds)} seconds; up to ${model.num_windows.max} times.`;

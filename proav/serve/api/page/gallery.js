@@ -110,7 +110,7 @@ export function show(jobs, { chosen, more, ...actions }) {
   byId("more").hidden = !more;
 }
 
-/** Removes a card. If the focus is inside it, it moves to the neighbour. */
+/** Removes a card. If the focus is inside it, the focus moves to the neighbour. */
 function dismiss(id, card) {
   const held = card.item.contains(document.activeElement);
   const next = card.item.nextElementSibling ?? card.item.previousElementSibling;

@@ -12,7 +12,7 @@ let model = null;
 let length = { seconds: 1, frames: 1 }; // of the clip in the player; if there is none, of the model's clips
 let shown = null; // id of the job in the player
 
-/** One of this many frames is shown, where its time begins: at most eight in all. */
+/** One in this many frames is shown, at the place of its time, so that at most eight are shown. */
 const frameStep = () => Math.ceil(length.frames / 8);
 
 function drawFrames() {

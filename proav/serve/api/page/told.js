@@ -1,4 +1,4 @@
-// What a clip is told in the form: its labels, one and as many more as are added, and its texts, one for each encoder of the server.
+// The form's fields for the conditions of a clip: one label, as many more as are added, and a text for each encoder of the server.
 
 import { icon } from "./gallery.js";
 import { wordsOf } from "./words.js";
@@ -31,7 +31,7 @@ function addLabel(name) {
   return select;
 }
 
-/** Puts labels in the place of those that are chosen; none: the first choice says so. */
+/** Replaces the chosen labels by these. If there are none, the first field shows "No label". */
 export function chooseLabels(wanted) {
   rows.querySelectorAll(".joined").forEach((row) => row.remove());
   first.value = wanted[0] ?? "";
@@ -47,7 +47,7 @@ export function writeTexts(wanted) {
   for (const field of fields.querySelectorAll("textarea")) field.value = wanted?.[field.name] ?? "";
 }
 
-/** Offers what this model can be told; returns whether there is anything. */
+/** Offers the labels and texts that this model takes; returns whether it takes any. */
 export function offer(model) {
   names = model.labels;
   first.replaceChildren(...options(), new Option("No label", ""));
