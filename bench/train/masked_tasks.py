@@ -33,7 +33,7 @@ difference of the levels, in dB, of neighbouring stretches of 20 ms. At the end,
 twice the length.
 
 Means are over all clips. Few clips have an impact just at a seam. So each ratio has a 95 % interval, by a
-bootstrap over sources. Prints a table and a JSON line.
+bootstrap over sources. With very few clips it may reach below 0. Prints a table and a JSON line.
 """
 
 import argparse
@@ -119,7 +119,8 @@ def seam_ratios(
     clips: of one length.
     picture_seams, sound_seams: the first frame after each seam.
     made_T: bool, the frames whose sound is made; None: "in made" is left out.
-    sources: of each clip; if they are given, NAME_interval is [low, high] of each ratio.
+    sources: of each clip; if they are given, NAME_interval is [low, high] of each ratio, or None if there
+        are too few.
     """
     pictures, levels = (np.stack(values) for values in zip(*map(jumps, clips), strict=True))
     per_frame = round(1 / (clips[0].fps * LOUDNESS_SECONDS))
@@ -142,7 +143,7 @@ def seam_ratios(
         found[name] = ratio(np.arange(len(clips)))
         if groups:
             interval = bootstrap_interval(ratio, groups)
-            found[f"{name}_interval"] = [interval.low, interval.high]
+            found[f"{name}_interval"] = None if interval.reason else [interval.low, interval.high]
     return found
 
 
