@@ -9,9 +9,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/python ray_jobs/demo.py $(ARGS)
 
-# Two files of tests at a time: each has one thread and mostly waits for processes to start or to end.
+# Three files of tests at a time, on two cores: each has one thread and often waits for processes to start.
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What must be so before tests are worth their time: a second or two.
 lint: $(INSTALLED)

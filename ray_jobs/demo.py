@@ -1,4 +1,4 @@
-"""All steps, small: prepare real clips, train MDSA and ST-DiT, make new clips, measure, write a page."""
+"""All steps, small: prepare real clips, train all models, make new clips, measure them, write a page."""
 
 import time
 
@@ -20,6 +20,8 @@ def main(config: Config) -> None:
     train_stage(config, "mdsa")
     encode_latents(config, replace_unused=True)
     train_stage(config, "stdit")
+    if config.generate.stage == "distill":
+        train_stage(config, "distill")
     generate(config)
     evaluate(config)
     page = write_report(config)

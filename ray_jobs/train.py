@@ -1,7 +1,8 @@
 """Train MDSA (stage=mdsa) or ST-DiT (stage=stdit) with Ray Train and DeepSpeed.
 
 stage=distill turns the trained ST-DiT into a flow map, which samples in few steps.
-Without a stage: train MDSA, encode the latents, train ST-DiT, each unless it is done.
+Without a stage: train MDSA, encode the latents, train ST-DiT, and with generate.stage=distill its flow map,
+each unless it is done.
 """
 
 from proav.command_line import Config, run_job
@@ -17,6 +18,8 @@ def main(config: Config) -> None:
     train_stage(config, "mdsa")
     encode_latents(config, replace_unused=True)
     train_stage(config, "stdit")
+    if config.generate.stage == "distill":
+        train_stage(config, "distill")
 
 
 if __name__ == "__main__":

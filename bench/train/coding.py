@@ -1,8 +1,8 @@
 """What mp4 does to samples and real clips: blockiness, PSNR and bytes at several qualities of H.264.
 
-    python -m bench.train.coding RUN [--clips 48] [--steps 30]
+    python -m bench.train.coding RUN [--clips 48] [--steps N]
 
-RUN is a finished run. Its newest ST-DiT makes the samples, with its configuration's settings. Needs no Ray.
+RUN is a finished run. Its newest model makes the samples, with its configuration's settings. Needs no Ray.
 """
 
 import argparse
@@ -27,16 +27,18 @@ from proav.metrics.blockiness import blockiness
 QUALITIES = (18, 14, 10, 6, 2)
 
 
-def samples_of(run: Path, config: Config, count: int, steps: int) -> list[Clip]:
-    """`count` clips of the run's ST-DiT before they are coded as mp4, with labels in turn.
+def samples_of(run: Path, config: Config, count: int, steps: int | None) -> list[Clip]:
+    """`count` clips of the run's model before they are coded as mp4, with labels in turn.
 
     run: folder of the run.
     config: its configuration.
     count: number of clips.
-    steps: sampling steps.
+    steps: sampling steps; None: as in the configuration.
     """
-    pipeline, clips = SoundingVideoPipeline.from_checkpoint(str(run / "stdit" / "checkpoints")), []
-    settings = dataclasses.replace(SamplingSettings.from_config(config), task="joint", steps=steps)
+    own = str(run / config.generate.stage / "checkpoints")
+    pipeline, clips = SoundingVideoPipeline.from_checkpoint(own), []
+    settings = dataclasses.replace(SamplingSettings.from_config(config), task="joint")
+    settings = dataclasses.replace(settings, steps=steps or settings.steps)
     for first in range(0, count, config.generate.batch_size):
         requests = [
             SampleRequest(config.seed, n, pipeline.labels[n % len(pipeline.labels)], settings=settings)
@@ -62,7 +64,7 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--clips", type=int, default=48)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, help="default: as in the configuration")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = load_config(str(arguments.run / "config.yaml"), [])

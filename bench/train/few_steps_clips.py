@@ -12,9 +12,8 @@ Each model makes clips with sound (task joint) from the same noise, in each numb
     to_first      PSNR of the pictures against the first model's in its largest number of steps, in dB
     seconds       processor seconds a clip, including decoding and the conversion from mel to sound
 
-For comparison it prints the same for real windows of the training split, and for the first model from other
-noise. `--guidance` is for the flow; a flow map has its own. A row that is already in FILE is not measured
-again, unless its checkpoint has changed.
+For comparison it prints the same for real windows of the training split. `--guidance` is for the flow; a flow
+map has its own. A row that is already in FILE is not measured again, unless its checkpoint has changed.
 """
 
 import argparse
@@ -84,18 +83,17 @@ def real_clips(config: Config, split: str, count: int) -> Features:
 
 
 def made_clips(
-    pipeline: SoundingVideoPipeline, count: int, settings: SamplingSettings, *, seed: int = 0
+    pipeline: SoundingVideoPipeline, count: int, settings: SamplingSettings
 ) -> tuple[Features, float]:
     """(features of `count` generated clips, processor seconds a clip).
 
     pipeline: the model.
     count: number of clips; the model's labels take turns.
     settings: how they are sampled.
-    seed: of the noise.
     """
     labels = pipeline.labels or [None]
     requests = [
-        SampleRequest(seed, place, labels[place % len(labels)], settings=settings) for place in range(count)
+        SampleRequest(0, place, labels[place % len(labels)], settings=settings) for place in range(count)
     ]
     began, clips = time.process_time(), []
     for first in range(0, count, BATCH):
@@ -162,20 +160,17 @@ def main() -> None:
 
     if "real, training split" not in rows:
         keep("real, training split", training)
-    first_name, first = next(iter(pipelines.items()))
-    most = settings_of(first, arguments.steps[0])
-    wanted, _ = made_clips(first, arguments.samples, most)
-    of = {"samples": arguments.samples, "guidance": arguments.guidance}
+    wanted = None
     for steps in arguments.steps:
         for name, pipeline in pipelines.items():
             row = f"{name}, {steps} step{'s' * (steps > 1)}"
-            key = of | {"checkpoint": pipeline.checkpoint_hash}
-            if any(rows.get(row, {}).get(word) != value for word, value in key.items()):
+            key = {"checkpoint": pipeline.checkpoint_hash, "samples": arguments.samples}
+            key["guidance"] = settings_of(pipeline, steps).guidance_scale
+            is_known = all(rows.get(row, {}).get(word) == value for word, value in key.items())
+            if not is_known or wanted is None:  # the first clips are what the others are compared with
                 clips, seconds = made_clips(pipeline, arguments.samples, settings_of(pipeline, steps))
-                keep(row, clips, to_first=psnr_db(clips.video, wanted.video), seconds=seconds, **key)
-    other, key = f"{first_name}, other noise", of | {"checkpoint": first.checkpoint_hash}
-    if any(rows.get(other, {}).get(word) != value for word, value in key.items()):
-        keep(other, made_clips(first, arguments.samples, most, seed=1)[0], **key)
+                wanted = clips.video if wanted is None else wanted
+                keep(row, clips, to_first=psnr_db(clips.video, wanted), seconds=seconds, **key)
     show(rows)
 
 

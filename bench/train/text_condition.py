@@ -52,7 +52,8 @@ def measure(config) -> dict:
     """Mean losses over held-out windows, and the shares of windows whose own caption is best."""
     torch.set_num_threads(1)
     run, store = RunFolder(config), SegmentStore(config.data_folder)
-    pipeline = SoundingVideoPipeline.from_checkpoint(config.generate.checkpoint or run.stdit.checkpoints)
+    own = run.stage(config.generate.stage).checkpoints
+    pipeline = SoundingVideoPipeline.from_checkpoint(config.generate.checkpoint or own)
     vectors = open_vectors(config.data_folder, pipeline.vector_shapes)
     feed = LatentFeed(run.latents, split="validation", labels=pipeline.labels, vectors=vectors)
     labels = sorted(store.labels)

@@ -83,8 +83,10 @@ class GenerateConfig(Section):
     """
     use_gpu: Annotated[UseGPU, Changes("machine")] = "auto"
     """auto: a GPU for each actor if the cluster has any, or its autoscaler can add one."""
+    stage: Literal["stdit", "distill"] = "stdit"
+    """Which model of the run makes the clips: ST-DiT, or the flow map of stage=distill, in few steps."""
     checkpoint: str | None = None
-    """A ST-DiT checkpoint; empty: the newest of this run."""
+    """A checkpoint of either stage; empty: the newest of this run."""
 
     @model_validator(mode="after")
     def _check(self) -> "GenerateConfig":

@@ -20,7 +20,8 @@ from proav.serve.front.arrival import Limits
 
 CHECKPOINT_VARIABLE = "PROAV_CHECKPOINT"
 RUNS_VARIABLE = "PROAV_RUNS"
-DEMO_CHECKPOINT = "runs/demo/stdit/checkpoints/latest"
+DEMO_CHECKPOINTS = ("runs/demo/distill/checkpoints/latest", "runs/demo/stdit/checkpoints/latest")
+"""The demo's models: its flow map, which makes clips in few steps, and ST-DiT. Remote runs: ST-DiT."""
 SHOWCASE_CHECKPOINT = Path(__file__).parents[2] / "examples" / "showcase" / "latest"
 """A small model that comes with the repository. A package that pip installed does not hold it."""
 JOBS_DIR = "runs/serve"
@@ -185,11 +186,12 @@ def read_settings(arguments: dict[str, Any]) -> ServeSettings:
 
 
 def _own_checkpoint(runs: str) -> str:
-    """The demo's checkpoint, or the showcase's if no demo was run and the showcase is there."""
-    demo = storage.join(runs, DEMO_CHECKPOINT)
-    if storage.is_remote(demo) or os.path.exists(demo) or not SHOWCASE_CHECKPOINT.exists():
-        return demo
-    return str(SHOWCASE_CHECKPOINT)
+    """The demo's flow map or ST-DiT, or the showcase's if no demo was run and the showcase is there."""
+    flow_map, stdit = (storage.join(runs, name) for name in DEMO_CHECKPOINTS)
+    if storage.is_remote(runs):  # nothing is read before the server starts
+        return stdit
+    here = [path for path in (flow_map, stdit) if os.path.exists(path)]
+    return here[0] if here else str(SHOWCASE_CHECKPOINT) if SHOWCASE_CHECKPOINT.exists() else stdit
 
 
 def _absolute(path: str) -> str:

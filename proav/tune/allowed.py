@@ -22,6 +22,7 @@ NEVER = {
     "distill.": "no trial makes a flow map",
     "evaluate.": "all trials are measured alike",
     "generate.checkpoint": "a trial has its own",
+    "generate.stage": "a trial makes its clips by the ST-DiT that it trains",
     "generate.num_samples": "all trials are measured alike",
     "generate.listing": "all trials are measured alike",
     "generate.seconds": "all trials are measured alike",

@@ -104,8 +104,9 @@ def _encode(config: Config) -> None:
 def _generate_and_evaluate(config: Config) -> dict:
     from proav.generation.batch import generate
 
-    # only as many processes as the trial has reserved
-    generate(config.model_copy(update={"generate": config.generate.model_copy(update={"num_writers": 0})}))
+    # by the ST-DiT that was trained, and with only as many processes as the trial has reserved
+    own = config.generate.model_copy(update={"stage": "stdit", "num_writers": 0})
+    generate(config.model_copy(update={"generate": own}))
     return _evaluate_alone(config)
 
 

@@ -36,5 +36,5 @@ def test_how_weights_come_about_may_change_and_what_they_mean_may_not():
 def test_settings_of_samples_travel_as_one_value():
     """All of `generate` but what says which samples, how long, by which model, and in which precision."""
     said = {key.partition(".")[2] for key in settings_that_change("samples") if key.startswith("generate.")}
-    others = {"num_samples", "label", "listing", "seconds", "encoders", "checkpoint", "precision"}
+    others = {"num_samples", "label", "listing", "seconds", "encoders", "stage", "checkpoint", "precision"}
     assert said - others == set(SamplingSettings.__dataclass_fields__)

@@ -71,7 +71,7 @@ def test_every_file_of_the_contract_is_there(finished):
         "report.html",
     ):
         assert (folder / name).is_file(), name
-    for stage in ("mdsa", "stdit"):
+    for stage in ("mdsa", "stdit", "distill"):
         latest = (
             folder / stage / "checkpoints" / (folder / stage / "checkpoints" / "latest").read_text().strip()
         )
@@ -123,7 +123,7 @@ def test_numbers_carry_their_protocol(finished):
 
 def test_the_checkpoint_alone_makes_the_same_clips(finished, tmp_path):
     folder, _, _ = finished
-    shutil.copytree(folder / "stdit" / "checkpoints", tmp_path / "elsewhere")
+    shutil.copytree(folder / "distill" / "checkpoints", tmp_path / "elsewhere")
     pipeline = SoundingVideoPipeline.from_checkpoint(str(tmp_path / "elsewhere" / "latest"))
     row = json.loads((folder / "samples" / "manifest.jsonl").read_text().splitlines()[0])
     (clip,) = pipeline(
@@ -146,7 +146,7 @@ def test_a_second_run_changes_nothing_and_says_so(finished):
     assert time.monotonic() - began < 60
     assert all(
         f"{stage}: done already" in again.stdout
-        for stage in ("preprocess", "mdsa", "encode", "stdit", "generate", "evaluate")
+        for stage in ("preprocess", "mdsa", "encode", "stdit", "distill", "generate", "evaluate")
     ), again.stdout
     assert kept == {
         path: path.stat().st_mtime_ns

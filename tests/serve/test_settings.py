@@ -60,6 +60,10 @@ def test_the_showcase_is_served_only_where_no_demo_was_run(monkeypatch, tmp_path
     demo.parent.mkdir(parents=True)
     demo.write_text("clips-000000000016\n")
     assert read_settings({}).checkpoint == str(demo)
+    flow_map = tmp_path / "runs/demo/distill/checkpoints/latest"  # makes the same clips in fewer steps
+    flow_map.parent.mkdir(parents=True)
+    flow_map.write_text("clips-000000000008\n")
+    assert read_settings({}).checkpoint == str(flow_map)
 
 
 @pytest.mark.parametrize(

@@ -52,17 +52,17 @@ class Outcome:
 def generate(config: Config) -> Outcome:
     """Makes the samples that `generate.*` asks for, with files and rows of the manifest; Ray must be running.
 
-    The checkpoint is generate.checkpoint, or else the run's newest ST-DiT checkpoint. If there are samples of
-    the same indices with other settings or of another checkpoint, they are replaced, and a printed line says
-    so. Samples with higher indices stay, with their rows. Inputs that cannot be used become rows with
-    `error`.
+    The checkpoint is generate.checkpoint, or else the run's newest one of generate.stage. If there are
+    samples of the same indices with other settings or of another checkpoint, they are replaced, and a printed
+    line says so. Samples with higher indices stay, with their rows. Inputs that cannot be used become rows
+    with `error`.
 
     Raises UserError for a mistake in the settings or in the listing, if a file cannot be written, and if
     another job is at work in the folder.
     """
     run = RunFolder(config)
     folder = run.samples
-    checkpoint = load_checkpoint(config.generate.checkpoint or run.stdit.checkpoints, kind="stdit")
+    checkpoint = load_checkpoint(_checkpoint_path(config, run), kind="stdit")
     if config.generate.checkpoint is None:
         check_clips(config, checkpoint.config)
     process = make_process(checkpoint.config)
@@ -97,6 +97,19 @@ def generate(config: Config) -> Outcome:
     outcome = Outcome(folder, plan.num_wanted - errors.total(), errors)
     print(f"generate: {outcome}")
     return outcome
+
+
+def _checkpoint_path(config: Config, run: RunFolder) -> str:
+    """The checkpoint that makes the clips. Raises UserError if it should be a flow map, and there is none."""
+    if config.generate.checkpoint is not None:
+        return config.generate.checkpoint
+    folder = run.stage(config.generate.stage).checkpoints
+    if config.generate.stage == "distill" and not storage.exists(folder):
+        raise UserError(
+            f"generate.stage=distill: there is no flow map in {folder}; make one with: "
+            "python ray_jobs/train.py stage=distill, or write generate.stage=stdit"
+        )
+    return folder
 
 
 @dataclass(frozen=True)

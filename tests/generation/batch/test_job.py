@@ -43,6 +43,13 @@ def test_writers_that_do_not_fit_are_refused():
         pools(config, num_blocks=9, num_cpus=2, use_gpu=False)
 
 
+def test_a_flow_map_that_is_not_there_is_told(tmp_path):
+    config = tiny_config(f"run_dir={tmp_path}", "generate.stage=distill")
+    said = "no flow map in .*/distill/checkpoints; make one with: .* stage=distill, or .*generate.stage=stdit"
+    with pytest.raises(UserError, match=said):
+        generate(config)
+
+
 def files_of(folder: str) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*.*")}
 
