@@ -3,8 +3,10 @@
     python -m bench.train.masked_tasks RUN [--clips 32] [--steps 20] [--windows 4]
 
 RUN: a run whose ST-DiT was trained with i2av, continue and inpaint in `diffusion.task_weights`. Held-out
-windows of its data are masked according to each task and generated again, in four ways:
+windows of its data are masked according to each task. The first row measures them as they are, the others
+what is generated again, in four ways:
 
+    true clips   nothing is made: what the measure gives at the same places if there is no seam
     trained      the task, as `SoundingVideoPipeline` samples it
     cut in       the same, but given and generated frames are only put side by side
     true planes  the planes of the true clip instead of generated ones, joined likewise: what MDSA and the
@@ -17,13 +19,21 @@ of the clean planes is decoded, its known frames are replaced, and it is encoded
 follows. The clips are joined like the trained ones.
 
     picture, loudness  the jump across a seam, divided by the jumps elsewhere in the same clips; 1: no seam
+    in made            the same for the loudness, but divided by the jumps within made stretches alone. Made
+                       sound may jump more than given sound does. Then even a perfect seam between them has a
+                       loudness above 1.
     given              PSNR of the given pictures as the model makes them, before they are replaced
     next               PSNR of the first generated picture next to a given one, against the true clip
+    behind             the same for the sound: the mean error of the mel image, in dB, in the first 100 ms of
+                       generated sound next to given sound
 
 A jump of the picture is the mean absolute difference of neighbouring frames. A jump of the loudness is the
 difference of the levels, in dB, of neighbouring stretches of 20 ms. At the end, clips are continued by
---windows windows to measure the seams between generated windows. Means are over all clips. Prints a table and
-a JSON line.
+--windows windows to measure the seams between generated windows. The true clips of that part are windows of
+twice the length.
+
+Means are over all clips. Few clips have an impact just at a seam. So each ratio has a 95 % interval, by a
+bootstrap over sources. With very few clips it may reach below 0. Prints a table and a JSON line.
 """
 
 import argparse
@@ -45,15 +55,20 @@ from proav.diffusion.masks import AUDIO, VIDEO, continue_frames
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.tasks import TASKS, fixed_mask
 from proav.generation.finishing import finish_clips, given_streams, phase_seed
-from proav.generation.joining import with_given_frames
+from proav.generation.joining import part_of, with_given_frames
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.generation.requests import SampleRequest
 from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip
+from proav.media.melframes import MelFrames
+from proav.metrics.bootstrap import bootstrap_interval, source_groups
 from proav.runs.layout import RunFolder
 
 TASK_NAMES = ("i2av", "continue", "inpaint")
-COLUMNS = ("picture", "loudness", "given", "next")
+RATIOS = ("picture", "loudness", "in made")
+COLUMNS = (*RATIOS, "given", "next", "behind")
+WIDTHS = (22, 22, 22, 8, 8, 8)
+BEHIND_SECONDS = 0.1
 LOUDNESS_SECONDS = 0.02
 SILENCE_RMS = 1e-3
 """Added to the root mean square before a level is computed (-60 dB), so that silence has no jumps."""
@@ -91,18 +106,63 @@ def jumps(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
     return picture, np.abs(np.diff(decibels))
 
 
-def seam_ratios(clips: Sequence[Clip], picture_seams: Sequence[int], sound_seams: Sequence[int]) -> dict:
-    """Mean jump at the seams, divided by the mean jump elsewhere. seams: the first frame after each seam."""
+def seam_ratios(
+    clips: Sequence[Clip],
+    picture_seams: Sequence[int],
+    sound_seams: Sequence[int],
+    *,
+    made_T: np.ndarray | None = None,
+    sources: Sequence[str] = (),
+) -> dict:
+    """{name of RATIOS: mean jump at the seams, divided by the mean jump elsewhere}; None without seams.
+
+    clips: of one length.
+    picture_seams, sound_seams: the first frame after each seam.
+    made_T: bool, the frames whose sound is made; None: "in made" is left out.
+    sources: of each clip; if they are given, NAME_interval is [low, high] of each ratio, or None if there
+        are too few.
+    """
     pictures, levels = (np.stack(values) for values in zip(*map(jumps, clips), strict=True))
     per_frame = round(1 / (clips[0].fps * LOUDNESS_SECONDS))
-    found = {}
-    for name, values, places in (
-        ("picture", pictures, [seam - 1 for seam in picture_seams]),
-        ("loudness", levels, [seam * per_frame - 1 for seam in sound_seams]),
-    ):
-        at = np.isin(np.arange(values.shape[1]), places)
-        found[name] = float(values[:, at].mean() / values[:, ~at].mean()) if at.any() else None
+    at_picture = np.isin(np.arange(pictures.shape[1]), [seam - 1 for seam in picture_seams])
+    at_level = np.isin(np.arange(levels.shape[1]), [seam * per_frame - 1 for seam in sound_seams])
+    measured = {"picture": (pictures, at_picture, ~at_picture), "loudness": (levels, at_level, ~at_level)}
+    if made_T is not None:
+        made = np.repeat(made_T, per_frame)
+        measured["in made"] = levels, at_level, ~at_level & made[1:] & made[:-1]
+    groups, found = source_groups(sources), {}
+    for name, (values, at, elsewhere) in measured.items():
+        if not at.any():
+            found[name] = None
+            continue
+        across, beside = values[:, at].mean(1), values[:, elsewhere].mean(1)
+
+        def ratio(places: np.ndarray, across=across, beside=beside) -> float:
+            return float(across[places].mean() / beside[places].mean())
+
+        found[name] = ratio(np.arange(len(clips)))
+        if groups:
+            interval = bootstrap_interval(ratio, groups)
+            found[f"{name}_interval"] = None if interval.reason else [interval.low, interval.high]
     return found
+
+
+def behind_db(mel_frames: MelFrames, clips: Sequence[Clip], true: Sequence[Clip], known_T: Tensor) -> float:
+    """Mean error of the mel image in made sound that is at most BEHIND_SECONDS from given sound, in dB.
+
+    mel_frames: of the model.
+    clips, true: of one shape.
+    known_T: bool, the frames whose sound is given.
+    """
+    made_BTMS, true_BTMS = (
+        mel_frames.encode(torch.from_numpy(np.stack([clip.audio for clip in some]))) for some in (clips, true)
+    )
+    settings, steps = mel_frames.settings, made_BTMS.shape[-1]
+    known_J = known_T.repeat_interleave(steps).numpy()
+    reach = round(BEHIND_SECONDS * clips[0].fps * steps)
+    near_J = np.convolve(known_J, np.ones(2 * reach + 1), "same") > 0
+    error_BTS = (made_BTMS - true_BTMS).abs().mean(2) * 10 * (settings.ceiling_log10 - settings.floor_log10)
+    return float(error_BTS.flatten(1)[:, near_J & ~known_J].mean())
 
 
 def borders(known_T: Tensor) -> list[int]:
@@ -116,13 +176,18 @@ def psnr_db(made: np.ndarray, true: np.ndarray) -> float:
 
 
 def measure_task(
-    pipeline: SoundingVideoPipeline, task: str, truth: Sequence[SampleRequest], steps: int
+    pipeline: SoundingVideoPipeline,
+    task: str,
+    truth: Sequence[SampleRequest],
+    sources: Sequence[str],
+    steps: int,
 ) -> dict[str, dict]:
     """{way: numbers} of one task.
 
     pipeline: the model.
     task: name of the task.
     truth: requests whose given clips are whole windows.
+    sources: of these windows.
     steps: sampling steps.
     """
     known_2T = mask_of(pipeline, task)
@@ -154,14 +219,19 @@ def measure_task(
             raw[name] += list(pictures.numpy())
     seams = borders(known_2T[VIDEO]), borders(known_2T[AUDIO])
     beside = [seam if not known_2T[VIDEO][seam] else seam - 1 for seam in seams[0]]
-    true = np.stack([one.given.video for one in truth])
-    table = {"true clips": seam_ratios([one.given for one in truth], *seams)}
+    true_clips = [one.given for one in truth]
+    true = np.stack([clip.video for clip in true_clips])
+    compared = {"made_T": ~known_2T[AUDIO].numpy(), "sources": sources}
+    table = {"true clips": seam_ratios(true_clips, *seams, **compared)}
     for name, clips in made.items():
         own, joined = np.stack(raw[name]), np.stack([clip.video for clip in clips])
-        table[name] = seam_ratios(clips, *seams) | {
+        table[name] = seam_ratios(clips, *seams, **compared) | {
             "given": psnr_db(own[:, known_2T[VIDEO]], true[:, known_2T[VIDEO]]),
             "next": psnr_db(joined[:, beside], true[:, beside]),
         }
+        if seams[1]:
+            heard = known_2T[AUDIO]
+            table[name]["behind"] = behind_db(pipeline.coder.mel_frames, clips, true_clips, heard)
     return table
 
 
@@ -175,40 +245,76 @@ def mask_of(pipeline: SoundingVideoPipeline, task: str) -> Tensor:
     return known_2T
 
 
-def measure_length(pipeline: SoundingVideoPipeline, truth: Sequence[SampleRequest], steps: int, windows: int):
+def measure_length(
+    pipeline: SoundingVideoPipeline,
+    truth: Sequence[SampleRequest],
+    sources: Sequence[str],
+    steps: int,
+    windows: int,
+) -> dict[str, dict]:
     """Seams of clips that are continued: those to the given clip, and those between generated windows.
 
     pipeline: the model.
-    truth: requests with the given clips.
+    truth: requests whose given clips are windows of twice the length. Their first halves are continued.
+    sources: of these windows.
     steps: sampling steps.
     windows: generated windows of a clip.
     """
     frames, overlap = pipeline.config.clip.num_frames, continue_frames(pipeline.config)
     settings = SamplingSettings(task="continue", steps=steps)
-    requests = [dataclasses.replace(one, settings=settings, num_windows=windows) for one in truth]
+    requests = [
+        dataclasses.replace(one, settings=settings, num_windows=windows, given=part_of(one.given, 0, frames))
+        for one in truth
+    ]
     batches = [requests[first : first + BATCH] for first in range(0, len(requests), BATCH)]
     clips = [clip for some in batches for clip in pipeline.sample(some)]
     seams = [frames + window * (frames - overlap) for window in range(windows)]
-    first, later = (seam_ratios(clips, some, some) for some in (seams[:1], seams[1:]))
-    return {"to the given clip": first, "between windows": later}
+    table = {}
+    for name, some, places in (
+        ("true clips", [one.given for one in truth], seams[:1]),
+        ("to the given clip", clips, seams[:1]),
+        ("between windows", clips, seams[1:]),
+    ):
+        made_T = np.arange(len(some[0].video)) >= frames
+        table[name] = seam_ratios(some, places, places, made_T=made_T, sources=sources)
+    return table
 
 
-def held_out(config: Config, pipeline: SoundingVideoPipeline, count: int) -> list[SampleRequest]:
-    """Requests whose given clips are held-out windows of the run."""
-    store, clip, truth = SegmentStore(config.data_folder), pipeline.config.clip, []
-    windows = evaluation_windows(store, config, split="validation", max_clips=count)
-    for index, (segment, start) in enumerate(windows):
-        window = store.window(segment, start, clip.num_frames, want=("video", "audio"))
+def held_out(
+    config: Config, pipeline: SoundingVideoPipeline, count: int, *, windows: int = 1
+) -> tuple[list[SampleRequest], list[str]]:
+    """Requests whose given clips are held-out windows of the run, and the source of each.
+
+    config: of the run.
+    pipeline: the model.
+    count: the most clips.
+    windows: how many windows of the model a given clip is long.
+    """
+    store, clip = SegmentStore(config.data_folder), pipeline.config.clip
+    frames = windows * clip.num_frames
+    longer = config.model_copy(update={"clip": config.clip.model_copy(update={"num_frames": frames})})
+    truth, sources = [], []
+    places = evaluation_windows(store, longer, split="validation", max_clips=count)
+    for index, (segment, start) in enumerate(places):
+        window = store.window(segment, start, frames, want=("video", "audio"))
         given = Clip(window["video"], window["audio"], clip.fps, clip.sample_rate)
         truth.append(SampleRequest(0, index, store.rows[segment]["label"], given))
-    return truth
+        sources.append(store.rows[segment]["source_id"])
+    return truth, sources
 
 
 def show(task: str, rows: dict[str, dict]) -> None:
     for way, values in rows.items():
-        cells = (values.get(name) for name in COLUMNS)
-        shown = "".join(f"{'-' if value is None else format(value, '.2f'):>10}" for value in cells)
-        print(f"{task:10}{way:18}{shown}", flush=True)
+        cells = []
+        for name in COLUMNS:
+            value, interval = values.get(name), values.get(f"{name}_interval")
+            shown = "-" if value is None else f"{value:.2f}"
+            cells.append(shown + (f" ({interval[0]:.2f} .. {interval[1]:.2f})" if interval else ""))
+        print(
+            f"{task:10}{way:18}"
+            + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True)),
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -224,13 +330,14 @@ def main() -> None:
     started = time.monotonic()
     config = load_config(f"{arguments.run}/config.yaml", [f"run_dir={arguments.run}"])
     pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stdit.checkpoints)
-    truth = held_out(config, pipeline, arguments.clips)
-    print(f"{'':28}" + "".join(f"{name:>10}" for name in COLUMNS))
+    truth, sources = held_out(config, pipeline, arguments.clips)
+    print(f"{'':28}" + "".join(f"{name:>{width}}" for name, width in zip(COLUMNS, WIDTHS, strict=True)))
     table = {}
     for task in TASK_NAMES:
-        table[task] = measure_task(pipeline, task, truth, arguments.steps)
+        table[task] = measure_task(pipeline, task, truth, sources, arguments.steps)
         show(task, table[task])
-    table["long"] = measure_length(pipeline, truth, arguments.steps, arguments.windows)
+    twice = held_out(config, pipeline, arguments.clips, windows=2)
+    table["long"] = measure_length(pipeline, *twice, arguments.steps, arguments.windows)
     show("long", table["long"])
     print(f"{len(truth)} clips, {arguments.steps} steps, {time.monotonic() - started:.0f} s")
     print(json.dumps(table))

@@ -16,7 +16,14 @@ from proav.config import Config
 from proav.diffusion.noise import uniforms_for
 from proav.diffusion.tasks import TASKS
 from proav.generation.coder import to_clips
-from proav.generation.joining import CARRY_SECONDS, carry_over, with_given_frames
+from proav.generation.joining import (
+    CARRY_SECONDS,
+    HALF_TRUST_DB,
+    HOLD_SECONDS,
+    carry_over,
+    hold_given,
+    with_given_frames,
+)
 from proav.generation.requests import SampleRequest, known_frames
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
@@ -71,7 +78,7 @@ def _carried(
 
     For the sound, the difference at a border is taken at the given mel column beside it. The mean over a
     whole given frame would be wrong: if the sound fades within that frame, the made sound after it would
-    become too loud.
+    become too loud. Then the given sound is held for a moment, see `hold_given`.
 
     config: of the model.
     mel_frames: its mel transform.
@@ -85,7 +92,11 @@ def _carried(
     frames, (_, _, steps) = max(1, int(CARRY_SECONDS * config.clip.fps)), mel_TMS.shape
     pictures = carry_over(video_THWC.float(), given_video.float(), picture_known_T, frames, hold_mean=True)
     made_JM, given_JM = (rearrange(mel, "t m s -> (t s) m") for mel in (mel_TMS, given_mel))
-    sound_JM = carry_over(made_JM, given_JM, sound_known_T.repeat_interleave(steps), frames * steps)
+    known_J = sound_known_T.repeat_interleave(steps)
+    sound_JM = carry_over(made_JM, given_JM, known_J, frames * steps)
+    held = round(HOLD_SECONDS * config.clip.fps * steps)
+    half_trust = HALF_TRUST_DB / (10 * (config.mel.ceiling_log10 - config.mel.floor_log10))  # dB to [-1, 1]
+    sound_JM = hold_given(sound_JM, made_JM, given_JM, known_J, held, half_trust)
     pictures = pictures.round().clamp(0, 255).to(torch.uint8)
     return pictures, rearrange(sound_JM.clamp(-1, 1), "(t s) m -> t m s", s=steps)
 

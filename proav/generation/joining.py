@@ -5,7 +5,7 @@ frames, L sound samples.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,11 @@ from proav.media.container import Clip
 
 CARRY_SECONDS = 0.4
 """The difference between given and made frames at a border is spread over at most this time."""
+HOLD_SECONDS = 0.05
+"""At most this long after given sound, made sound still resembles it. A longer time would delay onsets."""
+HALF_TRUST_DB = 12.0
+"""If the model errs by so much at a border, given and made sound count nearly alike beside it. The choice is
+measured in docs/experiments.md."""
 FADE_SECONDS = 0.01
 """Made sound fades in within this time after given sound, and out before it. A longer fade hides onsets."""
 
@@ -41,21 +46,55 @@ def carry_over(
     frames: the most made frames that a border changes.
     hold_mean: whether the mean over rows and columns is held.
     """
-    result, count = made.clone(), len(known_T)
-    for border in ((known_T[1:] != known_T[:-1]).nonzero().flatten() + 1).tolist():
-        step = -1 if known_T[border] else 1
-        last = border if known_T[border] else border - 1
-        stretch = 0
-        while 0 <= last + step * (stretch + 1) < count and not known_T[last + step * (stretch + 1)]:
-            stretch += 1
-        to_the_end = not 0 <= last + step * (stretch + 1) < count
-        error = given[last] - made[last]
+    result = made.clone()
+    for border, stretch in _made_stretches(known_T):
+        to_the_end = stretch[-1] in (0, len(known_T) - 1)
+        error = given[border] - made[border]
         mean = error.mean((0, 1)) if hold_mean else 0.0
-        for distance in range(1, stretch + 1):
-            share = max(0.0, 1 - distance / (min(stretch, frames) + 1))
-            of_mean = 1.0 if to_the_end else 1 - distance / (stretch + 1)
-            result[last + step * distance] += share * (error - mean) + of_mean * mean
+        for distance, place in enumerate(stretch, 1):
+            share = max(0.0, 1 - distance / (min(len(stretch), frames) + 1))
+            of_mean = 1.0 if to_the_end else 1 - distance / (len(stretch) + 1)
+            result[place] += share * (error - mean) + of_mean * mean
     return result
+
+
+def hold_given(
+    joined_JM: Tensor, made_JM: Tensor, given_JM: Tensor, known_J: Tensor, columns: int, half_trust: float
+) -> Tensor:
+    """Mel columns that leave given sound gradually, the more so the worse the model made the given sound.
+
+    Sound changes little within some hundredths of a second. So if a model errs by much, the last given column
+    g says more about the next columns than they do themselves. The d-th made column x from a border becomes
+    x + w (g - x), with w = r (1 - d / (n + 1)) and r = e / (e + half_trust). e is the root mean square of
+    g - m over the bands, with m the model's own version of the given column.
+
+    joined_JM: the columns that are changed, after `carry_over`.
+    made_JM, given_JM: as the model made them, and the given ones.
+    known_J: bool, the given columns.
+    columns: the most columns n that a border changes; also at most half of a made stretch.
+    half_trust: the error e at which r is one half, in the unit of the columns; above 0.
+    """
+    result = joined_JM.clone()
+    for border, stretch in _made_stretches(known_J):
+        error = (given_JM[border] - made_JM[border]).square().mean().sqrt()
+        doubt, count = error / (error + half_trust), min(columns, len(stretch) // 2)
+        for distance, place in enumerate(stretch[:count], 1):
+            weight = doubt * (1 - distance / (count + 1))
+            result[place] += weight * (given_JM[border] - result[place])
+    return result
+
+
+def _made_stretches(known_T: Tensor) -> Iterator[tuple[int, range]]:
+    """For each border: the given place beside it, and the made places behind it, the nearest first."""
+    known, count = known_T.tolist(), len(known_T)
+    for after in range(1, count):
+        if known[after] == known[after - 1]:
+            continue
+        step, border = (-1, after) if known[after] else (1, after - 1)
+        end = border + step
+        while 0 <= end < count and not known[end]:
+            end += step
+        yield border, range(border + step, end, step)
 
 
 def with_given_frames(made: Clip, given: Clip, known_2T: np.ndarray) -> Clip:

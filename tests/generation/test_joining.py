@@ -4,16 +4,23 @@ import numpy as np
 import pytest
 import torch
 
+from proav.diffusion.masks import continue_frames
+from proav.generation.finishing import finish_clips
 from proav.generation.joining import (
     FADE_SECONDS,
     as_beginning,
     carry_over,
+    hold_given,
     joined,
     part_of,
     window_seed,
     with_given_frames,
 )
+from proav.generation.requests import SampleRequest
+from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip
+from proav.media.melframes import MelFrames
+from tests.tiny import tiny_config
 
 FRAMES, FPS, RATE = 6, 10, 16_000
 PER_FRAME, FADE = RATE // FPS, int(FADE_SECONDS * RATE)
@@ -69,6 +76,34 @@ def test_the_mean_of_a_difference_is_held_and_the_rest_is_spread(mask, held, spr
     )
 
 
+@pytest.mark.parametrize(
+    ("mask", "columns", "expected"),
+    [
+        ("xx......", 9, [0, 0, 3, 2, 1, 0, 0, 0]),  # at most half of the stretch; 3/4, 2/4, 1/4 of 4
+        ("xx......", 1, [0, 0, 2, 0, 0, 0, 0, 0]),
+        ("xx......", 0, [0] * 8),
+        ("....xxxx", 9, [0, 0, 4 / 3, 8 / 3, 0, 0, 0, 0]),
+        ("xx....xx", 9, [0, 0, 8 / 3, 4 / 3, 4 / 3, 8 / 3, 0, 0]),
+        ("........", 9, [0] * 8),
+        ("xxxxxxxx", 9, [0] * 8),
+    ],
+)
+def test_given_sound_is_held_beside_a_border(mask, columns, expected):
+    """Given columns are 8 above the others. The error is 5, like half_trust: all weights are halved."""
+    joined, made, given = torch.zeros(8, 2), torch.full((8, 2), 3.0), torch.full((8, 2), 8.0)
+    known_J = torch.tensor([mark == "x" for mark in mask])
+    held = hold_given(joined, made, given, known_J, columns, half_trust=5.0)
+    torch.testing.assert_close(held, torch.tensor(expected)[:, None].expand(8, 2).float())
+
+
+def test_a_model_that_makes_the_given_sound_exactly_is_not_changed():
+    draw = torch.Generator().manual_seed(0)
+    made, joined = torch.randn(8, 3, generator=draw), torch.randn(8, 3, generator=draw)
+    known_J = torch.tensor([True, True, False, False, False, False, True, True])
+    given = torch.where(known_J[:, None], made, 9.0)
+    assert torch.equal(hold_given(joined, made, given, known_J, 2, half_trust=0.1), joined)
+
+
 def test_given_frames_come_back_bit_for_bit():
     draw = np.random.default_rng(0)
     given = clip(7, draw.uniform(-1, 1, FRAMES * PER_FRAME))
@@ -101,6 +136,42 @@ def test_a_tone_goes_on_without_a_click_and_with_its_power():
     cut = np.abs(made.audio[border] - given.audio[border - 1])
     inside = np.abs(np.diff(given.audio)).max()
     assert cut > 3 * inside and steps[border - 1] <= inside * 1.01
+
+
+def level_after_a_tone(error_db: float, flicker_db: float, seed: int = 0) -> float:
+    """How much louder 20 ms of made sound are than the given tone before them, in dB.
+
+    error_db: how much too loud the model makes the tone.
+    flicker_db: standard deviation of the levels of made columns after the border.
+    """
+    config = tiny_config("diffusion.task_weights={joint: 1, continue: 1}")
+    mel_frames, border = MelFrames(config), continue_frames(config)
+    frames, fps, rate = config.clip.num_frames, config.clip.fps, config.clip.sample_rate
+    tone = (0.25 * np.sin(2 * np.pi * 1000 * np.arange(frames * rate // fps) / rate)).astype(np.float32)
+    video = np.zeros((frames, config.clip.height, config.clip.width, 3), np.uint8)
+    request = SampleRequest(given=Clip(video, tone, fps, rate), settings=SamplingSettings(task="continue"))
+    mel_BTMS = mel_frames.encode(torch.from_numpy(tone)[None])
+    gain_T1S = torch.randn(frames, 1, mel_BTMS.shape[-1], generator=torch.Generator().manual_seed(seed))
+    gain_T1S[:border] = 0
+    decibels = error_db + flicker_db * gain_T1S
+    made_BTMS = mel_BTMS + decibels / (10 * (config.mel.ceiling_log10 - config.mel.floor_log10))
+    made_BTMS = torch.where(mel_BTMS > -1, made_BTMS, mel_BTMS).clamp(-1, 1)
+    (clip,) = finish_clips(config, mel_frames, [request], torch.from_numpy(video)[None], made_BTMS)
+    first = border * rate // fps
+    assert np.array_equal(clip.audio[:first], tone[:first])
+    return 10 * np.log10((clip.audio[first : first + rate // 50] ** 2).mean() / (tone**2).mean())
+
+
+@pytest.mark.parametrize("error_db", [0.0, -12.0])
+def test_a_tone_goes_on_at_its_level(error_db):
+    assert abs(level_after_a_tone(error_db, 0.0)) < 0.5
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4])
+def test_holding_the_given_sound_makes_a_jump_of_loudness_smaller(seed, monkeypatch):
+    held = level_after_a_tone(-24.0, 6.0, seed)
+    monkeypatch.setattr("proav.generation.finishing.HOLD_SECONDS", 0.0)
+    assert abs(held) < 0.85 * abs(level_after_a_tone(-24.0, 6.0, seed))
 
 
 @pytest.mark.parametrize("frames", [1, 3])
