@@ -77,7 +77,7 @@ def write_report(config: Config) -> str:
         [warning(text) for text in problems + segment_problems],
     ]
     sections = [
-        ("samples", "Samples", _samples(config, players, samples, sample_problems, cards["stdit"])),
+        ("samples", "Samples", _samples(config, players, samples, sample_problems, cards)),
         ("reconstructions", "Reconstructions", _reconstructions(config, players)),
         ("curves", "Training", _curves(config, metrics)),
         ("metrics", "Metrics", _metrics(config)),
@@ -172,7 +172,8 @@ def _statement(config: Config, metrics: dict[str, Metrics], cards: dict, segment
         for stage in STAGES
         if seen[stage]
     ]
-    text = " and ".join(parts)
+    *others, last = parts
+    text = f"{', '.join(others)} and {last}" if others else last
     text += (
         f", drawn from {counted(sources, 'source')} "
         f"({duration(float(segment_seconds(train).sum()))} of video)"
@@ -248,13 +249,13 @@ def _percent(share: float) -> str:
 
 
 def _samples(
-    config: Config, players: ClipPlayers, samples: list[dict], problems: list[str], card: dict | None
+    config: Config, players: ClipPlayers, samples: list[dict], problems: list[str], cards: dict
 ) -> list[Markup]:
     """The section of generated clips.
 
     players: makes the players.
     samples, problems: the lines of samples/manifest.jsonl, and what was wrong with others.
-    card: checkpoint.json of ST-DiT's newest checkpoint, or None.
+    cards: checkpoint.json of each stage's newest checkpoint, or None.
     """
     if not samples:
         return [
@@ -274,13 +275,14 @@ def _samples(
     )
     notes = [element("p", f"{count}, in the order of their index: none was picked. {how}", class_="note")]
     hashes = {str(sample.get("checkpoint")) for sample in samples}
+    makers = [card for card in (cards["stdit"], cards["distill"]) if card and card.get("hash")]
     if len(hashes) > 1:
         notes.append(
             warning(
                 f"These clips were made by {len(hashes)} different checkpoints: {', '.join(sorted(hashes))}."
             )
         )
-    elif card and card.get("hash") and not _same_hash(str(card["hash"]), *hashes):
+    elif makers and not any(_same_hash(str(card["hash"]), *hashes) for card in makers):
         notes.append(
             warning(
                 f"These clips were made by the checkpoint {hashes.pop()[:16]}, "

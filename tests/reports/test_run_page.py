@@ -288,6 +288,28 @@ def test_damage_is_named(tmp_path):
         assert words in page.text
 
 
+@pytest.mark.parametrize(
+    ("stdit", "distill", "is_older"),
+    [
+        ("a1" * 32, None, False),
+        ("b2" * 32, None, True),
+        ("b2" * 32, "a1" * 32, False),
+        ("b2" * 32, "c3" * 32, True),
+    ],
+)
+def test_clips_of_an_older_checkpoint_are_marked(tmp_path, stdit, distill, is_older):
+    write_run(tmp_path, num_samples=1)  # by the checkpoint a1a1...
+    for stage, digits in (("stdit", stdit), ("distill", distill)):
+        folder = tmp_path / stage / "checkpoints" / "clips-000005056"
+        if digits is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "checkpoint.json").write_text(json.dumps({"clips": 5056, "hash": digits}))
+            (folder.parent / "latest").write_text("clips-000005056\n")
+    write_report(small_config(tmp_path))
+    words = Page((tmp_path / "report.html").read_text("utf-8")).text
+    assert ("which is not this run's newest" in words) == is_older
+
+
 def test_report_is_reproducible(whole_run):
     run, text, _ = whole_run
     write_report(small_config(run))
