@@ -9,9 +9,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/python ray_jobs/demo.py $(ARGS)
 
-# Three files of tests at a time, on two cores: each has one thread and often waits for processes to start.
+# Two files of tests at a time, for two cores: three at a time take longer, since processes keep both busy.
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What must be so before tests are worth their time: a second or two.
 lint: $(INSTALLED)

@@ -53,6 +53,7 @@ def finished(tmp_path_factory):
     )
     words = [word for word in TINY if not word.startswith("name=")] + [
         f"data.listing={listing}",
+        "distill.train.num_clips=16",
         f"run_dir={folder}/run",
     ]
     return folder / "run", words, run("demo.py", *words)
