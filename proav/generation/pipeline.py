@@ -319,7 +319,7 @@ class SoundingVideoPipeline:
         """The conditions of requests for a task. Raises UserError for what the model does not take."""
         labels = [torch.tensor(self.label_indices(request.label)) for request in requests]
         vectors = {
-            name: torch.tensor(  # copied into torch's own memory, see `given_streams`
+            name: torch.from_numpy(
                 np.stack([fitted(request.vectors.get(name), shape, name) for request in requests])
             )
             for name, shape in self.vector_shapes.items()

@@ -227,8 +227,7 @@ class Finish:
         usable = _usable(rows)
         done = [manifest_row(row, self.recipe.shared) for row in rows]
         if usable and not _has_lengths(usable):
-            # copied into torch's own memory, see `given_streams`
-            streams = (torch.tensor(arrays[name]) for name in ("video", "mel"))
+            streams = (torch.from_numpy(arrays[name]) for name in ("video", "mel"))
             windows = self.recipe.windows(usable, arrays)
             clips = finish_clips(self.recipe.config, self.mel_frames, windows, *streams)
             for (place, _), clip in zip(usable, clips, strict=True):
