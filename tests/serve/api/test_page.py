@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 import requests
 
-from tests.serve.browser import find_chromium, open_browser
-
 PAGE = Path(__file__).parents[3] / "proav" / "serve" / "api" / "page"
 TEXTS = {path.name: path.read_text("utf-8") for path in PAGE.iterdir()}
 SCRIPTS = {name: text for name, text in TEXTS.items() if name.endswith(".js")}
@@ -108,21 +106,6 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme):
         for first, second in pairs:
             low, high = sorted((luminance(colours[first]), luminance(colours[second])))
             assert (high + 0.05) / (low + 0.05) >= least, (first, second)
-
-
-@pytest.fixture(scope="module")
-def tab(served):
-    """The page in a browser, loaded once for all tests of this file."""
-    binary = find_chromium()
-    if binary is None:
-        pytest.skip(
-            "no Chromium on this machine; expected chromium, chromium-browser or google-chrome on PATH"
-        )
-    with open_browser(binary) as one:
-        one.screen(width=1280, height=900)
-        one.open(served + "/")
-        one.wait("document.querySelector('#label').options.length > 1")
-        yield one
 
 
 def state_is(state):

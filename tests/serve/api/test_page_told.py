@@ -1,13 +1,10 @@
 """The page of a model with several labels and a text as conditions, in a real browser."""
 
-import json
-
 import pytest
 import requests
 
 from proav.serve.on_ray.sampler import Sampler
 from proav.serve.settings import read_settings
-from tests.serve.browser import find_chromium, open_browser
 from tests.serve.conftest import Front
 from tests.tiny import save_tiny_stdit, tiny_config
 
@@ -23,28 +20,6 @@ def served(tmp_path_factory):
     settings = read_settings({"checkpoint": checkpoint, "jobs_dir": str(folder / "jobs"), **SETTINGS})
     with Front(settings, Sampler(checkpoint, threads=1, device="cpu")) as front:
         yield front.url
-
-
-@pytest.fixture(scope="module")
-def tab(served):
-    binary = find_chromium()
-    if binary is None:
-        pytest.skip("no Chromium on this machine; expected chromium or google-chrome on PATH")
-    with open_browser(binary) as one:
-        one.screen(width=1280, height=1000)
-        one.open(served + "/")
-        one.wait("document.querySelector('#label').options.length > 1")
-        yield one
-
-
-def made(tab, served):
-    """Presses Generate, waits for the clip, and returns its job."""
-    before = tab.evaluate("location.hash")
-    tab.fill("#steps", "2")
-    tab.click("#generate")
-    shows_clip = "document.querySelector('#stage').dataset.state === 'clip'"
-    tab.wait(f"location.hash !== {json.dumps(before)} && {shows_clip}", seconds=120)
-    return requests.get(f"{served}/v1/videos/{tab.evaluate('location.hash.slice(1)')}", timeout=30).json()
 
 
 def test_labels_are_added_and_removed(tab):
@@ -63,39 +38,39 @@ def test_only_vectors_that_the_server_encodes_have_a_field(tab):
     assert tab.evaluate(fields) == ["Caption"]
 
 
-def test_a_clip_is_made_for_its_labels_and_its_text(tab, served):
+def test_a_clip_is_made_for_its_labels_and_its_text(tab, made):
     tab.choose("#label", "speech")
     tab.click("#add-label")
     tab.fill("#texts textarea", " A glass <b>falls</b> ")
-    job = made(tab, served)
+    job = made()
     assert job["label"] == "speech;rain" and job["texts"] == {"caption": "A glass <b>falls</b>"}
     assert tab.evaluate("document.querySelector('#clip-name').textContent") == "speech, rain"
     assert "Caption\nA glass <b>falls</b>" in tab.evaluate(FACTS)
 
 
-def test_a_clip_of_a_text_alone_is_called_by_it(tab, served):
+def test_a_clip_of_a_text_alone_is_called_by_it(tab, made):
     tab.click("#labels button")
     tab.choose("#label", "")
-    job = made(tab, served)
+    job = made()
     assert job["label"] is None and job["texts"] == {"caption": "A glass <b>falls</b>"}
     assert tab.evaluate("document.querySelector('#clip-name').textContent") == "A glass <b>falls</b>"
     name = tab.evaluate("document.querySelector('#download').download")
     assert name == f"a-glass-b-falls-b-seed-{job['seed']}.mp4"
 
 
-def test_a_clip_of_neither_has_no_condition(tab, served):
+def test_a_clip_of_neither_has_no_condition(tab, made):
     tab.fill("#texts textarea", "")
-    job = made(tab, served)
+    job = made()
     assert job["label"] is None and "texts" not in job
 
 
-def test_settings_of_a_clip_come_back(tab, served):
+def test_settings_of_a_clip_come_back(tab, made, served):
     first = requests.get(f"{served}/v1/videos?order=asc", timeout=30).json()["data"][0]
     tab.click(f'.clip[data-id="{first["id"]}"] .pick')
     tab.click("#reuse")
     assert tab.evaluate(CHOSEN) == ["speech", "rain"]
     assert tab.evaluate("document.querySelector('#texts textarea').value") == "A glass <b>falls</b>"
-    again = made(tab, served)
+    again = made()
     assert [again[key] for key in ("label", "texts", "seed")] == [
         first[key] for key in ("label", "texts", "seed")
     ]

@@ -1,6 +1,5 @@
 """Jobs of clips of any length: the clip is the pipeline's, within the limits of the server."""
 
-import asyncio
 import io
 
 import pytest
@@ -11,7 +10,7 @@ from proav.serve.front.api_error import ApiError
 from proav.serve.on_ray.sampler import Sampler
 from proav.serve.queue.service import Service
 from proav.serve.settings import ServeSettings
-from tests.serve.queue.test_service import Unreliable, finished, run
+from tests.serve.queue.scenarios import Stuck, Unreliable, after_a_restart, finished, run
 from tests.synthetic_clips import make_clip
 
 SETTINGS = {"seed": 3, "steps": 2}
@@ -27,31 +26,16 @@ def settings(masked_checkpoint, tmp_path):
     return ServeSettings(checkpoint=masked_checkpoint, jobs_dir=str(tmp_path / "jobs"), max_windows=4)
 
 
-class Stuck(Unreliable):
-    async def sample(self, requests):
-        yield {"done": 0, "total": 1}
-        await asyncio.sleep(60)
-
-
 def test_clips_of_a_length_are_the_pipelines(masked_checkpoint, settings, sampler):
     """Each request is kept by a server that ends before it is made, and made by the next one."""
     upload = encode_clip(make_clip(1, seconds=2.0))
     asked = {"joint": "1.8", "a2v": 1.8, "v2a": 1.6, "i2av": 0.6, "continue": 2.6}
 
-    async def send(service):
-        ids = []
-        for task, seconds in asked.items():
-            fields = {"task": task, "seconds": seconds, **SETTINGS}
-            ids.append((await service.create(fields, None if task == "joint" else upload)).id)
-        return ids
-
-    async def fetch(service):
-        jobs = [service.get(identity) for identity in identities]
-        await finished(*jobs)
-        return [(job.seconds, (await service.content(job.id, "video"))[0]) for job in jobs]
-
-    identities = run(Service(settings, Stuck(sampler)), send)
-    made = run(Service(settings, sampler), fetch)
+    orders = [
+        ({"task": task, "seconds": seconds, **SETTINGS}, None if task == "joint" else upload)
+        for task, seconds in asked.items()
+    ]
+    made = after_a_restart(settings, sampler, orders)
     pipeline = SoundingVideoPipeline.from_checkpoint(masked_checkpoint)
     clip = read_clip(io.BytesIO(upload), fps=5, sample_rate=16_000, height=32, width=32, fit="crop")
     for (task, seconds), (told, mp4) in zip(asked.items(), made, strict=True):

@@ -1,14 +1,12 @@
 """Jobs of the masked tasks, from the upload to the mp4; the clip is the pipeline's."""
 
-import asyncio
 import io
 
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.media.container import encode_clip, read_clip
 from proav.serve.on_ray.sampler import Sampler
-from proav.serve.queue.service import Service
 from proav.serve.settings import ServeSettings
-from tests.serve.queue.test_service import Unreliable, finished, run
+from tests.serve.queue.scenarios import after_a_restart
 from tests.synthetic_clips import make_clip
 
 
@@ -25,22 +23,8 @@ def test_masked_tasks_give_what_the_pipeline_gives(masked_checkpoint, tmp_path):
         "inpaint": {"span": (0.2, 0.4), "stream": "video"},
     }
 
-    class Never(Unreliable):
-        async def sample(self, requests):
-            yield {"done": 0, "total": 1}
-            await asyncio.sleep(60)
-
-    async def send(service):
-        fields = [{"task": task, "seed": 3, "steps": 2, **more} for task, more in asked.items()]
-        return [(await service.create(one, upload)).id for one in fields]
-
-    async def fetch(service):
-        jobs = [service.get(identity) for identity in identities]
-        await finished(*jobs)
-        return [(job.seconds, (await service.content(job.id, "video"))[0]) for job in jobs]
-
-    identities = run(Service(settings, Never(sampler)), send)
-    made = run(Service(settings, sampler), fetch)
+    fields = [{"task": task, "seed": 3, "steps": 2, **more} for task, more in asked.items()]
+    made = after_a_restart(settings, sampler, [(one, upload) for one in fields])
     assert [seconds for seconds, _ in made] == ["0.8", "2.4", "0.8"]  # 1.2 s, and 0.4 s three times
     for (task, more), (_, mp4) in zip(asked.items(), made, strict=True):
         (expected,) = pipeline(task=task, clip=clip, seed=3, steps=2, guidance_scale=1.5, **more)

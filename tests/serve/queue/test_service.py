@@ -21,6 +21,7 @@ from proav.serve.queue.service import Service, lease_of
 from proav.serve.settings import ServeSettings
 from proav.storage.lease import LeaseHeld
 from tests.media.hostile_files import h264
+from tests.serve.queue.scenarios import Absent, Unreliable, finished, run
 
 
 @pytest.fixture(scope="module")
@@ -33,61 +34,6 @@ def settings(tiny_checkpoint, tmp_path):
     return ServeSettings(
         checkpoint=tiny_checkpoint, jobs_dir=str(tmp_path / "jobs"), max_batch_size=3, max_queued_jobs=4
     )
-
-
-class Unreliable:
-    """A sampler that raises given errors first.
-
-    troubles: the errors that its first batches raise, in order.
-    sizes: how many requests each batch had.
-    """
-
-    def __init__(self, sampler, *troubles):
-        self.sampler, self.troubles, self.sizes = sampler, list(troubles), []
-
-    async def sample(self, requests):
-        self.sizes.append(len(requests))
-        yield {"done": 0, "total": requests[0].settings.steps}
-        if self.troubles:
-            raise self.troubles.pop(0)
-        async for event in self.sampler.sample(requests):
-            yield event
-
-    async def probe(self):
-        if self.troubles:
-            raise self.troubles.pop(0)
-        return await self.sampler.probe()
-
-
-class Absent:
-    """No sampler is there, so a batch waits for ever."""
-
-    async def sample(self, requests):
-        await asyncio.Event().wait()
-        yield {}
-
-    async def probe(self):
-        await asyncio.Event().wait()
-
-
-def run(service, scenario):
-    """Starts the service, runs the scenario, stops it."""
-
-    async def all_of_it():
-        await service.start()
-        try:
-            return await scenario(service)
-        finally:
-            await service.stop()
-
-    return asyncio.run(all_of_it())
-
-
-async def finished(*jobs, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not all(job.finished for job in jobs):
-        assert time.monotonic() < deadline, [job.status for job in jobs]
-        await asyncio.sleep(0.01)
 
 
 def test_waiting_jobs_share_a_batch(settings, sampler):

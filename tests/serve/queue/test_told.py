@@ -12,7 +12,7 @@ from proav.serve.front.api_error import ApiError
 from proav.serve.on_ray.sampler import Sampler
 from proav.serve.queue.service import Service
 from proav.serve.settings import ServeSettings, read_settings
-from tests.serve.queue.test_service import finished, run
+from tests.serve.queue.scenarios import finished, run
 from tests.tiny import save_tiny_stdit, tiny_config
 
 HERE = "tests.serve.queue.test_told"
