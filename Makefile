@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/python ray_jobs/demo.py $(ARGS)
 
-# Two files of tests at a time, for two cores: three at a time take longer, since processes keep both busy.
+# Two files of tests at a time, for two cores; three were not faster.
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.helpers.windows import real_clips
 from proav.config import Config
 from proav.config.reading import load_config
-from proav.data.feeds.feed import evaluation_windows
-from proav.data.store.shards import SegmentStore
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip, read_clip, write_clip
@@ -48,16 +47,6 @@ def samples_of(run: Path, config: Config, count: int, steps: int | None) -> list
     return clips
 
 
-def real_of(run: Path, config: Config, count: int) -> list[Clip]:
-    """Stored clips of the validation split."""
-    store, clip = SegmentStore(str(run / "data")), config.clip
-    windows = [
-        store.window(index, start, clip.num_frames, want=("video", "audio"))
-        for index, start in evaluation_windows(store, config, split="validation", max_clips=count)
-    ]
-    return [Clip(window["video"], window["audio"], clip.fps, clip.sample_rate) for window in windows]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -67,12 +56,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: as in the configuration")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    config = load_config(str(arguments.run / "config.yaml"), [])
+    config = load_config(str(arguments.run / "config.yaml"), [f"run_dir={arguments.run}"])
     shape = {"fps": config.clip.fps, "height": config.clip.height, "width": config.clip.width}
     shape["sample_rate"], side = config.clip.sample_rate, config.mdsa.plane_size
     sets = {
         "samples": samples_of(arguments.run, config, arguments.clips, arguments.steps),
-        "real": real_of(arguments.run, config, arguments.clips),
+        "real": real_clips(config, "validation", arguments.clips)[0],
     }
     rows = []
     for name, clips in sets.items():

@@ -25,13 +25,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.helpers.windows import real_clips
+from bench.train.masked_tasks import psnr_db
 from proav.config import Config
 from proav.config.reading import load_config
-from proav.data.feeds.feed import evaluation_windows
-from proav.data.store.shards import SegmentStore
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.generation.requests import SampleRequest
 from proav.generation.sampling_settings import SamplingSettings
+from proav.media.container import Clip
 from proav.metrics.bootstrap import bootstrap_interval, source_groups
 from proav.metrics.distances import kernel_distance
 from proav.metrics.networks import load_network
@@ -70,16 +71,15 @@ def distance(first: Features, second: Features, metric: str) -> dict:
     return {"value": value, "interval": [interval.low, interval.high]}
 
 
-def real_clips(config: Config, split: str, count: int) -> Features:
+def real_features(config: Config, split: str, most: int) -> Features:
     """Windows of one split of the run's data."""
-    store = SegmentStore(config.data_folder)
-    video, audio, sources = [], [], []
-    for segment, start in evaluation_windows(store, config, split=split, max_clips=count):
-        window = store.window(segment, start, config.clip.num_frames, want=("video", "audio"))
-        video.append(window["video"])
-        audio.append(window["audio"])
-        sources.append(store.rows[segment]["source_id"])
-    return Features(np.stack(video), np.stack(audio), sources)
+    clips, rows = real_clips(config, split, most)
+    return Features(*stacked(clips), [row["source_id"] for row in rows])
+
+
+def stacked(clips: list[Clip]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures and sounds of clips of one size."""
+    return np.stack([clip.video for clip in clips]), np.stack([clip.audio for clip in clips])
 
 
 def made_clips(
@@ -99,14 +99,7 @@ def made_clips(
     for first in range(0, count, BATCH):
         clips += pipeline.sample(requests[first : first + BATCH])
     seconds = (time.process_time() - began) / count
-    video, audio = (np.stack([getattr(clip, name) for clip in clips]) for name in ("video", "audio"))
-    return Features(video, audio, [f"made {place}" for place in range(count)]), seconds
-
-
-def psnr_db(made: np.ndarray, wanted: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB, mean over clips. made, wanted: uint8 [N, T, H, W, 3]."""
-    error = ((made.astype(np.float32) - wanted) ** 2).mean((1, 2, 3, 4))
-    return float((10 * np.log10(255**2 / np.maximum(error, 0.5))).mean())
+    return Features(*stacked(clips), [f"made {place}" for place in range(count)]), seconds
 
 
 def show(rows: dict[str, dict]) -> None:
@@ -142,7 +135,9 @@ def main() -> None:
     for model in arguments.models:
         name, _, path = model.partition("=")
         pipelines[name] = SoundingVideoPipeline.from_checkpoint(path)
-    held_out, training = (real_clips(config, split, arguments.samples) for split in ("validation", "train"))
+    held_out, training = (
+        real_features(config, split, arguments.samples) for split in ("validation", "train")
+    )
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
 
     def keep(name: str, clips: Features, **more) -> None:

@@ -125,7 +125,7 @@ def drift_of(clips: Sequence[Clip], given: Sequence[Clip]) -> dict[str, dict]:
 def measure_drift(run: str, count: int, seconds: int, steps: int) -> dict:
     config = load_config(f"{run}/config.yaml", [f"run_dir={run}"])
     pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stdit.checkpoints)
-    (truth, _), (independent, _) = (held_out(config, pipeline, most) for most in (count, SCALE_CLIPS))
+    (truth, _), (independent, _) = (held_out(config, most) for most in (count, SCALE_CLIPS))
     settings = SamplingSettings(task="continue", steps=steps)
     requests = [dataclasses.replace(one, settings=settings) for one in truth]
     requests = [of_length(pipeline.config, one, seconds * pipeline.config.clip.fps) for one in requests]

@@ -47,10 +47,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.helpers.windows import real_clips
 from proav.config import Config
 from proav.config.reading import load_config
-from proav.data.feeds.feed import evaluation_windows
-from proav.data.store.shards import SegmentStore
 from proav.diffusion.masks import AUDIO, VIDEO, continue_frames
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.tasks import TASKS, fixed_mask
@@ -280,27 +279,19 @@ def measure_length(
     return table
 
 
-def held_out(
-    config: Config, pipeline: SoundingVideoPipeline, count: int, *, windows: int = 1
-) -> tuple[list[SampleRequest], list[str]]:
+def held_out(config: Config, count: int, *, windows: int = 1) -> tuple[list[SampleRequest], list[str]]:
     """Requests whose given clips are held-out windows of the run, and the source of each.
 
     config: of the run.
-    pipeline: the model.
     count: the most clips.
     windows: how many windows of the model a given clip is long.
     """
-    store, clip = SegmentStore(config.data_folder), pipeline.config.clip
-    frames = windows * clip.num_frames
-    longer = config.model_copy(update={"clip": config.clip.model_copy(update={"num_frames": frames})})
-    truth, sources = [], []
-    places = evaluation_windows(store, longer, split="validation", max_clips=count)
-    for index, (segment, start) in enumerate(places):
-        window = store.window(segment, start, frames, want=("video", "audio"))
-        given = Clip(window["video"], window["audio"], clip.fps, clip.sample_rate)
-        truth.append(SampleRequest(0, index, store.rows[segment]["label"], given))
-        sources.append(store.rows[segment]["source_id"])
-    return truth, sources
+    clips, rows = real_clips(config, "validation", count, windows=windows)
+    truth = [
+        SampleRequest(0, index, row["label"], clip)
+        for index, (clip, row) in enumerate(zip(clips, rows, strict=True))
+    ]
+    return truth, [row["source_id"] for row in rows]
 
 
 def show(task: str, rows: dict[str, dict]) -> None:
@@ -330,13 +321,13 @@ def main() -> None:
     started = time.monotonic()
     config = load_config(f"{arguments.run}/config.yaml", [f"run_dir={arguments.run}"])
     pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stdit.checkpoints)
-    truth, sources = held_out(config, pipeline, arguments.clips)
+    truth, sources = held_out(config, arguments.clips)
     print(f"{'':28}" + "".join(f"{name:>{width}}" for name, width in zip(COLUMNS, WIDTHS, strict=True)))
     table = {}
     for task in TASK_NAMES:
         table[task] = measure_task(pipeline, task, truth, sources, arguments.steps)
         show(task, table[task])
-    twice = held_out(config, pipeline, arguments.clips, windows=2)
+    twice = held_out(config, arguments.clips, windows=2)
     table["long"] = measure_length(pipeline, *twice, arguments.steps, arguments.windows)
     show("long", table["long"])
     print(f"{len(truth)} clips, {arguments.steps} steps, {time.monotonic() - started:.0f} s")

@@ -172,6 +172,20 @@ class SoundingVideoPipeline:
         )
         if seconds is not None:
             wanted = of_length(self.config, wanted, num_frames)
+        return self._in_batches(wanted, num_samples, batch_size, on_step)
+
+    def _in_batches(
+        self,
+        wanted: SampleRequest,
+        num_samples: int,
+        batch_size: int,
+        on_step: Callable[[int, int], None] | None,
+    ) -> list[Clip]:
+        """Clips 0 .. num_samples - 1 of a request.
+
+        wanted: all of the request but its index.
+        num_samples, batch_size, on_step: as in `__call__`.
+        """
         clips, calls = [], wanted.num_calls(self.process.objective)
         total = -(-num_samples // batch_size) * calls
         for first in range(0, num_samples, batch_size):
