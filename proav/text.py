@@ -21,6 +21,8 @@ def without_case(text: str) -> str:
 
 LABEL_SEPARATOR = ";"
 """Between several labels in one text, as in a listing's column or a request."""
+NO_LABEL = -1
+"""Fills the row of a clip that has fewer labels than others of its batch."""
 
 
 def find_labels(given: str | Sequence[str], labels: Sequence[str]) -> list[int | None]:

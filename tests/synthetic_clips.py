@@ -45,13 +45,12 @@ def prepare(config) -> dict:
     """Preprocessing without Ray: all units run in this process."""
     from proav.data.prepare.finish import finish
     from proav.data.prepare.plan import settle_plan
+    from proav.data.prepare.source_decoder import SourceDecoder
     from proav.data.prepare.unit import process_unit
     from proav.data.sources.finding import find_sources
 
-    data_dir, sources = f"{config.run_folder}/data", find_sources(config)
+    data_dir, sources, decoder = f"{config.run_folder}/data", find_sources(config), SourceDecoder(config)
+    units = settle_plan(config, data_dir, sources).units()
     return finish(
-        config,
-        data_dir,
-        sources,
-        [process_unit(config, data_dir, unit) for unit in settle_plan(config, data_dir, sources).units()],
+        config, data_dir, sources, [process_unit(config, data_dir, unit, decoder) for unit in units]
     )

@@ -63,6 +63,7 @@ RAY_FREE = [
 ROOMS = (
     "proav.errors",
     "proav.text",
+    "proav.vectors",
     "proav.geometry",
     "proav.config",
     "proav.stopping",
@@ -115,6 +116,7 @@ WITH_RAY = {
     "proav/serve/on_ray/listen.py",
     "proav/train/on_ray/backend.py",
     "proav/train/on_ray/launch.py",
+    "proav/train/on_ray/mailbox.py",
     "proav/train/on_ray/turn.py",
     "proav/train/on_ray/validation.py",
     "proav/tune/trial_measure.py",
@@ -141,6 +143,14 @@ for name in sys.argv[1:]:
 def test_mathematics_imports_without_ray_and_deepspeed():
     done = subprocess.run([sys.executable, "-c", BLOCK, *RAY_FREE], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["proav.data.prepare.preprocess", "proav.train.on_ray.mailbox"])
+def test_processes_that_need_no_torch_do_not_load_it(module):
+    """PyTorch costs a process 2 s of its start and 200 MB."""
+    code = f"import {module}, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_importing_proav_is_light():

@@ -105,7 +105,7 @@ def of_trials(*names: str) -> list[psutil.Process]:
 
 
 WORKER, DRIVER_OF_TRIAL = "RayTrainWorker", "ImplicitFunc"
-ALL = (WORKER, DRIVER_OF_TRIAL, "TrainController", "_Mailbox", "drive", "evaluate_reconstruction", "Loader")
+ALL = (WORKER, DRIVER_OF_TRIAL, "TrainController", "Mailbox", "drive", "evaluate_reconstruction", "Loader")
 
 
 def seconds_until_free(head: LocalHead) -> tuple[float, list]:

@@ -32,7 +32,8 @@ from proav.config import Config
 from proav.config.reading import load_config
 from proav.data.feeds.feed import ClipFeed
 from proav.data.prepare.finish import finish
-from proav.data.prepare.unit import WorkUnit, process_unit, segment_row
+from proav.data.prepare.source_decoder import segment_row
+from proav.data.prepare.unit import WorkUnit, process_unit
 from proav.data.sources.finding import SourceRow
 from proav.data.store.frames import decode_frames
 from proav.data.store.parquet import RowReader

@@ -105,13 +105,16 @@ def real_row(folder: Path, clip: "Clip") -> dict:
 
     from proav.config.reading import load_config
     from proav.data.prepare.plan import make_plan
+    from proav.data.prepare.source_decoder import SourceDecoder
     from proav.data.prepare.unit import process_unit
     from proav.data.sources.finding import find_sources
 
     clip.save(str(folder / "real.mp4"))
     sizes = ["clip.height=64", "clip.width=64", "mel.num_bins=64", "mel.hop=100"]
     config = load_config(None, [f"data.sources=[{folder}/real.mp4]", *sizes])
-    process_unit(config, str(folder / "real"), make_plan(find_sources(config)).unit("000000"))
+    process_unit(
+        config, str(folder / "real"), make_plan(find_sources(config)).unit("000000"), SourceDecoder(config)
+    )
     return pq.read_table(folder / "real" / "units" / "000000.parquet").to_pylist()[0]
 
 

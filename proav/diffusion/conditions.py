@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NO_LABEL = -1
-"""Fills the row of a clip that has fewer labels than others of its batch."""
+from proav.text import NO_LABEL
+
 VECTOR_KEY = "vector."
 """Prefix of a vector's name in stored rows, as in vector.caption."""
 

@@ -6,6 +6,7 @@ The measuring itself is in measure.py, the statistics in numbers.py, the text of
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from proav.errors import TOLD, UserError
 from proav.evaluate.clip_sets import ClipSet, View, files_below, reconstructions_of, samples_of, segments_of
 from proav.evaluate.feature_scores import clip_values
 from proav.evaluate.losses import check_latents, evaluate_stdit
-from proav.evaluate.measure import Measured, Measures, measure_set, measured_folder
+from proav.evaluate.measure import Measured, Measures, SetToMeasure, measure_sets, measured_folder
 from proav.evaluate.numbers import Number, Resampling, score_numbers, set_numbers
 from proav.evaluate.reconstruction import SCORES as RECONSTRUCTION_SCORES
 from proav.evaluate.reconstruction import mean_scores, save_shown
@@ -148,9 +149,10 @@ def _tables(
     missing: {network or score that cannot be used: what it needs}.
     """
     resampling = Resampling(config.evaluate.num_resamples, config.seed)
-    found, cost, began = {"tables": []}, {}, time.monotonic()
-    for comparison in comparisons:
-        sets = _measure(config, measures, protocol, comparison)
+    found, began = {"tables": []}, time.monotonic()
+    measured = _measure(config, measures, protocol, comparisons)
+    seconds = time.monotonic() - began
+    for comparison, sets in zip(comparisons, measured, strict=True):
         if comparison.name == "reconstruction":
             names = [*RECONSTRUCTION_SCORES, *(name for name in YARDSTICK_SCORES if name not in missing)]
             scores = {name: sets["fake"].scores[name] for name in names}
@@ -168,15 +170,14 @@ def _tables(
         if scale := scale_texts([row["metric"] for row in rows]):
             table["scale"] = scale
         found["tables"].append(table)
-        for measured in sets.values():
-            for activity, seconds in measured.cost.items():
-                cost[activity] = cost.get(activity, 0.0) + seconds
-    if whole := sum(cost.values()):
-        spent = ", ".join(
-            f"{activity} {seconds:.1f} s ({seconds / whole:.0%})" for activity, seconds in cost.items()
-        )
-        print(f"evaluate: measured in {time.monotonic() - began:.1f} s; one thread's time: {spent}")
-        found["measuring"] = {f"{activity}_seconds": round(seconds, 2) for activity, seconds in cost.items()}
+    every = {id(one): one for sets in measured for one in sets.values()}.values()
+    cost = Counter()
+    for one in every:
+        cost.update(one.cost)
+    if whole := cost.total():
+        spent = ", ".join(f"{activity} {part:.1f} s ({part / whole:.0%})" for activity, part in cost.items())
+        print(f"evaluate: measured in {seconds:.1f} s; one thread's time: {spent}")
+        found["measuring"] = {f"{activity}_seconds": round(part, 2) for activity, part in cost.items()}
     return found
 
 
@@ -382,13 +383,13 @@ def _check_counts(protocol: Protocol, real: ClipSet, fake: ClipSet) -> None:
 
 
 def _measure(
-    config: Config, measures: Measures, protocol: Protocol, comparison: Comparison
-) -> dict[str, Measured]:
-    """The sets of a comparison, measured. Sets that were measured before are read from their files.
+    config: Config, measures: Measures, protocol: Protocol, comparisons: Sequence[Comparison]
+) -> list[dict[str, Measured]]:
+    """The sets of each comparison, measured. Sets that were measured before are read from their files.
 
     config, protocol: of the evaluation.
     measures: networks and weights to measure with; each set adds its scores.
-    comparison: the sets to measure.
+    comparisons: whose sets are measured. A set of several comparisons is measured once.
     """
     import ray
 
@@ -399,36 +400,33 @@ def _measure(
         1, int(largest_resources().get("GPU" if use_gpu else "CPU", 1))
     )
     assert ray.is_initialized()
-    found = {}
-    for name, clips in (
-        ("real", comparison.real),
-        ("fake", comparison.fake),
-        ("held_out", comparison.held_out),
-    ):
-        if clips is None:
-            continue
-        scores = tuple(
-            score
-            for score in protocol.scores
-            if score in OF_ONE and (score not in OF_LIBRARIES or av_align.is_installed())
-        )
-        if clips.identity["kind"] == "reconstructions":
-            pairs = (score for score in protocol.scores if score in OF_PAIRS)
-            scores = tuple(dict.fromkeys([*RECONSTRUCTION_SCORES, *YARDSTICK_SCORES, *pairs, *scores]))
-        own = Measures(
-            measures.config,
-            measures.networks,
-            scores,
-            measures.perceptual_weights if "lpips" in scores else None,
-        )
-        found[name] = measure_set(
-            clips,
-            own,
-            measured_folder(RunFolder(config).evaluation, clips, own),
-            num_workers=workers,
-            use_gpu=use_gpu,
-        )
-    return found
+    of_folder, folders = {}, []
+    for comparison in comparisons:
+        named = {"real": comparison.real, "fake": comparison.fake, "held_out": comparison.held_out}
+        folders.append({})
+        for name, clips in named.items():
+            if clips is not None:
+                own = _with_scores(measures, protocol, clips)
+                folder = measured_folder(RunFolder(config).evaluation, clips, own)
+                of_folder.setdefault(folder, SetToMeasure(clips, own, folder))
+                folders[-1][name] = folder
+    found = measure_sets(list(of_folder.values()), num_workers=workers, use_gpu=use_gpu)
+    measured = dict(zip(of_folder, found, strict=True))
+    return [{name: measured[folder] for name, folder in each.items()} for each in folders]
+
+
+def _with_scores(measures: Measures, protocol: Protocol, clips: ClipSet) -> Measures:
+    """`measures` with the protocol's scores for a set of clips; reconstructions have scores of pairs too."""
+    scores = tuple(
+        score
+        for score in protocol.scores
+        if score in OF_ONE and (score not in OF_LIBRARIES or av_align.is_installed())
+    )
+    if clips.identity["kind"] == "reconstructions":
+        pairs = (score for score in protocol.scores if score in OF_PAIRS)
+        scores = tuple(dict.fromkeys([*RECONSTRUCTION_SCORES, *YARDSTICK_SCORES, *pairs, *scores]))
+    weights = measures.perceptual_weights if "lpips" in scores else None
+    return replace(measures, scores=scores, perceptual_weights=weights)
 
 
 def _tasks(

@@ -1,4 +1,4 @@
-"""Measures a set of clips, unit by unit, on Ray Data.
+"""Measures sets of clips, unit by unit, on Ray Data.
 
 A complete unit becomes a file. A job that was stopped continues after the last complete unit. A unit always
 holds the same clips in one batch, so its bytes do not depend on the number of workers. The mathematics is in
@@ -8,6 +8,7 @@ Letters: W windows of a clip, D feature width.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -96,40 +97,61 @@ class Measured:
         return len(self.ids)
 
 
-class Measurer:
-    """Measures one unit. Ray Data runs it as an actor; a test can call it directly."""
+@dataclass(frozen=True)
+class SetToMeasure:
+    """A set of clips, what to measure of each, and the folder of its units' files (`measured_folder`)."""
 
-    def __init__(self, clip_set: ClipSet, measures: Measures, folder: str, device: str = "cpu") -> None:
-        """clip_set, measures, folder: as in `measure_set`.
-        device: where networks and LPIPS run.
-        """
-        self.clip_set, self.measures, self.folder, self.device = clip_set, measures, folder, device
-        self._loaded: tuple[dict[str, FeatureNetwork], ClipScorer] | None = None
+    clip_set: ClipSet
+    measures: Measures
+    folder: str
+
+    @property
+    def num_units(self) -> int:
+        return -(-len(self.clip_set.items) // UNIT_CLIPS)
+
+
+class Measurer:
+    """Measures units of several sets. Ray Data runs it as an actor; a test can call it directly.
+
+    Networks are loaded once, when a unit first needs them.
+    """
+
+    def __init__(self, sets: Sequence[SetToMeasure], device: str = "cpu") -> None:
+        """sets: what rows name by its place. device: where networks and LPIPS run."""
+        self.sets, self.device = sets, device
+        self.network = functools.cache(functools.partial(load_network, device=device))
+        self.lpips = functools.cache(lambda weights: LPIPS(weights).to(device))
+        self._scorers: dict[int, ClipScorer] = {}
 
     def __call__(self, row: dict) -> dict:
-        """Measures {"unit": number} and writes its file; returns the row with "error" and "seconds".
+        """Measures {"set": place, "unit": number} and writes the unit's file.
 
+        Returns the row with "error" and "seconds".
         error: the text of a user's mistake, or empty. It is not raised, because Ray would wrap the exception.
         seconds: JSON of {activity: seconds}.
         """
+        one, unit = self.sets[row["set"]], row["unit"]
         try:
-            rows, seconds = self.measure(unit_items(self.clip_set, row["unit"]))
-            write_shard(
-                unit_path(self.folder, row["unit"]), rows, self.measures.schema, rows_per_group=UNIT_CLIPS
-            )
+            rows, seconds = self.measure(row["set"], unit_items(one.clip_set, unit))
+            write_shard(unit_path(one.folder, unit), rows, one.measures.schema, rows_per_group=UNIT_CLIPS)
         except TOLD as error:
-            return {"unit": row["unit"], "error": to_text(error), "seconds": "{}"}
-        return {"unit": row["unit"], "error": "", "seconds": json.dumps(seconds)}
+            return row | {"error": to_text(error), "seconds": "{}"}
+        return row | {"error": "", "seconds": json.dumps(seconds)}
 
-    def measure(self, items: Sequence[Item]) -> tuple[list[dict], dict[str, float]]:
-        """One row for each item, and the seconds by activity: "read", "scores", and each network's name."""
+    def measure(self, place: int, items: Sequence[Item]) -> tuple[list[dict], dict[str, float]]:
+        """One row for each item, and the seconds by activity: "read", "scores", and each network's name.
+
+        place: of the items' set.
+        """
+        clip_set, measures = self.sets[place].clip_set, self.sets[place].measures
         # one thread: units run in parallel, and sums must not depend on the machine's number of cores
         with one_torch_thread():
-            networks, score = self._tools()
+            networks = {name: self.network(name, path) for name, path in measures.networks.items()}
+            score = self._scorer(place)
             began = time.perf_counter()
-            loaded = self.clip_set.load(items)
+            loaded = clip_set.load(items)
             seconds = {"read": time.perf_counter() - began}
-            rows = [self._empty_row(item, one.problem) for item, one in zip(items, loaded, strict=True)]
+            rows = [_empty_row(measures, item, one.problem) for item, one in zip(items, loaded, strict=True)]
             readable = [(row, one) for row, one in zip(rows, loaded, strict=True) if one.clip is not None]
             for name, network in networks.items():
                 began = time.perf_counter()
@@ -144,28 +166,12 @@ class Measurer:
             seconds["scores"] = time.perf_counter() - began
         return rows, seconds
 
-    def _tools(self) -> tuple[dict[str, FeatureNetwork], ClipScorer]:
-        if self._loaded is None:
-            networks = {
-                name: load_network(name, path, self.device) for name, path in self.measures.networks.items()
-            }
-            lpips = (
-                LPIPS(self.measures.perceptual_weights).to(self.device)
-                if self.measures.perceptual_weights
-                else None
-            )
-            self._loaded = networks, ClipScorer(self.measures.config, self.measures.scores, lpips)
-        return self._loaded
-
-    def _empty_row(self, item: Item, problem: str) -> dict:
-        row = {"id": item.id, "source": item.source, "label": item.label, "problem": problem} | dict.fromkeys(
-            self.measures.scores, math.nan
-        )
-        return (
-            row
-            | {f"features:{name}": None for name in self.measures.networks}
-            | {f"windows:{name}": 0 for name in self.measures.networks}
-        )
+    def _scorer(self, place: int) -> ClipScorer:
+        if place not in self._scorers:
+            measures = self.sets[place].measures
+            lpips = self.lpips(measures.perceptual_weights) if measures.perceptual_weights else None
+            self._scorers[place] = ClipScorer(measures.config, measures.scores, lpips)
+        return self._scorers[place]
 
     def _features(self, network: FeatureNetwork, loaded: Sequence[Loaded]) -> Iterator[np.ndarray]:
         """float32 [W, D] of each clip. On a CPU, one clip at a time needs the least memory and is as fast."""
@@ -184,6 +190,13 @@ class Measurer:
                     )
                 )
             yield from network(*batch).float().cpu().numpy()
+
+
+def _empty_row(measures: Measures, item: Item, problem: str) -> dict:
+    row = {"id": item.id, "source": item.source, "label": item.label, "problem": problem}
+    for name in measures.networks:
+        row |= {f"features:{name}": None, f"windows:{name}": 0}
+    return row | dict.fromkeys(measures.scores, math.nan)
 
 
 def unit_items(clip_set: ClipSet, unit: int) -> tuple[Item, ...]:
@@ -209,14 +222,12 @@ def measured_folder(evaluation_folder: str, clip_set: ClipSet, measures: Measure
     )
 
 
-def measure_set(
-    clip_set: ClipSet, measures: Measures, folder: str, *, num_workers: int, use_gpu: bool
-) -> Measured:
+def measure_sets(sets: Sequence[SetToMeasure], *, num_workers: int, use_gpu: bool) -> list[Measured]:
     """Measures the units that have no file yet, and reads all units back. Ray must be running.
 
-    clip_set: the clips.
-    measures: what to measure.
-    folder: of the units' files, see `measured_folder`.
+    All sets share the actors, so each actor starts and loads its networks once.
+
+    sets: what to measure.
     num_workers: the most actors.
     use_gpu: whether each actor takes a GPU.
     Raises UserError if weights are missing or wrong.
@@ -225,22 +236,20 @@ def measure_set(
 
     from proav.on_ray.resources import device_of
 
-    storage.make_folder(folder)
-    total = -(-len(clip_set.items) // UNIT_CLIPS)
-    todo = [unit for unit in range(total) if not storage.exists(unit_path(folder, unit))]
-    progress = Progress(f"evaluate {clip_set.name}", total, "units", start=total - len(todo))
-    spent: dict[str, float] = {}
+    todo = []
+    for place, one in enumerate(sets):
+        storage.make_folder(one.folder)
+        missing = (n for n in range(one.num_units) if not storage.exists(unit_path(one.folder, n)))
+        todo += [{"set": place, "unit": unit} for unit in missing]
+    total = sum(one.num_units for one in sets)
+    progress = Progress("evaluate", total, "units", start=total - len(todo))
+    spent: list[dict[str, float]] = [{} for _ in sets]
     try:
         if todo:
             ray.data.DataContext.get_current().enable_progress_bars = False
-            done = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo)).map(
+            done = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
                 Measurer,
-                fn_constructor_kwargs={
-                    "clip_set": clip_set,
-                    "measures": measures,
-                    "folder": folder,
-                    "device": device_of(use_gpu),
-                },
+                fn_constructor_kwargs={"sets": sets, "device": device_of(use_gpu)},
                 compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(todo))),
                 num_cpus=1,
                 num_gpus=int(use_gpu),
@@ -248,19 +257,21 @@ def measure_set(
             for number, row in enumerate(done.iter_rows(), start=1):
                 if row["error"]:
                     raise_from_text(row["error"])
+                cost = spent[row["set"]]
                 for activity, seconds in json.loads(row["seconds"]).items():
-                    spent[activity] = spent.get(activity, 0.0) + seconds
+                    cost[activity] = cost.get(activity, 0.0) + seconds
                 progress.update(total - len(todo) + number)
     finally:
         progress.close()
-        storage.remove_leftovers(folder)
-    return dataclasses.replace(read_measured(clip_set, measures, folder), cost=spent)
+        for one in sets:
+            storage.remove_leftovers(one.folder)
+    return [dataclasses.replace(read_measured(one), cost=cost) for one, cost in zip(sets, spent, strict=True)]
 
 
-def read_measured(clip_set: ClipSet, measures: Measures, folder: str) -> Measured:
+def read_measured(one: SetToMeasure) -> Measured:
     """All units of a set, in order. Raises an error if a unit is missing: no clip is lost silently."""
-    total = -(-len(clip_set.items) // UNIT_CLIPS)
-    tables = [open_parquet(unit_path(folder, unit)).read() for unit in range(total)]
+    clip_set, measures, folder = one.clip_set, one.measures, one.folder
+    tables = [open_parquet(unit_path(folder, unit)).read() for unit in range(one.num_units)]
     table = pa.concat_tables(tables)
     if table.num_rows != len(clip_set.items):
         raise RuntimeError(

@@ -2,7 +2,7 @@
 
 A row of the plan may have `vectors`, {name: numbers in the form of `to_text`}. It may have `texts`, {name:
 text}; a user's function turns them into vectors. It may name a window of prepared data, whose vectors are
-stored. Not here: what a model takes (`proav/diffusion/vectors.py`).
+stored. Not here: what a model takes (`proav/vectors.py`).
 """
 
 import functools
@@ -15,8 +15,8 @@ from proav.config import Config
 from proav.data.sources.strict_tables import text_of
 from proav.data.store.shards import SegmentStore
 from proav.data.store.vectors import open_vectors
-from proav.diffusion.vectors import Encoders, Shape, fitted, of_text, to_text
 from proav.errors import UserError
+from proav.vectors import Encoders, Shape, fitted, of_text, to_text
 
 
 def told_of(record: dict, shapes: dict[str, Shape], encoders: dict[str, str]) -> dict:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from proav.diffusion import make_process
-from proav.diffusion.conditions import NO_LABEL, Conditions
+from proav.diffusion.conditions import Conditions
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.tasks import TASKS, check_trained
-from proav.diffusion.vectors import check_vector_names, fitted
 from proav.errors import UserError
 from proav.generation.coder import LatentCoder, load_coder
 from proav.generation.denoise import Group, denoise
@@ -33,7 +32,8 @@ from proav.models.layers import autocast
 from proav.models.mdsa.planes import masked_condition
 from proav.models.stdit import STDiT
 from proav.runs.checkpoint import load_checkpoint
-from proav.text import find_labels
+from proav.text import NO_LABEL, find_labels
+from proav.vectors import check_vector_names, fitted
 
 
 class SoundingVideoPipeline:

@@ -2,7 +2,8 @@
 
 import torch
 
-from proav.diffusion.conditions import NO_LABEL, Conditions, join_conditions
+from proav.diffusion.conditions import Conditions, join_conditions
+from proav.text import NO_LABEL
 
 
 def test_clips_without_a_masked_clip_get_zeros_beside_those_with_one():

@@ -12,7 +12,8 @@ from proav.evaluate.measure import (
     UNIT_CLIPS,
     Measurer,
     Measures,
-    measure_set,
+    SetToMeasure,
+    measure_sets,
     measured_folder,
     read_measured,
     unit_items,
@@ -35,9 +36,16 @@ def files(folder):
 
 def test_workers_change_nothing_and_units_are_kept(folders, view, tmp_path, ray_local):
     clips, told = files_below("real", folders[0], view, max_clips=100), measures(scores=("synchrony",))
-    one, two = (
-        measure_set(clips, told, f"{tmp_path}/{count}", num_workers=count, use_gpu=False) for count in (1, 2)
-    )
+    fewer = files_below("fewer", folders[0], view, max_clips=20)
+    other = SetToMeasure(fewer, measures(scores=()), f"{tmp_path}/other")
+    (one,) = measure_sets([SetToMeasure(clips, told, f"{tmp_path}/1")], num_workers=1, use_gpu=False)
+    # two sets share two actors
+    sets = [SetToMeasure(clips, told, f"{tmp_path}/2"), other]
+    two, of_other = measure_sets(sets, num_workers=2, use_gpu=False)
+    whole = dict(zip(one.ids, one.features["surrogate-video"], strict=True))
+    assert of_other.ids == [item.id for item in fewer.items] and not of_other.scores
+    for name, features in zip(of_other.ids, of_other.features["surrogate-video"], strict=True):
+        np.testing.assert_array_equal(features, whole[name])
     assert (
         files(tmp_path / "1") == files(tmp_path / "2")
         and len(files(tmp_path / "1")) == -(-len(clips.items) // UNIT_CLIPS) == 3
@@ -50,16 +58,16 @@ def test_workers_change_nothing_and_units_are_kept(folders, view, tmp_path, ray_
     lost = tmp_path / "1" / "000001.parquet"
     before = lost.read_bytes()
     lost.unlink()
-    again = measure_set(clips, told, f"{tmp_path}/1", num_workers=1, use_gpu=False)
+    (again,) = measure_sets([SetToMeasure(clips, told, f"{tmp_path}/1")], num_workers=1, use_gpu=False)
     assert lost.read_bytes() == before and again.ids == one.ids
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items() if path != lost)
 
 
 def test_a_clip_is_measured_as_if_it_were_alone(folders, view, tmp_path):
     clips, told = files_below("real", folders[0], view, max_clips=100), measures()
-    measurer = Measurer(clips, told, str(tmp_path))
-    rows, _ = measurer.measure(unit_items(clips, 0))
-    (alone,), _ = measurer.measure(clips.items[5:6])
+    measurer = Measurer([SetToMeasure(clips, told, str(tmp_path))])
+    rows, _ = measurer.measure(0, unit_items(clips, 0))
+    (alone,), _ = measurer.measure(0, clips.items[5:6])
     assert (
         rows[5]["id"] == alone["id"]
         and rows[5]["features:surrogate-video"] == alone["features:surrogate-video"]
@@ -70,9 +78,9 @@ def test_a_clip_is_measured_as_if_it_were_alone(folders, view, tmp_path):
 
 def test_clips_that_cannot_be_read_are_counted_and_left_out(folders, view, tmp_path):
     clips, told = files_below("made", folders[1], view, max_clips=100), measures(scores=())
-    measurer = Measurer(clips, told, str(tmp_path))
-    assert measurer({"unit": 0})["error"] == ""
-    measured = read_measured(clips, told, str(tmp_path))
+    to_measure = SetToMeasure(clips, told, str(tmp_path))
+    assert Measurer([to_measure])({"set": 0, "unit": 0})["error"] == ""
+    measured = read_measured(to_measure)
     assert (
         len(measured) == 9 and measured.problems == {"unreadable": 1} and "broken.mp4@0" not in measured.ids
     )
@@ -97,5 +105,5 @@ def test_a_mistake_comes_out_as_its_line(folders, view, tmp_path, ray_local):
     with pytest.raises(UserError, match="not a safetensors file"):
         (tmp_path / "i3d.safetensors").write_text("no weights")
         told = measures(networks={"i3d-kinetics400": str(tmp_path / "i3d.safetensors")}, scores=())
-        measure_set(clips, told, f"{tmp_path}/out", num_workers=1, use_gpu=False)
+        measure_sets([SetToMeasure(clips, told, f"{tmp_path}/out")], num_workers=1, use_gpu=False)
     assert not list((tmp_path / "out").iterdir())

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from proav.data.prepare.isolation import IsolatedDecoder
-from proav.data.prepare.unit import SourceDecoder, WorkUnit, process_unit
+from proav.data.prepare.source_decoder import SourceDecoder
+from proav.data.prepare.unit import WorkUnit, process_unit
 from proav.data.sources.finding import find_sources, rows_of
 from proav.errors import MediaError, Stopped, StorageUnavailable
 from proav.media.container import read_clip, read_segments

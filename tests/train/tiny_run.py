@@ -13,7 +13,8 @@ import torch
 from proav import storage
 from proav.config import Config
 from proav.data.prepare.finish import finish
-from proav.data.prepare.unit import WorkUnit, process_unit, segment_row
+from proav.data.prepare.source_decoder import segment_row
+from proav.data.prepare.unit import WorkUnit, process_unit
 from proav.data.sources.finding import SourceRow
 from proav.data.store.parquet import write_shard
 from proav.geometry import ClipGeometry, LatentGeometry

@@ -1,9 +1,9 @@
 """Decoding in a process of its own, so that a file that crashes or hangs the decoder harms no other file.
 
-The decoding itself is in another class, such as `unit.SourceDecoder`. The rows of a source come through a
-pipe, and the process that asked for them writes them. So if a decoder dies, no delivered row is lost. The
-death of a decoder is also distinguished from that of the machine: a death counts as a try only if the process
-that uses the decoder is still alive.
+The decoding itself is in another class, such as `source_decoder.SourceDecoder`. The rows of a source come
+through a pipe, and the process that asked for them writes them. So if a decoder dies, no delivered row is
+lost. The death of a decoder is also distinguished from that of the machine: a death counts as a try only if
+the process that uses the decoder is still alive.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ IDLE_SECONDS = 20.0
 """A process that receives no source for this long ends by itself and frees its memory."""
 START_SECONDS = 120.0
 """Longest start. Importing PyTorch from a busy network disk may take a minute; that is no stall."""
-SOURCE_DECODER = "proav.data.prepare.unit:SourceDecoder"
+SOURCE_DECODER = "proav.data.prepare.source_decoder:SourceDecoder"
 
 
 class IsolatedDecoder:
@@ -50,7 +50,7 @@ class IsolatedDecoder:
 
     config: given to the decoder.
     decoder: "module:class". An object class(config) has the method rows(source, on_progress) of
-        `unit.SourceDecoder`. Its rows travel through the pipe.
+        `source_decoder.SourceDecoder`. Its rows travel through the pipe.
 
     The process is started when it is needed. If it makes no progress for `data.stall_seconds`, it is killed.
     If it has died or was killed, a new one is started.

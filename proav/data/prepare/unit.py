@@ -1,7 +1,8 @@
 """One unit of preprocessing: a few sources in; shards of segments, rejects and accounts out.
 
 These are plain functions that work without Ray; the job on Ray is `preprocess.py`. A source is decoded
-segment by segment, so memory does not grow with the length of a film.
+segment by segment (`source_decoder.py`), so memory does not grow with the length of a film. Nothing here
+imports PyTorch: the process that writes a unit needs none, and starts in a second instead of three.
 
 A unit's files have fixed names. Its record, units/<name>.parquet, is written last. A unit with a record is
 done; one without a record is made again, to the same bytes.
@@ -11,32 +12,25 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from proav import storage
 from proav.config import Config
 from proav.data.sources.finding import SourceRow, segment_id
-from proav.data.store.frames import encode_frames
 from proav.data.store.parquet import ShardWriter, open_parquet, write_shard
 from proav.data.store.schema import (
     ACCOUNT_SCHEMA,
-    FULL_SCALE,
     REJECT_SCHEMA,
     SEGMENT_COMPRESSION,
     SEGMENT_SCHEMA,
     UNIT_SCHEMA,
 )
 from proav.errors import MediaError
-from proav.media.container import Clip, frames_in
-from proav.media.melframes import MelFrames, one_torch_thread
-from proav.media.segments import About, Lost, Request, Segment, read_parts
-from proav.signals.segment_scores import segment_scores
+from proav.media.segments import About, Lost
 
 RECORD_KEY = b"proav.unit"
 
@@ -58,53 +52,6 @@ class WorkUnit:
             values["name"],
             tuple(SourceRow(**{**source, "labels": tuple(source["labels"])}) for source in values["sources"]),
         )
-
-
-class SourceDecoder:
-    """Sources -> rows of the data set's tables, in this process.
-
-    `isolation.IsolatedDecoder` does the same in a process of its own.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.mel_frames = MelFrames(config)
-
-    def rows(
-        self, source: SourceRow, on_progress: Callable[[], None] | None = None
-    ) -> Iterator[dict | Lost | About]:
-        """The segments of one source as rows, in order of time.
-
-        Among the rows come Lost (a span that cannot be used) and About (what is known of the source).
-
-        source: what to decode.
-        on_progress: called whenever the decoder makes progress, and while it waits for storage.
-
-        Raises MediaError if the source, or the rest of it, cannot be used. Raises StorageUnavailable.
-        """
-        clip, data, offset = self.config.clip, self.config.data, source.file_start_seconds
-        length = None if source.end_seconds is None else source.end_seconds - source.start_seconds
-        request = Request(
-            fps=clip.fps, sample_rate=clip.sample_rate, height=clip.height, width=clip.width, fit=data.fit,
-            segment_frames=frames_in(data.segment_seconds, clip.fps),
-            start_seconds=source.start_seconds - offset,
-            max_frames=None if length is None else max(0, frames_in(length, clip.fps)),
-            min_frames=clip.num_frames, deadline_seconds=data.source_timeout_seconds, on_progress=on_progress,
-            picture_track=data.picture_track, sound_track=data.sound_track,
-        )  # fmt: skip
-        for part in read_parts(source.path, request):
-            match part:
-                case Segment():
-                    segment = Clip(part.video, part.audio, clip.fps, clip.sample_rate)
-                    start = offset + part.start_seconds
-                    yield segment_row(
-                        self.config, source, start, segment, self.mel_frames, cancelled=part.cancelled
-                    )
-                case Lost():
-                    end = None if part.end_seconds is None else offset + part.end_seconds
-                    yield replace(part, start_seconds=offset + part.start_seconds, end_seconds=end)
-                case About():
-                    yield replace(part, end_seconds=offset + part.end_seconds)
 
 
 class Account:
@@ -153,13 +100,13 @@ class Account:
         }  # fmt: skip
 
 
-def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) -> dict:
+def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder: Any) -> dict:
     """Decodes the unit's sources and writes its shards, rejects, accounts and record.
 
     config: of the run.
     data_dir: the data set's folder.
     unit: what to decode.
-    decoder: has the method `rows` of SourceDecoder, which is the default.
+    decoder: has the method `rows` of `source_decoder.SourceDecoder`.
 
     Returns the record: {"name", "sources", "shards": [{"name", "rows", "bytes", "sha256"}], "rejects": one
     such entry or None, "accounts": one such entry, "seconds": {"declared", "used", "rejected"}, "noted"}.
@@ -167,7 +114,6 @@ def process_unit(config: Config, data_dir: str, unit: WorkUnit, decoder=None) ->
     Raises UserError if the disk is full. Raises StorageUnavailable. A source that cannot be used does not
     raise: it is rejected with a reason.
     """
-    decoder = decoder or SourceDecoder(config)
     shards, rejects, accounts = _RollingShards(data_dir, unit.name, config.data.rows_per_shard), [], []
     with shards:
         for source in unit.sources:
@@ -240,70 +186,6 @@ def read_record(path: str) -> dict:
     """The record of a finished unit. Raises DamagedShard if the file is missing or damaged."""
     with contextlib.closing(open_parquet(path)) as file:
         return json.loads(file.schema_arrow.metadata[RECORD_KEY])
-
-
-def segment_row(
-    config: Config,
-    source: SourceRow,
-    start_seconds: float,
-    clip: Clip,
-    mel_frames: MelFrames,
-    *,
-    cancelled: bool = False,
-) -> dict:
-    """One row of SEGMENT_SCHEMA.
-
-    The mel is made from the stored int16 sound, so that it can be reproduced from the row.
-
-    config: the codec and quality of frames.
-    source: where the segment comes from.
-    start_seconds: where in the source it begins.
-    clip: its pictures and sound.
-    mel_frames: makes the mel.
-    cancelled: whether the channels' sound cancels itself in the mix to mono.
-    """
-    audio = np.round(clip.audio * FULL_SCALE).astype(np.int16)
-    sound = audio.astype(np.float32) / FULL_SCALE
-    with one_torch_thread():  # the mel's last bits depend on the number of threads
-        mel_TMS = mel_frames.encode(torch.from_numpy(sound)[None])[0].numpy().astype(np.float16)
-    video, offsets = encode_frames(
-        clip.video, codec=config.data.frame_codec, quality=config.data.jpeg_quality
-    )
-    assert len(mel_TMS) == len(clip.video), f"{len(mel_TMS)} mel frames beside {len(clip.video)} pictures"
-    sound_bytes, mel_bytes = audio.tobytes(), mel_TMS.tobytes()
-    return {
-        "id": segment_id(source.key, start_seconds),
-        "source": source.key,
-        "source_id": source.id,
-        "label": source.label,
-        "labels": list(source.labels),
-        "split": source.split,
-        "start_seconds": start_seconds,
-        "num_frames": len(clip.video),
-        "fps": clip.fps,
-        "sample_rate": clip.sample_rate,
-        "has_audio": True,
-        **segment_scores(
-            clip.video,
-            sound,
-            fps=clip.fps,
-            sample_rate=clip.sample_rate,
-            mel_TMS=mel_TMS,
-            cancelled=cancelled,
-        ),
-        "checksum": row_checksum(video, sound_bytes, mel_bytes),
-        "video_codec": config.data.frame_codec,
-        "video_shape": list(clip.video.shape),
-        "video_dtype": "uint8",
-        "audio_shape": list(audio.shape),
-        "audio_dtype": "int16",
-        "mel_shape": list(mel_TMS.shape),
-        "mel_dtype": "float16",
-        "frame_offsets": offsets,
-        "video": video,
-        "audio": sound_bytes,
-        "mel": mel_bytes,
-    }
 
 
 def row_checksum(video: bytes, audio: bytes, mel: bytes) -> str:

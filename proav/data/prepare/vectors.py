@@ -25,8 +25,8 @@ from proav.data.store.vectors import (
     segments_hash,
     vectors_folder,
 )
-from proav.diffusion.vectors import as_vectors, called, find_function
 from proav.errors import TOLD, UserError, raise_from_text, to_text
+from proav.vectors import as_vectors, called, find_function
 
 KEY_COLUMNS = ("id", "source")
 """Columns by which a file names segments: id of a segment, or source, for all segments of that source."""

@@ -26,9 +26,8 @@ from proav import storage
 from proav.data.store.frames import decode_frames
 from proav.data.store.parquet import DamagedShard, RowReader, open_parquet, read_whole
 from proav.data.store.schema import ACCOUNT_SCHEMA, FORMAT, FULL_SCALE, REJECT_SCHEMA
-from proav.diffusion.conditions import NO_LABEL
 from proav.errors import UserError
-from proav.text import LABEL_SEPARATOR, one_form
+from proav.text import LABEL_SEPARATOR, NO_LABEL, one_form
 
 UNREAD_COLUMNS = ("checksum", "picture_hash", "sound_hash")
 """Only the filters and the verification use these columns. With two million segments, they would double the

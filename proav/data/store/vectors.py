@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from proav import storage
 from proav.data.store.parquet import RowReader, open_parquet
 from proav.data.store.shards import read_manifest
-from proav.diffusion.vectors import Shape, fitted
 from proav.errors import UserError
+from proav.vectors import Shape, fitted
 
 VECTOR_SCHEMA = pa.schema([("id", pa.string()), ("vectors", pa.large_binary()), ("length", pa.int32())])
 """id: of the segment. vectors: float32 [length, W]. length: 0 if the segment has no vector."""

@@ -21,7 +21,6 @@ from proav.data.sources.names import NamesOnDisk
 from proav.data.sources.strict_tables import TableForm, seconds_of, table_records, text_of, whole_of
 from proav.diffusion import make_process
 from proav.diffusion.tasks import TASKS, check_trained
-from proav.diffusion.vectors import check_vector_names
 from proav.errors import UserError
 from proav.generation.batch.manifest import ManifestDraft, SampleFiles, list_parts, sample_path, stored_rows
 from proav.generation.given_files import streams_read
@@ -33,6 +32,7 @@ from proav.generation.sampling_settings import SamplingSettings
 from proav.geometry import ClipGeometry
 from proav.runs.checkpoint import Checkpoint
 from proav.text import LABEL_SEPARATOR, one_form
+from proav.vectors import check_vector_names
 
 SETTING = "generate.listing"
 COMPRESSION_LEVEL = 1

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proav.config import Config
-from proav.diffusion.conditions import NO_LABEL, Conditions
+from proav.diffusion.conditions import Conditions
 from proav.geometry import MODALITIES, PLANE_NAMES, PLANES_PER_MODALITY
 from proav.models.layers import ClosedLinear, map_flops
+from proav.text import NO_LABEL
 
 NUM_MODALITIES = len(MODALITIES)
 PLANE_AXES = {"axes": ("HW", "TW", "TH"), "plain": ("HW", "HW", "HW")}

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from proav.diffusion.tasks import TASKS
-from proav.diffusion.vectors import check_vector_names, fitted, to_text
 from proav.errors import UserError
 from proav.generation.inputs import frames_around
 from proav.serve.front.api_error import SHOWN_CHARACTERS, ApiError, shown
 from proav.serve.orders.model_card import MAX_GUIDANCE_SCALE, ModelCard
 from proav.text import LABEL_SEPARATOR, find_label, without_case
+from proav.vectors import check_vector_names, fitted, to_text
 
 MAX_SEED = 2**53 - 1
 """Up to this number, whole numbers are exact in JavaScript and in every JSON reader."""

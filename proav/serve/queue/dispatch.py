@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from proav.config import Config
-from proav.diffusion.vectors import of_text
 from proav.generation.given_files import clip_of_streams
 from proav.generation.inputs import frames_around
 from proav.generation.pipeline import SampleRequest
@@ -24,6 +23,7 @@ from proav.serve.queue.batching import JobQueue, Waiting
 from proav.serve.queue.jobs import Job, JobError
 from proav.serve.queue.pace import Pace
 from proav.serve.settings import ServeSettings
+from proav.vectors import of_text
 
 MAX_LOST_BATCHES = 3
 """A job fails if its sampler is lost this many times, since the job may be the cause."""

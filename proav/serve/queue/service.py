@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from proav.diffusion.tasks import TASKS
-from proav.diffusion.vectors import Encoders, to_text
 from proav.errors import TOLD, UserError
 from proav.generation.long_clips import windows_needed
 from proav.runs.checkpoint import load_checkpoint
@@ -29,6 +28,7 @@ from proav.serve.queue.dispatch import Dispatcher, Samplers
 from proav.serve.queue.jobs import Job, JobError, JobStore, new_id, place_of
 from proav.serve.settings import ServeSettings
 from proav.storage.lease import Lease
+from proav.vectors import Encoders, to_text
 
 UPLOADS, PREVIEWS = 2, 2
 """How many uploads are decoded or texts encoded at a time, and how many previews are drawn. Neither kind of

@@ -31,6 +31,7 @@ from proav.stopping import StopRequest
 from proav.storage.lease import Lease
 from proav.train.loop import Asked, is_trained
 from proav.train.on_ray.backend import WorkerBackendConfig
+from proav.train.on_ray.mailbox import Mailbox
 from proav.train.on_ray.turn import turn_to_start
 from proav.train.on_ray.validation import Validation
 from proav.train.stop_watch import StopWatch
@@ -116,7 +117,7 @@ def _run_workers(
     here = NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )  # other nodes come and go
-    mailbox = _Mailbox.options(num_cpus=0, scheduling_strategy=here).remote(turn)
+    mailbox = Mailbox.options(num_cpus=0, scheduling_strategy=here).remote(turn)
     trainer = TorchTrainer(
         _run_worker,
         train_loop_config={"config": config, "stage": stage, "mailbox": mailbox, "use_gpu": use_gpu},
@@ -275,49 +276,6 @@ def _stop_watch(mailbox) -> StopWatch:
     return StopWatch(
         begin=lambda: ray.get(mailbox.begin.remote()), driver_asks=lambda: ray.get(mailbox.stopping.remote())
     )
-
-
-@ray.remote
-class _Mailbox:
-    """Carries a UserError to the driver, past Ray's retries, and the request to stop to the workers.
-
-    turn: the turn to start (`turn.py`); it ends at a worker's first report, since all workers have then made
-        steps.
-    """
-
-    def __init__(self, turn: ActorHandle | None) -> None:
-        self.turn = turn
-        self.errors: dict[int, UserError] = {}
-        self.is_stopping = self.has_begun = False
-
-    def has_room(self) -> None:
-        """Ends the turn; called by a worker that has its batches, since all workers then have theirs."""
-        turn, self.turn = self.turn, None
-        if turn is not None:
-            ray.kill(turn)
-
-    def stop(self) -> bool:
-        """Asks the workers to stop; returns whether one of them has begun its steps."""
-        self.is_stopping = True
-        return self.has_begun
-
-    def begin(self) -> bool:
-        """Called by a worker that begins its steps; returns whether it is asked to stop."""
-        self.has_begun = True
-        return self.is_stopping
-
-    def stopping(self) -> bool:
-        return self.is_stopping
-
-    def post(self, rank: int, error: UserError) -> int:
-        self.errors[rank] = error
-        return len(self.errors)
-
-    def count(self) -> int:
-        return len(self.errors)
-
-    def mistake(self) -> UserError | None:
-        return self.errors[min(self.errors)] if self.errors else None
 
 
 class _PreemptionWatch:

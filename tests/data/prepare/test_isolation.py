@@ -15,7 +15,8 @@ import pytest
 from proav.config.reading import config_to_dict
 from proav.data.prepare.isolation import IsolatedDecoder
 from proav.data.prepare.plan import make_plan
-from proav.data.prepare.unit import SourceDecoder, process_unit
+from proav.data.prepare.source_decoder import SourceDecoder
+from proav.data.prepare.unit import process_unit
 from proav.data.sources.finding import find_sources, rows_of
 from proav.data.store.shards import read_rejects
 from proav.errors import MediaError

@@ -12,6 +12,7 @@ import pytest
 from proav.config.reading import config_to_dict
 from proav.data.prepare.plan import settle_plan
 from proav.data.prepare.preprocess import finished_records
+from proav.data.prepare.source_decoder import SourceDecoder
 from proav.data.prepare.unit import WorkUnit, process_unit, read_record
 from proav.data.prepare.verify import verify
 from proav.data.sources.finding import find_sources, rows_of
@@ -73,7 +74,8 @@ def test_units_come_back_from_json(clips_dir):
 
 def test_long_units_roll_over_into_more_shards(clips_dir, tmp_path):
     config = tiny_config(f"data.sources=[{clips_dir}]", "data.rows_per_shard=2")
-    record = process_unit(config, str(tmp_path), WorkUnit("000000", tuple(rows_of(find_sources(config)))))
+    rows, decoder = tuple(rows_of(find_sources(config))), SourceDecoder(config)
+    record = process_unit(config, str(tmp_path), WorkUnit("000000", rows), decoder)
     assert [(shard["name"], shard["rows"]) for shard in record["shards"]] == [
         (f"000000-{number:03d}.parquet", 2) for number in range(4)
     ] + [("000000-004.parquet", 1)]
@@ -81,7 +83,7 @@ def test_long_units_roll_over_into_more_shards(clips_dir, tmp_path):
         record["rejects"]["rows"] == 4 and read_record(str(tmp_path / "units" / "000000.parquet")) == record
     )
     # as if sources had vanished in between
-    fewer = process_unit(config, str(tmp_path), WorkUnit("000000", tuple(rows_of(find_sources(config)))[:1]))
+    fewer = process_unit(config, str(tmp_path), WorkUnit("000000", rows[:1]), decoder)
     assert [path.name for path in (tmp_path / "segments").iterdir()] == [
         shard["name"] for shard in fewer["shards"]
     ] and len(fewer["shards"]) < 5

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from proav.diffusion.conditions import NO_LABEL, Conditions
+from proav.diffusion.conditions import Conditions
 from proav.models.stdit.embeddings import Conditioning
 from proav.models.stdit.transformer import STDiT
+from proav.text import NO_LABEL
 from tests.models.stdit.test_stdit import BATCH, NUM_LABELS, inputs, small_config, trained_looking
 
 SHAPES = {"caption": 6, "words": [5, 8]}

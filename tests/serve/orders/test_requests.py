@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from proav.diffusion.vectors import of_text
 from proav.runs.checkpoint import load_checkpoint
 from proav.serve.front.api_error import ApiError, shown
 from proav.serve.orders.model_card import ModelCard
 from proav.serve.orders.requests import check_request, parse_request
 from proav.serve.settings import ServeSettings
+from proav.vectors import of_text
 
 
 @pytest.fixture(scope="module")
