@@ -5,6 +5,7 @@ import os
 import pytest
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # also the time of one train.report
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # no cloud takes nodes here
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share few cores
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the cluster is local and ends with the tests
 

@@ -51,9 +51,10 @@ class GenerateConfig(Section):
     none if the model has none. With a listing, it is the label of the rows that have none; empty: they stay
     without a label.
     """
-    seconds: PositiveFloat | None = None
-    """Length of the clips, made in windows that overlap; for task=continue including the given clip. With a
-    listing, it is the length of the rows that have none. Empty: one window, the model's own length.
+    seconds: PositiveFloat | Literal["file"] | None = None
+    """Length of the clips, made in windows that overlap; for task=continue including the given clip. file: as
+    long as the given file, for a2v and v2a. With a listing, it is the length of the rows that have none.
+    Empty: one window, the model's own length.
     """
     encoders: dict[VectorName, str] = {}
     """Functions that turn texts of a listing into vectors: {caption: package.module:function}, called with a

@@ -4,6 +4,7 @@ Not here: what users give from Python (`inputs.py`), uploads to the server (`pro
 frames, H and W rows and columns.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -43,7 +44,8 @@ class GivenDecoder:
         """One dict: "video", uint8 [T, H, W, 3], or "audio", float32 [samples], or both, as the task reads.
 
         Both begin at `start_seconds` and are as long as the task reads, mostly one clip. A stream that is
-        given for the whole clip ends at `end_seconds` if the clip is not exactly one window. For a2v, time 0
+        given for the whole clip ends at `end_seconds` if the clip is not exactly one window; infinity: with
+        the file. For a2v, time 0
         is the beginning of the sound. If the sound ends at most 0.1 s too early, silence follows. A task that
         reads one picture also accepts an image.
 
@@ -54,9 +56,10 @@ class GivenDecoder:
         clip, data = self.config.clip, self.config.data
         watch = {"deadline_seconds": data.source_timeout_seconds, "on_progress": on_progress}
         size = {"height": clip.height, "width": clip.width, "fit": data.fit}
-        frames = max(self.needed.values())
+        frames: int | None = max(self.needed.values())
         if source.end_seconds is not None:
-            frames = round((source.end_seconds - source.start_seconds) * clip.fps)
+            seconds = source.end_seconds - source.start_seconds
+            frames = None if math.isinf(seconds) else round(seconds * clip.fps)
         if self.needed == {"video": 1, "audio": 0} and not source.start_seconds:
             picture = read_picture(source.path, **size, **watch)
             yield {"video": picture[None], "audio": np.zeros(clip.sample_rate // clip.fps, np.float32)}
@@ -71,10 +74,16 @@ class GivenDecoder:
         )  # fmt: skip
         yield {name: getattr(read, name) for name in self.streams}
 
-    def _sound(self, source: SourceRow, frames: int, watch: dict) -> np.ndarray:
+    def _sound(self, source: SourceRow, frames: int | None, watch: dict) -> np.ndarray:
+        """Sound of so many frames; None: all whole frames of the file, at least one."""
         geometry, start = ClipGeometry.from_config(self.config), source.start_seconds
-        rate, seconds = geometry.sample_rate, frames / geometry.fps
-        length = frames * geometry.samples_per_frame
+        rate, size = geometry.sample_rate, geometry.samples_per_frame
+        if frames is None:
+            sound = read_sound(source.path, sample_rate=rate, **watch)[round(start * rate) :]
+            if len(sound) >= size:
+                return sound[: len(sound) // size * size]
+            frames = 1
+        seconds, length = frames / geometry.fps, frames * size
         sound = read_sound(source.path, sample_rate=rate, max_seconds=start + seconds, **watch)
         sound = sound[round(start * rate) :][:length]
         if length - len(sound) > MAX_SOUND_SHORTFALL * rate:

@@ -19,6 +19,9 @@ from proav.generation.requests import SampleRequest
 from proav.geometry import MODALITIES
 from proav.media.container import Clip
 
+WHOLE_FILE = "file"
+"""Instead of a length in seconds: the clip is as long as the file that is given."""
+
 
 def following_task(name: str) -> str | None:
     """The task of all windows after the first; None if clips of the task `name` have only one window.

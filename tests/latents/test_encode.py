@@ -22,8 +22,9 @@ from proav.data.feeds.latent_feed import LatentFeed
 from proav.data.store.parquet import ShardWriter, open_parquet
 from proav.data.store.shards import SegmentStore
 from proav.diffusion.tasks import draw_tasks, mask_of_window
-from proav.errors import UserError
+from proav.errors import UserError, raise_from_text
 from proav.generation.coder import load_coder
+from proav.latents import encode
 from proav.latents.encode import (
     LATENT_SCHEMA,
     ROW_OVERHEAD_BYTES,
@@ -56,6 +57,22 @@ def digests(config: Config) -> dict[str, str]:
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in Path(config.run_folder, "latents").iterdir()
     }
+
+
+def encode_here(config: Config, monkeypatch, **options) -> dict:
+    """`encode_latents` without Ray: all shards are encoded in this process."""
+
+    def one_by_one(config, checkpoint, settings, windows):
+        encoder = ShardEncoder(config, checkpoint.path, settings)
+        rows = [encoder({"shard": name}) for name in windows]
+        for row in rows:
+            if row["error"]:
+                raise_from_text(row["error"])
+        return {row["shard"]: row for row in rows}
+
+    with monkeypatch.context() as changed:
+        changed.setattr(encode, "_encode_shards", one_by_one)
+        return encode_latents(config, **options)
 
 
 def write_rows(path, stacks: np.ndarray, splits: list[str]) -> dict:
@@ -226,19 +243,19 @@ def test_latents_with_more_masked_tasks_serve_a_run_with_fewer():
 
 
 @pytest.mark.ray
-def test_masked_clips_are_the_same_bytes_for_any_number_of_workers(tmp_path, ray_local):
+def test_masked_clips_are_the_same_bytes_for_any_number_of_workers(tmp_path, ray_local, monkeypatch):
     one, two = (
         prepare(tmp_path / str(count), MASKED, f"encode.num_workers={count}", frames=12) for count in (1, 2)
     )
-    for config in (one, two):
-        encode_latents(config)
+    encode_here(one, monkeypatch)
+    encode_latents(two)
     assert without_paths(digests(one), one) == without_paths(digests(two), two)
     save_tiny_stdit(f"{two.run_folder}/stdit/checkpoints", two)
     words = (f"run_dir={two.run_folder}", MASKED, "diffusion.continue_frames=1")
     with pytest.raises(UserError) as error:
         encode_latents(tiny_config(*words))
     assert "continue_frames=1. Write encode.replace=true" in str(error.value)  # ST-DiT can go on with them
-    encode_latents(tiny_config(*words, "encode.replace=true"))
+    encode_here(tiny_config(*words, "encode.replace=true"), monkeypatch)
     stats = [json.loads(Path(run.run_folder, "latents", "stats.json").read_text()) for run in (one, two)]
     assert stats[0]["mean"] == stats[1]["mean"] and stats[1]["continue_frames"] == 1
 
@@ -262,9 +279,9 @@ def test_the_size_is_reported_and_a_full_disk_refused(tmp_path):
 
 
 @pytest.mark.ray
-def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path, ray_local):
-    calm = prepare(tmp_path / "calm", "encode.num_workers=2", frames=16)
-    encode_latents(calm)
+def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path, ray_local, monkeypatch):
+    calm = prepare(tmp_path / "calm", frames=16)
+    encode_here(calm, monkeypatch)
     expected = digests(calm)
 
     actors = prepare(tmp_path / "actor", "encode.num_workers=2", frames=16)
@@ -319,10 +336,9 @@ def kill_at_first_shard(config: Config, name: str, killed: list) -> None:
             killed.append(process.pid)
 
 
-@pytest.mark.ray
-def test_latents_of_another_autoencoder_are_refused_until_told_otherwise(tmp_path, ray_local, capsys):
+def test_latents_of_another_autoencoder_are_refused_until_told_otherwise(tmp_path, capsys, monkeypatch):
     config = prepare(tmp_path)
-    first = encode_latents(config)
+    first = encode_here(config, monkeypatch)
     with pytest.raises(
         UserError,
         match=r"was made with stride_frames=2; this run has stride_frames=4\. Write encode.replace=true",
@@ -349,10 +365,9 @@ def test_latents_of_another_autoencoder_are_refused_until_told_otherwise(tmp_pat
     with pytest.raises(UserError, match="ST-DiT was trained on it .*delete its checkpoints too"):
         encode_latents(config, replace_unused=True)
     storage.delete_folder(f"{tmp_path}/stdit")
-    second = encode_latents(config, replace_unused=True)
+    second = encode_here(config, monkeypatch, replace_unused=True)
     assert f"{said}: deleted" in capsys.readouterr().out
     assert second["mdsa_checkpoint"] == newer and second["mean"] != first["mean"]
-    third = encode_latents(
-        tiny_config(f"run_dir={tmp_path}", "encode.stride_frames=4", "encode.replace=true")
-    )
+    words = (f"run_dir={tmp_path}", "encode.stride_frames=4", "encode.replace=true")
+    third = encode_here(tiny_config(*words), monkeypatch)
     assert third["num_windows"] == 24 and third["stride_frames"] == 4

@@ -18,6 +18,7 @@ before. So `Denoise` denoises and finishes the windows of such a batch in turn, 
 import contextlib
 import functools
 import json
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,10 +42,11 @@ from proav.generation.finishing import finish_clips
 from proav.generation.given_files import clip_of_streams, streams_read
 from proav.generation.given_vectors import GivenVectors
 from proav.generation.given_windows import GivenWindows, known_of_window
-from proav.generation.long_clips import of_length, wanted_frames, window_of
+from proav.generation.long_clips import WHOLE_FILE, of_length, wanted_frames, window_of
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.generation.requests import SampleRequest
 from proav.generation.sampling_settings import SamplingSettings
+from proav.geometry import ClipGeometry
 from proav.media.container import ClipWriter
 from proav.media.melframes import MelFrames
 
@@ -80,12 +82,17 @@ class Recipe:
         return [window_of(self.config, request) for request in self.requests(rows, arrays)]
 
     def num_frames(self, row: dict) -> int | None:
-        """Frames of the clip that a row of the plan asks for; None: those of a window."""
-        return wanted_frames(self.config, row["seconds"], 1) if "seconds" in row else None
+        """Frames of the clip that a row of the plan asks for; None: those of a window, or of the file."""
+        seconds = row.get("seconds")
+        return None if seconds in (None, WHOLE_FILE) else wanted_frames(self.config, seconds, 1)
 
     def _request(self, place: int, row: dict, arrays: dict) -> SampleRequest:
         task, num_frames = self.settings.task, self.num_frames(row)
         streams = {name: arrays[f"{place}.{name}"] for name in streams_read(task)}
+        if row.get("seconds") == WHOLE_FILE:
+            (stream,) = streams.values()
+            frame = ClipGeometry.from_config(self.config).samples_per_frame if "audio" in streams else 1
+            num_frames = len(stream) // frame
         request = SampleRequest(
             row["seed"],
             row.get("number", row["index"]),
@@ -142,8 +149,7 @@ class ReadGiven:
         for place, row in enumerate(rows):
             given = row["given"]
             if "path" in given:
-                own = self.recipe.num_frames(row) if TASKS[self.recipe.settings.task].given else None
-                found = read(given["path"], given["start_seconds"], own)
+                found = read(given["path"], given["start_seconds"], self._end(row))
             else:
                 found = self.windows.streams(given)
             if isinstance(found, MediaError):
@@ -154,13 +160,19 @@ class ReadGiven:
             marked.append(row)
         return marked, arrays
 
+    def _end(self, row: dict) -> float | None:
+        """Where in its file the stream of a row ends, in seconds; None: where one window of it ends."""
+        if row.get("seconds") == WHOLE_FILE:
+            return math.inf
+        frames = self.recipe.num_frames(row) if TASKS[self.recipe.settings.task].given else None
+        start = row["given"]["start_seconds"]
+        return None if frames is None else start + frames / self.recipe.config.clip.fps
+
     def _read(
-        self, path: str, start_seconds: float, num_frames: int | None
+        self, path: str, start_seconds: float, end_seconds: float | None
     ) -> dict[str, np.ndarray] | MediaError:
-        """The streams of a file, or why it has none. num_frames: how many to read; None: as many as the task
-        reads of a window."""
-        end = None if num_frames is None else start_seconds + num_frames / self.recipe.config.clip.fps
-        source = SourceRow(id="", key=path, path=path, start_seconds=start_seconds, end_seconds=end)
+        """The streams of a file, or why it has none. end_seconds: as in `_end`."""
+        source = SourceRow(id="", key=path, path=path, start_seconds=start_seconds, end_seconds=end_seconds)
         try:
             (streams,) = self.decoder.rows(source)
         except MediaError as error:

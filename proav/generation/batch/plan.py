@@ -27,7 +27,13 @@ from proav.generation.given_files import streams_read
 from proav.generation.given_vectors import told_of
 from proav.generation.given_windows import given_rows
 from proav.generation.inputs import frames_needed
-from proav.generation.long_clips import check_length, wanted_frames, windows_needed
+from proav.generation.long_clips import (
+    WHOLE_FILE,
+    check_length,
+    following_task,
+    wanted_frames,
+    windows_needed,
+)
 from proav.generation.sampling_settings import SamplingSettings
 from proav.geometry import ClipGeometry
 from proav.runs.checkpoint import Checkpoint
@@ -162,7 +168,7 @@ def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
         have a number, from 0 up. For other samples it is the index.
     label: of the listing's row, or else generate.label. Without a listing it is generate.label, or else that
         of the window; without either, the checkpoint's labels take turns.
-    seconds: the length of the clip; missing if it is that of a window.
+    seconds: the length of the clip, or WHOLE_FILE; missing if it is that of a window.
     given: {"path", "start_seconds"} of the file that is given, or {"segment_id", "start_frame"} of the window
         of the run's data; missing for a task that is given nothing.
     texts, vectors: those of the listing's row, see `given_vectors.py`; missing if it has none.
@@ -207,6 +213,8 @@ def _check_windows_last(config: Config, model: Config) -> None:
     config: of the job. model: of the checkpoint.
     """
     settings, window = config.generate, ClipGeometry.from_config(model).seconds
+    if settings.seconds == WHOLE_FILE and TASKS[settings.task].given:
+        raise UserError(f"generate.seconds={WHOLE_FILE} needs {SETTING}=FILE, which names the files")
     if TASKS[settings.task].given and settings.seconds > window:
         raise UserError(
             f"generate.seconds={settings.seconds:g}: windows of the run's data, which are given for "
@@ -215,12 +223,25 @@ def _check_windows_last(config: Config, model: Config) -> None:
         )
 
 
-def checked_seconds(config: Config, task: str, seconds: float) -> float:
+def checked_seconds(config: Config, task: str, seconds: float | str) -> float | str:
     """`seconds`, if a model of this configuration makes clips of that length by a task; else UserError.
 
     For a task that continues a given clip, the clip is taken to have only the frames that a window needs.
     config: of the model.
+    seconds: or WHOLE_FILE, for a task that is given a stream for the whole clip.
     """
+    if seconds == WHOLE_FILE:
+        if not TASKS[task].given:
+            raise UserError(
+                f"seconds={seconds}: task={task} is given no picture or sound for the whole clip; "
+                "expected a number, or task=a2v or v2a"
+            )
+        try:
+            check_trained(following_task(task), config)
+        except UserError as error:
+            said = f"seconds={seconds}: all windows but the first are made by {following_task(task)!r}"
+            raise UserError(f"{said}. {error}") from error
+        return seconds
     num_frames = wanted_frames(config, seconds, 1)
     there = max(frames_needed(config, task).values()) if TASKS[task].extends else 0
     num_windows = windows_needed(config, task, num_frames, there)
@@ -261,7 +282,7 @@ def _listed_rows(config: Config, checkpoint: Checkpoint, default: str | None) ->
             row |= told_of(record, shapes, config.generate.encoders)
             if form.required:
                 row["given"] = _given(record, root, names)
-            seconds = seconds_of(record.get("seconds"), "seconds")
+            seconds = _seconds(record.get("seconds"))
             if seconds is not None or config.generate.seconds is not None:
                 row["seconds"] = length(config.generate.seconds if seconds is None else seconds)
             seed = whole_of(record.get("seed"), "seed", least=0)
@@ -282,6 +303,14 @@ def _given(record: dict, root: str, names: NamesOnDisk) -> dict:
         raise UserError("the path is empty")
     start = seconds_of(record.get("start_seconds"), "start_seconds") or 0.0
     return {"path": listed_path(path, root, names), "start_seconds": start}
+
+
+def _seconds(value: object) -> float | str | None:
+    """The cell of the column seconds; None if it is missing."""
+    try:
+        return WHOLE_FILE if text_of(value) == WHOLE_FILE else seconds_of(value, "seconds")
+    except UserError as error:
+        raise UserError(f"{error}, or {WHOLE_FILE}") from error
 
 
 def _label(text: str, labels: dict[str, str]) -> str | None:

@@ -52,6 +52,9 @@ def start_listening(host: str | None, port: int | None) -> bool:
         _prepare(options["address"])
         return False
     _tell_of_another(options["address"])
+    here = host or DEFAULT_HOST, port or DEFAULT_PORT
+    if (options["address"] or "local") == "local":
+        _check_free(*here)  # before a Ray is started for nothing
     _connect(options["address"])
     if serve.status().proxies:
         if host or port:
@@ -60,8 +63,8 @@ def start_listening(host: str | None, port: int | None) -> bool:
                 "leave out host=... and port=..., or: serve shutdown"
             )
         return False
-    host, port = host or DEFAULT_HOST, port or DEFAULT_PORT
-    _check_free(host, port)
+    _check_free(*here)
+    host, port = here
     serve.start(http_options={"host": host, "port": port}, proxy_location="EveryNode")
     return True
 

@@ -3,6 +3,7 @@
 That any pools make them, and that a killed job goes on, is tested in `test_job.py`.
 """
 
+import io
 import itertools
 
 import pytest
@@ -56,6 +57,25 @@ def test_clips_of_a_length_are_those_of_python(checkpoint, file, tmp_path, task,
     made = read_samples(str(tmp_path))
     assert [(tmp_path / sample["path"]).read_bytes() for sample in made] == expected
     assert [sample["seconds"] for sample in made] == [1.8, 1.8]
+
+
+@pytest.mark.parametrize("task", ["a2v", "v2a"])
+def test_a_clip_as_long_as_its_file_is_that_of_python(checkpoint, file, tmp_path, task):
+    """The file has 10 frames. The last rows begin later; of the last one a single frame is left."""
+    lines = "path,seconds,start_seconds", f"{file},file,", f"{file},,0.4", f"{file},0.8,", f"{file},file,1.8"
+    words = "generate.steps=2", f"generate.task={task}", "generate.seconds=file", "generate.label=rain"
+    make, rows = maker_of(checkpoint, tmp_path, *words, listing_of(tmp_path, *lines))
+    assert [row["seconds"] for row in rows] == ["file", "file", 0.8, "file"]
+    assert make({"batch": pack(rows)})["error"] == ""
+    made = [row for row in read_samples(str(tmp_path)) if "error" not in row]
+    clips = [read_clip(str(tmp_path / row["path"]), **SHAPE) for row in made]
+    assert [len(clip.video) for clip in clips] == [10, 8, 4, 1]
+    given = read_clip(file, fit="crop", **SHAPE)
+    pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint.path)
+    settings = {"steps": 2, "guidance_scale": 1.5, "task": task, "seconds": 2.0}
+    (whole,) = pipeline(1, label="rain", clip=given, **settings)
+    expected = read_clip(io.BytesIO(encode_clip(whole)), **SHAPE)
+    assert abs(clips[0].video.astype(int) - expected.video).mean() < 0.5  # up to the rounding of kernels
 
 
 def test_unlike_lengths_share_a_batch(checkpoint, tmp_path):
@@ -118,7 +138,23 @@ def test_a_file_that_ends_too_early_for_its_row_is_a_row_with_a_reason(checkpoin
         (["generate.seconds=0.1"], [], "generate.seconds=0.1: expected at least the 0.2 s of a frame"),
         ([], ["seconds", "0"], "row 1: seconds=0: expected at least the 0.2 s of a frame"),
         ([], ["seconds", "1e308"], "row 1: seconds=1e.308: expected at least"),
-        ([], ["seconds", "2", "soon"], "row 2: seconds='soon'; expected seconds from 0 up, or nothing"),
+        (
+            [],
+            ["seconds", "2", "soon"],
+            "row 2: seconds='soon'; expected .* or nothing, or file",
+        ),
+        ([], ["seconds", "file"], "row 1: seconds=file: task=joint is given no"),
+        (
+            ["generate.task=i2av"],
+            ["path,seconds", "a.png,file"],
+            "row 1: seconds=file: .*i2av is given no",
+        ),
+        (["generate.seconds=file"], [], "^generate.seconds=file: task=joint is given no"),
+        (
+            ["generate.task=v2a", "generate.seconds=file"],
+            [],
+            "seconds=file needs generate.listing=FILE",
+        ),
         (["generate.task=continue"], ["path,seconds", "a.mp4,0.4"], "row 1: .* has 0.4 s already"),
         (["generate.task=inpaint", "generate.seconds=2"], [], "seconds=2: .* makes clips of one window"),
         (
