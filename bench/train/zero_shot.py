@@ -1,0 +1,254 @@
+"""Do the trained tasks a2v and v2a beat zero-shot methods of the same model?
+
+    python -m bench.train.zero_shot RUN [--clips 256] [--steps 20] [--weights 2 10] [--tasks v2a a2v]
+        [--out FILE]
+
+RUN: a run whose ST-DiT was trained with joint, a2v and v2a (`diffusion.task_weights`). Of held-out windows of
+its data one modality is given, and the other is made, from the same noise in each of these ways:
+
+    real         nothing is made
+    trained      the task, as `SoundingVideoPipeline` samples it
+    replacement  MM-Diffusion's zero-shot method (Ruan et al. 2023): the task joint; at each step the given
+                 modality's planes are the given ones with the noise of that time
+    gradient W   the same, and the estimate of the clean planes that are made moves against the gradient of
+                 the error of the given ones: z - W (1 - t) / 2 grad |given - estimate|^2 (reconstruction
+                 guidance, Ho et al. 2022). It costs a backward pass in each step
+    joint        the task joint, which reads nothing of what is given: chance
+    unrelated    what `trained` has made, beside another window's given modality
+
+    synchrony    impact_synchrony, only for runs with `evaluate.protocol=world`
+    distance     kernel distance of what is made to the real windows, in features of a fixed random network:
+                 sKAD for sound, sKVD for pictures
+    to truth     v2a: mean log-mel error to the true sound in dB; a2v: PSNR to the true pictures in dB
+    seconds      processor seconds of sampling a clip, without the conversion from mel to sound
+
+Intervals are 95 %, by a bootstrap over sources. Prints a table; a row that is in FILE already is not measured
+again, unless the checkpoint has changed.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.helpers.windows import real_clips
+from bench.train.masked_tasks import psnr_db
+from bench.train.world_claim import synchrony
+from proav.config.reading import load_config
+from proav.diffusion.modalities import spread_to_planes
+from proav.diffusion.noise import noise_batch
+from proav.diffusion.tasks import given_row
+from proav.generation.finishing import given_streams, phase_seed
+from proav.generation.pipeline import SoundingVideoPipeline
+from proav.generation.requests import SampleRequest
+from proav.generation.sampling_settings import SamplingSettings
+from proav.media.container import Clip
+from proav.metrics.bootstrap import bootstrap_interval, source_groups
+from proav.metrics.distances import kernel_distance
+from proav.metrics.fidelity import mel_error_db
+from proav.metrics.networks import load_network
+from proav.metrics.world import world_scores
+from proav.runs.layout import RunFolder
+
+BATCH = 16
+Streams = tuple[Tensor, Tensor]
+
+
+def trained(pipeline: SoundingVideoPipeline, requests: Sequence[SampleRequest]) -> Streams:
+    """Pictures and mel images by the requests' own task."""
+    return pipeline.sample_streams(requests)
+
+
+def zero_shot(
+    pipeline: SoundingVideoPipeline,
+    requests: Sequence[SampleRequest],
+    *,
+    weight: float = 0.0,
+    reads: bool = True,
+) -> Streams:
+    """Pictures and mel images by the task joint of the same model.
+
+    pipeline: the model, of a flow.
+    requests: of one task with a given modality.
+    weight: of the gradient; 0: replacement alone.
+    reads: False: nothing of what is given is used.
+    """
+    process, coder, model = pipeline.process, pipeline.coder, pipeline.stdit
+    with torch.no_grad():
+        streams = given_streams(coder.mel_frames, requests)
+        given = coder.normalize(coder.encode(*streams, lone=True))
+        conditions = pipeline.conditions("joint", requests)
+    held = spread_to_planes(torch.tensor([given_row(requests[0].settings.task)]))
+    held = held if reads else torch.zeros_like(held)
+    noise = noise_batch([(request.seed, request.index) for request in requests], coder.latents.stack_shape)
+    state = noise
+    for now, then in pairwise(process.times_of(requests[0].settings.steps)):
+        clean_share, noise_share = process.shares(now)
+        state = torch.where(held, clean_share * given + noise_share * noise, state)
+        times = torch.full((len(requests), 2), now)
+        with torch.set_grad_enabled(weight > 0):
+            state = state.detach().requires_grad_(weight > 0)
+            clean, found_noise = process.estimates(state, model(state, times, conditions), now)
+            if weight > 0:
+                error = (clean - given).square().mul(held).sum()
+                (slope,) = torch.autograd.grad(error, state)
+                clean = clean - weight * clean_share / 2 * slope
+        clean_share, noise_share = process.shares(then)
+        state = (clean_share * clean + noise_share * found_noise).detach()
+    with torch.no_grad():
+        return coder.decode(coder.denormalize(torch.where(held, given, state)))
+
+
+class Measure:
+    """Measures what was made for some windows.
+
+    pipeline: the model.
+    task: a2v or v2a.
+    truth: the windows.
+    rows: of the data's index, for each window.
+    is_world: whether the windows show the made world.
+    """
+
+    def __init__(
+        self,
+        pipeline: SoundingVideoPipeline,
+        task: str,
+        truth: Sequence[Clip],
+        rows: Sequence[dict],
+        *,
+        is_world: bool,
+    ) -> None:
+        self.pipeline, self.task, self.truth, self.is_world = pipeline, task, truth, is_world
+        self.labels, self.sources = [row["label"] for row in rows], [row["source_id"] for row in rows]
+        self.network = load_network("surrogate-audio" if task == "v2a" else "surrogate-video")
+        self.real = self._features(truth)
+
+    def __call__(self, made: Sequence[Clip], *, beside: int = 0) -> dict:
+        """made: a clip for each window. beside: shift in the list of windows to what is given beside it."""
+        given = [*self.truth[beside:], *self.truth[:beside]]
+        pairs = [
+            (one.video, other.audio) if self.task == "a2v" else (other.video, one.audio)
+            for one, other in zip(made, given, strict=True)
+        ]
+        groups, features = source_groups(self.sources), self._features(made)
+
+        def distance(places: np.ndarray) -> float:
+            names = [np.asarray(self.sources)[places]] * 2
+            return kernel_distance(features[places], self.real[places], sources=names)
+
+        measures: dict[str, Callable] = {"distance": distance}
+        closeness = self._to_truth(made)
+        measures["to truth"] = lambda places: float(closeness[places].mean())
+        if self.is_world:
+            rates = {"fps": self.truth[0].fps, "sample_rate": self.truth[0].sample_rate}
+            scores = [
+                world_scores(video, audio, label=label, **rates)
+                for (video, audio), label in zip(pairs, self.labels, strict=True)
+            ]
+            measures["synchrony"] = lambda places: synchrony(scores, places)
+        found = {}
+        for name, measure in measures.items():
+            interval = bootstrap_interval(measure, groups)
+            found[name] = measure(np.arange(len(made)))
+            found[f"{name}_interval"] = None if interval.reason else [interval.low, interval.high]
+        return found
+
+    def _features(self, clips: Sequence[Clip]) -> np.ndarray:
+        streams = np.stack([clip.audio if self.task == "v2a" else clip.video for clip in clips])
+        parts = [self.network(part).mean(1) for part in torch.from_numpy(streams).split(BATCH)]
+        return torch.cat(parts).float().numpy()
+
+    def _to_truth(self, made: Sequence[Clip]) -> np.ndarray:
+        if self.task == "a2v":
+            return np.array(
+                [psnr_db(one.video[None], own.video[None]) for one, own in zip(made, self.truth, strict=True)]
+            )
+        mel_frames = self.pipeline.coder.mel_frames
+        mels = [
+            mel_frames.encode(torch.from_numpy(np.stack([clip.audio for clip in clips])))
+            for clips in (made, self.truth)
+        ]
+        ends = {name: getattr(mel_frames.settings, name) for name in ("floor_log10", "ceiling_log10")}
+        return mel_error_db(*mels, **ends).numpy()
+
+
+def make(
+    pipeline: SoundingVideoPipeline, requests: Sequence[SampleRequest], way: Callable
+) -> tuple[list[Clip], float]:
+    """(clips, processor seconds of sampling one of them)."""
+    made, spent = [], 0.0
+    for first in range(0, len(requests), BATCH):
+        some = requests[first : first + BATCH]
+        began = time.process_time()
+        streams = way(pipeline, some)
+        spent += time.process_time() - began
+        seeds = [phase_seed(request.seed, request.index) for request in some]
+        made += pipeline.coder.to_clips(*streams, seeds=seeds)
+    return made, spent / len(requests)
+
+
+def show(rows: dict[str, dict]) -> None:
+    print(f"{'':26}" + "".join(f"{name:>26}" for name in ("synchrony", "distance", "to truth")) + "  seconds")
+    for name, row in rows.items():
+        cells = []
+        for measure, digits in (("synchrony", 3), ("distance", 4), ("to truth", 2)):
+            interval = row.get(f"{measure}_interval")
+            shown = f"{row[measure]:.{digits}f}" if measure in row else "-"
+            ends = f" ({interval[0]:.{digits}f} .. {interval[1]:.{digits}f})" if interval else ""
+            cells.append(f"{shown + ends:>26}")
+        seconds = f"{row['seconds']:9.3f}" if "seconds" in row else ""
+        print(f"{name:26}" + "".join(cells) + seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run")
+    parser.add_argument("--clips", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--weights", type=float, nargs="*", default=[2.0, 10.0])
+    parser.add_argument("--tasks", nargs="+", choices=["v2a", "a2v"], default=["v2a", "a2v"])
+    parser.add_argument("--out", type=Path, default=Path("runs/zero_shot.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = load_config(f"{arguments.run}/config.yaml", [f"run_dir={arguments.run}"])
+    pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stdit.checkpoints)
+    truth, index = real_clips(config, "validation", arguments.clips)
+    is_world = config.evaluate.protocol == "world"
+    rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    of = {"windows": len(truth), "steps": arguments.steps, "checkpoint": pipeline.checkpoint_hash}
+    ways = {
+        "trained": trained,
+        "replacement": zero_shot,
+        **{f"gradient {w:g}": lambda *given, w=w: zero_shot(*given, weight=w) for w in arguments.weights},
+        "joint": lambda *given: zero_shot(*given, reads=False),
+    }
+    for task in arguments.tasks:
+        settings = SamplingSettings(task=task, steps=arguments.steps).filled(pipeline.process)
+        requests = [
+            SampleRequest(0, place, row["label"], clip, settings)
+            for place, (clip, row) in enumerate(zip(truth, index, strict=True))
+        ]
+        measure = None
+        for name, way in {"real": None, **ways}.items():
+            if rows.get(f"{task}, {name}", {}).items() >= of.items():
+                continue
+            measure = measure or Measure(pipeline, task, truth, index, is_world=is_world)
+            clips, seconds = (truth, None) if way is None else make(pipeline, requests, way)
+            rows[f"{task}, {name}"] = measure(clips) | of | ({} if way is None else {"seconds": seconds})
+            if way is trained:
+                rows[f"{task}, unrelated"] = measure(clips, beside=len(truth) // 2) | of
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(rows, indent=1))
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
