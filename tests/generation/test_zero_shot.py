@@ -48,7 +48,7 @@ def test_without_what_is_given_it_is_the_task_joint(pipeline):
 @pytest.mark.parametrize(("task", "given", "made"), [("v2a", slice(0, 3), slice(3, 6)),
                                                      ("a2v", slice(3, 6), slice(0, 3))])  # fmt: skip
 def test_given_planes_are_kept_and_the_gradient_moves_the_others(pipeline, task, given, made, monkeypatch):
-    """A single step from noise reads nothing, since that state holds no share of what is given; two steps do."""
+    """A step from pure noise reads nothing, since there is no share of what is given in it; two steps do."""
     monkeypatch.setattr(pipeline.coder, "decode", lambda stack: stack)
     for steps, moves in ((1, False), (2, True)):
         requests = requests_for(pipeline, task, steps)
