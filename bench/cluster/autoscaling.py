@@ -1,6 +1,7 @@
 """Autoscaling without a cloud: which nodes come and go, and when.
 
-    python -m bench.cluster.autoscaling [--copies N] [--num-clips N] [--idle-seconds N] [--skip-training]
+    python -m bench.cluster.autoscaling [--copies N] [--clips N] [--num-clips N]
+        [--idle-seconds N] [--skip-training]
 
 Two jobs are submitted to a head without CPUs that has two groups of nodes. The nodes are Ray's fake nodes:
 processes on this machine that Ray's real autoscaler starts and ends. The benchmark ends everything that it
@@ -170,17 +171,17 @@ class Cluster:
         return round(time.monotonic() - began, 1)
 
 
-def copy_sources(folder: Path, copies: int) -> Path:
+def copy_sources(folder: Path, copies: int, clips: int | None) -> Path:
     """Links to the clips of examples/clips under several names: enough work to make a second node pay off."""
     for number in range(copies):
         (folder / f"copy-{number:02d}").mkdir(parents=True)
-        for path in sorted((ROOT / "examples" / "clips").glob("*.mp4")):
+        for path in sorted((ROOT / "examples" / "clips").glob("*.mp4"))[:clips]:
             (folder / f"copy-{number:02d}" / path.name).symlink_to(path)
     return folder
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict:
-    sources = copy_sources(folder / "sources", arguments.copies)
+    sources = copy_sources(folder / "sources", arguments.copies, arguments.clips)
     words = [
         "--config",
         "configs/demo.yaml",
@@ -221,6 +222,7 @@ def main() -> None:
     parser.add_argument(
         "--copies", type=int, default=24, help="how many times the example clips are prepared (default: 24)"
     )
+    parser.add_argument("--clips", type=int, help="how many of the example clips (default: all)")
     parser.add_argument("--num-clips", type=int, default=64, help="how long to train, in clips (default: 64)")
     parser.add_argument(
         "--idle-seconds",

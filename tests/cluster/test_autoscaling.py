@@ -26,6 +26,8 @@ def test_a_job_brings_a_node_up_and_idleness_takes_it_down(tmp_path):
         "bench.cluster.autoscaling",
         "--copies",
         "1",
+        "--clips",
+        "4",
         "--idle-seconds",
         "4",
         "--skip-training",
