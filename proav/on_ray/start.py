@@ -129,6 +129,8 @@ def prepare_machine() -> dict[str, str]:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # If /dev/shm is small, as in containers, Ray would warn on a small machine and fail on a large one.
     os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
+    # No cloud takes this machine away. Ray Train has a process in each training that watches for that.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if _is_writable(SHARED_MEMORY):
         return {}
     _say(f"{SHARED_MEMORY} cannot be written: Ray's objects go to {temporary}, which is slower")
