@@ -118,7 +118,7 @@ def test_a_process_that_was_killed_here_holds_nothing(holder, tmp_path):
     time.sleep(0.2)  # nobody waits for the process, so it is a zombie
     began = time.monotonic()
     with Lease(str(tmp_path), name="server"):
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
 
 
 def test_a_frozen_owner_is_taken_over_and_learns_it(holder, tmp_path):
@@ -129,7 +129,7 @@ def test_a_frozen_owner_is_taken_over_and_learns_it(holder, tmp_path):
     time.sleep(QUICK["stale_seconds"])
     with Lease(str(tmp_path), **QUICK) as lease:
         frozen.send_signal(signal.SIGCONT)
-        assert frozen.stdout.readline() == "lost\n" and frozen.wait(10) == 0
+        assert frozen.stdout.readline() == "lost\n" and frozen.wait(30) == 0
         time.sleep(2 * QUICK["beat_seconds"])
         assert not lease.lost and storage.exists(lease.path)
 

@@ -170,7 +170,7 @@ def test_a_running_job_reports_its_progress_and_can_be_cancelled(served):
             "deleted": True,
         }
     began = time.monotonic()
-    assert make(served, steps=1)["status"] == "completed" and time.monotonic() - began < 5
+    assert make(served, steps=1)["status"] == "completed" and time.monotonic() - began < 10
 
 
 def test_a_full_queue_is_reported_with_the_time_to_come_again(served):
@@ -186,7 +186,7 @@ def test_a_full_queue_is_reported_with_the_time_to_come_again(served):
         assert int(answer.headers["retry-after"]) >= 1 and answer.json()["error"]["code"] == "queue_full"
         began = time.monotonic()
         assert (
-            requests.get(f"{served}/healthz").status_code == 200 and time.monotonic() - began < 5
+            requests.get(f"{served}/healthz").status_code == 200 and time.monotonic() - began < 10
         )  # answers while it samples
     finally:
         for video_id in accepted:
