@@ -13,10 +13,11 @@ its data one modality is given, and the other is made, from the same noise in ea
     gradient W   the same, and the estimate of the clean planes that are made moves against the gradient of
                  the error of the given ones: z - W (1 - t) / 2 grad |given - estimate|^2 (reconstruction
                  guidance, Ho et al. 2022). It costs a backward pass in each step
-    joint        the task joint, which reads nothing of what is given: chance
-    unrelated    what `trained` has made, beside another window's given modality
+    joint        the task joint, which reads nothing of what is given
 
     synchrony    impact_synchrony, only for runs with `evaluate.protocol=world`
+    chance       the same beside another window's given modality: the more sounds are made, the more impacts
+                 they meet by chance
     distance     kernel distance of what is made to the real windows, in features of a fixed random network:
                  sKAD for sound, sKVD for pictures
     to truth     v2a: mean log-mel error to the true sound in dB; a2v: PSNR to the true pictures in dB
@@ -129,13 +130,8 @@ class Measure:
         self.network = load_network("surrogate-audio" if task == "v2a" else "surrogate-video")
         self.real = self._features(truth)
 
-    def __call__(self, made: Sequence[Clip], *, beside: int = 0) -> dict:
-        """made: a clip for each window. beside: shift in the list of windows to what is given beside it."""
-        given = [*self.truth[beside:], *self.truth[:beside]]
-        pairs = [
-            (one.video, other.audio) if self.task == "a2v" else (other.video, one.audio)
-            for one, other in zip(made, given, strict=True)
-        ]
+    def __call__(self, made: Sequence[Clip]) -> dict:
+        """The numbers of `made`, a clip for each window."""
         groups, features = source_groups(self.sources), self._features(made)
 
         def distance(places: np.ndarray) -> float:
@@ -146,18 +142,23 @@ class Measure:
         closeness = self._to_truth(made)
         measures["to truth"] = lambda places: float(closeness[places].mean())
         if self.is_world:
-            rates = {"fps": self.truth[0].fps, "sample_rate": self.truth[0].sample_rate}
-            scores = [
-                world_scores(video, audio, label=label, **rates)
-                for (video, audio), label in zip(pairs, self.labels, strict=True)
-            ]
-            measures["synchrony"] = lambda places: synchrony(scores, places)
+            for name, shift in (("synchrony", 0), ("chance", len(made) // 2)):
+                scores = self._scores(made, [*self.truth[shift:], *self.truth[:shift]])
+                measures[name] = lambda places, scores=scores: synchrony(scores, places)
         found = {}
         for name, measure in measures.items():
             interval = bootstrap_interval(measure, groups)
             found[name] = measure(np.arange(len(made)))
             found[f"{name}_interval"] = None if interval.reason else [interval.low, interval.high]
         return found
+
+    def _scores(self, made: Sequence[Clip], given: Sequence[Clip]) -> list[dict]:
+        """The world's scores of what was made beside what is given, for each window."""
+        scores = []
+        for own, other, label in zip(made, given, self.labels, strict=True):
+            video, sound = (own.video, other.audio) if self.task == "a2v" else (other.video, own.audio)
+            scores.append(world_scores(video, sound, fps=own.fps, sample_rate=own.sample_rate, label=label))
+        return scores
 
     def _features(self, clips: Sequence[Clip]) -> np.ndarray:
         streams = np.stack([clip.audio if self.task == "v2a" else clip.video for clip in clips])
@@ -194,10 +195,11 @@ def make(
 
 
 def show(rows: dict[str, dict]) -> None:
-    print(f"{'':26}" + "".join(f"{name:>26}" for name in ("synchrony", "distance", "to truth")) + "  seconds")
+    columns = {"synchrony": 3, "chance": 3, "distance": 4, "to truth": 2}
+    print(f"{'':26}" + "".join(f"{name:>26}" for name in columns) + "  seconds")
     for name, row in rows.items():
         cells = []
-        for measure, digits in (("synchrony", 3), ("distance", 4), ("to truth", 2)):
+        for measure, digits in columns.items():
             interval = row.get(f"{measure}_interval")
             shown = f"{row[measure]:.{digits}f}" if measure in row else "-"
             ends = f" ({interval[0]:.{digits}f} .. {interval[1]:.{digits}f})" if interval else ""
@@ -243,8 +245,6 @@ def main() -> None:
             measure = measure or Measure(pipeline, task, truth, index, is_world=is_world)
             clips, seconds = (truth, None) if way is None else make(pipeline, requests, way)
             rows[f"{task}, {name}"] = measure(clips) | of | ({} if way is None else {"seconds": seconds})
-            if way is trained:
-                rows[f"{task}, unrelated"] = measure(clips, beside=len(truth) // 2) | of
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(rows, indent=1))
     show(rows)
