@@ -20,9 +20,3 @@ def ray_local():
     )  # "local" ignores RAY_ADDRESS and stale address files
     yield ray
     ray.shutdown()
-
-
-def pytest_collection_modifyitems(items):
-    """Files that start Ray come first. They take longest, and at the end only short files should be left."""
-    starts_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in starts_ray)
