@@ -192,61 +192,86 @@ def stream_geometries(config) -> dict[str, StreamGeometry]:
 
 def check_geometry(config) -> None:
     """Raises ValueError, naming the keys, if sizes do not fit together."""
-    clip, mel, mdsa = config.clip, config.mel, config.mdsa
-    frames, n = clip.num_frames, mdsa.plane_size
+    _check_mel(config)
+    _check_planes(config)
+    _check_modules(config)
+    clip, frames, n = config.clip, config.clip.num_frames, config.mdsa.plane_size
+    _require(
+        n % config.stdit.patch_size == 0,
+        f"stdit.patch_size={config.stdit.patch_size} does not divide mdsa.plane_size={n}",
+    )
+    given = config.diffusion.continue_frames
+    _require(
+        given is None or given < frames,
+        f"diffusion.continue_frames={given} leaves nothing of clip.num_frames={frames} to make; "
+        f"expected at most {frames - 1}",
+    )
+    segment_frames = int(config.data.segment_seconds * clip.fps)
+    _require(
+        segment_frames >= frames,
+        f"data.segment_seconds={config.data.segment_seconds} holds {segment_frames} frames at "
+        f"clip.fps={clip.fps}, less than a clip of {frames}; expected at least {frames / clip.fps:g}",
+    )
 
-    def require(fits: bool, message: str) -> None:
-        if not fits:
-            raise ValueError(message)
 
-    require(
+def _check_mel(config) -> None:
+    """The mel images: whole columns and frames, and a transform that can be inverted."""
+    clip, mel = config.clip, config.mel
+    _require(
         clip.sample_rate % clip.fps == 0,
         f"clip.sample_rate={clip.sample_rate} is not a whole number of samples per frame at "
         f"clip.fps={clip.fps}; expected a multiple of clip.fps",
     )
     per_frame = clip.sample_rate // clip.fps
-    require(
+    _require(
         per_frame % mel.hop == 0,
         f"mel.hop={mel.hop} does not divide the {per_frame} samples of a frame "
         f"(clip.sample_rate / clip.fps); expected a divisor, such as {_divisor_near(per_frame, mel.hop)}",
     )
     steps = per_frame // mel.hop
-    require(
+    _require(
         clip.width % steps == 0,
         f"mel.hop={mel.hop} gives {steps} mel columns a frame, which do not tile clip.width={clip.width}; "
         "choose mel.hop so that the columns divide the width",
     )
-    require(
+    _require(
         clip.height % mel.num_bins == 0,
         f"mel.num_bins={mel.num_bins} does not divide clip.height={clip.height}",
     )
-    require(
+    _require(
         2 * mel.hop <= mel.n_fft,
         f"mel.hop={mel.hop}: windows of mel.n_fft={mel.n_fft} overlap too little to be inverted; "
         f"expected mel.hop of at most {mel.n_fft // 2}",
     )
-    require(
+    _require(
         mel.min_hz < mel.max_hz <= clip.sample_rate / 2,
         f"mel.min_hz={mel.min_hz}, mel.max_hz={mel.max_hz}: "
         f"expected min_hz < max_hz <= {clip.sample_rate / 2} (half of clip.sample_rate)",
     )
-    require(
+    _require(
         mel.floor_log10 < mel.ceiling_log10,
         f"mel.floor_log10={mel.floor_log10} must be below mel.ceiling_log10={mel.ceiling_log10}",
     )
+
+
+def _check_planes(config) -> None:
+    """The planes divide pictures and mel images, and hold every frame."""
+    clip, mel, mdsa = config.clip, config.mel, config.mdsa
+    frames, n = clip.num_frames, mdsa.plane_size
+    steps = clip.sample_rate // clip.fps // mel.hop
     for key in ("height", "width"):
-        require(
+        _require(
             getattr(clip, key) % n == 0,
             f"mdsa.plane_size={n} does not divide clip.{key}={getattr(clip, key)}",
         )
-        require(getattr(clip, key) % 2 == 0, f"clip.{key}={getattr(clip, key)} must be even (H.264 video)")
-    require(
+        _require(getattr(clip, key) % 2 == 0, f"clip.{key}={getattr(clip, key)} must be even (H.264 video)")
+    _require(
         frames <= n,
         f"clip.num_frames={frames} does not fit mdsa.plane_size={n}: planes keep every frame; "
         f"expected mdsa.plane_size of at least {frames}",
     )
     if mdsa.audio_input == "native":
-        require(
+        _require(
             mel.num_bins % n == 0 and steps % n == 0,
             f"mel images of {mel.num_bins} bins x {steps} columns do not split into mdsa.plane_size={n} "
             "patches a side; write mdsa.audio_input=tiled",
@@ -257,44 +282,38 @@ def check_geometry(config) -> None:
         if mdsa.audio_input == "native":
             sides |= {"mel.num_bins": mel.num_bins, "mel columns of a clip": frames * steps}
         uneven = [f"{key}={side}" for key, side in sides.items() if side % cells]
-        require(
+        _require(
             not uneven,
             f"mdsa.refiner halves its images to cells of {cells} pixels (patch x 2^(levels - 1)), "
             f"which do not divide {', '.join(uneven)}; "
             "write fewer mdsa.refiner.levels, or mdsa.refiner.enabled=false",
         )
+
+
+def _check_modules(config) -> None:
+    """MDSA's modules divide the frames and the planes' sides."""
+    mdsa, frames, n = config.mdsa, config.clip.num_frames, config.mdsa.plane_size
     scales = [scale for scale in mdsa.multi_scale.scales if frames % scale]
-    require(
+    _require(
         not scales,
         f"mdsa.multi_scale.scales={list(mdsa.multi_scale.scales)}: {scales} do not divide "
         f"clip.num_frames={frames}",
     )
-    require(
+    _require(
         frames % mdsa.group_cross.num_groups == 0,
         f"mdsa.group_cross.num_groups={mdsa.group_cross.num_groups} does not divide clip.num_frames={frames}",
     )
     block = mdsa.bi_block.block_size
     sides = {n} if mdsa.bi_block.apply_to == "HW" else {n, frames}
-    require(
+    _require(
         all(side % block == 0 for side in sides),
         f"mdsa.bi_block.block_size={block} does not divide the plane sides {sorted(sides)}",
     )
-    require(
-        n % config.stdit.patch_size == 0,
-        f"stdit.patch_size={config.stdit.patch_size} does not divide mdsa.plane_size={n}",
-    )
-    given = config.diffusion.continue_frames
-    require(
-        given is None or given < frames,
-        f"diffusion.continue_frames={given} leaves nothing of clip.num_frames={frames} to make; "
-        f"expected at most {frames - 1}",
-    )
-    segment_frames = int(config.data.segment_seconds * clip.fps)
-    require(
-        segment_frames >= frames,
-        f"data.segment_seconds={config.data.segment_seconds} holds {segment_frames} frames at "
-        f"clip.fps={clip.fps}, less than a clip of {frames}; expected at least {frames / clip.fps:g}",
-    )
+
+
+def _require(fits: bool, message: str) -> None:
+    if not fits:
+        raise ValueError(message)
 
 
 def _divisor_near(number: int, wanted: int) -> int:

@@ -45,9 +45,8 @@ class GivenDecoder:
 
         Both begin at `start_seconds` and are as long as the task reads, mostly one clip. A stream that is
         given for the whole clip ends at `end_seconds` if the clip is not exactly one window; infinity: with
-        the file. For a2v, time 0
-        is the beginning of the sound. If the sound ends at most 0.1 s too early, silence follows. A task that
-        reads one picture also accepts an image.
+        the file. For a2v, time 0 is the beginning of the sound. If the sound ends at most 0.1 s too early,
+        silence follows. A task that reads one picture also accepts an image.
 
         source: path, start_seconds and end_seconds are read.
         on_progress: called whenever the decoder gets further.
@@ -78,14 +77,12 @@ class GivenDecoder:
         """Sound of so many frames; None: all whole frames of the file, at least one."""
         geometry, start = ClipGeometry.from_config(self.config), source.start_seconds
         rate, size = geometry.sample_rate, geometry.samples_per_frame
+        most = math.inf if frames is None else start + frames / geometry.fps
+        sound = read_sound(source.path, sample_rate=rate, max_seconds=most, **watch)[round(start * rate) :]
         if frames is None:
-            sound = read_sound(source.path, sample_rate=rate, **watch)[round(start * rate) :]
-            if len(sound) >= size:
-                return sound[: len(sound) // size * size]
-            frames = 1
+            frames = max(1, len(sound) // size)
         seconds, length = frames / geometry.fps, frames * size
-        sound = read_sound(source.path, sample_rate=rate, max_seconds=start + seconds, **watch)
-        sound = sound[round(start * rate) :][:length]
+        sound = sound[:length]
         if length - len(sound) > MAX_SOUND_SHORTFALL * rate:
             raise MediaError(
                 "too_short",

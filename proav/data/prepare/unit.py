@@ -2,7 +2,7 @@
 
 These are plain functions that work without Ray; the job on Ray is `preprocess.py`. A source is decoded
 segment by segment (`source_decoder.py`), so memory does not grow with the length of a film. Nothing here
-imports PyTorch: the process that writes a unit needs none, and starts in a second instead of three.
+imports PyTorch: the process that writes a unit needs none, and so starts sooner.
 
 A unit's files have fixed names. Its record, units/<name>.parquet, is written last. A unit with a record is
 done; one without a record is made again, to the same bytes.

@@ -27,13 +27,7 @@ from proav.generation.given_files import streams_read
 from proav.generation.given_vectors import told_of
 from proav.generation.given_windows import given_rows
 from proav.generation.inputs import frames_needed
-from proav.generation.long_clips import (
-    WHOLE_FILE,
-    check_length,
-    following_task,
-    wanted_frames,
-    windows_needed,
-)
+from proav.generation.long_clips import WHOLE_FILE, check_length, wanted_frames, windows_needed
 from proav.generation.sampling_settings import SamplingSettings
 from proav.geometry import ClipGeometry
 from proav.runs.checkpoint import Checkpoint
@@ -213,9 +207,11 @@ def _check_windows_last(config: Config, model: Config) -> None:
     config: of the job. model: of the checkpoint.
     """
     settings, window = config.generate, ClipGeometry.from_config(model).seconds
-    if settings.seconds == WHOLE_FILE and TASKS[settings.task].given:
+    if not TASKS[settings.task].given:
+        return
+    if settings.seconds == WHOLE_FILE:
         raise UserError(f"generate.seconds={WHOLE_FILE} needs {SETTING}=FILE, which names the files")
-    if TASKS[settings.task].given and settings.seconds > window:
+    if settings.seconds > window:
         raise UserError(
             f"generate.seconds={settings.seconds:g}: windows of the run's data, which are given for "
             f"generate.task={settings.task}, have {window:g} s; expected at most that, or files that last as "
@@ -230,25 +226,21 @@ def checked_seconds(config: Config, task: str, seconds: float | str) -> float | 
     config: of the model.
     seconds: or WHOLE_FILE, for a task that is given a stream for the whole clip.
     """
-    if seconds == WHOLE_FILE:
-        if not TASKS[task].given:
-            raise UserError(
-                f"seconds={seconds}: task={task} is given no picture or sound for the whole clip; "
-                "expected a number, or task=a2v or v2a"
-            )
-        try:
-            check_trained(following_task(task), config)
-        except UserError as error:
-            said = f"seconds={seconds}: all windows but the first are made by {following_task(task)!r}"
-            raise UserError(f"{said}. {error}") from error
-        return seconds
-    num_frames = wanted_frames(config, seconds, 1)
-    there = max(frames_needed(config, task).values()) if TASKS[task].extends else 0
-    num_windows = windows_needed(config, task, num_frames, there)
+    if seconds != WHOLE_FILE:
+        num_frames = wanted_frames(config, seconds, 1)
+        there = max(frames_needed(config, task).values()) if TASKS[task].extends else 0
+        num_windows, shown = windows_needed(config, task, num_frames, there), f"{seconds:g}"
+    elif TASKS[task].given:
+        num_windows, shown = 2, seconds  # files may need more than one window
+    else:
+        raise UserError(
+            f"seconds={seconds}: task={task} is given no picture or sound for the whole clip; "
+            "expected a number, or task=a2v or v2a"
+        )
     try:
         check_length(config, task, num_windows)
     except UserError as error:
-        raise UserError(f"seconds={seconds:g}: {error}") from error
+        raise UserError(f"seconds={shown}: {error}") from error
     return seconds
 
 

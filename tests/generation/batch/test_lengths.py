@@ -175,6 +175,9 @@ def test_a_model_without_the_task_of_later_windows_says_so(tmp_path):
     with pytest.raises(UserError, match="^generate.seconds=2: num_windows=4: .* not trained for it"):
         list(wanted_rows(tiny_config("generate.seconds=2"), own))
     assert len(list(wanted_rows(tiny_config("generate.seconds=0.6"), own))) == 3
+    words = "generate.task=v2a", "generate.seconds=file", listing_of(tmp_path, "path", "a.mp4")
+    with pytest.raises(UserError, match="row 1: seconds=file: num_windows=2: .* not trained for it"):
+        list(wanted_rows(tiny_config(*words), own))
 
 
 def test_a_stored_clip_goes_on(checkpoint, tmp_path):
