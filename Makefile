@@ -1,4 +1,5 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv and installs proav first, unless that is done.
+# Two commands on a fresh machine: `make demo` and `make test`.
+# Each makes .venv and installs proav first, unless that is done.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,9 +21,13 @@ lint: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# Made anew when pyproject.toml changes. pip takes what this machine can use of torch: a build without CUDA where one is offered.
+TOO_OLD = proav needs Python 3.11 or newer; this is {sys.version.split()[0]}. \
+  Type: make PYTHON=python3.12 $(MAKECMDGOALS)
+
+# Made anew when pyproject.toml changes.
+# pip takes what this machine can use of torch: a build without CUDA where one is offered.
 $(INSTALLED): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(f"proav needs Python 3.11 or newer; this is {sys.version.split()[0]}. Type: make PYTHON=python3.12 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -c 'import sys; sys.exit(f"$(TOO_OLD)" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@

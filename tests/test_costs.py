@@ -119,7 +119,7 @@ def num_parameters(model: torch.nn.Module) -> int:
 def counted_flops(call, *, has_attention: bool = True) -> int:
     """FLOPs by torch's counter; here it learns the formula of the CPU's attention kernel."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    formula = lambda query, key, value, *rest, out_shape=None, **named: sdpa_flop_count(query, key, value)  # noqa: E731
+    formula = lambda query, key, value, *rest, out_shape=None, **named: sdpa_flop_count(query, key, value)
     with FlopCounterMode(display=False, custom_mapping={kernel: formula}) as counter:
         call()
     assert (str(kernel) in map(str, counter.get_flop_counts()["Global"])) == has_attention

@@ -295,7 +295,8 @@ def main() -> None:
     print(f"{'clients':>8}{'requests/s':>12}{'p50 s':>8}{'p95 s':>8}")
     for row in (alone, together):
         print(
-            f"{row['clients']:>8}{row['requests_per_second']:>12.2f}{row['p50_seconds']:>8.2f}{row['p95_seconds']:>8.2f}"
+            f"{row['clients']:>8}{row['requests_per_second']:>12.2f}"
+            f"{row['p50_seconds']:>8.2f}{row['p95_seconds']:>8.2f}"
         )
     print(f"together {ratio:.2f} times one at a time, {arguments.steps} steps, {os.cpu_count()} CPUs")
     print(

@@ -177,7 +177,8 @@ def test_listing_with_every_column(tmp_path):
     listing = tmp_path / "set" / "clips.csv"
     touch(tmp_path / "set", "a.mp4", "b.mp4")
     listing.write_text(
-        "path,start_seconds,end_seconds,labels,split,licence\na.mp4,0,10,rain;wind,train,CC0\na.mp4,10,20.5,wind,,CC0\n"
+        "path,start_seconds,end_seconds,labels,split,licence\n"
+        "a.mp4,0,10,rain;wind,train,CC0\na.mp4,10,20.5,wind,,CC0\n"
         "b.mp4,,,,validation,\n/else/c.mp4,,,wind,,\n"
     )
     rows = find(listing=str(listing))

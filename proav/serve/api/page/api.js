@@ -2,7 +2,8 @@
 
 const BASE = new URL("../v1/", import.meta.url);
 
-/** The server refused. `message` is for people, `param` the wrong field or null, `retryAfter` in seconds or null. */
+/** The server refused.
+ * `message` is for people, `param` the wrong field or null, `retryAfter` in seconds or null. */
 export class Refusal extends Error {
   constructor(status, { message, param = null, code = null }, retryAfter) {
     super(message);

@@ -1,34 +1,54 @@
-// The form: what to make. It offers what the model can do, and sends what the user typed unchanged: the server checks it.
-// Each refusal is shown at the field that the server names, in the words of the page.
+// The form: what to make. It offers what the model can do, and sends what the user typed unchanged:
+// the server checks it. Each refusal is shown at the field that the server names, in the words of the page.
 
 import * as told from "./told.js";
 import { decimals, plain, taskWords } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const form = byId("controls");
-const fields = { task: byId("tasks"), file: byId("file"), span: byId("span"), windows: byId("windows"), length: byId("length"), labels: byId("labels"), texts: byId("texts"), seed: byId("seed"), steps: byId("steps"), guidance: byId("guidance") };
+const fields = {
+  task: byId("tasks"),
+  file: byId("file"),
+  span: byId("span"),
+  windows: byId("windows"),
+  length: byId("length"),
+  labels: byId("labels"),
+  texts: byId("texts"),
+  seed: byId("seed"),
+  steps: byId("steps"),
+  guidance: byId("guidance"),
+};
 let model = null;
 
 const chosenTask = () => form.querySelector('input[name="task"]:checked')?.value ?? "joint";
 
-/** A slider and a box for one number. The slider covers the useful part of the range, the box accepts all of it. */
+/** A slider and a box for one number.
+ * The slider covers the useful part of the range, the box accepts all of it. */
 function pair(box, slider, { value, min, max, shown }) {
   Object.assign(slider, { min, max: Math.min(max, shown) });
-  const follow = () => { if (box.value.trim() !== "" && Number.isFinite(Number(box.value))) slider.value = box.value; };
-  slider.addEventListener("input", () => { box.value = slider.value; clear(box); });
+  const follow = () => {
+    if (box.value.trim() !== "" && Number.isFinite(Number(box.value))) slider.value = box.value;
+  };
+  slider.addEventListener("input", () => {
+    box.value = slider.value;
+    clear(box);
+  });
   box.addEventListener("input", follow);
   box.value = box.placeholder = value;
   follow();
 }
 
-/** The longest clip of the chosen task, in seconds. If that is the model's own length, the task makes no other length. */
+/** The longest clip of the chosen task, in seconds.
+ * If that is the model's own length, the task makes no other length. */
 const longest = () => model.max_seconds[chosenTask()];
 const hasLength = () => chosenTask() !== "continue" && longest() > model.seconds;
 
 function showFileHint() {
   const words = taskWords(chosenTask());
   const seconds = (hasLength() && Number(fields.length.value)) || model.seconds;
-  byId("file-hint").textContent = words.file ? words.takes ?? `Its first ${decimals(seconds)} seconds are used.` : "";
+  byId("file-hint").textContent = words.file
+    ? (words.takes ?? `Its first ${decimals(seconds)} seconds are used.`)
+    : "";
 }
 
 function showTask() {
@@ -38,7 +58,8 @@ function showTask() {
   byId("file-name").textContent = words.file ?? "";
   fields.file.accept = words.accept;
   byId("field-length").hidden = !hasLength();
-  byId("length-hint").textContent = `${decimals(model.seconds)} if left empty, at most ${decimals(longest())}.`;
+  byId("length-hint").textContent =
+    `${decimals(model.seconds)} if left empty, at most ${decimals(longest())}.`;
   showFileHint();
   byId("field-span").hidden = chosenTask() !== "inpaint";
   byId("field-windows").hidden = chosenTask() !== "continue";
@@ -49,17 +70,36 @@ export function offer(loaded) {
   model = loaded;
   const segments = model.tasks.map((task, index) => {
     const box = document.createElement("label");
-    const input = Object.assign(document.createElement("input"), { type: "radio", name: "task", value: task, checked: index === 0 });
+    const input = Object.assign(document.createElement("input"), {
+      type: "radio",
+      name: "task",
+      value: task,
+      checked: index === 0,
+    });
     const text = Object.assign(document.createElement("span"), { textContent: taskWords(task).name });
-    input.addEventListener("change", () => { showTask(); clearAll(); });
+    input.addEventListener("change", () => {
+      showTask();
+      clearAll();
+    });
     box.append(input, text);
     return box;
   });
   fields.task.replaceChildren(...segments);
   byId("field-guidance").hidden = !told.offer(model); // guidance acts towards labels and texts
-  pair(fields.steps, byId("steps-range"), { value: model.steps.default, min: 1, max: model.steps.max, shown: 100 });
-  pair(fields.guidance, byId("guidance-range"), { value: model.guidance_scale.default, min: 0, max: model.guidance_scale.max, shown: 8 });
-  byId("windows-hint").textContent = `Each time adds ${decimals(model.num_windows.seconds)} seconds; up to ${model.num_windows.max} times.`;
+  pair(fields.steps, byId("steps-range"), {
+    value: model.steps.default,
+    min: 1,
+    max: model.steps.max,
+    shown: 100,
+  });
+  pair(fields.guidance, byId("guidance-range"), {
+    value: model.guidance_scale.default,
+    min: 0,
+    max: model.guidance_scale.max,
+    shown: 8,
+  });
+  byId("windows-hint").textContent =
+    `Each time adds ${decimals(model.num_windows.seconds)} seconds; up to ${model.num_windows.max} times.`;
   showTask();
 }
 
@@ -78,7 +118,8 @@ export function requests() {
     if (told.labels().length) request.set("label", told.labels().join(";"));
     if (Object.keys(told.texts()).length) request.set("vectors", JSON.stringify(told.texts()));
     if (hasLength() && fields.length.value.trim()) request.set("seconds", fields.length.value.trim());
-    if (!byId("field-guidance").hidden && fields.guidance.value.trim()) request.set("guidance_scale", fields.guidance.value.trim());
+    if (!byId("field-guidance").hidden && fields.guidance.value.trim())
+      request.set("guidance_scale", fields.guidance.value.trim());
     if (seed) request.set("seed", /^\d+$/.test(seed) ? String(BigInt(seed) + BigInt(index)) : seed);
     if (file) request.set("input_reference", file, file.name);
     if (chosenTask() === "continue") request.set("num_windows", fields.windows.value.trim());
@@ -95,10 +136,19 @@ export function mistake() {
   const words = taskWords(chosenTask());
   if (!words.file) return null;
   const file = fields.file.files[0];
-  if (!file) return { param: "input_reference", message: `Choose a file: ${words.hint[0].toLowerCase()}${words.hint.slice(1)}` };
+  if (!file)
+    return {
+      param: "input_reference",
+      message: `Choose a file: ${words.hint[0].toLowerCase()}${words.hint.slice(1)}`,
+    };
   if (model.max_upload_bytes && file.size > model.max_upload_bytes) {
     const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
-    return { param: "input_reference", message: `This file has ${megabytes(file.size)}; the server takes up to ${megabytes(model.max_upload_bytes)}.` };
+    return {
+      param: "input_reference",
+      message:
+        `This file has ${megabytes(file.size)}; ` +
+        `the server takes up to ${megabytes(model.max_upload_bytes)}.`,
+    };
   }
   return null;
 }
@@ -106,13 +156,22 @@ export function mistake() {
 /** The server's refusal of a field, in the words of the page. */
 function inPageWords({ param, message }) {
   const typed = (field) => `“${field.value.trim()}” does not fit`;
-  if (param === "seed") return `${typed(fields.seed)}: write a whole number from 0 to ${Number.MAX_SAFE_INTEGER}, or nothing.`;
+  if (param === "seed")
+    return `${typed(fields.seed)}: write a whole number from 0 to ${Number.MAX_SAFE_INTEGER}, or nothing.`;
   if (param === "steps") return `${typed(fields.steps)}: write a whole number from 1 to ${model.steps.max}.`;
-  if (param === "guidance_scale") return `${typed(fields.guidance)}: write a number from 0 to ${model.guidance_scale.max}.`;
-  if (param === "seconds") return `${typed(fields.length)}: write a number from ${decimals(1 / model.fps)} to ${decimals(longest())}, or nothing.`;
-  if (param === "num_windows") return `${typed(fields.windows)}: write a whole number from 1 to ${model.num_windows.max}.`;
-  if (param === "span") return `Write where the part begins and ends, in seconds from 0 to ${model.seconds}; not the whole clip.`;
-  if (["label", "prompt", "vectors", "model", "task"].includes(param)) return "The server has another model now, which does not offer this. Reload the page.";
+  if (param === "guidance_scale")
+    return `${typed(fields.guidance)}: write a number from 0 to ${model.guidance_scale.max}.`;
+  if (param === "seconds")
+    return (
+      `${typed(fields.length)}: write a number from ${decimals(1 / model.fps)} ` +
+      `to ${decimals(longest())}, or nothing.`
+    );
+  if (param === "num_windows")
+    return `${typed(fields.windows)}: write a whole number from 1 to ${model.num_windows.max}.`;
+  if (param === "span")
+    return `Write where the part begins and ends, in seconds from 0 to ${model.seconds}; not the whole clip.`;
+  if (["label", "prompt", "vectors", "model", "task"].includes(param))
+    return "The server has another model now, which does not offer this. Reload the page.";
   return plain(message);
 }
 
@@ -134,10 +193,13 @@ export function giveFile(file) {
   clear(fields.file);
 }
 
-/** A file that is dropped anywhere goes into the form. Otherwise the browser would open it in place of the page. */
+/** A file that is dropped anywhere goes into the form.
+ * Otherwise the browser would open it in place of the page. */
 function takeDrops() {
   const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
-  addEventListener("dragover", (event) => { if (holdsFiles(event)) event.preventDefault(); });
+  addEventListener("dragover", (event) => {
+    if (holdsFiles(event)) event.preventDefault();
+  });
   addEventListener("drop", (event) => {
     if (!holdsFiles(event)) return;
     event.preventDefault();
@@ -148,7 +210,7 @@ function takeDrops() {
 /** Puts a job's settings into the form. */
 export function reuse(job, { seed }) {
   chooseTask(job.task);
-  told.chooseLabels(model.labels.includes(job.label) ? [job.label] : job.label?.split(";") ?? []);
+  told.chooseLabels(model.labels.includes(job.label) ? [job.label] : (job.label?.split(";") ?? []));
   told.writeTexts(job.texts);
   fields.length.value = job.num_frames == null || job.task === "continue" ? "" : job.seconds;
   showFileHint();
@@ -159,7 +221,10 @@ export function reuse(job, { seed }) {
   }
   fields.seed.value = seed;
   byId("count").value = "1";
-  for (const [box, value] of [[fields.steps, job.steps], [fields.guidance, job.guidance_scale]]) {
+  for (const [box, value] of [
+    [fields.steps, job.steps],
+    [fields.guidance, job.guidance_scale],
+  ]) {
     box.value = value;
     box.dispatchEvent(new Event("input"));
   }
@@ -193,7 +258,9 @@ export function showRefusal(refusal, before = "") {
 
 /** Shows a mistake at its field and moves there; if it is about no field, at the button. */
 export function show({ param, message }) {
-  const box = param && [...form.querySelectorAll("[data-fields]")].find((one) => one.dataset.fields.split(" ").includes(param));
+  const box =
+    param &&
+    [...form.querySelectorAll("[data-fields]")].find((one) => one.dataset.fields.split(" ").includes(param));
   if (!box || box.hidden) return say(message);
   const error = box.querySelector(".error");
   error.textContent = message;
@@ -204,10 +271,16 @@ export function show({ param, message }) {
 }
 
 export function onGenerate(start) {
-  form.addEventListener("submit", (event) => { event.preventDefault(); start(); });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    start();
+  });
   takeDrops();
   fields.length.addEventListener("input", showFileHint);
-  byId("dice").addEventListener("click", () => { fields.seed.value = rollSeed(); clear(fields.seed); });
+  byId("dice").addEventListener("click", () => {
+    fields.seed.value = rollSeed();
+    clear(fields.seed);
+  });
   for (const field of Object.values(fields)) field.addEventListener("input", () => clear(field));
 }
 

@@ -1,4 +1,5 @@
-// The gallery: every job that the server keeps, newest first. A card is made once and then updated, so that the focus stays.
+// The gallery: every job that the server keeps, newest first.
+// A card is made once and then updated, so that the focus stays.
 
 import { contentUrl, isActive } from "./api.js";
 import { nameOf, stateOf, taskWords, whenOf } from "./words.js";
@@ -34,14 +35,25 @@ function element(tag, className, parent) {
  * Returns a function that takes the first press back. */
 export function pressTwice(button, { lasting, ask, act }) {
   let timer = null;
-  const disarm = () => { clearTimeout(timer); timer = null; button.classList.remove("armed"); ask(false); };
-  const arm = () => { timer = setTimeout(disarm, 4000); button.classList.add("armed"); ask(true); };
+  const disarm = () => {
+    clearTimeout(timer);
+    timer = null;
+    button.classList.remove("armed");
+    ask(false);
+  };
+  const arm = () => {
+    timer = setTimeout(disarm, 4000);
+    button.classList.add("armed");
+    ask(true);
+  };
   button.addEventListener("click", () => {
     if (timer) disarm();
     else if (lasting()) return arm();
     act();
   });
-  button.addEventListener("blur", () => { if (timer) disarm(); });
+  button.addEventListener("blur", () => {
+    if (timer) disarm();
+  });
   return disarm;
 }
 
@@ -61,12 +73,16 @@ function makeCard(id, { onPick, onRemove }) {
   const remove = Object.assign(element("button", "icon remove", item), { type: "button" });
   const question = element("span", "question", remove);
   remove.append(icon("remove"));
-  image.addEventListener("load", () => { image.hidden = false; });
+  image.addEventListener("load", () => {
+    image.hidden = false;
+  });
   pick.addEventListener("click", () => onPick(id));
   const card = { item, pick, image, state, bar, name, seed, task, when, remove, active: true };
   pressTwice(remove, {
     lasting: () => !card.active,
-    ask: (armed) => { question.textContent = armed ? "Delete?" : ""; },
+    ask: (armed) => {
+      question.textContent = armed ? "Delete?" : "";
+    },
     act: () => onRemove(id),
   });
   return card;
@@ -85,7 +101,10 @@ function update(card, job, chosen) {
   card.state.textContent = job.status === "completed" ? "" : stateOf(job);
   card.bar.hidden = job.status !== "in_progress";
   card.bar.style.setProperty("--share", (job.progress ?? 0) / 100);
-  card.pick.setAttribute("aria-label", job.status === "completed" ? `Play ${words}` : `Show ${words}: ${stateOf(job).toLowerCase()}`);
+  card.pick.setAttribute(
+    "aria-label",
+    job.status === "completed" ? `Play ${words}` : `Show ${words}: ${stateOf(job).toLowerCase()}`,
+  );
   if (chosen) card.pick.setAttribute("aria-current", "true");
   else card.pick.removeAttribute("aria-current");
   card.remove.setAttribute("aria-label", `${active ? "Cancel" : "Delete"} ${words}`);

@@ -1,11 +1,17 @@
-// The stage's player: the picture with its sound, its frames and spectrogram over one time axis, and a line that follows the time.
+// The stage's player: the picture with its sound, its frames and spectrogram over one time axis, and a line
+// that follows the time.
 
 import { contentUrl } from "./api.js";
 import { decimals, nameOf } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const sheet = new Image(); // all frames of the clip, in reading order
-const video = byId("video"), frames = byId("frames"), tracks = byId("tracks"), spectrogram = byId("spectrogram"), playhead = byId("playhead"), stage = byId("stage");
+const video = byId("video"),
+  frames = byId("frames"),
+  tracks = byId("tracks"),
+  spectrogram = byId("spectrogram"),
+  playhead = byId("playhead"),
+  stage = byId("stage");
 const buttons = { play: byId("play"), loop: byId("loop"), sound: byId("sound") };
 const HERTZ = [100, 250, 500, 1000, 2000, 4000, 8000, 12000, 16000];
 let model = null;
@@ -16,20 +22,25 @@ let shown = null; // id of the job in the player
 const frameStep = () => Math.ceil(length.frames / 8);
 
 function drawFrames() {
-  const columns = Math.ceil(Math.sqrt(length.frames)), rows = Math.ceil(length.frames / columns);
-  const width = sheet.naturalWidth / columns, height = sheet.naturalHeight / rows;
+  const columns = Math.ceil(Math.sqrt(length.frames)),
+    rows = Math.ceil(length.frames / columns);
+  const width = sheet.naturalWidth / columns,
+    height = sheet.naturalHeight / rows;
   const context = frames.getContext("2d");
-  const shown = (frameStep() / length.frames) * frames.width, gap = Math.max(1, Math.round(shown / 40));
+  const shown = (frameStep() / length.frames) * frames.width,
+    gap = Math.max(1, Math.round(shown / 40));
   for (let frame = 0; frame < length.frames; frame += frameStep()) {
     const left = (frame / length.frames) * frames.width;
-    const cell = (frame % columns) * width, row = Math.floor(frame / columns) * height;
+    const cell = (frame % columns) * width,
+      row = Math.floor(frame / columns) * height;
     context.drawImage(sheet, cell, row, width, height, left, 0, shown, frames.height);
     context.clearRect(Math.round(left + shown) - gap, 0, gap, frames.height);
   }
 }
 
 /** Slaney's mel scale: 3/200 mel a Hz below 1 kHz; above, 27 steps for each factor of 6.4. */
-const mel = (hertz) => (hertz < 1000 ? (hertz * 3) / 200 : 15 + (27 * Math.log(hertz / 1000)) / Math.log(6.4));
+const mel = (hertz) =>
+  hertz < 1000 ? (hertz * 3) / 200 : 15 + (27 * Math.log(hertz / 1000)) / Math.log(6.4);
 
 function tick(text, property, share) {
   const mark = document.createElement("span");
@@ -40,7 +51,9 @@ function tick(text, property, share) {
 
 function drawAxes() {
   const { num_bins: bins, min_hz: low, max_hz: high } = model.mel;
-  const height = (hertz) => ((mel(hertz) - mel(low)) / (mel(high) - mel(low))) * (bins + 1) / bins - 0.5 / bins; // of a band's centre
+  // of a band's centre
+  const height = (hertz) =>
+    (((mel(hertz) - mel(low)) / (mel(high) - mel(low))) * (bins + 1)) / bins - 0.5 / bins;
   let last = -1;
   const marks = HERTZ.filter((hertz) => {
     const place = height(hertz);
@@ -48,11 +61,18 @@ function drawAxes() {
     if (fits) last = place;
     return fits;
   });
-  byId("hertz").replaceChildren(...marks.map((hertz) => tick(hertz < 1000 ? `${hertz} Hz` : `${hertz / 1000} kHz`, "bottom", height(hertz))));
-  const step = [0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10, 20, 60].find((step) => length.seconds / step <= 5) ?? length.seconds;
+  byId("hertz").replaceChildren(
+    ...marks.map((hertz) =>
+      tick(hertz < 1000 ? `${hertz} Hz` : `${hertz / 1000} kHz`, "bottom", height(hertz)),
+    ),
+  );
+  const step =
+    [0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10, 20, 60].find((step) => length.seconds / step <= 5) ?? length.seconds;
   const count = Math.floor(length.seconds / step + 1e-6);
   const times = Array.from({ length: count + 1 }, (_, index) => index * step);
-  byId("seconds").replaceChildren(...times.map((time) => tick(`${decimals(time)} s`, "left", time / length.seconds)));
+  byId("seconds").replaceChildren(
+    ...times.map((time) => tick(`${decimals(time)} s`, "left", time / length.seconds)),
+  );
 }
 
 /** Learns the size, length and rates of this model's clips. */
@@ -80,7 +100,10 @@ function drawTime() {
   playhead.style.left = `${100 * share}%`;
   byId("clock-now").textContent = video.currentTime.toFixed(2);
   tracks.setAttribute("aria-valuenow", decimals(video.currentTime));
-  tracks.setAttribute("aria-valuetext", `${decimals(video.currentTime)} of ${decimals(length.seconds)} seconds`);
+  tracks.setAttribute(
+    "aria-valuetext",
+    `${decimals(video.currentTime)} of ${decimals(length.seconds)} seconds`,
+  );
 }
 
 function follow() {
@@ -99,7 +122,8 @@ function showPlaying() {
 export const play = () => {
   if (video.error) video.load(); // loading may succeed now
   return video.play().catch((error) => {
-    if (error.name === "NotAllowedError" || error.name === "AbortError") return; // a click is needed first; or another clip is loaded
+    // a click is needed first; or another clip is loaded
+    if (error.name === "NotAllowedError" || error.name === "AbortError") return;
     showMediaError();
   });
 };
@@ -114,7 +138,9 @@ function seek(seconds) {
 
 function showMediaError() {
   const error = byId("media-error");
-  error.textContent = "This clip cannot be played here: the browser could not load it, or lacks its format (H.264 with AAC). Download plays it elsewhere.";
+  error.textContent =
+    "This clip cannot be played here: the browser could not load it, or lacks its format " +
+    "(H.264 with AAC). Download plays it elsewhere.";
   error.hidden = false;
 }
 
@@ -150,9 +176,15 @@ export function load(job) {
 export function connect() {
   for (const event of ["play", "pause", "ended"]) video.addEventListener(event, showPlaying);
   for (const event of ["seeked", "timeupdate"]) video.addEventListener(event, () => model && drawTime());
-  video.addEventListener("loadeddata", () => { byId("media-error").hidden = true; });
-  video.addEventListener("error", () => { if (shown) showMediaError(); });
-  spectrogram.addEventListener("load", () => { spectrogram.hidden = false; });
+  video.addEventListener("loadeddata", () => {
+    byId("media-error").hidden = true;
+  });
+  video.addEventListener("error", () => {
+    if (shown) showMediaError();
+  });
+  spectrogram.addEventListener("load", () => {
+    spectrogram.hidden = false;
+  });
   sheet.addEventListener("load", drawFrames);
   video.addEventListener("click", toggle);
   buttons.play.addEventListener("click", toggle);
@@ -174,12 +206,18 @@ export function connect() {
     tracks.setPointerCapture(event.pointerId);
     pointed(event);
   });
-  tracks.addEventListener("pointermove", (event) => { if (tracks.hasPointerCapture(event.pointerId)) pointed(event); });
+  tracks.addEventListener("pointermove", (event) => {
+    if (tracks.hasPointerCapture(event.pointerId)) pointed(event);
+  });
   tracks.addEventListener("keydown", (event) => {
     const frame = 1 / model.fps;
     const moves = {
-      ArrowRight: video.currentTime + frame, ArrowUp: video.currentTime + frame, ArrowLeft: video.currentTime - frame,
-      ArrowDown: video.currentTime - frame, Home: 0, End: length.seconds,
+      ArrowRight: video.currentTime + frame,
+      ArrowUp: video.currentTime + frame,
+      ArrowLeft: video.currentTime - frame,
+      ArrowDown: video.currentTime - frame,
+      Home: 0,
+      End: length.seconds,
     };
     if (event.key in moves) seek(moves[event.key]);
     else if (event.key === " " || event.key === "Enter") toggle();

@@ -1,5 +1,6 @@
-// The page of the server. It sends what the user asks for, and shows what the server answers. It keeps no list of jobs of its own,
-// only which clip is chosen (in the address) and the files that were given in this visit.
+// The page of the server. It sends what the user asks for, and shows what the server answers.
+// It keeps no list of jobs of its own, only which clip is chosen (in the address) and the files that were
+// given in this visit.
 
 import * as api from "./api.js";
 import * as controls from "./controls.js";
@@ -10,7 +11,9 @@ import { modelDetails, modelSentence, nameOf, refusalWords } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const PAGE = 24;
-const BUSY_SECONDS = 0.6, IDLE_SECONDS = 10, RETRY_SECONDS = 4;
+const BUSY_SECONDS = 0.6,
+  IDLE_SECONDS = 10,
+  RETRY_SECONDS = 4;
 const AWAY = "The server does not answer. Press Generate again when it does.";
 const files = new Map(); // job id -> the file that it was given, to make it again with another seed
 let model = null;
@@ -19,12 +22,14 @@ let more = false;
 let wanted = PAGE;
 let chosen = location.hash.slice(1) || null;
 let awaited = null; // the job to play as soon as it is finished
-let timer = null, countdown = null;
+let timer = null,
+  countdown = null;
 let refreshing = null; // the refresh in progress, so that two never run at once
 
 const jobOf = (id) => jobs.find((job) => job.id === id) ?? null;
 
-/** Shows one line at the top while the server cannot be reached or does not answer as it should; "" removes it. */
+/** Shows one line at the top while the server cannot be reached or does not answer as it should.
+ * "" removes it. */
 function connection(message) {
   const line = byId("connection");
   if (line.textContent !== message) line.textContent = message;
@@ -37,7 +42,9 @@ function tellTrouble(error) {
   timer = setTimeout(poll, 1000 * RETRY_SECONDS);
   if (error instanceof api.Refusal) return connection(error.message);
   if (!(error instanceof api.Unreachable)) throw error;
-  connection("The server does not answer. This page keeps trying; clips that were accepted go on being made.");
+  connection(
+    "The server does not answer. This page keeps trying; clips that were accepted go on being made.",
+  );
 }
 
 function draw(note) {
@@ -76,11 +83,14 @@ async function refresh() {
 }
 
 function poll() {
-  refreshing ??= refresh().finally(() => { refreshing = null; });
+  refreshing ??= refresh().finally(() => {
+    refreshing = null;
+  });
   return refreshing;
 }
 
-/** Resolves after a refresh that began after this call: one in progress may not contain what was just done. */
+/** Resolves after a refresh that began after this call.
+ * One in progress may not contain what was just done. */
 async function refreshed() {
   await refreshing;
   return poll();
@@ -128,7 +138,10 @@ function refuse(error, taken) {
   if (error.retryAfter === null) return controls.showRefusal(error, before);
   let seconds = error.retryAfter;
   const tell = () => {
-    controls.say(`${before}${refusalWords(error.message)} ${seconds > 0 ? `Try again in ${seconds} s.` : "Try again now."}`);
+    controls.say(
+      `${before}${refusalWords(error.message)} ` +
+        (seconds > 0 ? `Try again in ${seconds} s.` : "Try again now."),
+    );
     if (seconds-- <= 0) clearInterval(countdown);
   };
   tell();
@@ -147,7 +160,8 @@ async function generate() {
   if (mistake) return controls.show(mistake);
   controls.setSending(true);
   const requests = controls.requests();
-  const answers = await Promise.allSettled(requests.map(api.createJob)); // together, so that they can share a batch
+  // together, so that they can share a batch
+  const answers = await Promise.allSettled(requests.map(api.createJob));
   controls.setSending(false);
   const taken = answers.filter((answer) => answer.value).map((answer) => answer.value);
   const refused = answers.find((answer) => answer.reason);
@@ -169,7 +183,8 @@ async function remove(id) {
   try {
     await api.deleteJob(id);
   } catch (error) {
-    if (!(error instanceof api.Refusal && error.status === 404)) return tellTrouble(error); // 404: it is gone already
+    // 404: it is gone already
+    if (!(error instanceof api.Refusal && error.status === 404)) return tellTrouble(error);
   }
   files.delete(id);
   const place = jobs.findIndex((job) => job.id === id);
@@ -200,11 +215,21 @@ byId("reuse").addEventListener("click", () => {
 });
 const keep = gallery.pressTwice(byId("discard"), {
   lasting: () => !api.isActive(jobOf(chosen)),
-  ask: (armed) => { byId("discard").textContent = armed ? "Delete? Press again" : "Delete"; },
+  ask: (armed) => {
+    byId("discard").textContent = armed ? "Delete? Press again" : "Delete";
+  },
   act: () => remove(chosen),
 });
-byId("more").addEventListener("click", () => { wanted += PAGE; refreshed(); });
-addEventListener("hashchange", () => { chosen = location.hash.slice(1) || null; refreshed(); });
+byId("more").addEventListener("click", () => {
+  wanted += PAGE;
+  refreshed();
+});
+addEventListener("hashchange", () => {
+  chosen = location.hash.slice(1) || null;
+  refreshed();
+});
 addEventListener("online", poll);
-document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) poll();
+});
 poll();

@@ -1,11 +1,13 @@
-// The stage: one job, from waiting to playing. The player itself is `player.js`; everything around it is here.
+// The stage: one job, from waiting to playing.
+// The player itself is `player.js`; everything around it is here.
 
 import { contentUrl, isActive } from "./api.js";
 import * as player from "./player.js";
 import { factsOf, fileName, nameOf, stateOf } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
-const stage = byId("stage"), noise = byId("noise");
+const stage = byId("stage"),
+  noise = byId("noise");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 let told = ""; // the last thing said to screen readers
 let strength = 0.35; // of the noise
@@ -23,7 +25,10 @@ function drawNoise() {
   const image = context.createImageData(noise.width, noise.height);
   for (let place = 0; place < image.data.length; place += 4) {
     const value = (Math.random() + Math.random() + Math.random()) / 3 - 0.5;
-    image.data.set([58 + 310 * value * strength, 52 + 285 * value * strength, 46 + 260 * value * strength, 255], place);
+    image.data.set(
+      [58 + 310 * value * strength, 52 + 285 * value * strength, 46 + 260 * value * strength, 255],
+      place,
+    );
   }
   context.putImageData(image, 0, 0);
 }
@@ -35,7 +40,9 @@ export function prepare(model) {
   drawNoise();
 }
 
-setInterval(() => { if (stage.dataset.state === "working" && !calm.matches && !document.hidden) drawNoise(); }, 110);
+setInterval(() => {
+  if (stage.dataset.state === "working" && !calm.matches && !document.hidden) drawNoise();
+}, 110);
 
 function showWork(job) {
   const percent = Math.round(job.progress ?? 0);
@@ -44,14 +51,21 @@ function showWork(job) {
   byId("work-state").textContent = stateOf(job);
   byId("work-percent").textContent = running ? `${percent} %` : "";
   byId("work-bar").value = running ? percent : 0;
-  announce(running ? `${nameOf(job)}: ${25 * Math.floor(percent / 25)} percent` : `${nameOf(job)}: ${stateOf(job).toLowerCase()}`);
+  announce(
+    running
+      ? `${nameOf(job)}: ${25 * Math.floor(percent / 25)} percent`
+      : `${nameOf(job)}: ${stateOf(job).toLowerCase()}`,
+  );
   document.title = running ? `${percent} % · proav` : "Waiting · proav";
 }
 
 function showFacts(job) {
   const rows = factsOf(job).map(([name, value]) => {
     const row = document.createElement("div");
-    row.append(Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: value }));
+    row.append(
+      Object.assign(document.createElement("dt"), { textContent: name }),
+      Object.assign(document.createElement("dd"), { textContent: value }),
+    );
     return row;
   });
   byId("clip-facts").replaceChildren(...rows);
@@ -77,13 +91,18 @@ export function show(job, { note } = {}) {
   showFacts(job);
   byId("again").hidden = state === "working";
   byId("download").hidden = state !== "clip";
-  if (!byId("discard").classList.contains("armed")) byId("discard").textContent = state === "working" ? "Cancel" : "Delete";
-  if (state === "clip") Object.assign(byId("download"), { href: contentUrl(job.id, "video"), download: fileName(job) });
-  if (state === "failed") byId("clip-error").textContent = job.error?.message ?? "The clip could not be made, and the server does not say why.";
+  if (!byId("discard").classList.contains("armed"))
+    byId("discard").textContent = state === "working" ? "Cancel" : "Delete";
+  if (state === "clip")
+    Object.assign(byId("download"), { href: contentUrl(job.id, "video"), download: fileName(job) });
+  if (state === "failed")
+    byId("clip-error").textContent =
+      job.error?.message ?? "The clip could not be made, and the server does not say why.";
 }
 
 /** Scrolls to the stage, which is below the form on a narrow screen. */
 export function bringIntoView() {
   const box = stage.getBoundingClientRect();
-  if (box.top < 0 || box.top > innerHeight / 2) stage.scrollIntoView({ block: "start", behavior: calm.matches ? "auto" : "smooth" });
+  if (box.top < 0 || box.top > innerHeight / 2)
+    stage.scrollIntoView({ block: "start", behavior: calm.matches ? "auto" : "smooth" });
 }

@@ -1,12 +1,43 @@
 // What the page says about a job and a model, in one place: names, facts, times. Text only.
 
 const TASKS = {
-  joint: { name: "Picture and sound", hint: "The model makes the picture and its sound together.", accept: "" },
-  a2v: { name: "Picture to your sound", hint: "You give the sound; the model makes a picture to it.", accept: "audio/*,video/*", file: "Your sound" },
-  v2a: { name: "Sound to your picture", hint: "You give the picture; the model makes the sound to it.", accept: "video/*", file: "Your video" },
-  i2av: { name: "From a first picture", hint: "You give an image; the model makes a clip that begins with it.", accept: "image/*,video/*", file: "Your image", takes: "An image, or the first picture of a video." },
-  continue: { name: "A clip goes on", hint: "You give a clip; the model makes what comes after it.", accept: "video/*", file: "Your clip", takes: "The whole clip is kept; the model goes on from its end." },
-  inpaint: { name: "Make a part anew", hint: "You give a clip; the model makes a part of it anew.", accept: "video/*", file: "Your clip" },
+  joint: {
+    name: "Picture and sound",
+    hint: "The model makes the picture and its sound together.",
+    accept: "",
+  },
+  a2v: {
+    name: "Picture to your sound",
+    hint: "You give the sound; the model makes a picture to it.",
+    accept: "audio/*,video/*",
+    file: "Your sound",
+  },
+  v2a: {
+    name: "Sound to your picture",
+    hint: "You give the picture; the model makes the sound to it.",
+    accept: "video/*",
+    file: "Your video",
+  },
+  i2av: {
+    name: "From a first picture",
+    hint: "You give an image; the model makes a clip that begins with it.",
+    accept: "image/*,video/*",
+    file: "Your image",
+    takes: "An image, or the first picture of a video.",
+  },
+  continue: {
+    name: "A clip goes on",
+    hint: "You give a clip; the model makes what comes after it.",
+    accept: "video/*",
+    file: "Your clip",
+    takes: "The whole clip is kept; the model goes on from its end.",
+  },
+  inpaint: {
+    name: "Make a part anew",
+    hint: "You give a clip; the model makes a part of it anew.",
+    accept: "video/*",
+    file: "Your clip",
+  },
 };
 
 const STREAMS = { both: "picture and sound", video: "picture", audio: "sound" };
@@ -17,7 +48,8 @@ export const taskWords = (task) => TASKS[task] ?? { name: task, hint: "", accept
 export const wordsOf = (name) => `${name[0].toUpperCase()}${name.slice(1)}`.replaceAll("_", " ");
 
 /** The labels of a clip; without one its text. */
-export const nameOf = (job) => job.label?.split(";").join(", ") || Object.values(job.texts ?? {}).join(", ") || "No label";
+export const nameOf = (job) =>
+  job.label?.split(";").join(", ") || Object.values(job.texts ?? {}).join(", ") || "No label";
 
 export function decimals(value, places = 2) {
   return Number(Number(value).toFixed(places)).toString();
@@ -64,29 +96,46 @@ export function refusalWords(message) {
 }
 
 export function factsOf(job) {
-  const facts = [["Seed", String(job.seed)], ["Steps", String(job.steps)], ["Guidance", decimals(job.guidance_scale)]];
+  const facts = [
+    ["Seed", String(job.seed)],
+    ["Steps", String(job.steps)],
+    ["Guidance", decimals(job.guidance_scale)],
+  ];
   facts.push(["Made", taskWords(job.task).name.toLowerCase()], ["Asked for", whenOf(job)]);
   for (const [name, text] of Object.entries(job.texts ?? {})) facts.push([wordsOf(name), text]);
-  if (job.span) facts.push(["Part", `${decimals(job.span[0])} to ${decimals(job.span[1])} s, ${STREAMS[job.stream]}`]);
+  if (job.span)
+    facts.push(["Part", `${decimals(job.span[0])} to ${decimals(job.span[1])} s, ${STREAMS[job.stream]}`]);
   if (job.num_frames != null) facts.push(["Length", `${decimals(job.seconds)} s`]);
   else if (job.num_windows > 1) facts.push(["Goes on", `${job.num_windows} times`]);
-  if (job.status === "completed" && job.seconds_taken != null) facts.push(["Took", duration(job.seconds_taken)]);
+  if (job.status === "completed" && job.seconds_taken != null)
+    facts.push(["Took", duration(job.seconds_taken)]);
   return facts;
 }
 
 export function modelSentence(model) {
   const [width, height] = model.size.split("x");
   const rate = decimals(model.sample_rate / 1000, 1);
-  return `Makes clips with picture and sound: ${model.num_frames} frames of ${width}×${height} pixels at ${model.fps} fps, ${decimals(model.seconds)} seconds, with sound at ${rate} kHz.`;
+  return (
+    `Makes clips with picture and sound: ${model.num_frames} frames of ${width}×${height} pixels ` +
+    `at ${model.fps} fps, ${decimals(model.seconds)} seconds, with sound at ${rate} kHz.`
+  );
 }
 
 export function modelDetails(model) {
-  const trained = model.clips_trained == null ? "" : `, trained on ${Number(model.clips_trained).toLocaleString("en")} clips`;
+  const trained =
+    model.clips_trained == null
+      ? ""
+      : `, trained on ${Number(model.clips_trained).toLocaleString("en")} clips`;
   return `Checkpoint ${String(model.checkpoint).slice(0, 16)}${trained}.`;
 }
 
 /** The file name of a downloaded clip. */
 export function fileName(job) {
-  const label = nameOf(job).toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60).replace(/^-|-$/g, "") || "clip";
+  const label =
+    nameOf(job)
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .slice(0, 60)
+      .replace(/^-|-$/g, "") || "clip";
   return `${label}-seed-${job.seed}.mp4`;
 }
