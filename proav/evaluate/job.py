@@ -446,7 +446,7 @@ def _tasks(
     parts = {}
     if mdsa is not None:
         parts["shown"] = remote(save_shown).remote(config, mdsa.path, device=device_of(use_gpu))
-    if yardsticks is not None:
+    if yardsticks is not None and yardsticks.is_due():
         parts["fitted"] = ray.remote(num_cpus=1)(make_yardsticks).remote(config, yardsticks)
     if stdit is not None:
         parts["stdit"] = remote(evaluate_stdit).remote(config, stdit.path, device=device_of(use_gpu))

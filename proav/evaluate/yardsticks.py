@@ -107,6 +107,10 @@ class YardstickPlan:
     def available(self) -> bool:
         return not self.needs
 
+    def is_due(self) -> bool:
+        """Whether the yardsticks can be fitted and their file does not exist."""
+        return self.available and not storage.exists(self.path)
+
     def to_dict(self) -> dict[str, Any]:
         """The entry of metrics.json: size and fit of the yardsticks, or why there are none."""
         if self.needs:
@@ -154,7 +158,7 @@ def make_yardsticks(config: Config, plan: YardstickPlan) -> None:
 
     Does nothing if the file exists, or if the plan `needs` something.
     """
-    if plan.available and not storage.exists(plan.path):
+    if plan.is_due():
         tensors = _to_tensors(fit_yardsticks(config, plan))
         metadata = {"record": json.dumps(plan.record, sort_keys=True)}
         storage.write_bytes(plan.path, safetensors.torch.save(tensors, metadata=metadata))

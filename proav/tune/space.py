@@ -17,6 +17,7 @@ from proav.costs import costs
 from proav.diffusion.solvers import num_steps
 from proav.diffusion.tasks import check_tasks
 from proav.errors import ConfigError
+from proav.runs.layout import RunFolder
 from proav.tune.allowed import check_axes, data_axes, data_name, shares_mdsa
 from proav.tune.axes import (
     Point,
@@ -83,6 +84,8 @@ class Trial:
     """Clips at each rung; None for a budget in seconds."""
     mdsa_from: str | None = None
     """The run whose MDSA and latents the trial uses; None: it trains its own MDSA, if it needs one."""
+    yardsticks_in: str = ""
+    """The folder in which the sweep keeps fitted yardsticks; all trials read and add to it."""
 
 
 def check_sweep(config: Config) -> None:
@@ -191,7 +194,8 @@ def make_trial(
         resolved = with_length(resolved, "mdsa", clips=mdsa_clips(config, resolved))
     lengths = tuple(clips_at(config, resolved, rung) for rung in tune.rungs)
     mdsa_from = config.run_folder if shares_mdsa(config) else None
-    return Trial(name, dict(point), resolved, tune, lengths, mdsa_from)
+    yardsticks_in = RunFolder(config).evaluation
+    return Trial(name, dict(point), resolved, tune, lengths, mdsa_from, yardsticks_in)
 
 
 def trials_folder(config: Config) -> str:

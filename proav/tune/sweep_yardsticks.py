@@ -1,10 +1,13 @@
 """The yardsticks of a sweep: what simple codes reach with as many numbers as its trials store.
 
-They are measured once for all trials with the same size of latents. `proav/evaluate` fits them.
+They are measured once for all trials with the same size of latents. `proav/evaluate` fits them. Trials with
+the same size and seed share the fit.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from os.path import basename
 
 from proav import storage
 from proav.config import Config
@@ -48,6 +51,22 @@ def _measure(config: Config, plan: YardstickPlan) -> dict:
     values = {**means, **plan.to_dict(), "measured_on": measured_on}
     storage.write_text(path, json.dumps(values, indent=1))
     return values
+
+
+@contextmanager
+def shared_fit(config: Config, shelf: str) -> Iterator[None]:
+    """Inside, the run of `config` has the yardsticks of `shelf`; what it fits itself is added to `shelf`.
+
+    config: a trial's, of one seed.
+    shelf: the folder in which the sweep keeps fitted yardsticks. It need not exist.
+    """
+    plan = plan_yardsticks(config)
+    kept = storage.join(shelf, basename(plan.path))
+    if plan.is_due() and storage.exists(kept):
+        storage.write_bytes(plan.path, storage.read_bytes(kept))
+    yield
+    if not storage.exists(kept) and storage.exists(plan.path):
+        storage.write_bytes(kept, storage.read_bytes(plan.path))
 
 
 def yardstick_lines(yardsticks: Iterable[dict]) -> list[tuple[str, float | None, float | None]]:

@@ -19,6 +19,7 @@ from proav.tune.budgets import with_length
 from proav.tune.metrics import is_evaluated, needs_of, numbers_of, value_of
 from proav.tune.repeats import repeat_config
 from proav.tune.space import Trial
+from proav.tune.sweep_yardsticks import shared_fit
 
 
 def measure(trial: Trial, *, repeat: int, clips: int | None, seconds: float | None) -> dict:
@@ -31,7 +32,8 @@ def measure(trial: Trial, *, repeat: int, clips: int | None, seconds: float | No
         _provide_latents(trial, config)
     summary = train_stage(with_length(config, stage, clips=clips, seconds=seconds), stage)
     if is_evaluated(trial.tune):
-        measured = _evaluate(config, stage, trial.tune.metric)
+        with shared_fit(config, trial.yardsticks_in):
+            measured = _evaluate(config, stage, trial.tune.metric)
     else:
         measured = _reconstruct(config, summary["checkpoint"])
     lines = read_metrics(storage.join(config.run_folder, stage))

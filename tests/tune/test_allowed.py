@@ -140,4 +140,4 @@ def test_mdsa_is_made_once_where_no_axis_changes_it():
     trial = make_trial(
         sweep_config("tune.axes.stdit.depth=[1,2]", BOTH, "run_dir=/r"), {"stdit.depth": 2}, data_hash="a"
     )
-    assert trial.mdsa_from == "/r" and trial.config.stdit.depth == 2
+    assert trial.mdsa_from == "/r" and trial.yardsticks_in == "/r/eval" and trial.config.stdit.depth == 2

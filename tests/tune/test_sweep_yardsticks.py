@@ -1,13 +1,19 @@
 """The yardsticks of a sweep: one for each size of the latents, measured once and kept."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from proav.evaluate.reconstruction import evaluate_yardsticks
-from proav.evaluate.yardsticks import YARDSTICK_SCORES, load_yardsticks
+from proav.evaluate.yardsticks import (
+    YARDSTICK_SCORES,
+    load_yardsticks,
+    make_yardsticks,
+    plan_yardsticks,
+)
 from proav.tune.record import TrialRecord
-from proav.tune.sweep_yardsticks import sweep_yardsticks, yardstick_lines
+from proav.tune.sweep_yardsticks import shared_fit, sweep_yardsticks, yardstick_lines
 from tests.tiny import tiny_config
 from tests.train.tiny_run import write_segments
 
@@ -41,6 +47,32 @@ def test_one_for_each_size_of_the_latents_and_measured_once(tmp_path, ray_local)
 
     fewer = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_clips": 2})})
     assert sweep_yardsticks(fewer, records)[0]["num_clips"] == 2  # of other clips: measured anew
+
+
+def test_trials_of_one_seed_share_a_fit(tmp_path):
+    first, second, other = (
+        tiny_config(
+            f"run_dir={tmp_path}/{name}", f"data.prepared={tmp_path}/first/data", f"seed={seed}", *words
+        )
+        for name, seed, words in (
+            ("first", 0, ()),
+            ("second", 0, ("mdsa.width=32",)),
+            ("other", 1, ()),
+        )
+    )
+    write_segments(first, splits=("train", "validation"))
+    shelf = str(tmp_path / "shelf")
+    with shared_fit(first, shelf):
+        assert plan_yardsticks(first).is_due()
+        make_yardsticks(first, plan_yardsticks(first))
+    with shared_fit(second, shelf):
+        taken = plan_yardsticks(second)
+        assert not taken.is_due()
+    with shared_fit(other, shelf):
+        assert plan_yardsticks(other).is_due()  # another seed draws other windows
+    fitted = Path(plan_yardsticks(first).path)
+    assert Path(taken.path).read_bytes() == fitted.read_bytes()
+    assert [path.name for path in Path(shelf).iterdir()] == [fitted.name]
 
 
 def test_no_yardsticks_no_lines():
