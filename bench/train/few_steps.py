@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.helpers.sounds import mel_errors_db
 from bench.train.world_claim import held_out, synchrony
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.generation.sampling_settings import SamplingSettings
@@ -32,7 +33,6 @@ from proav.media.container import Clip
 from proav.media.melframes import MelFrames
 from proav.metrics.bootstrap import bootstrap_interval, source_groups
 from proav.metrics.distances import kernel_distance
-from proav.metrics.fidelity import mel_error_db
 from proav.metrics.networks import load_network
 from proav.metrics.world import world_scores
 
@@ -87,17 +87,11 @@ class Measure:
             "sKAD": kernel_distance(self._features(sounds), self.real, sources=names),
         }
         if truth is not None:
-            found["to_first"] = self._mel_error(sounds, truth)
+            found["to_first"] = float(mel_errors_db(self.mel_frames, sounds, truth).mean())
         return found
 
     def _features(self, sounds: np.ndarray) -> np.ndarray:
         return self.network(torch.from_numpy(sounds).float()).flatten(0, 1).numpy()
-
-    def _mel_error(self, sounds: np.ndarray, truth: np.ndarray) -> float:
-        mels = [self.mel_frames.encode(torch.from_numpy(each)) for each in (sounds, truth)]
-        scale = self.mel_frames.settings
-        ends = {"floor_log10": scale.floor_log10, "ceiling_log10": scale.ceiling_log10}
-        return float(mel_error_db(*mels, **ends).mean())
 
 
 def show(rows: dict[str, dict]) -> None:

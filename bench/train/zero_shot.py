@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.helpers.sounds import mel_errors_db
 from bench.helpers.windows import real_clips
 from bench.train.masked_tasks import psnr_db
 from bench.train.world_claim import synchrony
@@ -52,7 +53,6 @@ from proav.generation.sampling_settings import SamplingSettings
 from proav.media.container import Clip
 from proav.metrics.bootstrap import bootstrap_interval, source_groups
 from proav.metrics.distances import kernel_distance
-from proav.metrics.fidelity import mel_error_db
 from proav.metrics.networks import load_network
 from proav.metrics.world import world_scores
 from proav.runs.layout import RunFolder
@@ -170,13 +170,8 @@ class Measure:
             return np.array(
                 [psnr_db(one.video[None], own.video[None]) for one, own in zip(made, self.truth, strict=True)]
             )
-        mel_frames = self.pipeline.coder.mel_frames
-        mels = [
-            mel_frames.encode(torch.from_numpy(np.stack([clip.audio for clip in clips])))
-            for clips in (made, self.truth)
-        ]
-        ends = {name: getattr(mel_frames.settings, name) for name in ("floor_log10", "ceiling_log10")}
-        return mel_error_db(*mels, **ends).numpy()
+        sounds = (np.stack([clip.audio for clip in clips]) for clips in (made, self.truth))
+        return mel_errors_db(self.pipeline.coder.mel_frames, *sounds)
 
 
 def make(
