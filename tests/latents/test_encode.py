@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -279,7 +277,7 @@ def test_the_size_is_reported_and_a_full_disk_refused(tmp_path):
 
 
 @pytest.mark.ray
-def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path, ray_local, monkeypatch):
+def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path, on_ray_local, monkeypatch):
     calm = prepare(tmp_path / "calm", frames=16)
     encode_here(calm, monkeypatch)
     expected = digests(calm)
@@ -297,15 +295,12 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path, ray_local, monkey
     job = subprocess.Popen(
         [sys.executable, "ray_jobs/encode.py", "--config", f"{tmp_path}/driver.yaml"],
         cwd=ROOT,
+        env=on_ray_local,
         stdout=subprocess.DEVNULL,
     )
     wait_for_shard(driver)
-    family = psutil.Process(job.pid).children(recursive=True)
-    os.kill(job.pid, signal.SIGKILL)
+    job.kill()
     job.wait()
-    for process in family:
-        if process.is_running():
-            process.kill()
     left = digests(driver)
     assert left and "stats.json" not in left
     encode_latents(driver)

@@ -4,7 +4,6 @@ Nothing is trained twice, a failure is a row, and all resources are free afterwa
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import ray
 from proav.config.reading import config_to_yaml
 from proav.errors import UserError
 from proav.tune.sweep import sweep
+from tests.resources import wait_until_free
 from tests.tiny import tiny_config
 from tests.train.tiny_run import write_segments
 
@@ -32,9 +32,8 @@ WORDS = (
 pytestmark = pytest.mark.ray
 
 
-def kill_after_first_rung(path: Path, trials: Path) -> dict:
+def kill_after_first_rung(path: Path, trials: Path, environment: dict[str, str]) -> dict:
     """Starts the job, kills it when a trial has its first measurement, and returns that trial's record."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "ray_jobs" / "tune.py"), "--config", str(path)]
     job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -51,32 +50,13 @@ def kill_after_first_rung(path: Path, trials: Path) -> dict:
         job.communicate()
 
 
-def wait_until_free(seconds: float = 20.0) -> None:
-    """Waits until all resources of Ray are free; Ray reports freed ones with a delay.
-
-    Object memory is left out: other tests have used this Ray and may still hold objects.
-    """
-
-    def taken() -> dict[str, float]:
-        free = ray.available_resources()
-        return {
-            kind: most - free.get(kind, 0)
-            for kind, most in ray.cluster_resources().items()
-            if kind != "object_store_memory"
-        }
-
-    deadline = time.monotonic() + seconds
-    while any(taken().values()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not any(taken().values()), taken()
-
-
-def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, ray_local, capfd):
+def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, on_ray_local, capfd):
     config = tiny_config(f"run_dir={tmp_path}/run", *WORDS)
     write_segments(config)
     (tmp_path / "sweep.yaml").write_text(config_to_yaml(config))
     folder = tmp_path / "run" / "tune"
-    measured = kill_after_first_rung(tmp_path / "sweep.yaml", folder / "trials")
+    measured = kill_after_first_rung(tmp_path / "sweep.yaml", folder / "trials", on_ray_local)
+    wait_until_free()  # the cluster takes back what the killed driver held
     assert not (folder / "results.json").exists()
 
     results = sweep(config)

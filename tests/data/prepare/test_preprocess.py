@@ -18,6 +18,7 @@ from proav.data.prepare.verify import verify
 from proav.data.sources.finding import find_sources, rows_of
 from proav.data.store.shards import SegmentStore, read_manifest
 from proav.errors import UserError
+from tests.resources import wait_until_free
 from tests.synthetic_clips import make_clip, prepare
 from tests.tiny import tiny_config
 
@@ -140,7 +141,7 @@ def test_other_settings_or_sources_are_refused_and_nothing_is_changed(clips_dir,
 
 
 @pytest.mark.ray
-def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path, capsys):
+def test_killed_and_resumed_equals_uninterrupted(on_ray_local, clips_dir, tmp_path, capsys):
     from proav.data.prepare.preprocess import preprocess
 
     whole, killed = (
@@ -164,14 +165,19 @@ def test_killed_and_resumed_equals_uninterrupted(ray_local, clips_dir, tmp_path,
                 time.sleep(0.01)
             os._exit(9)
 
-        ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="error")
+        ray.init(logging_level="error")
         threading.Thread(target=kill_when_two_units_are_done, daemon=True).start()
         preprocess(config_from_dict(json.loads('''{json.dumps(config_to_dict(killed))}''')))
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=on_ray_local,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 9, done.stderr
+    wait_until_free()  # a worker that outlived the driver for a moment writes no more
     finished = sorted((tmp_path / "killed" / "data" / "units").glob("*.parquet"))
     times = {path: path.stat().st_mtime_ns for path in finished}
     assert 2 <= len(finished) < 7 and not (tmp_path / "killed" / "data" / "manifest.json").exists()

@@ -107,18 +107,16 @@ def test_a_mistake_that_one_worker_finds_ends_all_and_comes_out_as_such(tmp_path
         train_stage(config, "mdsa")
 
 
-def test_two_jobs_with_loading_actors_do_not_wait_for_each_other(tmp_path, ray_local, capfd):
+def test_two_jobs_with_loading_actors_do_not_wait_for_each_other(tmp_path, on_ray_local, capfd):
     """Each takes both CPUs: one for its worker, one for the actor that loads."""
     actors = ("train.loader=actors", "train.loader_workers=1")
     words = (*actors, "train.engine=torch", "train.num_clips=16", *COMMON)
     first, second = (prepare(tmp_path / name, "mdsa", *words) for name in ("first", "second"))
     (tmp_path / "first.yaml").write_text(config_to_yaml(first))
-    address = ray_local.get_runtime_context().gcs_address
     script, settings = str(ROOT / "ray_jobs" / "train.py"), str(tmp_path / "first.yaml")
     command = [sys.executable, script, "--config", settings, "stage=mdsa"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        command, cwd=ROOT, env=on_ray_local, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as job:  # fmt: skip
         try:
             while not _is_starting():
