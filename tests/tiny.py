@@ -26,6 +26,7 @@ TINY = [
     "train.checkpoint_every_clips=8", "train.report_every_clips=4", "train.warmup_clips=4",
     "encode.stride_frames=2", "encode.batch_size=4",
     "generate.num_samples=3", "generate.steps=3", "generate.batch_size=2", "generate.guidance_scale=1.5",
+    "evaluate.num_workers=1",
 ]  # fmt: skip
 
 

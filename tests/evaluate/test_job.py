@@ -54,6 +54,7 @@ def test_two_folders_are_compared_and_a_second_time_nothing_is_done(
         f"evaluate.real={folders[0]}",
         f"evaluate.fake={folders[1]}",
         "evaluate.num_resamples=20",
+        "evaluate.num_workers=null",
     )
     metrics = evaluate(config)
     (table,) = metrics["tables"]
