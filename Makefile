@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Hundreds of processes import proav. The first one writes its bytecode, even if the environment forbids that.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test lint install clean
 
 demo: $(INSTALLED)
