@@ -58,7 +58,7 @@ class Host:
         """Starts the Ray node and waits until it is up."""
         head = self.address == ADDRESSES[0]
         role = (
-            ["--head", f"--port={PORT}", f"--temp-dir={self.folder}/ray", "--include-dashboard=false"]
+            ["--head", f"--port={PORT}", f"--temp-dir={self.folder}/ray"]
             if head
             else [f"--address={ADDRESSES[0]}:{PORT}"]
         )

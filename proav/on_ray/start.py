@@ -44,7 +44,6 @@ def connect(
     namespace: str | None = None,
     runtime_env: dict | None = None,
     shielded: bool = False,
-    dashboard: bool = False,
 ) -> None:
     """Joins the cluster at `address`, or starts a Ray here.
 
@@ -53,12 +52,11 @@ def connect(
     named: what gave the address, for messages; RAY_ADDRESS=<address> by default.
     namespace, runtime_env: as ray.init takes them.
     shielded: a Ray that is started here ignores SIGTERM.
-    dashboard: a Ray that is started here has a dashboard, which is ten more processes.
     Raises UserError if nothing answers, if the cluster refuses, or if Ray can use no folder here.
     """
     named = named or f"RAY_ADDRESS={address}"
     _prepare_user()
-    here = {"include_dashboard": dashboard} | prepare_machine() if address == "local" else {}
+    here = prepare_machine() if address == "local" else {}
     if "RAY_AUTH_MODE" not in os.environ and _has_token() and "ray" not in sys.modules:
         # A cluster asks for a token by default. Ray sends one by itself only to a cluster that it found
         # itself.

@@ -73,8 +73,7 @@ def _connect(address: str | None) -> None:
     """Connects as a job does: to the cluster that is named, else to a new Ray on this machine."""
     for name, value in OF_RAY_SERVE.items():  # for the processes of a Ray that is started here
         os.environ.setdefault(name, value)
-    # `serve status` asks the dashboard.
-    connect(address or "local", named=_named(address), namespace="serve", dashboard=True)
+    connect(address or "local", named=_named(address), namespace="serve")
     keep_to_own_cluster()
     # SIGTERM acts as Ctrl-C, on which `serve run` ends in order; Ray would end with a stack dump.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
