@@ -31,7 +31,7 @@ def run(script: str, *words: str, environment: dict[str, str]) -> subprocess.Com
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done

@@ -123,7 +123,7 @@ def test_two_jobs_with_loading_actors_do_not_wait_for_each_other(tmp_path, on_ra
                 assert job.poll() is None, job.stdout.read()
                 time.sleep(0.05)
             assert train_stage(second, "mdsa")["clips"] == 16
-            said, _ = job.communicate(timeout=200)
+            said, _ = job.communicate(timeout=400)
         finally:
             job.kill()
     assert job.returncode == 0 and "16 / 16 clips" in said, said
