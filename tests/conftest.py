@@ -11,7 +11,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # also the t
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # no cloud takes nodes here
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share few cores
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the cluster is local and ends with the tests
-os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # most tests' workers have an environment
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers start when asked for
 os.environ.setdefault("RAY_enable_metrics_collection", "0")  # nobody reads Ray's metrics of the tests
 os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")  # nor its statistics of processes
 

@@ -80,12 +80,12 @@ class Trial:
     """The whole configuration; run_dir is the trial's own folder, data.prepared its data."""
     tune: TuneConfig
     """The sweep's section `tune`, which `config` does not have."""
+    yardsticks_in: str
+    """The folder in which the sweep keeps fitted yardsticks; all trials read and add to it."""
     lengths: tuple[int | None, ...] = ()
     """Clips at each rung; None for a budget in seconds."""
     mdsa_from: str | None = None
     """The run whose MDSA and latents the trial uses; None: it trains its own MDSA, if it needs one."""
-    yardsticks_in: str = ""
-    """The folder in which the sweep keeps fitted yardsticks; all trials read and add to it."""
 
 
 def check_sweep(config: Config) -> None:
@@ -194,8 +194,7 @@ def make_trial(
         resolved = with_length(resolved, "mdsa", clips=mdsa_clips(config, resolved))
     lengths = tuple(clips_at(config, resolved, rung) for rung in tune.rungs)
     mdsa_from = config.run_folder if shares_mdsa(config) else None
-    yardsticks_in = RunFolder(config).evaluation
-    return Trial(name, dict(point), resolved, tune, lengths, mdsa_from, yardsticks_in)
+    return Trial(name, dict(point), resolved, tune, RunFolder(config).evaluation, lengths, mdsa_from)
 
 
 def trials_folder(config: Config) -> str:
