@@ -20,7 +20,7 @@ from proav.reports.kit.figures import _mel_row, curve
 from proav.reports.kit.page import element, metric_name, number
 from proav.reports.run_files import read_curves
 from proav.reports.run_page import write_report
-from tests.serve.browser import find_chromium
+from tests.browser import chromium_or_skip
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -366,11 +366,7 @@ def test_long_curves_stay_small():
 
 def test_a_browser_plays_every_video(whole_run, tmp_path):
     """The page as it is, with one added script that writes the players' states into the title."""
-    browser = find_chromium()
-    if browser is None:
-        pytest.skip(
-            "no Chromium on this machine; expected chromium, chromium-browser or google-chrome on PATH"
-        )
+    browser = chromium_or_skip()
     _, text, _ = whole_run
     probe = (
         "document.title = 'states ' + [...document.querySelectorAll('video')]"

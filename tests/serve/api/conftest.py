@@ -5,18 +5,13 @@ import json
 import pytest
 import requests
 
-from tests.serve.browser import find_chromium, open_browser
+from tests.browser import chromium_or_skip, open_browser
 
 
 @pytest.fixture(scope="module")
 def tab(served):
     """The page in a browser, loaded once for all tests of a file; `served` is the file's own fixture."""
-    binary = find_chromium()
-    if binary is None:
-        pytest.skip(
-            "no Chromium on this machine; expected chromium, chromium-browser or google-chrome on PATH"
-        )
-    with open_browser(binary) as one:
+    with open_browser(chromium_or_skip()) as one:
         one.screen(width=1280, height=900)
         one.open(served + "/")
         one.wait("document.querySelector('#label').options.length > 1")

@@ -17,14 +17,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), " ": (32, " "), "ArrowRight": (39, ""), "Home": (36, "")}
 
 
-def find_chromium() -> str | None:
-    return next((found for name in NAMES if (found := shutil.which(name))), None)
+def chromium_or_skip() -> str:
+    """The path of a Chromium; where none is installed, the test is skipped and says so."""
+    found = next((found for name in NAMES if (found := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no Chromium on this machine; expected one of {', '.join(NAMES)} on PATH")
+    return found
 
 
 @contextmanager
