@@ -9,13 +9,14 @@
 Trains both stages of each variant in `variants/world_claim.yaml` with each seed, by the job scripts. Then
 each model makes the sound of the same held-out pictures, and the world's metric measures it. A variant that
 is already trained is only measured, and one that was stopped is resumed. `--only NAME` runs one variant, so
-that two commands can run at the same time; the last of them prints the results of both. `--measure` and
+that two commands can run at the same time; the last of them prints the results of all. `--measure` and
 `--draw` train nothing: they measure a checkpoint, or draw its sound and the true sound.
 
 Prints for each seed and for all of them: `impact_synchrony` with its interval over clips, the same for these
 sounds with another clip's pictures, and the world's other scores. The score with another clip's pictures is
 that of chance: the more sounds a model makes, the more impacts they meet. Then it prints the difference
-between the two variants, with Student's interval over the seeds and a bootstrap interval over clips.
+between the first variant and each other, with Student's interval over the seeds and a bootstrap interval over
+clips.
 """
 
 import argparse
@@ -180,6 +181,34 @@ def student(values: list[float]) -> tuple[float, float]:
     return mean, float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
+def show_difference(found: dict[str, dict[str, dict]], base: str, variant: str, groups: list) -> dict | None:
+    """Prints and returns the difference of impact_synchrony between two variants; None without a common seed.
+
+    found: {variant: {seed: result of `measure`}}.
+    base: name of the variant from which the other is taken.
+    variant: name of the other.
+    groups: for each clip, the places of its windows.
+    """
+    common = sorted(set(found[base]) & set(found[variant]))
+    if not common:
+        return None
+    pairs = [(found[base][seed]["own"], found[variant][seed]["own"]) for seed in common]
+
+    def each(places: np.ndarray) -> list[float]:
+        return [synchrony(first, places) - synchrony(second, places) for first, second in pairs]
+
+    by_seed = each(np.concatenate(groups))
+    mean, half = student(by_seed)
+    clips = bootstrap_interval(lambda places: float(np.mean(each(places))), groups)
+    print(
+        f"{base} less {variant}: {mean:+.3f}, over {len(common)} seeds {mean - half:+.3f} .. "
+        f"{mean + half:+.3f}, over clips {clips.low:+.3f} .. {clips.high:+.3f}"
+    )
+    return {
+        "mean": mean, "seeds": [mean - half, mean + half], "clips": [clips.low, clips.high], "each": by_seed,
+    }  # fmt: skip
+
+
 def show(found: dict[str, dict[str, dict]], sources: list[str]) -> dict:
     """Prints the tables; returns the numbers.
 
@@ -206,27 +235,9 @@ def show(found: dict[str, dict[str, dict]], sources: list[str]) -> dict:
         mean, half = student([row["impact_synchrony"] for row in rows.values()])
         print(f"{variant:24}  all  {mean:.3f} +- {half:.3f}")
         numbers["variants"][variant] = {"seeds": rows, "mean": mean, "half_interval": half}
-    names = list(found)
-    if len(names) == 2 and (common := sorted(set(found[names[0]]) & set(found[names[1]]))):
-        first, second = ([found[name][seed]["own"] for seed in common] for name in names)
-
-        def difference(places: np.ndarray, _: np.ndarray | None = None) -> float:
-            pairs = zip(first, second, strict=True)
-            return float(np.mean([synchrony(a, places) - synchrony(b, places) for a, b in pairs]))
-
-        each = [
-            synchrony(a, np.arange(len(sources))) - synchrony(b, np.arange(len(sources)))
-            for a, b in zip(first, second, strict=True)
-        ]
-        mean, half = student(each)
-        clips = bootstrap_interval(difference, groups)
-        print(
-            f"{names[0]} less {names[1]}: {mean:+.3f}, over {len(each)} seeds {mean - half:+.3f} .. "
-            f"{mean + half:+.3f}, over clips {clips.low:+.3f} .. {clips.high:+.3f}"
-        )
-        numbers["difference"] = {
-            "mean": mean, "seeds": [mean - half, mean + half], "clips": [clips.low, clips.high], "each": each,
-        }  # fmt: skip
+    numbers["differences"] = {}
+    for variant in list(found)[1:]:
+        numbers["differences"][variant] = show_difference(found, next(iter(found)), variant, groups)
     return numbers
 
 
