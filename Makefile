@@ -8,14 +8,20 @@ INSTALLED := $(VENV)/.installed
 # Hundreds of processes import proav. The first one writes its bytecode, even if the environment forbids that.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-slow lint install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python ray_jobs/demo.py $(ARGS)
 
 # Two files of tests at a time, for two cores; three were not faster.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+# The few tests that take a third of the time: whole jobs, sweeps and clusters. CI runs both.
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow $(ARGS)
 
 # What must be so before tests are worth their time: a second or two.
 lint: $(INSTALLED)

@@ -17,7 +17,7 @@ from proav.train.worker import train_worker
 from tests.tiny import TINY
 from tests.train.test_worker import curve, prepare
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("mdsa.loss.adversarial_start_clips=4",)
 JOB_SECONDS = 240

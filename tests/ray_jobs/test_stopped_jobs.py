@@ -73,6 +73,7 @@ def worker_of(driver: int) -> int:
     return next(child.pid for child in children if any("RayTrainWorker" in word for word in child.cmdline()))
 
 
+@pytest.mark.slow
 def test_signals_save_and_the_next_run_goes_on(tmp_path, start):
     config = prepare(tmp_path / "run", "mdsa", *SETTINGS)
     folder = f"{config.run_folder}/mdsa"

@@ -24,6 +24,7 @@ def bench():
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_submitted_training_that_is_stopped_goes_on_by_address(tmp_path, bench):
     run_dir = tmp_path / "run"
     words = [

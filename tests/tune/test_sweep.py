@@ -86,6 +86,7 @@ def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, on_ray_local
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_population_passes_weights_on_and_each_member_has_the_whole_budget(tmp_path, ray_local):
     words = (
         f"tune.axes.{RATE}={{loguniform: [1.0e-4, 1.0e-2]}}", "tune.search=random", "tune.scheduler=pbt",
@@ -107,6 +108,7 @@ def test_a_population_passes_weights_on_and_each_member_has_the_whole_budget(tmp
     assert weaker["psnr_db"] - weaker["mel_error_db"] <= stronger["psnr_db"] - stronger["mel_error_db"]
 
 
+@pytest.mark.slow
 def test_a_trial_of_both_stages_is_judged_by_the_clips_that_it_makes(tmp_path, ray_local):
     words = (
         "tune.axes={generate.guidance_scale: [2]}", "tune.stage=stdit", "tune.metric=generated.sKVD",

@@ -58,6 +58,7 @@ def siblings() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(tmp_path, ray_local):
     """Of two workers with ZeRO-2, one is killed between checkpoints.
 
@@ -107,6 +108,7 @@ def test_a_mistake_that_one_worker_finds_ends_all_and_comes_out_as_such(tmp_path
         train_stage(config, "mdsa")
 
 
+@pytest.mark.slow
 def test_two_jobs_with_loading_actors_do_not_wait_for_each_other(tmp_path, on_ray_local, capfd):
     """Each takes both CPUs: one for its worker, one for the actor that loads."""
     actors = ("train.loader=actors", "train.loader_workers=1")
