@@ -3,13 +3,14 @@
     python -m bench.data.feed [FILE ...]
 
 Prepares segments of the files, or of generated textures, at 256x256 (JPEG, then raw) in a temporary folder.
-Each loader gives batches of 8 for a few seconds, as in training; the first batch is not counted. Rates are
-per second and, in brackets, per core-second: a second of processor time of all processes that take part.
+Each loader gives batches of 8 for a few seconds, as in training; those prepared ahead are not counted. Rates
+are per second and, in brackets, per core-second: a second of processor time of all processes that take part.
 
-Two rates are given for comparison. Reading plainly: the shards are read from end to end, and the windows that
-fit in their bytes are counted. Decoding alone: the frames of the same windows are decoded from bytes in
-memory. All files are in the system's page cache. The feed's own cache is off, because it would hold all of
-this small data set. Prints a Markdown table and one JSON line.
+Two rates are given for comparison. Reading plainly: the shards are read from end to end, and counted as the
+windows that their frames make without overlap. Decoding alone: the frames of the same windows are decoded
+from bytes in memory. All files are in the system's page cache. The feed's own cache is off, because it would
+hold all of this small data set. "With gains": sound is also made up to 6 dB louder or softer. Prints a
+Markdown table and one JSON line.
 """
 
 import argparse
@@ -45,7 +46,7 @@ BATCH = 8
 
 
 class MadeClips:
-    """Gives rows of generated clips instead of decoded ones."""
+    """Stands in for the decoder: gives rows with the given pictures and random sound."""
 
     def __init__(self, config: Config, videos: list[np.ndarray]) -> None:
         self.config, self.videos, self.mel_frames = config, videos, MelFrames(config)
@@ -115,7 +116,7 @@ def through_the_feed(feed: ClipFeed, seconds: float, **loading) -> tuple[float, 
 def plainly(config: Config) -> tuple[float, float]:
     """Rates of a plain reader that reads all shards from end to end, three times.
 
-    It counts the windows that these frames could make.
+    It counts the windows that the stored frames make without overlap.
     """
     frames = int(SegmentStore(config.data_folder).column("num_frames").sum())
     clock = Clock()

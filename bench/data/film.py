@@ -82,7 +82,8 @@ def main() -> None:
         for minutes in arguments.minutes:
             film = f"{folder}/film-{minutes:g}-minutes.mkv"
             make_film(clip, film, minutes)
-            command = [sys.executable, __file__, "--measure", film, f"{folder}/data-{minutes:g}"]
+            words = ["-m", "bench.data.film", "--measure", film, f"{folder}/data-{minutes:g}"]
+            command = [sys.executable, *words]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             results.append(
                 {

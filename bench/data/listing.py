@@ -2,13 +2,13 @@
 
     python -m bench.data.listing [--rows N] [--files N]
 
-Makes a listing like AudioSet's, with --files tiny files, and substitutes for finished units. For the
-substitutes one real segment is decoded. Its row is then written to the index many times, each time under
-another id. The functions that write real units write these, too. A fifth of the clips are rejects, as in the
-real listing.
+Makes a listing like AudioSet's, with --files empty files, and substitutes for finished units. For the
+substitutes one real segment is decoded, and its row is repeated under other ids. Records, rejects and
+accounts are written by the functions that write real ones; shards hold dummy bytes. A fifth of the clips are
+rejects, as in the real listing.
 
-Then each step runs in a process of its own. Its wall time, its processor time and the highest resident memory
-of that process (ru_maxrss, imports included) are compared with bounds. Prints a table and one JSON line.
+Then each step runs in a process of its own. Its wall time and its highest resident memory (ru_maxrss, imports
+included) are compared with bounds; its processor time is only shown. Prints a table and one JSON line.
 Exits with status 1 if a bound is exceeded.
 """
 
@@ -100,7 +100,7 @@ def config_of(folder: Path):
 
 
 def real_row(folder: Path, clip: "Clip") -> dict:
-    """The row of the index of one real segment, decoded by the functions that write real units."""
+    """Decodes one real segment by the job's own functions; returns its row of the index."""
     import pyarrow.parquet as pq
 
     from proav.config.reading import load_config
@@ -230,7 +230,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=2_000_000, help="rows of the listing")
-    parser.add_argument("--files", type=int, default=100_000, help="tiny files to make")
+    parser.add_argument("--files", type=int, default=100_000, help="empty files to make")
     parser.add_argument("--folder", help="working folder (default: a temporary one)")
     parser.add_argument("--step", choices=["units", *STEPS], help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Where the seconds of recordings go: declared, in segments, in rejects.
+"""How many of the declared seconds of recordings end in segments, and how many in rejects.
 
     python -m bench.data.seconds [--files] FOLDER [FOLDER ...]
 
 Prepares each folder as the job does, one file after the other in one process, and verifies it as `--verify`
 does. Prints a table. The declared seconds of a file are the larger of those that its header states and those
 that its packets cover; if it cannot be opened, they are unknown. The used and the rejected seconds may add up
-to less than the declared ones: at the end of each stretch less than a frame, or 0.1 s, may be missing.
+to less than the declared ones: at the end of each continuous part up to a frame, or 0.1 s, may be missing.
 """
 
 import argparse

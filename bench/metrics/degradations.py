@@ -142,8 +142,8 @@ def main() -> None:
         reading, network = spent[name]
         clips = count * len(cases)  # clean ones once, all others once
         print(
-            f"{name}: {clips / network:.2f} clips/s in the network, {clips / reading:.1f} read and "
-            "degraded, each on one process or device",
+            f"{name}, on one process or device: {clips / network:.2f} clips/s in the network, "
+            f"{clips / reading:.1f} clips/s reading and degrading",
             flush=True,
         )
     if not rows:

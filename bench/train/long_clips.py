@@ -3,21 +3,21 @@
     python -m bench.train.long_clips memory [--seconds 3 30] [--side 256]
     python -m bench.train.long_clips drift RUN [--clips 12] [--seconds 30] [--steps 10]
 
-memory: peak memory of a process that continues a clip to so many seconds and writes it. One process writes
+memory: peak memory of a process that continues a clip to --seconds and writes it. One process writes
 it as it is made (`SoundingVideoPipeline.save`), another makes it whole first. The model is untrained: a
 shallow one like the demo's, for pictures of --side pixels.
 
 drift: an ST-DiT that was trained with `continue` continues held-out windows of RUN. The unit of all numbers
-is the spread among independent clips: the standard deviation of the mean colour (over channels, root mean
-square) and of the loudness of 64 held-out windows.
+but the seams is the standard deviation among 64 held-out windows: of their mean colour (over channels, root
+mean square), and of their loudness.
 
-    shift      the mean over clips in the last three seconds, less that in the first three
-    wandering  root mean square of a clip's own change between the same seconds, divided by sqrt(2) spreads: 1
-               says that the end has as little to do with the beginning as another clip
-    spread     among clips in the last three seconds
+    shift      size of the change of the mean over clips, from the first three seconds to the last three
+    wandering  root mean square of a clip's own change between the same seconds, divided by sqrt(2): at 1 the
+               end differs from the beginning as two independent clips differ
+    spread     standard deviation among clips in the last three seconds
 
-Loudness is the level of a second's root mean square, in dB above -60 dB of full scale. Seams between windows
-are measured as in `masked_tasks`. Prints tables and a JSON line.
+Loudness is 20 log10(RMS + 0.001) of each second, for the unit of each window, in dB of full scale. Seams
+between windows are measured as in `masked_tasks`. Prints tables and a JSON line.
 """
 
 import argparse
@@ -129,9 +129,8 @@ def measure_drift(run: str, count: int, seconds: int, steps: int) -> dict:
     settings = SamplingSettings(task="continue", steps=steps)
     requests = [dataclasses.replace(one, settings=settings) for one in truth]
     requests = [of_length(pipeline.config, one, seconds * pipeline.config.clip.fps) for one in requests]
-    clips = [
-        clip for first in range(0, count, BATCH) for clip in pipeline.sample(requests[first : first + BATCH])
-    ]
+    batches = [requests[first : first + BATCH] for first in range(0, len(requests), BATCH)]
+    clips = [clip for batch in batches for clip in pipeline.sample(batch)]
     return drift_table(pipeline.config, clips, [one.given for one in independent])
 
 

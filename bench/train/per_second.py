@@ -4,22 +4,22 @@
     [--world DIR --windows N]
 
 RUN is a finished run of a flow on a made world (its configuration, latents and MDSA are used; nothing in it
-is written). Each technique is tried alone, in a form that is here and nowhere else:
+is written). Each technique is tried alone. Its code is in this file only, not in proav:
 
-    routed    half of each plane's tokens go around the middle blocks (TREAD, Krause et al., 2025); also only
-              until the rates begin to fall
+    routed    half of each plane's tokens skip the middle blocks (TREAD, Krause et al., 2025); as "routed at
+              first" only for the first 60 % of the clips, before the learning rates fall
     aligned   a share of the tokens is at a second time. A teacher, the moving average, sees all tokens at the
-              earlier of the two times. The student's early features learn to predict the teacher's late ones
+              time with less noise. The student's early features learn to predict the teacher's late ones
               (SRA, Self-Flow)
-    averages  moving averages of the plain run with other half-lives than today's, measured at the end and
-              when the rates begin to fall. They show what averages of any length, made after training (EDM2),
-              could bring
+    averages  moving averages of the plain run with other half-lives than the configured one, measured at the
+              end and when the learning rates begin to fall. They show what averages of any length, made after
+              training (EDM2), could bring
 
-A step of each technique is timed, in turns, in one process. Then each trains with each seed, once on
-`--clips` clips, and once on the number of clips for which it needs the processor seconds of the plain run.
-Measured on held-out windows: the flow's loss on the task that the run trains most, and its loss beside
-another window's given stream, at noise. With --world, the folder of examples/world/make.py, also
-`impact_synchrony` of sound for held-out pictures. Needs no Ray.
+A step of each technique is timed, in turns, in one process. Then each trains with each seed, on `--clips`
+clips (all but "routed at first") and on as many clips as fit into the plain run's processor seconds.
+Measured on held-out windows: the flow's loss on the task that the run trains most, and its loss at the
+highest noise with another window's given stream. With --world DIR, the folder of examples/world/make.py, and
+--windows N also `impact_synchrony` of sound for held-out pictures. Needs no Ray.
 """
 
 import argparse
@@ -54,7 +54,7 @@ from proav.train.loop import LoopState, StepOutput, mean_part, run_loop
 from proav.train.worker import plan_stage
 
 ROUTED_SHARE = 0.5
-"""Share of tokens that go around the middle blocks: all but the first and the last."""
+"""Share of tokens that skip the middle blocks (every block but the first and the last)."""
 SECOND_SHARE, ALIGNMENT_WEIGHT = 0.25, 0.5
 """Share of tokens at the second time; weight of the alignment beside the flow's loss."""
 NUM_TIMES = 8
@@ -127,7 +127,7 @@ class RoutedAtFirstStep(RoutedStep):
 
 
 class AlignedSTDiT(STDiT):
-    """ST-DiT with full attention, each of whose tokens is at one of two times; it gives features, too."""
+    """ST-DiT with full attention and two times, one for each token. It returns features as well."""
 
     def __init__(self, config: Config, num_labels: int) -> None:
         super().__init__(config, num_labels)
@@ -144,7 +144,7 @@ class AlignedSTDiT(STDiT):
         chosen_BL: Tensor | None = None,
         only: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(prediction, tokens after block `early`), or (tokens after block `only`,) twice."""
+        """(prediction, tokens after block `early`). With `only`: the tokens after that block, twice."""
         first_B2d = F.silu(self.conditioning(times_B2, conditions))
         pairs = [(self._modulation(first_B2d), self.final_modulation(first_B2d))]
         if second_B2 is not None:
@@ -262,7 +262,7 @@ VARIANTS: dict[str, tuple[type[STDiT], type[GeneratorStep]]] = {
 
 
 class Averages:
-    """Today's average, and averages whose half-life is a fixed share of the clips seen.
+    """The configured average, and averages whose half-life is a fixed share of the clips seen.
 
     moments: {name: clips seen} at which all are copied.
     """
@@ -294,7 +294,7 @@ def _copy(shards: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build(config: Config, name: str):
-    """(plan, model, step) of a variant: the weights are those of the plain run, where it has them."""
+    """(plan, model, step) of a variant, with the plain model's initial weights where both have them."""
     plan = plan_stage(config, "stdit")
     torch.manual_seed(config.seed)
     _, plain = plan.build(torch.device("cpu"))
@@ -329,7 +329,7 @@ def step_seconds(config: Config, names: list[str], rounds: int = 12) -> dict[str
 def loss_of(
     config: Config, model: STDiT, step: GeneratorStep, feed: LatentFeed, count: int
 ) -> dict[str, float]:
-    """Held-out loss of the run's main task, by time too, and beside the given stream of another window."""
+    """Held-out loss of the run's main task, also by time, and with another window's given stream."""
     weights = config.diffusion.task_weights
     given = given_row(max(weights, key=weights.get))
     picked = np.linspace(0, len(feed) - 1, count).round().astype(int)
@@ -362,7 +362,7 @@ def loss_of(
 
 
 def train_variant(
-    config: Config, name: str, out: Path, windows: int, sounds: Callable[[str], float] | None
+    config: Config, name: str, out: Path, windows: int, sounds: Callable[[str], dict] | None
 ) -> dict:
     """Trains one variant on config.stdit.train.num_clips clips, and measures it."""
     plan, model, step = build(config, name)
@@ -392,7 +392,7 @@ def train_variant(
             found[moment] = {kind: measured(each)["loss"] for kind, each in copies.items()}
     if sounds is not None:
 
-        def heard(weights: dict[str, Tensor], place: str) -> float:
+        def heard(weights: dict[str, Tensor], place: str) -> dict:
             own = {key: value for key, value in weights.items() if not key.startswith("project.")}
             path = save_checkpoint(
                 str(out / place), kind="stdit", clips=train.num_clips, step=0, config=config,
@@ -417,6 +417,8 @@ def main() -> None:
     parser.add_argument("--world", type=Path)
     parser.add_argument("--windows", type=int, default=0, help="held-out clips to make sound for")
     arguments = parser.parse_args()
+    if (arguments.world is None) != (arguments.windows == 0):
+        parser.error("--world DIR and --windows N go together")
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     stored = arguments.out / "results.json"
@@ -448,6 +450,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in arguments.only:
             equal = round(arguments.clips * seconds["plain"] / seconds[name] / 160) * 160
+            equal = arguments.clips if name == "plain" else equal
             for clips in dict.fromkeys((equal, *(() if name in SECONDS_ALONE else (arguments.clips,)))):
                 key = f"{name}, {clips} clips, seed {seed}"
                 if key in results:

@@ -4,8 +4,8 @@
     [section.key=value ...]
 
 Two workers with ZeRO-2 train the demo's MDSA. Checkpoints are written only at signals and at the end. Prints
-for each signal the seconds until the process ends, its status, and the reports that the newest checkpoint
-does not cover. Ends with status 1 unless the curve and the weights are those of a run without signals.
+for each signal the seconds until the driver ends, its status, and the number of steps that are not in the
+newest checkpoint. Ends with status 1 unless the curve and the weights are those of a run without signals.
 """
 
 import argparse
@@ -133,7 +133,12 @@ def main() -> None:
             while process.poll() is None and curve(folder / "disturbed" / "mdsa") == before:
                 time.sleep(0.1)
             time.sleep(chance.uniform(0, 8))
-        found = workers(psutil.Process(process.pid)) if process.poll() is None else []
+        if process.poll() is not None:
+            raise SystemExit(
+                f"signals: the training ended before signal {number + 1} (status {process.returncode}, see "
+                f"{folder / f'{number:02d}.log'}); make it longer: mdsa.train.num_clips=N"
+            )
+        found = workers(psutil.Process(process.pid))
         target = chance.choice(found) if found and chance.random() < 0.5 else psutil.Process(process.pid)
         done, began = curve(folder / "disturbed" / "mdsa"), time.monotonic()
         kind = "driver" if target.pid == process.pid else "worker"
@@ -161,13 +166,18 @@ def main() -> None:
             capture_output=True,
         )
     one, other = (results(folder / name) for name in ("disturbed", "undisturbed"))
-    # names of the undisturbed run, as only the disturbed one has checkpoints written at signals
+    # only the undisturbed run's files: the disturbed run has also the checkpoints written at signals
     newest = {name for name in other if "checkpoints" in name}
     curve_equal = curve(folder / "disturbed" / "mdsa") == curve(folder / "undisturbed" / "mdsa")
     checkpoint_equal = all(one.get(name) == other[name] for name in newest)
-    print(json.dumps({"bench": "signals", "curve_equal": curve_equal, "checkpoint_equal": checkpoint_equal,
-                      "largest_seconds": max(row["seconds"] for row in rows),
-                      "lost_steps": max(row["lost_steps"] for row in rows), "signals": rows}))  # fmt: skip
+    found = {
+        "curve_equal": curve_equal,
+        "checkpoint_equal": checkpoint_equal,
+        "largest_seconds": max((row["seconds"] for row in rows), default=0),
+        "lost_steps": max((row["lost_steps"] for row in rows), default=0),
+        "signals": rows,
+    }
+    print(json.dumps({"bench": "signals", **found}))
     raise SystemExit(0 if curve_equal and checkpoint_equal else 1)
 
 

@@ -10,21 +10,21 @@ its data one modality is given, and the other is made, from the same noise in ea
     trained      the task, as `SoundingVideoPipeline` samples it
     replacement  MM-Diffusion's zero-shot method (Ruan et al. 2023): the task joint; at each step the given
                  modality's planes are the given ones with the noise of that time
-    gradient W   the same, and the estimate of the clean planes that are made moves against the gradient of
-                 the error of the given ones: z - W (1 - t) / 2 grad |given - estimate|^2 (reconstruction
-                 guidance, Ho et al. 2022). It costs a backward pass in each step
+    gradient W   the same with guidance: the gradient, by the noisy planes, of the error on the given planes
+                 is subtracted from the estimate z of the clean ones: z - W (1 - t) / 2 grad |given - z|^2
+                 (reconstruction guidance, Ho et al. 2022). It costs a backward pass in each step
     joint        the task joint, which reads nothing of what is given
 
     synchrony    impact_synchrony, only for runs with `evaluate.protocol=world`
-    chance       the same beside another window's given modality: the more sounds are made, the more impacts
-                 they meet by chance
+    chance       synchrony with the given modality of another window: the more sounds are made, the more
+                 impacts they meet by chance
     distance     kernel distance of what is made to the real windows, in features of a fixed random network:
                  sKAD for sound, sKVD for pictures
     to truth     v2a: mean log-mel error to the true sound in dB; a2v: PSNR to the true pictures in dB
     seconds      processor seconds of sampling a clip, without the conversion from mel to sound
 
-Intervals are 95 %, by a bootstrap over sources. Prints a table; a row that is in FILE already is not measured
-again, unless the checkpoint has changed.
+Intervals are 95 %, by a bootstrap over sources. Prints a table; a row that is in FILE already is
+measured again only if checkpoint, steps or number of windows differ.
 """
 
 import argparse
@@ -242,7 +242,7 @@ def main() -> None:
             rows[f"{task}, {name}"] = measure(clips) | of | ({} if way is None else {"seconds": seconds})
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(rows, indent=1))
-    show(rows)
+    show({name: row for name, row in rows.items() if row.items() >= of.items()})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ MILLISECOND = Fraction(1, 1000)
 def parts_of(path, *, segment_seconds=5, start=0.0, end=None, fit="pad", **options):
     """(segments, losses, end): what `read_parts` reports of a file or of a span.
 
-    Checks that segments and losses cover it without hole or overlap.
+    Checks that segments and losses do not overlap, and leave no hole longer than a frame.
 
     path: the file.
     segment_seconds: length of a full segment.
@@ -72,7 +72,7 @@ def told(losses):
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory):
-    """For each ending the bytes of a film of 4 s with flash and beep at 1 s, and of 6 s with them at 2 s."""
+    """{ending: [film of 4 s with flash and beep at 1 s, film of 6 s with both at 2 s]}, as bytes."""
     folder, made = tmp_path_factory.mktemp("pieces"), {}
     for ending, video in (("ts", "libx264"), ("mpg", "mpeg2video")):
         made[ending] = [
@@ -151,7 +151,7 @@ def test_a_clock_that_goes_ahead_leaves_a_gap(tmp_path, pieces, ahead):
 
 
 def test_only_one_clock_that_starts_anew_is_refused(tmp_path, pieces):
-    """The same sound of 4 s comes twice with pictures of 8 s, so what belongs together is unknown."""
+    """Two sounds of 4 s both begin at 0, beside pictures of 8 s, so what belongs together is unknown."""
     film = Path(make_film(tmp_path / "film.ts", times=regular(25, 8), sound_to=4.0, audio="mp2")).read_bytes()
     packets = [film[place : place + 188] for place in range(0, len(film), 188)]
     again = [pieces["ts"][0][place : place + 188] for place in range(0, len(pieces["ts"][0]), 188)]
@@ -320,7 +320,7 @@ def test_a_part_with_other_tracks_is_reported(tmp_path, pieces, order):
     path.write_bytes(b"".join({"a": pieces["ts"][1], "b": Path(other).read_bytes()}[part] for part in order))
     segments, losses, _ = parts_of(path)
     assert seconds(segments) == (6.0 * order.count("a") if order[0] == "a" else 3.0)
-    (loss,) = losses  # FFmpeg knows the tracks of the beginning, but not how long later tracks are
+    (loss,) = losses  # FFmpeg knows the tracks of the beginning; the end of later ones may be unknown
     assert loss.reason == ("other_tracks" if loss.end_seconds is not None else "later_tracks")
     assert loss.end_seconds is None or 2.5 < loss.end_seconds - loss.start_seconds < 3.2
 

@@ -14,7 +14,7 @@ from proav.serve.front.arrival import LINGER_SECONDS, PROXY_LIMITS
 from proav.serve.front.raw_answers import error_bytes
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Most bytes of a request's head, and most between the parts of a body."""
+"""Most bytes of a request's head, and most bytes of framing between two chunks of its body."""
 LOOK_SECONDS = 1.0
 """Time between two checks of a connection."""
 
@@ -27,14 +27,14 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        # Since when it waits for a head, and since when the client has read nothing.
+        # The start of waiting for a head, and of the time in which the client has read nothing.
         self._since = self._unread_since = time.monotonic()
         self._began = False  # whether a byte of that head has arrived
         self._loose_bytes = self._unread_bytes = 0
         self._refused_at: float | None = None
         self._looking = self.loop.call_later(LOOK_SECONDS, self._look)
         if len(self.connections) > PROXY_LIMITS.max_connections:
-            said = f"the server has the {PROXY_LIMITS.max_connections} connections that it takes"
+            said = f"the server has {PROXY_LIMITS.max_connections} connections already, its limit"
             self._end(503, f"{said}; try again later", "too_busy")
 
     def data_received(self, data: bytes) -> None:
@@ -64,7 +64,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answers bytes that are no HTTP in the form of every other error."""
+        """Answers bytes that are not HTTP, in the same form as every other error."""
         self._end(400, "this is no valid HTTP request", "invalid_request")
 
     @property
@@ -101,9 +101,10 @@ class Connection(HttpToolsProtocol):
     def _end(self, status: int, message: str, code: str) -> None:
         """Answers and closes.
 
-        Nothing is sent if another answer is being sent. A 408 is sent only if a head has begun. What still
-        comes is read and dropped for LINGER_SECONDS. If a connection is closed before all bytes are read, it
-        is reset, and the client loses the answer.
+        Nothing is sent if another answer is being sent. A 408 is sent only if a head has begun.
+        Beside another answer and after a 408 the connection is closed at once. Otherwise bytes are read and
+        dropped for LINGER_SECONDS first: closing with unread bytes would reset the connection, and the client
+        would lose the answer.
         """
         self._refused_at = time.monotonic()
         answered = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete

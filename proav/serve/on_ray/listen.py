@@ -20,7 +20,7 @@ from proav.serve.front.proxy import CALLBACK, CALLBACK_VARIABLE
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 OF_RAY_SERVE = {
     CALLBACK_VARIABLE: CALLBACK,
-    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # one that does not answer would not end when asked
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # a replica that does not answer would also ignore it
 }
 """Environment of Ray Serve's own processes."""
 
@@ -28,7 +28,7 @@ OF_RAY_SERVE = {
 def start_listening(host: str | None, port: int | None) -> bool:
     """Connects to Ray before `serve run` does, and starts Serve's HTTP there, unless Serve runs already.
 
-    If no `serve run` builds the application, nothing is done.
+    Without `serve run`, or with Ray connected already, it does nothing, and refuses host and port.
     host: address to listen on; None: 127.0.0.1. port: port to listen on; None: 8000.
     Returns True if it started Serve's HTTP: then no older replica of this application can be alive. Raises
     UserError if the port is taken, or if host and port cannot be chosen here.
@@ -75,7 +75,7 @@ def _connect(address: str | None) -> None:
         os.environ.setdefault(name, value)
     connect(address or "local", named=_named(address), namespace="serve")
     keep_to_own_cluster()
-    # SIGTERM acts as Ctrl-C, on which `serve run` ends in order; Ray would end with a stack dump.
+    # SIGTERM acts as Ctrl-C: `serve run` then shuts down cleanly. Ray's own handler would dump its stack.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -105,7 +105,7 @@ def _tell_of_another(address: str | None) -> None:
 def _check_free(host: str, port: int) -> None:
     """Raises UserError if nothing can listen there.
 
-    Only this machine is asked: that is where a server listens that is started by hand.
+    Only this machine is asked, since a server started by hand listens here.
     """
     try:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

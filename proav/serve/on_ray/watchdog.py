@@ -1,4 +1,4 @@
-"""Ends a process that does not run any more, so that Ray Serve starts another.
+"""Kills a frozen process, so that Ray Serve starts another.
 
 Ray Serve asks a process for its health, waits for three time-outs, and then asks it to end. All that time a
 frozen process holds its processors or its GPU. Here a separate small process, the watcher, waits for signs of
@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 
 BEATS = 6
-"""Signs of life that a process gives within the time after which it counts as frozen."""
+"""Signs of life that a process gives in `frozen_seconds`."""
 
 logger = logging.getLogger(__name__)
 

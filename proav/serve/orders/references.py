@@ -25,8 +25,8 @@ from proav.serve.orders.upload_process import decode_upload
 
 BYTES_PER_PIXEL = 8
 """Memory counted for each pixel of a picture in an uploaded file: a decoder holds several pictures at a time.
-So a picture that is too large is refused before it is decoded. While decoding, not every decoder says that
-memory ran out."""
+So a picture that is too large is refused before it is decoded: some decoders do not report that memory ran
+out."""
 
 
 def read_data_url(url: str) -> bytes:
@@ -66,11 +66,11 @@ def read_given(
 
     data: the uploaded file.
     task: a name of TASKS that takes a file.
-    config: that of the run that made the model, which sets rates and sizes.
+    config: of the model's run; it sets rates and sizes.
     deadline_seconds: time that decoding may take.
     max_bytes: memory that decoding may take.
     max_windows: a clip that is to be continued may be this many times as long as the model's clips.
-    num_frames: of the clip for which a stream is given; None: those of the model's clips.
+    num_frames: frames of the clip to make; None: those of the model's clips.
     Raises ApiError 400 if the file does not hold these streams.
     """
     geometry, needed = ClipGeometry.from_config(config), frames_needed(config, task)

@@ -1,4 +1,4 @@
-"""The work on a batch, in one process: the same files however its steps are spread; broken inputs."""
+"""Making a batch: one Maker for all steps and one for each step write the same files; broken inputs."""
 
 import json
 
@@ -75,7 +75,7 @@ def listing_of(tmp_path, *rows) -> str:
     return f"generate.listing={tmp_path / 'rows.csv'}"
 
 
-def test_one_process_or_three_make_the_same_files(checkpoint, inputs, tmp_path):
+def test_one_maker_or_one_for_each_step_make_the_same_files(checkpoint, inputs, tmp_path):
     words = [
         "generate.task=a2v",
         listing_of(tmp_path, f"{inputs}/good.wav,rain,5,2", f"{inputs}/text.mp4,,,1"),
@@ -132,7 +132,7 @@ def test_broken_inputs_become_rows_with_a_reason(checkpoint, inputs, tmp_path, t
     good = "almost.wav" if task == "a2v" else "mute.mp4"
     names = [*broken, good]
     (tmp_path / "000000").mkdir()
-    (tmp_path / "000000" / "000000000.mp4").touch()  # of other settings
+    (tmp_path / "000000" / "000000000.mp4").touch()  # left by a run with other settings
     words = [f"generate.task={task}", listing_of(tmp_path, *(f"{inputs}/{name},,," for name in names))]
     make, rows = maker_of(checkpoint, tmp_path, *words)
     done = make({"batch": pack(rows)})

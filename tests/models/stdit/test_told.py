@@ -16,7 +16,7 @@ NAMES = pytest.mark.parametrize("name", SHAPES)
 
 
 def told_model(**stdit) -> tuple[STDiT, tuple]:
-    """A model with random weights that takes both kinds of vectors, and inputs; the first clip has both."""
+    """(a model with random weights for both kinds of vectors, inputs): only the first clip has vectors."""
     config = small_config(vectors=SHAPES, **stdit)
     noisy, times, conditions = inputs(config)
     generator = torch.Generator().manual_seed(3)
@@ -111,7 +111,7 @@ def test_clips_with_and_without_vectors_and_labels_do_not_depend_on_their_batch(
     torch.testing.assert_close(together, torch.cat([first, second]), rtol=1e-6, atol=1e-6)
 
 
-def test_the_longest_sequence_plays_no_part():
+def test_the_configured_maximum_length_changes_nothing():
     model, (noisy, times, conditions) = told_model()
     longer = STDiT(small_config(vectors={"caption": 6, "words": [9, 8]}), NUM_LABELS).double().eval()
     longer.load_state_dict(model.state_dict())
