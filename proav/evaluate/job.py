@@ -176,7 +176,7 @@ def _tables(
         cost.update(one.cost)
     if whole := cost.total():
         spent = ", ".join(f"{activity} {part:.1f} s ({part / whole:.0%})" for activity, part in cost.items())
-        print(f"evaluate: measured in {seconds:.1f} s; one thread's time: {spent}")
+        print(f"evaluate: measured in {seconds:.1f} s; seconds of all workers: {spent}")
         found["measuring"] = {f"{activity}_seconds": round(part, 2) for activity, part in cost.items()}
     return found
 

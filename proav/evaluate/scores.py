@@ -1,7 +1,7 @@
 """Scores of a single clip, alone or beside its original.
 
-A new score is a function in proav/metrics, a call here and a name in a protocol. Scores from a network's
-features are in feature_scores.py.
+A new score is a function in proav/metrics, a call here, and a name in OF_ONE or OF_PAIRS and in a protocol.
+Scores from a network's features are in feature_scores.py.
 """
 
 import functools

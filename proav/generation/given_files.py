@@ -43,10 +43,10 @@ class GivenDecoder:
     ) -> Iterator[dict[str, np.ndarray]]:
         """One dict: "video", uint8 [T, H, W, 3], or "audio", float32 [samples], or both, as the task reads.
 
-        Both begin at `start_seconds` and are as long as the task reads, mostly one clip. A stream that is
-        given for the whole clip ends at `end_seconds` if the clip is not exactly one window; infinity: with
-        the file. For a2v, time 0 is the beginning of the sound. If the sound ends at most 0.1 s too early,
-        silence follows. A task that reads one picture also accepts an image.
+        Both begin at `start_seconds` and are as long as the task reads, mostly one clip. `end_seconds` is
+        where a stream ends that is given for the whole clip. None: after one window; infinity: with the file.
+        For a2v, time 0 is the beginning of the sound. If the sound ends at most 0.1 s too early, silence
+        follows. A task that reads one picture also accepts an image, if `start_seconds` is 0.
 
         source: path, start_seconds and end_seconds are read.
         on_progress: called whenever the decoder gets further.
@@ -74,7 +74,10 @@ class GivenDecoder:
         yield {name: getattr(read, name) for name in self.streams}
 
     def _sound(self, source: SourceRow, frames: int | None, watch: dict) -> np.ndarray:
-        """Sound of so many frames; None: all whole frames of the file, at least one."""
+        """Sound of so many frames; None: all whole frames of the file, at least one.
+
+        Raises MediaError if there is too little, or none.
+        """
         geometry, start = ClipGeometry.from_config(self.config), source.start_seconds
         rate, size = geometry.sample_rate, geometry.samples_per_frame
         most = math.inf if frames is None else start + frames / geometry.fps
@@ -83,7 +86,7 @@ class GivenDecoder:
             frames = max(1, len(sound) // size)
         seconds, length = frames / geometry.fps, frames * size
         sound = sound[:length]
-        if length - len(sound) > MAX_SOUND_SHORTFALL * rate:
+        if not len(sound) or length - len(sound) > MAX_SOUND_SHORTFALL * rate:
             raise MediaError(
                 "too_short",
                 f"{source.path} holds {len(sound) / rate:.2f} s of sound from {start:g} s on; expected the "

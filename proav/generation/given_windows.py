@@ -21,8 +21,8 @@ from proav.text import LABEL_SEPARATOR, find_labels
 def given_rows(config: Config, checkpoint: Checkpoint) -> list[dict]:
     """{"label", "given": {"segment_id", "start_frame"}} of each sample, in the order of their indices.
 
-    The windows are those on which the split `evaluate.split` is measured. If there are fewer than
-    `generate.num_samples`, they take turns.
+    `generate.num_samples` windows, evenly spread over the split `evaluate.split`. If there are fewer, they
+    take turns.
 
     config: of the run; its data are used.
     checkpoint: of the model. Labels that it does not know are left out.

@@ -140,8 +140,8 @@ class SoundingVideoPipeline:
         span: for inpaint; begin and end in seconds. The frames that it touches are made, the others kept.
         stream: for inpaint; "video", "audio" or "both" are made in the span.
         num_windows: how many windows are made. A window that continues a clip adds only the frames that it is
-            not given, by default half a window (`diffusion.continue_frames`). The first window continues a
-            clip only for continue; each later one does for any task.
+            not given, by default half a window (`diffusion.continue_frames`). Each window after the
+            first continues the one before, for any task.
         seconds: the length of the clip, instead of num_windows. A given stream must last as long.
         batch_size: clips that are sampled together.
         on_step: called with (done, total), in calls of the model.

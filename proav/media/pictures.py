@@ -138,7 +138,7 @@ class PictureClock:
     """Turns decoded pictures into frames 0, 1, 2 ... of a regular clock.
 
     Frame k is the picture shown at start + k / fps. This is the last picture whose time stamp is not later,
-    or the first picture if there is none. Interlaced pictures are made whole.
+    or the first picture if there is none. Interlaced pictures are deinterlaced.
 
     `frames` holds the finished frames that are not yet taken. `late` is how long after the start the first
     picture comes, in seconds. `pauses` are stretches of more than STILL_SECONDS, [from, to] in seconds after

@@ -1,7 +1,7 @@
 """Synchrony of sound and picture on clips as short as 1.6 s.
 
 Onsets of the sound are correlated with jerks of the picture (`proav/signals/synchrony.py`). The value of one
-clip is noisy; the mean over some hundred clips shows how synchronous they are. `bench/metrics/sync_shift.py`
+clip is noisy; the mean over a few hundred clips shows how synchronous they are. `bench/metrics/sync_shift.py`
 shows how this mean and AV-Align fall if the sound is shifted.
 """
 

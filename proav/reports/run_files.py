@@ -103,27 +103,33 @@ def read_curves(stage_folder: str) -> Metrics:
         rows, problems = rows + more, problems + more_problems
     measured, measured_problems = read_json_lines(storage.join(stage_folder, "validation.jsonl"))
     problems = problems + measured_problems
-    by_clips = {row["clips"]: row for row in rows if isinstance(row.get("clips"), int | float)}
-    if len(rows) > sum(isinstance(row.get("clips"), int | float) for row in rows):
+    found = len(rows) + len(measured)
+    rows, measured = (
+        [row for row in some if isinstance(row.get("clips"), int | float)] for some in (rows, measured)
+    )
+    if found > len(rows) + len(measured):
         problems.append(f"{stage_folder}: a report without `clips` was left out")
+    by_clips = {row["clips"]: row for row in rows}
     series: dict[str, tuple[list[float], list[float]]] = {}
     broken: dict[str, int] = {}
+
+    def add(name: str, clips: float, value) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        if not math.isfinite(value):
+            broken[name] = broken.get(name, 0) + 1
+            return
+        places, values = series.setdefault(name, ([], []))
+        places.append(clips)
+        values.append(value)
+
     for clips, row in sorted(by_clips.items()):
         for key, value in row.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if not math.isfinite(value):
-                broken[key] = broken.get(key, 0) + 1
-                continue
-            places, values = series.setdefault(key, ([], []))
-            places.append(clips)
-            values.append(value)
+            add(key, clips, value)
     for row in measured:
         for key, value in row.items():
-            if key != "clips" and not key.startswith("num_") and math.isfinite(value):
-                places, values = series.setdefault(f"validation_{key}", ([], []))
-                places.append(row["clips"])
-                values.append(value)
+            if key != "clips" and not key.startswith("num_"):
+                add(f"validation_{key}", row["clips"], value)
     problems += [
         f"{stage_folder}: {key} is not a finite number in {counted(count, 'report')}"
         for key, count in broken.items()

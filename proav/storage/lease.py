@@ -84,7 +84,7 @@ class Lease:
             token=secrets.token_hex(16), host=socket.gethostname(), pid=os.getpid(), machine=_machine(),
             since=0.0, renewed=0.0, beats=0, beat_seconds=beat_seconds, stale_seconds=stale_seconds,
         )  # fmt: skip
-        self._lost_to: _Record | None = None
+        self._lost_to: str | None = None
         self._leaving = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -96,9 +96,9 @@ class Lease:
     def check(self) -> None:
         """Raises UserError if the folder was lost."""
         if other := self._lost_to:
-            said = f"{self.folder} was taken over by another {self.name} ({_shown(other)})"
-            why = f"this one had not renewed its claim for {self.stale_seconds:g} s"
-            raise UserError(f"{said}, since {why}; end one of the two")
+            said = f"{self.folder} was taken over by another {self.name} ({other})"
+            why = f"either both began at once, or this one was not renewed for {self.stale_seconds:g} s"
+            raise UserError(f"{said}: {why}; end one of the two")
 
     def require_free(self, *, wait_seconds: float = 0) -> None:
         """Raises LeaseHeld if another owner holds the folder, and still does after `wait_seconds`.
@@ -177,8 +177,9 @@ class Lease:
             try:
                 found = self._read()
                 if found is not None and not self._is_own(found):
-                    self._lost_to = _parse(found) or self._own
-                    logger.error("%s was taken over: %s", self.folder, _shown(self._lost_to))
+                    record = _parse(found)
+                    self._lost_to = _shown(record) if record else "its lease cannot be read"
+                    logger.error("%s was taken over: %s", self.folder, self._lost_to)
                     return
                 self._write()
             except (OSError, *TOLD) as error:

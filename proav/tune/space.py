@@ -61,11 +61,11 @@ WITHOUT_NETWORK = (
     "mdsa.loss.",
     "mdsa.train.",
 )
-"""First parts of MDSA's settings that change its linear path as well as its network."""
+"""Prefixes of MDSA's settings that have an effect even if the network never trains."""
 ABSENT = object()
 """Used as the value of an axis that does not exist in a point."""
 MAX_CHECKED = 2048
-"""Up to this many combinations are all checked before the start. Otherwise only the drawn ones are."""
+"""Up to this many combinations are all checked before the start, and of more at most this many."""
 MAX_LISTED = 64
 """At most this many trials are listed by --dry-run."""
 
@@ -91,8 +91,8 @@ class Trial:
 def check_sweep(config: Config) -> None:
     """Raises ConfigError before anything starts if the sweep cannot run.
 
-    There may be no axes, an axis that does not exist or may not vary, a value or a combination that cannot be
-    run, or a metric that is not measured.
+    Reasons: no axes; an axis that is unknown or must not vary; a value or combination that cannot run; a
+    metric that is not measured.
     """
     tune = config.tune
     check_axes(config)
@@ -122,7 +122,7 @@ def check_sweep(config: Config) -> None:
         more = f" (and {len(wrong) - 1} more of the {len(points)} combinations)" if len(wrong) > 1 else ""
         raise ConfigError(
             f"{wrong[0]}{more}; take that value out of tune.axes, name the combination in tune.leave_out, "
-            "or change what it must fit"
+            "or change the setting with which it conflicts"
         )
 
 
@@ -227,8 +227,11 @@ def data_points(tune: TuneConfig) -> list[Point]:
 
 
 def _points_to_check(tune: TuneConfig, total: int | None) -> list[Point]:
+    """All combinations if they are few. Of many those that run, if they are known, else a random choice."""
     if total is not None and total <= MAX_CHECKED:
         return list(grid_points(tune))
+    if tune.search == "grid":
+        return list(itertools.islice(grid_points(tune), min(num_trials(tune), MAX_CHECKED)))
     most = num_trials(tune) if total is None else tune.num_trials or MAX_CHECKED
     return list(random_points(tune, seed=tune.seed, count=min(most, MAX_CHECKED)))
 

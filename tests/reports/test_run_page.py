@@ -271,6 +271,9 @@ def test_damage_is_named(tmp_path):
         file.writelines(json.dumps({"index": n, "error": "no_audio"}) + "\n" for n in (4, 5))
     with (tmp_path / "mdsa" / "metrics.jsonl").open("a") as file:
         file.write('{"clips": 6000, "loss": NaN, "clips_per_second": 20.0}\n')
+    (tmp_path / "mdsa" / "validation.jsonl").write_text(
+        '{"clips": 6000, "psnr_db": NaN}\n{"psnr_db": 20.0}\n{"clips": 7000, "psnr_db": "high"}\n'
+    )
     (tmp_path / "eval" / "reconstructions" / "001_real.mp4").unlink()
     (tmp_path / "stdit" / "checkpoints" / "latest").write_text("gone")
     write_report(small_config(tmp_path))
@@ -282,6 +285,8 @@ def test_damage_is_named(tmp_path):
         "manifest.jsonl, line 4",
         "2 inputs could not be used (no_audio 2)",
         "loss is not a finite number in 1 report",
+        "validation_psnr_db is not a finite number in 1 report",
+        "a report without `clips` was left out",
         "001_real.mp4 cannot be shown",
         "names a checkpoint that is not there",
     ):

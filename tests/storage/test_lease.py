@@ -145,6 +145,17 @@ def test_who_was_taken_over_says_by_whom_and_takes_nothing_away(folder):
     assert json.loads(storage.read_text(path))["host"] == "far"
 
 
+def test_a_lease_that_was_replaced_by_something_unreadable_is_lost(folder):
+    with Lease(folder, **QUICK) as lease:
+        storage.write_text(lease.path, "no record")
+        deadline = time.monotonic() + 10
+        while not lease.lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(UserError, match="taken over by another server .its lease cannot be read"):
+            lease.check()
+    assert storage.read_text(lease.path) == "no record"
+
+
 def test_what_another_machine_left_lapses(folder):
     path, written = record_of_another_machine(folder)
     with pytest.raises(LeaseHeld, match="on host far, last heard from 0 s ago"):

@@ -1,5 +1,6 @@
 """Which trials a sweep has, before anything runs: points, ids, and what is refused."""
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 
@@ -111,6 +112,16 @@ def test_a_sweep_that_cannot_be_run_is_refused_before_it_starts(words, said):
     with pytest.raises(ConfigError) as error:
         check_sweep(sweep_config(*words))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("groups", "is_wrong"), [([2, 3], False), ([3, 2], True)])
+def test_of_a_large_grid_the_points_that_run_are_checked(groups, is_wrong):
+    """Three groups do not divide four frames; the first two of 2,400 points have the first number."""
+    rates = [n * 1e-6 for n in range(1, 1201)]
+    words = f"tune.axes={{{GROUPS}: {groups}, mdsa.train.learning_rate: {rates}}}", "tune.num_trials=2"
+    config = tiny_config("tune.search=grid", "tune.grace_clips=8", "tune.max_clips=32", *words)
+    with pytest.raises(ConfigError, match="does not divide") if is_wrong else contextlib.nullcontext():
+        check_sweep(config)
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,8 @@ class ClipFeed(Feed):
 
     A stretch (`SegmentStore.stretches`) of F frames has floor(F / T) slots, so a long stretch has
     proportionally more of them. An epoch visits each of the n slots once, in a permutation from (seed,
-    epoch). The window's start is drawn from (seed, epoch, slot), see `order.slot_starts`. Position p is slot
-    number p % n of epoch p // n.
+    epoch). The window's start is drawn from (seed, epoch, slot), see `order.slot_starts`. Position p is place
+    p % n in the permutation of epoch p // n.
 
     `at` and `batch` return:
         video: uint8 [b, T, H, W, 3].

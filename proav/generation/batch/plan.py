@@ -47,7 +47,7 @@ class Plan:
     num_wanted: samples that are asked for.
     num_done: wanted samples that are there, or whose input could not be used.
     errors: how many inputs could not be used, by reason.
-    num_replaced: samples with other settings or of another checkpoint; they are made anew.
+    num_replaced: samples to make anew: of other settings or another checkpoint, or their file is missing.
     """
 
     batches: list[bytes] = field(default_factory=list)
@@ -68,9 +68,9 @@ def unpack(packed: bytes) -> list[dict]:
 def make_plan(folder: str, wanted: Iterable[dict], shared: dict, batch_size: int) -> Plan:
     """Compares what is wanted with what is there, and merges the parts that a killed job has left.
 
-    Rows of samples that will be replaced are removed from the manifest. Rows with higher indices stay. A
-    batch begins at each multiple of batch_size. So a resumed job makes the same batches as one that was not
-    stopped, and the same clips.
+    Rows of samples that will be replaced are removed from the manifest. Rows beyond the last wanted index
+    stay. A batch begins at each multiple of batch_size. So a resumed job makes the same batches as one that
+    was not stopped, and the same clips.
 
     folder: of the samples.
     wanted: of `wanted_rows`.
@@ -158,10 +158,10 @@ def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
 
     index: from 0 up.
     seed: of the run, or of the listing's row.
-    number: the noise is a function of (seed, number). Only samples of a listing's row with a seed of its own
-        have a number, from 0 up. For other samples it is the index.
+    number: the noise is a function of (seed, number). It is missing unless the listing's row has a seed of
+        its own: it then counts the row's samples from 0 up. Otherwise the index takes its place.
     label: of the listing's row, or else generate.label. Without a listing it is generate.label, or else that
-        of the window; without either, the checkpoint's labels take turns.
+        of the given window, which may be none. Without a window the checkpoint's labels take turns.
     seconds: the length of the clip, or WHOLE_FILE; missing if it is that of a window.
     given: {"path", "start_seconds"} of the file that is given, or {"segment_id", "start_frame"} of the window
         of the run's data; missing for a task that is given nothing.
@@ -202,7 +202,7 @@ def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
 
 
 def _check_windows_last(config: Config, model: Config) -> None:
-    """Raises UserError if windows of the run's data are shorter than a clip for which a stream is given.
+    """Raises UserError if the clips to make are longer than the windows that are given to them.
 
     config: of the job. model: of the checkpoint.
     """
@@ -213,9 +213,8 @@ def _check_windows_last(config: Config, model: Config) -> None:
         raise UserError(f"generate.seconds={WHOLE_FILE} needs {SETTING}=FILE, which names the files")
     if settings.seconds > window:
         raise UserError(
-            f"generate.seconds={settings.seconds:g}: windows of the run's data, which are given for "
-            f"generate.task={settings.task}, have {window:g} s; expected at most that, or files that last as "
-            f"long, by {SETTING}=FILE"
+            f"generate.seconds={settings.seconds:g}: windows given for generate.task={settings.task} have "
+            f"{window:g} s; expected at most that, or files that last as long, by {SETTING}=FILE"
         )
 
 

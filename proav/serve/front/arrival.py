@@ -48,11 +48,11 @@ PROXY_LIMITS = Limits()
 
 
 class Refused(Exception):
-    """A request that the server does not wait for any longer."""
+    """A request that the server does not wait for any longer; `is_silent` if its client sends nothing."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, *, is_silent: bool = False) -> None:
         super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+        self.status, self.code, self.message, self.is_silent = status, code, message, is_silent
 
 
 class WholeRequests:
@@ -93,7 +93,7 @@ class WholeRequests:
         """
         await send_error(send, refused.status, refused.message, code=refused.code, close=True, more=True)
         with contextlib.suppress(TimeoutError):
-            if refused.status != 408:  # its client sends nothing
+            if not refused.is_silent:
                 async with asyncio.timeout(LINGER_SECONDS):
                     while (message := await receive())["type"] == "http.request" and message.get("more_body"):
                         pass
@@ -169,7 +169,7 @@ class _Arriving:
         said = f"the request had not arrived within {self._limits.arrival_seconds:g} s"
         if not whole:
             said = f"no further byte of the body came within {self._limits.pause_seconds:g} s"
-        return Refused(408, "timeout", said)
+        return Refused(408, "timeout", said, is_silent=not whole)
 
     def _too_large(self) -> Refused:
         said = f"the body is larger than the {self._limits.max_upload_bytes} bytes that this server takes"

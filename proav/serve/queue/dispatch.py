@@ -55,7 +55,7 @@ class Batch:
         self.done, self.total = 0, 1
         """Calls of the model: those made so far, and all that the batch needs."""
         self.sent = self.heard = self.moved = time.monotonic()
-        """Seconds of a monotonic clock. sent: when the batch was sent; once it has begun, when it began.
+        """Seconds of a monotonic clock. sent: when the batch was sent to a sampler, then when sampling began.
         heard: when its sampler last gave a sign of life. moved: when it last made progress."""
         self.started = False
         self.task: asyncio.Task | None = None
@@ -142,7 +142,10 @@ class Dispatcher:
         return min(MAX_WAIT_SECONDS, max(1.0, min(rests)))
 
     def trouble(self) -> str | None:
-        """Why new jobs would wait in vain: a batch has no sampler, or no progress. None if all is well."""
+        """Why new jobs would wait in vain; None if all is well.
+
+        No batch that has begun makes progress, or none has begun for too long.
+        """
         now = time.monotonic()
         if started := [batch for batch in self._running if batch.started]:
             silence, still = (now - max(getattr(one, what) for one in started) for what in ("heard", "moved"))
@@ -270,8 +273,11 @@ class Dispatcher:
         self.queue.put_back(again)
 
     async def _failed(self, batch: Batch, error: Exception) -> None:
-        """Fails a job that was alone; tries the jobs of a larger batch again, each alone."""
-        if len(batch.members) == 1:
+        """Fails a job that was sent alone; tries the jobs of a larger batch again, each alone.
+
+        Jobs that were cancelled meanwhile count: one of them may have been the cause.
+        """
+        if batch.num_jobs == 1:
             message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             await self._deliver(batch.members[0].job, None, JobError(code="sampling_failed", message=message))
             return

@@ -321,7 +321,10 @@ class Service:
             error = JobError(code="storage_failed", message="the server could not keep the clip")
         job.finish(now, self.settings.keep_seconds, error)
         if job.id not in self._jobs:  # deleted while it was being written
-            await asyncio.to_thread(self._store.delete, job.id)
+            try:
+                await asyncio.to_thread(self._store.delete, job.id)
+            except TOLD as failure:
+                logger.error("the files of %s, which was deleted, stay: %s", job.id, failure)
 
     async def _take_up(self, job: Job) -> None:
         """Queues a job that an earlier server did not finish, or says why it cannot be made any more."""

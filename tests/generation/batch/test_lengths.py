@@ -5,12 +5,15 @@ That any pools make them, and that a killed job goes on, is tested in `test_job.
 
 import io
 import itertools
+import math
 
 import pytest
 
-from proav.errors import UserError
+from proav.data.sources.finding import SourceRow
+from proav.errors import MediaError, UserError
 from proav.generation.batch.manifest import line_of, list_parts, read_samples, stored_rows
 from proav.generation.batch.plan import make_plan, manifest_row, pack, shared_values, unpack, wanted_rows
+from proav.generation.given_files import GivenDecoder
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.media.container import encode_clip, read_clip
 from proav.runs.checkpoint import load_checkpoint
@@ -120,6 +123,14 @@ def test_samples_of_another_length_are_replaced(checkpoint, tmp_path):
     assert plan()[0].num_replaced == 2
 
 
+def test_a_start_beyond_the_end_of_a_file_is_refused_at_any_frame_rate(file):
+    """A frame of 0.1 s is no longer than the sound that may be missing at the end."""
+    decoder = GivenDecoder(tiny_config("clip.fps=10", "mel.hop=100", "generate.task=a2v"))
+    row = SourceRow(id="a", key="a", path=file, start_seconds=5.0, end_seconds=math.inf)
+    with pytest.raises(MediaError, match="holds 0.00 s of sound from 5 s on"):
+        next(decoder.rows(row))
+
+
 def test_a_file_that_ends_too_early_for_its_row_is_a_row_with_a_reason(checkpoint, file, tmp_path):
     lines = "path,seconds,start_seconds", f"{file},1.8,", f"{file},1.8,0.4", f"{file},2.4,"
     for task in ("a2v", "v2a"):
@@ -160,7 +171,7 @@ def test_a_file_that_ends_too_early_for_its_row_is_a_row_with_a_reason(checkpoin
         (
             ["generate.task=v2a", "generate.seconds=2"],
             [],
-            "generate.seconds=2: windows of the run's data, .* have 0.8 s; .*by generate.listing=FILE",
+            "generate.seconds=2: windows given for generate.task=v2a have 0.8 s; .*by generate.listing=FILE",
         ),
     ],
 )

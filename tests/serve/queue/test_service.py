@@ -154,6 +154,35 @@ def test_one_bad_job_takes_no_other_with_it(settings, sampler):
     )
 
 
+def test_a_job_whose_fellow_was_deleted_is_tried_alone(settings, sampler):
+    """The deleted one may have been the cause of the error."""
+
+    class AfterDeletion(Unreliable):
+        async def sample(self, requests):
+            if len(self.sizes) == 0:
+                self.sizes.append(len(requests))
+                yield {"done": 0, "total": 1}
+                await self.deleted.wait()
+                raise ValueError("this batch")
+            async for event in super().sample(requests):
+                yield event
+
+    unreliable = AfterDeletion(sampler)
+
+    async def scenario(service):
+        unreliable.deleted = asyncio.Event()
+        jobs = [await service.create({"seed": seed}, None) for seed in range(2)]
+        while jobs[0].status != "in_progress":
+            await asyncio.sleep(0.005)
+        await service.delete(jobs[0].id)
+        unreliable.deleted.set()
+        await finished(jobs[1])
+        return jobs[1].status
+
+    waiting = settings.model_copy(update={"batch_wait_seconds": 1.0})
+    assert run(Service(waiting, unreliable), scenario) == "completed" and unreliable.sizes == [2, 1]
+
+
 def test_a_job_survives_lost_samplers_but_not_for_ever(settings, sampler):
     async def scenario(service):
         job = await service.create({}, None)
