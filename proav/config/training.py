@@ -59,7 +59,8 @@ class TrainConfig(Section):
     weight_decay: Weight = 0.0
     """AdamW's decoupled weight decay."""
     muon_learning_rate: PositiveFloat = 0.02
-    """Muon's step size after warm-up, and about the singular values of an update; only with optimizer=muon.
+    """Muon's step size after warm-up; the singular values of an update are about as large. Only with
+    optimizer=muon.
     """
     muon_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Muon's averaging factor of gradients (Nesterov); only with optimizer=muon."""
@@ -188,9 +189,9 @@ class MDSATrainConfig(TrainConfig):
     warmup_clips: Count = 0
     """The learning rates grow linearly over this many clips."""
     augment_flip: bool = True
-    """Mirror the pictures of every second clip left to right."""
+    """Mirror the pictures of a clip left to right, with probability 1/2."""
     augment_turns: bool = False
-    """Mirror every second clip top to bottom; exchange rows and columns of every second square clip."""
+    """Mirror a clip top to bottom; transpose it if it is square; each with probability 1/2."""
     augment_colour: Probability = 0.0
     """A: contrast uniform in [1 - A, 1 + A], brightness in [-A / 2, A / 2], for pixels in [-1, 1]."""
     augment_pitch: Count = 0
@@ -209,7 +210,9 @@ class STDiTTrainConfig(TrainConfig):
 
 
 class DistillTrainConfig(TrainConfig):
-    """The flow map's training, from ST-DiT's weights. Settings not given here are as in stdit.train."""
+    """The flow map's training, from ST-DiT's weights. Settings not given here are as in stdit.train, but
+    for `own_length`.
+    """
 
     own_length: ClassVar[tuple[str, ...]] = ("num_clips", "max_seconds", "warmup_clips")
     """Settings that are never taken from stdit.train."""

@@ -194,7 +194,9 @@ def fit_yardsticks(config: Config, plan: YardstickPlan) -> Yardsticks:
 
 
 def _training_windows(config: Config, plan: YardstickPlan) -> tuple[list[Tensor], list[Tensor]]:
-    """Pictures uint8 [T, H, W, 3] and mels float32 [T, M, S] of the windows that training sees first."""
+    """Pictures uint8 [T, H, W, 3] and mels float32 [T, M, S] of the windows that training sees first,
+    mirrored as there, and not augmented otherwise.
+    """
     record, videos, mels = plan.record, [], []
     feed = ClipFeed(
         config.data_folder, config, split=record["split"], seed=record["seed"], flip=record["mirrored"]

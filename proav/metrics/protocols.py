@@ -16,7 +16,7 @@ from proav.errors import UserError
 from proav.metrics.world import WORLD_SCORES
 
 SURROGATES = ("surrogate-video", "surrogate-audio")
-"""Networks of fixed random weights. They need no file, and their distances have names of their own."""
+"""Networks of fixed random weights. They need no file. Their Fréchet and kernel distances have own names."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Small networks of fixed random weights, for laptops and tests; not comparable with published numbers.
 
 Features of random convolutions carry enough information to distinguish sets of clips and to order
-degradations of the same clips. Distances in these features are named sFVD, sKVD, sFAD, sKAD. Letters: B
-clips, T frames, H W rows and columns, C colours, L samples of sound.
+degradations of the same clips. Fréchet and kernel distances in these features are named sFVD, sKVD,
+sFAD, sKAD; diversity and nearest_training keep their names. Letters: B clips, T frames, H W rows and columns,
+C colours, L samples of sound.
 """
 
 import torch

@@ -3,7 +3,8 @@
 Not here: the other modality (`fusion.py`), the order of all parts (`autoencoder.py`), the linear path
 (`linear_planes.py`). The form is that of the ancestor PVDM, once per modality (ProAV-DiT, Section 3:
 "dual-stream"). Letters: B clips, T frames, C channels, H W rows and columns of patches, M mel bins, S mel
-columns, D width. In the bottleneck C is the width and D the number of latent channels.
+columns, D width. In ToLatents and FromLatents C is the width and D the number of latent channels. In
+images_BCTHW, H and W are pixels.
 """
 
 from collections.abc import Mapping

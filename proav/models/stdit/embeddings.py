@@ -115,7 +115,8 @@ class Conditioning(nn.Module):
     of the label table's rows for the clip's labels. The table has num_labels + 1 rows; the last is the null
     label, which means that no label is given. x_n are the vectors of `stdit.vectors`, one a clip, and |x| is
     the root mean square. A_n is zero-initialized. It has no bias, so zeros add nothing: they stand for a clip
-    without the vector. The two times are our choice; the rest is DiT's.
+    without the vector. The form is DiT's. Two times, u_m, several
+    labels and the vectors are our choice.
     """
 
     def __init__(self, config: Config, num_labels: int) -> None:

@@ -1,8 +1,9 @@
 """Measures the moving-average weights on held-out sources during training, by a Ray task beside the trainer.
 
-Each checkpoint has a task of its own, which waits for a free CPU (or GPU) and does not delay training. If a
-checkpoint is removed before it is measured, it is skipped, and a line says so. Reconstructions, loss and
-generated clips are measured in `proav/evaluate`.
+The newest checkpoint is measured if it is due, by a task that waits for a free CPU (or GPU) and does not
+delay training; those that a newer one has overtaken are not. If a measurement fails, or its checkpoint was
+removed meanwhile, it is left out, and a line says so. Reconstructions, loss and generated clips are measured
+in `proav/evaluate`.
 """
 
 import json
@@ -32,8 +33,9 @@ FILE = "validation.jsonl"
 class Validation:
     """A context around the training of one stage.
 
-    <stage>/validation.jsonl gets a line {"clips", ...} for each measured checkpoint. The end of the block
-    waits until the last checkpoint is measured.
+    <stage>/validation.jsonl gets a line {"clips", ...} for each measured checkpoint. Lines of a training that
+    went further than the one that is resumed are removed at the start. The end of the block waits until the
+    last checkpoint is measured; after an error it waits only for a measurement that runs.
     """
 
     def __init__(self, config: Config, stage: str) -> None:
@@ -41,7 +43,7 @@ class Validation:
         self.folder = RunFolder(config).stage(stage).path
         self.every = getattr(config, stage).train.validate_every_clips
         self._checkpoints = storage.join(self.folder, "checkpoints")
-        self._done = {row["clips"] for row in read_validation(self.folder)}
+        self._done = self._still_true()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"validation of {stage}", daemon=True)
 
@@ -53,16 +55,30 @@ class Validation:
         self._end.set()
         self._thread.join()
         if error is None:
-            self._measure_newest(last=True)
+            self._try_newest(last=True)
+
+    def _still_true(self) -> set[int]:
+        """Clips of the lines that belong to the training that is resumed; the others are removed."""
+        newest = max((clips for clips, _ in list_checkpoints(self._checkpoints)), default=0)
+        rows = read_validation(self.folder)
+        if kept := [row for row in rows if row["clips"] <= newest]:
+            if len(kept) < len(rows):
+                self._write(kept)
+        elif rows:
+            storage.delete_file(storage.join(self.folder, FILE))
+        return {row["clips"] for row in kept}
 
     def _watch(self) -> None:
         while not self._end.wait(POLL_SECONDS):
-            try:
-                self._measure_newest()
-            except Exception as error:  # a failed measurement must not end the training
-                why = " ".join(str(error).split())[:500]
-                print(f"{self.stage}: a measurement beside training failed and is left out ({why})")
-                self._done |= {clips for clips, _ in list_checkpoints(self._checkpoints)[:1]}
+            self._try_newest()
+
+    def _try_newest(self, *, last: bool = False) -> None:
+        """As `_measure_newest`; a measurement that fails is reported, and does not end the training."""
+        try:
+            self._measure_newest(last=last)
+        except Exception as error:
+            why = " ".join(str(error).split())[:500]
+            print(f"{self.stage}: a measurement beside training failed and is left out ({why})", flush=True)
 
     def _measure_newest(self, *, last: bool = False) -> None:
         """Measures the newest checkpoint if it is due.
@@ -77,6 +93,7 @@ class Validation:
         ):
             return
         clips, path = found[0]
+        self._done.add(clips)  # also if it fails: it would fail again
         use_gpu = wants_gpu(self.config.evaluate.use_gpu)
         measure = MEASURES[self.stage]
         task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), scheduling_strategy="DEFAULT")(measure)
@@ -96,7 +113,6 @@ class Validation:
                 "train.keep_checkpoints keeps more"
             )
             return
-        self._done.add(clips)
         row = {
             "clips": clips,
             **{name: value for name, value in metrics.items() if isinstance(value, int | float)},
@@ -105,12 +121,15 @@ class Validation:
             [*(row for row in read_validation(self.folder) if row["clips"] != clips), row],
             key=lambda each: each["clips"],
         )
-        storage.write_text(storage.join(self.folder, FILE), "".join(json.dumps(each) + "\n" for each in rows))
+        self._write(rows)
         print(
             f"{self.stage}: {self.config.evaluate.split} at {clips:,} clips: "
             + ", ".join(f"{name} {row[name]:.4g}" for name in STAGES[self.stage].numbers),
             flush=True,
         )
+
+    def _write(self, rows: list[dict]) -> None:
+        storage.write_text(storage.join(self.folder, FILE), "".join(json.dumps(each) + "\n" for each in rows))
 
 
 def evaluate_samples(config: Config, checkpoint: str, folder: str) -> dict[str, float]:

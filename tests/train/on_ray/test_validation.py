@@ -5,6 +5,7 @@ In these tests the trainer runs in the test's own process.
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -64,6 +65,41 @@ def test_a_checkpoint_that_is_gone_is_reported(tmp_path, ray_local, monkeypatch,
         "24 clips was gone before it could be measured" in capsys.readouterr().out
         and read_validation(f"{tmp_path}/mdsa") == []
     )
+
+
+def test_lines_beyond_the_training_that_is_resumed_are_removed(tmp_path, ray_local):
+    """A user has deleted the checkpoints, or those of the last steps were damaged."""
+    config = prepare(tmp_path, "mdsa", *TORCH, *WORDS)
+    lines = [{"clips": clips, "psnr_db": 1.0} for clips in (16, 1000)]
+    file = tmp_path / "mdsa" / validation.FILE
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train_worker(config, "mdsa", device=torch.device("cpu"))  # up to 16 clips
+    Validation(config, "mdsa")
+    assert read_validation(f"{tmp_path}/mdsa") == lines[:1]
+    shutil.rmtree(tmp_path / "mdsa" / "checkpoints")
+    Validation(config, "mdsa")
+    assert read_validation(f"{tmp_path}/mdsa") == []
+
+
+def test_a_measurement_that_fails_leaves_the_training_and_later_checkpoints_alone(
+    tmp_path, ray_local, monkeypatch, capsys
+):
+    def fails(config, checkpoint, *, device):
+        raise RuntimeError("this one cannot be measured")
+
+    config = prepare(tmp_path, "mdsa", *TORCH, *WORDS)
+    train_worker(config, "mdsa", device=torch.device("cpu"))
+    first, second = sorted(validation.list_checkpoints(f"{tmp_path}/mdsa/checkpoints"))
+    monkeypatch.setattr(validation, "list_checkpoints", lambda folder: [first])
+    watched = Validation(config, "mdsa")
+    monkeypatch.setitem(validation.MEASURES, "mdsa", fails)
+    watched._try_newest()
+    assert "failed and is left out" in (said := capsys.readouterr().out) and "cannot be measured" in said
+    monkeypatch.setattr(validation, "list_checkpoints", lambda folder: [second, first])
+    monkeypatch.setitem(validation.MEASURES, "mdsa", evaluate_reconstruction)
+    watched._try_newest(last=True)
+    assert [row["clips"] for row in read_validation(f"{tmp_path}/mdsa")] == [16]
 
 
 def test_clips_are_made_from_a_checkpoint_and_measured_beside_the_trainer(tmp_path, ray_local, monkeypatch):
