@@ -30,9 +30,9 @@ def evaluate_flow_map(config: Config, checkpoint_path: str, *, device: str = "cp
 
     Flow map and teacher make joint samples from the same noise, with the labels of the evaluated split's
     windows. The error is sqrt(mean (z - z')^2 / mean (z' - m)^2), with z the flow map's sample, z' the
-    teacher's, and m the mean of all z'. 0 means equal samples. For 1, the flow map's samples are no closer
-    to the teacher's than m is.
-    Raises UserError if the flow map was made from another teacher.
+    teacher's, and m the mean of all z'. 0 means equal samples. 1 means that its samples are as far from
+    the teacher's as m is.
+    Raises UserError if the flow map was made from another teacher, or if there are fewer than 2 windows.
     """
     student, teacher = (
         SoundingVideoPipeline.from_checkpoint(path, device=device)
@@ -48,7 +48,15 @@ def evaluate_flow_map(config: Config, checkpoint_path: str, *, device: str = "cp
         labels=student.labels,
         vectors=open_vectors(config.data_folder, student.config.stdit.vector_shapes),
     )
-    picked = evenly_spread(len(feed), config.evaluate.max_clips)
+    picked, split = evenly_spread(len(feed), config.evaluate.max_clips), config.evaluate.split
+    if len(picked) < 2:
+        mend = "write evaluate.max_clips=2 or more"
+        if len(feed) < 2:
+            mend = "write evaluate.split=" + ("train" if split == "validation" else "validation")
+        raise UserError(
+            f"evaluate.max_clips={config.evaluate.max_clips} and the {split} split's windows, {len(feed)} in "
+            f"all, leave {len(picked)} to measure the flow map's error with; expected 2 or more: {mend}"
+        )
 
     def samples(pipeline: SoundingVideoPipeline, steps: int) -> Tensor:
         settings = SamplingSettings(steps=steps, guidance_scale=student.process.guidance_scale)
@@ -68,7 +76,7 @@ def evaluate_flow_map(config: Config, checkpoint_path: str, *, device: str = "cp
     return {name: float((error.square().mean() / spread).sqrt()) for name, error in errors.items()} | {
         "num_windows": int(len(picked)),
         "protocol": f"joint samples from the noise of (seed {config.seed}, window index) with the labels of "
-        f"the {config.evaluate.split} windows, moving-average weights; root mean squared difference to the "
+        f"the {split} windows, moving-average weights; root mean squared difference to the "
         f"teacher's normalized latents in {steps} steps, divided by the standard deviation of those latents "
         "around their mean",
     }

@@ -25,7 +25,7 @@ from proav import storage
 from proav.config import Config
 from proav.config.changes import setting_values, settings_that_change
 from proav.data.feeds.feed import check_fits
-from proav.data.store.parquet import ShardWriter, open_parquet
+from proav.data.store.parquet import RowReader, ShardWriter, open_parquet
 from proav.data.store.shards import SegmentStore, manifest_hash
 from proav.diffusion.masks import continue_frames
 from proav.diffusion.tasks import mask_of_window, masked_tasks
@@ -54,7 +54,7 @@ LATENT_SCHEMA = pa.schema(
 lists takes longer than running the model. `latent_schema` adds the columns of masked tasks.
 """
 MASKING = ("diffusion.task_weights", "diffusion.continue_frames")
-"""Settings that change stored latents only by what `masked_settings` returns."""
+"""These change stored latents only through the values that `masked_settings` returns."""
 MASKED_SETTINGS = {"masked_tasks", "continue_frames"}
 """If only these differ, ST-DiT can be trained further on new latents: joint and lone planes stay the same."""
 
@@ -199,14 +199,16 @@ class ShardEncoder:
         """Returns counts and sums of the shard named row["shard"].
 
         If the shard is there with the same settings, it is only read. `error` is the text of a UserError or
-        StorageUnavailable, such as a full disk or a damaged checkpoint. It is not raised, because Ray would
-        wrap it.
+        StorageUnavailable, such as a full disk, a damaged checkpoint or a damaged shard. It is not raised,
+        because Ray would wrap it.
         """
         path = storage.join(_folder(self.config), row["shard"])
+        reader = RowReader(_folder(self.config))
         try:
             if not (storage.exists(path) and self._is_wanted(path)):
                 self._encode_shard(path, row["shard"])
-            return {"shard": row["shard"], **shard_sums(path), "error": ""}
+            sums = reader.checked(row["shard"], lambda: shard_sums(path))
+            return {"shard": row["shard"], **sums, "error": ""}
         except TOLD as error:
             return {"shard": row["shard"], "num_windows": 0, "sums": "", "error": to_text(error)}
 

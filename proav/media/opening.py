@@ -62,7 +62,7 @@ class Watch:
             self._on_progress()
 
     def check_storage(self) -> None:
-        """If reading has failed, raises its error: StorageUnavailable, or a request to stop.
+        """If reading has failed, raises its error: StorageUnavailable, MediaError, or a request to stop.
 
         FFmpeg itself continues as if the file had ended.
         """
@@ -90,7 +90,8 @@ def opened(
     """Opens a media file; yields (container, name for messages).
 
     formats: names of FFmpeg's demuxers that may open it, with commas between them.
-    Raises StorageUnavailable, and MediaError not_found, empty_file, unreadable or too_large.
+    Raises StorageUnavailable, and MediaError not_found, empty_file, unreadable or too_large. Raises a plain
+    UserError if the scheme of its address is unknown.
     """
     with _byte_source(source, watch) as (file, name, buffer_bytes):
         options = {"format_whitelist": formats, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
@@ -165,11 +166,21 @@ def _byte_source(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[BinaryI
         raise MediaError("not_found", f"there is no file {name}") from error
     except OSError as error:
         raise MediaError("unreadable", f"{name} cannot be read ({words(error)})") from error
+    except ValueError as error:
+        raise _only_whole(name, error) from error
     with contextlib.closing(file):
         if not file.size:
             raise MediaError("empty_file", f"{name} is empty")
         buffer_bytes = REMOTE_BUFFER_BYTES if storage.is_remote(name) else LOCAL_BUFFER_BYTES
         yield _Source(file, name, watch), name, buffer_bytes
+
+
+def _only_whole(name: str, error: ValueError) -> MediaError:
+    """For fsspec's ValueError if a server does not say how long a file is, or does not send parts of it."""
+    said = f"{name} cannot be read ({words(error)})"
+    if storage.is_remote(name):
+        said += ": its server does not send parts of files; copy the file first, and give the copy's path"
+    return MediaError("unreadable", said)
 
 
 def _check_kind(name: str, watch: Watch) -> None:
@@ -182,7 +193,8 @@ def _check_kind(name: str, watch: Watch) -> None:
 class _Source(io.RawIOBase):
     """A file for PyAV. An error of reading goes to `watch.failure`; FFmpeg is told only that input failed.
 
-    After the file was opened, an error of reading is neither the user's mistake nor damage to the file.
+    After the file was opened, an error of reading is neither the user's mistake nor damage to the file. A
+    server that sends whole files only is a case of its own: it shows at the first read of a later part.
     """
 
     def __init__(self, file: PatientFile, name: str, watch: Watch) -> None:
@@ -212,6 +224,8 @@ class _Source(io.RawIOBase):
             except OSError as error:
                 said = f"reading {self.name} failed ({words(error)}) after it was opened"
                 self._watch.failure = StorageUnavailable(f"{said}; run the same command again")
+            except ValueError as error:
+                self._watch.failure = _only_whole(self.name, error)
             except BaseException as error:  # PyAV would drop a request to stop
                 self._watch.failure = error
         raise OSError(errno.EIO, "storage has failed")

@@ -83,9 +83,10 @@ def stdit_kept(config: Config) -> Kept:
 
     Per token, layer and unit of width there are 8 a + 2 wide and 4 a + 3 + 2 r narrow values. a: attentions
     of a block (2 divided, 1 full). r: the MLP's ratio. The coefficients were fitted to counts by torch's
-    saved_tensors_hooks. Embedding and modulation, a few percent, are left out. Attention across the planes
-    repeats larger tokens at each place of the finest plane: every repeat keeps four more narrow values.
-    Attention to sequences of vectors keeps 2 wide and 4 narrow values per token, and 2 and 1 per vector.
+    saved_tensors_hooks. Embedding and modulation, a few percent, are left out. Attention across planes
+    repeats a larger token for each place of the finest plane that it covers. Each repeat keeps four more
+    narrow values. Attention to sequences of vectors keeps 2 wide and 4 narrow values per token, and 2 and 1
+    per vector.
     """
     depth, width, _ = config.stdit.shape
     divided = config.stdit.attention == "divided"

@@ -305,7 +305,7 @@ def _score_card(
 
     name, unit: of the score, for texts.
     values: the score of each segment, finite.
-    edges_of: for a score that is mostly 0, gives the edges for its other values; None: no such score.
+    edges_of: for a score that is mostly 0: gives the edges for its other values. None for all other scores.
     """
     shown = values[values > 0] if edges_of else values
     zeros = f", 0 in {number(len(values) - len(shown))} of {number(len(values))}" if edges_of else None
@@ -336,7 +336,8 @@ def _filters(config: Config, segments: pa.Table, manifest: dict) -> list[Markup]
     rows = []
     for reason, (setting, what) in FILTERS.items():
         value, start = chosen.get(setting), getattr(SUGGESTED, setting)
-        off = value in (None, False, "keep") or (reason == "near_duplicate" and value == "exact")
+        off = value is None or value is False or value == "keep"  # 0 is a limit
+        off = off or (reason == "near_duplicate" and value == "exact")
         would = tried[reason] if few or reason != "near_duplicate" else "not counted"
         unbroken = lambda name, text: element(name, text, style="white-space: nowrap")
         row = [

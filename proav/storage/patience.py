@@ -38,10 +38,15 @@ _PERMANENT_TYPES = (
 )  # fmt: skip
 _PERMANENT_WORDS = re.compile(
     r"access.?denied|permission.?denied|forbidden|unauthori[sz]ed|unauthenticated|invalid.?access.?key"
-    r"|signature.?does.?not.?match|no.?such.?(bucket|key|upload)|HTTP status 4(?!08|09|29)\d\d",
+    r"|signature.?does.?not.?match|no.?such.?(bucket|key|upload)|HTTP status 4(?!08|09|29)\d\d"
+    r"|unable.to.locate.credentials|credentials.were.not.found",
     re.IGNORECASE,
 )
 """Answers of object stores that a second try does not change; they have no error number."""
+_NAMES = re.compile(
+    r"key '.*' in bucket '[^']*'|(?<!\w)(['\"]).*?\1(?!\w)|(url: |://)\S+", re.IGNORECASE | re.DOTALL
+)
+"""Names in a message: they say nothing about the error. The first form is Arrow's; a key may hold quotes."""
 _CLIENT_LIBRARIES = ("aiohttp", "aiobotocore", "botocore", "gcsfs", "requests", "urllib3", "google", "azure")
 """Libraries below fsspec's file systems; not all of their errors are OSErrors."""
 _random = random.Random()
@@ -60,13 +65,32 @@ def may_pass(error: BaseException) -> bool:
     Yes: time-outs, broken connections, 5xx, EIO, ESTALE and errors without a known name.
     No: no such file, no permission, no space, a name that is a folder, HTTP 4xx except 408, 409 and 429.
     """
-    if isinstance(error, _PERMANENT_TYPES):
+    if isinstance(error, _PERMANENT_TYPES) or not (isinstance(error, OSError) or _of_a_client(error)):
         return False
-    if not isinstance(error, OSError):
-        return isinstance(error, Exception) and type(error).__module__.partition(".")[0] in _CLIENT_LIBRARIES
-    if error.errno is not None:
+    if getattr(error, "errno", None) is not None:
         return error.errno not in PERMANENT
-    return not _PERMANENT_WORDS.search(str(error))
+    status = _http_status(error)
+    if status is not None:
+        return not 400 <= status < 500 or status in (408, 409, 429)
+    return not _PERMANENT_WORDS.search(_NAMES.sub("", str(error)))
+
+
+def _of_a_client(error: BaseException) -> bool:
+    """Whether it is an error of a client library that is no OSError."""
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, Exception) and not isinstance(error, OSError) and library in _CLIENT_LIBRARIES
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The HTTP status in an error of a client library, if it has one."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    for holder in (error, response):
+        for name in ("status", "status_code", "code"):
+            if isinstance(value := getattr(holder, name, None), int):
+                return value
+    return None
 
 
 def patiently(
@@ -79,7 +103,8 @@ def patiently(
     action: what to do; returns the result.
     what: for messages, such as "reading s3://bucket/key".
     on_wait: called with the seconds of each failed try and the pause after it.
-    Raises what `action` raised if no second try can help, else StorageUnavailable.
+    Raises what `action` raised if no second try can help, else StorageUnavailable. What a client library
+    raised becomes a PermissionError, because callers expect an OSError.
     """
     thread, outer = threading.get_ident(), _operations.get(threading.get_ident())
     _operations[thread] = outer or time.monotonic()
@@ -105,11 +130,13 @@ def _try(action: Callable[[], T], what: str, on_wait: Callable[[float], None]) -
         try:
             result = action()
         except Exception as error:
+            why = " ".join(str(error).split()) or type(error).__name__
             if not may_pass(error):
+                if _of_a_client(error):
+                    raise PermissionError(errno.EACCES, f"{what} was refused: {why}") from error
                 raise
             tries += 1
             limit, passed = retry_seconds(), time.monotonic() - began
-            why = " ".join(str(error).split()) or type(error).__name__
             if passed + pause > limit:
                 raise StorageUnavailable(
                     f"{what} failed {tries} times in {passed:.0f} s, last with: {why}. Such faults usually "

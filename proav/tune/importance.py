@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from proav.config import TuneConfig
-from proav.tune.rows import Row, rungs_of
+from proav.tune.budgets import budget_words
+from proav.tune.rows import Row
 
 MIN_TRIALS = 4
 """With fewer trials an importance says nothing."""
@@ -26,9 +27,10 @@ class Importance:
 
 
 def find_importance(tune: TuneConfig, rows: Sequence[Row]) -> Importance:
-    """Importances of the axes for the metric at the first rung, by fANOVA.
+    """Importances of the axes for the metric, by fANOVA, at the first rung that enough trials reached.
 
-    All trials that did not fail have reached that rung.
+    It is a rung of the present schedule; a folder may also hold measurements of an earlier one. Trials that
+    were not measured there are left out.
     """
     try:
         import optuna
@@ -39,24 +41,29 @@ def find_importance(tune: TuneConfig, rows: Sequence[Row]) -> Importance:
         return Importance(
             absent="trials of a population change their settings during training: axes have no importance"
         )
-    rungs = rungs_of(rows)
-    at = [
-        (row.point, rung["score"])
-        for row in rows
-        for rung in row.rungs
-        if rungs and rung["budget"] == rungs[0]
-    ]
+    measured = {
+        budget: [(row.point, rung["score"]) for row in rows for rung in row.rungs if rung["budget"] == budget]
+        for budget in tune.rungs
+    }
+    budget = next((rung for rung, found in measured.items() if len(found) >= MIN_TRIALS), None)
+    if budget is None:
+        return Importance(
+            absent=(
+                f"importance of the axes needs {MIN_TRIALS} trials measured at the same rung of this sweep; "
+                f"there are {max(map(len, measured.values()))}"
+            )
+        )
+    at = measured[budget]
     varied = [
         key
         for key in tune.axes
         if all(key in point for point, _ in at) and len({repr(point[key]) for point, _ in at}) > 1
     ]
-    if len(at) < MIN_TRIALS or not varied or len({score for _, score in at}) < 2:
-        return Importance(
-            absent=(
-                f"importance of the axes needs {MIN_TRIALS} measured trials that differ; there are {len(at)}"
-            )
-        )
+    there = f"the {len(at)} trials measured after {budget_words(tune, budget)}"
+    if not varied:
+        return Importance(absent=f"{there} differ in no axis that all of them have: none has an importance")
+    if len({score for _, score in at}) < 2:
+        return Importance(absent=f"{there} have equal scores: there are no differences to explain")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     distributions = {key: _distribution(optuna, tune, key) for key in varied}
@@ -69,7 +76,7 @@ def find_importance(tune: TuneConfig, rows: Sequence[Row]) -> Importance:
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return Importance(
         shares={key: float(share) for key, share in sorted(shares.items(), key=lambda pair: -pair[1])},
-        budget=rungs[0],
+        budget=budget,
         num_trials=len(at),
         method="Optuna's fANOVA: shares of the variance that a random forest over the axes explains",
     )

@@ -171,6 +171,26 @@ def test_stored_latents_are_those_of_the_windows_and_none_crosses_a_cut(tmp_path
             torch.testing.assert_close(rows[kind][index], alone.half().float(), rtol=0, atol=2e-3)
 
 
+def test_a_damaged_shard_of_an_interrupted_run_is_named(tmp_path, monkeypatch):
+    """Its footer can be read, but not the page of its planes."""
+    config = prepare(tmp_path)
+    encode_here(config, monkeypatch)
+    (tmp_path / "latents" / "stats.json").unlink()
+    path = tmp_path / "latents" / "000000-000.parquet"
+    column = next(
+        column
+        for column in map(open_parquet(str(path)).metadata.row_group(0).column, range(len(LATENT_SCHEMA)))
+        if column.path_in_schema == "joint"
+    )
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset : column.data_page_offset + 16] = b"\xff" * 16  # the page's header
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path} is damaged: .*; delete that file and run the same job"):
+        encode_here(config, monkeypatch)
+    path.unlink()
+    assert encode_here(config, monkeypatch)["num_windows"]
+
+
 def test_bf16_changes_the_network_alone_and_only_a_little(tmp_path):
     """Shards of another precision are made anew, since each shard records the settings that made it."""
     config = prepare(tmp_path, "encode.flips=false")

@@ -1,11 +1,11 @@
 """Storage that fails for a moment while a source is read: nothing of the source is lost."""
 
+import contextlib
 import errno
 import http.server
 import os
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from proav.data.prepare.isolation import IsolatedDecoder
 from proav.data.prepare.source_decoder import SourceDecoder
 from proav.data.prepare.unit import WorkUnit, process_unit
 from proav.data.sources.finding import find_sources, rows_of
-from proav.errors import MediaError, Stopped, StorageUnavailable
+from proav.errors import MediaError, Stopped, StorageUnavailable, UserError
 from proav.media.container import read_clip, read_segments
 from proav.media.opening import Watch, opened
 from proav.storage import patience
@@ -229,10 +229,10 @@ class _FlakyServer(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def serving(folder, away_seconds, *, silent):
-    own = {"folder": str(folder), "away_seconds": away_seconds, "silent": silent, "lock": threading.Lock()}
-    handler = type("Handler", (_FlakyServer,), own)
+@contextlib.contextmanager
+def serving(folder, *, kind=_FlakyServer, **own):
+    """Yields (URL of film.mp4 in the folder, the handler's class). own: attributes of the handler's class."""
+    handler = type("Handler", (kind,), {"folder": str(folder), "lock": threading.Lock(), **own})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -250,14 +250,80 @@ def test_decoding_processes_wait_for_a_store_and_tell_where_it_stays_away(tmp_pa
     config = tiny_config(f"data.sources=[{path}]", "data.stall_seconds=2")
     source = rows_of(find_sources(config))[0]
     expected = list(SourceDecoder(config).rows(source))
-    with serving(tmp_path / "there", 5, silent=silent) as (url, handler), IsolatedDecoder(config) as decoder:
+    server = serving(tmp_path / "there", away_seconds=5, silent=silent)
+    with server as (url, handler), IsolatedDecoder(config) as decoder:
         found = list(decoder.rows(replace(source, path=url)))
         # compared as texts, since NaN does not equal itself
         assert handler.num_faults and repr(found) == repr(expected)
     monkeypatch.setenv(patience.VARIABLE, "0.3")
-    with serving(tmp_path / "there", 1e6, silent=silent) as (url, _), IsolatedDecoder(config) as decoder:
+    server = serving(tmp_path / "there", away_seconds=1e6, silent=silent)
+    with server as (url, _), IsolatedDecoder(config) as decoder:
         with pytest.raises(StorageUnavailable, match="run the same command again"):
             list(decoder.rows(replace(source, path=url)))
+
+
+class _WholeFiles(http.server.BaseHTTPRequestHandler):
+    """Sends whole files only; without their length if `chunked`, and refuses all but the first if `shy`."""
+
+    protocol_version, folder, chunked, shy, num_sent = "HTTP/1.1", "", False, False, 0
+
+    def do_HEAD(self):
+        self._answer(body=False)
+
+    def do_GET(self):
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        data, kind = Path(self.folder, os.path.basename(self.path)).read_bytes(), type(self)
+        kind.num_sent += body
+        refused = body and self.shy and kind.num_sent > 1
+        self.send_response(403 if refused else 200)
+        self.send_header("Connection", "close")
+        if self.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", "0" if refused else str(len(data)))
+        self.end_headers()
+        if body and not refused:
+            with contextlib.suppress(ConnectionError):  # the reader may have enough
+                self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if self.chunked else data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def long_film(tmp_path_factory):
+    """A folder with a film that is longer than the first block that fsspec reads."""
+    folder = tmp_path_factory.mktemp("long")
+    make_film(
+        folder / "film.mp4", times=regular(25, 4), sound_to=4, video="mpeg4", bit_rate=40_000_000,
+        paint=lambda time: np.tile(_noise(time), (4, 4, 1)), size=(256, 320),
+    )  # fmt: skip
+    assert (folder / "film.mp4").stat().st_size > 7 << 20
+    return folder
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_server_that_sends_only_whole_files_is_reported(long_film, chunked):
+    said = "film.mp4 cannot be read .*: its server does not send parts of files; copy the file first"
+    with serving(long_film, kind=_WholeFiles, chunked=chunked) as (url, _):
+        with pytest.raises(MediaError, match=said) as raised:
+            read_clip(url, **SMALL)
+    assert raised.value.reason == "unreadable"
+
+
+def test_a_server_that_refuses_a_later_part_is_storage_that_fails(long_film):
+    with serving(long_film, kind=_WholeFiles, shy=True) as (url, _):
+        with pytest.raises(StorageUnavailable, match="reading .*film.mp4 failed .*403.*run the same command"):
+            read_clip(url, **SMALL)
+
+
+def test_an_address_of_an_unknown_kind_is_a_mistake():
+    said = "cannot open nowhere://a.mp4"
+    with pytest.raises(UserError, match=said) as raised, opened("nowhere://a.mp4", Watch()):
+        pass
+    assert type(raised.value) is UserError
 
 
 def test_an_open_file_is_left_where_it_was_and_one_at_its_end_is_reported(tmp_path):

@@ -140,6 +140,20 @@ def test_data_page_says_what_filters_leave_out(tmp_path):
     assert (tmp_path / "data" / "report.html").read_text("utf-8") == text
 
 
+def test_a_filter_that_is_set_to_0_is_not_off(tmp_path):
+    config = small_config(tmp_path)
+    write_data(tmp_path, config, dropped={3: "clipped", 2: "low_motion"})
+    path = tmp_path / "data" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["filters"] |= {"max_clipped": 0.0, "max_black": 0, "min_sync": None, "duplicates": "keep"}
+    path.write_text(json.dumps(manifest))
+    write_data_report(config)
+    text = Page((tmp_path / "data" / "report.html").read_text("utf-8")).text
+    shown = dict(re.findall(r"filters\.(\w+) (\S+ \d+) ", text))
+    expected = {"max_clipped": "0 1", "max_black": "0 0", "min_sync": "off 0", "avoid_shot_cuts": "off 0"}
+    assert shown == shown | expected and shown["duplicates"] == "off 0"
+
+
 def test_data_page_of_nothing_and_of_half(tmp_path):
     config = small_config(tmp_path)
     write_data_report(config)

@@ -3,11 +3,14 @@
 import errno
 import os
 import pickle
+from types import SimpleNamespace
 
+import aiohttp
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+import requests
 from fsspec.registry import register_implementation
 
 from bench.helpers.flaky_storage import FlakyFileSystem
@@ -81,6 +84,52 @@ def test_what_stays_is_reported_at_once(error):
     with pytest.raises(type(error)) as raised:
         patience.patiently(failing(1, error), "reading x")
     assert raised.value is error
+
+
+@pytest.mark.parametrize("name", ["forbidden city", "it's forbidden", "dogs' forbidden bone", "no such key"])
+def test_names_do_not_say_whether_an_error_passes(name):
+    arrow = f"When reading information for key 'clips/{name}.mp4' in bucket 'b': AWS Error "
+    assert patience.may_pass(OSError(f"{arrow}NETWORK_CONNECTION: Timeout was reached"))
+    assert not patience.may_pass(OSError(f"{arrow}ACCESS_DENIED during HeadObject operation"))
+    assert patience.may_pass(OSError(f'cannot reach "{name}" at https://h/forbidden'))
+    assert not patience.may_pass(OSError(f"can't open '{name}': access denied, and it won't change"))
+
+
+def test_an_apostrophe_in_a_name_does_not_end_it():
+    assert patience.may_pass(OSError("cannot reach 'it's forbidden.mp4'"))
+
+
+def of_botocore(name, message, **fields):
+    """An error of botocore, which is not installed here."""
+    error = type(name, (Exception,), {"__module__": "botocore.exceptions"})(message)
+    error.__dict__.update(fields)
+    return error
+
+
+def answer(status, library):
+    """An error for an HTTP answer, as a client library makes it."""
+    if library == "aiohttp":
+        asked = SimpleNamespace(real_url="http://h/x.mp4")
+        return aiohttp.ClientResponseError(asked, (), status=status, message="Forbidden")
+    if library == "requests":
+        response = requests.Response()
+        response.status_code = status
+        return requests.HTTPError("for url: http://h/forbidden.mp4", response=response)
+    return of_botocore("ClientError", "", response={"ResponseMetadata": {"HTTPStatusCode": status}})
+
+
+@pytest.mark.parametrize("library", ["aiohttp", "requests", "botocore"])
+def test_the_status_of_an_answer_says_whether_an_error_passes(library):
+    passing = [status for status in range(400, 505) if patience.may_pass(answer(status, library))]
+    assert passing == [408, 409, 429, *range(500, 505)]
+
+
+def test_what_client_libraries_refuse_is_raised_at_once_as_an_error_of_the_operating_system():
+    assert patience.may_pass(aiohttp.ServerDisconnectedError())
+    for error in (answer(403, "aiohttp"), of_botocore("NoCredentialsError", "Unable to locate credentials")):
+        with pytest.raises(PermissionError, match="reading x was refused: ") as raised:
+            patience.patiently(failing(1, error), "reading x")
+        assert raised.value.__cause__ is error and str(error) in str(raised.value)
 
 
 def test_patience_ends_as_a_failure_and_not_as_a_mistake(monkeypatch):

@@ -22,8 +22,8 @@ from proav.data.prepare.filtering import dropped
 from proav.data.prepare.plan import data_settings
 from proav.data.sources.folders import passed_over, told_endings
 from proav.data.sources.listings import SPLITS
-from proav.data.store.parquet import open_parquet
-from proav.data.store.schema import FORMAT, INDEX_SCHEMA, UNIT_SCHEMA
+from proav.data.store.parquet import read_whole
+from proav.data.store.schema import ACCOUNT_SCHEMA, FORMAT, INDEX_SCHEMA, UNIT_SCHEMA
 from proav.data.store.shards import by_label, index_bytes, manifest_hash, read_rejects
 from proav.errors import UserError
 from proav.geometry import ClipGeometry
@@ -32,9 +32,19 @@ VERSIONED = ("proav", "av", "numpy", "pillow", "pyarrow", "torch", "torchaudio")
 SPREAD = ("rms", "peak", "clipped", "mean_luma", "motion", "black", "frozen", "sync")
 """Scores whose distribution is in the manifest."""
 UNITS_PER_CHUNK = 64
-"""Units that are combined at a time. Thousands of small chunks would double the memory of their rows, and so
-would one copy of all rows.
+"""Units that are combined at a time. Rows in thousands of small chunks take twice the memory. So does
+combining all of them at once.
 """
+SETTING_OF = {
+    "silent": "min_rms_db",
+    "cancelled": "min_rms_db",
+    "clipped": "max_clipped",
+    "black": "max_black",
+    "frozen": "max_frozen",
+    "out_of_sync": "min_sync",
+    "shot_cuts": "avoid_shot_cuts",
+}
+"""The filter that gives each reason. The filter of duplicates is not here: the first copy always stays."""
 
 
 def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[dict]) -> dict:
@@ -61,14 +71,16 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
         "dropped", dropped(index, config.filters, num_frames=config.clip.num_frames)
     ).cast(INDEX_SCHEMA)
     if not pc.any(pc.equal(index.column("dropped"), "")).as_py():
-        counted = _counts_text(index.column("dropped"))
+        reasons, values = index.column("dropped"), config.filters.model_dump(mode="json")
+        names = dict.fromkeys(SETTING_OF[reason] for reason in _counts(reasons) if reason in SETTING_OF)
         raise UserError(
-            f"the filters leave none of the {index.num_rows} segments in use ({counted}); "
-            "loosen them, such as filters.duplicates=keep"
+            f"the filters leave none of the {index.num_rows} segments in use ({_counts_text(reasons)}); "
+            f"loosen {', '.join(f'filters.{name}={json.dumps(values[name])}' for name in names)}"
         )
     content = index_bytes(index)
     storage.write_bytes(storage.join(data_dir, "index.parquet"), content)
-    manifest = _contents(config, sources, records, rejects, index) | {
+    noted = _num_noted(data_dir, records)
+    manifest = _contents(config, sources, records, rejects, index, noted) | {
         "index": {
             "rows": index.num_rows,
             "bytes": len(content),
@@ -82,19 +94,24 @@ def finish(config: Config, data_dir: str, sources: pa.Table, records: Sequence[d
 
 
 def _contents(
-    config: Config, sources: pa.Table, records: Sequence[dict], rejects: pa.Table, index: pa.Table
+    config: Config,
+    sources: pa.Table,
+    records: Sequence[dict],
+    rejects: pa.Table,
+    index: pa.Table,
+    noted: int,
 ) -> dict:
     """What the manifest says of a data set, except for its index file.
 
     config, sources, records: as in `finish`.
     rejects: all rejects.
     index: all segments; `dropped` says which are in use.
+    noted: how many sources have a note on other tracks.
     """
-    used = index.select(["source_id", "labels", "split", "num_frames", "fps"]).filter(
+    used = index.select(["source_id", "labels", "split", "num_frames", "fps", "silent"]).filter(
         pc.equal(index.column("dropped"), "")
     )
     shards = [shard for record in records for shard in record["shards"]]
-    without_label = sources.filter(pc.equal(sources.column("label"), "")).column("id")
     labels = _vocabulary(config, index)
     return {
         "format": FORMAT,
@@ -103,16 +120,17 @@ def _contents(
         "counts": {
             "sources": _num_sources(sources),
             "sources_used": pc.count_distinct(used.column("source_id")).as_py(),
-            "sources_without_label": pc.count_distinct(without_label).as_py(),
+            "sources_without_label": _num_without_label(sources),
             "segments": index.num_rows,
             "segments_used": used.num_rows,
             "frames": _total(index, "num_frames"),
             "seconds": _seconds(index),
             "silent_segments": pc.sum(index.column("silent")).as_py(),
+            "silent_segments_used": pc.sum(used.column("silent")).as_py(),
             "cancelled_segments": pc.sum(index.column("cancelled")).as_py(),
             "clipped_segments": pc.sum(pc.greater(index.column("clipped"), 1e-3)).as_py(),
             "rejects": rejects.num_rows,
-            "sources_with_other_tracks": sum(record["noted"] for record in records),
+            "sources_with_other_tracks": noted,
             "bytes": sum(shard["bytes"] for shard in shards),
         },
         "seconds": {
@@ -187,20 +205,30 @@ def summary(manifest: dict, data_dir: str) -> list[str]:
             f"FILTERED: {counts['segments'] - counts['segments_used']} of {counts['segments']} segments "
             f"are not used ({reasons})"
         )
-    if counts["silent_segments"] and manifest["filters"]["min_rms_db"] is None:
+    without_limit = manifest["filters"]["min_rms_db"] is None
+    # manifests of earlier versions count only all
+    silent = counts.get("silent_segments_used", counts["silent_segments"])
+    if silent and without_limit:
         lines.append(
-            f"SILENT: {counts['silent_segments']} of {counts['segments']} segments hold no sound above "
+            f"SILENT: {silent} of {counts['segments']} segments hold no sound above "
             "-60 dB; they are used: filters.min_rms_db=-60 leaves them out"
         )
     if counts["cancelled_segments"]:
         lines.append(
             f"CANCELLED: in {counts['cancelled_segments']} of {counts['segments']} segments the sound of the "
-            "channels cancels in the mix to mono; filters.min_rms_db=-60 leaves out those that become silent"
+            "channels cancels in the mix to mono"
+            + ("; filters.min_rms_db=-60 leaves out those that become silent" if without_limit else "")
         )
     unseen = [label for label in manifest["labels"] if label not in manifest["label_counts"]]
     if unseen:
         more = f" and {len(unseen) - 12} more" if len(unseen) > 12 else ""
-        lines.append(f"NO CLIPS for the labels {', '.join(unseen[:12])}{more} of data.labels")
+        names = f"{', '.join(unseen[:12])}{more}"
+        # without data.labels the vocabulary is that of all segments, so it has labels without a used one
+        lines.append(
+            f"NO CLIPS for the labels {names} of data.labels"
+            if manifest["settings"]["data.labels"]
+            else f"NO CLIPS for the labels {names}: the filters leave out all that there are"
+        )
     if manifest["labels"] and counts["sources_without_label"]:
         lines.append(
             f"NO LABEL: {counts['sources_without_label']} of {counts['sources']} sources have none of the "
@@ -217,11 +245,8 @@ def _vocabulary(config: Config, index: pa.Table) -> list[str]:
 
 def _read_units(data_dir: str, names: Sequence[str]) -> pa.Table:
     def read(name: str) -> pa.Table:
-        return (
-            open_parquet(storage.join(data_dir, "units", f"{name}.parquet"))
-            .read(use_threads=False)
-            .replace_schema_metadata(None)
-        )
+        path = storage.join(data_dir, "units", f"{name}.parquet")
+        return read_whole(path).replace_schema_metadata(None)
 
     parts = []
     with ThreadPoolExecutor(8) as pool:
@@ -232,6 +257,28 @@ def _read_units(data_dir: str, names: Sequence[str]) -> pa.Table:
                 .combine_chunks()
             )
     return pa.concat_tables(parts)
+
+
+def _num_noted(data_dir: str, records: Sequence[dict]) -> int:
+    """How many sources have a note on other tracks. A source may have several stretches, in several units."""
+    unread = set(ACCOUNT_SCHEMA.names) - {"source_id", "note"}
+
+    def noted_in(record: dict) -> pa.Array:
+        path = storage.join(data_dir, "sources", record["accounts"]["name"])
+        accounts = read_whole(path, without=unread)
+        has_note = pc.not_equal(pc.fill_null(accounts.column("note"), ""), "")
+        return pc.unique(accounts.column("source_id").filter(has_note))
+
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(noted_in, [record for record in records if record["noted"]]))
+    return pc.count_distinct(pa.concat_arrays(ids)).as_py() if ids else 0
+
+
+def _num_without_label(sources: pa.Table) -> int:
+    """How many sources have no stretch with a label of the vocabulary."""
+    has_label = pc.not_equal(sources.column("label"), "")
+    labelled = pc.count_distinct(sources.column("id").filter(has_label)).as_py()
+    return _num_sources(sources) - labelled
 
 
 def _num_sources(sources: pa.Table) -> int:

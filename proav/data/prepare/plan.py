@@ -5,7 +5,6 @@ configuration or another list of sources is refused, and the differences are nam
 `unit.py` decodes.
 """
 
-import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from proav.config import Config
 from proav.config.changes import setting_values, settings_that_change
 from proav.data.prepare.unit import WorkUnit
 from proav.data.sources.finding import rows_of
-from proav.data.store.parquet import open_parquet
+from proav.data.store.parquet import REPAIR, DamagedShard, read_whole
 from proav.errors import UserError
 
 TARGET_UNITS = 64
@@ -91,10 +90,10 @@ def make_plan(sources: pa.Table) -> Plan:
 def settle_plan(config: Config, data_dir: str, sources: pa.Table) -> Plan:
     """The units of work: those of data/plan.parquet if there is one, else new ones, which are written there.
 
-    Raises UserError, and changes nothing, if the plan was made with other settings or sources, or if there
-    are finished units but no plan.
+    Raises UserError, and changes nothing, if the plan was made with other settings or sources, if there are
+    finished units but no plan, or if the plan is damaged.
     """
-    path = storage.join(data_dir, "plan.parquet")
+    path = _plan_path(data_dir)
     if not storage.exists(path):
         if storage.list_files(storage.join(data_dir, "units")):
             raise UserError(
@@ -104,13 +103,33 @@ def settle_plan(config: Config, data_dir: str, sources: pa.Table) -> Plan:
         plan = make_plan(sources)
         storage.write_bytes(path, _plan_bytes(plan, data_settings(config)))
         return plan
-    with contextlib.closing(open_parquet(path)) as file:
-        check_settings(config, data_dir, json.loads(file.schema_arrow.metadata[b"proav.settings"]))
-        if file.read(["digest"]).column("digest") != sources.column("digest"):
-            _refuse_sources(data_dir, file.read(["source", "digest"]), sources)
-        units = file.read(["unit"]).column("unit").combine_chunks().dictionary_encode()
+    check_settings(config, data_dir, json.loads(read_plan(data_dir).schema.metadata[b"proav.settings"]))
+    if read_plan(data_dir, "digest").column("digest") != sources.column("digest"):
+        _refuse_sources(data_dir, read_plan(data_dir, "source", "digest"), sources)
+    units = read_plan(data_dir, "unit").column("unit").combine_chunks().dictionary_encode()
     firsts = np.unique(units.indices.to_numpy(), return_index=True)[1]
     return Plan(sources, units.dictionary.to_pylist(), firsts)
+
+
+def read_plan(data_dir: str, *columns: str) -> pa.Table:
+    """These columns of data/plan.parquet; the table's metadata holds the settings.
+
+    Raises DamagedShard if the file is missing or damaged. No job can make it again.
+    """
+    path = _plan_path(data_dir)
+    try:
+        if storage.exists(path):
+            return read_whole(path, without=set(PLAN_SCHEMA.names) - set(columns))
+        said = f"{path} is missing"
+    except DamagedShard as error:
+        said = str(error).removesuffix(f"; {REPAIR}")
+    raise DamagedShard(
+        f"{said}; it cannot be made again: restore it from a copy, or delete {data_dir} to prepare it anew"
+    )
+
+
+def _plan_path(data_dir: str) -> str:
+    return storage.join(data_dir, "plan.parquet")
 
 
 def check_settings(config: Config, data_dir: str, stored: dict) -> None:

@@ -8,6 +8,7 @@ sequence, W width.
 
 import io
 import json
+import tokenize
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -17,14 +18,9 @@ import pyarrow.compute as pc
 from proav import storage
 from proav.config import Config
 from proav.config.clip import VECTOR_FILES
-from proav.data.store.parquet import ShardWriter, open_parquet, read_whole
+from proav.data.store.parquet import DamagedShard, ShardWriter, open_parquet, read_whole
 from proav.data.store.shards import SegmentStore, read_manifest
-from proav.data.store.vectors import (
-    VECTOR_SCHEMA,
-    read_vectors_manifest,
-    segments_hash,
-    vectors_folder,
-)
+from proav.data.store.vectors import VECTOR_SCHEMA, read_vectors_manifest, segments_hash, vectors_folder
 from proav.errors import TOLD, UserError, raise_from_text, to_text
 from proav.vectors import as_vectors, called, find_function
 
@@ -55,6 +51,8 @@ class SegmentRow(dict):
 def store_vectors(config: Config, data_dir: str, *, each: Callable[[Callable, list], Iterable] = map) -> None:
     """Stores the vectors of `data.vectors` that are not there yet, and prints what is there.
 
+    If files of finished vectors are missing, they are made again.
+
     config: of the run.
     data_dir: the finished data set's folder, absolute.
     each: applies a function to a list, like map; results may come in any order.
@@ -71,12 +69,11 @@ def store_vectors(config: Config, data_dir: str, *, each: Callable[[Callable, li
             # by name and content, since files may move
             made_from |= {"from": origin.rsplit("/", 1)[-1], "sha256": storage.file_sha256(origin)[0]}
         found = read_vectors_manifest(data_dir, name)
-        if found is not None and {key: found.get(key) for key in made_from} != made_from:
-            raise UserError(
-                f"{folder} was made from {found['from']}, or of other segments or another file; "
-                f"delete it to make it of {origin}, or choose another name"
-            )
-        if found is None:
+        if found is not None:
+            _check_origin(folder, found, made_from)
+        there = {path.rsplit("/", 1)[-1] for path in storage.list_files(folder)}
+        lost = [shard["name"] for shard in manifest["shards"] if shard["name"] not in there]
+        if found is None or lost:
             tasks = [(data_dir, name, shard["name"], made_from) for shard in manifest["shards"]]
             if is_file:
                 make = VectorFile(origin, name)
@@ -91,11 +88,33 @@ def store_vectors(config: Config, data_dir: str, *, each: Callable[[Callable, li
             if len(results) != len(tasks):  # Ray Data has lost rows without an error before
                 said = f"Ray Data returned {len(results)} of {len(tasks)} shards; run the same command again"
                 raise RuntimeError(said)
-            found = _finish(folder, name, made_from, results)
+            found = _finish(folder, name, made_from, results, None if found is None else lost)
         kind = f"sequences of at most {found['longest']}" if found["longest"] else "one"
         print(
             f"preprocess: vectors {name}: {kind} of {found['width']} numbers, for "
             f"{found['segments_told']:,} of {manifest['counts']['segments']:,} segments, in {folder}"
+        )
+
+
+def _check_origin(folder: str, found: dict, made_from: dict) -> None:
+    """Raises UserError that names the differences between what vectors were made from and what is given.
+
+    folder: of the vectors.
+    found: their manifest.
+    made_from: what is given now.
+    """
+    differing = [key for key in made_from if found.get(key) != made_from[key]]
+    given, reasons = made_from["from"], []
+    if "from" in differing:
+        reasons.append(f"{found.get('from')}, which is not {given}")
+    elif "sha256" in differing:
+        reasons.append(f"other contents of {given}")
+    if "segments" in differing:
+        reasons.append("other segments")
+    if reasons:
+        raise UserError(
+            f"{folder} was made from {' and from '.join(reasons)}; "
+            f"delete it to make it from {given}, or choose another name"
         )
 
 
@@ -160,13 +179,15 @@ def _file_entry(path: str) -> dict:
     return {"name": path.rsplit("/", 1)[-1], "rows": rows, "bytes": num_bytes, "sha256": sha256}
 
 
-def _finish(folder: str, name: str, made_from: dict, results: list[dict]) -> dict:
+def _finish(folder: str, name: str, made_from: dict, results: list[dict], lost: list[str] | None) -> dict:
     """Writes the manifest of one name. Raises UserError if the vectors are not of one kind.
 
     folder: of the vectors.
     name: of the vectors.
     made_from: what they were made from.
     results: of `write_vectors`, for all shards.
+    lost: the shards that were made again; None if the vectors have no manifest yet. If their vectors do not
+        fit, all that this job has made are deleted. The others stay.
     """
     kinds = sorted({tuple(kind) for result in results for kind in result["kinds"]})
     if len(kinds) != 1:
@@ -174,9 +195,16 @@ def _finish(folder: str, name: str, made_from: dict, results: list[dict]) -> dic
         given = (
             " and ".join(words[dimensions].format(width) for dimensions, width in kinds) or "nothing at all"
         )
-        storage.delete_folder(folder)
+        advice = ""
+        if lost is None:
+            storage.delete_folder(folder)
+        else:
+            for shard in lost:
+                storage.delete_file(storage.join(folder, shard))
+            advice = f"; delete {folder} to make all of them anew"
         raise UserError(
-            f"data.vectors: {name}: {made_from['from']} gave {given}; expected vectors of one kind and width"
+            f"data.vectors: {name}: {made_from['from']} gave {given}; "
+            f"expected vectors of one kind and width{advice}"
         )
     manifest = made_from | {
         "width": kinds[0][1],
@@ -210,7 +238,7 @@ class VectorFile:
                 f"expected {name}, and {' or '.join(KEY_COLUMNS)} for the segment"
             )
         self.key = keys[0]
-        self._place = {str(key): place for place, key in enumerate(values[self.key])}
+        self._place = {_text_of(key): place for place, key in enumerate(values[self.key])}
         self._vectors = values[name]
         if len(self._place) != len(self._vectors):
             raise UserError(
@@ -236,13 +264,26 @@ class VectorFile:
     def _read(self) -> dict[str, Sequence]:
         """{column: its values}."""
         if not self.path.lower().endswith(".npy"):
-            table = read_whole(self.path)
+            try:
+                table = read_whole(self.path)
+            except DamagedShard as error:  # its advice is to delete the file, which is not ours
+                raise self._unreadable(error.__cause__ or error, "Parquet") from error
             return {
                 name: table.column(name) if name == self.name else table.column(name).to_pylist()
                 for name in table.column_names
             }
+        content = io.BytesIO(storage.read_bytes(self.path))
         try:
-            values = np.load(io.BytesIO(storage.read_bytes(self.path)), allow_pickle=False)
-        except ValueError as error:
-            raise UserError(f"data.vectors: {self.name}: cannot read {self.path}: {error}") from error
+            values = np.lib.format.read_array(content, allow_pickle=False)
+        except (ValueError, EOFError, tokenize.TokenError) as error:
+            raise self._unreadable(error, "npy") from error
         return {name: values[name] for name in values.dtype.names or ()}
+
+    def _unreadable(self, error: BaseException, form: str) -> UserError:
+        why = " ".join(str(error).split())
+        return UserError(f"data.vectors: {self.name}: cannot read {self.path}: {why}; expected {form}")
+
+
+def _text_of(key: object) -> str:
+    """A key as the index writes it. Binary columns and numpy's S types give bytes."""
+    return key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)

@@ -1,7 +1,8 @@
 """Verifies that a finished data set is whole: nothing is missing, doubled, truncated or wrongly silent.
 
-Every byte is read again. A plain function checks one shard, so a caller may distribute the shards over
-processes; `preprocess.py` does so with Ray. No source is decoded again.
+Every byte of segments, rejects, accounts, index and vectors is read again. A plain function checks one shard,
+so a caller may distribute the shards over processes; `preprocess.py` does so with Ray. No source is decoded
+again.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from proav import storage
+from proav.data.prepare.plan import read_plan
 from proav.data.prepare.unit import read_record, row_checksum
 from proav.data.store.parquet import DamagedShard, RowReader, open_parquet
 from proav.data.store.schema import FULL_SCALE
@@ -29,10 +31,13 @@ TIME_TOLERANCE = 1e-3
 def verify(data_dir: str, *, each: Callable[[Callable, list], Iterable] = map) -> dict:
     """Checks a finished data set against its plan, its manifest and its own columns.
 
-    Every file has its checksum, and no other file is there. Every row has the stated number of pictures,
-    sound samples and mel frames, the stated checksum and the stated loudness. Every id and every place occurs
-    once. Every planned source has segments or a reason why not. Its segments and rejects follow one another
-    and cover its seconds; less than a frame (or 0.1 s) may be missing at the end of a stretch.
+    Every file of segments, rejects, accounts, index and vectors has its checksum. Of segments, rejects and
+    accounts no other file is there. Of units/ only the records are read, and of plan.parquet one column.
+
+    Every row has the stated number of pictures, sound samples and mel frames, the stated checksum and the
+    stated loudness. Every id and every place occurs once. Every planned source has segments or a reason why
+    not. Its segments and rejects follow one another and cover its seconds. At the end of a stretch at most a
+    frame or 0.1 s, whichever is longer, may be missing.
 
     data_dir: the data set's folder.
     each: applies a function to a list, like map; results may come in any order.
@@ -220,9 +225,7 @@ def _check_rows(data_dir: str, manifest: dict) -> list[str]:
         if stated.get(shard) != listed.get(shard)
     )
     problems += [f"the index does not list the rows of {shard} once each" for shard in wrong]
-    planned = pc.unique(
-        open_parquet(storage.join(data_dir, "plan.parquet")).read(columns=["source_id"]).column("source_id")
-    )
+    planned = pc.unique(read_plan(data_dir, "source_id").column("source_id"))
     kept = pa.concat_arrays(
         [pc.unique(index.column("source_id")), pc.unique(read_rejects(data_dir).column("source_id"))]
     )
@@ -241,7 +244,7 @@ def _check_seconds(data_dir: str, manifest: dict) -> list[str]:
         columns=["source_id", "start_seconds", "num_frames", "fps"]
     )
     accounts, rejects = read_accounts(data_dir), read_rejects(data_dir)
-    planned = open_parquet(storage.join(data_dir, "plan.parquet")).metadata.num_rows
+    planned = read_plan(data_dir).num_rows
     if accounts.num_rows != planned:
         return [
             f"{storage.join(data_dir, 'sources')} accounts for {accounts.num_rows} of {planned} planned "

@@ -61,7 +61,8 @@ def list_videos(folder: str) -> pa.Table:
 def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: str) -> pa.Table:
     """The listed stretches of videos with their files, as FOUND_SCHEMA.
 
-    A clip without a file has the path `folder`/<id>.mp4.
+    A clip without a file has the path `folder`/<id>.mp4. If a file <id>.mp4 is there, but may hold another
+    stretch, the path is `folder`/<id>_<start>.mp4, which is not there.
 
     clips: of CLIP_SCHEMA.
     folder: the folder of videos.
@@ -74,6 +75,7 @@ def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: s
     cut = _look_up(pc.binary_join_element_wise(ids, seconds, "@"), places)
     cut = np.where(cut < 0, _look_up(pc.binary_join_element_wise(ids, milliseconds, "@"), places), cut)
     by_id = _look_up(ids, places)
+    unclear = np.zeros(len(ids), bool)
     if named_by_id == "cut":  # if several stretches are listed, the name does not say which one was cut out
         codes = ids.dictionary_encode().indices.to_numpy()
         stretches = np.unique(codes.astype(np.int64) << 40 | np.round(start * 1000).astype(np.int64))
@@ -85,12 +87,14 @@ def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: s
                 "but several stretches of the video are listed; expected <id>_<start>.mp4"
             )
     place = np.where(cut >= 0, cut, by_id)
-    is_found, is_cut = place >= 0, (cut >= 0) | ((by_id >= 0) & (named_by_id == "cut"))
+    is_found, is_cut = place >= 0, (cut >= 0) | unclear | ((by_id >= 0) & (named_by_id == "cut"))
     chosen = videos.take(pa.array(np.maximum(place, 0), mask=~is_found))
+    # nothing is called <id>_<start>.mp4 where the file is unclear: `cut` would have found it
+    stems = pc.if_else(pa.array(unclear), pc.binary_join_element_wise(ids, seconds, "_"), ids)
     relative = pc.if_else(
         pa.array(is_found),
         chosen.column("relative").combine_chunks(),
-        pc.binary_join_element_wise(ids, "mp4", "."),
+        pc.binary_join_element_wise(stems, "mp4", "."),
     )
     columns = {
         "key": pc.binary_join_element_wise("youtube", ids, "/"),
@@ -120,7 +124,8 @@ def find_clips(clips: pa.Table, folder: str, videos: pa.Table, *, named_by_id: s
 def _place_of_name(videos: pa.Table) -> tuple[pa.Array, int]:
     """The clip that each file holds, and the number of files that repeat the clip of an earlier file.
 
-    A clip is "<id>@<start>" or "<id>". It is null if the file's name has no id, or if the clip is repeated.
+    A clip is "<id>@<start>" or "<id>". It is null if the name has no id, or if an earlier file holds
+    the same clip.
     """
     names = pc.extract_regex(videos.column("relative").combine_chunks(), CLIP_FILE)
     ids, start = pc.struct_field(names, "id"), pc.struct_field(names, "start")

@@ -18,7 +18,7 @@ class NamesOnDisk:
         self._folders: dict[str, dict[str, str]] = {}
 
     def find(self, path: str) -> str:
-        """The path as written on disk; `path` itself if it is remote or if nothing has that name."""
+        """The path as written on disk; a remote path and parts that nothing has stay as given."""
         if path.isascii() or storage.is_remote(path):
             return path
         folder, name = os.path.split(path)

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from proav import storage
 from proav.data.store.frames import decode_frames
-from proav.data.store.parquet import DamagedShard, RowReader, open_parquet, read_whole
+from proav.data.store.parquet import DamagedShard, RowReader, read_whole
 from proav.data.store.schema import ACCOUNT_SCHEMA, FORMAT, FULL_SCALE, REJECT_SCHEMA
 from proav.errors import UserError
 from proav.text import LABEL_SEPARATOR, NO_LABEL, one_form
@@ -43,22 +43,32 @@ def read_manifest(data_dir: str) -> dict:
     """
     path = storage.join(data_dir, "manifest.json")
     try:
-        manifest = json.loads(storage.read_text(path))
+        manifest = read_json_object(path)
     except FileNotFoundError:
         raise UserError(
             f"no prepared data in {data_dir} (no manifest.json); "
             "run: python ray_jobs/preprocess.py --config FILE, with the same run_dir"
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _damaged(path, str(error)) from None
-    if not isinstance(manifest, dict):
-        raise _damaged(path, "it holds no JSON object")
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{path} has format {manifest.get('format')}, this proav reads format {FORMAT}; "
             f"prepare the data again in another run_dir=DIR, or delete {data_dir}"
         )
     return manifest
+
+
+def read_json_object(path: str) -> dict:
+    """What a manifest of segments or vectors holds.
+
+    Raises DamagedShard if it is not a JSON object, and FileNotFoundError if there is no such file.
+    """
+    try:
+        found = json.loads(storage.read_text(path))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(found, dict):
+        raise _damaged(path, "it holds no JSON object")
+    return found
 
 
 def _damaged(path: str, why: str) -> DamagedShard:
@@ -97,7 +107,7 @@ def _read_all(folder: str, schema: pa.Schema) -> pa.Table:
     with ThreadPoolExecutor(8) as pool:
         tables = list(
             pool.map(
-                lambda path: open_parquet(path).read(),
+                read_whole,
                 (path for path in storage.list_files(folder) if path.endswith(".parquet")),
             )
         )

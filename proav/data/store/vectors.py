@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from proav import storage
-from proav.data.store.parquet import RowReader, open_parquet
-from proav.data.store.shards import read_manifest
+from proav.data.store.parquet import RowReader, read_whole
+from proav.data.store.shards import read_json_object, read_manifest
 from proav.errors import UserError
 from proav.vectors import Shape, fitted
 
@@ -37,9 +37,10 @@ def read_vectors_manifest(data_dir: str, name: str) -> dict | None:
     """{"from", "segments", "width", "longest", "segments_told", "shards", ...}; None if there is none.
 
     longest: the largest number of vectors in a sequence; 0: one vector a segment.
+    Raises DamagedShard if the file is not a JSON object.
     """
     path = storage.join(vectors_folder(data_dir, name), "manifest.json")
-    return json.loads(storage.read_text(path)) if storage.exists(path) else None
+    return read_json_object(path) if storage.exists(path) else None
 
 
 class VectorStore:
@@ -60,7 +61,7 @@ class VectorStore:
             raise UserError(f"stdit.vectors names {name}, but {data_dir} stores no such vectors; {how}")
         if manifest["segments"] != segments_hash(segments):
             folder = vectors_folder(data_dir, name)
-            raise UserError(f"{folder} was made of other segments; delete it, then {how}")
+            raise UserError(f"{folder} was made from other segments; delete it, then {how}")
         stored = (manifest["longest"], manifest["width"]) if manifest["longest"] else (manifest["width"],)
         if len(stored) != len(shape) or stored[-1] != shape[-1] or stored[0] > shape[0]:
             asks = list(stored) if manifest["longest"] else manifest["width"]
@@ -80,7 +81,8 @@ class VectorStore:
 
     def rows_of(self, shard: str, ids: pa.ChunkedArray) -> np.ndarray:
         """int64: the row of each segment in a shard, by its id. Raises UserError if one is not there."""
-        stored = open_parquet(storage.join(vectors_folder(self.data_dir, self.name), shard)).read(["id"])
+        path = storage.join(vectors_folder(self.data_dir, self.name), shard)
+        stored = read_whole(path, without=("vectors", "length"))
         rows = pc.index_in(ids, value_set=stored.column("id").combine_chunks())
         if rows.null_count:
             missing = ids.filter(pc.is_null(rows))[0]

@@ -1,7 +1,7 @@
 """Who may ask, and what browsers are told.
 
-Every request passes here on its way in, and every answer on its way out. There are no users here. The rules
-keep pages of other sites from acting through a visitor's browser. Not here: how much may come
+Every request that the application gets passes here, and so does its answer. There are no users here. The
+rules keep pages of other sites from acting through a visitor's browser. Not here: how much may come
 (`arrival.py`), and what a valid order is (`orders/requests.py`).
 """
 
@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 class Gate:
     """Refuses requests that must not reach the application, and turns exceptions of it into JSON errors.
 
-    A request gets 403 if it is sent to a name that is not the server's, or from a page of another site.
+    A request gets 403 if it is sent to a name that is not the server's, or if it is no GET or HEAD and comes
+    from a page of another site.
     """
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: tuple[str, ...] = ()) -> None:
@@ -59,7 +60,7 @@ class Gate:
         host = b"".join(value for name, value in headers if name == b"host").decode("latin-1")
         if self.allowed_hosts and host_name(host) not in self.allowed_hosts:
             said = f"this server does not answer to the name {shown(host)}"
-            hint = "its setting allowed_hosts says to which it does"
+            hint = "its setting allowed_hosts lists the names that it answers to"
             return ApiError(403, f"{said}; {hint}", param="host", code="wrong_host")
         if scope["method"] not in ("GET", "HEAD") and _is_foreign(headers, host):
             return ApiError(403, "pages of other sites may not make or delete clips here", code="cross_site")
@@ -84,7 +85,10 @@ def _is_foreign(headers: list[tuple[bytes, bytes]], host: str) -> bool:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Whether an Origin is the address that was asked. Its scheme may be that of a proxy with TLS."""
+    """Whether an Origin is the address that was asked.
+
+    Behind a proxy with TLS its scheme is https, although this server speaks http.
+    """
     match = re.fullmatch(r"(https?)://(.+)", origin, re.IGNORECASE)
     if not match:  # "null": the page is a local file, or a sandboxed frame
         return False

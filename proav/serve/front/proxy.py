@@ -9,6 +9,7 @@ because each proxy imports it.
 """
 
 import logging
+from http import HTTPStatus
 
 import uvicorn.config
 from starlette.middleware import Middleware
@@ -23,6 +24,7 @@ RAYS_OWN = "/-/"
 """Ray Serve's health and routes lie below this path."""
 MAX_TEXT_BYTES = 500
 CODES = {404: "not_found", 408: "timeout", 429: "queue_full", 503: "no_server"}
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class JsonErrors:
                 raise
             logger.error("%s %s failed in the proxy", scope["method"], scope["path"], exc_info=error)
         if not started:
-            await _answer(send, 500 if held is None else held["status"], text.decode(errors="replace"))
+            await _answer(send, held or {"status": 500}, text.decode(errors="replace"))
 
 
 def _is_plain_error(start: Message) -> bool:
@@ -74,10 +76,22 @@ def _is_plain_error(start: Message) -> bool:
     return start["status"] >= 400 and (not types or types[0].startswith(b"text/plain"))
 
 
-async def _answer(send: Send, status: int, text: str) -> None:
+async def _answer(send: Send, start: Message, text: str) -> None:
+    """Sends the error in JSON. start, text: of the plain answer. Its Content-Range is kept."""
+    status = start["status"]
     said = {
         404: "no server is at this address: it is starting, or has been stopped",
         500: "the server lost this request; look whether it was carried out, then send it again",
     }
-    message = said.get(status) or next(iter(text.strip().splitlines()), "the server did not answer")
-    await send_error(send, status, message, code=CODES.get(status, "server_error"))
+    default, code = "the server did not answer", "server_error"
+    if status < 500:
+        default, code = PHRASES.get(status, "the request was refused"), "invalid_request"
+    message = said.get(status) or next(iter(text.strip().splitlines()), default)
+    kept = [(name, value) for name, value in start.get("headers", []) if name.lower() == b"content-range"]
+
+    async def told(answer: Message) -> None:
+        if answer["type"] == "http.response.start":
+            answer = {**answer, "headers": [*answer["headers"], *kept]}
+        await send(answer)
+
+    await send_error(told, status, message, code=CODES.get(status, code))

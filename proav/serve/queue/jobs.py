@@ -9,6 +9,7 @@ Not here: which jobs wait (`batching.py`) and which run (`dispatch.py`).
 import io
 import json
 import logging
+import lzma
 import re
 import secrets
 import time
@@ -22,16 +23,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from proav import storage
 from proav.diffusion.tasks import TASKS
-from proav.errors import UserError
+from proav.errors import StorageUnavailable, UserError
+from proav.serve.front.api_error import ApiError
 from proav.serve.orders.requests import Order
 
 MAX_INDEX_BYTES = 2**24
-"""A larger file is no job.json: prompts have at most 1,000 characters, and vectors 5.4 bytes a number."""
+"""A larger file is no job.json: orders that would need one are refused. Vectors take 5.4 bytes a number, and
+a letter of a text up to 12.
+"""
+GROWTH_BYTES = 2**16
+"""How much a job.json may grow until its job is finished: by the times, and by the error."""
 DAMAGED = (
-    EOFError, MemoryError, NotImplementedError, RecursionError, RuntimeError, SyntaxError, TypeError,
-    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    EOFError, MemoryError, NotImplementedError, OSError, OverflowError, RecursionError, RuntimeError,
+    SyntaxError, TypeError, lzma.LZMAError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What a damaged archive of arrays raises besides ValueError: numpy reads headers as Python code."""
+"""What a damaged archive of arrays in memory raises besides ValueError. numpy reads headers as Python code. A
+changed method of compression leads to any of zipfile's decoders; that of bz2 raises OSError.
+"""
 INDEX, VIDEO, GIVEN = "job.json", "video.mp4", "given.npz"
 MICROSECONDS = 10**6
 
@@ -152,13 +160,13 @@ class JobStore:
                 continue
             try:
                 jobs.append(self._read(path))
-            except (ValueError, OSError, RecursionError) as error:
+            except (ValueError, OSError, RecursionError, StorageUnavailable) as error:
                 said = " ".join(str(error).split())[:500]
                 logger.warning("the job in %s cannot be read and is left alone: %s", path, said)
         return sorted(jobs, key=lambda job: job.place)
 
     def _read(self, path: str) -> Job:
-        """The job of one job.json. Raises ValueError, OSError or RecursionError."""
+        """The job of one job.json. Raises ValueError, OSError, RecursionError or StorageUnavailable."""
         if (size := storage.file_info(path).size) > MAX_INDEX_BYTES:
             raise ValueError(f"{size} bytes; expected at most {MAX_INDEX_BYTES}")
         job = Job.model_validate(json.loads(storage.read_bytes(path)))
@@ -168,15 +176,24 @@ class JobStore:
         return job
 
     def create(self, job: Job, given: dict[str, np.ndarray] | None) -> None:
-        """Writes a job. given: the streams that its task is given; None if it takes nothing."""
+        """Writes a job. given: the streams that its task is given; None if it takes nothing.
+
+        Raises ApiError 400, and writes nothing, if `load` would not read the record once the job is finished.
+        """
+        record, most = _record(job), MAX_INDEX_BYTES - GROWTH_BYTES
+        if len(record) > most:
+            texts, vectors = len(json.dumps(job.order.texts)), len(json.dumps(job.order.vectors))
+            said = f"the job would take {len(record)} bytes in {INDEX}, of which {texts} are for texts and "
+            said += f"{vectors} for vectors; expected at most {most} in all; "
+            raise ApiError(400, f"{said}send shorter texts, or leave some vectors out", param="vectors")
         if given is not None:
             buffer = io.BytesIO()
             np.savez(buffer, **given)
             storage.write_bytes(self._path(job.id, GIVEN), buffer.getvalue())
-        self.save(job)
+        storage.write_text(self._path(job.id, INDEX), record)
 
     def save(self, job: Job) -> None:
-        storage.write_text(self._path(job.id, INDEX), json.dumps(job.model_dump(mode="json")))
+        storage.write_text(self._path(job.id, INDEX), _record(job))
 
     def save_video(self, job_id: str, mp4: bytes) -> None:
         storage.write_bytes(self._path(job_id, VIDEO), mp4)
@@ -188,7 +205,8 @@ class JobStore:
     def read_given(self, job: Job) -> dict[str, np.ndarray] | None:
         """The streams that the client sent with the order; None if the task takes nothing.
 
-        Raises FileNotFoundError if it is missing, ValueError if it is damaged.
+        Raises FileNotFoundError if it is missing, ValueError if it is damaged. Raises OSError or
+        StorageUnavailable if it cannot be read.
         """
         if not TASKS[job.order.task].reads:
             return None
@@ -211,6 +229,11 @@ class JobStore:
         return storage.join(self.folder, job_id, name)
 
 
+def _record(job: Job) -> str:
+    """The text of job.json, in ASCII."""
+    return json.dumps(job.model_dump(mode="json"))
+
+
 def _array(data: bytes) -> np.ndarray:
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
@@ -223,4 +246,11 @@ def check_writable(folder: str) -> None:
     except UserError as error:
         raise UserError(f"jobs cannot be kept: {error}".replace("run_dir=DIR", "jobs_dir=DIR")) from error
     filesystem, inner = storage.open_filesystem(probe)
-    filesystem.delete_file(inner)
+    try:
+        filesystem.delete_file(inner)
+    except OSError as error:
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"jobs cannot be kept: cannot delete {probe}: {why}; check that you may delete there, or choose "
+            "another folder with jobs_dir=DIR"
+        ) from error

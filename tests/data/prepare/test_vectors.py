@@ -155,8 +155,47 @@ def test_what_is_there_stays_and_what_is_missing_is_made(run, capsys):
     storage.delete_file(f"{folder}/{before['shards'][1]['name']}")
     store_vectors(config, data_dir)
     assert CALLS == [2, 2, 2, 2] and read_vectors_manifest(data_dir, "face") == before
-    with pytest.raises(UserError, match="was made from .*numbers.*delete it to make it of .*loudness"):
+    said = "was made from .*:numbers, which is not .*:loudness; delete it to make it from .*loudness, or"
+    with pytest.raises(UserError, match=said):
         store_vectors(with_vectors(config, face=f"{HERE}:loudness"), data_dir)
+
+
+def test_vectors_of_other_contents_or_segments_are_told_apart(run, tmp_path):
+    config, data_dir = run
+    path, rows = tmp_path / "face.parquet", list(SegmentStore(data_dir).rows)
+    for width in (1, 2):
+        values = {"id": [row["id"] for row in rows], "face": [[1.0] * width for _ in rows]}
+        pq.write_table(pa.table(values), path)
+        if width == 1:
+            store_vectors(with_vectors(config, face=str(path)), data_dir)
+    with pytest.raises(UserError, match="vectors/face was made from other contents of face.parquet; delete"):
+        store_vectors(with_vectors(config, face=str(path)), data_dir)
+    store_vectors(with_vectors(config, words=f"{HERE}:pairs"), data_dir)
+    manifest = json.loads(storage.read_text(f"{data_dir}/manifest.json"))
+    manifest["shards"][0]["sha256"] = "other"
+    storage.write_text(f"{data_dir}/manifest.json", json.dumps(manifest))
+    with pytest.raises(UserError, match="vectors/words was made from other segments; delete it to make it"):
+        store_vectors(with_vectors(config, words=f"{HERE}:pairs"), data_dir)
+
+
+def test_files_that_verification_tells_to_delete_are_made_again(run, monkeypatch):
+    config, data_dir = run
+    config = with_vectors(config, face=f"{HERE}:numbers")
+    store_vectors(config, data_dir)
+    before = read_vectors_manifest(data_dir, "face")
+    paths = [f"{data_dir}/vectors/face/{shard['name']}" for shard in before["shards"]]
+    content = storage.read_bytes(paths[0])
+    CALLS.clear()
+    storage.delete_file(paths[0])
+    store_vectors(config, data_dir)
+    assert CALLS == [2] and storage.read_bytes(paths[0]) == content
+    assert read_vectors_manifest(data_dir, "face") == before
+    # the function has changed: what is there stays
+    storage.delete_file(paths[0])
+    monkeypatch.setitem(globals(), "numbers", pairs)
+    with pytest.raises(UserError, match="gave vectors of 3 .* and sequences .* of 2 .*delete .*vectors/face"):
+        store_vectors(config, data_dir)
+    assert [storage.exists(path) for path in paths] == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +219,35 @@ def test_what_gives_no_vectors_is_named(run, origin, said):
     with pytest.raises(UserError, match=said):
         store_vectors(with_vectors(config, face=origin), data_dir)
     assert read_vectors_manifest(data_dir, "face") is None
+
+
+@pytest.mark.parametrize("ending", ["parquet", "npy"])
+def test_keys_may_be_bytes(run, tmp_path, ending):
+    config, data_dir = run
+    rows, path = list(SegmentStore(data_dir).rows), str(tmp_path / f"face.{ending}")
+    keys, values = [row["id"].encode() for row in rows], [[number_of(row) + 1.0, 2.0] for row in rows]
+    if ending == "npy":
+        table = np.zeros(len(rows), [("id", "S16"), ("face", "f4", 2)])
+        table["id"], table["face"] = keys, values
+        np.save(path, table)
+    else:
+        pq.write_table(pa.table({"id": pa.array(keys, pa.binary()), "face": values}), path)
+    store_vectors(with_vectors(config, face=path), data_dir)
+    stored = VectorStore(data_dir, "face", (2,))
+    assert [stored.read(row["shard"], row["row"]).tolist() for row in rows] == values
+
+
+@pytest.mark.parametrize("ending", ["parquet", "npy"])
+@pytest.mark.parametrize("content", [b"", b"PAR1 and no more", b"PK\3\4", b"\x93NUMPY\1\0\4\0(((\n"])
+def test_a_users_file_that_cannot_be_read_is_not_to_be_deleted(run, tmp_path, ending, content):
+    config, data_dir = run
+    path = tmp_path / f"face.{ending}"
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError, match=f"^data.vectors: face: cannot read .*{path.name}: .*; expected"
+    ) as caught:
+        store_vectors(with_vectors(config, face=str(path)), data_dir)
+    assert "delete" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +282,7 @@ def test_training_asks_for_what_is_stored(run):
     manifest = json.loads(storage.read_text(f"{data_dir}/manifest.json"))
     manifest["shards"][0]["sha256"] = "other"
     storage.write_text(f"{data_dir}/manifest.json", json.dumps(manifest))
-    with pytest.raises(UserError, match="was made of other segments; delete it"):
+    with pytest.raises(UserError, match="was made from other segments; delete it"):
         open_vectors(data_dir, {"face": (3,)})
 
 
@@ -225,3 +293,19 @@ def test_verification_finds_a_changed_file(run):
     storage.write_bytes(shard, storage.read_bytes(shard).replace(b"PAR1", b"PAR2"))
     with pytest.raises(DamagedShard, match="vectors/face/.* has changed since it was written"):
         verify(data_dir)
+
+
+@pytest.mark.parametrize("text", ['{"from": "a:b", "sha', "[]"])
+def test_a_damaged_manifest_is_named(run, text):
+    config, data_dir = run
+    config, path = with_vectors(config, face=f"{HERE}:numbers"), f"{data_dir}/vectors/face/manifest.json"
+    store_vectors(config, data_dir)
+    before = storage.read_text(path)
+    storage.write_text(path, text)
+    for step in (lambda: verify(data_dir), lambda: store_vectors(config, data_dir)):
+        with pytest.raises(DamagedShard, match="face/manifest.json is damaged: .*; delete it and run"):
+            step()
+    CALLS.clear()
+    storage.delete_file(path)
+    store_vectors(config, data_dir)
+    assert storage.read_text(path) == before and not CALLS

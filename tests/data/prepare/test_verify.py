@@ -8,7 +8,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from proav.data.prepare.plan import settle_plan
 from proav.data.prepare.verify import check_shard, verify
+from proav.data.sources.finding import find_sources
 from proav.data.store.parquet import DamagedShard
 from proav.storage import file_sha256
 
@@ -124,6 +126,26 @@ def test_a_source_without_segments_and_without_a_reason_is_found(copy):
     rejects.unlink()
     with pytest.raises(DamagedShard, match="1 planned sources have neither a segment nor a reason"):
         verify(str(copy))
+
+
+@pytest.mark.parametrize("damage", ["missing", "no footer", "rows"])
+def test_a_plan_that_cannot_be_read_is_not_to_be_deleted(copy, run_config, clips_dir, damage):
+    """No job can make plan.parquet again, so the advice for other files would cost the data."""
+    plan = copy / "plan.parquet"
+    content = plan.read_bytes()
+    if damage == "missing":
+        plan.unlink()
+    elif damage == "no footer":
+        plan.write_bytes(content[:-4])
+    else:
+        plan.write_bytes(content[:4] + bytes(byte ^ 0xFF for byte in content[4:400]) + content[400:])
+    said = "plan.parquet is .*; it cannot be made again: restore it from a copy, or delete .*data to"
+    with pytest.raises(DamagedShard, match=said) as caught:
+        verify(str(copy))
+    assert "run preprocess again" not in str(caught.value) and "delete that file" not in str(caught.value)
+    if damage != "missing":  # test_plan.py has that one
+        with pytest.raises(DamagedShard, match=said):
+            settle_plan(run_config, str(copy), find_sources(run_config))
 
 
 def test_lost_records_are_found(copy):

@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from proav.config import Config, DataConfig
 from proav.data.sources.finding import find_sources, rows_of, segment_id, source_id
-from proav.data.store.shards import SegmentStore
+from proav.data.store.shards import SegmentStore, read_rejects
 from proav.errors import UserError
 from proav.media.container import Clip
 from tests.synthetic_clips import make_clip, prepare
@@ -144,8 +145,22 @@ def test_cut_files_named_by_id_do_not_tell_which_of_two_stretches_they_hold(fold
     rows = rows_of(find(folder, "vggsound.csv", named_by_id="cut"))
     assert "2 clips NOT TAKEN" in capsys.readouterr().out
     assert [row.num_bytes for row in rows] == [0, 0, 3]
+    paths = [Path(row.path) for row in rows]
+    assert [path.name for path in paths[:2]] == ["eeeeeeeeeeE_0.mp4", "eeeeeeeeeeE_188.mp4"]
+    assert [path.exists() for path in paths] == [False, False, True]
+    assert [row.file_start_seconds for row in rows] == [0.0, 188.0, 7.0]
     assert [row.num_bytes for row in rows_of(find(folder, "vggsound.csv"))] == [3, 3, 3]
     assert len(rows_of(find(folder, ["vggsound.csv", "vggsound.csv"]))) == 3
+
+
+def test_a_file_that_may_hold_another_stretch_is_not_read(folder, tmp_path):
+    make_clip(3, seconds=5.0).save(str(folder / "videos" / "eeeeeeeeeeE.mp4"))
+    make_clip(4, seconds=5.0).save(str(folder / "videos" / "ffffffffffF.mp4"))
+    words = (f"data.listing={folder}/vggsound.csv", f"data.videos={folder}/videos", "data.named_by_id=cut")
+    manifest = prepare(tiny_config(f"run_dir={tmp_path}/run", *words))
+    rejects = {(row["source"], row["reason"]) for row in read_rejects(f"{tmp_path}/run/data").to_pylist()}
+    assert ("youtube/eeeeeeeeeeE", "not_found") in rejects and manifest["rejects_by_reason"]["not_found"] == 2
+    assert {row["source"] for row in SegmentStore(f"{tmp_path}/run/data").rows} == {"youtube/ffffffffffF"}
 
 
 def test_what_is_listed_and_not_there_stays_a_row(folder, capsys):

@@ -113,6 +113,7 @@ def test_a_server_answers_to_its_own_names_alone(tiny_checkpoint, tiny_sampler, 
                 headers = {"host": host, "origin": f"http://{host}"}
                 answer = requests.request(method, front.url + path, json={}, headers=headers)
                 assert answer.status_code == 403 and error_of(answer)["code"] == "wrong_host", (host, path)
+                assert "allowed_hosts lists the names that it answers to" in error_of(answer)["message"]
 
 
 def test_every_answer_forbids_frames_and_guessing_of_types(front):

@@ -2,22 +2,25 @@
 
 import asyncio
 import json
+from http import HTTPStatus
 
 import pytest
+from starlette.responses import FileResponse
 
 from proav.serve.front.proxy import JsonErrors
 
 TEXT = [(b"content-type", b"text/plain; charset=utf-8")]
 
 
-def answer_of(app, path="/v1/videos"):
+def answer_of(app, path="/v1/videos", asked=()):
     """(status, headers, body) of what the wrapped application sends."""
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    asyncio.run(JsonErrors(app)({"type": "http", "method": "GET", "path": path}, None, send))
+    scope = {"type": "http", "method": "GET", "path": path, "headers": list(asked)}
+    asyncio.run(JsonErrors(app)(scope, None, send))
     body = b"".join(message.get("body", b"") for message in sent)
     return sent[0]["status"], dict(sent[0]["headers"]), body
 
@@ -59,6 +62,29 @@ def test_plain_errors_become_json(app, status, code):
     assert headers[b"content-type"] == b"application/json" and int(headers[b"content-length"]) == len(body)
     assert (b"retry-after" in headers) == (status in (429, 503))
     assert headers[b"x-content-type-options"] == b"nosniff"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "said", "kept"),
+    [
+        (b"bytes=99999999-", 416, HTTPStatus(416).phrase, b"bytes */7"),
+        (b"pages=1-2", 400, "Only support bytes range", None),
+    ],
+)
+def test_a_range_that_a_file_does_not_have_is_the_clients_mistake(tmp_path, asked, status, said, kept):
+    (tmp_path / "index.html").write_text("a page.")
+    file = FileResponse(tmp_path / "index.html")
+    told, headers, body = answer_of(file, path="/", asked=[(b"range", asked)])
+    error = json.loads(body)["error"]
+    assert (told, error["code"], error["type"]) == (status, "invalid_request", "invalid_request_error")
+    assert error["message"] == said and headers.get(b"content-range") == kept
+    assert headers[b"content-type"] == b"application/json"
+
+
+def test_a_plain_refusal_of_unknown_status_is_the_clients_mistake():
+    told, _, body = answer_of(saying(499, b""))
+    error = json.loads(body)["error"]
+    assert (told, error["code"], error["message"]) == (499, "invalid_request", "the request was refused")
 
 
 def test_all_else_passes_as_it_is():

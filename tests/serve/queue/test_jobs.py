@@ -7,10 +7,23 @@ import zipfile
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from proav.errors import UserError
+from proav import storage
+from proav.errors import StorageUnavailable, UserError
+from proav.serve.front.api_error import ApiError
 from proav.serve.orders.requests import Order
-from proav.serve.queue.jobs import Job, JobError, JobStore, check_writable, new_id, place_of
+from proav.serve.queue.jobs import (
+    GROWTH_BYTES,
+    MAX_INDEX_BYTES,
+    Job,
+    JobError,
+    JobStore,
+    check_writable,
+    new_id,
+    place_of,
+)
+from proav.vectors import to_text
 
 PICTURES = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
 
@@ -111,6 +124,39 @@ def test_a_damaged_record_is_left_alone(tmp_path, caplog, kind):
     assert (tmp_path / bad.id / "job.json").read_bytes() == data
 
 
+def test_a_record_whose_disk_fails_for_long_is_left_alone(tmp_path, caplog, monkeypatch):
+    store, good, bad = JobStore(str(tmp_path)), make_job(), make_job()
+    for job in (good, bad):
+        store.create(job, None)
+    read_bytes = storage.read_bytes
+
+    def read(path):
+        if bad.id in path:
+            raise StorageUnavailable(f"reading {path} failed 20 times")
+        return read_bytes(path)
+
+    monkeypatch.setattr(storage, "read_bytes", read)
+    assert store.load() == [good] and bad.id in caplog.text and "failed 20 times" in caplog.text
+
+
+def test_an_order_is_refused_if_no_later_server_would_read_it(tmp_path):
+    """Each of these letters takes 6 bytes in job.json."""
+    store, audio, most = JobStore(str(tmp_path)), np.zeros(4, np.float32), MAX_INDEX_BYTES - GROWTH_BYTES
+    size = len(json.dumps(make_job(texts={"caption": ""}, task="a2v").model_dump(mode="json")))
+    fitting = "\u96e8" * ((most - size) // 6)
+    large = make_job(texts={"caption": fitting + "\u96e8"}, task="a2v")
+    with pytest.raises(ApiError, match=rf"[0-9]+ are for texts .*expected at most {most} in all") as refused:
+        store.create(large, {"audio": audio})
+    assert (refused.value.status, refused.value.param) == (400, "vectors") and not list(tmp_path.iterdir())
+    with pytest.raises(ApiError, match=r"22369\d{3} for vectors; .*leave some vectors out"):
+        store.create(make_job(vectors={"caption": to_text(np.zeros((1024, 4096), np.float32))}), None)
+    job = make_job(texts={"caption": fitting}, task="a2v")
+    store.create(job, {"audio": audio})
+    job.finish(200.123456, 50.0, JobError(code="sampling_failed", message="\u96e8" * 500))
+    store.save(job)
+    assert store.load() == [job]
+
+
 def test_a_record_in_a_folder_below_is_left_alone(tmp_path):
     """If it were deleted, the folder of the same name above would be removed."""
     store, job = JobStore(str(tmp_path)), make_job()
@@ -127,6 +173,7 @@ def test_a_record_in_a_folder_below_is_left_alone(tmp_path):
         b"\x93NUMPY",
         b"PK\x03\x04",
         b"\x93NUMPY\x01\x00\x76\x00" + HUGE.ljust(117) + b"\n",
+        b"\x93NUMPY\x01\x00\x76\x00" + HUGE.replace(b"0" * 15, b"0" * 30).ljust(117) + b"\n",
         b"\x93NUMPY\x01\x00\x00\x20" + (b"(" * 8000).ljust(8191) + b"\n",
     ],
 )
@@ -140,6 +187,19 @@ def test_a_damaged_given_stream_is_reported(tmp_path, data):
         (tmp_path / job.id / "given.npz").write_bytes(damaged)
         with pytest.raises(ValueError):
             store.read_given(job)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 99])
+def test_a_changed_method_of_compression_is_reported(tmp_path, method):
+    """One byte of the archive's directory says how its files are packed."""
+    store, job = JobStore(str(tmp_path)), make_job(task="a2v")
+    store.create(job, {"audio": np.zeros(12_800, np.float32)})
+    path = tmp_path / job.id / "given.npz"
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 10] = method
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"given\.npz is damaged"):
+        store.read_given(job)
 
 
 def test_deleting_removes_all_of_a_job(tmp_path):
@@ -157,6 +217,15 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
         check_writable(str(tmp_path / "file" / "jobs"))
     check_writable(str(tmp_path / "jobs"))
     assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_a_bucket_where_nothing_may_be_deleted_is_reported(monkeypatch):
+    def refused(*_, **__):
+        raise OSError("AWS Error ACCESS_DENIED during\nDeleteObject operation")
+
+    monkeypatch.setattr(MemoryFileSystem, "rm", refused)
+    with pytest.raises(UserError, match="cannot delete memory://.*during DeleteObject .*jobs_dir=DIR"):
+        check_writable("memory://undeletable/jobs")
 
 
 def test_the_public_object_has_openais_fields_and_ours():

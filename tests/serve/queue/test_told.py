@@ -76,6 +76,19 @@ def test_the_card_says_what_the_model_takes(checkpoint, tmp_path):
     }  # fmt: skip
 
 
+def test_a_text_that_no_later_server_would_read_is_refused(checkpoint, tmp_path):
+    async def scenario(service):
+        with pytest.raises(ApiError, match="send shorter texts") as refused:
+            await service.create({"vectors": {"caption": "\u96e8" * 2_800_000}}, None)
+        kept = await service.create({"vectors": {"caption": "\u96e8" * 2_000}, "steps": 1}, None)
+        await finished(kept)
+        return refused.value.status, refused.value.param, kept.status
+
+    service = Service(settings_of(checkpoint, tmp_path), Sampler(checkpoint, device="cpu"))
+    assert run(service, scenario) == (400, "vectors", "completed")
+    assert len(list(tmp_path.glob("video_*"))) == 1
+
+
 def test_an_encoder_that_does_not_fit_is_reported(checkpoint, tmp_path):
     with pytest.raises(UserError, match="has no function absent"):
         Service(settings_of(checkpoint, tmp_path, "absent"), None)
