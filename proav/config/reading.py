@@ -4,6 +4,7 @@ Errors name the key, what was given, what was expected, and the nearest known ke
 """
 
 import difflib
+import io
 from pathlib import Path
 from typing import get_args
 
@@ -94,13 +95,16 @@ def describe_settings(section: type[BaseModel] = Config, prefix: str = "") -> li
 
 def _spread_train(settings: dict, stage: str | None) -> dict:
     """A file's section `train:` moved into the stages' sections; values already given there win."""
-    section = settings.get("train")
-    if not isinstance(section, dict):
+    if "train" not in settings:
         return settings
+    if not isinstance(section := settings["train"], dict):
+        raise ConfigError(f"train={section!r} is a section, expected keys below it, such as train.batch_size")
     spread = {key: value for key, value in settings.items() if key != "train"}
     for name in [stage] if stage in TRAINED_STAGES else STAGES_OF_EVERY_RUN:
         model = spread.get(name) or {}
-        spread[name] = {**model, "train": {**section, **(model.get("train") or {})}}
+        own = model.get("train") or {} if isinstance(model, dict) else None
+        if isinstance(own, dict):  # else `_check_keys` reports it
+            spread[name] = {**model, "train": {**section, **own}}
     return spread
 
 
@@ -152,9 +156,17 @@ def _read_yaml(path: str) -> dict:
             + (f", such as {near[0]}" if near else " such as configs/demo.yaml")
         )
     try:
-        values = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        text = file.read_text(encoding="utf-8")
+        # OmegaConf.load raises OSError for a file that holds a single value
+        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        values = yaml.safe_load(text)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, expected sections of keys such as `clip:`")
     return values
@@ -184,7 +196,7 @@ def _name_stage(words: list[str], stage: str | None) -> list[str]:
     stages = [stage] if stage in TRAINED_STAGES else list(STAGES_OF_EVERY_RUN)
     named = []
     for word in words:
-        named += [f"{name}.{word}" for name in stages] if word.startswith("train.") else [word]
+        named += [f"{name}.{word}" for name in stages] if word.startswith(("train.", "train=")) else [word]
     return named
 
 

@@ -16,7 +16,7 @@ from proav.media.pictures import MAX_GAP_SECONDS
 MAX_JITTER_SECONDS = 0.02
 """Time stamps may disagree with the running sample count by this much. Beyond it, silence is inserted or
 samples are cut. The limit is more than millisecond rounding and less than one AAC frame at 48 kHz (21.3 ms),
-so a lost frame is always noticed."""
+so a lost frame of that length is noticed."""
 CHANNEL_WEIGHTS = {"FL": 1.0, "FR": 1.0, "DL": 1.0, "DR": 1.0, "FC": 2**0.5, "LFE": 0.0, "LFE2": 0.0}
 SURROUND_WEIGHT = 0.5**0.5
 """The mean of the ITU-R BS.775 stereo pair: front left and right 1, centre sqrt 2, all others sqrt 1/2, no
@@ -26,7 +26,8 @@ USUAL_LAYOUTS = {6: "5.1", 8: "7.1"}
 """Layouts that players assume for a number of channels if the file does not name them (PCM in Matroska, for
 example). With any other number of unnamed channels the mean is taken."""
 BLOCK_SAMPLES = 8192
-"""Sound is mixed and resampled in blocks of at least this many samples. Decoders return a thousand at a time,
+"""Sound is mixed and resampled in blocks of at least this many samples, except before a gap or an overlap and
+at the end. Decoders return a thousand at a time,
 and mixing so few at once is slow."""
 MAX_OVERSHOOT = 4.0
 """Samples are clipped to this magnitude before the mix. Float sound may exceed 1 by rounding. Samples far

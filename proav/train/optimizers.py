@@ -161,7 +161,10 @@ def share_out(matrices: list[Sliced], world: int) -> list[tuple[Sliced | None, .
 
 
 def _exchange(sent: Tensor, given: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """Sends each worker its next given[rank] elements of `sent`; returns wanted[rank] elements of each."""
+    """Cuts `sent` into given[rank] elements for each worker.
+
+    Returns wanted[rank] elements from each, joined.
+    """
     received = sent.new_empty(sum(wanted))
     dist.all_to_all_single(received, sent, list(wanted), list(given))
     return received

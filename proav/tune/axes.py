@@ -118,6 +118,7 @@ def values_of(tune: TuneConfig, setting: str, otherwise: Any) -> list[Any] | Non
     if axis.variants is None:
         return [*axis.choices, *([otherwise] if axis.when else [])]
     values = [group.get(setting, otherwise) for group in axis.variants.values()]
+    values += [otherwise] if axis.when else []
     return list({json.dumps(value): value for value in values}.values())
 
 

@@ -124,29 +124,53 @@ def needs_of(metrics: dict, metric: str) -> str:
 
 def number_in(measured: dict, name: str, tune: TuneConfig) -> float | None:
     """A number of a measurement by its name; None if it is missing or not finite."""
+    value = _measured_number(measured, name, tune)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _measured_number(measured: dict, name: str, tune: TuneConfig) -> float | None:
+    """Like `number_in`, but None only if it is missing."""
     if name == "score":
-        value = tune.picture_weight * measured["psnr_db"] - tune.sound_weight * measured["mel_error_db"]
-    else:
-        value = _numbers(measured).get(name)
-    return float(value) if value is not None and math.isfinite(value) else None
+        return float(tune.picture_weight * measured["psnr_db"] - tune.sound_weight * measured["mel_error_db"])
+    value = _numbers(measured).get(name)
+    return None if value is None else float(value)
 
 
 def value_of(measured: dict, tune: TuneConfig) -> float:
-    """The metric in a measurement; NaN for a score that is not finite.
+    """The metric in a measurement, which may be NaN or infinite: `why_not_finite` then says why.
 
-    Raises UserError if it is missing or not a number.
+    Raises UserError if it is missing.
     """
-    value = number_in(measured, tune.metric, tune)
+    value = _measured_number(measured, tune.metric, tune)
     if value is not None:
         return value
-    if tune.metric == "score":
-        return math.nan
     near = difflib.get_close_matches(tune.metric, _numbers(measured), n=3, cutoff=0.2)
     raise UserError(
         f"tune.metric={tune.metric} was not measured (it may need weights, a library or more clips; "
         "docs/evaluation.md says which); expected a number that was measured, such as "
         f"{', '.join(near) or ', '.join(sorted(_numbers(measured))[:3])}"
     )
+
+
+def why_not_finite(measured: dict, tune: TuneConfig) -> str:
+    """The message for a metric that was measured and is NaN or infinite."""
+    metric, value = tune.metric, value_of(measured, tune)
+    table, _, name = metric.rpartition(".")
+    said = f"tune.metric={metric} is {value} after {measured['clips']:,} clips, expected a finite number: "
+    if table not in ("", "reconstruction"):
+        what = "the loss is" if table == "stdit" else "the generated clips or their features are"
+        return f"{said}{what} not finite; lower stdit.train.learning_rate"
+    if measured["num_clips"] == 0:
+        return (
+            f"{said}all clips of evaluate.split are of one colour, and such clips are left out; prepare "
+            "other data, or write the other of evaluate.split=train and evaluate.split=validation"
+        )
+    if value == math.inf and (name == "score" or "psnr" in name):
+        return (
+            f"{said}a clip was predicted exactly, and its PSNR is infinite; write another tune.metric, such "
+            "as mel_error_db"
+        )
+    return f"{said}MDSA's reconstructions are not finite; lower mdsa.train.learning_rate"
 
 
 def _numbers(measured: dict) -> dict[str, float]:

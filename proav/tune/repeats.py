@@ -92,7 +92,11 @@ def budget_of(rung: dict) -> float:
 
 
 def merge(measured: Sequence[dict], *, budget: float) -> dict:
-    """One rung from several repeats: the means of their numbers, and in `repeats` each one's own numbers."""
+    """One rung from several repeats, with each one's own numbers in `repeats`.
+
+    Seconds are summed. The peak memory is the largest. Clips and step are those of the first repeat. All
+    other numbers are means.
+    """
     first = measured[0]
     merged = {key: _mean([each[key] for each in measured]) for key in first if key not in ("numbers", "seed")}
     merged |= {key: max(each[key] for each in measured) for key in ("peak_memory_gib",) if key in first}

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from proav import storage
 from proav.config import Config, TuneConfig
 from proav.config.reading import config_to_dict, config_to_yaml
+from proav.tune.allowed import data_name
 from proav.tune.axes import describe, num_combinations, point_words, short_names
 from proav.tune.budgets import budgets_words
 from proav.tune.importance import find_importance
@@ -36,11 +37,13 @@ def write_results(
     yardsticks: Sequence[dict] = (),
     quiet: bool = False,
     data_sets: dict[str, str] | None = None,
+    data_folders: dict[str, str] | None = None,
 ) -> dict:
     """Writes <run_dir>/tune/{metrics.jsonl,results.csv,results.json,best.yaml,pareto.png,report.html};
     returns what results.json holds.
 
-    Files that would not change are not written.
+    A file whose text would not change is not written, and a missing one is made again. The page and its
+    figure are made again if results.json or best.yaml changes, or if one of them is missing.
 
     config: the sweep's configuration.
     records: those of its trials, by id.
@@ -48,6 +51,7 @@ def write_results(
     yardsticks: made by `sweep_yardsticks`, to be compared with the trials.
     quiet: whether to print nothing.
     data_sets: hashes of the prepared data, by the values of the axes that change data.
+    data_folders: its folders, by the same values; None: all trials have the sweep's own data.
     """
     tune, folder = config.tune, storage.join(config.run_folder, "tune")
     rows = make_rows(config, records.values())
@@ -63,32 +67,33 @@ def write_results(
         "yardsticks": list(yardsticks),
         "protocol": _protocol(config, rows, data, data_sets or {}),
     }
-    text = json.dumps(results, indent=1)
-    path = storage.join(folder, "results.json")
-    if not (
-        storage.exists(path)
-        and storage.read_text(path) == text
-        and storage.exists(storage.join(folder, "report.html"))
-    ):
-        storage.write_text(storage.join(folder, "metrics.jsonl"), metrics_lines(records.values(), tune))
-        storage.write_text(storage.join(folder, "results.csv"), _csv(tune, rows))
-        if best:
-            storage.write_text(storage.join(folder, "best.yaml"), best_yaml(config, best))
+    texts = {"metrics.jsonl": metrics_lines(records.values(), tune), "results.csv": _csv(tune, rows)}
+    if best:
+        own_data = (data_folders or {"": config.data_folder})[data_name(tune, best.point)]
+        texts["best.yaml"] = best_yaml(config, best, own_data)
+    texts["results.json"] = json.dumps(results, indent=1)  # last: it marks the others as complete
+    changed = {name: text for name, text in texts.items() if not _holds(storage.join(folder, name), text)}
+    page = ["report.html", *(["pareto.png"] if results["fronts"] else [])]
+    is_whole = all(storage.exists(storage.join(folder, name)) for name in page)
+    if not is_whole or "best.yaml" in changed or "results.json" in changed:
         write_page(config, rows, results, folder)
-        storage.write_text(path, text)  # last: it marks the others as complete
+    for name, text in changed.items():
+        storage.write_text(storage.join(folder, name), text)
     if not quiet:
         _tell(config, rows, best, yardsticks, folder)
     return results
 
 
-def best_yaml(config: Config, best: Row) -> str:
+def best_yaml(config: Config, best: Row, data_folder: str) -> str:
     """A whole configuration with the best point, for train.py.
 
-    It has its own name and its own folder, beside the sweep's, and the same data.
+    It has its own name, and its own folder beside the sweep's.
+
+    data_folder: folder of the data that the best trial trained on.
     """
     parent, _, name = config.run_folder.rstrip("/").rpartition("/")
     chosen = config_at(config, best.point)
-    data = chosen.data.model_copy(update={"prepared": config.data_folder})
+    data = chosen.data.model_copy(update={"prepared": data_folder})
     updates = {
         "name": f"{config.name}-best",
         "run_dir": storage.join(parent, f"{name}-best") if parent else f"{name}-best",
@@ -118,6 +123,10 @@ def metrics_lines(records: Iterable[TrialRecord], tune: TuneConfig) -> str:
         for rung in record.rungs
     ]
     return "".join(json.dumps(line) + "\n" for line in sorted(lines, key=lambda line: line["budget"]))
+
+
+def _holds(path: str, text: str) -> bool:
+    return storage.exists(path) and storage.read_bytes(path) == text.encode()
 
 
 def _csv(tune: TuneConfig, rows: list[Row]) -> str:
@@ -203,7 +212,7 @@ def _tell(config: Config, rows: list[Row], best: Row | None, yardsticks: Sequenc
 def format_table(tune: TuneConfig, rows: list[Row]) -> str:
     """The trials as lines of text: measured values at the last rung, costs, and how each ended.
 
-    * marks the front of the trials that saw most clips.
+    * marks the front of the trials with the largest budget.
     """
     names = short_names(list(tune.axes))
     judged_by = tune.metric + (" +- 95 %" if tune.repeats > 1 else "")

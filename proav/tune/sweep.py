@@ -63,8 +63,8 @@ so that its workers get all of them.
 def sweep(config: Config) -> dict:
     """Runs the remaining trials, writes <run_dir>/tune/ and returns the results (`results.json`).
 
-    Ray must be initialized. Raises UserError before anything starts (wrong axes or values, no prepared data,
-    Optuna missing, another sweep running in the folder), and at the end if every trial failed.
+    Ray must be initialized. Raises UserError before any trial starts (wrong axes or values, no prepared
+    data, Optuna missing, another sweep running in the folder), and at the end if every trial failed.
     """
     check_sweep(config)
     _check_prepared(config)
@@ -83,6 +83,7 @@ def sweep(config: Config) -> dict:
             yardsticks=yardsticks,
             quiet=is_finished,
             data_sets=data.hashes,
+            data_folders=data.folders,
         )
         _check_measured(config, results)
     if is_finished:
@@ -191,7 +192,7 @@ class _Sweep:
         )
         try:
             tuner.fit()
-        except KeyboardInterrupt:  # Ray Tune takes SIGINT while it runs, and raises this
+        except KeyboardInterrupt:  # `StopRequest` raises Stopped, a KeyboardInterrupt
             kept = "finished rungs are kept: run the same command again to go on"
             raise Stopped(f"tune: stopped; {kept}") from None
 
@@ -410,9 +411,7 @@ def _member_driver(config: Config, members: dict[str, Trial]):
 
 
 class _Halving(ASHAScheduler):
-    """ASHA that does not decide again about a rung after which it let a trial continue, now or in an earlier
-    run.
-    """
+    """If a trial was once let past a rung, now or in an earlier run, it is not stopped there later."""
 
     def on_trial_result(self, tune_controller, trial, result: dict) -> str:
         action = super().on_trial_result(tune_controller, trial, result)

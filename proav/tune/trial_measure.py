@@ -16,7 +16,7 @@ from proav.on_ray.resources import device_of, wants_gpu
 from proav.runs.metrics_log import read_metrics
 from proav.train.on_ray.launch import train_stage
 from proav.tune.budgets import with_length
-from proav.tune.metrics import is_evaluated, needs_of, numbers_of, value_of
+from proav.tune.metrics import is_evaluated, needs_of, numbers_of, value_of, why_not_finite
 from proav.tune.repeats import repeat_config
 from proav.tune.space import Trial
 from proav.tune.sweep_yardsticks import shared_fit
@@ -50,10 +50,7 @@ def measure(trial: Trial, *, repeat: int, clips: int | None, seconds: float | No
         "device": lines[-1]["device"],
     }
     if not math.isfinite(value_of(measured, trial.tune)):
-        raise UserError(
-            f"the reconstructions after {summary['clips']:,} clips are not finite; lower "
-            f"{stage}.train.learning_rate"
-        )
+        raise UserError(why_not_finite(measured, trial.tune))
     return measured
 
 

@@ -98,6 +98,8 @@ def test_train_means_the_chosen_stage():
     assert (both.mdsa.train.batch_size, both.stdit.train.batch_size) == (48, 48)
     one = load_config(None, ["train.batch_size=48", "stage=mdsa"])
     assert (one.mdsa.train.batch_size, one.stdit.train.batch_size) == (48, Config().stdit.train.batch_size)
+    whole = load_config(None, ["train={batch_size: 48}"])
+    assert (whole.mdsa.train.batch_size, whole.stdit.train.batch_size) == (48, 48)
 
 
 def test_overrides_win_over_the_file_and_leave_its_neighbours(tmp_path):
@@ -161,6 +163,24 @@ def test_a_file_that_is_no_configuration(tmp_path):
         load_config(write(tmp_path, "clip: [1, 2\nmel: }"))
     with pytest.raises(ConfigError, match="unknown key clip.frames in .*run.yaml"):
         load_config(write(tmp_path, "clip: {frames: 3}"))
+    with pytest.raises(ConfigError, match="run.yaml holds int, expected sections of keys"):
+        load_config(write(tmp_path, "5"))
+    (tmp_path / "latin.yaml").write_bytes("name: München".encode("latin-1"))
+    with pytest.raises(ConfigError, match="latin.yaml is not text in UTF-8"):
+        load_config(str(tmp_path / "latin.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train:", "train=None is a section, expected keys below it, such as train.batch_size"),
+        ("mdsa: 5\ntrain: {batch_size: 8}", "mdsa=5 is a section"),
+        ("mdsa: {train: 5}\ntrain: {batch_size: 8}", "mdsa.train=5 is a section"),
+    ],
+)
+def test_a_value_in_place_of_a_section_is_reported(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(write(tmp_path, text))
 
 
 def test_every_setting_is_documented():

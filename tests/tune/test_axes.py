@@ -19,6 +19,7 @@ from proav.tune.axes import (
     planned_points,
     random_points,
     range_words,
+    values_of,
 )
 from tests.tiny import tiny_config
 
@@ -69,6 +70,15 @@ def test_an_axis_exists_only_under_its_condition():
     )  # as in the file
     drawn = list(random_points(tune, seed=0, count=99))
     assert sorted(map(describe, drawn)) == sorted(map(describe, points))
+
+
+def test_a_setting_keeps_its_own_value_where_its_axis_does_not_exist():
+    variants = f"variants: {{low: {{{MOMENTUM}: 0.8}}, high: {{{MOMENTUM}: 0.9}}}}"
+    always = f"tune.axes.pace={{{variants}}}"
+    only_muon = f"tune.axes.pace={{{variants}, when: {{{OPTIMIZER}: muon}}}}"
+    assert values_of(tune_of(MUON, ONLY_MUON), MOMENTUM, 0.7) == [0.9, 0.95, 0.7]
+    assert values_of(tune_of(MUON, only_muon), MOMENTUM, 0.7) == [0.8, 0.9, 0.7]
+    assert values_of(tune_of(MUON, always), MOMENTUM, 0.7) == [0.8, 0.9]
 
 
 def test_conditions_may_chain_and_name_several_values_or_a_range():

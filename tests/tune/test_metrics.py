@@ -1,5 +1,8 @@
 """Metrics of trials: which names exist, whether large is better, and where an evaluation has the number."""
 
+import math
+import re
+
 import pytest
 
 from proav.errors import ConfigError, UserError
@@ -12,6 +15,8 @@ from proav.tune.metrics import (
     numbers_of,
     score,
     unlisted_metrics,
+    value_of,
+    why_not_finite,
 )
 from tests.tiny import tiny_config
 
@@ -89,6 +94,37 @@ def test_a_metric_that_the_protocol_does_not_list_is_reported():
 def test_a_metric_that_was_not_measured_is_reported_with_what_was():
     with pytest.raises(UserError, match="generated.FVD was not measured .* such as generated.sFVD"):
         score(MEASURED, tiny_config("tune.metric=generated.FVD").tune)
+
+
+LOWER = "MDSA's reconstructions are not finite; lower mdsa.train.learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("words", "measured", "said"),
+    [
+        (["tune.metric=score"], {"psnr_db": math.nan}, f"score is nan after 8 clips, .*: {LOWER}"),
+        (["tune.metric=psnr_db"], {"psnr_db": math.nan}, f"psnr_db is nan .*: {LOWER}"),
+        (["tune.metric=mel_error_db"], {"mel_error_db": math.inf}, f"mel_error_db is inf .*: {LOWER}"),
+        (["tune.metric=psnr_db"], {"psnr_db": math.inf}, "psnr_db is inf .*predicted exactly, and its PSNR"),
+        (["tune.metric=score"], {"psnr_db": math.nan, "num_clips": 0}, "all clips .* are of one colour"),
+        (["tune.metric=score", "tune.stage=stdit"], {"psnr_db": math.nan}, LOWER),
+        (
+            ["tune.metric=reconstruction.psnr_db"],
+            {"numbers": {"reconstruction.psnr_db": math.nan}},
+            f"reconstruction.psnr_db is nan .*: {LOWER}",
+        ),
+        (
+            ["tune.metric=stdit.loss", "tune.stage=stdit"],
+            {"numbers": {"stdit.loss": math.nan}},
+            "the loss is not finite; lower stdit.train.learning_rate",
+        ),
+    ],
+)
+def test_a_metric_that_is_not_finite_is_no_missing_metric_and_the_message_says_why(words, measured, said):
+    tune, measured = tiny_config(*words).tune, {**MEASURED, "num_clips": 3, **measured}
+    assert not math.isfinite(value_of(measured, tune))
+    message = why_not_finite(measured, tune)
+    assert re.search(said, message) and message.startswith(f"tune.metric={tune.metric} is ")
 
 
 def test_numbers_that_are_only_shown_are_checked_like_the_metric_and_make_trials_whole_evaluations():

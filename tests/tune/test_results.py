@@ -23,7 +23,8 @@ from proav.tune.record import (
 from proav.tune.repeats import merge
 from proav.tune.results import write_results
 from proav.tune.rows import best_row, front, make_rows, rungs_of
-from proav.tune.space import make_trial
+from proav.tune.space import data_points, make_trial, prepared_configs
+from tests.tiny import tiny_config
 from tests.tune.test_space import GROUPS, SCALES, sweep_config
 
 DATA = {"hash": "abc", "splits": {"validation": {"sources": 1}}}
@@ -170,6 +171,49 @@ def test_best_yaml_is_a_configuration_for_train(tmp_path):
     assert best.mdsa.multi_scale.scales == (1,) and best.mdsa.train.num_clips == 64 and not best.tune.axes
     assert best.run_folder == f"{tmp_path}/run-best" and best.data_folder == f"{tmp_path}/run/data"
     assert path.read_text().startswith("# The best of the sweep tiny")
+
+
+def test_best_yaml_names_the_data_that_the_best_trial_trained_on(tmp_path):
+    words = (f"run_dir={tmp_path}/run", "data.sources=[clips]", "tune.grace_clips=8", "tune.max_clips=32")
+    config = tiny_config("tune.axes.data.fit=[pad,crop]", *words)
+    prepared = prepared_configs(config, data_points(config.tune))
+    folders = {name: own.data_folder for name, own in prepared.items()}
+    records = {}
+    for number, point in enumerate(data_points(config.tune)):
+        trial = make_trial(config, point, data_hash="abc")
+        record = TrialRecord.begin(trial, config.tune, number=number, data_hash="abc")
+        records[trial.id] = record.replace(status=FINISHED, rungs=[rung(32, 10 + number, 5)])
+    write_results(config, records, data=DATA, quiet=True, data_folders=folders)
+    best = load_config(str(tmp_path / "run" / "tune" / "best.yaml"))
+    assert best.data.fit == "crop"
+    assert best.data_folder == folders['{"data.fit": "crop"}'] != folders['{"data.fit": "pad"}']
+
+
+def test_best_yaml_follows_settings_that_change_no_result(tmp_path):
+    width = sweep_config().stdit.width
+    words = (f"run_dir={tmp_path}/run", f"stdit.width={2 * width}")
+    for config in (sweep_config(words[0]), sweep_config(*words)):
+        write_results(config, records_of(config), data=DATA, quiet=True)
+        assert load_config(str(tmp_path / "run" / "tune" / "best.yaml")).stdit.width == config.stdit.width
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = sweep_config(f"run_dir={tmp_path}/moved")
+    write_results(moved, records_of(moved), data=DATA, quiet=True)
+    best = load_config(str(tmp_path / "moved" / "tune" / "best.yaml"))
+    assert best.run_folder == f"{tmp_path}/moved-best" and best.data_folder == f"{tmp_path}/moved/data"
+    assert f"{tmp_path}/moved/tune/best.yaml" in (tmp_path / "moved" / "tune" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["best.yaml", "results.csv", "metrics.jsonl", "results.json", "pareto.png", "report.html"]
+)
+def test_a_deleted_file_is_made_again(tmp_path, name):
+    config = sweep_config(f"run_dir={tmp_path}")
+    write_results(config, records_of(config), data=DATA, quiet=True)
+    path = tmp_path / "tune" / name
+    before = path.read_bytes()
+    path.unlink()
+    write_results(config, records_of(config), data=DATA, quiet=True)
+    assert path.read_bytes() == before or name == "report.html"
 
 
 def test_nothing_is_rewritten_where_nothing_changed(tmp_path):

@@ -52,6 +52,13 @@ def test_the_largest_trial_of_the_axes_decides():
     assert concurrent_trials(swept, {"CPU": 16}) == (2, [])  # 2 workers of 1 + 3 CPUs
 
 
+def test_trials_without_the_variant_that_makes_them_smaller_count_too():
+    small = "{variants: {small: {mdsa.train.num_workers: 1}}, when: {mdsa.width: 16}}"
+    axes = f"tune.axes={{mdsa.width: [16, 32], size: {small}}}"
+    swept = tiny_config(CPU_ONLY, *ACTORS, axes, "mdsa.train.num_workers=2")
+    assert concurrent_trials(swept, {"CPU": 12}) == (2, [])  # 2 workers of 1 + 2 CPUs
+
+
 def test_a_cluster_that_cannot_hold_one_trial_is_reported_before_it_waits():
     at_a_time, (note,) = concurrent_trials(tiny_config(CPU_ONLY, AXIS, *ACTORS), {"CPU": 2})
     assert (

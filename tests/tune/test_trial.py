@@ -2,6 +2,8 @@
 recorded.
 """
 
+import math
+
 import pytest
 
 from proav.tune.record import (
@@ -120,6 +122,18 @@ def test_a_budget_in_seconds_trains_by_the_clock(monkeypatch, tmp_path):
     told, record, measured = trained(monkeypatch, tmp_path, *words)
     assert measured == [(0, None, 3), (0, None, 6)] and [one["clips"] for one in record.rungs] == [30, 60]
     assert [budget for budget, *_ in told] == [3, 6]
+
+
+def test_a_trial_whose_validation_clips_are_of_one_colour_blames_the_data(monkeypatch, tmp_path):
+    nothing = {"psnr_db": math.nan, "mel_error_db": math.nan, "num_clips": 0}
+    line = {"clips": 8, "loss": 1.0, "peak_memory_gib": 0.5, "device": "cpu"}
+    summary = {"clips": 8, "step": 2, "seconds": 1.0, "checkpoint": ""}
+    monkeypatch.setattr("proav.tune.trial_measure.train_stage", lambda config, stage: summary)
+    monkeypatch.setattr("proav.tune.trial_measure._reconstruct", lambda config, checkpoint: nothing)
+    monkeypatch.setattr("proav.tune.trial_measure.read_metrics", lambda folder: [line])
+    told, record = climb(tmp_path, status=RUNNING, rungs=[])
+    assert told == [] and record.status == FAILED
+    assert "are of one colour" in record.reason and "learning_rate" not in record.reason
 
 
 def test_a_trial_that_crashed_goes_on_and_the_crashes_are_counted(monkeypatch, tmp_path):

@@ -4,10 +4,12 @@ The names give label and split, see `DataConfig.layout`. No file is opened here.
 is listed once, in pieces that become Arrow batches. Ids and the final split are decided in `finding.py`.
 """
 
+import errno
 import itertools
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -102,9 +104,10 @@ def find_in_folders(sources: Iterable[str], layout: str, *, labels: Sequence[str
     places = [_place(source) for source in sources]
     by_root = _roots_are_splits(places)
     if by_root and layout == "label":
+        they = "are" if all(place.source == place.root for place in places) else "are in"
         raise UserError(
-            f"data.sources={[place.source for place in places]} are folders of splits, and their files would "
-            "be mixed and split anew; write data.layout=split/label to keep the splits"
+            f"data.sources={[place.source for place in places]} {they} folders of splits, and their files "
+            "would be mixed and split anew; write data.layout=split/label to keep the splits"
         )
     others = PassedOver()
     rows = itertools.chain.from_iterable(_rows_of(place, layout, others, by_root=by_root) for place in places)
@@ -115,7 +118,7 @@ def find_in_folders(sources: Iterable[str], layout: str, *, labels: Sequence[str
 
 
 def one_key_a_file(found: pa.Table) -> pa.Table:
-    """Gives a file below two roots the key of the first root.
+    """If a file lies below two roots, all its rows get the key and group of its first row.
 
     Raises UserError if two files would share a key.
     """
@@ -151,7 +154,7 @@ def files_below(folder: str) -> list[tuple[str, str, int]]:
 def walk(folder: str) -> Iterator[tuple[str, int]]:
     """(path relative to the folder, bytes) of every file that is not hidden, in any order.
 
-    Yields nothing if there is no such folder.
+    Yields nothing if there is no such folder. Raises UserError for a local folder that may not be read.
     """
     if storage.is_remote(folder):
         filesystem, inner = storage.open_filesystem(folder)
@@ -185,7 +188,8 @@ def root_name(root: str) -> str:
 
 def is_video(path: str) -> bool:
     """Whether the file has the ending of a video, in upper or lower case."""
-    return path.rsplit(".", 1)[-1].lower() in VIDEO_SUFFIXES
+    _, dot, ending = path.rpartition(".")
+    return bool(dot) and ending.lower() in VIDEO_SUFFIXES
 
 
 def _walk_local(
@@ -197,23 +201,52 @@ def _walk_local(
     prefix: its path relative to the folder where the walk began, empty or ending in /.
     above: (device, inode) of the folders above it, so that a circle of links ends.
     unreadable: receives the paths that are not UTF-8.
+
+    What is deleted meanwhile is left out, as are links that lead nowhere. Raises UserError for a folder that
+    may not be read.
     """
-    status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to a folder above: its files are found there
+    try:
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:  # a link to a folder above: its files are found there
+            return
+        entries = os.scandir(folder)
+    except OSError as error:
+        _raise_unless_gone(error, folder)
         return
-    with os.scandir(folder) as entries:
+    with entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             relative = prefix + entry.name
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+                size = entry.stat().st_size if is_file else 0
+            except OSError as error:
+                _raise_unless_gone(error, entry.path if entry.is_symlink() else folder)
+                continue
+            if is_folder:
                 yield from _walk_local(entry.path, relative + "/", above | {here}, unreadable)
-            elif entry.is_file():  # no broken links, pipes, sockets
+            elif is_file:  # no pipes, no sockets, no links that lead nowhere
                 if relative.isascii() or _is_utf8(relative):
-                    yield relative, entry.stat().st_size
+                    yield relative, size
                 else:
                     unreadable.append(relative)
+
+
+def _raise_unless_gone(error: OSError, path: str) -> None:
+    """Raises the error, or UserError for a folder or link that may not be read.
+
+    Returns if there is nothing: it was deleted meanwhile, or a link leads nowhere or to itself.
+    """
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        return
+    if isinstance(error, PermissionError):
+        raise UserError(
+            f"cannot search {path}: {error.strerror}; expected that all folders of videos may be read; "
+            f"as the owner type: chmod -R a+rX {shlex.quote(path)}, or move the videos to a folder without it"
+        ) from error
+    raise error
 
 
 def _is_utf8(name: str) -> bool:
@@ -235,7 +268,8 @@ def _place(given: str) -> _Place:
     source = NamesOnDisk().find(given)
     info = storage.file_info(source)
     if info.type == pafs.FileType.File:
-        folder, name = source.rstrip("/").rsplit("/", 1) if "/" in source else (".", source)
+        path = normal_path(source)
+        folder, name = path.rstrip("/").rsplit("/", 1) if storage.is_remote(path) else os.path.split(path)
         return _Place(source, folder, name, info.size)
     if info.type == pafs.FileType.Directory:
         return _Place(source, source, pattern=re.compile(".*", re.DOTALL))
@@ -253,7 +287,14 @@ def _place(given: str) -> _Place:
     root = NamesOnDisk().find(root)
     if not storage.is_folder(root):
         raise UserError(f"data.sources={source}: no such folder: {root}")
-    return _Place(source, root, pattern=re.compile(_glob_to_regex(one_form("/".join(parts[first:])))))
+    try:
+        pattern = re.compile(_glob_to_regex(one_form("/".join(parts[first:]))))
+    except re.error as error:
+        raise UserError(
+            f"data.sources={source}: {error.msg}; expected sets such as [0-9], [abc] or [!abc]: "
+            "write the lower end of a range first"
+        ) from None
+    return _Place(source, root, pattern=pattern)
 
 
 def _rows_of(place: _Place, layout: str, passed_over: "PassedOver", *, by_root: bool) -> Iterator[tuple]:
@@ -361,7 +402,9 @@ def _refuse_splits_as_labels(found: pa.Table, vocabulary: Sequence[str]) -> None
     labels = set(pc.unique(found.column("labels").combine_chunks().flatten()).to_pylist())
     splits = sorted(label for label in labels if split_of_folder(label) and label not in vocabulary)
     if any(split_of_folder(label) == "validation" for label in splits) or (splits and labels == set(splits)):
-        some = ",".join(sorted(labels)[:8])
+        names = splits + sorted(labels - set(splits))
+        shown = max(8, len(splits))
+        some = ",".join(names[:shown] + ["..."] * (len(names) > shown))
         raise UserError(
             f"the folders {', '.join(splits)} of data.sources would be labels, and their files split anew; "
             "write data.layout=split/label if they are splits, "
@@ -370,20 +413,25 @@ def _refuse_splits_as_labels(found: pa.Table, vocabulary: Sequence[str]) -> None
 
 
 def _glob_to_regex(pattern: str) -> str:
-    """A glob as a regular expression: `**` crosses folders, `*` and `?` do not, [abc] is a set."""
+    """A glob as a regular expression: `**` crosses folders, `*` and `?` do not, [abc] and [!abc] are sets.
+
+    A ] that comes first in a set belongs to it. A [ that no ] closes stands for itself.
+    """
     tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    pieces = re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]*\]|[^*?\[]+|\[", pattern)
+    pieces = re.findall(r"\*\*/|\*\*|\*|\?|\[[!^]?+\]?+[^\]/]*\]|[^*?\[]+|\[", pattern)
     return "".join(
         tokens.get(piece)
-        or (
-            "[^" + piece[2:]
-            if piece.startswith("[!")
-            else piece
-            if len(piece) > 2 and piece[0] == "["
-            else re.escape(piece)
-        )
+        or (_set_to_regex(piece[1:-1]) if piece[0] == "[" and len(piece) > 1 else re.escape(piece))
         for piece in pieces
     )
+
+
+def _set_to_regex(inside: str) -> str:
+    """The set of a glob, without its brackets, as a regular expression. A set never matches /."""
+    negated = inside[0] in "!^"
+    ends = re.findall(r"(.)(?:-(.))?", inside[negated:], re.DOTALL)
+    ranges = (re.escape(low) + (f"-{re.escape(high)}" if high else "") for low, high in ends)
+    return f"(?!/)[{'^' if negated else ''}{''.join(ranges)}]"
 
 
 def _row(root: str, relative: str, size: int, layout: str, side: str) -> tuple:

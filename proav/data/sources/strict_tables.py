@@ -96,6 +96,8 @@ def open_text(listing: str, setting: str = SOURCES.setting) -> Iterator[io.TextI
     except (UnicodeDecodeError, csv.Error) as error:
         said = " ".join(str(error).split())
         expected = "expected text in UTF-8, or Parquet"
+        if isinstance(error, csv.Error):
+            expected = 'expected CSV in which quotes are closed, with "" for a quote within quotes'
         raise UserError(f"cannot read {setting}={listing}: {said}; {expected}") from error
 
 
@@ -119,8 +121,8 @@ def table_records(
     other_columns: further columns that the table may have; they are not used.
     form: which columns are used.
 
-    Raises UserError if the table cannot be read, if a column is unknown, named twice or without a name, or if
-    a row has more cells than there are columns.
+    Raises UserError if the table cannot be read, if a column is unknown or named twice, or if a cell that
+    belongs to no named column is not empty.
     """
     return (_parquet_records if is_parquet(listing) else _csv_records)(listing, other_columns, form)
 
@@ -237,7 +239,9 @@ def _parquet_records(listing: str, other_columns: Sequence[str], form: TableForm
             used = _used_columns(listing, names, other_columns, form)
             for batch in parquet.iter_batches(columns=used):
                 yield from batch.to_pylist()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and (error.errno is not None or storage.is_remote(listing)):
+            raise  # of storage; errors of decoding a local file have no number
         said = " ".join(str(error).split())
         raise UserError(
             f"cannot read {form.setting}={listing}: {said}; expected Parquet, or CSV under another name"

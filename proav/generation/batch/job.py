@@ -1,8 +1,8 @@
-"""Batch generation on Ray Data: a plan's batches go through `making.Maker`, in one stage or in three.
+"""Batch generation on Ray Data: a plan's batches go through `making.Maker`, in one to three stages.
 
-With GPUs there are three stages. Tasks read what is given, actors with GPUs denoise, and other actors make
-the sounds and write the files. So no GPU waits for a decoder or an encoder. Without GPUs all steps need the
-same CPUs, so each actor does all of them.
+With GPUs there are up to three stages. Tasks read what is given, actors with GPUs denoise, and other actors
+make the sounds and write the files. So no GPU waits for a decoder or an encoder. Without GPUs all steps need
+the same CPUs, so each actor does all of them, unless generate.num_writers is set.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from proav.runs.progress import Progress
 MOST_BLOCKS = 2048
 """Most blocks that Ray Data is given. A longer plan has several batches in a block, made one by one."""
 DENOISERS_PER_READER = 4
-"""Denoising actors for each reading task: a file is decoded in a small part of the time of its sample."""
+"""Denoising actors for each reading task: decoding a file takes far less time than denoising its sample."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Outcome:
 def generate(config: Config) -> Outcome:
     """Makes the samples that `generate.*` asks for, with files and rows of the manifest; Ray must be running.
 
-    The checkpoint is generate.checkpoint, or else the run's newest one of generate.stage. If there are
-    samples of the same indices with other settings or of another checkpoint, they are replaced, and a printed
-    line says so. Samples with higher indices stay, with their rows. Inputs that cannot be used become rows
-    with `error`.
+    The checkpoint is generate.checkpoint, or else the run's newest one of generate.stage. Samples of the same
+    indices are made anew if they have other settings or are of another checkpoint, or if their file is
+    missing; a printed line says so. Samples with higher indices stay, with their rows. Inputs that cannot be
+    used become rows with `error`.
 
     Raises UserError for a mistake in the settings or in the listing, if a file cannot be written, and if
     another job is at work in the folder.
@@ -79,7 +79,7 @@ def generate(config: Config) -> Outcome:
             return outcome
         if plan.num_replaced:
             said = f"{plan.num_replaced:,} samples of another checkpoint or other settings"
-            print(f"generate: {said} are replaced")
+            print(f"generate: {said}, or whose file is missing, are made anew")
         recipe = recipe_of(config, checkpoint.config, checkpoint.path, folder, shared)
         progress = Progress("generate", plan.num_wanted, "samples", start=plan.num_done)
         try:
@@ -127,7 +127,9 @@ class Pools:
 
 
 def pools(config: Config, *, num_blocks: int, num_cpus: int, use_gpu: bool) -> Pools:
-    """The pools of a job. Each process has a CPU, and all fit on the cluster: else some might never start.
+    """The pools of a job. Each process has a CPU.
+
+    Readers and writers get only CPUs that the denoisers leave: else some might never start.
 
     config: of the job.
     num_blocks: of the plan; more denoisers would have nothing to do.

@@ -212,7 +212,7 @@ class Denoise:
         return rows, arrays
 
     def _write(self, usable: list[tuple[int, dict]], requests: list[SampleRequest]) -> None:
-        """Makes the files of clips of any length. A few windows of each are in memory.
+        """Makes the files of clips of any length. A few windows of what is made of each are in memory.
 
         A window is written while the next one is made, so that no GPU waits for the encoder.
         """

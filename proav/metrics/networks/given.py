@@ -31,6 +31,8 @@ from proav.metrics.networks.weights import read_tensors
 
 GROUP = "proav.feature_networks"
 """Group of the entry points. Each has the name of the network's card."""
+MOST_SAID = 300
+"""Most characters of a package's own error in a message: PyTorch lists every tensor that is missing."""
 _HOW = "an installed package with an entry point of this name reads them: see proav/metrics/networks/given.py"
 CARDS = (
     NetworkCard(
@@ -121,7 +123,7 @@ def load(card: NetworkCard, path: str, device: str = "cpu") -> GivenNetwork:
     """The installed package's network with the weights of that file.
 
     Raises UserError if no package or more than one has code for the network, if the code cannot be imported,
-    or if the file has another format.
+    or if the file has another format or other tensors.
     """
     entry = _find_entry(card)
     package = f"{entry.dist.name} {entry.dist.version}"
@@ -135,9 +137,16 @@ def load(card: NetworkCard, path: str, device: str = "cpu") -> GivenNetwork:
             f"{package} declares {entry.value} for the network {card.name}, "
             f"but it cannot be imported: {error}"
         ) from error
-    return GivenNetwork(
-        card, build(tensors, device), weights_sha256=f"{file_hash(path)}, {package}", package=package
-    )
+    try:
+        embed = build(tensors, device)
+    except (KeyError, RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())[:MOST_SAID]
+        raise UserError(
+            f"{package} cannot build the network {card.name} from {path}: {type(error).__name__}: {said}; "
+            f"expected the tensors that {entry.value} reads: write evaluate.weights=DIR with "
+            f"{card.name}.safetensors of those"
+        ) from error
+    return GivenNetwork(card, embed, weights_sha256=f"{file_hash(path)}, {package}", package=package)
 
 
 def class_names(card: NetworkCard, path: str) -> tuple[str, ...]:

@@ -24,9 +24,9 @@ def border_filter(side: int) -> Tensor:
         F = W diag(I, V) W,   W = [[I, J], [J, -I]] / sqrt(2),   V = J C2' C4 J R'
 
     J reverses the order, C2 and C4 are the orthonormal cosine transforms of type II and IV; all are M x M. R
-    turns one vector into another, in the plane of the two. The first is what V' 1 would be without R, the
-    second is `flat_join`. For P = 8 the angle is 3.7 degrees. Pixels that are symmetric about the border are
-    not changed.
+    turns the vector that V' 1 would be without it into the direction of `flat_join`, in the plane of both.
+    For P = 8 the angle is 3.7 degrees. Pixels that are symmetric about the border are not changed.
+
     side: P, even.
     """
     half = side // 2
@@ -48,8 +48,8 @@ def flat_join(half: int) -> np.ndarray:
 
     A flat block's window is (1 + v) / 2 inside and (1 - v) / 2 outside. v has equal steps up, then down, and
     mean square 1, because the filter is orthogonal. Of all such v this is the one whose largest step is
-    smallest. The steps are 2 v_0 across the border, those within v, and 1 - v_M in the middle of the block,
-    where one neighbour's window ends and the other's begins.
+    smallest. The steps are 2 v_0 across the border, those within v, and 1 - v_{M-1} in the middle of the
+    block, where one neighbour's window ends and the other's begins.
     """
     rising = 2 * np.arange(half) + 1.0
     joins = [np.minimum(rising, 2 * top - rising) for top in np.linspace(half, 2 * half, 201)]

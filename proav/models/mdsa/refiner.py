@@ -18,10 +18,11 @@ from proav.models.layers import full_precision, map_flops, run_layer
 
 
 class ConvolutionBlock(nn.Module):
-    """x + f(x) for x [B, C, T, R, S], f: 3x3 in each frame, SiLU, and with `frames` 3 across frames, SiLU.
+    """x + f(x) for x [B, C, T, R, S]. f is a 3x3 convolution in each frame and SiLU; with `frames`, one of
+    size 3 across frames and SiLU follow.
 
-    Both are 2D convolutions: one over frames side by side, one over time and places. On CPUs this is twice as
-    fast as 3D.
+    Both are 2D convolutions: the first takes frames as a batch, the second takes time as rows and all places
+    of a frame as columns. On CPUs this is twice as fast as 3D.
     """
 
     def __init__(self, width: int, *, frames: bool) -> None:

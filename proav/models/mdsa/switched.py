@@ -1,8 +1,8 @@
 """Cells that choose their basis: what the linear planes leave is coded by one of a few kinds of blocks.
 
 A still background needs numbers for fine detail, a moving thing for changes in time. A steady tone needs
-other numbers than a blow. One linear code for all spends half of its numbers badly. So each cell of a
-stream's first plane names the basis that codes it best. The number of the basis travels with the
+other numbers than a blow. A single linear code for all cells would waste half of its numbers. So each cell
+of a stream's first plane names the basis that codes it best. The number of the basis travels with the
 coefficients, in a channel of its own. The classical form is classified transform coding; the bases are fitted
 as in a mixture of principal components. Not in the paper: our choice, measured in docs/experiments.md. Not
 here: the linear planes, which code the whole clip first and cut the blocks (`linear_planes.py`). Letters: B
@@ -70,7 +70,7 @@ class SwitchedCells(nn.Module):
         return shared @ torch.cat([part() for part in self.synthesis])
 
     def flops(self, cells: int) -> int:
-        """FLOPs of all bases for so many cells, one way. The choice of a basis takes them once more."""
+        """FLOPs of all bases for `cells` cells, in one direction. Choosing the basis costs the same again."""
         return 2 * cells * sum(part.weight.numel() for part in self.analysis)
 
     @torch.no_grad()

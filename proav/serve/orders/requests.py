@@ -77,8 +77,9 @@ class VideoRequest(BaseModel):
     model: str | None = None
     """Id of the served model; may be left out."""
     seconds: Annotated[str | float | None, Number] = None
-    """Length of the clip in seconds; for continue with the given clip. Longer clips than the model's own are
-    made in windows that overlap. GET /v1/models has the limits. Empty: the model's own, or num_windows.
+    """Length of the clip in seconds; for continue, the given clip is included. Longer clips than the model's
+    own are made in windows that overlap. GET /v1/models has the limits. Empty: the model's own, or
+    num_windows.
     """
     size: str | None = None
     """WIDTHxHEIGHT in pixels: the model's own; may be left out."""
@@ -197,6 +198,7 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
     texts, vectors = _told_of(request, card)
     prompt_is_text = bool(card.encoders) and _labels_in(request.prompt, card) is None
     if prompt_is_text:
+        _check_prompt(request, card)
         texts.setdefault(card.encoders[0], request.prompt.strip())
     return Order(
         prompt=request.prompt,
@@ -279,7 +281,8 @@ def _num_frames(request: VideoRequest, card: ModelCard) -> int | None:
         seconds = float(request.seconds)
     except ValueError:
         seconds = math.nan
-    if not (1 / fps <= seconds and seconds * fps < most + 1) or round(seconds * fps) > most:
+    # one frame may be written with six digits, as in the message: 0.0333333 at 30 frames a second
+    if not 1 <= round(seconds * fps, 4) < most + 1 or round(seconds * fps) > most:
         longer = "" if most > card.geometry.num_frames else ", since this model makes no longer clips by it"
         raise ApiError(
             400,
@@ -287,6 +290,19 @@ def _num_frames(request: VideoRequest, card: ModelCard) -> int | None:
             param="seconds",
         )
     return round(seconds * fps)
+
+
+def _check_prompt(request: VideoRequest, card: ModelCard) -> None:
+    """Raises ApiError 400 if the vectors that the prompt stands for are given with another value."""
+    name, prompt = card.encoders[0], request.prompt.strip()
+    given = (request.vectors or {}).get(name, prompt)
+    if not isinstance(given, str) or given.strip() != prompt:
+        raise ApiError(
+            400,
+            f"prompt={shown(prompt)} and vectors={{{name!r}: {shown(given)}}} disagree; the prompt is a text "
+            f"for {name} here: give one of the two",
+            param="prompt",
+        )
 
 
 def _label_of(request: VideoRequest, card: ModelCard, *, names: Sequence[str]) -> str | None:
@@ -330,7 +346,7 @@ def _labels_in(text: str, card: ModelCard) -> list[str] | None:
 
 
 def _told_of(request: VideoRequest, card: ModelCard) -> tuple[dict[str, str], dict[str, str]]:
-    """(texts, vectors) of a request, as an order has them. Raises ApiError for what does not fit."""
+    """The fields `texts` and `vectors` of the order for a request. Raises ApiError for what does not fit."""
     texts, vectors = {}, {}
     try:
         check_vector_names(request.vectors or {}, card.vectors)

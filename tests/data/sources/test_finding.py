@@ -1,9 +1,14 @@
+import errno
 import hashlib
+import os
+import re
 from dataclasses import replace
 
+import pyarrow.fs as pafs
 import pytest
 
 from proav.config import Config, DataConfig
+from proav.data.sources import folders
 from proav.data.sources.finding import SOURCE_SCHEMA, find_sources, rows_of, segment_id, source_id
 from proav.errors import UserError
 
@@ -98,12 +103,31 @@ def test_folders_of_splits_are_no_labels_unless_they_are_named(tmp_path, names, 
     assert {row.label for row in find(sources=(folder,), labels=labels)} == set(labels)
 
 
+def test_the_labels_to_write_begin_with_the_splits(tmp_path):
+    names = [f"a{number}" for number in range(10)]
+    touch(tmp_path / "set", *(f"{name}/x.mp4" for name in (*names, "test", "val")))
+    with pytest.raises(UserError, match=r"data.labels=\[test,val,a0,a1,a2,a3,a4,a5,\.\.\.\] if they are"):
+        find(sources=(str(tmp_path / "set"),))
+    splits = [f"{split}/x.mp4" for split in folders.SPLIT_FOLDERS] + ["Test/x.mp4"]
+    touch(tmp_path / "splits", "a/x.mp4", *splits)
+    with pytest.raises(UserError) as refusal:
+        find(sources=(str(tmp_path / "splits"),))
+    written = re.search(r"data.labels=\[(.*),\.\.\.\]", str(refusal.value))[1].split(",")
+    assert len(find(sources=(str(tmp_path / "splits"),), labels=written)) == len(splits) + 1
+
+
 def test_folders_of_splits_that_are_given_one_by_one(tmp_path):
     touch(tmp_path / "set", *(f"train/dog/{number}.mp4" for number in range(9)))
     touch(tmp_path / "set", "test/dog/a.mp4", "test/cat/b.mp4")
     sources = (f"{tmp_path}/set/train", f"{tmp_path}/set/test/*/*.mp4")
-    with pytest.raises(UserError, match="are folders of splits.*write data.layout=split/label to keep"):
-        find(sources=sources)
+    touch(tmp_path / "flat", "train/a.mp4", "test/b.mp4")
+    for given, they in (
+        (sources, "are in"),
+        ((f"{tmp_path}/flat/train/a.mp4", f"{tmp_path}/flat/test/b.mp4"), "are in"),
+        ((f"{tmp_path}/set/train", f"{tmp_path}/set/test"), "are"),
+    ):
+        with pytest.raises(UserError, match=rf"\] {they} folders of splits.*write data.layout=split/label"):
+            find(sources=given)
     rows = find(sources=sources, layout="split/label")
     sides = {(row.key.split("/")[0], row.split) for row in rows}
     assert sides == {("train", "train"), ("test", "validation")}
@@ -130,6 +154,58 @@ def test_files_with_other_endings_are_counted(tmp_path, capsys):
     assert "PASSED OVER: 2 files" in capsys.readouterr().out
     (tmp_path / "clips.csv").write_text("path\nset/notes.txt\n")
     assert len(find(listing=str(tmp_path / "clips.csv"))) == 1
+
+
+def test_a_name_without_a_dot_is_no_video(tmp_path):
+    touch(tmp_path / "set", "ts", "mov", "x.d/ts", "x.d/a.ts")
+    assert [row.key for row in find(sources=(str(tmp_path / "set"),))] == ["set/x.d/a.ts"]
+    assert not folders.is_video("ts") and folders.is_video("a.TS")
+
+
+def test_a_file_at_the_top_is_not_looked_for_in_the_current_folder(tmp_path, monkeypatch):
+    """Every path is made to look like a file, because a test may not write to the top folder."""
+    info = pafs.FileInfo("clip.mp4", pafs.FileType.File, size=1)
+    monkeypatch.setattr(folders.storage, "file_info", lambda path: info)
+    monkeypatch.chdir(tmp_path)
+    for source, path in (
+        ("/clip.mp4", "/clip.mp4"),
+        ("file:///clip.mp4", "/clip.mp4"),
+        ("file://clip.mp4", f"{tmp_path}/clip.mp4"),
+        ("clip.mp4", f"{tmp_path}/clip.mp4"),
+        ("sub/clip.mp4", f"{tmp_path}/sub/clip.mp4"),
+        ("s3://bucket/clip.mp4", "s3://bucket/clip.mp4"),
+    ):
+        (row,) = find(sources=(source,))
+        assert row.path == path
+
+
+@pytest.mark.parametrize(
+    ("glob", "names"),
+    [
+        ("a[!0]*.mp4", "a1.mp4 a].mp4 a!.mp4 a-.mp4 a\\.mp4 a[!].mp4 a[.mp4"),  # not a/x.mp4
+        ("a[^0]*.mp4", "a1.mp4 a].mp4 a!.mp4 a-.mp4 a\\.mp4 a[!].mp4 a[.mp4"),
+        ("a[+-9]*.mp4", "a0.mp4 a1.mp4 a-.mp4"),  # the range spans /
+        ("a[0-1].mp4", "a0.mp4 a1.mp4"),
+        ("a[]0].mp4", "a].mp4 a0.mp4"),
+        ("a[!]0].mp4", "a1.mp4 a!.mp4 a-.mp4 a\\.mp4 a[.mp4"),
+        ("a[0-].mp4", "a0.mp4 a-.mp4"),
+        ("a[\\].mp4", "a\\.mp4"),
+        ("a[[].mp4", "a[.mp4"),
+        ("?[!].mp4", "a[!].mp4"),  # no ] closes the set
+        ("[a]/[x].mp4", "a/x.mp4"),
+    ],
+)
+def test_sets_in_globs(tmp_path, glob, names):
+    there = ["a0", "a1", "a]", "a!", "a-", "a\\", "a[!]", "a[", "a/x"]
+    touch(tmp_path / "v", *(f"{name}.mp4" for name in there))
+    rows = find(sources=(f"{tmp_path}/v/{glob}",))
+    assert sorted(row.key for row in rows) == sorted(f"v/{name}" for name in names.split())
+
+
+def test_a_range_that_runs_backwards_is_named(tmp_path):
+    touch(tmp_path / "v", "a0.mp4")
+    with pytest.raises(UserError, match=r"data.sources=.*a\[9-0\].mp4: bad character range 9-0; expected"):
+        find(sources=(f"{tmp_path}/v/a[9-0].mp4",))
 
 
 def test_globs_and_single_files(tmp_path):
@@ -277,6 +353,58 @@ def test_links_are_followed_but_never_in_circles(tmp_path):
     (tmp_path / "set" / "x" / "there").symlink_to(tmp_path / "other")
     (tmp_path / "set" / "broken.mp4").symlink_to(tmp_path / "absent.mp4")
     assert [row.key for row in find(sources=(str(tmp_path / "set"),))] == ["set/x/a.mp4", "set/x/there/b.mp4"]
+
+
+def test_links_that_lead_nowhere_and_deleted_entries_are_left_out(tmp_path, monkeypatch):
+    touch(tmp_path / "set", "x/a.mp4", "gone/b.mp4", "x/c.mp4", "x/d.mp4")
+    (tmp_path / "set" / "loop").symlink_to("loop")
+    (tmp_path / "set" / "x" / "through.mp4").symlink_to(tmp_path / "set" / "x" / "a.mp4" / "b.mp4")
+    scandir = os.scandir
+
+    def scan(folder):
+        if str(folder).endswith("gone"):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", folder)
+        if str(folder).endswith("x"):
+            return DeletingScan(scandir(folder), "c.mp4")
+        return scandir(folder)
+
+    monkeypatch.setattr(folders.os, "scandir", scan)
+    assert [row.key for row in find(sources=(str(tmp_path / "set"),))] == ["set/x/a.mp4", "set/x/d.mp4"]
+
+
+class DeletingScan:
+    """Entries of a folder; the file `name` is deleted when the scan comes to it."""
+
+    def __init__(self, entries, name):
+        self.entries, self.name = entries, name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.entries.close()
+
+    def __iter__(self):
+        for entry in self.entries:
+            if entry.name == self.name:
+                os.unlink(entry.path)
+            yield entry
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    touch(tmp_path / "my set", "x/a.mp4", "lost+found/b.mp4")
+    scandir = os.scandir
+
+    def scan(folder):
+        if str(folder).endswith("lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(folders.os, "scandir", scan)
+    named = re.escape(f"cannot search {tmp_path}/my set/lost+found: Permission denied; expected that all")
+    typed = re.escape(f"type: chmod -R a+rX '{tmp_path}/my set/lost+found'")
+    with pytest.raises(UserError, match=f"{named}.*{typed}"):
+        find(sources=(str(tmp_path / "my set"),))
 
 
 def test_names_that_are_not_utf_8_are_left_out_and_reported(tmp_path, capsys):

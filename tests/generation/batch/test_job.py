@@ -8,7 +8,7 @@ from proav.errors import UserError
 from proav.generation.batch import generate
 from proav.generation.batch.job import Pools, pools
 from proav.generation.batch.making import Maker, recipe_of
-from proav.generation.batch.plan import make_plan, shared_values, wanted_rows
+from proav.generation.batch.plan import make_plan, shared_values, unpack, wanted_rows
 from proav.media.container import read_clip
 from proav.runs.checkpoint import load_checkpoint
 from tests.media.hostile_files import wav
@@ -48,6 +48,23 @@ def test_a_flow_map_that_is_not_there_is_reported(tmp_path):
     said = "no flow map in .*/distill/checkpoints; make one with: .* stage=distill, or .*generate.stage=stdit"
     with pytest.raises(UserError, match=said):
         generate(config)
+
+
+def test_samples_of_other_settings_or_without_a_file_are_counted(tmp_path, monkeypatch, capsys):
+    def made(config, recipe, batches):  # by this process instead of Ray's
+        for batch in batches:
+            yield unpack(Maker(recipe)({"batch": batch})["batch"])
+
+    monkeypatch.setattr("proav.generation.batch.job._made", made)
+    path = save_tiny_stdit(str(tmp_path / "checkpoints"), tiny_config())
+    words = [f"run_dir={tmp_path / 'run'}", f"generate.checkpoint={path}", "generate.num_samples=2"]
+    folder = generate(tiny_config(*words)).folder
+    assert "made anew" not in capsys.readouterr().out
+    Path(folder, "000000", "000000001.mp4").unlink()
+    said = "samples of another checkpoint or other settings, or whose file is missing, are made anew"
+    for more, count in (("seed=0", 1), ("seed=7", 2)):
+        generate(tiny_config(*words, more))
+        assert f"generate: {count} {said}\n" in capsys.readouterr().out
 
 
 def files_of(folder: str) -> dict[str, bytes]:

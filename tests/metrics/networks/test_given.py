@@ -34,6 +34,12 @@ def compared(tensors, device):
 def classes(tensors, device):
     return lambda video: video.float().mean((1, 2, 3))[:, None]
 
+def strict(tensors, device):
+    return torch.nn.Linear(441, 1024).load_state_dict(tensors)
+
+def picky(tensors, device):
+    raise ValueError("no projection")
+
 def listed(tensors, device):
     return lambda audio: audio.tolist()
 """
@@ -114,6 +120,25 @@ def test_only_safetensors_reach_the_package(install, tmp_path):
     torch.save({"projection": torch.zeros(441, 1024)}, tmp_path / "audioclip.safetensors")
     with pytest.raises(UserError, match="not a safetensors file"):
         load_network("audioclip", str(tmp_path / "audioclip.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("build", "KeyError: 'projection'"),
+        ("strict", r"RuntimeError: Error\(s\) in loading state_dict for Linear: Missing key\(s\)"),
+        ("picky", "ValueError: no projection"),
+    ],
+)
+def test_a_file_with_other_tensors_is_named(function, said, install, tmp_path):
+    install("tiny_eight", f"tiny_eight_code:{function}")
+    path = str(tmp_path / "audioclip.safetensors")
+    save_file({"none": torch.zeros(1)}, path)
+    message = f"tiny_eight 1.0 cannot build the network audioclip from {path}: {said}"
+    with pytest.raises(UserError, match=message) as refused:
+        load_network("audioclip", path)
+    assert "write evaluate.weights=DIR with audioclip.safetensors of those" in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_network_of_both_is_called_with_both(install, tmp_path):

@@ -65,6 +65,18 @@ def test_vectors_are_numbers_or_texts_by_their_names(card):
     assert order_of(told, {"prompt": "Rain"}).texts == order_of(told, {}).texts == {}
 
 
+@pytest.mark.parametrize("given", [[0.5, 1], "B"])
+def test_a_prompt_and_vectors_for_the_same_condition_are_refused(card, given):
+    told = dataclasses.replace(card, vectors={"caption": (2,), "face": (2,)}, encoders=("caption",))
+    with pytest.raises(ApiError) as refused:
+        order_of(told, {"prompt": "A", "vectors": {"caption": given}})
+    said = f"prompt='A' and vectors={{'caption': {given!r}}} disagree; the prompt is a text for caption here"
+    assert refused.value.status == 400 and refused.value.message.startswith(said)
+    same = order_of(told, {"prompt": " A", "vectors": {"caption": "A", "face": [1, 2]}})
+    assert same.texts == {"caption": "A"} and same.vectors.keys() == {"face"}
+    assert order_of(told, {"prompt": "Rain", "vectors": {"caption": "B"}}).texts == {"caption": "B"}
+
+
 @pytest.mark.parametrize(
     ("vectors", "said"),
     [
@@ -86,6 +98,14 @@ def test_a_number_in_json_is_the_label_that_a_form_would_write(card):
     numbered = dataclasses.replace(card, labels=("0", "3"))
     assert order_of(numbered, {"label": 0}).label == order_of(numbered, {"prompt": 0}).label == "0"
     assert order_of(numbered, {"label": 3, "seed": 1}) == order_of(numbered, {"label": "3", "seed": 1})
+
+
+def test_the_shortest_length_may_be_written_as_the_message_writes_it(card):
+    fast = dataclasses.replace(card, geometry=dataclasses.replace(card.geometry, fps=30))
+    assert order_of(fast, {"seconds": 0.0333333}).num_frames == 1
+    for seconds in (0.0333, "0.02"):
+        with pytest.raises(ApiError, match="expected 0.0333333 to 0.133333"):
+            order_of(fast, {"seconds": seconds})
 
 
 def test_texts_of_a_form_are_numbers(card):
