@@ -20,8 +20,9 @@ SCALING = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.F
 """Bicubic with chroma at full resolution. It costs 0.15 ms a frame more than the default. On coloured edges
 it is 2.5 times closer to a float reference."""
 MAX_GAP_SECONDS = 30.0
-"""If sound pauses for longer than this, it is missing, and so are pictures that begin later than this.
-Shorter pauses are filled with silence, or with the first picture."""
+"""A longer pause of the sound is counted as missing sound. If the first picture comes later than this, the
+pictures before it are counted as missing. Shorter pauses are filled with silence, or with the first picture.
+"""
 STILL_SECONDS = 1.0
 """If a file has shown one picture for longer than this, we assume that its writer stores a picture only when
 the picture changes."""

@@ -17,7 +17,7 @@ def clip_synchrony(clip: Clip, mel_frames: MelFrames) -> float:
     """Correlation of onsets with jerks at no lag, in [-1, 1].
 
     It is 0 on average if sound and picture are unrelated. It is NaN if a stream holds no events, and for
-    clips of fewer than 10 frames (at up to 12 fps).
+    clips of fewer than 10 frames (up to 18 fps; more above). Frames beside a cut do not count.
 
     mel_frames: for the clip's own frame rate and sample rate.
     """

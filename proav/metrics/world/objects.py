@@ -61,8 +61,9 @@ class Patch:
 def find_tracks(video_THWC: np.ndarray) -> list[Track]:
     """The objects of a clip, uint8 [T, H, W, 3]; [] if most frames are not of this world.
 
-    The number of objects is the most frequent number of patches of a frame. It is one more if two frames have
-    one more patch and none has a larger number: objects that touch are one patch for a while.
+    The number of objects is the most frequent number of patches of a frame. If at least two frames
+    have one more patch, and none has more than that, it is that larger number: objects that touch look like
+    one patch for a while. It is at most MAX_OBJECTS.
     """
     frames = find_patches(video_THWC)
     counts = [min(len(patches), MAX_OBJECTS) for patches in frames if 0 < len(patches) <= MAX_PATCHES]

@@ -1,9 +1,8 @@
 """Figures of the report pages as inline SVG: curves, bars, and strips of frames over their mel spectrogram.
 
 matplotlib draws through its object interface, without pyplot. Colours become CSS variables, so that one
-drawing serves light and dark pages. Text stays text; pictures are embedded at their own resolution. Reports
-are ours, not the paper's. Letters: T frames, H W rows and columns, C channels, M mel bins, S mel columns in a
-frame, L sound samples.
+drawing serves light and dark pages. Text stays text; pictures are embedded at their own resolution. Letters:
+T frames, H W rows and columns, C channels, M mel bins, S mel columns in a frame, L sound samples.
 """
 
 import hashlib
@@ -85,7 +84,7 @@ def curve(
     """One quantity over the clips trained.
 
     The axis is logarithmic if all values are positive and span more than a factor of 20. Long runs are cut
-    into 400 stretches; the mean of each is drawn over its range.
+    into 400 stretches. The mean of each is drawn on a band from its least to its greatest value.
 
     clips, values: the points, in order of clips.
     description: text alternative.
