@@ -96,6 +96,57 @@ def stop_submitted(times: int, run: Path, data: Path, words: list[str], chance: 
     return rows
 
 
+def send_signals(times: int, folder: Path, data: Path, words: list[str], chance: random.Random) -> list[dict]:
+    """Starts the job and sends SIGTERM to it or to one of its workers, at random moments.
+
+    times: how often.
+    folder: of the benchmark; the run is in folder/disturbed, logs are beside it.
+    data: prepared data.
+    words: settings.
+    chance: draws the moments.
+    Raises SystemExit if a training ends before its signal.
+    """
+    rows, run = [], folder / "disturbed"
+    for number in range(times):
+        with (folder / f"{number:02d}.log").open("w") as log:
+            process = subprocess.Popen(
+                command(run, data, words), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+            )
+        before = curve(run / "mdsa")
+        if chance.random() < 0.25:  # while it starts
+            time.sleep(chance.uniform(1, 15))
+        else:
+            while process.poll() is None and curve(run / "mdsa") == before:
+                time.sleep(0.1)
+            time.sleep(chance.uniform(0, 8))
+        if process.poll() is not None:
+            raise SystemExit(
+                f"signals: the training ended before signal {number + 1} (status {process.returncode}, see "
+                f"{folder / f'{number:02d}.log'}); make it longer: mdsa.train.num_clips=N"
+            )
+        found = workers(psutil.Process(process.pid))
+        target = chance.choice(found) if found and chance.random() < 0.5 else psutil.Process(process.pid)
+        done, began = curve(run / "mdsa"), time.monotonic()
+        kind = "driver" if target.pid == process.pid else "worker"
+        os.kill(target.pid, signal.SIGTERM)
+        status = process.wait()
+        said = (folder / f"{number:02d}.log").read_text()
+        rows.append(
+            {
+                "signal": number + 1,
+                "to": kind,
+                "new_reports": len(done) - len(before),
+                "status": status,
+                "seconds": round(time.monotonic() - began, 1),
+                "lost_steps": lost_steps(run),
+                "says_how_to_go_on": "run the same command again to go on" in said,
+                "traceback": "Traceback" in said,
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -122,42 +173,7 @@ def main() -> None:
             [*prepare, f"run_dir={folder / 'prepared'}"], cwd=ROOT, check=True, capture_output=True
         )
     rows = stop_submitted(arguments.job_stops, folder / "disturbed", data, arguments.overrides, chance)
-    for number in range(arguments.signals):
-        with (folder / f"{number:02d}.log").open("w") as log:
-            words = command(folder / "disturbed", data, arguments.overrides)
-            process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        before = curve(folder / "disturbed" / "mdsa")
-        if chance.random() < 0.25:  # while it starts
-            time.sleep(chance.uniform(1, 15))
-        else:
-            while process.poll() is None and curve(folder / "disturbed" / "mdsa") == before:
-                time.sleep(0.1)
-            time.sleep(chance.uniform(0, 8))
-        if process.poll() is not None:
-            raise SystemExit(
-                f"signals: the training ended before signal {number + 1} (status {process.returncode}, see "
-                f"{folder / f'{number:02d}.log'}); make it longer: mdsa.train.num_clips=N"
-            )
-        found = workers(psutil.Process(process.pid))
-        target = chance.choice(found) if found and chance.random() < 0.5 else psutil.Process(process.pid)
-        done, began = curve(folder / "disturbed" / "mdsa"), time.monotonic()
-        kind = "driver" if target.pid == process.pid else "worker"
-        os.kill(target.pid, signal.SIGTERM)
-        status = process.wait()
-        said = (folder / f"{number:02d}.log").read_text()
-        rows.append(
-            {
-                "signal": number + 1,
-                "to": kind,
-                "new_reports": len(done) - len(before),
-                "status": status,
-                "seconds": round(time.monotonic() - began, 1),
-                "lost_steps": lost_steps(folder / "disturbed"),
-                "says_how_to_go_on": "run the same command again to go on" in said,
-                "traceback": "Traceback" in said,
-            }
-        )
-        print(json.dumps(rows[-1]), flush=True)
+    rows += send_signals(arguments.signals, folder, data, arguments.overrides, chance)
     for name in ("disturbed", "undisturbed"):
         subprocess.run(
             command(folder / name, data, arguments.overrides),

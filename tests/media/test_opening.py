@@ -189,13 +189,10 @@ def test_names_that_are_no_text_are_opened(tmp_path):
             pass
 
 
-class _FlakyServer(http.server.BaseHTTPRequestHandler):
-    """A store that fails for `away_seconds` after the first request for a file.
+class _Server(http.server.BaseHTTPRequestHandler):
+    """What both servers share: they differ in `_answer`."""
 
-    It answers such requests with 503. If `silent`, it waits instead, at most 10 s, and then answers.
-    """
-
-    folder, away_seconds, silent, began, num_faults, lock = "", 0.0, False, None, 0, threading.Lock()
+    folder, lock = "", threading.Lock()
 
     def do_HEAD(self):
         self._answer(body=False)
@@ -203,8 +200,23 @@ class _FlakyServer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self._answer(body=True)
 
+    def _content(self) -> bytes:
+        return Path(self.folder, os.path.basename(self.path)).read_bytes()
+
+    def log_message(self, *_):
+        pass
+
+
+class _FlakyServer(_Server):
+    """A store that fails for `away_seconds` after the first request for a file.
+
+    It answers such requests with 503. If `silent`, it waits instead, at most 10 s, and then answers.
+    """
+
+    away_seconds, silent, began, num_faults = 0.0, False, None, 0
+
     def _answer(self, body: bool) -> None:
-        data, kind = Path(self.folder, os.path.basename(self.path)).read_bytes(), type(self)
+        data, kind = self._content(), type(self)
         with self.lock:
             if body and kind.began is None:
                 kind.began = time.monotonic()
@@ -224,9 +236,6 @@ class _FlakyServer(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if body and not fails:
             self.wfile.write(data[first : last + 1])
-
-    def log_message(self, *_):
-        pass
 
 
 @contextlib.contextmanager
@@ -262,19 +271,13 @@ def test_decoding_processes_wait_for_a_store_and_tell_where_it_stays_away(tmp_pa
             list(decoder.rows(replace(source, path=url)))
 
 
-class _WholeFiles(http.server.BaseHTTPRequestHandler):
+class _WholeFiles(_Server):
     """Sends whole files only; without their length if `chunked`, and refuses all but the first if `shy`."""
 
-    protocol_version, folder, chunked, shy, num_sent = "HTTP/1.1", "", False, False, 0
-
-    def do_HEAD(self):
-        self._answer(body=False)
-
-    def do_GET(self):
-        self._answer(body=True)
+    protocol_version, chunked, shy, num_sent = "HTTP/1.1", False, False, 0
 
     def _answer(self, body: bool) -> None:
-        data, kind = Path(self.folder, os.path.basename(self.path)).read_bytes(), type(self)
+        data, kind = self._content(), type(self)
         kind.num_sent += body
         refused = body and self.shy and kind.num_sent > 1
         self.send_response(403 if refused else 200)
@@ -287,9 +290,6 @@ class _WholeFiles(http.server.BaseHTTPRequestHandler):
         if body and not refused:
             with contextlib.suppress(ConnectionError):  # the reader may have enough
                 self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if self.chunked else data)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
