@@ -11,7 +11,7 @@ of two levels, by Plackett and Burman's design (The Design of Optimum Multifacto
     effect = mean of six trainings with the right level - mean of six with the left one
 
 Each training has a seed of its own, so that an effect's error holds that of seeds. The factors are in
-`variants/world_screening.yaml`; the columns of the design that no factor has are spare, and show chance alone.
+`variants/world_screening.yaml`. Columns of the design without a factor are spare, and show chance alone.
 
 The margin is Lenth's (Quick and Easy Analysis of Unreplicated Factorials, Technometrics 31, 1989): 1.5 times
 the median of the absolute effects, computed twice, the second time without those above 2.5 times the first;
@@ -44,7 +44,7 @@ FIRST_ROW = "++-+++---+-"  # Plackett and Burman's generator for 12 rows
 
 
 def plackett_burman() -> np.ndarray:
-    """The design of 12 rows and 11 columns of -1 and +1: columns are balanced, and orthogonal to each other."""
+    """The design: 12 rows and 11 columns of -1 and +1. Columns are balanced, and orthogonal to each other."""
     first = [1 if sign == "+" else -1 for sign in FIRST_ROW]
     return np.array([np.roll(first, shift) for shift in range(11)] + [[-1] * 11])
 
@@ -88,7 +88,8 @@ def show(factors: list[str], design: np.ndarray, rows: list[dict[str, float]]) -
     for place, name in enumerate(names):
         cells = "  ".join(f"{found[score][place]:>+{len(score)}.3f}" for score in SCORES)
         print(f"{name:{width}}  {cells}")
-    print(f"{'margin (95 %)':{width}}  " + "  ".join(f"{margins[score]:>{len(score)}.3f}" for score in SCORES))
+    cells = "  ".join(f"{margins[score]:>{len(score)}.3f}" for score in SCORES)
+    print(f"{'margin (95 %)':{width}}  {cells}")
     return {
         "rows": rows,
         "effects": {score: dict(zip(names, values.tolist(), strict=True)) for score, values in found.items()},
@@ -109,14 +110,15 @@ def main() -> None:
     torch.set_num_threads(1)
     claim, spec = yaml.safe_load(CLAIM.read_text()), yaml.safe_load(SPEC.read_text())
     design, out, began = plackett_burman(), arguments.out.resolve(), time.monotonic()
-    numbers = arguments.only or list(range(1, len(design) + 1))
-    if unknown := [number for number in numbers if not 1 <= number <= len(design)]:
+    rows = range(1, len(design) + 1)
+    numbers = arguments.only or rows
+    if unknown := [number for number in numbers if number not in rows]:
         parser.error(f"--only {unknown[0]} is not a row of the design: 1 to {len(design)}")
     base = [*claim["base"], *spec["base"]]
     shape = load_config(str(ROOT / claim["config"]), base).clip
     size = {name: getattr(shape, name) for name in ("num_frames", "fps", "sample_rate", "height", "width")}
     windows, labels, _ = held_out(arguments.world, arguments.clips, size)
-    stored = [out / f"{row:02}" / f"sound_for_{len(windows)}_windows.json" for row in range(1, len(design) + 1)]
+    stored = [out / f"{row:02}" / f"sound_for_{len(windows)}_windows.json" for row in rows]
     for number in numbers:
         file = stored[number - 1]
         if file.exists():
@@ -131,12 +133,12 @@ def main() -> None:
     if missing := [str(number) for number, file in enumerate(stored, 1) if not file.exists()]:
         print(f"world_screening: rows {', '.join(missing)} are not trained yet")
         return
-    rows = []
+    found = []
     for file in stored:
         scores = json.loads(file.read_text())
         chance = synchrony(scores["other"], np.arange(len(windows)))
-        rows.append(over_clips(scores["own"]) | {"chance": chance})
-    result = show(list(spec["factors"]), design, rows)
+        found.append(over_clips(scores["own"]) | {"chance": chance})
+    result = show(list(spec["factors"]), design, found)
     spent = round(time.monotonic() - began)
     print(json.dumps({"bench": "world_screening", "windows": len(windows), "seconds": spent, **result}))
 

@@ -52,6 +52,10 @@ class Muxer:
             "preset": "fast",
             "g": str(2 * fps),
             "bf": "0",  # if x264 looks ahead over B-frames, it reads unset memory
+            # With AVX-512, x264's macroblock tree now and then gives other bytes. A quantizer that does not
+            # vary with the picture makes files of the same size.
+            "mbtree": "0",
+            "qcomp": "1",
         }
         self._video = container.add_stream("libx264", rate=fps, options=options)
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
