@@ -124,7 +124,11 @@ def set_numbers(
         groups = [source_groups(measured.sources) for measured in sets]
 
         def of_draw(*places: np.ndarray) -> float:
-            return metric(*(each.take(chosen) for each, chosen in zip(vectors, places, strict=True)))[0]
+            chosen = [each.take(drawn) for each, drawn in zip(vectors, places, strict=True)]
+            if distance.kind not in UNBIASED:
+                return metric(*chosen)[0]
+            drawn_twice = [each.sources_of(drawn) for each, drawn in zip(vectors, places, strict=True)]
+            return UNBIASED[distance.kind](*chosen, drawn_twice)
 
         interval = bootstrap_interval(
             of_draw, *groups, paired=paired or distance.kind == "diversity", **dataclasses.asdict(resampling)
@@ -229,6 +233,8 @@ class _Rows:
     features: np.ndarray
     first: np.ndarray
     count: np.ndarray
+    sources: np.ndarray
+    """The source of each clip."""
 
     def take(self, places: np.ndarray | None = None) -> np.ndarray:
         """The vectors of the clips with these indices; an index may occur several times. None: all clips."""
@@ -240,11 +246,15 @@ class _Rows:
             [self.features[self.first[place] : self.first[place] + self.count[place]] for place in places]
         )
 
+    def sources_of(self, places: np.ndarray) -> np.ndarray:
+        """The source of each vector that `take` returns."""
+        return np.repeat(self.sources[places], self.count[places])
+
 
 def _vectors(measured: Measured, network: str) -> _Rows:
     clips = [features_WD.astype(np.float64) for features_WD in measured.features[network]]
     count = np.array([len(clip) for clip in clips])
-    return _Rows(np.concatenate(clips), np.cumsum(count) - count, count)
+    return _Rows(np.concatenate(clips), np.cumsum(count) - count, count, np.asarray(measured.sources))
 
 
 def _floor(distance: Distance, real: Measured) -> tuple[float | None, ...]:
@@ -283,3 +293,9 @@ _METRICS = {
     "diversity": lambda real, fake: (diversity(fake),),
 }
 """{kind of distance: function of real and generated vectors [N, D] that returns one or two values}."""
+
+UNBIASED = {
+    "kernel": lambda real, fake, sources: kernel_distance(real, fake, sources=tuple(sources)),
+    "diversity": lambda real, fake, sources: diversity(fake, sources=sources[1]),
+}
+"""{kind of distance: the same number without pairs of one source}, for the draws of `bootstrap_interval`."""

@@ -1,6 +1,7 @@
 """From features to numbers: known answers, floors, intervals, and the reason for each missing number."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -70,6 +71,20 @@ def test_windows_of_a_clip_are_vectors_of_their_own():
     )
     # the same sources are drawn
     assert (windows.low, windows.high) == pytest.approx((vectors.low, vectors.high), rel=1e-9)
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_intervals_of_unbiased_numbers_cover_the_truth(windows):
+    """A draw holds some sources twice. With pairs of one source, no interval reached the true distance 0."""
+    truth = 2 * math.gamma(3.5) / math.gamma(3)  # the mean distance of two vectors of six normal numbers
+    sets = [
+        (measured(2 * trial, windows=windows), measured(2 * trial + 1, windows=windows))
+        for trial in range(20)
+    ]
+    for kind, expected in (("kernel", 0.0), ("diversity", truth)):
+        lines = [line(kind, real, fake)[0] for real, fake in sets]
+        assert np.mean([each.low <= expected <= each.high for each in lines]) >= 0.85, kind
+        assert all(each.low < each.value < each.high for each in lines), kind
 
 
 def test_halves_share_no_source():
