@@ -112,7 +112,9 @@ class EvaluateConfig(Section):
     split: Literal["train", "validation"] = "validation"
     """The sources on which reconstruction and loss are measured."""
     max_clips: PositiveInt = 256
-    """Most clips of a set, spread evenly, if the protocol does not say how many."""
+    """Most clips of a set, spread evenly. For generated clips and the real ones beside them, a protocol may
+    have an exact number of its own.
+    """
     protocol: str = "small"
     """How generated and reconstructed clips are measured: small, full, mm-diffusion-64, mm-diffusion-256 or
     pvdm; for clips of the made world also world (docs/evaluation.md, docs/world.md).

@@ -274,7 +274,7 @@ class MDSAConfig(Section):
                     f"mdsa.linear_planes.switched_channels={switched} leaves none of the {channels} channels "
                     f"of {modality}'s {plane}; write more in mdsa.plane_channels.{modality}, or switch fewer"
                 )
-        if not self.multi_scale.scales:
+        if self.multi_scale.enabled and not self.multi_scale.scales:
             raise ValueError(
                 "mdsa.multi_scale.scales=[] names no scale; write [1,2,4], or mdsa.multi_scale.enabled=false"
             )

@@ -5,12 +5,13 @@ Errors name the key, what was given, what was expected, and the nearest known ke
 
 import difflib
 import io
+import re
 from pathlib import Path
 from typing import get_args
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from proav.config import Config, MDSATrainConfig, Section
@@ -30,6 +31,7 @@ def load_config(path: str | None = None, overrides: list[str] | tuple[str, ...] 
     OTHER.yaml, a path relative to the file's own folder.
     overrides: the words; `train.KEY` means the training section of the chosen stage, or of MDSA and ST-DiT if
     no stage is chosen.
+    A value `${section.key}` stands for the value that this key has after all files and words.
     Raises ConfigError.
     """
     words = list(overrides)
@@ -41,11 +43,14 @@ def load_config(path: str | None = None, overrides: list[str] | tuple[str, ...] 
     files = _read_with_bases(path) if path else []
     stage = next((word.split("=", 1)[1] for word in reversed(words) if word.startswith("stage=")), None)
     stage = stage or next((file["stage"] for file in files if "stage" in file), None)
+    if isinstance(stage, str) and "${" in stage:
+        raise ConfigError(f"stage={stage} names another key; write one of {', '.join(TRAINED_STAGES)}")
     settings: dict = {}
     for file in reversed(files):
         settings = _lay_over(settings, _spread_train(file, stage))
     origin = f"{path} or the command line" if path and words else path
-    return config_from_dict(_merge(settings, _name_stage(words, stage), path), origin=origin)
+    merged = _merge(settings, _name_stage(words, stage), path)
+    return config_from_dict(_resolve(merged, stage, origin), origin=origin)
 
 
 def config_from_dict(settings: dict, *, origin: str | None = None) -> Config:
@@ -57,16 +62,33 @@ def config_from_dict(settings: dict, *, origin: str | None = None) -> Config:
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and "[" in part))
-        where = f" (in {origin})" if origin else ""
-        if first["type"] == "value_error":  # a rule of ours: the message already names the keys
-            raise ConfigError(first["msg"].removeprefix("Value error, ") + where) from None
-        hint = _field_doc(key)
-        raise ConfigError(
-            f"{key}={first['input']!r}{where}: {first['msg'][:1].lower() + first['msg'][1:]}"
-            + (f". {key}: {hint}" if hint else "")
-        ) from None
+        raise ConfigError(_told(error.errors(), settings, f" (in {origin})" if origin else "")) from None
+
+
+def _told(errors: list[dict], settings: dict, where: str) -> str:
+    """The first of pydantic's errors in words. A value that may have several types has an error for each."""
+    first = errors[0]
+    if first["type"] == "value_error":  # a rule of ours: the message already names the keys
+        return first["msg"].removeprefix("Value error, ") + where
+    keys = [_key_of(error["loc"], settings) for error in errors]
+    key = max((other for other in keys if f"{other}.".startswith(f"{keys[0]}.")), key=len)
+    of_key = [error for error, other in zip(errors, keys) if other == key]
+    said = "; or ".join(dict.fromkeys(error["msg"][:1].lower() + error["msg"][1:] for error in of_key))
+    hint = _field_doc(key)
+    return f"{key}={of_key[0]['input']!r}{where}: {said}" + (f". {hint}" if hint else "")
+
+
+def _key_of(loc: tuple[str | int, ...], settings: dict) -> str:
+    """The dotted key of a place in pydantic's words, which also name types: only what `settings` holds."""
+    names, value = [], settings
+    for part in loc:
+        keys = (
+            value if isinstance(value, dict) else range(len(value) if isinstance(value, list | tuple) else 0)
+        )
+        if part in keys:
+            names.append(str(part))
+            value = value[part]
+    return ".".join(names)
 
 
 def config_to_dict(config: Config) -> dict:
@@ -136,13 +158,28 @@ def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[dict]:
     return [settings, *_read_with_bases(str(below), (*above, here))]
 
 
-def _lay_over(below: dict, above: dict) -> dict:
-    """`below`, with the values of `above` in place of its own. Sections are merged, but not WHOLE_VALUES."""
+def _lay_over(below: dict, above: dict, prefix: str = "") -> dict:
+    """`below`, with the values of `above` in place of its own. Sections are merged, but not WHOLE_VALUES.
+
+    prefix: put in front of the keys in messages, such as "mdsa.".
+    """
     merged = dict(below)
     for key, value in above.items():
-        nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in WHOLE_VALUES
-        merged[key] = _lay_over(merged[key], value) if nested else value
+        if isinstance(value, dict) and key not in WHOLE_VALUES:
+            _check_own(prefix + key, merged.get(key))
+            if isinstance(merged.get(key), dict):
+                value = _lay_over(merged[key], value, f"{prefix}{key}.")
+        merged[key] = value
     return merged
+
+
+def _check_own(key: str, value: object) -> None:
+    """Raises ConfigError if a section is `${other.section}`: one of its keys cannot be changed alone."""
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError(
+            f"{key}={value} is another section as a whole, so that none of its keys can be changed alone; "
+            f"write the keys of {key} one by one, such as KEY: ${{SECTION.KEY}}"
+        )
 
 
 def _read_yaml(path: str) -> dict:
@@ -158,7 +195,10 @@ def _read_yaml(path: str) -> dict:
     try:
         text = file.read_text(encoding="utf-8")
         # OmegaConf.load raises OSError for a file that holds a single value
-        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
+        loaded = OmegaConf.load(io.StringIO(text))
+        values = OmegaConf.to_container(loaded)  # `_resolve` replaces ${...}, when all is laid over
+        if isinstance(values, dict) and "base" in values:
+            values["base"] = loaded["base"]
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -172,7 +212,7 @@ def _read_yaml(path: str) -> dict:
     return values
 
 
-def _merge(settings: dict, words: list[str], path: str | None) -> dict:
+def _merge(settings: dict, words: list[str], path: str | None) -> DictConfig:
     """Lays dotted words over nested settings; each word replaces the whole value at its key.
 
     path: the file of the settings, for messages.
@@ -183,13 +223,48 @@ def _merge(settings: dict, words: list[str], path: str | None) -> dict:
         for word in words:
             key, value = word.split("=", 1)
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]
+            section = OmegaConf.to_container(merged)
+            for place, name in enumerate(names := key.split(".")[:-1], 1):
+                section = section.get(name) if isinstance(section, dict) else None
+                _check_own(".".join(names[:place]), section)
             OmegaConf.update(merged, key, parsed, merge=False, force_add=True)
-        return OmegaConf.to_container(merged, resolve=True)
+        return merged
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise ConfigError(
             f"cannot read the override {word}: {' '.join(str(error).split())}; "
             "quote values with special characters"
         ) from None
+
+
+def _resolve(merged: DictConfig, stage: str | None, origin: str | None) -> dict:
+    """Plain settings, with the values that `${section.key}` stands for.
+
+    stage: the chosen stage; `${train.KEY}` is of its training section, or of MDSA's if no stage is chosen.
+    origin: where the settings come from, for messages.
+    """
+    train = f"{stage if stage in TRAINED_STAGES else STAGES_OF_EVERY_RUN[0]}.train"
+    try:
+        if OmegaConf.select(merged, train) is None:
+            return OmegaConf.to_container(merged, resolve=True)
+        OmegaConf.update(merged, "train", f"${{{train}}}", force_add=True)
+        settings = OmegaConf.to_container(merged, resolve=True)
+        del settings["train"]
+        return settings
+    except OmegaConfBaseException as error:
+        raise ConfigError(_unresolved(error, f" (in {origin})" if origin else "")) from None
+
+
+def _unresolved(error: OmegaConfBaseException, where: str) -> str:
+    """Why a `${section.key}` stands for nothing, and what to type."""
+    key, reason = error.full_key, str(error).splitlines()[0]
+    missing = re.search("key '(.*)'", reason) if isinstance(error, InterpolationKeyError) else None
+    if missing is None:
+        return f"the ${{...}} of {key}{where} stands for nothing: {reason}; write a value in its place"
+    near = nearest_key(missing[1])
+    mend = f"did you mean ${{{near}}}?"
+    if near in (None, missing[1]):
+        mend = f"give {missing[1]} a value, or write a value in place of the ${{...}}"
+    return f"{key}{where} names ${{{missing[1]}}}, but no file and no override has this key; {mend}"
 
 
 def _name_stage(words: list[str], stage: str | None) -> list[str]:
@@ -269,11 +344,13 @@ def _all_keys(section: type[BaseModel], prefix: str) -> list[str]:
 
 
 def _field_doc(key: str) -> str | None:
-    section: type[BaseModel] = Config
+    """The setting of which `key` is the whole or a part, and what it means; None if there is none."""
+    section, names = Config, []
     for part in key.split("."):
         field = section.model_fields.get(part)
         if field is None:
             return None
+        names.append(part)
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
             values = get_args(field.annotation)
             choices = (
@@ -281,6 +358,6 @@ def _field_doc(key: str) -> str | None:
                 if values and all(isinstance(value, str) for value in values)
                 else ""
             )
-            return (field.description or "") + choices
+            return f"{'.'.join(names)}: {field.description or ''}{choices}"
         section = field.annotation
     return None

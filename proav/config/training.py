@@ -3,7 +3,9 @@
 Rules between the fields are checked at construction.
 """
 
+import itertools
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -111,7 +113,7 @@ class TrainConfig(Section):
                 f"train.num_workers={list(self.num_workers)}: MIN is above MAX; "
                 f"write [{self.num_workers[1]},{self.num_workers[0]}]"
             )
-        if self.batch_size % self._clips_that_split(self.worker_counts):
+        if not self._splits(self.worker_counts, self.accumulation_steps):
             raise ValueError(self._uneven())
         if self.loader == "actors" and not self.loader_workers:
             raise ValueError("train.loader=actors needs loader workers; write train.loader_workers=2")
@@ -133,48 +135,59 @@ class TrainConfig(Section):
         least, most = (self.num_workers,) * 2 if isinstance(self.num_workers, int) else self.num_workers
         return range(least, most + 1)
 
-    def _clips_that_split(self, counts: range) -> int:
-        """The smallest batch that each of these worker counts cuts into whole micro-batches."""
-        return math.lcm(*counts) * self.accumulation_steps
+    def _splits(self, counts: Iterable[int], steps: int) -> bool:
+        """Whether each of these worker counts cuts a batch of so many steps into whole micro-batches."""
+        clips, rest = divmod(self.batch_size, steps)
+        return not rest and all(clips % count == 0 for count in counts)
 
     def _uneven(self) -> str:
-        """The message for a batch that does not split; it names worker counts and batch sizes that fit."""
-        counts, step = self.worker_counts, self._clips_that_split(self.worker_counts)
+        """The message for a batch that does not split; it names settings that fit."""
+        counts, steps = self.worker_counts, self.accumulation_steps
         least, most = counts[0], counts[-1]
         given = f"{most}" if least == most else f"{least} to {most}"
-        fits = [
-            count
-            for count in range(1, self.batch_size + 1)
-            if self.batch_size % self._clips_that_split(range(count, count + 1)) == 0
-        ]
-        if least == most:
-            near = [
-                max((count for count in fits if count < most), default=0),
-                min((count for count in fits if count > most), default=0),
-            ]
-            workers = [f"{count}" for count in near if count]
-        else:  # the widest ranges that share an end with the given one; if there is none, single counts
-            down = (range(least, end + 1) for end in range(most - 1, least, -1))
-            up = (range(start, most + 1) for start in range(least + 1, most))
-            wide = [
-                next((part for part in parts if self.batch_size % self._clips_that_split(part) == 0), None)
-                for parts in (down, up)
-            ]
-            workers = [f"[{part[0]},{part[-1]}]" for part in wide if part] or [
-                f"{count}" for count in fits if count in counts
-            ]
-        lower = self.batch_size // step * step
-        sizes = [
-            size for size in (lower, lower + step) if 0 < size < 16 * self.batch_size
-        ]  # the common multiple of a wide range of counts can be astronomical
-        choices = [f"train.num_workers={count}" for count in workers] + [
-            f"train.batch_size={size} (a multiple of {step})" for size in sizes
-        ]
+        sizes = self._batch_sizes_that_fit()
+        if self.batch_size % steps:
+            others = [other for other in range(1, self.batch_size + 1) if self._splits(counts, other)]
+            others = _nearest(others, steps, steps) or [1]  # if no number fits, one of the workers is next
+            choices = [*sizes, *(f"train.accumulation_steps={other}" for other in others)]
+            return (
+                f"train.batch_size={self.batch_size} does not split into {steps} accumulation steps; "
+                f"write {' or '.join(choices)}"
+            )
+        choices = [*(f"train.num_workers={count}" for count in self._worker_counts_that_fit()), *sizes]
         return (
             f"train.batch_size={self.batch_size} does not split over {given} workers x "
-            f"{self.accumulation_steps} accumulation steps into whole micro-batches; "
-            f"write {' or '.join(choices) or f'another train.num_workers or a multiple of {step}'}"
+            f"{steps} accumulation steps into whole micro-batches; write {' or '.join(choices)}"
         )
+
+    def _worker_counts_that_fit(self) -> list[str]:
+        """Values of num_workers like the given one; the batch splits into the accumulation steps."""
+        counts, steps = self.worker_counts, self.accumulation_steps
+        least, most = counts[0], counts[-1]
+        fits = [count for count in range(1, self.batch_size + 1) if self._splits([count], steps)]
+        # the widest ranges that share an end with the given one; if there is none, single counts
+        down = list(itertools.takewhile(fits.__contains__, counts))
+        up = list(itertools.takewhile(fits.__contains__, reversed(counts)))[::-1]
+        wide = [f"[{part[0]},{part[-1]}]" for part in (down, up) if len(part) > 1]
+        inside = [f"{count}" for count in fits if count in counts]
+        return wide or inside or [f"{count}" for count in _nearest(fits, least, most)]
+
+    def _batch_sizes_that_fit(self) -> list[str]:
+        """The nearest below and above the given one, if they are not much larger than that."""
+        step = self.accumulation_steps
+        for count in self.worker_counts:
+            step = math.lcm(step, count * self.accumulation_steps)
+            if step >= 16 * self.batch_size:
+                return []
+        lower = self.batch_size // step * step
+        return [f"train.batch_size={size} (a multiple of {step})" for size in (lower, lower + step) if size]
+
+
+def _nearest(numbers: list[int], least: int, most: int) -> list[int]:
+    """The nearest number below `least`, and the nearest above `most`."""
+    return [number for number in numbers if number < least][-1:] + [
+        number for number in numbers if number > most
+    ][:1]
 
 
 class MDSATrainConfig(TrainConfig):

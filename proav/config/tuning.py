@@ -5,6 +5,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -14,6 +15,8 @@ from proav.config.section import Count, PositiveFloat, PositiveInt, Section, Wei
 RANGES = ("uniform", "loguniform", "integer")
 MAX_STEPS = 100_000
 """Most values of a range with steps."""
+BOUNDS = {"min", "max"}
+"""Names of the bounds in a condition."""
 
 
 class AxisConfig(Section):
@@ -60,6 +63,11 @@ class AxisConfig(Section):
             raise ValueError(f"{kinds[0]}: [{low:g}, {high:g}] is empty; expected [LOW, HIGH]")
         if self.step is not None:
             self._check_step(kinds[0], low, high)
+        elif self.integer is not None and high - low > MAX_STEPS:
+            raise ValueError(
+                f"integer: [{low}, {high}] has more than {MAX_STEPS:,} steps of 1; write a larger step, "
+                f"such as step: {-(-(high - low) // 1000)}"
+            )
         return self
 
     def _check_step(self, kind: str, low: float, high: float) -> None:
@@ -81,12 +89,12 @@ class AxisConfig(Section):
         return self.values if self.variants is None else tuple(self.variants)
 
     @property
-    def choices(self) -> tuple[Any, ...] | None:
+    def choices(self) -> Sequence[Any] | None:
         """Every value, in order; None for a range without steps (integers have steps of 1)."""
         if self.listed is not None:
             return self.listed
         if self.integer is not None:
-            return tuple(range(self.integer[0], self.integer[1] + 1, int(self.step or 1)))
+            return range(self.integer[0], self.integer[1] + 1, int(self.step or 1))
         if self.step is None:
             return None
         low, high = self.uniform
@@ -298,6 +306,10 @@ def _read_axis(key: str, given: Any) -> Any:
     return tuple(given)
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_values(values: tuple | list) -> None:
     if not values:
         raise ValueError("names no value; expected a list, such as [2,4]")
@@ -324,9 +336,18 @@ def _flat_settings(values: dict, prefix: str = "") -> dict:
 
 
 def _flat_conditions(values: dict, prefix: str = "") -> dict:
-    """{mdsa: {width: 64}} -> {mdsa.width: 64}; {min: A, max: B} is a value."""
+    """{mdsa: {width: 64}} -> {mdsa.width: 64}; {min: A, max: B} is a value.
+
+    Raises ValueError for a bound that is no number.
+    """
     flat: dict = {}
     for key, value in values.items():
-        nested = isinstance(value, dict) and not (value.keys() & {"min", "max"})
+        nested = isinstance(value, dict) and not (value.keys() & BOUNDS)
+        if isinstance(value, dict) and not nested:
+            if value.keys() - BOUNDS or not all(is_number(bound) for bound in value.values()):
+                raise ValueError(
+                    f"the condition {prefix}{key}={json.dumps(value)}: expected numbers named min and max, "
+                    "such as {min: 2, max: 8}"
+                )
         flat |= _flat_conditions(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat

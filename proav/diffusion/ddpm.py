@@ -61,6 +61,10 @@ class DDPM:
         """e."""
         return noise_BDPNN
 
+    def most_steps(self, shift: float | None = None) -> int:
+        """The most steps of sampling whose times lie at least a step of the process apart."""
+        return int((self.num_steps - 1) / (shift or 1.0)) + 1
+
     def times_of(self, steps: int, shift: float | None = None) -> list[float]:
         """k_i = round(num_steps t_i), t_i = 1 - i / steps shifted by `shift`, as times k / num_steps.
 
@@ -71,7 +75,7 @@ class DDPM:
             wanted = f"generate.steps={steps}" + (f" with generate.schedule_shift={shift:g}" if shift else "")
             raise UserError(
                 f"{wanted}: ddpm has {self.num_steps} steps; expected at most "
-                f"generate.steps={self.num_steps}" + (", or a smaller shift" if shift else "")
+                f"generate.steps={self.most_steps(shift)}" + (", or a smaller shift" if shift else "")
             )
         return [k / self.num_steps for k in ks]
 

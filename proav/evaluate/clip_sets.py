@@ -23,7 +23,8 @@ from proav.data.store.shards import SegmentStore, manifest_hash
 from proav.errors import MediaError, UserError
 from proav.evaluate.reconstruction import reconstruct
 from proav.evaluate.yardsticks import YardstickPlan, load_yardsticks
-from proav.generation.coder import load_coder
+from proav.generation.coder import LatentCoder, load_coder
+from proav.generation.sampling_settings import changed_settings
 from proav.media.container import Clip, probe_seconds, read_clip
 from proav.media.torchaudio import resample
 from proav.metrics.protocols import Protocol
@@ -228,8 +229,11 @@ def reconstructions_of(
         "mdsa": checkpoint.hash,
         "yardsticks": yardsticks.hash if yardsticks.available else None,
     }
+    if changed := changed_settings(checkpoint.config, config):
+        identity["settings"] = changed
     path = yardsticks.path if yardsticks.available else None
-    load = functools.partial(_load_reconstructions, config, checkpoint.path, view, device, path)
+    coder_of = functools.partial(_coder, checkpoint.path, device, tuple(changed.items()))
+    load = functools.partial(_load_reconstructions, config, coder_of, view, path)
     return ClipSet(name, items, identity, view, load)
 
 
@@ -329,21 +333,28 @@ def _stored_clip(store: SegmentStore, item: Item) -> Clip:
 
 
 @functools.lru_cache(maxsize=1)
-def _coder(checkpoint_path: str, device: str):
+def _coder(checkpoint_path: str, device: str, settings: tuple[tuple[str, Any], ...]) -> LatentCoder:
+    """settings: those of `changed_settings`, as pairs."""
     # the checkpoint was verified when the job began
-    return load_coder(load_checkpoint(checkpoint_path, kind="mdsa", verify=False), device=device)
+    checkpoint = load_checkpoint(checkpoint_path, kind="mdsa", verify=False)
+    return load_coder(checkpoint, device=device, settings=dict(settings))
 
 
 def _load_reconstructions(
     config: Config,
-    checkpoint_path: str,
+    coder_of: Callable[[], LatentCoder],
     view: View,
-    device: str,
     yardsticks_path: str | None,
     items: Sequence[Item],
 ) -> list[Loaded]:
-    """The function `load` of `reconstructions_of`; it takes the same arguments, or paths of their files."""
-    coder, store = _coder(checkpoint_path, device), _store(config.data_folder)
+    """The function `load` of `reconstructions_of`.
+
+    config, view: as there.
+    coder_of: gives MDSA with its latents, on its device.
+    yardsticks_path: the file of the yardsticks; None: there are none.
+    items: the clips to load.
+    """
+    coder, store = coder_of(), _store(config.data_folder)
     yardsticks = load_yardsticks(yardsticks_path) if yardsticks_path else None
     windows = [store.window(index, start, frames) for index, start, frames in (item.place for item in items)]
     seeds = [int(item.place[0]) << 20 | item.place[1] for item in items]

@@ -17,6 +17,7 @@ from proav.data.feeds.feed import evaluation_windows, evenly_spread
 from proav.data.store.shards import SegmentStore
 from proav.evaluate.yardsticks import Yardsticks
 from proav.generation.coder import LatentCoder, load_coder, pixels_to_unit
+from proav.generation.sampling_settings import changed_settings
 from proav.geometry import PLANES_PER_MODALITY
 from proav.media.container import Clip
 from proav.media.melframes import one_torch_thread
@@ -38,6 +39,8 @@ SCORES = (
     "mel_error_leak_db",
 )
 """The scores of each clip from `reconstruct`."""
+OF_MOVING = "psnr_temporal_mean_db"
+"""The score that is infinite for still clips."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +191,22 @@ def mean_over_windows(config: Config, measure: Callable[[Sequence[dict]], dict[s
 def mean_scores(scores: dict[str, np.ndarray], *, sources: Sequence[str], config: Config) -> dict:
     """Means over clips, with the number of clips and the protocol.
 
-    Clips that equal their mean colour exactly are left out and counted, since that prediction is perfect.
+    Clips that equal their mean colour exactly are left out and counted, since that prediction is perfect. For
+    the same reason, still clips are left out of the temporal mean's PSNR, and of nothing else. It is None if
+    all clips are still.
     """
-    used = np.isfinite(scores["psnr_mean_colour_db"])
+    used = ~np.isposinf(scores["psnr_mean_colour_db"])
+    means = {name: float(values[used].mean()) for name, values in scores.items() if name != OF_MOVING}
+    num_still = 0
+    if OF_MOVING in scores:
+        moving = used & ~np.isposinf(scores[OF_MOVING])
+        means[OF_MOVING] = float(scores[OF_MOVING][moving].mean()) if moving.any() else None
+        num_still = int(used.sum() - moving.sum())
     return {
-        **{name: float(values[used].mean()) for name, values in scores.items()},
+        **{name: means[name] for name in scores},
         "num_clips": int(used.sum()),
         "num_one_colour_clips_left_out": int((~used).sum()),
+        "num_still_clips_without_temporal_mean": num_still,
         "num_sources": len(set(sources)),
         "protocol": f"mean over non-overlapping windows of {config.clip.num_frames} frames of the "
         f"{config.evaluate.split} sources, moving-average weights; "
@@ -202,6 +214,7 @@ def mean_scores(scores: dict[str, np.ndarray], *, sources: Sequence[str], config
         "log-mel error is mean |difference| over the native mel grid; "
         "lone: each modality encoded and decoded without the other; "
         "leak: each modality decoded from the other's planes, its own at zero; "
+        "temporal mean of clips that are not still; "
         "linear planes and cosine, if given: see yardsticks",
     }
 
@@ -211,7 +224,8 @@ def save_shown(config: Config, checkpoint_path: str, *, device: str = "cpu") -> 
 
     NNN is the clip's index among those measured.
     """
-    coder = load_coder(load_checkpoint(checkpoint_path, kind="mdsa"), device=device)
+    checkpoint = load_checkpoint(checkpoint_path, kind="mdsa")
+    coder = load_coder(checkpoint, device=device, settings=changed_settings(checkpoint.config, config))
     store = SegmentStore(config.data_folder)
     windows = evaluation_windows(
         store, config, split=config.evaluate.split, max_clips=config.evaluate.max_clips

@@ -75,27 +75,15 @@ def compare_tables(metrics: dict, path: str, other_path: str) -> str:
 
     Raises UserError with the first differences if their protocols differ.
     """
-    if not storage.exists(other_path):
+    ours, (their_hash, their_record, tables) = metrics["protocol"], _read_other(other_path)
+    if their_hash != ours["hash"]:
+        differing = _differences(json.loads(json.dumps(ours["record"])), their_record)
+        told = ", ".join(differing[:4]) or f"the hash alone ({ours['hash']} here, {their_hash} there)"
         raise UserError(
-            f"evaluate.compare_with={other_path}: no such file; expected the eval/metrics.json of another run"
+            f"{path} and {other_path} were measured by different protocols, so their numbers cannot be "
+            f"compared; they differ in {told}"
         )
-    try:
-        other = json.loads(storage.read_text(other_path))
-        theirs = other["protocol"]
-        if theirs["hash"] != metrics["protocol"]["hash"]:
-            differing = _differences(json.loads(json.dumps(metrics["protocol"]["record"])), theirs["record"])
-            raise UserError(
-                f"{path} and {other_path} were measured by different protocols, so their numbers cannot be "
-                f"compared; they differ in {', '.join(differing[:4])}"
-            )
-        tables = {
-            table["name"]: {row["metric"]: row["value"] for row in table["rows"]} for table in other["tables"]
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{other_path} is no metrics.json of this version of proav ({type(error).__name__}: {error})"
-        ) from None
-    lines = [f"compared with {other_path}, protocol {theirs['hash']}:"]
+    lines = [f"compared with {other_path}, protocol {their_hash}:"]
     for table in metrics["tables"]:
         for row in table["rows"]:
             before = tables.get(table["name"], {}).get(row["metric"])
@@ -104,6 +92,32 @@ def compare_tables(metrics: dict, path: str, other_path: str) -> str:
                     f"  {table['name']} {row['metric']}: {row['value']:.4g} here, {before:.4g} there"
                 )
     return "\n".join(lines)
+
+
+def _read_other(path: str) -> tuple[str, dict, dict[str, dict[str, float | None]]]:
+    """Hash and record of another run's protocol, and {table: {metric: value}}. Raises UserError."""
+    wanted = "the eval/metrics.json of another run, such as evaluate.compare_with=RUN/eval/metrics.json"
+    if storage.is_folder(path):
+        raise UserError(f"evaluate.compare_with={path} is a folder; expected {wanted}")
+    if not storage.exists(path):
+        raise UserError(f"evaluate.compare_with={path}: no such file; expected {wanted}")
+    try:
+        other = json.loads(storage.read_text(path))
+        their_hash, record = (other["protocol"][key] for key in ("hash", "record"))
+        if not isinstance(record, dict):
+            raise TypeError(f"protocol.record is {type(record).__name__}, not an object")
+        tables = {
+            table["name"]: {
+                row["metric"]: None if row["value"] is None else float(row["value"]) for row in table["rows"]
+            }
+            for table in other["tables"]
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no metrics.json of this version of proav ({type(error).__name__}: {error}); "
+            f"expected {wanted}"
+        ) from None
+    return their_hash, record, tables
 
 
 def _differences(ours: dict, theirs: dict, prefix: str = "") -> list[str]:

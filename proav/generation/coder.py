@@ -4,13 +4,15 @@ Not here: the network (`proav/models/mdsa`), the mel transform (`proav/media/mel
 T frames, H W rows and columns, M mel bins, S mel columns in a frame, D channels, P=6 planes, N plane side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from proav.config import Config
 from proav.diffusion.masks import fill_unknown
+from proav.generation.sampling_settings import with_settings
 from proav.geometry import ClipGeometry, LatentGeometry
 from proav.media.container import Clip
 from proav.media.melframes import MelFrames
@@ -129,16 +131,24 @@ def to_clips(
 
 
 def load_coder(
-    checkpoint: Checkpoint, *, device: str | torch.device = "cpu", precision: str = "fp32"
+    checkpoint: Checkpoint,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    settings: Mapping[str, Any] | None = None,
 ) -> LatentCoder:
     """The autoencoder of an MDSA or ST-DiT checkpoint: its moving average, with the latent statistics.
 
-    If the checkpoint has no statistics, the coder does not normalize. precision: as in `LatentCoder`.
+    checkpoint: if it has no statistics, the coder does not normalize.
+    device: where MDSA runs.
+    precision: as in `LatentCoder`.
+    settings: as in `with_settings`; the others are those of the checkpoint. None: all are.
     """
     mdsa = MDSA(checkpoint.config)
     mdsa.load_state_dict(checkpoint.weights("mdsa" if checkpoint.kind == "stdit" else "ema"))
     statistics = {"latent_mean": checkpoint.latent_mean, "latent_std": checkpoint.latent_std}
-    return LatentCoder(checkpoint.config, mdsa.to(device).eval(), **statistics, precision=precision)
+    config = with_settings(checkpoint.config, settings or {})
+    return LatentCoder(config, mdsa.to(device).eval(), **statistics, precision=precision)
 
 
 def pixels_to_unit(video_BTHWC: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.compute as pc
 
 from proav.config import Config
 from proav.data.sources.strict_tables import text_of
 from proav.data.store.shards import SegmentStore
 from proav.data.store.vectors import open_vectors
 from proav.errors import UserError
+from proav.generation.given_windows import index_of
 from proav.vectors import Encoders, Shape, fitted, of_text, to_text
 
 
@@ -55,7 +55,10 @@ class GivenVectors:
         self.encoders = Encoders(config.generate.encoders, self.shapes, setting="generate.encoders")
 
     def __call__(self, rows: Sequence[dict]) -> list[dict[str, np.ndarray]]:
-        """{name: float32 of the model's shape} of each row; a missing name means no vector."""
+        """{name: float32 of the model's shape} of each row; a missing name means no vector.
+
+        Raises UserError if a segment is gone.
+        """
         told: list[dict[str, np.ndarray]] = [self._of_segment(row.get("given", {})) for row in rows]
         for values, row in zip(told, rows, strict=True):
             for name, text in row.get("vectors", {}).items():
@@ -67,9 +70,8 @@ class GivenVectors:
     def _of_segment(self, given: dict) -> dict[str, np.ndarray]:
         if "segment_id" not in given or not self.shapes:
             return {}
-        index = self._segments.index
-        place = pc.index(index.column("id"), given["segment_id"]).as_py()
-        shard, row = (index.column(name)[place].as_py() for name in ("shard", "row"))
+        place = index_of(self._segments, given["segment_id"])
+        shard, row = (self._segments.index.column(name)[place].as_py() for name in ("shard", "row"))
         return {name: store.read(shard, row) for name, store in self._stored.items()}
 
     @functools.cached_property

@@ -56,12 +56,16 @@ class GivenWindows:
 
         given: see `given_rows`. Raises UserError if its segment is gone.
         """
-        index = pc.index(self.store.index.column("id"), given["segment_id"]).as_py()
-        if index < 0:
-            raise UserError(
-                f"{self.store.data_dir} has no segment {given['segment_id']} any more; run generate.py again"
-            )
+        index = index_of(self.store, given["segment_id"])
         return self.store.window(index, given["start_frame"], self.frames, want=("video", "audio"))
+
+
+def index_of(store: SegmentStore, segment_id: str) -> int:
+    """The place of a segment in its store. Raises UserError if it is gone."""
+    index = pc.index(store.index.column("id"), segment_id).as_py()
+    if index < 0:
+        raise UserError(f"{store.data_dir} has no segment {segment_id} any more; run generate.py again")
+    return index
 
 
 def known_of_window(config: Config, task: str, given: dict) -> np.ndarray | None:

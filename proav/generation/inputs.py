@@ -174,11 +174,22 @@ def fit_audio(
         raise UserError(
             f"sample_rate={sample_rate!r}: expected a whole number of Hz, such as sample_rate=16000"
         )
-    array = audio if isinstance(audio, Tensor) else np.array(audio, np.float32)
+    try:
+        array = audio if isinstance(audio, Tensor) else np.array(audio, np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"audio of type {type(audio).__name__} is no array of numbers ({error}); "
+            "expected samples [samples] or [channels, samples]"
+        ) from None
     waveform = torch.as_tensor(array, dtype=torch.float32).detach().cpu()
-    if waveform.ndim not in (1, 2) or not torch.isfinite(waveform).all():
+    if waveform.ndim not in (1, 2) or 0 in waveform.shape[:-1] or not torch.isfinite(waveform).all():
         raise UserError(
             f"audio of shape {list(waveform.shape)}: expected finite samples [samples] or [channels, samples]"
+        )
+    if waveform.ndim == 2 and len(waveform) > max(1, waveform.shape[1]):
+        raise UserError(
+            f"audio of shape {list(waveform.shape)} has more channels than samples; "
+            "expected [channels, samples]: write audio=waveform.T"
         )
     waveform = waveform.mean(0) if waveform.ndim == 2 else waveform
     peak = float(waveform.abs().max()) if waveform.numel() else 0.0

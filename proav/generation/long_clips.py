@@ -105,6 +105,24 @@ def check_length(config: Config, task: str, num_windows: int) -> None:
             raise UserError(f"{said}. {error}") from error
 
 
+def check_given(config: Config, request: SampleRequest) -> None:
+    """Raises UserError if a stream that is given for the whole clip ends before the clip does.
+
+    config: of the model.
+    """
+    task, given = request.settings.task, request.given
+    if TASKS[task].given is None or given is None:
+        return
+    needed = wanted_frames(config, None, request.num_windows)
+    needed = min(needed, request.num_frames or needed)
+    there, fps = min(len(given.video), len(given.audio) * given.fps // given.sample_rate), config.clip.fps
+    if there < needed:
+        raise UserError(
+            f"task={task!r}: the given clip has {there} frames ({there / fps:g} s), the clip to make has "
+            f"{needed} ({needed / fps:g} s); give as many, or make fewer by num_windows=... or num_frames=..."
+        )
+
+
 def window_of(
     config: Config, request: SampleRequest, window: int = 0, end: Clip | None = None
 ) -> SampleRequest:

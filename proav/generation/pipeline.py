@@ -8,6 +8,7 @@ A sample is a function of (checkpoint, seed, index, labels, vectors, what is giv
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from proav.generation.denoise import Group, denoise
 from proav.generation.finishing import finish_clips, given_streams
 from proav.generation.inputs import fit_given, frames_around
 from proav.generation.joining import joined
-from proav.generation.long_clips import GrowingClip, check_length, of_length, wanted_frames
+from proav.generation.long_clips import GrowingClip, check_given, check_length, of_length, wanted_frames
 from proav.generation.requests import SampleRequest, known_frames
 from proav.generation.sampling_settings import SamplingSettings
 from proav.geometry import ClipGeometry
@@ -72,6 +73,7 @@ class SoundingVideoPipeline:
         device: str | torch.device = "cpu",
         weights: str = "ema",
         precision: str = "fp32",
+        settings: Mapping[str, Any] | None = None,
     ) -> "SoundingVideoPipeline":
         """Loads an ST-DiT checkpoint: its folder, or the `latest` file beside it.
 
@@ -79,10 +81,13 @@ class SoundingVideoPipeline:
         device: where the models run.
         weights: "ema" (the moving average) or "model".
         precision: as in the constructor.
-        Raises CheckpointError if the checkpoint is missing, damaged, or of an MDSA.
+        settings: such as {"mel.griffin_lim_iterations": 64}, instead of the values of the checkpoint's run;
+            see `with_settings`.
+        Raises CheckpointError if the checkpoint is missing, damaged, or of an MDSA, and UserError for a
+        setting that a trained model does not take.
         """
         checkpoint = load_checkpoint(path, kind="stdit")
-        coder = load_coder(checkpoint, device=device)
+        coder = load_coder(checkpoint, device=device, settings=settings)
         stdit = STDiT(checkpoint.config, num_labels=len(checkpoint.labels))
         stdit.load_state_dict(checkpoint.weights(weights))
         return cls(
@@ -273,6 +278,7 @@ class SoundingVideoPipeline:
         check_trained(name, self.config)
         check_vector_names(request.vectors, self.vector_shapes)
         check_length(self.config, name, request.num_windows)
+        check_given(self.config, request)
         if request.given is None and (task.given or task.mask):
             what = (
                 f"a given {task.given}: pass {task.given}=... or clip=..." if task.given else "a given clip"

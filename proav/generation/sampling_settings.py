@@ -5,15 +5,23 @@ Not here: what may differ between samples of the same settings, such as seed, la
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from proav.config import Config
+from proav.config.changes import setting_values, settings_that_change
+from proav.config.reading import config_from_dict, config_to_dict
 from proav.diffusion import DDPM, FlowMap, RectifiedFlow
 from proav.diffusion.solvers import SOLVERS, find_solver, num_steps
 from proav.diffusion.tasks import sampling_task
 from proav.errors import UserError
 
 MAX_STEPS, MAX_GUIDANCE_SCALE, MAX_SHIFT = 1000, 30.0, 100.0
+OF_TRAINED_MODELS = tuple(
+    key for key in settings_that_change("samples") if key.startswith(("mel.", "diffusion."))
+)
+"""Settings of `mel` and `diffusion` that change only samples. A trained model takes other values of them."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,10 @@ class SamplingSettings:
     def filled(self, process: RectifiedFlow | DDPM) -> "SamplingSettings":
         """These settings with what the process decides: a number of steps, and the guidance of a flow map.
 
-        Raises UserError for other guidance than a flow map has learned.
+        Raises UserError for other guidance than a flow map has learned, and for more steps than ddpm has.
         """
         filled = dataclasses.replace(self, steps=num_steps(self.steps, process.objective))
+        process.times_of(filled.steps, filled.schedule_shift)  # or says why not
         if not isinstance(process, FlowMap):
             return filled
         own = process.guidance_scale
@@ -94,3 +103,33 @@ class SamplingSettings:
         Raises UserError if the solver does not follow that process.
         """
         return find_solver(self.solver, objective).num_calls(num_steps(self.steps, objective))
+
+
+def changed_settings(model: Config, job: Config) -> dict[str, Any]:
+    """{dotted key: value} of the OF_TRAINED_MODELS that a job names, if they differ from its model's.
+
+    A setting that the job's configuration does not name stays the model's.
+    """
+    asked, own = setting_values(job), setting_values(model)
+    named = {f"{name}.{key}" for name in ("mel", "diffusion") for key in getattr(job, name).model_fields_set}
+    return {key: asked[key] for key in OF_TRAINED_MODELS if key in named and asked[key] != own[key]}
+
+
+def with_settings(model: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration of a trained model with other values of OF_TRAINED_MODELS.
+
+    settings: {dotted key: value}, such as {"mel.griffin_lim_iterations": 64}.
+    Raises UserError for any other key, and for a value out of range.
+    """
+    if not settings:
+        return model
+    values = config_to_dict(model)
+    for key, value in settings.items():
+        if key not in OF_TRAINED_MODELS:
+            raise UserError(
+                f"{key}={value}: a trained model keeps this setting; "
+                f"expected some of {', '.join(OF_TRAINED_MODELS)}"
+            )
+        section, _, name = key.partition(".")
+        values[section][name] = value
+    return config_from_dict(values)

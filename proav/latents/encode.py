@@ -35,6 +35,7 @@ from proav.latents.statistics import merge_statistics, shard_sums
 from proav.runs.checkpoint import Checkpoint, check_resumable, list_checkpoints, load_checkpoint
 from proav.runs.layout import RunFolder
 from proav.runs.progress import Progress
+from proav.storage.lease import Lease
 
 LATENT_SCHEMA = pa.schema(
     [
@@ -77,9 +78,9 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     replace_unused: whether latents that no ST-DiT was trained on may be deleted.
 
     Returns the content of latents/stats.json. Raises UserError if latents may not be deleted, if data or MDSA
-    are missing, if MDSA was made for other clips than this configuration's, or if the disk has no room.
+    are missing, if MDSA was made for other clips than this configuration's, if the disk has no room, or if
+    another job encodes the same run.
     """
-    folder = _folder(config)
     store = SegmentStore(config.data_folder)
     check_fits(store, config)
     # not verified here: its tensors are verified when they are read
@@ -92,7 +93,30 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
     }
     own |= masked_settings(config)
     settings = {"mdsa_checkpoint": checkpoint.hash, "data": manifest_hash(store.manifest), **own}
-    shards = [shard["name"] for shard in store.manifest["shards"]]
+    # not in the folder of the latents, which may be deleted
+    with Lease(config.run_folder, name="encode job") as lease:
+        return _encode(config, store, checkpoint, settings, lease, replace_unused=replace_unused)
+
+
+def _encode(
+    config: Config,
+    store: SegmentStore,
+    checkpoint: Checkpoint,
+    settings: dict,
+    lease: Lease,
+    *,
+    replace_unused: bool,
+) -> dict:
+    """`encode_latents` while `lease` is held.
+
+    config: of the run.
+    store: the run's segments.
+    checkpoint: of MDSA.
+    settings: what makes the latents.
+    lease: on the run's folder.
+    replace_unused: as in `encode_latents`.
+    """
+    folder, shards = _folder(config), [shard["name"] for shard in store.manifest["shards"]]
     _settle_other_latents(config, settings, shards, replace_unused)
     there = {path.rsplit("/", 1)[-1] for path in storage.list_files(folder, recursive=False)}
     stats_path = RunFolder(config).latent_statistics
@@ -107,7 +131,8 @@ def encode_latents(config: Config, *, replace_unused: bool = False) -> dict:
         + (f"; {todo:,} windows to do" if there else "")
     )
     _check_room(config, todo)
-    parts = _encode_shards(config, checkpoint, settings, windows)
+    parts = _encode_shards(config, checkpoint, settings, windows, lease)
+    lease.check()
     storage.remove_leftovers(folder)  # of killed actors
     if set(parts) != set(shards):
         raise RuntimeError(
@@ -300,7 +325,7 @@ class ShardEncoder:
 
 
 def _encode_shards(
-    config: Config, checkpoint: Checkpoint, settings: dict, windows: dict[str, int]
+    config: Config, checkpoint: Checkpoint, settings: dict, windows: dict[str, int], lease: Lease
 ) -> dict[str, dict]:
     """What ShardEncoder returns for each shard. If an actor dies, another one makes its shard again.
 
@@ -308,6 +333,7 @@ def _encode_shards(
     checkpoint: of MDSA.
     settings: what makes the latents.
     windows: {shard: windows that are stored of it}.
+    lease: on the run's folder. Raises UserError if it is lost.
     """
     import ray
 
@@ -333,6 +359,7 @@ def _encode_shards(
     for row in encoded.iter_rows():
         if row["error"]:
             raise_from_text(row["error"])
+        lease.check()
         assert row["num_windows"] == windows[row["shard"]], (
             f"{row['num_windows']} windows of {row['shard']}, expected {windows[row['shard']]}"
         )

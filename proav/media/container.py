@@ -16,9 +16,10 @@ import numpy as np
 
 from proav import storage
 from proav.errors import MediaError
-from proav.media.demuxing import Decoder, start_time
+from proav.media.demuxing import END_TIME_FORMATS, Decoder, declared_end, declared_seconds, start_time
+from proav.media.joints import Joint
 from proav.media.muxing import Muxer
-from proav.media.opening import MAX_PIXELS, Watch, opened
+from proav.media.opening import MAX_PIXELS, Watch, opened, read_head
 from proav.media.segments import Request, Segment, read_parts
 from proav.media.sound import SoundClock
 from proav.media.tracks import main_track
@@ -93,6 +94,14 @@ CRF = 10
 """x264's quality. At the common value 18, 64x64 samples have only 37 dB and show a grid
 (bench/train/coding.py).
 """
+HEADERLESS_FORMATS = ("aac", "ac3", "eac3", "amr", "amrnb", "amrwb")
+"""Sound formats that state no length: FFmpeg guesses one from the bit rate. It also does so for mp3 without
+the header of its encoder, which states the delay of the encoder as well.
+"""
+MAX_MISSING_SOUND_SECONDS = 0.5
+"""If sound ends this much earlier than its header says, it was cut off. Headers are rounded up to packets."""
+PIPED_WAV_BYTES = 0x7FFF0000
+"""A WAV file that was written to a pipe states this size or a larger one, since its size was unknown."""
 
 
 def read_segments(
@@ -228,36 +237,127 @@ def read_sound(
     with opened(source, watch) as (container, name):
         stream = main_track(container, "audio", name)
         clock = SoundClock(sample_rate=sample_rate, start=float(start_time(stream) or 0))
-        for kind, frame in Decoder(container, [stream], name, watch).frames():
-            if kind == "joint":
-                break
-            try:
-                clock.push(frame)
-            except (av.FFmpegError, ValueError) as error:
-                said = f"{name}: audio in the format {frame.format.name} cannot be converted ({error})"
-                raise MediaError("decode_error", said) from error
-            if clock.seconds >= max_seconds or clock.holes:
-                break
-        clock.finish()
+        decoder = Decoder(container, [stream], name, watch)
+        to_the_end = _decode_sound(decoder, clock, max_seconds, name)
+        if damage := decoder.damage():
+            raise MediaError("decode_error", damage)
         if not clock.num_samples:
+            if decoder.num_packets["audio"] and not decoder.num_frames["audio"]:
+                raise MediaError("decode_error", f"{name}: no sound can be decoded")
             raise MediaError("no_audio", f"{name} has a sound track that holds no sound")
+        if to_the_end:
+            _check_sound_end(container, stream, decoder.stopped_by, name, clock.seconds, watch)
         seconds = min([max_seconds, *(begin for begin, _ in clock.holes)])
         return clock.take(0, int(min(clock.num_samples, seconds * sample_rate)))
 
 
-def probe_seconds(source: str | BinaryIO) -> float:
-    """Length that the file's header states for its pictures, in seconds; 0 if it states none.
+def _decode_sound(decoder: Decoder, clock: SoundClock, max_seconds: float, name: str) -> bool:
+    """Fills the clock. Returns whether the sound ended with the file.
 
-    Also 0 if the file cannot be opened. Nothing is decoded. Raises StorageUnavailable.
+    Otherwise it ended with `max_seconds`, with a pause or with a joint.
+
+    name: of the file, for messages.
+    """
+    ended = True
+    for kind, frame in decoder.frames():
+        if kind == "joint":
+            if not decoder.num_frames["audio"]:
+                continue  # the file begins with pictures alone
+            ended = False
+            break
+        try:
+            clock.push(frame)
+        except (av.FFmpegError, ValueError) as error:
+            said = f"{name}: audio in the format {frame.format.name} cannot be converted ({error})"
+            raise MediaError("decode_error", said) from error
+        if clock.seconds >= max_seconds or clock.holes:
+            ended = False
+            break
+    try:
+        clock.finish()
+    except (av.FFmpegError, ValueError) as error:
+        raise MediaError(
+            "decode_error", f"{name}: the end of the sound cannot be converted ({error})"
+        ) from error
+    return ended
+
+
+def _check_sound_end(
+    container, stream, stopped_by: str | None, name: str, seconds: float, watch: Watch
+) -> None:
+    """Raises MediaError("truncated") if sound ends long before its header says, or if reading it failed.
+
+    container, stream: of the sound, read to the end.
+    stopped_by: as `Decoder.stopped_by`.
+    name: of the file, for messages.
+    seconds: length of the sound that was read.
+    watch: has the open file.
+    """
+    stated = _stated_sound_seconds(container, stream, seconds, watch)
+    if stated is not None and stated > seconds + MAX_MISSING_SOUND_SECONDS:
+        why = f" ({stopped_by})" if stopped_by else ""
+        said = f"{name} says that it holds {stated:.2f} s of sound, but ends after {seconds:.2f} s{why}"
+        raise MediaError("truncated", said)
+    if stated is None and stopped_by:
+        raise MediaError("truncated", f"{name} cannot be read beyond {seconds:.2f} s ({stopped_by})")
+
+
+def _stated_sound_seconds(container, stream, seconds: float, watch: Watch) -> float | None:
+    """Length of the sound by the file's header; None if it states none. The other arguments are as above."""
+    form, start = container.format.name, start_time(stream) or 0
+    if form in HEADERLESS_FORMATS or (form == "mp3" and not start):
+        return None
+    if form == "wav":  # FFmpeg takes the length of a WAV file from its size
+        missing, bit_rate = _missing_wav_bytes(watch), stream.codec_context.bit_rate
+        return None if missing is None or not bit_rate else seconds + missing * 8 / bit_rate
+    end = None if form == "asf" else declared_end(container, stream)  # ASF states the end of the longest
+    alone = sum(other.type in ("video", "audio") for other in container.streams) == 1
+    if end is None and alone and container.duration:
+        return declared_seconds(container)
+    return None if end is None else end - float(start)
+
+
+def _missing_wav_bytes(watch: Watch) -> int | None:
+    """Bytes that a WAV file should have beyond its end; None if it does not say, as one from a pipe."""
+    file = watch.file
+    if not file.seekable():
+        return None
+    head = read_head(8, watch)
+    place, size = file.tell(), file.seek(0, os.SEEK_END)
+    file.seek(place)
+    stated = int.from_bytes(head[4:8], "little")
+    return max(0, stated + 8 - size) if head[:4] == b"RIFF" and 0 < stated < PIPED_WAV_BYTES else None
+
+
+def probe_seconds(source: str | BinaryIO) -> float:
+    """Length of a file's pictures by its header, in seconds.
+
+    If the header states none, the times of all packets are read. Nothing is decoded. 0 if the file cannot be
+    opened or has no times. Raises StorageUnavailable.
     """
     try:
-        with opened(source, Watch()) as (container, name):
+        watch = Watch()
+        with opened(source, watch) as (container, name):
             stream = main_track(container, "video", name)
-            if stream.duration is not None:
-                return float(stream.duration * stream.time_base)
-            return 0.0 if container.duration is None else container.duration / av.time_base
+            seconds, end = declared_seconds(container), declared_end(container, stream)
+            if container.format.name not in END_TIME_FORMATS and stream.duration is not None:
+                seconds = float(stream.duration * stream.time_base)
+            elif seconds and end:  # the pictures may end before the sound
+                seconds = min(seconds, end)
+            return seconds or _measured_seconds(Decoder(container, [stream], name, watch), stream)
     except MediaError:
         return 0.0
+
+
+def _measured_seconds(decoder: Decoder, stream) -> float:
+    """From the first picture to the end of the last, by the times of the packets; 0 if they have none."""
+    times = [
+        packet.pts * packet.time_base
+        for packet in decoder.packets()
+        if not isinstance(packet, Joint) and packet.pts is not None
+    ]
+    rate = stream.guessed_rate or stream.average_rate or 25
+    return float(max(times) - min(times) + 1 / rate) if times else 0.0
 
 
 def write_clip(path: str, clip: Clip, *, crf: int = CRF) -> None:

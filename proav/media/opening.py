@@ -35,7 +35,7 @@ class Watch:
     """Watches the reading of a file: a time limit, a sign of life, and the error of storage in `failure`.
 
     Failed tries of storage and the pauses after them do not count towards the deadline. They have their own
-    limit, job.retry_seconds.
+    limit, job.retry_seconds. `file` is what `opened` has opened, for `read_head`.
 
     deadline_seconds: time limit, counted from the last `start`.
     on_progress: called each time the reader makes progress.
@@ -46,6 +46,7 @@ class Watch:
     ) -> None:
         self._seconds, self._on_progress = deadline_seconds, on_progress
         self.failure: BaseException | None = None
+        self.file: BinaryIO | None = None
         self.start("the file")
 
     def start(self, name: str) -> None:
@@ -108,6 +109,7 @@ def opened(
             ) from error
         with container:
             watch.check_storage()
+            watch.file = file
             yield container, name
 
 
@@ -116,15 +118,17 @@ def can_be_read_again(source: str | BinaryIO) -> bool:
     return not hasattr(source, "read") or source.seekable()
 
 
-def read_head(source: str | BinaryIO, num_bytes: int, watch: Watch) -> bytes:
-    """The first `num_bytes` of a file that can be read again."""
-    with _byte_source(source, watch) as (file, _, _):
-        file.seek(0)
-        try:
-            return file.read(num_bytes)
-        except OSError:
-            watch.check_storage()
-            raise
+def read_head(num_bytes: int, watch: Watch) -> bytes:
+    """The first `num_bytes` of the open file, which can be read again. FFmpeg goes on where it was."""
+    place = watch.file.tell()
+    try:
+        watch.file.seek(0)
+        return watch.file.read(num_bytes)
+    except OSError:
+        watch.check_storage()
+        raise
+    finally:
+        watch.file.seek(place)
 
 
 def no_memory(name: str) -> MediaError:
@@ -152,7 +156,8 @@ def _byte_source(source: str | BinaryIO, watch: Watch) -> Iterator[tuple[BinaryI
                 )
                 raise MediaError("empty_file", f"{name} {said}")
         try:
-            yield source, name, REMOTE_BUFFER_BYTES
+            given = source if position is None else _Given(source, position, name)
+            yield given, name, REMOTE_BUFFER_BYTES
         finally:
             if position is not None:
                 source.seek(position)
@@ -188,6 +193,31 @@ def _check_kind(name: str, watch: Watch) -> None:
     path = name.removeprefix("file://")
     if not stat.S_ISREG(patiently(lambda: os.stat(path), f"looking at {name}", watch.add).st_mode):
         raise MediaError("unreadable", f"{name} is not a file")
+
+
+class _Given(io.RawIOBase):
+    """A given file for PyAV, which counts places from where its media begin: FFmpeg seeks to such places."""
+
+    def __init__(self, file: BinaryIO, begin: int, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self._file, self._begin = file, begin
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell() - self._begin
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._file.seek(offset + self._begin if whence == io.SEEK_SET else offset, whence)
+        return self.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
 
 
 class _Source(io.RawIOBase):

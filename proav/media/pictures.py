@@ -227,11 +227,14 @@ class PictureClock:
     def hold_until(self, seconds: float) -> None:
         """Finishes the frames up to this time, in seconds after the start: no more pictures come before it.
 
-        The picture that is shown stays. If none has come yet, the frames are missing (None).
+        The picture that is shown stays. If none has come in MAX_GAP_SECONDS, the frames are missing (None).
+        Up to then nothing is finished, because the decoder may still hold the picture that will be shown.
         """
         if self._shown is None:
+            if seconds <= MAX_GAP_SECONDS:
+                return
             self.late = seconds
-        self._finish_frames(int(seconds * self.fps))
+        self._finish_frames(int(seconds * self.fps + 1e-6))
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` frames, uint8 [count, H, W, 3]."""

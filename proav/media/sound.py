@@ -151,8 +151,9 @@ class SoundClock:
         self._run = _Run(frame, start, self.start, self.sample_rate)
 
     def _note_hole(self, begin: float, end: float) -> None:
+        begin = max(begin, self.seconds)  # late sound is dropped, and its gaps with it
         if self.holes and begin - self.holes[-1][1] < MAX_JITTER_SECONDS:
-            self.holes[-1][1] = end
+            self.holes[-1][1] = max(self.holes[-1][1], end)
         elif end - begin > self.hole_seconds:
             self.holes.append([begin, end])
 

@@ -4,7 +4,7 @@ Tracks that are not empty are preferred. Clips are made in `segments.py`. This m
 `proav/media`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -24,6 +24,8 @@ MAP_HEAD_BYTES = 4
 TRANSPORT_SYNC, PACKET_SIZES = 0x47, (188, 192, 204)
 """Packets of MPEG-2 transport streams: as in ISO/IEC 13818-1, with time codes (Blu-ray), with error
 correction."""
+STUFFING = 0xFF
+"""Fills a packet after its last section."""
 COVER = av.stream.Disposition.attached_pic
 
 
@@ -174,7 +176,7 @@ def loudness_of(
     on_packet: called at each packet.
     """
     streams = [container.streams[index] for index in indices]
-    packers: dict[tuple, av.AudioResampler] = {}
+    resamplers: dict[tuple, av.AudioResampler] = {}
     loudness = dict.fromkeys(indices, 0.0)
     packets, packet = container.demux(*streams), None
     while True:
@@ -187,38 +189,43 @@ def loudness_of(
                 and packet.dts * packet.time_base > end_seconds
             ):
                 return loudness
-            frames = packet.decode() if packet.size else []
+            for frame in packet.decode() if packet.size else []:
+                if frame.samples and frame.sample_rate:
+                    level = _level(frame, packet.stream_index, resamplers)
+                    loudness[packet.stream_index] = max(loudness[packet.stream_index], level)
         except IndexError:  # a packet of a track that was not there when the file was opened
             packets = container.demux(*streams)
             continue
         except (av.FFmpegError, OSError, ValueError):
             if packet is None:
                 return loudness
-            continue
-        for frame in frames:
-            kind = packet.stream_index, frame.sample_rate, frame.layout.name, frame.format.name
-            if kind not in packers:
-                packers[kind] = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
-            for piece in packers[kind].resample(frame):
-                values = np.nan_to_num(piece.to_ndarray(), posinf=0.0, neginf=0.0)
-                loudness[packet.stream_index] = max(
-                    loudness[packet.stream_index], float(np.sqrt(np.mean(values**2)))
-                )
         if loudness[indices[0]] >= SILENT_RMS:
             return loudness
+
+
+def _level(frame: av.AudioFrame, index: int, resamplers: dict[tuple, av.AudioResampler]) -> float:
+    """Root mean square of a frame. resamplers: for each kind of frame of each stream; kept by the caller."""
+    kind = index, frame.sample_rate, frame.layout.name, frame.format.name
+    if kind not in resamplers:
+        resamplers[kind] = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
+    pieces = [
+        np.nan_to_num(piece.to_ndarray(), posinf=0.0, neginf=0.0)
+        for piece in resamplers[kind].resample(frame)
+    ]
+    return max((float(np.sqrt(np.mean(piece**2))) for piece in pieces), default=0.0)
 
 
 def programmes_of(source: str | BinaryIO, container, watch: Watch) -> dict[int, set[int]]:
     """The programmes of an opened file, like `parse_programmes`; {} if it cannot have several."""
     if container.format.name != "mpegts" or len(container.streams) < 2 or not can_be_read_again(source):
         return {}
-    return parse_programmes(read_head(source, HEAD_BYTES, watch))
+    return parse_programmes(read_head(HEAD_BYTES, watch))
 
 
 def parse_programmes(head: bytes) -> dict[int, set[int]]:
     """The programmes of an MPEG transport stream: number -> packet identifiers of their streams.
 
-    {} if the stream names none.
+    {} if the stream names none. A map table says itself of which programme it is.
     head: its first bytes. Association and map tables come at least every half second.
     """
     first, size = next(
@@ -235,33 +242,55 @@ def parse_programmes(head: bytes) -> dict[int, set[int]]:
     )
     if not size:
         return {}
-    maps: dict[int, int] = {}
+    maps: set[int] = set()
+    numbers: set[int] = set()
     programmes: dict[int, set[int]] = {}
-    tables: dict[int, bytes] = {}
-    for place in range(first, len(head) - 187, size):
+    for identifier, section in _sections(head, range(first, len(head) - 187, size), maps):
+        body = section[8:-4]
+        if not identifier and section[0] == 0:
+            for entry in range(0, len(body) - 3, 4):
+                if number := body[entry] << 8 | body[entry + 1]:
+                    numbers.add(number)
+                    maps.add((body[entry + 2] & 0x1F) << 8 | body[entry + 3])
+        elif identifier and section[0] == 2 and len(body) >= MAP_HEAD_BYTES:
+            number = section[3] << 8 | section[4]  # several programmes may share one identifier
+            if number in numbers:
+                programmes[number] = _streams_of_map(body)
+            if len(programmes) == len(numbers):
+                break
+    return programmes
+
+
+def _sections(head: bytes, places: range, maps: set[int]) -> Iterator[tuple[int, bytes]]:
+    """(packet identifier, section) of each whole section of the association and map tables.
+
+    places: where packets begin in `head`.
+    maps: identifiers of the map tables; the caller adds those that the association table names.
+    """
+    begun: dict[int, bytes] = {}
+    for place in places:
         packet = head[place : place + 188]
         identifier = (packet[1] & 0x1F) << 8 | packet[2]
         if packet[0] != TRANSPORT_SYNC or not packet[3] & 0x10 or (identifier and identifier not in maps):
             continue
-        payload = packet[4 + (1 + packet[4] if packet[3] & 0x20 else 0) :]
-        if packet[1] & 0x40 and payload:  # a table begins here
-            tables[identifier] = payload[1 + payload[0] :]
-        elif identifier in tables:
-            tables[identifier] += payload
-        table = tables.get(identifier, b"")
-        length = 3 + ((table[1] & 0x0F) << 8 | table[2]) if len(table) >= 3 else 0
-        if not 12 <= length <= len(table):
-            continue
-        body = table[:length][8:-4]
-        if not identifier and table[0] == 0:
-            for entry in range(0, len(body) - 3, 4):
-                if number := body[entry] << 8 | body[entry + 1]:
-                    maps[(body[entry + 2] & 0x1F) << 8 | body[entry + 3]] = number
-        elif identifier and table[0] == 2 and len(body) >= MAP_HEAD_BYTES:
-            programmes[maps[identifier]] = _streams_of_map(body)
-            if len(programmes) == len(set(maps.values())):
-                break
-    return programmes
+        payload, before = (
+            packet[4 + (1 + packet[4] if packet[3] & 0x20 else 0) :],
+            begun.pop(identifier, None),
+        )
+        pieces = [] if before is None else [before + payload]
+        if packet[1] & 0x40 and payload:  # a section begins here; bytes before it belong to the last one
+            start = 1 + payload[0]
+            pieces = [(before or b"") + payload[1:start], payload[start:]]
+        rest = b""
+        for rest in pieces:
+            while len(rest) >= 3 and rest[0] != STUFFING:
+                length = 3 + ((rest[1] & 0x0F) << 8 | rest[2])
+                if length > len(rest):
+                    break
+                yield identifier, rest[:length]
+                rest = rest[length:]
+        if rest and rest[0] != STUFFING:
+            begun[identifier] = rest
 
 
 def _streams_of_map(body: bytes) -> set[int]:

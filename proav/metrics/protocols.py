@@ -59,9 +59,10 @@ class Protocol:
     """Frames are resized to this many rows and columns before anything is measured."""
     sample_rate: int | None = None
     num_clips: int | None = None
-    """The exact number of clips of each set; fewer are refused.
+    """The exact number of generated clips, and of the real clips beside them; fewer are refused.
 
     None: as many as there are, up to evaluate.max_clips. A result that needs more clips then says so.
+    Reconstructions and their originals are as many as there are, up to evaluate.max_clips, in every protocol.
     """
     real_split: Literal["train", "validation"] = "train"
     """Split of the data that a run's samples are compared with."""

@@ -71,7 +71,7 @@ def check_address(address: str, *, named: str | None = None) -> None:
             ) from None
         found = f", which is {address} according to Ray's files on this machine"
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if "/" in host or not host or not port.isdigit():
+    if "/" in host or not host or not port.isdecimal():
         hint = "; the dashboard's address is for RAY_API_SERVER_ADDRESS" if address.startswith("http") else ""
         raise UserError(
             f"{named}: expected the head's address and port (usually 6379), such as "
@@ -79,7 +79,7 @@ def check_address(address: str, *, named: str | None = None) -> None:
         )
     try:
         _knock(host, port)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: no name of a host, such as a..b
         raise UserError(
             f"no Ray answers at {named}{found} ({error}); start it, name the head's address and port "
             "(usually 6379), or unset RAY_ADDRESS to use this machine alone"

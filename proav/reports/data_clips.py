@@ -140,26 +140,26 @@ def _one_of_each_reason(segments: pa.Table) -> list[tuple[str, int]]:
 def _copies(segments: pa.Table) -> list[tuple[int, int, str]]:
     """(kept segment, its copy, kind) of the first copies that were left out.
 
-    The kept segment is found by its checksum, or for near copies by the nearest hashes.
+    The kept segment is found by its checksum, or for near copies by the nearest hashes. A copy whose original
+    was left out too is not shown.
     """
     kept = np.flatnonzero(pc.equal(segments.column("dropped"), "").to_numpy())
-    found = []
-    for reason, name in (("duplicate", "The same bytes"), ("near_duplicate", "Alike")):
-        for copy in np.flatnonzero(pc.equal(segments.column("dropped"), reason).to_numpy())[
-            : MAX_COPIES if reason == "near_duplicate" else 1
-        ].tolist():
-            if reason == "duplicate":
-                same = pc.index(segments.column("checksum"), segments.column("checksum")[copy]).as_py()
-                found.append((same, copy, name))
-                continue
-            differing = np.zeros(len(kept), np.int64)
-            for hashes in ("picture_hash", "sound_hash"):
-                words = hash_words(segments.column(hashes))
-                differing += np.bitwise_count(words[kept] ^ words[copy]).sum(axis=1, dtype=np.int64)
-            best = int(np.argmin(differing))
-            found.append(
-                (int(kept[best]), copy, f"{name}: {differing[best]} of 512 bits of their fingerprints differ")
-            )
+    checksums, found = segments.column("checksum"), []
+    originals = checksums.take(kept)
+    for copy in np.flatnonzero(pc.equal(segments.column("dropped"), "duplicate").to_numpy()).tolist():
+        place = pc.index(originals, checksums[copy]).as_py()
+        if place >= 0:
+            found.append((int(kept[place]), copy, "The same bytes"))
+            break
+    near = np.flatnonzero(pc.equal(segments.column("dropped"), "near_duplicate").to_numpy())
+    for copy in near[:MAX_COPIES].tolist():
+        differing = np.zeros(len(kept), np.int64)
+        for hashes in ("picture_hash", "sound_hash"):
+            words = hash_words(segments.column(hashes))
+            differing += np.bitwise_count(words[kept] ^ words[copy]).sum(axis=1, dtype=np.int64)
+        best = int(np.argmin(differing))
+        words = f"Alike: {differing[best]} of 512 bits of their fingerprints differ"
+        found.append((int(kept[best]), copy, words))
     return found
 
 

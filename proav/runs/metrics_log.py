@@ -1,8 +1,8 @@
 """metrics.jsonl: the curve of a training run, with one JSON object for each report.
 
 On a local disk it is one growing file. Object stores cannot append, so there it is written in parts,
-metrics/part-*.jsonl. After a resume, lines beyond the checkpoint are dropped, so that the curve is that of an
-uninterrupted run.
+metrics/part-*.jsonl. A run that was copied from one to the other has both. After a resume, lines beyond the
+checkpoint are dropped, so that the curve is that of an uninterrupted run.
 """
 
 import json
@@ -63,37 +63,29 @@ class MetricsLog:
         return Path(storage.open_filesystem(self.folder)[1], "metrics.jsonl")
 
     def _drop_beyond(self, clips: int) -> None:
+        """Treats both forms, since a run may have been copied between a disk and an object store."""
         if not self.remote:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            if self._file.exists():
-                storage.write_text(
-                    str(self._file),
-                    _text(
-                        line
-                        for line in _parse(self._file.read_text(encoding="utf-8"))
-                        if line["clips"] <= clips
-                    ),
-                )
-            return
-        filesystem, _ = storage.open_filesystem(self.folder)
-        for part in storage.list_files(storage.join(self.folder, "metrics")):
-            lines = _parse(storage.read_text(part))
-            kept = [line for line in lines if line["clips"] <= clips]
+        for path in metrics_files(self.folder):
+            text = storage.read_text(path)
+            kept = _text(line for line in _parse(text) if line["clips"] <= clips)
             if not kept:
-                filesystem.delete_file(storage.open_filesystem(part)[1])
-            elif kept != lines:
-                storage.write_text(part, _text(kept))
+                storage.delete_file(path)
+            elif kept != text:
+                storage.write_text(path, kept)
 
 
 def metrics_files(stage_folder: str) -> list[str]:
-    """The files that hold a stage's reports, in order; empty if the stage has not begun."""
+    """The files that hold a stage's reports: metrics.jsonl, and then parts; empty if it has not begun."""
     single = storage.join(stage_folder, "metrics.jsonl")
-    return [single] if storage.exists(single) else storage.list_files(storage.join(stage_folder, "metrics"))
+    parts = storage.list_files(storage.join(stage_folder, "metrics"))
+    return [single, *parts] if storage.exists(single) else parts
 
 
 def read_metrics(stage_folder: str) -> list[dict]:
-    """Every report of a stage in order; empty if the stage has not begun."""
-    return [line for file in metrics_files(stage_folder) for line in _parse(storage.read_text(file))]
+    """Every report of a stage in order of clips; empty if the stage has not begun."""
+    lines = [line for file in metrics_files(stage_folder) for line in _parse(storage.read_text(file))]
+    return sorted(lines, key=lambda line: line["clips"])  # a run that moved to a disk wrote the parts first
 
 
 def _parse(text: str) -> list[dict]:

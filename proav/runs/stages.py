@@ -45,7 +45,13 @@ class Stage:
         if self.name != "distill":
             return config
         diffusion = config.diffusion.model_copy(update={"objective": "flow_map"})
-        sampling = {"steps": None, "solver": None, "guidance_scale": 1.0, "guidance_interval": (0.0, 1.0)}
+        sampling = {
+            "steps": None,
+            "solver": None,
+            "schedule_shift": None,
+            "guidance_scale": 1.0,
+            "guidance_interval": (0.0, 1.0),
+        }
         generate = config.generate.model_copy(update=sampling)
         return config.model_copy(update={"diffusion": diffusion, "generate": generate})
 

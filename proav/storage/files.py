@@ -9,11 +9,13 @@ import functools
 import hashlib
 import io
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 import pyarrow.fs as pafs
 
@@ -23,6 +25,12 @@ from proav.storage.patience import patiently
 
 LEFTOVERS = ".*.tmp"
 """Pattern of hidden names; a process that is killed while it writes leaves such files."""
+ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{8}\.aside\.tmp")
+"""Hidden name of an older folder while a new one takes its place."""
+ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs")
+"""Schemes that pyarrow opens; if it refuses an address of theirs, fsspec is not asked."""
+OPTIONS = re.compile(r"\?[a-z_]{3,}=[^?]*$")
+"""Options at the end of an address, such as ?region=eu-west-1. `watch?v=1.mp4` is a name without options."""
 
 
 def is_remote(path: str) -> bool:
@@ -42,19 +50,34 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 def _open(path: str, on_wait: Callable[[float], None] = lambda seconds: None) -> tuple[pafs.FileSystem, str]:
     if not is_remote(path):
         return pafs.LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
+    expected = "expected a local path, s3://, gs:// or a scheme that fsspec knows"
     try:
-        return patiently(functools.partial(pafs.FileSystem.from_uri, path), f"opening {path}", on_wait)
-    except (ValueError, OSError):  # pyarrow does not know this scheme, or was built without it
-        import fsspec
+        return patiently(
+            functools.partial(pafs.FileSystem.from_uri, as_uri(path)), f"opening {path}", on_wait
+        )
+    except (ValueError, OSError, NotImplementedError) as error:
+        refused = error
+    if path.split("://")[0] in ARROW_SCHEMES:
+        raise UserError(f"cannot open {path}: {refused}; {expected}") from refused
+    import fsspec  # pyarrow does not know this scheme, or was built without it
 
-        try:
-            filesystem, inner = fsspec.core.url_to_fs(path)
-        except (ValueError, ImportError) as error:
-            raise UserError(
-                f"cannot open {path}: {error}; expected a local path, s3://, gs:// or a scheme that "
-                "fsspec knows"
-            ) from error
-        return pafs.PyFileSystem(FsspecHandler(filesystem)), inner
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"cannot open {path}: {error} (pyarrow: {refused}); {expected}") from error
+    return pafs.PyFileSystem(FsspecHandler(filesystem)), inner
+
+
+def as_uri(path: str) -> str:
+    """A remote path as pyarrow reads it, with its key percent-encoded: a name may hold spaces, #, % or ?.
+
+    The scheme, the bucket or host and OPTIONS stay as they are.
+    """
+    scheme, rest = path.split("://", 1)
+    bucket, slash, key = rest.partition("/")
+    options = OPTIONS.search(key)
+    end = options.start() if options else len(key)
+    return f"{scheme}://{bucket}{slash}{quote(key[:end])}{key[end:]}"
 
 
 def join(root: str, *parts: str) -> str:
@@ -159,9 +182,10 @@ def write_folder(path: str) -> Iterator[str]:
 
     An older folder at `path` is replaced.
     If `path` is local, the folder is a hidden sibling, which is flushed to the disk and renamed. An older
-    folder is moved aside before that and deleted afterwards.
+    folder is moved aside before that and deleted afterwards. If the process is killed in between,
+    `remove_leftovers` moves the older folder back.
     If `path` is remote, the folder is a temporary local one and is uploaded file by file. The JSON files come
-    last, since they mark a folder as complete.
+    last, since they mark a folder as complete. Then other files of an older folder are deleted.
     """
     import tempfile
 
@@ -172,9 +196,12 @@ def write_folder(path: str) -> Iterator[str]:
                 (file for file in Path(local).rglob("*") if file.is_file()),
                 key=lambda file: (file.suffix == ".json", str(file)),
             )
-            for file in files:
+            targets = [join(path, file.relative_to(local).as_posix()) for file in files]
+            for file, target in zip(files, targets, strict=True):
                 with file.open("rb") as source:
-                    upload_file(join(path, file.relative_to(local).as_posix()), source)
+                    upload_file(target, source)
+        for stale in set(list_files(path)) - set(targets):
+            delete_file(stale)
         return
     target = Path(path.removeprefix("file://"))
     temporary = temporary_name(target)
@@ -184,9 +211,9 @@ def write_folder(path: str) -> Iterator[str]:
         for file in temporary.rglob("*"):
             flush(file)
         flush(temporary)
-        aside = temporary_name(target) if target.exists() else None
+        aside = temporary_name(target, "aside.tmp") if target.exists() else None
         if aside is not None:
-            patiently(lambda: os.replace(target, aside), f"moving {target} aside")
+            rename(target, aside)
         try:
             rename(temporary, target)
         except BaseException:
@@ -249,9 +276,9 @@ def upload_file(path: str, source) -> None:
         ) from error
 
 
-def temporary_name(target: Path) -> Path:
+def temporary_name(target: Path, ending: str = "tmp") -> Path:
     """A hidden name beside `target` for a file that is not complete yet; no other writer uses it."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.{ending}")
 
 
 def rename(temporary: Path, target: Path) -> None:
@@ -292,11 +319,17 @@ def flush(path: Path) -> None:
 def remove_leftovers(folder: str) -> int:
     """Deletes what killed writers left in a local folder; returns how many.
 
+    An older folder that was moved aside comes back if no new one has taken its place.
     No writer may be at work there. Object stores have no leftovers: they publish whole files only.
     """
     if is_remote(folder):
         return 0
-    found = list(Path(open_filesystem(folder)[1]).glob(LEFTOVERS))
+    place = Path(open_filesystem(folder)[1])
+    for hidden in list(place.glob(LEFTOVERS)):
+        aside = ASIDE.fullmatch(hidden.name)
+        if aside and not (place / aside[1]).exists():
+            rename(hidden, place / aside[1])
+    found = list(place.glob(LEFTOVERS))
     for leftover in found:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -71,7 +71,7 @@ def explain_paths(message: str, config: Config, *, runs: str = ".", config_file:
         for given in _paths(config, key):
             tried = os.path.abspath(os.path.join(base, given))
             whole = storage.is_remote(given) or given.startswith(("/", "file://"))
-            if whole or tried not in message or glob.glob(tried):
+            if whole or tried not in message or os.path.lexists(tried) or glob.glob(tried):
                 continue
             found = _found_above(given, config_file)
             mend = "go to the right one, or write a whole path"
@@ -106,10 +106,10 @@ def _changed(section: BaseModel, names: list[str], change: Callable[[str], str])
     if len(names) > 1:
         value = _changed(value, names[1:], change)
     elif isinstance(value, tuple):
-        value = tuple(map(change, value))
+        value = tuple(path and change(path) for path in value)
     elif isinstance(value, dict):
         files = {name: change(path) for name, path in value.items() if path.lower().endswith(VECTOR_FILES)}
         value = value | files
-    elif value is not None:
+    elif value:
         value = change(value)
     return section.model_copy(update={names[0]: value})

@@ -29,7 +29,7 @@ PERMANENT = frozenset(
         "ENOENT", "EACCES", "EPERM", "ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EISDIR", "ENOTDIR",
         "ENAMETOOLONG", "EEXIST", "ENOTEMPTY", "EINVAL", "ELOOP", "EXDEV", "EBADF", "ENODEV",
         "ENXIO", "EMFILE", "ENFILE",
-        "ENOTSUP",
+        "ENOTSUP", "ENOSYS", "EILSEQ", "EMLINK",
     )
 )  # fmt: skip
 """Errors of the operating system that a second try does not change."""
@@ -38,7 +38,7 @@ _PERMANENT_TYPES = (
 )  # fmt: skip
 _PERMANENT_WORDS = re.compile(
     r"access.?denied|permission.?denied|forbidden|unauthori[sz]ed|unauthenticated|invalid.?access.?key"
-    r"|signature.?does.?not.?match|no.?such.?(bucket|key|upload)|HTTP status 4(?!08|09|29)\d\d"
+    r"|signature.?does.?not.?match|no.?such.?(bucket|key|upload)|HTTP status (3\d\d|4(?!08|09|29)\d\d)"
     r"|unable.to.locate.credentials|credentials.were.not.found",
     re.IGNORECASE,
 )
@@ -63,7 +63,8 @@ def may_pass(error: BaseException) -> bool:
     """Whether a second try may succeed.
 
     Yes: time-outs, broken connections, 5xx, EIO, ESTALE and errors without a known name.
-    No: no such file, no permission, no space, a name that is a folder, HTTP 4xx except 408, 409 and 429.
+    No: no such file, no permission, no space, a name that is a folder, HTTP 3xx, HTTP 4xx except
+    408, 409 and 429.
     """
     if isinstance(error, _PERMANENT_TYPES) or not (isinstance(error, OSError) or _of_a_client(error)):
         return False
@@ -71,7 +72,7 @@ def may_pass(error: BaseException) -> bool:
         return error.errno not in PERMANENT
     status = _http_status(error)
     if status is not None:
-        return not 400 <= status < 500 or status in (408, 409, 429)
+        return not 300 <= status < 500 or status in (408, 409, 429)
     return not _PERMANENT_WORDS.search(_NAMES.sub("", str(error)))
 
 

@@ -69,6 +69,7 @@ class AutoencoderStep:
         )
         self.optimizer_steps = 0
         self._judged: dict | None = None
+        self._checked = False
 
     def loss(self, engine: Engine, batch: dict, clips: int) -> StepOutput:
         """The loss of a batch, and its parts.
@@ -184,10 +185,10 @@ class AutoencoderStep:
                 real_logits, fake_logits = discriminator(real, *more)[0], discriminator(fake, *more)[0]
             (hinge_discriminator_loss(real_logits, fake_logits) / accumulation_steps).backward()
 
-    def step_others(self) -> None:
-        """Averages the discriminators' gradients over the workers, clips them and steps.
+    def check_others(self) -> None:
+        """Averages the discriminators' gradients over the workers and clips them.
 
-        Raises NonFiniteError, with the discriminators' weights untouched.
+        Raises NonFiniteError if they are not finite.
         """
         if self._judged is None:
             return
@@ -198,13 +199,21 @@ class AutoencoderStep:
         if not torch.isfinite(norm):
             raise NonFiniteError(f"the discriminators' gradient norm is {norm.item()}")
         nn.utils.clip_grads_with_norm_(parameters, DISCRIMINATOR_GRADIENT_CLIP, norm)
+        self._checked = True
+
+    def step_others(self) -> None:
+        """Steps the discriminators; checks their gradients first if that was not done."""
+        self.check_others()
+        if not self._checked:
+            return
+        self._checked = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_steps += 1
 
     def discard_others(self) -> None:
         """Drops the discriminators' gradients."""
-        self._judged = None
+        self._judged, self._checked = None, False
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:

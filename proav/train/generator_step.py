@@ -131,6 +131,9 @@ class GeneratorStep:
     def backward_others(self, accumulation_steps: int) -> None:
         """Nothing trains beside ST-DiT."""
 
+    def check_others(self) -> None:
+        """Nothing trains beside ST-DiT."""
+
     def step_others(self) -> None:
         """Nothing trains beside ST-DiT."""
 

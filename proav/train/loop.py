@@ -46,8 +46,11 @@ class TrainingStep(Protocol):
     def backward_others(self, accumulation_steps: int) -> None:
         """Backward passes of the networks beside the model; called after the model's backward pass."""
 
+    def check_others(self) -> None:
+        """Averages their gradients over the workers, after the last pass. Raises NonFiniteError."""
+
     def step_others(self) -> None:
-        """Steps those networks, after the last pass and before the model. Raises NonFiniteError."""
+        """Steps those networks, after the model has stepped."""
 
     def discard_others(self) -> None:
         """Drops the gradients of those networks; called instead of `step_others`."""
@@ -66,11 +69,14 @@ class LoopState:
     clips: int = 0
     step: int = 0
     seconds: float = 0.0
-    """Time in the loop, over all resumes."""
+    """Time of steps and of waiting for their batches, over all resumes; without reports and checkpoints."""
     reported_clips: int = 0
     reported_seconds: float = 0.0
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Sums and counts since the last report, over all workers."""
+    """Sums and counts since the last report, over all workers.
+
+    After a resume, only worker 0 has them. The others have zeros.
+    """
     skipped_in_a_row: int = 0
     """Batches left out since the last step because their loss or gradient was not finite."""
     skipped: list[str] = field(default_factory=list)
@@ -88,7 +94,10 @@ class Waits:
     """Seconds that this worker has waited since the last report, by cause."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(WAITS, 0.0)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.seconds, self.since = dict.fromkeys(WAITS, 0.0), time.monotonic()
 
     @contextlib.contextmanager
     def on(self, name: str) -> Iterator[None]:
@@ -98,17 +107,24 @@ class Waits:
         finally:
             self.seconds[name] += time.monotonic() - began
 
-    def shares(self, seconds: float, device: torch.device) -> dict[str, float]:
-        """Each wait as a share of `seconds`, for the worker that waited longest. Every worker calls it."""
+    def shares(self, device: torch.device) -> dict[str, float]:
+        """Each wait as a share of all time since the last call, for the worker that waited longest.
+
+        Every worker calls it.
+        """
+        seconds = max(time.monotonic() - self.since, 1e-9)
         longest = torch.tensor([self.seconds[name] for name in WAITS], dtype=torch.float64, device=device)
         if dist.is_initialized():
             dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-        self.seconds = dict.fromkeys(WAITS, 0.0)
+        self._clear()
         return {name: min(1.0, value / seconds) for name, value in zip(WAITS, longest.tolist(), strict=True)}
 
 
 class Meter:
-    """Sums over clips between two reports, kept on the device so that `add` does not wait for it."""
+    """Sums over clips between two reports, kept on the device so that `add` does not wait for it.
+
+    start: sums and counts to begin with; the same names on all workers.
+    """
 
     def __init__(self, device: torch.device, start: dict[str, tuple[float, float]]) -> None:
         self.device = device
@@ -199,7 +215,7 @@ def run_loop(
         _train_step(step, batch, engine, meter, state, say)
         before, state.clips, state.step = state.clips, state.clips + train.batch_size, state.step + 1
         average.update(engine.shards(), clips=state.clips, batch_clips=train.batch_size)
-        state.seconds, clock = state.seconds + time.monotonic() - clock, time.monotonic()
+        state.seconds += time.monotonic() - clock
         done = is_trained(train, clips=state.clips, seconds=state.seconds)
         if train.max_seconds is not None:  # the workers' clocks differ
             (done,) = _any_worker(engine.device, done)
@@ -211,6 +227,7 @@ def run_loop(
             state.reported_clips, state.reported_seconds, state.skipped = state.clips, state.seconds, []
         if done or save_now or _crosses(before, state.clips, train.checkpoint_every_clips):
             keep()
+        clock = time.monotonic()  # reports and checkpoints are not time of steps
     return True
 
 
@@ -292,8 +309,9 @@ def _train_step(
     norm = None
     if reason is None:
         try:
-            step.step_others()
+            step.check_others()
             norm = engine.step(learning_rates(train, state.clips))
+            step.step_others()
         except NonFiniteError as error:
             reason = str(error)
     if reason is not None:
@@ -391,7 +409,7 @@ def _line(meter: Meter, waits: Waits, state: LoopState, rates: dict[str, float])
         **rates,
         "clips_per_second": (state.clips - state.reported_clips) / seconds,
         "seconds": state.seconds,
-        **waits.shares(seconds, meter.device),
+        **waits.shares(meter.device),
         "device": torch.cuda.get_device_name(meter.device)
         if meter.device.type == "cuda"
         else meter.device.type,

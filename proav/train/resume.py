@@ -68,7 +68,8 @@ def load_training(
     step.load_tensors(checkpoint.weights)
     saved = checkpoint.training["loop"]
     state = LoopState(**{name.name: saved[name.name] for name in fields(LoopState) if name.name in saved})
-    state.sums = {name: tuple(pair) for name, pair in saved["sums"].items()} if _rank() == 0 else {}
+    # zeros elsewhere, because all workers must sum the same names, also if a loss term is now off
+    state.sums = {name: tuple(pair) if _rank() == 0 else (0.0, 0.0) for name, pair in saved["sums"].items()}
     return state
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from proav.stopping import StopRequest
 
 POLL_SECONDS = 0.25
+MAX_FAILURES = 480
+"""The watch ends after this many questions in a row without an answer, which takes at least two minutes."""
 
 
 def listen(seconds: float) -> None:
@@ -29,7 +31,7 @@ class StopWatch:
     """Whether this worker is asked to stop.
 
     begin: called once, before the first step.
-    driver_asks: called every quarter of a second, in another thread.
+    driver_asks: called every quarter of a second, in another thread. It may fail for a moment.
     Both return whether the driver was asked to stop.
     """
 
@@ -48,7 +50,12 @@ class StopWatch:
         return self._asked.is_set() or (own is not None and own.asked.is_set())
 
     def _watch(self) -> None:
-        with contextlib.suppress(Exception):  # the driver is gone: whoever ended it ends this process as well
-            while not self._driver_asks():
-                time.sleep(POLL_SECONDS)
-            self._asked.set()
+        failures = 0
+        while failures < MAX_FAILURES:  # then the driver is gone: whoever ended it ends this process as well
+            failures += 1
+            with contextlib.suppress(Exception):  # perhaps the driver cannot be reached for a moment
+                if self._driver_asks():
+                    self._asked.set()
+                    return
+                failures = 0
+            time.sleep(POLL_SECONDS)

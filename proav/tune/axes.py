@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from proav.config import TuneConfig
-from proav.config.tuning import AxisConfig
+from proav.config.tuning import AxisConfig, is_number
 from proav.errors import ConfigError
 
 Point = dict[str, Any]
@@ -64,7 +64,7 @@ def in_order(tune: TuneConfig) -> list[str]:
 def fits(value: Any, wanted: Any) -> bool:
     """Whether a value meets a condition: it is that value, in that list, or between min and max."""
     if isinstance(wanted, dict):
-        return wanted.get("min", -math.inf) <= value <= wanted.get("max", math.inf)
+        return is_number(value) and wanted.get("min", -math.inf) <= value <= wanted.get("max", math.inf)
     if json.dumps(value) == json.dumps(wanted):
         return True
     return isinstance(wanted, list | tuple) and any(json.dumps(value) == json.dumps(each) for each in wanted)
@@ -310,6 +310,8 @@ def _draw(axis: AxisConfig, generator: random.Random, deck: list) -> Any:
 
 def _is_among(axis: AxisConfig, value: Any) -> bool:
     choices = axis.choices
+    if isinstance(choices, range):
+        return type(value) is int and value in choices
     if choices is not None:
         return any(json.dumps(choice) == json.dumps(value) for choice in choices)
     low, high = axis.uniform or axis.loguniform

@@ -1,11 +1,12 @@
 """How long a trial trains at each rung: equal clips, equal training FLOPs by formula, or equal seconds.
 
 FLOPs are those of `proav/costs`: three forward passes a clip, one more with recomputation, and the
-discriminators' FLOPs from the clip at which they start. Nothing runs here.
+discriminators' FLOPs from the clip at which they start. The first mdsa.linear_planes.alone_clips cost only
+three passes of the linear planes. Nothing runs here.
 """
 
 from proav.config import Config, TrainConfig, TuneConfig
-from proav.costs import costs
+from proav.costs import BACKWARD_FACTOR, Costs, costs
 
 ENDLESS_CLIPS = 10**9
 """train.num_clips of a trial that ends by its seconds."""
@@ -16,21 +17,36 @@ def train_flops(config: Config, stage: str, clips: int) -> int:
     bill = costs(config)
     if stage == "stdit":
         return clips * bill.stdit_train_flops
+    alone = min(clips, _alone_clips(config))
     judged = max(0, clips - config.mdsa.loss.adversarial_start_clips)
-    return clips * bill.mdsa_train_flops + judged * bill.discriminators_train_flops
+    whole = (clips - alone) * bill.mdsa_train_flops + judged * bill.discriminators_train_flops
+    return whole + (alone * BACKWARD_FACTOR * _linear_flops(config, bill) if alone else 0)
+
+
+def _alone_clips(config: Config) -> int:
+    """Clips at the beginning of MDSA's training that train the linear planes only."""
+    linear = config.mdsa.linear_planes
+    return linear.alone_clips if linear.enabled else 0
+
+
+def _linear_flops(config: Config, bill: Costs) -> int:
+    """FLOPs of one clip through the linear planes alone: what MDSA costs with them more than without."""
+    linear = config.mdsa.linear_planes.model_copy(update={"enabled": False})
+    mdsa = config.mdsa.model_copy(update={"linear_planes": linear})
+    without = costs(config.model_copy(update={"mdsa": mdsa}))
+    both = bill.mdsa_encode_flops + bill.mdsa_decode_flops
+    return both - without.mdsa_encode_flops - without.mdsa_decode_flops
 
 
 def clips_for_flops(config: Config, stage: str, flops: int) -> int:
     """The number of clips, in whole batches, whose training costs nearest to `flops`; at least one batch."""
-    bill, batch = costs(config), _train(config, stage).batch_size
-    if stage == "stdit":
-        clips = flops / bill.stdit_train_flops
-    else:
-        start = config.mdsa.loss.adversarial_start_clips
-        clips = flops / bill.mdsa_train_flops
-        if clips > start:
-            beyond = flops - start * bill.mdsa_train_flops
-            clips = start + beyond / (bill.mdsa_train_flops + bill.discriminators_train_flops)
+    batch, changes = _train(config, stage).batch_size, [0]
+    if stage == "mdsa":  # the cost of a clip changes at these
+        changes += [_alone_clips(config), config.mdsa.loss.adversarial_start_clips]
+    spent = {clips: train_flops(config, stage, clips) for clips in changes}
+    last = max(clips for clips in changes if spent[clips] <= flops)
+    a_clip = train_flops(config, stage, last + 1) - spent[last]
+    clips = last + (flops - spent[last]) / a_clip
     return max(1, round(clips / batch)) * batch
 
 

@@ -32,15 +32,15 @@ def find_importance(tune: TuneConfig, rows: Sequence[Row]) -> Importance:
     It is a rung of the present schedule; a folder may also hold measurements of an earlier one. Trials that
     were not measured there are left out.
     """
+    if tune.scheduler == "pbt":
+        return Importance(
+            absent="trials of a population change their settings during training: axes have no importance"
+        )
     try:
         import optuna
         import sklearn  # noqa: F401  Optuna's fANOVA is one of its forests
     except ImportError as error:
         return Importance(absent=f"the axes' importance needs {error.name}; type: pip install 'proav[tune]'")
-    if tune.scheduler == "pbt":
-        return Importance(
-            absent="trials of a population change their settings during training: axes have no importance"
-        )
     measured = {
         budget: [(row.point, rung["score"]) for row in rows for rung in row.rungs if rung["budget"] == budget]
         for budget in tune.rungs

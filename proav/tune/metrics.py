@@ -12,7 +12,9 @@ from proav.config import Config, TuneConfig
 from proav.errors import ConfigError, UserError
 from proav.evaluate.reconstruction import SCORES
 from proav.evaluate.scores import OF_ONE, OF_PAIRS
-from proav.metrics.protocols import find_protocol
+from proav.evaluate.yardsticks import YARDSTICK_SCORES
+from proav.metrics.protocols import Protocol, find_protocol
+from proav.train.engines.base import NonFiniteError
 
 SMALL_IS_BETTER = re.compile(
     r"error|loss|(^|\.)r?s?(FVD|KVD|FAD|KAD)|lpips|blockiness|(^|\.)KL|DeSync|median_offset_ms", re.IGNORECASE
@@ -22,72 +24,74 @@ BRIEF = ("psnr_db", "psnr_mean_colour_db", "psnr_temporal_mean_db", "mel_error_d
 """What a trial over MDSA measures without a whole evaluation."""
 TABLES = ("reconstruction", "generated", "generated_held_out", "stdit")
 """Tables of an evaluation; all but the first need tune.stage=stdit."""
+HELD_OUT = ("frechet", "kernel", "precision_recall", "density_coverage")
+"""Kinds of distances in the table generated_held_out."""
+PAIRS = ("precision_recall", "density_coverage")
+"""Kinds of distances that are two numbers; the distance has the names of both."""
 
 
 def check_metric(config: Config) -> None:
-    """Raises ConfigError if no evaluation of such trials has the number; nothing is measured."""
-    _check_name(config, "tune.metric", config.tune.metric)
-    for name in config.tune.show:
+    """Raises ConfigError if no evaluation of such trials has the number; nothing is measured.
+
+    So it does for a metric of which nobody can say which way is better.
+    """
+    tune = config.tune
+    _check_name(config, "tune.metric", tune.metric)
+    for name in tune.show:
         _check_name(config, "tune.show", name)
+    if tune.mode == "auto" and tune.metric.endswith("_leak_db"):
+        raise ConfigError(
+            f"tune.metric={tune.metric} with tune.mode=auto: it is one modality, decoded from the planes of "
+            "the other, and its name does not say which way is better; write tune.mode=max or tune.mode=min"
+        )
 
 
 def _check_name(config: Config, setting: str, given: str) -> None:
     """setting: the one that names the number, for messages."""
     if given == "score":
         return
-    table, _, name = given.partition(".")
-    if not name:
-        if given not in BRIEF:
-            near = difflib.get_close_matches(given, known_metrics(config), n=1, cutoff=0.3)
-            hint = (
-                f"did you mean {near[0]}?" if near else f"expected score, {', '.join(BRIEF)} or TABLE.METRIC"
-            )
-            raise ConfigError(f"{setting}={given} is not measured; {hint}")
-        return
     tables = TABLES if config.tune.stage == "stdit" else TABLES[:1]
-    if table not in tables:
+    table, _, name = given.partition(".")
+    if name and table not in tables:
         more = "" if table not in TABLES else "; write tune.stage=stdit for numbers of generated clips"
         raise ConfigError(f"{setting}={given}: expected a number of {', '.join(tables)}{more}")
-
-
-def unlisted_metrics(config: Config) -> list[str]:
-    """A line for each number that the protocol does not list: a library may be missing, or it is misspelt."""
-    tune, lines = config.tune, []
-    if not is_evaluated(tune):
-        return lines
-    known = known_metrics(config)
-    for name in dict.fromkeys((tune.metric, *tune.show)):
-        if name not in ("score", *known):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-            lines.append(
-                f"tune: evaluate.protocol={config.evaluate.protocol} does not list {name}"
-                + (f"; did you mean {near[0]}?" if near else ".")
-                + (" A trial fails" if name == tune.metric else " Its column stays empty")
-                + " if it is not measured."
-            )
-    return lines
+    known = [*BRIEF, *known_metrics(config)]
+    if given not in known:
+        near = difflib.get_close_matches(given, known, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}?" if near else f"expected score, {', '.join(BRIEF)} or TABLE.METRIC"
+        by = f" by evaluate.protocol={config.evaluate.protocol}" if name else ""
+        raise ConfigError(f"{setting}={given} is not measured{by}; {hint}")
 
 
 def known_metrics(config: Config) -> list[str]:
-    """Names that an evaluation by this protocol has."""
+    """Every TABLE.METRIC of an evaluation by this protocol, as proav/evaluate/job.py makes the tables.
+
+    Some of them may need weights, a library or more clips.
+    """
     protocol = find_protocol(config.evaluate.protocol)
-    pairs = {f"r{distance.name}" for distance in protocol.distances if distance.kind in ("frechet", "kernel")}
-    made = {
-        name
-        for distance in protocol.distances
-        for name in ([distance.name] if distance.kind == "nearest_training" else distance.name.split("_"))
+    of_one = {score for score in protocol.scores if score in OF_ONE}
+    of_pairs = {score for score in protocol.scores if score in OF_PAIRS} | {*SCORES, *YARDSTICK_SCORES}
+    of_features = {score.name for score in protocol.feature_scores}
+    of_lone_features = {score.name for score in protocol.feature_scores if score.kind != "class_divergence"}
+    in_table = {
+        "reconstruction": {f"r{name}" for name in _distances(protocol, ("frechet", "kernel"))}
+        | of_one
+        | of_pairs
+        | of_features
     }
-    of_one = {score for score in protocol.scores if score in OF_ONE} | {
-        score.name for score in protocol.feature_scores
-    }
-    of_pairs = {score for score in protocol.scores if score in OF_PAIRS} | set(SCORES)
-    names = {f"reconstruction.{name}" for name in pairs | of_pairs | of_one} | set(BRIEF)
     if config.tune.stage == "stdit":
-        names |= {
-            f"{table}.{name}" for table in ("generated", "generated_held_out") for name in made | of_one
-        }
-        names |= {"stdit.loss"}
-    return sorted(names)
+        in_table["generated"] = _distances(protocol, None) | of_one | of_lone_features
+        if protocol.num_clips is None:
+            in_table["generated_held_out"] = _distances(protocol, HELD_OUT) | of_one | of_lone_features
+        in_table["stdit"] = {"loss", "loss_at_initialization"}
+    return sorted(f"{table}.{name}" for table, names in in_table.items() for name in names)
+
+
+def _distances(protocol: Protocol, kinds: tuple[str, ...] | None) -> set[str]:
+    """Names of the numbers of a protocol's distances of these kinds; None: of all."""
+    found = [distance for distance in protocol.distances if kinds is None or distance.kind in kinds]
+    pairs = [distance.name.split("_") for distance in found if distance.kind in PAIRS]
+    return {distance.name for distance in found if distance.kind not in PAIRS}.union(*pairs)
 
 
 def is_evaluated(tune: TuneConfig) -> bool:
@@ -137,7 +141,7 @@ def _measured_number(measured: dict, name: str, tune: TuneConfig) -> float | Non
 
 
 def value_of(measured: dict, tune: TuneConfig) -> float:
-    """The metric in a measurement, which may be NaN or infinite: `why_not_finite` then says why.
+    """The metric in a measurement, which may be NaN or infinite: `not_finite` then says why.
 
     Raises UserError if it is missing.
     """
@@ -152,25 +156,28 @@ def value_of(measured: dict, tune: TuneConfig) -> float:
     )
 
 
-def why_not_finite(measured: dict, tune: TuneConfig) -> str:
-    """The message for a metric that was measured and is NaN or infinite."""
+def not_finite(measured: dict, tune: TuneConfig) -> UserError:
+    """The error for a metric that was measured and is NaN or infinite.
+
+    It is a NonFiniteError, except for an infinite PSNR: that trial is sound, and another metric can judge it.
+    """
     metric, value = tune.metric, value_of(measured, tune)
     table, _, name = metric.rpartition(".")
     said = f"tune.metric={metric} is {value} after {measured['clips']:,} clips, expected a finite number: "
     if table not in ("", "reconstruction"):
         what = "the loss is" if table == "stdit" else "the generated clips or their features are"
-        return f"{said}{what} not finite; lower stdit.train.learning_rate"
+        return NonFiniteError(f"{said}{what} not finite; lower stdit.train.learning_rate")
     if measured["num_clips"] == 0:
-        return (
+        return NonFiniteError(
             f"{said}all clips of evaluate.split are of one colour, and such clips are left out; prepare "
             "other data, or write the other of evaluate.split=train and evaluate.split=validation"
         )
     if value == math.inf and (name == "score" or "psnr" in name):
-        return (
+        return UserError(
             f"{said}a clip was predicted exactly, and its PSNR is infinite; write another tune.metric, such "
             "as mel_error_db"
         )
-    return f"{said}MDSA's reconstructions are not finite; lower mdsa.train.learning_rate"
+    return NonFiniteError(f"{said}MDSA's reconstructions are not finite; lower mdsa.train.learning_rate")
 
 
 def _numbers(measured: dict) -> dict[str, float]:

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from proav.config import TuneConfig
 from proav.reports.kit.figures import LINE, MUTED, themed_svg
 from proav.reports.kit.page import Markup
-from proav.tune.axes import short_names, value_words
+from proav.tune.axes import Point, short_names, value_words
 from proav.tune.metrics import is_large_better
-from proav.tune.rows import Row, cost_front
+from proav.tune.rows import Row, cost_front, point_at
 from proav.tune.sweep_figures import ON_PAGE, look_of, shown_axes, styled
 
 PAGE_INCHES = (8.4, 3.4)
@@ -34,8 +34,8 @@ def cost_svg(rows: list[Row], budget: float, tune: TuneConfig, *, description: s
     line = [(row.flops_per_clip / 1e9, at[row.trial][1]["metric"]) for row in winners]
     plot.plot(*zip(*line), color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     for row, rung in at.values():
-        hue, shape = look_of(row, axes)
-        kept, cost = row in winners, row.flops_per_clip / 1e9
+        hue, shape = look_of(point_at(row, rung), axes)
+        hue, kept, cost = hue or MUTED, row in winners, row.flops_per_clip / 1e9
         if rung["metric_low"] is not None:
             plot.plot(
                 [cost, cost],
@@ -88,15 +88,16 @@ def parallel_svg(rows: list[Row], budget: float, tune: TuneConfig, *, descriptio
     scores = sorted(rung["score"] for _, rung in at)
     for row, rung in at:
         rank = scores.index(rung["score"]) / max(1, len(scores) - 1)
-        heights = [_height(tune, key, row.point.get(key)) for key in tune.axes]
+        point = point_at(row, rung)
+        heights = [_height(tune, key, point) for key in tune.axes]
         own = (rung["metric"] - better[0]) / (better[1] - better[0]) if high > low else 0.5
         places = [place for place, height in enumerate([*heights, own]) if height is not None]
         shown = [height for height in [*heights, own] if height is not None]
-        hue, shape = look_of(row, axes)
+        hue, shape = look_of(point, axes)
         plot.plot(
             places,
             shown,
-            color=hue,
+            color=hue or MUTED,
             alpha=0.2 + 0.75 * rank,
             linewidth=0.8 + 1.2 * rank,
             marker=shape,
@@ -140,14 +141,14 @@ def _labels(tune: TuneConfig, key: str) -> list[tuple[float, str]]:
         low, high = axis.uniform or axis.loguniform
         return [(0.0, f"{low:g}"), (1.0, f"{high:g}")]
     chosen = axis.choices if len(axis.choices) <= MAX_LABELS else (axis.choices[0], axis.choices[-1])
-    return [(_height(tune, key, value), value_words(value)) for value in chosen]
+    return [(_height(tune, key, {key: value}), value_words(value)) for value in chosen]
 
 
-def _height(tune: TuneConfig, key: str, value) -> float | None:
-    """The place of a value on its axis, from 0 to 1; None if the axis does not exist in the point."""
-    axis = tune.space[key]
-    if value is None:
+def _height(tune: TuneConfig, key: str, point: Point) -> float | None:
+    """The place of a point's value on an axis, from 0 to 1; None if the axis does not exist in the point."""
+    if key not in point:
         return None
+    axis, value = tune.space[key], point[key]
     if axis.choices is not None:
         return axis.choices.index(value) / max(1, len(axis.choices) - 1) if len(axis.choices) > 1 else 0.5
     low, high = axis.uniform or axis.loguniform

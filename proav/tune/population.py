@@ -152,8 +152,7 @@ def _lend(trial: Trial, budget: float) -> None:
     """Copies the newest checkpoint for others and deletes the copies of earlier rungs."""
     path = list_checkpoints(storage.join(trial.config.run_folder, "mdsa", "checkpoints"))[0][1]
     target = storage.join(_lent(trial), str(int(budget)), path.rstrip("/").rsplit("/", 1)[-1])
-    if not storage.exists(target):
-        copy_folder(path, target)
+    copy_folder(path, target)
     files = storage.list_files(_lent(trial))
     there = sorted({int(file.removeprefix(_lent(trial) + "/").split("/")[0]) for file in files})
     for old in there[:-KEPT_RUNGS]:

@@ -23,8 +23,9 @@ RUNNING, FINISHED, STOPPED, FAILED, CRASHED = "running", "finished", "stopped", 
 running: being trained, or interrupted.
 finished: the whole budget was used.
 stopped: by the scheduler.
-failed: a user's mistake, which would happen again.
-crashed: another error, more often than tune.max_failures allows. The next run of the sweep tries it again.
+failed: a loss or metric that is not finite; it would happen again, so the trial is not tried again.
+crashed: another error: one that only the user can mend, or one that came more often than tune.max_failures
+    allows. The next run of the sweep tries the trial again.
 """
 DONE = (FINISHED, STOPPED, FAILED)
 
@@ -56,8 +57,8 @@ class TrialRecord:
     failure: str = ""
     """Reason of the last of these crashes."""
     taken: list[dict] = field(default_factory=list)
-    """For a member of a population: {budget, from, point, settled} of each time it took over another's
-    weights.
+    """For a member of a population: {budget, from, point, before, settled} of each time it took over
+    another's weights. `point` are the settings afterwards, `before` those until then.
     """
 
     @property
@@ -69,6 +70,10 @@ class TrialRecord:
     def budget(self) -> float:
         """Clips, or seconds, of the rung of the last measurement."""
         return budget_of(self.rungs[-1]) if self.rungs else 0
+
+    def point_at(self, budget: float) -> Point:
+        """The settings with which it was measured at a rung, before it took over others there."""
+        return next((taken["before"] for taken in self.taken if taken["budget"] >= budget), self.point)
 
     def rung(self, budget: float) -> dict | None:
         """The first measurement with at least this budget."""

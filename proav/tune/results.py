@@ -43,7 +43,8 @@ def write_results(
     returns what results.json holds.
 
     A file whose text would not change is not written, and a missing one is made again. The page and its
-    figure are made again if results.json or best.yaml changes, or if one of them is missing.
+    figure are made again if results.json or best.yaml changes, or if one of them is missing. The texts are
+    written before the page, so that they are there whatever happens to it.
 
     config: the sweep's configuration.
     records: those of its trials, by id.
@@ -75,10 +76,13 @@ def write_results(
     changed = {name: text for name, text in texts.items() if not _holds(storage.join(folder, name), text)}
     page = ["report.html", *(["pareto.png"] if results["fronts"] else [])]
     is_whole = all(storage.exists(storage.join(folder, name)) for name in page)
-    if not is_whole or "best.yaml" in changed or "results.json" in changed:
-        write_page(config, rows, results, folder)
+    is_stale = "best.yaml" in changed or "results.json" in changed
+    if is_stale:  # if this is interrupted, a missing page says that it must be made
+        storage.delete_file(storage.join(folder, "report.html"))
     for name, text in changed.items():
         storage.write_text(storage.join(folder, name), text)
+    if is_stale or not is_whole:
+        write_page(config, rows, results, folder)
     if not quiet:
         _tell(config, rows, best, yardsticks, folder)
     return results

@@ -22,6 +22,7 @@ class Row:
 
     trial: str
     point: Point
+    """The settings of the last measurement."""
     status: str
     reason: str
     pareto: bool
@@ -41,7 +42,7 @@ class Row:
     seconds: float | None
     """Time spent in training steps, over all seeds."""
     rungs: list[dict]
-    """Every measurement, with its score and the interval of the metric."""
+    """Every measurement, with its score and the interval of the metric; see also `point_at`."""
     budget: float = 0
     """Clips or seconds of the last rung. Trials are compared at equal budgets."""
     metric: float | None = None
@@ -69,15 +70,19 @@ def make_rows(config: Config, records: Iterable[TrialRecord]) -> list[Row]:
     """The trials, by budget, largest first; at equal budget, the best first."""
     rows, tune = [], config.tune
     for record in records:
-        resolved = config_at(config, record.point)
+        point = record.point_at(record.budget)
+        resolved = config_at(config, point)
         bill = costs(resolved)
         last = record.rungs[-1] if record.rungs else {}
         rungs = [_told(rung, config) for rung in record.rungs]
+        for rung in rungs:
+            if (earlier := record.point_at(rung["budget"])) != point:
+                rung["point"] = earlier
         both = tune.stage == "stdit"
         rows.append(
             Row(
                 trial=record.id,
-                point=record.point,
+                point=point,
                 status=record.status,
                 reason=record.reason,
                 pareto=False,
@@ -121,6 +126,11 @@ def _told(rung: dict, config: Config) -> dict:
     found = judged(rung, config.tune)
     told = {"budget": budget_of(rung), **rung, "score": score(rung, config.tune)}
     return told | {"metric": found.mean, "metric_low": found.low, "metric_high": found.high}
+
+
+def point_at(row: Row, rung: dict) -> Point:
+    """The settings with which a measurement was made; a member of a population may have others later."""
+    return rung.get("point", row.point)
 
 
 def rungs_of(rows: Iterable[Row]) -> list[float]:

@@ -24,7 +24,6 @@ from proav.train.worker import plan_stage
 from proav.tune.allowed import data_axes, data_name, shares_mdsa
 from proav.tune.axes import Point, describe, is_on_axes, num_trials, planned_points
 from proav.tune.budgets import budget_words, budgets_words
-from proav.tune.metrics import unlisted_metrics
 from proav.tune.population import catch_up, population_scheduler, population_space, run_member
 from proav.tune.record import (
     CRASHED,
@@ -163,7 +162,6 @@ class _Sweep:
         known, settings = self.records(), self.config.tune
         self._tell_what_is_left(known)
         at_a_time, notes = concurrent_trials(self.config, largest_resources())
-        notes += unlisted_metrics(self.config)
         print(*notes, sep="\n", end="\n" if notes else "")
         points = None if settings.scheduler == "pbt" else self._points(known)
         if shares_mdsa(self.config):

@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from proav.config import TuneConfig
 from proav.reports.kit.figures import CARD, LINE, MUTED, themed_svg
 from proav.reports.kit.page import Markup
-from proav.tune.axes import short_names, value_words
-from proav.tune.rows import Row, front
+from proav.tune.axes import Point, short_names, value_words
+from proav.tune.rows import Row, front, point_at
 
 HUES = ("#c0551c", "#2b8a94", "#8661c1", "#5f8f2f", "#c04f80", "#8a7a3d")
 """All are about equally light, so that they are visible on a white and on a black page."""
@@ -67,13 +67,21 @@ def legend(axes: dict[str, Sequence]) -> list[tuple[str, str, str, str]]:
     return entries
 
 
-def look_of(row: Row, axes: dict[str, Sequence]) -> tuple[str, str]:
-    """(hue, shape) of the row's marker."""
-    places = [
-        list(values).index(row.point[key]) if 0 < len(values) <= len(HUES) and key in row.point else 0
-        for key, values in list(axes.items())[:2]
-    ]
-    return HUES[places[0]], list(SHAPES)[places[1]] if len(places) > 1 else "o"
+def look_of(point: Point, axes: dict[str, Sequence]) -> tuple[str, str]:
+    """(hue, shape) of a point's marker. If the first axis does not exist in the point, the hue is "": muted.
+
+    If the second one does not exist, the shape is a circle.
+    """
+    hue, shape = HUES[0], "o"
+    for place, (key, values) in enumerate(list(axes.items())[:2]):
+        if not 0 < len(values) <= len(HUES):
+            continue
+        number = list(values).index(point[key]) if key in point else None
+        if place == 0:
+            hue = "" if number is None else HUES[number]
+        elif number is not None:
+            shape = list(SHAPES)[number]
+    return hue, shape
 
 
 def front_svg(rows: list[Row], budget: float, axes: dict[str, Sequence], *, description: str) -> Markup:
@@ -100,12 +108,14 @@ def scores_svg(
     plot = styled(figure.add_axes((0.16, 0.16, 0.81, 0.8)), ON_PAGE)
     for row in reversed(rows):
         budgets, values = [rung["budget"] for rung in row.rungs], [rung["metric"] for rung in row.rungs]
-        hue, shape = look_of(row, axes)
+        plot.plot(budgets, values, color=look_of(row.point, axes)[0] or MUTED, linewidth=1.4, alpha=0.85)
         for rung in row.rungs:
+            hue, shape = look_of(point_at(row, rung), axes)
+            hue = hue or MUTED
             if rung["metric_low"] is not None:
                 ends = [rung["metric_low"], rung["metric_high"]]
                 plot.plot([rung["budget"]] * 2, ends, color=hue, linewidth=0.9, alpha=0.5)
-        plot.plot(budgets, values, color=hue, linewidth=1.4, marker=shape, markersize=4, alpha=0.85)
+            plot.plot(rung["budget"], rung["metric"], color=hue, marker=shape, markersize=4, alpha=0.85)
     plot.set_xlim(left=0)
     plot.set_xlabel(unit, fontsize=7.5, color=MUTED, labelpad=2)
     plot.set_ylabel(metric, fontsize=7.5, color=MUTED, labelpad=3)
@@ -165,13 +175,13 @@ def _draw_front(plot, rows: list[Row], budget: float, axes: dict[str, Sequence],
     plot.plot(*zip(*line), color=ink.muted, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     for row, rung in at:
         share = (row.flops_per_clip / 1e9 - low) / (high - low) if high > low else 0.5
-        hue, shape = look_of(row, axes)
+        hue, shape = look_of(point_at(row, rung), axes)
         area, best = SMALLEST + (LARGEST - SMALLEST) * share, row in winners
         plot.scatter(
             rung["psnr_db"],
             rung["mel_error_db"],
             s=area,
-            color=hue,
+            color=hue or ink.muted,
             marker=shape,
             alpha=1 if best else 0.5,
             edgecolors=ink.muted if best else "none",

@@ -32,11 +32,11 @@ from proav.tune.axes import (
     short_names,
     value_words,
 )
-from proav.tune.budgets import budgets_words
+from proav.tune.budgets import budget_words, budgets_words
 from proav.tune.plots import cost_svg, importance_svg, parallel_svg
 from proav.tune.record import CRASHED, FAILED, FINISHED, RUNNING, STOPPED
 from proav.tune.repeats import Interval, interval_words
-from proav.tune.rows import Row, best_row, cost_front, rivals_of, rungs_of
+from proav.tune.rows import Row, best_row, cost_front, point_at, rivals_of, rungs_of
 from proav.tune.sweep_figures import (
     SHAPES,
     flops_range,
@@ -109,12 +109,13 @@ def _header(config: Config, rows: list[Row], protocol: dict) -> list[Markup]:
     sentences = [f"Of {counted(len(rows), 'trial')}: {ended}."]
     if best:
         equals = sum(row.budget == best.budget for row in rows)
+        is_whole = tune.budget != "clips" and best.budget >= tune.rungs[-1]
+        had = "the whole budget" if is_whole else budget_words(tune, best.budget)
+        had += " of training" if tune.budget == "seconds" and not is_whole else ""
         judged_by = "" if tune.metric == "score" else f" {tune.metric} is {number(best.metric)}."
         sentences.append(
             f"Best {'score' if tune.metric == 'score' else tune.metric} of the {counted(equals, 'trial')} "
-            "that saw "
-            f"{counted(best.clips, 'clip') if tune.budget == 'clips' else 'the whole budget'}: "
-            f"{describe(best.point)}, "
+            f"that had {had}: {describe(best.point)}, "
             f"with {best.psnr_db:.2f} dB PSNR in the picture and {best.mel_error_db:.2f} dB log-mel error in "
             f"the sound.{judged_by}"
         )
@@ -186,11 +187,13 @@ def _fronts(tune: TuneConfig, rows: list[Row], rungs: list[float], axes: dict[st
         "Each panel shows the trials at one rung. Up and to the right is better. The dashed line is the "
         "Pareto front. " + size
     )
+    if any("point" in rung for row in rows for rung in row.rungs):
+        note += "Members of a population change their settings; a marker shows those of its measurement."
     cards = []
     for budget in rungs[-MAX_PANELS:]:
         at = [(row, rung) for row in rows for rung in row.rungs if rung["budget"] == budget]
         points = "; ".join(
-            f"{describe(row.point)}: {rung['psnr_db']:.2f} dB, {rung['mel_error_db']:.2f} dB"
+            f"{describe(point_at(row, rung))}: {rung['psnr_db']:.2f} dB, {rung['mel_error_db']:.2f} dB"
             for row, rung in at
         )
         figure = front_svg(
@@ -277,8 +280,10 @@ def _trials(tune: TuneConfig, rows: list[Row], axes: dict[str, Sequence]) -> lis
     measured_heads[costs_from:costs_from] = short_names(list(tune.show)).values()
     cells = []
     for row in rows:
-        hue, shape = look_of(row, axes)
-        mark = element("span", f"{SHAPES[shape]} ", style=f"color: {hue}", aria_hidden="true")
+        hue, shape = look_of(row.point, axes)
+        mark = element(
+            "span", f"{SHAPES[shape]} ", style=f"color: {hue}" if hue else None, aria_hidden="true"
+        )
         values = [point_words(row.point, key) for key in axes]
         numbers = [row.psnr_db, row.mel_error_db, row.metric]
         if tune.repeats > 1:
@@ -356,7 +361,7 @@ def _values(tune: TuneConfig, rows: list[Row], rungs: list[float], importance: d
                 rung
                 for row in rows
                 for rung in row.rungs
-                if rung["budget"] == first and row.point.get(key) == value
+                if rung["budget"] == first and (key, value) in point_at(row, rung).items()
             ]
             means = [
                 mean(rung[name] for rung in at) if at else "–"

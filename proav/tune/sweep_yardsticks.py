@@ -11,6 +11,7 @@ from os.path import basename
 
 from proav import storage
 from proav.config import Config
+from proav.errors import TOLD
 from proav.evaluate.reconstruction import evaluate_yardsticks
 from proav.evaluate.yardsticks import YardstickPlan, load_yardsticks, make_yardsticks, plan_yardsticks
 from proav.reports.kit.tables import values_text
@@ -20,10 +21,10 @@ from proav.tune.space import config_at
 
 
 def sweep_yardsticks(config: Config, records: Iterable[TrialRecord]) -> list[dict]:
-    """A dict with means and the plan for each size of latents among the trials, smallest first.
+    """A dict with means and the plan for each size of latents among the measured trials, smallest first.
 
     They are kept in <run_dir>/eval/yardsticks-<hash>.json beside the fitted codes, and read from there if
-    present. Ray must be running.
+    present. There are none if data has no training split. Ray must be running.
     """
     import ray
 
@@ -31,11 +32,18 @@ def sweep_yardsticks(config: Config, records: Iterable[TrialRecord]) -> list[dic
         return []  # trials are measured on different clips
     plans: dict[str, tuple[Config, YardstickPlan]] = {}
     for record in records:
-        resolved = config_at(config, record.point)
-        plan = plan_yardsticks(resolved)
-        plans[plan.hash] = resolved, plan
+        if record.rungs:  # a trial that failed at once may have a point that cannot be run
+            resolved = config_at(config, record.point)
+            plan = plan_yardsticks(resolved)
+            if plan.available:
+                plans[plan.hash] = resolved, plan
     measure = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_measure)
-    found = ray.get([measure.remote(resolved, plan) for resolved, plan in plans.values()])
+    try:
+        found = ray.get([measure.remote(resolved, plan) for resolved, plan in plans.values()])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, TOLD):  # the task's own words, not Ray's traceback around them
+            raise error.cause from None
+        raise
     return sorted(found, key=lambda each: (sum(each["values_per_stream"].values()), each["hash"]))
 
 

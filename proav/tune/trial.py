@@ -11,6 +11,7 @@ from typing import Protocol
 
 from proav import storage
 from proav.errors import Stopped, UserError
+from proav.train.engines.base import NonFiniteError
 from proav.tune.record import CRASHED, DONE, FAILED, RUNNING, TrialRecord, is_whole, read_record, write_record
 from proav.tune.repeats import budget_of, merge, repeats_of
 from proav.tune.space import Trial
@@ -28,13 +29,16 @@ class Report(Protocol):
 def run_trial(trial: Trial, *, rungs: tuple[float, ...], report: Report) -> None:
     """Reports each rung, measured now or found in the record. A failure is recorded with its reason.
 
-    A user's mistake ends the trial, not the sweep. Any other error is recorded and raised again. Then Ray
-    Tune starts the trial again, up to tune.max_failures times.
+    A loss or metric that is not finite ends the trial for good, as it would happen again. Any other UserError
+    ends it for this run of the sweep: the user can mend it, and the next run tries the trial again. All other
+    errors are raised too. Then Ray Tune starts the trial again, up to tune.max_failures times.
     """
     try:
         _climb(trial, rungs, report)
-    except UserError as error:
+    except NonFiniteError as error:
         _end(trial, FAILED, str(error))
+    except UserError as error:  # it returns, so that Ray Tune does not start the trial again
+        _end(trial, CRASHED, str(error))
     except Stopped as stopped:  # a signal to one of its workers; Ray Tune expects an Exception
         _end(trial, CRASHED, str(stopped))
         raise RuntimeError(str(stopped)) from None

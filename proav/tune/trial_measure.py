@@ -10,13 +10,13 @@ import ray
 
 from proav import storage
 from proav.config import Config
-from proav.errors import UserError
+from proav.errors import TOLD, UserError
 from proav.evaluate.reconstruction import evaluate_reconstruction
 from proav.on_ray.resources import device_of, wants_gpu
 from proav.runs.metrics_log import read_metrics
 from proav.train.on_ray.launch import train_stage
 from proav.tune.budgets import with_length
-from proav.tune.metrics import is_evaluated, needs_of, numbers_of, value_of, why_not_finite
+from proav.tune.metrics import BRIEF, is_evaluated, needs_of, not_finite, numbers_of, value_of
 from proav.tune.repeats import repeat_config
 from proav.tune.space import Trial
 from proav.tune.sweep_yardsticks import shared_fit
@@ -25,7 +25,8 @@ from proav.tune.sweep_yardsticks import shared_fit
 def measure(trial: Trial, *, repeat: int, clips: int | None, seconds: float | None) -> dict:
     """Trains one seed of a trial until it has seen `clips` clips, or for `seconds`, and measures it.
 
-    Raises UserError for a user's mistake, and if the metric cannot be measured or is not finite.
+    Raises NonFiniteError if the loss or the metric is not finite, and UserError for a user's mistake or if
+    the metric cannot be measured.
     """
     config, stage = repeat_config(trial.config, repeat), trial.tune.stage
     if stage == "stdit":
@@ -50,7 +51,7 @@ def measure(trial: Trial, *, repeat: int, clips: int | None, seconds: float | No
         "device": lines[-1]["device"],
     }
     if not math.isfinite(value_of(measured, trial.tune)):
-        raise UserError(why_not_finite(measured, trial.tune))
+        raise not_finite(measured, trial.tune)
     return measured
 
 
@@ -67,18 +68,26 @@ def _provide_latents(trial: Trial, config: Config) -> None:
         _aside(_encode, config)
         return
     for part in ("mdsa/checkpoints", "latents"):
-        target = storage.join(config.run_folder, part)
-        if not storage.exists(target):
-            copy_folder(storage.join(trial.mdsa_from, part), target)
+        copy_folder(storage.join(trial.mdsa_from, part), storage.join(config.run_folder, part))
 
 
 def copy_folder(source: str, target: str) -> None:
-    """Copies all files below `source`. On a local disk, `target` exists complete or not at all."""
+    """Copies all files below `source`, unless all of them are in `target` already.
+
+    On a local disk, `target` exists complete or not at all. Remote files come one by one: a copy that was
+    interrupted lacks some of them, and is made again.
+    """
+    names = _names_below(source)
+    if set(names) <= set(_names_below(target)):
+        return
     with storage.write_folder(target) as folder:
-        for path in storage.list_files(source):
-            storage.write_bytes(
-                storage.join(folder, path.rsplit(source.rstrip("/") + "/", 1)[-1]), storage.read_bytes(path)
-            )
+        for name in names:
+            storage.write_bytes(storage.join(folder, name), storage.read_bytes(storage.join(source, name)))
+
+
+def _names_below(folder: str) -> list[str]:
+    start = folder.rstrip("/") + "/"
+    return [path.rsplit(start, 1)[-1] for path in storage.list_files(folder)]
 
 
 def _evaluate(config: Config, stage: str, metric: str) -> dict:
@@ -90,7 +99,7 @@ def _evaluate(config: Config, stage: str, metric: str) -> dict:
     numbers = numbers_of(metrics)
     if needs := needs_of(metrics, metric):
         raise UserError(f"tune.metric={metric} was not measured: it needs {needs}")
-    means = {name: numbers[f"reconstruction.{name}"] for name in ("psnr_db", "mel_error_db")}
+    means = {name: numbers[f"reconstruction.{name}"] for name in BRIEF}
     return {**means, "num_clips": metrics["reconstruction"]["num_clips"], "numbers": numbers}
 
 
@@ -141,6 +150,6 @@ def _aside(work, *arguments, num_cpus: float = 0, num_gpus: int = 0, **options):
     try:
         return ray.get(task.remote(*arguments, **options))
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):  # the task's own words, not Ray's traceback around them
+        if isinstance(error.cause, TOLD):  # the task's own words, not Ray's traceback around them
             raise error.cause from None
         raise

@@ -41,6 +41,15 @@ def test_shipped_configs_load_and_survive_a_round_trip(path):
         (["data.labels=[Caf\u00e9,Cafe\u0301]"], "data.labels names 'Caf\u00e9' 2 times"),
         (["colour=red"], "unknown key colour"),
         (["mdsa.train.batch_size=0"], "mdsa.train.batch_size=0"),
+        (["mdsa.train.num_workers=abc"], "mdsa.train.num_workers='abc': input should be a valid integer"),
+        (["mdsa.train.num_workers=[1,x]"], "mdsa.train.num_workers.1='x': input should be a valid integer"),
+        (["mdsa.train.num_workers=[1,2,3]"], "integer; or tuple should have at most 2 items"),
+        (["mdsa.train.num_workers=abc"], "tuple. mdsa.train.num_workers: Training processes"),
+        (["mdsa.train.use_gpu=maybe"], "mdsa.train.use_gpu='maybe': input should be a valid boolean"),
+        (["mdsa.train.use_gpu=maybe"], "; or input should be 'auto'. mdsa.train.use_gpu: auto: a GPU"),
+        (["mdsa.train.betas=[0.9,x]"], "mdsa.train.betas.1='x': input should be a valid number"),
+        (["stdit.vectors={caption: x}"], "stdit.vectors.caption='x': input should be a valid integer"),
+        (["diffusion.task_weights={joint: x}"], "diffusion.task_weights.joint='x': input should be"),
         (["stage=vae"], "'mdsa', 'stdit' or 'distill'"),
         (["mdsa=3"], "mdsa=3 is a section"),
         (["seed"], "expected section.key=value"),
@@ -67,6 +76,22 @@ def test_shipped_configs_load_and_survive_a_round_trip(path):
         (
             ["stage=mdsa", "train.batch_size=7", "train.accumulation_steps=2"],
             "write train.batch_size=6 (a multiple of 2) or train.batch_size=8",
+        ),
+        (
+            ["stage=mdsa", "train.batch_size=64", "train.accumulation_steps=3", "train.num_workers=[1,16]"],
+            "train.batch_size=64 does not split into 3 accumulation steps; write train.accumulation_steps=1",
+        ),
+        (
+            ["stage=mdsa", "train.batch_size=64", "train.accumulation_steps=3", "train.num_workers=[1,2]"],
+            "=66 (a multiple of 6) or train.accumulation_steps=2 or train.accumulation_steps=4",
+        ),
+        (
+            ["stage=mdsa", "train.batch_size=64", "train.num_workers=[1,10000000]"],
+            "write train.num_workers=[1,2]",
+        ),
+        (
+            ["stage=mdsa", "train.batch_size=64", "train.num_workers=[33,63]"],
+            "write train.num_workers=32 or train.num_workers=64",
         ),
         (["train.loader=actors"], "train.loader_workers=2"),
         (["data.segment_seconds=1"], "expected at least 1.6"),
@@ -151,6 +176,54 @@ def test_a_file_laid_over_its_base(tmp_path):
         load_config(str(top))
 
 
+def test_a_reference_is_to_the_value_after_all_files_and_words(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "seed: ${evaluate.num_resamples}\nclip: {height: 64}\nmel: {num_bins: 32}\n"
+    )
+    path = write(
+        tmp_path,
+        "base: ${oc.env:BASE_OF_TEST,base}.yaml\nevaluate: {num_resamples: 80}\n"
+        "clip: {width: '${clip.height}'}\n"
+        "train: {num_clips: 2400, warmup_clips: '${.num_clips}'}\n"
+        "encode: {batch_size: '${train.batch_size}'}\nstdit: {train: {batch_size: 12}}\n",
+    )
+    config = load_config(path, ["evaluate.num_resamples=50", "train.batch_size=24", "train.num_clips=4800"])
+    assert (config.seed, config.clip.width, config.encode.batch_size) == (50, 64, 24)
+    assert config.mdsa.train.warmup_clips == config.stdit.train.warmup_clips == 4800
+    assert load_config(path, ["stage=stdit"]).encode.batch_size == 12
+    assert load_config(None, ["clip.height=128", "clip.width=${clip.height}"]).clip.width == 128
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        (
+            "seed: ${evaluate.num_resample}",
+            [],
+            r"^seed \(in .*\) names .*did you mean \$\{evaluate.num_resamples",
+        ),
+        ("seed: ${tune.seed}", [], "no override has this key; give tune.seed a value"),
+        ("seed: ${oc.env:NOT_SET_ANYWHERE}", [], "seed .*stands for nothing: .*NOT_SET_ANYWHERE"),
+        ("seed: ${tune.seed}\ntune: {seed: '${seed}'}", [], "stands for nothing: Recursive"),
+        ("stage: ${tune.stage}", [], "write one of mdsa, stdit, distill"),
+        (
+            "stdit: {train: '${mdsa.train}'}",
+            ["stdit.train.seed=1"],
+            "^stdit.train=.* another section as a whole",
+        ),
+    ],
+)
+def test_a_reference_that_stands_for_nothing_is_reported(tmp_path, text, words, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(write(tmp_path, text), words)
+
+
+def test_a_section_that_is_another_is_not_changed_in_part(tmp_path):
+    (tmp_path / "base.yaml").write_text("mdsa: {train: {num_clips: 2400}}\nstdit: {train: '${mdsa.train}'}\n")
+    with pytest.raises(ConfigError, match="^stdit.train=.* write the keys of stdit.train one by one"):
+        load_config(write(tmp_path, "base: base.yaml\nstdit: {train: {num_clips: 1200}}\n"))
+
+
 def test_lists_and_strings_with_odd_characters_come_through():
     config = load_config(None, ["data.sources=[/a b/c,s3://bucket/x]", "data.labels=[rain,fire]"])
     assert config.data.sources == ("/a b/c", "s3://bucket/x") and config.data.labels == ("rain", "fire")
@@ -186,3 +259,10 @@ def test_a_value_in_place_of_a_section_is_reported(tmp_path, text, said):
 def test_every_setting_is_documented():
     undocumented = [key for key, _, text in describe_settings() if len(text) < 3]
     assert not undocumented
+
+
+def test_a_module_that_is_switched_off_needs_no_scales():
+    with pytest.raises(ConfigError, match=r"scales=\[\] names no scale; .*mdsa.multi_scale.enabled=false"):
+        load_config(None, ["mdsa.multi_scale.scales=[]"])
+    off = load_config(None, ["mdsa.multi_scale.scales=[]", "mdsa.multi_scale.enabled=false"])
+    assert off.mdsa.multi_scale.scales == ()

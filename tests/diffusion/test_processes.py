@@ -112,6 +112,16 @@ def test_more_ddim_steps_than_the_process_has_are_refused():
         DDPM(num_steps=10).times_of(11)
 
 
+@pytest.mark.parametrize("shift", [None, 1.0, 2.5, 10.0])
+def test_all_numbers_of_steps_up_to_the_most_have_times_of_their_own(shift):
+    process = DDPM(num_steps=100)
+    most = process.most_steps(shift)
+    for steps in range(1, most + 1):
+        assert len(process.times_of(steps, shift)) == steps + 1
+    with pytest.raises(UserError, match=f"at most generate.steps={most}" + (", or a" if shift else "$")):
+        process.times_of(2 * most, shift)
+
+
 def test_drawn_times_follow_their_distribution():
     uniforms = torch.stack([uniforms_for(0, i, 1, purpose="test") for i in range(20_000)]).flatten()
     logits = RectifiedFlow().draw_times(uniforms).logit()

@@ -1,12 +1,16 @@
 """Sets of clips: which windows, in what order, at what size and rates; what cannot be read is counted."""
 
+import pickle
+
 import numpy as np
 import pytest
 
 from proav.errors import UserError
-from proav.evaluate.clip_sets import View, files_below, seen, segments_of
+from proav.evaluate.clip_sets import View, files_below, reconstructions_of, seen, segments_of
+from proav.evaluate.yardsticks import YardstickPlan
 from proav.media.container import Clip
-from tests.tiny import tiny_config
+from proav.runs.checkpoint import load_checkpoint
+from tests.tiny import save_tiny_mdsa, tiny_config
 from tests.train.tiny_run import write_segments
 
 
@@ -64,3 +68,21 @@ def test_a_clip_is_seen_at_the_views_size_and_rates():
     assert (half.fps, half.sample_rate, len(half.audio)) == (5, 8_000, 6_400)
     same = seen(clip, View(8, 10, 64, 64, 16_000, "crop"))
     assert np.array_equal(same.video, video)
+
+
+def test_reconstructed_sound_is_made_with_the_settings_that_the_job_names(tmp_path):
+    words = f"run_dir={tmp_path}", "data.frame_codec=raw"
+    write_segments(tiny_config(*words))
+    checkpoint = load_checkpoint(save_tiny_mdsa(str(tmp_path / "checkpoints"), tiny_config(*words)))
+    view, found = View(4, 5, 32, 32, 16_000, "crop"), []
+    for more in ([], ["mel.griffin_lim_iterations=4"], ["mel.griffin_lim_iterations=9"]):
+        clips = reconstructions_of(
+            "reconstructed", tiny_config(*words, *more), view, checkpoint, split="train", max_clips=1,
+            device="cpu", yardsticks=YardstickPlan({}, "", needs="more clips"),
+        )  # fmt: skip
+        (made,) = pickle.loads(pickle.dumps(clips)).load(clips.items)
+        found.append((clips.identity, made.clip))
+    (own, clip), (same, clip_again), (other, other_clip) = found
+    assert own == same and np.array_equal(clip.audio, clip_again.audio) and "settings" not in own
+    assert other["settings"] == {"mel.griffin_lim_iterations": 9}
+    assert np.array_equal(clip.video, other_clip.video) and not np.array_equal(clip.audio, other_clip.audio)

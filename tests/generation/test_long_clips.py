@@ -136,3 +136,14 @@ def test_a_model_without_the_task_of_later_windows_says_so(tmp_path):
     with pytest.raises(UserError, match="num_windows=3: .* by the task 'continue'. .* not trained for it"):
         pipeline(seconds=1.6, steps=1)
     assert len(pipeline(seconds=0.6, steps=1)[0].video) == 3
+
+
+@pytest.mark.parametrize(("frames", "windows", "wanted"), [(3, 1, None), (5, 2, None), (9, 5, 11)])
+def test_a_given_stream_that_ends_before_the_clip_is_reported(pipeline, frames, windows, wanted):
+    asked = {"settings": SamplingSettings(task="v2a", steps=1), "num_windows": windows, "num_frames": wanted}
+    needed = wanted or wanted_frames(CONFIG, None, windows)
+    said = rf"the given clip has {frames} frames \({frames / 5:g} s\), the clip to make has {needed} "
+    with pytest.raises(UserError, match=said):
+        pipeline.sample([SampleRequest(given=made_up(frames), **asked)])
+    enough = SampleRequest(given=made_up(needed), **asked)
+    assert len(pipeline.sample([enough])[0].video) == needed

@@ -168,6 +168,16 @@ def test_given_pictures_of_another_size_keep_their_proportions(pipeline):
             "expected samples in [-1, 1]",
         ),
         ({"task": "a2v", "audio": np.zeros(20_000, np.float32), "sample_rate": 0}, "sample_rate=0"),
+        (
+            {"task": "a2v", "audio": np.zeros((0, 20_000), np.float32), "sample_rate": 16_000},
+            "shape [0, 20000]",
+        ),
+        (
+            {"task": "a2v", "audio": np.zeros((20_000, 2), np.float32), "sample_rate": 16_000},
+            "has more channels than samples; expected [channels, samples]: write audio=waveform.T",
+        ),
+        ({"task": "a2v", "audio": "rain.wav", "sample_rate": 16_000}, "type str is no array of numbers"),
+        ({"task": "a2v", "audio": [[0.0], [0.0, 0.1]], "sample_rate": 16_000}, "type list is no array"),
         ({"task": "v2a", "video": np.zeros((4, 32, 32, 3), np.float32)}, "uint8 [T, H, W, 3]"),
         ({"task": "v2a", "video": np.zeros((2, 32, 32, 3), np.uint8)}, "expected at least 4"),
         ({"audio": np.zeros(20_000, np.float32), "sample_rate": 16_000}, "takes none"),

@@ -3,9 +3,12 @@
 import pytest
 
 from proav.config import Config
+from proav.config.reading import load_config
+from proav.diffusion import DDPM, FlowMap, RectifiedFlow
 from proav.diffusion.solvers import DEFAULT_STEPS, SOLVERS
 from proav.errors import UserError
-from proav.generation.sampling_settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings, changed_settings, with_settings
+from tests.tiny import TINY, tiny_config
 
 
 @pytest.mark.parametrize(
@@ -44,3 +47,43 @@ def test_calls_are_those_of_the_solver(name):
     assert SamplingSettings(solver=name).num_calls(objective) == SOLVERS[name].num_calls(
         DEFAULT_STEPS[objective]
     )
+
+
+@pytest.mark.parametrize(
+    ("steps", "shift", "said"),
+    [
+        (1000, None, "generate.steps=1000: ddpm has 100 steps; expected at most generate.steps=100$"),
+        (50, 5.0, "generate.schedule_shift=5: .* at most generate.steps=20, or a smaller shift"),
+    ],
+)
+def test_times_that_the_process_does_not_have_are_reported_before_anything_is_made(steps, shift, said):
+    settings = SamplingSettings(steps=steps, schedule_shift=shift)
+    for process in (RectifiedFlow(), FlowMap()):
+        assert settings.filled(process).steps == steps
+    with pytest.raises(UserError, match=said):
+        settings.filled(DDPM(num_steps=100))
+
+
+def test_a_job_changes_the_settings_that_it_names_and_no_others():
+    words = [word for word in TINY if not word.startswith("mel.griffin_lim")]
+    model, unnamed = tiny_config(), load_config(None, words)
+    assert unnamed.mel.griffin_lim_iterations != model.mel.griffin_lim_iterations
+    assert changed_settings(model, unnamed) == changed_settings(model, tiny_config()) == {}
+    job = tiny_config("mel.griffin_lim_iterations=64", "diffusion.ddim_eta=0.5", "diffusion.ddpm_steps=10")
+    changed = {"mel.griffin_lim_iterations": 64, "diffusion.ddim_eta": 0.5}
+    assert changed_settings(model, job) == changed
+    made_so = with_settings(model, changed)
+    assert changed_settings(made_so, job) == {} and made_so.diffusion.ddpm_steps == 1000
+    assert with_settings(made_so, changed_settings(made_so, tiny_config("diffusion.ddim_eta=0"))) != made_so
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mel.hop": 100}, "mel.hop=100: a trained model keeps this setting; expected some of mel.griffin"),
+        ({"mel.griffin_lim_momentum": 2}, "mel.griffin_lim_momentum=2: input should be less than 1"),
+    ],
+)
+def test_settings_that_a_trained_model_does_not_take_are_reported(settings, said):
+    with pytest.raises(UserError, match=said):
+        with_settings(tiny_config(), settings)

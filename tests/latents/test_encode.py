@@ -36,6 +36,7 @@ from proav.latents.encode import (
 )
 from proav.latents.statistics import merge_statistics, plane_sums, shard_sums
 from proav.runs.checkpoint import load_checkpoint, save_checkpoint
+from proav.storage.lease import LeaseHeld
 from tests.tiny import LABELS, save_tiny_mdsa, save_tiny_stdit, tiny_config
 from tests.train.tiny_run import write_segments
 
@@ -60,7 +61,7 @@ def digests(config: Config) -> dict[str, str]:
 def encode_here(config: Config, monkeypatch, **options) -> dict:
     """`encode_latents` without Ray: all shards are encoded in this process."""
 
-    def one_by_one(config, checkpoint, settings, windows):
+    def one_by_one(config, checkpoint, settings, windows, lease):
         encoder = ShardEncoder(config, checkpoint.path, settings)
         rows = [encoder({"shard": name}) for name in windows]
         for row in rows:
@@ -349,6 +350,29 @@ def kill_at_first_shard(config: Config, name: str, killed: list) -> None:
         if process.name().startswith(name[:15]) and name in " ".join(process.cmdline()):
             process.kill()
             killed.append(process.pid)
+
+
+def test_a_second_job_on_the_same_run_is_refused_and_touches_nothing(tmp_path, monkeypatch):
+    config = prepare(tmp_path)
+    replacing = tiny_config(f"run_dir={tmp_path}", "encode.stride_frames=4", "encode.replace=true")
+    refused = []
+
+    def second_job(encoder, row):  # begins when the first job has written its first shard
+        made = of_first(encoder, row)
+        if not refused:
+            before = digests(config)
+            with pytest.raises(
+                LeaseHeld, match=r"in use by another encode job .*another run_dir=DIR"
+            ) as error:
+                encode_latents(replacing)
+            assert before and digests(config) == before
+            refused.append(error.value)
+        return made
+
+    of_first = ShardEncoder.__call__
+    monkeypatch.setattr(ShardEncoder, "__call__", second_job)
+    assert encode_here(config, monkeypatch)["stride_frames"] == 2 and refused
+    assert encode_here(replacing, monkeypatch)["stride_frames"] == 4  # the first one has ended
 
 
 def test_latents_of_another_autoencoder_are_refused_until_told_otherwise(tmp_path, capsys, monkeypatch):

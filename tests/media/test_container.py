@@ -21,6 +21,7 @@ from proav.errors import MediaError
 from proav.media.container import (
     Clip,
     encode_clip,
+    probe_seconds,
     read_clip,
     read_segments,
     read_sound,
@@ -357,6 +358,66 @@ def test_sound_of_an_impossible_rate_is_refused_before_it_is_resampled(rate):
     with pytest.raises(MediaError, match=f"a rate of {rate} Hz; expected 1000 to 768000 Hz") as caught:
         read_sound(io.BytesIO(data), sample_rate=RATE)
     assert caught.value.reason == "bad_rate"
+
+
+@pytest.mark.parametrize("ending", ["wav", "mp4", "mkv"])
+def test_sound_that_was_cut_off_is_reported_where_it_is_needed(tmp_path, ending):
+    whole = {
+        "wav": lambda: wav(4.0),
+        "mp4": lambda: encode_clip(make_clip(1, seconds=4.0)),
+        "mkv": lambda: Path(film(tmp_path / "film.mkv")).read_bytes(),
+    }[ending]()
+    assert len(read_sound(io.BytesIO(whole), sample_rate=RATE)) == pytest.approx(4 * RATE, abs=0.1 * RATE)
+    half = whole[: len(whole) // 2]
+    with pytest.raises(MediaError, match=r"of sound, but ends after") as caught:
+        read_sound(io.BytesIO(half), sample_rate=RATE)
+    assert caught.value.reason == "truncated"
+    assert len(read_sound(io.BytesIO(half), sample_rate=RATE, max_seconds=0.5)) == RATE // 2
+
+
+@pytest.mark.parametrize("stated", [0, 0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_file_from_a_pipe_states_no_length(stated):
+    data = bytearray(wav(2.0))
+    data[4:8] = stated.to_bytes(4, "little")
+    assert len(read_sound(io.BytesIO(bytes(data)), sample_rate=RATE)) == 2 * RATE
+
+
+def test_damaged_sound_does_not_become_silence(tmp_path):
+    path = film(tmp_path / "film.mp4")
+    data = bytearray(Path(path).read_bytes())
+    with av.open(path) as container:
+        packets = [packet for packet in container.demux(audio=0) if packet.size]
+    for packet in packets[len(packets) // 4 : 3 * len(packets) // 4]:
+        data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    with pytest.raises(MediaError, match="audio packets in a row cannot be decoded") as caught:
+        read_sound(io.BytesIO(bytes(data)), sample_rate=RATE)
+    assert caught.value.reason == "decode_error"
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "wmv"])
+def test_sound_that_starts_long_after_the_pictures_or_ends_long_before_them_is_read(tmp_path, ending):
+    for first, end in ((3.0, 5.0), (0.0, 2.0), (0.0, 4.0)):
+        path = film(tmp_path / f"{first}-{end}.{ending}", seconds=5, rate=10, sound_from=first, sound_to=end)
+        sound = read_sound(path, sample_rate=RATE)
+        assert len(sound) / RATE == pytest.approx(end - first, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ending", "shift", "options"),
+    [
+        ("mp4", 0, {}),
+        ("mkv", 0, {}),
+        ("mkv", 100, {}),
+        ("mkv", 100, {"live": "1"}),  # states no length
+        ("nut", 100, {}),
+        ("wmv", 100, {}),
+    ],
+)
+def test_the_length_of_the_pictures_is_known_whatever_the_clock_of_the_file(tmp_path, ending, shift, options):
+    path = film(
+        tmp_path / f"film.{ending}", rate=10, sound_to=3, shift=Fraction(shift), container_options=options
+    )
+    assert probe_seconds(path) == pytest.approx(4, abs=0.1)
 
 
 @pytest.mark.parametrize("num_before", [0, 1, 3])

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import http.server
+import io
 import os
 import threading
 import time
@@ -335,3 +336,14 @@ def test_an_open_file_is_left_where_it_was_and_one_at_its_end_is_reported(tmp_pa
         file.seek(0, os.SEEK_END)
         with pytest.raises(MediaError, match="has been read to its end"), opened(file, Watch()):
             pass
+
+
+@pytest.mark.parametrize("ending", ["mp4", "avi", "mkv"])
+def test_places_in_a_given_file_count_from_where_its_media_begin(tmp_path, ending):
+    path = make_film(tmp_path / f"film.{ending}", times=regular(25, 4), sound_to=4, flashes=(1, 3))
+    span = SMALL | {"start_seconds": 2.5, "num_frames": 10}
+    expected = read_clip(path, **span)
+    file = io.BytesIO(bytes(5000) + Path(path).read_bytes())
+    file.seek(5000)
+    clip = read_clip(file, **span)
+    assert np.array_equal(clip.video, expected.video) and np.array_equal(clip.audio, expected.audio)

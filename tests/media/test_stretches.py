@@ -329,3 +329,12 @@ def test_a_clip_is_the_first_stretch(tmp_path, pieces):
     path = tmp_path / "joined.ts"
     path.write_bytes(pieces["ts"][0] * 2)
     assert len(read_clip(str(path), fps=FPS, sample_rate=RATE, height=16, width=16).video) == 40
+
+
+@pytest.mark.parametrize("num_pictures", [1, 20])
+def test_a_clip_of_any_length_is_cut_from_a_still_with_long_sound(tmp_path, num_pictures):
+    times = [Fraction(number, 25) for number in range(num_pictures)]
+    path = make_film(tmp_path / "still.mp4", times=times, tick=Fraction(1, 25), sound_to=45.0)
+    for count in (28, 29, 57, 58):  # 29 / 25 * 25 is less than 29 in floating point
+        clip = read_clip(path, fps=25, sample_rate=RATE, height=16, width=16, num_frames=count)
+        assert clip.video.shape == (count, 16, 16, 3)

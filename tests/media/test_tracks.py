@@ -3,8 +3,10 @@
 Settings can choose other tracks. Notes name what else there is.
 """
 
+import io
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from proav.errors import MediaError
 from proav.media.container import read_clip
 from proav.media.segments import About, Request, Segment, read_parts
-from proav.media.tracks import parse_programmes
+from proav.media.tracks import loudness_of, parse_programmes
 from tests.media.flash_and_beep import make_film, regular
 
 RATE = 16000
@@ -173,6 +175,88 @@ def test_programmes_are_read_from_the_streams_own_tables(tmp_path, programmes):
         b"time" + path.read_bytes()[place : place + 188] for place in range(0, 188 * 400, 188)
     )
     assert parse_programmes(with_codes) == {1: {0x100, 0x101}, 2: {0x200, 0x201}, 3: {0x300}}
+
+
+def section(kind, number, body):
+    """A section of the association table (0) or of a map table (2), with its head and its checksum."""
+    head = bytes([kind]) + (0xB000 | 9 + len(body)).to_bytes(2, "big") + number.to_bytes(2, "big")
+    return head + b"\xc1\x00\x00" + body + checksum(head + b"\xc1\x00\x00" + body)
+
+
+def packets_of(identifier, *sections, shift=0):
+    """Packets that hold sections one after the other; a packet says where its first new section begins.
+
+    shift: bytes of stuffing before the first section.
+    """
+    data = b"\xff" * shift + b"".join(sections)
+    starts = [shift + sum(map(len, sections[:number])) for number in range(len(sections))]
+    out, place = b"", 0
+    while place < len(data):
+        first = next((start for start in starts if place <= start < place + 183), None)
+        payload = b"" if first is None else bytes([first - place])
+        size = 184 - len(payload)
+        begins = 0x40 if payload else 0
+        out += bytes([0x47, begins | identifier >> 8, identifier & 0xFF, 0x10])
+        out += (payload + data[place : place + size]).ljust(184, b"\xff")
+        place += size
+    return out
+
+
+def map_of(number, *streams, filling=0):
+    """The map table of a programme. filling: bytes of descriptors before its streams."""
+    body = b"\xe0\x00" + (0xF000 | filling).to_bytes(2, "big") + bytes(filling)
+    for stream in streams:
+        body += b"\x1b" + (0xE000 | stream).to_bytes(2, "big") + b"\xf0\x00"
+    return section(2, number, body)
+
+
+@pytest.mark.parametrize("filling", [0, 100, 170, 400])
+@pytest.mark.parametrize("shift", [0, 40])
+def test_programmes_that_share_the_identifier_of_their_maps(filling, shift):
+    """A map table says whose it is. Tables share packets, or go on in the next."""
+    association = section(0, 1, b"".join(bytes([0, number, 0xE0, 0x20]) for number in (1, 2, 3)))
+    maps = [map_of(number, 0x100 * number, 0x100 * number + 1, filling=filling) for number in (1, 2, 3, 9)]
+    expected = {number: {0x100 * number, 0x100 * number + 1} for number in (1, 2, 3)}  # 9 is in no table
+    head = packets_of(0, association)
+    assert parse_programmes((head + packets_of(0x20, *maps, shift=shift)) * 6) == expected
+    apart = b"".join(packets_of(0x20, one) for one in maps)
+    assert parse_programmes((head + apart) * 6) == expected
+
+
+def test_a_short_transport_stream_is_read_from_an_open_file(programmes):
+    """FFmpeg has read all of a short file before its tables are looked at. It may begin anywhere."""
+    path = programmes["one"][0]
+    _, expected = read(path)
+    data = Path(path).read_bytes()
+    for begin in (0, 1000):
+        file = io.BytesIO(bytes(begin) + data)
+        file.seek(begin)
+        clip = read_clip(file, fps=10, sample_rate=RATE, height=16, width=16)
+        assert np.array_equal(clip.video, expected.video) and np.array_equal(clip.audio, expected.audio)
+        assert file.tell() == begin
+
+
+def test_sound_that_cannot_be_resampled_is_silent():
+    """Frames without samples or without a rate raise no error; the next ones are heard."""
+    heard = av.AudioFrame.from_ndarray(tone(300), "fltp", "mono")
+    heard.sample_rate = 48000
+    no_rate = av.AudioFrame.from_ndarray(tone(300), "fltp", "mono")
+    no_samples = av.AudioFrame("fltp", "mono", 0)
+    no_samples.sample_rate = 48000
+    negative = av.AudioFrame.from_ndarray(tone(300), "fltp", "mono")
+    negative.sample_rate = -5
+    broken = [no_rate, no_samples, negative]
+
+    def container(*frames):
+        packets = [
+            SimpleNamespace(size=1, dts=None, stream_index=0, decode=lambda frame=frame: [frame])
+            for frame in frames
+        ]
+        return SimpleNamespace(streams=[None], demux=lambda *streams: iter(packets))
+
+    options = {"end_seconds": None, "on_packet": lambda: None}
+    assert loudness_of(container(*broken), [0], **options) == {0: 0.0}
+    assert abs(loudness_of(container(*broken, heard), [0], **options)[0] - 0.3 / 2**0.5) < 1e-3
 
 
 def test_picture_and_sound_are_of_one_programme(tmp_path, programmes):

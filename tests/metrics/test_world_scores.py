@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from proav.metrics.world.laws import FLOOR, GRAVITY, MATERIALS, impact_sound, pitch_hz
-from proav.metrics.world.objects import Track, find_tracks
+from proav.metrics.world.objects import Track, find_patches, find_tracks
 from proav.metrics.world.onsets import find_sounds, fitting_material
-from proav.metrics.world.trajectories import find_impacts, find_path
+from proav.metrics.world.trajectories import Line, Path, Turn, find_impacts, find_path
 from proav.metrics.world.world_scores import (
     WORLD_SCORES,
     best_pairs,
@@ -133,11 +133,47 @@ def test_objects_that_meet_in_the_air_are_one_impact():
     assert impacts[0].time == pytest.approx(0.35, abs=0.01)
 
 
+def turned(x: float, y: float, change: tuple[float, float], time: float, radius: float = RADIUS) -> Path:
+    """The path of an object that turns once, at (x, y)."""
+    since, velocity = np.array([x, y - GRAVITY * time**2 / 2]), np.array(change) / 2
+    lines = (
+        Line(0.0, time, since + velocity * time, -velocity, 0.0),
+        Line(time, 0.8, since - velocity * time, velocity, 0.0),
+    )
+    turn = Turn(time, np.array([x, y]), np.array(change))
+    return Path(Track(radius, np.zeros((FRAMES, 2))), lines, (turn,), 0.0)
+
+
+def test_two_objects_that_meet_are_one_impact_whatever_happens_between_their_turns():
+    left, right = turned(0.4, 0.4, (-1, 0), 0.30), turned(0.6, 0.4, (1, 0), 0.34)
+    falling = turned(0.85, FLOOR - RADIUS, (0, -1), 0.31)
+    impacts = find_impacts([left, falling, right])
+    assert [impact.kind for impact in impacts] == ["floor", "objects"]
+    assert [impact.time for impact in impacts] == pytest.approx([0.31, 0.32])
+
+
+def test_two_pairs_that_meet_at_once_are_two_impacts():
+    heights = 0.25, 0.6
+    pairs = [[turned(0.4, y, (-1, 0), 0.3), turned(0.6, y, (1, 0), 0.32)] for y in heights]
+    impacts = find_impacts([*pairs[0], *pairs[1]])
+    assert [impact.objects for impact in impacts] == [(0, 1), (2, 3)]
+
+
 def test_specks_beside_an_object_do_not_hide_it():
     specked = BALL.copy()
     specked[2:5, 4:9, 4:9] = specked[4:6, 20:26, 40:46] = (30, 200, 60)
     (impact,), followed = see(specked, fps=FPS)
     assert impact.time == pytest.approx(BOUNCE, abs=0.003) and followed == 1
+
+
+def test_a_speck_that_lasts_does_not_hide_the_most_objects():
+    specked = picture(lambda time: [(0.2, 0.3), (0.5, 0.5), (0.8, 0.3 + time / 5)])
+    specked[:, 4:9, 4:9] = (30, 200, 60)
+    assert {len(patches) for patches in find_patches(specked)} == {4}
+    tracks = find_tracks(specked)
+    assert [track.radius for track in tracks] == pytest.approx([RADIUS] * 3, rel=0.1)
+    places = {tuple(track.places_T2[0].round(1)) for track in tracks}
+    assert places == {(0.2, 0.3), (0.5, 0.5), (0.8, 0.3)}
 
 
 def test_a_turn_without_contact_is_no_impact():

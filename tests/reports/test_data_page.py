@@ -12,6 +12,7 @@ from proav.data.store.frames import encode_frames
 from proav.data.store.parquet import write_shard
 from proav.data.store.schema import BULKY_COLUMNS, FORMAT, INDEX_SCHEMA, REJECT_SCHEMA, SEGMENT_SCHEMA
 from proav.data.store.shards import index_bytes
+from proav.reports.data_clips import _copies
 from proav.reports.run_page import write_data_report, write_report
 from tests.reports.test_run_page import HOSTILE, Page, small_config
 
@@ -138,6 +139,15 @@ def test_data_page_says_what_filters_leave_out(tmp_path):
     assert row and row.groups() == ("1", "1")
     write_data_report(config)
     assert (tmp_path / "data" / "report.html").read_text("utf-8") == text
+
+
+def test_a_copy_is_shown_beside_a_segment_in_use():
+    reasons = {1: "near_duplicate", 2: "duplicate", 4: "duplicate"}  # 1 has the bytes of 2, and 3 those of 4
+    checksums = ["a", "b", "b", "c", "c"]
+    hashes = [bytes(32), bytes(32), bytes(32), b"x" * 32, b"x" * 32]
+    columns = {"checksum": checksums, "picture_hash": hashes, "sound_hash": hashes}
+    segments = pa.table({"dropped": [reasons.get(number, "") for number in range(5)], **columns})
+    assert [(kept, copy) for kept, copy, _ in _copies(segments)] == [(3, 4), (0, 1)]
 
 
 def test_a_filter_that_is_set_to_0_is_not_off(tmp_path):

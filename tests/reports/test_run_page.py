@@ -395,3 +395,15 @@ def test_a_browser_plays_every_video(whole_run, tmp_path):
     states = re.search(r"<title>states ([^<]*)</title>", done.stdout)
     assert states, done.stderr[-2000:]
     assert all(state.isdigit() and int(state) >= 2 for state in states.group(1).split(",")), states.group(1)
+
+
+def test_the_axis_of_a_long_curve_holds_its_band():
+    """All stretches have the same mean. Their greatest and least values choose the axis."""
+    values = np.tile([1.0, 100.0], 400)
+
+    def ticks(**options):
+        drawn = str(curve(np.arange(800), values, description="in turns", **options))
+        labels = re.findall(r"<text[^>]*text-anchor: end[^>]*>([^<]*)<", drawn)
+        return [float(label) for label in labels]
+
+    assert {1, 10, 100} <= set(ticks()) and 100 in ticks(from_zero=True)

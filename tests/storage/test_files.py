@@ -89,6 +89,34 @@ def test_what_killed_writers_left_is_removed_and_counted(tmp_path):
     assert storage.remove_leftovers("memory://bucket") == 0
 
 
+def test_a_kill_between_two_names_loses_no_folder(tmp_path, monkeypatch):
+    """The older folder has its hidden name, and the new one not yet its final name."""
+    target, replace = tmp_path / "clips-8", os.replace
+    with storage.write_folder(str(target)) as folder:
+        open(os.path.join(folder, "w"), "w").write("old")
+
+    class Killed(BaseException):
+        pass
+
+    def replace_once(source, name):
+        replace(source, name)
+        monkeypatch.setattr(os, "replace", kill)
+
+    def kill(source, name):
+        raise Killed
+
+    monkeypatch.setattr(os, "replace", replace_once)
+    monkeypatch.setattr(storage.files.shutil, "rmtree", lambda *args, **options: None)
+    with pytest.raises(Killed), storage.write_folder(str(target)) as folder:
+        open(os.path.join(folder, "w"), "w").write("new")
+    monkeypatch.undo()
+    assert not target.exists() and len(os.listdir(tmp_path)) == 2
+    assert storage.remove_leftovers(str(tmp_path)) == 1
+    assert os.listdir(tmp_path) == ["clips-8"] and (target / "w").read_text() == "old"
+    (tmp_path / ".clips-8.1a2b3c4d.aside.tmp").mkdir()  # killed later, when the new one had its name
+    assert storage.remove_leftovers(str(tmp_path)) == 1 and (target / "w").read_text() == "old"
+
+
 def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
     done = []
     flush, replace = os.fsync, os.replace
@@ -111,6 +139,9 @@ def test_a_remote_folder_comes_back_as_it_was():
     with storage.local_copy(target) as local:
         assert sorted(os.listdir(local)) == ["done.json", "inner"]
         assert open(os.path.join(local, "inner", "w")).read() == "x"
+    with storage.write_folder(target) as folder:  # no file of the older folder stays
+        open(os.path.join(folder, "done.json"), "w").write("[]")
+    assert storage.list_files(target) == [f"{target}/done.json"]
     fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
 
@@ -122,6 +153,34 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left.*free some space"):
         storage.write_bytes(str(tmp_path / "x.bin"), b"x" * 100_000)
     assert not (tmp_path / "x.bin").exists()
+
+
+NAMES = (
+    "my clip.mp4", "\u00fcber/\u97f3.mp4", "a#1.mp4", "50%25.mp4", "100%.mp4", "[x]/b.mp4", "what?.mp4",
+    "watch?v=1.mp4", "a+b&c=d;e'f\"g.mp4",
+)  # fmt: skip
+"""Names that mean something else in an address."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_remote_path_is_a_name_and_no_address(name):
+    assert storage.open_filesystem(f"gs://anonymous@bucket/{name}")[1] == f"bucket/{name}"
+    for options in ("region=eu-west-1", "region=eu-west-1&endpoint_override=localhost:9000&scheme=http"):
+        filesystem, inner = storage.open_filesystem(f"s3://bucket/{name}?{options}")
+        assert inner == f"bucket/{name}" and filesystem.handler.inner.region == "eu-west-1"
+    storage.write_text(f"memory://bucket/{name}", name)
+    (found,) = storage.list_files("memory://bucket")
+    assert storage.read_text(found) == name
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_what_pyarrow_says_of_an_address_is_told():
+    with pytest.raises(
+        UserError, match="cannot open gs://bucket/a.mp4.*Unexpected query parameter.*'colour'"
+    ):
+        storage.open_filesystem("gs://bucket/a.mp4?colour=red")
+    with pytest.raises(UserError, match="cannot open s3://my bucket/a.mp4: Cannot parse URI"):
+        storage.open_filesystem("s3://my bucket/a.mp4")
 
 
 def test_an_unknown_scheme_is_reported():

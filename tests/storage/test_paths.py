@@ -30,6 +30,16 @@ def test_what_runs_leave_follows_the_runs_folder_and_what_is_given_does_not(tmp_
     assert named.run_folder == "/mnt/a" and named.data_folder == "/mnt/a/data"
 
 
+def test_an_empty_path_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["data.prepared=''", "evaluate.weights=''", "data.sources=['',videos]", "run_dir=runs/a"]
+    config = with_absolute_paths(load_config(None, words), runs="/all")
+    assert config.data.prepared == "" and config.data_folder == "/all/runs/a/data"
+    assert config.evaluate.weights == "" and config.data.sources == ("", f"{tmp_path}/videos")
+    with pytest.raises(UserError, match="data.sources has an empty entry"):
+        find_sources(config)
+
+
 def test_every_path_among_the_settings_is_known():
     told_by = ("folder", "file with", "metrics.json of", "local or remote")
     named = {
@@ -87,10 +97,12 @@ def test_whatever_the_setting(tmp_path, monkeypatch, word, fail):
 
 def test_nothing_is_added_where_no_relative_path_is_the_matter(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
+    (tmp_path / "take [1]").mkdir()
     monkeypatch.chdir(tmp_path)
-    config = load_config(None, ["data.sources=[there,/nowhere/at/all,s3://bucket/videos]"])
+    config = load_config(None, ["data.sources=[there,'take [1]',/nowhere/at/all,s3://bucket/videos]"])
     for message in (
         f"no video in {tmp_path}/there",
+        f"no video in {tmp_path}/take [1]",
         "no such folder: /nowhere/at/all",
         "s3://bucket/videos: refused",
         "something else",

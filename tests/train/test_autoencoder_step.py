@@ -8,7 +8,9 @@ from proav.generation.coder import pixels_to_unit
 from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry
 from proav.models.mdsa import MDSA
 from proav.train.autoencoder_step import AutoencoderStep, draw_exchange, draw_frames, draw_noise, draw_shown
+from proav.train.ema import ExponentialMovingAverage
 from proav.train.engines import NonFiniteError
+from proav.train.loop import LoopState, run_loop
 from tests.tiny import tiny_config
 from tests.train.tiny_run import torch_engine
 
@@ -193,6 +195,26 @@ def test_a_broken_discriminator_gradient_stops_before_its_optimizer():
     with pytest.raises(NonFiniteError, match="the discriminators' gradient norm is nan"):
         step.step_others()
     assert all(torch.equal(tensor, before[name]) for name, tensor in step.discriminators.state_dict().items())
+
+
+def test_a_broken_gradient_of_the_autoencoder_leaves_the_discriminators_alone():
+    words = ("num_clips=4", "batch_size=4", "skip_nonfinite=1")
+    engine, step, config = build(
+        "mdsa.loss.adversarial_start_clips=0", *(f"mdsa.train.{word}" for word in words)
+    )
+    hook = next(engine.module.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+    before = {name: tensor.clone() for name, tensor in step.discriminators.state_dict().items()}
+
+    def train_on_one_batch() -> LoopState:
+        average = ExponentialMovingAverage(engine.shards(), half_life_clips=20.0, ramp_up=0.5)
+        state, nothing = LoopState(), lambda given: None
+        run_loop(step, iter([random_batch(config)]), engine, average, state, report=nothing, save=nothing)
+        return state
+
+    assert train_on_one_batch().skipped_in_a_row == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in step.discriminators.state_dict().items())
+    hook.remove()
+    assert train_on_one_batch().skipped_in_a_row == 0 and step.optimizer_steps == 1
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_clips():

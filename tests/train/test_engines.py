@@ -48,6 +48,29 @@ def test_a_resume_between_reports_keeps_the_curve(tmp_path):
     assert torch.equal(losses(again), losses(lines)[1:])
 
 
+def resume_on_two_workers(folder, whole):
+    """Both workers report the part that was switched off, and also if no batch since the resume was used."""
+    train = toy_train(report_every_clips=3 * BATCH, skip_nonfinite=2)
+    lines, *_ = run_toy(f"{folder}/off", train, resume=f"{folder}/whole/{HALF}")
+    torch.testing.assert_close(losses(lines), losses(whole)[1:], rtol=1e-5, atol=0)
+    assert ["more" in line for line in lines] == [True, False, False]
+    left_out = range(4 * BATCH, 6 * BATCH)
+    lines, *_ = run_toy(f"{folder}/left-out", train, resume=f"{folder}/whole/{HALF}", poison=left_out)
+    assert [line["clips"] for line in lines] == [6 * BATCH, 9 * BATCH, 10 * BATCH]
+    assert lines[0]["loss"] == lines[0]["more"]  # of the batch before the resume
+
+
+def test_a_resume_between_reports_on_more_workers_without_a_part_of_the_loss(tmp_path):
+    train = toy_train(report_every_clips=3 * BATCH)
+    lines, *_ = run_toy(str(tmp_path / "whole"), train, more_parts=True)
+    on_workers(2, resume_on_two_workers, str(tmp_path), lines)
+
+
+def test_the_time_of_checkpoints_is_no_time_of_training(tmp_path):
+    lines, *_ = run_toy(str(tmp_path), toy_train(checkpoint_every_clips=BATCH), save_seconds=0.2)
+    assert lines[-1]["seconds"] - lines[1]["seconds"] < 8 * 0.2 / 2  # 8 steps and 8 checkpoints
+
+
 def test_accumulation_changes_nothing(tmp_path):
     lines, weights, _ = run_toy(str(tmp_path / "a"), toy_train())
     split_lines, split_weights, _ = run_toy(str(tmp_path / "b"), toy_train(accumulation_steps=4))

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -60,10 +61,12 @@ class ToyStep:
 
     poison: position or positions of clips whose loss is not a number; -1 for none
     steep: position of a clip whose gradient is not a number; -1 for none
+    more_parts: whether a further part of the loss is reported
     """
 
-    def __init__(self, poison: int | range = -1, steep: int = -1) -> None:
+    def __init__(self, poison: int | range = -1, steep: int = -1, more_parts: bool = False) -> None:
         self.poison, self.steep = list(poison) if isinstance(poison, range) else [poison], steep
+        self.names = ("error", "more") if more_parts else ("error",)
 
     def loss(self, engine, batch, clips):
         outputs_BO = engine.forward(batch["inputs"].to(engine.device)).float()
@@ -76,9 +79,12 @@ class ToyStep:
         errors_B = (
             errors_B + slope_B.sqrt() - slope_B.detach().sqrt()
         )  # zero, with an infinite derivative at zero
-        return StepOutput(errors_B.mean(), {"error": mean_part(errors_B)})
+        return StepOutput(errors_B.mean(), {name: mean_part(errors_B) for name in self.names})
 
     def backward_others(self, accumulation_steps):
+        pass
+
+    def check_others(self):
         pass
 
     def step_others(self):
@@ -106,13 +112,22 @@ def toy_batches(start_step: int, rank: int = 0, world: int = 1):
         step += 1
 
 
-def run_toy(folder: str, train: TrainConfig, *, resume: str | None = None, asked: Asked = Asked(), **faults):
+def run_toy(
+    folder: str,
+    train: TrainConfig,
+    *,
+    resume: str | None = None,
+    asked: Asked = Asked(),
+    save_seconds: float = 0.0,
+    **faults,
+):
     """Trains the toy; returns (lines reported, final weights, final average).
 
     folder: where checkpoints are saved
     train: the settings of the training
     resume: path of the checkpoint to go on from; None to start anew
     asked: a request to stop the loop
+    save_seconds: how much longer a checkpoint takes, as on a slow disk
     faults: arguments of ToyStep
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -128,9 +143,13 @@ def run_toy(folder: str, train: TrainConfig, *, resume: str | None = None, asked
     )
     step, lines = ToyStep(**faults), []
     state = load_training(checkpoint, engine, average, step) if checkpoint else LoopState()
-    save = lambda state: save_training(
-        folder, engine, average, step, state, kind="mdsa", config=Config(), keep=train.keep_checkpoints
-    )
+
+    def save(state: LoopState) -> None:
+        time.sleep(save_seconds)
+        save_training(
+            folder, engine, average, step, state, kind="mdsa", config=Config(), keep=train.keep_checkpoints
+        )
+
     batches = toy_batches(state.step, rank, world)
     run_loop(step, batches, engine, average, state, report=lines.append, save=save, asked=asked)
     if train.engine == "deepspeed" and train.zero_stage == 3:

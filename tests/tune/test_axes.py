@@ -33,8 +33,8 @@ def tune_of(*words):
 
 
 def test_a_range_with_steps_is_a_list():
-    assert AxisConfig(integer=(2, 9), step=3).choices == (2, 5, 8)
-    assert AxisConfig(integer=(2, 4)).choices == (2, 3, 4)
+    assert tuple(AxisConfig(integer=(2, 9), step=3).choices) == (2, 5, 8)
+    assert tuple(AxisConfig(integer=(2, 4)).choices) == (2, 3, 4)
     assert AxisConfig(uniform=(0.0, 0.3), step=0.1).choices == (0, 0.1, 0.2, 0.3)
     assert AxisConfig(loguniform=(1e-4, 1e-2)).choices is None
 
@@ -110,6 +110,13 @@ def test_a_point_of_an_earlier_sweep_is_known_where_it_still_lies_on_the_axes():
     assert not is_on_axes(tune, {OPTIMIZER: "adamw"})
 
 
+def test_a_long_range_of_integers_is_asked_at_once():
+    tune = tune_of("tune.axes.mdsa.loss.adversarial_start_clips={integer: [0, 2000000000], step: 100000}")
+    (key,) = tune.axes
+    assert num_combinations(tune) == 20_001 and is_on_axes(tune, {key: 1_999_900_000})
+    assert not any(is_on_axes(tune, {key: value}) for value in (1, 2_000_100_000, 100_000.0, True, "0"))
+
+
 def test_what_is_multiplied_comes_back_into_its_range():
     assert (
         clamped(AxisConfig(uniform=(0.0, 1.0)), 1.2) == 1
@@ -149,6 +156,12 @@ def test_ranges_and_conditions_survive_a_round_trip(tmp_path):
         (f"tune.axes.{RATE}={{loguniform: [0.1, 1], step: 0.1}}", "step beside loguniform"),
         (f"tune.axes.{RATE}={{when: {{mdsa.width: 4}}}}", "no values; expected one of values"),
         ("tune.leave_out=[mdsa.width]", "expected a list of combinations, such as"),
+        ("tune.axes.mdsa.width={integer: [0, 3000000]}", "100,000 steps of 1; write a larger step, such as"),
+        ("tune.leave_out=[{mdsa.width: {min: a}}]", "expected numbers named min and max"),
+        (
+            "tune.axes.mdsa.width={values: [4], when: {clip.fps: {min: 1, mx: 2}}}",
+            'the condition clip.fps={"min": 1, "mx": 2}: expected numbers named min and max',
+        ),
     ],
 )
 def test_a_wrong_axis_is_reported(word, said):
@@ -171,6 +184,10 @@ def test_a_wrong_axis_is_reported(word, said):
         (
             ["tune.axes.mdsa.width=[16]", "tune.leave_out=[{mdsa.width: 17}]"],
             "tune.leave_out wants mdsa.width=17",
+        ),
+        (
+            [MUON, f"tune.leave_out=[{{{OPTIMIZER}: {{min: 1}}}}]"],
+            f'wants {OPTIMIZER}={{"min":1}}, a value that it never has; its values are: adamw, muon',
         ),
         (
             [

@@ -1,9 +1,13 @@
 """How long trials train: equal clips, equal FLOPs by the cost formulas, equal seconds."""
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from proav.costs import costs
 from proav.errors import ConfigError
+from proav.geometry import ClipGeometry, stream_geometries
+from proav.models.mdsa import MDSA
 from proav.tune.budgets import budgets_words, clips_at, clips_for_flops, mdsa_clips, train_flops, with_length
 from proav.tune.space import config_at, make_trial, plan_text
 from tests.tiny import tiny_config
@@ -38,6 +42,32 @@ def test_a_budget_in_flops_gives_each_trial_clips_that_cost_the_same(start):
         lengths.append(clips)
     assert lengths[0] == 400 > lengths[1]
     assert clips_for_flops(config, "mdsa", 1) == 4  # a batch at least
+
+
+@pytest.mark.parametrize("start", [0, 60, 10**6])
+def test_clips_that_train_the_linear_planes_only_cost_what_these_cost(start):
+    late = f"mdsa.loss.adversarial_start_clips={start}"
+    config = sweep_config("tune.budget=flops", "mdsa.linear_planes.alone_clips=100", late)
+    model, bill = MDSA(config), costs(config)
+    frames, bins, steps = ClipGeometry.from_config(config).mel_shape
+    video = torch.zeros(1, *stream_geometries(config)["video"].input_shape)
+    with FlopCounterMode(display=False) as counter:
+        model(video, torch.zeros(1, frames, bins, steps), linear_alone=True)
+    a_clip = 3 * counter.get_total_flops()
+    assert a_clip < 0.5 * bill.mdsa_train_flops
+    for clips in (40, 100, 400):
+        judged = max(0, clips - start) * bill.discriminators_train_flops
+        whole = max(0, clips - 100) * bill.mdsa_train_flops
+        assert train_flops(config, "mdsa", clips) == min(clips, 100) * a_clip + whole + judged
+        assert clips_for_flops(config, "mdsa", train_flops(config, "mdsa", clips)) == clips
+    network = sweep_config("tune.budget=flops", "mdsa.linear_planes.enabled=false", late)
+    never = sweep_config(
+        "tune.budget=flops",
+        "mdsa.linear_planes.enabled=false",
+        "mdsa.linear_planes.alone_clips=100",
+        late,
+    )
+    assert train_flops(never, "mdsa", 400) == train_flops(network, "mdsa", 400)
 
 
 def test_recomputation_costs_a_forward_pass_more():

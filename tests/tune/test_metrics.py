@@ -3,20 +3,27 @@
 import math
 import re
 
+import numpy as np
 import pytest
 
 from proav.errors import ConfigError, UserError
+from proav.evaluate.job import Comparison, table_numbers
+from proav.evaluate.measure import Measured
+from proav.evaluate.numbers import Resampling
+from proav.evaluate.reconstruction import SCORES
+from proav.metrics.protocols import find_protocol
+from proav.train.engines import NonFiniteError
 from proav.tune.metrics import (
+    HELD_OUT,
     check_metric,
     is_evaluated,
     is_large_better,
     known_metrics,
     needs_of,
+    not_finite,
     numbers_of,
     score,
-    unlisted_metrics,
     value_of,
-    why_not_finite,
 )
 from tests.tiny import tiny_config
 
@@ -84,11 +91,55 @@ def test_a_metric_that_no_evaluation_has_is_refused(words, said):
     assert said in str(error.value)
 
 
-def test_a_metric_that_the_protocol_does_not_list_is_reported():
-    config = tiny_config("tune.stage=stdit", "tune.metric=generated.sFVG")
-    assert "did you mean generated.sFVD?" in unlisted_metrics(config)[0]
-    assert unlisted_metrics(tiny_config("tune.stage=stdit", "tune.metric=generated.sFVD")) == []
-    assert {"stdit.loss", "generated.sKVD", "reconstruction.rsFVD"} <= set(known_metrics(config))
+FULL, FIXED = "evaluate.protocol=full", "evaluate.protocol=mm-diffusion-64"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "metric", "near"),
+    [
+        ("evaluate.protocol=small", "generated.sFVG", "generated.sFVD"),
+        (FIXED, "generated_held_out.FVD", "generated.FVD"),  # no such table, as the number of clips is fixed
+        (FULL, "generated_held_out.diversity", "generated.diversity"),
+        (FULL, "generated_held_out.nearest_training", "generated.nearest_training"),
+        (FULL, "generated.KL-I3D", "reconstruction.KL-I3D"),  # it compares clips with their originals
+        (FULL, "generated.precision_recall", "generated.precision"),
+    ],
+)
+def test_a_number_that_a_table_does_not_have_is_refused_and_the_nearest_is_named(protocol, metric, near):
+    for setting in (f"tune.metric={metric}", f"tune.show=[{metric}]"):
+        with pytest.raises(ConfigError) as error:
+            check_metric(tiny_config("tune.stage=stdit", protocol, setting))
+        assert f"{metric} is not measured by {protocol}; did you mean" in str(error.value)
+    config = tiny_config("tune.stage=stdit", protocol, f"tune.metric={near}")
+    check_metric(config)
+    assert near in known_metrics(config)
+
+
+def test_the_names_are_those_of_the_tables_of_an_evaluation():
+    protocol, draw = find_protocol("small"), np.random.default_rng(0)
+    features = {name: list(draw.normal(size=(12, 1, 4)).astype("f4")) for name in protocol.networks}
+    ids, scores = [str(number) for number in range(12)], dict.fromkeys(protocol.scores, np.ones(12))
+    clips = Measured(ids, ids, [""] * 12, scores, features, {}, {})
+    sets = {"real": clips, "fake": clips, "held_out": clips}
+    names = {name for name in known_metrics(tiny_config("tune.stage=stdit")) if not name.startswith("stdit.")}
+    for table, more in (
+        ("reconstruction", {"paired": True, "kinds": ("frechet", "kernel")}),
+        ("generated", {}),
+        ("generated_held_out", {"kinds": HELD_OUT}),
+    ):
+        comparison = Comparison(table, "", real=None, fake=None, **more)
+        rows = table_numbers(protocol, comparison, sets, Resampling(2, 0), {})
+        found = {f"{table}.{row.metric}" for row in rows}
+        beside = {f"{table}.{name}" for name in SCORES if more.get("paired")}  # of the means over clips
+        assert found | beside == {name for name in names if name.startswith(f"{table}.")}
+
+
+def test_a_leak_has_no_direction_of_its_own():
+    leak = "tune.metric=reconstruction.psnr_leak_db"
+    with pytest.raises(ConfigError, match="write tune.mode=max or tune.mode=min"):
+        check_metric(tiny_config(leak))
+    check_metric(tiny_config(leak, "tune.mode=min"))
+    check_metric(tiny_config("tune.show=[reconstruction.psnr_leak_db]"))
 
 
 def test_a_metric_that_was_not_measured_is_reported_with_what_was():
@@ -123,7 +174,9 @@ LOWER = "MDSA's reconstructions are not finite; lower mdsa.train.learning_rate"
 def test_a_metric_that_is_not_finite_is_no_missing_metric_and_the_message_says_why(words, measured, said):
     tune, measured = tiny_config(*words).tune, {**MEASURED, "num_clips": 3, **measured}
     assert not math.isfinite(value_of(measured, tune))
-    message = why_not_finite(measured, tune)
+    error = not_finite(measured, tune)
+    message, is_sound = str(error), "predicted exactly" in str(error)
+    assert isinstance(error, NonFiniteError) != is_sound
     assert re.search(said, message) and message.startswith(f"tune.metric={tune.metric} is ")
 
 
@@ -132,8 +185,7 @@ def test_numbers_that_are_only_shown_are_checked_like_the_metric_and_make_trials
     config = tiny_config(show)
     check_metric(config)
     assert is_evaluated(config.tune) and not is_evaluated(tiny_config().tune)
-    assert unlisted_metrics(config) == []
-    (line,) = unlisted_metrics(tiny_config("tune.show=[reconstruction.psnr_lone]"))
-    assert "did you mean reconstruction.psnr_lone_db? Its column stays empty" in line
+    with pytest.raises(ConfigError, match="did you mean reconstruction.psnr_lone_db?"):
+        check_metric(tiny_config("tune.show=[reconstruction.psnr_lone]"))
     with pytest.raises(ConfigError, match="tune.show=generated.sFVD: expected a number of reconstruction"):
         check_metric(tiny_config("tune.show=[generated.sFVD]"))

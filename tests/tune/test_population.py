@@ -1,13 +1,18 @@
 """Population-based training: what is decided is on record, and weights pass from folder to folder."""
 
+import re
+
 import pytest
 
 from proav import storage
 from proav.runs.checkpoint import load_checkpoint
 from proav.tune.population import _coded, _decided_rung, _decoded, _lend, _take_over, at_point, catch_up
 from proav.tune.record import FINISHED, TrialRecord, read_record, write_record
+from proav.tune.results import write_results
+from proav.tune.rows import make_rows, point_at
 from proav.tune.space import make_trial
 from tests.tiny import save_tiny_mdsa, tiny_config
+from tests.tune.test_results import DATA, rung
 
 RATE, LOSS = "mdsa.train.learning_rate", "mdsa.loss.mel"
 AXES = (
@@ -73,6 +78,33 @@ def test_only_the_last_rungs_are_kept_for_others(tmp_path):
         for path in storage.list_files(f"{giver.config.run_folder}/lent")
     }
     assert kept == {"16", "20"}
+
+
+def test_a_measurement_counts_for_the_settings_that_it_was_made_with(tmp_path):
+    config, members = population(tmp_path)
+    records = [read_record(member.config.run_folder) for member in members]
+    before, after = records[1].point, {RATE: 1.2e-3, LOSS: 6}
+    taken = {"budget": 8, "from": members[0].id, "point": after, "before": before, "settled": True}
+    both = [rung(8, 10, 5), rung(16, 12, 4)]
+    records = [
+        records[0].replace(rungs=both),
+        records[1].replace(rungs=both, point=after, taken=[taken]),
+    ]
+    rows = {row.trial: row for row in make_rows(config, records)}
+    row = rows[members[1].id]
+    assert row.point == after and [point_at(row, one) for one in row.rungs] == [before, after]
+    assert all("point" not in one for one in rows[members[0].id].rungs)
+    (cut,) = make_rows(
+        config, [records[1].replace(rungs=both[:1])]
+    )  # stopped before the new settings trained
+    assert cut.point == before
+    results = write_results(config, {record.id: record for record in records}, data=DATA, quiet=True)
+    assert "change their settings during training" in results["importance"]["absent"]
+    page = (tmp_path / "tune" / "report.html").read_text()
+    assert "a marker shows those of its measurement" in page
+    values = page[page.index(f"<h3>{LOSS}</h3>") :]
+    counts = re.findall(r"<tr>.*?>(\d+)</t[dh]>.*?>(\d+)<", values[: values.index("</table>")])
+    assert dict(counts) == {"3": "0", "6": "1", "12": "1"}
 
 
 @pytest.mark.parametrize("ended", [False, True])

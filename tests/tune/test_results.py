@@ -3,12 +3,14 @@
 import csv
 import dataclasses
 import json
+import re
 
 import pytest
 
 from proav.config.reading import load_config
 from proav.errors import UserError
 from proav.tune.axes import grid_points
+from proav.tune.plots import _height
 from proav.tune.record import (
     CRASHED,
     FAILED,
@@ -23,7 +25,8 @@ from proav.tune.record import (
 from proav.tune.repeats import merge
 from proav.tune.results import write_results
 from proav.tune.rows import best_row, front, make_rows, rungs_of
-from proav.tune.space import data_points, make_trial, prepared_configs
+from proav.tune.space import check_sweep, data_points, make_trial, prepared_configs
+from proav.tune.sweep_figures import HUES, look_of
 from tests.tiny import tiny_config
 from tests.tune.test_space import GROUPS, SCALES, sweep_config
 
@@ -222,6 +225,80 @@ def test_nothing_is_rewritten_where_nothing_changed(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "tune").iterdir() if path.is_file()}
     write_results(config, records_of(config), data=DATA, quiet=True)
     assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) == 6
+
+
+STEPS, SHIFT = "generate.steps", "generate.schedule_shift"
+
+
+def null_sweep(folder):
+    """A sweep with a value null, and an axis that exists in two of its three trials; their records."""
+    shift = f"{SHIFT}: {{values: [null, 3], when: {{{STEPS}: 2}}}}"
+    words = ("tune.stage=stdit", "tune.grace_clips=8", "tune.max_clips=32", "mdsa.train.num_clips=8")
+    config = tiny_config(f"run_dir={folder}", f"tune.axes={{{STEPS}: [null, 2], {shift}}}", *words)
+    check_sweep(config)
+    records = {}
+    for number, point in enumerate(grid_points(config.tune)):
+        trial = make_trial(config, point, data_hash="abc")
+        record = TrialRecord.begin(trial, config.tune, number=number, data_hash="abc")
+        records[trial.id] = record.replace(status=FINISHED, rungs=[rung(8, 9 + number, 6)])
+    return config, records
+
+
+def test_null_is_a_value_like_others(tmp_path):
+    config, records = null_sweep(tmp_path)
+    assert [record.point for record in records.values()] == [
+        {STEPS: None},
+        {STEPS: 2, SHIFT: None},
+        {STEPS: 2, SHIFT: 3},
+    ]
+    write_results(config, records, data=DATA, quiet=True)
+    page = (tmp_path / "tune" / "report.html").read_text()
+    values = page[page.index(f"<h3>{SHIFT}</h3>") :]
+    counts = re.findall(r">(null|3)</t[dh]>.*?>(\d+)<", values[: values.index("</table>")], re.DOTALL)
+    assert counts == [("null", "1"), ("3", "1")]  # the first trial has no schedule_shift
+    assert _height(config.tune, STEPS, {STEPS: None}) == 0 and _height(config.tune, SHIFT, {STEPS: 2}) is None
+
+
+def test_a_marker_of_an_axis_that_does_not_exist_has_no_colour_and_no_shape_of_its_own():
+    axes = {"a": [1, 2], "b": [1, 2]}
+    assert look_of({"a": 1, "b": 2}, axes) == (HUES[0], "s")
+    assert look_of({"b": 2}, axes) == ("", "s") and look_of({"a": 2}, axes) == (HUES[1], "o")
+    assert look_of({}, {"b": [1], "a": ()}) == ("", "o")
+
+
+def test_a_page_that_cannot_be_made_leaves_the_numbers_and_is_made_later(monkeypatch, tmp_path):
+    config = sweep_config(f"run_dir={tmp_path}")
+    records = records_of(config)
+    write_results(config, dict(list(records.items())[:1]), data=DATA, quiet=True)
+
+    def fail(*arguments):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("proav.tune.results.write_page", fail)
+        with pytest.raises(MemoryError):
+            write_results(config, records, data=DATA, quiet=True)
+    folder = tmp_path / "tune"
+    assert len(json.loads((folder / "results.json").read_text())["trials"]) == 6
+    assert len((folder / "results.csv").read_text().splitlines()) == 7 and (folder / "best.yaml").exists()
+    write_results(config, records, data=DATA, quiet=True)
+    assert "6 trials" in (folder / "report.html").read_text()  # not the page of one trial
+
+
+@pytest.mark.parametrize(
+    ("last", "said"), [(10, "that had 10 s of training: "), (60, "that had the whole budget: ")]
+)
+def test_the_page_says_the_whole_budget_only_if_it_was_used(tmp_path, last, said):
+    config = sweep_config(
+        f"run_dir={tmp_path}", "tune.budget=seconds", "tune.max_seconds=60", "tune.grace_seconds=10"
+    )
+    records = records_of(config)
+    records = {
+        name: record.replace(rungs=[one | {"budget": last} for one in record.rungs[:1]])
+        for name, record in records.items()
+    }
+    write_results(config, records, data=DATA, quiet=True)
+    assert said in (tmp_path / "tune" / "report.html").read_text()
 
 
 def test_a_sweep_of_which_nothing_is_left_but_failures_has_a_page(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from proav.errors import StorageUnavailable, UserError
 from proav.evaluate.reconstruction import evaluate_yardsticks
 from proav.evaluate.yardsticks import (
     YARDSTICK_SCORES,
@@ -14,24 +15,30 @@ from proav.evaluate.yardsticks import (
 )
 from proav.tune.record import TrialRecord
 from proav.tune.sweep_yardsticks import shared_fit, sweep_yardsticks, yardstick_lines
+from proav.tune.trial_measure import _aside
 from tests.tiny import tiny_config
 from tests.train.tiny_run import write_segments
+from tests.tune.test_results import rung
 
 CHANNELS, WIDTH = "mdsa.latent_channels", "mdsa.width"
+AXES = f"tune.axes={{{CHANNELS}: [2, 4], {WIDTH}: [16, 32]}}"
 
 
-def record(number, channels, width):
+def record(number, channels, width, *, rungs=(8,)):
     return TrialRecord(
-        id=str(number), point={CHANNELS: channels, WIDTH: width}, data_hash="abc", number=number
+        id=str(number),
+        point={CHANNELS: channels, WIDTH: width},
+        data_hash="abc",
+        number=number,
+        rungs=[rung(clips, 10, 5) for clips in rungs],
     )
 
 
 @pytest.mark.ray
 def test_one_for_each_size_of_the_latents_and_measured_once(tmp_path, ray_local):
-    axes = f"tune.axes={{{CHANNELS}: [2, 4], {WIDTH}: [16, 32]}}"
-    config = tiny_config(f"run_dir={tmp_path}", "evaluate.max_clips=4", axes)
+    config = tiny_config(f"run_dir={tmp_path}", "evaluate.max_clips=4", AXES)
     write_segments(config, splits=("train", "validation"))
-    records = [record(0, 4, 16), record(1, 2, 16), record(2, 4, 32)]
+    records = [record(0, 4, 16), record(1, 2, 16), record(2, 4, 32), record(3, -1, 16, rungs=())]
     small, large = sweep_yardsticks(config, records)
     assert [each["values_per_stream"]["audio"] for each in (small, large)] == [2 * 3 * 16, 4 * 3 * 16]
     for name in ("psnr_linear_planes_db", "psnr_cosine_db"):
@@ -47,6 +54,34 @@ def test_one_for_each_size_of_the_latents_and_measured_once(tmp_path, ray_local)
 
     fewer = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"max_clips": 2})})
     assert sweep_yardsticks(fewer, records)[0]["num_clips"] == 2  # of other clips: measured anew
+
+
+@pytest.mark.ray
+def test_without_a_training_split_there_are_none(tmp_path, ray_local):
+    config = tiny_config(f"run_dir={tmp_path}", AXES)
+    write_segments(config, splits=("validation",))
+    assert plan_yardsticks(config).needs and sweep_yardsticks(config, [record(0, 4, 16)]) == []
+
+
+@pytest.mark.ray
+def test_a_damaged_data_set_is_told_in_the_tasks_own_words(tmp_path, ray_local):
+    config = tiny_config(f"run_dir={tmp_path}", AXES)
+    write_segments(config, splits=("train", "validation"))
+    for shard in (tmp_path / "data").rglob("*.parquet"):
+        shard.unlink()
+    with pytest.raises(UserError, match="^[^\n]*missing[^\n]*$"):
+        sweep_yardsticks(config, [record(0, 4, 16)])
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("mistake", [UserError("no such file"), StorageUnavailable("s3 is down")])
+def test_an_error_of_a_task_of_a_trial_is_told_in_its_own_words(ray_local, mistake):
+    def fail():
+        raise mistake
+
+    with pytest.raises(type(mistake)) as caught:
+        _aside(fail)
+    assert str(caught.value) == str(mistake)
 
 
 def test_trials_of_one_seed_share_a_fit(tmp_path):

@@ -2,10 +2,14 @@
 recorded.
 """
 
+import dataclasses
 import math
 
 import pytest
 
+from proav import storage
+from proav.errors import CheckpointError, UserError
+from proav.train.engines import NonFiniteError
 from proav.tune.record import (
     CRASHED,
     FAILED,
@@ -13,12 +17,14 @@ from proav.tune.record import (
     RUNNING,
     STOPPED,
     TrialRecord,
+    is_done,
     read_record,
     write_record,
 )
 from proav.tune.repeats import merge
 from proav.tune.space import make_trial
 from proav.tune.trial import run_trial
+from proav.tune.trial_measure import copy_folder
 from tests.tune.test_results import rung
 from tests.tune.test_space import GROUPS, SCALES, sweep_config
 
@@ -56,17 +62,52 @@ def test_a_trial_goes_on_where_it_was_and_a_mistake_is_its_reason(tmp_path):
         (8, True),
         (16, False),
     ]  # the record has only the measurement at 16 clips: the scheduler must decide
-    assert (
-        record.passed == 16
-        and record.status == FAILED
-        and "no prepared data" in record.reason
-        and record.clips == 16
-    )
+    assert record.passed == 16 and record.clips == 16 and "no prepared data" in record.reason
+    assert record.status == CRASHED and not is_done(record, sweep_config().tune)  # data can be made
 
 
 def test_a_measurement_beyond_several_rungs_is_reported_once(tmp_path):
     told, _ = climb(tmp_path, status=FINISHED, rungs=[32])
     assert told == [(32, True)]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (NonFiniteError("the loss is not finite"), FAILED),
+        (UserError("the disk is full; free some space, then run the same command again"), CRASHED),
+        (CheckpointError("mdsa/checkpoints holds no whole checkpoint"), CRASHED),
+    ],
+)
+def test_only_what_would_happen_again_is_not_tried_again(monkeypatch, tmp_path, error, status):
+    def measure(of, **rung):
+        raise error
+
+    monkeypatch.setattr("proav.tune.trial.measure", measure)
+    _, record = climb(tmp_path, status=RUNNING, rungs=[])  # it returns: Ray Tune does not start it again
+    assert record.status == status and record.reason == str(error)
+    assert is_done(record, sweep_config().tune) == (status == FAILED)
+    folder = f"{tmp_path}/tune/trials/{record.id}"
+    if status == CRASHED:  # the next run of the sweep trains it
+        write_record(folder, record.reopened(sweep_config().tune))
+        told, record, measured = trained(
+            monkeypatch, tmp_path, record=dataclasses.asdict(read_record(folder))
+        )
+        assert len(told) == len(measured) == 3 and record.failures == 0
+
+
+def test_a_copy_that_lacks_files_is_made_again(tmp_path):
+    source, target = tmp_path / "run" / "latents", tmp_path / "trial" / "latents"
+    for name in ("train/00.parquet", "train/01.parquet", "stats.json"):
+        storage.write_text(f"{source}/{name}", name)
+    copy_folder(str(source), str(target))
+    assert (target / "train" / "01.parquet").read_text() == "train/01.parquet"
+    (target / "stats.json").unlink()  # as if a remote copy had been cut off: the JSON files come last
+    copy_folder(str(source), str(target))
+    whole = {path: path.stat().st_mtime_ns for path in target.rglob("*") if path.is_file()}
+    assert len(whole) == 3
+    copy_folder(str(source), str(target))
+    assert whole == {path: path.stat().st_mtime_ns for path in whole}
 
 
 def trained(monkeypatch, folder, *words, record=None, crashes=0):

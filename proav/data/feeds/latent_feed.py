@@ -21,6 +21,9 @@ from proav.diffusion.conditions import VECTOR_KEY
 from proav.diffusion.tasks import masked_tasks, task_names
 from proav.errors import UserError
 
+OF_A_BATCH = ("id", "source_id", "start_frame", "flipped")
+"""Columns of the index that go into a batch."""
+
 
 class LatentFeed(Feed):
     """Stored latents of one split out of <run_dir>/latents/*.parquet.
@@ -89,7 +92,7 @@ class LatentFeed(Feed):
             names.append(path.rsplit("/", 1)[-1])
         self.names, self.row_numbers = names, np.concatenate(rows)
         self.shard_numbers = np.repeat(np.arange(len(names)), [len(keep) for keep in rows])
-        self.index = pa.concat_tables(tables)
+        self.index = pa.concat_tables(tables).combine_chunks()  # `take` joins chunks anew for every batch
         if not len(self.row_numbers):
             raise UserError(
                 f"{latents_dir} has no clips to use in the split {split} (no windows); "
@@ -156,7 +159,7 @@ class LatentFeed(Feed):
                 ).astype(np.float32)
             )
 
-        taken = self.index.take(indices)
+        taken = self.index.select(OF_A_BATCH).take(indices)
         return {
             "joint": stack("joint"),
             "lone": stack("lone"),

@@ -141,22 +141,28 @@ class IsolatedDecoder:
         if self._process is not None:
             return
         self._num_sources = 1
-        ours, theirs = socketpair()
+        try:
+            self._launch()
+            self._connection.send((self.decoder, config_to_dict(self.config)))
+            self._receive(START_SECONDS)
+        except (EOFError, OSError, _DecoderEnded) as error:
+            self.close()
+            why = " ".join(str(error).split()) or "it died"
+            raise RuntimeError(
+                f"the decoding process did not start: {why}; its own messages, if any, are above"
+            ) from error
+
+    def _launch(self) -> None:
         path = os.pathsep.join(map(os.path.abspath, sys.path))  # Ray may have put proav anywhere
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # one decoder, one core
-        with theirs:
+        ours, theirs = socketpair()
+        with ours, theirs:
             # -P: no file of the current folder hides a module
             command = [sys.executable, "-P", "-m", "proav.data.prepare.isolation", str(theirs.fileno())]
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
             )
-        self._connection = Connection(ours.detach())
-        self._connection.send((self.decoder, config_to_dict(self.config)))
-        try:
-            self._receive(START_SECONDS)
-        except (EOFError, OSError, _DecoderEnded) as error:
-            self.close()
-            raise RuntimeError("the decoding process did not start; its own messages are above") from error
+            self._connection = Connection(ours.detach())
 
 
 @functools.lru_cache(maxsize=1)

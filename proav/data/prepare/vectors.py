@@ -6,6 +6,7 @@ shards over the cluster. How vectors are stored is `proav/data/store/vectors.py`
 sequence, W width.
 """
 
+import functools
 import io
 import json
 import tokenize
@@ -59,6 +60,7 @@ def store_vectors(config: Config, data_dir: str, *, each: Callable[[Callable, li
     Raises UserError if a function or file does not give what it should, and if vectors of that name were made
     from something else.
     """
+    _segments.cache_clear()  # labels and splits may have changed since the last call
     for name, origin in config.data.vectors.items():
         manifest, folder = read_manifest(data_dir), vectors_folder(data_dir, name)
         made_from = {"from": origin, "segments": segments_hash(manifest)}
@@ -151,7 +153,7 @@ def write_vectors(
     path = storage.join(vectors_folder(data_dir, name), shard)
     if storage.exists(path) and (stored := _said_of(path))["from"] == made_from:
         return stored["found"] | _file_entry(path)
-    store = SegmentStore(data_dir)
+    store = _segments(data_dir, made_from["segments"])
     indices = np.flatnonzero(pc.equal(store.index.column("shard"), shard).to_numpy())
     rows = [SegmentRow(store, int(index)) for index in indices]
     made = [value if value is not None and value.any() else None for value in make(rows)]
@@ -166,7 +168,13 @@ def write_vectors(
         for row, value in zip(rows, made, strict=True):
             values = np.zeros((0, 0), np.float32) if value is None else np.atleast_2d(value)
             writer.write({"id": row["id"], "vectors": values.tobytes(), "length": len(values)})
-    return found | _file_entry(path)
+    return found | writer.result
+
+
+@functools.lru_cache(maxsize=1)
+def _segments(data_dir: str, segments: str) -> SegmentStore:
+    """The segments, read once a process and not for every shard. segments: their hash."""
+    return SegmentStore(data_dir)
 
 
 def _said_of(path: str) -> dict:
@@ -269,7 +277,7 @@ class VectorFile:
             except DamagedShard as error:  # its advice is to delete the file, which is not ours
                 raise self._unreadable(error.__cause__ or error, "Parquet") from error
             return {
-                name: table.column(name) if name == self.name else table.column(name).to_pylist()
+                name: table.column(name).to_pylist() if name in KEY_COLUMNS else table.column(name)
                 for name in table.column_names
             }
         content = io.BytesIO(storage.read_bytes(self.path))

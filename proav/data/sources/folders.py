@@ -58,17 +58,9 @@ SPLIT_FOLDERS = {
 }
 """Folder names that the layout split/label reads as splits, in upper or lower case."""
 AIST_GENRES = {
-    "BR": "Break",
-    "PO": "Pop",
-    "LO": "Lock",
-    "MH": "Middle Hip-hop",
-    "LH": "LA style Hip-hop",
-    "HO": "House",
-    "WA": "Waack",
-    "KR": "Krump",
-    "JS": "Street Jazz",
-    "JB": "Ballet Jazz",
-}
+    "BR": "Break", "PO": "Pop", "LO": "Lock", "MH": "Middle Hip-hop", "LH": "LA style Hip-hop",
+    "HO": "House", "WA": "Waack", "KR": "Krump", "JS": "Street Jazz", "JB": "Ballet Jazz",
+}  # fmt: skip
 """Genres of the AIST Dance Video Database, by the code in a file's name."""
 AIST_NAME = re.compile(
     r"(g(" + "|".join(AIST_GENRES) + r")_s[A-Z]{2}_)c(?:All|\d\d)((?:_d\d\d)+_m[A-Z]{2}\d_ch\d\d)"
@@ -108,6 +100,13 @@ def find_in_folders(sources: Iterable[str], layout: str, *, labels: Sequence[str
         raise UserError(
             f"data.sources={[place.source for place in places]} {they} folders of splits, and their files "
             "would be mixed and split anew; write data.layout=split/label to keep the splits"
+        )
+    unread = _below_unread_splits(places, by_root=by_root)
+    if unread and layout not in NAME_LAYOUTS:
+        print(
+            f"sources: SPLIT NOT READ: {len(unread):,} entries of data.sources, such as {unread[0]}, lie in "
+            "folders named test, validation or the like; no split is read there, and they are split like "
+            "others. data.layout=split/label expects the folder above; a listing's column split works for any"
         )
     others = PassedOver()
     rows = itertools.chain.from_iterable(_rows_of(place, layout, others, by_root=by_root) for place in places)
@@ -265,6 +264,8 @@ class _Place:
 
 
 def _place(given: str) -> _Place:
+    if not given:
+        raise UserError("data.sources has an empty entry; expected folders, files or globs: leave it out")
     source = NamesOnDisk().find(given)
     info = storage.file_info(source)
     if info.type == pafs.FileType.File:
@@ -384,6 +385,23 @@ def split_of_folder(name: str) -> str:
 def _roots_are_splits(places: Iterable[_Place]) -> bool:
     """Whether folders of both sides are given, such as data.sources=[set/train,set/test]."""
     return len({split_of_folder(root_name(place.root)) for place in places} - {""}) == 2
+
+
+def _below_unread_splits(places: Sequence[_Place], *, by_root: bool) -> list[str]:
+    """The entries in folders of the validation side that nothing reads, if others are in those of training.
+
+    Folders above all entries do not count. by_root: whether the roots' own names are read.
+    """
+    paths = [normal_path(place.root).split("/") for place in places]
+    num_common = len(os.path.commonprefix(paths))
+    sides = [{split_of_folder(folder) for folder in path[num_common:]} for path in paths]
+    if not {"train", "validation"} <= set().union(*sides):
+        return []
+    return [
+        place.source
+        for place, side in zip(places, sides, strict=True)
+        if "validation" in side and not (by_root and split_of_folder(root_name(place.root)))
+    ]
 
 
 def _has_unread_split(relative: str, layout: str) -> bool:

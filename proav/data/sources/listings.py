@@ -163,7 +163,7 @@ def listed_path(given: str, root: str, names: NamesOnDisk) -> str:
         given
         if storage.is_remote(given)
         else normal_path(given)
-        if os.path.isabs(given)
+        if given.startswith(("/", "file://"))
         else storage.join(root, given)
     )
     return path if storage.is_remote(path) else names.find(os.path.normpath(path))
@@ -172,7 +172,7 @@ def listed_path(given: str, root: str, names: NamesOnDisk) -> str:
 def _clip_rows(listing: str, read_row: Callable[[list[str]], tuple]) -> Iterator[tuple]:
     """read_row(fields) of every line that is no comment. Raises UserError that names the line."""
     with open_text(listing) as lines:
-        rows = csv.reader(lines, skipinitialspace=True)
+        rows = csv.reader(lines, skipinitialspace=True, strict=True)  # else an open quote swallows rows
         for row in rows:
             if row and not row[0].startswith("#"):
                 try:
@@ -273,7 +273,7 @@ def _read_ontology(listing: str, ontology: str | None) -> dict[str, str]:
         if text.lstrip().startswith("["):
             return {entry["id"]: one_form(entry["name"]) for entry in json.loads(text)}
         names = {}
-        for row in csv.DictReader(io.StringIO(text), skipinitialspace=True):
+        for row in csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True):
             if None in row:
                 raise UserError(
                     f"data.ontology={ontology} has more cells than columns at {row['mid']}; expected quotes "

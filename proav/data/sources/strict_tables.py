@@ -82,10 +82,11 @@ def is_parquet(listing: str) -> bool:
 
 @contextlib.contextmanager
 def open_text(listing: str, setting: str = SOURCES.setting) -> Iterator[io.TextIOWrapper]:
-    """The lines of a text file. Raises UserError if they are not UTF-8 or not CSV.
+    """The lines of a text file. Raises UserError if they are not UTF-8 or not CSV, or if it is a folder.
 
     setting: the key that names the file, for the message.
     """
+    _refuse_folder(listing, setting)
     filesystem, inner = storage.open_filesystem(listing)
     try:
         with (
@@ -99,6 +100,12 @@ def open_text(listing: str, setting: str = SOURCES.setting) -> Iterator[io.TextI
         if isinstance(error, csv.Error):
             expected = 'expected CSV in which quotes are closed, with "" for a quote within quotes'
         raise UserError(f"cannot read {setting}={listing}: {said}; {expected}") from error
+
+
+def _refuse_folder(listing: str, setting: str) -> None:
+    """Raises UserError for a folder. Spark and Ray write tables as folders of files."""
+    if storage.is_folder(listing):
+        raise UserError(f"{setting}={listing} is a folder; expected one CSV or Parquet file: name the file")
 
 
 def without_comments(lines: Iterable[str], comments: list[str] | None = None) -> Iterator[str]:
@@ -232,6 +239,7 @@ def _check_nameless(row: list[str], names: list[str], where: str) -> None:
 
 
 def _parquet_records(listing: str, other_columns: Sequence[str], form: TableForm) -> Iterator[dict]:
+    _refuse_folder(listing, form.setting)
     filesystem, inner = storage.open_filesystem(listing)
     try:
         with filesystem.open_input_file(inner) as file, pq.ParquetFile(file) as parquet:
@@ -239,13 +247,13 @@ def _parquet_records(listing: str, other_columns: Sequence[str], form: TableForm
             used = _used_columns(listing, names, other_columns, form)
             for batch in parquet.iter_batches(columns=used):
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and (error.errno is not None or storage.is_remote(listing)):
             raise  # of storage; errors of decoding a local file have no number
         said = " ".join(str(error).split())
-        raise UserError(
-            f"cannot read {form.setting}={listing}: {said}; expected Parquet, or CSV under another name"
-        ) from error
+        is_text = isinstance(error, UnicodeDecodeError)
+        expected = "text in UTF-8" if is_text else "Parquet, or CSV under another name"
+        raise UserError(f"cannot read {form.setting}={listing}: {said}; expected {expected}") from error
 
 
 def _used_columns(

@@ -60,9 +60,20 @@ def decode_frames(
         return np.frombuffer(piece, np.uint8).reshape(count, height, width, channels).copy()
     video = np.empty((count, height, width, channels), np.uint8)
     for index in range(count):
-        with Image.open(io.BytesIO(view[offsets[start + index] : offsets[start + index + 1]])) as image:
-            video[index] = np.asarray(image)
+        video[index] = _decode_jpeg(view[offsets[start + index] : offsets[start + index + 1]], width, height)
     return video
+
+
+def _decode_jpeg(data, width: int, height: int) -> np.ndarray:
+    """A picture as [H, W, 3]. Raises ValueError, or PIL's OSError, if it is damaged."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.size == (width, height):
+                return np.asarray(image)
+            said = "{}x{} pixels".format(*image.size)
+    except Image.DecompressionBombError:  # it is no ValueError
+        said = "far too many pixels"
+    raise ValueError(f"a stored frame has {said}; expected {width}x{height}")
 
 
 def _encode_jpeg(frame_HWC: np.ndarray, quality: int) -> bytes:

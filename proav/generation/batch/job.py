@@ -135,12 +135,15 @@ def pools(config: Config, *, num_blocks: int, num_cpus: int, use_gpu: bool) -> P
     num_blocks: of the plan; more denoisers would have nothing to do.
     num_cpus: that the cluster has or can grow to.
     use_gpu: whether denoisers have a GPU each.
-    Raises UserError if generate.num_writers does not fit.
+    Raises UserError if generate.num_writers does not fit. A number that is set is kept: readers get what the
+    writers leave.
     """
     least, most = (min(count, num_blocks) for count in config.generate.worker_range)
     left, writers = num_cpus - most, config.generate.num_writers
+    readers = -(-most // DENOISERS_PER_READER) if streams_read(config.generate.task) else 0
     if writers is None:
-        writers = max(0, left) if use_gpu else 0
+        readers = min(readers, max(0, left - 1))
+        writers = max(0, left - readers) if use_gpu else 0
     elif writers > max(0, left):
         raise UserError(
             f"generate.num_writers={writers} beside {most} generating actors needs {most + writers} CPUs; "
@@ -148,8 +151,7 @@ def pools(config: Config, *, num_blocks: int, num_cpus: int, use_gpu: bool) -> P
         )
     if not writers:
         return Pools((least, most), 0, 0)
-    readers = min(left - 1, -(-most // DENOISERS_PER_READER)) if streams_read(config.generate.task) else 0
-    return Pools((least, most), readers, min(writers, left - readers))
+    return Pools((least, most), min(readers, left - writers), writers)
 
 
 def _made(config: Config, recipe: Recipe, batches: Sequence[bytes]) -> Iterator[list[dict]]:

@@ -45,7 +45,7 @@ from proav.generation.given_windows import GivenWindows, known_of_window
 from proav.generation.long_clips import WHOLE_FILE, of_length, wanted_frames, window_of
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.generation.requests import SampleRequest
-from proav.generation.sampling_settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings, changed_settings, with_settings
 from proav.geometry import ClipGeometry
 from proav.media.container import ClipWriter
 from proav.media.melframes import MelFrames
@@ -57,12 +57,13 @@ DECODER = "proav.generation.given_files:GivenDecoder"
 class Recipe:
     """What all batches of a job share; it is sent to every process.
 
-    config: of the model, with the job's task, its encoders and its limits for decoding.
+    config: of the model, with the job's task, its encoders, its limits for decoding, and `changed`.
     checkpoint_path: of the ST-DiT.
     folder: where the samples go.
     data_folder: of the prepared data, whose windows are given if there is no listing.
     settings, precision: how samples are made.
     shared: values of all rows of the manifest, see `plan.shared_values`.
+    changed: settings that differ from the checkpoint's, see `changed_settings`.
     """
 
     config: Config
@@ -72,6 +73,7 @@ class Recipe:
     settings: SamplingSettings
     precision: str
     shared: dict
+    changed: dict
 
     def requests(self, rows: Iterable[tuple[int, dict]], arrays: dict) -> list[SampleRequest]:
         """The pipeline's request for each row, of a whole clip. rows: pairs (place in the batch, row)."""
@@ -111,6 +113,8 @@ def recipe_of(config: Config, model: Config, checkpoint_path: str, folder: str, 
     model: the configuration of the checkpoint.
     checkpoint_path, folder, shared: as in `Recipe`.
     """
+    changed = changed_settings(model, config)
+    model = with_settings(model, changed)
     limits = {name: getattr(config.data, name) for name in ("stall_seconds", "source_timeout_seconds")}
     data = model.data.model_copy(update={**limits, "sources": (), "listing": ()})
     own = {name: getattr(config.generate, name) for name in ("task", "encoders")}
@@ -123,6 +127,7 @@ def recipe_of(config: Config, model: Config, checkpoint_path: str, folder: str, 
         SamplingSettings.from_config(config).filled(make_process(model)),
         config.generate.precision,
         shared,
+        changed,
     )
 
 
@@ -191,7 +196,7 @@ class Denoise:
             torch.set_float32_matmul_precision("high")  # TF32
         self.recipe = recipe
         self.pipeline = SoundingVideoPipeline.from_checkpoint(
-            recipe.checkpoint_path, device=device, precision=recipe.precision
+            recipe.checkpoint_path, device=device, precision=recipe.precision, settings=recipe.changed
         )
         self.vectors = GivenVectors(recipe.config, recipe.data_folder)
 

@@ -28,7 +28,7 @@ from proav.generation.given_vectors import told_of
 from proav.generation.given_windows import given_rows
 from proav.generation.inputs import frames_needed
 from proav.generation.long_clips import WHOLE_FILE, check_length, wanted_frames, windows_needed
-from proav.generation.sampling_settings import SamplingSettings
+from proav.generation.sampling_settings import SamplingSettings, changed_settings
 from proav.geometry import ClipGeometry
 from proav.runs.checkpoint import Checkpoint
 from proav.text import LABEL_SEPARATOR, one_form
@@ -125,11 +125,16 @@ def manifest_row(row: dict, shared: dict) -> dict:
 
 
 def shared_values(config: Config, checkpoint: Checkpoint) -> dict:
-    """The values of the manifest's rows that all samples of a job share."""
+    """The values of the manifest's rows that all samples of a job share.
+
+    settings: as in `changed_settings`; missing if nothing differs from the checkpoint.
+    """
+    changed = changed_settings(checkpoint.config, config)
     return {
         **SamplingSettings.from_config(config).filled(make_process(checkpoint.config)).to_dict(),
         "precision": config.generate.precision,
         **({"encoders": config.generate.encoders} if config.generate.encoders else {}),
+        **({"settings": changed} if changed else {}),
         "checkpoint": checkpoint.hash,
         "clips_trained": checkpoint.clips,
     }
@@ -322,7 +327,7 @@ def _is_same(found: dict, wanted: dict) -> bool:
     """Whether a sample is the wanted one. If a row of an earlier version lacks a setting, the default is
     assumed."""
     found = _OF_EARLIER_VERSIONS | found
-    keys = wanted.keys() | {"number", "seconds", "texts", "vectors", "encoders"}
+    keys = wanted.keys() | {"number", "seconds", "texts", "vectors", "encoders", "settings"}
     return all(found.get(key) == wanted.get(key) for key in keys)
 
 

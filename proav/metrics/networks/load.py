@@ -9,6 +9,7 @@ from pathlib import Path
 from proav.errors import UserError
 from proav.metrics.networks import given, i3d, surrogate, yamnet
 from proav.metrics.networks.card import FeatureNetwork, NetworkCard
+from proav.storage import is_remote
 
 MODULES = {module.CARD.name: module for module in (i3d, yamnet)}
 """Networks with published weights. Each module has CARD, load and convert_weights."""
@@ -19,9 +20,24 @@ NETWORKS: dict[str, NetworkCard] = {
 
 
 def weights_file(name: str, folder: str | None) -> str | None:
-    """<folder>/<name>.safetensors if there is such a file, else None. Some networks need no weights."""
-    path = Path(folder or "", f"{name}.safetensors")
-    return str(path) if folder and path.is_file() else None
+    """<folder>/<name>.safetensors if there is such a file, else None. Some networks need no weights.
+
+    folder: evaluate.weights; None: not given. Raises UserError if it is no local folder.
+    """
+    if not folder:
+        return None
+    if is_remote(folder):
+        raise UserError(
+            f"evaluate.weights={folder} is remote; expected a local folder: copy it to this machine, and "
+            "write evaluate.weights=COPY"
+        )
+    if not Path(folder).is_dir():
+        raise UserError(
+            f"evaluate.weights={folder}: there is no such folder; expected the folder with the weights, such "
+            f"as {name}.safetensors"
+        )
+    path = Path(folder, f"{name}.safetensors")
+    return str(path) if path.is_file() else None
 
 
 def load_network(name: str, weights: str | None = None, device: str = "cpu") -> FeatureNetwork:

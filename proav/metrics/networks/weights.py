@@ -1,5 +1,6 @@
 """Weight files of feature networks: safetensors whose metadata names the network and the format."""
 
+import contextlib
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -40,23 +41,31 @@ def load_state(network: nn.Module, path: str, *, form: str, card: NetworkCard) -
 def save_state(
     tensors: dict[str, Tensor], destination: str | Path, *, form: str, card: NetworkCard, source_sha256: str
 ) -> None:
-    """Writes the whole file or nothing, with its origin as metadata.
+    """Writes the whole file or nothing, with its origin as metadata. Makes its folder.
 
     tensors: by name.
     destination: path of the file.
     form: name of the format, which `load_state` checks.
     card: of the network.
     source_sha256: checksum of the published file that the tensors come from.
+
+    Raises UserError if it cannot be written.
     """
     temporary = Path(f"{destination}.part")
-    save_file(
-        tensors,
-        temporary,
-        metadata={
-            "format": form,
-            "network": card.name,
-            "source_sha256": source_sha256,
-            "licence": card.licence,
-        },
-    )
-    temporary.replace(destination)
+    metadata = {
+        "format": form,
+        "network": card.name,
+        "source_sha256": source_sha256,
+        "licence": card.licence,
+    }
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.replace(destination)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write {destination}: {error}; free some space, or name another DST.safetensors"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

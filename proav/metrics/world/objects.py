@@ -63,7 +63,7 @@ def find_tracks(video_THWC: np.ndarray) -> list[Track]:
 
     The number of objects is the most frequent number of patches of a frame. If at least two frames
     have one more patch, and none has more than that, it is that larger number: objects that touch look like
-    one patch for a while. It is at most MAX_OBJECTS.
+    one patch for a while. It is at most MAX_OBJECTS: smaller patches beside that many objects are specks.
     """
     frames = find_patches(video_THWC)
     counts = [min(len(patches), MAX_OBJECTS) for patches in frames if 0 < len(patches) <= MAX_PATCHES]
@@ -72,9 +72,11 @@ def find_tracks(video_THWC: np.ndarray) -> list[Track]:
     number = max(sorted(set(counts)), key=counts.count)
     if number < MAX_OBJECTS and counts.count(number + 1) >= 2 and max(counts) == number + 1:
         number += 1
-    full = [sorted(patches, key=lambda patch: patch.radius) for patches in frames if len(patches) == number]
-    if not full:
-        return []
+    # if a speck lasts beside the most objects, no frame has exactly that number
+    full = [patches for patches in frames if len(patches) == number] or [
+        patches for patches in frames if number <= len(patches) <= MAX_PATCHES
+    ]
+    full = [sorted(patches, key=lambda patch: patch.radius)[-number:] for patches in full]
     radii = np.median([[patch.radius for patch in patches] for patches in full], axis=0)
     places_TN2 = np.full((len(frames), number, 2), np.nan)
     for frame, patches in enumerate(frames):

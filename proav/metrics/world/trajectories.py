@@ -7,7 +7,7 @@ are in picture heights, times in seconds.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,8 @@ MIN_TURN = 0.7 * MIN_SPEED
 """Least change of velocity that counts as a turn."""
 CONTACT = 0.05
 """How far from contact a turn may be found: errors of place and time together."""
+SAME_IMPACT_SECONDS = 0.1
+"""Turns of two objects that meet are one impact if they are nearer in time than this."""
 SLACK_FRAMES = 0.5
 """The meeting of two lines may lie this far outside the frames between which it is expected."""
 
@@ -94,11 +96,15 @@ class Path:
 
 @dataclass(frozen=True)
 class Impact:
-    """An impact that is seen: its time, what was hit, and the radii of the objects that it moves."""
+    """An impact that is seen."""
 
     time: float
     kind: str
+    """What was hit."""
+    objects: tuple[int, ...]
+    """The objects that it moves, as numbers of their paths, in order."""
     radii: tuple[float, ...]
+    """Of the objects, from the smallest."""
 
 
 def find_path(track: Track, *, fps: float) -> Path | None:
@@ -167,12 +173,18 @@ def find_impacts(paths: Sequence[Path]) -> list[Impact]:
     found.sort(key=lambda impact: impact.time)
     merged: list[Impact] = []
     for impact in found:
-        same = merged and merged[-1].kind == impact.kind == "objects" and merged[-1].radii == impact.radii
-        if same and impact.time - merged[-1].time < 0.1:
-            merged[-1] = Impact((merged[-1].time + impact.time) / 2, impact.kind, impact.radii)
-        else:
+        same = next((place for place, other in enumerate(merged) if _are_one(other, impact)), None)
+        if same is None:
             merged.append(impact)
-    return merged
+        else:
+            merged[same] = replace(impact, time=(merged[same].time + impact.time) / 2)
+    return sorted(merged, key=lambda impact: impact.time)
+
+
+def _are_one(earlier: Impact, later: Impact) -> bool:
+    """Whether two turns are of the same two objects, which meet once."""
+    alike = earlier.kind == later.kind == "objects" and earlier.objects == later.objects
+    return alike and later.time - earlier.time < SAME_IMPACT_SECONDS
 
 
 def _explained(turn: Turn, number: int, paths: Sequence[Path]) -> Impact | None:
@@ -180,22 +192,22 @@ def _explained(turn: Turn, number: int, paths: Sequence[Path]) -> Impact | None:
     radius = paths[number].track.radius
     x, y = turn.place
     options = [
-        (abs(FLOOR - radius - y), "floor", -turn.change[1], (radius,)),
-        (abs(x - radius), "left_wall", turn.change[0], (radius,)),
-        (abs(1 - radius - x), "right_wall", -turn.change[0], (radius,)),
+        (abs(FLOOR - radius - y), "floor", -turn.change[1], (number,)),
+        (abs(x - radius), "left_wall", turn.change[0], (number,)),
+        (abs(1 - radius - x), "right_wall", -turn.change[0], (number,)),
     ]
     for other, path in enumerate(paths):
         if other == number:
             continue
         away = turn.place - path.at(turn.time)
         distance = float(np.hypot(*away))
-        radii = tuple(sorted((radius, path.track.radius)))
         change = turn.change @ away / max(distance, 1e-6)
-        options.append((abs(distance - sum(radii)), "objects", change, radii))
+        gap = abs(distance - radius - path.track.radius)
+        options.append((gap, "objects", change, tuple(sorted((number, other)))))
     possible = [option for option in options if option[0] <= CONTACT and option[2] >= MIN_TURN]
     if not possible:
         return None
     # The velocity should change away from what is hit, and the object should touch it.
     size = np.hypot(*turn.change)
-    _, kind, _, radii = min(possible, key=lambda option: option[0] / CONTACT - option[2] / size)
-    return Impact(turn.time, kind, radii)
+    _, kind, _, objects = min(possible, key=lambda option: option[0] / CONTACT - option[2] / size)
+    return Impact(turn.time, kind, objects, tuple(sorted(paths[place].track.radius for place in objects)))

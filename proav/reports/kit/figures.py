@@ -92,6 +92,7 @@ def curve(
     from_zero: the axis of values starts at 0 and is linear.
     """
     clips, values = np.asarray(clips, dtype=float), np.asarray(values, dtype=float)
+    least, most = values.min(), values.max()  # of the band too
     figure = Figure(figsize=(3.6, 2.1))
     figure.patch.set_alpha(0)
     axes = _new_axes(figure, (0.15, 0.19, 0.82, 0.75))
@@ -114,8 +115,8 @@ def curve(
         markersize=3,
     )
     if from_zero:
-        axes.set_ylim(0, 1.15 * max(values.max(), 1e-9))
-    elif values.min() > 0 and values.max() / values.min() > 20:
+        axes.set_ylim(0, 1.15 * max(most, 1e-9))
+    elif least > 0 and most / least > 20:
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
     if axes.get_yscale() == "linear":

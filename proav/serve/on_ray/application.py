@@ -26,6 +26,7 @@ from proav.serve.api.http import http_app
 from proav.serve.on_ray.listen import start_listening
 from proav.serve.on_ray.sampler import Sampler
 from proav.serve.on_ray.watchdog import watch
+from proav.serve.orders.model_card import ModelCard
 from proav.serve.queue.dispatch import SamplerLost
 from proav.serve.queue.jobs import check_writable
 from proav.serve.queue.service import Service, lease_of
@@ -68,7 +69,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     """The application for the arguments of `serve run` or of a Serve config file. Raises StartError."""
     try:
         settings = read_settings(arguments)
-        load_checkpoint(settings.checkpoint, kind="stdit")
+        ModelCard.of(load_checkpoint(settings.checkpoint, kind="stdit"), settings)  # or says why not
         if settings.checkpoint == str(SHOWCASE_CHECKPOINT):
             click.echo(
                 f"no demo was run here, so this serves the small model of {SHOWCASE_CHECKPOINT.parent}; "

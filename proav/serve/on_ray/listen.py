@@ -4,6 +4,7 @@ Ray Serve's command has no option for that, and it reports a taken port with a p
 cluster (`serve deploy`, RayService) none of this is used: http_options of the config file decide there.
 """
 
+import errno
 import os
 import signal
 import socket
@@ -112,9 +113,13 @@ def _check_free(host: str, port: int) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
-    except OSError as error:
-        why = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host, such as a..b
+        why = getattr(error, "strerror", None) or str(error)
+        another = f"host={DEFAULT_HOST} (this machine only) or host=0.0.0.0 (all interfaces)"
+        if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
+            # the ports below 1024 are the system's
+            another = f"port={port + 1 if 1024 <= port < 65535 else DEFAULT_PORT}"
         raise UserError(
             f"cannot listen on {host}:{port} ({why[:1].lower()}{why[1:]}); "
-            f"choose another: serve run proav.serve:app port={port + 1}"
+            f"choose another: serve run proav.serve:app {another}"
         ) from error

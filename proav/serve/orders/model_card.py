@@ -3,14 +3,15 @@
 It is the answer of /v1/models, and every request is checked against it (`requests.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proav import storage
 from proav.config import Config
-from proav.diffusion import FlowMap, make_process
+from proav.diffusion import DDPM, FlowMap, make_process
 from proav.diffusion.masks import continue_frames
 from proav.diffusion.solvers import num_steps
 from proav.diffusion.tasks import TASKS, sampled_tasks
+from proav.errors import UserError
 from proav.generation.long_clips import makes_long_clips, wanted_frames
 from proav.generation.sampling_settings import MAX_GUIDANCE_SCALE, SamplingSettings
 from proav.geometry import ClipGeometry
@@ -53,16 +54,27 @@ class ModelCard:
     def of(cls, checkpoint: Checkpoint, settings: ServeSettings) -> "ModelCard":
         """The card of a checkpoint; `settings` override the defaults of the checkpoint's run.
 
-        Raises UserError for a default guidance that a flow map does not have.
+        Raises UserError if the model does not take the defaults: then no job could be made.
         """
         generate, process = checkpoint.config.generate, make_process(checkpoint.config)
-        steps = min(num_steps(generate.steps, process.objective), settings.max_steps)
-        guidance_scale, guidance_range = generate.guidance_scale, (0, MAX_GUIDANCE_SCALE)
-        if settings.guidance_scale is not None:
-            guidance_scale = settings.guidance_scale
+        max_steps = settings.max_steps
+        if isinstance(process, DDPM):
+            max_steps = min(max_steps, process.most_steps(generate.schedule_shift))
+        chosen = {"steps": settings.steps, "guidance_scale": settings.guidance_scale}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        steps = min(num_steps(generate.steps, process.objective), max_steps)
+        try:
+            sampling = replace(SamplingSettings.from_config(checkpoint.config), **{"steps": steps} | chosen)
+            sampling = sampling.filled(process)
+            sampling.num_calls(process.objective)
+        except UserError as error:
+            raise UserError(
+                f"{checkpoint.path} cannot be served: {error}. What this server does not set itself is "
+                f"`config.generate` of its {INDEX}"
+            ) from error
+        guidance_range = (0, MAX_GUIDANCE_SCALE)
         if isinstance(process, FlowMap):
-            SamplingSettings(guidance_scale=guidance_scale).filled(process)
-            guidance_scale, guidance_range = process.guidance_scale, (process.guidance_scale,) * 2
+            guidance_range = (process.guidance_scale,) * 2
         geometry, tasks = ClipGeometry.from_config(checkpoint.config), sampled_tasks(checkpoint.config)
         modified = storage.file_info(storage.join(checkpoint.path, INDEX)).mtime
         return cls(
@@ -73,9 +85,9 @@ class ModelCard:
             encoders=tuple(settings.encoders),
             tasks=tasks,
             geometry=geometry,
-            steps=settings.steps if settings.steps is not None else steps,
-            max_steps=settings.max_steps,
-            guidance_scale=guidance_scale,
+            steps=sampling.steps,
+            max_steps=max_steps,
+            guidance_scale=sampling.guidance_scale,
             guidance_range=guidance_range,
             checkpoint_hash=checkpoint.hash,
             clips_trained=checkpoint.clips,

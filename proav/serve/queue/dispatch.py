@@ -251,7 +251,12 @@ class Dispatcher:
         delivered = [
             (member, clip) for member, clip in zip(asked, clips, strict=True) if member in batch.members
         ]
-        await asyncio.gather(*(self._deliver(member.job, clip, None) for member, clip in delivered))
+        ends = await asyncio.gather(
+            *(self._deliver(member.job, clip, None) for member, clip in delivered), return_exceptions=True
+        )
+        for (member, _), error in zip(delivered, ends, strict=True):
+            if error is not None:  # no failure of the sampler: nothing is made again
+                logger.error("the clip of %s could not be delivered", member.job.id, exc_info=error)
 
     async def _lost(self, batch: Batch, error: SamplerLost) -> None:
         """Queues the jobs again, each in a batch of its own: if one of them ends samplers, the others are not
@@ -279,7 +284,8 @@ class Dispatcher:
         """
         if batch.num_jobs == 1:
             message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            await self._deliver(batch.members[0].job, None, JobError(code="sampling_failed", message=message))
+            for member in batch.members:  # none if it was cancelled
+                await self._deliver(member.job, None, JobError(code="sampling_failed", message=message))
             return
         for member in batch.members:
             member.alone = True

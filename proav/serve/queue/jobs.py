@@ -6,6 +6,7 @@ the same, because a clip is a function of its order. The functions block, so the
 Not here: which jobs wait (`batching.py`) and which run (`dispatch.py`).
 """
 
+import contextlib
 import io
 import json
 import logging
@@ -19,11 +20,12 @@ import zlib
 from typing import Annotated, Literal
 
 import numpy as np
+import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from proav import storage
 from proav.diffusion.tasks import TASKS
-from proav.errors import StorageUnavailable, UserError
+from proav.errors import TOLD, StorageUnavailable, UserError
 from proav.serve.front.api_error import ApiError
 from proav.serve.orders.requests import Order
 
@@ -41,6 +43,7 @@ DAMAGED = (
 changed method of compression leads to any of zipfile's decoders; that of bz2 raises OSError.
 """
 INDEX, VIDEO, GIVEN = "job.json", "video.mp4", "given.npz"
+ID = re.compile(r"video_[0-9a-f]+")
 MICROSECONDS = 10**6
 
 logger = logging.getLogger(__name__)
@@ -149,15 +152,15 @@ class JobStore:
         self.folder = storage.make_folder(folder)
 
     def load(self) -> list[Job]:
-        """Every job on record, oldest first.
+        """Every job on record, oldest first. Deletes the folders of jobs without a record.
 
-        A folder that cannot be read, or that holds the record of another job, is reported in the log and left
-        alone.
+        A record that cannot be read, or that belongs to another job, is reported in the log and left alone.
+        Nobody else may create jobs meanwhile.
         """
         jobs = []
-        for path in storage.list_files(self.folder):
-            if not path.endswith(f"/{INDEX}"):
-                continue
+        paths = [path for path in storage.list_files(self.folder) if path.endswith(f"/{INDEX}")]
+        self._delete_all_but({self._relative(path).split("/")[0] for path in paths})
+        for path in paths:
             try:
                 jobs.append(self._read(path))
             except (ValueError, OSError, RecursionError, StorageUnavailable) as error:
@@ -165,12 +168,27 @@ class JobStore:
                 logger.warning("the job in %s cannot be read and is left alone: %s", path, said)
         return sorted(jobs, key=lambda job: job.place)
 
+    def _delete_all_but(self, recorded: set[str]) -> None:
+        """Deletes the folders of jobs that were cut off while they were written or deleted.
+
+        recorded: names of the folders with a record.
+        """
+        filesystem, inner = storage.open_filesystem(self.folder)
+        for found in filesystem.get_file_info(pafs.FileSelector(inner)):
+            name = found.base_name
+            if found.type != pafs.FileType.Directory or not ID.fullmatch(name) or name in recorded:
+                continue
+            try:
+                self.delete(name)
+            except (OSError, *TOLD) as error:
+                logger.warning("%s has no %s, and cannot be deleted: %s", found.path, INDEX, error)
+
     def _read(self, path: str) -> Job:
         """The job of one job.json. Raises ValueError, OSError, RecursionError or StorageUnavailable."""
         if (size := storage.file_info(path).size) > MAX_INDEX_BYTES:
             raise ValueError(f"{size} bytes; expected at most {MAX_INDEX_BYTES}")
         job = Job.model_validate(json.loads(storage.read_bytes(path)))
-        if not re.fullmatch(r"video_[0-9a-f]+", job.id) or self._relative(path) != f"{job.id}/{INDEX}":
+        if not ID.fullmatch(job.id) or self._relative(path) != f"{job.id}/{INDEX}":
             # What is deleted later is the folder that the id names.
             raise ValueError(f"it says that it is the record of {job.id}")
         return job
@@ -179,6 +197,7 @@ class JobStore:
         """Writes a job. given: the streams that its task is given; None if it takes nothing.
 
         Raises ApiError 400, and writes nothing, if `load` would not read the record once the job is finished.
+        If it cannot write all, nothing is left.
         """
         record, most = _record(job), MAX_INDEX_BYTES - GROWTH_BYTES
         if len(record) > most:
@@ -186,11 +205,16 @@ class JobStore:
             said = f"the job would take {len(record)} bytes in {INDEX}, of which {texts} are for texts and "
             said += f"{vectors} for vectors; expected at most {most} in all; "
             raise ApiError(400, f"{said}send shorter texts, or leave some vectors out", param="vectors")
-        if given is not None:
-            buffer = io.BytesIO()
-            np.savez(buffer, **given)
-            storage.write_bytes(self._path(job.id, GIVEN), buffer.getvalue())
-        storage.write_text(self._path(job.id, INDEX), record)
+        try:
+            if given is not None:
+                buffer = io.BytesIO()
+                np.savez(buffer, **given)
+                storage.write_bytes(self._path(job.id, GIVEN), buffer.getvalue())
+            storage.write_text(self._path(job.id, INDEX), record)
+        except BaseException:
+            with contextlib.suppress(OSError, *TOLD):  # `load` deletes it later
+                self.delete(job.id)
+            raise
 
     def save(self, job: Job) -> None:
         storage.write_text(self._path(job.id, INDEX), _record(job))

@@ -38,6 +38,10 @@ KEPT_PREVIEWS = 512
 SWEEP_SECONDS = 30.0
 """Time between two searches for expired jobs."""
 LEASE_LOOK_SECONDS = 0.5
+NOT_DELETED = JobError(
+    code="cancelled", message="it was deleted before it was made, but some of its files could not be removed"
+)
+"""Why a job ends whose deletion failed: nobody makes it any more."""
 RENEWALS = 6
 """How often the lease is renewed within the time after which it would lapse."""
 
@@ -300,6 +304,8 @@ class Service:
             await asyncio.to_thread(self._store.delete, job_id)
         except (OSError, *TOLD):
             self._jobs[job_id] = job  # it would be there again after a restart
+            if not job.finished:  # nobody makes it any more
+                job.finish(time.time(), self.settings.keep_seconds, NOT_DELETED)
             raise
 
     async def _deliver(self, job: Job, mp4: bytes | None, error: JobError | None) -> None:
@@ -316,14 +322,14 @@ class Service:
             record = job.model_copy()
             record.finish(now, self.settings.keep_seconds, error)
             await asyncio.to_thread(self._store.save, record)
-        except TOLD as failure:
+        except (OSError, *TOLD) as failure:
             logger.error("the clip of %s cannot be kept: %s", job.id, failure)
             error = JobError(code="storage_failed", message="the server could not keep the clip")
         job.finish(now, self.settings.keep_seconds, error)
         if job.id not in self._jobs:  # deleted while it was being written
             try:
                 await asyncio.to_thread(self._store.delete, job.id)
-            except TOLD as failure:
+            except (OSError, *TOLD) as failure:
                 logger.error("the files of %s, which was deleted, stay: %s", job.id, failure)
 
     async def _take_up(self, job: Job) -> None:
@@ -365,6 +371,8 @@ class Service:
         while True:
             now = time.time()
             for job in [job for job in self._jobs.values() if job.expires is not None and job.expires <= now]:
+                if job.id not in self._jobs:  # a client deleted it meanwhile
+                    continue
                 try:
                     await self._forget(job.id)
                 except (OSError, *TOLD) as error:

@@ -325,6 +325,11 @@ def test_latents_come_back_in_a_reproducible_order(latents_dir):
     assert_same(first, feed.batch(1))
 
 
+def test_the_index_of_latents_is_in_one_piece_for_all_shards(latents_dir):
+    index = LatentFeed(latents_dir[0], labels=("rain",)).index
+    assert {column.num_chunks for column in index.columns} == {1}  # else every batch would join all shards
+
+
 def test_a_mistake_in_a_loader_process_is_reported_in_one_line(latents_dir, tmp_path):
     folder = shutil.copytree(latents_dir[0], tmp_path / "latents")
     feed = LatentFeed(str(folder), labels=(), batch_size=6)

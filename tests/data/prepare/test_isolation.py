@@ -128,6 +128,14 @@ def test_a_decoder_that_stands_still_is_ended(decoder, sources):
     assert len(segments(decoder.rows(sources["short.mp4"]))) == 1
 
 
+def test_a_process_that_does_not_start_is_reported(config, sources, monkeypatch):
+    long = config.model_copy(update={"data": config.data.model_copy(update={"sources": ("x" * 2_000_000,)})})
+    for program in ("/no/such/python", "/bin/false"):  # the second dies while the settings are sent
+        monkeypatch.setattr(sys, "executable", program)
+        with IsolatedDecoder(long) as decoder, pytest.raises(RuntimeError, match="did not start: .*"):
+            list(decoder.rows(sources["short.mp4"]))
+
+
 def test_stopping_in_the_middle_of_a_source_ends_the_process(config, sources):
     with IsolatedDecoder(config) as decoder:
         rows = decoder.rows(sources["long.mp4"])

@@ -10,7 +10,8 @@ import torch
 
 from proav import storage
 from proav.data.feeds.latent_feed import LatentFeed
-from proav.data.prepare.vectors import store_vectors
+from proav.data.prepare import vectors
+from proav.data.prepare.vectors import VectorFile, store_vectors
 from proav.data.prepare.verify import verify
 from proav.data.store.parquet import DamagedShard, write_shard
 from proav.data.store.shards import SegmentStore, read_manifest
@@ -158,6 +159,28 @@ def test_what_is_there_stays_and_what_is_missing_is_made(run, capsys):
     said = "was made from .*:numbers, which is not .*:loudness; delete it to make it from .*loudness, or"
     with pytest.raises(UserError, match=said):
         store_vectors(with_vectors(config, face=f"{HERE}:loudness"), data_dir)
+
+
+def test_the_index_is_read_once_and_a_written_file_not_again(run, monkeypatch):
+    config, data_dir = run
+    stores = []
+    monkeypatch.setattr(vectors, "SegmentStore", lambda folder: stores.append(folder) or SegmentStore(folder))
+    with monkeypatch.context() as writing:
+        writing.setattr(storage, "file_sha256", None)
+        store_vectors(with_vectors(config, face=f"{HERE}:numbers", words=f"{HERE}:loudness"), data_dir)
+    assert stores == [data_dir]
+    for shard in read_vectors_manifest(data_dir, "face")["shards"]:
+        found = storage.file_sha256(f"{data_dir}/vectors/face/{shard['name']}")
+        assert found == (shard["sha256"], shard["bytes"]) and shard["rows"] == 2
+
+
+def test_only_keys_of_a_users_table_become_python_objects(tmp_path):
+    """Other columns may be embeddings of gigabytes; a list of numbers takes ten times the memory."""
+    path = str(tmp_path / "clips.parquet")
+    pq.write_table(pa.table({"id": ["a"], "face": [[1.0]], "voice": [[2.0]]}), path)
+    columns = VectorFile(path, "face")._read()
+    assert columns["id"] == ["a"]
+    assert all(isinstance(columns[name], pa.ChunkedArray) for name in ("face", "voice"))
 
 
 def test_vectors_of_other_contents_or_segments_are_told_apart(run, tmp_path):

@@ -4,7 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from proav.data.sources.strict_tables import open_text, table_records
+from proav.config import Config, DataConfig
+from proav.data.sources.finding import find_sources
+from proav.data.sources.strict_tables import TableForm, open_text, table_records
 from proav.errors import UserError
 
 
@@ -34,3 +36,25 @@ def test_lines_of_a_text_come_as_they_are(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n")
     with open_text(str(tmp_path / "a.txt")) as lines:
         assert list(lines) == ["one\n", "two\n"]
+
+
+@pytest.mark.parametrize("name", ["clips.parquet", "clips.csv"])
+def test_a_folder_of_files_is_no_table(tmp_path, name):
+    """Spark and Ray write a table as a folder. The storage has not failed, so nothing is tried again."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "part-0").write_text("path\na.mp4\n")
+    said = "clips.* is a folder; expected one CSV or Parquet file"
+    with pytest.raises(UserError, match=f"data.listing=.*{said}"):
+        find_sources(Config(data=DataConfig(listing=str(tmp_path / name))))
+    with pytest.raises(UserError, match=f"generate.listing=.*{said}"):
+        list(table_records(str(tmp_path / name), form=TableForm(setting="generate.listing")))
+
+
+def test_a_text_column_of_a_parquet_table_that_is_not_utf_8_is_reported(tmp_path):
+    path = tmp_path / "clips.parquet"
+    texts = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\5\0\0\0"), pa.py_buffer(b"\xff.mp4"))
+    pq.write_table(pa.table({"path": texts}), path)
+    with pytest.raises(
+        UserError, match="cannot read data.listing=.*clips.parquet: .*; expected text in UTF-8"
+    ):
+        list(table_records(str(path)))

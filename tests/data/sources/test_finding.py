@@ -142,6 +142,23 @@ def test_folders_of_splits_below_the_labels_are_reported(tmp_path, capsys):
     assert "sources: SPLIT NOT READ: 2 videos" in capsys.readouterr().out
 
 
+def test_folders_of_splits_above_the_sources_are_reported(tmp_path, capsys):
+    touch(tmp_path / "train" / "s", "train/cat/a.mp4", "Test/cat/b.mp4", "Test/dog/c.mp4", "other/d.mp4")
+    there = f"{tmp_path}/train/s"  # a folder train above all sources says nothing
+    for sources, layout, num_unread in (
+        (("train/cat", "Test/dog"), "label", 1),
+        (("train/cat", "Test/dog"), "split/label", 1),
+        (("train/cat", "Test"), "split/label", 1),
+        (("train/cat/a.mp4", "Test/cat/b.mp4", "Test/dog/*.mp4", "other"), "label", 2),
+        (("Test/cat/b.mp4", "Test/dog/c.mp4"), "label", 0),
+        (("train/cat", "other"), "label", 0),
+        (("train", "Test"), "split/label", 0),  # these are read
+    ):
+        find(sources=tuple(f"{there}/{source}" for source in sources), layout=layout)
+        out = capsys.readouterr().out
+        assert (f"SPLIT NOT READ: {num_unread} entries" in out) if num_unread else ("NOT READ" not in out)
+
+
 def test_files_with_other_endings_are_counted(tmp_path, capsys):
     touch(tmp_path / "set", "x/a.VOB", "x/b.3g2", "b.divx", "c.f4v", "d.dv", "e.rmvb", "f.rm")
     assert len(find(sources=(str(tmp_path / "set"),))) == 7

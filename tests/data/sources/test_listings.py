@@ -308,6 +308,13 @@ def test_plain_tables_may_lie_elsewhere_than_their_videos(folder):
     ]
 
 
+def test_a_listed_path_may_be_an_address_of_a_file(folder):
+    (folder / "clips.csv").write_text(f"path\nfile://{folder}/videos/a.mp4\nfile:///far/b.mp4\nc.mp4\n")
+    paths = {row.key: row.path for row in rows_of(find(folder, "clips.csv"))}
+    near = {f"videos/{name}": f"{folder}/videos/{name}" for name in ("a.mp4", "c.mp4")}
+    assert paths == near | {"/far/b.mp4": "/far/b.mp4"}
+
+
 def test_landscape_has_folders_of_splits_and_of_classes(folder):
     touch(
         folder,
@@ -400,6 +407,12 @@ def test_aist_split_files(folder, capsys):
             VGGSOUND + "ggggggggggG,-1,rain,test\n",
             "line 4: start_seconds='-1'; expected seconds from 0 up",
         ),
+        (  # without its end, the quote would swallow the rows up to the next one
+            "vggsound.csv",
+            'ggggggggggG,1,"rain,test\n' + VGGSOUND,
+            "expected CSV in which quotes are closed",
+        ),
+        ("vggsound.csv", VGGSOUND + 'ggggggggggG,1,rain,"train\n', "expected CSV in which quotes are closed"),
     ],
 )
 def test_mistakes_are_named(folder, name, text, message):
@@ -417,6 +430,9 @@ def test_what_a_format_needs_is_named(folder):
         find(folder, "eval_segments.csv", ontology=None)
     with pytest.raises(UserError, match="data.ontology: no such file: absent.json"):
         find(folder, "eval_segments.csv", ontology="absent.json")
+    (folder / "labels.csv").write_text('index,mid,display_name\n0,/m/rain,"Rain\n1,/m/speech,"Speech"\n')
+    with pytest.raises(UserError, match=r"cannot read data.ontology=.*labels.csv: Error .*; expected"):
+        find(folder, "eval_segments.csv", ontology=str(folder / "labels.csv"))
     (folder / "ontology.json").write_text('[{"id": "/m/rain"}]')
     with pytest.raises(
         UserError, match=r"cannot read data.ontology=.*ontology.json: KeyError 'name'; expected"

@@ -39,3 +39,14 @@ def test_same_frames_same_bytes(video):
     assert encode_frames(video, codec="jpeg", quality=92) == encode_frames(
         video.copy(), codec="jpeg", quality=92
     )
+
+
+@pytest.mark.parametrize(("height", "width"), [(0xFFFF, 0xFFFF), (1, 48), (32, 47), (64, 96)])
+def test_a_damaged_size_is_an_error_of_the_stored_bytes(video, height, width):
+    """A picture of one row would fit any shape, and Pillow refuses huge ones with an error of its own."""
+    data, offsets = encode_frames(video, codec="jpeg", quality=92)
+    place = data.index(b"\xff\xc0") + 5  # the start of a frame: length, depth, height, width
+    assert data[place : place + 4] == bytes([0, 32, 0, 48])
+    damaged = data[:place] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[place + 4 :]
+    with pytest.raises(ValueError, match="a stored frame has .* pixels; expected 48x32"):
+        decode_frames(damaged, offsets, codec="jpeg", shape=SHAPE)

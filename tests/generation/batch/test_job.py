@@ -28,6 +28,19 @@ from tests.tiny import save_tiny_stdit, tiny_config
         (["generate.num_workers=[1,8]", "generate.task=v2a"], 16, True, Pools((1, 8), 2, 6)),
         (["generate.task=a2v", "generate.num_writers=2"], 16, True, Pools((1, 1), 1, 2)),
         (["generate.task=a2v"], 2, True, Pools((1, 1), 0, 1)),
+        # a number that is set is kept; readers get what is left
+        (
+            ["generate.task=a2v", "generate.num_workers=4", "generate.num_writers=2"],
+            6,
+            True,
+            Pools((4, 4), 0, 2),
+        ),
+        (
+            ["generate.task=a2v", "generate.num_workers=4", "generate.num_writers=2"],
+            7,
+            True,
+            Pools((4, 4), 1, 2),
+        ),
     ],
 )
 def test_all_processes_of_a_job_fit_together(words, num_cpus, use_gpu, expected):
@@ -108,3 +121,16 @@ def test_any_pools_make_the_same_files_and_a_killed_job_goes_on(tmp_path, ray_lo
     assert (
         again.errors == {"unreadable": 1} and "generate: done already, 5 samples" in capsys.readouterr().out
     )
+
+
+def test_steps_that_the_process_does_not_have_leave_the_samples_as_they_are(tmp_path):
+    trained = tiny_config("diffusion.objective=ddpm")
+    path = save_tiny_stdit(str(tmp_path / "checkpoints"), trained)
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    words = [f"run_dir={tmp_path / 'run'}", f"generate.checkpoint={path}"]
+    manifest = tmp_path / "run" / "samples" / "manifest.jsonl"
+    manifest.write_text('{"index": 0, "path": "000000/000000000.mp4"}\n')
+    before = manifest.read_text()
+    with pytest.raises(UserError, match="generate.steps=200 with generate.schedule_shift=10: ddpm has 1000"):
+        generate(tiny_config(*words, "generate.steps=200", "generate.schedule_shift=10"))
+    assert manifest.read_text() == before

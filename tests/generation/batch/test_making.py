@@ -235,3 +235,26 @@ def test_a_clip_that_goes_on_from_a_file_is_what_python_makes(masked_run, inputs
         task="continue", clip=clip, label="rain", seed=5, steps=1, guidance_scale=1.5
     )
     assert np.array_equal(made.video, alone.video) and np.array_equal(made.audio, alone.audio)
+
+
+@pytest.mark.parametrize("seconds", [[], ["generate.seconds=1.2"]])
+def test_sound_is_made_with_the_settings_that_the_job_names(masked_run, tmp_path, seconds):
+    """Whether the sound is made by `Finish`, or by `Denoise` window by window."""
+    words, checkpoint = masked_run
+    named, found = {"mel.griffin_lim_iterations": 9}, {}
+    for name, more in (("own", []), ("named", [f"{key}={value}" for key, value in named.items()])):
+        make, rows = maker_of(checkpoint, tmp_path / name, *words, *more, *seconds)
+        assert make({"batch": pack(rows[:1])})["error"] == ""
+        found[name] = (tmp_path / name / "000000" / "000000000.mp4").read_bytes()
+    pipeline = SoundingVideoPipeline.from_checkpoint(checkpoint.path, settings=named)
+    length = {"seconds": 1.2} if seconds else {}
+    (clip,) = pipeline(label="rain", steps=1, guidance_scale=1.5, **length)
+    assert found["named"] == encode_clip(clip) != found["own"]
+
+
+def test_fresh_noise_is_as_the_job_names_it(tmp_path):
+    trained = tiny_config("diffusion.objective=ddpm")
+    checkpoint = load_checkpoint(save_tiny_stdit(str(tmp_path / "checkpoints"), trained))
+    words = "diffusion.objective=ddpm", "diffusion.ddim_eta=0.5"
+    make, _ = maker_of(checkpoint, tmp_path, *words)
+    assert make.steps[0].pipeline.process.eta == 0.5

@@ -174,3 +174,14 @@ def test_clips_of_another_size_than_the_models_are_refused(checkpoint):
     check_clips(tiny_config("generate.steps=3", "seed=4"), checkpoint.config)
     with pytest.raises(UserError, match=r"clip.height=64: .* makes clips with clip.height=32\. The planes"):
         check_clips(tiny_config("clip.height=64"), checkpoint.config)
+
+
+def test_settings_of_sound_count_if_they_differ_from_the_checkpoints(checkpoint, tmp_path):
+    own = rows_of(checkpoint, "mel.griffin_lim_iterations=4")  # the checkpoint's
+    other = rows_of(checkpoint, "mel.griffin_lim_iterations=9")
+    assert own == rows_of(checkpoint) and "settings" not in own[0]
+    assert other[0]["settings"] == {"mel.griffin_lim_iterations": 9}
+    for there, words, done in ((own, [], 3), (own, [9], 0), (other, [9], 3), (other, [], 0), (other, [8], 0)):
+        store(tmp_path, there)
+        asked = [f"mel.griffin_lim_iterations={number}" for number in words]
+        assert plan_of(tmp_path, checkpoint, *asked)[0].num_done == done

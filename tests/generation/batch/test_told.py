@@ -131,3 +131,11 @@ def test_columns_that_do_not_fit_are_reported(checkpoint, tmp_path, text, word, 
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(UserError, match=said):
         list(wanted_rows(tiny_config(word, f"generate.listing={tmp_path / 'rows.csv'}"), checkpoint))
+
+
+def test_vectors_of_a_segment_that_is_gone_are_reported(checkpoint, tmp_path):
+    config = tiny_config(f"run_dir={tmp_path}", VECTORS)
+    write_segments(config)
+    recipe = recipe_of(config, checkpoint.config, checkpoint.path, "", {})
+    with pytest.raises(UserError, match="has no segment nowhere any more; run generate.py again"):
+        GivenVectors(recipe.config, recipe.data_folder)([{"given": {"segment_id": "nowhere"}}])

@@ -5,6 +5,7 @@ I3D and YAMNet are also compared with the output of the published networks.
 
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from proav.metrics.networks import NETWORKS, load_network, weights_file, yamnet
 from proav.metrics.networks.convert import main as convert
 from proav.metrics.networks.i3d import FORMAT, I3D, _max_pool, fit_frames, fold_tree
 from proav.metrics.networks.padding import pad_same
+from proav.metrics.networks.weights import load_state, save_state
 
 HERE = Path(__file__).parent
 CLIP = HERE.parents[2] / "examples" / "clips" / "man_at_a_webcam.mp4"
@@ -143,6 +145,9 @@ def random_i3d(tmp_path_factory):
 def test_weights_are_found_loaded_and_refused(random_i3d, tmp_path):
     assert weights_file("i3d-kinetics400", str(random_i3d.parent)) == str(random_i3d)
     assert weights_file("i3d-kinetics400", str(tmp_path)) is weights_file("i3d-kinetics400", None) is None
+    for folder, said in ((str(tmp_path / "absent"), "there is no such folder"), ("s3://b/w", "copy it to")):
+        with pytest.raises(UserError, match=f"evaluate.weights={folder}.*{said}"):
+            weights_file("i3d-kinetics400", folder)
     network = load_network("i3d-kinetics400", str(random_i3d))
     assert len(network.weights_sha256) == 64
     with pytest.raises(UserError, match="at least 9 frames, these have 8"):
@@ -164,6 +169,19 @@ def test_only_the_published_file_is_converted(tmp_path, capsys):
     assert convert(["i3d-kinetics400", str(tmp_path / "made.ckpt"), str(tmp_path / "out.safetensors")]) == 2
     assert "SHA-256" in capsys.readouterr().err and not (tmp_path / "out.safetensors").exists()
     assert convert(["i3d"]) == 2 and "usage" in capsys.readouterr().err
+
+
+def test_weights_are_written_into_a_new_folder_or_a_refusal_says_why(tmp_path):
+    network, card = torch.nn.Linear(2, 1), NETWORKS["yamnet"]
+    save = partial(save_state, network.state_dict(), form="test", card=card, source_sha256="0")
+    path = tmp_path / "new" / "folder" / "a.safetensors"
+    save(path)
+    load_state(network, str(path), form="test", card=card)
+    (tmp_path / "a.safetensors").mkdir()
+    for taken in (tmp_path / "a.safetensors", path / "b.safetensors"):  # a folder; below a file
+        with pytest.raises(UserError, match=f"cannot write {taken}: .*DST.safetensors"):
+            save(taken)
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_i3d_is_the_published_network():

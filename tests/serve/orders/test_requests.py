@@ -4,12 +4,15 @@ import dataclasses
 
 import pytest
 
+from proav.errors import UserError
 from proav.runs.checkpoint import load_checkpoint
 from proav.serve.front.api_error import ApiError, shown
+from proav.serve.on_ray.application import StartError, build
 from proav.serve.orders.model_card import ModelCard
 from proav.serve.orders.requests import check_request, parse_request
 from proav.serve.settings import ServeSettings
 from proav.vectors import of_text
+from tests.tiny import save_tiny_stdit, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +259,32 @@ def test_a_file_for_a_task_without_one_is_refused(card):
 
 def test_long_values_are_cut_in_messages():
     assert len(shown("x" * 10_000)) == 60
+
+
+@pytest.mark.parametrize(("shift", "most"), [((), 60), (("generate.schedule_shift=5",), 12)])
+def test_a_request_may_ask_for_as_many_steps_as_ddpm_has(tmp_path, shift, most):
+    words = "diffusion.objective=ddpm", "diffusion.ddpm_steps=60", "generate.steps=40", *shift
+    checkpoint = load_checkpoint(save_tiny_stdit(str(tmp_path), tiny_config(*words)), kind="stdit")
+    card = ModelCard.of(checkpoint, ServeSettings())
+    assert (card.steps, card.max_steps) == (min(40, most), most)
+    assert ModelCard.of(checkpoint, ServeSettings(max_steps=10)).max_steps == 10
+    with pytest.raises(ApiError, match=f"steps={most + 1}: expected 1 to {most}"):
+        order_of(card, {"steps": most + 1})
+    with pytest.raises(UserError, match=f"cannot be served: generate.steps=61.* generate.steps={most}"):
+        ModelCard.of(checkpoint, ServeSettings(steps=61))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["generate.solver=hune"], "solver=hune is unknown"),
+        (["generate.solver=heun", "diffusion.objective=ddpm"], "heun does not follow .* dpmpp_2m, ddim"),
+        (["generate.guidance_interval=[0.8,0.2]"], "expected two times"),
+    ],
+)
+def test_a_model_whose_every_job_would_fail_is_not_served(tmp_path, words, said):
+    path = save_tiny_stdit(str(tmp_path), tiny_config(*words))
+    with pytest.raises(
+        StartError, match=f"cannot be served: .*{said}.*`config.generate` of its checkpoint.json"
+    ):
+        build({"checkpoint": path, "jobs_dir": str(tmp_path / "jobs")})

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow.fs import FileSelector
 
 from proav import storage
 from proav.errors import StorageUnavailable, UserError
@@ -200,6 +201,32 @@ def test_a_changed_method_of_compression_is_reported(tmp_path, method):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"given\.npz is damaged"):
         store.read_given(job)
+
+
+def test_an_order_that_cannot_be_written_leaves_nothing(tmp_path):
+    store, job = JobStore(str(tmp_path)), make_job(task="a2v")
+    (tmp_path / job.id / "job.json").mkdir(parents=True)  # in the way of the record
+    with pytest.raises(UserError, match="cannot write .*job.json"):
+        store.create(job, {"audio": np.zeros(4, np.float32)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_folders_of_jobs_without_a_record_are_deleted_on_loading(tmp_path, scheme):
+    """A server was killed between the two files of an order, or while it deleted a job."""
+    folder = f"{scheme}{tmp_path}"
+    store, job = JobStore(folder), make_job()
+    store.create(job, None)
+    for name in ("given.npz", "video.mp4", ".given.npz.0a1b2c3d.tmp"):
+        storage.write_text(f"{folder}/{new_id()}/{name}", "cut off")
+    storage.make_folder(f"{folder}/{new_id()}")
+    for kept in ("video_mine/given.npz", f"mine/{new_id()}/given.npz", "video_00.mp4"):
+        storage.write_text(f"{folder}/{kept}", "of somebody else")
+    assert store.load() == [job]
+    filesystem, inner = storage.open_filesystem(folder)
+    left = {found.base_name for found in filesystem.get_file_info(FileSelector(inner))}
+    assert left == {job.id, "video_mine", "mine", "video_00.mp4"}
+    assert storage.exists(f"{folder}/video_mine/given.npz") and len(storage.list_files(f"{folder}/mine")) == 1
 
 
 def test_deleting_removes_all_of_a_job(tmp_path):

@@ -21,7 +21,7 @@ from proav.serve.queue.service import Service, lease_of
 from proav.serve.settings import ServeSettings
 from proav.storage.lease import LeaseHeld
 from tests.media.hostile_files import h264
-from tests.serve.queue.scenarios import Absent, Unreliable, finished, run
+from tests.serve.queue.scenarios import Absent, Stuck, Unreliable, finished, run
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +283,58 @@ def test_jobs_expire(settings, sampler):
         return service.page(limit=5, after=None, newest_first=True)
 
     assert run(Service(settings, sampler), look) == ([], False)
+    assert JobStore(settings.jobs_dir).load() == []
+
+
+def test_the_search_for_expired_jobs_survives_a_client_that_deletes_one_of_them(
+    settings, sampler, monkeypatch
+):
+    monkeypatch.setattr("proav.serve.queue.service.SWEEP_SECONDS", 0.05)
+    service = Service(settings.model_copy(update={"keep_seconds": 0.01}), sampler)
+    deleted, remove = [], service._store.delete
+
+    def slowly(job_id):
+        deleted.append(job_id)
+        time.sleep(0.3)
+        remove(job_id)
+
+    service._store.delete = slowly
+
+    async def scenario(service):
+        jobs = [await service.create({"steps": 1}, None) for _ in range(3)]
+        for job in jobs:
+            await finished(job)
+        while not deleted:
+            await asyncio.sleep(0.01)
+        await service.delete(next(job.id for job in reversed(jobs) if job.id in service._jobs))
+        deadline = time.monotonic() + 30
+        while service._jobs:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        return jobs
+
+    jobs = run(service, scenario)
+    assert sorted(deleted) == sorted(job.id for job in jobs)
+
+
+def test_an_unfinished_job_whose_deletion_fails_ends(settings, sampler):
+    service = Service(settings, Stuck(sampler))
+    remove = service._store.delete
+
+    def fails(job_id):
+        raise StorageUnavailable("delete failed")
+
+    async def scenario(service):
+        job = await service.create({}, None)
+        service._store.delete = fails
+        with pytest.raises(ApiError) as refused:
+            await service.delete(job.id)
+        assert refused.value.status == 503 and service.get(job.id) is job
+        assert (job.status, job.error.code) == ("failed", "cancelled") and job.expires is not None
+        service._store.delete = remove
+        await service.delete(job.id)
+
+    run(service, scenario)
     assert JobStore(settings.jobs_dir).load() == []
 
 
