@@ -8,6 +8,7 @@ mel steps within a frame, L = T S mel steps of the clip.
 import io
 import math
 
+import av
 import matplotlib
 import numpy as np
 import torch
@@ -31,16 +32,17 @@ MEDIA_TYPES = {
 def preview(mp4: bytes, variant: str, config: Config) -> bytes:
     """The bytes of one preview of a clip.
 
-    variant: one of MEDIA_TYPES except video. config: that of the run that made the model.
+    mp4: the clip; it may be of an earlier model, with another size and other rates.
+    variant: one of MEDIA_TYPES except video.
+    config: of the present model, on whose mel grid the spectrogram is drawn.
     """
     geometry = ClipGeometry.from_config(config)
-    clip = read_clip(
-        io.BytesIO(mp4),
-        fps=geometry.fps,
-        sample_rate=geometry.sample_rate,
-        height=geometry.height,
-        width=geometry.width,
-    )
+    size = {"height": geometry.height, "width": geometry.width, "fps": geometry.fps}
+    if variant != "spectrogram":
+        with av.open(io.BytesIO(mp4)) as container:
+            stream = container.streams.video[0]
+            size = {"height": stream.height, "width": stream.width, "fps": round(stream.average_rate)}
+    clip = read_clip(io.BytesIO(mp4), sample_rate=geometry.sample_rate, **size)
     if variant == "thumbnail":
         return _jpeg(Image.fromarray(clip.video[len(clip.video) // 2]))
     if variant == "spritesheet":

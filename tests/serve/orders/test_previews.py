@@ -32,6 +32,17 @@ def test_the_sheet_shows_all_frames_in_reading_order():
     assert np.abs(corners - SHADES).max() < 8
 
 
+def test_a_clip_of_an_earlier_model_keeps_its_size_and_frames():
+    video = np.zeros((6, 48, 64, 3), np.uint8)
+    video[3] = 200
+    clip = encode_clip(Clip(video, np.zeros(6 * 800, np.float32), 10, 8_000))
+    thumbnail, sheet = (
+        Image.open(io.BytesIO(preview(clip, one, CONFIG))) for one in ("thumbnail", "spritesheet")
+    )
+    assert thumbnail.size == (64, 48) and np.asarray(thumbnail).min() > 180
+    assert sheet.size == (3 * 64, 2 * 48)
+
+
 def test_the_spectrogram_has_time_across_and_pitch_up():
     image = stills("spectrogram")
     assert image.format == "PNG" and image.size == (64, 32)  # 4 frames of 16 columns, 32 bands
