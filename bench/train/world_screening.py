@@ -19,8 +19,9 @@ times Student's 0.975 quantile with a third as many degrees of freedom as there 
 it is not chance. The design cannot tell an effect from the sums of two changes' interactions: read it as a
 search for what matters, where a change that matters would show.
 
-`--only` trains these rows of the design, so that two commands can run at the same time. A row that is already
-trained is only read. The last command prints the results.
+`--only` trains these rows of the design, so that two commands can run at the same time. A row's scores are
+stored in DIR/ROW.json, and a row that has them is not trained again. So a screening can also go on from the
+scores that another machine has measured. The last command prints the results.
 """
 
 import argparse
@@ -118,26 +119,24 @@ def main() -> None:
     shape = load_config(str(ROOT / claim["config"]), base).clip
     size = {name: getattr(shape, name) for name in ("num_frames", "fps", "sample_rate", "height", "width")}
     windows, labels, _ = held_out(arguments.world, arguments.clips, size)
-    stored = [out / f"{row:02}" / f"sound_for_{len(windows)}_windows.json" for row in rows]
+    stored = [out / f"{row:02}.json" for row in rows]
     for number in numbers:
         file = stored[number - 1]
         if file.exists():
             continue
-        own = [f"run_dir={file.parent}", f"data.prepared={arguments.data.resolve()}", f"seed={number}"]
-        settings = settings_of(spec["factors"], design[number - 1])
-        train(claim["config"], [*base, *settings, *own], file.parent)
-        scores = measure(file.parent / "stdit" / "checkpoints" / "latest", windows, labels)
-        file.write_text(json.dumps(scores))
-        said = synchrony(scores["own"], np.arange(len(windows)))
-        print(f"row {number}: impact_synchrony {said:.3f}, {' '.join(settings)}", file=sys.stderr, flush=True)
+        run, settings = file.with_suffix(""), settings_of(spec["factors"], design[number - 1])
+        own = [f"run_dir={run}", f"data.prepared={arguments.data.resolve()}", f"seed={number}"]
+        train(claim["config"], [*base, *settings, *own], run)
+        scores = measure(run / "stdit" / "checkpoints" / "latest", windows, labels)
+        chance = synchrony(scores["other"], np.arange(len(windows)))
+        row = {"windows": len(windows), "settings": settings, **over_clips(scores["own"]), "chance": chance}
+        file.write_text(json.dumps(row, indent=1) + "\n")
+        said = f"impact_synchrony {row['impact_synchrony']:.3f}, {' '.join(settings)}"
+        print(f"row {number}: {said}", file=sys.stderr, flush=True)
     if missing := [str(number) for number, file in enumerate(stored, 1) if not file.exists()]:
         print(f"world_screening: rows {', '.join(missing)} are not trained yet")
         return
-    found = []
-    for file in stored:
-        scores = json.loads(file.read_text())
-        chance = synchrony(scores["other"], np.arange(len(windows)))
-        found.append(over_clips(scores["own"]) | {"chance": chance})
+    found = [json.loads(file.read_text()) for file in stored]
     result = show(list(spec["factors"]), design, found)
     spent = round(time.monotonic() - began)
     print(json.dumps({"bench": "world_screening", "windows": len(windows), "seconds": spent, **result}))
