@@ -40,7 +40,13 @@ from bench.train.world_claim import SPEC as CLAIM
 from proav.config.reading import load_config
 
 SPEC = Path(__file__).parent / "variants" / "world_screening.yaml"
-SCORES = ("impact_synchrony", "impacts_heard", "sounds_seen", "median_offset_ms", "label_fits", "pitch_fits")
+SCORES = (
+    "impact_synchrony", "above_chance", "impacts_heard", "sounds_seen", "median_offset_ms", "label_fits",
+    "pitch_fits",
+)  # fmt: skip
+"""above_chance: impact_synchrony less `chance`, the score beside other clips' pictures. A model that makes
+many sounds meets many impacts by chance.
+"""
 FIRST_ROW = "++-+++---+-"  # Plackett and Burman's generator for 12 rows
 
 
@@ -77,7 +83,7 @@ def show(factors: list[str], design: np.ndarray, rows: list[dict[str, float]]) -
     factors: names of the first columns.
     rows: for each row of the design, its scores.
     """
-    print("row  " + "  ".join(SCORES) + "  other pictures")
+    print("row  " + "  ".join(SCORES) + "  chance")
     for number, scores in enumerate(rows, 1):
         cells = "  ".join(f"{scores[name]:>{len(name)}.3f}" for name in SCORES)
         print(f"{number:>3}  {cells}  {scores['chance']:.3f}")
@@ -129,7 +135,9 @@ def main() -> None:
         train(claim["config"], [*base, *settings, *own], run)
         scores = measure(run / "stdit" / "checkpoints" / "latest", windows, labels)
         chance = synchrony(scores["other"], np.arange(len(windows)))
-        row = {"windows": len(windows), "settings": settings, **over_clips(scores["own"]), "chance": chance}
+        own = over_clips(scores["own"])
+        more = {"chance": chance, "above_chance": own["impact_synchrony"] - chance}
+        row = {"windows": len(windows), "settings": settings, **own, **more}
         file.write_text(json.dumps(row, indent=1) + "\n")
         said = f"impact_synchrony {row['impact_synchrony']:.3f}, {' '.join(settings)}"
         print(f"row {number}: {said}", file=sys.stderr, flush=True)
