@@ -8,7 +8,7 @@ Letters: N and M feature vectors, W windows of a clip, D feature width.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,16 +122,11 @@ def set_numbers(
     note = ""
     if distance.kind not in NO_INTERVAL:
         groups = [source_groups(measured.sources) for measured in sets]
-
-        def of_draw(*places: np.ndarray) -> float:
-            chosen = [each.take(drawn) for each, drawn in zip(vectors, places, strict=True)]
-            if distance.kind not in UNBIASED:
-                return metric(*chosen)[0]
-            drawn_twice = [each.sources_of(drawn) for each, drawn in zip(vectors, places, strict=True)]
-            return UNBIASED[distance.kind](*chosen, drawn_twice)
-
         interval = bootstrap_interval(
-            of_draw, *groups, paired=paired or distance.kind == "diversity", **dataclasses.asdict(resampling)
+            _of_draws(distance.kind, vectors),
+            *groups,
+            paired=paired or distance.kind == "diversity",
+            **dataclasses.asdict(resampling),
         )
         low, high, note = interval.low, interval.high, interval.reason
     if distance.kind == "frechet":
@@ -255,6 +250,19 @@ def _vectors(measured: Measured, network: str) -> _Rows:
     clips = [features_WD.astype(np.float64) for features_WD in measured.features[network]]
     count = np.array([len(clip) for clip in clips])
     return _Rows(np.concatenate(clips), np.cumsum(count) - count, count, np.asarray(measured.sources))
+
+
+def _of_draws(kind: str, sets: list[_Rows]) -> Callable[..., float]:
+    """The statistic of `bootstrap_interval` for a kind of distance: a function of the places of each set."""
+
+    def of_draw(*places: np.ndarray) -> float:
+        vectors = [rows.take(drawn) for rows, drawn in zip(sets, places, strict=True)]
+        if kind not in UNBIASED:
+            return _METRICS[kind](*vectors)[0]
+        sources = [rows.sources_of(drawn) for rows, drawn in zip(sets, places, strict=True)]
+        return UNBIASED[kind](*vectors, sources)
+
+    return of_draw
 
 
 def _floor(distance: Distance, real: Measured) -> tuple[float | None, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from proav.errors import StorageUnavailable, UserError
+from proav.errors import UserError
 from proav.serve.front.api_error import ApiError
 from proav.serve.on_ray.sampler import Sampler
 from proav.serve.orders.requests import Order
@@ -21,7 +21,7 @@ from proav.serve.queue.service import Service, lease_of
 from proav.serve.settings import ServeSettings
 from proav.storage.lease import LeaseHeld
 from tests.media.hostile_files import h264
-from tests.serve.queue.scenarios import Absent, Stuck, Unreliable, finished, run
+from tests.serve.queue.scenarios import Absent, Unreliable, finished, run
 
 
 @pytest.fixture(scope="module")
@@ -271,73 +271,6 @@ def test_previews_do_not_wait_for_uploads(settings, sampler):
     assert start == b"\xff\xd8" and num_waiting >= 3
 
 
-def test_jobs_expire(settings, sampler):
-    async def make(service):
-        await finished(await service.create({}, None))
-
-    run(Service(settings.model_copy(update={"keep_seconds": 0.01}), sampler), make)
-    time.sleep(0.02)
-
-    async def look(service):
-        await asyncio.sleep(0.2)
-        return service.page(limit=5, after=None, newest_first=True)
-
-    assert run(Service(settings, sampler), look) == ([], False)
-    assert JobStore(settings.jobs_dir).load() == []
-
-
-def test_the_search_for_expired_jobs_survives_a_client_that_deletes_one_of_them(
-    settings, sampler, monkeypatch
-):
-    monkeypatch.setattr("proav.serve.queue.service.SWEEP_SECONDS", 0.05)
-    service = Service(settings.model_copy(update={"keep_seconds": 0.01}), sampler)
-    deleted, remove = [], service._store.delete
-
-    def slowly(job_id):
-        deleted.append(job_id)
-        time.sleep(0.3)
-        remove(job_id)
-
-    service._store.delete = slowly
-
-    async def scenario(service):
-        jobs = [await service.create({"steps": 1}, None) for _ in range(3)]
-        for job in jobs:
-            await finished(job)
-        while not deleted:
-            await asyncio.sleep(0.01)
-        await service.delete(next(job.id for job in reversed(jobs) if job.id in service._jobs))
-        deadline = time.monotonic() + 30
-        while service._jobs:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
-        return jobs
-
-    jobs = run(service, scenario)
-    assert sorted(deleted) == sorted(job.id for job in jobs)
-
-
-def test_an_unfinished_job_whose_deletion_fails_ends(settings, sampler):
-    service = Service(settings, Stuck(sampler))
-    remove = service._store.delete
-
-    def fails(job_id):
-        raise StorageUnavailable("delete failed")
-
-    async def scenario(service):
-        job = await service.create({}, None)
-        service._store.delete = fails
-        with pytest.raises(ApiError) as refused:
-            await service.delete(job.id)
-        assert refused.value.status == 503 and service.get(job.id) is job
-        assert (job.status, job.error.code) == ("failed", "cancelled") and job.expires is not None
-        service._store.delete = remove
-        await service.delete(job.id)
-
-    run(service, scenario)
-    assert JobStore(settings.jobs_dir).load() == []
-
-
 def test_a_given_stream_that_was_lost_is_reported(settings, sampler):
     order = Order(prompt="", label=None, task="a2v", seed=0, steps=3, guidance_scale=1.0)
     service = Service(settings, sampler)
@@ -473,47 +406,3 @@ def test_a_server_that_lost_its_folder_stops_and_says_so(settings, sampler):
 
     assert run(Service(quick, counted), scenario) == (503, False) and counted.sizes == [1]
     assert Path(lease.path).exists()
-
-
-def test_jobs_end_and_expiry_goes_on_if_storage_fails_for_long(settings, sampler, monkeypatch):
-    """A disk fails for longer than the retries last. Jobs end with an error, and the expiry goes on."""
-    monkeypatch.setattr("proav.serve.queue.service.SWEEP_SECONDS", 0.05)
-    service = Service(settings.model_copy(update={"keep_seconds": 0.1}), sampler)
-    store, failing = service._store, set()
-
-    def may_fail(name, act):
-        def acted(*words):
-            if name in failing:
-                raise StorageUnavailable(f"{name} failed")
-            return act(*words)
-
-        return acted
-
-    for name in ("create", "save_video", "read_video", "delete"):
-        setattr(store, name, may_fail(name, getattr(store, name)))
-
-    async def scenario(service):
-        failing.add("save_video")
-        lost = await service.create({"steps": 1}, None)
-        await finished(lost)
-        assert lost.status == "failed" and lost.error.code == "storage_failed"
-        failing.add("create")
-        with pytest.raises(ApiError) as refused:
-            await service.create({"steps": 1}, None)
-        assert refused.value.status == 503 and refused.value.code == "storage_failed"
-        failing.clear()
-        failing.add("delete")
-        kept = await service.create({"steps": 1}, None)
-        await finished(kept)
-        with pytest.raises(ApiError) as refused:
-            await service.delete(kept.id)
-        assert refused.value.status == 503 and service.get(kept.id) is kept
-        await asyncio.sleep(0.3)  # it has expired, and cannot be deleted
-        assert service.get(kept.id) is kept
-        failing.clear()
-        deadline = time.monotonic() + 30
-        while kept.id in service._jobs:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
-
-    run(service, scenario)
