@@ -75,7 +75,7 @@ def test_windows_of_a_clip_are_vectors_of_their_own():
 
 @pytest.mark.parametrize("windows", [1, 3])
 def test_intervals_of_unbiased_numbers_cover_the_truth(windows):
-    """A draw holds some sources twice. With pairs of one source, no interval reached the true distance 0."""
+    """A draw holds some sources twice. With pairs of one source, intervals lay below the true distance 0."""
     truth = 2 * math.gamma(3.5) / math.gamma(3)  # the mean distance of two vectors of six normal numbers
     sets = [
         (measured(2 * trial, windows=windows), measured(2 * trial + 1, windows=windows))
