@@ -6,7 +6,8 @@
     python -m bench.train.world_claim runs/world-clips --measure CHECKPOINT
     python -m bench.train.world_claim runs/world-clips --draw CHECKPOINT OUT.png
 
-Trains both stages of each variant in `variants/world_claim.yaml` with each seed, by the job scripts. Then
+Trains both stages of each variant in `variants/world_claim.yaml` (or `--spec FILE`, such as
+`variants/world_layouts.yaml`) with each seed, by the job scripts. Then
 each model makes the sound of the same held-out pictures, and the world's metric measures it. A variant that
 is already trained is only measured, and one that was stopped is resumed. `--only NAME` runs one variant, so
 that two commands can run at the same time; the last of them prints the results of all. `--measure` and
@@ -41,6 +42,7 @@ from proav.metrics.bootstrap import bootstrap_interval, source_groups
 from proav.metrics.world import world_scores
 from proav.metrics.world.world_scores import WITH_SCALE, see
 from proav.runs.checkpoint import load_checkpoint
+from proav.tune.budgets import clips_for_flops, train_flops
 
 ROOT = Path(__file__).parents[2]
 SPEC = Path(__file__).parent / "variants" / "world_claim.yaml"
@@ -161,6 +163,32 @@ def synchrony(scores: list[dict[str, float]], places: np.ndarray) -> float:
     return float(np.average(values[seen], weights=counts[seen])) if seen.any() else float("nan")
 
 
+def read_spec(path: Path) -> dict:
+    """A file of variants: `config`, `base`, `variants`, and perhaps `budget`. One with `from: FILE` has that
+    file's config, and its base is added to that file's.
+    """
+    spec = yaml.safe_load(path.read_text())
+    if "from" in spec:
+        below = read_spec(path.parent / spec["from"])
+        spec = below | spec | {"base": below["base"] + spec["base"]}
+    return spec
+
+
+def settings_of(spec: dict, variant: str) -> list[str]:
+    """The settings of a variant. With `budget: flops`, both stages train on so many clips as cost what those
+    of the first variant cost.
+    """
+    settings = [*spec["base"], *spec["variants"][variant]]
+    if spec.get("budget") != "flops":
+        return settings
+    first = load_config(str(ROOT / spec["config"]), spec["base"] + next(iter(spec["variants"].values())))
+    config = load_config(str(ROOT / spec["config"]), settings)
+    for stage, section in (("mdsa", first.mdsa), ("stdit", first.stdit)):
+        clips = clips_for_flops(config, stage, train_flops(first, stage, section.train.num_clips))
+        settings.append(f"{stage}.train.num_clips={clips}")
+    return settings
+
+
 def train(config: str, settings: list[str], run: Path) -> None:
     """Trains both stages by the job scripts, or resumes them. Raises SystemExit if a job fails."""
     run.mkdir(parents=True, exist_ok=True)
@@ -235,10 +263,30 @@ def show(found: dict[str, dict[str, dict]], sources: list[str]) -> dict:
         mean, half = student([row["impact_synchrony"] for row in rows.values()])
         print(f"{variant:24}  all  {mean:.3f} +- {half:.3f}")
         numbers["variants"][variant] = {"seeds": rows, "mean": mean, "half_interval": half}
-    numbers["differences"] = {}
-    for variant in list(found)[1:]:
-        numbers["differences"][variant] = show_difference(found, next(iter(found)), variant, groups)
+    numbers["differences"], numbers["other_scores"] = {}, {}
+    base, *others = found
+    for variant in others:
+        numbers["differences"][variant] = show_difference(found, base, variant, groups)
+        rows = [numbers["variants"][name]["seeds"] for name in (base, variant)]
+        numbers["other_scores"][variant] = show_other_scores(f"{base} less {variant}", *rows)
     return numbers
+
+
+def show_other_scores(
+    title: str, first: dict[str, dict], second: dict[str, dict]
+) -> dict[str, tuple[float, float]]:
+    """Prints and returns differences of the other scores, seed by seed: (mean, half of Student's interval).
+
+    first, second: {seed: scores} of two variants.
+    """
+    common = sorted(set(first) & set(second))
+    found = {}
+    for name in (*SHOWN[1:], "chance"):
+        values = [(first[seed][name], second[seed][name]) for seed in common]
+        if values and not any(None in pair for pair in values):
+            found[name] = student([one - other for one, other in values])
+            print(f"{title}: {name} {found[name][0]:+.3f} +- {found[name][1]:.3f}")
+    return found
 
 
 def main() -> None:
@@ -256,7 +304,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=150, help="held-out clips, of two windows each")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    spec, out = yaml.safe_load(arguments.spec.read_text()), arguments.out.resolve()
+    spec, out = read_spec(arguments.spec), arguments.out.resolve()
     variants = arguments.only or list(spec["variants"])
     if unknown := [name for name in variants if name not in spec["variants"]]:
         parser.error(f"--only {unknown[0]!r} is not in {arguments.spec}: {', '.join(spec['variants'])}")
@@ -282,7 +330,7 @@ def main() -> None:
                 continue
             data = f"data.prepared={arguments.data.resolve()}"
             own = [f"run_dir={run}", data, f"seed={seed}"]
-            train(spec["config"], [*spec["base"], *spec["variants"][variant], *own], run)
+            train(spec["config"], [*settings_of(spec, variant), *own], run)
             scores = measure(run / "stdit" / "checkpoints" / "latest", windows, labels)
             stored.write_text(json.dumps(scores))
             said = synchrony(scores["own"], np.arange(len(windows)))

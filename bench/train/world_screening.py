@@ -32,11 +32,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
 from bench.metrics.world_metric import over_clips
-from bench.train.world_claim import ROOT, held_out, measure, synchrony, train
-from bench.train.world_claim import SPEC as CLAIM
+from bench.train.world_claim import ROOT, held_out, measure, read_spec, synchrony, train
 from proav.config.reading import load_config
 
 SPEC = Path(__file__).parent / "variants" / "world_screening.yaml"
@@ -115,14 +113,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=150, help="held-out clips, of two windows each")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    claim, spec = yaml.safe_load(CLAIM.read_text()), yaml.safe_load(SPEC.read_text())
+    spec = read_spec(SPEC)
     design, out, began = plackett_burman(), arguments.out.resolve(), time.monotonic()
     rows = range(1, len(design) + 1)
     numbers = arguments.only or rows
     if unknown := [number for number in numbers if number not in rows]:
         parser.error(f"--only {unknown[0]} is not a row of the design: 1 to {len(design)}")
-    base = [*claim["base"], *spec["base"]]
-    shape = load_config(str(ROOT / claim["config"]), base).clip
+    shape = load_config(str(ROOT / spec["config"]), spec["base"]).clip
     size = {name: getattr(shape, name) for name in ("num_frames", "fps", "sample_rate", "height", "width")}
     windows, labels, _ = held_out(arguments.world, arguments.clips, size)
     stored = [out / f"{row:02}.json" for row in rows]
@@ -132,7 +129,7 @@ def main() -> None:
             continue
         run, settings = file.with_suffix(""), settings_of(spec["factors"], design[number - 1])
         own = [f"run_dir={run}", f"data.prepared={arguments.data.resolve()}", f"seed={number}"]
-        train(claim["config"], [*base, *settings, *own], run)
+        train(spec["config"], [*spec["base"], *settings, *own], run)
         scores = measure(run / "stdit" / "checkpoints" / "latest", windows, labels)
         chance = synchrony(scores["other"], np.arange(len(windows)))
         own = over_clips(scores["own"])
