@@ -1,8 +1,9 @@
-"""Solvers against closed forms: straight paths, Gaussian data and orders of convergence.
+"""Solvers against closed forms: straight paths, Gaussian data, mixtures, and orders of convergence.
 
-For Gaussian data the best prediction is known.
+For Gaussian data and for mixtures of Gaussians the best prediction is known.
 """
 
+import functools
 import math
 
 import pytest
@@ -143,6 +144,142 @@ def test_ddim_of_a_flow_is_eulers_step():
     predict = best_prediction(process, 0.3, 0.5)
     one, other = (solve(process, name, noise, process.times_of(7), predict)[0] for name in ("euler", "ddim"))
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+class Mixture:
+    """Data of several Gaussians N(m, d^2 I), drawn with weights w. Its velocity is not affine.
+
+    At time t each is N(a m, v I) with v = (a d)^2 + s^2. Given z_t, a Gaussian has the share r, and
+        E[z | z_t] = sum r (m + a d^2 (z_t - a m) / v),   E[e | z_t] = sum r s (z_t - a m) / v.
+    Letters: P points, G Gaussians, D numbers of a point.
+    """
+
+    weights_G = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    stds_G = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
+
+    def __init__(self, means):
+        """means: of each Gaussian, D numbers."""
+        self.means_GD = torch.tensor(means, dtype=torch.float64)
+
+    def predict(self, process):
+        """E[target | z_t] as a function of state and time."""
+
+        def predict(state_PD, time):
+            a, s = process.shares(time)
+            variance_G = (a * self.stds_G) ** 2 + s**2
+            away_PGD = state_PD[:, None] - a * self.means_GD
+            size_G = self.weights_G.log() - state_PD.shape[1] / 2 * variance_G.log()
+            shares_PG = (size_G - away_PGD.square().sum(-1) / (2 * variance_G)).softmax(-1)
+            gain_PGD = away_PGD / variance_G[:, None]
+            clean_PGD = self.means_GD + a * self.stds_G[:, None] ** 2 * gain_PGD
+            clean, noise = ((shares_PG[..., None] * one).sum(1) for one in (clean_PGD, s * gain_PGD))
+            return process.target(clean, noise)
+
+        return predict
+
+    def share_below(self, points_P1, a, s):
+        """How much of the mixture lies below a point at the time of (a, s). For D = 1."""
+        spread_G = ((a * self.stds_G) ** 2 + s**2).sqrt()
+        inside_PG = torch.special.ndtr((points_P1 - a * self.means_GD[:, 0]) / spread_G)
+        return (self.weights_G * inside_PG).sum(-1, keepdim=True)
+
+
+LINE = Mixture([[-1.2], [0.4], [1.6]])
+PLANE = Mixture([[-1.0, -0.5], [0.5, 1.0], [1.2, -0.8]])
+FINE_DDPM = DDPM(num_steps=100_000, beta_start=1.5e-5, beta_end=1.95e-4)
+"""The default noise in a hundred times as many steps, so that times are hardly rounded."""
+
+
+LINE_START = torch.linspace(-2.5, 2.5, 41, dtype=torch.float64)[:, None]
+PLANE_START = torch.randn(64, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def end_on_the_line(process, span):
+    """Where LINE_START flows, exactly: on a line, the share of the mixture below a moving point stays.
+
+    span: the first and the last time.
+    """
+    before, after = (process.shares(time) for time in span)
+    share = LINE.share_below(LINE_START, *before)
+    low, high = torch.full_like(share, -20.0), torch.full_like(share, 20.0)
+    for _ in range(60):  # bisection, to 40 / 2^60
+        middle = (low + high) / 2
+        is_below = LINE.share_below(middle, *after) < share
+        low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+    return (low + high) / 2
+
+
+@functools.cache
+def end_in_the_plane(span, steps=400):
+    """Where PLANE_START flows by the rectified flow: fine steps of fourth order (Runge and Kutta).
+
+    span: the first and the last time.
+    """
+    velocity, state, width = PLANE.predict(RectifiedFlow()), PLANE_START, (span[1] - span[0]) / steps
+    for step in range(steps):
+        time = span[0] + step * width
+        first = velocity(state, time)
+        second = velocity(state + width / 2 * first, time + width / 2)
+        third = velocity(state + width / 2 * second, time + width / 2)
+        fourth = velocity(state + width * third, time + width)
+        state = state + width / 6 * (first + 2 * second + 2 * third + fourth)
+    return state
+
+
+def times_even_in(axis, process, span, steps):
+    """Times of ddpm's steps, nearest to those at even distances of `axis`.
+
+    axis: the own time of a solver as a function of a and s.
+    span: the first and the last time.
+    """
+    share = process.signal_shares
+    values = axis(share.sqrt(), (1 - share).sqrt())
+    first, last = (values[round(time * process.num_steps)].item() for time in span)
+    wanted = torch.linspace(first, last, steps + 1, dtype=torch.float64)
+    return [((values - value).abs().argmin() / process.num_steps).item() for value in wanted]
+
+
+def orders(process, name, mixture, start, end, all_times):
+    """log2 of how many times smaller each root mean squared error is than the one before.
+
+    start, end: the points before, and their true ends.
+    all_times: of several solutions, each with twice the steps of the one before.
+    """
+    ways = (solve(process, name, start, times, mixture.predict(process))[0] for times in all_times)
+    found = [(way - end).square().mean().sqrt().item() for way in ways]
+    return [math.log2(coarse / fine) for coarse, fine in zip(found, found[1:])]
+
+
+STEPS = (40, 80, 160)
+FLOW_ORDERS = [
+    (name, order, span)
+    for name, order in (("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2))
+    for span in ((0.9, 0.1), (1.0, 0.0))
+    if span[1] or name != "dpmpp_2m"  # its own time is infinite at both ends
+]
+
+
+@pytest.mark.parametrize(("name", "order", "span"), FLOW_ORDERS)
+def test_a_mixture_is_followed_at_the_order_of_the_solver(name, order, span):
+    process, all_times = RectifiedFlow(), [torch.linspace(*span, steps + 1).tolist() for steps in STEPS]
+    on_line = orders(process, name, LINE, LINE_START, end_on_the_line(process, span), all_times)
+    in_plane = orders(process, name, PLANE, PLANE_START, end_in_the_plane(span), all_times)
+    assert on_line + in_plane == pytest.approx([order] * 4, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "axis"),
+    [
+        ("ddim", 1, lambda a, s: s / a),  # DDIM is Euler's method in s / a, for z_t / a
+        ("dpmpp_2m", 2, lambda a, s: (a / s).log()),
+    ],
+    ids=["ddim", "dpmpp_2m"],
+)
+def test_a_mixture_is_followed_by_ddpm_at_the_order_in_the_solvers_own_time(name, order, axis):
+    span, process = (0.8, 0.05), FINE_DDPM
+    all_times = [times_even_in(axis, process, span, steps) for steps in STEPS]
+    found = orders(process, name, LINE, LINE_START, end_on_the_line(process, span), all_times)
+    assert found == pytest.approx([order] * 2, abs=0.15)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
