@@ -91,7 +91,9 @@ def make_sounds(checkpoint: Path, windows: list[Clip], labels: list[str]) -> lis
 
 def measure(checkpoint: Path, windows: list[Clip], labels: list[str]) -> dict[str, list[dict[str, float]]]:
     """The world's scores of the sound that is made for each window: "own" with the window's pictures, "other"
-    with those of the window half the list away."""
+    with those of the window half the list away. Of 150 clips that is a window with the same label, since
+    labels go round by five.
+    """
     made = make_sounds(checkpoint, windows, labels)
     half = len(windows) // 2
     others = windows[half:] + windows[:half]

@@ -28,8 +28,12 @@ from proav.errors import UserError
 from proav.media.container import Clip
 from proav.runs.progress import Progress, duration
 
-FORMAT = 1
-"""Version of the world. Another version has other clips."""
+FORMAT = 2
+"""Version of the clips' files: raise it if scenes, pictures, sound or their coding change.
+
+A folder of another version is refused, since a world that is resumed would mix both. 2: mp4 files without
+x264's macroblock tree.
+"""
 SAMPLE_RATE = 16_000
 SPLITS = ("train",) * 8 + ("validation", "test")
 """Splits of five clips each, in turn. So every split has all labels, and more clips do not change the splits

@@ -1,7 +1,9 @@
 """The made world: its stated truth is found in its pixels and samples, it keeps its laws, and seed and index
-decide a clip."""
+decide a clip. The world's metric finds that truth, and its score falls with every frame of delay.
+"""
 
 import csv
+import dataclasses
 import importlib
 import json
 import math
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.metrics.world_metric import FRAMES, measure, read_world
 from proav.config.reading import load_config
 from proav.data.sources.finding import find_sources
 from proav.metrics.world.laws import FLOOR, GRAVITY, MATERIALS, MIN_GAP_SECONDS, MIN_OWN_GAP_SECONDS, pitch_hz
@@ -119,15 +122,23 @@ def test_a_frame_shows_each_object_where_the_formula_has_it(world, scenes):
     assert larger.video.shape == (32, 128, 128, 3) and larger.audio.tobytes() == clip.audio.tobytes()
 
 
-def test_a_sound_begins_at_its_impact_and_nothing_sounds_before(world, scenes):
+def test_every_sound_begins_at_the_first_sample_from_its_impact_on(world, scenes):
+    """Each event is made alone, so that no other covers its start. A clip is the sum of these sounds."""
+    make_sound = sys.modules["sound"].make_sound
+    kinds = set()
     for scene in scenes:
-        sound = world.make_clip(scene, fps=10, size=32).audio
-        if not scene.events:
-            assert not sound.any()
-            continue
-        first = math.ceil(scene.events[0].time * RATE)
-        assert not sound[: first - 1].any() and sound[first + 1] != 0
-        assert np.abs(sound).max() <= 0.95 + 1e-6
+        whole = world.make_clip(scene, fps=10, size=32).audio
+        parts = np.zeros(whole.shape)
+        for event in scene.events:
+            alone = make_sound(dataclasses.replace(scene, events=(event,)), sample_rate=RATE)
+            first = math.ceil(event.time * RATE)
+            assert np.flatnonzero(alone)[0] == first < len(alone)
+            parts += alone
+            kinds.add(event.kind)
+        peak = np.abs(parts).max()
+        np.testing.assert_allclose(whole, parts * min(1, 0.95 / max(peak, 1e-9)), atol=1e-6)
+        assert np.abs(whole).max() <= 0.95 + 1e-6
+    assert kinds == {"floor", "left_wall", "right_wall", "objects", "outside"}
 
 
 def test_the_phase_is_that_of_the_time_between_samples(world, physics):
@@ -166,6 +177,19 @@ def test_a_clip_does_not_follow_from_processes_or_from_the_others(made, tmp_path
     assert "done already" in make(tmp_path, "--clips", 10, "--seed", 5).stdout and files(tmp_path) == one
 
 
+def test_a_world_of_an_older_version_is_refused(world, tmp_path, monkeypatch, capsys):
+    """Resumed, it would have clips of two codings."""
+    record = {"format": world.FORMAT - 1, "seed": 5, "fps": 10, "size": 64, "sample_rate": RATE, "clips": 10}
+    for done in (False, True):
+        (tmp_path / "world.json").write_text(json.dumps(record | {"done": done}))
+        monkeypatch.setattr(sys, "argv", ["make.py", str(tmp_path), "--clips", "10", "--seed", "5"])
+        with pytest.raises(SystemExit, match="2"):
+            world.main()
+        said = capsys.readouterr().err
+        assert f"a world of format {world.FORMAT - 1}, not {world.FORMAT}; choose another folder" in said
+        assert [path.name for path in tmp_path.iterdir()] == ["world.json"]
+
+
 def test_other_worlds_and_wrong_words_are_refused(world, made, tmp_path, monkeypatch, capsys):
     def said(*words):
         monkeypatch.setattr(sys, "argv", ["make.py", *map(str, words)])
@@ -200,3 +224,15 @@ def test_every_split_has_every_label(world):
     found = {(world.split_of(index), world.label_of(index)) for index in range(100)}
     assert found == {(split, label) for split in ("train", "validation", "test") for label in MATERIALS}
     assert [world.split_of(index) for index in range(100)].count("train") == 80
+
+
+def test_the_metric_finds_the_truth_and_falls_with_every_frame_of_delay(tmp_path):
+    make(tmp_path, "--clips", 20, "--seed", 23, "--processes", 1)
+    found = measure(*read_world(tmp_path), frames=FRAMES)
+    assert found["num_clips"] == 40 and found["impacts"]["in_table"] >= 20
+    for what in ("impacts", "sounds"):
+        assert found[what]["recall"] >= 0.95 and found[what]["precision"] >= 0.95
+        assert found[what]["median_offset_ms"] <= 10
+    kinds = ("true clips", "1 frame late", "2 frames late", "4 frames late")
+    scores = [found["scores"][kind]["impact_synchrony"] for kind in kinds]
+    assert all(before > after + 0.1 for before, after in zip(scores, scores[1:])), scores
