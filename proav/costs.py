@@ -153,8 +153,8 @@ def costs(config: Config, num_labels: int = 0) -> Costs:
     generate = config.generate
     objective = config.diffusion.objective
     calls = find_solver(generate.solver, objective).num_calls(num_steps(generate.steps, objective))
-    evaluations = calls * (1 if generate.guidance_scale == 1 else 2)
-    targets = 2 if config.distill.guidance_scale == 1 else 3
+    evaluations = calls * (1 if generate.guidance_scales == (1, 1) else 2)
+    targets = 2 if config.distill.guidance_scales == (1, 1) else 3
 
     def train_flops(forward: int, train: TrainConfig) -> int:
         return (BACKWARD_FACTOR + train.activation_checkpointing) * forward
@@ -230,7 +230,9 @@ def format_costs(bill: Costs) -> str:
     config = bill.config
     latents, generate = LatentGeometry.from_config(config), config.generate
     steps = num_steps(generate.steps, config.diffusion.objective)
-    guidance = "without guidance" if generate.guidance_scale == 1 else f"guidance {generate.guidance_scale:g}"
+    video, audio = generate.guidance_scales
+    guidance = f"guidance {video:g}" if video == audio else f"guidance {video:g}, of sound {audio:g}"
+    guidance = "without guidance" if video == audio == 1 else guidance
     lines = [
         f"clip        {config.clip.num_frames} frames, {ClipGeometry.from_config(config).seconds:g} s; "
         f"latents {' x '.join(map(str, latents.stack_shape))}, {latents.num_tokens} tokens",

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from proav.config.changes import Changes
-from proav.config.section import Count, Section
+from proav.config.section import Count, Section, guidance_scales
 from proav.config.training import DistillTrainConfig
 
 
@@ -18,6 +18,8 @@ class DistillConfig(Section):
     """The ST-DiT checkpoint to start from and to learn from; empty: the newest of this run."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
     """Guidance of the teacher that the flow map learns; 1: none. Sampling then needs no guidance."""
+    audio_guidance_scale: Annotated[float, Field(ge=0, le=30)] | None = None
+    """The same for the sound; empty: as for the pictures."""
     decoder_blocks: Count | None = None
     """How many of the last blocks of ST-DiT are conditioned on the next time instead of the current one;
     empty: a third."""
@@ -27,3 +29,8 @@ class DistillConfig(Section):
     """
     train: DistillTrainConfig = DistillTrainConfig()
     """How it is trained; settings that are not given here are as in stdit.train, except for the length."""
+
+    @property
+    def guidance_scales(self) -> tuple[float, float]:
+        """(video's, audio's)."""
+        return guidance_scales(self.guidance_scale, self.audio_guidance_scale)

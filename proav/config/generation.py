@@ -15,6 +15,7 @@ from proav.config.section import (
     TaskName,
     UseGPU,
     VectorName,
+    guidance_scales,
 )
 
 
@@ -37,9 +38,14 @@ class GenerateConfig(Section):
     num_samples: PositiveInt = 16
     """Clips to make; with a listing, the column count says how many."""
     listing: str | None = None
-    """CSV or Parquet: a row for each input, with the columns path, start_seconds, label, seconds, seed, count
-    and the names of stdit.vectors (docs/sampling.md). Empty: samples of `label`, or of labels in turn; a task
-    with an input takes windows of the run's data.
+    """CSV or Parquet: a row for each input, with the columns path, start_seconds, label, seconds, seed,
+    count, span, stream and the names of stdit.vectors (docs/sampling.md). Empty: samples of `label`, or of
+    labels or `prompts` in turn; a task with an input takes windows of the run's data.
+    """
+    prompts: tuple[str, ...] = ()
+    """Texts that take turns, for a model that takes vectors: ['a glass falls', 'a drum']. The first of
+    `encoders` turns them into vectors. Samples then have no label unless `label` names one. Instead of a
+    listing.
     """
     task: TaskName = "joint"
     """joint: picture and sound. a2v: picture for given sound. v2a: sound for given picture. i2av: a clip from
@@ -48,8 +54,8 @@ class GenerateConfig(Section):
     """
     label: LabelName | None = None
     """Label of all samples, or several with ; between them; empty: the labels of the data set in turn, or
-    none if the model has none. With a listing, it is the label of the rows that have none; empty: they stay
-    without a label.
+    none if the model has none or there are prompts. With a listing, it is the label of the rows that have
+    none; empty: they stay without a label.
     """
     seconds: PositiveFloat | Literal["file"] | None = None
     """Length of the clips, made in windows that overlap; for task=continue including the given clip. file: as
@@ -57,8 +63,8 @@ class GenerateConfig(Section):
     Empty: one window, the model's own length.
     """
     encoders: dict[VectorName, str] = {}
-    """Functions that turn texts of a listing into vectors: {caption: package.module:function}, called with a
-    list of texts. Without one, the column holds vectors.
+    """Functions that turn prompts, and texts of a listing, into vectors: {caption: package.module:function},
+    called with a list of texts. Without one, the listing's column holds vectors.
     """
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Denoising steps; empty: 4 for a flow map, 30 for other models."""
@@ -70,6 +76,8 @@ class GenerateConfig(Section):
     """Shift s of the sampling times: t becomes s t / (1 + (s - 1) t); empty: as in training."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
     """Scale of classifier-free guidance; 1: no guidance. A flow map has a fixed scale and takes no other."""
+    audio_guidance_scale: Annotated[float, Field(ge=0, le=30)] | None = None
+    """The scale for the sound; empty: as for the pictures."""
     guidance_interval: tuple[Probability, Probability] = (0.0, 1.0)
     """Times between which guidance acts; 0 is clean, 1 is noise."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -96,12 +104,27 @@ class GenerateConfig(Section):
             raise ValueError(
                 f"generate.num_workers=[{least},{most}]: MIN is above MAX; write [{most},{least}]"
             )
+        if not all(map(str.strip, self.prompts)):
+            raise ValueError(
+                "generate.prompts holds an empty text; expected such as generate.prompts=['a glass falls',"
+                "'a drum'], or [] for none"
+            )
+        if self.listing is not None and self.prompts:
+            raise ValueError(
+                f"generate.listing={self.listing} and {len(self.prompts)} generate.prompts: expected one of "
+                "the two. A listing names texts in a column of its own; write generate.prompts=[] beside it"
+            )
         return self
 
     @property
     def worker_range(self) -> tuple[int, int]:
         """The least and the greatest number of generating actors."""
         return (self.num_workers,) * 2 if isinstance(self.num_workers, int) else self.num_workers
+
+    @property
+    def guidance_scales(self) -> tuple[float, float]:
+        """(video's, audio's)."""
+        return guidance_scales(self.guidance_scale, self.audio_guidance_scale)
 
 
 class EvaluateConfig(Section):

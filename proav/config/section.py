@@ -23,7 +23,8 @@ VectorName = Annotated[str, AfterValidator(lambda name: _vector_name(name))]
 VectorShape = PositiveInt | tuple[PositiveInt, PositiveInt]
 """For one vector a clip, its width. For a sequence, the largest number of vectors and their width."""
 TAKEN_NAMES = frozenset(
-    "path start_seconds end_seconds seconds label labels split seed count index number given".split()
+    "path start_seconds end_seconds seconds label labels split seed count index number given span "
+    "stream".split()
 )
 """Columns of listings and manifests that mean something else."""
 
@@ -44,6 +45,11 @@ def _vector_name(name: str) -> str:
             f"vectors cannot be called {name}: listings have a column of that name; choose another"
         )
     return name
+
+
+def guidance_scales(both: float, audio: float | None) -> tuple[float, float]:
+    """(video's, audio's) scale of guidance. audio: None if it is as video's."""
+    return both, both if audio is None else audio
 
 
 class Section(BaseModel):

@@ -25,5 +25,5 @@ def make_process(config: Config) -> RectifiedFlow | DDPM:
     if settings.objective == "flow":
         return RectifiedFlow(settings.time_sampling, settings.time_shift)
     if settings.objective == "flow_map":
-        return FlowMap(guidance_scale=config.distill.guidance_scale)
+        return FlowMap(guidance_scales=config.distill.guidance_scales)
     return DDPM(settings.ddpm_steps, settings.ddpm_beta_start, settings.ddpm_beta_end, settings.ddim_eta)

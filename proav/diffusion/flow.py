@@ -75,7 +75,7 @@ class FlowMap(RectifiedFlow):
     of sampling are evenly spaced by default. Pairs of times for training are drawn in `flow_maps.py`.
     """
 
-    guidance_scale: float = 1.0
-    """The guidance scale that v contains; sampling cannot change it."""
+    guidance_scales: tuple[float, float] = (1.0, 1.0)
+    """The guidance that v contains, (video's, audio's) scale; sampling cannot change it."""
 
     objective: ClassVar[str] = "flow_map"

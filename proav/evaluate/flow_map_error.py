@@ -59,7 +59,8 @@ def evaluate_flow_map(config: Config, checkpoint_path: str, *, device: str = "cp
         )
 
     def samples(pipeline: SoundingVideoPipeline, steps: int) -> Tensor:
-        settings = SamplingSettings(steps=steps, guidance_scale=student.process.guidance_scale)
+        video, audio = student.process.guidance_scales
+        settings = SamplingSettings(steps=steps, guidance_scale=video, audio_guidance_scale=audio)
         made = []
         for first in range(0, len(picked), config.encode.batch_size):
             chosen = picked[first : first + config.encode.batch_size]

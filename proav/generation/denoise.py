@@ -28,8 +28,8 @@ class Group:
     noise_BDPNN: Tensor
     """The first state, from `noise_batch`, on the model's device. All states have its dtype."""
     conditions: Conditions
-    guidance_B3: Tensor | None = None
-    """Scale and interval of guidance for each sample; None: those of the settings."""
+    guidance_B4: Tensor | None = None
+    """Guidance of each sample: video's scale, audio's scale, and the interval; None: that of the settings."""
     given_BDPNN: Tensor | None = None
     """For tasks with a given modality: its lone planes, normalized. The other planes are not read."""
     identities: Sequence[tuple[int, int]] | None = None
@@ -77,8 +77,8 @@ class _Track:
         wants, has = TASKS[settings.task].given, group.given_BDPNN is not None
         assert has == (wants is not None), f"task {settings.task} {'wants' if wants else 'takes no'} planes"
         self.conditions = group.conditions.to(noise.device)
-        own = torch.tensor([[settings.guidance_scale, *settings.guidance_interval]]).expand(batch, 3)
-        self.guidance_B3 = (own if group.guidance_B3 is None else group.guidance_B3).to(noise.device)
+        own = torch.tensor([[*settings.guidance_scales, *settings.guidance_interval]]).expand(batch, 4)
+        self.guidance_B4 = (own if group.guidance_B4 is None else group.guidance_B4).to(noise.device)
         self.given_B2 = torch.tensor([given_row(settings.task)], device=noise.device).expand(batch, 2)
         self._held = spread_to_planes(self.given_B2)
         solver = find_solver(settings.solver, process.objective)
@@ -112,10 +112,11 @@ class _Track:
         self.state = self._hold(state)
 
     @property
-    def scales_B(self) -> Tensor:
-        """Guidance scale of each sample at this time: 1 outside its interval."""
-        scale_B, low_B, high_B = self.guidance_B3.unbind(1)
-        return torch.where((low_B <= self.time) & (self.time <= high_B), scale_B, 1.0)
+    def scales_B2(self) -> Tensor:
+        """Guidance scales of each sample at this time: 1 outside its interval, and for a given modality."""
+        low_B1, high_B1 = self.guidance_B4[:, 2:].split(1, dim=1)
+        idle_B2 = (self.time < low_B1) | (self.time > high_B1) | self.given_B2
+        return self.guidance_B4[:, :2].masked_fill(idle_B2, 1.0)
 
     def _hold(self, state: Tensor) -> Tensor:
         given = self.group.given_BDPNN
@@ -134,8 +135,8 @@ def _predict(model: torch.nn.Module, tracks: Sequence[_Track]) -> Sequence[Tenso
     )
     conditions = join_conditions([track.conditions for track in tracks])
     if tracks[0].next_time is None:
-        scales_B = _joined([track.scales_B for track in tracks])
-        prediction = guided_prediction(model, state_BDPNN, times_B2, conditions, scales_B)
+        scales_B2 = _joined([track.scales_B2 for track in tracks])
+        prediction = guided_prediction(model, state_BDPNN, times_B2, conditions, scales_B2)
     else:  # a flow map needs no guidance; if one track is a flow map's, all are
         prediction = model(
             state_BDPNN, times_B2, conditions, _joined([track.next_times_B2 for track in tracks])
@@ -148,28 +149,28 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def guided_prediction(
-    model: torch.nn.Module, state_BDPNN: Tensor, times_B2: Tensor, conditions: Conditions, scales_B: Tensor
+    model: torch.nn.Module, state_BDPNN: Tensor, times_B2: Tensor, conditions: Conditions, scales_B2: Tensor
 ) -> Tensor:
-    """v = v_c + (s - 1) (v_c - v_0), which equals v_0 + s (v_c - v_0).
+    """v = v_c + (s - 1) (v_c - v_0), which equals v_0 + s (v_c - v_0); s is that of a plane's modality.
 
     v_c is the prediction with labels and vectors, v_0 the one without them. v_0 is evaluated in the same
-    call, and only for the samples that need it. A sample with s = 1 needs only v_c. The same holds for a
+    call, and only for the samples that need it. A sample with both s = 1 needs only v_c. The same holds for a
     sample without labels and vectors, whose v_c and v_0 are equal. Such samples cost one evaluation instead
     of two, and their result does not depend on the scales of other samples.
 
     model: an STDiT, or any model with its `null_label`.
     state_BDPNN, times_B2: noisy planes, and the time of each modality in [0, 1].
     conditions: of the samples.
-    scales_B: guidance scale s of each sample; 1: no guidance.
+    scales_B2: guidance scale s of each sample's video and audio; 1: no guidance.
     """
     conditioned_B = conditions.conditioned_B(model.null_label)
-    guided = ((scales_B != 1) & conditioned_B).nonzero().flatten()
+    guided = ((scales_B2 != 1).any(dim=1) & conditioned_B).nonzero().flatten()
     if guided.numel() == 0:
         return model(state_BDPNN, times_B2, conditions)
     beside = conditions.rows(guided).dropped(model.null_label, conditioned_B[guided])
     states, times = torch.cat([state_BDPNN, state_BDPNN[guided]]), torch.cat([times_B2, times_B2[guided]])
     both = model(states, times, join_conditions([conditions, beside]))
     prediction, null = both[: len(conditions)].clone(), both[len(conditions) :]
-    extra = (scales_B[guided] - 1).to(null.dtype)[:, None, None, None, None]
+    extra = spread_to_planes(scales_B2[guided] - 1).to(null.dtype)
     prediction[guided] += extra * (prediction[guided] - null)
     return prediction

@@ -114,6 +114,7 @@ class SoundingVideoPipeline:
         seed: int = 0,
         steps: int | None = None,
         guidance_scale: float = 1.0,
+        audio_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         solver: str | None = None,
         schedule_shift: float | None = None,
@@ -135,7 +136,8 @@ class SoundingVideoPipeline:
         label: one of `labels`, several in a list or with ; between them, or None for no label.
         vectors: {name: numbers}, such as the embedding of a text. `vector_shapes` lists the names and shapes:
             [W] for one vector, [L, W] for a sequence.
-        task, steps, guidance_scale, guidance_interval, solver, schedule_shift: see SamplingSettings.
+        task, steps, guidance_scale, audio_guidance_scale, guidance_interval, solver, schedule_shift: see
+            SamplingSettings.
         seed: of the noise. The same seed and settings give the same clips.
         audio, sample_rate: for a2v; samples in [-1, 1], mono or [channels, samples], and their rate in Hz.
         video: for v2a; uint8 [T, H, W, 3] at the model's frame rate.
@@ -161,6 +163,7 @@ class SoundingVideoPipeline:
             solver=solver,
             schedule_shift=schedule_shift,
             guidance_scale=guidance_scale,
+            audio_guidance_scale=audio_guidance_scale,
             guidance_interval=tuple(guidance_interval),
         )
         check_trained(task, self.config)
@@ -325,12 +328,12 @@ class SoundingVideoPipeline:
     def _group(self, settings: SamplingSettings, requests: Sequence[SampleRequest]) -> Group:
         identities = [(request.seed, request.index) for request in requests]
         of_each = [request.settings for request in requests]
-        guidance = [(one.guidance_scale, *one.guidance_interval) for one in of_each]
+        guidance = [(*one.guidance_scales, *one.guidance_interval) for one in of_each]
         return Group(
             settings,
             noise_batch(identities, self.coder.latents.stack_shape).to(self.device),
             self.conditions(settings.task, requests),
-            guidance_B3=torch.tensor(guidance),
+            guidance_B4=torch.tensor(guidance),
             given_BDPNN=self._encode_given(settings.task, requests),
             identities=identities,
         )

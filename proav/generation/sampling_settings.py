@@ -12,6 +12,7 @@ from typing import Any
 from proav.config import Config
 from proav.config.changes import setting_values, settings_that_change
 from proav.config.reading import config_from_dict, config_to_dict
+from proav.config.section import guidance_scales
 from proav.diffusion import DDPM, FlowMap, RectifiedFlow
 from proav.diffusion.solvers import SOLVERS, find_solver, num_steps
 from proav.diffusion.tasks import sampling_task
@@ -40,7 +41,9 @@ class SamplingSettings:
     schedule_shift: float | None = None
     """Times become s t / (1 + (s - 1) t) with this s, 1 to 100; None: as in training."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance, 0 to 30; 1 is none. A flow map has learned one scale; it takes that or 1."""
+    """Classifier-free guidance, 0 to 30; 1 is none. A flow map takes the scales that it has learned, or 1."""
+    audio_guidance_scale: float | None = None
+    """The same for the sound; None: guidance_scale is for both."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times, the cleaner first, between which guidance acts (Kynkaanniemi et al., 2024)."""
 
@@ -52,8 +55,10 @@ class SamplingSettings:
             raise UserError(f"solver={self.solver} is unknown; expected one of {', '.join(SOLVERS)}")
         if self.schedule_shift is not None and not 1 <= self.schedule_shift <= MAX_SHIFT:
             raise UserError(f"schedule_shift={self.schedule_shift}: expected 1 to {MAX_SHIFT:g}")
-        if not 0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE:
-            raise UserError(f"guidance_scale={self.guidance_scale}: expected 0 to {MAX_GUIDANCE_SCALE:g}")
+        for name in ("guidance_scale", "audio_guidance_scale"):
+            scale = getattr(self, name)
+            if scale is not None and not 0 <= scale <= MAX_GUIDANCE_SCALE:
+                raise UserError(f"{name}={scale}: expected 0 to {MAX_GUIDANCE_SCALE:g}")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             said = f"guidance_interval=[{low},{high}]"
@@ -65,13 +70,23 @@ class SamplingSettings:
         return cls(**{field.name: getattr(config.generate, field.name) for field in dataclasses.fields(cls)})
 
     def to_dict(self) -> dict:
-        """Plain values, for manifests."""
-        return dataclasses.asdict(self) | {"guidance_interval": list(self.guidance_interval)}
+        """Plain values, for manifests; without audio_guidance_scale if guidance_scale is for both."""
+        values = dataclasses.asdict(self) | {"guidance_interval": list(self.guidance_interval)}
+        if self.audio_guidance_scale is None:
+            del values["audio_guidance_scale"]
+        return values
+
+    @property
+    def guidance_scales(self) -> tuple[float, float]:
+        """(video's, audio's)."""
+        return guidance_scales(self.guidance_scale, self.audio_guidance_scale)
 
     @property
     def schedule(self) -> "SamplingSettings":
         """The same settings without guidance. Samples that share them go through the same times together."""
-        return dataclasses.replace(self, guidance_scale=1.0, guidance_interval=(0.0, 1.0))
+        return dataclasses.replace(
+            self, guidance_scale=1.0, audio_guidance_scale=None, guidance_interval=(0.0, 1.0)
+        )
 
     def filled(self, process: RectifiedFlow | DDPM) -> "SamplingSettings":
         """These settings with what the process decides: a number of steps, and the guidance of a flow map.
@@ -82,12 +97,12 @@ class SamplingSettings:
         process.times_of(filled.steps, filled.schedule_shift)  # or says why not
         if not isinstance(process, FlowMap):
             return filled
-        own = process.guidance_scale
-        if self.guidance_scale not in (1.0, own):
+        own = process.guidance_scales
+        if self.guidance_scales not in ((1.0, 1.0), own):
+            given, learned = scales_text(self.guidance_scales), scales_text(own)
             raise UserError(
-                f"guidance_scale={self.guidance_scale:g}: this flow map has learned guidance of {own:g} and "
-                f"takes no other; write guidance_scale={own:g}, or train one with "
-                f"distill.guidance_scale={self.guidance_scale:g}"
+                f"{given}: this flow map has learned {learned} and takes no other; write {learned}, or train "
+                f"one with distill.{given.replace(', ', ' distill.')}"
             )
         if self.guidance_interval != (0.0, 1.0):
             low, high = self.guidance_interval
@@ -95,7 +110,10 @@ class SamplingSettings:
                 f"guidance_interval=[{low:g},{high:g}]: this flow map has learned guidance at all times; "
                 "leave guidance_interval out"
             )
-        return dataclasses.replace(filled, guidance_scale=own)
+        video, audio = own
+        return dataclasses.replace(
+            filled, guidance_scale=video, audio_guidance_scale=None if audio == video else audio
+        )
 
     def num_calls(self, objective: str) -> int:
         """Calls of the model for one batch, by a process of this objective.
@@ -103,6 +121,13 @@ class SamplingSettings:
         Raises UserError if the solver does not follow that process.
         """
         return find_solver(self.solver, objective).num_calls(num_steps(self.steps, objective))
+
+
+def scales_text(scales: tuple[float, float]) -> str:
+    """The settings of guidance that mean these scales of video and audio."""
+    video, audio = scales
+    said = f"guidance_scale={video:g}"
+    return said if audio == video else f"{said}, audio_guidance_scale={audio:g}"
 
 
 def changed_settings(model: Config, job: Config) -> dict[str, Any]:

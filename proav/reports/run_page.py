@@ -112,7 +112,7 @@ def _header(
     """
     seeds = sorted({sample["seed"] for sample in samples if "seed" in sample}, key=str)
     settings = dict.fromkeys(
-        f"{sample.get('steps', '?')} steps, guidance {sample.get('guidance_scale', 1)}" for sample in samples
+        f"{sample.get('steps', '?')} steps, guidance {_guidance(sample)}" for sample in samples
     )
     versions = dict.fromkeys(
         f"{name} {version}"
@@ -308,13 +308,24 @@ def _same_hash(newest: str, made_by: str) -> bool:
     return newest.startswith(made_by) or made_by.startswith(newest)
 
 
+def _guidance(sample: dict) -> str:
+    """Guidance of a line of the manifest. It names the sound's only if it differs."""
+    both, audio = sample.get("guidance_scale", 1), sample.get("audio_guidance_scale")
+    return f"{both:g}" if audio is None else f"{both:g}, of sound {audio:g}"
+
+
+def _title(sample: dict) -> str:
+    """The label and the texts of a line of the manifest."""
+    said = [sample["label"]] if sample.get("label") is not None else []
+    return ", ".join(map(str, [*said, *sample.get("texts", {}).values()])) or "without a label"
+
+
 def _sample(config: Config, players: ClipPlayers, sample: dict) -> Markup:
-    index, label = sample.get("index", "?"), sample.get("label")
-    title = str(label) if label is not None else "without a label"
+    index, title = sample.get("index", "?"), _title(sample)
     tags = [f"sample {index}", f"seed {sample.get('seed', '?')}"]
     tags += [str(sample["task"])] if sample.get("task", "joint") != "joint" else []
     tags += [f"{sample['steps']} steps"] if "steps" in sample else []
-    tags += [f"guidance {sample['guidance_scale']}"] if sample.get("guidance_scale", 1) != 1 else []
+    tags += [f"guidance {_guidance(sample)}"] if _guidance(sample) != "1" else []
     try:
         content = players.from_file(
             _sample_path(config, sample), description=f"Generated clip {index}, {title}"

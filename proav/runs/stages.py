@@ -50,6 +50,7 @@ class Stage:
             "solver": None,
             "schedule_shift": None,
             "guidance_scale": 1.0,
+            "audio_guidance_scale": None,
             "guidance_interval": (0.0, 1.0),
         }
         generate = config.generate.model_copy(update=sampling)

@@ -104,6 +104,8 @@ class ServeSettings(Section):
     """Denoising steps if a request names none; empty: generate.steps of the checkpoint's run."""
     guidance_scale: Annotated[float, Field(ge=0, le=30)] | None = None
     """Guidance if a request names none; empty: generate.guidance_scale of the checkpoint's run."""
+    audio_guidance_scale: Annotated[float, Field(ge=0, le=30)] | None = None
+    """Guidance of the sound if a request names none; empty: generate.audio_guidance_scale of that run."""
     max_steps: Annotated[int, Field(ge=1, le=1000)] = 200
     """Most denoising steps that a request may ask for."""
     max_windows: Annotated[int, Field(ge=1, le=1000)] = 32

@@ -59,10 +59,10 @@ class FlowMapStep(GeneratorStep):
         )
         next_B2 = next_B2.to(device)
         with torch.no_grad():
-            scales_B = torch.full((len(times_B2),), settings.guidance_scale, device=device)
+            scales_B2 = torch.tensor([settings.guidance_scales], device=device).expand(len(times_B2), 2)
             with engine.autocast():
                 velocity_BDPNN = guided_prediction(
-                    self.teacher, made.noisy_BDPNN, made.times_B2, made.conditions, scales_B
+                    self.teacher, made.noisy_BDPNN, made.times_B2, made.conditions, scales_B2
                 )
             state_BDPNN = step_along(velocity_BDPNN, made.noisy_BDPNN, made.times_B2, later_B2)
             later_BDPNN = engine.forward(state_BDPNN, later_B2, made.conditions, next_B2)

@@ -61,12 +61,12 @@ def sample(
     guidance = None
     if guidance_scale_B is not None:
         ends = torch.tensor([0.0, 1.0]).expand(len(noise), 2)
-        guidance = torch.cat([guidance_scale_B[:, None], ends], dim=1)
+        guidance = torch.cat([guidance_scale_B[:, None].expand(len(noise), 2), ends], dim=1)
     group = Group(
         SamplingSettings(**settings),
         noise,
         Conditions(labels_B),
-        guidance_B3=guidance,
+        guidance_B4=guidance,
         given_BDPNN=given_BDPNN,
         identities=identities,
     )
@@ -210,6 +210,72 @@ def test_guidance_is_its_formula_per_sample():
     null, label = model.rows[3], model.rows[LABELS]
     velocity = null + SCALES * (label - null)
     torch.testing.assert_close(result, noise - velocity[:, None, None, None, None])
+
+
+def test_each_modality_has_its_own_scale():
+    model, noise = LabelModel(), noise_batch(IDENTITIES, SHAPE).double()
+    result = sample(
+        model,
+        RectifiedFlow(),
+        noise,
+        labels_B=LABELS,
+        steps=8,
+        guidance_scale=3.0,
+        audio_guidance_scale=0.5,
+    )
+    null, label = model.rows[3], model.rows[LABELS]
+    video, audio = ((null + scale * (label - null))[:, None, None, None, None] for scale in (3.0, 0.5))
+    torch.testing.assert_close(result[:, :, :3], noise[:, :, :3] - video)
+    torch.testing.assert_close(result[:, :, 3:], noise[:, :, 3:] - audio)
+
+
+def test_guidance_of_a_given_modality_costs_nothing():
+    noise, given = (noise_batch(IDENTITIES, SHAPE, purpose=name).double() for name in ("noise", "given"))
+    for task, evaluations in (("a2v", 5), ("v2a", 9)):  # sample 3 has the null label
+        model = LabelModel()
+        sample(
+            model,
+            RectifiedFlow(),
+            noise,
+            labels_B=LABELS,
+            steps=2,
+            task=task,
+            given_BDPNN=given,
+            audio_guidance_scale=2.0,
+        )
+        assert model.evaluations == 2 * evaluations
+
+
+class TwoGaussians(GaussianModel):
+    """The best prediction for data of a label, and for data without one; both have the same spread."""
+
+    null_label = 1
+
+    def __init__(self, process, means: torch.Tensor, std: torch.Tensor) -> None:
+        super().__init__(process, None, std)
+        self.means = means
+
+    def forward(self, noisy, times_B2, conditions):
+        self.mean = self.means[conditions.labels_BK[:, 0]]
+        return super().forward(noisy, times_B2, conditions)
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), DDPM()])
+def test_guidance_of_gaussians_moves_their_mean_and_keeps_their_spread(process):
+    """Let data be N(m_c, std^2) with the label and N(m_0, std^2) without it.
+
+    Their best predictions are affine in the mean. So v_0 + s (v_c - v_0) is the best prediction for
+    N(m_0 + s (m_c - m_0), std^2), and sampling gives exactly what it gives for those data.
+    """
+    mean, std = gaussian()
+    other = mean.flip(0)
+    scales = torch.tensor([3.0] * 3 + [1.5] * 3, dtype=torch.float64)[:, None, None]
+    guided, plain = TwoGaussians(process, torch.stack([mean, other]), std), other + scales * (mean - other)
+    noise, result = run(process, guided, steps=100, guidance_scale=3.0, audio_guidance_scale=1.5)
+    _, truth = run(process, GaussianModel(process, plain, std), steps=100)
+    torch.testing.assert_close(result, truth)
+    if process.objective == "flow":
+        assert (result - (plain + std * noise)).abs().max() < 0.1  # of Euler in 100 steps
 
 
 def test_the_null_label_is_evaluated_only_where_it_matters():

@@ -19,6 +19,7 @@ from tests.tiny import TINY, tiny_config
         ({"solver": "rk4"}, f"solver=rk4 is unknown; expected one of {', '.join(SOLVERS)}"),
         ({"task": "dub"}, "expected one of joint, a2v, v2a"),
         ({"guidance_scale": -1.0}, "guidance_scale=-1.0: expected 0 to 30"),
+        ({"audio_guidance_scale": 31.0}, "audio_guidance_scale=31.0: expected 0 to 30"),
         ({"guidance_interval": (0.8, 0.2)}, r"guidance_interval=\[0.8,0.2\]: expected two times"),
         ({"schedule_shift": 0.5}, "schedule_shift=0.5: expected 1 to 100"),
     ],
@@ -33,6 +34,23 @@ def test_they_come_from_the_section_generate_and_have_its_defaults():
     section = {"steps": 7, "solver": "heun", "guidance_interval": [0.2, 0.8], "schedule_shift": 3.0}
     settings = SamplingSettings.from_config(Config.model_validate({"generate": section}))
     assert settings.to_dict() == {"task": "joint", "guidance_scale": 1.0, **section}
+
+
+def test_guidance_of_the_sound_is_that_of_the_pictures_unless_it_is_given():
+    assert SamplingSettings(guidance_scale=2.0).guidance_scales == (2, 2)
+    settings = SamplingSettings.from_config(load_config(None, ["generate.audio_guidance_scale=3"]))
+    assert settings.guidance_scales == (1, 3) and settings.to_dict()["audio_guidance_scale"] == 3
+    assert settings.schedule == SamplingSettings().schedule
+
+
+def test_a_flow_map_takes_both_of_its_scales_or_none():
+    process = FlowMap(guidance_scales=(2.0, 3.0))
+    own = SamplingSettings().filled(process)
+    assert own.guidance_scales == (2, 3) and own.filled(process) == own
+    for other in ({"guidance_scale": 2.0}, {"audio_guidance_scale": 3.0}):
+        said = r"learned guidance_scale=2, audio_guidance_scale=3 .* with distill\.guidance_scale=[12]"
+        with pytest.raises(UserError, match=said):
+            SamplingSettings(**other).filled(process)
 
 
 def test_samples_of_one_schedule_may_differ_in_guidance_alone():

@@ -80,7 +80,7 @@ def test_unlike_steps_share_a_batch(pipeline):
 def test_guidance_is_the_flow_maps_own(pipeline):
     settings = SamplingSettings().filled(pipeline.process)
     assert settings.guidance_scale == 2 and settings.steps == 4
-    with pytest.raises(UserError, match="has learned guidance of 2 .*distill.guidance_scale=3"):
+    with pytest.raises(UserError, match="has learned guidance_scale=2 .*distill.guidance_scale=3"):
         pipeline(guidance_scale=3.0)
     with pytest.raises(UserError, match=r"guidance_interval=\[0.1,0.8\]: this flow map has learned"):
         pipeline(guidance_interval=(0.1, 0.8))
@@ -95,7 +95,8 @@ def test_a_server_offers_the_flow_maps_own_steps_and_guidance(run):
     own = SamplingSettings.from_config(checkpoint.config).filled(process)
     assert own == SamplingSettings().filled(process)  # the run's interval of guidance was the teacher's
     assert (card.steps, card.guidance_scale, card.guidance_range) == (4, 2.0, (2.0, 2.0))
-    with pytest.raises(UserError, match="this flow map has learned guidance of 2"):
+    assert (card.audio_guidance_scale, card.audio_guidance_range) == (None, (2.0, 2.0))
+    with pytest.raises(UserError, match="this flow map has learned guidance_scale=2 "):
         ModelCard.of(checkpoint, settings.model_copy(update={"guidance_scale": 3.0}))
 
 

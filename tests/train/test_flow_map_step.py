@@ -61,7 +61,9 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_clips_alone():
 
 
 def test_over_one_step_of_time_the_target_is_the_teachers_guided_velocity():
-    engine, step, config = build("distill.guidance_scale=2.5", "distill.time_step=1")
+    engine, step, config = build(
+        "distill.guidance_scale=2.5", "distill.audio_guidance_scale=1.5", "distill.time_step=1"
+    )
     batch = random_batch(config)
     output = step.loss(engine, batch, 0)
     draw = draw_tasks(config.seed, batch["position"], config)
@@ -71,7 +73,8 @@ def test_over_one_step_of_time_the_target_is_the_teachers_guided_velocity():
     clean, noise = state.clean_BDPNN, state.noise_BDPNN
     noisy = step.process.add_noise(clean, noise, times)
     with torch.no_grad():
-        guided = guided_prediction(step.teacher, noisy, times, Conditions(labels), torch.full((8,), 2.5))
+        scales = torch.tensor([2.5, 1.5]).expand(8, 2)
+        guided = guided_prediction(step.teacher, noisy, times, Conditions(labels), scales)
         prediction = engine.module(noisy, times, Conditions(labels), next_times)
     errors_B = denoising_loss(prediction, guided, draw.given_B2, step.own_DP)
     total, count = output.parts["squared_error"]

@@ -38,6 +38,9 @@ class ModelCard:
     guidance_scale: float
     guidance_range: tuple[float, float]
     """Smallest and largest scale that a request may ask for. For a flow map both are its own scale."""
+    audio_guidance_scale: float | None
+    """None: guidance_scale is for both."""
+    audio_guidance_range: tuple[float, float]
     checkpoint_hash: str
     clips_trained: int
     mel: dict[str, float]
@@ -60,8 +63,8 @@ class ModelCard:
         max_steps = settings.max_steps
         if isinstance(process, DDPM):
             max_steps = min(max_steps, process.most_steps(generate.schedule_shift))
-        chosen = {"steps": settings.steps, "guidance_scale": settings.guidance_scale}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
+        names = ("steps", "guidance_scale", "audio_guidance_scale")
+        chosen = {name: value for name in names if (value := getattr(settings, name)) is not None}
         steps = min(num_steps(generate.steps, process.objective), max_steps)
         try:
             sampling = replace(SamplingSettings.from_config(checkpoint.config), **{"steps": steps} | chosen)
@@ -72,9 +75,9 @@ class ModelCard:
                 f"{checkpoint.path} cannot be served: {error}. What this server does not set itself is "
                 f"`config.generate` of its {INDEX}"
             ) from error
-        guidance_range = (0, MAX_GUIDANCE_SCALE)
+        ranges = [(0, MAX_GUIDANCE_SCALE)] * 2
         if isinstance(process, FlowMap):
-            guidance_range = (process.guidance_scale,) * 2
+            ranges = [(scale, scale) for scale in process.guidance_scales]
         geometry, tasks = ClipGeometry.from_config(checkpoint.config), sampled_tasks(checkpoint.config)
         modified = storage.file_info(storage.join(checkpoint.path, INDEX)).mtime
         return cls(
@@ -88,7 +91,9 @@ class ModelCard:
             steps=sampling.steps,
             max_steps=max_steps,
             guidance_scale=sampling.guidance_scale,
-            guidance_range=guidance_range,
+            guidance_range=ranges[0],
+            audio_guidance_scale=sampling.audio_guidance_scale,
+            audio_guidance_range=ranges[1],
             checkpoint_hash=checkpoint.hash,
             clips_trained=checkpoint.clips,
             mel=checkpoint.config.mel.model_dump(include={"num_bins", "min_hz", "max_hz"}),
@@ -126,6 +131,10 @@ class ModelCard:
             "sample_rate": self.geometry.sample_rate,
             "steps": {"default": self.steps, "max": self.max_steps},
             "guidance_scale": {"default": self.guidance_scale, "max": self.guidance_range[1]},
+            "audio_guidance_scale": {
+                "default": self.audio_guidance_scale,
+                "max": self.audio_guidance_range[1],
+            },
             "checkpoint": self.checkpoint_hash,
             "clips_trained": self.clips_trained,
             "mel": self.mel,

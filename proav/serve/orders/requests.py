@@ -101,6 +101,8 @@ class VideoRequest(BaseModel):
     """Denoising steps; empty: the server's default."""
     guidance_scale: Annotated[float | None, Number] = None
     """Classifier-free guidance towards the label; 1 is none. Empty: the server's default."""
+    audio_guidance_scale: Annotated[float | None, Number] = None
+    """The same for the sound. Empty: the server's default; if it has none, guidance_scale is for both."""
     num_windows: Annotated[int, Number] = 1
     """For continue: how many windows are added. GET /v1/models says how many seconds each adds."""
     span: Span | None = None
@@ -128,6 +130,8 @@ class Order(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     steps: Annotated[int, Field(ge=1)]
     guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
+    audio_guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None
+    """Empty: guidance_scale is for both."""
     num_windows: Annotated[int, Field(ge=1)] = 1
     """If a given clip is continued to num_frames, this is set once the length of that clip is known
     (`queue/service.py`)."""
@@ -210,6 +214,12 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
         steps=_in_range("steps", request.steps, card.steps, 1, card.max_steps),
         guidance_scale=_in_range(
             "guidance_scale", request.guidance_scale, card.guidance_scale, *card.guidance_range
+        ),
+        audio_guidance_scale=_in_range(
+            "audio_guidance_scale",
+            request.audio_guidance_scale,
+            card.audio_guidance_scale,
+            *card.audio_guidance_range,
         ),
         num_windows=_in_range("num_windows", request.num_windows, 1, 1, card.max_windows),
         num_frames=num_frames,

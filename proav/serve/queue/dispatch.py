@@ -301,6 +301,7 @@ def _to_sample(member: Waiting, config: Config) -> SampleRequest:
         task=order.task,
         steps=order.steps,
         guidance_scale=order.guidance_scale,
+        audio_guidance_scale=order.audio_guidance_scale,
     )
     shapes = config.stdit.vector_shapes
     return SampleRequest(

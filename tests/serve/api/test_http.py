@@ -86,11 +86,13 @@ def test_openais_client_makes_lists_reads_and_deletes(client):
 
 
 def test_the_clip_is_that_of_the_pipeline(served, tiny_checkpoint):
-    job = make(served, label="speech", seed=11, steps=3, guidance_scale=2.0)
+    job = make(served, label="speech", seed=11, steps=3, guidance_scale=2.0, audio_guidance_scale=0.5)
     clip = read_clip(
         io.BytesIO(content(served, job["id"]).content), fps=5, sample_rate=16_000, height=32, width=32
     )
-    request = SampleRequest(11, 0, "speech", settings=SamplingSettings(steps=3, guidance_scale=2.0))
+    request = SampleRequest(
+        11, 0, "speech", settings=SamplingSettings(steps=3, guidance_scale=2.0, audio_guidance_scale=0.5)
+    )
     (own,) = SoundingVideoPipeline.from_checkpoint(tiny_checkpoint).sample([request])
     expected = read_clip(io.BytesIO(encode_clip(own)), fps=5, sample_rate=16_000, height=32, width=32)
     assert (

@@ -33,6 +33,7 @@ def order_of(card, fields, has_reference=False):
 def test_nothing_given_gives_the_models_defaults(card):
     order = order_of(card, {})
     assert (order.label, order.task, order.steps, order.guidance_scale) == (None, "joint", 3, 1.5)
+    assert order.audio_guidance_scale is None
     assert 0 <= order.seed < 2**31 and len({order_of(card, {}).seed for _ in range(20)}) > 1
 
 
@@ -118,13 +119,15 @@ def test_texts_of_a_form_are_numbers(card):
             "seed": "7",
             "steps": "5",
             "guidance_scale": "2.5",
+            "audio_guidance_scale": "4",
             "seconds": "0.8",
             "size": "32x32",
             "model": "tiny",
             "num_windows": "1",
         },
     )
-    assert (order.seed, order.steps, order.guidance_scale) == (7, 5, 2.5)
+    assert (order.seed, order.steps) == (7, 5)
+    assert (order.guidance_scale, order.audio_guidance_scale) == (2.5, 4)
 
 
 def test_the_whole_range_of_seeds_is_taken(card):
@@ -171,6 +174,7 @@ def test_the_whole_range_of_seeds_is_taken(card):
         ({"steps": [3]}, "steps", "steps=[3]"),
         ({"guidance_scale": float("nan")}, "guidance_scale", "finite"),
         ({"guidance_scale": 31}, "guidance_scale", "expected 0 to 30"),
+        ({"audio_guidance_scale": 31}, "audio_guidance_scale", "expected 0 to 30"),
         ({"guidance_scale": "strong"}, "guidance_scale", "number"),
         ({"input_reference": "https://example.org/a.wav"}, "input_reference", "input_reference="),
         ({"input_reference": {"file_id": "file_1"}}, "input_reference", "input_reference="),

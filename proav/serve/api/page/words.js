@@ -101,6 +101,8 @@ export function factsOf(job) {
     ["Steps", String(job.steps)],
     ["Guidance", decimals(job.guidance_scale)],
   ];
+  if (job.audio_guidance_scale != null)
+    facts.push(["Guidance of sound", decimals(job.audio_guidance_scale)]);
   facts.push(["Made", taskWords(job.task).name.toLowerCase()], ["Asked for", whenOf(job)]);
   for (const [name, text] of Object.entries(job.texts ?? {})) facts.push([wordsOf(name), text]);
   if (job.span)
