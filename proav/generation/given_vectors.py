@@ -1,4 +1,4 @@
-"""Vectors on which samples of a batch job are conditioned: numbers or texts of a listing, or stored vectors.
+"""Vectors on which samples of a batch job are conditioned: of a listing, of prompts, or stored ones.
 
 A row of the plan may have `vectors`, {name: numbers in the form of `to_text`}. It may have `texts`, {name:
 text}; a user's function turns them into vectors. It may name a window of prepared data, whose vectors are
@@ -40,6 +40,30 @@ def told_of(record: dict, shapes: dict[str, Shape], encoders: dict[str, str]) ->
                 )
             texts[name] = text
     return {key: values for key, values in (("vectors", vectors), ("texts", texts)) if values}
+
+
+def told_by_prompts(prompts: Sequence[str], shapes: dict[str, Shape], encoders: dict[str, str]) -> list[dict]:
+    """What `told_of` gives for each of `generate.prompts`. [] if there are none.
+
+    As in the server, a prompt is a text for the first of the encoders.
+    shapes, encoders: as in `told_of`.
+    Raises UserError if the model takes no vectors, or if no encoder is named.
+    """
+    if not prompts:
+        return []
+    said = f"generate.prompts=[{prompts[0][:40]!r}{', ...' if len(prompts) > 1 else ''}]"
+    if not shapes:
+        raise UserError(
+            f"{said}: the model takes no vectors, so no texts; expected a model with stdit.vectors. "
+            "Write generate.prompts=[], or generate.label=NAME for a model with labels"
+        )
+    if not encoders:
+        raise UserError(
+            f"{said}: nothing turns these texts into vectors; expected a function for one of "
+            f"{', '.join(shapes)}: write generate.encoders={{{next(iter(shapes))}: package.module:function}}"
+        )
+    name = next(iter(encoders))
+    return [told_of({name: prompt}, {name: shapes[name]}, encoders) for prompt in prompts]
 
 
 class GivenVectors:

@@ -22,6 +22,8 @@ from proav.media.container import Clip
 from proav.media.pictures import Canvas
 from proav.media.torchaudio import resample
 
+STREAMS = {"video": [VIDEO], "audio": [AUDIO], "both": [VIDEO, AUDIO]}
+"""What can be made anew in a span, and the rows of a mask that it means."""
 SAME_TIME = 1e-6
 """Seconds. Times that differ by less count as equal: the difference is rounding."""
 
@@ -120,9 +122,8 @@ def frames_around(
         if span is not None:
             raise UserError(f"span=... was given, but task={task!r} takes none; write task='inpaint'")
         return None
-    rows = {"video": [VIDEO], "audio": [AUDIO], "both": [VIDEO, AUDIO]}
-    if stream not in rows:
-        raise UserError(f"stream={stream!r}: expected one of {', '.join(map(repr, rows))}")
+    if stream not in STREAMS:
+        raise UserError(f"stream={stream!r}: expected one of {', '.join(map(repr, STREAMS))}")
     expected = (
         f"begin and end in seconds within the {geometry.seconds:g} s of a clip, such as span=(0.4, 0.8)"
     )
@@ -133,7 +134,7 @@ def frames_around(
         raise UserError(f"span={tuple(span)}: expected {expected}")
     first, last = int(begin * geometry.fps + SAME_TIME), math.ceil(end * geometry.fps - SAME_TIME)
     known_2T = np.ones((2, geometry.num_frames), bool)
-    known_2T[rows[stream], first:last] = False
+    known_2T[STREAMS[stream], first:last] = False
     if not known_2T.any():
         raise UserError(
             f"span={tuple(span)} leaves nothing of the clip; write a shorter one, or task='joint'"

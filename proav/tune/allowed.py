@@ -25,6 +25,7 @@ NEVER = {
     "generate.stage": "a trial makes its clips by the ST-DiT that it trains",
     "generate.num_samples": "all trials are measured alike",
     "generate.listing": "all trials are measured alike",
+    "generate.prompts": "all trials are measured alike",
     "generate.seconds": "all trials are measured alike",
     "data.prepared": "the sweep prepares data itself: vary what it is prepared with, and name data.sources",
     "data.validation_fraction": "all trials are measured on the same clips",

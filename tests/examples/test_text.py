@@ -35,3 +35,7 @@ def test_the_configuration_names_both():
     assert config.data.vectors == {"caption": "examples.text.captions:embed"}
     assert config.stdit.vector_shapes == {"caption": (384,)} and not config.stdit.labels
     assert config.generate.encoders == {"caption": "examples.text.e5:encode"}
+    trained = {wording.format(label) for wording in WORDINGS for label in config.data.labels}
+    prompts = config.generate.prompts
+    assert set(prompts) < trained and len(prompts) == len(config.data.labels)
+    assert all(label in prompt for label, prompt in zip(config.data.labels, prompts, strict=True))

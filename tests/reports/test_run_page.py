@@ -254,6 +254,19 @@ def test_the_head_says_what_simple_codes_reach(tmp_path):
     assert "no cosine transform: they need a training split." in words
 
 
+def test_samples_of_prompts_are_named_by_their_texts(tmp_path):
+    write_run(tmp_path, num_samples=2)
+    manifest = tmp_path / "samples" / "manifest.jsonl"
+    first, second = map(json.loads, manifest.read_text().splitlines())
+    texts = {"texts": {"caption": "a glass falls"}}
+    rows = [first | texts | {"label": None}, second | texts | {"label": "sea"}]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(small_config(tmp_path))
+    words = Page((tmp_path / "report.html").read_text("utf-8")).text
+    assert "sea, a glass falls" in words and words.count("a glass falls") == 2
+    assert "without a label" not in words
+
+
 def test_empty_run_names_the_commands(tmp_path):
     write_report(small_config(tmp_path))
     words = Page((tmp_path / "report.html").read_text("utf-8")).text

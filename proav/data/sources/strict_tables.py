@@ -2,7 +2,7 @@
 
 Each column of a table is used, reported as unused, or refused. A cell is missing if it is empty (CSV), or
 null or NaN (Parquet). Zero and false are values. A CSV may begin with `# comments`. The rows are used by
-`listings.py` and by `proav/generation/batch/plan.py`.
+`listings.py` and by `proav/generation/batch/listed.py`.
 """
 
 import contextlib

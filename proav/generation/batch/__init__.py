@@ -1,6 +1,7 @@
 """Offline generation: many samples of one checkpoint to mp4 files, with Ray Data.
 
-    plan.py       what is wanted: samples of labels in turn, or the rows of a listing
+    plan.py       what is wanted: samples of labels or prompts in turn, windows of the data, or a listing
+    listed.py     the rows of a listing
     manifest.py   what is there: samples/manifest.jsonl, and the parts from which a stopped job resumes
     making.py     the work on a batch: read what is given, denoise, finish the clips
     job.py        all of it on Ray

@@ -35,13 +35,14 @@ from proav.data.prepare.isolation import IsolatedDecoder, decoder_of_this_proces
 from proav.data.sources.finding import SourceRow
 from proav.diffusion import make_process
 from proav.diffusion.tasks import TASKS
-from proav.errors import TOLD, MediaError, to_text
+from proav.errors import TOLD, MediaError, UserError, to_text
 from proav.generation.batch.manifest import sample_path, write_part
 from proav.generation.batch.plan import manifest_row, pack, unpack
 from proav.generation.finishing import finish_clips
 from proav.generation.given_files import clip_of_streams, streams_read
 from proav.generation.given_vectors import GivenVectors
 from proav.generation.given_windows import GivenWindows, known_of_window
+from proav.generation.inputs import frames_around
 from proav.generation.long_clips import WHOLE_FILE, of_length, wanted_frames, window_of
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.generation.requests import SampleRequest
@@ -88,6 +89,25 @@ class Recipe:
         seconds = row.get("seconds")
         return None if seconds in (None, WHOLE_FILE) else wanted_frames(self.config, seconds, 1)
 
+    def known(self, row: dict) -> np.ndarray | None:
+        """The frames that are given, bool [2, T], if the task asks for a span; None for other tasks.
+
+        Raises MediaError if the span of a listing's row does not fit a clip of the model.
+        """
+        task, geometry = self.settings.task, ClipGeometry.from_config(self.config)
+        if "span" not in row:
+            return known_of_window(self.config, task, row.get("given", {}))
+        if isinstance(row["span"], str):
+            raise MediaError(
+                "bad_span",
+                f"span={row['span']!r}: expected begin and end in seconds within the {geometry.seconds:g} s "
+                'of a clip, such as "0.4,0.8" (in a CSV with the quotes)',
+            )
+        try:
+            return frames_around(geometry, task, row["span"], row["stream"])
+        except UserError as error:
+            raise MediaError("bad_span", str(error)) from error
+
     def _request(self, place: int, row: dict, arrays: dict) -> SampleRequest:
         task, num_frames = self.settings.task, self.num_frames(row)
         streams = {name: arrays[f"{place}.{name}"] for name in streams_read(task)}
@@ -101,7 +121,7 @@ class Recipe:
             row["label"],
             given=clip_of_streams(self.config, task, streams, num_frames),
             settings=self.settings,
-            known=known_of_window(self.config, task, row.get("given", {})),
+            known=self.known(row),
         )
         return request if num_frames is None else of_length(self.config, request, num_frames)
 
@@ -153,10 +173,14 @@ class ReadGiven:
         marked = []
         for place, row in enumerate(rows):
             given = row["given"]
-            if "path" in given:
-                found = read(given["path"], given["start_seconds"], self._end(row))
-            else:
-                found = self.windows.streams(given)
+            try:
+                self.recipe.known(row)  # or says why not, before a file is decoded
+                if "path" in given:
+                    found = read(given["path"], given["start_seconds"], self._end(row))
+                else:
+                    found = self.windows.streams(given)
+            except MediaError as error:
+                found = error
             if isinstance(found, MediaError):
                 row = row | {"error": found.reason, "message": str(found)}
             else:

@@ -5,7 +5,6 @@ So a listing of a million rows takes seconds and little memory. Not here: whethe
 decoding (`making.py`).
 """
 
-import functools
 import hashlib
 import json
 import zlib
@@ -13,28 +12,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from proav import storage
 from proav.config import Config
-from proav.data.sources.folders import normal_path
-from proav.data.sources.listings import listed_path
-from proav.data.sources.names import NamesOnDisk
-from proav.data.sources.strict_tables import TableForm, seconds_of, table_records, text_of, whole_of
 from proav.diffusion import make_process
 from proav.diffusion.tasks import TASKS, check_trained
 from proav.errors import UserError
+from proav.generation.batch.listed import SETTING, checked_seconds, known_labels, label_of, listed_rows
 from proav.generation.batch.manifest import ManifestDraft, SampleFiles, list_parts, sample_path, stored_rows
 from proav.generation.given_files import streams_read
-from proav.generation.given_vectors import told_of
+from proav.generation.given_vectors import told_by_prompts
 from proav.generation.given_windows import given_rows
-from proav.generation.inputs import frames_needed
-from proav.generation.long_clips import WHOLE_FILE, check_length, wanted_frames, windows_needed
+from proav.generation.long_clips import WHOLE_FILE
 from proav.generation.sampling_settings import SamplingSettings, changed_settings
 from proav.geometry import ClipGeometry
 from proav.runs.checkpoint import Checkpoint
-from proav.text import LABEL_SEPARATOR, one_form
 from proav.vectors import check_vector_names
 
-SETTING = "generate.listing"
 COMPRESSION_LEVEL = 1
 """zlib's. Rows of a batch are much alike; more effort would gain little."""
 
@@ -166,30 +158,31 @@ def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
     number: the noise is a function of (seed, number). It is missing unless the listing's row has a seed of
         its own: it then counts the row's samples from 0 up. Otherwise the index takes its place.
     label: of the listing's row, or else generate.label. Without a listing it is generate.label, or else that
-        of the given window, which may be none. Without a window the checkpoint's labels take turns.
+        of the given window, which may be none. Without a window the checkpoint's labels take turns. If
+        generate.prompts take turns, it is generate.label or none.
     seconds: the length of the clip, or WHOLE_FILE; missing if it is that of a window.
     given: {"path", "start_seconds"} of the file that is given, or {"segment_id", "start_frame"} of the window
         of the run's data; missing for a task that is given nothing.
-    texts, vectors: those of the listing's row, see `given_vectors.py`; missing if it has none.
+    span, stream: of the listing's row, if the task asks for a span. A span is [begin, end] in seconds, or the
+        text of a cell that holds no two times.
+    texts, vectors: those of the listing's row, or the text of generate.prompts whose turn it is, see
+        `given_vectors.py`; missing if there are none.
 
-    Raises UserError for a mistake in the listing, for an unknown label, and for a task that the checkpoint
-    was not trained for or that takes no listing.
+    Prints a line if a model that takes vectors is given none. Raises UserError for a mistake in the listing
+    or in the prompts, for an unknown label, and for a task that the checkpoint was not trained for.
     """
-    settings = config.generate
+    settings, shapes = config.generate, checkpoint.config.stdit.vector_shapes
     check_trained(settings.task, checkpoint.config)
-    check_vector_names(settings.encoders, checkpoint.config.stdit.vector_shapes)
+    check_vector_names(settings.encoders, shapes)
     try:
-        label = _label(settings.label or "", known_labels(checkpoint))
+        label = label_of(settings.label or "", known_labels(checkpoint))
     except UserError as error:
         raise UserError(f"generate.{error}") from None
     if settings.listing is not None:
-        if TASKS[settings.task].asks_span:
-            raise UserError(
-                f"generate.task={settings.task} takes no {SETTING}, which has no spans; without it, windows "
-                "of the run's data are given, with spans as in training"
-            )
-        yield from _listed_rows(config, checkpoint, label)
+        yield from listed_rows(config, checkpoint, label)
         return
+    prompted = told_by_prompts(settings.prompts, shapes, settings.encoders)
+    _report_prompts(config, checkpoint.config)
     shared = {}
     if settings.seconds is not None:
         _check_windows_last(config, checkpoint.config)
@@ -197,13 +190,35 @@ def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
             shared = {"seconds": checked_seconds(checkpoint.config, settings.task, settings.seconds)}
         except UserError as error:
             raise UserError(f"generate.{error}") from None
+    own_label = {"label": label} if label or prompted else {}
+    told = prompted or [{}]
     if streams_read(settings.task):
         for index, row in enumerate(given_rows(config, checkpoint)):
-            yield {"index": index, "seed": config.seed} | row | ({"label": label} if label else {}) | shared
+            told_now = told[index % len(told)]
+            yield {"index": index, "seed": config.seed} | row | own_label | told_now | shared
         return
-    labels = [label] if label is not None else list(checkpoint.labels) or [None]
+    labels = [label] if own_label else list(checkpoint.labels) or [None]
     for index in range(settings.num_samples):
-        yield {"index": index, "seed": config.seed, "label": labels[index % len(labels)]} | shared
+        row = {"index": index, "seed": config.seed, "label": labels[index % len(labels)]}
+        yield row | told[index % len(told)] | shared
+
+
+def _report_prompts(config: Config, model: Config) -> None:
+    """Prints a line if a model that takes vectors is given none, and one if some prompts have no turn.
+
+    config: of the job, which has no listing. model: of the checkpoint.
+    """
+    settings, names = config.generate, ", ".join(model.stdit.vector_shapes)
+    if names and not settings.prompts and not streams_read(settings.task):
+        print(
+            f"generate: NO VECTORS: the model takes {names}, and these clips are made without. To give it "
+            f"texts, write generate.prompts=[TEXT,...], or {SETTING}=FILE with a column of that name"
+        )
+    if (unused := len(settings.prompts) - settings.num_samples) > 0:
+        print(
+            f"generate: the last {unused:,} of {len(settings.prompts):,} prompts have no turn: "
+            f"generate.num_samples={settings.num_samples}"
+        )
 
 
 def _check_windows_last(config: Config, model: Config) -> None:
@@ -221,106 +236,6 @@ def _check_windows_last(config: Config, model: Config) -> None:
             f"generate.seconds={settings.seconds:g}: windows given for generate.task={settings.task} have "
             f"{window:g} s; expected at most that, or files that last as long, by {SETTING}=FILE"
         )
-
-
-def checked_seconds(config: Config, task: str, seconds: float | str) -> float | str:
-    """`seconds`, if a model of this configuration makes clips of that length by a task; else UserError.
-
-    For a task that continues a given clip, the clip is taken to have only the frames that a window needs.
-    config: of the model.
-    seconds: or WHOLE_FILE, for a task that is given a stream for the whole clip.
-    """
-    if seconds != WHOLE_FILE:
-        num_frames = wanted_frames(config, seconds, 1)
-        there = max(frames_needed(config, task).values()) if TASKS[task].extends else 0
-        num_windows, shown = windows_needed(config, task, num_frames, there), f"{seconds:g}"
-    elif TASKS[task].given:
-        num_windows, shown = 2, seconds  # files may need more than one window
-    else:
-        raise UserError(
-            f"seconds={seconds}: task={task} is given no picture or sound for the whole clip; "
-            "expected a number, or task=a2v or v2a"
-        )
-    try:
-        check_length(config, task, num_windows)
-    except UserError as error:
-        raise UserError(f"seconds={shown}: {error}") from error
-    return seconds
-
-
-def known_labels(checkpoint: Checkpoint) -> dict[str, str]:
-    """{label in its comparable form (`text.one_form`): label} of a checkpoint."""
-    return {one_form(label): label for label in checkpoint.labels}
-
-
-def table_form(task: str, vectors: Iterable[str] = ()) -> TableForm:
-    """The columns of generate.listing for a task. vectors: names of those that the model takes."""
-    own, beside = ("path", "start_seconds"), ("label", "seconds", "seed", "count", *vectors)
-    of_sources = ("end_seconds", "labels", "split")
-    if streams_read(task):
-        return TableForm(SETTING, (*own, *beside), ("path",), of_sources, "generate", "")
-    return TableForm(SETTING, beside, (), (*own, *of_sources), "generate", "")
-
-
-def _listed_rows(config: Config, checkpoint: Checkpoint, default: str | None) -> Iterator[dict]:
-    """Rows of `wanted_rows` by a listing. default: label of rows without one."""
-    names = NamesOnDisk()
-    listing = names.find(config.generate.listing)
-    if not storage.exists(listing):
-        raise UserError(f"{SETTING}: no such file: {listing}; expected a CSV or Parquet file")
-    labels, shapes = known_labels(checkpoint), checkpoint.config.stdit.vector_shapes
-    length = functools.cache(functools.partial(checked_seconds, checkpoint.config, config.generate.task))
-    form = table_form(config.generate.task, shapes)
-    root, index = normal_path(listing).rsplit("/", 1)[0], 0
-    for number, record in enumerate(table_records(listing, config.data.other_columns, form), 1):
-        try:
-            row = {"seed": config.seed, "label": _label(text_of(record.get("label")), labels) or default}
-            row |= told_of(record, shapes, config.generate.encoders)
-            if form.required:
-                row["given"] = _given(record, root, names)
-            seconds = _seconds(record.get("seconds"))
-            if seconds is not None or config.generate.seconds is not None:
-                row["seconds"] = length(config.generate.seconds if seconds is None else seconds)
-            seed = whole_of(record.get("seed"), "seed", least=0)
-            count = whole_of(record.get("count"), "count", least=1) or 1
-        except UserError as error:
-            raise UserError(f"{SETTING}={listing}, row {number}: {error}") from error
-        for copy in range(count):
-            own = {} if seed is None else {"seed": seed, "number": copy}
-            yield {"index": index} | row | own
-            index += 1
-    if not index:
-        raise UserError(f"{SETTING}={listing} has no rows; expected one for each input")
-
-
-def _given(record: dict, root: str, names: NamesOnDisk) -> dict:
-    path = text_of(record.get("path"))
-    if not path:
-        raise UserError("the path is empty")
-    start = seconds_of(record.get("start_seconds"), "start_seconds") or 0.0
-    return {"path": listed_path(path, root, names), "start_seconds": start}
-
-
-def _seconds(value: object) -> float | str | None:
-    """The cell of the column seconds; None if it is missing."""
-    try:
-        return WHOLE_FILE if text_of(value) == WHOLE_FILE else seconds_of(value, "seconds")
-    except UserError as error:
-        raise UserError(f"{error}, or {WHOLE_FILE}") from error
-
-
-def _label(text: str, labels: dict[str, str]) -> str | None:
-    """The checkpoint's spelling of a label, or of several with ; between them; None for an empty text."""
-    if not text:
-        return None
-    if (label := labels.get(one_form(text))) is not None:
-        return label
-    parts = [part.strip() for part in text.split(LABEL_SEPARATOR)]
-    found = [labels.get(one_form(part)) for part in parts if part]
-    if None in found or not found:
-        known = ", ".join(labels.values()) or "none"
-        raise UserError(f"label={text!r} is unknown to the checkpoint; expected one of: {known}")
-    return LABEL_SEPARATOR.join(dict.fromkeys(found))
 
 
 def _is_same(found: dict, wanted: dict) -> bool:

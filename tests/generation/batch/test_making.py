@@ -198,8 +198,6 @@ def test_windows_of_the_data_are_given_in_turn(masked_run, tmp_path):
     assert {row["label"] for row in named} == {"speech"}
     with pytest.raises(UserError, match="task='i2av': tiny was not trained for it"):
         maker_of(checkpoint, tmp_path, *words, "generate.task=i2av")
-    with pytest.raises(UserError, match="takes no generate.listing, which has no spans"):
-        maker_of(checkpoint, tmp_path, *asked, listing_of(tmp_path, "a.mp4,,,1"))
 
 
 @pytest.mark.parametrize("task", ["v2a", "continue", "inpaint"])

@@ -1,4 +1,4 @@
-"""A listing's vectors and texts: from a column to the samples, and what the manifest keeps of them."""
+"""Vectors and texts of a listing, and prompts: from there to the samples, and what the manifest keeps."""
 
 import json
 
@@ -77,6 +77,97 @@ def test_texts_become_vectors_and_numbers_are_taken_as_they_are(checkpoint, tmp_
         }
 
 
+PROMPTS = "generate.prompts=['a glass falls', 'drum, heard']"
+TOLD = [{"texts": {"caption": text}} for text in ("a glass falls", "drum, heard")]
+
+
+def test_prompts_take_turns_without_labels_unless_one_is_named(checkpoint, capsys):
+    words = ENCODER, PROMPTS, "generate.num_samples=3", "seed=7"
+    rows = list(wanted_rows(tiny_config(*words), checkpoint))
+    own = [{"index": index, "seed": 7, "label": None} for index in range(3)]
+    assert rows == [own[0] | TOLD[0], own[1] | TOLD[1], own[2] | TOLD[0]]
+    named = list(wanted_rows(tiny_config(*words, "generate.label=rain"), checkpoint))
+    assert named == [row | {"label": "rain"} for row in rows]
+    assert capsys.readouterr().out == ""
+    list(wanted_rows(tiny_config(*words, "generate.num_samples=1"), checkpoint))
+    said = "generate: the last 1 of 2 prompts have no turn: generate.num_samples=1\n"
+    assert capsys.readouterr().out == said
+
+
+def test_samples_of_prompts_are_those_of_a_listing_with_the_same_texts(checkpoint, tmp_path):
+    (tmp_path / "rows.csv").write_text('caption\na glass falls\n"drum, heard"\n')
+    ways = {
+        "prompts": [PROMPTS, "generate.num_samples=2"],
+        "listing": [f"generate.listing={tmp_path / 'rows.csv'}"],
+        "none": ["generate.num_samples=2"],
+    }
+    found = {}
+    for name, words in ways.items():
+        maker, rows = maker_of(checkpoint, tmp_path / name, ENCODER, "generate.guidance_scale=2", *words)
+        assert maker({"batch": pack(rows)})["error"] == ""
+        made = read_samples(str(tmp_path / name))
+        found[name] = made, [(tmp_path / name / row["path"]).read_bytes() for row in made]
+    assert found["prompts"] == found["listing"]
+    assert not set(found["prompts"][1]) & set(found["none"][1])
+    assert [row["texts"] for row in found["prompts"][0]] == [told["texts"] for told in TOLD]
+
+
+def test_a_prompt_is_a_text_for_the_first_encoder_as_in_the_server(checkpoint):
+    first = "generate.encoders={words: a.b:c, caption: a.b:c}", PROMPTS, "generate.num_samples=1"
+    (row,) = wanted_rows(tiny_config(*first), checkpoint)
+    assert row["texts"] == {"words": "a glass falls"}
+
+
+def test_a_model_that_takes_vectors_and_gets_none_says_so(checkpoint, tmp_path, capsys):
+    labels = [row["label"] for row in wanted_rows(tiny_config(ENCODER), checkpoint)]
+    said = capsys.readouterr().out
+    assert labels == ["rain", "speech", "rain"] and said.count("\n") == 1
+    assert "NO VECTORS: the model takes caption, words, and these clips are made without." in said
+    assert "generate.prompts=[TEXT,...], or generate.listing=FILE" in said
+    plain = load_checkpoint(save_tiny_stdit(str(tmp_path), tiny_config()))
+    list(wanted_rows(tiny_config(), plain))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_job_with_prompts_is_done_if_its_samples_are_there(checkpoint, tmp_path):
+    def plan(*words: str):
+        config = tiny_config("generate.num_samples=4", *words)
+        shared = shared_values(config, checkpoint)
+        return make_plan(str(tmp_path), wanted_rows(config, checkpoint), shared, 4), shared
+
+    first, shared = plan(ENCODER, PROMPTS)
+    rows = [manifest_row(row, shared) for row in unpack(first.batches[0])]
+    (tmp_path / "000000").mkdir()
+    for row in rows:
+        (tmp_path / row["path"]).touch()
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    other = "generate.prompts=['a glass falls', 'a horn']"
+    for words, num_done in (([PROMPTS], 4), ([other], 2), ([], 0), ([PROMPTS, "generate.label=rain"], 0)):
+        (tmp_path / "manifest.jsonl").write_text(lines)
+        assert plan(ENCODER, *words)[0].num_done == num_done
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([PROMPTS], "prompts=.'a glass falls', ....: nothing turns .* generate.encoders={caption: package"),
+        ([PROMPTS, ENCODER, "generate.listing=rows.csv"], "rows.csv and 2 .* write generate.prompts=.. b"),
+        ([ENCODER, "generate.prompts=['drum', ' ']"], "generate.prompts holds an empty text; expected"),
+        ([ENCODER, "generate.prompts=drum"], "generate.prompts='drum': input should be a valid tuple"),
+        ([ENCODER, PROMPTS, "generate.label=thunder"], "expected one of: rain, speech"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_prompts_are_reported(checkpoint, words, said):
+    with pytest.raises(UserError, match=said):
+        list(wanted_rows(tiny_config(*words), checkpoint))
+
+
+def test_a_model_without_vectors_takes_no_prompts(tmp_path):
+    plain = load_checkpoint(save_tiny_stdit(str(tmp_path), tiny_config()))
+    with pytest.raises(UserError, match="takes no vectors, so no texts; .* Write generate.prompts="):
+        list(wanted_rows(tiny_config(PROMPTS), plain))
+
+
 def test_other_texts_vectors_or_encoders_are_other_samples(checkpoint, tmp_path):
     listing = tmp_path / "rows.csv"
 
@@ -113,6 +204,18 @@ def test_windows_of_the_runs_data_bring_their_labels_and_vectors(checkpoint, tmp
     told = GivenVectors(recipe.config, recipe.data_folder)(rows)
     assert len(told) == 6 and all(values["words"].any() for values in told)
     assert {row["label"] for row in rows} == {"rain", "speech"}
+    # a prompt takes the place of the window's vector of that name, and of its labels
+    prompts = {"prompts": ("a glass falls", "drum"), "encoders": tiny_config(ENCODER).generate.encoders}
+    config = config.model_copy(update={"generate": config.generate.model_copy(update=prompts)})
+    prompted = list(wanted_rows(config, checkpoint))
+    assert [row["given"] for row in prompted] == [row["given"] for row in rows]
+    assert {row["label"] for row in prompted} == {None}
+    recipe = recipe_of(config, checkpoint.config, checkpoint.path, "", {})
+    for place, (values, before) in enumerate(
+        zip(GivenVectors(recipe.config, recipe.data_folder)(prompted), told, strict=True)
+    ):
+        assert values["caption"].tolist() == encode([prompts["prompts"][place % 2]])[0].tolist()
+        assert np.array_equal(values["words"], before["words"])
 
 
 @pytest.mark.parametrize(
