@@ -298,6 +298,9 @@ def _identity(config: Config, resolved: Config, point: Point, data_hash: str, me
             for key, value in settings["generate"].items()
             if key not in ("use_gpu", "num_workers", "num_writers", "batch_size")
         }
+        for later in ("audio_guidance_scale", "prompts"):
+            if not made[later] and made[later] != 0:
+                del made[later]
         made["steps"] = num_steps(made["steps"], config.diffusion.objective)
         identity |= {"stdit": trained("stdit"), "diffusion": settings["diffusion"], "generate": made}
         precision = settings["encode"]["precision"]
@@ -318,10 +321,13 @@ def _bill_words(config: Config, point: Point) -> str:
     if tune.stage == "mdsa":
         flops = (bill.mdsa_encode_flops + bill.mdsa_decode_flops) / 1e9
         words = f"{bill.mdsa_parameters / 1e6:.2f} M parameters, {flops:.2f} GFLOP a reconstruction"
+        memory = bill.mdsa_memory
     else:
         words = (
             f"{bill.stdit_parameters / 1e6:.2f} M parameters, {bill.sample_flops / 1e9:.2f} GFLOP a sample"
         )
+        memory = bill.stdit_memory
+    words += f", about {memory.total / 2**20:.0f} MiB a worker"
     if tune.budget == "flops":
         words += f", {clips_at(config, resolved, tune.rungs[-1]):,} clips"
     return words

@@ -9,7 +9,7 @@ import pytest
 from proav.config.reading import config_to_yaml, load_config
 from proav.errors import ConfigError
 from proav.tune.axes import describe, grid_points, num_trials, planned_points, random_points, short_names
-from proav.tune.space import check_sweep, config_at, make_trial, plan_text
+from proav.tune.space import _identity, check_sweep, config_at, make_trial, plan_text
 from tests.tiny import tiny_config
 
 SCALES, GROUPS, BLOCK = "mdsa.multi_scale.scales", "mdsa.group_cross.num_groups", "mdsa.bi_block.block_size"
@@ -77,6 +77,16 @@ def test_an_id_follows_from_the_question_alone():
         name(at={SCALES: [1], GROUPS: 2}),
     ]
     assert len({same, *others}) == 6
+
+
+def test_settings_that_came_later_are_in_an_id_only_if_they_are_used():
+    def generate(*words):
+        config = sweep_config("tune.stage=stdit", *words)
+        point = {SCALES: [1, 2], GROUPS: 2}
+        return _identity(config, config_at(config, point), point, "abc", None)["generate"]
+
+    assert not generate().keys() & {"audio_guidance_scale", "prompts"}
+    assert generate("generate.audio_guidance_scale=0")["audio_guidance_scale"] == 0
 
 
 def test_trials_have_folders_of_their_own_and_the_data_of_the_run():
@@ -158,6 +168,7 @@ def test_rungs_grow_up_to_the_whole_budget():
 def test_the_plan_lists_the_trials_with_their_costs():
     text = plan_text(sweep_config("tune.num_trials=2"))
     assert "2 of 6 combinations" in text and text.count("M parameters") == 2 and "8, 16, 32 clips" in text
+    assert text.count(" a reconstruction, about ") == 2
 
 
 def test_short_names_tell_axes_apart():
