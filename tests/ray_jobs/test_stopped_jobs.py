@@ -1,5 +1,7 @@
-"""Training jobs in processes of their own: one run at a time, ended by signals, then continued."""
+"""Jobs in processes of their own, ended by signals, then continued: training, and making clips."""
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from proav.runs.checkpoint import list_checkpoints, load_checkpoint
 from proav.runs.metrics_log import read_metrics
 from proav.train.on_ray.launch import train_stage
 from proav.train.worker import train_worker
+from tests.tiny import save_tiny_stdit, tiny_config
 from tests.train.test_worker import curve, prepare
 
 pytestmark = pytest.mark.ray
@@ -30,14 +33,14 @@ SETTINGS = (
 
 @pytest.fixture
 def start(tmp_path):
-    """A function that starts train.py with a configuration; the processes left at the end are killed."""
+    """A function that starts a script with a configuration; the processes left at the end are killed."""
     started = []
 
-    def run(config, *words):
+    def run(config, *words, script="train.py"):
         (tmp_path / "config.yaml").write_text(config_to_yaml(config))
         command = [
             sys.executable,
-            str(ROOT / "ray_jobs" / "train.py"),
+            str(ROOT / "ray_jobs" / script),
             "--config",
             str(tmp_path / "config.yaml"),
             *words,
@@ -110,3 +113,60 @@ def test_signals_save_and_the_next_run_goes_on(tmp_path, start):
     )
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=5e-4)
+
+
+def kill_all(driver: int) -> None:
+    """SIGKILL to a process and to all that it has started, as if the machine had lost its power."""
+    family = [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family[1:], timeout=60)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_clips_of_a_killed_job_are_those_of_a_job_that_was_not(tmp_path, start):
+    """SIGKILL after the first batches, SIGTERM after some more, and then the same command to its end."""
+    checkpoint = save_tiny_stdit(str(tmp_path / "checkpoints"), tiny_config())
+    words = f"generate.checkpoint={checkpoint}", "generate.num_samples=60", "generate.steps=60"
+
+    def begin(name):
+        return start(tiny_config(*words, f"run_dir={tmp_path / name}"), script="generate.py")
+
+    def parts():
+        return sorted((samples / "manifest").glob("part-*.jsonl"))
+
+    process, log = begin("whole")
+    assert process.wait(600) == 0, said(log)
+    expected = files_of(tmp_path / "whole" / "samples")
+    assert len(expected) == 61 and expected["manifest.jsonl"].count(b"\n") == 60
+
+    samples = tmp_path / "stopped" / "samples"
+    process, log = begin("stopped")
+    until(lambda: process.poll() is not None or parts())
+    assert process.poll() is None, said(log)
+    kill_all(process.pid)
+    assert process.wait(60) == -signal.SIGKILL
+    assert not (samples / "manifest.jsonl").exists() and 0 < len(parts()) < 30
+    first = [json.loads(line) for part in parts() for line in part.read_text().splitlines()]
+    written = {row["path"]: (samples / row["path"]).stat().st_mtime_ns for row in first}
+
+    process, log = begin("stopped")  # merges the parts of the killed job, then adds its own
+    until(lambda: process.poll() is not None or (samples / "manifest.jsonl").exists() and parts())
+    assert process.poll() is None, said(log)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 1, said(log)
+    assert "what was finished is kept: run the same command again to go on" in said(log)
+    done = (samples / "manifest.jsonl").read_text().count("\n")
+    assert len(first) < done < 60 and not parts()
+
+    process, log = begin("stopped")
+    assert process.wait(600) == 0, said(log)
+    made = files_of(samples)
+    assert made["manifest.jsonl"] == expected["manifest.jsonl"] and made == expected
+    assert all((samples / path).stat().st_mtime_ns == moment for path, moment in written.items())

@@ -16,7 +16,7 @@ from proav.data.store.parquet import only_writer
 from proav.diffusion import make_process
 from proav.errors import UserError, raise_from_text
 from proav.generation.batch.making import Maker, Recipe, errors_of, recipe_of
-from proav.generation.batch.manifest import merge_parts
+from proav.generation.batch.manifest import merge_parts, sample_path
 from proav.generation.batch.plan import check_clips, make_plan, shared_values, unpack, wanted_rows
 from proav.generation.given_files import streams_read
 from proav.generation.sampling_settings import SamplingSettings
@@ -82,14 +82,18 @@ def generate(config: Config) -> Outcome:
             print(f"generate: {said}, or whose file is missing, are made anew")
         recipe = recipe_of(config, checkpoint.config, checkpoint.path, folder, shared)
         progress = Progress("generate", plan.num_wanted, "samples", start=plan.num_done)
+        places = {folder}
         try:
             with contextlib.closing(_made(config, recipe, plan.batches)) as made:
                 for rows in made:
                     errors = errors + errors_of(rows)
+                    places.update(sample_path(folder, row["index"]).rsplit("/", 1)[0] for row in rows)
                     progress.update(progress.done + len(rows))
         finally:
             merge_parts(folder)
             progress.close()
+        for place in places:  # a killed job's half-written files are beside those that were now made instead
+            storage.remove_leftovers(place)
     if progress.done != plan.num_wanted:  # Ray Data has lost rows without an error before
         raise RuntimeError(
             f"Ray Data returned {progress.done:,} of {plan.num_wanted:,} samples; run the same command again"

@@ -73,11 +73,14 @@ def test_samples_of_other_settings_or_without_a_file_are_counted(tmp_path, monke
     words = [f"run_dir={tmp_path / 'run'}", f"generate.checkpoint={path}", "generate.num_samples=2"]
     folder = generate(tiny_config(*words)).folder
     assert "made anew" not in capsys.readouterr().out
-    Path(folder, "000000", "000000001.mp4").unlink()
+    Path(folder, "000000", "000000001.mp4").rename(Path(folder, "000000", ".000000001.mp4.0123abcd.tmp"))
     said = "samples of another checkpoint or other settings, or whose file is missing, are made anew"
     for more, count in (("seed=0", 1), ("seed=7", 2)):
         generate(tiny_config(*words, more))
         assert f"generate: {count} {said}\n" in capsys.readouterr().out
+        assert sorted(files_of(folder)) == [
+            "000000/000000000.mp4", "000000/000000001.mp4", "manifest.jsonl"
+        ]  # fmt: skip
 
 
 def files_of(folder: str) -> dict[str, bytes]:
