@@ -72,6 +72,8 @@ def label_of(labels, fields):
         max_steps=9,
         guidance_scale=1.0,
         guidance_range=(0, 30),
+        audio_guidance_scale=None,
+        audio_guidance_range=(0, 30),
         checkpoint_hash="",
         clips_trained=0,
         mel={},
