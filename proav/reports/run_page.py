@@ -311,7 +311,7 @@ def _same_hash(newest: str, made_by: str) -> bool:
 def _guidance(sample: dict) -> str:
     """Guidance of a line of the manifest. It names the sound's only if it differs."""
     both, audio = sample.get("guidance_scale", 1), sample.get("audio_guidance_scale")
-    return f"{both:g}" if audio is None else f"{both:g}, of sound {audio:g}"
+    return f"{both:g}" if audio is None else f"{both:g}, of the sound {audio:g}"
 
 
 def _title(sample: dict) -> str:

@@ -219,6 +219,7 @@ def test_refusal_stands_at_its_field(tab, made):
         ("#seed", "seed", "abc"),
         ("#steps", "steps", "0"),
         ("#guidance", "guidance", "-1"),
+        ("#audio-guidance", "audio-guidance", "31"),
     ):
         before = tab.evaluate(f"document.querySelector('{field}').value")
         tab.fill(field, wrong)

@@ -17,6 +17,7 @@ const fields = {
   seed: byId("seed"),
   steps: byId("steps"),
   guidance: byId("guidance"),
+  audioGuidance: byId("audio-guidance"),
 };
 let model = null;
 
@@ -85,7 +86,9 @@ export function offer(loaded) {
     return box;
   });
   fields.task.replaceChildren(...segments);
-  byId("field-guidance").hidden = !told.offer(model); // guidance acts towards labels and texts
+  const guided = told.offer(model); // guidance acts towards labels and texts
+  byId("field-guidance").hidden = byId("field-audio-guidance").hidden = !guided;
+  fields.audioGuidance.value = model.audio_guidance_scale.default ?? "";
   pair(fields.steps, byId("steps-range"), {
     value: model.steps.default,
     min: 1,
@@ -120,6 +123,8 @@ export function requests() {
     if (hasLength() && fields.length.value.trim()) request.set("seconds", fields.length.value.trim());
     if (!byId("field-guidance").hidden && fields.guidance.value.trim())
       request.set("guidance_scale", fields.guidance.value.trim());
+    if (!byId("field-audio-guidance").hidden && fields.audioGuidance.value.trim())
+      request.set("audio_guidance_scale", fields.audioGuidance.value.trim());
     if (seed) request.set("seed", /^\d+$/.test(seed) ? String(BigInt(seed) + BigInt(index)) : seed);
     if (file) request.set("input_reference", file, file.name);
     if (chosenTask() === "continue") request.set("num_windows", fields.windows.value.trim());
@@ -161,6 +166,11 @@ function inPageWords({ param, message }) {
   if (param === "steps") return `${typed(fields.steps)}: write a whole number from 1 to ${model.steps.max}.`;
   if (param === "guidance_scale")
     return `${typed(fields.guidance)}: write a number from 0 to ${model.guidance_scale.max}.`;
+  if (param === "audio_guidance_scale")
+    return (
+      `${typed(fields.audioGuidance)}: write a number from 0 to ${model.audio_guidance_scale.max}, ` +
+      "or nothing."
+    );
   if (param === "seconds")
     return (
       `${typed(fields.length)}: write a number from ${decimals(1 / model.fps)} ` +
@@ -224,6 +234,7 @@ export function reuse(job, { seed }) {
   for (const [box, value] of [
     [fields.steps, job.steps],
     [fields.guidance, job.guidance_scale],
+    [fields.audioGuidance, job.audio_guidance_scale ?? ""],
   ]) {
     box.value = value;
     box.dispatchEvent(new Event("input"));

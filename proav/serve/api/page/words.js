@@ -85,6 +85,7 @@ export function plain(message) {
   const words = message
     .replace(/^input_reference: */, "")
     .replace(/\b(the )?input_reference\b/g, "the file")
+    .replace(/\baudio_guidance_scale\b/g, "guidance of the sound")
     .replace(/\bguidance_scale\b/g, "guidance")
     .replace(/\btask=(\w+)/g, (_, task) => `“${taskWords(task).name}”`);
   return `${words[0].toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
@@ -102,7 +103,7 @@ export function factsOf(job) {
     ["Guidance", decimals(job.guidance_scale)],
   ];
   if (job.audio_guidance_scale != null)
-    facts.push(["Guidance of sound", decimals(job.audio_guidance_scale)]);
+    facts.push(["Guidance of the sound", decimals(job.audio_guidance_scale)]);
   facts.push(["Made", taskWords(job.task).name.toLowerCase()], ["Asked for", whenOf(job)]);
   for (const [name, text] of Object.entries(job.texts ?? {})) facts.push([wordsOf(name), text]);
   if (job.span)
