@@ -109,6 +109,44 @@ def test_a_population_passes_weights_on_and_each_member_has_the_whole_budget(tmp
 
 
 @pytest.mark.slow
+def test_early_stopped_trials_of_several_workers_give_everything_back(tmp_path, ray_local):
+    """Optuna asks for trials, and ASHA stops the worse ones. One axis exists for one value of the other."""
+    words = (
+        f"tune.axes={{{RATE}: {{values: [1.0e-2, 1.0e-12]}}, "
+        f"mdsa.train.warmup_clips: {{values: [0, 8], when: {{{RATE}: 1.0e-12}}}}}}",
+        "tune.search=optuna", "tune.scheduler=asha", "tune.num_trials=3", "tune.reduction_factor=2",
+        "tune.max_clips=32", "mdsa.train.num_workers=2",
+        "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
+    )  # fmt: skip
+    config = tiny_config(f"run_dir={tmp_path}/run", *WORDS, *words)
+    write_segments(config)
+    results = sweep(config)
+    wait_until_free()
+    assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
+    rows = {row["trial"]: row for row in results["trials"]}
+    points = {(row["point"][RATE], row["point"].get("mdsa.train.warmup_clips")) for row in rows.values()}
+    assert points == {(1e-2, None), (1e-12, 0), (1e-12, 8)}
+    assert {row["status"] for row in rows.values()} == {"finished", "stopped"}
+    assert rows[results["best"]]["clips"] == 32
+    assert all(row["clips"] == 32 or row["status"] == "stopped" for row in rows.values())
+
+
+@pytest.mark.slow
+def test_trials_of_equal_seconds_end_by_their_seconds(tmp_path, ray_local):
+    words = (
+        "tune.axes={mdsa.width: [16, 32]}", "tune.budget=seconds", "tune.max_seconds=4",
+        "tune.scheduler=none",
+        "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
+    )  # fmt: skip
+    config = tiny_config(f"run_dir={tmp_path}/run", *WORDS, *words)
+    write_segments(config)
+    rows = sweep(config)["trials"]
+    wait_until_free()
+    assert [row["status"] for row in rows] == ["finished"] * 2
+    assert all(row["clips"] > 0 and 4 <= row["rungs"][-1]["seconds"] < 60 for row in rows)
+
+
+@pytest.mark.slow
 def test_a_trial_of_both_stages_is_judged_by_the_clips_that_it_makes(tmp_path, ray_local):
     words = (
         "tune.axes={generate.guidance_scale: [2]}", "tune.stage=stdit", "tune.metric=generated.sKVD",
