@@ -260,6 +260,7 @@ def show(found: dict[str, dict[str, dict]], sources: list[str]) -> dict:
                 "interval": [interval.low, interval.high],
                 "chance": synchrony(scores["other"], all_clips),
             }
+            rows[seed]["above_chance"] = rows[seed]["impact_synchrony"] - rows[seed]["chance"]
             cells = "  ".join(f"{rows[seed][name]:>{len(name)}.3f}" for name in SHOWN)
             print(
                 f"{variant:24} {seed:>4}  {cells}  {rows[seed]['chance']:.3f}   "
@@ -286,7 +287,7 @@ def show_other_scores(
     """
     common = sorted(set(first) & set(second))
     found = {}
-    for name in (*SHOWN[1:], "chance"):
+    for name in (*SHOWN[1:], "chance", "above_chance"):
         values = [(first[seed][name], second[seed][name]) for seed in common]
         if values and not any(None in pair for pair in values):
             found[name] = student([one - other for one, other in values])
