@@ -37,5 +37,6 @@ def test_settings_of_samples_travel_as_one_value():
     """SamplingSettings has all settings of `generate` except those that say which samples are made, how long
     they are, by which model, and in which precision."""
     said = {key.partition(".")[2] for key in settings_that_change("samples") if key.startswith("generate.")}
-    others = {"num_samples", "label", "listing", "seconds", "encoders", "stage", "checkpoint", "precision"}
+    others = {"num_samples", "label", "listing", "prompts", "seconds", "encoders", "stage", "checkpoint"}
+    others |= {"precision"}
     assert said - others == set(SamplingSettings.__dataclass_fields__)

@@ -37,10 +37,10 @@ def test_guided_is_conditional_plus_scale_for_vectors_too():
 
     told = torch.tensor([[3.0, 1.0], [0.0, 0.0], [5.0, 2.0]])
     conditions = Conditions(torch.tensor([2, 2, 0]), vectors={"caption": told})
-    made = guided_prediction(
-        Echo(), torch.zeros(3, 1, 6, 2, 2), torch.ones(3, 2), conditions, torch.tensor([2.5, 4.0, 1.0])
-    )
-    assert made[:, 0, 0, 0, 0].tolist() == [7.5, 0.0, 5.0]
+    scales = torch.tensor([[2.5, 1.0], [4.0, 4.0], [1.0, 3.0]])
+    made = guided_prediction(Echo(), torch.zeros(3, 1, 6, 2, 2), torch.ones(3, 2), conditions, scales)
+    assert made[:, 0, :3, 0, 0].tolist() == [[7.5] * 3, [0.0] * 3, [5.0] * 3]
+    assert made[:, 0, 3:, 0, 0].tolist() == [[3.0] * 3, [0.0] * 3, [15.0] * 3]
 
 
 def test_samples_follow_their_vectors_and_guidance_pulls_towards_them(pipeline):
