@@ -13,12 +13,14 @@ bf16 on a CPU shows the error, not the speed. Prints a table and a JSON line.
 """
 
 import argparse
+import dataclasses
 import json
 import time
 
 import numpy as np
 import torch
 
+from bench.helpers.sounds import mel_errors_db
 from bench.train.encode_precision import psnr_db
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.generation.sampling_settings import SamplingSettings
@@ -28,8 +30,7 @@ from proav.media.container import Clip
 def make(pipeline: SoundingVideoPipeline, num: int, *, steps: int, precision: str) -> list[Clip]:
     """Clips 0 .. num - 1 of seed 0."""
     pipeline.precision = precision
-    guidance = SamplingSettings.from_config(pipeline.config).guidance_scale
-    settings = SamplingSettings(steps=steps, guidance_scale=guidance)
+    settings = dataclasses.replace(SamplingSettings.from_config(pipeline.config), steps=steps)
     labels = list(pipeline.labels) or [None]
     made = []
     for first in range(0, num, 8):
@@ -44,13 +45,9 @@ def make(pipeline: SoundingVideoPipeline, num: int, *, steps: int, precision: st
 def compare(pipeline: SoundingVideoPipeline, made: list[Clip], other: list[Clip]) -> dict[str, float]:
     """The numbers of the table, except for the seconds."""
     pictures = [torch.from_numpy(np.stack([clip.video for clip in clips])) for clips in (made, other)]
-    mel_frames, mel = pipeline.coder.mel_frames, pipeline.config.mel
-    mels = [
-        mel_frames.encode(torch.from_numpy(np.stack([clip.audio for clip in clips])))
-        for clips in (made, other)
-    ]
-    decibels = 10 * (mel.ceiling_log10 - mel.floor_log10)  # of a mel value of 1
-    return {"picture": psnr_db(*pictures), "mel": decibels * float((mels[0] - mels[1]).abs().mean())}
+    sounds = [np.stack([clip.audio for clip in clips]) for clips in (made, other)]
+    mel = mel_errors_db(pipeline.coder.mel_frames, *sounds)
+    return {"picture": psnr_db(*pictures), "mel": float(mel.mean())}
 
 
 def main() -> None:
@@ -62,11 +59,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pipeline, num, steps = (
-        SoundingVideoPipeline.from_checkpoint(arguments.checkpoint),
-        arguments.num,
-        arguments.steps,
-    )
+    pipeline = SoundingVideoPipeline.from_checkpoint(arguments.checkpoint)
+    num, steps = arguments.num, arguments.steps
     found: dict[str, dict[str, float]] = {}
     exact = make(pipeline, num, steps=steps, precision="fp32")
     for name, count, precision in (

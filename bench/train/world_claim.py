@@ -7,11 +7,11 @@
     python -m bench.train.world_claim runs/world-clips --draw CHECKPOINT OUT.png
 
 Trains both stages of each variant in `variants/world_claim.yaml` (or `--spec FILE`, such as
-`variants/world_layouts.yaml`) with each seed, by the job scripts. Then
-each model makes the sound of the same held-out pictures, and the world's metric measures it. A variant that
-is already trained is only measured, and one that was stopped is resumed. `--only NAME` runs one variant, so
-that two commands can run at the same time; the last of them prints the results of all. `--measure` and
-`--draw` train nothing: they measure a checkpoint, or draw its sound and the true sound.
+`variants/world_layouts.yaml`) with each seed, by the job scripts. Then each model makes the sound of the same
+held-out pictures, and the world's metric measures it. A variant that is already trained is only measured, and
+one that was stopped is resumed. `--only NAME` runs one variant, so that two commands can run at the same
+time; the last of them prints the results of all. `--measure` and `--draw` train nothing: they measure a
+checkpoint, or draw its sound and the true sound.
 
 Prints for each seed and for all of them: `impact_synchrony` with its interval over clips, the same for these
 sounds with another clip's pictures, and the world's other scores. The score with another clip's pictures is

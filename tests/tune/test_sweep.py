@@ -50,6 +50,15 @@ def kill_after_first_rung(path: Path, trials: Path, environment: dict[str, str])
         job.communicate()
 
 
+def swept(run_dir: Path, *words: str) -> dict:
+    """The results of a sweep by these settings. All resources are free afterwards."""
+    config = tiny_config(f"run_dir={run_dir}", *WORDS, *words)
+    write_segments(config)
+    results = sweep(config)
+    wait_until_free()
+    return results
+
+
 def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, on_ray_local, capfd):
     config = tiny_config(f"run_dir={tmp_path}/run", *WORDS)
     write_segments(config)
@@ -92,10 +101,7 @@ def test_a_population_passes_weights_on_and_each_member_has_the_whole_budget(tmp
         f"tune.axes.{RATE}={{loguniform: [1.0e-4, 1.0e-2]}}", "tune.search=random", "tune.scheduler=pbt",
         "tune.exploit_fraction=0.5", "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
     )  # fmt: skip
-    config = tiny_config(f"run_dir={tmp_path}/run", *WORDS, *words)
-    write_segments(config)
-    results = sweep(config)
-    wait_until_free()
+    results = swept(tmp_path / "run", *words)
     assert [(row["status"], row["clips"]) for row in results["trials"]] == [("finished", 16)] * 2
     found = map(json.loads, (path.read_text() for path in tmp_path.glob("run/tune/trials/*/trial.json")))
     records = {record["id"]: record for record in found}
@@ -118,10 +124,7 @@ def test_early_stopped_trials_of_several_workers_give_everything_back(tmp_path, 
         "tune.max_clips=32", "mdsa.train.num_workers=2",
         "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
     )  # fmt: skip
-    config = tiny_config(f"run_dir={tmp_path}/run", *WORDS, *words)
-    write_segments(config)
-    results = sweep(config)
-    wait_until_free()
+    results = swept(tmp_path / "run", *words)
     assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
     rows = {row["trial"]: row for row in results["trials"]}
     points = {(row["point"][RATE], row["point"].get("mdsa.train.warmup_clips")) for row in rows.values()}
@@ -135,13 +138,9 @@ def test_early_stopped_trials_of_several_workers_give_everything_back(tmp_path, 
 def test_trials_of_equal_seconds_end_by_their_seconds(tmp_path, ray_local):
     words = (
         "tune.axes={mdsa.width: [16, 32]}", "tune.budget=seconds", "tune.max_seconds=4",
-        "tune.scheduler=none",
-        "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
+        "tune.scheduler=none", "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
     )  # fmt: skip
-    config = tiny_config(f"run_dir={tmp_path}/run", *WORDS, *words)
-    write_segments(config)
-    rows = sweep(config)["trials"]
-    wait_until_free()
+    rows = swept(tmp_path / "run", *words)["trials"]
     assert [row["status"] for row in rows] == ["finished"] * 2
     assert all(row["clips"] > 0 and 4 <= row["rungs"][-1]["seconds"] < 60 for row in rows)
 
@@ -154,10 +153,7 @@ def test_a_trial_of_both_stages_is_judged_by_the_clips_that_it_makes(tmp_path, r
         "mdsa.train.num_clips=8", "encode.stride_frames=4", "encode.flips=false",
         "mdsa.train.loader=processes", "mdsa.train.loader_workers=0",
     )  # fmt: skip
-    config = tiny_config(f"run_dir={tmp_path}/run", *WORDS, *words)
-    write_segments(config)
-    results = sweep(config)
-    wait_until_free()
+    results = swept(tmp_path / "run", *words)
     (row,) = results["trials"]
     assert row["status"] == "finished"
     assert row["metric"] == row["rungs"][0]["numbers"]["generated.sKVD"] == -row["score"]

@@ -17,30 +17,10 @@ from proav.generation.given_files import GivenDecoder
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.media.container import encode_clip, read_clip
 from proav.runs.checkpoint import load_checkpoint
+from tests.generation.batch.listings import ALL_TASKS, listing_of
 from tests.generation.batch.test_making import SHAPE, maker_of
-from tests.synthetic_clips import make_clip
 from tests.tiny import save_tiny_stdit, tiny_config
 from tests.train.tiny_run import write_segments
-
-WEIGHTS = "diffusion.task_weights={joint: 1, a2v: 1, v2a: 1, i2av: 1, continue: 1, inpaint: 1}"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("checkpoints"))
-    return load_checkpoint(save_tiny_stdit(folder, tiny_config(WEIGHTS)))
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    path = str(tmp_path_factory.mktemp("inputs") / "clip.mp4")
-    make_clip(1, seconds=2.0).save(path)
-    return path
-
-
-def listing_of(folder, *lines) -> str:
-    (folder / "rows.csv").write_text("\n".join(lines) + "\n")
-    return f"generate.listing={folder / 'rows.csv'}"
 
 
 def made_by_python(checkpoint, count, **settings):
@@ -192,9 +172,15 @@ def test_a_model_without_the_task_of_later_windows_says_so(tmp_path):
 
 
 def test_a_stored_clip_goes_on(checkpoint, tmp_path):
-    config = tiny_config(WEIGHTS, f"run_dir={tmp_path}", "data.frame_codec=raw", "evaluate.split=train")
+    config = tiny_config(ALL_TASKS, f"run_dir={tmp_path}", "data.frame_codec=raw", "evaluate.split=train")
     write_segments(config)
-    words = [WEIGHTS, f"run_dir={tmp_path}", "evaluate.split=train", "generate.steps=1", "generate.seconds=2"]
+    words = [
+        ALL_TASKS,
+        f"run_dir={tmp_path}",
+        "evaluate.split=train",
+        "generate.steps=1",
+        "generate.seconds=2",
+    ]
     words += ["generate.task=continue", "generate.num_samples=1"]
     make, rows = maker_of(checkpoint, tmp_path / "samples", *words)
     assert make({"batch": pack(rows)})["error"] == ""

@@ -10,32 +10,12 @@ from proav.generation.batch.manifest import line_of, list_parts, read_samples, s
 from proav.generation.batch.plan import make_plan, manifest_row, pack, shared_values, unpack, wanted_rows
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.media.container import encode_clip, read_clip
-from proav.runs.checkpoint import load_checkpoint
+from tests.generation.batch.listings import listing_of
 from tests.generation.batch.test_making import SHAPE, maker_of
 from tests.media.hostile_files import h264
-from tests.synthetic_clips import make_clip
-from tests.tiny import save_tiny_stdit, tiny_config
+from tests.tiny import tiny_config
 
-WEIGHTS = "diffusion.task_weights={joint: 1, v2a: 1, inpaint: 1}"
 INPAINT = "generate.task=inpaint", "generate.steps=2"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("checkpoints"))
-    return load_checkpoint(save_tiny_stdit(folder, tiny_config(WEIGHTS)))
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    path = str(tmp_path_factory.mktemp("inputs") / "clip.mp4")
-    make_clip(1, seconds=2.0).save(path)
-    return path
-
-
-def listing_of(folder, *lines) -> str:
-    (folder / "rows.csv").write_text("\n".join(lines) + "\n")
-    return f"generate.listing={folder / 'rows.csv'}"
 
 
 @pytest.mark.parametrize("stream", ["both", "video", "audio"])
