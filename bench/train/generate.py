@@ -1,10 +1,12 @@
 """Batch generation against a bare loop over the pipeline, and where the seconds of a clip go.
 
-    python -m bench.train.generate [--checkpoint PATH] [--clips N] [--steps N] [--batch N]
+    python -m bench.train.generate [--checkpoint PATH] [--clips N] [--steps N ...] [--batch N]
 
-The loop makes clips 0 .. N - 1 in this process, on one thread, and times each part. Then jobs make the same
-clips like ray_jobs/generate.py, each with its own Ray: with one generating actor, with two, and with one
-generating actor and one that makes sounds and files. Every job is a process of its own.
+For each number of steps, the loop makes clips 0 .. N - 1 in this process, on one thread, and times each part.
+It counts each part's FLOPs on one more batch: matrix products, convolutions and attention, as torch counts
+them, without the Fourier transforms of the sound. mp4 has none. Then jobs make the same clips like
+ray_jobs/generate.py, each with its own Ray: with one generating actor, with two, and with one generating
+actor and one that makes sounds and files. Every job is a process of its own.
 
 A job has two rates. `clips_per_second` is from the end of the first batch to the end of the last, and can be
 compared with the loop's rate. `with_start` includes Ray's start and the loading of the model. `equal_files`:
@@ -29,8 +31,9 @@ JOBS = {
 
 
 def loop(config, folder: Path) -> dict:
-    """Runs a loop without Ray; returns the seconds of each part, per clip."""
+    """Runs a loop without Ray; returns the seconds and GFLOPs of each part, per clip."""
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from proav.generation.coder import to_clips
     from proav.generation.denoise import denoise
@@ -41,16 +44,22 @@ def loop(config, folder: Path) -> dict:
     torch.set_num_threads(1)
     pipeline = SoundingVideoPipeline.from_checkpoint(config.generate.checkpoint)
     settings, coder = SamplingSettings.from_config(config), pipeline.coder
-    parts, size, count = {}, config.generate.batch_size, config.generate.num_samples
+    seconds, flops = {}, {}
+    size, count = config.generate.batch_size, config.generate.num_samples
 
     def timed(name, work):
         began = time.monotonic()
         result = work()
-        parts[name] = parts.get(name, 0.0) + time.monotonic() - began
+        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
         return result
 
-    began = time.monotonic()
-    for first in range(0, count, size):
+    def counted(name, work):
+        with FlopCounterMode(display=False) as counter:
+            result = work()
+        flops[name] = counter.get_total_flops()
+        return result
+
+    def make(first, run):
         requests = [
             SampleRequest(
                 config.seed, index, pipeline.labels[index % len(pipeline.labels)], settings=settings
@@ -59,16 +68,23 @@ def loop(config, folder: Path) -> dict:
         ]
         with torch.inference_mode():
             group = pipeline._group(settings.schedule, requests)
-            (stack,) = timed("denoising", lambda: denoise(pipeline.stdit, pipeline.process, [group]))
-            video, mel = timed("decoding", lambda: coder.decode(coder.denormalize(stack)))
+            (stack,) = run("denoising", lambda: denoise(pipeline.stdit, pipeline.process, [group]))
+            video, mel = run("decoding", lambda: coder.decode(coder.denormalize(stack)))
             seeds = [phase_seed(request.seed, request.index) for request in requests]
-            clips = timed("mel", lambda: to_clips(coder.mel_frames, video, mel, seeds=seeds))
-        for request, clip in zip(requests, clips, strict=True):
+            clips = run("mel", lambda: to_clips(coder.mel_frames, video, mel, seeds=seeds))
+        return zip(requests, clips, strict=True)
+
+    made = len(list(make(0, counted)))
+    began = time.monotonic()
+    for first in range(0, count, size):
+        for request, clip in make(first, timed):
             path = folder / f"{request.index:09d}.mp4"
             timed("muxing", lambda clip=clip, path=path: clip.save(str(path)))
-    seconds = time.monotonic() - began
-    per_clip = {name: round(value / count, 4) for name, value in parts.items()}
-    return {"clips_per_second": round(count / seconds, 3), "seconds_per_clip": per_clip}
+    return {
+        "clips_per_second": round(count / (time.monotonic() - began), 3),
+        "seconds_per_clip": {name: round(value / count, 4) for name, value in seconds.items()},
+        "gflops_per_clip": {name: round(value / made / 1e9, 4) for name, value in flops.items()},
+    }
 
 
 def job(config) -> None:
@@ -96,7 +112,7 @@ def main() -> None:
     )
     parser.add_argument("--checkpoint", default="examples/showcase/latest")
     parser.add_argument("--clips", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, nargs="+", default=[30, 4])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -109,19 +125,28 @@ def main() -> None:
     words = [
         f"generate.checkpoint={os.path.abspath(arguments.checkpoint)}",
         f"generate.num_samples={arguments.clips}",
-        f"generate.steps={arguments.steps}",
         f"generate.batch_size={arguments.batch}",
     ]
+    found = {
+        steps: compare([*words, f"generate.steps={steps}"], arguments.batch) for steps in arguments.steps
+    }
+    print(json.dumps({"bench": "generate", "settings": words[1:], "found": found}))
+
+
+def compare(words: list[str], batch: int) -> dict:
+    """{"loop": its numbers, name of JOBS: its rates} with the settings `words`."""
+    from proav.config.reading import load_config
+
     with tempfile.TemporaryDirectory() as text:
         expected = Path(text) / "loop"
         expected.mkdir()
         found = {"loop": loop(load_config(None, words), expected)}
-        print("loop", found["loop"], flush=True)
+        print(words[-1], "loop", found["loop"], flush=True)
         for name, own in JOBS.items():
             run, began = Path(text) / name, time.monotonic()
             command = [sys.executable, "-m", "bench.train.generate", "--job", f"run_dir={run}", *words, *own]
             subprocess.run(command, check=True)
-            found[name] = rates_of(run, time.monotonic() - began, arguments.batch)
+            found[name] = rates_of(run, time.monotonic() - began, batch)
             found[name]["of_the_loop"] = round(
                 found[name]["clips_per_second"] / found["loop"]["clips_per_second"], 3
             )
@@ -129,8 +154,8 @@ def main() -> None:
                 (run / "samples" / "000000" / path.name).read_bytes() == path.read_bytes()
                 for path in expected.iterdir()
             )
-            print(name, found[name], flush=True)
-    print(json.dumps({"bench": "generate", "settings": words[1:], "found": found}))
+            print(words[-1], name, found[name], flush=True)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Long clips: what memory they take, and whether loudness or colour drift.
 
     python -m bench.train.long_clips memory [--seconds 3 30] [--side 256]
-    python -m bench.train.long_clips drift RUN [--clips 12] [--seconds 30] [--steps 10]
+    python -m bench.train.long_clips drift RUN [--stage distill] [--clips 12] [--seconds 30] [--steps 10]
 
 memory: peak memory of a process that continues a clip to --seconds and writes it. One process writes
 it as it is made (`SoundingVideoPipeline.save`), another makes it whole first. The model is untrained: a
 shallow one like the demo's, for pictures of --side pixels.
 
-drift: an ST-DiT that was trained with `continue` continues held-out windows of RUN. The unit of all numbers
+drift: an ST-DiT that was trained with `continue`, or its flow map, continues held-out windows of RUN. The unit of all numbers
 but the seams is the standard deviation among 64 held-out windows: of their mean colour (over channels, root
 mean square), and of their loudness.
 
@@ -122,9 +122,9 @@ def drift_of(clips: Sequence[Clip], given: Sequence[Clip]) -> dict[str, dict]:
     return found
 
 
-def measure_drift(run: str, count: int, seconds: int, steps: int) -> dict:
+def measure_drift(run: str, stage: str, count: int, seconds: int, steps: int) -> dict:
     config = load_config(f"{run}/config.yaml", [f"run_dir={run}"])
-    pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stdit.checkpoints)
+    pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stage(stage).checkpoints)
     (truth, _), (independent, _) = (held_out(config, most) for most in (count, SCALE_CLIPS))
     settings = SamplingSettings(task="continue", steps=steps)
     requests = [dataclasses.replace(one, settings=settings) for one in truth]
@@ -158,6 +158,7 @@ def main() -> None:
     memory.add_argument("--seconds", type=int, nargs="+", default=[3, 30])
     memory.add_argument("--side", type=int, default=256)
     drift.add_argument("run")
+    drift.add_argument("--stage", choices=["stdit", "distill"], default="stdit")
     drift.add_argument("--clips", type=int, default=12)
     drift.add_argument("--seconds", type=int, default=30)
     drift.add_argument("--steps", type=int, default=10)
@@ -169,7 +170,9 @@ def main() -> None:
         case "memory":
             found = measure_memory(arguments.seconds, arguments.side)
         case "drift":
-            found = measure_drift(arguments.run, arguments.clips, arguments.seconds, arguments.steps)
+            found = measure_drift(
+                arguments.run, arguments.stage, arguments.clips, arguments.seconds, arguments.steps
+            )
         case _:
             write_one(arguments.path, arguments.side, arguments.seconds, arguments.way)
             return

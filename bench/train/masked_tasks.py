@@ -1,6 +1,6 @@
 """Can the seams of masked tasks be seen or heard, and does a model keep the frames that it is given?
 
-    python -m bench.train.masked_tasks RUN [--clips 32] [--steps 20] [--windows 4]
+    python -m bench.train.masked_tasks RUN [--stage distill] [--clips 32] [--steps 20] [--windows 4]
 
 RUN: a run whose ST-DiT was trained with i2av, continue and inpaint in `diffusion.task_weights`. Held-out
 windows of its data are masked according to each task. The first row measures them as they are, the others
@@ -16,7 +16,7 @@ what is generated again, in four ways:
 
 A latent clip has no known part, because planes mix frames. So replacement uses the autoencoder: the estimate
 of the clean planes is decoded, its known frames are replaced, and it is encoded again. The usual step
-follows. The clips are joined like the trained ones.
+follows. The clips are joined like the trained ones. A flow map (--stage distill) has no such row.
 
     picture, loudness  the jump across a seam, divided by the jumps elsewhere in the same clips; 1: no seam
     in made            the same for the loudness, but divided by the jumps within made stretches alone. Made
@@ -195,7 +195,8 @@ def measure_task(
     requests = [
         dataclasses.replace(one, settings=settings, known=known_2T.numpy() if asks else None) for one in truth
     ]
-    made: dict[str, list[Clip]] = {"trained": [], "cut in": [], "true planes": [], "replacement": []}
+    ways = ("trained", "cut in", "true planes") + ("replacement",) * (pipeline.process.objective == "flow")
+    made: dict[str, list[Clip]] = {name: [] for name in ways}
     raw: dict[str, list[np.ndarray]] = {name: [] for name in made}
     for first in range(0, len(requests), BATCH):
         some = requests[first : first + BATCH]
@@ -211,9 +212,11 @@ def measure_task(
         with torch.inference_mode():
             coded = pipeline.coder.decode(pipeline.coder.encode(*streams))
         made["true planes"] += finish_clips(pipeline.config, pipeline.coder.mel_frames, some, *coded)
-        replaced = replacement(pipeline, some, known_2T)
-        made["replacement"] += finish_clips(pipeline.config, pipeline.coder.mel_frames, some, *replaced)
-        of_ways = {"trained": video, "cut in": video, "true planes": coded[0], "replacement": replaced[0]}
+        of_ways = {"trained": video, "cut in": video, "true planes": coded[0]}
+        if "replacement" in made:
+            replaced = replacement(pipeline, some, known_2T)
+            made["replacement"] += finish_clips(pipeline.config, pipeline.coder.mel_frames, some, *replaced)
+            of_ways["replacement"] = replaced[0]
         for name, pictures in of_ways.items():
             raw[name] += list(pictures.numpy())
     seams = borders(known_2T[VIDEO]), borders(known_2T[AUDIO])
@@ -313,6 +316,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run")
+    parser.add_argument("--stage", choices=["stdit", "distill"], default="stdit")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--windows", type=int, default=4)
@@ -320,7 +324,7 @@ def main() -> None:
     torch.set_num_threads(1)
     started = time.monotonic()
     config = load_config(f"{arguments.run}/config.yaml", [f"run_dir={arguments.run}"])
-    pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stdit.checkpoints)
+    pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stage(arguments.stage).checkpoints)
     truth, sources = held_out(config, arguments.clips)
     print(f"{'':28}" + "".join(f"{name:>{width}}" for name, width in zip(COLUMNS, WIDTHS, strict=True)))
     table = {}

@@ -3,8 +3,8 @@
     python -m bench.train.per_second RUN [--out DIR] [--seeds 0 1] [--clips N] [--only NAME ...]
     [--world DIR --windows N]
 
-RUN is a finished run of a flow on a made world (its configuration, latents and MDSA are used; nothing in it
-is written). Each technique is tried alone. Its code is in this file only, not in proav:
+RUN is a finished run of a flow with full attention (its configuration, latents and MDSA are used; nothing in
+it is written). Each technique is tried alone. Its code is in this file only, not in proav:
 
     routed    half of each plane's tokens skip the middle blocks (TREAD, Krause et al., 2025); as "routed at
               first" only for the first 60 % of the clips, before the learning rates fall
@@ -17,9 +17,9 @@ is written). Each technique is tried alone. Its code is in this file only, not i
 
 A step of each technique is timed, in turns, in one process. Then each trains with each seed, on `--clips`
 clips (all but "routed at first") and on as many clips as fit into the plain run's processor seconds.
-Measured on held-out windows: the flow's loss on the task that the run trains most, and its loss at the
-highest noise with another window's given stream. With --world DIR, the folder of examples/world/make.py, and
---windows N also `impact_synchrony` of sound for held-out pictures. Needs no Ray.
+Measured on held-out windows: the flow's loss on the task that the run trains most, and, if that task is given
+a stream, its loss at the highest noise with another window's. With --world DIR, the folder of
+examples/world/make.py, and --windows N also `impact_synchrony` of sound for held-out pictures. Needs no Ray.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
 from bench.train.world_claim import held_out, measure, synchrony
@@ -153,7 +154,8 @@ class AlignedSTDiT(STDiT):
         tokens_BLd = self.positions(self._tokens(noisy_BDPNN, conditions.masked_BEPNN))
 
         def spread(values_B2: Tensor) -> Tensor:  # one value for each token of a modality
-            return values_B2.repeat_interleave(tokens_BLd.shape[1] // 2, dim=1)
+            parts = zip(values_B2.unbind(1), self.layout.of_modalities, strict=True)
+            return torch.cat([part[:, None].expand(-1, count, *part.shape[1:]) for part, count in parts], 1)
 
         if len(pairs) == 1:
             modulation, final = pairs[0]
@@ -213,9 +215,14 @@ class AlignedStep(GeneratorStep):
         )
         chosen_BL = chosen_BL < torch.special.ndtri(torch.tensor(SECOND_SHARE, dtype=torch.float64))
         chosen_BL = chosen_BL.to(engine.device)
-        side, patch = layout.sides[0], engine.module.patches[0]
-        cells = chosen_BL.view(len(chosen_BL), 1, len(layout.sides), side, side)
-        cells = cells.repeat_interleave(patch, 3).repeat_interleave(patch, 4)
+        planes = zip(chosen_BL.split(layout.counts, 1), layout.sides, engine.module.patches, strict=True)
+        cells = torch.stack(
+            [
+                repeat(part, "b (n m) -> b (n i) (m j)", n=side, i=patch, j=patch)
+                for part, side, patch in planes
+            ],
+            dim=1,
+        )[:, None]
         noisy_BDPNN = torch.where(
             cells,
             self.process.add_noise(first.clean_BDPNN, first.noise_BDPNN, second_B2),
@@ -349,16 +356,15 @@ def loss_of(
             noisy = step.process.add_noise(clean, noise, times_B2)
             found = denoising_loss(model(noisy, times_B2, conditions), target, given_B2, step.own_DP)
             own[level, first : first + len(clean)] = found
-        swapped = mix_given(noisy, lone.roll(1, 0), given_B2)
-        other[first : first + len(clean)] = denoising_loss(
-            model(swapped, times_B2, conditions), target, given_B2, step.own_DP
-        )
-    return {
-        "loss": float(own.mean()),
-        "at_noise": float(own[-1].mean()),
-        "at_noise_other": float(other.mean()),
-        "by_time": [round(float(value), 4) for value in own.mean(1)],
-    }
+        if any(given):
+            swapped = mix_given(noisy, lone.roll(1, 0), given_B2)
+            other[first : first + len(clean)] = denoising_loss(
+                model(swapped, times_B2, conditions), target, given_B2, step.own_DP
+            )
+    found = {"loss": float(own.mean()), "at_noise": float(own[-1].mean())}
+    if any(given):
+        found["at_noise_other"] = float(other.mean())
+    return found | {"by_time": [round(float(value), 4) for value in own.mean(1)]}
 
 
 def train_variant(
@@ -442,7 +448,7 @@ def main() -> None:
 
     if "step_seconds" not in results:
         results["step_seconds"] = step_seconds(config_of(0, arguments.clips), ["plain", "routed", "aligned"])
-        routed = RoutedSTDiT(config_of(0, arguments.clips), 5)
+        _, routed, _ = build(config_of(0, arguments.clips), "routed")
         results["routed_flops"] = routed.routed_flops(ROUTED_SHARE) / routed.flops()
         stored.write_text(json.dumps(results, indent=1))
     seconds = results["step_seconds"]

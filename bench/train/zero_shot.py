@@ -1,13 +1,17 @@
 """Do the trained tasks a2v and v2a beat zero-shot methods of the same model?
 
-    python -m bench.train.zero_shot RUN [--clips 256] [--steps 20] [--weights 2 10] [--tasks v2a a2v]
-        [--out FILE]
+    python -m bench.train.zero_shot RUN [--stage distill] [--clips 256] [--steps 20] [--weights 2 10]
+        [--tasks v2a a2v] [--out FILE]
 
 RUN: a run whose ST-DiT was trained with joint, a2v and v2a (`diffusion.task_weights`). Of held-out windows of
-its data one modality is given, and the other is made, from the same noise in each of these ways:
+its data one modality is given, and the other is made, from the same noise in each of these ways. A flow map
+(--stage distill) has no zero-shot rows:
 
     real         nothing is made
+    unrelated    nothing is made either: each window has the other stream of another source's window with the
+                 same label. What pairs are worth that only the label joins
     trained      the task, as `SoundingVideoPipeline` samples it
+    trained, unrelated  the task, but with what is given of that other window: the same clips, in other places
     replacement  MM-Diffusion's zero-shot method (Ruan et al. 2023): the task joint; at each step the given
                  modality's planes are the given ones with the noise of that time
     gradient W   the same with guidance: the gradient, by the noisy planes, of the error on the given planes
@@ -58,6 +62,8 @@ from proav.metrics.world import world_scores
 from proav.runs.layout import RunFolder
 
 BATCH = 16
+UNRELATED = {"real": "unrelated", "trained": "trained, unrelated"}
+"""Rows that are measured again with the clips of other windows, and the names of those rows."""
 Streams = tuple[Tensor, Tensor]
 
 
@@ -176,8 +182,8 @@ class Measure:
 
 def make(
     pipeline: SoundingVideoPipeline, requests: Sequence[SampleRequest], way: Callable
-) -> tuple[list[Clip], float]:
-    """(clips, processor seconds of sampling one of them)."""
+) -> tuple[list[Clip], dict]:
+    """(clips, {"seconds": processor seconds of sampling one of them})."""
     made, spent = [], 0.0
     for first in range(0, len(requests), BATCH):
         some = requests[first : first + BATCH]
@@ -186,7 +192,23 @@ def make(
         spent += time.process_time() - began
         seeds = [phase_seed(request.seed, request.index) for request in some]
         made += pipeline.coder.to_clips(*streams, seeds=seeds)
-    return made, spent / len(requests)
+    return made, {"seconds": spent / len(requests)}
+
+
+def unrelated_places(labels: Sequence[str], sources: Sequence[str]) -> list[int]:
+    """For each window the place of one of another source: of its label, if there is any.
+
+    The search begins half the list away and wraps around.
+    """
+    count = len(labels)
+    if len(set(sources)) < 2:
+        raise ValueError(f"all {count} windows are of one source; unrelated pairs need two or more")
+    found = []
+    for place, (label, source) in enumerate(zip(labels, sources, strict=True)):
+        away = [(place + count // 2 + step) % count for step in range(count)]
+        apart = [other for other in away if sources[other] != source]
+        found.append(next((other for other in apart if labels[other] == label), apart[0]))
+    return found
 
 
 def show(rows: dict[str, dict]) -> None:
@@ -208,6 +230,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run")
+    parser.add_argument("--stage", choices=["stdit", "distill"], default="stdit")
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--weights", type=float, nargs="*", default=[2.0, 10.0])
@@ -216,7 +239,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = load_config(f"{arguments.run}/config.yaml", [f"run_dir={arguments.run}"])
-    pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stdit.checkpoints)
+    pipeline = SoundingVideoPipeline.from_checkpoint(RunFolder(config).stage(arguments.stage).checkpoints)
     truth, index = real_clips(config, "validation", arguments.clips)
     is_world = config.evaluate.protocol == "world"
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
@@ -227,6 +250,8 @@ def main() -> None:
         **{f"gradient {w:g}": lambda *given, w=w: zero_shot(*given, weight=w) for w in arguments.weights},
         "joint": lambda *given: zero_shot(*given, reads=False),
     }
+    if pipeline.process.objective != "flow":
+        ways = {"trained": trained}
     for task in arguments.tasks:
         settings = SamplingSettings(task=task, steps=arguments.steps).filled(pipeline.process)
         requests = [
@@ -234,14 +259,22 @@ def main() -> None:
             for place, (clip, row) in enumerate(zip(truth, index, strict=True))
         ]
         measure = None
+        others = unrelated_places([row["label"] for row in index], [row["source_id"] for row in index])
+
+        def keep(name: str, clips: Sequence[Clip], **more) -> None:
+            nonlocal measure
+            measure = measure or Measure(pipeline, task, truth, index, is_world=is_world)
+            rows[f"{task}, {name}"] = measure(clips) | of | more
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(rows, indent=1))
+
         for name, way in {"real": None, **ways}.items():
             if rows.get(f"{task}, {name}", {}).items() >= of.items():
                 continue
-            measure = measure or Measure(pipeline, task, truth, index, is_world=is_world)
-            clips, seconds = (truth, None) if way is None else make(pipeline, requests, way)
-            rows[f"{task}, {name}"] = measure(clips) | of | ({} if way is None else {"seconds": seconds})
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(rows, indent=1))
+            clips, spent = (truth, {}) if way is None else make(pipeline, requests, way)
+            keep(name, clips, **spent)
+            if name in UNRELATED:
+                keep(UNRELATED[name], [clips[place] for place in others], **spent)
     show({name: row for name, row in rows.items() if row.items() >= of.items()})
 
 
