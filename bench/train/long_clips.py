@@ -7,9 +7,9 @@ memory: peak memory of a process that continues a clip to --seconds and writes i
 it as it is made (`SoundingVideoPipeline.save`), another makes it whole first. The model is untrained: a
 shallow one like the demo's, for pictures of --side pixels.
 
-drift: an ST-DiT that was trained with `continue`, or its flow map, continues held-out windows of RUN. The unit of all numbers
-but the seams is the standard deviation among 64 held-out windows: of their mean colour (over channels, root
-mean square), and of their loudness.
+drift: an ST-DiT that was trained with `continue`, or its flow map, continues held-out windows of RUN. The
+unit of all numbers but the seams is the standard deviation among 64 held-out windows: of their mean colour
+(over channels, root mean square), and of their loudness.
 
     shift      size of the change of the mean over clips, from the first three seconds to the last three
     wandering  root mean square of a clip's own change between the same seconds, divided by sqrt(2): at 1 the

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.train.zero_shot import trained, zero_shot
+from bench.train.zero_shot import trained, unrelated_places, zero_shot
 from proav.generation.finishing import given_streams
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.generation.requests import SampleRequest
@@ -60,3 +60,12 @@ def test_given_planes_are_kept_and_the_gradient_moves_the_others(pipeline, task,
             torch.testing.assert_close(stack[:, :, given], lone[:, :, given], atol=1e-5, rtol=1e-5)
         assert torch.equal(plain[:, :, made], guided[:, :, made]) is not moves
         assert torch.allclose(plain[:, :, made], unread[:, :, made], atol=1e-6) is not moves
+
+
+def test_unrelated_pairs_are_of_other_sources_and_of_one_label_where_there_is_another():
+    labels, sources = list("aabbaacb"), list("11223344")
+    found = unrelated_places(labels, sources)
+    assert all(sources[other] != sources[place] for place, other in enumerate(found))
+    assert [labels[other] for other in found] == ["a", "a", "b", "b", "a", "a", "b", "b"]  # c is alone
+    with pytest.raises(ValueError, match="one source"):
+        unrelated_places(["a", "b"], ["1", "1"])
