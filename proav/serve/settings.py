@@ -107,7 +107,9 @@ class ServeSettings(Section):
     audio_guidance_scale: Annotated[float, Field(ge=0, le=30)] | None = None
     """Guidance of the sound if a request names none; empty: generate.audio_guidance_scale of that run."""
     max_steps: Annotated[int, Field(ge=1, le=1000)] = 200
-    """Most denoising steps that a request may ask for."""
+    """Most denoising steps that a request may ask for. With a solver that calls the model more than once a
+    step, such as heun, it is the most calls.
+    """
     max_windows: Annotated[int, Field(ge=1, le=1000)] = 32
     """Most windows that a request may make: those added to a given clip (task=continue), or all of a longer
     clip. A clip that is to be continued may be at most this many times as long as the model's clips.

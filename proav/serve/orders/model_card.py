@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from proav import storage
 from proav.config import Config
-from proav.diffusion import DDPM, FlowMap, make_process
+from proav.diffusion import DDPM, FlowMap, RectifiedFlow, make_process
 from proav.diffusion.masks import continue_frames
-from proav.diffusion.solvers import num_steps
+from proav.diffusion.solvers import DEFAULTS, SOLVERS, find_solver, num_steps
 from proav.diffusion.tasks import TASKS, sampled_tasks
 from proav.errors import UserError
 from proav.generation.long_clips import makes_long_clips, wanted_frames
-from proav.generation.sampling_settings import MAX_GUIDANCE_SCALE, SamplingSettings
+from proav.generation.sampling_settings import MAX_GUIDANCE_SCALE, MAX_SHIFT, SamplingSettings
 from proav.geometry import ClipGeometry
 from proav.runs.checkpoint import INDEX, Checkpoint
 from proav.serve.settings import ServeSettings
@@ -35,6 +35,7 @@ class ModelCard:
     geometry: ClipGeometry
     steps: int
     max_steps: int
+    """Most calls of the model for a window: most steps of a solver that makes one call a step."""
     guidance_scale: float
     guidance_range: tuple[float, float]
     """Smallest and largest scale that a request may ask for. For a flow map both are its own scale."""
@@ -52,6 +53,11 @@ class ModelCard:
     """Seconds that each window after the first adds. For the task continue, the first adds as much."""
     max_frames: dict[str, int]
     """Frames of the longest clip of each task; for the task continue, the given clip is included."""
+    process: RectifiedFlow | DDPM = RectifiedFlow()
+    """The process that the model follows: it decides which solvers, steps and guidance are possible."""
+    solver: str = DEFAULTS["flow"]
+    schedule_shift: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: ServeSettings) -> "ModelCard":
@@ -59,17 +65,9 @@ class ModelCard:
 
         Raises UserError if the model does not take the defaults: then no job could be made.
         """
-        generate, process = checkpoint.config.generate, make_process(checkpoint.config)
-        max_steps = settings.max_steps
-        if isinstance(process, DDPM):
-            max_steps = min(max_steps, process.most_steps(generate.schedule_shift))
-        names = ("steps", "guidance_scale", "audio_guidance_scale")
-        chosen = {name: value for name in names if (value := getattr(settings, name)) is not None}
-        steps = min(num_steps(generate.steps, process.objective), max_steps)
+        process = make_process(checkpoint.config)
         try:
-            sampling = replace(SamplingSettings.from_config(checkpoint.config), **{"steps": steps} | chosen)
-            sampling = sampling.filled(process)
-            sampling.num_calls(process.objective)
+            sampling = _default_sampling(checkpoint.config, process, settings)
         except UserError as error:
             raise UserError(
                 f"{checkpoint.path} cannot be served: {error}. What this server does not set itself is "
@@ -89,7 +87,7 @@ class ModelCard:
             tasks=tasks,
             geometry=geometry,
             steps=sampling.steps,
-            max_steps=max_steps,
+            max_steps=settings.max_steps,
             guidance_scale=sampling.guidance_scale,
             guidance_range=ranges[0],
             audio_guidance_scale=sampling.audio_guidance_scale,
@@ -101,6 +99,10 @@ class ModelCard:
             max_windows=settings.max_windows,
             window_seconds=(geometry.num_frames - continue_frames(checkpoint.config)) / geometry.fps,
             max_frames={task: _longest(checkpoint.config, task, settings.max_windows) for task in tasks},
+            process=process,
+            solver=sampling.solver,
+            schedule_shift=sampling.schedule_shift,
+            guidance_interval=sampling.guidance_interval,
         )
 
     @property
@@ -112,7 +114,17 @@ class ModelCard:
     def seconds(self) -> str:
         return f"{self.geometry.seconds:g}"
 
+    @property
+    def solvers(self) -> tuple[str, ...]:
+        """Names of the solvers that a request may ask for."""
+        return tuple(name for name, row in SOLVERS.items() if self.process.objective in row.objectives)
+
+    def most_steps(self, solver: str, shift: float) -> int:
+        """Most steps that a request with this solver and shift of times may ask for."""
+        return _most_steps(self.process, self.max_steps, solver, shift)
+
     def to_json(self) -> dict:
+        max_steps = {name: self.most_steps(name, self.schedule_shift) for name in self.solvers}
         return {
             "id": self.id,
             "object": "model",
@@ -129,12 +141,15 @@ class ModelCard:
             "num_frames": self.geometry.num_frames,
             "fps": self.geometry.fps,
             "sample_rate": self.geometry.sample_rate,
-            "steps": {"default": self.steps, "max": self.max_steps},
+            "steps": {"default": self.steps, "max": max_steps[self.solver]},
+            "solver": {"default": self.solver, "max_steps": max_steps},
+            "schedule_shift": {"default": self.schedule_shift, "max": MAX_SHIFT},
             "guidance_scale": {"default": self.guidance_scale, "max": self.guidance_range[1]},
             "audio_guidance_scale": {
                 "default": self.audio_guidance_scale,
                 "max": self.audio_guidance_range[1],
             },
+            "guidance_interval": {"default": list(self.guidance_interval)},
             "checkpoint": self.checkpoint_hash,
             "clips_trained": self.clips_trained,
             "mel": self.mel,
@@ -142,6 +157,38 @@ class ModelCard:
             "max_seconds": {task: frames / self.geometry.fps for task, frames in self.max_frames.items()},
             "num_windows": {"default": 1, "max": self.max_windows, "seconds": self.window_seconds},
         }
+
+
+def _default_sampling(
+    config: Config, process: RectifiedFlow | DDPM, settings: ServeSettings
+) -> SamplingSettings:
+    """The settings of a request that names none, with every value filled in.
+
+    Raises UserError if the model does not take them, or if they exceed settings.max_steps.
+    """
+    own = SamplingSettings.from_config(config)
+    solver = own.solver or DEFAULTS[process.objective]
+    find_solver(solver, process.objective)  # or says why not
+    trained = process.shift if isinstance(process, RectifiedFlow) else 1.0
+    shift = trained if own.schedule_shift is None else own.schedule_shift
+    most = _most_steps(process, settings.max_steps, solver, shift)
+    names = ("steps", "guidance_scale", "audio_guidance_scale")
+    chosen = {name: value for name in names if (value := getattr(settings, name)) is not None}
+    steps = min(num_steps(own.steps, process.objective), most)
+    filled = replace(own, **{"steps": steps} | chosen).filled(process)
+    if filled.steps > most:
+        raise UserError(
+            f"steps={filled.steps} with solver={solver}, schedule_shift={shift:g} and "
+            f"max_steps={settings.max_steps}: expected at most steps={most}"
+        )
+    return replace(filled, solver=solver, schedule_shift=shift)
+
+
+def _most_steps(process: RectifiedFlow | DDPM, max_calls: int, solver: str, shift: float) -> int:
+    """Most steps that need at most `max_calls` calls of the model, and that the process has."""
+    num_calls = SOLVERS[solver].num_calls
+    most = max(steps for steps in range(1, max_calls + 1) if num_calls(steps) <= max_calls)
+    return min(most, process.most_steps(shift)) if isinstance(process, DDPM) else most
 
 
 def _longest(config: Config, task: str, max_windows: int) -> int:

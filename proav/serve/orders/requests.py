@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from proav.diffusion.solvers import SOLVERS
 from proav.diffusion.tasks import TASKS
 from proav.errors import UserError
 from proav.generation.inputs import frames_around
+from proav.generation.sampling_settings import MAX_GUIDANCE_SCALE, MAX_SHIFT, SamplingSettings
 from proav.serve.front.api_error import SHOWN_CHARACTERS, ApiError, shown
-from proav.serve.orders.model_card import MAX_GUIDANCE_SCALE, ModelCard
+from proav.serve.orders.model_card import ModelCard
 from proav.text import LABEL_SEPARATOR, find_label, without_case
 from proav.vectors import check_vector_names, fitted, to_text
 
@@ -37,7 +39,7 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value
 
 
-def _as_span(value: Any) -> Any:
+def _as_pair(value: Any) -> Any:
     """Takes two numbers from a form, such as 0.4,0.8."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
@@ -52,8 +54,7 @@ def _from_json(value: Any) -> Any:
 
 Number = BeforeValidator(_no_truth_value)
 Label = BeforeValidator(_as_text)
-Second = Annotated[float, Number]
-Span = Annotated[tuple[Second, Second], BeforeValidator(_as_span)]
+Pair = Annotated[tuple[Annotated[float, Number], Annotated[float, Number]], BeforeValidator(_as_pair)]
 
 
 class InputReference(BaseModel):
@@ -99,13 +100,25 @@ class VideoRequest(BaseModel):
     """Seed of the noise: the same seed and settings give the same clip. Empty: drawn, and reported."""
     steps: Annotated[int | None, Number] = None
     """Denoising steps; empty: the server's default."""
+    solver: str | None = None
+    """How a step is computed; GET /v1/models lists the model's solvers. heun calls the model twice a step.
+    Empty: the server's default.
+    """
+    schedule_shift: Annotated[float | None, Number] = None
+    """Shift s of the sampling times, 1 to 100: t becomes s t / (1 + (s - 1) t), so more steps are near noise.
+    Empty: the server's default.
+    """
     guidance_scale: Annotated[float | None, Number] = None
     """Classifier-free guidance towards the label; 1 is none. Empty: the server's default."""
     audio_guidance_scale: Annotated[float | None, Number] = None
     """The same for the sound. Empty: the server's default; if it has none, guidance_scale is for both."""
+    guidance_interval: Pair | None = None
+    """Times between which guidance acts, 0 (clean) to 1 (noise), such as [0.1, 0.8]; in a form 0.1,0.8.
+    Empty: the server's default.
+    """
     num_windows: Annotated[int, Number] = 1
     """For continue: how many windows are added. GET /v1/models says how many seconds each adds."""
-    span: Span | None = None
+    span: Pair | None = None
     """For inpaint: begin and end in seconds, such as [0.4, 0.8]; in a form 0.4,0.8."""
     stream: Literal["both", "video", "audio"] = "both"
     """For inpaint: what is made anew in the span."""
@@ -129,6 +142,10 @@ class Order(BaseModel):
     task: Literal[*TASKS]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     steps: Annotated[int, Field(ge=1)]
+    solver: Literal[*SOLVERS] | None = None
+    """Empty in jobs of older servers, as are the next two: that of the model's run."""
+    schedule_shift: Annotated[float, Field(ge=1, le=MAX_SHIFT)] | None = None
+    guidance_interval: tuple[float, float] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
     audio_guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None
     """Empty: guidance_scale is for both."""
@@ -139,6 +156,11 @@ class Order(BaseModel):
     """Frames of the clip, if a length is asked for."""
     span: tuple[float, float] | None = None
     stream: Literal["both", "video", "audio"] = "both"
+
+    @property
+    def num_calls(self) -> int:
+        """Calls of the model for each window. Jobs of older servers count as one call a step."""
+        return SOLVERS[self.solver].num_calls(self.steps) if self.solver else self.steps
 
 
 def parse_request(fields: dict[str, Any]) -> VideoRequest:
@@ -211,16 +233,7 @@ def check_request(request: VideoRequest, card: ModelCard, *, has_reference: bool
         vectors=vectors,
         task=request.task,
         seed=_in_range("seed", request.seed, secrets.randbelow(2**31), 0, MAX_SEED),
-        steps=_in_range("steps", request.steps, card.steps, 1, card.max_steps),
-        guidance_scale=_in_range(
-            "guidance_scale", request.guidance_scale, card.guidance_scale, *card.guidance_range
-        ),
-        audio_guidance_scale=_in_range(
-            "audio_guidance_scale",
-            request.audio_guidance_scale,
-            card.audio_guidance_scale,
-            *card.audio_guidance_range,
-        ),
+        **_sampling_of(request, card),
         num_windows=_in_range("num_windows", request.num_windows, 1, 1, card.max_windows),
         num_frames=num_frames,
         span=request.span,
@@ -237,6 +250,52 @@ def check_names(given: list[str], allowed: tuple[str, ...]) -> None:
             raise ApiError(400, said, param=name[:SHOWN_CHARACTERS], code="unknown_parameter")
         if given.count(name) > 1:
             raise ApiError(400, f"{name} is given {given.count(name)} times; expected once", param=name)
+
+
+def _sampling_of(request: VideoRequest, card: ModelCard) -> dict[str, Any]:
+    """The fields of the order that say how its clip is sampled. Raises ApiError 400."""
+    solver = card.solver if request.solver is None else request.solver
+    if solver not in card.solvers:
+        others = " (this model takes no other)" if solver in SOLVERS else ""
+        said = f"solver={shown(solver)}: expected one of {', '.join(card.solvers)}{others}"
+        raise ApiError(400, said, param="solver")
+    shift = _in_range("schedule_shift", request.schedule_shift, card.schedule_shift, 1, MAX_SHIFT)
+    return {
+        "solver": solver,
+        "schedule_shift": shift,
+        "steps": _steps_of(request, card, solver, shift),
+        "guidance_scale": _in_range(
+            "guidance_scale", request.guidance_scale, card.guidance_scale, *card.guidance_range
+        ),
+        "audio_guidance_scale": _in_range(
+            "audio_guidance_scale",
+            request.audio_guidance_scale,
+            card.audio_guidance_scale,
+            *card.audio_guidance_range,
+        ),
+        "guidance_interval": _interval_of(request, card),
+    }
+
+
+def _steps_of(request: VideoRequest, card: ModelCard, solver: str, shift: float) -> int:
+    """Steps of the order. Raises ApiError 400 if there are too many, also if the default is too many."""
+    steps, most = card.steps if request.steps is None else request.steps, card.most_steps(solver, shift)
+    if 1 <= steps <= most:
+        return steps
+    said = f"steps={shown(steps)}" + (" (the default)" if request.steps is None else "")
+    if most != card.most_steps(card.solver, card.schedule_shift):
+        said += f" with solver={solver} and schedule_shift={shift:g}"
+    raise ApiError(400, f"{said}: expected 1 to {most}", param="steps")
+
+
+def _interval_of(request: VideoRequest, card: ModelCard) -> tuple[float, float]:
+    if request.guidance_interval is None:
+        return card.guidance_interval
+    try:
+        SamplingSettings(steps=1, guidance_interval=request.guidance_interval).filled(card.process)
+    except UserError as error:
+        raise ApiError(400, str(error), param="guidance_interval") from error
+    return request.guidance_interval
 
 
 def _check_reference(task: str, card: ModelCard, has_reference: bool) -> None:

@@ -1,9 +1,10 @@
 """Which waiting jobs are sampled together, and when.
 
-The oldest job decides: its batch takes the oldest jobs of the same task, step count and number of windows,
-whatever their seeds, labels and guidance. An idle sampler waits only `wait_seconds` for more jobs. Under
-load, batches fill by themselves while the sampler is busy. Pure: the caller gives the times, and nothing
-waits here. Not here: how batches are sent (`dispatch.py`).
+The oldest job decides: its batch takes the oldest jobs of the same task, the same number of windows and of
+calls of the model, whatever their seeds, labels, solvers and guidance. So all of them end together. An idle
+sampler waits only `wait_seconds` for more jobs. Under load, batches fill by themselves while the sampler is
+busy. Pure: the caller gives the times, and nothing waits here. Not here: how batches are sent
+(`dispatch.py`).
 """
 
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ class Waiting:
     def key(self) -> tuple[str, int, int]:
         """What the jobs of a batch have in common."""
         order = self.job.order
-        return order.task, order.steps, order.num_windows
+        return order.task, order.num_calls, order.num_windows
 
 
 class JobQueue:

@@ -51,7 +51,7 @@ class Batch:
     def __init__(self, members: list[Waiting]) -> None:
         self.members = members
         first = members[0].job.order
-        self.num_jobs, self.steps = len(members), first.steps * first.num_windows
+        self.num_jobs, self.num_calls = len(members), first.num_calls * first.num_windows
         self.done, self.total = 0, 1
         """Calls of the model: those made so far, and all that the batch needs."""
         self.sent = self.heard = self.moved = time.monotonic()
@@ -120,7 +120,9 @@ class Dispatcher:
 
     def poll_after_seconds(self) -> float:
         """Seconds after which a client should ask again: a twentieth of the time of a running batch."""
-        seconds = [self._pace.expect(steps=batch.steps, num_jobs=batch.num_jobs) for batch in self._running]
+        seconds = [
+            self._pace.expect(num_calls=batch.num_calls, num_jobs=batch.num_jobs) for batch in self._running
+        ]
         return min(1.0, max(0.05, min(seconds, default=2.0) / 20))
 
     def free_after_seconds(self) -> float:
@@ -134,7 +136,8 @@ class Dispatcher:
         now = time.monotonic()
         rests = [
             self._pace.rest(
-                steps=batch.steps, num_jobs=batch.num_jobs, done=batch.steps * batch.done / batch.total,
+                num_calls=batch.num_calls, num_jobs=batch.num_jobs,
+                done=batch.num_calls * batch.done / batch.total,
                 elapsed_seconds=now - batch.sent if batch.started else 0.0,
             )
             for batch in started
@@ -247,7 +250,8 @@ class Dispatcher:
         raise SamplerLost("the sampler's answer ended early")
 
     async def _finish(self, batch: Batch, asked: list[Waiting], clips: list[bytes]) -> None:
-        self._pace.learn(steps=batch.steps, num_jobs=batch.num_jobs, seconds=time.monotonic() - batch.sent)
+        seconds = time.monotonic() - batch.sent
+        self._pace.learn(num_calls=batch.num_calls, num_jobs=batch.num_jobs, seconds=seconds)
         delivered = [
             (member, clip) for member, clip in zip(asked, clips, strict=True) if member in batch.members
         ]
@@ -296,12 +300,14 @@ class Dispatcher:
 def _to_sample(member: Waiting, config: Config) -> SampleRequest:
     """What a sampler gets for a job. Settings that an order does not have are those of the model's run."""
     order = member.job.order
+    names = ("solver", "schedule_shift", "guidance_interval")
     settings = dataclasses.replace(
         SamplingSettings.from_config(config),
         task=order.task,
         steps=order.steps,
         guidance_scale=order.guidance_scale,
         audio_guidance_scale=order.audio_guidance_scale,
+        **{name: value for name in names if (value := getattr(order, name)) is not None},
     )
     shapes = config.stdit.vector_shapes
     return SampleRequest(

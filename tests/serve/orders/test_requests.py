@@ -34,6 +34,7 @@ def test_nothing_given_gives_the_models_defaults(card):
     order = order_of(card, {})
     assert (order.label, order.task, order.steps, order.guidance_scale) == (None, "joint", 3, 1.5)
     assert order.audio_guidance_scale is None
+    assert (order.solver, order.schedule_shift, order.guidance_interval) == ("euler", 1.0, (0.0, 1.0))
     assert 0 <= order.seed < 2**31 and len({order_of(card, {}).seed for _ in range(20)}) > 1
 
 
@@ -270,12 +271,36 @@ def test_a_request_may_ask_for_as_many_steps_as_ddpm_has(tmp_path, shift, most):
     words = "diffusion.objective=ddpm", "diffusion.ddpm_steps=60", "generate.steps=40", *shift
     checkpoint = load_checkpoint(save_tiny_stdit(str(tmp_path), tiny_config(*words)), kind="stdit")
     card = ModelCard.of(checkpoint, ServeSettings())
-    assert (card.steps, card.max_steps) == (min(40, most), most)
-    assert ModelCard.of(checkpoint, ServeSettings(max_steps=10)).max_steps == 10
+    assert (card.steps, card.to_json()["steps"]["max"]) == (min(40, most), most)
+    assert ModelCard.of(checkpoint, ServeSettings(max_steps=10)).to_json()["steps"]["max"] == 10
     with pytest.raises(ApiError, match=f"steps={most + 1}: expected 1 to {most}"):
         order_of(card, {"steps": most + 1})
     with pytest.raises(UserError, match=f"cannot be served: generate.steps=61.* generate.steps={most}"):
         ModelCard.of(checkpoint, ServeSettings(steps=61))
+
+
+def test_a_shift_of_a_request_bounds_the_steps_of_ddpm(tmp_path):
+    words = "diffusion.objective=ddpm", "diffusion.ddpm_steps=60", "generate.steps=40"
+    checkpoint = load_checkpoint(save_tiny_stdit(str(tmp_path), tiny_config(*words)), kind="stdit")
+    card = ModelCard.of(checkpoint, ServeSettings())
+    assert order_of(card, {"schedule_shift": 5, "steps": 12}).num_calls == 12
+    for fields, given in (({"steps": 13}, "13"), ({}, "40 .the default.")):
+        with pytest.raises(ApiError, match=f"^steps={given} with .* schedule_shift=5: expected 1 to 12$"):
+            order_of(card, {"schedule_shift": 5, **fields})
+    with pytest.raises(ApiError, match="solver='euler': expected one of dpmpp_2m, ddim .this model takes no"):
+        order_of(card, {"solver": "euler"})
+
+
+def test_defaults_count_calls_of_the_model_too(tmp_path):
+    path = save_tiny_stdit(str(tmp_path), tiny_config("generate.solver=heun", "generate.steps=30"))
+    checkpoint = load_checkpoint(path, kind="stdit")
+    card = ModelCard.of(checkpoint, ServeSettings(max_steps=50))
+    assert (card.steps, order_of(card, {}).num_calls) == (25, 49)
+    assert order_of(card, {"solver": "euler", "steps": 50}).num_calls == 50
+    with pytest.raises(
+        UserError, match="steps=26 with solver=heun.* max_steps=50: expected at most steps=25"
+    ):
+        ModelCard.of(checkpoint, ServeSettings(max_steps=50, steps=26))
 
 
 @pytest.mark.parametrize(

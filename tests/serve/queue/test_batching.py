@@ -35,6 +35,14 @@ def test_the_oldest_decides_and_others_of_its_kind_come_along():
     assert [names(queue.take()) for _ in range(3)] == [["a"], ["b", "c"], []]
 
 
+def test_jobs_with_as_many_calls_of_the_model_share_a_batch():
+    calls = {"steps": 15, "solver": "heun"}  # 29
+    queue = queue_of(waiting("a", solver="euler", steps=29), waiting("b", **calls), waiting("c", steps=15))
+    assert [names(queue.take()) for _ in range(2)] == [["a", "b"], ["c"]]
+    queue = queue_of(waiting("a", schedule_shift=3.0), waiting("b", guidance_interval=(0.1, 0.8)))
+    assert names(queue.take()) == ["a", "b"]
+
+
 def test_a_batch_is_never_larger_than_allowed_and_keeps_the_order():
     queue = queue_of(*(waiting(name) for name in "abcd"))
     assert names(queue.take()) == ["a", "b", "c"] and names(queue.take()) == ["d"]
