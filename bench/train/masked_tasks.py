@@ -19,9 +19,8 @@ of the clean planes is decoded, its known frames are replaced, and it is encoded
 follows. The clips are joined like the trained ones. A flow map (--stage distill) has no such row.
 
     picture, loudness  the jump across a seam, divided by the jumps elsewhere in the same clips; 1: no seam
-    in made            the same for the loudness, but divided by the jumps within made stretches alone. Made
-                       sound may jump more than given sound does. Then even a perfect seam between them has a
-                       loudness above 1.
+    P in made, L in made  the same, but divided by the jumps within made stretches alone. What is made may
+                       jump more than what is given. Then even a perfect seam between them is above 1.
     given              PSNR of the given pictures as the model makes them, before they are replaced
     next               PSNR of the first generated picture next to a given one, against the true clip
     behind             the same for the sound: the mean error of the mel image, in dB, in the first 100 ms of
@@ -64,9 +63,9 @@ from proav.metrics.bootstrap import bootstrap_interval, source_groups
 from proav.runs.layout import RunFolder
 
 TASK_NAMES = ("i2av", "continue", "inpaint")
-RATIOS = ("picture", "loudness", "in made")
+RATIOS = ("picture", "P in made", "loudness", "L in made")
 COLUMNS = (*RATIOS, "given", "next", "behind")
-WIDTHS = (22, 22, 22, 8, 8, 8)
+WIDTHS = (22, 22, 22, 22, 8, 8, 8)
 BEHIND_SECONDS = 0.1
 LOUDNESS_SECONDS = 0.02
 SILENCE_RMS = 1e-3
@@ -110,14 +109,14 @@ def seam_ratios(
     picture_seams: Sequence[int],
     sound_seams: Sequence[int],
     *,
-    made_T: np.ndarray | None = None,
+    made_2T: np.ndarray | None = None,
     sources: Sequence[str] = (),
 ) -> dict:
-    """{name of RATIOS: mean jump at the seams, divided by the mean jump elsewhere}; None without seams.
+    """{name of RATIOS: mean jump at the seams, divided by the mean jump elsewhere}; None if there are none.
 
     clips: of one length.
     picture_seams, sound_seams: the first frame after each seam.
-    made_T: bool, the frames whose sound is made; None: "in made" is left out.
+    made_2T: bool, the frames whose picture and sound are made; None: "in made" is left out.
     sources: of each clip; if they are given, NAME_interval is [low, high] of each ratio, or None if there
         are too few.
     """
@@ -126,12 +125,13 @@ def seam_ratios(
     at_picture = np.isin(np.arange(pictures.shape[1]), [seam - 1 for seam in picture_seams])
     at_level = np.isin(np.arange(levels.shape[1]), [seam * per_frame - 1 for seam in sound_seams])
     measured = {"picture": (pictures, at_picture, ~at_picture), "loudness": (levels, at_level, ~at_level)}
-    if made_T is not None:
-        made = np.repeat(made_T, per_frame)
-        measured["in made"] = levels, at_level, ~at_level & made[1:] & made[:-1]
+    if made_2T is not None:
+        frames, steps = made_2T[VIDEO], np.repeat(made_2T[AUDIO], per_frame)
+        measured["P in made"] = pictures, at_picture, ~at_picture & frames[1:] & frames[:-1]
+        measured["L in made"] = levels, at_level, ~at_level & steps[1:] & steps[:-1]
     groups, found = source_groups(sources), {}
     for name, (values, at, elsewhere) in measured.items():
-        if not at.any():
+        if not (at.any() and elsewhere.any()):
             found[name] = None
             continue
         across, beside = values[:, at].mean(1), values[:, elsewhere].mean(1)
@@ -223,7 +223,7 @@ def measure_task(
     beside = [seam if not known_2T[VIDEO][seam] else seam - 1 for seam in seams[0]]
     true_clips = [one.given for one in truth]
     true = np.stack([clip.video for clip in true_clips])
-    compared = {"made_T": ~known_2T[AUDIO].numpy(), "sources": sources}
+    compared = {"made_2T": ~known_2T.numpy(), "sources": sources}
     table = {"true clips": seam_ratios(true_clips, *seams, **compared)}
     for name, clips in made.items():
         own, joined = np.stack(raw[name]), np.stack([clip.video for clip in clips])
@@ -277,8 +277,8 @@ def measure_length(
         ("to the given clip", clips, seams[:1]),
         ("between windows", clips, seams[1:]),
     ):
-        made_T = np.arange(len(some[0].video)) >= frames
-        table[name] = seam_ratios(some, places, places, made_T=made_T, sources=sources)
+        made_2T = np.arange(len(some[0].video))[None].repeat(2, axis=0) >= frames
+        table[name] = seam_ratios(some, places, places, made_2T=made_2T, sources=sources)
     return table
 
 

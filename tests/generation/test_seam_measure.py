@@ -17,13 +17,15 @@ def clip(given_db: float, seam_db: float, made_db: float) -> Clip:
     levels_db = -30 + np.concatenate([[0.0], np.cumsum(jumps_db)])
     samples = int(LOUDNESS_SECONDS * RATE)
     audio = np.repeat(10 ** (levels_db / 20) - SILENCE_RMS, samples).astype(np.float32)
-    video = np.repeat(np.uint8([0, 10, 40, 50]), 16 * 3).reshape(FRAMES, 4, 4, 3)
+    video = np.repeat(np.uint8([0, 5, 35, 50]), 16 * 3).reshape(FRAMES, 4, 4, 3)
     return Clip(video, audio, FPS, RATE)
 
 
 def test_a_seam_is_compared_with_what_is_elsewhere_and_with_made_sound():
-    found = seam_ratios([clip(1, 5, 4)] * 6, [SEAM], [SEAM], made_T=np.array([False, False, True, True]))
-    assert found == pytest.approx({"picture": 3.0, "loudness": 5 / 2.5, "in made": 5 / 4}, rel=1e-3)
+    made_2T = np.array([[False, False, True, True]] * 2)
+    found = seam_ratios([clip(1, 5, 4)] * 6, [SEAM], [SEAM], made_2T=made_2T)
+    expected = {"picture": 30 / 10, "P in made": 30 / 15, "loudness": 5 / 2.5, "L in made": 5 / 4}
+    assert found == pytest.approx(expected, rel=1e-3)
     assert seam_ratios([clip(1, 5, 4)] * 6, [], [SEAM])["picture"] is None
 
 
