@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from proav.config import Config, TrainConfig
 from proav.config.changes import setting_values, settings_that_change
 from proav.diffusion.solvers import find_solver, num_steps
-from proav.geometry import ClipGeometry, LatentGeometry
+from proav.geometry import ClipGeometry, LatentGeometry, wide_tokens
 from proav.models.discriminators import AudioDiscriminator, VideoDiscriminators
 from proav.models.kept import Kept, mdsa_kept, stdit_kept
 from proav.models.layers import hidden_matrices
@@ -249,6 +249,8 @@ def format_costs(bill: Costs) -> str:
         f"more with discriminators; ST-DiT {_flops(bill.stdit_train_flops)} a clip, "
         f"as a flow map {_flops(bill.distill_train_flops)}",
     ]
+    if warning := wide_tokens(config):
+        lines.append(warning)
     for name, memory, train in (
         ("MDSA", bill.mdsa_memory, config.mdsa.train),
         ("ST-DiT", bill.stdit_memory, config.stdit.train),

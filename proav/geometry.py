@@ -134,6 +134,11 @@ class LatentGeometry:
     def num_tokens(self) -> int:
         return sum(side**2 for side in self.token_sides)
 
+    @property
+    def values_per_token(self) -> int:
+        """Numbers in a token of the plane whose tokens hold most."""
+        return max(own * patch**2 for own, patch in zip(self.channels, self.token_patches, strict=True))
+
     def channels_per_plane(self, modality: str) -> dict[str, int]:
         """{plane: channels} of one modality."""
         first = MODALITIES.index(modality) * PLANES_PER_MODALITY
@@ -188,6 +193,27 @@ def stream_geometries(config) -> dict[str, StreamGeometry]:
     else:
         audio = StreamGeometry(mdsa.audio_channels, clip.num_frames, clip.height, clip.width, mdsa.plane_size)
     return {"video": video, "audio": audio}
+
+
+def wide_tokens(config) -> str | None:
+    """What to say if tokens hold more numbers than ST-DiT is wide; else None.
+
+    A prediction is a linear map of `width` features, so of a token's v numbers it leaves at least v - width
+    directions unpredicted. Their noise stays: samples are grainy (docs/experiments.md, "Tokens wider than
+    ST-DiT").
+    """
+    values, width, patch = (
+        LatentGeometry.from_config(config).values_per_token,
+        config.stdit.shape[1],
+        config.stdit.patch_size,
+    )
+    if values <= width:
+        return None
+    smaller = "" if patch == 1 else f"stdit.patch_size below {patch}, or "
+    return (
+        f"WIDE TOKENS: a token holds {values} numbers, ST-DiT is {width} wide: the noise of {values - width} "
+        f"of them stays in every sample; expected {smaller}a width of {values} or more"
+    )
 
 
 def check_geometry(config) -> None:

@@ -1,7 +1,11 @@
 """Derived sizes against numbers worked out by hand from the paper's scale."""
 
+from pathlib import Path
+
 from proav.config.reading import load_config
-from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry, stream_geometries
+from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry, stream_geometries, wide_tokens
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_landscape_sizes():
@@ -54,3 +58,21 @@ def test_planes_of_few_channels_have_large_tokens():
     assert latents.num_tokens == 256 + 256 + 64 + 16 + 16 + 256
     coarse = LatentGeometry.from_config(load_config(None, ["stdit.patch_size=8", *words[1:]]))
     assert max(coarse.token_patches) == 16  # a plane of 16 cells has no larger token
+
+
+def test_tokens_wider_than_the_model_are_told():
+    uneven = ["mdsa.plane_channels.video=[46,1,1]", "mdsa.plane_channels.audio=[1,1,46]"]
+    narrow = ["stdit.size=custom", "stdit.depth=4", "stdit.width=128", "stdit.num_heads=4"]
+    assert LatentGeometry.from_config(load_config(None, uneven)).values_per_token == 46 * 2 * 2
+    assert wide_tokens(load_config(None, [*uneven, *narrow])) == (
+        "WIDE TOKENS: a token holds 184 numbers, ST-DiT is 128 wide: the noise of 56 of them stays in every "
+        "sample; expected stdit.patch_size below 2, or a width of 184 or more"
+    )
+    assert wide_tokens(load_config(None, [*uneven, *narrow, "stdit.width=184"])) is None
+    single = wide_tokens(load_config(None, [*uneven, *narrow, "stdit.width=32", "stdit.patch_size=1"]))
+    assert "expected a width of 46 or more" in single
+
+
+def test_no_shipped_configuration_has_them():
+    files = sorted((ROOT / "configs").glob("*.yaml"))
+    assert len(files) > 5 and not [file for file in files if wide_tokens(load_config(str(file)))]

@@ -56,6 +56,8 @@ class STDiTConfig(Section):
     """Attention heads, with size=custom."""
     patch_size: PositiveInt = 2
     """Cells along a token's side; divides mdsa.plane_size. Planes with fewer channels may have larger tokens.
+    No token should hold more numbers (channels x cells) than the model is wide: see WIDE TOKENS in
+    docs/troubleshooting.md.
     """
     attention: Literal["divided", "full"] = "divided"
     """divided: within a plane, then across the six planes. full: all tokens at once."""

@@ -21,6 +21,7 @@ from proav.data.feeds.latent_feed import LatentFeed
 from proav.data.store.shards import manifest_hash, read_manifest
 from proav.data.store.vectors import open_vectors
 from proav.errors import CheckpointError, UserError
+from proav.geometry import wide_tokens
 from proav.latents.encode import differing_settings, masked_settings
 from proav.models.mdsa import MDSA
 from proav.models.stdit import STDiT
@@ -230,6 +231,8 @@ def _opening_lines(
     """
     whence = f"continuing from {checkpoint.path}" if checkpoint else "from the beginning"
     yield f"{stage}: {description}, {whence}"
+    if stage != "mdsa" and (warning := wide_tokens(config)):
+        yield f"{stage}: {warning}"
     if checkpoint is not None and stage == "mdsa" and checkpoint.config.filters != config.filters:
         yield (
             f"{stage}: the filters DIFFER from those of {checkpoint.path}: "

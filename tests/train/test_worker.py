@@ -165,6 +165,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capfd):
     assert load_checkpoint(f"{tmp_path}/mdsa/checkpoints").files == expected
 
 
+def test_tokens_that_are_too_wide_are_told_when_training_begins(tmp_path, capfd):
+    for width, told in ((16, False), (8, True)):
+        train_worker(
+            prepare(tmp_path / str(width), "stdit", *TORCH, f"stdit.width={width}"), "stdit", device=CPU
+        )
+        assert ("stdit: WIDE TOKENS: a token holds 16 numbers" in capfd.readouterr().err) == told
+
+
 def test_a_generator_checkpoint_makes_clips_alone(tmp_path):
     config = prepare(tmp_path, "stdit", *TORCH)
     train_worker(config, "stdit", device=CPU)

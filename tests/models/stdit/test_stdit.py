@@ -56,6 +56,21 @@ def test_prediction_is_exactly_zero_at_initialization(attention, uneven):
     assert prediction.shape == noisy.shape and prediction.count_nonzero() == 0
 
 
+@torch.no_grad()
+def test_a_prediction_of_a_token_lies_in_as_many_directions_as_the_model_is_wide():
+    """Why tokens must not hold more numbers than that (`wide_tokens`).
+
+    The last norm takes a direction, and what all predictions have in common adds one.
+    """
+    config = small_config(width=8, num_heads=2)
+    model = trained_looking(STDiT(config, NUM_LABELS))
+    noisy = torch.randn(100, 4, 6, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    times, told = torch.full((100, 2), 0.5).double(), Conditions(torch.zeros(100, dtype=torch.long))
+    token = model(noisy, times, told)[:, :, 0, :2, :2].flatten(1)
+    assert token.shape[1] == 16 and torch.linalg.matrix_rank(token, rtol=1e-5) == 8
+    assert torch.linalg.matrix_rank(noisy[:, :, 0, :2, :2].flatten(1)) == 16
+
+
 @pytest.mark.parametrize("attention", ["divided", "full"])
 def test_a_block_is_the_identity_at_initialization(attention):
     block = Block(32, 4, 4, attention, UNEVEN)
