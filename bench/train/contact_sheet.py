@@ -1,13 +1,17 @@
 """A picture of a run's samples: four frames of each clip and the mel image of its sound, two clips in a row.
+Beside it, how restless the pictures of all samples are.
 
     python -m bench.train.contact_sheet RUN OUT.jpg [--clips 12]
 
-RUN must have samples/, made by `ray_jobs/generate.py`. The frames are the last ones of the 2nd, 4th, 6th and
-8th eighth of a clip. Letters: T frames, M mel bins, S mel steps within a frame.
+RUN must have samples/, made by `ray_jobs/generate.py`, and its data. The frames are the last ones of the 2nd,
+4th, 6th and 8th eighth of a clip. Prints, for the samples and for as many held-out windows, the mean absolute
+difference of neighbouring frames ("between frames") and of neighbouring pixels ("grain"), in levels of 0 to
+255. Letters: T frames, M mel bins, S mel steps within a frame.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ import torch
 from einops import rearrange
 from PIL import Image
 
+from bench.helpers.windows import real_clips
 from proav.config import Config
 from proav.config.reading import load_config
 from proav.media.container import Clip, read_clip
@@ -35,20 +40,33 @@ def strip(clip: Clip, mel_frames: MelFrames) -> np.ndarray:
     return np.concatenate([*map(np.asarray, frames), gap, np.asarray(sound)], axis=1)
 
 
-def contact_sheet(config: Config, run: Path, num_clips: int) -> Image.Image:
-    clip, mel_frames = config.clip, MelFrames(config)
+def samples(config: Config, run: Path) -> list[Clip]:
+    """The run's samples, in order."""
+    clip = config.clip
     rows = [json.loads(line) for line in (run / "samples" / "manifest.jsonl").read_text().splitlines()]
     shape = {"fps": clip.fps, "sample_rate": clip.sample_rate, "height": clip.height, "width": clip.width}
-    strips = [
-        strip(read_clip(str(run / "samples" / row["path"]), **shape, num_frames=clip.num_frames), mel_frames)
-        for row in sorted(rows, key=lambda row: row["index"])[:num_clips]
+    return [
+        read_clip(str(run / "samples" / row["path"]), **shape, num_frames=clip.num_frames)
+        for row in sorted(rows, key=lambda row: row["index"])
     ]
+
+
+def contact_sheet(config: Config, clips: Sequence[Clip]) -> Image.Image:
+    mel_frames = MelFrames(config)
+    strips = [strip(clip, mel_frames) for clip in clips]
     half = (len(strips) + 1) // 2
     strips += [np.full_like(strips[0], 255)] * (2 * half - len(strips))
     columns = [np.stack(column) for column in (strips[:half], strips[half:])]
     columns = [np.pad(column, ((0, 0), (0, GAP), (0, 0), (0, 0)), constant_values=255) for column in columns]
     left, right = (column.reshape(-1, *column.shape[2:])[:-GAP] for column in columns)
     return Image.fromarray(np.concatenate([left, np.full((len(left), MARGIN, 3), 255, np.uint8), right], 1))
+
+
+def unrest(clips: Sequence[Clip]) -> str:
+    """Mean differences of neighbouring frames, and of neighbouring pixels of a row."""
+    video = np.stack([clip.video for clip in clips]).astype(np.float32)
+    frames, pixels = (np.abs(np.diff(video, axis=axis)).mean() for axis in (1, 3))
+    return f"between frames {frames:.2f}, grain {pixels:.2f} ({len(clips)} clips)"
 
 
 def main() -> None:
@@ -59,8 +77,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--clips", type=int, default=12)
     arguments = parser.parse_args()
-    config = load_config(str(arguments.run / "config.yaml"), [])
-    contact_sheet(config, arguments.run, arguments.clips).save(arguments.out, quality=90)
+    config = load_config(str(arguments.run / "config.yaml"), [f"run_dir={arguments.run}"])
+    clips = samples(config, arguments.run)
+    contact_sheet(config, clips[: arguments.clips]).save(arguments.out, quality=90)
+    print(f"samples: {unrest(clips)}")
+    print(f"held-out windows: {unrest(real_clips(config, 'validation', len(clips))[0])}")
 
 
 if __name__ == "__main__":
