@@ -16,7 +16,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import psutil
 
 from proav.errors import UserError
 
@@ -33,6 +35,8 @@ FOLDERS = ("/tmp", "/var/tmp")
 MIN_FREE_BYTES = 64 * 2**20
 """Room for a short job's logs; without it Ray fails in odd ways."""
 SHARED_MEMORY = "/dev/shm"
+STARTS = 3
+"""How often Ray is started here before it is given up. Ray itself waits 30 s each time."""
 _SLOW_START = "timed out during startup"
 """Part of Ray's message if 30 s were too short for its start; the error has no type of its own."""
 
@@ -52,7 +56,8 @@ def connect(
     named: what gave the address, for messages; RAY_ADDRESS=<address> by default.
     namespace, runtime_env: as ray.init takes them.
     shielded: a Ray that is started here ignores SIGTERM.
-    Raises UserError if nothing answers, if the cluster refuses, or if Ray can use no folder here.
+    Raises UserError if nothing answers, if the cluster refuses, if Ray can use no folder here, or if it is
+    not ready after STARTS attempts.
     """
     named = named or f"RAY_ADDRESS={address}"
     _prepare_user()
@@ -68,10 +73,9 @@ def connect(
     check_address(address, named=named)
     shield = {signal.SIGTERM} if shielded and address == "local" else set()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, shield)  # what ray.init starts inherits it
+    words = {"logging_level": "warning", "namespace": namespace, "runtime_env": runtime_env, **here}
     try:
-        ray.init(
-            address=address, logging_level="warning", namespace=namespace, runtime_env=runtime_env, **here
-        )
+        _start_patiently(lambda: ray.init(address=address, **words))
     except ConnectionError as error:
         why = " ".join(str(error).split())
         raise UserError(
@@ -79,16 +83,37 @@ def connect(
             "machine, copy the head's ~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a "
             "Ray of this version runs there"
         ) from error
-    except Exception as error:
-        if _SLOW_START not in str(error):
-            raise
-        raise UserError(
-            f"the Ray that was started here was not ready after 30 s ({' '.join(str(error).split())}); the "
-            "machine is probably too busy: run the same command again when it is less busy. "
-            f"Ray's own logs are in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs"
-        ) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _start_patiently(init: Callable[[], object]) -> None:
+    """Calls `init`, and again if the Ray that it started here was not ready in time.
+
+    Before, the processes of that Ray are ended. Raises UserError after STARTS attempts.
+    """
+    own = psutil.Process()
+    before = set(own.children(recursive=True))
+    for attempt in range(1, STARTS + 1):
+        try:
+            init()
+            return
+        except Exception as error:
+            if _SLOW_START not in str(error):
+                raise
+            why = " ".join(str(error).split())
+        started = [child for child in own.children(recursive=True) if child not in before]
+        for child in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(started, timeout=10)
+        if attempt < STARTS:
+            _say(f"Ray was not ready after 30 s; starting it again ({attempt + 1} of {STARTS})")
+    raise UserError(
+        f"the Ray that was started here was not ready after {STARTS} times 30 s ({why}); the machine is "
+        "probably too busy: run the same command again when it is less busy. "
+        f"Ray's own logs are in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs"
+    )
 
 
 def keep_to_own_cluster() -> None:

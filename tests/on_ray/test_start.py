@@ -143,7 +143,37 @@ os.W_OK))
 """
 
 
-def test_a_machine_too_busy_for_ray_is_reported_in_a_line(surroundings, short, monkeypatch):
+FROZEN_START = """
+import signal, threading, time
+import psutil
+from proav.on_ray.start import connect
+
+def freeze():
+    while not (found := [one for one in psutil.Process().children() if one.name() == "raylet"]):
+        time.sleep(0.01)
+    found[0].send_signal(signal.SIGSTOP)
+
+threading.Thread(target=freeze, daemon=True).start()
+connect("local")
+import ray
+names = [one.name() for one in psutil.Process().children()]
+print(ray.get(ray.remote(lambda: "works").remote()), names.count("raylet"), names.count("gcs_server"))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for Ray's processes by name")
+def test_a_ray_that_does_not_get_ready_is_ended_and_started_again(short):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": short}
+    done = subprocess.run(
+        [sys.executable, "-c", FROZEN_START], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.stdout.split() == ["works", "1", "1"], done.stdout + done.stderr
+    assert "Ray was not ready after 30 s; starting it again (2 of 3)" in done.stderr
+
+
+def test_a_machine_too_busy_for_ray_is_reported_in_a_line(surroundings, short, monkeypatch, capfd):
     """The error has the words of Ray 2.60. Ray's limit is 30 s, too long to wait for in a test."""
     ray = pytest.importorskip("ray")
 
@@ -152,8 +182,9 @@ def test_a_machine_too_busy_for_ray_is_reported_in_a_line(surroundings, short, m
 
     monkeypatch.setattr(ray, "init", time_out)
     surroundings(RAY_TMPDIR=short)
-    with pytest.raises(UserError, match="not ready after 30 s .*run the same command again"):
+    with pytest.raises(UserError, match="not ready after 3 times 30 s .*run the same command again"):
         ray_start.connect("local")
+    assert capfd.readouterr().err.count("starting it again") == 2
 
 
 def test_a_user_without_name_and_home_gets_both():
