@@ -35,10 +35,11 @@ FOLDERS = ("/tmp", "/var/tmp")
 MIN_FREE_BYTES = 64 * 2**20
 """Room for a short job's logs; without it Ray fails in odd ways."""
 SHARED_MEMORY = "/dev/shm"
-STARTS = 3
-"""How often Ray is started here before it is given up. Ray itself waits 30 s each time."""
-_SLOW_START = "timed out during startup"
-"""Part of Ray's message if 30 s were too short for its start; the error has no type of its own."""
+MAX_STARTS = 3
+"""How often Ray is started here before it is given up."""
+_SLOW_START = ("timed out during startup", "Timed out waiting for file")
+"""Parts of Ray's messages if the 30 s that it waits for its processes were too short. Its errors have no type
+of their own."""
 
 
 def connect(
@@ -57,7 +58,7 @@ def connect(
     namespace, runtime_env: as ray.init takes them.
     shielded: a Ray that is started here ignores SIGTERM.
     Raises UserError if nothing answers, if the cluster refuses, if Ray can use no folder here, or if it is
-    not ready after STARTS attempts.
+    not ready after MAX_STARTS attempts.
     """
     named = named or f"RAY_ADDRESS={address}"
     _prepare_user()
@@ -71,11 +72,12 @@ def connect(
     from proav.on_ray.resources import check_address
 
     check_address(address, named=named)
-    shield = {signal.SIGTERM} if shielded and address == "local" else set()
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, shield)  # what ray.init starts inherits it
-    words = {"logging_level": "warning", "namespace": namespace, "runtime_env": runtime_env, **here}
+    options = {"logging_level": "warning", "namespace": namespace, "runtime_env": runtime_env, **here}
     try:
-        _start_patiently(lambda: ray.init(address=address, **words))
+        if address == "local":
+            _start(lambda: ray.init(address=address, **options), shielded=shielded)
+        else:
+            ray.init(address=address, **options)
     except ConnectionError as error:
         why = " ".join(str(error).split())
         raise UserError(
@@ -83,37 +85,58 @@ def connect(
             "machine, copy the head's ~/.ray/auth_token here or set RAY_AUTH_TOKEN; otherwise check that a "
             "Ray of this version runs there"
         ) from error
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _start_patiently(init: Callable[[], object]) -> None:
-    """Calls `init`, and again if the Ray that it started here was not ready in time.
+def _start(init: Callable[[], object], *, shielded: bool) -> None:
+    """Calls `init`, which starts a Ray here, and calls it again if that Ray was not ready in time.
 
-    Before, the processes of that Ray are ended. Raises UserError after STARTS attempts.
+    First it ends the processes of the Ray that was not ready. A SIGTERM is taken between two attempts.
+
+    shielded: what is started ignores SIGTERM.
+    Raises UserError after MAX_STARTS attempts.
     """
-    own = psutil.Process()
-    before = set(own.children(recursive=True))
-    for attempt in range(1, STARTS + 1):
+    before = set(psutil.Process().children())
+    for attempt in range(1, MAX_STARTS + 1):
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if shielded else set())
         try:
-            init()
+            init()  # what it starts inherits the mask
             return
         except Exception as error:
-            if _SLOW_START not in str(error):
-                raise
             why = " ".join(str(error).split())
-        started = [child for child in own.children(recursive=True) if child not in before]
-        for child in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        psutil.wait_procs(started, timeout=10)
-        if attempt < STARTS:
-            _say(f"Ray was not ready after 30 s; starting it again ({attempt + 1} of {STARTS})")
+            if not any(message in why for message in _SLOW_START):
+                raise
+            _end([child for child in psutil.Process().children() if child not in before and _is_rays(child)])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if attempt < MAX_STARTS:
+            _say(f"Ray was not ready after 30 s; starting it again ({attempt + 1} of {MAX_STARTS})")
     raise UserError(
-        f"the Ray that was started here was not ready after {STARTS} times 30 s ({why}); the machine is "
+        f"the Ray that was started here was not ready after {MAX_STARTS} times 30 s ({why}); the machine is "
         "probably too busy: run the same command again when it is less busy. "
         f"Ray's own logs are in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs"
     )
+
+
+def _is_rays(process: psutil.Process) -> bool:
+    """Whether a process runs a program of the installed Ray."""
+    import ray
+
+    try:
+        return any(part.startswith(os.path.dirname(ray.__file__)) for part in process.cmdline())
+    except psutil.Error:  # it has ended, or another user's
+        return False
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Kills processes and all that they have started."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found += [process, *process.children(recursive=True)]
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(found, timeout=10)
 
 
 def keep_to_own_cluster() -> None:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from proav.errors import UserError
@@ -173,18 +174,45 @@ def test_a_ray_that_does_not_get_ready_is_ended_and_started_again(short):
     assert "Ray was not ready after 30 s; starting it again (2 of 3)" in done.stderr
 
 
-def test_a_machine_too_busy_for_ray_is_reported_in_a_line(surroundings, short, monkeypatch, capfd):
-    """The error has the words of Ray 2.60. Ray's limit is 30 s, too long to wait for in a test."""
+@pytest.mark.parametrize(
+    "message", ["The current node timed out during startup. This could ...", "Timed out waiting for file x"]
+)
+def test_a_machine_too_busy_for_ray_is_reported_in_a_line(surroundings, short, monkeypatch, capfd, message):
+    """The errors have the words of Ray 2.60. What is not Ray's goes on."""
     ray = pytest.importorskip("ray")
+    started = []
 
     def time_out(**settings):
-        raise Exception("The current node timed out during startup. This could happen because ...")
+        rays = os.path.join(os.path.dirname(ray.__file__), "gcs_server")  # told by its name in Ray's folder
+        started.append([subprocess.Popen([name, "60"], executable="/bin/sleep") for name in (rays, "sleep")])
+        raise Exception(message)
 
     monkeypatch.setattr(ray, "init", time_out)
     surroundings(RAY_TMPDIR=short)
     with pytest.raises(UserError, match="not ready after 3 times 30 s .*run the same command again"):
         ray_start.connect("local")
-    assert capfd.readouterr().err.count("starting it again") == 2
+    assert capfd.readouterr().err.count("starting it again") == 2 and len(started) == 3
+    for rays, other in started:
+        assert not psutil.pid_exists(rays.pid) and other.poll() is None
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.parametrize("address", ["local", "192.0.2.1:6379"])
+def test_other_errors_are_not_tried_again(surroundings, short, monkeypatch, address):
+    ray = pytest.importorskip("ray")
+    calls = []
+
+    def fail(**settings):
+        calls.append(settings["address"])
+        raise RuntimeError("something else" if address == "local" else "timed out during startup")
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr("proav.on_ray.resources.check_address", lambda *given, **named: None)
+    surroundings(RAY_TMPDIR=short)
+    with pytest.raises(RuntimeError):
+        ray_start.connect(address)
+    assert calls == [address]
 
 
 def test_a_user_without_name_and_home_gets_both():
