@@ -136,8 +136,8 @@ class LatentGeometry:
 
     @property
     def values_per_token(self) -> int:
-        """Numbers in a token of the plane whose tokens hold most."""
-        return max(own * patch**2 for own, patch in zip(self.channels, self.token_patches, strict=True))
+        """Numbers in a token of the widest plane; no other plane's tokens hold more."""
+        return self.stack_channels * self.token_patch**2
 
     def channels_per_plane(self, modality: str) -> dict[str, int]:
         """{plane: channels} of one modality."""
@@ -198,21 +198,24 @@ def stream_geometries(config) -> dict[str, StreamGeometry]:
 def wide_tokens(config) -> str | None:
     """What to say if tokens hold more numbers than ST-DiT is wide; else None.
 
-    A prediction is a linear map of `width` features, so of a token's v numbers it leaves at least v - width
-    directions unpredicted. Their noise stays: samples are grainy (docs/experiments.md, "Tokens wider than
-    ST-DiT").
+    The prediction for a token of v numbers is a linear map of `width` features, which are normalized. So in
+    v - width directions or more it is the same for all samples. A flow's noise stays there. With ddpm it is
+    even enlarged, as the predicted noise is too small (docs/experiments.md, "Tokens wider than ST-DiT").
     """
-    values, width, patch = (
-        LatentGeometry.from_config(config).values_per_token,
-        config.stdit.shape[1],
-        config.stdit.patch_size,
-    )
+    latents, width = LatentGeometry.from_config(config), config.stdit.shape[1]
+    values = latents.values_per_token
     if values <= width:
         return None
-    smaller = "" if patch == 1 else f"stdit.patch_size below {patch}, or "
+    smaller = [
+        patch
+        for patch in range(1, latents.token_patch)
+        if latents.plane_size % patch == 0 and latents.stack_channels * patch**2 <= width
+    ]
+    ways = [f"stdit.patch_size={max(smaller)}"] if smaller else []
+    ways += [f"an ST-DiT of width {values} or more", "fewer mdsa.plane_channels in the widest plane"]
     return (
-        f"WIDE TOKENS: a token holds {values} numbers, ST-DiT is {width} wide: the noise of {values - width} "
-        f"of them stays in every sample; expected {smaller}a width of {values} or more"
+        f"WIDE TOKENS: a token holds {values} numbers, and ST-DiT is {width} wide. It cannot predict "
+        f"{values - width} of their directions, so samples will be grainy; choose {', or '.join(ways)}"
     )
 
 

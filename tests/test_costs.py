@@ -317,3 +317,6 @@ def test_lines_for_people_name_all_that_is_asked():
     text = format_costs(costs(config_from_dict({}), NUM_LABELS))
     for word in ("parameters", "FLOPs/clip", "sample", "train", "memory", "ZeRO 1", "5 labels"):
         assert word in text
+    assert "WIDE TOKENS" not in text
+    small = config_from_dict({"stdit": {"size": "custom", "width": 32, "num_heads": 2, "depth": 1}})
+    assert "\nWIDE TOKENS: a token holds 64 numbers" in format_costs(costs(small))

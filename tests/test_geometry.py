@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from bench.train import world_claim
 from proav.config.reading import load_config
 from proav.geometry import PLANE_NAMES, ClipGeometry, LatentGeometry, stream_geometries, wide_tokens
 
@@ -65,14 +68,32 @@ def test_tokens_wider_than_the_model_are_told():
     narrow = ["stdit.size=custom", "stdit.depth=4", "stdit.width=128", "stdit.num_heads=4"]
     assert LatentGeometry.from_config(load_config(None, uneven)).values_per_token == 46 * 2 * 2
     assert wide_tokens(load_config(None, [*uneven, *narrow])) == (
-        "WIDE TOKENS: a token holds 184 numbers, ST-DiT is 128 wide: the noise of 56 of them stays in every "
-        "sample; expected stdit.patch_size below 2, or a width of 184 or more"
+        "WIDE TOKENS: a token holds 184 numbers, and ST-DiT is 128 wide. It cannot predict 56 of their "
+        "directions, so samples will be grainy; choose stdit.patch_size=1, or an ST-DiT of width 184 or "
+        "more, or fewer mdsa.plane_channels in the widest plane"
     )
     assert wide_tokens(load_config(None, [*uneven, *narrow, "stdit.width=184"])) is None
-    single = wide_tokens(load_config(None, [*uneven, *narrow, "stdit.width=32", "stdit.patch_size=1"]))
-    assert "expected a width of 46 or more" in single
+
+
+@pytest.mark.parametrize(
+    ("patch", "width", "way"), [(8, 128, "patch_size=1,"), (8, 192, "patch_size=2,"), (2, 32, "choose an ST")]
+)
+def test_the_largest_patch_that_fits_is_named_if_there_is_one(patch, width, way):
+    words = ["mdsa.plane_channels.video=[46,1,1]", "stdit.size=custom", "stdit.depth=4", "stdit.num_heads=4"]
+    assert way in wide_tokens(
+        load_config(None, [*words, f"stdit.patch_size={patch}", f"stdit.width={width}"])
+    )
 
 
 def test_no_shipped_configuration_has_them():
-    files = sorted((ROOT / "configs").glob("*.yaml"))
-    assert len(files) > 5 and not [file for file in files if wide_tokens(load_config(str(file)))]
+    """Nor has any variant of a benchmark, but for two that say so in their files."""
+    files = [*(ROOT / "configs").glob("*.yaml"), ROOT / "examples" / "showcase" / "config.yaml"]
+    assert len(files) > 8 and not [file for file in files if wide_tokens(load_config(str(file)))]
+    wide = []
+    for path in (ROOT / "bench" / "train" / "variants").glob("*.yaml"):
+        spec = world_claim.read_spec(path)
+        base = spec.get("base", [])
+        for name, words in (spec.get("variants") or {}).items():
+            config = load_config(str(ROOT / spec["config"]), [*base, *(words or [])])
+            wide += [f"{path.stem}: {name}"] * bool(wide_tokens(config))
+    assert sorted(wide) == ["stdit: tokens of 2 x 2 cells", "world_layouts: uneven planes"]

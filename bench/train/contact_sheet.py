@@ -4,9 +4,9 @@ Beside it, how restless the pictures of all samples are.
     python -m bench.train.contact_sheet RUN OUT.jpg [--clips 12]
 
 RUN must have samples/, made by `ray_jobs/generate.py`, and its data. The frames are the last ones of the 2nd,
-4th, 6th and 8th eighth of a clip. Prints, for the samples and for as many held-out windows, the mean absolute
-difference of neighbouring frames ("between frames") and of neighbouring pixels ("grain"), in levels of 0 to
-255. Letters: T frames, M mel bins, S mel steps within a frame.
+4th, 6th and 8th eighth of a clip. Prints, for the samples and for up to as many held-out windows, the mean
+absolute difference of neighbouring frames ("between frames") and of neighbouring pixels of a row ("grain"),
+in levels of 0 to 255. Letters: B clips, T frames, M mel bins, S mel steps within a frame.
 """
 
 import argparse
@@ -41,9 +41,10 @@ def strip(clip: Clip, mel_frames: MelFrames) -> np.ndarray:
 
 
 def samples(config: Config, run: Path) -> list[Clip]:
-    """The run's samples, in order."""
+    """The run's samples, in order, without those whose input could not be used."""
     clip = config.clip
     rows = [json.loads(line) for line in (run / "samples" / "manifest.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "error" not in row]
     shape = {"fps": clip.fps, "sample_rate": clip.sample_rate, "height": clip.height, "width": clip.width}
     return [
         read_clip(str(run / "samples" / row["path"]), **shape, num_frames=clip.num_frames)
@@ -62,11 +63,11 @@ def contact_sheet(config: Config, clips: Sequence[Clip]) -> Image.Image:
     return Image.fromarray(np.concatenate([left, np.full((len(left), MARGIN, 3), 255, np.uint8), right], 1))
 
 
-def unrest(clips: Sequence[Clip]) -> str:
-    """Mean differences of neighbouring frames, and of neighbouring pixels of a row."""
-    video = np.stack([clip.video for clip in clips]).astype(np.float32)
-    frames, pixels = (np.abs(np.diff(video, axis=axis)).mean() for axis in (1, 3))
-    return f"between frames {frames:.2f}, grain {pixels:.2f} ({len(clips)} clips)"
+def unrest(video_BTHWC: np.ndarray) -> tuple[float, float]:
+    """Mean absolute differences of neighbouring frames, and of neighbouring pixels of a row."""
+    video = video_BTHWC.astype(np.float32)
+    frames, pixels = (float(np.abs(np.diff(video, axis=axis)).mean()) for axis in (1, 3))
+    return frames, pixels
 
 
 def main() -> None:
@@ -79,9 +80,11 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(str(arguments.run / "config.yaml"), [f"run_dir={arguments.run}"])
     clips = samples(config, arguments.run)
+    held_out, _ = real_clips(config, "validation", len(clips))
     contact_sheet(config, clips[: arguments.clips]).save(arguments.out, quality=90)
-    print(f"samples: {unrest(clips)}")
-    print(f"held-out windows: {unrest(real_clips(config, 'validation', len(clips))[0])}")
+    for name, some in (("samples", clips), ("held-out windows", held_out)):
+        frames, pixels = unrest(np.stack([clip.video for clip in some]))
+        print(f"{len(some)} {name}: between frames {frames:.2f}, grain {pixels:.2f}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ what is generated again, in four ways:
 
 A latent clip has no known part, because planes mix frames. So replacement uses the autoencoder: the estimate
 of the clean planes is decoded, its known frames are replaced, and it is encoded again. The usual step
-follows. The clips are joined like the trained ones. A flow map (--stage distill) has no such row.
+follows. The clips are joined like the trained ones. Only a flow has this row, so --stage distill has none.
 
     picture, loudness  the jump across a seam, divided by the jumps elsewhere in the same clips; 1: no seam
     P in made, L in made  the same, but divided by the jumps within made stretches alone. What is made may
@@ -116,7 +116,7 @@ def seam_ratios(
 
     clips: of one length.
     picture_seams, sound_seams: the first frame after each seam.
-    made_2T: bool, the frames whose picture and sound are made; None: "in made" is left out.
+    made_2T: bool, the frames whose picture and sound are made; None: the ratios "in made" are left out.
     sources: of each clip; if they are given, NAME_interval is [low, high] of each ratio, or None if there
         are too few.
     """

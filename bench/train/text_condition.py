@@ -132,6 +132,8 @@ def measure_made(
             shape = {"fps": clip.fps, "sample_rate": clip.sample_rate}
             fits.append(world_scores(clip.video, clip.audio, label=material, **shape)["label_fits"])
     judged = np.array([fit for fit in fits if np.isfinite(fit)])
+    if not len(judged):
+        return {"label fits": None, "error": None, "clips with sounds": 0}
     share = float(judged.mean())
     error = (share * (1 - share) / len(judged)) ** 0.5
     return {"label fits": round(share, 3), "error": round(error, 3), "clips with sounds": len(judged)}

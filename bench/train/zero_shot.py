@@ -8,8 +8,8 @@ its data one modality is given, and the other is made, from the same noise in ea
 (--stage distill) has no zero-shot rows:
 
     real         nothing is made
-    unrelated    nothing is made either: each window has the other stream of another source's window with the
-                 same label. What pairs are worth that only the label joins
+    unrelated    nothing is made either: each window has the other stream of another source's window, with the
+                 same label if there is one. What pairs are worth that at most the label joins
     trained      the task, as `SoundingVideoPipeline` samples it
     trained, unrelated  the task, but with what is given of that other window: the same clips, in other places
     replacement  MM-Diffusion's zero-shot method (Ruan et al. 2023): the task joint; at each step the given
@@ -50,6 +50,7 @@ from proav.config.reading import load_config
 from proav.diffusion.modalities import spread_to_planes
 from proav.diffusion.noise import noise_batch
 from proav.diffusion.tasks import given_row
+from proav.errors import UserError
 from proav.generation.finishing import given_streams, phase_seed
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.generation.requests import SampleRequest
@@ -198,11 +199,14 @@ def make(
 def unrelated_places(labels: Sequence[str], sources: Sequence[str]) -> list[int]:
     """For each window the place of one of another source: of its label, if there is any.
 
-    The search begins half the list away and wraps around.
+    The search begins half the list away and wraps around. Raises UserError if there is no other source.
     """
     count = len(labels)
     if len(set(sources)) < 2:
-        raise ValueError(f"all {count} windows are of one source; unrelated pairs need two or more")
+        raise UserError(
+            f"the {count} held-out windows are of one source, and unrelated pairs need two or more: raise "
+            "--clips, or prepare more sources"
+        )
     found = []
     for place, (label, source) in enumerate(zip(labels, sources, strict=True)):
         away = [(place + count // 2 + step) % count for step in range(count)]
@@ -244,6 +248,7 @@ def main() -> None:
     is_world = config.evaluate.protocol == "world"
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     of = {"windows": len(truth), "steps": arguments.steps, "checkpoint": pipeline.checkpoint_hash}
+    others = unrelated_places([row["label"] for row in index], [row["source_id"] for row in index])
     ways = {
         "trained": trained,
         "replacement": zero_shot,
@@ -259,7 +264,9 @@ def main() -> None:
             for place, (clip, row) in enumerate(zip(truth, index, strict=True))
         ]
         measure = None
-        others = unrelated_places([row["label"] for row in index], [row["source_id"] for row in index])
+
+        def is_known(name: str) -> bool:
+            return rows.get(f"{task}, {name}", {}).items() >= of.items()
 
         def keep(name: str, clips: Sequence[Clip], **more) -> None:
             nonlocal measure
@@ -269,12 +276,13 @@ def main() -> None:
             arguments.out.write_text(json.dumps(rows, indent=1))
 
         for name, way in {"real": None, **ways}.items():
-            if rows.get(f"{task}, {name}", {}).items() >= of.items():
+            apart = UNRELATED.get(name)
+            if is_known(name) and (apart is None or is_known(apart)):
                 continue
             clips, spent = (truth, {}) if way is None else make(pipeline, requests, way)
             keep(name, clips, **spent)
-            if name in UNRELATED:
-                keep(UNRELATED[name], [clips[place] for place in others], **spent)
+            if apart is not None:
+                keep(apart, [clips[place] for place in others], **spent)
     show({name: row for name, row in rows.items() if row.items() >= of.items()})
 
 

@@ -1,8 +1,10 @@
-"""The measure of seams (bench/train/masked_tasks.py) on clips whose jumps are known."""
+"""The measures of seams (bench/train/masked_tasks.py) and of restless pictures (bench/train/contact_sheet.py)
+on clips whose jumps are known."""
 
 import numpy as np
 import pytest
 
+from bench.train.contact_sheet import unrest
 from bench.train.masked_tasks import LOUDNESS_SECONDS, SILENCE_RMS, seam_ratios
 from proav.media.container import Clip
 
@@ -40,3 +42,11 @@ def test_intervals_are_over_sources():
     assert found["loudness"] == pytest.approx(1.0, rel=1e-3)
     assert 0.5 < low < 0.9 and 1.1 < high < 1.5
     assert seam_ratios(unlike[:4], [], [SEAM], sources=names[:4])["loudness_interval"] is None
+
+
+def test_restless_pictures_are_told_by_frames_and_by_pixels():
+    ramp_W = np.arange(0, 40, 5, dtype=np.uint8)
+    still = np.broadcast_to(ramp_W[None, None, None, :, None], (2, 3, 8, 8, 3))
+    assert unrest(still) == (0.0, 5.0)
+    brighter = still + np.arange(3, dtype=np.uint8)[None, :, None, None, None] * np.uint8(7)
+    assert unrest(brighter) == (7.0, 5.0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench.train.zero_shot import trained, unrelated_places, zero_shot
+from proav.errors import UserError
 from proav.generation.finishing import given_streams
 from proav.generation.pipeline import SoundingVideoPipeline
 from proav.generation.requests import SampleRequest
@@ -67,5 +68,5 @@ def test_unrelated_pairs_are_of_other_sources_and_of_one_label_where_there_is_an
     found = unrelated_places(labels, sources)
     assert all(sources[other] != sources[place] for place, other in enumerate(found))
     assert [labels[other] for other in found] == ["a", "a", "b", "b", "a", "a", "b", "b"]  # c is alone
-    with pytest.raises(ValueError, match="one source"):
+    with pytest.raises(UserError, match="of one source, and unrelated pairs need two"):
         unrelated_places(["a", "b"], ["1", "1"])
