@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from proav.data.store.shards import label_indices
+from proav.diffusion import RectifiedFlow
 from proav.errors import CheckpointError
 from proav.generation.batch.plan import wanted_rows
 from proav.generation.pipeline import SoundingVideoPipeline
@@ -70,10 +71,14 @@ def label_of(labels, fields):
         geometry=ClipGeometry.from_config(tiny_config()),
         steps=2,
         max_steps=9,
+        process=RectifiedFlow(),
+        solver="euler",
+        schedule_shift=1.0,
         guidance_scale=1.0,
         guidance_range=(0, 30),
         audio_guidance_scale=None,
         audio_guidance_range=(0, 30),
+        guidance_interval=(0.0, 1.0),
         checkpoint_hash="",
         clips_trained=0,
         mel={},

@@ -9,8 +9,10 @@ Each model makes the sound of the same held-out pictures from the same noise, in
 
     impact_synchrony   the made world's score, with its interval over clips
     sKAD               kernel distance of the sounds to the real ones, in features of a fixed random network
-    to_first           mean log-mel difference to the first model's sound in its largest number of steps, in
-    dB seconds            processor seconds a clip, including decoding and the conversion from mel to sound
+    more               sKAD less that of the first model's sounds in its largest number of steps, with its 95 %
+                       interval over clips
+    to_first           mean log-mel difference to those sounds, in dB
+    seconds            processor seconds a clip, including decoding and the conversion from mel to sound
 
 For comparison it prints the same numbers for the real sounds, and for the first model's sounds with other
 pictures. A row that is already in FILE is not measured again, unless its checkpoint has changed.
@@ -80,30 +82,47 @@ class Measure:
             for window, sound, label in zip(windows, sounds, self.labels, strict=True)
         ]
         interval = bootstrap_interval(lambda places: synchrony(scores, places), source_groups(self.names))
-        names = (self.names, self.names)
+        features, every = self._features(sounds), np.arange(len(windows))
         found = {
-            "impact_synchrony": synchrony(scores, np.arange(len(windows))),
+            "impact_synchrony": synchrony(scores, every),
             "interval": [interval.low, interval.high],
-            "sKAD": kernel_distance(self._features(sounds), self.real, sources=names),
+            "sKAD": self._distance(features, every),
         }
         if truth is not None:
+            first = self._features(truth)
+
+            def more(places: np.ndarray) -> float:
+                return self._distance(features, places) - self._distance(first, places)
+
+            apart = bootstrap_interval(more, source_groups(self.names))
+            found |= {"more": more(every), "more_interval": [apart.low, apart.high]}
             found["to_first"] = float(mel_errors_db(self.mel_frames, sounds, truth).mean())
         return found
+
+    def _distance(self, features: np.ndarray, places: np.ndarray) -> float:
+        """Kernel distance of the sounds at some places to the real ones there."""
+        names = [np.asarray(self.names)[places]] * 2
+        return kernel_distance(features[places], self.real[places], sources=names)
 
     def _features(self, sounds: np.ndarray) -> np.ndarray:
         return self.network(torch.from_numpy(sounds).float()).flatten(0, 1).numpy()
 
 
 def show(rows: dict[str, dict]) -> None:
-    print(f"{'sound':20} impact_synchrony                sKAD    to_first  seconds")
+    print(f"{'sound':22} impact_synchrony          sKAD    more                         to_first  seconds")
     for name, row in rows.items():
-        low, high = row["interval"]
-        ends = "" if low is None else f"{low:.3f} .. {high:.3f}"
-        more = "  ".join(
-            f"{row[key]:>{width}.3f}" if key in row else " " * width
-            for key, width in (("to_first", 10), ("seconds", 7))
-        )
-        print(f"{name:20} {row['impact_synchrony']:6.3f}   {ends:16} {row['sKAD']:9.4f}  {more}")
+        cells = [f"{row['impact_synchrony']:6.3f} {_ends(row['interval'], 3):18} {row['sKAD']:8.4f}"]
+        more = f"{row['more']:8.4f} {_ends(row['more_interval'], 4)}" if "more" in row else ""
+        cells += [
+            f"{more:30}",
+            *(f"{row[key]:8.3f}" if key in row else "" for key in ("to_first", "seconds")),
+        ]
+        print(f"{name:22} " + " ".join(cells))
+
+
+def _ends(interval: list[float | None], digits: int) -> str:
+    low, high = interval
+    return "" if low is None else f"({low:.{digits}f} .. {high:.{digits}f})"
 
 
 def main() -> None:

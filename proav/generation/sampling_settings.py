@@ -59,10 +59,7 @@ class SamplingSettings:
             scale = getattr(self, name)
             if scale is not None and not 0 <= scale <= MAX_GUIDANCE_SCALE:
                 raise UserError(f"{name}={scale}: expected 0 to {MAX_GUIDANCE_SCALE:g}")
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
-            said = f"guidance_interval=[{low},{high}]"
-            raise UserError(f"{said}: expected two times in [0, 1], the smaller first, such as [0.1,0.8]")
+        check_guidance_interval(self.guidance_interval)
 
     @classmethod
     def from_config(cls, config: Config) -> "SamplingSettings":
@@ -104,12 +101,7 @@ class SamplingSettings:
                 f"{given}: this flow map has learned {learned} and takes no other; write {learned}, or train "
                 f"one with distill.{given.replace(', ', ' distill.')}"
             )
-        if self.guidance_interval != (0.0, 1.0):
-            low, high = self.guidance_interval
-            raise UserError(
-                f"guidance_interval=[{low:g},{high:g}]: this flow map has learned guidance at all times; "
-                "leave guidance_interval out"
-            )
+        check_guidance_interval(self.guidance_interval, process)
         video, audio = own
         return dataclasses.replace(
             filled, guidance_scale=video, audio_guidance_scale=None if audio == video else audio
@@ -121,6 +113,24 @@ class SamplingSettings:
         Raises UserError if the solver does not follow that process.
         """
         return find_solver(self.solver, objective).num_calls(num_steps(self.steps, objective))
+
+
+def check_guidance_interval(
+    interval: tuple[float, float], process: RectifiedFlow | DDPM | None = None
+) -> None:
+    """Raises UserError if guidance cannot act between these times, (smaller, larger).
+
+    process: of the model; None: any. A flow map takes only [0, 1].
+    """
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        said = f"guidance_interval=[{low},{high}]"
+        raise UserError(f"{said}: expected two times in [0, 1], the smaller first, such as [0.1,0.8]")
+    if isinstance(process, FlowMap) and (low, high) != (0.0, 1.0):
+        raise UserError(
+            f"guidance_interval=[{low:g},{high:g}]: this flow map has learned guidance at all times; "
+            "leave guidance_interval out"
+        )
 
 
 def scales_text(scales: tuple[float, float]) -> str:

@@ -13,7 +13,7 @@ from proav.diffusion.solvers import DEFAULTS, SOLVERS, find_solver, num_steps
 from proav.diffusion.tasks import TASKS, sampled_tasks
 from proav.errors import UserError
 from proav.generation.long_clips import makes_long_clips, wanted_frames
-from proav.generation.sampling_settings import MAX_GUIDANCE_SCALE, MAX_SHIFT, SamplingSettings
+from proav.generation.sampling_settings import MAX_GUIDANCE_SCALE, MAX_SHIFT, MAX_STEPS, SamplingSettings
 from proav.geometry import ClipGeometry
 from proav.runs.checkpoint import INDEX, Checkpoint
 from proav.serve.settings import ServeSettings
@@ -36,12 +36,20 @@ class ModelCard:
     steps: int
     max_steps: int
     """Most calls of the model for a window: most steps of a solver that makes one call a step."""
+    process: RectifiedFlow | DDPM
+    """The process that the model follows: it decides which solvers, steps and guidance are possible."""
+    solver: str
+    """The solver of a request that names none."""
+    schedule_shift: float
+    """Shift of the sampling times of a request that names none, 1 to MAX_SHIFT."""
     guidance_scale: float
     guidance_range: tuple[float, float]
     """Smallest and largest scale that a request may ask for. For a flow map both are its own scale."""
     audio_guidance_scale: float | None
     """None: guidance_scale is for both."""
     audio_guidance_range: tuple[float, float]
+    guidance_interval: tuple[float, float]
+    """Times between which guidance acts if a request names none, the cleaner first."""
     checkpoint_hash: str
     clips_trained: int
     mel: dict[str, float]
@@ -53,11 +61,6 @@ class ModelCard:
     """Seconds that each window after the first adds. For the task continue, the first adds as much."""
     max_frames: dict[str, int]
     """Frames of the longest clip of each task; for the task continue, the given clip is included."""
-    process: RectifiedFlow | DDPM = RectifiedFlow()
-    """The process that the model follows: it decides which solvers, steps and guidance are possible."""
-    solver: str = DEFAULTS["flow"]
-    schedule_shift: float = 1.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: ServeSettings) -> "ModelCard":
@@ -88,10 +91,14 @@ class ModelCard:
             geometry=geometry,
             steps=sampling.steps,
             max_steps=settings.max_steps,
+            process=process,
+            solver=sampling.solver,
+            schedule_shift=sampling.schedule_shift,
             guidance_scale=sampling.guidance_scale,
             guidance_range=ranges[0],
             audio_guidance_scale=sampling.audio_guidance_scale,
             audio_guidance_range=ranges[1],
+            guidance_interval=sampling.guidance_interval,
             checkpoint_hash=checkpoint.hash,
             clips_trained=checkpoint.clips,
             mel=checkpoint.config.mel.model_dump(include={"num_bins", "min_hz", "max_hz"}),
@@ -99,10 +106,6 @@ class ModelCard:
             max_windows=settings.max_windows,
             window_seconds=(geometry.num_frames - continue_frames(checkpoint.config)) / geometry.fps,
             max_frames={task: _longest(checkpoint.config, task, settings.max_windows) for task in tasks},
-            process=process,
-            solver=sampling.solver,
-            schedule_shift=sampling.schedule_shift,
-            guidance_interval=sampling.guidance_interval,
         )
 
     @property
@@ -177,9 +180,11 @@ def _default_sampling(
     steps = min(num_steps(own.steps, process.objective), most)
     filled = replace(own, **{"steps": steps} | chosen).filled(process)
     if filled.steps > most:
+        num_calls = SOLVERS[solver].num_calls(filled.steps)
+        raised = f" or max_steps={num_calls}" if num_calls <= MAX_STEPS else ""
         raise UserError(
-            f"steps={filled.steps} with solver={solver}, schedule_shift={shift:g} and "
-            f"max_steps={settings.max_steps}: expected at most steps={most}"
+            f"steps={filled.steps} with solver={solver} needs {num_calls} calls of the model, and "
+            f"max_steps={settings.max_steps} allows fewer; write steps={most}{raised}"
         )
     return replace(filled, solver=solver, schedule_shift=shift)
 

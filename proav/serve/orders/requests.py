@@ -16,7 +16,7 @@ from proav.diffusion.solvers import SOLVERS
 from proav.diffusion.tasks import TASKS
 from proav.errors import UserError
 from proav.generation.inputs import frames_around
-from proav.generation.sampling_settings import MAX_GUIDANCE_SCALE, MAX_SHIFT, SamplingSettings
+from proav.generation.sampling_settings import MAX_GUIDANCE_SCALE, MAX_SHIFT, check_guidance_interval
 from proav.serve.front.api_error import SHOWN_CHARACTERS, ApiError, shown
 from proav.serve.orders.model_card import ModelCard
 from proav.text import LABEL_SEPARATOR, find_label, without_case
@@ -143,9 +143,11 @@ class Order(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     steps: Annotated[int, Field(ge=1)]
     solver: Literal[*SOLVERS] | None = None
-    """Empty in jobs of older servers, as are the next two: that of the model's run."""
+    """How a step is computed. Jobs of older servers lack it, and the next two: see `filled`."""
     schedule_shift: Annotated[float, Field(ge=1, le=MAX_SHIFT)] | None = None
+    """Shift of the sampling times."""
     guidance_interval: tuple[float, float] | None = None
+    """Times between which guidance acts, the cleaner first."""
     guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)]
     audio_guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None
     """Empty: guidance_scale is for both."""
@@ -159,8 +161,18 @@ class Order(BaseModel):
 
     @property
     def num_calls(self) -> int:
-        """Calls of the model for each window. Jobs of older servers count as one call a step."""
-        return SOLVERS[self.solver].num_calls(self.steps) if self.solver else self.steps
+        """Calls of the model for each window. The order must be filled."""
+        return SOLVERS[self.solver].num_calls(self.steps)
+
+    def filled(self, card: ModelCard) -> "Order":
+        """The order with the settings that older servers did not record.
+
+        They always took those of the model's run, which are the card's defaults. card: of the checkpoint that
+        makes the clip.
+        """
+        names = ("solver", "schedule_shift", "guidance_interval")
+        lacking = [name for name in names if getattr(self, name) is None]
+        return self.model_copy(update={name: getattr(card, name) for name in lacking})
 
 
 def parse_request(fields: dict[str, Any]) -> VideoRequest:
@@ -289,10 +301,11 @@ def _steps_of(request: VideoRequest, card: ModelCard, solver: str, shift: float)
 
 
 def _interval_of(request: VideoRequest, card: ModelCard) -> tuple[float, float]:
+    """Interval of guidance of the order. Raises ApiError 400."""
     if request.guidance_interval is None:
         return card.guidance_interval
     try:
-        SamplingSettings(steps=1, guidance_interval=request.guidance_interval).filled(card.process)
+        check_guidance_interval(request.guidance_interval, card.process)
     except UserError as error:
         raise ApiError(400, str(error), param="guidance_interval") from error
     return request.guidance_interval

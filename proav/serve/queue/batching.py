@@ -1,9 +1,9 @@
 """Which waiting jobs are sampled together, and when.
 
-The oldest job decides: its batch takes the oldest jobs of the same task, the same number of windows and of
-calls of the model, whatever their seeds, labels, solvers and guidance. So all of them end together. An idle
-sampler waits only `wait_seconds` for more jobs. Under load, batches fill by themselves while the sampler is
-busy. Pure: the caller gives the times, and nothing waits here. Not here: how batches are sent
+The oldest job decides: its batch takes the oldest jobs that have its task, its number of windows and its
+number of calls of the model. So all of them end together. Their seeds, labels, solvers and guidance may
+differ. An idle sampler waits only `wait_seconds` for more jobs. Under load, batches fill by themselves while
+the sampler is busy. Pure: the caller gives the times, and nothing waits here. Not here: how batches are sent
 (`dispatch.py`).
 """
 

@@ -7,7 +7,6 @@ jobs share a batch (`batching.py`).
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -298,16 +297,16 @@ class Dispatcher:
 
 
 def _to_sample(member: Waiting, config: Config) -> SampleRequest:
-    """What a sampler gets for a job. Settings that an order does not have are those of the model's run."""
+    """What a sampler gets for a job."""
     order = member.job.order
-    names = ("solver", "schedule_shift", "guidance_interval")
-    settings = dataclasses.replace(
-        SamplingSettings.from_config(config),
+    settings = SamplingSettings(
         task=order.task,
         steps=order.steps,
+        solver=order.solver,
+        schedule_shift=order.schedule_shift,
         guidance_scale=order.guidance_scale,
         audio_guidance_scale=order.audio_guidance_scale,
-        **{name: value for name in names if (value := getattr(order, name)) is not None},
+        guidance_interval=order.guidance_interval,
     )
     shapes = config.stdit.vector_shapes
     return SampleRequest(

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from proav.config import Config
+from proav.diffusion.solvers import num_steps
 from proav.diffusion.tasks import TASKS
 from proav.errors import TOLD, UserError
 from proav.generation.long_clips import windows_needed
@@ -64,6 +66,7 @@ class Service:
         checkpoint = load_checkpoint(settings.checkpoint, kind="stdit", verify=False)
         self.settings, self.config = settings, checkpoint.config
         self.card = ModelCard.of(checkpoint, settings)
+        _tell_lowered(self.card, self.config, settings)
         self._encoders = Encoders(settings.encoders, self.card.vectors, setting="encoders")
         self.dispatcher = Dispatcher(samplers, self.config, settings, deliver=self._deliver)
         self._store = JobStore(settings.jobs_dir)
@@ -87,6 +90,8 @@ class Service:
             logger.error("%s", error)
             raise
         for job in await asyncio.to_thread(self._store.load):
+            if job.checkpoint == self.card.checkpoint_hash:
+                job.order = job.order.filled(self.card)
             self._jobs[job.id] = job
         unfinished = [job for job in self._jobs.values() if not job.finished]
         for job in unfinished:
@@ -378,6 +383,17 @@ class Service:
                 except (OSError, *TOLD) as error:
                     logger.warning("%s has expired and is deleted later: %s", job.id, error)
             await asyncio.sleep(SWEEP_SECONDS)
+
+
+def _tell_lowered(card: ModelCard, config: Config, settings: ServeSettings) -> None:
+    """Says in the log if the default steps are fewer than those of the model's run. config: of that run."""
+    own = num_steps(config.generate.steps, card.process.objective)
+    if settings.steps is None and card.steps < own:
+        logger.warning(
+            "the default steps=%d of the model's run is lowered to steps=%d: more are not possible with "
+            "solver=%s, schedule_shift=%g and max_steps=%d",
+            own, card.steps, card.solver, card.schedule_shift, card.max_steps,
+        )  # fmt: skip
 
 
 def _storage_failed(what: str) -> ApiError:

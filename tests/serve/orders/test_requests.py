@@ -38,6 +38,13 @@ def test_nothing_given_gives_the_models_defaults(card):
     assert 0 <= order.seed < 2**31 and len({order_of(card, {}).seed for _ in range(20)}) > 1
 
 
+def test_null_is_as_not_given(card):
+    names = "steps", "solver", "schedule_shift", "guidance_scale", "audio_guidance_scale", "guidance_interval"
+    assert order_of(card, {"seed": 1, **dict.fromkeys(names)}) == order_of(card, {"seed": 1})
+    with pytest.raises(ApiError, match="guidance_interval="):
+        order_of(card, {"guidance_interval": [None, 1]})
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -297,10 +304,12 @@ def test_defaults_count_calls_of_the_model_too(tmp_path):
     card = ModelCard.of(checkpoint, ServeSettings(max_steps=50))
     assert (card.steps, order_of(card, {}).num_calls) == (25, 49)
     assert order_of(card, {"solver": "euler", "steps": 50}).num_calls == 50
-    with pytest.raises(
-        UserError, match="steps=26 with solver=heun.* max_steps=50: expected at most steps=25"
-    ):
+    said = "steps=26 with solver=heun needs 51 calls .* max_steps=50 .*; write steps=25 or max_steps=51"
+    with pytest.raises(UserError, match=said):
         ModelCard.of(checkpoint, ServeSettings(max_steps=50, steps=26))
+    assert ModelCard.of(checkpoint, ServeSettings(max_steps=51, steps=26)).steps == 26
+    with pytest.raises(UserError, match="write steps=500. What this server"):  # 1001 calls are never allowed
+        ModelCard.of(checkpoint, ServeSettings(max_steps=1000, steps=501))
 
 
 @pytest.mark.parametrize(

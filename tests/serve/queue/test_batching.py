@@ -6,7 +6,7 @@ from proav.serve.queue.jobs import Job
 
 
 def waiting(name, *, since=0.0, alone=False, **order):
-    order = {"task": "joint", "seed": 0, "steps": 30, **order}
+    order = {"task": "joint", "seed": 0, "steps": 30, "solver": "euler", **order}
     order = Order(prompt="", label=None, guidance_scale=1.0, **order)
     job = Job(id=name, order=order, model="tiny", size="32x32", seconds="0.8", checkpoint="", created=since)
     return Waiting(job, since=since, alone=alone)
@@ -37,7 +37,7 @@ def test_the_oldest_decides_and_others_of_its_kind_come_along():
 
 def test_jobs_with_as_many_calls_of_the_model_share_a_batch():
     calls = {"steps": 15, "solver": "heun"}  # 29
-    queue = queue_of(waiting("a", solver="euler", steps=29), waiting("b", **calls), waiting("c", steps=15))
+    queue = queue_of(waiting("a", steps=29), waiting("b", **calls), waiting("c", steps=15))
     assert [names(queue.take()) for _ in range(2)] == [["a", "b"], ["c"]]
     queue = queue_of(waiting("a", schedule_shift=3.0), waiting("b", guidance_interval=(0.1, 0.8)))
     assert names(queue.take()) == ["a", "b"]

@@ -44,7 +44,8 @@ class Instant:
 
 
 def waiting_job(seed):
-    order = Order(prompt="", label=None, task="joint", seed=seed, steps=3, guidance_scale=1.0)
+    sampling = {"solver": "euler", "schedule_shift": 1.0, "guidance_interval": (0.0, 1.0)}
+    order = Order(prompt="", label=None, task="joint", seed=seed, steps=3, guidance_scale=1.0, **sampling)
     job = Job(id=new_id(), order=order, model="", size="", seconds="", checkpoint="", created=1.0)
     return Waiting(job)
 

@@ -2,7 +2,7 @@
 // the server checks it. Each refusal is shown at the field that the server names, in the words of the page.
 
 import * as told from "./told.js";
-import { decimals, plain, taskWords } from "./words.js";
+import { decimals, plain, taskWords, unlisted, unlistedFacts } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const form = byId("controls");
@@ -18,8 +18,10 @@ const fields = {
   steps: byId("steps"),
   guidance: byId("guidance"),
   audioGuidance: byId("audio-guidance"),
+  kept: byId("drop-kept"),
 };
 let model = null;
+let kept = {}; // settings of a used clip that have no field: {name in a request: text}
 
 const chosenTask = () => form.querySelector('input[name="task"]:checked')?.value ?? "joint";
 
@@ -125,6 +127,7 @@ export function requests() {
       request.set("guidance_scale", fields.guidance.value.trim());
     if (!byId("field-audio-guidance").hidden && fields.audioGuidance.value.trim())
       request.set("audio_guidance_scale", fields.audioGuidance.value.trim());
+    for (const [name, value] of Object.entries(kept)) request.set(name, value);
     if (seed) request.set("seed", /^\d+$/.test(seed) ? String(BigInt(seed) + BigInt(index)) : seed);
     if (file) request.set("input_reference", file, file.name);
     if (chosenTask() === "continue") request.set("num_windows", fields.windows.value.trim());
@@ -163,7 +166,13 @@ function inPageWords({ param, message }) {
   const typed = (field) => `“${field.value.trim()}” does not fit`;
   if (param === "seed")
     return `${typed(fields.seed)}: write a whole number from 0 to ${Number.MAX_SAFE_INTEGER}, or nothing.`;
-  if (param === "steps") return `${typed(fields.steps)}: write a whole number from 1 to ${model.steps.max}.`;
+  if (param === "steps") {
+    // kept settings may allow another number than the model's defaults
+    const most = /expected 1 to (\d+)$/.exec(message)?.[1] ?? model.steps.max;
+    return `${typed(fields.steps)}: write a whole number from 1 to ${most}.`;
+  }
+  if (fields.kept.closest(".field").dataset.fields.split(" ").includes(param))
+    return "The server has another model now, which does not take this.";
   if (param === "guidance_scale")
     return `${typed(fields.guidance)}: write a number from 0 to ${model.guidance_scale.max}.`;
   if (param === "audio_guidance_scale")
@@ -217,6 +226,14 @@ function takeDrops() {
   });
 }
 
+/** Keeps settings that have no field for the next requests, and says so. {}: none. */
+function keep(settings) {
+  kept = settings;
+  const said = unlistedFacts(kept).map(([heading, value]) => `${heading}: ${value}`);
+  byId("kept").textContent = `Also from the clip whose settings these are: ${said.join("; ")}.`;
+  fields.kept.closest(".field").hidden = said.length === 0;
+}
+
 /** Puts a job's settings into the form. */
 export function reuse(job, { seed }) {
   chooseTask(job.task);
@@ -239,6 +256,7 @@ export function reuse(job, { seed }) {
     box.value = value;
     box.dispatchEvent(new Event("input"));
   }
+  keep(unlisted(job, model));
   clearAll();
 }
 
@@ -291,6 +309,11 @@ export function onGenerate(start) {
   byId("dice").addEventListener("click", () => {
     fields.seed.value = rollSeed();
     clear(fields.seed);
+  });
+  fields.kept.addEventListener("click", () => {
+    keep({});
+    clearAll();
+    byId("generate").focus(); // the button that was pressed is hidden now
   });
   for (const field of Object.values(fields)) field.addEventListener("input", () => clear(field));
 }

@@ -11,6 +11,7 @@ const stage = byId("stage"),
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 let told = ""; // the last thing said to screen readers
 let strength = 0.35; // of the noise
+let model = null;
 const INVITATION = "Choose what to make and press Generate. The clip, its frames and its sound appear here.";
 
 /** Tells screen readers a message; the same message is not repeated. */
@@ -33,7 +34,8 @@ function drawNoise() {
   context.putImageData(image, 0, 0);
 }
 
-export function prepare(model) {
+export function prepare(loaded) {
+  model = loaded;
   const [width, height] = model.size.split("x").map(Number);
   noise.width = 24;
   noise.height = Math.max(1, Math.round((24 * height) / width));
@@ -60,7 +62,7 @@ function showWork(job) {
 }
 
 function showFacts(job) {
-  const rows = factsOf(job).map(([name, value]) => {
+  const rows = factsOf(job, model).map(([name, value]) => {
     const row = document.createElement("div");
     row.append(
       Object.assign(document.createElement("dt"), { textContent: name }),

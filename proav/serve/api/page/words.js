@@ -80,6 +80,24 @@ export function whenOf(job) {
   return then.toLocaleString(undefined, today ? time : { day: "numeric", month: "short", ...time });
 }
 
+const UNLISTED = {
+  solver: "Solver",
+  schedule_shift: "Shift of times",
+  guidance_interval: "Interval of guidance",
+};
+
+/** A job's settings that the form has no field for, if they are not the model's defaults.
+ * {name in a request: text}. Jobs of older servers may lack them. */
+export function unlisted(job, model) {
+  const differs = (name) => job[name] != null && String(job[name]) !== String(model[name].default);
+  const names = Object.keys(UNLISTED).filter(differs);
+  return Object.fromEntries(names.map((name) => [name, String(job[name])]));
+}
+
+/** [[heading, value]] of such settings. */
+export const unlistedFacts = (settings) =>
+  Object.entries(settings).map(([name, value]) => [UNLISTED[name], value.replace(",", " to ")]);
+
 /** A server's message in the words of the page: programs call the same things by other names. */
 export function plain(message) {
   const words = message
@@ -96,7 +114,7 @@ export function refusalWords(message) {
   return plain(message.replace(/[;,.]\s*try again.*$/i, ""));
 }
 
-export function factsOf(job) {
+export function factsOf(job, model) {
   const facts = [
     ["Seed", String(job.seed)],
     ["Steps", String(job.steps)],
@@ -104,6 +122,7 @@ export function factsOf(job) {
   ];
   if (job.audio_guidance_scale != null)
     facts.push(["Guidance of the sound", decimals(job.audio_guidance_scale)]);
+  facts.push(...unlistedFacts(unlisted(job, model)));
   facts.push(["Made", taskWords(job.task).name.toLowerCase()], ["Asked for", whenOf(job)]);
   for (const [name, text] of Object.entries(job.texts ?? {})) facts.push([wordsOf(name), text]);
   if (job.span)
