@@ -9,7 +9,7 @@ Each model makes the sound of the same held-out pictures from the same noise, in
 
     impact_synchrony   the made world's score, with its interval over clips
     sKAD               kernel distance of the sounds to the real ones, in features of a fixed random network
-    more               sKAD less that of the first model's sounds in its largest number of steps, with its 95 %
+    more               sKAD less that of the first model's sounds in its largest number of steps, with its
                        interval over clips
     to_first           mean log-mel difference to those sounds, in dB
     seconds            processor seconds a clip, including decoding and the conversion from mel to sound
