@@ -230,7 +230,7 @@ function takeDrops() {
 function keep(settings) {
   kept = settings;
   const said = unlistedFacts(kept).map(([heading, value]) => `${heading}: ${value}`);
-  byId("kept").textContent = `Also from the clip whose settings these are: ${said.join("; ")}.`;
+  byId("kept").textContent = `Also taken from a clip: ${said.join("; ")}.`;
   fields.kept.closest(".field").hidden = said.length === 0;
 }
 
