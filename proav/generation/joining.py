@@ -18,7 +18,7 @@ CARRY_SECONDS = 0.4
 """The difference between given and made frames at a border is spread over at most this time."""
 HOLD_SECONDS = 0.05
 """At most this far from given sound, made sound still resembles it. A longer time would delay onsets."""
-HALF_TRUST_DB = 12.0
+HALF_TRUST_DB = 3.0
 """If the model errs by this much, the column beside a border is nearly the mean of given and made sound. The
 choice is measured in docs/experiments.md."""
 FADE_SECONDS = 0.01
