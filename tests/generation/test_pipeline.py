@@ -25,10 +25,12 @@ def pipeline(tmp_path_factory):
 def close(a, b):
     """Equal except for rounding.
 
-    Kernels sum in another order at another batch size, and a pixel may round to the next value.
+    Kernels sum in another order at another batch size, and a pixel may round to the next value. Griffin-Lim
+    enlarges such differences in a few samples, by how much differs between processors.
     """
-    pixels = np.abs(a.video.astype(int) - b.video.astype(int))
-    return pixels.max() <= 1 and (pixels > 0).mean() < 0.01 and np.abs(a.audio - b.audio).max() < 1e-2
+    pixels, samples = np.abs(a.video.astype(int) - b.video.astype(int)), np.abs(a.audio - b.audio)
+    is_same_sound = samples.mean() < 1e-3 and samples.max() < 5e-2
+    return pixels.max() <= 1 and (pixels > 0).mean() < 0.01 and is_same_sound
 
 
 def test_shapes_and_rates(pipeline):
