@@ -121,8 +121,9 @@ def _is_rays(process: psutil.Process) -> bool:
     """Whether a process runs a program of the installed Ray."""
     import ray
 
+    folder = os.path.join(os.path.dirname(ray.__file__), "")
     try:
-        return any(part.startswith(os.path.dirname(ray.__file__)) for part in process.cmdline())
+        return any(part.startswith(folder) for part in process.cmdline())
     except psutil.Error:  # it has ended, or another user's
         return False
 
