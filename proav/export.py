@@ -60,6 +60,7 @@ def _without_places(config: Config) -> Config:
     for key in PLACES_OF_DATA:
         del settings["data"][key]
     settings["mdsa"]["loss"]["perceptual_weights"] = None
+    settings["mdsa"]["init_from"] = settings["stdit"]["init_from"] = None
     del settings["evaluate"], settings["generate"]["checkpoint"], settings["distill"]["teacher"]
     return config_from_dict(settings)
 

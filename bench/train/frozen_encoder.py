@@ -95,7 +95,7 @@ def train_decoder(config: Config, checkpoint: Checkpoint, num_clips: int) -> MDS
     step, feed = AutoencoderStep(config, device=device), ClipFeed.of_mdsa(config)
     seen = 0
     for batch in feed.iterate(0, rank=0, world=1):
-        engine.backward(step.loss(engine, batch, clips=max(seen, config.mdsa.linear_planes.alone_clips)).loss)
+        engine.backward(step.loss(engine, batch, clips=max(seen, config.mdsa.alone_clips)).loss)
         step.backward_others(1)
         step.step_others()
         engine.step(learning_rates(train, seen))

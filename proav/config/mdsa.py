@@ -231,10 +231,21 @@ class MDSAConfig(Section):
     """Standard deviation of noise on the planes in training, in units of each plane's root mean square."""
     latent_mask: Annotated[Probability, Changes("training")] = 0.0
     """Share of training clips that have a quarter, half or three quarters of their plane cells hidden."""
+    init_from: Annotated[str | None, Changes("training")] = None
+    """A trained MDSA, or an ST-DiT that carries one, whose moving-average weights a new one starts from; its
+    clips may have another size. Nothing is fitted then, and no clips train the linear planes alone. Empty:
+    random weights and fitted linear planes.
+    """
     loss: MDSALossConfig = MDSALossConfig()
     """The objective."""
     train: MDSATrainConfig = MDSATrainConfig()
     """How it is trained."""
+
+    @property
+    def alone_clips(self) -> int:
+        """Clips at the beginning of training that train the linear planes only."""
+        starts_trained = not self.linear_planes.enabled or self.init_from is not None
+        return 0 if starts_trained else self.linear_planes.alone_clips
 
     def channels(self, modality: Literal["video", "audio"]) -> dict[str, int]:
         """{plane: channels} of one modality."""

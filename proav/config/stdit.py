@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from proav.config.changes import Changes
 from proav.config.section import (
+    PositiveFloat,
     PositiveInt,
     Probability,
     Section,
@@ -65,6 +66,10 @@ class STDiTConfig(Section):
     """axes: tokens of equal time, row or column share coordinates in all planes. plain: coordinates are each
     plane's rows and columns, whichever axes these are.
     """
+    position_spacing: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    """Distance of neighbouring tokens in the picture, and in time. A model that starts from one of another
+    size (init_from) keeps the coordinates of a place and of a second: a refused start says what to write.
+    """
     mlp_ratio: PositiveInt = 4
     """Hidden width of the MLP, in multiples of width."""
     labels: bool = True
@@ -75,6 +80,10 @@ class STDiTConfig(Section):
     """Vectors that the model is conditioned on, such as {caption: 384, words: [77, 768]}. 384: the width, for
     one vector a clip. [77, 768]: the largest number of vectors and their width, for a sequence. preprocess
     stores them (data.vectors). One vector modulates all tokens; the tokens attend to a sequence.
+    """
+    init_from: Annotated[str | None, Changes("training")] = None
+    """A trained ST-DiT whose moving-average weights a new one starts from; its clips may have another size.
+    Empty: random weights.
     """
     train: STDiTTrainConfig = STDiTTrainConfig()
     """How it is trained."""

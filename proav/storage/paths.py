@@ -23,7 +23,9 @@ GIVEN = (
 )  # fmt: skip
 """Settings that name a user's own files: one path, a list of paths, or a mapping in which some values are
 files."""
-LEFT = ("run_dir", "data.prepared", "generate.checkpoint", "distill.teacher")
+LEFT = (
+    "run_dir", "data.prepared", "generate.checkpoint", "mdsa.init_from", "stdit.init_from", "distill.teacher",
+)  # fmt: skip
 """Settings that name the output of runs."""
 
 

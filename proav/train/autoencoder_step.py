@@ -87,8 +87,7 @@ class AutoencoderStep:
             noise = self._to_device(draw_noise(self.config, positions))
         if mdsa.latent_mask:
             shown = self._to_device(draw_shown(self.config, positions))
-        linear = mdsa.linear_planes
-        alone = linear.enabled and clips < linear.alone_clips
+        alone = clips < mdsa.alone_clips
         outputs = engine.forward(
             video_BCTHW, mel_BTMS, exchange=exchange, noise=noise, shown=shown, linear_alone=alone
         )

@@ -25,7 +25,13 @@ from proav.geometry import wide_tokens
 from proav.latents.encode import differing_settings, masked_settings
 from proav.models.mdsa import MDSA
 from proav.models.stdit import STDiT
-from proav.runs.checkpoint import Checkpoint, check_resumable, load_checkpoint, newest_good_checkpoint
+from proav.runs.checkpoint import (
+    Checkpoint,
+    check_resumable,
+    list_checkpoints,
+    load_checkpoint,
+    newest_good_checkpoint,
+)
 from proav.runs.layout import RunFolder
 from proav.runs.metrics_log import MetricsLog
 from proav.runs.progress import Progress
@@ -38,6 +44,7 @@ from proav.train.flow_map_step import FlowMapStep
 from proav.train.generator_step import GeneratorStep
 from proav.train.loop import Asked, LoopState, TrainingStep, run_loop
 from proav.train.resume import load_training, on_worker_0, save_training
+from proav.train.start import open_start, start_mdsa, start_stdit
 
 ENCODE = "python ray_jobs/encode.py --config FILE, with the same run_dir"
 
@@ -54,7 +61,7 @@ class StagePlan:
     mdsa_weights: Callable[[], dict[str, Tensor]] | None = None
     """ST-DiT: the MDSA weights that each checkpoint carries."""
     fit: Callable[[nn.Module], str] | None = None
-    """Fits weights of a new model before training, and returns a line about it; called on worker 0."""
+    """Gives a new model fitted or trained weights, and returns a line about it; called on worker 0."""
     warning: str = ""
     """A line that is printed before training: settings that are allowed, but probably not intended."""
 
@@ -263,19 +270,33 @@ class _Reporter:
 
 def _plan_autoencoder(config: Config) -> StagePlan:
     feed = ClipFeed.of_mdsa(config)
-    linear, num_clips = config.mdsa.linear_planes, config.mdsa.train.num_clips
+    alone_clips, num_clips = config.mdsa.alone_clips, config.mdsa.train.num_clips
     warning = ""
-    if linear.enabled and linear.alone_clips >= num_clips:
+    if alone_clips >= num_clips:
         warning = (
-            f"mdsa: the network stays untrained: mdsa.linear_planes.alone_clips={linear.alone_clips}, but "
+            f"mdsa: the network stays untrained: mdsa.linear_planes.alone_clips={alone_clips}, but "
             f"training ends at mdsa.train.num_clips={num_clips}; to train it, write fewer alone_clips"
         )
     return StagePlan(
         feed=feed,
         build=lambda device: (MDSA(config), AutoencoderStep(config, device=device)),
-        fit=(lambda model: fit_linear_planes(model, feed, linear.fit_clips)) if linear.enabled else None,
+        fit=_first_weights(config, feed),
         warning=warning,
     )
+
+
+def _first_weights(config: Config, feed: ClipFeed) -> Callable[[nn.Module], str] | None:
+    """What gives a new MDSA its first weights; None if random ones are enough."""
+    linear = config.mdsa.linear_planes
+    if config.mdsa.init_from:
+        start = _start(config, "mdsa")
+        return (lambda model: start_mdsa(model, start)) if start else None
+    return (lambda model: fit_linear_planes(model, feed, linear.fit_clips)) if linear.enabled else None
+
+
+def _start(config: Config, stage: str) -> Checkpoint | None:
+    """The checkpoint that the stage's model starts from; None if it has begun, or starts from nothing."""
+    return None if list_checkpoints(checkpoints_folder(config, stage)) else open_start(config, stage)
 
 
 def _plan_generator(config: Config) -> StagePlan:
@@ -284,11 +305,13 @@ def _plan_generator(config: Config) -> StagePlan:
             "stage=stdit cannot train diffusion.objective=flow_map: a flow map is made from a trained "
             "flow; write diffusion.objective=flow, then train stage=distill"
         )
-    return _plan_on_latents(
+    plan = _plan_on_latents(
         config,
         config.stdit.train,
         lambda device, data: (STDiT(config, data["num_labels"]), GeneratorStep(config, **data)),
     )
+    start = _start(config, "stdit")
+    return replace(plan, fit=(lambda model: start_stdit(model, start, plan.labels)) if start else None)
 
 
 def _plan_flow_map(config: Config) -> StagePlan:

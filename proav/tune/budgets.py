@@ -17,16 +17,10 @@ def train_flops(config: Config, stage: str, clips: int) -> int:
     bill = costs(config)
     if stage == "stdit":
         return clips * bill.stdit_train_flops
-    alone = min(clips, _alone_clips(config))
+    alone = min(clips, config.mdsa.alone_clips)
     judged = max(0, clips - config.mdsa.loss.adversarial_start_clips)
     whole = (clips - alone) * bill.mdsa_train_flops + judged * bill.discriminators_train_flops
     return whole + (alone * BACKWARD_FACTOR * _linear_flops(config, bill) if alone else 0)
-
-
-def _alone_clips(config: Config) -> int:
-    """Clips at the beginning of MDSA's training that train the linear planes only."""
-    linear = config.mdsa.linear_planes
-    return linear.alone_clips if linear.enabled else 0
 
 
 def _linear_flops(config: Config, bill: Costs) -> int:
@@ -42,7 +36,7 @@ def clips_for_flops(config: Config, stage: str, flops: int) -> int:
     """The number of clips, in whole batches, whose training costs nearest to `flops`; at least one batch."""
     batch, changes = _train(config, stage).batch_size, [0]
     if stage == "mdsa":  # the cost of a clip changes at these
-        changes += [_alone_clips(config), config.mdsa.loss.adversarial_start_clips]
+        changes += [config.mdsa.alone_clips, config.mdsa.loss.adversarial_start_clips]
     spent = {clips: train_flops(config, stage, clips) for clips in changes}
     last = max(clips for clips in changes if spent[clips] <= flops)
     a_clip = train_flops(config, stage, last + 1) - spent[last]

@@ -247,21 +247,21 @@ def _check_first_rung(config: Config, trial_config: Config) -> None:
 
 def _check_network_trains(config: Config, trial_config: Config) -> None:
     """Raises ConfigError if an axis changes MDSA's network, but trials end before the network trains."""
-    tune, linear = config.tune, trial_config.mdsa.linear_planes
+    tune, alone_clips = config.tune, trial_config.mdsa.alone_clips
     of_network = [
         key
         for key in varied_settings(tune)
         if key.startswith("mdsa.") and not key.startswith(WITHOUT_NETWORK)
     ]
-    if not of_network or not linear.enabled:
+    if not of_network or not alone_clips:
         return
     if tune.stage == "mdsa":
         clips = clips_at(config, trial_config, tune.rungs[-1])
     else:
         clips = mdsa_clips(config, trial_config)
-    if clips is not None and linear.alone_clips >= clips:
+    if clips is not None and alone_clips >= clips:
         raise ConfigError(
-            f"{of_network[0]} is an axis, and mdsa.linear_planes.alone_clips={linear.alone_clips}: in trials "
+            f"{of_network[0]} is an axis, and mdsa.linear_planes.alone_clips={alone_clips}: in trials "
             f"of {clips:,} clips MDSA's network would never train; write mdsa.linear_planes.alone_clips=0"
         )
 

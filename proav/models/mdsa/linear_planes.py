@@ -22,6 +22,7 @@ from proav.models.layers import full_precision
 from proav.models.mdsa.blocks import BlockAnalysis, BlockSynthesis, principal_components, set_blocks
 from proav.models.mdsa.lapping import Lapping
 from proav.models.mdsa.switched import SwitchedCells
+from proav.models.sampled import Sampled
 
 FIT_FRAMES = 2
 """Frames of a picture clip in the fit, beside the temporal mean. All frames gained 0.05 dB at most."""
@@ -126,15 +127,33 @@ class LinearPlanes(nn.Module):
         self.mean = MeanImage(geometry.channels, geometry.rows)
         self.sides, self.lapping = {}, nn.ModuleDict()
         self.analysis, self.synthesis = nn.ModuleDict(), nn.ModuleDict()
-        for name, (depth, *sides) in _blocks(geometry, sound=sound).items():
-            self.sides[name], self.lapping[name] = sides, Lapping(sides, overlap=overlap)
-            values = depth * math.prod(sides)
+        blocks = _blocks(geometry, sound=sound)
+        for name, block in blocks.items():
+            self.sides[name] = block[-2:]
+            self.lapping[name], values = Lapping(block[-2:], overlap=overlap), math.prod(block)
             self.analysis[name] = BlockAnalysis(self.channels[name], values)
             self.synthesis[name] = BlockSynthesis(self.channels[name], values)
         self.switched = None
         if switched_channels:
             values = self.analysis[self.first].weight.shape[1]
             self.switched = SwitchedCells(switched_channels, num_bases, values)
+        self.sampled = self._sampled(blocks)
+
+    def _sampled(self, blocks: Mapping[str, tuple[int, ...]]) -> dict[str, Sampled]:
+        """The weights that depend on the clip's size (`proav/models/sampled.py`): all of them.
+
+        blocks: shapes of the planes' blocks.
+        """
+        found = {"mean.value": Sampled(tuple(self.mean.value.shape), (1,))}
+        for way in ("analysis", "synthesis"):
+            kernels = {f"{way}.{name}": (part, name) for name, part in getattr(self, way).items()}
+            if self.switched is not None:
+                bases = enumerate(getattr(self.switched, way))
+                kernels |= {f"switched.{way}.{index}": (part, self.first) for index, part in bases}
+            for key, (part, name) in kernels.items():
+                shape = len(part.weight), *blocks[name]
+                found[f"{key}.weight"] = Sampled(shape, (2, 3, 4), reads=way == "analysis")
+        return found
 
     def analyse(self, clip_BCTRS: Tensor) -> dict[str, Tensor]:
         """{"HW": [B, D, H, W], "WT": [B, D, T, W], "HT": [B, D, T, H]}, float32, of about unit deviation."""
@@ -334,10 +353,14 @@ class FitSample:
         return clips_NCFRS
 
 
-def _blocks(geometry: StreamGeometry, *, sound: bool) -> dict[str, tuple[int, int, int]]:
-    """{plane: (channels of its images, rows of a cell, columns of a cell)}."""
+def _blocks(geometry: StreamGeometry, *, sound: bool) -> dict[str, tuple[int, int, int, int]]:
+    """{plane: shape of its blocks}: channels, what is collapsed onto the plane, rows and columns of a cell.
+
+    The images of a plane have channels x collapsed channels. HT of sound collapses nothing: the columns of
+    its images are time.
+    """
     p, q = geometry.patch
     channels, frames, rows, columns = geometry.input_shape
     if sound:
-        return {"HW": (channels * frames, p, q), "WT": (channels * rows, 1, q), "HT": (channels, p, columns)}
-    return {"HW": (channels * frames, p, q), "WT": (channels * rows, 1, q), "HT": (channels * columns, 1, p)}
+        return {"HW": (channels, frames, p, q), "WT": (channels, rows, 1, q), "HT": (channels, 1, p, columns)}
+    return {"HW": (channels, frames, p, q), "WT": (channels, rows, 1, q), "HT": (channels, columns, 1, p)}

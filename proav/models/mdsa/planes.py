@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from proav.diffusion.modalities import spread_to_planes
 from proav.geometry import MODALITIES, PLANE_NAMES, PLANES
 from proav.models.layers import Attention, Norm, hidden_map, linear_resize_matrix, map_flops, run_layer
+from proav.models.sampled import Sampled
 
 
 class CollapseLayer(nn.Module):
@@ -61,6 +62,7 @@ class AxisCollapse(nn.Module):
         super().__init__()
         self.token = nn.Parameter(torch.randn(width) * 0.02)
         self.positions = nn.Parameter(torch.randn(length + 1, width) * 0.02)
+        self.sampled = {"positions": Sampled((length, width), (0,), extra=1)}
         self.layers = nn.ModuleList(CollapseLayer(width, num_heads, mlp_width) for _ in range(depth))
 
     def forward(self, x_BLC: Tensor, *, recompute: bool = False) -> Tensor:

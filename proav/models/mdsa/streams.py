@@ -18,6 +18,7 @@ from proav.geometry import PLANES, StreamGeometry
 from proav.models.layers import Float32Linear, SpaceTimeTransformer, map_flops
 from proav.models.mdsa.planes import Projection, broadcast_planes
 from proav.models.mdsa.refiner import Refiner
+from proav.models.sampled import Sampled
 
 
 class PatchEmbedding(nn.Module):
@@ -27,6 +28,7 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.patch = geometry.patch
         self.linear = nn.Linear(geometry.channels * self.patch[0] * self.patch[1], width)
+        self.sampled = {"linear.weight": Sampled((width, geometry.channels, *self.patch), (2, 3), reads=True)}
 
     def forward(self, images_BCTHW: Tensor) -> Tensor:
         patches = rearrange(
@@ -45,6 +47,7 @@ class PatchExpansion(nn.Module):
         super().__init__()
         self.patch = geometry.patch
         self.linear = Float32Linear(width, geometry.channels * self.patch[0] * self.patch[1], bias=False)
+        self.sampled = {"linear.weight": Sampled((geometry.channels, *self.patch, width), (1, 2))}
         if closed:
             nn.init.zeros_(self.linear.weight)
         self.bias = nn.Parameter(torch.zeros(geometry.channels))

@@ -51,28 +51,33 @@ def sinusoids(values: Tensor, num_frequencies: int) -> Tensor:
 
 
 def axis_positions(
-    side: int, width: int, *, spacing: float = 1.0, kind: Literal["axes", "plain"] = "axes"
+    side: int,
+    width: int,
+    *,
+    spacing: tuple[float, float] = (1.0, 1.0),
+    kind: Literal["axes", "plain"] = "axes",
 ) -> Tensor:
     """Positions of the tokens of one modality's planes, [3, side * side, width].
 
     Token (i, j) of the plane with axes (X, Y) gets e_X(c_i) + e_Y(c_j). Its centre is
-    c_i = (i + 1/2) spacing - 1/2, so that tokens of any size share coordinates. e_T, e_H and e_W are
-    sinusoids in separate channels, a third of the width each. The rest, width mod 6, stays zero. So inner
-    products compare each axis with itself. Equal times in WT and HT have equal time channels. Token (i, j)
-    differs from token (j, i).
+    c_i = (i + 1/2) s - 1/2, with the spacing s of that axis, so that tokens of any size share coordinates.
+    e_T, e_H and e_W are sinusoids in separate channels, a third of the width each. The rest, width mod 6,
+    stays zero. So inner products compare each axis with itself. Equal times in WT and HT have equal time
+    channels. Token (i, j) differs from token (j, i).
 
     side: rows and columns of tokens.
     width: features of a token.
-    spacing: cells of the finest plane along a token's side.
+    spacing: distance of neighbouring tokens along H and W, and along T. Larger tokens are farther apart.
     kind: of the axes, see PLANE_AXES.
     """
     share = 2 * (width // (2 * len(AXES)))
-    along = sinusoids((torch.arange(side) + 0.5) * spacing - 0.5, share // 2)
+    in_space, in_time = (sinusoids((torch.arange(side) + 0.5) * apart - 0.5, share // 2) for apart in spacing)
     table = torch.zeros(PLANES_PER_MODALITY, side, side, width)
     for plane, (rows, columns) in enumerate(PLANE_AXES[kind]):
-        for axis, values in ((rows, along[:, None]), (columns, along[None, :])):
+        for axis, dim in ((rows, 1), (columns, 0)):
             start = share * AXES.index(axis)
-            table[plane, :, :, start : start + share] += values
+            along = in_time if axis == "T" else in_space
+            table[plane, :, :, start : start + share] += along.unsqueeze(dim)
     return table.flatten(1, 2)
 
 
@@ -84,17 +89,30 @@ class TokenPositions(nn.Module):
     in the stack of six (Figure 2 (b)).
     """
 
-    def __init__(self, sides: Sequence[int], width: int, *, kind: Literal["axes", "plain"] = "axes") -> None:
-        """sides: tokens along the side of each of the six planes. kind: as in `axis_positions`."""
+    def __init__(
+        self,
+        sides: Sequence[int],
+        width: int,
+        *,
+        spacing: tuple[float, float] = (1.0, 1.0),
+        kind: Literal["axes", "plain"] = "axes",
+    ) -> None:
+        """sides: tokens along the side of each of the six planes.
+
+        width: features of a token.
+        spacing: distance of neighbouring tokens of the finest planes along H and W, and along T.
+        kind: as in `axis_positions`.
+        """
         super().__init__()
         self.counts = tuple(side**2 for side in sides)
         self.plane_type = nn.Parameter(torch.empty(PLANES_PER_MODALITY, width))
         self.modality = nn.Parameter(torch.empty(NUM_MODALITIES, width))
         self.frame = nn.Parameter(torch.empty(len(PLANE_NAMES), width))
-        axes = [
-            axis_positions(side, width, spacing=max(sides) / side, kind=kind)[plane % PLANES_PER_MODALITY]
-            for plane, side in enumerate(sides)
-        ]
+        axes = []
+        for plane, side in enumerate(sides):
+            in_space, in_time = (max(sides) / side * apart for apart in spacing)
+            of_planes = axis_positions(side, width, spacing=(in_space, in_time), kind=kind)
+            axes.append(of_planes[plane % PLANES_PER_MODALITY])
         self.register_buffer("axes", torch.cat(axes), persistent=False)
         for table in (self.plane_type, self.modality, self.frame):
             nn.init.normal_(table, std=0.02)

@@ -187,7 +187,12 @@ class STDiT(nn.Module):
         self.activation_checkpointing = False
         planes = list(zip(self.channels, self.patches, strict=True))
         self.embed = nn.ModuleList(nn.Linear((2 * own + 1) * patch**2, width) for own, patch in planes)
-        self.positions = TokenPositions(geometry.token_sides, width, kind=config.stdit.positions)
+        self.positions = TokenPositions(
+            geometry.token_sides,
+            width,
+            spacing=config.stdit.position_spacing,
+            kind=config.stdit.positions,
+        )
         self.conditioning = Conditioning(config, num_labels)
         self.context = ContextMaps(config)
         self.modulation = ClosedLinear(width, 6 * width)

@@ -216,7 +216,8 @@ def test_plain_positions_are_those_of_an_image_in_every_plane():
 
 def test_larger_tokens_lie_at_the_centres_of_what_they_cover():
     share = 2 * (24 // 6)
-    coarse = axis_positions(2, 24, spacing=4.0).unflatten(1, (2, 2))[0, ..., share : 2 * share]  # H of HW
+    coarse = axis_positions(2, 24, spacing=(4.0, 4.0)).unflatten(1, (2, 2))
+    coarse = coarse[0, ..., share : 2 * share]  # H of HW
     torch.testing.assert_close(coarse[:, 0], sinusoids(torch.tensor([1.5, 5.5]), share // 2))
 
 
