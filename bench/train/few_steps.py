@@ -14,8 +14,9 @@ Each model makes the sound of the same held-out pictures from the same noise, in
     to_first           mean log-mel difference to those sounds, in dB
     seconds            processor seconds a clip, including decoding and the conversion from mel to sound
 
-For comparison it prints the same numbers for the real sounds, and for the first model's sounds with other
-pictures. A row that is already in FILE is not measured again, unless its checkpoint has changed.
+NAME=CHECKPOINT@S samples with schedule_shift=S. For comparison it prints the same numbers for the real
+sounds, and for the first model's sounds with other pictures. A row that is already in FILE is not measured
+again, unless its checkpoint, its shift or the noise (--seed) has changed.
 """
 
 import argparse
@@ -42,14 +43,23 @@ BATCH = 10
 
 
 def sounds_for(
-    pipeline: SoundingVideoPipeline, windows: list[Clip], labels: list[str], steps: int
+    pipeline: SoundingVideoPipeline,
+    windows: list[Clip],
+    labels: list[str],
+    *,
+    steps: int,
+    shift: float | None,
+    seed: int,
 ) -> tuple[np.ndarray, float]:
-    """(sounds [N, L], processor seconds a clip)."""
+    """(sounds [N, L], processor seconds a clip).
+
+    shift: `schedule_shift` of the steps; None: the model's own.
+    """
     made, began = [], time.process_time()
-    settings = SamplingSettings(task="v2a", steps=steps)
+    settings = SamplingSettings(task="v2a", steps=steps, schedule_shift=shift)
     for first in range(0, len(windows), BATCH):
         places = range(first, min(first + BATCH, len(windows)))
-        requests = [SampleRequest(0, place, labels[place], windows[place], settings) for place in places]
+        requests = [SampleRequest(seed, place, labels[place], windows[place], settings) for place in places]
         made += [clip.audio for clip in pipeline.sample(requests)]
     return np.stack(made), (time.process_time() - began) / len(windows)
 
@@ -130,16 +140,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("world", type=Path, help="the folder of examples/world/make.py")
-    parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
+    parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT[@SHIFT]")
     parser.add_argument("--steps", type=int, nargs="+", default=[30, 10, 4, 2, 1], help="the largest first")
     parser.add_argument("--clips", type=int, default=150, help="held-out clips, of two windows each")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--out", type=Path, default=Path("runs/few_steps.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pipelines = {}
+    pipelines, shifts = {}, {}
     for model in arguments.models:
-        name, _, path = model.partition("=")
-        pipelines[name] = SoundingVideoPipeline.from_checkpoint(path)
+        name, _, place = model.partition("=")
+        path, _, shift = place.partition("@")
+        pipelines[name], shifts[name] = (
+            SoundingVideoPipeline.from_checkpoint(path),
+            float(shift) if shift else None,
+        )
     first = next(iter(pipelines.values()))
     names = ("num_frames", "fps", "sample_rate", "height", "width")
     shape = {name: getattr(first.config.clip, name) for name in names}
@@ -147,28 +162,39 @@ def main() -> None:
     measure = Measure(windows, labels, clips, MelFrames(first.config))
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
 
-    def is_missing(name: str, pipeline: SoundingVideoPipeline | None) -> bool:
-        of = {"windows": len(windows), "checkpoint": pipeline and pipeline.checkpoint_hash}
-        return any(rows.get(name, {}).get(key, "") != value for key, value in of.items())
+    def made_of(model: str | None) -> dict:
+        """What a row was measured with. model: its name; None for the real sounds."""
+        of = {"windows": len(windows), "seed": arguments.seed}
+        return of | (
+            {"checkpoint": pipelines[model].checkpoint_hash, "shift": shifts[model]} if model else {}
+        )
 
-    def keep(name: str, pipeline: SoundingVideoPipeline | None, row: dict) -> None:
-        of = {"windows": len(windows), "checkpoint": pipeline and pipeline.checkpoint_hash}
-        rows[name] = row | of
+    def is_missing(name: str, model: str | None) -> bool:
+        return any(rows.get(name, {}).get(key, "") != value for key, value in made_of(model).items())
+
+    def keep(name: str, model: str | None, row: dict) -> None:
+        rows[name] = row | made_of(model)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(rows, indent=1))
         print(name, json.dumps(row), file=sys.stderr, flush=True)
 
     if is_missing("real", None):
         keep("real", None, measure(np.stack([window.audio for window in windows])))
-    truth, _ = sounds_for(first, windows, labels, arguments.steps[0])
-    if is_missing("beside other pictures", first):
-        keep("beside other pictures", first, measure(truth, beside=len(windows) // 2))
+
+    def sounds(model: str, steps: int) -> tuple[np.ndarray, float]:
+        asked = {"steps": steps, "shift": shifts[model], "seed": arguments.seed}
+        return sounds_for(pipelines[model], windows, labels, **asked)
+
+    best = next(iter(pipelines))
+    truth, _ = sounds(best, arguments.steps[0])
+    if is_missing("beside other pictures", best):
+        keep("beside other pictures", best, measure(truth, beside=len(windows) // 2))
     for steps in arguments.steps:
-        for name, pipeline in pipelines.items():
+        for name in pipelines:
             row = f"{name}, {steps} step{'s' * (steps > 1)}"
-            if is_missing(row, pipeline):
-                sounds, seconds = sounds_for(pipeline, windows, labels, steps)
-                keep(row, pipeline, measure(sounds, truth) | {"seconds": seconds})
+            if is_missing(row, name):
+                made, seconds = sounds(name, steps)
+                keep(row, name, measure(made, truth) | {"seconds": seconds})
     show(rows)
 
 
