@@ -142,8 +142,8 @@ def check_clips(config: Config, model: Config) -> None:
         if asked != own:
             raise UserError(
                 f"clip.{key}={asked}: the model of this run makes clips with clip.{key}={own}. The planes of "
-                "MDSA have the frames, rows and columns that it was trained on. Another size needs a model of "
-                "its own (another run_dir=DIR), which can start from this one (mdsa.init_from, "
+                "MDSA have the frames, rows and columns that it was trained on. Another size needs a model "
+                "of its own (another run_dir=DIR), which can start from this one (mdsa.init_from, "
                 f"stdit.init_from; docs/training.md). Write clip.{key}={own}. generate.seconds=30 makes "
                 "longer clips, window by window (docs/sampling.md)"
             )
