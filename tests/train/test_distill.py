@@ -55,6 +55,13 @@ def test_a_checkpoint_makes_clips_alone_and_says_where_it_is_from(run):
     assert all(torch.equal(tensor, mdsa[name]) for name, tensor in teacher.weights("mdsa").items())
 
 
+def test_tokens_that_are_too_wide_are_told_here_too(tmp_path, capfd):
+    config = prepare(tmp_path, "distill", *TORCH, "stdit.width=8", "distill.train.num_clips=4")
+    capfd.readouterr()  # the teacher's own line
+    train_worker(config, "distill", device=CPU)
+    assert "distill: WIDE TOKENS: a token holds 16 numbers" in capfd.readouterr().err
+
+
 def test_one_student_samples_in_one_two_and_four_steps(pipeline):
     made = {}
     for steps in (1, 2, 4, None):

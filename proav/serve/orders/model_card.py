@@ -167,7 +167,7 @@ def _default_sampling(
 ) -> SamplingSettings:
     """The settings of a request that names none, with every value filled in.
 
-    Raises UserError if the model does not take them, or if they exceed settings.max_steps.
+    Raises UserError if the model does not take them, or if they exceed settings.max_steps or a ddpm's times.
     """
     own = SamplingSettings.from_config(config)
     solver = own.solver or DEFAULTS[process.objective]
@@ -181,6 +181,11 @@ def _default_sampling(
     filled = replace(own, **{"steps": steps} | chosen).filled(process)
     if filled.steps > most:
         num_calls = SOLVERS[solver].num_calls(filled.steps)
+        if num_calls <= settings.max_steps:
+            raise UserError(
+                f"steps={filled.steps} with schedule_shift={shift:g}: the {process.num_steps} times of this "
+                f"ddpm model allow fewer; write steps={most}"
+            )
         raised = f" or max_steps={num_calls}" if num_calls <= MAX_STEPS else ""
         raise UserError(
             f"steps={filled.steps} with solver={solver} needs {num_calls} calls of the model, and "

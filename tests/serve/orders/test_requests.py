@@ -312,6 +312,15 @@ def test_defaults_count_calls_of_the_model_too(tmp_path):
         ModelCard.of(checkpoint, ServeSettings(max_steps=1000, steps=501))
 
 
+def test_a_default_that_only_the_times_of_ddpm_forbid_says_so(tmp_path):
+    """Rounding leaves room for a step more than a request may ask for."""
+    words = ("diffusion.objective=ddpm", "diffusion.ddpm_steps=100", "generate.schedule_shift=1.7")
+    checkpoint = load_checkpoint(save_tiny_stdit(str(tmp_path), tiny_config(*words)), kind="stdit")
+    assert ModelCard.of(checkpoint, ServeSettings(steps=59)).steps == 59
+    with pytest.raises(UserError, match="steps=60 with schedule_shift=1.7: the 100 times .*write steps=59"):
+        ModelCard.of(checkpoint, ServeSettings(steps=60))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
