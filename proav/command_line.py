@@ -49,7 +49,7 @@ def run_job(
     description: str,
     records: bool = False,
     trains: bool = False,
-    plan: Callable[[Config], str] | None = None,
+    plan: Callable[[Config], str | None] | None = None,
     instead: dict[str, tuple[Callable[[Config], None], str]] | None = None,
     argv: list[str] | None = None,
 ) -> None:
@@ -65,7 +65,7 @@ def run_job(
     trains: a Ray that the job starts outlives a SIGTERM to the whole process group, so that workers can write
     a checkpoint.
     plan: looks at the configuration before anything starts. It raises UserError, or returns what would be
-    done, which --dry-run prints.
+    done, which --dry-run prints; or None.
     instead: {option: (other work, help)}, such as {"--verify": (verify_run, "...")}. If the option is given,
     its work is done instead, and nothing is recorded.
     argv: the words of the command line; None: those of this process.

@@ -48,6 +48,7 @@ def export_checkpoint(checkpoint: Checkpoint, folder: str) -> str:
         latent_std=checkpoint.latent_std,
         mdsa_hash=checkpoint.mdsa_hash,
         teacher_hash=checkpoint.teacher_hash,
+        init_hash=checkpoint.init_hash,
         keep=1,
         dtype=torch.float16,
     )

@@ -28,5 +28,11 @@ def main(config: Config) -> None:
     print(f"demo: all done in {duration(time.monotonic() - began)}; open {page} in a browser")
 
 
+def plan(config: Config) -> None:
+    from proav.train.start import check_starts
+
+    check_starts(config, "mdsa", "stdit")
+
+
 if __name__ == "__main__":
-    run_job(main, description=__doc__, records=True, trains=True)
+    run_job(main, description=__doc__, records=True, trains=True, plan=plan)

@@ -22,5 +22,11 @@ def main(config: Config) -> None:
         train_stage(config, "distill")
 
 
+def plan(config: Config) -> None:
+    from proav.train.start import check_starts
+
+    check_starts(config, *(stage for stage in ("mdsa", "stdit") if config.stage in (None, stage)))
+
+
 if __name__ == "__main__":
-    run_job(main, description=__doc__, records=True, trains=True)
+    run_job(main, description=__doc__, records=True, trains=True, plan=plan)

@@ -16,7 +16,7 @@ Each model makes the sound of the same held-out pictures from the same noise, in
 
 NAME=CHECKPOINT@S samples with schedule_shift=S. For comparison it prints the same numbers for the real
 sounds, and for the first model's sounds with other pictures. A row that is already in FILE is not measured
-again, unless its checkpoint, its shift or the noise (--seed) has changed.
+again, unless its checkpoint, its shift, the noise (--seed) or what it is compared with has changed.
 """
 
 import argparse
@@ -155,7 +155,7 @@ def main() -> None:
             SoundingVideoPipeline.from_checkpoint(path),
             float(shift) if shift else None,
         )
-    first = next(iter(pipelines.values()))
+    best, first = next(iter(pipelines.items()))
     names = ("num_frames", "fps", "sample_rate", "height", "width")
     shape = {name: getattr(first.config.clip, name) for name in names}
     windows, labels, clips = held_out(arguments.world, arguments.clips, shape)
@@ -165,9 +165,11 @@ def main() -> None:
     def made_of(model: str | None) -> dict:
         """What a row was measured with. model: its name; None for the real sounds."""
         of = {"windows": len(windows), "seed": arguments.seed}
-        return of | (
-            {"checkpoint": pipelines[model].checkpoint_hash, "shift": shifts[model]} if model else {}
-        )
+        if model is None:
+            return of
+        first = [pipelines[best].checkpoint_hash, shifts[best], arguments.steps[0]]
+        own = {"checkpoint": pipelines[model].checkpoint_hash, "shift": shifts[model]}
+        return of | own | {"compared_with": first}
 
     def is_missing(name: str, model: str | None) -> bool:
         return any(rows.get(name, {}).get(key, "") != value for key, value in made_of(model).items())
@@ -185,7 +187,6 @@ def main() -> None:
         asked = {"steps": steps, "shift": shifts[model], "seed": arguments.seed}
         return sounds_for(pipelines[model], windows, labels, **asked)
 
-    best = next(iter(pipelines))
     truth, _ = sounds(best, arguments.steps[0])
     if is_missing("beside other pictures", best):
         keep("beside other pictures", best, measure(truth, beside=len(windows) // 2))

@@ -66,7 +66,7 @@ def untrained_mdsa(config: Config) -> tuple[dict, tuple[float, float]]:
     feed = ClipFeed.of_mdsa(config)
     torch.manual_seed(config.seed)
     model = MDSA(config).eval()
-    print(fit_linear_planes(model, feed, config.mdsa.linear_planes.fit_clips))
+    print(fit_linear_planes(model, feed, config.mdsa.linear_planes.fit_clips).line)
     blocks, mel_range = [], {name: getattr(config.mel, name) for name in ("floor_log10", "ceiling_log10")}
 
     def measure(windows: Sequence[dict]) -> dict[str, np.ndarray]:

@@ -244,8 +244,8 @@ class MDSAConfig(Section):
     @property
     def alone_clips(self) -> int:
         """Clips at the beginning of training that train the linear planes only."""
-        starts_trained = not self.linear_planes.enabled or self.init_from is not None
-        return 0 if starts_trained else self.linear_planes.alone_clips
+        fitted = self.linear_planes.enabled and not self.init_from
+        return self.linear_planes.alone_clips if fitted else 0
 
     def channels(self, modality: Literal["video", "audio"]) -> dict[str, int]:
         """{plane: channels} of one modality."""

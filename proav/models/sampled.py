@@ -87,9 +87,9 @@ def resized_weights(
         if name not in weights or before[name] == after[name]:
             continue
         made = resized(weights[name], before[name], after[name]).reshape(shapes[name].shape)
-        gain = name.removesuffix("weight") + "gain"
-        if gain in weights:
-            factor = (_row_power(weights[name]) / _row_power(made).clamp(min=1e-12)).sqrt()
+        gain, powers = name.removesuffix("weight") + "gain", (_row_power(weights[name]), _row_power(made))
+        if gain in weights and all(powers):  # else the kernel is zero
+            factor = (powers[0] / powers[1]).sqrt()
             made, found[gain] = factor * made, weights[gain] / factor
         found[name] = made
         changed.append(name)

@@ -71,6 +71,8 @@ class Checkpoint:
     """For kind stdit: the hash of the MDSA checkpoint whose weights it carries."""
     teacher_hash: str | None
     """For a flow map: the hash of the ST-DiT checkpoint that it was made from."""
+    init_hash: str | None
+    """The hash of the checkpoint whose weights training began with (`init_from`), if there was one."""
     training: dict = field(repr=False)
     """Plain values that only a resume needs."""
     files: dict = field(repr=False)
@@ -126,6 +128,7 @@ def save_checkpoint(
     latent_std: list[list[float]] | None = None,
     mdsa_hash: str | None = None,
     teacher_hash: str | None = None,
+    init_hash: str | None = None,
     training: dict | None = None,
     keep: int = 2,
     dtype: torch.dtype = torch.float32,
@@ -144,6 +147,7 @@ def save_checkpoint(
     latent_mean, latent_std: statistics of the latents, [6 planes][D channels]; None for kind mdsa.
     mdsa_hash: for kind stdit, the hash of the MDSA checkpoint whose weights it carries.
     teacher_hash: for a flow map, the hash of the ST-DiT checkpoint that it was made from.
+    init_hash: the hash of the checkpoint whose weights training began with, if there was one.
     training: plain values that only a resume needs.
     keep: how many of the newest checkpoints stay.
     dtype: floating tensors are stored as this.
@@ -171,6 +175,7 @@ def save_checkpoint(
             "latent_std": latent_std,
             "mdsa_hash": mdsa_hash,
             **({} if teacher_hash is None else {"teacher_hash": teacher_hash}),
+            **({} if init_hash is None else {"init_hash": init_hash}),
             "versions": {
                 "proav": _proav_version(),
                 "torch": torch.__version__,
@@ -231,6 +236,7 @@ def load_checkpoint(path: str, *, kind: str | None = None, verify: bool = True) 
         labels=tuple(index["labels"]),
         **statistics,
         teacher_hash=index.get("teacher_hash"),
+        init_hash=index.get("init_hash"),
         **{name: index[name] for name in names},
     )
 

@@ -7,6 +7,7 @@ linear planes of a new MDSA (`fitting.py`), resuming (`resume.py`).
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,19 +20,49 @@ from proav.models.mdsa import MDSA
 from proav.models.sampled import resized_weights
 from proav.models.stdit import STDiT
 from proav.models.stdit.embeddings import MAP_PREFIX
-from proav.runs.checkpoint import Checkpoint, load_checkpoint
+from proav.runs.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from proav.runs.layout import RunFolder
 from proav.text import one_form
+from proav.train.fitting import FirstWeights
 
 MAY_DIFFER = (
-    "seed", "clip.", "mel.", "mdsa.plane_size", "mdsa.linear_planes.fit_clips",
-    "mdsa.group_cross.num_groups", "mdsa.bi_block.block_size",
-    "stdit.labels", "stdit.vectors", "stdit.position_spacing",
+    "seed", "clip.num_frames", "clip.fps", "clip.height", "clip.width", "mel.num_bins", "mel.hop",
+    "mdsa.plane_size", "mdsa.linear_planes.fit_clips", "mdsa.group_cross.num_groups",
+    "mdsa.bi_block.block_size", "stdit.labels", "stdit.vectors", "stdit.position_spacing",
     "diffusion.time_sampling", "diffusion.time_shift",
 )  # fmt: skip
-"""Settings, or beginnings of their names, that may differ from those of the trained model."""
+"""Settings that may differ from those of the trained model."""
 LABEL_TABLE = "conditioning.label.weight"
 OF_VECTORS = ("conditioning.vectors.", "context.")
 """Beginnings of the names of the weights that read given vectors. Cross-attention belongs to them, too."""
+
+
+def check_starts(config: Config, *stages: str) -> None:
+    """Raises CheckpointError, as `open_start`, if a stage that has not begun cannot start as it says.
+
+    stages: some of mdsa and stdit.
+    """
+    for stage in stages:
+        if not list_checkpoints(RunFolder(config).stage(stage).checkpoints):
+            open_start(config, stage)
+
+
+def check_begun(checkpoint: Checkpoint, config: Config, stage: str) -> None:
+    """Raises CheckpointError if a stage that is resumed began otherwise than the configuration says.
+
+    checkpoint: the stage's own, to resume from.
+    """
+    then, now = checkpoint.init_hash is not None, bool(getattr(config, stage).init_from)
+    if then and not now:
+        raise CheckpointError(
+            f"{checkpoint.path} began with the weights of another model (hash {checkpoint.init_hash[:12]}), "
+            f"this run says nothing of it; write {stage}.init_from=PATH. The path is not read again"
+        )
+    if now and not then:
+        raise CheckpointError(
+            f"{stage}.init_from={getattr(config, stage).init_from} has no effect: {checkpoint.path} began "
+            f"without it. Leave it out to continue, or choose another run_dir=DIR to start anew"
+        )
 
 
 def open_start(config: Config, stage: str) -> Checkpoint | None:
@@ -44,28 +75,22 @@ def open_start(config: Config, stage: str) -> Checkpoint | None:
     message names the settings.
     """
     path = getattr(config, stage).init_from
-    if path is None:
+    if not path:
         return None
     checkpoint = load_checkpoint(path, kind=None if stage == "mdsa" else "stdit", verify=False)
-    name = f"{stage}.init_from={path}"
-    ours, theirs = setting_values(config), setting_values(checkpoint.config)
-    fixed = [key for key in settings_that_change(stage) if not key.startswith(MAY_DIFFER)]
-    differing = [key for key in fixed if ours[key] != theirs[key]]
-    if differing:
-        then, now = (", ".join(f"{key}={values[key]}" for key in differing[:4]) for values in (theirs, ours))
-        raise CheckpointError(
-            f"{name} was trained with {then}; this run has {now}. Only clips, mel images, mdsa.plane_size, "
-            "labels and vectors may differ from those of the trained model; write its other values"
-        )
+    name, theirs = f"{stage}.init_from={path}", checkpoint.config
+    if stage == "stdit" and theirs.diffusion.objective == "flow_map":
+        raise CheckpointError(f"{name} is a flow map; name the ST-DiT that it was made from")
+    _check_settings(name, config, theirs, ("mdsa",) if stage == "mdsa" else ("mdsa", "stdit"))
     if stage == "stdit":
-        _check_tokens(name, config, checkpoint.config)
-        _check_vectors(name, config, checkpoint.config)
-        _check_positions(name, config, checkpoint.config)
+        _check_tokens(name, config, theirs)
+        _check_vectors(name, config, theirs)
+        _check_positions(name, config, theirs)
     return checkpoint
 
 
-def start_mdsa(model: MDSA, checkpoint: Checkpoint) -> str:
-    """Gives a new MDSA the weights of a trained one, resized to its clips; returns a line about it.
+def start_mdsa(model: MDSA, checkpoint: Checkpoint) -> FirstWeights:
+    """Gives a new MDSA the weights of a trained one, resized to its clips.
 
     checkpoint: of `open_start`.
     """
@@ -75,20 +100,25 @@ def start_mdsa(model: MDSA, checkpoint: Checkpoint) -> str:
     found, changed = resized_weights(weights, theirs, model)
     model.load_state_dict(found)
     resized = f", {len(changed)} of them resized to this run's clips" if changed else ""
-    return f"{_whence(checkpoint)}: {len(found)} tensors{resized}"
+    return FirstWeights(f"{_whence(checkpoint)}: {len(found)} tensors{resized}", checkpoint.hash)
 
 
-def start_stdit(model: STDiT, checkpoint: Checkpoint, labels: tuple[str, ...]) -> str:
-    """Gives a new ST-DiT the weights of a trained one; returns a line, also about labels and vectors.
+def start_stdit(
+    model: STDiT, checkpoint: Checkpoint, labels: tuple[str, ...], mdsa: Checkpoint
+) -> FirstWeights:
+    """Gives a new ST-DiT the weights of a trained one; the line is also about labels and vectors.
 
     checkpoint: of `open_start`.
     labels: of the new model, in the order of its table.
+    mdsa: the autoencoder whose latents the new model trains on.
     """
     weights, own = checkpoint.weights("ema"), model.state_dict()
     weights[LABEL_TABLE] = _table_of(labels, weights[LABEL_TABLE], checkpoint.labels)
     fresh, left = own.keys() - weights.keys(), weights.keys() - own.keys()
     strange = [name for name in fresh | left if not (name.startswith(OF_VECTORS) or ".cross." in name)]
     assert not strange, f"tensors that only one of the two models has: {sorted(strange)}"
+    if any(".cross." in name for name in weights):  # trained attention would let random maps through
+        own |= {name: torch.zeros_like(own[name]) for name in fresh if name.startswith("context.")}
     model.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
     known, wanted = ({one_form(label) for label in some} for some in (checkpoint.labels, labels))
     told = {
@@ -98,7 +128,15 @@ def start_stdit(model: STDiT, checkpoint: Checkpoint, labels: tuple[str, ...]) -
         "vectors left behind": _names_of_vectors(left),
     }
     said = "".join(f"; {what}: {', '.join(names)}" for what, names in told.items() if names)
-    return f"{_whence(checkpoint)}: {len(own.keys() & weights.keys())} tensors{said}"
+    line = f"{_whence(checkpoint)}: {len(own.keys() & weights.keys())} tensors{said}"
+    related = {checkpoint.hash, checkpoint.mdsa_hash} & {mdsa.hash, mdsa.init_hash} - {None}
+    if not related:
+        line += (
+            f". OTHER PLANES: the latents are of {mdsa.path}, which is not the MDSA that this ST-DiT knows, "
+            "nor did it start from that. If their planes mean something else, the weights are worth little; "
+            f"write mdsa.init_from={checkpoint.path} and train MDSA anew"
+        )
+    return FirstWeights(line, checkpoint.hash)
 
 
 def kept_spacing(ours: Config, theirs: Config) -> tuple[float, float]:
@@ -106,12 +144,30 @@ def kept_spacing(ours: Config, theirs: Config) -> tuple[float, float]:
 
         s' = s n / n' in space,   s' = s (d' / n') / (d / n) in time
 
-    for clips of d seconds on n tokens a side. The prime marks ours.
+    for clips of d seconds on n tokens a side. The prime marks ours. With stdit.positions=plain there are no
+    times, and the second number stays.
     """
     before, after = (max(LatentGeometry.from_config(config).token_sides) for config in (theirs, ours))
     earlier, now = (ClipGeometry.from_config(config).seconds for config in (theirs, ours))
     space, time = theirs.stdit.position_spacing
+    if theirs.stdit.positions == "plain":
+        return space * before / after, time
     return space * before / after, time * (now / after) / (earlier / before)
+
+
+def _check_settings(name: str, ours: Config, theirs: Config, kinds: tuple[str, ...]) -> None:
+    """Raises CheckpointError if settings of these kinds differ that must not."""
+    now, then = setting_values(ours), setting_values(theirs)
+    differing = [
+        key for key in settings_that_change(*kinds) if key not in MAY_DIFFER and now[key] != then[key]
+    ]
+    if differing:
+        old, new = (", ".join(f"{key}={values[key]}" for key in differing[:4]) for values in (then, now))
+        more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
+        raise CheckpointError(
+            f"{name} was trained with {old}{more}; this run has {new}. Only the size and rate of clips and "
+            "mel images, mdsa.plane_size, labels and vectors may differ; write the trained model's values"
+        )
 
 
 def _check_tokens(name: str, ours: Config, theirs: Config) -> None:
@@ -121,9 +177,20 @@ def _check_tokens(name: str, ours: Config, theirs: Config) -> None:
         if now != then:
             raise CheckpointError(
                 f"{name} has planes with {what.replace('_', ' ')} {then}, this run {now}; the maps between "
-                "planes and tokens do not fit. Write its mdsa.latent_channels, mdsa.plane_channels and "
-                "stdit.patch_size; a mdsa.plane_size that is a multiple of its own keeps the patches"
+                f"planes and tokens do not fit. Write {_sides_that_fit(theirs)}"
             )
+
+
+def _sides_that_fit(theirs: Config) -> str:
+    """What to write so that planes and tokens are like the trained model's, whatever the clips."""
+    wanted = LatentGeometry.from_config(theirs)
+    least, most = theirs.stdit.patch_size, 8 * wanted.plane_size
+    fit = [
+        str(side)
+        for side in range(least, most + 1, least)
+        if replace(wanted, plane_size=side).token_patches == wanted.token_patches
+    ]
+    return f"its mdsa.plane_channels, and one of mdsa.plane_size={', '.join(fit)}"
 
 
 def _check_vectors(name: str, ours: Config, theirs: Config) -> None:

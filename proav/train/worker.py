@@ -25,13 +25,7 @@ from proav.geometry import wide_tokens
 from proav.latents.encode import differing_settings, masked_settings
 from proav.models.mdsa import MDSA
 from proav.models.stdit import STDiT
-from proav.runs.checkpoint import (
-    Checkpoint,
-    check_resumable,
-    list_checkpoints,
-    load_checkpoint,
-    newest_good_checkpoint,
-)
+from proav.runs.checkpoint import Checkpoint, check_resumable, load_checkpoint, newest_good_checkpoint
 from proav.runs.layout import RunFolder
 from proav.runs.metrics_log import MetricsLog
 from proav.runs.progress import Progress
@@ -39,12 +33,12 @@ from proav.runs.stages import find_stage
 from proav.train.autoencoder_step import AutoencoderStep
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engines import make_engine
-from proav.train.fitting import fit_linear_planes, fit_on_worker_0
+from proav.train.fitting import FirstWeights, fit_linear_planes, fit_on_worker_0
 from proav.train.flow_map_step import FlowMapStep
 from proav.train.generator_step import GeneratorStep
 from proav.train.loop import Asked, LoopState, TrainingStep, run_loop
 from proav.train.resume import load_training, on_worker_0, save_training
-from proav.train.start import open_start, start_mdsa, start_stdit
+from proav.train.start import check_begun, check_starts, open_start, start_mdsa, start_stdit
 
 ENCODE = "python ray_jobs/encode.py --config FILE, with the same run_dir"
 
@@ -60,8 +54,8 @@ class StagePlan:
     """Latent statistics and the hashes of MDSA and teacher, as `save_checkpoint` takes them."""
     mdsa_weights: Callable[[], dict[str, Tensor]] | None = None
     """ST-DiT: the MDSA weights that each checkpoint carries."""
-    fit: Callable[[nn.Module], str] | None = None
-    """Gives a new model fitted or trained weights, and returns a line about it; called on worker 0."""
+    fit: Callable[[nn.Module], FirstWeights] | None = None
+    """Gives a new model fitted or trained weights; called on worker 0. None: its random ones are enough."""
     warning: str = ""
     """A line that is printed before training: settings that are allowed, but probably not intended."""
 
@@ -103,6 +97,8 @@ def find_resume_point(
                 f"{checkpoint.path} was trained with {stage}.train.optimizer={then}, {now} cannot resume it; "
                 f"write {stage}.train.optimizer={then}, or choose another run_dir=DIR to start anew"
             )
+        if stage != "distill":
+            check_begun(checkpoint, config, stage)
         if checkpoint.teacher_hash != plan.description.get("teacher_hash"):
             raise CheckpointError(
                 f"{checkpoint.path} was made from another ST-DiT than the one it would learn from now; name "
@@ -154,7 +150,9 @@ def train_worker(
     found = on_worker_0(lambda: _path_of(find_resume_point(config, stage, plan, say)))
     checkpoint = load_checkpoint(found, kind=find_stage(stage).kind, verify=False) if found else None
     torch.manual_seed(config.seed)
-    model, step = _build(plan, train, checkpoint, device=device, say=lambda text: say(f"{stage}: {text}"))
+    model, step, init_hash = _build(
+        plan, train, checkpoint, device=device, say=lambda text: say(f"{stage}: {text}")
+    )
     engine = make_engine(
         model,
         train,
@@ -175,7 +173,7 @@ def train_worker(
         save_training(
             checkpoints_folder(config, stage), engine, average, step, current,
             kind=find_stage(stage).kind, config=find_stage(stage).described(config), labels=plan.labels,
-            keep=train.keep_checkpoints, tensors=carried,
+            keep=train.keep_checkpoints, tensors=carried, init_hash=init_hash,
             **plan.description,
         )  # fmt: skip
         if reporter:
@@ -209,22 +207,27 @@ def _build(
     *,
     device: torch.device,
     say: Callable[[str], None],
-) -> tuple[nn.Module, TrainingStep]:
-    """The model, with the weights of the checkpoint or fitted if there is none, and the stage's step.
+) -> tuple[nn.Module, TrainingStep, str | None]:
+    """(model, the stage's step, hash of the checkpoint that the model began from, if it did).
+
+    The model has the weights of the checkpoint, or its first ones if there is none.
 
     plan: of the stage.
     train: the stage's training section.
     checkpoint: the one to resume from; None: training begins.
     device: this worker's.
-    say: takes a line about the fit.
+    say: takes a line about the first weights.
     """
     model, step = plan.build(device)
     model.activation_checkpointing = train.activation_checkpointing
     if checkpoint is not None:
         model.load_state_dict(checkpoint.weights("model"))
-    elif plan.fit is not None:
-        say(fit_on_worker_0(model, plan.fit, device))
-    return model, step
+        return model, step, checkpoint.init_hash
+    if plan.fit is None:
+        return model, step, None
+    first = fit_on_worker_0(model, plan.fit, device)
+    say(first.line)
+    return model, step, first.init_hash
 
 
 def _opening_lines(
@@ -285,18 +288,13 @@ def _plan_autoencoder(config: Config) -> StagePlan:
     )
 
 
-def _first_weights(config: Config, feed: ClipFeed) -> Callable[[nn.Module], str] | None:
+def _first_weights(config: Config, feed: ClipFeed) -> Callable[[nn.Module], FirstWeights] | None:
     """What gives a new MDSA its first weights; None if random ones are enough."""
     linear = config.mdsa.linear_planes
     if config.mdsa.init_from:
-        start = _start(config, "mdsa")
-        return (lambda model: start_mdsa(model, start)) if start else None
+        check_starts(config, "mdsa")
+        return lambda model: start_mdsa(model, open_start(config, "mdsa"))
     return (lambda model: fit_linear_planes(model, feed, linear.fit_clips)) if linear.enabled else None
-
-
-def _start(config: Config, stage: str) -> Checkpoint | None:
-    """The checkpoint that the stage's model starts from; None if it has begun, or starts from nothing."""
-    return None if list_checkpoints(checkpoints_folder(config, stage)) else open_start(config, stage)
 
 
 def _plan_generator(config: Config) -> StagePlan:
@@ -310,8 +308,11 @@ def _plan_generator(config: Config) -> StagePlan:
         config.stdit.train,
         lambda device, data: (STDiT(config, data["num_labels"]), GeneratorStep(config, **data)),
     )
-    start = _start(config, "stdit")
-    return replace(plan, fit=(lambda model: start_stdit(model, start, plan.labels)) if start else None)
+    if not config.stdit.init_from:
+        return plan
+    check_starts(config, "stdit")
+    mdsa = load_checkpoint(RunFolder(config).mdsa.checkpoints, kind="mdsa", verify=False)
+    return replace(plan, fit=lambda model: start_stdit(model, open_start(config, "stdit"), plan.labels, mdsa))
 
 
 def _plan_flow_map(config: Config) -> StagePlan:

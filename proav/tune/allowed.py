@@ -20,6 +20,8 @@ NEVER = {
     "tune.": "a sweep cannot be a trial of another sweep",
     "job.": "it changes nothing that is measured",
     "distill.": "no trial makes a flow map",
+    "mdsa.init_from": "all trials start alike",
+    "stdit.init_from": "all trials start alike",
     "evaluate.": "all trials are measured alike",
     "generate.checkpoint": "a trial has its own",
     "generate.stage": "a trial makes its clips by the ST-DiT that it trains",

@@ -52,6 +52,8 @@ OF_THE_MACHINE = (
 )
 """Training settings that say where and how long it runs. A trial may be resumed under other values of them.
 """
+LATER = {"init_from": None, "position_spacing": [1.0, 1.0]}
+"""Settings of models that the first sweeps did not have, with their defaults."""
 WITHOUT_NETWORK = (
     "mdsa.linear_planes.",
     "mdsa.plane_size",
@@ -273,8 +275,9 @@ def _identity(config: Config, resolved: Config, point: Point, data_hash: str, me
     settings, tune = config_to_dict(resolved), config.tune
 
     def trained(stage: str) -> dict:
-        train = {key: value for key, value in settings[stage]["train"].items() if key not in OF_THE_MACHINE}
-        return {**settings[stage], "train": train}
+        section = {key: value for key, value in settings[stage].items() if value != LATER.get(key, ...)}
+        train = {key: value for key, value in section["train"].items() if key not in OF_THE_MACHINE}
+        return {**section, "train": train}
 
     identity = {
         "point": point,

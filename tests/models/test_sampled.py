@@ -83,6 +83,12 @@ def test_block_kernels_keep_the_length_that_the_optimizer_moves_them_by():
         torch.testing.assert_close(after, before)
 
 
+def test_a_kernel_of_zeros_stays_one():
+    small, large = MDSA(tiny_config()), MDSA(tiny_config("clip.height=64", "clip.width=64"))
+    weights, changed = resized_weights(small.state_dict(), small, large)  # not fitted: all are zero
+    assert changed and all(value.isfinite().all() for value in weights.values())
+
+
 def test_the_same_size_changes_nothing():
     model = randomize(MDSA(tiny_config()), 1)
     weights, changed = resized_weights(model.state_dict(), model, MDSA(tiny_config()))

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from proav.config.reading import config_to_yaml
+from tests.tiny import save_tiny_stdit, tiny_config
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.name for path in (ROOT / "ray_jobs").glob("*.py"))
 
@@ -69,6 +72,22 @@ def test_a_mistake_is_reported_without_a_traceback(words, said, tmp_path):
     assert (
         said in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 2
     )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "demo.py"])
+@pytest.mark.parametrize(
+    ("wrong", "said"), [("mdsa.width=24", "mdsa.width=16"), ("stdit.depth=2", "trained with stdit.depth=1")]
+)
+def test_a_start_that_does_not_fit_is_refused_before_anything_begins(script, wrong, said, tmp_path):
+    """Also by --dry-run, and for ST-DiT before MDSA is trained."""
+    start = save_tiny_stdit(f"{tmp_path}/trained", tiny_config())
+    (tmp_path / "tiny.yaml").write_text(config_to_yaml(tiny_config()))
+    words = [f"{stage}.init_from={start}" for stage in ("mdsa", "stdit")] + ["--dry-run"] * (
+        script != "demo.py"
+    )
+    done = run(script, "--config", f"{tmp_path}/tiny.yaml", *words, wrong, f"run_dir={tmp_path}/run")
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
 
 

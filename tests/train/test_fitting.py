@@ -94,8 +94,8 @@ def test_the_fit_depends_on_seed_and_data_alone(config):
 def workers_agree(config, folder):
     torch.manual_seed(dist.get_rank())
     model, feed = MDSA(config), plan_stage(config, "mdsa").feed
-    line = fit_on_worker_0(model, lambda model: fit_linear_planes(model, feed, FIT_CLIPS), CPU)
-    assert line.startswith(f"linear planes fitted on {FIT_CLIPS} clips in ")
+    found = fit_on_worker_0(model, lambda model: fit_linear_planes(model, feed, FIT_CLIPS), CPU)
+    assert found.init_hash is None and found.line.startswith(f"linear planes fitted on {FIT_CLIPS} clips in ")
     torch.save(model.state_dict(), f"{folder}/{dist.get_rank()}.pt")
     with pytest.raises(UserError, match="no clips"):
         fit_on_worker_0(model, no_clips, CPU)

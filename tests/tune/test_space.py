@@ -79,6 +79,15 @@ def test_an_id_follows_from_the_question_alone():
     assert len({same, *others}) == 6
 
 
+def test_ids_of_the_first_sweeps_stay_valid():
+    """Ids as they were before later settings existed. With other ids a sweep would train its trials anew."""
+    ids = [
+        make_trial(sweep_config(*words), {SCALES: [1, 2], GROUPS: 2}, data_hash="abc").id
+        for words in ([], ["tune.stage=stdit"])
+    ]
+    assert ids == ["tfda714f1", "tbb7d3fba"]
+
+
 def test_settings_that_came_later_are_in_an_id_only_if_they_are_used():
     def generate(*words):
         config = sweep_config("tune.stage=stdit", *words)
