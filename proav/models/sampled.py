@@ -98,4 +98,4 @@ def resized_weights(
 
 def _row_power(matrix: Tensor) -> Tensor:
     """Mean squared length of the rows."""
-    return matrix.square().sum(1).mean()
+    return matrix.float().square().sum(1).mean()
