@@ -167,9 +167,9 @@ def main() -> None:
         of = {"windows": len(windows), "seed": arguments.seed}
         if model is None:
             return of
-        first = [pipelines[best].checkpoint_hash, shifts[best], arguments.steps[0]]
+        compared = [pipelines[best].checkpoint_hash, shifts[best], arguments.steps[0]]
         own = {"checkpoint": pipelines[model].checkpoint_hash, "shift": shifts[model]}
-        return of | own | {"compared_with": first}
+        return of | own | {"compared_with": compared}
 
     def is_missing(name: str, model: str | None) -> bool:
         return any(rows.get(name, {}).get(key, "") != value for key, value in made_of(model).items())

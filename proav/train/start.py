@@ -61,7 +61,7 @@ def check_begun(checkpoint: Checkpoint, config: Config, stage: str) -> None:
     if now and not then:
         raise CheckpointError(
             f"{stage}.init_from={getattr(config, stage).init_from} has no effect: {checkpoint.path} began "
-            f"without it. Leave it out to continue, or choose another run_dir=DIR to start anew"
+            "without it. Leave it out to continue, or choose another run_dir=DIR to start anew"
         )
 
 

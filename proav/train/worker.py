@@ -311,8 +311,12 @@ def _plan_generator(config: Config) -> StagePlan:
     if not config.stdit.init_from:
         return plan
     check_starts(config, "stdit")
-    mdsa = load_checkpoint(RunFolder(config).mdsa.checkpoints, kind="mdsa", verify=False)
-    return replace(plan, fit=lambda model: start_stdit(model, open_start(config, "stdit"), plan.labels, mdsa))
+
+    def start(model: nn.Module) -> FirstWeights:
+        mdsa = load_checkpoint(RunFolder(config).mdsa.checkpoints, kind="mdsa", verify=False)
+        return start_stdit(model, open_start(config, "stdit"), plan.labels, mdsa)
+
+    return replace(plan, fit=start)
 
 
 def _plan_flow_map(config: Config) -> StagePlan:
