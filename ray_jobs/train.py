@@ -23,9 +23,13 @@ def main(config: Config) -> None:
 
 
 def plan(config: Config) -> None:
+    from proav.train.checks import check_stages
     from proav.train.start import check_starts
 
-    check_starts(config, *(stage for stage in ("mdsa", "stdit") if config.stage in (None, stage)))
+    last = ("distill",) if config.generate.stage == "distill" else ()
+    stages = ("mdsa", "stdit", *last) if config.stage is None else (config.stage,)
+    check_stages(config, *stages)
+    check_starts(config, *(stage for stage in stages if stage != "distill"))
 
 
 if __name__ == "__main__":

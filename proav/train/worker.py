@@ -31,6 +31,7 @@ from proav.runs.metrics_log import MetricsLog
 from proav.runs.progress import Progress
 from proav.runs.stages import find_stage
 from proav.train.autoencoder_step import AutoencoderStep
+from proav.train.checks import check_stages
 from proav.train.ema import ExponentialMovingAverage
 from proav.train.engines import make_engine
 from proav.train.fitting import FirstWeights, fit_linear_planes, fit_on_worker_0
@@ -298,11 +299,7 @@ def _first_weights(config: Config, feed: ClipFeed) -> Callable[[nn.Module], Firs
 
 
 def _plan_generator(config: Config) -> StagePlan:
-    if config.diffusion.objective == "flow_map":
-        raise UserError(
-            "stage=stdit cannot train diffusion.objective=flow_map: a flow map is made from a trained "
-            "flow; write diffusion.objective=flow, then train stage=distill"
-        )
+    check_stages(config, "stdit")
     plan = _plan_on_latents(
         config,
         config.stdit.train,

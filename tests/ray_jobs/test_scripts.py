@@ -91,6 +91,35 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_begins(script, wro
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("script", ["train.py", "demo.py"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["generate.guidance_interval=[0.8,0.2]"],
+            "generate.guidance_interval=[0.8,0.2]: expected two times",
+        ),
+        (["generate.solver=foo"], "generate.solver=foo is unknown; expected one of euler, heun"),
+        (
+            ["generate.solver=euler", "diffusion.objective=ddpm"],
+            "generate.solver=euler does not follow diffusion.objective=ddpm; expected one of dpmpp_2m, ddim",
+        ),
+        (["diffusion.objective=flow_map"], "stage=stdit cannot train diffusion.objective=flow_map"),
+        (
+            ["diffusion.objective=ddpm", "generate.stage=distill"],
+            "generate.stage=distill with diffusion.objective=ddpm: a flow map is made from a flow",
+        ),
+    ],
+)
+def test_what_no_model_of_the_run_could_use_is_refused_before_anything_begins(script, words, said, tmp_path):
+    """Also by --dry-run; otherwise it would be said after hours of training, or by the server."""
+    (tmp_path / "tiny.yaml").write_text(config_to_yaml(tiny_config()))
+    dry = ["--dry-run"] * (script != "demo.py")
+    done = run(script, "--config", f"{tmp_path}/tiny.yaml", *dry, *words, f"run_dir={tmp_path}/run")
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = run("preprocess.py", f"run_dir={tmp_path}/file/run")
