@@ -24,8 +24,8 @@ class DistillConfig(Section):
     """How many of the last blocks of ST-DiT are conditioned on the next time instead of the current one;
     empty: a third."""
     time_step: Annotated[float, Field(gt=0, le=1), Changes("training")] = 0.03125
-    """Time step of the finite difference that gives the average velocity's derivative. It is also the length
-    of the teacher's Euler steps that the flow map learns to combine.
+    """Length of the teacher's Euler steps that the flow map learns to combine, in times before
+    diffusion.time_shift.
     """
     train: DistillTrainConfig = DistillTrainConfig()
     """How it is trained; settings that are not given here are as in stdit.train, except for the length."""

@@ -1,4 +1,4 @@
-"""One training step of a flow map: latents -> pairs of times -> the teacher's velocity -> average velocity.
+"""One training step of a flow map: latents -> pairs of times -> where it arrives -> the teacher's velocity.
 
 The student starts as a copy of its teacher, a trained flow, and learns to go many of its steps at once.
 Every draw is a function of (seed, clip position). Not here: the formulas of the target
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from proav.config import Config
-from proav.diffusion.flow_maps import draw_time_pairs, later_times, mean_flow_target, step_along
+from proav.diffusion.flow_maps import draw_time_pairs, flow_map_target, last_step, step_along
 from proav.diffusion.modalities import denoising_loss
 from proav.diffusion.tasks import draw_tasks
 from proav.generation.denoise import guided_prediction
@@ -46,28 +46,30 @@ class FlowMapStep(GeneratorStep):
         Without it the longest spans t - r would dominate: their errors are a hundred times those of short
         ones.
 
-        The target takes two more forward passes without gradients: the teacher's at t (of twice as many clips
-        if there is guidance), and the student's one time step later. Forward-mode derivatives are not used:
-        they would bypass ZeRO's hooks, and fused attention has none. Arguments as in GeneratorStep.
+        The target takes two more forward passes without gradients: the student's to a time just before r, and
+        the teacher's from there (of twice as many clips if there is guidance). Forward-mode derivatives are
+        not used: they would bypass ZeRO's hooks, and fused attention has none. Arguments as in GeneratorStep.
         """
-        settings, device = self.config.distill, engine.device
+        settings, device, shift = self.config.distill, engine.device, self.config.diffusion.time_shift
         draw = draw_tasks(self.config.seed, batch["position"], self.config)
-        times_B2, next_B2 = draw_time_pairs(self.config.seed, batch["position"], draw.names, draw.given_B2)
+        times_B2, next_B2 = draw_time_pairs(
+            self.config.seed, batch["position"], draw.names, draw.given_B2, shift
+        )
         made = self.add_noise(batch, replace(draw, times_B2=times_B2), device)
-        later_B2, share_B = (
-            values.to(device) for values in later_times(times_B2, next_B2, settings.time_step)
+        last_B2, share_B2 = (
+            values.to(device) for values in last_step(times_B2, next_B2, settings.time_step, shift)
         )
         next_B2 = next_B2.to(device)
         with torch.no_grad():
+            before_BDPNN = engine.forward(made.noisy_BDPNN, made.times_B2, made.conditions, last_B2)
+            state_BDPNN = step_along(before_BDPNN, made.noisy_BDPNN, made.times_B2, last_B2)
             scales_B2 = torch.tensor([settings.guidance_scales], device=device).expand(len(times_B2), 2)
             with engine.autocast():
                 velocity_BDPNN = guided_prediction(
-                    self.teacher, made.noisy_BDPNN, made.times_B2, made.conditions, scales_B2
+                    self.teacher, state_BDPNN, last_B2, made.conditions, scales_B2
                 )
-            state_BDPNN = step_along(velocity_BDPNN, made.noisy_BDPNN, made.times_B2, later_B2)
-            later_BDPNN = engine.forward(state_BDPNN, later_B2, made.conditions, next_B2)
         prediction_BDPNN = engine.forward(made.noisy_BDPNN, made.times_B2, made.conditions, next_B2)
-        target_BDPNN = mean_flow_target(velocity_BDPNN, prediction_BDPNN.detach(), later_BDPNN, share_B)
+        target_BDPNN = flow_map_target(velocity_BDPNN, prediction_BDPNN.detach(), before_BDPNN, share_B2)
         losses_B = denoising_loss(prediction_BDPNN, target_BDPNN, made.given_B2, self.own_DP.to(device))
         weighted_B = losses_B / (losses_B.detach() + STEADY)
         parts = _by_span(losses_B.detach(), (made.times_B2 - next_B2).amax(1))
