@@ -25,6 +25,8 @@ its data one modality is given, and the other is made, from the same noise in ea
     distance     kernel distance of what is made to the real windows, in features of a fixed random network:
                  sKAD for sound, sKVD for pictures
     to truth     v2a: mean log-mel error to the true sound in dB; a2v: PSNR to the true pictures in dB
+    motion       a2v: how much of the motion is where and when the true one is (`motion_agreement`), up to 1.
+                 It needs no objects that can be followed. The rows "unrelated" have what chance gives
     seconds      processor seconds of sampling a clip, without the conversion from mel to sound
 
 Intervals are 95 %, by a bootstrap over sources. Prints a table; a row that is in FILE already is
@@ -63,6 +65,8 @@ from proav.metrics.world import world_scores
 from proav.runs.layout import RunFolder
 
 BATCH = 16
+CELL = 8
+"""Side of the squares in which motion is compared, in pixels."""
 UNRELATED = {"real": "unrelated", "trained": "trained, unrelated"}
 """Rows that are measured again with the clips of other windows, and the names of those rows."""
 Streams = tuple[Tensor, Tensor]
@@ -113,6 +117,26 @@ def zero_shot(
         return coder.decode(coder.denormalize(torch.where(held, given, state)))
 
 
+def motion_agreement(made: np.ndarray, truth: np.ndarray) -> float:
+    """Correlation, over frames and cells, of the motion of two clips, in [-1, 1]; 0 if one stands still.
+
+    Motion is the mean absolute difference to the pixel's median over time, over a cell of CELL x CELL pixels.
+    So a still background counts for nothing, whatever its colour.
+
+    made, truth: uint8 [T, H, W, 3] of one size, at least CELL high and wide.
+    """
+    moving = []
+    for video in (made, truth):
+        levels = video.astype(np.float64)
+        difference = np.abs(levels - np.median(levels, axis=0)).mean(-1)
+        frames, high, wide = (difference.shape[0], *(side // CELL for side in difference.shape[1:]))
+        cells = difference[:, : high * CELL, : wide * CELL].reshape(frames, high, CELL, wide, CELL)
+        moving.append(cells.mean((2, 4)).ravel())
+    first, second = (motion - motion.mean() for motion in moving)
+    size = np.sqrt((first**2).sum() * (second**2).sum())
+    return float((first * second).sum() / size) if size > 0 else 0.0
+
+
 class Measure:
     """Measures what was made for some windows.
 
@@ -148,6 +172,11 @@ class Measure:
         measures: dict[str, Callable] = {"distance": distance}
         closeness = self._to_truth(made)
         measures["to truth"] = lambda places: float(closeness[places].mean())
+        if self.task == "a2v":
+            motion = np.array(
+                [motion_agreement(one.video, own.video) for one, own in zip(made, self.truth, strict=True)]
+            )
+            measures["motion"] = lambda places: float(motion[places].mean())
         if self.is_world:
             for name, shift in (("synchrony", 0), ("chance", len(made) // 2)):
                 scores = self._scores(made, [*self.truth[shift:], *self.truth[:shift]])
@@ -216,7 +245,7 @@ def unrelated_places(labels: Sequence[str], sources: Sequence[str]) -> list[int]
 
 
 def show(rows: dict[str, dict]) -> None:
-    columns = {"synchrony": 3, "chance": 3, "distance": 4, "to truth": 2}
+    columns = {"synchrony": 3, "chance": 3, "distance": 4, "to truth": 2, "motion": 3}
     print(f"{'':26}" + "".join(f"{name:>26}" for name in columns) + "  seconds")
     for name, row in rows.items():
         cells = []
