@@ -170,21 +170,31 @@ def segments_of(name: str, config: Config, view: View, *, split: str, max_clips:
 def samples_of(name: str, config: Config, view: View, *, max_clips: int) -> ClipSet:
     """The run's generated samples, in order of their index; each is a source of its own.
 
-    Raises UserError if there are none.
+    Samples that are left from another job, made with another task, checkpoint or settings than the first one,
+    are left out, and a line says so. Raises UserError if there are no samples.
 
     name: of the set.
     config: of the run whose samples are used.
     view: the size and rates of the protocol.
     max_clips: the most samples to take, from the first on.
     """
-    from proav.generation.batch import read_samples
+    from proav.generation.batch import of_one_job, read_samples
 
     folder = RunFolder(config).samples
-    rows = sorted(read_samples(folder), key=lambda row: row["index"])[:max_clips]
-    if not rows:
+    every = read_samples(folder)
+    if not every:
         raise UserError(
             f"no samples in {folder}; run: python ray_jobs/generate.py --config FILE, with the same run_dir"
         )
+    rows, others = of_one_job(every)
+    if others:
+        said = "; ".join(f"{count}: {what}" for what, count in others.items())
+        print(
+            f"evaluate: OTHER SAMPLES: {len(every) - len(rows)} of {len(every)} samples in {folder} are from "
+            f"another job, and are left out ({said}). To measure those, generate them in a run_dir of their "
+            "own"
+        )
+    rows = rows[:max_clips]
     items = tuple(
         Item(
             f"{row['index']:09d}",

@@ -6,12 +6,13 @@ stored. Not here: what a model takes (`proav/vectors.py`).
 """
 
 import functools
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from proav.config import Config
-from proav.data.sources.strict_tables import text_of
+from proav.data.sources.strict_tables import check_not_missing, text_of
 from proav.data.store.shards import SegmentStore
 from proav.data.store.vectors import open_vectors
 from proav.errors import UserError
@@ -33,6 +34,7 @@ def told_of(record: dict, shapes: dict[str, Shape], encoders: dict[str, str]) ->
         if isinstance(value, list):
             vectors[name] = to_text(fitted(value, shape, name))
         elif text := text_of(value):
+            _check_text(text, name)
             if name not in encoders:
                 raise UserError(
                     f"{name}={text[:40]!r} is a text; to turn it into a vector, write "
@@ -42,10 +44,33 @@ def told_of(record: dict, shapes: dict[str, Shape], encoders: dict[str, str]) ->
     return {key: values for key, values in (("vectors", vectors), ("texts", texts)) if values}
 
 
+def _check_text(text: str, name: str) -> None:
+    """Raises UserError for a cell that holds no words: "nan", or numbers in brackets, as programs write them.
+
+    name: of the column.
+    """
+    check_not_missing(text, name, "a text")
+    if re.fullmatch(r"\[.*\]", text, re.DOTALL) and all(map(_is_number, re.findall(r"[^\s,;\[\]]+", text))):
+        raise UserError(
+            f"{name}={text[:40]!r} is a text, not a vector; numbers need Parquet, with a list in each cell"
+        )
+
+
+def _is_number(word: str) -> bool:
+    """Whether a word is a number, or the dots that numpy writes in place of most numbers of a long array."""
+    try:
+        float(word)
+    except ValueError:
+        return word == "..."
+    return True
+
+
 def told_by_prompts(prompts: Sequence[str], shapes: dict[str, Shape], encoders: dict[str, str]) -> list[dict]:
-    """What `told_of` gives for each of `generate.prompts`. [] if there are none.
+    """What `told_of` would give for each of `generate.prompts`. [] if there are none.
 
     As in the server, a prompt is a text for the first of the encoders.
+    Any text is a prompt, also one that `told_of` refuses in a cell.
+
     shapes, encoders: as in `told_of`.
     Raises UserError if the model takes no vectors, or if no encoder is named.
     """
@@ -63,7 +88,7 @@ def told_by_prompts(prompts: Sequence[str], shapes: dict[str, Shape], encoders: 
             f"{', '.join(shapes)}: write generate.encoders={{{next(iter(shapes))}: package.module:function}}"
         )
     name = next(iter(encoders))
-    return [told_of({name: prompt}, {name: shapes[name]}, encoders) for prompt in prompts]
+    return [{"texts": {name: text_of(prompt)}} for prompt in prompts]
 
 
 class GivenVectors:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from proav.errors import UserError
-from proav.evaluate.clip_sets import View, files_below, reconstructions_of, seen, segments_of
+from proav.evaluate.clip_sets import View, files_below, reconstructions_of, samples_of, seen, segments_of
 from proav.evaluate.yardsticks import YardstickPlan
+from proav.generation.batch.manifest import write_part
 from proav.media.container import Clip
 from proav.runs.checkpoint import load_checkpoint
 from tests.tiny import save_tiny_mdsa, tiny_config
@@ -86,3 +87,19 @@ def test_reconstructed_sound_is_made_with_the_settings_that_the_job_names(tmp_pa
     assert own == same and np.array_equal(clip.audio, clip_again.audio) and "settings" not in own
     assert other["settings"] == {"mel.griffin_lim_iterations": 9}
     assert np.array_equal(clip.video, other_clip.video) and not np.array_equal(clip.audio, other_clip.audio)
+
+
+def test_samples_of_another_job_are_left_out_and_told(view, tmp_path, capsys):
+    """generate.py keeps the rows beyond those that it is asked for."""
+    config = tiny_config(f"run_dir={tmp_path}")
+    with pytest.raises(UserError, match="no samples in"):
+        samples_of("generated", config, view, max_clips=9)
+    rows = [
+        {"index": n, "path": f"{n}.mp4", "label": None, "task": "v2a" if n < 2 else "joint"} for n in range(6)
+    ]
+    write_part(f"{tmp_path}/samples", rows)
+    clips = samples_of("generated", config, view, max_clips=9)
+    assert [item.id for item in clips.items] == ["000000000", "000000001"]
+    said = capsys.readouterr().out
+    assert "OTHER SAMPLES: 4 of 6 samples" in said and "(4: task=joint instead of v2a)" in said
+    assert len(samples_of("generated", config, view, max_clips=1).items) == 1

@@ -39,8 +39,12 @@ OFTEN_MEANT = {
 """Other programs' names of our columns, for error messages."""
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 """The column of row numbers that pandas stores in Parquet; it says nothing about a clip and is left out."""
-NO_LABELS = ("nan", "<na>", "nat")
+FOR_MISSING = ("nan", "<na>", "nat")
 """What programs write for a missing value, in upper or lower case."""
+MAX_SECONDS = 1e9
+"""Longest time in a cell, 31 years. Seeking counts microseconds in 64 bits, which end at 9.2e12 s."""
+MAX_WHOLE = 2**64 - 1
+"""Largest whole number in a cell: that of a Parquet column. Noise takes seeds of any size."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class TableForm:
     unused: columns of other kinds of listings, reported as unused.
     job: begins the printed lines.
     hint: ends the message for a table that lacks a required column.
+    note: follows their names in the message for unknown columns, unless all are near one of `columns`.
+    may_lose: whether that message offers to leave a column unused although its name is near one of `columns`.
     """
 
     setting: str = "data.listing"
@@ -62,6 +68,8 @@ class TableForm:
     unused: tuple[str, ...] = ()
     job: str = "sources"
     hint: str = f"; other formats: data.listing_format={'|'.join(OTHER_FORMATS)}"
+    note: str = ""
+    may_lose: bool = True
 
     @property
     def expected(self) -> str:
@@ -169,15 +177,23 @@ def labels_of(value: object) -> list[str]:
     words = value if isinstance(value, list) else text_of(value).split(LABEL_SEPARATOR)
     labels = [one_form(text_of(word)) for word in words]
     for label in labels:
-        if label.lower() in NO_LABELS:
-            raise UserError(
-                f"labels={label!r} is what programs write for a missing value; expected nothing or a label"
-            )
+        check_not_missing(label, "labels", "a label")
     return list(dict.fromkeys(label for label in labels if label))
 
 
+def check_not_missing(text: str, column: str, expected: str) -> None:
+    """Raises UserError for a text such as "nan". expected: what the column holds, for the message."""
+    if text.lower() in FOR_MISSING:
+        raise UserError(
+            f"{column}={text!r} is what programs write for a missing value; expected nothing or {expected}"
+        )
+
+
 def seconds_of(value: object, column: str) -> float | None:
-    """The seconds in a cell; None if it is missing. Raises UserError for a negative number or text."""
+    """The seconds in a cell; None if it is missing.
+
+    Raises UserError for text, and for a number below 0 or above MAX_SECONDS.
+    """
     value = cell(value)
     if value is None:
         return None
@@ -185,23 +201,34 @@ def seconds_of(value: object, column: str) -> float | None:
         seconds = -1.0 if isinstance(value, bool) or "_" in str(value) else float(value)
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise UserError(f"{column}={value!r}; expected seconds from 0 up, or nothing")
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise UserError(
+            f"{column}={_shortened(repr(value))}; expected seconds from 0 up to {MAX_SECONDS:,.0f}, "
+            "or nothing"
+        )
     return seconds
 
 
 def whole_of(value: object, column: str, *, least: int) -> int | None:
-    """The whole number in a cell; None if it is missing. Raises UserError for anything else or below `least`.
+    """The whole number in a cell; None if it is missing.
 
     3.0 is 3: pandas writes whole numbers as 3.0 if some values of the column are missing.
+    Raises UserError for anything else, and for a number below `least` or above MAX_WHOLE.
     """
     text = text_of(value)
     if not text:
         return None
-    number = re.fullmatch(r"([0-9]+)(\.0*)?", text)
-    if number is None or int(number[1]) < least:
-        raise UserError(f"{column}={text}; expected a whole number from {least} up, or nothing")
+    number = re.fullmatch(r"0*([0-9]{1,20})(\.0*)?", text)  # 20 digits: Python reads at most 4,300
+    if number is None or not least <= int(number[1]) <= MAX_WHOLE:
+        raise UserError(
+            f"{column}={_shortened(text)}; expected a whole number from {least} up to {MAX_WHOLE}, or nothing"
+        )
     return int(number[1])
+
+
+def _shortened(text: str) -> str:
+    """The text for a message: its beginning if it is long."""
+    return text if len(text) <= 40 else f"{text[:40]}... ({len(text):,} characters)"
 
 
 def _csv_records(listing: str, other_columns: Sequence[str], form: TableForm) -> Iterator[dict]:
@@ -278,11 +305,15 @@ def _used_columns(
         )
     if unknown:
         said = ", ".join(name + (f" (did you mean {near[name]}?)" if near[name] else "") for name in unknown)
-        quoted = (json.dumps(name, ensure_ascii=False) for name in unknown)
+        left = [name for name in unknown if form.may_lose or not near[name]]
+        quoted = (json.dumps(name, ensure_ascii=False) for name in left)
         words = ",".join(text[1:-1] if re.fullmatch(r'"[A-Za-z][\w-]*"', text) else text for text in quoted)
+        those = "them" if left == unknown else ", ".join(left)
+        note = "" if all(near.values()) else form.note
+        unused = f", or write 'data.other_columns=[{words}]' to leave {those} unused" if left else ""
         raise UserError(
-            f"{said_of} has columns that proav does not know: {said}; {form.expected}; rename them, "
-            f"or write 'data.other_columns=[{words}]' to leave them unused"
+            f"{said_of} has columns that proav does not know: {said}{note}; {form.expected}; "
+            f"rename them{unused}"
         )
     used = [
         name
@@ -300,5 +331,6 @@ def _nearest_column(name: str, names: Sequence[str], form: TableForm) -> str | N
     word, free = name.strip().lower(), [column for column in form.columns if column not in names]
     meant = OFTEN_MEANT.get(word)
     near = [column for column in free if column == meant or column.startswith(word + "_")]
-    near = near or difflib.get_close_matches(word, free, n=1, cutoff=0.5)
+    # a cutoff of 0.5 would find count near caption
+    near = near or difflib.get_close_matches(word, free, n=1, cutoff=0.55)
     return near[0] if near else None

@@ -12,6 +12,6 @@ samples when it is started again, and a finished one changes nothing.
 """
 
 from proav.generation.batch.job import generate
-from proav.generation.batch.manifest import read_samples
+from proav.generation.batch.manifest import of_one_job, read_samples
 
-__all__ = ["generate", "read_samples"]
+__all__ = ["generate", "of_one_job", "read_samples"]

@@ -17,12 +17,20 @@ from proav.diffusion import make_process
 from proav.errors import UserError, raise_from_text
 from proav.generation.batch.making import Maker, Recipe, errors_of, recipe_of
 from proav.generation.batch.manifest import merge_parts, sample_path
-from proav.generation.batch.plan import check_clips, make_plan, shared_values, unpack, wanted_rows
+from proav.generation.batch.plan import (
+    check_clips,
+    make_plan,
+    shared_values,
+    unpack,
+    unset_values,
+    wanted_rows,
+)
 from proav.generation.given_files import streams_read
 from proav.generation.sampling_settings import SamplingSettings
 from proav.runs.checkpoint import load_checkpoint
 from proav.runs.layout import RunFolder
 from proav.runs.progress import Progress
+from proav.vectors import Encoders
 
 MOST_BLOCKS = 2048
 """Most blocks that Ray Data is given. A longer plan has several batches in a block, made one by one."""
@@ -67,11 +75,14 @@ def generate(config: Config) -> Outcome:
         check_clips(config, checkpoint.config)
     process = make_process(checkpoint.config)
     SamplingSettings.from_config(config).filled(process).num_calls(process.objective)  # or says why not
+    shapes = checkpoint.config.stdit.vector_shapes
+    Encoders(config.generate.encoders, shapes, setting="generate.encoders")  # or says why not
     shared = shared_values(config, checkpoint)
     wanted = wanted_rows(config, checkpoint)
     storage.make_folder(folder)
     with only_writer(folder):
-        plan = make_plan(folder, wanted, shared, config.generate.batch_size)
+        defaults = unset_values(process)
+        plan = make_plan(folder, wanted, shared, config.generate.batch_size, defaults=defaults)
         errors = plan.errors
         if not plan.batches:
             outcome = Outcome(folder, plan.num_done - errors.total(), errors)

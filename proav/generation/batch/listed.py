@@ -58,13 +58,18 @@ def known_labels(checkpoint: Checkpoint) -> dict[str, str]:
 
 def table_form(task: str, vectors: Iterable[str] = ()) -> TableForm:
     """The columns of generate.listing for a task. vectors: names of those that the model takes."""
-    given, spanned = ("path", "start_seconds"), ("span", "stream")
-    beside, of_sources = ("label", "seconds", "seed", "count", *vectors), ("end_seconds", "labels", "split")
+    given, spanned, vectors = ("path", "start_seconds"), ("span", "stream"), tuple(vectors)
+    # `labels` is refused rather than unused: a listing that names its labels so would lose them all
+    beside, of_sources = ("label", "seconds", "seed", "count", *vectors), ("end_seconds", "split")
     if not streams_read(task):
-        return TableForm(SETTING, beside, (), (*given, *spanned, *of_sources), "generate", "")
-    if not TASKS[task].asks_span:
-        return TableForm(SETTING, (*given, *beside), ("path",), (*spanned, *of_sources), "generate", "")
-    return TableForm(SETTING, (*given, *spanned, *beside), ("path", "span"), of_sources, "generate", "")
+        columns, required, unused = beside, (), (*given, *spanned, *of_sources)
+    elif not TASKS[task].asks_span:
+        columns, required, unused = (*given, *beside), ("path",), (*spanned, *of_sources)
+    else:
+        columns, required, unused = (*given, *spanned, *beside), ("path", "span"), of_sources
+    takes = f"takes the vectors {', '.join(vectors)}" if vectors else "takes no vectors, so no texts"
+    note = f"; the model {takes} (stdit.vectors)"
+    return TableForm(SETTING, columns, required, unused, "generate", "", note, may_lose=False)
 
 
 def listed_rows(config: Config, checkpoint: Checkpoint, default: str | None) -> Iterator[dict]:
@@ -76,8 +81,10 @@ def listed_rows(config: Config, checkpoint: Checkpoint, default: str | None) -> 
     labels, shapes = known_labels(checkpoint), checkpoint.config.stdit.vector_shapes
     length = functools.cache(functools.partial(checked_seconds, checkpoint.config, config.generate.task))
     form = table_form(config.generate.task, shapes)
+    # data.other_columns is also for data.listing, where the same names may mean nothing
+    others = [name for name in config.data.other_columns if name not in form.columns]
     root, index = normal_path(listing).rsplit("/", 1)[0], 0
-    for number, record in enumerate(table_records(listing, config.data.other_columns, form), 1):
+    for number, record in enumerate(table_records(listing, others, form), 1):
         try:
             row = {"seed": config.seed, "label": label_of(text_of(record.get("label")), labels) or default}
             row |= told_of(record, shapes, config.generate.encoders)

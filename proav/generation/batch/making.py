@@ -287,18 +287,27 @@ class Maker:
     """Does some steps of a batch in turn. It is a Ray Data actor; tests call it directly."""
 
     def __init__(self, recipe: Recipe, steps: Iterable[str] = STEPS, device: str = "cpu") -> None:
-        """steps: some of STEPS, in their order. "read" does nothing for a task that is given nothing."""
+        """steps: some of STEPS, in their order. "read" does nothing for a task that is given nothing.
+
+        An error of TOLD is not raised here, where Ray would wrap it: each batch returns it.
+        """
         make: dict[str, Callable] = {
             "read": lambda: ReadGiven(recipe),
             "denoise": lambda: Denoise(recipe, device),
             "finish": lambda: Finish(recipe),
         }
         given = bool(streams_read(recipe.settings.task))
-        self.steps = [make[step]() for step in steps if step != "read" or given]
+        self.steps, self.error = [], ""
+        try:
+            self.steps = [make[step]() for step in steps if step != "read" or given]
+        except TOLD as error:
+            self.error = to_text(error)
 
     def __call__(self, row: dict) -> dict:
         if row.get("error"):
             return row
+        if self.error:
+            return {"batch": row["batch"], "arrays": b"", "error": self.error}
         rows, arrays = unpack(row["batch"]), load(row["arrays"]) if row.get("arrays") else {}
         try:
             for step in self.steps:

@@ -13,14 +13,22 @@ import heapq
 import itertools
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from proav import storage
+from proav.diffusion.solvers import DEFAULTS
 from proav.errors import UserError
+from proav.generation.sampling_settings import SamplingSettings
 
 PARTS_AT_A_TIME = 256
 """Parts that are held in memory together while they are merged."""
+OF_ONE_ROW = ("index", "path", "seed", "number", "label", "seconds", "given", "span", "stream", "texts",
+              "vectors", "error", "message", "clips_trained")  # fmt: skip
+"""Keys of a row that may differ between the samples of one job, and one that says nothing of its own."""
+OF_EARLIER_VERSIONS = SamplingSettings().to_dict() | {"precision": "fp32"}
+"""The settings of rows of an earlier version, which lack some."""
 THREADS = 16
 """Threads that read and delete parts. Object stores answer slowly, but answer many requests at once."""
 
@@ -33,6 +41,38 @@ def sample_path(folder: str, index: int) -> str:
 def read_samples(folder: str) -> list[dict]:
     """The rows of the samples that have a file, in order of the index; [] if there are none."""
     return [row for row, _ in stored_rows(folder) if "error" not in row]
+
+
+def of_one_job(rows: Sequence[dict]) -> tuple[list[dict], dict[str, int]]:
+    """(the rows that were made as the first one was, {what differs in others: how many rows}).
+
+    The first row is always of the newest job, but rows beyond its last index stay (`plan.py`): they may be of
+    another task, checkpoint or number of steps.
+
+    rows: of `read_samples`.
+    """
+    alike, others, first = [], Counter(), _shared(rows[0]) if rows else {}
+    for row in rows:
+        shared = _shared(row)
+        differing = [key for key in sorted(first.keys() | shared) if first.get(key) != shared.get(key)]
+        if not differing:
+            alike.append(row)
+        others.update(f"{key}={shared.get(key)} instead of {first.get(key)}" for key in differing)
+    return alike, dict(others)
+
+
+def _shared(row: dict) -> dict:
+    """What all samples of a job share, with defaults that are spelled out left out.
+
+    For a flow without fresh noise, ddim is euler. `clips_trained` is that of the checkpoint.
+    """
+    row = OF_EARLIER_VERSIONS | row
+    shared = {key: value for key, value in row.items() if key not in OF_ONE_ROW and value is not None}
+    if shared.get("solver") in DEFAULTS.values():
+        del shared["solver"]
+    if shared.get("audio_guidance_scale") == shared.get("guidance_scale"):
+        shared.pop("audio_guidance_scale", None)
+    return shared
 
 
 def stored_rows(folder: str, parts: Sequence[str] | None = None) -> Iterator[tuple[dict, str]]:

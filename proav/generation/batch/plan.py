@@ -13,11 +13,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from proav.config import Config
-from proav.diffusion import make_process
+from proav.diffusion import DDPM, RectifiedFlow, make_process
+from proav.diffusion.solvers import DEFAULTS
 from proav.diffusion.tasks import TASKS, check_trained
 from proav.errors import UserError
 from proav.generation.batch.listed import SETTING, checked_seconds, known_labels, label_of, listed_rows
-from proav.generation.batch.manifest import ManifestDraft, SampleFiles, list_parts, sample_path, stored_rows
+from proav.generation.batch.manifest import (
+    OF_EARLIER_VERSIONS,
+    ManifestDraft,
+    SampleFiles,
+    list_parts,
+    sample_path,
+    stored_rows,
+)
 from proav.generation.given_files import streams_read
 from proav.generation.given_vectors import told_by_prompts
 from proav.generation.given_windows import given_rows
@@ -57,7 +65,9 @@ def unpack(packed: bytes) -> list[dict]:
     return json.loads(zlib.decompress(packed))
 
 
-def make_plan(folder: str, wanted: Iterable[dict], shared: dict, batch_size: int) -> Plan:
+def make_plan(
+    folder: str, wanted: Iterable[dict], shared: dict, batch_size: int, *, defaults: dict | None = None
+) -> Plan:
     """Compares what is wanted with what is there, and merges the parts that a killed job has left.
 
     Rows of samples that will be replaced are removed from the manifest. Rows beyond the last wanted index
@@ -68,6 +78,7 @@ def make_plan(folder: str, wanted: Iterable[dict], shared: dict, batch_size: int
     wanted: of `wanted_rows`.
     shared: of `shared_values`.
     batch_size: most samples of a batch.
+    defaults: of `unset_values`; None: a setting that is not set differs from its default spelled out.
     """
     parts = list_parts(folder)
     plan, files, stored = Plan(), SampleFiles(folder), stored_rows(folder, parts)
@@ -83,7 +94,7 @@ def make_plan(folder: str, wanted: Iterable[dict], shared: dict, batch_size: int
             is_there = found is not None and found["index"] == index
             if (
                 is_there
-                and _is_same(found, manifest_row(row, shared))
+                and _is_same(found, manifest_row(row, shared), defaults or {})
                 and ("error" in found or found["path"] in files)
             ):
                 plan.num_done += 1
@@ -130,6 +141,12 @@ def shared_values(config: Config, checkpoint: Checkpoint) -> dict:
         "checkpoint": checkpoint.hash,
         "clips_trained": checkpoint.clips,
     }
+
+
+def unset_values(process: RectifiedFlow | DDPM) -> dict:
+    """The values that a process takes for settings of the manifest's rows that are null."""
+    shift = process.shift if isinstance(process, RectifiedFlow) else 1.0
+    return {"solver": DEFAULTS[process.objective], "schedule_shift": shift}
 
 
 def check_clips(config: Config, model: Config) -> None:
@@ -180,7 +197,15 @@ def wanted_rows(config: Config, checkpoint: Checkpoint) -> Iterator[dict]:
     except UserError as error:
         raise UserError(f"generate.{error}") from None
     if settings.listing is not None:
-        yield from listed_rows(config, checkpoint, label)
+        any_told = False
+        for row in listed_rows(config, checkpoint, label):
+            any_told = any_told or "texts" in row or "vectors" in row
+            yield row
+        if shapes and not any_told:
+            print(
+                f"generate: NO VECTORS: the model takes {', '.join(shapes)}, and no row of "
+                f"{SETTING}={settings.listing} gives any. To give it some, fill a column of that name"
+            )
         return
     prompted = told_by_prompts(settings.prompts, shapes, settings.encoders)
     _report_prompts(config, checkpoint.config)
@@ -239,12 +264,21 @@ def _check_windows_last(config: Config, model: Config) -> None:
         )
 
 
-def _is_same(found: dict, wanted: dict) -> bool:
+def _is_same(found: dict, wanted: dict, defaults: dict) -> bool:
     """Whether a sample is the wanted one. If a row of an earlier version lacks a setting, the default is
-    assumed."""
-    found = _OF_EARLIER_VERSIONS | found
-    keys = wanted.keys() | {"number", "seconds", "texts", "vectors", "encoders", "settings"}
-    return all(found.get(key) == wanted.get(key) for key in keys)
+    assumed. defaults: of `unset_values`."""
+    found = OF_EARLIER_VERSIONS | found
+    may_lack = {"number", "seconds", "texts", "vectors", "encoders", "settings", "audio_guidance_scale"}
+    return all(
+        found.get(key) == wanted.get(key)
+        or _effective(found, key, defaults) == _effective(wanted, key, defaults)
+        for key in wanted.keys() | may_lack
+    )
 
 
-_OF_EARLIER_VERSIONS = SamplingSettings().to_dict() | {"precision": "fp32"}
+def _effective(row: dict, key: str, defaults: dict) -> object:
+    """A value of a manifest's row; if it is not set, the value that then takes effect."""
+    value = row.get(key)
+    if value is not None:
+        return value
+    return row.get("guidance_scale") if key == "audio_guidance_scale" else defaults.get(key)

@@ -139,6 +139,7 @@ def test_times_may_be_zero_or_missing(parquet_file):
         ({"path": ["a.mp4"], "labels": [{"name": "dog"}]}, "row 1: .*is dict; expected a text or a number"),
         ({"path": ["a.mp4"], "labels": [b"\xff"]}, "is not UTF-8"),
         ({"path": ["a.mp4"], "start_seconds": [False]}, "row 1: start_seconds=False; expected seconds"),
+        ({"path": ["a.mp4"], "start_seconds": [1e10]}, "row 1: start_seconds=1.*from 0 up to 1,000,000,000"),
         ({"path": ["a.mp4"], "start_seconds": [[1.0]]}, "is list; expected a text or a number"),
         ({"path": ["a.mp4"], "end_seconds": [0]}, "end_seconds=0 is not after start_seconds=0"),
         ({"path": ["a.mp4"], "end_seconds": ["nan"]}, "end_seconds='nan'; expected seconds"),
@@ -170,13 +171,22 @@ def test_a_table_may_begin_with_comments(csv_file):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("", None), (None, None), (float("nan"), None), ("3", 3), ("3.0", 3), (3.0, 3), (7, 7)],
+    [
+        ("", None),
+        (None, None),
+        (float("nan"), None),
+        ("3", 3),
+        ("3.0", 3),
+        (3.0, 3),
+        (7, 7),
+        ("0" * 30 + "3", 3),
+    ],
 )
 def test_whole_numbers(value, expected):
     assert whole_of(value, "count", least=1) == expected
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", 1.5, "two", "1_000", True])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", 1.5, "two", "1_000", True, 1e20, "9" * 5000])
 def test_what_is_no_whole_number_is_reported(value):
     with pytest.raises(UserError, match="count=.*expected a whole number from 1 up"):
         whole_of(value, "count", least=1)

@@ -19,6 +19,7 @@ from proav.media.container import encode_clip, read_clip
 from proav.runs.checkpoint import load_checkpoint
 from tests.generation.batch.listings import ALL_TASKS, listing_of
 from tests.generation.batch.test_making import SHAPE, maker_of
+from tests.media.flash_and_beep import make_film, regular
 from tests.tiny import save_tiny_stdit, tiny_config
 from tests.train.tiny_run import write_segments
 
@@ -59,6 +60,17 @@ def test_a_clip_as_long_as_its_file_is_that_of_python(checkpoint, file, tmp_path
     (whole,) = pipeline(1, label="rain", clip=given, **settings)
     expected = read_clip(io.BytesIO(encode_clip(whole)), **SHAPE)
     assert abs(clips[0].video.astype(int) - expected.video).mean() < 0.5  # up to the rounding of kernels
+
+
+def test_a_clip_is_as_long_as_the_pictures_of_its_file_if_their_old_sound_is_shorter(checkpoint, tmp_path):
+    path = make_film(tmp_path / "film.mp4", times=regular(10, 2), sound_to=0.5)
+    lines = "path,seconds", f"{path},file", f"{path},1.8", f"{path},"
+    words = "generate.steps=1", "generate.task=v2a", listing_of(tmp_path, *lines)
+    make, rows = maker_of(checkpoint, tmp_path, *words)
+    assert make({"batch": pack(rows)})["error"] == ""
+    made = read_samples(str(tmp_path))
+    clips = [read_clip(str(tmp_path / row["path"]), **SHAPE) for row in made]
+    assert [len(clip.video) for clip in clips] == [10, 9, 4]
 
 
 def test_unlike_lengths_share_a_batch(checkpoint, tmp_path):
@@ -128,7 +140,8 @@ def test_a_file_that_ends_too_early_for_its_row_is_a_row_with_a_reason(checkpoin
     [
         (["generate.seconds=0.1"], [], "generate.seconds=0.1: expected at least the 0.2 s of a frame"),
         ([], ["seconds", "0"], "row 1: seconds=0: expected at least the 0.2 s of a frame"),
-        ([], ["seconds", "1e308"], "row 1: seconds=1e.308: expected at least"),
+        (["generate.seconds=1e308"], [], "generate.seconds=1e.308: expected at least"),
+        ([], ["seconds", "1e308"], "row 1: seconds='1e308'; expected seconds from 0 up to .*, or file"),
         (
             [],
             ["seconds", "2", "soon"],

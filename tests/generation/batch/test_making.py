@@ -1,6 +1,8 @@
 """Making a batch: one Maker for all steps and one for each step write the same files; broken inputs."""
 
 import json
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.media.container import encode_clip, read_clip, read_sound
 from proav.media.melframes import MelFrames
 from proav.runs.checkpoint import load_checkpoint
-from tests.media.hostile_files import h264, switching_h264, wav
+from tests.media.flash_and_beep import beep_times, make_film, regular
+from tests.media.hostile_files import h264, switching_h264, wav, with_damaged_sound
 from tests.synthetic_clips import make_clip
 from tests.tiny import save_tiny_stdit, tiny_config
 from tests.train.tiny_run import write_segments
@@ -144,6 +147,26 @@ def test_broken_inputs_become_rows_with_a_reason(checkpoint, inputs, tmp_path, t
     assert files == [found[good]["path"]]
 
 
+def test_a_stretch_that_begins_far_behind_the_end_is_a_row_with_a_reason(checkpoint, inputs, tmp_path):
+    (tmp_path / "rows.csv").write_text(f"path,start_seconds\n{inputs}/good.mp4,1e9\n{inputs}/good.mp4,0\n")
+    for task in ("a2v", "v2a"):
+        words = f"generate.task={task}", f"generate.listing={tmp_path / 'rows.csv'}"
+        make, rows = maker_of(checkpoint, tmp_path / task, *words)
+        done = make({"batch": pack(rows)})
+        assert done["error"] == "" and errors_of(unpack(done["batch"])) == {"too_short": 1}
+
+
+def test_defaults_that_are_spelled_out_make_the_same_files(checkpoint, tmp_path):
+    spelled_out = ["generate.solver=euler", "generate.schedule_shift=1", "generate.audio_guidance_scale=1.5"]
+    for name, words in (("unset", []), ("set", spelled_out)):
+        make, rows = maker_of(checkpoint, tmp_path / name, *words)
+        assert make({"batch": pack(rows)})["error"] == ""
+    for row in read_samples(str(tmp_path / "unset")):
+        assert (tmp_path / "unset" / row["path"]).read_bytes() == (
+            tmp_path / "set" / row["path"]
+        ).read_bytes()
+
+
 def test_a_batch_of_nothing_but_broken_inputs_is_done(checkpoint, inputs, tmp_path):
     words = ["generate.task=v2a", listing_of(tmp_path, f"{inputs}/text.mp4,,,2")]
     make, rows = maker_of(checkpoint, tmp_path, *words)
@@ -159,10 +182,56 @@ def test_a_given_sound_begins_where_the_listing_says(checkpoint, inputs):
         list(GivenDecoder(config).rows(source(inputs / "good.wav", 1.5)))
 
 
-def source(path, start_seconds):
+def source(path, start_seconds, end_seconds=None):
     from proav.data.sources.finding import SourceRow
 
-    return SourceRow(id="", key=str(path), path=str(path), start_seconds=start_seconds)
+    return SourceRow(
+        id="", key=str(path), path=str(path), start_seconds=start_seconds, end_seconds=end_seconds
+    )
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Films with 2 s of pictures and unlike sounds, and one without any."""
+    folder = tmp_path_factory.mktemp("films")
+    sounds = {
+        "mute": {"audio": None}, "short": {"sound_to": 0.5}, "late": {"sound_from": 1.5},
+        "after": {"sound_from": 5.0, "sound_to": 6.0}, "long": {"sound_to": 9.0},
+    }  # fmt: skip
+    for name, sound in sounds.items():
+        shades = {"paint": lambda time: np.full((64, 80, 3), int(120 * time), np.uint8)}
+        make_film(folder / f"{name}.mkv", times=regular(10, 2), **shades, **sound)
+    damaged = with_damaged_sound((folder / "long.mkv").read_bytes())
+    (folder / "damaged.mkv").write_bytes(damaged)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["short", "late", "after", "long", "damaged"])
+def test_pictures_are_given_whole_whatever_sound_the_file_had(films, name):
+    """As long as a window, as long as the file, and from a later start on."""
+    for task, start, end, frames in (
+        ("v2a", 0.0, None, 4), ("v2a", 0.0, 2.0, 10), ("v2a", 0.0, math.inf, 10), ("v2a", 0.8, math.inf, 6),
+        ("i2av", 1.0, None, 1),
+    ):  # fmt: skip
+        decoder = GivenDecoder(tiny_config(f"generate.task={task}"))
+        (found,) = decoder.rows(source(films / f"{name}.mkv", start, end))
+        (mute,) = decoder.rows(source(films / "mute.mkv", start, end))
+        assert np.array_equal(found["video"], mute["video"]) and len(found["video"]) == frames, (task, start)
+
+
+def test_sound_is_given_whole_whatever_pictures_the_file_had(films, tmp_path):
+    times = [Fraction(0), Fraction(1, 10)], regular(10, 2, first=7)
+    paths = [
+        make_film(tmp_path / f"{place}.mkv", times=own, beeps=(3.0,), sound_to=9.0)
+        for place, own in enumerate(times)
+    ]
+    decoder = GivenDecoder(tiny_config("generate.task=a2v"))
+    for path in (*paths, films / "long.mkv"):
+        for start, end, seconds in ((0.0, math.inf, 9.0), (2.0, 8.0, 6.0)):
+            (found,) = decoder.rows(source(path, start, end))
+            assert len(found["audio"]) == 16_000 * seconds
+            if path in paths:
+                assert beep_times(found["audio"], 16_000, 1) == [pytest.approx(3.0 - start, abs=0.01)]
 
 
 def test_a_file_that_cannot_be_written_is_a_mistake_that_is_reported(checkpoint, tmp_path):

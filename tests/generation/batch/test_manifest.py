@@ -9,6 +9,7 @@ from proav.generation.batch.manifest import (
     line_of,
     list_parts,
     merge_parts,
+    of_one_job,
     read_samples,
     sample_path,
     stored_rows,
@@ -55,3 +56,28 @@ def test_files_are_found_by_one_listing_of_a_folder(tmp_path):
     files = SampleFiles(str(tmp_path))
     found = [index for index in (0, 1, 999, 1000, 2000) if sample_path("", index).lstrip("/") in files]
     assert found == [0, 999, 1000]
+
+
+def test_samples_of_another_job_are_told_from_those_of_the_first_row():
+    settings = {"task": "v2a", "steps": 4, "solver": None, "guidance_scale": 2.0, "checkpoint": "a"}
+    own = [
+        {"index": 0, "label": "rain", "seed": 0, "given": {"path": "a.mp4"}, **settings},
+        {"index": 1, "label": None, "seed": 7, "seconds": 4, "texts": {"caption": "b"}, **settings},
+        {"index": 2, **settings, "solver": "euler", "audio_guidance_scale": 2.0, "precision": "fp32"},
+    ]
+    others = [
+        {"index": 3, **settings, "task": "joint"},
+        {"index": 4, **settings, "task": "joint", "checkpoint": "b"},
+        {"index": 5, **settings, "solver": "heun"},
+        {"index": 6, **settings, "encoders": {"caption": "a:b"}},
+    ]
+    assert of_one_job([*own, *others]) == (
+        own,
+        {
+            "task=joint instead of v2a": 2,
+            "checkpoint=b instead of a": 1,
+            "solver=heun instead of None": 1,
+            "encoders={'caption': 'a:b'} instead of None": 1,
+        },
+    )
+    assert of_one_job(own) == (own, {}) and of_one_job([]) == ([], {})

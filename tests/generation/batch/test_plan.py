@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from proav.diffusion import make_process
 from proav.errors import UserError
 from proav.generation.batch.manifest import line_of, list_parts, read_samples, sample_path, write_part
 from proav.generation.batch.plan import (
@@ -14,6 +15,7 @@ from proav.generation.batch.plan import (
     manifest_row,
     shared_values,
     unpack,
+    unset_values,
     wanted_rows,
 )
 from proav.runs.checkpoint import load_checkpoint
@@ -33,7 +35,8 @@ def plan_of(folder, checkpoint, *words, batch_size=4):
     """(the plan, the indices of its batches)"""
     config = tiny_config(*words)
     rows, shared = wanted_rows(config, checkpoint), shared_values(config, checkpoint)
-    plan = make_plan(str(folder), rows, shared, batch_size)
+    defaults = unset_values(make_process(checkpoint.config))
+    plan = make_plan(str(folder), rows, shared, batch_size, defaults=defaults)
     return plan, [[row["index"] for row in unpack(batch)] for batch in plan.batches]
 
 
@@ -104,6 +107,23 @@ def test_a_listing_of_a_task_that_is_given_nothing_has_no_paths(checkpoint, tmp_
         ("a2v", "label\nrain\n", "has no column path"),
         ("a2v", "path,label\n,rain\n", "row 1: the path is empty"),
         ("v2a", "path,start_seconds\na.mp4,-1\n", "row 1: start_seconds='-1'"),
+        ("v2a", "path,start_seconds\na.mp4,1e300\n", "='1e300'; expected seconds from 0 up to 1,000,000,000"),
+        (
+            "joint",
+            f"seed\n{'7' * 5000}\n",
+            "row 1: seed=7{40}... .5,000 characters.; expected a whole number",
+        ),
+        ("joint", "labels\nrain\n", "labels .did you mean label[?].; expected some of .*; rename them$"),
+        (
+            "joint",
+            "labels,fps\nrain,5\n",
+            "rename them, or write 'data.other_columns=.fps.' to leave fps unus",
+        ),
+        (
+            "joint",
+            "caption\na drum\n",
+            "know: caption; the model takes no vectors, so no texts .stdit.vectors.;",
+        ),
     ],
 )
 def test_mistakes_in_a_listing_are_reported_with_their_row(checkpoint, tmp_path, task, text, said):
@@ -185,3 +205,49 @@ def test_settings_of_sound_count_if_they_differ_from_the_checkpoints(checkpoint,
         store(tmp_path, there)
         asked = [f"mel.griffin_lim_iterations={number}" for number in words]
         assert plan_of(tmp_path, checkpoint, *asked)[0].num_done == done
+
+
+AUDIO_SCALE = "generate.audio_guidance_scale"
+
+
+@pytest.mark.parametrize(
+    ("trained", "spelled_out", "other"),
+    [
+        (
+            "diffusion.objective=flow",
+            ["generate.solver=euler", "generate.schedule_shift=1", f"{AUDIO_SCALE}=1.5"],
+            ["generate.solver=heun", "generate.schedule_shift=2", f"{AUDIO_SCALE}=2"],
+        ),
+        ("diffusion.time_shift=3", ["generate.schedule_shift=3"], ["generate.schedule_shift=1"]),
+        (
+            "diffusion.objective=ddpm",
+            ["generate.solver=ddim", "generate.schedule_shift=1"],
+            ["generate.solver=dpmpp_2m", "generate.schedule_shift=2"],
+        ),
+    ],
+)
+def test_a_default_that_is_spelled_out_is_no_other_setting(tmp_path, trained, spelled_out, other):
+    checkpoint = load_checkpoint(save_tiny_stdit(str(tmp_path / "checkpoints"), tiny_config(trained)))
+    ways = [[], *([word] for word in spelled_out), spelled_out, *([word] for word in other)]
+    for there in ways:
+        for asked in ways:
+            store(tmp_path, rows_of(checkpoint, *there))
+            before = (tmp_path / "manifest.jsonl").read_text()
+            same = there == asked or not {*there, *asked} & {*other}
+            plan, batches = plan_of(tmp_path, checkpoint, *asked)
+            assert plan.num_done == (3 if same else 0) and plan.num_replaced == (0 if same else 3)
+            assert ((tmp_path / "manifest.jsonl").read_text() == before) == same
+
+
+def test_the_largest_cells_are_taken(checkpoint, tmp_path):
+    (tmp_path / "rows.csv").write_text("path,start_seconds,seed\na.mp4,1e9,18446744073709551615\n")
+    words = "generate.task=v2a", f"generate.listing={tmp_path / 'rows.csv'}"
+    (row,) = wanted(checkpoint, *words)
+    assert row["given"]["start_seconds"] == 1e9 and row["seed"] == 2**64 - 1
+
+
+def test_labels_that_are_named_as_other_columns_stay_unused(checkpoint, tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("label,labels\nrain,dog\n")
+    words = f"generate.listing={tmp_path / 'rows.csv'}", "data.other_columns=[label,labels]"
+    assert [row["label"] for row in wanted(checkpoint, *words)] == ["rain"]
+    assert "not used: labels\n" in capsys.readouterr().out

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from proav.data.prepare.vectors import store_vectors
-from proav.errors import UserError
+from proav.errors import UserError, raise_from_text
+from proav.generation.batch import generate
 from proav.generation.batch.making import recipe_of
 from proav.generation.batch.manifest import read_samples
 from proav.generation.batch.plan import make_plan, manifest_row, pack, shared_values, unpack, wanted_rows
@@ -129,6 +130,63 @@ def test_a_model_that_takes_vectors_and_gets_none_says_so(checkpoint, tmp_path, 
     assert capsys.readouterr().out == ""
 
 
+def test_a_listing_that_gives_no_vectors_says_so(checkpoint, tmp_path, capsys):
+    listing = tmp_path / "rows.csv"
+    said = f"generate: NO VECTORS: the model takes caption, words, and no row of generate.listing={listing} "
+    for text, is_said in (("label,caption\nrain,\n", 1), ("label\nrain\n", 1), ("caption\n\na drum\n", 0)):
+        listing.write_text(text)
+        list(wanted_rows(tiny_config(ENCODER, f"generate.listing={listing}"), checkpoint))
+        assert capsys.readouterr().out.count(said) == is_said
+    table = {"label": ["rain", None], "words": [None, [[1.0, 2.0]]]}
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    list(wanted_rows(tiny_config(f"generate.listing={tmp_path / 'rows.parquet'}"), checkpoint))
+    assert capsys.readouterr().out == ""
+
+
+def test_columns_that_a_listing_of_data_leaves_unused_are_still_conditions(checkpoint, tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("caption,label,fps\na drum,rain,5\n")
+    words = ENCODER, f"generate.listing={tmp_path / 'rows.csv'}", "data.other_columns=[caption,label,fps]"
+    (row,) = wanted_rows(tiny_config(*words), checkpoint)
+    assert row["label"] == "rain" and row["texts"] == {"caption": "a drum"}
+    assert capsys.readouterr().out.endswith(f"columns of {tmp_path / 'rows.csv'} that are not used: fps\n")
+
+
+def test_words_in_brackets_and_any_prompt_are_texts(checkpoint, tmp_path):
+    (tmp_path / "rows.csv").write_text('caption\n[applause]\n"[rain], 3 drums"\n1984\n')
+    rows = wanted_rows(tiny_config(ENCODER, f"generate.listing={tmp_path / 'rows.csv'}"), checkpoint)
+    told = [row["texts"]["caption"] for row in rows]
+    assert told == ["[applause]", "[rain], 3 drums", "1984"]
+    words = ENCODER, "generate.prompts=[' nan ', '[1, 2]']", "generate.num_samples=2"
+    rows = wanted_rows(tiny_config(*words), checkpoint)
+    assert [row["texts"]["caption"] for row in rows] == ["nan", "[1, 2]"]
+
+
+def test_a_wrong_encoder_leaves_a_finished_job_as_it_is(checkpoint, tmp_path):
+    words = f"run_dir={tmp_path}", f"generate.checkpoint={checkpoint.path}", PROMPTS, "generate.num_samples=2"
+    config, folder = tiny_config(*words, ENCODER), tmp_path / "samples"
+    maker, rows = maker_of(checkpoint, folder, *words, ENCODER)
+    assert maker({"batch": pack(rows)})["error"] == ""
+    assert generate(config).num_samples == 2
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    for name, said in (
+        ("tests.generation.batch.test_told:encod", "test_told has no function encod; expected package.mod"),
+        ("test.generation.no_such:encode", "No module named 'test.generation'"),
+    ):
+        with pytest.raises(UserError, match=f"^generate.encoders: caption={name}: .*{said}"):
+            generate(tiny_config(*words, f"generate.encoders={{caption: {name}}}"))
+        assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+def test_an_encoder_that_an_actor_cannot_find_is_the_answer_to_each_batch(checkpoint, tmp_path):
+    wrong = "generate.encoders={caption: tests.generation.batch.test_told:encod}"
+    maker, rows = maker_of(checkpoint, tmp_path, wrong, PROMPTS)
+    done = maker({"batch": pack(rows)})
+    with pytest.raises(UserError, match="^generate.encoders: caption=.* has no function encod; expected"):
+        raise_from_text(done["error"])
+    assert done["batch"] == pack(rows) and done["arrays"] == b"" and maker(done) == done
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_job_with_prompts_is_done_if_its_samples_are_there(checkpoint, tmp_path):
     def plan(*words: str):
         config = tiny_config("generate.num_samples=4", *words)
@@ -222,12 +280,30 @@ def test_windows_of_the_runs_data_bring_their_labels_and_vectors(checkpoint, tmp
     ("text", "word", "said"),
     [
         (
+            "caption\nNaN\n",
+            ENCODER,
+            "row 1: caption='NaN' is what programs write .* expected nothing or a text",
+        ),
+        ("caption\n<NA>\n", "seed=0", "row 1: caption='<NA>' is what programs write for a missing value"),
+        (
+            'caption\ndrum\n"[0.1, 2e-3, .3]"\n',
+            ENCODER,
+            "row 2: caption=.*is a text, not a vec.* need Parquet",
+        ),
+        ("words\n[[1. 2.] [3. nan]]\n", "seed=0", "row 1: words='.*numbers need Parquet, with a list"),
+        ("caption\n[0. 1. ... 9.]\n", ENCODER, "numbers need Parquet"),
+        ("captoin\na glass\n", ENCODER, "know: captoin .did you mean caption[?].; expected .*; rename them$"),
+        (
             "caption\na glass\n",
             "seed=0",
             "row 1: caption='a glass' is a text; .*generate.encoders={caption: ",
         ),
         ("caption\na glass\n", "generate.encoders={face: a.b:c}", "takes no vectors 'face'"),
-        ("face\na glass\n", ENCODER, "does not know: face"),
+        (
+            "face\na glass\n",
+            ENCODER,
+            "does not know: face; the model takes the vectors caption, words .stdit.vectors.; expected",
+        ),
     ],
 )
 def test_columns_that_do_not_fit_are_reported(checkpoint, tmp_path, text, word, said):
