@@ -20,7 +20,7 @@ from proav.config import Config
 from proav.config.reading import load_config
 from proav.generation.pipeline import SampleRequest, SoundingVideoPipeline
 from proav.generation.sampling_settings import SamplingSettings
-from proav.media.container import Clip, read_clip, write_clip
+from proav.media.container import Clip, read_pictures, write_clip
 from proav.metrics.blockiness import blockiness
 
 QUALITIES = (18, 14, 10, 6, 2)
@@ -58,7 +58,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load_config(str(arguments.run / "config.yaml"), [f"run_dir={arguments.run}"])
     shape = {"fps": config.clip.fps, "height": config.clip.height, "width": config.clip.width}
-    shape["sample_rate"], side = config.clip.sample_rate, config.mdsa.plane_size
+    side = config.mdsa.plane_size
     sets = {
         "samples": samples_of(arguments.run, config, arguments.clips, arguments.steps),
         "real": real_clips(config, "validation", arguments.clips)[0],
@@ -74,7 +74,7 @@ def main() -> None:
                     path = f"{folder}/clip.mp4"
                     write_clip(path, clip, crf=crf)
                     sizes.append(os.path.getsize(path))
-                    coded.append(read_clip(path, **shape, silent_ok=True).video)
+                    coded.append(read_pictures(path, **shape))
                     errors.append(np.square(coded[-1].astype(float) - clip.video[: len(coded[-1])]).mean())
             blocks = float(np.nanmean([blockiness(video, side=side) for video in coded]))
             rows.append({"clips": name, "crf": crf, "blockiness": round(blocks, 3),

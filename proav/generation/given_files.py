@@ -15,7 +15,7 @@ from proav.diffusion.tasks import TASKS, given_row
 from proav.errors import MediaError
 from proav.generation.inputs import fit_given, frames_needed
 from proav.geometry import MODALITIES, ClipGeometry
-from proav.media.container import Clip, read_clip, read_sound
+from proav.media.container import Clip, read_clip, read_pictures, read_sound
 from proav.media.cutting import MAX_SOUND_SHORTFALL
 from proav.media.stills import read_picture
 
@@ -45,8 +45,9 @@ class GivenDecoder:
 
         Both begin at `start_seconds` and are as long as the task reads, mostly one clip. `end_seconds` is
         where a stream ends that is given for the whole clip. None: after one window; infinity: with the file.
-        For a2v, time 0 is the beginning of the sound. If the sound ends at most 0.1 s too early, silence
-        follows. A task that reads one picture also accepts an image, if `start_seconds` is 0.
+        For a2v, time 0 is the beginning of the sound, and pictures are not read. If the sound ends at most
+        0.1 s too early, silence follows. For v2a and i2av, time 0 is the beginning of the pictures, and sound
+        is not read. A task that reads one picture also accepts an image, if `start_seconds` is 0.
 
         source: path, start_seconds and end_seconds are read.
         on_progress: called whenever the decoder gets further.
@@ -66,12 +67,14 @@ class GivenDecoder:
         if self.streams == ("audio",):
             yield {"audio": self._sound(source, frames, watch)}
             return
-        read = read_clip(
-            source.path, fps=clip.fps, sample_rate=clip.sample_rate, **size,
-            start_seconds=source.start_seconds, num_frames=frames,
-            silent_ok=not self.needed["audio"], **watch,
-        )  # fmt: skip
-        yield {name: getattr(read, name) for name in self.streams}
+        part = {"fps": clip.fps, "start_seconds": source.start_seconds, "num_frames": frames}
+        if self.needed["audio"]:
+            read = read_clip(source.path, sample_rate=clip.sample_rate, **part, **size, **watch)
+            yield {"video": read.video, "audio": read.audio}
+            return
+        pictures = read_pictures(source.path, **part, **size, **watch)
+        silence = np.zeros(len(pictures) * clip.sample_rate // clip.fps, np.float32)
+        yield {"video": pictures} if self.streams == ("video",) else {"video": pictures, "audio": silence}
 
     def _sound(self, source: SourceRow, frames: int | None, watch: dict) -> np.ndarray:
         """Sound of so many frames; None: all whole frames of the file, at least one.

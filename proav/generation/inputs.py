@@ -116,29 +116,41 @@ def frames_around(
     task: a name of TASKS.
     span: begin and end in seconds. The frames that it touches are to be made.
     stream: "video", "audio" or "both": what is to be made there.
-    Raises UserError if the span is missing, not expected or outside of the clip, or leaves nothing given.
+    Raises UserError if a span or stream is missing, not expected or unknown. Also if the span is outside of
+    the clip, touches no frame, or leaves nothing given of what is made.
     """
-    if not TASKS[task].asks_span:
-        if span is not None:
-            raise UserError(f"span=... was given, but task={task!r} takes none; write task='inpaint'")
-        return None
     if stream not in STREAMS:
         raise UserError(f"stream={stream!r}: expected one of {', '.join(map(repr, STREAMS))}")
+    if not TASKS[task].asks_span:
+        for name, value, is_given in (("span", span, span is not None), ("stream", stream, stream != "both")):
+            if is_given:
+                said = f"{name}={value!r} was given, but task={task!r} takes none"
+                raise UserError(f"{said}; leave it out, or write task='inpaint'")
+        return None
     expected = (
         f"begin and end in seconds within the {geometry.seconds:g} s of a clip, such as span=(0.4, 0.8)"
     )
     if span is None:
         raise UserError(f"task={task!r} needs span=...: {expected}")
-    begin, end = span if len(span) == 2 else (0.0, 0.0)
-    if not 0 <= begin < end <= geometry.seconds + SAME_TIME:
-        raise UserError(f"span={tuple(span)}: expected {expected}")
+    try:
+        begin, end = span
+        within = 0 <= begin < end <= geometry.seconds + SAME_TIME
+    except (TypeError, ValueError):  # not two, or no numbers
+        within = False
+    said = f"span={tuple(span) if isinstance(span, Sequence) else span!r}"
+    if not within:
+        raise UserError(f"{said}: expected {expected}")
     first, last = int(begin * geometry.fps + SAME_TIME), math.ceil(end * geometry.fps - SAME_TIME)
+    if first >= last:
+        raise UserError(
+            f"{said} touches no frame: frames last {1 / geometry.fps:g} s; expected a longer span, {expected}"
+        )
     known_2T = np.ones((2, geometry.num_frames), bool)
     known_2T[STREAMS[stream], first:last] = False
-    if not known_2T.any():
-        raise UserError(
-            f"span={tuple(span)} leaves nothing of the clip; write a shorter one, or task='joint'"
-        )
+    if not known_2T[STREAMS[stream]].any():
+        kept = {"both": "the clip", "video": "the picture", "audio": "the sound"}[stream]
+        whole = {"both": "joint", "video": "a2v", "audio": "v2a"}[stream]
+        raise UserError(f"{said} leaves nothing of {kept}; write a shorter one, or task={whole!r}")
     return known_2T
 
 

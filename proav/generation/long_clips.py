@@ -138,7 +138,9 @@ def window_of(
     if not (window or task.extends):
         return dataclasses.replace(own, given=request.given and part_of(request.given, 0, frames))
     begun = as_beginning(request.given if end is None else end, known, frames)
-    settings = dataclasses.replace(request.settings, task=following_task(request.settings.task))
+    settings = dataclasses.replace(
+        request.settings.without_guidance_of(task.given), task=following_task(request.settings.task)
+    )
     if not task.given:
         return dataclasses.replace(own, settings=settings, given=begun)
     given = part_of(request.given, window * (frames - known), frames)

@@ -164,7 +164,7 @@ class SoundingVideoPipeline:
             schedule_shift=schedule_shift,
             guidance_scale=guidance_scale,
             audio_guidance_scale=audio_guidance_scale,
-            guidance_interval=tuple(guidance_interval),
+            guidance_interval=guidance_interval,
         )
         check_trained(task, self.config)
         streams = {"audio": audio, "sample_rate": sample_rate, "video": video, "image": image, "clip": clip}

@@ -60,6 +60,7 @@ class SamplingSettings:
             if scale is not None and not 0 <= scale <= MAX_GUIDANCE_SCALE:
                 raise UserError(f"{name}={scale}: expected 0 to {MAX_GUIDANCE_SCALE:g}")
         check_guidance_interval(self.guidance_interval)
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))  # a list has no hash
 
     @classmethod
     def from_config(cls, config: Config) -> "SamplingSettings":
@@ -77,6 +78,14 @@ class SamplingSettings:
     def guidance_scales(self) -> tuple[float, float]:
         """(video's, audio's)."""
         return guidance_scales(self.guidance_scale, self.audio_guidance_scale)
+
+    def without_guidance_of(self, modality: str | None) -> "SamplingSettings":
+        """The same settings with scale 1 for "video" or "audio". None: the settings unchanged."""
+        if modality is None:
+            return self
+        video, audio = self.guidance_scales
+        video, audio = (1.0, audio) if modality == "video" else (video, 1.0)
+        return dataclasses.replace(self, guidance_scale=video, audio_guidance_scale=audio)
 
     @property
     def schedule(self) -> "SamplingSettings":
@@ -122,9 +131,12 @@ def check_guidance_interval(
 
     process: of the model; None: any. A flow map takes only [0, 1].
     """
-    low, high = interval
-    if not 0 <= low <= high <= 1:
-        said = f"guidance_interval=[{low},{high}]"
+    try:
+        low, high = interval
+        said, within = f"guidance_interval=[{low},{high}]", 0 <= low <= high <= 1
+    except (TypeError, ValueError):  # not two, or no numbers
+        said, within = f"guidance_interval={interval!r}", False
+    if not within:
         raise UserError(f"{said}: expected two times in [0, 1], the smaller first, such as [0.1,0.8]")
     if isinstance(process, FlowMap) and (low, high) != (0.0, 1.0):
         raise UserError(

@@ -118,7 +118,6 @@ def read_segments(
     min_frames: int = 1,
     deadline_seconds: float | None = None,
     on_progress: Callable[[], None] | None = None,
-    silent_ok: bool = False,
 ) -> Iterator[tuple[float, Clip]]:
     """Cuts a file into consecutive clips, in one decoding pass with bounded memory.
 
@@ -152,7 +151,6 @@ def read_segments(
     min_frames: remainders with fewer frames are left out.
     deadline_seconds: time that this function may spend. The caller's own time is not counted.
     on_progress: called at each packet that is read, as a sign of life.
-    silent_ok: a file without a sound track gives silence instead of an error.
 
     Raises StorageUnavailable, and MediaError with reason not_found, empty_file, unreadable, no_video,
     no_audio, unsupported_codec, too_large, bad_rate, bad_span, bad_clock, decode_error, truncated (ends long
@@ -165,7 +163,6 @@ def read_segments(
         start_seconds=start_seconds,
         max_frames=None if end_seconds is None else max(0, frames_in(end_seconds - start_seconds, fps)),
         min_frames=min_frames, deadline_seconds=deadline_seconds, on_progress=on_progress,
-        silent_ok=silent_ok,
     )  # fmt: skip
     assert request.segment_frames >= 1, (segment_seconds, fps)
     return _clips(source, request)
@@ -195,7 +192,6 @@ def read_clip(
     min_frames: int | None = None,
     deadline_seconds: float | None = None,
     on_progress: Callable[[], None] | None = None,
-    silent_ok: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Clip:
     """Reads one clip: `num_frames` frames (None: all) from `start_seconds` on, with their sound.
@@ -208,10 +204,44 @@ def read_clip(
         fps=fps, sample_rate=sample_rate, height=height, width=width, fit=fit,
         segment_frames=num_frames, start_seconds=start_seconds,
         max_frames=num_frames, min_frames=min_frames or num_frames or 1,
-        deadline_seconds=deadline_seconds, on_progress=on_progress, silent_ok=silent_ok,
-        max_pixels=max_pixels,
+        deadline_seconds=deadline_seconds, on_progress=on_progress, max_pixels=max_pixels,
     )  # fmt: skip
     return next(_clips(source, request))[1]
+
+
+def read_pictures(
+    source: str | BinaryIO,
+    *,
+    fps: int,
+    height: int,
+    width: int,
+    fit: Literal["pad", "crop"] = "pad",
+    start_seconds: float = 0.0,
+    num_frames: int | None = None,
+    deadline_seconds: float | None = None,
+    on_progress: Callable[[], None] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """The pictures of a file, with or without sound: uint8 [T, H, W, 3].
+
+    Sound is not decoded: it may be missing, shorter or damaged. A clock that starts anew ends the pictures.
+    The last picture is held as in `read_segments`, for at most 10 minutes.
+
+    Time 0 is the start of the pictures by the header. In Matroska and transport streams FFmpeg finds that
+    start only if sound begins less than 5 s earlier. Else time 0 is the start of the sound.
+
+    num_frames: how many frames are read; None: all. The other arguments are those of `read_clip`.
+    Raises MediaError like `read_segments`: no_picture if one picture is followed by none for more than 10
+    minutes, too_short for fewer than `num_frames`.
+    """
+    request = Request(
+        fps=fps, sample_rate=fps, height=height, width=width, fit=fit,
+        segment_frames=num_frames, start_seconds=start_seconds,
+        max_frames=num_frames, min_frames=num_frames or 1,
+        deadline_seconds=deadline_seconds, on_progress=on_progress, pictures_only=True,
+        max_pixels=max_pixels,
+    )  # fmt: skip
+    return next(part.video for part in read_parts(source, request) if isinstance(part, Segment))
 
 
 def read_sound(

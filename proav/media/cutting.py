@@ -25,6 +25,7 @@ MAX_SKEW_SECONDS = 5.0
 """Pictures and sound of the same time are at most this far apart in a file."""
 MAX_STILL_SECONDS = 600.0
 """If sound leads by more than this, it no longer waits for the next picture. This bounds the sound in memory.
+If only pictures are read, no picture is held for longer.
 """
 
 
@@ -117,7 +118,7 @@ class Stretch:
         """The remaining clips and losses, once the stretch has ended or everything has been read."""
         pictures, sound = self.pictures, self.sound
         sound.finish()
-        pictures.finish(sound.seconds)
+        pictures.finish(sound.end_seconds)
         total = pictures.num_frames
         if sound.seconds < total / self._fps - MAX_SOUND_SHORTFALL:
             total = self._frames(sound.seconds)

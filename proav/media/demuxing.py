@@ -108,16 +108,26 @@ class Decoder:
 
     After reading, `stopped_by` is the error that ended it, if any, and `has_later_tracks` says whether tracks
     began in the middle of the file. `num_frames` and `num_packets` count by kind, "video" or "audio".
+    If `alone`, `other_sound_end` is where the last packet of a sound track that is not decoded ends, in
+    seconds of the file's clock; None: there was none.
     """
 
     def __init__(
-        self, container, streams: list, name: str, watch: Watch, max_pixels: int = MAX_PIXELS
+        self,
+        container,
+        streams: list,
+        name: str,
+        watch: Watch,
+        max_pixels: int = MAX_PIXELS,
+        *,
+        alone: bool = False,
     ) -> None:
         """container: of PyAV, opened for reading.
         streams: the streams to decode; at most one of a kind.
         name: of the file, for messages.
         watch: notified of each packet; its clock starts here.
         max_pixels: larger pictures raise MediaError("too_large").
+        alone: time that holds only packets of other tracks is no stretch of its own.
         """
         self._container, self._streams, self._name = container, streams, name
         beside = (
@@ -130,7 +140,8 @@ class Decoder:
             *(stream for stream in beside if not stream.disposition & av.stream.Disposition.attached_pic),
         ]
         self._time_bases = {stream.index: stream.time_base for stream in streams}
-        self._watch, self._max_pixels = watch, max_pixels
+        self._watch, self._max_pixels, self._alone = watch, max_pixels, alone
+        self.other_sound_end: float | None = None
         watch.start(name)
         self.stopped_by: str | None = None
         self.has_later_tracks = False
@@ -180,7 +191,17 @@ class Decoder:
 
     def packets(self) -> Iterator[av.Packet | Joint]:
         """Like `frames`, before decoding."""
-        return with_joints(self._read_packets(), self._time_bases, self._name)
+        packets = self._read_packets()
+        if self._alone:
+            packets = self._without_others(packets)
+        return with_joints(packets, self._time_bases, self._name)
+
+    def _without_others(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+        for packet in packets:
+            if packet.stream_index in self._time_bases:
+                yield packet
+            elif packet.size and packet.pts is not None and packet.stream.type == "audio":
+                self.other_sound_end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
     def _read_packets(self) -> Iterator[av.Packet]:
         packets = self._container.demux(*self._demuxed)

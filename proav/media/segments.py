@@ -19,7 +19,7 @@ import av
 import numpy as np
 
 from proav.errors import MediaError
-from proav.media.cutting import PAUSE_SECONDS, Cut, Loss, Stretch, end_slack_seconds
+from proav.media.cutting import MAX_STILL_SECONDS, PAUSE_SECONDS, Cut, Loss, Stretch, end_slack_seconds
 from proav.media.demuxing import (
     Decoder,
     check_pixels,
@@ -43,7 +43,7 @@ from proav.media.tracks import (
 )
 
 WHY_LOST = {
-    "too_short": "holds {seconds:.2f} s from {begin:.2f} s on with picture and sound; "
+    "too_short": "holds {seconds:.2f} s from {begin:.2f} s on with {content}; "
     "expected at least {min_frames} frames",
     "no_sound": "has no sound from {begin:.2f} s to {end:.2f} s",
     "no_picture": "has no picture from {begin:.2f} s to {end:.2f} s",
@@ -125,7 +125,8 @@ class Request:
     wanted_from: this many frames are read first and not reported; max_frames counts from there.
     min_frames: shorter segments are lost as too_short.
     deadline_seconds, on_progress: as in `opening.Watch`.
-    silent_ok: a file without a sound track gives silence instead of an error.
+    pictures_only: the file's sound is not decoded. Segments have silence, and the file's length and time 0
+        are those of the pictures.
     picture_track, sound_track: numbers among the file's tracks of that kind, from 0; None: the main tracks.
     max_pixels: files with larger pictures are refused.
     """
@@ -142,7 +143,7 @@ class Request:
     min_frames: int = 1
     deadline_seconds: float | None = None
     on_progress: Callable[[], None] | None = None
-    silent_ok: bool = False
+    pictures_only: bool = False
     picture_track: int | None = None
     sound_track: int | None = None
     max_pixels: int = MAX_PIXELS
@@ -173,14 +174,14 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
         programmes = programmes_of(source, container, watch)
         tracks = choose_tracks(
             container, name, programmes=programmes, picture_track=request.picture_track,
-            sound_track=request.sound_track, silent_ok=request.silent_ok,
+            sound_track=request.sound_track, pictures_only=request.pictures_only,
         )  # fmt: skip
         if len(tracks.candidates) > 1 and can_be_read_again(source):
             _listen(container, name, tracks, request, watch)
             files.close()
             container, name = files.enter_context(opened(source, watch))
         if start and container.format.name in JOINABLE_FORMATS and can_be_read_again(source):
-            joined = _has_joints(container, tracks, name, watch)
+            joined = _has_joints(container, tracks, name, watch, request.pictures_only)
             files.close()
             container, name = files.enter_context(opened(source, watch))
             if joined:  # the clock does not say where the span is, so the file is read from the beginning
@@ -193,9 +194,9 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
             yield replace(about, end_seconds=part) if isinstance(part, float) else part
 
 
-def _has_joints(container, tracks: Tracks, name: str, watch: Watch) -> bool:
-    """Whether the file's clock starts anew somewhere. Nothing is decoded."""
-    decoder = Decoder(container, tracks.streams(container), name, watch)
+def _has_joints(container, tracks: Tracks, name: str, watch: Watch, alone: bool) -> bool:
+    """Whether the file's clock starts anew somewhere. Nothing is decoded. Arguments as of Decoder."""
+    decoder = Decoder(container, tracks.streams(container), name, watch, alone=alone)
     return any(isinstance(packet, Joint) for packet in decoder.packets())
 
 
@@ -245,7 +246,10 @@ class _Reader:
         self.total_seconds = 0.0  # the sum over all stretches, each as long as the longer of its streams
         self.num_segments = self.num_cleaned = 0
         self.losses: list[Lost] = []  # losses before the first segment; they are reported with it
-        self.decoder = Decoder(container, self.streams, name, watch, request.max_pixels)
+        self.decoder = Decoder(
+            container, self.streams, name, watch, request.max_pixels, alone=request.pictures_only
+        )
+        self.content = "pictures" if self.audio is None else "picture and sound"
 
     def parts(self) -> Iterator[Segment | Lost | float]:
         """Yields segments and losses. The last value is a float: the end in seconds, as in `About`."""
@@ -272,6 +276,12 @@ class _Reader:
                 yield from self._take(pieces)
             if stretch.complete or stretch.pictures.broke_off:
                 break
+        if stretch.pictures.broke_off and self.audio is None:
+            begin = self._time(self.base + stretch.pictures.num_frames)
+            said = (
+                f"{self.name} shows one picture for more than {MAX_STILL_SECONDS:g} s from {begin:.2f} s on"
+            )
+            raise MediaError("no_picture", f"{said}; ask for the time before that, or split the file there")
         yield from self._take(self._end(stretch))
         if self.num_cleaned:
             logger.warning(
@@ -292,7 +302,7 @@ class _Reader:
             self.canvas, fps=request.fps, start=self.clock, tick=float(self.video.time_base),
             default_duration=float(1 / rate),
             max_frames=None if self.end_frame is None else max(0, self.end_frame - self.base),
-            max_still=MAX_GAP_SECONDS if self.audio is None else MAX_PAUSE_SECONDS,
+            max_still=MAX_STILL_SECONDS if self.audio is None else MAX_PAUSE_SECONDS,
         )  # fmt: skip
         sound = (
             Silence()
@@ -306,6 +316,9 @@ class _Reader:
         )  # fmt: skip
 
     def _end(self, stretch: Stretch) -> Iterator[Cut | Loss]:
+        if self.audio is None and self.decoder.other_sound_end is not None:
+            most = stretch.pictures.seconds + MAX_STILL_SECONDS
+            stretch.sound.end_seconds = min(most, self.decoder.other_sound_end - self.clock)
         try:
             yield from stretch.rest()
         except (av.FFmpegError, ValueError) as error:
@@ -365,8 +378,9 @@ class _Reader:
             return
         begin, stop = self._time(self.told), self._time(end)
         why = WHY_LOST.get(reason, "").format(
-            begin=begin, end=stop, seconds=stop - begin, min_frames=self.request.min_frames
-        )
+            begin=begin, end=stop, seconds=stop - begin, content=self.content,
+            min_frames=self.request.min_frames,
+        )  # fmt: skip
         lost = Lost(begin, stop, reason, message or f"{self.name} {why}")
         self.told = end
         if self.num_segments:
@@ -442,5 +456,5 @@ class _Reader:
                 "truncated",
                 f"{said}, but ends after {self.seconds:.2f} s; expected at least {request.min_frames} frames",
             )
-        said = f"{name} holds {self.seconds:.2f} s{where} with picture and sound"
+        said = f"{name} holds {self.seconds:.2f} s{where} with {self.content}"
         return MediaError("too_short", f"{said}; expected at least {request.min_frames} frames")

@@ -63,6 +63,11 @@ class SoundClock:
         """Time covered from the start."""
         return self.num_samples / self.sample_rate
 
+    @property
+    def end_seconds(self) -> float:
+        """When the sound ends, from the start."""
+        return self.seconds
+
     def push(self, frame: av.AudioFrame) -> None:
         """Takes the next decoded frame."""
         if not frame.samples or not frame.sample_rate:
@@ -264,9 +269,13 @@ class _Run:
 
 
 class Silence:
-    """Stands in for the SoundClock of a file without sound, if the caller allows that."""
+    """Stands in for the SoundClock if only pictures are read.
+
+    `end_seconds`, settable: when the sound that is not read ends, from the start; infinite if there is none.
+    """
 
     seconds = float("inf")
+    end_seconds = float("inf")
     num_cleaned = 0
     holes = ()
 

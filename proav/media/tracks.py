@@ -33,7 +33,7 @@ COVER = av.stream.Disposition.attached_pic
 class Tracks:
     """The tracks of a file that are read.
 
-    video, audio: indices of the streams; audio is None without sound.
+    video, audio: indices of the streams; audio is None if only pictures are read.
     candidates: the sound tracks among which loudness decides; the default one is first.
     why: the reason for the choice of sound, for people.
     """
@@ -63,7 +63,7 @@ def choose_tracks(
     programmes: dict[int, set[int]],
     picture_track: int | None,
     sound_track: int | None,
-    silent_ok: bool,
+    pictures_only: bool,
 ) -> Tracks:
     """The picture and the sound to read.
 
@@ -71,7 +71,7 @@ def choose_tracks(
     programmes: stream ids of each programme, {} if the file has none.
     picture_track, sound_track: numbers among the file's tracks of that kind, from 0; None: the main track
         whose programme has both.
-    silent_ok: a file without sound is accepted.
+    pictures_only: no sound is chosen, and none is needed. The picture is the same as with sound.
     Raises MediaError no_video, no_audio, unsupported_codec or no_track.
     """
     videos, audios = _tracks(container, "video"), _tracks(container, "audio")
@@ -91,12 +91,14 @@ def choose_tracks(
             key=lambda video: not any(groups[video.index] & groups[audio.index] for audio in sounds)
         )
     video = pictures[0]
+    if pictures_only:
+        return Tracks(video.index, None)
     beside = (
         sounds
         if sound_track is not None
         else [audio for audio in sounds if groups[video.index] & groups[audio.index]]
     )
-    if not beside and not (silent_ok and not audios):
+    if not beside:
         raise _none(
             [audio for audio in audios if groups[video.index] & groups[audio.index]],
             "audio",
@@ -107,7 +109,7 @@ def choose_tracks(
     best = container.streams.best("audio", related=video)
     beside.sort(key=lambda audio: best is None or audio.index != best.index)
     indices = tuple(audio.index for audio in beside)
-    return Tracks(video.index, indices[0] if indices else None, indices)
+    return Tracks(video.index, indices[0], indices)
 
 
 def main_track(container, kind: str, name: str):
@@ -153,7 +155,8 @@ def note_others(tracks: Tracks, container, programmes: dict[int, set[int]]) -> s
         others = [
             f"{number} ({_words(stream)})"
             for number, stream in enumerate(streams)
-            if number != place
+            if place is not None
+            and number != place
             and groups[stream.index] & (mine | {NO_PROGRAMME})
             and not stream.disposition & COVER
         ]

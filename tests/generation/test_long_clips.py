@@ -93,6 +93,25 @@ def test_a_given_stream_of_any_length_is_kept_and_what_is_made_looks_no_further(
     assert not np.array_equal(first[6:], second[6:])
 
 
+@pytest.mark.parametrize("task", ["a2v", "v2a"])
+def test_guidance_of_a_given_stream_has_no_effect_in_any_window(pipeline, task):
+    def clip_by(given, made):
+        video, audio = (given, made) if task == "v2a" else (made, given)
+        scales = {"guidance_scale": video, "audio_guidance_scale": audio}
+        return pipeline(task=task, label="rain", clip=made_up(9), seconds=1.8, steps=2, **scales)[0]
+
+    clip = clip_by(given=1.0, made=2.0)
+    assert same(clip, clip_by(given=6.0, made=2.0)) and not same(clip, clip_by(given=1.0, made=1.0))
+
+
+@pytest.mark.parametrize(("task", "scales"), [("v2a", (1, 3)), ("a2v", (3, 1)), ("joint", (3, 3))])
+def test_a_later_window_keeps_the_guidance_of_what_it_makes(task, scales):
+    settings = SamplingSettings(task=task, guidance_scale=3.0, guidance_interval=(0.1, 0.8))
+    request = SampleRequest(given=made_up(9), settings=settings, num_windows=2)
+    later = window_of(CONFIG, request, 1, made_up(4)).settings
+    assert later.guidance_scales == scales and later.guidance_interval == (0.1, 0.8)
+
+
 @pytest.mark.parametrize("task", ["joint", "i2av", "continue", "v2a"])
 def test_pieces_are_the_clip_bit_for_bit_and_so_is_the_file(pipeline, task, tmp_path):
     given = None if task == "joint" else made_up(9 if task == "v2a" else 5)

@@ -137,12 +137,38 @@ def test_unlike_tasks_share_a_batch_and_equal_their_solo_runs(pipeline, clip):
         ({"task": "v2a", "clip": "clip", "seconds": 1.4}, "video of 6 frames: expected at least 7"),
         ({"task": "inpaint", "clip": "clip"}, "needs span=...: begin and end in seconds within the 0.8 s"),
         ({"task": "inpaint", "clip": "clip", "span": (0.5, 0.9)}, "span=(0.5, 0.9): expected begin and end"),
-        ({"task": "inpaint", "clip": "clip", "span": (0.0, 0.8)}, "leaves nothing of the clip"),
+        (
+            {"task": "inpaint", "clip": "clip", "span": (0.0, 0.8)},
+            "span=(0.0, 0.8) leaves nothing of the clip; write a shorter one, or task='joint'",
+        ),
+        (
+            {"task": "inpaint", "clip": "clip", "span": (0.0, 0.8), "stream": "video"},
+            "span=(0.0, 0.8) leaves nothing of the picture; write a shorter one, or task='a2v'",
+        ),
+        (
+            {"task": "inpaint", "clip": "clip", "span": (0.1, 0.7), "stream": "audio"},
+            "span=(0.1, 0.7) leaves nothing of the sound; write a shorter one, or task='v2a'",
+        ),
+        (
+            {"task": "inpaint", "clip": "clip", "span": (0.4, 0.40000001)},
+            "span=(0.4, 0.40000001) touches no frame: frames last 0.2 s; expected a longer span",
+        ),
+        ({"task": "inpaint", "clip": "clip", "span": (0.4,)}, "span=(0.4,): expected begin and end"),
+        ({"task": "inpaint", "clip": "clip", "span": 0.4}, "span=0.4: expected begin and end"),
+        ({"task": "inpaint", "clip": "clip", "span": ("a", "b")}, "span=('a', 'b'): expected begin and end"),
+        ({"stream": "nonsense"}, "stream='nonsense': expected one of 'video', 'audio', 'both'"),
+        ({"task": "i2av", "clip": "clip", "stream": "mel"}, "stream='mel': expected one of"),
+        ({"stream": "video"}, "stream='video' was given, but task='joint' takes none; leave it out, or"),
+        ({"guidance_interval": (0.5,)}, "guidance_interval=(0.5,): expected two times in [0, 1]"),
+        ({"guidance_interval": 0.5}, "guidance_interval=0.5: expected two times in [0, 1]"),
         (
             {"task": "inpaint", "clip": "clip", "span": (0, 0.4), "stream": "mel"},
             "stream='mel': expected one",
         ),
-        ({"task": "i2av", "clip": "clip", "span": (0, 0.4)}, "takes none; write task='inpaint'"),
+        (
+            {"task": "i2av", "clip": "clip", "span": (0, 0.4)},
+            "takes none; leave it out, or write task='inpaint'",
+        ),
     ],
 )
 def test_mistakes_are_reported(pipeline, clip, given, said):

@@ -21,6 +21,8 @@ from tests.tiny import TINY, tiny_config
         ({"guidance_scale": -1.0}, "guidance_scale=-1.0: expected 0 to 30"),
         ({"audio_guidance_scale": 31.0}, "audio_guidance_scale=31.0: expected 0 to 30"),
         ({"guidance_interval": (0.8, 0.2)}, r"guidance_interval=\[0.8,0.2\]: expected two times"),
+        ({"guidance_interval": (0.1, 0.5, 1.0)}, "0.5, 1.0.: expected two times"),
+        ({"guidance_interval": ("a", "b")}, "guidance_interval=.'a', 'b'.: expected two times"),
         ({"schedule_shift": 0.5}, "schedule_shift=0.5: expected 1 to 100"),
     ],
 )
@@ -34,6 +36,11 @@ def test_they_come_from_the_section_generate_and_have_its_defaults():
     section = {"steps": 7, "solver": "heun", "guidance_interval": [0.2, 0.8], "schedule_shift": 3.0}
     settings = SamplingSettings.from_config(Config.model_validate({"generate": section}))
     assert settings.to_dict() == {"task": "joint", "guidance_scale": 1.0, **section}
+
+
+def test_an_interval_is_two_times_in_any_sequence():
+    settings = SamplingSettings(guidance_interval=[0.1, 0.8])
+    assert settings == SamplingSettings(guidance_interval=(0.1, 0.8)) and len({settings}) == 1
 
 
 def test_guidance_of_the_sound_is_that_of_the_pictures_unless_it_is_given():

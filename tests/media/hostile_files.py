@@ -1,4 +1,7 @@
-"""Files that would cost a decoder much: headers that lie about the size of pictures or the rate of sound."""
+"""Files that would cost a decoder much: headers that lie about the size of pictures or the rate of sound.
+
+Also films whose sound no decoder can read.
+"""
 
 import io
 import wave
@@ -49,6 +52,24 @@ def h264(*, num_frames: int, width: int = 64, height: int = 64, file_format: str
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def with_damaged_sound(film: bytes) -> bytes:
+    """An mp4 or Matroska film whose sound packets have their place and size, but random bytes."""
+    draw, buffer = np.random.default_rng(0), io.BytesIO()
+    with av.open(io.BytesIO(film)) as source, av.open(buffer, "w", format="matroska") as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if not packet.size:
+                continue
+            copy = packet
+            if packet.stream.type == "audio":
+                copy = av.Packet(draw.bytes(packet.size))
+                copy.pts, copy.dts, copy.duration = packet.pts, packet.dts, packet.duration
+                copy.time_base = packet.time_base
+            copy.stream = streams[packet.stream_index]
+            target.mux(copy)
     return buffer.getvalue()
 
 

@@ -1,5 +1,5 @@
 """One picture of an image or a video file: exact if the format is lossless, upright, or refused with a
-reason."""
+reason. All pictures of a file, whatever its sound."""
 
 import io
 import struct
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from proav.errors import MediaError
-from proav.media.container import encode_clip, read_clip
+from proav.media.container import encode_clip, read_clip, read_pictures
 from proav.media.stills import read_picture
-from tests.media.hostile_files import wav
+from tests.media.flash_and_beep import expected_white, make_film, regular, white_frames
+from tests.media.hostile_files import wav, with_damaged_sound
 from tests.synthetic_clips import make_clip
 
 HEIGHT, WIDTH = 48, 64
@@ -90,3 +91,64 @@ def test_large_pictures_are_refused():
     with pytest.raises(MediaError, match="expected at most 3071 pixels") as error:
         read_picture(io.BytesIO(image("png", "rgb24")), height=32, width=32, max_pixels=HEIGHT * WIDTH - 1)
     assert error.value.reason == "too_large"
+
+
+SMALL = {"fps": 10, "height": 16, "width": 16}
+FLASHES = (Fraction(1, 2), Fraction(17, 10))
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize(
+    "sound",
+    [{"audio": None}, {"sound_to": 0.5}, {"sound_from": 1.4}, {"sound_from": 5.0, "sound_to": 6.0},
+     {"sound_to": 9.0}],
+)  # fmt: skip
+def test_pictures_are_those_of_the_file_whatever_its_sound(tmp_path, ending, sound):
+    times = regular(10, 2)
+    sound = sound | ({"audio": "mp2"} if ending == "ts" and "audio" not in sound else {})
+    path = make_film(tmp_path / f"film.{ending}", times=times, flashes=FLASHES, **sound)
+    video = read_pictures(path, **SMALL)
+    assert white_frames(video) == expected_white(times, FLASHES, 10, 20, Fraction(0)) and len(video) == 20
+    later = read_pictures(path, **SMALL, start_seconds=1.2, num_frames=8)
+    assert np.array_equal(white_frames(later), [5, 6])
+    with pytest.raises(MediaError, match="holds 2.00 s with pictures; expected at least 21 frames"):
+        read_pictures(path, **SMALL, num_frames=21)
+
+
+@pytest.mark.parametrize(("ending", "late"), [("mkv", 1), ("mkv", 5), ("mp4", 5), ("mp4", 40)])
+def test_time_0_is_the_beginning_of_the_pictures_if_sound_comes_first(tmp_path, ending, late):
+    film = {"times": regular(10, 2, first=late), "flashes": [late + FLASHES[0]], "sound_to": late + 2.0}
+    path = make_film(tmp_path / f"film.{ending}", **film)
+    video = read_pictures(path, **SMALL, num_frames=20)
+    assert white_frames(video) == [5, 6]
+
+
+@pytest.mark.parametrize("damage", [with_damaged_sound, lambda film: film.replace(b"A_AAC", b"A_XYZ")])
+def test_sound_that_cannot_be_decoded_does_not_matter(tmp_path, damage):
+    path = make_film(tmp_path / "film.mkv", times=regular(10, 2), flashes=FLASHES)
+    with open(path, "rb") as file:
+        film = damage(file.read())
+    with pytest.raises(MediaError) as caught:
+        read_clip(io.BytesIO(film), **SMALL, sample_rate=16_000)
+    assert caught.value.reason in ("decode_error", "unsupported_codec")
+    assert np.array_equal(read_pictures(io.BytesIO(film), **SMALL), read_pictures(path, **SMALL))
+
+
+@pytest.mark.parametrize("times", [[*range(20), 80, 500], range(20), [0, 150]])
+def test_the_last_still_stays_as_long_as_the_sound_that_is_not_read(tmp_path, times):
+    """As with sound: stills were shown before, or the file does not say how long the last picture stays."""
+    path = make_film(
+        tmp_path / "film.mkv", times=[Fraction(time, 10) for time in times], tick=Fraction(1, 1000),
+        sound_to=60.0, paint=lambda time: np.full((64, 80, 3), 20 + 2 * int(time), np.uint8),
+    )  # fmt: skip
+    video = read_pictures(path, **SMALL)
+    assert np.array_equal(video, read_clip(path, **SMALL, sample_rate=16_000).video) and len(video) == 600
+
+
+def test_a_picture_that_stays_for_longer_than_ten_minutes_is_refused(tmp_path):
+    times = [*regular(10, 2), Fraction(700)]
+    path = make_film(tmp_path / "film.mkv", times=times, audio=None)
+    assert len(read_pictures(path, **SMALL, num_frames=18)) == 18
+    with pytest.raises(MediaError, match="one picture for more than 600 s from 1.90 s on; ask for") as caught:
+        read_pictures(path, **SMALL)
+    assert caught.value.reason == "no_picture"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from proav.errors import MediaError
-from proav.media.container import read_clip
+from proav.media.container import read_clip, read_pictures
 from proav.media.segments import About, Lost, Request, Segment, read_parts
 from tests.media.flash_and_beep import beep_times, make_film, regular, white_frames
 
@@ -328,7 +328,17 @@ def test_a_part_with_other_tracks_is_reported(tmp_path, pieces, order):
 def test_a_clip_is_the_first_stretch(tmp_path, pieces):
     path = tmp_path / "joined.ts"
     path.write_bytes(pieces["ts"][0] * 2)
-    assert len(read_clip(str(path), fps=FPS, sample_rate=RATE, height=16, width=16).video) == 40
+    size = {"fps": FPS, "height": 16, "width": 16}
+    clip, pictures = read_clip(str(path), **size, sample_rate=RATE), read_pictures(str(path), **size)
+    assert len(clip.video) == 40 and np.array_equal(pictures, clip.video)
+
+
+def test_pictures_after_a_joint_are_found_without_the_sound(tmp_path, pieces):
+    path = tmp_path / "joined.ts"
+    path.write_bytes(pieces["ts"][0] * 2)
+    span = {"fps": FPS, "height": 16, "width": 16, "start_seconds": 5.0, "num_frames": 30}
+    pictures = read_pictures(str(path), **span)
+    assert np.array_equal(pictures, read_clip(str(path), **span, sample_rate=RATE).video)
 
 
 @pytest.mark.parametrize("num_pictures", [1, 20])

@@ -88,8 +88,10 @@ def read_given(
         call = {"read": "picture", **size}
     elif TASKS[task].extends:  # one frame more shows that a file is too long
         call = {"read": "clip", **rates, **size, "num_frames": most + 1, "min_frames": least}
+    elif needed["audio"]:
+        call = {"read": "clip", **rates, **size, "num_frames": least}
     else:
-        call = {"read": "clip" if needed["audio"] else "pictures", **rates, **size, "num_frames": least}
+        call = {"read": "pictures", "fps": geometry.fps, **size, "num_frames": least}
     try:
         streams = decode_upload(data, call, deadline_seconds=deadline_seconds, max_bytes=max_bytes)
     except MediaError as error:

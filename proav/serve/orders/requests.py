@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from proav.diffusion import FlowMap
 from proav.diffusion.solvers import SOLVERS
 from proav.diffusion.tasks import TASKS
 from proav.errors import UserError
@@ -276,15 +277,8 @@ def _sampling_of(request: VideoRequest, card: ModelCard) -> dict[str, Any]:
         "solver": solver,
         "schedule_shift": shift,
         "steps": _steps_of(request, card, solver, shift),
-        "guidance_scale": _in_range(
-            "guidance_scale", request.guidance_scale, card.guidance_scale, *card.guidance_range
-        ),
-        "audio_guidance_scale": _in_range(
-            "audio_guidance_scale",
-            request.audio_guidance_scale,
-            card.audio_guidance_scale,
-            *card.audio_guidance_range,
-        ),
+        "guidance_scale": _guidance("guidance_scale", request.guidance_scale, card),
+        "audio_guidance_scale": _guidance("audio_guidance_scale", request.audio_guidance_scale, card),
         "guidance_interval": _interval_of(request, card),
     }
 
@@ -331,13 +325,13 @@ def _check_reference(task: str, card: ModelCard, has_reference: bool) -> None:
 
 
 def _check_span(request: VideoRequest, card: ModelCard) -> None:
+    if request.span is None and request.stream != "both" and not TASKS[request.task].asks_span:
+        said = f"stream={request.stream}: task={request.task} has no span"
+        raise ApiError(400, f"{said}; leave it out, or write task=inpaint", param="stream")
     try:
         frames_around(card.geometry, request.task, request.span, request.stream)
     except UserError as error:
         raise ApiError(400, str(error), param="span") from error
-    if request.stream != "both" and not TASKS[request.task].asks_span:
-        said = f"stream={request.stream}: task={request.task} has no span"
-        raise ApiError(400, f"{said}; leave it out, or write task=inpaint", param="stream")
 
 
 def _check_size(request: VideoRequest, card: ModelCard) -> None:
@@ -436,12 +430,21 @@ def _told_of(request: VideoRequest, card: ModelCard) -> tuple[dict[str, str], di
             if not isinstance(value, str):
                 vectors[name] = to_text(fitted(value, card.vectors[name], name))
             elif name in card.encoders:
-                texts[name] = value
+                texts[name] = value.strip()
             else:
                 raise UserError(f"{name} is a text, which this server does not encode; expected numbers")
     except UserError as error:
         raise ApiError(400, f"vectors: {error}", param="vectors") from None
-    return texts, vectors
+    return {name: text for name, text in texts.items() if text}, vectors
+
+
+def _guidance(name: str, given: float | None, card: ModelCard) -> float | None:
+    """A scale of guidance. A flow map takes 1, which asks for none beside what it has learned.
+
+    name: of the field. given: the client's value. Raises ApiError 400 if the model does not take it.
+    """
+    given = None if given == 1 and isinstance(card.process, FlowMap) else given
+    return _in_range(name, given, getattr(card, name), *getattr(card, name.replace("scale", "range")))
 
 
 def _in_range(name: str, given: float | None, default: float, low: float, high: float):

@@ -29,8 +29,8 @@ def decode_upload(
 
     data: the file.
     call: {"read": what} and the arguments of the function that reads it: of `read_sound` for "sound", of
-        `read_picture` for "picture" (a video of one frame), of `read_clip` for "pictures" and for "clip",
-        which has both streams.
+        `read_picture` for "picture" (a video of one frame), of `read_pictures` for "pictures", of `read_clip`
+        for "clip", which has both streams.
     deadline_seconds: time that decoding may take.
     max_bytes: memory that decoding may take, beyond the process itself and the file.
     Raises MediaError as these functions do; also too_large for more memory, timeout, and crash.
@@ -90,7 +90,7 @@ def _decode(
     """What `decode_upload` returns, decoded in this process; the same arguments and errors."""
     import av
 
-    from proav.media.container import read_clip, read_sound
+    from proav.media.container import read_clip, read_pictures, read_sound
     from proav.media.stills import read_picture
 
     _bound(max_bytes, deadline_seconds)
@@ -103,9 +103,10 @@ def _decode(
                 return {"audio": read_sound(file, deadline_seconds=deadline_seconds, **arguments)}
             if what == "picture":
                 return {"video": read_picture(file, deadline_seconds=deadline_seconds, **arguments)[None]}
-            silent_ok = what == "pictures"
-            clip = read_clip(file, deadline_seconds=deadline_seconds, silent_ok=silent_ok, **arguments)
-            return {"video": clip.video} if silent_ok else {"video": clip.video, "audio": clip.audio}
+            if what == "pictures":
+                return {"video": read_pictures(file, deadline_seconds=deadline_seconds, **arguments)}
+            clip = read_clip(file, deadline_seconds=deadline_seconds, **arguments)
+            return {"video": clip.video, "audio": clip.audio}
         except (MediaError, MemoryError) as error:
             told = isinstance(error, MediaError) and error.reason in ("too_large", "bad_rate", "timeout")
             if isinstance(error, MemoryError) or (not told and _ran_out(logs)):

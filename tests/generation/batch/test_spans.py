@@ -69,6 +69,7 @@ BAD_SPANS = {
     "0.5,0.9": "span=(0.5, 0.9): expected begin and end in seconds within the 0.8 s of a clip",
     "0.4,0.4": "span=(0.4, 0.4): expected begin and end",
     "0,0.8": "leaves nothing of the clip",
+    "0.4,0.40000001": "span=(0.4, 0.40000001) touches no frame",
     "": "span='': expected begin and end in seconds within the 0.8 s",
     "0.4": "span='0.4': expected begin and end",
     "-0.2,0.4": "span='-0.2,0.4': expected",
@@ -81,22 +82,27 @@ def test_bad_spans_are_rows_with_a_reason_and_the_others_are_made(checkpoint, fi
     mute = tmp_path / "mute.mp4"
     mute.write_bytes(h264(num_frames=8, file_format="mp4"))
     spans = [*BAD_SPANS, "0,0.4"]
-    lines = [f'{file},"{span}",' for span in spans] + [f'{mute},"0,0.4",', f'{file},"0,0.8",audio']
+    lines = [f'{file},"{span}",' for span in spans]
+    lines += [f'{mute},"0,0.4",', f'{file},"0,0.6",audio', f'{file},"0,0.8",audio', f'{file},"0,0.8",video']
     words = *INPAINT, listing_of(tmp_path, "path,span,stream", *lines)
     make, rows = maker_of(checkpoint, tmp_path, *words)
     done = make({"batch": pack(rows)})
     assert done["error"] == ""
-    assert errors_of(unpack(done["batch"])) == {"bad_span": len(BAD_SPANS), "no_audio": 1}
+    reasons = {"bad_span": len(BAD_SPANS) + 2, "no_audio": 1}
+    assert errors_of(unpack(done["batch"])) == reasons
     found = [row for row, _ in stored_rows(str(tmp_path), list_parts(str(tmp_path)))]
     for row, said in zip(found, BAD_SPANS.values(), strict=False):
         assert row["error"] == "bad_span" and said in row["message"]
+    for row, kept, task in zip(found[-2:], ("sound", "picture"), ("v2a", "a2v"), strict=True):
+        said = f"span=(0.0, 0.8) leaves nothing of the {kept}; write a shorter one, or task='{task}'"
+        assert (row["error"], row["message"]) == ("bad_span", said)
     made = [len(BAD_SPANS), len(BAD_SPANS) + 2]
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("0*.mp4"))
     assert files == [found[index]["path"] for index in made]
     # refused rows are done; a repaired span is another sample
     config = tiny_config(*words)
     again = make_plan(str(tmp_path), wanted_rows(config, checkpoint), shared_values(config, checkpoint), 4)
-    assert again.batches == [] and again.errors == {"bad_span": len(BAD_SPANS), "no_audio": 1}
+    assert again.batches == [] and again.errors == reasons
     lines[0] = f'{file},"0.5,0.8",'
     listing_of(tmp_path, "path,span,stream", *lines)
     again = make_plan(str(tmp_path), wanted_rows(config, checkpoint), shared_values(config, checkpoint), 4)

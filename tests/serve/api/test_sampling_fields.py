@@ -157,6 +157,9 @@ def test_a_flow_map_keeps_its_own_solver_and_guidance(flow_map_front):
     job, mp4 = made(front, json=fields)
     (clip,) = SoundingVideoPipeline.from_checkpoint(front.service.settings.checkpoint)(**fields)
     assert mp4 == encode_clip(clip) and job["guidance_scale"] == 2
+    # 1 asks for no guidance beside what it has learned, as in Python
+    job, mp4 = made(front, json=fields | {"guidance_scale": 1, "audio_guidance_scale": 1.0})
+    assert mp4 == encode_clip(clip) and job["guidance_scale"] == 2
 
 
 def test_the_schema_has_the_fields_with_their_meaning(front):

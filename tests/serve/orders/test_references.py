@@ -3,6 +3,8 @@
 import base64
 import io
 import resource
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from proav.media.container import encode_clip, read_clip
 from proav.serve.front.api_error import ApiError
 from proav.serve.orders.references import read_data_url, read_given
-from tests.media.hostile_files import ffv1, h264, switching_h264, wav
+from tests.media.flash_and_beep import beep_times, make_film, regular
+from tests.media.hostile_files import ffv1, h264, switching_h264, wav, with_damaged_sound
 from tests.synthetic_clips import make_clip
 from tests.tiny import tiny_config
 
@@ -32,6 +35,30 @@ def test_pictures_of_any_file_are_given_at_the_models_size(silent):
     streams = read_given(data, "v2a", CONFIG, **LIMITS)
     given = streams.pop("video")
     assert not streams and given.shape == (4, 32, 32, 3) and given.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [{"sound_to": 0.5}, {"sound_from": 1.5}, {"sound_from": 5.0, "sound_to": 6.0}, {"sound_to": 9.0}],
+)
+@pytest.mark.parametrize("damage", [bytes, with_damaged_sound])
+def test_pictures_are_given_whole_whatever_sound_the_file_had(tmp_path, sound, damage):
+    film = {"times": regular(10, 2), "flashes": (Fraction(3, 2),)}
+    mute = make_film(tmp_path / "mute.mkv", **film, audio=None)
+    path = make_film(tmp_path / "film.mkv", **film, **sound)
+    for frames in (None, 10):
+        expected, found = (
+            read_given(data, "v2a", CONFIG, **LIMITS, num_frames=frames)["video"]
+            for data in (Path(mute).read_bytes(), damage(Path(path).read_bytes()))
+        )
+        assert np.array_equal(found, expected) and len(found) == (frames or 4)
+
+
+@pytest.mark.parametrize("times", [[Fraction(0), Fraction(1, 10)], regular(10, 2, first=7)])
+def test_sound_is_given_whole_whatever_pictures_the_file_had(tmp_path, times):
+    path = make_film(tmp_path / "film.mkv", times=times, beeps=(3.0,), sound_to=9.0)
+    given = read_given(Path(path).read_bytes(), "a2v", CONFIG, **LIMITS, num_frames=45)["audio"]
+    assert len(given) == 9 * 16_000 and beep_times(given, 16_000, 1) == [pytest.approx(3.0, abs=0.01)]
 
 
 def test_sound_that_ends_a_little_early_is_filled_with_silence():

@@ -247,6 +247,9 @@ def test_a_length_is_a_number_of_frames(card, masked_card):
             "begin and end in seconds within the 0.8 s",
         ),
         ({"task": "inpaint", "span": [0, 0.8]}, "span", "leaves nothing of the clip"),
+        ({"task": "inpaint", "span": "0,0.8", "stream": "video"}, "span", "or task='a2v'"),
+        ({"task": "inpaint", "span": [0.1, 0.7], "stream": "audio"}, "span", "or task='v2a'"),
+        ({"task": "inpaint", "span": [0.4, 0.40000001]}, "span", "touches no frame: frames last 0.2 s"),
         ({"task": "inpaint", "span": "0.2"}, "span", "span="),
         ({"task": "inpaint", "span": [True, 1]}, "span", "span="),
     ],
@@ -335,3 +338,8 @@ def test_a_model_whose_every_job_would_fail_is_not_served(tmp_path, words, said)
         StartError, match=f"cannot be served: .*{said}.*`config.generate` of its checkpoint.json"
     ):
         build({"checkpoint": path, "jobs_dir": str(tmp_path / "jobs")})
+
+
+def test_texts_are_those_of_a_listing_without_spaces_around_them_and_none_if_empty(card):
+    told = dataclasses.replace(card, vectors={"caption": (2,), "title": (2,)}, encoders=("caption", "title"))
+    assert order_of(told, {"vectors": {"caption": " a glass ", "title": " "}}).texts == {"caption": "a glass"}
