@@ -24,8 +24,10 @@ class DistillConfig(Section):
     """How many of the last blocks of ST-DiT are conditioned on the next time instead of the current one;
     empty: a third."""
     time_step: Annotated[float, Field(gt=0, le=1), Changes("training")] = 0.03125
-    """Length of the teacher's Euler steps that the flow map learns to combine, in times before
-    diffusion.time_shift.
+    """Length of the teacher's Euler steps that the flow map learns to combine, before their shift."""
+    time_shift: Annotated[float, Field(ge=1, le=100), Changes("training")] = 6.0
+    """Shift s of the times that are trained, and of the teacher's steps: t becomes s t / (1 + (s - 1) t),
+    nearer to noise, where the ways to the clips part; 1: no shift.
     """
     train: DistillTrainConfig = DistillTrainConfig()
     """How it is trained; settings that are not given here are as in stdit.train, except for the length."""

@@ -37,7 +37,7 @@ def draw_time_pairs(
     seed, positions: of the run, and of the clips in the training order.
     names: of the clips' tasks. Modalities with times of their own get pairs of their own.
     given_B2: bool; a given modality has t = r = 0.
-    shift: of the teacher's times (`times.py`).
+    shift: of the times (`times.py`); above 1 there are more near noise, where the ways to the clips part.
     """
     uniforms_B4 = torch.stack([uniforms_for(seed, int(one), 4, purpose="flow-map") for one in positions])
     own_B1 = torch.tensor([[TASKS[name].own_times] for name in names])
@@ -60,7 +60,7 @@ def last_step(
 
     times_B2, next_times_B2: t and r.
     time_step: h, in (0, 1].
-    shift: of the teacher's times. Sampled evenly before the shift, it makes most of its steps near noise.
+    shift: of the times. The teacher's steps, even before it, are shortest near noise.
     """
     even_B2, next_even_B2 = (shifted(times.double(), 1 / shift) for times in (times_B2, next_times_B2))
     span_B2 = even_B2 - next_even_B2

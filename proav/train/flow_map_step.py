@@ -50,14 +50,15 @@ class FlowMapStep(GeneratorStep):
         the teacher's from there (of twice as many clips if there is guidance). Forward-mode derivatives are
         not used: they would bypass ZeRO's hooks, and fused attention has none. Arguments as in GeneratorStep.
         """
-        settings, device, shift = self.config.distill, engine.device, self.config.diffusion.time_shift
+        settings, device = self.config.distill, engine.device
         draw = draw_tasks(self.config.seed, batch["position"], self.config)
         times_B2, next_B2 = draw_time_pairs(
-            self.config.seed, batch["position"], draw.names, draw.given_B2, shift
+            self.config.seed, batch["position"], draw.names, draw.given_B2, settings.time_shift
         )
         made = self.add_noise(batch, replace(draw, times_B2=times_B2), device)
         last_B2, share_B2 = (
-            values.to(device) for values in last_step(times_B2, next_B2, settings.time_step, shift)
+            values.to(device)
+            for values in last_step(times_B2, next_B2, settings.time_step, settings.time_shift)
         )
         next_B2 = next_B2.to(device)
         with torch.no_grad():

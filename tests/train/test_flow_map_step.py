@@ -67,7 +67,9 @@ def test_over_one_step_of_time_the_target_is_the_teachers_guided_velocity():
     batch = random_batch(config)
     output = step.loss(engine, batch, 0)
     draw = draw_tasks(config.seed, batch["position"], config)
-    times, next_times = draw_time_pairs(config.seed, batch["position"], draw.names, draw.given_B2)
+    shift = config.distill.time_shift
+    times, next_times = draw_time_pairs(config.seed, batch["position"], draw.names, draw.given_B2, shift)
+    assert shift == 6
     labels = torch.where(draw.drop_label_B, len(LABELS), batch["label"])
     state = step.add_noise(batch, draw, torch.device("cpu"))
     clean, noise = state.clean_BDPNN, state.noise_BDPNN
