@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from proav.config import Config, TrainConfig
 from proav.config.changes import setting_values, settings_that_change
-from proav.diffusion.solvers import find_solver, num_steps
+from proav.diffusion import make_process
+from proav.diffusion.solvers import Question, find_solver, num_steps
+from proav.generation.sampling_settings import SamplingSettings
 from proav.geometry import ClipGeometry, LatentGeometry, wide_tokens
 from proav.models.discriminators import AudioDiscriminator, VideoDiscriminators
 from proav.models.kept import Kept, mdsa_kept, stdit_kept
@@ -145,15 +147,35 @@ def _size(model: nn.Module, flops: Mapping[str, int]) -> Size:
     return Size(parameters, sum(model.get_parameter(name).numel() for name in hidden_matrices(model)), flops)
 
 
+def _evaluations(config: Config) -> int:
+    """Evaluations of ST-DiT for a sample of the task joint: one for each call of the solver, and one more
+    where guidance acts."""
+    settings, process = SamplingSettings.from_config(config), make_process(config)
+    steps = num_steps(settings.steps, process.objective)
+    nothing = torch.zeros(())
+    solution = find_solver(settings.solver, process.objective).solve(
+        process, nothing, process.times_of(steps, settings.schedule_shift), lambda step: nothing
+    )
+    told = config.stdit.labels or config.stdit.vector_shapes  # without either, guidance has nothing to act on
+    guided = bool(told) and settings.guidance_scales != (1, 1)
+    (low, high), evaluations = settings.guidance_interval, 0
+    try:
+        question = next(solution)
+        while True:
+            asked = Question(*question)
+            guides = guided and asked.next_time is None and low <= asked.time <= high
+            evaluations += 1 + guides
+            question = solution.send(nothing)
+    except StopIteration:
+        return evaluations
+
+
 def costs(config: Config, num_labels: int = 0) -> Costs:
     """The costs of `config`; num_labels: rows of the label table, without the null label."""
     sizes = model_sizes(config, num_labels)
     mdsa, stdit, judges = sizes["mdsa"], sizes["stdit"], sizes["discriminators"]
     reconstruction, evaluation = mdsa.flops["encode"] + mdsa.flops["decode"], stdit.flops["forward"]
-    generate = config.generate
-    objective = config.diffusion.objective
-    calls = find_solver(generate.solver, objective).num_calls(num_steps(generate.steps, objective))
-    evaluations = calls * (1 if generate.guidance_scales == (1, 1) else 2)
+    evaluations = _evaluations(config)
     targets = 2 if config.distill.guidance_scales == (1, 1) else 3
 
     def train_flops(forward: int, train: TrainConfig) -> int:

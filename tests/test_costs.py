@@ -287,6 +287,22 @@ def test_a_sample_counts_guidance_and_decoding():
     assert costs(config_from_dict(settings)).sample_evaluations == 7
 
 
+@pytest.mark.parametrize(
+    ("generate", "stdit", "evaluations"),
+    [
+        ({"guidance_interval": [0.35, 0.65]}, {}, 10 + 3),  # at t = 0.6, 0.5 and 0.4
+        ({"guidance_interval": [0.35, 0.55], "solver": "heun"}, {}, 19 + 4),
+        ({"audio_guidance_scale": 1.0}, {}, 20),
+        ({}, {"labels": False}, 10),  # guidance has nothing to act on
+        ({}, {"labels": False, "vectors": {"caption": 8}}, 20),
+    ],
+)
+def test_guidance_is_counted_where_it_acts(generate, stdit, evaluations):
+    own = {"steps": 10, "guidance_scale": 2.0} | generate
+    bill = costs(config_from_dict({"generate": own, "stdit": stdit}))
+    assert bill.sample_evaluations == evaluations
+
+
 def test_a_flow_map_costs_its_target_in_training_and_few_evaluations_a_sample():
     """Its target takes a pass of the teacher, two with guidance, and one of the student."""
     for guidance, passes in ((1.0, 3 + 2), (2.0, 3 + 3)):
