@@ -252,7 +252,8 @@ def show(rows: dict[str, dict]) -> None:
         for measure, digits in columns.items():
             interval = row.get(f"{measure}_interval")
             shown = f"{row[measure]:.{digits}f}" if measure in row else "-"
-            ends = f" ({interval[0]:.{digits}f} .. {interval[1]:.{digits}f})" if interval else ""
+            is_known = interval and np.isfinite(interval).all()  # a draw may hold no impact
+            ends = f" ({interval[0]:.{digits}f} .. {interval[1]:.{digits}f})" if is_known else ""
             cells.append(f"{shown + ends:>26}")
         seconds = f"{row['seconds']:9.3f}" if "seconds" in row else ""
         print(f"{name:26}" + "".join(cells) + seconds)
