@@ -29,11 +29,11 @@ def main(config: Config) -> None:
 
 
 def plan(config: Config) -> None:
+    from proav.runs.stages import stages_in_turn
     from proav.train.checks import check_stages
     from proav.train.start import check_starts
 
-    last = ("distill",) if config.generate.stage == "distill" else ()
-    check_stages(config, "mdsa", "stdit", *last)
+    check_stages(config, *stages_in_turn(config))
     check_starts(config, "mdsa", "stdit")
 
 

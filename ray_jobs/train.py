@@ -23,11 +23,11 @@ def main(config: Config) -> None:
 
 
 def plan(config: Config) -> None:
+    from proav.runs.stages import stages_in_turn
     from proav.train.checks import check_stages
     from proav.train.start import check_starts
 
-    last = ("distill",) if config.generate.stage == "distill" else ()
-    stages = ("mdsa", "stdit", *last) if config.stage is None else (config.stage,)
+    stages = stages_in_turn(config) if config.stage is None else (config.stage,)
     check_stages(config, *stages)
     check_starts(config, *(stage for stage in stages if stage != "distill"))
 

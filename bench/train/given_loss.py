@@ -15,9 +15,9 @@ other stream differs:
                  of the other stream, so this is not what it was trained for
 
 Noise and times are the same in all ways. The times are uniform in [0, 1]: midpoints of --times equal parts.
-The mean over them is a bound of the conditional likelihood (weighted by noise level; Kingma and Gao, 2023).
-So, unlike a kernel distance, the loss is lower only if more is read of what is given, and it does not ask
-that anything in a sample can be followed.
+No sample is needed, so nothing in a sample has to be followed. Tasks differ in how much they were trained,
+and a loss shows that too. What a way reads of the given stream is the distance between its two rows: its own
+stream and an unrelated one.
 
     loss         mean squared error of the velocity on the planes that are made
     less         loss less that of the task trained, with its interval over sources: above 0, the trained

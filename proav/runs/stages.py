@@ -83,6 +83,12 @@ def stage_of(kind: str, config: Config) -> Stage:
     return STAGES[kind]
 
 
+def stages_in_turn(config: Config) -> tuple[str, ...]:
+    """Names of the stages that a command without `stage` trains, in order."""
+    wanted = (stage for stage in STAGES.values() if not stage.optional or stage.name == config.generate.stage)
+    return tuple(stage.name for stage in wanted)
+
+
 def find_stage(name: str | None) -> Stage:
     """The stage with this name. Raises UserError if there is none."""
     if name not in STAGES:
