@@ -19,7 +19,6 @@ from proav.config import Config, TrainConfig
 from proav.config.changes import setting_values, settings_that_change
 from proav.diffusion import make_process
 from proav.diffusion.solvers import Question, find_solver, num_steps
-from proav.generation.sampling_settings import SamplingSettings
 from proav.geometry import ClipGeometry, LatentGeometry, wide_tokens
 from proav.models.discriminators import AudioDiscriminator, VideoDiscriminators
 from proav.models.kept import Kept, mdsa_kept, stdit_kept
@@ -150,7 +149,7 @@ def _size(model: nn.Module, flops: Mapping[str, int]) -> Size:
 def _evaluations(config: Config) -> int:
     """Evaluations of ST-DiT for a sample of the task joint: one for each call of the solver, and one more
     where guidance acts."""
-    settings, process = SamplingSettings.from_config(config), make_process(config)
+    settings, process = config.generate, make_process(config)
     steps = num_steps(settings.steps, process.objective)
     nothing = torch.zeros(())
     solution = find_solver(settings.solver, process.objective).solve(
