@@ -48,9 +48,9 @@ def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     return module.eval()
 
 
-def save_tiny_mdsa(folder: str, config: Config) -> str:
+def save_tiny_mdsa(folder: str, config: Config, seed: int = 1) -> str:
     torch.manual_seed(0)
-    weights = randomize(MDSA(config), 1).state_dict()
+    weights = randomize(MDSA(config), seed).state_dict()
     return save_checkpoint(
         folder,
         kind="mdsa",

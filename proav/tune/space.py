@@ -16,8 +16,9 @@ from proav.config.reading import config_from_dict, config_to_dict
 from proav.costs import costs
 from proav.diffusion.solvers import num_steps
 from proav.diffusion.tasks import check_tasks
-from proav.errors import ConfigError
+from proav.errors import CheckpointError, ConfigError
 from proav.runs.layout import RunFolder
+from proav.train.start import open_start
 from proav.tune.allowed import check_axes, data_axes, data_name, shares_mdsa
 from proav.tune.axes import (
     Point,
@@ -114,7 +115,9 @@ def check_sweep(config: Config) -> None:
     for point in points:
         try:
             trial_config = config_at(config, point)
-        except ConfigError as error:
+            for stage in _trained_stages(config):
+                open_start(trial_config, stage)
+        except (ConfigError, CheckpointError) as error:
             wrong.append(f"{describe(point)}: {error}")
             continue
         if tune.budget != "seconds":
@@ -238,6 +241,11 @@ def _points_to_check(tune: TuneConfig, total: int | None) -> list[Point]:
     return list(random_points(tune, seed=tune.seed, count=min(most, MAX_CHECKED)))
 
 
+def _trained_stages(config: Config) -> tuple[str, ...]:
+    """The stages that each trial of a sweep trains itself."""
+    return (config.tune.stage,) if config.tune.stage == "mdsa" or shares_mdsa(config) else ("mdsa", "stdit")
+
+
 def _check_first_rung(config: Config, trial_config: Config) -> None:
     tune, batch = config.tune, getattr(trial_config, config.tune.stage).train.batch_size
     if tune.rungs[0] < batch:
@@ -277,6 +285,8 @@ def _identity(config: Config, resolved: Config, point: Point, data_hash: str, me
     def trained(stage: str) -> dict:
         section = {key: value for key, value in settings[stage].items() if value != LATER.get(key, ...)}
         train = {key: value for key, value in section["train"].items() if key not in OF_THE_MACHINE}
+        if stage in _trained_stages(config) and (start := open_start(resolved, stage)):
+            section["init_from"] = start.hash  # what the path holds may change
         return {**section, "train": train}
 
     identity = {

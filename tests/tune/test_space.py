@@ -10,7 +10,7 @@ from proav.config.reading import config_to_yaml, load_config
 from proav.errors import ConfigError
 from proav.tune.axes import describe, grid_points, num_trials, planned_points, random_points, short_names
 from proav.tune.space import _identity, check_sweep, config_at, make_trial, plan_text
-from tests.tiny import tiny_config
+from tests.tiny import save_tiny_mdsa, tiny_config
 
 SCALES, GROUPS, BLOCK = "mdsa.multi_scale.scales", "mdsa.group_cross.num_groups", "mdsa.bi_block.block_size"
 AXES = (
@@ -96,6 +96,23 @@ def test_settings_that_came_later_are_in_an_id_only_if_they_are_used():
 
     assert not generate().keys() & {"audio_guidance_scale", "prompts"}
     assert generate("generate.audio_guidance_scale=0")["audio_guidance_scale"] == 0
+
+
+def test_a_trial_that_starts_from_another_model_is_another_when_that_model_changes(tmp_path):
+    whole, ids = {SCALES: [1, 2, 4], GROUPS: 2}, []
+    for seed in (1, 2, 1):
+        start = save_tiny_mdsa(f"{tmp_path}/start", tiny_config(), seed)
+        config = sweep_config(f"mdsa.init_from={start}", f"tune.axes.{SCALES}=[[1,2,4]]")
+        check_sweep(config)
+        ids.append(make_trial(config, whole, data_hash="abc").id)
+    assert ids[0] == ids[2] != ids[1]
+
+
+@pytest.mark.parametrize(("start", "said"), [("none", "none"), ("start", f"was trained with {SCALES}")])
+def test_a_sweep_whose_trials_cannot_start_is_refused_before_it_starts(start, said, tmp_path):
+    save_tiny_mdsa(f"{tmp_path}/start", tiny_config())
+    with pytest.raises(ConfigError, match=said):
+        check_sweep(sweep_config(f"mdsa.init_from={tmp_path}/{start}"))
 
 
 def test_trials_have_folders_of_their_own_and_the_data_of_the_run():
