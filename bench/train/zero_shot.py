@@ -29,8 +29,12 @@ its data one modality is given, and the other is made, from the same noise in ea
                  It needs no objects that can be followed. The rows "unrelated" have what chance gives
     seconds      processor seconds of sampling a clip, without the conversion from mel to sound
 
-Intervals are 95 %, by a bootstrap over sources. Prints a table; a row that is in FILE already is
-measured again only if checkpoint, steps or number of windows differ.
+Prints a table of these, and one of leads: how much better than each row the trained task is, in synchrony,
+closeness to the truth, and motion. Windows and noise are the same in all rows, so a lead is known more
+precisely than the two numbers that it is the difference of.
+
+Intervals are 95 %, by a bootstrap over sources. A row that is in FILE already is measured again only if
+checkpoint, steps or number of windows differ.
 """
 
 import argparse
@@ -67,7 +71,9 @@ from proav.runs.layout import RunFolder
 BATCH = 16
 CELL = 8
 """Side of the squares in which motion is compared, in pixels."""
-UNRELATED = {"real": "unrelated", "trained": "trained, unrelated"}
+COMPARED = ("synchrony", "to truth", "motion")
+"""Measures of which the lead of the trained task is told."""
+UNRELATED = {"real": ("unrelated",), "trained": ("trained, unrelated",)}
 """Rows that are measured again with the clips of other windows, and the names of those rows."""
 Streams = tuple[Tensor, Tensor]
 
@@ -160,10 +166,36 @@ class Measure:
         self.labels, self.sources = [row["label"] for row in rows], [row["source_id"] for row in rows]
         self.network = load_network("surrogate-audio" if task == "v2a" else "surrogate-video")
         self.real = self._features(truth)
+        self.groups = source_groups(self.sources)
+        self.reference: dict[str, Callable[[np.ndarray], float]] = {}
 
-    def __call__(self, made: Sequence[Clip]) -> dict:
-        """The numbers of `made`, a clip for each window."""
-        groups, features = source_groups(self.sources), self._features(made)
+    def __call__(self, made: Sequence[Clip], *, is_reference: bool = False) -> dict:
+        """The numbers of `made`, a clip for each window.
+
+        is_reference: from the next call on, the numbers include the lead of these clips.
+        """
+        found, measures = {}, self._measures(made)
+        for name, measure in measures.items():
+            found |= self._with_interval(name, measure)
+            if name in COMPARED and (reference := self.reference.get(name)):
+                sign = -1 if self.task == "v2a" and name == "to truth" else 1  # there it is an error
+
+                def lead(places: np.ndarray, first=reference, second=measure, sign=sign) -> float:
+                    return sign * (first(places) - second(places))
+
+                found |= self._with_interval(f"{name}, lead", lead)
+        if is_reference:
+            self.reference = measures
+        return found
+
+    def _with_interval(self, name: str, measure: Callable[[np.ndarray], float]) -> dict:
+        interval = bootstrap_interval(measure, self.groups)
+        ends = None if interval.reason else [interval.low, interval.high]
+        return {name: measure(np.arange(len(self.sources))), f"{name}_interval": ends}
+
+    def _measures(self, made: Sequence[Clip]) -> dict[str, Callable[[np.ndarray], float]]:
+        """{name: the number of the windows at some places}."""
+        features = self._features(made)
 
         def distance(places: np.ndarray) -> float:
             names = [np.asarray(self.sources)[places]] * 2
@@ -181,12 +213,7 @@ class Measure:
             for name, shift in (("synchrony", 0), ("chance", len(made) // 2)):
                 scores = self._scores(made, [*self.truth[shift:], *self.truth[:shift]])
                 measures[name] = lambda places, scores=scores: synchrony(scores, places)
-        found = {}
-        for name, measure in measures.items():
-            interval = bootstrap_interval(measure, groups)
-            found[name] = measure(np.arange(len(made)))
-            found[f"{name}_interval"] = None if interval.reason else [interval.low, interval.high]
-        return found
+        return measures
 
     def _scores(self, made: Sequence[Clip], given: Sequence[Clip]) -> list[dict]:
         """The world's scores of what was made beside what is given, for each window."""
@@ -245,8 +272,16 @@ def unrelated_places(labels: Sequence[str], sources: Sequence[str]) -> list[int]
 
 
 def show(rows: dict[str, dict]) -> None:
-    columns = {"synchrony": 3, "chance": 3, "distance": 4, "to truth": 2, "motion": 3}
-    print(f"{'':26}" + "".join(f"{name:>26}" for name in columns) + "  seconds")
+    columns = {"synchrony": 3, "chance": 3, "distance": 4, "to truth": 2, "motion": 3, "seconds": 3}
+    _table("", rows, columns)
+    leads = {f"{measure}, lead": columns[measure] for measure in COMPARED}
+    print()
+    _table("lead of trained over", {name: row for name, row in rows.items() if leads.keys() & row}, leads)
+
+
+def _table(title: str, rows: dict[str, dict], columns: dict[str, int]) -> None:
+    """columns: {measure: its decimal places}."""
+    print(f"{title:26}" + "".join(f"{name:>26}" for name in columns))
     for name, row in rows.items():
         cells = []
         for measure, digits in columns.items():
@@ -255,8 +290,7 @@ def show(rows: dict[str, dict]) -> None:
             is_known = interval and np.isfinite(interval).all()  # a draw may hold no impact
             ends = f" ({interval[0]:.{digits}f} .. {interval[1]:.{digits}f})" if is_known else ""
             cells.append(f"{shown + ends:>26}")
-        seconds = f"{row['seconds']:9.3f}" if "seconds" in row else ""
-        print(f"{name:26}" + "".join(cells) + seconds)
+        print(f"{name:26}" + "".join(cells))
 
 
 def main() -> None:
@@ -280,39 +314,34 @@ def main() -> None:
     of = {"windows": len(truth), "steps": arguments.steps, "checkpoint": pipeline.checkpoint_hash}
     others = unrelated_places([row["label"] for row in index], [row["source_id"] for row in index])
     ways = {
+        "real": None,
         "trained": trained,
         "replacement": zero_shot,
         **{f"gradient {w:g}": lambda *given, w=w: zero_shot(*given, weight=w) for w in arguments.weights},
         "joint": lambda *given: zero_shot(*given, reads=False),
     }
     if pipeline.process.objective != "flow":
-        ways = {"trained": trained}
+        ways = {"real": None, "trained": trained}
     for task in arguments.tasks:
         settings = SamplingSettings(task=task, steps=arguments.steps).filled(pipeline.process)
         requests = [
             SampleRequest(0, place, row["label"], clip, settings)
             for place, (clip, row) in enumerate(zip(truth, index, strict=True))
         ]
-        measure = None
-
-        def is_known(name: str) -> bool:
-            return rows.get(f"{task}, {name}", {}).items() >= of.items()
-
-        def keep(name: str, clips: Sequence[Clip], **more) -> None:
-            nonlocal measure
-            measure = measure or Measure(pipeline, task, truth, index, is_world=is_world)
-            rows[f"{task}, {name}"] = measure(clips) | of | more
+        names = {way: [f"{task}, {name}" for name in (way, *UNRELATED.get(way, ()))] for way in ways}
+        missing = [
+            way for way in ways if not all(rows.get(name, {}).items() >= of.items() for name in names[way])
+        ]
+        if not missing:
+            continue
+        measure = Measure(pipeline, task, truth, index, is_world=is_world)
+        for way in dict.fromkeys(("trained", *missing)):  # the others are compared with it
+            clips, spent = (truth, {}) if ways[way] is None else make(pipeline, requests, ways[way])
+            rows[names[way][0]] = measure(clips, is_reference=way == "trained") | of | spent
+            for name in names[way][1:]:
+                rows[name] = measure([clips[place] for place in others]) | of | spent
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(rows, indent=1))
-
-        for name, way in {"real": None, **ways}.items():
-            apart = UNRELATED.get(name)
-            if is_known(name) and (apart is None or is_known(apart)):
-                continue
-            clips, spent = (truth, {}) if way is None else make(pipeline, requests, way)
-            keep(name, clips, **spent)
-            if apart is not None:
-                keep(apart, [clips[place] for place in others], **spent)
     show({name: row for name, row in rows.items() if row.items() >= of.items()})
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.train.zero_shot import trained, unrelated_places, zero_shot
+from bench.train.zero_shot import Measure, trained, unrelated_places, zero_shot
 from proav.errors import UserError
 from proav.generation.finishing import given_streams
 from proav.generation.pipeline import SoundingVideoPipeline
@@ -70,3 +70,26 @@ def test_unrelated_pairs_are_of_other_sources_and_of_one_label_where_there_is_an
     assert [labels[other] for other in found] == ["a", "a", "b", "b", "a", "a", "b", "b"]  # c is alone
     with pytest.raises(UserError, match="of one source, and unrelated pairs need two"):
         unrelated_places(["a", "b"], ["1", "1"])
+
+
+@pytest.mark.parametrize("task", ["a2v", "v2a"])
+def test_a_lead_is_positive_where_the_trained_task_is_nearer_to_the_truth(task, pipeline):
+    """Clips with less noise are nearer. Their lead is the difference of the two numbers."""
+    settings, draw = pipeline.config.clip, np.random.default_rng(0)
+    shape = (settings.num_frames, settings.height, settings.width, 3)
+    videos = draw.integers(64, 192, (6, *shape))
+    sounds = draw.normal(0, 0.02, (6, settings.num_frames * settings.sample_rate // settings.fps))
+
+    def clips(noise):
+        made = np.clip(videos + draw.normal(0, 200 * noise, videos.shape), 0, 255).astype(np.uint8)
+        heard = (sounds + draw.normal(0, noise / 2, sounds.shape)).astype(np.float32)
+        return [Clip(*one, settings.fps, settings.sample_rate) for one in zip(made, heard, strict=True)]
+
+    rows = [{"label": "rain", "source_id": str(place)} for place in range(6)]
+    measure = Measure(pipeline, task, clips(0), rows, is_world=False)
+    near, far = measure(clips(0.02), is_reference=True), measure(clips(0.2))
+    assert "to truth, lead" not in near
+    assert far["to truth, lead"] == pytest.approx(abs(near["to truth"] - far["to truth"]))
+    low, high = far["to truth, lead_interval"]
+    assert 0 < low <= far["to truth, lead"] <= high
+    assert ("motion, lead" in far) == (task == "a2v")
