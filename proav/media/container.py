@@ -227,8 +227,8 @@ def read_pictures(
     Sound is not decoded: it may be missing, shorter or damaged. A clock that starts anew ends the pictures.
     The last picture is held as in `read_segments`, for at most 10 minutes.
 
-    Time 0 is the start of the pictures by the header. In Matroska and transport streams FFmpeg finds that
-    start only if sound begins less than 5 s earlier. Else time 0 is the start of the sound.
+    Time 0 is the start of the pictures. If FFmpeg finds no start, as in Matroska and transport streams whose
+    sound begins 5 s or more earlier, a file that can be read twice is searched for its first picture.
 
     num_frames: how many frames are read; None: all. The other arguments are those of `read_clip`.
     Raises MediaError like `read_segments`: no_picture if one picture is followed by none for more than 10

@@ -58,6 +58,12 @@ WHY_LOST = {
 JOINABLE_FORMATS = ("mpegts", "mpeg")
 """Files of these formats stay readable when they are concatenated. So before a span of such a file is read,
 all its packets are searched for joints."""
+PROBED_FORMATS = ("matroska,webm", "mpegts", "mpeg")
+"""Files of these formats do not state when a track begins. FFmpeg reads 5 s ahead to find out, and takes the
+start of the file for a track that begins later."""
+FAR_SECONDS = 1.0
+"""A first picture that is later than its track's start by more than this is the start. Below it, pictures may
+follow that are shown before the first."""
 MAX_PAUSE_SECONDS = 6 * 3600.0
 """If the next picture is later than this, its time stamp counts as wrong: it may be a million years away.
 Reading then ends with the picture before it."""
@@ -188,9 +194,16 @@ def read_parts(source: str | BinaryIO, request: Request) -> Iterator[About | Seg
                 request = replace(
                     request, wanted_from=math.ceil(start * request.fps - 1e-6), start_seconds=0.0
                 )
+        starts = [start_time(stream) for stream in tracks.streams(container)]
+        if request.pictures_only and container.format.name in PROBED_FORMATS and can_be_read_again(source):
+            first = _first_picture(container, tracks, name, watch)
+            if first is not None and first - (starts[0] or 0) > FAR_SECONDS:
+                starts = [first]
+            files.close()
+            container, name = files.enter_context(opened(source, watch))
         about = About(end, *tracks.places(container), note_others(tracks, container, programmes))
         yield about
-        for part in _Reader(container, name, tracks, request, watch).parts():
+        for part in _Reader(container, name, tracks, request, watch, starts).parts():
             yield replace(about, end_seconds=part) if isinstance(part, float) else part
 
 
@@ -198,6 +211,16 @@ def _has_joints(container, tracks: Tracks, name: str, watch: Watch, alone: bool)
     """Whether the file's clock starts anew somewhere. Nothing is decoded. Arguments as of Decoder."""
     decoder = Decoder(container, tracks.streams(container), name, watch, alone=alone)
     return any(isinstance(packet, Joint) for packet in decoder.packets())
+
+
+def _first_picture(container, tracks: Tracks, name: str, watch: Watch) -> Fraction | None:
+    """When the first picture is shown, in seconds of the file's clock; None if its packet does not say.
+
+    Arguments as of Decoder.
+    """
+    packets = Decoder(container, tracks.streams(container), name, watch, alone=True).packets()
+    first = next((packet for packet in packets if not isinstance(packet, Joint)), None)
+    return None if first is None or first.pts is None else first.pts * first.time_base
 
 
 def _listen(container, name: str, tracks: Tracks, request: Request, watch: Watch) -> None:
@@ -224,10 +247,19 @@ def _listen(container, name: str, tracks: Tracks, request: Request, watch: Watch
 class _Reader:
     """Reads chosen tracks of an opened file, one stretch after the other."""
 
-    def __init__(self, container, name: str, tracks: Tracks, request: Request, watch: Watch) -> None:
+    def __init__(
+        self,
+        container,
+        name: str,
+        tracks: Tracks,
+        request: Request,
+        watch: Watch,
+        starts: list[Fraction | None],
+    ) -> None:
         """container, name: from `opened`.
         tracks, request: what to read.
         watch: is notified of each packet.
+        starts: when each of the tracks' streams begins, in seconds of the file's clock.
         """
         self.container, self.name, self.request, self.watch = container, name, request, watch
         self.streams = tracks.streams(container)
@@ -236,7 +268,7 @@ class _Reader:
         self.canvas = Canvas(
             height=request.height, width=request.width, fit=request.fit, pixel_aspect=pixel_aspect(self.video)
         )
-        self.file_start = float(self._origin([start_time(stream) for stream in self.streams]))
+        self.file_start = float(self._origin(starts))
         # where the stretch begins, in seconds on the file's clock
         self.clock = self.file_start + request.start_seconds
         self.base = 0  # the same as a frame; frame 0 is at start_seconds

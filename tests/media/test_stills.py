@@ -115,12 +115,18 @@ def test_pictures_are_those_of_the_file_whatever_its_sound(tmp_path, ending, sou
         read_pictures(path, **SMALL, num_frames=21)
 
 
-@pytest.mark.parametrize(("ending", "late"), [("mkv", 1), ("mkv", 5), ("mp4", 5), ("mp4", 40)])
+@pytest.mark.parametrize("ending", ["mkv", "mp4", "ts"])
+@pytest.mark.parametrize("late", [1, 5, 8, 40])
 def test_time_0_is_the_beginning_of_the_pictures_if_sound_comes_first(tmp_path, ending, late):
     film = {"times": regular(10, 2, first=late), "flashes": [late + FLASHES[0]], "sound_to": late + 2.0}
+    film |= {"audio": "mp2"} if ending == "ts" else {}
     path = make_film(tmp_path / f"film.{ending}", **film)
-    video = read_pictures(path, **SMALL, num_frames=20)
-    assert white_frames(video) == [5, 6]
+    video = read_pictures(path, **SMALL)
+    assert white_frames(video) == [5, 6] and len(video) == 20
+    later = read_pictures(path, **SMALL, start_seconds=0.3, num_frames=10)
+    assert white_frames(later) == [2, 3]
+    with open(path, "rb") as file:
+        assert np.array_equal(read_pictures(file, **SMALL), video)
 
 
 @pytest.mark.parametrize("damage", [with_damaged_sound, lambda film: film.replace(b"A_AAC", b"A_XYZ")])
