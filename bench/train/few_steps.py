@@ -3,7 +3,7 @@ world.
 
     python ray_jobs/train.py --config configs/world.yaml stage=distill
     python -m bench.train.few_steps runs/world-clips flow=runs/world/stdit/checkpoints \
-        "flow map=runs/world/distill/checkpoints" [--out FILE] [--clips 150]
+        "flow map=runs/world/distill/checkpoints" [--guidance 1.5] [--out FILE] [--clips 150]
 
 Each model makes the sound of the same held-out pictures from the same noise, in each number of steps. Prints:
 
@@ -14,9 +14,10 @@ Each model makes the sound of the same held-out pictures from the same noise, in
     to_first           mean log-mel difference to those sounds, in dB
     seconds            processor seconds a clip, including decoding and the conversion from mel to sound
 
-NAME=CHECKPOINT@S samples with schedule_shift=S. For comparison it prints the same numbers for the real
+NAME=CHECKPOINT@S samples with schedule_shift=S. `--guidance` is for flows; a flow map has learned its own
+(`distill.guidance_scale`). For comparison it prints the same numbers for the real
 sounds, and for the first model's sounds with other pictures. A row that is already in FILE is not measured
-again, unless its checkpoint, its shift, the noise (--seed) or what it is compared with has changed.
+again, unless its checkpoint, shift, guidance, noise (--seed) or what it is compared with has changed.
 """
 
 import argparse
@@ -49,6 +50,7 @@ def sounds_for(
     *,
     steps: int,
     shift: float | None,
+    guidance: float,
     seed: int,
 ) -> tuple[np.ndarray, float]:
     """(sounds [N, L], processor seconds a clip).
@@ -56,7 +58,7 @@ def sounds_for(
     shift: `schedule_shift` of the steps; None: the model's own.
     """
     made, began = [], time.process_time()
-    settings = SamplingSettings(task="v2a", steps=steps, schedule_shift=shift)
+    settings = SamplingSettings(task="v2a", steps=steps, schedule_shift=shift, guidance_scale=guidance)
     for first in range(0, len(windows), BATCH):
         places = range(first, min(first + BATCH, len(windows)))
         requests = [SampleRequest(seed, place, labels[place], windows[place], settings) for place in places]
@@ -143,6 +145,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT[@SHIFT]")
     parser.add_argument("--steps", type=int, nargs="+", default=[30, 10, 4, 2, 1], help="the largest first")
     parser.add_argument("--clips", type=int, default=150, help="held-out clips, of two windows each")
+    parser.add_argument("--guidance", type=float, default=1.0, help="of flows (default: 1, none)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--out", type=Path, default=Path("runs/few_steps.json"))
     arguments = parser.parse_args()
@@ -162,14 +165,17 @@ def main() -> None:
     measure = Measure(windows, labels, clips, MelFrames(first.config))
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
 
+    def guidance(model: str) -> float:
+        return arguments.guidance if pipelines[model].process.objective == "flow" else 1.0
+
     def made_of(model: str | None) -> dict:
         """What a row was measured with. model: its name; None for the real sounds."""
         of = {"windows": len(windows), "seed": arguments.seed}
         if model is None:
             return of
-        compared = [pipelines[best].checkpoint_hash, shifts[best], arguments.steps[0]]
+        compared = [pipelines[best].checkpoint_hash, shifts[best], guidance(best), arguments.steps[0]]
         own = {"checkpoint": pipelines[model].checkpoint_hash, "shift": shifts[model]}
-        return of | own | {"compared_with": compared}
+        return of | own | {"guidance": guidance(model), "compared_with": compared}
 
     def is_missing(name: str, model: str | None) -> bool:
         return any(rows.get(name, {}).get(key, "") != value for key, value in made_of(model).items())
@@ -184,8 +190,8 @@ def main() -> None:
         keep("real", None, measure(np.stack([window.audio for window in windows])))
 
     def sounds(model: str, steps: int) -> tuple[np.ndarray, float]:
-        asked = {"steps": steps, "shift": shifts[model], "seed": arguments.seed}
-        return sounds_for(pipelines[model], windows, labels, **asked)
+        asked = {"steps": steps, "shift": shifts[model], "guidance": guidance(model)}
+        return sounds_for(pipelines[model], windows, labels, seed=arguments.seed, **asked)
 
     truth, _ = sounds(best, arguments.steps[0])
     if is_missing("beside other pictures", best):
