@@ -15,9 +15,9 @@ Each model makes the sound of the same held-out pictures from the same noise, in
     seconds            processor seconds a clip, including decoding and the conversion from mel to sound
 
 NAME=CHECKPOINT@S samples with schedule_shift=S. `--guidance` is for flows; a flow map has learned its own
-(`distill.guidance_scale`). For comparison it prints the same numbers for the real
-sounds, and for the first model's sounds with other pictures. A row that is already in FILE is not measured
-again, unless its checkpoint, shift, guidance, noise (--seed) or what it is compared with has changed.
+(`distill.guidance_scale`). For comparison it prints the same numbers for the real sounds, and for the first
+model's sounds with other pictures. A row that is already in FILE is not measured again, unless its
+checkpoint, shift, guidance, noise (--seed) or what it is compared with has changed.
 """
 
 import argparse
@@ -166,7 +166,7 @@ def main() -> None:
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
 
     def guidance(model: str) -> float:
-        return arguments.guidance if pipelines[model].process.objective == "flow" else 1.0
+        return 1.0 if pipelines[model].process.objective == "flow_map" else arguments.guidance
 
     def made_of(model: str | None) -> dict:
         """What a row was measured with. model: its name; None for the real sounds."""

@@ -71,14 +71,26 @@ def open_start(config: Config, stage: str) -> Checkpoint | None:
     Its files are verified when they are read.
 
     stage: mdsa or stdit.
-    Raises CheckpointError if it is missing, or if a model of this configuration cannot start from it; the
-    message names the settings.
+    Raises CheckpointError if it is missing, or as `check_start`.
     """
+    checkpoint = read_start(config, stage)
+    if checkpoint is not None:
+        check_start(config, stage, checkpoint)
+    return checkpoint
+
+
+def read_start(config: Config, stage: str) -> Checkpoint | None:
+    """Like `open_start`, whatever model the configuration makes."""
     path = getattr(config, stage).init_from
-    if not path:
-        return None
-    checkpoint = load_checkpoint(path, kind=None if stage == "mdsa" else "stdit", verify=False)
-    name, theirs = f"{stage}.init_from={path}", checkpoint.config
+    return load_checkpoint(path, kind=None if stage == "mdsa" else "stdit", verify=False) if path else None
+
+
+def check_start(config: Config, stage: str, checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError if a model of this configuration cannot start from a checkpoint.
+
+    The message names the settings. stage, checkpoint: as of `open_start`.
+    """
+    name, theirs = f"{stage}.init_from={getattr(config, stage).init_from}", checkpoint.config
     if stage == "stdit" and theirs.diffusion.objective == "flow_map":
         raise CheckpointError(f"{name} is a flow map; name the ST-DiT that it was made from")
     _check_settings(name, config, theirs, ("mdsa",) if stage == "mdsa" else ("mdsa", "stdit"))
@@ -86,7 +98,6 @@ def open_start(config: Config, stage: str) -> Checkpoint | None:
         _check_tokens(name, config, theirs)
         _check_vectors(name, config, theirs)
         _check_positions(name, config, theirs)
-    return checkpoint
 
 
 def start_mdsa(model: MDSA, checkpoint: Checkpoint) -> FirstWeights:

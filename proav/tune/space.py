@@ -17,8 +17,9 @@ from proav.costs import costs
 from proav.diffusion.solvers import num_steps
 from proav.diffusion.tasks import check_tasks
 from proav.errors import CheckpointError, ConfigError
+from proav.runs.checkpoint import Checkpoint
 from proav.runs.layout import RunFolder
-from proav.train.start import open_start
+from proav.train.start import check_start, read_start
 from proav.tune.allowed import check_axes, data_axes, data_name, shares_mdsa
 from proav.tune.axes import (
     Point,
@@ -94,8 +95,8 @@ class Trial:
 def check_sweep(config: Config) -> None:
     """Raises ConfigError before anything starts if the sweep cannot run.
 
-    Reasons: no axes; an axis that is unknown or must not vary; a value or combination that cannot run; a
-    metric that is not measured.
+    Reasons: no axes; an axis that is unknown or must not vary; a value or combination that cannot run, or
+    that cannot start from `init_from`; a metric that is not measured.
     """
     tune = config.tune
     check_axes(config)
@@ -110,13 +111,14 @@ def check_sweep(config: Config) -> None:
         )
     if total == 0:
         raise ConfigError("tune.leave_out leaves no combination; take one of its entries out")
+    starts = _starts(config)
     points = _points_to_check(tune, total)
     wrong = []
     for point in points:
         try:
             trial_config = config_at(config, point)
-            for stage in _trained_stages(config):
-                open_start(trial_config, stage)
+            for stage, start in starts.items():
+                check_start(trial_config, stage, start)
         except (ConfigError, CheckpointError) as error:
             wrong.append(f"{describe(point)}: {error}")
             continue
@@ -246,6 +248,15 @@ def _trained_stages(config: Config) -> tuple[str, ...]:
     return (config.tune.stage,) if config.tune.stage == "mdsa" or shares_mdsa(config) else ("mdsa", "stdit")
 
 
+def _starts(config: Config) -> dict[str, Checkpoint]:
+    """{stage: the checkpoint that all trials start from}. Raises ConfigError if one cannot be read."""
+    try:
+        found = {stage: read_start(config, stage) for stage in _trained_stages(config)}
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    return {stage: start for stage, start in found.items() if start is not None}
+
+
 def _check_first_rung(config: Config, trial_config: Config) -> None:
     tune, batch = config.tune, getattr(trial_config, config.tune.stage).train.batch_size
     if tune.rungs[0] < batch:
@@ -285,7 +296,7 @@ def _identity(config: Config, resolved: Config, point: Point, data_hash: str, me
     def trained(stage: str) -> dict:
         section = {key: value for key, value in settings[stage].items() if value != LATER.get(key, ...)}
         train = {key: value for key, value in section["train"].items() if key not in OF_THE_MACHINE}
-        if stage in _trained_stages(config) and (start := open_start(resolved, stage)):
+        if stage in _trained_stages(config) and (start := read_start(resolved, stage)):
             section["init_from"] = start.hash  # what the path holds may change
         return {**section, "train": train}
 
