@@ -3,6 +3,8 @@
 Resuming is exact, and non-finite numbers never reach the weights.
 """
 
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -67,8 +69,9 @@ def test_a_resume_between_reports_on_more_workers_without_a_part_of_the_loss(tmp
 
 
 def test_the_time_of_checkpoints_is_no_time_of_training(tmp_path):
+    began = time.monotonic()
     lines, *_ = run_toy(str(tmp_path), toy_train(checkpoint_every_clips=BATCH), save_seconds=0.2)
-    assert lines[-1]["seconds"] - lines[1]["seconds"] < 8 * 0.2 / 2  # 8 steps and 8 checkpoints
+    assert lines[-1]["seconds"] < time.monotonic() - began - 10 * 0.2  # 10 checkpoints
 
 
 def test_accumulation_changes_nothing(tmp_path):
