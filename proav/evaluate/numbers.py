@@ -103,9 +103,11 @@ def set_numbers(
     if distance.kind == "nearest_training":
         if held_out is None or distance.network not in held_out.features:
             return [Number(distance.name, None, needs="real clips of sources that were held out")]
-        value = memorization(
-            *(_vectors(measured, distance.network).take() for measured in (fake, held_out, real))
-        )
+        vectors = [_vectors(measured, distance.network).take() for measured in (fake, held_out, real)]
+        try:
+            value = memorization(*vectors)
+        except UserError as error:
+            return [Number(distance.name, None, needs=str(error), **about)]
         note = (
             "median distance to the nearest training clip, divided by that of held-out clips: "
             "1 is new, near 0 is a copy"

@@ -106,11 +106,12 @@ def memorization(fake_MD: np.ndarray, held_out_KD: np.ndarray, training_ND: np.n
     fake_MD: generated.
     held_out_KD: real, not trained on.
     training_ND: trained on.
+    Raises UserError if the median held-out clip is a copy of a training clip: there is nothing to divide by.
     """
-    return float(
-        np.median(nearest_training(fake_MD, training_ND).distances)
-        / np.median(nearest_training(held_out_KD, training_ND).distances)
-    )
+    usual = np.median(nearest_training(held_out_KD, training_ND).distances)
+    if usual <= 1e-6 * np.sqrt(training_ND.var(0, dtype=np.float64).sum()):  # no more than rounding
+        raise UserError("held-out clips that are new; half of these or more are copies of training clips")
+    return float(np.median(nearest_training(fake_MD, training_ND).distances) / usual)
 
 
 def _checked(real_ND: np.ndarray, fake_MD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

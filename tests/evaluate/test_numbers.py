@@ -125,6 +125,8 @@ def test_pairs_of_numbers_and_memorization():
         and copied.floor == 1
     )
     assert line("nearest_training", real, fake)[0].needs
+    (of_copies,) = line("nearest_training", real, fake, held_out=real)
+    assert of_copies.value is None and "copies of training clips" in of_copies.needs
 
 
 def test_diversity_is_of_the_generated_clips_beside_that_of_the_real():

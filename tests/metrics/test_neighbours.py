@@ -74,6 +74,8 @@ def test_nearest_training_and_memorization():
     assert found.places.tolist() == [7, 3] and found.distances.max() < 1e-6
     assert memorization(training[:50] + 0.001, draw(5, 80), training) < 0.01
     assert memorization(draw(6, 200), draw(7, 200), training) == pytest.approx(1, abs=0.15)
+    with pytest.raises(UserError, match="copies of training clips"):
+        memorization(draw(6, 200), 1000 + training[:50], 1000 + training)
 
 
 def test_blocks_change_nothing(monkeypatch):

@@ -117,10 +117,19 @@ def test_a_number_that_a_table_does_not_have_is_refused_and_the_nearest_is_named
 
 def test_the_names_are_those_of_the_tables_of_an_evaluation():
     protocol, draw = find_protocol("small"), np.random.default_rng(0)
-    features = {name: list(draw.normal(size=(12, 1, 4)).astype("f4")) for name in protocol.networks}
     ids, scores = [str(number) for number in range(12)], dict.fromkeys(protocol.scores, np.ones(12))
-    clips = Measured(ids, ids, [""] * 12, scores, features, {}, {})
-    sets = {"real": clips, "fake": clips, "held_out": clips}
+    sets = {
+        kind: Measured(
+            ids,
+            ids,
+            [""] * 12,
+            scores,
+            {name: list(draw.normal(size=(12, 1, 4)).astype("f4")) for name in protocol.networks},
+            {},
+            {},
+        )
+        for kind in ("real", "fake", "held_out")
+    }
     names = {name for name in known_metrics(tiny_config("tune.stage=stdit")) if not name.startswith("stdit.")}
     for table, more in (
         ("reconstruction", {"paired": True, "kinds": ("frechet", "kernel")}),
