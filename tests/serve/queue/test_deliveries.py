@@ -12,7 +12,7 @@ from proav.serve.queue.dispatch import Dispatcher
 from proav.serve.queue.jobs import Job, new_id
 from proav.serve.queue.service import Service
 from proav.serve.settings import ServeSettings
-from tests.serve.queue.scenarios import Unreliable, finished, run
+from tests.serve.queue.scenarios import Unreliable, finished, run, until
 from tests.tiny import tiny_config
 
 
@@ -24,7 +24,7 @@ def sampler(tiny_checkpoint):
 @pytest.fixture
 def settings(tiny_checkpoint, tmp_path):
     jobs = str(tmp_path / "jobs")
-    return ServeSettings(checkpoint=tiny_checkpoint, jobs_dir=jobs, max_batch_size=3, batch_wait_seconds=1.0)
+    return ServeSettings(checkpoint=tiny_checkpoint, jobs_dir=jobs, max_batch_size=3)
 
 
 class Instant:
@@ -114,7 +114,7 @@ def test_a_batch_may_fail_after_its_only_job_was_cancelled(settings, caplog):
 def test_a_deleted_job_whose_files_stay_is_no_failure_of_its_batch(settings, sampler, caplog):
     """One of three is deleted while its clip is written, and the clip cannot be removed."""
     counted = Unreliable(sampler)
-    service = Service(settings, counted)
+    service = Service(settings.model_copy(update={"batch_wait_seconds": 60.0}), counted)
     store, written, deleted, doomed = service._store, threading.Event(), threading.Event(), []
     save_video, delete = store.save_video, store.delete
 
@@ -138,7 +138,7 @@ def test_a_deleted_job_whose_files_stay_is_no_failure_of_its_batch(settings, sam
         await service.delete(jobs[1].id)
         deleted.set()
         await finished(*jobs)
-        await asyncio.sleep(0.2)
+        await until(lambda: not service.dispatcher._running)
         return [job.status for job in jobs]
 
     assert run(service, scenario) == ["completed"] * 3 and counted.sizes == [3]

@@ -12,7 +12,7 @@ from proav.serve.on_ray.sampler import Sampler
 from proav.serve.queue.jobs import JobStore
 from proav.serve.queue.service import Service
 from proav.serve.settings import ServeSettings
-from tests.serve.queue.scenarios import Stuck, finished, run
+from tests.serve.queue.scenarios import Stuck, finished, run, until
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +61,10 @@ def test_the_search_for_expired_jobs_survives_a_client_that_deletes_one_of_them(
             await finished(job)
         for job in jobs:
             job.expires = 0.0
-        while not deleted:
-            await asyncio.sleep(0.01)
+        await until(lambda: deleted)
         await service.delete(jobs[1].id)  # the search goes through all three, and is held up by the first
         go_on.set()
-        deadline = time.monotonic() + 30
-        while service._jobs:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+        await until(lambda: not service._jobs)
         return jobs
 
     jobs = run(service, scenario)
@@ -99,12 +95,13 @@ def test_an_unfinished_job_whose_deletion_fails_ends(settings, sampler):
 def test_jobs_end_and_expiry_goes_on_if_storage_fails_for_long(settings, sampler, monkeypatch):
     """A disk fails for longer than the retries last. Jobs end with an error, and the expiry goes on."""
     monkeypatch.setattr("proav.serve.queue.service.SWEEP_SECONDS", 0.05)
-    service = Service(settings.model_copy(update={"keep_seconds": 0.1}), sampler)
-    store, failing = service._store, set()
+    service = Service(settings, sampler)
+    store, failing, failed = service._store, set(), []
 
     def may_fail(name, act):
         def acted(*words):
             if name in failing:
+                failed.append(name)
                 raise StorageUnavailable(f"{name} failed")
             return act(*words)
 
@@ -129,12 +126,10 @@ def test_jobs_end_and_expiry_goes_on_if_storage_fails_for_long(settings, sampler
         with pytest.raises(ApiError) as refused:
             await service.delete(kept.id)
         assert refused.value.status == 503 and service.get(kept.id) is kept
-        await asyncio.sleep(0.3)  # it has expired, and cannot be deleted
-        assert service.get(kept.id) is kept
+        kept.expires = 0.0
+        await until(lambda: failed.count("delete") >= 4)  # three searches could not delete it
+        await until(lambda: service._jobs.get(kept.id) is kept)
         failing.clear()
-        deadline = time.monotonic() + 30
-        while kept.id in service._jobs:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+        await until(lambda: kept.id not in service._jobs)
 
     run(service, scenario)

@@ -46,7 +46,7 @@ def test_clips_of_a_length_are_the_pipelines(masked_checkpoint, settings, sample
 
 def test_jobs_of_as_many_windows_share_a_batch(settings, sampler):
     counted = Unreliable(sampler)
-    patient = settings.model_copy(update={"batch_wait_seconds": 5.0, "max_batch_size": 2})
+    patient = settings.model_copy(update={"batch_wait_seconds": 60.0, "max_batch_size": 2})
 
     async def scenario(service):
         jobs = [await service.create({"seconds": seconds, "steps": 1}, None) for seconds in (1.0, 1.2)]

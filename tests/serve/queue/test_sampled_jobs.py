@@ -28,7 +28,7 @@ def test_jobs_of_unlike_sampling_share_a_batch_and_equal_those_made_alone(tiny_c
     ]
     counted = Unreliable(Sampler(tiny_checkpoint, device="cpu", threads=1))
     settings = ServeSettings(
-        checkpoint=tiny_checkpoint, jobs_dir=str(tmp_path), max_batch_size=3, batch_wait_seconds=5.0
+        checkpoint=tiny_checkpoint, jobs_dir=str(tmp_path), max_batch_size=3, batch_wait_seconds=10.0
     )
 
     async def made(service, *orders):

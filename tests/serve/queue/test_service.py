@@ -14,14 +14,15 @@ import pytest
 from proav.errors import UserError
 from proav.serve.front.api_error import ApiError
 from proav.serve.on_ray.sampler import Sampler
+from proav.serve.orders.references import read_given
 from proav.serve.orders.requests import Order
 from proav.serve.queue.dispatch import SamplerLost
 from proav.serve.queue.jobs import Job, JobStore, new_id
-from proav.serve.queue.service import Service, lease_of
+from proav.serve.queue.service import UPLOADS, Service, lease_of
 from proav.serve.settings import ServeSettings
 from proav.storage.lease import LeaseHeld
 from tests.media.hostile_files import h264
-from tests.serve.queue.scenarios import Absent, Unreliable, finished, run
+from tests.serve.queue.scenarios import Absent, Halt, Unreliable, finished, run, until
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,12 @@ def settings(tiny_checkpoint, tmp_path):
     )
 
 
+@pytest.fixture
+def halt():
+    with Halt() as halt:
+        yield halt
+
+
 def test_waiting_jobs_share_a_batch(settings, sampler):
     counted = Unreliable(sampler)
 
@@ -48,7 +55,7 @@ def test_waiting_jobs_share_a_batch(settings, sampler):
         return [job.status for job in jobs]
 
     assert (
-        run(Service(settings.model_copy(update={"batch_wait_seconds": 5.0}), counted), scenario)
+        run(Service(settings.model_copy(update={"batch_wait_seconds": 60.0}), counted), scenario)
         == ["completed"] * 3
     )
     assert counted.sizes == [3]
@@ -103,20 +110,23 @@ def test_an_unfinished_job_of_another_checkpoint_fails_with_a_reason(settings, s
     assert run(Service(settings, sampler), scenario) == ("failed", "checkpoint_changed", False)
 
 
-def test_deleting_a_running_job_stops_its_batch(settings, sampler):
+def test_deleting_a_running_job_stops_its_batch(settings, sampler, halt, monkeypatch):
+    steps = halt.at_step(2, sampler, monkeypatch)
+    monkeypatch.setattr(sampler, "_sign_seconds", 0.05)  # by the next sign of life the batch is given up
+
     async def scenario(service):
-        job = await service.create({"steps": 200}, None)
-        while job.status != "in_progress":
-            await asyncio.sleep(0.005)
+        job = await service.create({"steps": 4}, None)
+        await until(lambda: job.progress == 50)
         await service.delete(job.id)
-        after = await service.create({"steps": 1}, None)
-        await finished(after)
+        await until(lambda: not service.dispatcher._running)
+        halt.end()
+        await finished(await service.create({"steps": 1}, None))
         with pytest.raises(ApiError) as error:
             service.get(job.id)
-        return error.value.status, job.finished, after.completed - after.created
+        return error.value.status, job.finished
 
-    status, was_finished, seconds = run(Service(settings, sampler), scenario)
-    assert status == 404 and not was_finished and seconds < 3
+    assert run(Service(settings, sampler), scenario) == (404, False)
+    assert steps == [0, 1, 2, 0, 1]
     assert len(JobStore(settings.jobs_dir).load()) == 1
 
 
@@ -127,7 +137,7 @@ def test_a_job_deleted_at_any_moment_of_its_sending_holds_up_nobody(settings, sa
             for _ in range(num_turns):
                 await asyncio.sleep(0)
             await service.delete(job.id)
-            await finished(await service.create({"steps": 2}, None), seconds=10)
+            await finished(await service.create({"steps": 2}, None))
 
     run(Service(settings.model_copy(update={"batch_wait_seconds": 0.0}), sampler), scenario)
 
@@ -145,7 +155,7 @@ def test_one_bad_job_takes_no_other_with_it(settings, sampler):
         return [job.status for job in jobs], jobs[0].error.message
 
     statuses, message = run(
-        Service(settings.model_copy(update={"batch_wait_seconds": 5.0}), unreliable), scenario
+        Service(settings.model_copy(update={"batch_wait_seconds": 60.0}), unreliable), scenario
     )
     assert (
         statuses == ["failed", "completed", "completed"]
@@ -172,14 +182,13 @@ def test_a_job_whose_fellow_was_deleted_is_tried_alone(settings, sampler):
     async def scenario(service):
         unreliable.deleted = asyncio.Event()
         jobs = [await service.create({"seed": seed}, None) for seed in range(2)]
-        while jobs[0].status != "in_progress":
-            await asyncio.sleep(0.005)
+        await until(lambda: jobs[0].status == "in_progress")
         await service.delete(jobs[0].id)
         unreliable.deleted.set()
         await finished(jobs[1])
         return jobs[1].status
 
-    waiting = settings.model_copy(update={"batch_wait_seconds": 1.0})
+    waiting = settings.model_copy(update={"batch_wait_seconds": 60.0, "max_batch_size": 2})
     assert run(Service(waiting, unreliable), scenario) == "completed" and unreliable.sizes == [2, 1]
 
 
@@ -200,43 +209,45 @@ def test_a_job_survives_lost_samplers_but_not_for_ever(settings, sampler):
 
 
 def test_a_full_queue_and_absent_samplers_are_reported(settings):
-    quick = settings.model_copy(update={"health_seconds": 1.0})
+    patient = settings.model_copy(update={"health_seconds": 60.0})
 
     async def scenario(service):
-        for _ in range(5):  # one on its way, four waiting
+        await service.create({}, None)
+        await until(lambda: service.dispatcher._running)
+        for _ in range(4):  # as many as may wait
             await service.create({}, None)
-            await asyncio.sleep(0.05)
         refused = []
-        for pause in (0.0, 1.2):
-            await asyncio.sleep(pause)
+        for passed_seconds in (0.0, 61.0):
+            service.dispatcher._running[0].sent -= passed_seconds
             with pytest.raises(ApiError) as error:
                 await service.create({}, None)
             refused.append((error.value.status, error.value.retry_after_seconds > 0))
         return refused, await service.dispatcher.health()
 
-    refused, (healthy, why) = run(Service(quick, Absent()), scenario)
+    refused, (healthy, why) = run(Service(patient, Absent()), scenario)
     assert refused == [(429, True), (503, True)] and not healthy and "no sampler" in why
 
 
-def test_a_full_queue_says_when_there_will_be_room(settings, sampler):
+def test_a_full_queue_says_when_there_will_be_room(settings, sampler, halt, monkeypatch):
     """The estimate follows the batch that runs, not the short batches before it."""
-    patient = settings.model_copy(update={"max_steps": 1000, "max_queued_jobs": 1})
+    small = settings.model_copy(update={"max_queued_jobs": 1})
+    halt.at_step(20, sampler, monkeypatch)
 
     async def scenario(service):
         for _ in range(3):
             await finished(await service.create({"steps": 1}, None))
-        running = await service.create({"steps": 1000}, None)
-        while running.progress < 10:
-            await asyncio.sleep(0.01)
+        running = await service.create({"steps": 200}, None)
+        await until(lambda: running.progress == 10)
         await service.create({"steps": 1}, None)
+        (batch,) = service.dispatcher._running
+        batch.sent -= 100.0  # a tenth has taken 100 s and a little, so the rest takes nine times as long
+        least = 9 * (time.monotonic() - batch.sent)
         with pytest.raises(ApiError) as error:
             await service.create({"steps": 1}, None)
-        began = time.monotonic()
-        await finished(running)
-        return error.value, time.monotonic() - began
+        return error.value, least, 9 * (time.monotonic() - batch.sent)
 
-    error, seconds = run(Service(patient, sampler), scenario)
-    assert error.status == 429 and seconds / 3 < error.retry_after_seconds < max(1.5, 3 * seconds), seconds
+    error, least, most = run(Service(small, sampler), scenario)
+    assert error.status == 429 and least <= error.retry_after_seconds <= most
 
 
 def test_health_samples_a_step_where_there_is_no_newer_evidence(settings, sampler):
@@ -251,24 +262,25 @@ def test_health_samples_a_step_where_there_is_no_newer_evidence(settings, sample
     )
 
 
-def test_previews_do_not_wait_for_uploads(settings, sampler):
-    """The uploads take long to decode, and there are as many as the queue takes."""
-    slow = h264(num_frames=40, width=4096, height=2160)
+def test_previews_do_not_wait_for_uploads(settings, sampler, halt, monkeypatch):
+    """As many uploads are being decoded as there are threads for them, and as many wait for a thread."""
+    film = h264(num_frames=40)
+    monkeypatch.setattr("proav.serve.queue.service.read_given", halt.before(read_given))
 
     async def scenario(service):
         job = await service.create({"steps": 1}, None)
         await finished(job)
-        uploads = [asyncio.create_task(service.create({"task": "v2a", "steps": 1}, slow)) for _ in range(4)]
-        await asyncio.sleep(0.1)
-        began = time.monotonic()
-        data, _ = await service.content(job.id, "thumbnail")
-        seconds, waiting = time.monotonic() - began, [not upload.done() for upload in uploads]
+        order = {"task": "v2a", "steps": 1}
+        uploads = [asyncio.create_task(service.create(order, film)) for _ in range(2 * UPLOADS)]
+        await until(lambda: len(halt.arrived) == UPLOADS)
+        async with asyncio.timeout(30):
+            data, _ = await service.content(job.id, "thumbnail")
+        num_done = sum(upload.done() for upload in uploads)
+        halt.end()
         await asyncio.gather(*uploads)
-        return data[:2], sum(waiting), seconds, time.monotonic() - began
+        return data[:2], num_done
 
-    start, num_waiting, seconds, whole = run(Service(settings, sampler), scenario)
-    print(f"the preview took {seconds:.2f} s, the uploads {whole:.2f} s")
-    assert start == b"\xff\xd8" and num_waiting >= 3
+    assert run(Service(settings, sampler), scenario) == (b"\xff\xd8", 0)
 
 
 def test_a_given_stream_that_was_lost_is_reported(settings, sampler):
@@ -374,35 +386,37 @@ def test_a_second_server_on_one_folder_is_refused_until_the_first_ends(settings,
         assert not job.finished and (await service.health())[0]
         return job.id
 
-    job_id = run(Service(quick, sampler), first)
+    job_id = run(Service(settings, sampler), first)
 
     async def second(service):
         await finished(service.get(job_id))
 
-    run(Service(quick, sampler), second)
+    run(Service(settings, sampler), second)
     assert not [path for path in Path(settings.jobs_dir).iterdir() if "lease" in path.name]
 
 
-def test_a_server_that_lost_its_folder_stops_and_says_so(settings, sampler):
-    quick = settings.model_copy(update={"lease_seconds": 0.6, "max_steps": 1000})
-    lease = lease_of(quick)
-    counted = Unreliable(sampler)
+def test_a_server_that_lost_its_folder_stops_and_says_so(settings, sampler, halt, monkeypatch):
+    quick = settings.model_copy(update={"lease_seconds": 0.6})
+    lease, counted = lease_of(quick), Unreliable(sampler)
+    steps = halt.at_step(2, sampler, monkeypatch)
 
     async def scenario(service):
-        running = await service.create({"steps": 1000}, None)
-        while running.status != "in_progress":
-            await asyncio.sleep(0.005)
-        lease._write()  # as another server does if it believes that this one has ended
-        deadline = time.monotonic() + 20
+        running = await service.create({"steps": 4}, None)
+        await until(lambda: running.progress == 50)
+        deadline = time.monotonic() + 30
         while (await service.health())[0]:
             assert time.monotonic() < deadline
+            lease._write()  # as another server does if it believes that this one has ended
             await asyncio.sleep(0.05)
         with pytest.raises(ApiError, match="another server") as refused:
             await service.create({}, None)
         with pytest.raises(UserError, match="taken over by another server"):
             service.require_lease()
-        await asyncio.sleep(1.0)
+        await until(lambda: all(task.done() for task in service._tasks))
+        halt.end()
+        await sampler.probe()  # waits for its thread
         return refused.value.status, running.finished
 
     assert run(Service(quick, counted), scenario) == (503, False) and counted.sizes == [1]
+    assert steps == [0, 1, 2]
     assert Path(lease.path).exists()
