@@ -145,16 +145,19 @@ os.W_OK))
 
 
 FROZEN_START = """
-import signal, threading, time
+import os, signal, subprocess
 import psutil
 from proav.on_ray.start import connect
 
-def freeze():
-    while not (found := [one for one in psutil.Process().children() if one.name() == "raylet"]):
-        time.sleep(0.01)
-    found[0].send_signal(signal.SIGSTOP)
+start, frozen = subprocess.Popen.__init__, []
 
-threading.Thread(target=freeze, daemon=True).start()
+def start_frozen(process, command, *given, **named):
+    start(process, command, *given, **named)
+    if not frozen and os.path.basename(command[0]) == "raylet":
+        process.send_signal(signal.SIGSTOP)
+        frozen.append(process)
+
+subprocess.Popen.__init__ = start_frozen
 connect("local")
 import ray
 names = [one.name() for one in psutil.Process().children()]

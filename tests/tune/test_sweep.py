@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from proav.config import Config
 from proav.config.reading import config_to_yaml
 from proav.errors import UserError
 from proav.tune.sweep import sweep
@@ -32,6 +33,20 @@ WORDS = (
 pytestmark = pytest.mark.ray
 
 
+def killed_sweep(folder: Path, environment: dict[str, str]) -> tuple[Config, dict]:
+    """(settings, record of a measured trial) of a sweep that was killed before its end."""
+    for attempt in range(3):
+        config = tiny_config(f"run_dir={folder}/run{attempt}", *WORDS)
+        write_segments(config)
+        (folder / "sweep.yaml").write_text(config_to_yaml(config))
+        tune = Path(config.run_folder) / "tune"
+        measured = kill_after_first_rung(folder / "sweep.yaml", tune / "trials", environment)
+        wait_until_free()  # the cluster takes back what the killed driver held
+        if not (tune / "results.json").exists():
+            return config, measured
+    raise AssertionError("each sweep had ended before it was killed")
+
+
 def kill_after_first_rung(path: Path, trials: Path, environment: dict[str, str]) -> dict:
     """Starts the job, kills it when a trial has its first measurement, and returns that trial's record."""
     command = [sys.executable, str(ROOT / "ray_jobs" / "tune.py"), "--config", str(path)]
@@ -39,7 +54,7 @@ def kill_after_first_rung(path: Path, trials: Path, environment: dict[str, str])
     try:
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
-            assert job.poll() is None, job.stdout.read().decode()
+            assert not job.poll(), job.stdout.read().decode()  # 0: it has ended before it was seen
             for record in map(json.loads, (file.read_text() for file in trials.glob("*/trial.json"))):
                 if record["rungs"]:
                     return record
@@ -60,14 +75,9 @@ def swept(run_dir: Path, *words: str) -> dict:
 
 
 def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, on_ray_local, capfd):
-    config = tiny_config(f"run_dir={tmp_path}/run", *WORDS)
-    write_segments(config)
-    (tmp_path / "sweep.yaml").write_text(config_to_yaml(config))
-    folder = tmp_path / "run" / "tune"
-    measured = kill_after_first_rung(tmp_path / "sweep.yaml", folder / "trials", on_ray_local)
-    wait_until_free()  # the cluster takes back what the killed driver held
-    assert not (folder / "results.json").exists()
-
+    config, measured = killed_sweep(tmp_path, on_ray_local)
+    run = Path(config.run_folder)
+    folder = run / "tune"
     results = sweep(config)
     wait_until_free()
     assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
@@ -88,11 +98,11 @@ def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, on_ray_local
         (row["trial"], rung["clips"]) for row in rows.values() for rung in row["rungs"]
     )
 
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    kept = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     capfd.readouterr()
     assert sweep(config) == results
     assert "done already, 2 trials" in capfd.readouterr().out
-    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert kept == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow

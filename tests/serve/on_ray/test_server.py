@@ -124,22 +124,28 @@ def decodes_an_upload(front):
     return any("upload_process" in command_line(child) for child in front.children())
 
 
+def answer_of_a_killed_ingress(served, server, **form):
+    """The answer to an upload that the ingress was decoding when it was killed."""
+    for _ in range(5):
+        front = replica(server, "Front")
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(requests.post, f"{served}/v1/videos", **form, timeout=120)
+            while not asked.done() and not decodes_an_upload(front):
+                time.sleep(0.01)
+            if asked.done():
+                continue
+            front.send_signal(signal.SIGKILL)
+            front.wait(60)
+        if asked.result().status_code != 200:  # else it was answered just before
+            return asked.result()
+    raise AssertionError("each upload was answered before the ingress was killed")
+
+
 def test_a_request_that_the_ingress_takes_with_it_is_answered_in_json(served, server):
     """The proxy of Ray Serve then answers. Without proav's code it would answer in plain text."""
     slow = h264(num_frames=36, width=4096, height=2160)
-    form = {"data": {"task": "v2a"}, "files": {"input_reference": ("slow.h264", slow)}, "timeout": 120}
-    for _ in range(5):  # until a request was not answered before the kill
-        front = replica(server, "Front")
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(requests.post, f"{served}/v1/videos", **form)
-            while not asked.done() and not decodes_an_upload(front):
-                time.sleep(0.01)
-            if not asked.done():
-                front.send_signal(signal.SIGKILL)
-                front.wait(60)
-        answer = asked.result()
-        if answer.status_code != 200:
-            break
+    form = {"data": {"task": "v2a"}, "files": {"input_reference": ("slow.h264", slow)}}
+    answer = answer_of_a_killed_ingress(served, server, **form)
     assert answer.status_code >= 500 and answer.headers["content-type"] == "application/json", answer.text
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert answer.headers["x-content-type-options"] == "nosniff"

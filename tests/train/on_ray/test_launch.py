@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from proav.data.store.parquet import DamagedShard
 from proav.errors import UserError
 from proav.runs.checkpoint import load_checkpoint
 from proav.train.on_ray.launch import train_stage
-from proav.train.on_ray.turn import NAME, NAMESPACE
+from proav.train.on_ray.turn import NAME, NAMESPACE, turn_to_start
 from proav.train.worker import train_worker
 from tests.tiny import tiny_config
 from tests.train.test_worker import curve, prepare
@@ -109,27 +108,30 @@ def test_a_mistake_that_one_worker_finds_ends_all_and_comes_out_as_such(tmp_path
 
 
 @pytest.mark.slow
-def test_two_jobs_with_loading_actors_do_not_wait_for_each_other(tmp_path, on_ray_local, capfd):
-    """Each takes both CPUs: one for its worker, one for the actor that loads."""
+def test_two_jobs_with_loading_actors_do_not_wait_for_each_other(tmp_path, on_ray_local):
+    """Each takes both CPUs: one for its worker, one for the actor that loads.
+
+    The test holds the turn until the first waits for it. Then the second comes, too.
+    """
     actors = ("train.loader=actors", "train.loader_workers=1")
     words = (*actors, "train.engine=torch", "train.num_clips=16", *COMMON)
     first, second = (prepare(tmp_path / name, "mdsa", *words) for name in ("first", "second"))
     (tmp_path / "first.yaml").write_text(config_to_yaml(first))
     script, settings = str(ROOT / "ray_jobs" / "train.py"), str(tmp_path / "first.yaml")
     command = [sys.executable, script, "--config", settings, "stage=mdsa"]
+    at_once = on_ray_local | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        command, cwd=ROOT, env=on_ray_local, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=ROOT, env=at_once, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as job:  # fmt: skip
         try:
-            while not _is_starting():
-                assert job.poll() is None, job.stdout.read()
-                time.sleep(0.05)
+            with turn_to_start():
+                lines = iter(job.stdout.readline, "")
+                assert any("another job with loading actors is taking its CPUs" in line for line in lines)
             assert train_stage(second, "mdsa")["clips"] == 16
-            said, _ = job.communicate(timeout=400)
+            said = job.stdout.read()
+            assert job.wait(60) == 0 and "16 / 16 clips" in said, said
         finally:
             job.kill()
-    assert job.returncode == 0 and "16 / 16 clips" in said, said
-    assert "another job with loading actors is taking its CPUs" in capfd.readouterr().out
     assert not _is_starting()
 
 
