@@ -23,6 +23,7 @@ from proav.serve.front.connections import Connection
 from proav.serve.on_ray.sampler import Sampler
 from proav.serve.queue.service import Service
 from proav.serve.settings import ServeSettings
+from tests.serve.halt import Halt
 from tests.tiny import save_tiny_stdit, tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,12 @@ def masked_checkpoint(tmp_path_factory) -> str:
     """A model that offers the masked tasks, too."""
     weights = "diffusion.task_weights={joint: 1, a2v: 1, v2a: 1, i2av: 1, continue: 1, inpaint: 1}"
     return save_tiny_stdit(str(tmp_path_factory.mktemp("masked-checkpoint")), tiny_config(weights))
+
+
+@pytest.fixture
+def halt():
+    with Halt() as halt:
+        yield halt
 
 
 class Front:

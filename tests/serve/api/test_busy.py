@@ -6,20 +6,12 @@ The work is held up, so that it lasts as long as a test looks at it.
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import requests
 
 from proav.serve.orders.previews import preview
 from proav.serve.orders.references import read_given
 from tests.media.hostile_files import h264
 from tests.serve.api.test_http import make, wait_for
-from tests.serve.queue.scenarios import Halt
-
-
-@pytest.fixture
-def halt():
-    with Halt() as halt:
-        yield halt
 
 
 def wait_until(happened, seconds=60):

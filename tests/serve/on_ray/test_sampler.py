@@ -5,7 +5,6 @@ A batch that is given up stops, and a sampler that is stuck says so.
 
 import asyncio
 import io
-import threading
 import time
 from dataclasses import replace
 
@@ -72,18 +71,9 @@ def test_the_event_loop_stays_free_while_sampling(sampler):
     assert asyncio.run(turns_of_the_loop()) >= 5
 
 
-def test_a_batch_that_is_given_up_stops_before_its_end(sampler, monkeypatch):
+def test_a_batch_that_is_given_up_stops_before_its_end(sampler, halt, monkeypatch):
     """The sampling waits in its second step until the batch is given up."""
-    sample_batch, given_up, made = sampler._sample_batch, threading.Event(), []
-
-    def watched(requests, total, tell):
-        def told(done, total):
-            made.append(done)
-            tell(done, total)
-            if done == 2:
-                assert given_up.wait(60)
-
-        return sample_batch(requests, total, told)
+    made = halt.at_step(2, sampler, monkeypatch)
 
     async def give_up():
         stream = sampler.sample(in_steps(REQUESTS, 1000))
@@ -91,12 +81,27 @@ def test_a_batch_that_is_given_up_stops_before_its_end(sampler, monkeypatch):
             if event["done"] >= 2:
                 break
         await stream.aclose()
-        given_up.set()
+        halt.end()
         await sampler.probe()  # waits for the thread
 
-    monkeypatch.setattr(sampler, "_sample_batch", watched)
     asyncio.run(give_up())
     assert 2 in made and max(made) <= 3
+
+
+def test_a_batch_in_a_long_step_gives_signs_of_life(sampler, halt, monkeypatch):
+    halt.at_step(1, sampler, monkeypatch)
+    monkeypatch.setattr(sampler, "_sign_seconds", 0.05)
+
+    async def signs():
+        told = []
+        async with asyncio.timeout(60):
+            async for event in sampler.sample(in_steps(REQUESTS, 2)):
+                told.append(event.get("done"))
+                if told.count(1) == 4:
+                    halt.end()
+        return told
+
+    assert set(asyncio.run(signs())) == {0, 1, 2, None}  # None: its clips
 
 
 def test_a_mistake_in_sampling_reaches_the_caller(sampler):

@@ -1,10 +1,6 @@
-"""A service without network and Ray runs a test's scenario, with samplers that fail in known ways.
-
-What a test must see half done waits there, so that no test has to be quicker than a sampler.
-"""
+"""A service without network and Ray runs a test's scenario, with samplers that fail in known ways."""
 
 import asyncio
-import threading
 import time
 
 from proav.serve.queue.service import Service
@@ -51,57 +47,6 @@ class Absent:
 
     async def probe(self):
         await asyncio.Event().wait()
-
-
-class Halt:
-    """Where calls in threads wait until it is ended, at the latest at the end of its block.
-
-    arrived: the names of the functions that have come here.
-    """
-
-    def __init__(self):
-        self.arrived, self._ended = [], threading.Event()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.end()
-
-    def end(self):
-        self._ended.set()
-
-    def wait(self, name):
-        self.arrived.append(name)
-        assert self._ended.wait(90), f"{name} waited for too long"  # longer than `until` waits
-
-    def before(self, act):
-        """A function that waits here, and then does what `act` does."""
-
-        def halted(*words, **named):
-            self.wait(act.__name__)
-            return act(*words, **named)
-
-        return halted
-
-    def at_step(self, step, sampler, monkeypatch):
-        """Lets all batches of a sampler wait here when they have made this step.
-
-        Returns a list that gets every step that they make.
-        """
-        sample_batch, steps = sampler._sample_batch, []
-
-        def halted(requests, total, tell):
-            def told(done, total):
-                tell(done, total)
-                steps.append(done)
-                if done == step:
-                    self.wait("sample")
-
-            return sample_batch(requests, total, told)
-
-        monkeypatch.setattr(sampler, "_sample_batch", halted)
-        return steps
 
 
 def run(service, scenario):

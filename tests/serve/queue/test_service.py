@@ -22,7 +22,7 @@ from proav.serve.queue.service import UPLOADS, Service, lease_of
 from proav.serve.settings import ServeSettings
 from proav.storage.lease import LeaseHeld
 from tests.media.hostile_files import h264
-from tests.serve.queue.scenarios import Absent, Halt, Unreliable, finished, run, until
+from tests.serve.queue.scenarios import Absent, Unreliable, finished, run, until
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,6 @@ def settings(tiny_checkpoint, tmp_path):
     return ServeSettings(
         checkpoint=tiny_checkpoint, jobs_dir=str(tmp_path / "jobs"), max_batch_size=3, max_queued_jobs=4
     )
-
-
-@pytest.fixture
-def halt():
-    with Halt() as halt:
-        yield halt
 
 
 def test_waiting_jobs_share_a_batch(settings, sampler):
