@@ -13,20 +13,30 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 
 from proav import storage
 from proav.errors import UserError
+from proav.storage import lease as lease_module
 from proav.storage.lease import Lease, LeaseHeld
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"name": "server", "stale_seconds": 0.6, "beat_seconds": 0.1}
+LASTING = {**QUICK, "stale_seconds": 60}  # a disk that is slow for a moment does not end it
 HOLDER = """
-import sys, time
+import sys, threading, time
 from proav.storage.lease import Lease
-with Lease(sys.argv[1], name="server", stale_seconds=float(sys.argv[2]), beat_seconds=0.1) as lease:
+
+class HeldLease(Lease):
+    def _read(self):
+        if threading.current_thread() is self._thread:
+            sys.stdin.readline()  # so that a signal never hits the writing of a renewal
+        return super()._read()
+
+with HeldLease(sys.argv[1], name="server", stale_seconds=60, beat_seconds=0.1) as lease:
     print("held", flush=True)
     while not lease.lost:
         time.sleep(0.01)
@@ -45,35 +55,52 @@ def folder(request, tmp_path):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A function that starts processes which hold the lease of `tmp_path`; they are ended afterwards."""
-    started = []
-
-    def start(stale_seconds=0.6):
-        words = [sys.executable, "-c", HOLDER, str(tmp_path), str(stale_seconds)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        started.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment))
-        assert started[-1].stdout.readline() == "held\n"
-        return started[-1]
-
-    yield start
-    for process in started:
+    """A process that holds the lease of `tmp_path`, and renews it once for each line that it is sent."""
+    words = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
         process.kill()
-        process.wait()
+
+
+def stored(lease):
+    return json.loads(storage.read_text(lease.path))
 
 
 def record_of_another_machine(folder, **changes):
     """Writes the file that a lease of another machine would leave; returns its path and its content."""
     lease = Lease(folder, **QUICK)
-    lease._own.token, lease._own.host, lease._own.machine = "another", "far", "far"
-    lease._write()
-    written = {**json.loads(storage.read_text(lease.path)), **changes}
+    own = {"token": "another", "host": "far", "machine": "far", "renewed": time.time(), "beats": 1}
+    written = {**lease._own.model_dump(), **own, **changes}
     storage.write_text(lease.path, json.dumps(written))
     return lease.path, written
 
 
+def soon(condition):
+    deadline = time.monotonic() + 30
+    while not (met := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return met
+
+
+def lost_to(lease, write):
+    """Whether a lease is lost soon after write() has replaced its file.
+
+    It is replaced repeatedly, since a renewal that is under way may replace it in turn.
+    """
+
+    def lost():
+        write()
+        return lease.lost
+
+    return soon(lost)
+
+
 def test_the_second_is_refused_with_the_name_of_the_first_until_that_leaves(folder):
-    with Lease(folder, **QUICK) as lease:
-        time.sleep(1.5 * QUICK["stale_seconds"])  # renewed meanwhile
+    with Lease(folder, **LASTING) as lease:
+        first = stored(lease)["renewed"]
+        assert soon(lambda: stored(lease)["beats"] >= 5) and stored(lease)["renewed"] > first
         second = Lease(folder, advice="choose another jobs_dir=DIR", **QUICK)
         with pytest.raises(LeaseHeld) as refused, second:
             pass
@@ -82,108 +109,115 @@ def test_the_second_is_refused_with_the_name_of_the_first_until_that_leaves(fold
         assert storage.list_files(folder) == []  # hidden from those who list the folder
         lease.check()
     said = str(refused.value)
-    expected = folder, f"process {os.getpid()} on host", "jobs_dir=DIR", "0.6 s after"
+    expected = folder, f"process {os.getpid()} on host", "jobs_dir=DIR", "60 s after"
     assert all(words in said for words in expected), said
     assert not storage.exists(lease.path)
     with Lease(folder, **QUICK):
         pass
 
 
-def test_one_of_many_that_begin_together_wins(folder):
-    entered, left = [], threading.Event()
+def test_one_of_many_that_begin_together_wins(folder, monkeypatch):
+    """All find the folder free before the first claims it, and all have claimed it before they settle."""
+    entered, left, settled = [], threading.Event(), []
+    together = threading.Barrier(8, timeout=60)
+
+    def require_free(lease, **options):
+        found_free(lease, **options)
+        together.wait()
+
+    def sleep(seconds):
+        settled.append(seconds)
+        together.wait()
+
+    found_free = Lease.require_free
+    monkeypatch.setattr(Lease, "require_free", require_free)
+    monkeypatch.setattr(lease_module, "time", SimpleNamespace(**{**vars(time), "sleep": sleep}))
 
     def begin(_):
         try:
             with Lease(folder, **{**QUICK, "stale_seconds": 5.0, "beat_seconds": 1.0}) as lease:
                 entered.append(lease)
-                left.wait(20)
+                left.wait(60)
         except LeaseHeld:
             return 1
         return 0
 
     with ThreadPoolExecutor(8) as pool:
         refused = [pool.submit(begin, number) for number in range(8)]
-        deadline = time.monotonic() + 20
-        while sum(one.done() for one in refused) < 7 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        soon(lambda: sum(one.done() for one in refused) >= 7)
         left.set()
-    assert len(entered) == 1 and sum(one.result() for one in refused) == 7
+    assert sum(one.result() for one in refused) == 7 and len(entered) == 1
+    assert len(settled) == 8 and min(settled) >= 0.2
 
 
 def test_a_process_that_was_killed_here_holds_nothing(holder, tmp_path):
-    killed = holder(stale_seconds=60)
-    with pytest.raises(LeaseHeld, match=f"process {killed.pid} on host"):
+    with pytest.raises(LeaseHeld, match=f"process {holder.pid} on host"):
         Lease(str(tmp_path), **QUICK).require_free()
-    killed.send_signal(signal.SIGKILL)
-    time.sleep(0.2)  # nobody waits for the process, so it is a zombie
-    began = time.monotonic()
-    with Lease(str(tmp_path), name="server"):
-        assert time.monotonic() - began < 10
+    holder.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+    with Lease(str(tmp_path), name="server") as lease:
+        assert not lease.lost
 
 
 def test_a_frozen_owner_is_taken_over_and_learns_it(holder, tmp_path):
-    frozen = holder()
-    frozen.send_signal(signal.SIGSTOP)
-    with pytest.raises(LeaseHeld), Lease(str(tmp_path), **QUICK):
+    holder.send_signal(signal.SIGSTOP)
+    lease = Lease(str(tmp_path), **QUICK)
+    with pytest.raises(LeaseHeld), lease:
         pass
-    time.sleep(QUICK["stale_seconds"])
-    with Lease(str(tmp_path), **QUICK) as lease:
-        frozen.send_signal(signal.SIGCONT)
-        assert frozen.stdout.readline() == "lost\n" and frozen.wait(30) == 0
+    record = stored(lease)
+    storage.write_text(lease.path, json.dumps({**record, "renewed": record["renewed"] - 60}))
+    with lease:
+        holder.send_signal(signal.SIGCONT)
+        assert holder.communicate("\n", timeout=60)[0] == "lost\n" and holder.returncode == 0
         time.sleep(2 * QUICK["beat_seconds"])
         assert not lease.lost and storage.exists(lease.path)
 
 
 def test_who_was_taken_over_says_by_whom_and_takes_nothing_away(folder):
     with Lease(folder, **QUICK) as lease:
-        path, _ = record_of_another_machine(folder)
-        deadline = time.monotonic() + 10
-        while not lease.lost and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert lost_to(lease, lambda: record_of_another_machine(folder))
         with pytest.raises(UserError, match="taken over by another server .* on host far"):
             lease.check()
-    assert json.loads(storage.read_text(path))["host"] == "far"
+    assert stored(lease)["host"] == "far"
 
 
 def test_a_lease_that_was_replaced_by_something_unreadable_is_lost(folder):
     with Lease(folder, **QUICK) as lease:
-        storage.write_text(lease.path, "no record")
-        deadline = time.monotonic() + 10
-        while not lease.lost and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert lost_to(lease, lambda: storage.write_text(lease.path, "no record"))
         with pytest.raises(UserError, match="taken over by another server .its lease cannot be read"):
             lease.check()
     assert storage.read_text(lease.path) == "no record"
 
 
 def test_what_another_machine_left_lapses(folder):
-    path, written = record_of_another_machine(folder)
-    with pytest.raises(LeaseHeld, match="on host far, last heard from 0 s ago"):
+    record_of_another_machine(folder, stale_seconds=60, renewed=time.time() - 5)
+    with pytest.raises(LeaseHeld, match=r"on host far, last heard from ([5-9]|[1-5]\d) s ago"):
         Lease(folder, **QUICK).require_free()
-    time.sleep(written["stale_seconds"])
-    with Lease(folder, **QUICK):
-        assert json.loads(storage.read_text(path))["host"] != "far"
+    record_of_another_machine(folder, stale_seconds=60, renewed=time.time() - 60)
+    with Lease(folder, **QUICK) as lease:
+        assert stored(lease)["host"] != "far"
 
 
 @pytest.mark.parametrize("shift_seconds", [-3600, 3600])
 def test_a_clock_that_is_wrong_gives_no_lease_away(folder, shift_seconds):
-    path, written = record_of_another_machine(folder)
+    renewed = time.time() + shift_seconds
+    path, written = record_of_another_machine(folder, renewed=renewed, beat_seconds=5, stale_seconds=30)
     left = threading.Event()
 
     def renew():
-        while not left.wait(written["beat_seconds"]):
+        while not left.wait(0.1):
             written["beats"] += 1
             storage.write_text(path, json.dumps({**written, "renewed": time.time() + shift_seconds}))
 
     thread = threading.Thread(target=renew)
     thread.start()
-    time.sleep(0.2)
     try:
-        with pytest.raises(LeaseHeld, match="on host far"), Lease(folder, **QUICK):
-            pass
+        with pytest.raises(LeaseHeld, match="on host far"):
+            Lease(folder, **QUICK).require_free()
     finally:
         left.set()
         thread.join()
+    storage.write_text(path, json.dumps({**written, "beat_seconds": 0.1}))
     with Lease(folder, **QUICK):  # nobody renews it
         pass
 
@@ -197,14 +231,14 @@ def test_a_damaged_lease_lapses_too(folder, damage):
 
 
 def test_who_waits_gets_it_when_the_first_leaves(folder):
-    first, second = Lease(folder, **QUICK), Lease(folder, **QUICK)
+    first, second = Lease(folder, **LASTING), Lease(folder, **QUICK)
     first.acquire()
     with pytest.raises(LeaseHeld):
         second.acquire(wait_seconds=0.3)
-    leaving = threading.Timer(0.5, first.release)
-    leaving.start()
-    second.acquire(wait_seconds=20)
-    assert not second.lost and not leaving.is_alive()
+    began = time.monotonic()
+    threading.Timer(0.5, first.release).start()
+    second.acquire(wait_seconds=60)
+    assert not second.lost and time.monotonic() - began > 0.4
     second.release()
     second.release()
     assert not storage.exists(second.path)
@@ -213,5 +247,4 @@ def test_who_waits_gets_it_when_the_first_leaves(folder):
 def test_a_lease_that_was_deleted_is_written_anew(folder):
     with Lease(folder, **QUICK) as lease:
         storage.delete_file(lease.path)
-        time.sleep(3 * QUICK["beat_seconds"])
-        assert storage.exists(lease.path) and not lease.lost
+        assert soon(lambda: storage.exists(lease.path)) and not lease.lost
