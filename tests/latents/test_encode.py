@@ -1,5 +1,6 @@
 """Latents: exact statistics, windows within shots, interrupted and killed runs, and what is refused."""
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -297,6 +298,29 @@ def test_the_size_is_reported_and_a_full_disk_refused(tmp_path):
         _check_room(config, 10**15)
 
 
+def holding_encoder(go: Path) -> type[ShardEncoder]:
+    """A ShardEncoder that makes the first shard, and the others only when the file `go` is there."""
+
+    class HoldingEncoder(ShardEncoder):
+        def __call__(self, row: dict) -> dict:
+            end = time.monotonic() + 120
+            while row["shard"] != "000000-000.parquet" and not go.exists() and time.monotonic() < end:
+                time.sleep(0.01)
+            return super().__call__(row)
+
+    return HoldingEncoder
+
+
+HOLDING_JOB = """
+import runpy, sys
+from pathlib import Path
+from proav.latents import encode
+from tests.latents.test_encode import holding_encoder
+encode.ShardEncoder = holding_encoder(Path("/no/such/file"))
+runpy.run_path("ray_jobs/encode.py", run_name="__main__")
+"""
+
+
 @pytest.mark.ray
 def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path, on_ray_local, monkeypatch):
     calm = prepare(tmp_path / "calm", frames=16)
@@ -304,17 +328,19 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path, on_ray_local, mon
     expected = digests(calm)
 
     actors = prepare(tmp_path / "actor", "encode.num_workers=2", frames=16)
-    killed = []
-    watcher = threading.Thread(target=kill_at_first_shard, args=(actors, "ray::MapWorker", killed))
+    killed, go = [], tmp_path / "go"
+    watcher = threading.Thread(target=kill_at_first_shard, args=(actors, "ray::MapWorker", killed, go))
     watcher.start()
-    encode_latents(actors)
+    with monkeypatch.context() as changed:
+        changed.setattr(encode, "ShardEncoder", holding_encoder(go))
+        encode_latents(actors)
     watcher.join()
     assert killed and without_paths(digests(actors), actors) == without_paths(expected, calm)
 
     driver = prepare(tmp_path / "driver", frames=16)
     Path(tmp_path, "driver.yaml").write_text(config_to_yaml(driver))
     job = subprocess.Popen(
-        [sys.executable, "ray_jobs/encode.py", "--config", f"{tmp_path}/driver.yaml"],
+        [sys.executable, "-c", HOLDING_JOB, "--config", f"{tmp_path}/driver.yaml"],
         cwd=ROOT,
         env=on_ray_local,
         stdout=subprocess.DEVNULL,
@@ -323,7 +349,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path, on_ray_local, mon
     job.kill()
     job.wait()
     left = digests(driver)
-    assert left and "stats.json" not in left
+    assert list(left) == ["000000-000.parquet"]
     encode_latents(driver)
     assert without_paths(digests(driver), driver) == without_paths(expected, calm)
     before = {path: path.stat().st_mtime_ns for path in Path(driver.run_folder, "latents").iterdir()}
@@ -344,12 +370,15 @@ def wait_for_shard(config: Config) -> None:
         time.sleep(0.01)
 
 
-def kill_at_first_shard(config: Config, name: str, killed: list) -> None:
+def kill_at_first_shard(config: Config, name: str, killed: list, then: Path) -> None:
+    """Kills this process's workers of that name; `then` is made when they are killed."""
     wait_for_shard(config)
     for process in psutil.Process().children(recursive=True):
-        if process.name().startswith(name[:15]) and name in " ".join(process.cmdline()):
-            process.kill()
-            killed.append(process.pid)
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if process.name().startswith(name[:15]) and name in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
+    then.touch()
 
 
 def test_a_second_job_on_the_same_run_is_refused_and_touches_nothing(tmp_path, monkeypatch):

@@ -157,17 +157,27 @@ def test_killed_and_resumed_equals_uninterrupted(on_ray_local, clips_dir, tmp_pa
     script = f"""
         import json, os, threading, time, ray
         from pathlib import Path
-        from proav.data.prepare.preprocess import preprocess
+        from proav.data.prepare import preprocess
+        from proav.data.prepare.unit import process_unit
         from proav.config.reading import config_from_dict
 
+        def two_units_are_done():
+            return len(list(Path("{tmp_path}/killed/data/units").glob("*.parquet"))) >= 2
+
+        def process_unit_or_wait(*arguments):
+            while two_units_are_done():
+                time.sleep(0.01)
+            return process_unit(*arguments)
+
         def kill_when_two_units_are_done():
-            while len(list(Path("{tmp_path}/killed/data/units").glob("*.parquet"))) < 2:
+            while not two_units_are_done():
                 time.sleep(0.01)
             os._exit(9)
 
         ray.init(logging_level="error")
         threading.Thread(target=kill_when_two_units_are_done, daemon=True).start()
-        preprocess(config_from_dict(json.loads('''{json.dumps(config_to_dict(killed))}''')))
+        preprocess.process_unit = process_unit_or_wait
+        preprocess.preprocess(config_from_dict(json.loads('''{json.dumps(config_to_dict(killed))}''')))
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
