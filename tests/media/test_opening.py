@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from proav.data.prepare import isolation
 from proav.data.prepare.isolation import IsolatedDecoder
 from proav.data.prepare.source_decoder import SourceDecoder
 from proav.data.prepare.unit import WorkUnit, process_unit
@@ -266,6 +267,7 @@ def test_decoding_processes_wait_for_a_store_and_tell_where_it_stays_away(tmp_pa
         # compared as texts, since NaN does not equal itself
         assert handler.num_faults and repr(found) == repr(expected)
     monkeypatch.setenv(patience.VARIABLE, "0.3")
+    monkeypatch.setattr(isolation, "MAX_TRIES", 10)  # a process that is slow for a moment is asked again
     server = serving(tmp_path / "there", away_seconds=1e6, silent=silent)
     with server as (url, _), IsolatedDecoder(config) as decoder:
         with pytest.raises(StorageUnavailable, match="run the same command again"):

@@ -1,5 +1,6 @@
 """A worker hears of a stop although a question to the driver has failed before."""
 
+import threading
 import time
 
 import pytest
@@ -26,8 +27,15 @@ def watching(answers):
 
 
 def test_a_question_that_fails_is_asked_again():
-    watch = watching(iter([False, ConnectionError("for a moment"), False, True]))
+    running = threading.Event()
+
+    def answers():
+        running.wait(30)
+        yield from (False, ConnectionError("for a moment"), False, True)
+
+    watch = watching(answers())
     assert not watch()
+    running.set()
     end = time.monotonic() + 10
     while not watch() and time.monotonic() < end:
         time.sleep(0.01)
