@@ -2,7 +2,8 @@
 
 The folder may be local, on NFS or in an object store. The file is written through `proav.storage` alone,
 which has no locks and no exclusive creation. So two owners that begin at the same instant may both hold the
-folder until the next renewal. Then all but the last one notice that they have lost it.
+folder until the next renewal. Then all but the last one notice that they have lost it. The same is so if an
+owner is frozen in the middle of a renewal, is taken over, and wakes: its renewal is then the last one.
 """
 
 import contextlib
