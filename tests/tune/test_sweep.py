@@ -74,6 +74,7 @@ def swept(run_dir: Path, *words: str) -> dict:
     return results
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_leaves_nothing_behind(tmp_path, on_ray_local, capfd):
     config, measured = killed_sweep(tmp_path, on_ray_local)
     run = Path(config.run_folder)

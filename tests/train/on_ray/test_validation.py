@@ -102,6 +102,7 @@ def test_a_measurement_that_fails_leaves_the_training_and_later_checkpoints_alon
     assert [row["clips"] for row in read_validation(f"{tmp_path}/mdsa")] == [16]
 
 
+@pytest.mark.slow
 def test_clips_are_made_from_a_checkpoint_and_measured_beside_the_trainer(tmp_path, ray_local, monkeypatch):
     monkeypatch.setattr(validation, "POLL_SECONDS", 0.1)
     monkeypatch.setitem(PROTOCOLS, "small", dataclasses.replace(PROTOCOLS["small"], scores=()))
