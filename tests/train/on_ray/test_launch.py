@@ -92,6 +92,7 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path, ray_local):
     assert again["already_done"] and again["checkpoint"] == ours.path == summary["checkpoint"]
 
 
+@pytest.mark.slow
 def test_a_mistake_that_one_worker_finds_ends_all_and_comes_out_as_such(tmp_path, ray_local):
     with pytest.raises(UserError, match="preprocess.py"):
         train_stage(tiny_config(f"run_dir={tmp_path}/empty"), "mdsa")
