@@ -19,7 +19,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED) lint
 	$(PYTEST) -m "not slow" $(ARGS)
 
-# The few tests that take almost half of the time: whole jobs, sweeps and clusters. CI runs both.
+# The few tests that take about half of the time: whole jobs, sweeps and clusters. CI runs both.
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow $(ARGS)
 

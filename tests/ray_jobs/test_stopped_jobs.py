@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,7 @@ from proav.train.on_ray.launch import train_stage
 from proav.train.worker import train_worker
 from tests.tiny import save_tiny_stdit, tiny_config
 from tests.train.test_worker import curve, prepare
+from tests.waiting import until
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -59,13 +59,6 @@ def start(tmp_path):
             process.kill()
 
 
-def until(condition, seconds=300.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def said(log) -> str:
     log.seek(0)
     return log.read()
@@ -84,10 +77,10 @@ def test_signals_save_and_the_next_run_goes_on(tmp_path, start):
         before = len(read_metrics(folder))
         process, log = start(config)
         if rounds == 1:  # nobody else may train here, from before the first step on
-            until(lambda: process.poll() is not None or Path(folder, ".training.lease").exists())
+            until(lambda: process.poll() is not None or Path(folder, ".training.lease").exists(), 300)
             with pytest.raises(UserError, match="training.*run_dir=DIR"):
                 train_stage(config, "mdsa")
-        until(lambda: process.poll() is not None or len(read_metrics(folder)) > before + 2)
+        until(lambda: process.poll() is not None or len(read_metrics(folder)) > before + 2, 300)
         assert process.poll() is None, said(log)
         if target == "worker":
             os.kill(worker_of(process.pid), signal.SIGTERM)
@@ -148,7 +141,7 @@ def test_clips_of_a_killed_job_are_those_of_a_job_that_was_not(tmp_path, start):
 
     samples = tmp_path / "stopped" / "samples"
     process, log = begin("stopped")
-    until(lambda: process.poll() is not None or parts())
+    until(lambda: process.poll() is not None or parts(), 300)
     assert process.poll() is None, said(log)
     kill_all(process.pid)
     assert process.wait(60) == -signal.SIGKILL
@@ -157,7 +150,7 @@ def test_clips_of_a_killed_job_are_those_of_a_job_that_was_not(tmp_path, start):
     written = {row["path"]: (samples / row["path"]).stat().st_mtime_ns for row in first}
 
     process, log = begin("stopped")  # merges the parts of the killed job, then adds its own
-    until(lambda: process.poll() is not None or (samples / "manifest.jsonl").exists() and parts())
+    until(lambda: process.poll() is not None or (samples / "manifest.jsonl").exists() and parts(), 300)
     assert process.poll() is None, said(log)
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 1, said(log)

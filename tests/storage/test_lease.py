@@ -22,6 +22,7 @@ from proav import storage
 from proav.errors import UserError
 from proav.storage import lease as lease_module
 from proav.storage.lease import Lease, LeaseHeld
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"name": "server", "stale_seconds": 0.6, "beat_seconds": 0.1}
@@ -77,30 +78,24 @@ def record_of_another_machine(folder, **changes):
     return lease.path, written
 
 
-def soon(condition):
-    deadline = time.monotonic() + 30
-    while not (met := condition()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return met
+def write_until_lost(lease, write):
+    """Replaces the file of a lease by write() until its owner has noticed.
 
-
-def lost_to(lease, write):
-    """Whether a lease is lost soon after write() has replaced its file.
-
-    It is replaced repeatedly, since a renewal that is under way may replace it in turn.
+    Once is not enough: a renewal that is under way may replace it in turn.
     """
 
     def lost():
         write()
         return lease.lost
 
-    return soon(lost)
+    until(lost)
 
 
 def test_the_second_is_refused_with_the_name_of_the_first_until_that_leaves(folder):
     with Lease(folder, **LASTING) as lease:
         first = stored(lease)["renewed"]
-        assert soon(lambda: stored(lease)["beats"] >= 5) and stored(lease)["renewed"] > first
+        until(lambda: stored(lease)["beats"] >= 5)
+        assert stored(lease)["renewed"] > first
         second = Lease(folder, advice="choose another jobs_dir=DIR", **QUICK)
         with pytest.raises(LeaseHeld) as refused, second:
             pass
@@ -144,7 +139,7 @@ def test_one_of_many_that_begin_together_wins(folder, monkeypatch):
 
     with ThreadPoolExecutor(8) as pool:
         refused = [pool.submit(begin, number) for number in range(8)]
-        soon(lambda: sum(one.done() for one in refused) >= 7)
+        until(lambda: sum(one.done() for one in refused) >= 7)
         left.set()
     assert sum(one.result() for one in refused) == 7 and len(entered) == 1
     assert len(settled) == 8 and min(settled) >= 0.2
@@ -175,7 +170,7 @@ def test_a_frozen_owner_is_taken_over_and_learns_it(holder, tmp_path):
 
 def test_who_was_taken_over_says_by_whom_and_takes_nothing_away(folder):
     with Lease(folder, **QUICK) as lease:
-        assert lost_to(lease, lambda: record_of_another_machine(folder))
+        write_until_lost(lease, lambda: record_of_another_machine(folder))
         with pytest.raises(UserError, match="taken over by another server .* on host far"):
             lease.check()
     assert stored(lease)["host"] == "far"
@@ -183,7 +178,7 @@ def test_who_was_taken_over_says_by_whom_and_takes_nothing_away(folder):
 
 def test_a_lease_that_was_replaced_by_something_unreadable_is_lost(folder):
     with Lease(folder, **QUICK) as lease:
-        assert lost_to(lease, lambda: storage.write_text(lease.path, "no record"))
+        write_until_lost(lease, lambda: storage.write_text(lease.path, "no record"))
         with pytest.raises(UserError, match="taken over by another server .its lease cannot be read"):
             lease.check()
     assert storage.read_text(lease.path) == "no record"
@@ -247,4 +242,5 @@ def test_who_waits_gets_it_when_the_first_leaves(folder):
 def test_a_lease_that_was_deleted_is_written_anew(folder):
     with Lease(folder, **QUICK) as lease:
         storage.delete_file(lease.path)
-        assert soon(lambda: storage.exists(lease.path)) and not lease.lost
+        until(lambda: storage.exists(lease.path))
+        assert not lease.lost

@@ -3,7 +3,6 @@
 The work is held up, so that it lasts as long as a test looks at it.
 """
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import requests
@@ -12,13 +11,7 @@ from proav.serve.orders.previews import preview
 from proav.serve.orders.references import read_given
 from tests.media.hostile_files import h264
 from tests.serve.api.test_http import make, wait_for
-
-
-def wait_until(happened, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+from tests.waiting import until
 
 
 def test_requests_are_answered_while_it_samples_decodes_and_draws(front, tiny_sampler, halt, monkeypatch):
@@ -35,7 +28,7 @@ def test_requests_are_answered_while_it_samples_decodes_and_draws(front, tiny_sa
             clients.submit(requests.post, jobs, data=form, files={"input_reference": ("film", film)}),
             clients.submit(requests.get, clip, params={"variant": "spectrogram"}),
         ]
-        wait_until(lambda: sorted(halt.arrived) == ["preview", "read_given", "sample"])
+        until(lambda: sorted(halt.arrived) == ["preview", "read_given", "sample"])
         assert requests.get(f"{front.url}/v1/models", timeout=30).status_code == 200
     assert [answer.result().status_code for answer in answers] == [200, 200]
 
@@ -44,7 +37,7 @@ def test_an_unfinished_job_says_how_far_it_is(front, tiny_sampler, halt, monkeyp
     halt.at_step(20, tiny_sampler, monkeypatch)
     jobs = f"{front.url}/v1/videos"
     running = requests.post(jobs, json={"steps": 200}).json()["id"]
-    wait_until(lambda: requests.get(f"{jobs}/{running}").json()["progress"] == 10)
+    until(lambda: requests.get(f"{jobs}/{running}").json()["progress"] == 10)
     job = requests.get(f"{jobs}/{running}")
     assert job.json()["status"] == "in_progress" and int(job.headers["openai-poll-after-ms"]) > 0
     waiting = requests.post(jobs, json={"steps": 1}).json()
